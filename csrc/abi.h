@@ -1,0 +1,58 @@
+// The contract between the driver and the kernels: plain C structs, no ownership, no exceptions.
+// A kernel file includes this, C headers, intrinsics and tile_*.h, and nothing else.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum NybbleDtype { NYBBLE_F32 = 0, NYBBLE_BF16 = 1, NYBBLE_F16 = 2, NYBBLE_S32 = 3 };
+
+enum NybbleStatus { NYBBLE_OK = 0, NYBBLE_UNSUPPORTED = 1 };
+
+// What a kernel wants to read activations as. Int formats hold per-token codes in [-127, 127].
+enum NybblePanel {
+  NYBBLE_PANEL_F32 = 0,  // the activations, widened
+  NYBBLE_PANEL_S8 = 1,   // codes
+  NYBBLE_PANEL_S16 = 2,  // codes, widened
+  NYBBLE_PANEL_U8 = 3,   // codes + 128, for u8 x s8 multiplies
+};
+
+// Columns of a packed weight tile; every packed layout shares it.
+enum { NYBBLE_TILE_N = 16 };
+
+// Activations of `rows` tokens as a panel. Rows lie in blocks of `block_rows` (the last block may hold fewer, r):
+// block b starts at element b * block_rows * k_padded and is [k_padded / 4][r][4]. Elements from k to k_padded are code 0.
+struct NybblePrepareArgs {
+  const void* x;  // [rows][ldx] elements of x_dtype
+  int64_t ldx;
+  int32_t x_dtype;
+  int32_t panel_format;
+  int64_t rows, k, k_padded, block_rows;
+  int64_t group, groups;           // group * groups == k_padded
+  void* panel;                     // as above
+  float* act_scale;                // [rows]; NaN where the row has a NaN or an Inf; unused by PANEL_F32
+  int32_t* act_sum;                // [rows][groups] sums of codes, or null
+  float* scratch;                  // k_padded floats, up to a multiple of 16, this thread's own
+  int64_t block_begin, block_end;  // row blocks of this call
+};
+
+// y[m][n] = sum_k x[m][k] * w[n][k] + bias[n] over row blocks [block_begin, block_end) and column tiles
+// [tile_begin, tile_end). The weights are the sections of a packed layout (see pack.h).
+struct NybbleLinearArgs {
+  const void* panel;
+  const float* act_scale;
+  const int32_t* act_sum;
+  const uint8_t* codes;
+  const void* scale;          // f32 [tiles * 16] for 8 bits; bf16 [tiles][groups][16] for 4 bits
+  const uint8_t* zero_point;  // [tiles][groups][16], or null: 8
+  const int32_t* column_sum;  // [tiles * 16] sums of codes, 8 bits only
+  const void* bias;           // [n] elements of bias_dtype, or null
+  void* y;                    // [rows][n] elements of y_dtype
+  int32_t bias_dtype, y_dtype;
+  int64_t rows, n, k_padded, block_rows;
+  int64_t group, groups;
+  int64_t block_begin, block_end, tile_begin, tile_end;
+};
+
+typedef enum NybbleStatus (*NybblePrepareFn)(const struct NybblePrepareArgs*);
+typedef enum NybbleStatus (*NybbleLinearFn)(const struct NybbleLinearArgs*);

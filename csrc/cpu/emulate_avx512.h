@@ -1,0 +1,190 @@
+// The AVX-512 intrinsics that the kernels use, in plain C++ lanes: NYBBLE_EMULATE builds test the avx512vnni source on a
+// CPU without AVX-512. Semantics follow Intel's intrinsics guide; never part of a wheel.
+#pragma once
+
+#include <immintrin.h>
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+namespace {
+namespace emulated {
+
+template <class T, class V>
+struct Lanes {
+  T v[sizeof(V) / sizeof(T)];
+  Lanes() = default;
+  explicit Lanes(V a) { memcpy(v, &a, sizeof a); }
+  operator V() const {
+    V a;
+    memcpy(&a, v, sizeof a);
+    return a;
+  }
+};
+using F = Lanes<float, __m512>;
+using I = Lanes<int32_t, __m512i>;
+using U = Lanes<uint32_t, __m512i>;
+using B = Lanes<uint8_t, __m512i>;
+
+template <class L, class Fn>
+inline L each(Fn fn) {
+  L out;
+  for (size_t i = 0; i < sizeof out.v / sizeof out.v[0]; i++) out.v[i] = fn(static_cast<int>(i));
+  return out;
+}
+
+inline __m512 set1_ps(float a) {
+  return each<F>([&](int) { return a; });
+}
+inline __m512i set1_epi32(int32_t a) {
+  return each<I>([&](int) { return a; });
+}
+inline __m512i set1_epi8(int8_t a) {
+  return each<B>([&](int) { return static_cast<uint8_t>(a); });
+}
+template <class V>
+inline V load(const void* p) {
+  V a;
+  memcpy(&a, p, sizeof a);
+  return a;
+}
+template <class V>
+inline void store(void* p, V a) {
+  memcpy(p, &a, sizeof a);
+}
+inline __m512 maskz_loadu_ps(__mmask16 m, const void* p) {
+  return each<F>([&](int i) { return m >> i & 1 ? static_cast<const float*>(p)[i] : 0.0f; });
+}
+template <class L, class V>
+inline void mask_store(void* p, __mmask16 m, V a) {
+  const L lanes(a);
+  for (int i = 0; i < 16; i++)
+    if (m >> i & 1) memcpy(static_cast<uint8_t*>(p) + 4 * i, lanes.v + i, 4);
+}
+inline __m512 mul_ps(__m512 a, __m512 b) {
+  return each<F>([&](int i) { return F(a).v[i] * F(b).v[i]; });
+}
+inline __m512 add_ps(__m512 a, __m512 b) {
+  return each<F>([&](int i) { return F(a).v[i] + F(b).v[i]; });
+}
+inline __m512 fmadd_ps(__m512 a, __m512 b, __m512 c) {
+  return each<F>([&](int i) { return fmaf(F(a).v[i], F(b).v[i], F(c).v[i]); });
+}
+inline __m512i add_epi32(__m512i a, __m512i b) {
+  return each<U>([&](int i) { return U(a).v[i] + U(b).v[i]; });
+}
+inline __m512i sub_epi32(__m512i a, __m512i b) {
+  return each<U>([&](int i) { return U(a).v[i] - U(b).v[i]; });
+}
+inline __m512i mullo_epi32(__m512i a, __m512i b) {
+  return each<U>([&](int i) { return U(a).v[i] * U(b).v[i]; });
+}
+inline __m512i max_epi32(__m512i a, __m512i b) {
+  return each<I>([&](int i) { return I(a).v[i] > I(b).v[i] ? I(a).v[i] : I(b).v[i]; });
+}
+inline __m512i and_si512(__m512i a, __m512i b) { return a & b; }
+inline __m512i or_si512(__m512i a, __m512i b) { return a | b; }
+inline __m512i xor_si512(__m512i a, __m512i b) { return a ^ b; }
+inline __m512i srli_epi32(__m512i a, unsigned n) {
+  return each<U>([&](int i) { return U(a).v[i] >> n; });
+}
+inline __m512i slli_epi32(__m512i a, unsigned n) {
+  return each<U>([&](int i) { return U(a).v[i] << n; });
+}
+inline __m512i srai_epi32(__m512i a, unsigned n) {
+  return each<I>([&](int i) { return I(a).v[i] >> n; });
+}
+inline __m512i srli_epi16(__m512i a, unsigned n) {
+  using H = Lanes<uint16_t, __m512i>;
+  return each<H>([&](int i) { return static_cast<uint16_t>(H(a).v[i] >> n); });
+}
+inline __m512 cvtepi32_ps(__m512i a) {
+  return each<F>([&](int i) { return static_cast<float>(I(a).v[i]); });
+}
+// As the hardware does, out of range and NaN give INT32_MIN.
+inline __m512i cvtps_epi32(__m512 a) {
+  return each<I>([&](int i) {
+    const float rounded = nearbyintf(F(a).v[i]);
+    return rounded >= -0x1p31f && rounded < 0x1p31f ? static_cast<int32_t>(rounded) : INT32_MIN;
+  });
+}
+inline __m512i cvtepu16_epi32(__m256i a) {
+  return each<U>([&](int i) { return Lanes<uint16_t, __m256i>(a).v[i]; });
+}
+inline __m512i cvtepu8_epi32(__m128i a) {
+  return each<U>([&](int i) { return Lanes<uint8_t, __m128i>(a).v[i]; });
+}
+inline __m256i cvtepi32_epi16(__m512i a) {
+  return each<Lanes<uint16_t, __m256i>>([&](int i) { return static_cast<uint16_t>(U(a).v[i]); });
+}
+inline __m128i cvtepi32_epi8(__m512i a) {
+  return each<Lanes<uint8_t, __m128i>>([&](int i) { return static_cast<uint8_t>(U(a).v[i]); });
+}
+inline __m512 cvtph_ps(__m256i a) {
+  const __m256 halves[2] = {_mm256_cvtph_ps(_mm256_castsi256_si128(a)), _mm256_cvtph_ps(_mm256_extracti128_si256(a, 1))};
+  return load<__m512>(halves);
+}
+inline __m256i cvtps_ph(__m512 a) {
+  __m256 halves[2];
+  memcpy(halves, &a, sizeof a);
+  return _mm256_set_m128i(_mm256_cvtps_ph(halves[1], 0), _mm256_cvtps_ph(halves[0], 0));
+}
+inline __mmask16 cmpgt_epi32_mask(__m512i a, __m512i b) {
+  unsigned mask = 0;
+  for (int i = 0; i < 16; i++) mask |= static_cast<unsigned>(I(a).v[i] > I(b).v[i]) << i;
+  return static_cast<__mmask16>(mask);
+}
+inline __m512i mask_mov_epi32(__m512i a, __mmask16 m, __m512i b) {
+  return each<U>([&](int i) { return m >> i & 1 ? U(b).v[i] : U(a).v[i]; });
+}
+inline __m512i dpbusd_epi32(__m512i acc, __m512i u, __m512i s) {
+  const B us(u), ss(s);
+  return each<U>([&](int i) {
+    uint32_t sum = U(acc).v[i];
+    for (int j = 4 * i; j < 4 * i + 4; j++) sum += static_cast<uint32_t>(us.v[j] * static_cast<int8_t>(ss.v[j]));
+    return sum;
+  });
+}
+
+}  // namespace emulated
+}  // namespace
+
+#define _mm512_set1_ps emulated::set1_ps
+#define _mm512_set1_epi32 emulated::set1_epi32
+#define _mm512_set1_epi8 emulated::set1_epi8
+#define _mm512_loadu_ps emulated::load<__m512>
+#define _mm512_loadu_si512 emulated::load<__m512i>
+#define _mm512_storeu_ps emulated::store<__m512>
+#define _mm512_store_ps emulated::store<__m512>
+#define _mm512_storeu_si512 emulated::store<__m512i>
+#define _mm512_maskz_loadu_ps emulated::maskz_loadu_ps
+#define _mm512_mask_storeu_ps emulated::mask_store<emulated::F, __m512>
+#define _mm512_mask_storeu_epi32 emulated::mask_store<emulated::I, __m512i>
+#define _mm512_mul_ps emulated::mul_ps
+#define _mm512_add_ps emulated::add_ps
+#define _mm512_fmadd_ps emulated::fmadd_ps
+#define _mm512_add_epi32 emulated::add_epi32
+#define _mm512_sub_epi32 emulated::sub_epi32
+#define _mm512_mullo_epi32 emulated::mullo_epi32
+#define _mm512_max_epi32 emulated::max_epi32
+#define _mm512_and_si512 emulated::and_si512
+#define _mm512_or_si512 emulated::or_si512
+#define _mm512_xor_si512 emulated::xor_si512
+#define _mm512_srli_epi32 emulated::srli_epi32
+#define _mm512_slli_epi32 emulated::slli_epi32
+#define _mm512_srai_epi32 emulated::srai_epi32
+#define _mm512_srli_epi16 emulated::srli_epi16
+#define _mm512_cvtepi32_ps emulated::cvtepi32_ps
+#define _mm512_cvtps_epi32 emulated::cvtps_epi32
+#define _mm512_cvtepu16_epi32 emulated::cvtepu16_epi32
+#define _mm512_cvtepu8_epi32 emulated::cvtepu8_epi32
+#define _mm512_cvtepi32_epi16 emulated::cvtepi32_epi16
+#define _mm512_cvtepi32_epi8 emulated::cvtepi32_epi8
+#define _mm512_cvtph_ps emulated::cvtph_ps
+#undef _mm512_cvtps_ph
+#define _mm512_cvtps_ph(a, rounding) emulated::cvtps_ph(a)
+#define _mm512_cmpgt_epi32_mask emulated::cmpgt_epi32_mask
+#define _mm512_mask_mov_epi32 emulated::mask_mov_epi32
+#define _mm512_dpbusd_epi32 emulated::dpbusd_epi32
+#define _mm512_castps_si512(a) ((__m512i)(a))
+#define _mm512_castsi512_ps(a) ((__m512)(a))

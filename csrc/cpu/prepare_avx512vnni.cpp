@@ -1,0 +1,7 @@
+// Per-token quantization and widening of activations into panels. Bound by the read of x.
+#include "tile_avx512vnni.h"
+// clang-format off
+#include "tile_prepare.h"
+// clang-format on
+
+extern "C" NybbleStatus nybble_prepare_avx512vnni(const NybblePrepareArgs* args) { return prepare(args); }

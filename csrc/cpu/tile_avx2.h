@@ -1,0 +1,129 @@
+// Vectors of 8 lanes on AVX2, FMA and F16C. Same vocabulary as tile_scalar.h.
+#pragma once
+
+#include <immintrin.h>
+#include <string.h>
+
+#include "../abi.h"
+
+namespace {
+
+constexpr int W = 8;
+
+using VF = __m256;
+using VI = __m256i;
+
+// acc += the products, summed in pairs: s16 x s16 to 32 bits, and u8 x s8 to 16 bits (the caller keeps within 16 bits).
+// GCC 12 multiplies all rows first and spills the products, so it gets both instructions as one.
+#if defined(__GNUC__) && !defined(__clang__)
+#define NYBBLE_MULTIPLY_ADD(multiply, add) \
+  VI product;                              \
+  __asm__(multiply " %3, %2, %1\n\t" add " %1, %0, %0" : "+x"(acc), "=&x"(product) : "x"(a), "x"(b))
+inline void dot_s16(VI& acc, VI a, VI b) { NYBBLE_MULTIPLY_ADD("vpmaddwd", "vpaddd"); }
+inline void dot_u8s8(VI& acc, VI a, VI b) { NYBBLE_MULTIPLY_ADD("vpmaddubsw", "vpaddw"); }
+#undef NYBBLE_MULTIPLY_ADD
+#else
+inline void dot_s16(VI& acc, VI a, VI b) { acc = _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)); }
+inline void dot_u8s8(VI& acc, VI u, VI s) { acc = _mm256_add_epi16(acc, _mm256_maddubs_epi16(u, s)); }
+#endif
+
+inline VF vf_set1(float f) { return _mm256_set1_ps(f); }
+inline VF vf_load(const float* p) { return _mm256_loadu_ps(p); }
+inline void vf_store(float* p, VF a) { _mm256_storeu_ps(p, a); }
+inline VF vf_mul(VF a, VF b) { return _mm256_mul_ps(a, b); }
+inline VF vf_add(VF a, VF b) { return _mm256_add_ps(a, b); }
+inline VF vf_neg(VF a) { return _mm256_xor_ps(a, _mm256_set1_ps(-0.0f)); }
+inline VF vf_fma(VF a, VF b, VF c) { return _mm256_fmadd_ps(a, b, c); }
+inline VF vf_fma_fast(VF a, VF b, VF c) { return _mm256_fmadd_ps(a, b, c); }
+
+inline VI vi_set1(int32_t a) { return _mm256_set1_epi32(a); }
+inline VI vi_load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+inline void vi_store(void* p, VI a) { _mm256_storeu_si256(static_cast<__m256i*>(p), a); }
+inline VI vi_add(VI a, VI b) { return _mm256_add_epi32(a, b); }
+inline VI vi_sub(VI a, VI b) { return _mm256_sub_epi32(a, b); }
+inline VI vi_mul(VI a, VI b) { return _mm256_mullo_epi32(a, b); }
+inline VI vi_max(VI a, VI b) { return _mm256_max_epi32(a, b); }
+inline VI vi_abs_bits(VF a) { return _mm256_and_si256(_mm256_castps_si256(a), _mm256_set1_epi32(0x7fffffff)); }
+template <int kShift, int kBits>
+inline VI vi_field_u(VI a) {
+  return _mm256_and_si256(_mm256_srli_epi32(a, kShift), _mm256_set1_epi32((1 << kBits) - 1));
+}
+template <int kByte>
+inline VI vi_byte_s(VI a) {
+  return _mm256_srai_epi32(_mm256_slli_epi32(a, 24 - 8 * kByte), 24);
+}
+inline VF vf_of_int(VI a) { return _mm256_cvtepi32_ps(a); }
+inline VI vi_round(VF a) { return _mm256_cvtps_epi32(a); }
+
+inline VF vf_of_bf16(__m128i half) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16)); }
+inline VF vf_load_bf16(const uint16_t* p) { return vf_of_bf16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+inline VI vi_load_u8(const uint8_t* p) {
+  return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
+
+inline __m256i lane_mask(int64_t count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+inline VF vf_load_as(const void* p, int dtype, int64_t count) {
+  if (dtype == NYBBLE_F32) {
+    const float* f = static_cast<const float*>(p);
+    return count >= W ? _mm256_loadu_ps(f) : _mm256_maskload_ps(f, lane_mask(count));
+  }
+  __m128i half = _mm_setzero_si128();
+  if (count >= W)
+    half = _mm_loadu_si128(static_cast<const __m128i*>(p));
+  else
+    memcpy(&half, p, static_cast<size_t>(count) * 2);
+  return dtype == NYBBLE_BF16 ? vf_of_bf16(half) : _mm256_cvtph_ps(half);
+}
+
+inline __m128i bf16_of_vf(VF a) {
+  const __m256i bits = _mm256_castps_si256(a);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+  const __m256i high = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+  return _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+}
+
+inline void vf_store_as(void* p, int dtype, VF a, int64_t count) {
+  if (dtype == NYBBLE_F32) {
+    float* f = static_cast<float*>(p);
+    if (count >= W)
+      _mm256_storeu_ps(f, a);
+    else
+      _mm256_maskstore_ps(f, lane_mask(count), a);
+    return;
+  }
+  const __m128i half = dtype == NYBBLE_BF16 ? bf16_of_vf(a) : _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT);
+  if (count >= W)
+    _mm_storeu_si128(static_cast<__m128i*>(p), half);
+  else
+    memcpy(p, &half, static_cast<size_t>(count) * 2);
+}
+
+inline void vi_store_as_s32(int32_t* p, VI a, int64_t count) { _mm256_maskstore_epi32(p, lane_mask(count), a); }
+
+template <int kFormat>
+inline void scatter(uint8_t* to, int64_t stride, VI codes, int64_t words) {
+  const __m128i wide = _mm_packs_epi32(_mm256_castsi256_si128(codes), _mm256_extracti128_si256(codes, 1));
+  if (kFormat == NYBBLE_PANEL_S16) {
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(to), wide);
+    if (words > 1) _mm_storel_epi64(reinterpret_cast<__m128i*>(to + stride), _mm_unpackhi_epi64(wide, wide));
+    return;
+  }
+  __m128i bytes = _mm_packs_epi16(wide, wide);
+  if (kFormat == NYBBLE_PANEL_U8) bytes = _mm_xor_si128(bytes, _mm_set1_epi8(-128));
+  const int32_t low = _mm_cvtsi128_si32(bytes), high = _mm_extract_epi32(bytes, 1);
+  memcpy(to, &low, 4);
+  if (words > 1) memcpy(to + stride, &high, 4);
+}
+
+inline void scatter_f32(uint8_t* to, int64_t stride, VF values, int64_t words) {
+  _mm_storeu_ps(reinterpret_cast<float*>(to), _mm256_castps256_ps128(values));
+  if (words > 1) _mm_storeu_ps(reinterpret_cast<float*>(to + stride), _mm256_extractf128_ps(values, 1));
+}
+
+}  // namespace

@@ -1,0 +1,97 @@
+// The a16 register tile of every target: codes are widened to float in registers and multiplied with float activations.
+// Weight<...> decodes one packed 64-byte block:
+//   kBlock                    ks a block
+//   Weight(args, column)      per-column state
+//   enter(g)                  group g begins
+//   decode<k>(v)              the W weights of the block's k-th k, as floats
+//   finish(sum)               scales what decode left unscaled
+#pragma once
+
+#include "tile_run.h"
+
+namespace {
+
+struct Weight8 {
+  static constexpr int kBlock = 4;
+  const NybbleLinearArgs* a;
+  int64_t column;
+
+  void enter(int64_t) {}
+  template <int k>
+  VF decode(VI v) const {
+    return vf_of_int(vi_byte_s<k>(v));
+  }
+  VF finish(VF sum) const { return vf_mul(sum, vf_load(static_cast<const float*>(a->scale) + column)); }
+};
+
+// code * scale - zero_point * scale has at most 13 significant bits: the fused form is exact.
+struct Weight4 {
+  static constexpr int kBlock = 8;
+  const NybbleLinearArgs* a;
+  int64_t column;
+  VF scale = vf_set1(0.0f), offset = vf_set1(0.0f);
+
+  void enter(int64_t g) {
+    scale = group_scale(a, column, g);
+    offset = vf_neg(vf_mul(scale, vf_of_int(group_zero(a, column, g))));
+  }
+  template <int k>
+  VF decode(VI v) const {
+    return vf_fma_fast(vf_of_int(vi_field_u<(k % 4) * 8 + (k / 4) * 4, 4>(v)), scale, offset);
+  }
+  VF finish(VF sum) const { return sum; }
+};
+
+template <class Weight>
+struct FloatTiles {
+  template <int kVectors>
+  struct Tile {
+    static_assert(kVectors == 1, "one vector of columns a tile");
+
+    // Independent sums a row, so that few rows still cover the latency of the multiply.
+    static constexpr int splits(int rows) { return rows == 1 ? 4 : rows <= 4 ? 2 : 1; }
+
+    template <int R, int k>
+    static inline void multiply(VF (&acc)[splits(R)][R], const Weight& weight, VI v, const float* x) {
+      if constexpr (k < Weight::kBlock) {
+        const VF w = weight.template decode<k>(v);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++) {
+          VF& sum = acc[k % splits(R)][r];
+          sum = vf_fma_fast(vf_set1(x[(k / 4 * R + r) * 4 + k % 4]), w, sum);
+        }
+        multiply<R, k + 1>(acc, weight, v, x);
+      }
+    }
+
+    template <int R>
+    static void run(const NybbleLinearArgs* a, int64_t row, int64_t column) {
+      Weight weight{a, column};
+      const uint8_t* codes = codes_at(a, column, Weight::kBlock);
+      const float* x = panel_at<float>(a, row);
+      VF acc[splits(R)][R];
+      for (auto& sums : acc)
+#pragma GCC unroll 16
+        for (auto& sum : sums) sum = vf_set1(0.0f);
+      for (int64_t g = 0; g < a->groups; g++) {
+        weight.enter(g);
+        for (int64_t k = 0; k < a->group; k += Weight::kBlock, codes += 64, x += Weight::kBlock * R)
+          multiply<R, 0>(acc, weight, vi_load(codes), x);
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r++) {
+        VF sum = acc[0][r];
+        if constexpr (splits(R) == 2) sum = vf_add(sum, acc[1][r]);
+        if constexpr (splits(R) == 4) sum = vf_add(vf_add(sum, acc[1][r]), vf_add(acc[2][r], acc[3][r]));
+        store_row(a, row + r, column, vf_add(weight.finish(sum), bias_at(a, column)));
+      }
+    }
+  };
+};
+
+template <class Weight, int kRows>
+inline NybbleStatus run_float(const NybbleLinearArgs* a) {
+  return run_tiles<FloatTiles<Weight>::template Tile, 1, kRows>(a);
+}
+
+}  // namespace

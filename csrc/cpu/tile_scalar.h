@@ -1,0 +1,183 @@
+// Portable "vectors" of 8 lanes: the vocabulary of tile_avx2.h and tile_avx512vnni.h in plain C++.
+#pragma once
+
+#include <math.h>
+#include <string.h>
+
+#include "../abi.h"
+
+namespace {
+
+constexpr int W = 8;
+
+struct VF {
+  float v[W];
+};
+struct VI {
+  int32_t v[W];
+};
+
+template <class V, class F>
+inline V lanes_of(F f) {
+  V out;
+  for (int i = 0; i < W; i++) out.v[i] = f(i);
+  return out;
+}
+
+inline float f32_of_bits(uint32_t bits) {
+  float f;
+  memcpy(&f, &bits, 4);
+  return f;
+}
+
+inline uint32_t bits_of_f32(float f) {
+  uint32_t bits;
+  memcpy(&bits, &f, 4);
+  return bits;
+}
+
+inline float f32_of_f16(uint16_t h) {
+  const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16;
+  const uint32_t exponent = (h >> 10) & 31u, mantissa = h & 1023u;
+  if (exponent == 31) return f32_of_bits(sign | 0x7f800000u | (mantissa << 13));
+  if (exponent) return f32_of_bits(sign | ((exponent + 112) << 23) | (mantissa << 13));
+  return f32_of_bits(sign | bits_of_f32(static_cast<float>(mantissa) * 0x1p-24f));
+}
+
+inline uint16_t f16_of_f32(float f) {
+  const uint32_t bits = bits_of_f32(f), sign = (bits >> 16) & 0x8000u, mag = bits & 0x7fffffffu;
+  if (mag > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u | ((mag >> 13) & 0x3ffu));
+  if (mag >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // rounds to 2^16 or more
+  if (mag < 0x38800000u) {  // subnormal: adding 0.5 leaves the half's bits at the bottom of the mantissa
+    const uint32_t rounded = bits_of_f32(f32_of_bits(mag) + 0.5f);
+    return static_cast<uint16_t>(sign | (rounded - 0x3f000000u));
+  }
+  return static_cast<uint16_t>(sign | ((mag + 0xfffu + ((mag >> 13) & 1u) - 0x38000000u) >> 13));
+}
+
+inline uint16_t bf16_of_f32(float f) {
+  const uint32_t bits = bits_of_f32(f);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);
+  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+inline VF vf_set1(float f) {
+  return lanes_of<VF>([&](int) { return f; });
+}
+inline VF vf_load(const float* p) {
+  return lanes_of<VF>([&](int i) { return p[i]; });
+}
+inline void vf_store(float* p, VF a) { memcpy(p, a.v, sizeof a.v); }
+inline VF vf_mul(VF a, VF b) {
+  return lanes_of<VF>([&](int i) { return a.v[i] * b.v[i]; });
+}
+inline VF vf_add(VF a, VF b) {
+  return lanes_of<VF>([&](int i) { return a.v[i] + b.v[i]; });
+}
+inline VF vf_neg(VF a) {
+  return lanes_of<VF>([&](int i) { return -a.v[i]; });
+}
+// Fused, as in hardware: integer kernels give the same bits on every target.
+inline VF vf_fma(VF a, VF b, VF c) {
+  return lanes_of<VF>([&](int i) { return fmaf(a.v[i], b.v[i], c.v[i]); });
+}
+// The float kernels promise an error bound, not bits, so they need no software fma here.
+inline VF vf_fma_fast(VF a, VF b, VF c) {
+  return lanes_of<VF>([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
+}
+
+inline VI vi_set1(int32_t a) {
+  return lanes_of<VI>([&](int) { return a; });
+}
+// Bytes as 32-bit lanes: 4 a lane.
+inline VI vi_load(const void* p) {
+  VI out;
+  memcpy(out.v, p, sizeof out.v);
+  return out;
+}
+inline void vi_store(void* p, VI a) { memcpy(p, a.v, sizeof a.v); }
+inline VI vi_add(VI a, VI b) {
+  return lanes_of<VI>([&](int i) { return a.v[i] + b.v[i]; });
+}
+inline VI vi_sub(VI a, VI b) {
+  return lanes_of<VI>([&](int i) { return a.v[i] - b.v[i]; });
+}
+inline VI vi_mul(VI a, VI b) {
+  return lanes_of<VI>([&](int i) { return a.v[i] * b.v[i]; });
+}
+inline VI vi_max(VI a, VI b) {
+  return lanes_of<VI>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+}
+inline VI vi_abs_bits(VF a) {
+  return lanes_of<VI>([&](int i) { return static_cast<int32_t>(bits_of_f32(a.v[i]) & 0x7fffffffu); });
+}
+template <int kShift, int kBits>  // bits [kShift, kShift + kBits) of each lane, zero-extended
+inline VI vi_field_u(VI a) {
+  return lanes_of<VI>(
+      [&](int i) { return static_cast<int32_t>((static_cast<uint32_t>(a.v[i]) >> kShift) & ((1u << kBits) - 1)); });
+}
+template <int kByte>  // byte kByte of each lane, sign-extended
+inline VI vi_byte_s(VI a) {
+  return lanes_of<VI>(
+      [&](int i) { return static_cast<int32_t>(static_cast<int8_t>(static_cast<uint32_t>(a.v[i]) >> (8 * kByte))); });
+}
+inline VF vf_of_int(VI a) {
+  return lanes_of<VF>([&](int i) { return static_cast<float>(a.v[i]); });
+}
+inline VI vi_round(VF a) {
+  return lanes_of<VI>([&](int i) { return static_cast<int32_t>(nearbyintf(a.v[i])); });
+}
+
+inline VF vf_load_bf16(const uint16_t* p) {
+  return lanes_of<VF>([&](int i) { return f32_of_bits(static_cast<uint32_t>(p[i]) << 16); });
+}
+inline VI vi_load_u8(const uint8_t* p) {
+  return lanes_of<VI>([&](int i) { return static_cast<int32_t>(p[i]); });
+}
+
+// The first `count` (1 to W) elements from p, widened; the other lanes are 0 and are not read.
+inline VF vf_load_as(const void* p, int dtype, int64_t count) {
+  VF out = vf_set1(0.0f);
+  const uint16_t* half = static_cast<const uint16_t*>(p);
+  for (int64_t i = 0; i < count && i < W; i++) {
+    out.v[i] = dtype == NYBBLE_F32    ? static_cast<const float*>(p)[i]
+               : dtype == NYBBLE_BF16 ? f32_of_bits(static_cast<uint32_t>(half[i]) << 16)
+                                      : f32_of_f16(half[i]);
+  }
+  return out;
+}
+
+inline void vf_store_as(void* p, int dtype, VF a, int64_t count) {
+  for (int64_t i = 0; i < count && i < W; i++) {
+    if (dtype == NYBBLE_F32)
+      static_cast<float*>(p)[i] = a.v[i];
+    else
+      static_cast<uint16_t*>(p)[i] = dtype == NYBBLE_BF16 ? bf16_of_f32(a.v[i]) : f16_of_f32(a.v[i]);
+  }
+}
+
+inline void vi_store_as_s32(int32_t* p, VI a, int64_t count) {
+  memcpy(p, a.v, static_cast<size_t>(count < W ? count : W) * 4);
+}
+
+// W codes as W / 4 words of four, `stride` bytes apart; only `words` of them are written.
+template <int kFormat>
+inline void scatter(uint8_t* to, int64_t stride, VI codes, int64_t words) {
+  for (int64_t word = 0; word < words && word < W / 4; word++) {
+    for (int i = 0; i < 4; i++) {
+      const int32_t code = codes.v[word * 4 + i];
+      if (kFormat == NYBBLE_PANEL_S16) {
+        const int16_t wide = static_cast<int16_t>(code);
+        memcpy(to + word * stride + 2 * i, &wide, 2);
+      } else {
+        to[word * stride + i] = static_cast<uint8_t>(kFormat == NYBBLE_PANEL_U8 ? code + 128 : code);
+      }
+    }
+  }
+}
+
+inline void scatter_f32(uint8_t* to, int64_t stride, VF values, int64_t words) {
+  for (int64_t word = 0; word < words && word < W / 4; word++) memcpy(to + word * stride, values.v + word * 4, 16);
+}
+
+}  // namespace

@@ -1,0 +1,7 @@
+// y = x ((u4 codes - zero_point) * scale)^T + bias, float activations; layout n16k8. Bound by widening and multiply.
+#include "tile_avx2.h"
+// clang-format off
+#include "tile_float.h"
+// clang-format on
+
+extern "C" NybbleStatus nybble_w4a16_avx2(const NybbleLinearArgs* args) { return run_float<Weight4, 12>(args); }

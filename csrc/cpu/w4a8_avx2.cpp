@@ -1,0 +1,62 @@
+// y = sum_g scale_g * (x codes . u4 codes - zero_point * act_sum) * act_scale + bias; layout n16k8.
+// Built on vpmaddubsw with the nibble as the unsigned operand: a pair is at most 2 * 15 * 127 = 3810, so 8 of them fit
+// 16 bits, and only each eighth needs vpmaddwd to widen. Bound by vpmaddubsw + vpaddw: 32 products for two instructions.
+#include "tile_avx2.h"
+// clang-format off
+#include "tile_run.h"
+// clang-format on
+
+namespace {
+
+constexpr int64_t kWidenEvery = 32;  // ks: four blocks of two pairs
+
+template <int kVectors>
+struct Tile {
+  // acc += the products of ks [from, to), which must be at most kWidenEvery.
+  template <int R>
+  static inline void multiply(VI* acc, const uint8_t*& w, const int8_t*& x, int64_t ks) {
+    const VI low_mask = _mm256_set1_epi8(15);
+    VI sum[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) sum[r] = _mm256_setzero_si256();
+    for (int64_t k = 0; k < ks; k += 8, w += 64, x += 8 * R) {
+      const VI v = vi_load(w);
+      const VI low = _mm256_and_si256(v, low_mask);
+      const VI high = _mm256_and_si256(_mm256_srli_epi16(v, 4), low_mask);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++) {
+        int32_t first, second;
+        memcpy(&first, x + 4 * r, 4);
+        memcpy(&second, x + 4 * (R + r), 4);
+        dot_u8s8(sum[r], low, _mm256_set1_epi32(first));
+        dot_u8s8(sum[r], high, _mm256_set1_epi32(second));
+      }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+      acc[r] = _mm256_add_epi32(acc[r], _mm256_madd_epi16(sum[r], _mm256_set1_epi16(1)));
+  }
+
+  template <int R>
+  static void run(const NybbleLinearArgs* a, int64_t row, int64_t column) {
+    const uint8_t* w = codes_at(a, column, 8);
+    const int8_t* x = panel_at<int8_t>(a, row);
+    VF sum[R];
+    for (auto& s : sum) s = _mm256_setzero_ps();
+    for (int64_t g = 0; g < a->groups; g++) {
+      VI acc[R];
+      for (auto& s : acc) s = _mm256_setzero_si256();
+      int64_t k = 0;
+      for (; k + kWidenEvery <= a->group; k += kWidenEvery) multiply<R>(acc, w, x, kWidenEvery);
+      if (k < a->group) multiply<R>(acc, w, x, a->group - k);
+      const VF scale = group_scale(a, column, g);
+      const VI zero = group_zero(a, column, g);
+      for (int r = 0; r < R; r++) sum[r] = finish_group(a, row + r, g, scale, zero, acc[r], sum[r]);
+    }
+    for (int r = 0; r < R; r++) finish_w4a8(a, row + r, column, sum[r]);
+  }
+};
+
+}  // namespace
+
+extern "C" NybbleStatus nybble_w4a8_avx2(const NybbleLinearArgs* args) { return run_tiles<Tile, 1, 8>(args); }

@@ -1,0 +1,27 @@
+// y = (x codes . w codes) * act_scale * scale + bias in plain C++; layout n16k4. The tier that every machine has.
+#include "tile_scalar.h"
+// clang-format off
+#include "tile_run.h"
+// clang-format on
+
+namespace {
+
+template <int kVectors>
+struct Tile {
+  template <int R>
+  static void run(const NybbleLinearArgs* a, int64_t row, int64_t column) {
+    const int8_t* w = reinterpret_cast<const int8_t*>(codes_at(a, column, 4));
+    const int8_t* x = panel_at<int8_t>(a, row);
+    VI acc[R];
+    for (auto& sum : acc) sum = vi_set1(0);
+    for (int64_t k = 0; k < a->k_padded; k += 4, w += 64, x += 4 * R)
+      for (int r = 0; r < R; r++)
+        for (int i = 0; i < W; i++)
+          for (int j = 0; j < 4; j++) acc[r].v[i] += x[r * 4 + j] * w[i * 4 + j];
+    for (int r = 0; r < R; r++) finish_w8a8(a, row + r, column, acc[r]);
+  }
+};
+
+}  // namespace
+
+extern "C" NybbleStatus nybble_w8a8_scalar(const NybbleLinearArgs* args) { return run_tiles<Tile, 1, 4>(args); }

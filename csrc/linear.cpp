@@ -1,0 +1,248 @@
+#include "linear.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+#include "parallel.h"
+
+namespace nybble {
+
+namespace {
+
+// Below this many products, waking threads costs more than it saves.
+constexpr int64_t kSerialProducts = 1 << 17;
+// Activations are prepared and multiplied in chunks of about this many bytes, so that a panel stays in the caches.
+constexpr int64_t kPanelBytes = 4 << 20;
+// Products of codes in [-127, 127] that 32 bits hold; beyond, the accumulator could wrap.
+constexpr int64_t kMaxProducts = 133144;
+
+int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
+
+int64_t dtype_bytes(NybbleDtype dtype) { return dtype == NYBBLE_F32 || dtype == NYBBLE_S32 ? 4 : 2; }
+
+int64_t panel_bytes(int format) { return format == NYBBLE_PANEL_F32 ? 4 : format == NYBBLE_PANEL_S16 ? 2 : 1; }
+
+[[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
+
+// Throws unless the span holds `count` items of `size` bytes; count must be below 2^62.
+void require(const char* name, const Span& span, int64_t count, int64_t size) {
+  int64_t bytes;
+  if (count < 0 || __builtin_mul_overflow(count, size, &bytes)) refuse(std::string(name) + ": size out of range");
+  if (bytes > 0 && (!span.address || span.bytes < static_cast<size_t>(bytes)))
+    refuse(std::string(name) + ": has " + std::to_string(span.bytes) + " bytes, needs " + std::to_string(bytes));
+}
+
+int64_t strided_extent(int64_t rows, int64_t stride, int64_t k) {
+  int64_t extent;
+  if (rows < 0 || stride < 0) refuse("rows and stride must not be negative");
+  if (rows > 1 && stride < k && stride != 0) refuse("stride=" + std::to_string(stride) + ": below in_features");
+  if (rows == 0) return 0;
+  if (__builtin_mul_overflow(rows - 1, stride, &extent) || __builtin_add_overflow(extent, k, &extent))
+    refuse("x: size out of range");
+  return extent;
+}
+
+// Grows, never shrinks; one for each calling thread.
+class Scratch {
+ public:
+  Scratch() = default;
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  ~Scratch() { std::free(data_); }
+
+  uint8_t* reserve(size_t bytes) {
+    if (bytes > bytes_) {
+      std::free(data_);
+      data_ = nullptr;
+      bytes_ = 0;
+      data_ = static_cast<uint8_t*>(std::aligned_alloc(64, bytes));
+      if (!data_) throw std::bad_alloc();
+      bytes_ = bytes;
+    }
+    return data_;
+  }
+
+ private:
+  uint8_t* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+// The buffers of one chunk, carved from the scratch.
+struct Chunk {
+  int64_t rows;
+  uint8_t* panel;
+  float* act_scale;
+  int32_t* act_sum;
+  float* rows_f32;  // scratch_floats each for `threads` workers
+  int64_t scratch_floats;
+};
+
+Chunk carve(const LinearCall& call, int threads) {
+  thread_local Scratch scratch;
+  const int64_t kp = call.shape.k_padded(), groups = call.shape.groups(), block = call.kernel->block_rows;
+  const int64_t row_bytes = kp * panel_bytes(call.kernel->panel);
+  Chunk chunk{};
+  chunk.rows = round_up(kPanelBytes / row_bytes < 64 ? 64 : kPanelBytes / row_bytes, block);
+  if (chunk.rows > call.rows) chunk.rows = call.rows;
+  chunk.scratch_floats = round_up(kp, 16);
+  const int64_t panel = round_up(chunk.rows * row_bytes, 64), scales = round_up(chunk.rows * 4, 64);
+  const int64_t sums = round_up(chunk.rows * groups * 4, 64), floats = threads * chunk.scratch_floats * 4;
+  uint8_t* base = scratch.reserve(static_cast<size_t>(panel + scales + sums + floats));
+  chunk.panel = base;
+  chunk.act_scale = reinterpret_cast<float*>(base + panel);
+  chunk.act_sum = reinterpret_cast<int32_t*>(base + panel + scales);
+  chunk.rows_f32 = reinterpret_cast<float*>(base + panel + scales + sums);
+  return chunk;
+}
+
+// How many ways to cut the column tiles and the row blocks so that the largest piece is smallest.
+struct Grid {
+  int64_t tile_parts, block_parts;
+};
+
+Grid split(int64_t tiles, int64_t blocks, int threads) {
+  Grid best{1, 1};
+  int64_t best_piece = tiles * blocks;
+  for (int64_t t = threads; t >= 1; t--) {
+    const int64_t b = threads / t < blocks ? threads / t : blocks;
+    const int64_t piece = ((tiles + t - 1) / t) * ((blocks + b - 1) / b);
+    if (piece < best_piece) {
+      best = {t, b};
+      best_piece = piece;
+    }
+  }
+  return best;
+}
+
+void prepare_chunk(const LinearCall& call, const Chunk& chunk, int64_t row, int64_t rows, int threads) {
+  NybblePrepareArgs args{};
+  args.x = reinterpret_cast<const uint8_t*>(call.x.address) + row * call.stride * dtype_bytes(call.x_dtype);
+  args.ldx = call.stride;
+  args.x_dtype = call.x_dtype;
+  args.panel_format = call.kernel->panel;
+  args.rows = rows;
+  args.k = call.shape.k;
+  args.k_padded = call.shape.k_padded();
+  args.block_rows = call.kernel->block_rows;
+  args.group = call.shape.group();
+  args.groups = call.shape.groups();
+  args.panel = chunk.panel;
+  args.act_scale = chunk.act_scale;
+  args.act_sum = call.shape.bits == 4 && call.kernel->int_activations() ? chunk.act_sum : nullptr;
+  const int64_t blocks = (rows + args.block_rows - 1) / args.block_rows;
+  parallel_for(blocks, rows * args.k < kSerialProducts / 4 ? 1 : threads, [&](int64_t block, int worker) {
+    NybblePrepareArgs one = args;
+    one.scratch = chunk.rows_f32 + worker * chunk.scratch_floats;
+    one.block_begin = block;
+    one.block_end = block + 1;
+    call.prepare->prepare(&one);
+  });
+}
+
+bool multiply_chunk(const LinearCall& call, const Chunk& chunk, int64_t row, int64_t rows, int threads) {
+  const WeightShape& shape = call.shape;
+  const Sections at = sections_of(shape);
+  const uint8_t* packed = reinterpret_cast<const uint8_t*>(call.packed.address);
+  NybbleLinearArgs args{};
+  args.panel = chunk.panel;
+  args.act_scale = chunk.act_scale;
+  args.act_sum = chunk.act_sum;
+  args.codes = packed + at.codes;
+  args.scale = packed + at.scale;
+  args.zero_point = shape.symmetric ? nullptr : packed + at.zero_point;
+  args.column_sum = reinterpret_cast<const int32_t*>(packed + at.column_sum);
+  args.bias = reinterpret_cast<const void*>(call.bias.address);
+  args.y = reinterpret_cast<uint8_t*>(call.y.address) + row * shape.n * dtype_bytes(call.y_dtype);
+  args.bias_dtype = call.bias_dtype;
+  args.y_dtype = call.y_dtype;
+  args.rows = rows;
+  args.n = shape.n;
+  args.k_padded = shape.k_padded();
+  args.block_rows = call.kernel->block_rows;
+  args.group = shape.group();
+  args.groups = shape.groups();
+  const int64_t tiles = shape.tiles(), blocks = (rows + args.block_rows - 1) / args.block_rows;
+  const Grid grid = split(tiles, blocks, threads);
+  std::atomic<bool> ok{true};
+  parallel_for(grid.tile_parts * grid.block_parts, threads, [&](int64_t part, int) {
+    const int64_t t = part / grid.block_parts, b = part % grid.block_parts;
+    NybbleLinearArgs one = args;
+    one.tile_begin = tiles * t / grid.tile_parts;
+    one.tile_end = tiles * (t + 1) / grid.tile_parts;
+    one.block_begin = blocks * b / grid.block_parts;
+    one.block_end = blocks * (b + 1) / grid.block_parts;
+    if (call.kernel->linear(&one) != NYBBLE_OK) ok.store(false, std::memory_order_relaxed);
+  });
+  return ok.load();
+}
+
+void check(const LinearCall& call) {
+  const WeightShape& shape = call.shape;
+  if (!call.kernel->linear) refuse(std::string("kernel=\"") + call.kernel->name + "\": not a linear kernel");
+  if (call.kernel->weight_bits() != shape.bits)
+    refuse(std::string("kernel=\"") + call.kernel->name + "\": for other weight bits than " + std::to_string(shape.bits));
+  if (call.kernel->int_activations() && shape.k > kMaxProducts)
+    refuse("in_features=" + std::to_string(shape.k) + ": above 133144, an int32 accumulator could wrap");
+  if (call.x_dtype == NYBBLE_S32 || call.bias_dtype == NYBBLE_S32) refuse("dtype: activations and bias must be float");
+  if (call.y_dtype == NYBBLE_S32 && !(call.kernel->int_activations() && shape.bits == 8))
+    refuse("y: int32 output is for w8a8 alone");
+  require("x", call.x, strided_extent(call.rows, call.stride, shape.k), dtype_bytes(call.x_dtype));
+  require("packed", call.packed, static_cast<int64_t>(sections_of(shape).total), 1);
+  if (call.bias.address) require("bias", call.bias, shape.n, dtype_bytes(call.bias_dtype));
+  int64_t outputs;
+  if (__builtin_mul_overflow(call.rows, shape.n, &outputs)) refuse("y: size out of range");
+  require("y", call.y, outputs, dtype_bytes(call.y_dtype));
+}
+
+}  // namespace
+
+void run_prepare(const PrepareCall& call) {
+  if (!call.kernel->prepare) refuse(std::string("kernel=\"") + call.kernel->name + "\": not a prepare kernel");
+  if (call.k < 1 || call.k_padded < call.k || call.k_padded % 4 || call.block_rows < 1 || call.dtype == NYBBLE_S32)
+    refuse("prepare: k, k_padded, block_rows or dtype out of range");
+  if (call.group < 1 || call.k_padded % call.group) refuse("group: must divide k_padded");
+  const int64_t groups = call.k_padded / call.group;
+  if (groups > 1 && call.group % 16) refuse("group: must be a multiple of 16, or span k_padded");
+  require("x", call.x, strided_extent(call.rows, call.stride, call.k), dtype_bytes(call.dtype));
+  require("panel", call.panel, call.rows * call.k_padded, panel_bytes(call.panel_format));
+  if (call.panel_format != NYBBLE_PANEL_F32) require("scale", call.scale, call.rows, 4);
+  if (call.sums.address) require("sums", call.sums, call.rows * groups, 4);
+  Scratch scratch;
+  NybblePrepareArgs args{};
+  args.x = reinterpret_cast<const void*>(call.x.address);
+  args.ldx = call.stride;
+  args.x_dtype = call.dtype;
+  args.panel_format = call.panel_format;
+  args.rows = call.rows;
+  args.k = call.k;
+  args.k_padded = call.k_padded;
+  args.block_rows = call.block_rows;
+  args.group = call.group;
+  args.groups = groups;
+  args.panel = reinterpret_cast<void*>(call.panel.address);
+  args.act_scale = reinterpret_cast<float*>(call.scale.address);
+  args.act_sum = reinterpret_cast<int32_t*>(call.sums.address);
+  args.scratch = reinterpret_cast<float*>(scratch.reserve(static_cast<size_t>(round_up(call.k_padded, 16)) * 4));
+  args.block_end = (call.rows + call.block_rows - 1) / call.block_rows;
+  if (call.kernel->prepare(&args) != NYBBLE_OK) refuse(std::string(call.kernel->name) + ": refused its arguments");
+}
+
+void run_linear(const LinearCall& call, int threads) {
+  call.shape.validate();
+  check(call);
+  if (call.rows == 0) return;
+  const bool small = call.shape.n * call.shape.k <= kSerialProducts / call.rows;
+  const int workers = small ? 1 : usable_threads(threads);
+  const Chunk chunk = carve(call, workers);
+  for (int64_t row = 0; row < call.rows; row += chunk.rows) {
+    const int64_t rows = call.rows - row < chunk.rows ? call.rows - row : chunk.rows;
+    prepare_chunk(call, chunk, row, rows, workers);
+    if (!multiply_chunk(call, chunk, row, rows, workers))
+      throw std::runtime_error(std::string(call.kernel->name) + ": refused its arguments");
+  }
+}
+
+}  // namespace nybble

@@ -1,0 +1,134 @@
+#include "pack.h"
+
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "parallel.h"
+
+namespace nybble {
+
+namespace {
+
+int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
+
+[[noreturn]] void refuse(const char* name, int64_t value, const char* rule) {
+  throw std::invalid_argument(std::string(name) + "=" + std::to_string(value) + ": " + rule);
+}
+
+// Eight nibbles, k ascending from the lowest, to bytes of (k, k + 4), and back.
+uint32_t interleave(uint32_t nibbles) {
+  const auto spread = [](uint32_t v) {
+    v = (v | v << 8) & 0x00ff00ffu;
+    return (v | v << 4) & 0x0f0f0f0fu;
+  };
+  return spread(nibbles & 0xffffu) | spread(nibbles >> 16) << 4;
+}
+
+uint32_t deinterleave(uint32_t bytes) {
+  const auto gather = [](uint32_t v) {
+    v = (v | v >> 4) & 0x00ff00ffu;
+    return (v | v >> 8) & 0xffffu;
+  };
+  return gather(bytes & 0x0f0f0f0fu) | gather(bytes >> 4 & 0x0f0f0f0fu) << 16;
+}
+
+// The bytes of one row that one block of ks covers, 0 beyond the row: block 4 of s8, or 8 nibbles; both are 4 bytes.
+uint32_t load_block(const uint8_t* row, int64_t row_bytes, int64_t at) {
+  uint32_t word = 0;
+  const int64_t left = row_bytes - at;
+  if (left > 0) std::memcpy(&word, row + at, static_cast<size_t>(left < 4 ? left : 4));
+  return word;
+}
+
+void pack_tile(const WeightShape& s, const Sections& at, const Portable& from, uint8_t* to, int64_t tile) {
+  const int64_t row_bytes = s.bits == 8 ? s.k : (s.k + 1) / 2, blocks = s.k_padded() / (s.bits == 8 ? 4 : 8);
+  const int64_t groups = s.groups();
+  const size_t scale_bytes = s.bits == 8 ? 4 : 2;
+  for (int64_t lane = 0; lane < 16; lane++) {
+    const int64_t n = tile * 16 + lane;
+    uint8_t* codes = to + at.codes + static_cast<size_t>(tile * blocks * 64 + lane * 4);
+    int32_t sum = 0;
+    for (int64_t b = 0; b < blocks; b++) {
+      uint32_t word = n < s.n ? load_block(from.qweight + n * row_bytes, row_bytes, b * 4) : 0;
+      if (s.bits == 4) {
+        if (b * 8 + 8 > s.k && s.k % 2 && s.k >= b * 8) word &= (1u << 4 * (s.k - b * 8)) - 1;  // the unused nibble
+        word = interleave(word);
+      }
+      for (int i = 0; i < 4; i++) sum += static_cast<int8_t>(word >> 8 * i);
+      std::memcpy(codes + b * 64, &word, 4);
+    }
+    if (s.bits == 8) std::memcpy(to + at.column_sum + static_cast<size_t>(n) * 4, &sum, 4);
+    for (int64_t g = 0; g < groups; g++) {
+      const size_t packed = static_cast<size_t>((tile * groups + g) * 16 + lane), row = static_cast<size_t>(n * groups + g);
+      if (n < s.n)
+        std::memcpy(to + at.scale + packed * scale_bytes, from.scale + row * scale_bytes, scale_bytes);
+      else
+        std::memset(to + at.scale + packed * scale_bytes, 0, scale_bytes);
+      if (!s.symmetric) to[at.zero_point + packed] = n < s.n ? from.zero_point[row] : 0;
+    }
+  }
+}
+
+void unpack_tile(const WeightShape& s, const Sections& at, const uint8_t* from, const Portable& to, int64_t tile) {
+  const int64_t row_bytes = s.bits == 8 ? s.k : (s.k + 1) / 2, blocks = s.k_padded() / (s.bits == 8 ? 4 : 8);
+  const int64_t groups = s.groups();
+  const size_t scale_bytes = s.bits == 8 ? 4 : 2;
+  for (int64_t lane = 0; lane < 16 && tile * 16 + lane < s.n; lane++) {
+    const int64_t n = tile * 16 + lane;
+    const uint8_t* codes = from + at.codes + static_cast<size_t>(tile * blocks * 64 + lane * 4);
+    for (int64_t b = 0; b < blocks && b * 4 < row_bytes; b++) {
+      uint32_t word;
+      std::memcpy(&word, codes + b * 64, 4);
+      if (s.bits == 4) word = deinterleave(word);
+      const int64_t left = row_bytes - b * 4;
+      std::memcpy(to.qweight + n * row_bytes + b * 4, &word, static_cast<size_t>(left < 4 ? left : 4));
+    }
+    for (int64_t g = 0; g < groups; g++) {
+      const size_t packed = static_cast<size_t>((tile * groups + g) * 16 + lane), row = static_cast<size_t>(n * groups + g);
+      std::memcpy(to.scale + row * scale_bytes, from + at.scale + packed * scale_bytes, scale_bytes);
+      if (!s.symmetric) to.zero_point[row] = from[at.zero_point + packed];
+    }
+  }
+}
+
+}  // namespace
+
+void WeightShape::validate() const {
+  const int64_t limit = (int64_t{1} << 31) - 1;
+  if (bits != 4 && bits != 8) refuse("weight_bits", bits, "must be 4 or 8");
+  if (n < 1 || n > limit) refuse("out_features", n, "must be in [1, 2^31 - 1]");
+  if (k < 1 || k > limit) refuse("in_features", k, "must be in [1, 2^31 - 1]");
+  if (k > (int64_t{1} << 40) / n) refuse("in_features", k, "in_features * out_features must be at most 2^40");
+  if (group_size != 0 && group_size != 32 && group_size != 64 && group_size != 128)
+    refuse("group_size", group_size, "must be 0 (one group), 32, 64 or 128");
+  if (bits == 8 && (group_size || !symmetric)) refuse("group_size", group_size, "8-bit weights are per channel, symmetric");
+}
+
+int64_t WeightShape::k_padded() const { return round_up(k, group_size ? group_size : bits == 8 ? 4 : 8); }
+
+Sections sections_of(const WeightShape& s) {
+  s.validate();
+  const auto aligned = [](int64_t bytes) { return static_cast<size_t>(round_up(bytes, 64)); };
+  const int64_t columns = s.tiles() * 16;
+  Sections at;
+  at.scale = at.codes + aligned(columns * s.k_padded() * s.bits / 8);
+  at.zero_point = at.scale + aligned(columns * s.groups() * (s.bits == 8 ? 4 : 2));
+  at.column_sum = at.zero_point + (s.symmetric ? 0 : aligned(columns * s.groups()));
+  at.total = at.column_sum + (s.bits == 8 ? aligned(columns * 4) : 0);
+  return at;
+}
+
+void pack(const WeightShape& shape, const Portable& from, uint8_t* to, int threads) {
+  const Sections at = sections_of(shape);
+  std::memset(to + at.scale, 0, at.total - at.scale);  // the gaps between sections
+  parallel_for(shape.tiles(), usable_threads(threads), [&](int64_t tile, int) { pack_tile(shape, at, from, to, tile); });
+}
+
+void unpack(const WeightShape& shape, const uint8_t* from, const Portable& to, int threads) {
+  const Sections at = sections_of(shape);
+  parallel_for(shape.tiles(), usable_threads(threads),
+               [&](int64_t tile, int) { unpack_tile(shape, at, from, to, tile); });
+}
+
+}  // namespace nybble

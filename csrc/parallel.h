@@ -1,0 +1,37 @@
+// The only file that knows threads. OpenMP's pool is torch's own: the extension links libgomp by the SONAME that torch's
+// wheels carry, and is loaded after torch.
+#pragma once
+
+#include <omp.h>
+#include <pthread.h>
+
+#include <atomic>
+#include <cstdint>
+
+namespace nybble {
+
+// libgomp's pool does not survive fork(): a forked child runs serially.
+inline std::atomic<bool> in_forked_child{false};
+
+inline int watch_forks() {
+  return pthread_atfork(nullptr, nullptr, [] { in_forked_child.store(true, std::memory_order_relaxed); });
+}
+
+inline int usable_threads(int wanted) {
+  if (wanted < 2 || in_forked_child.load(std::memory_order_relaxed) || omp_in_parallel()) return 1;
+  return wanted;
+}
+
+// fn(i, worker) for i in [0, count), each once; worker < threads. fn must not throw.
+template <class Fn>
+void parallel_for(int64_t count, int threads, const Fn& fn) {
+  const int workers = count < threads ? static_cast<int>(count) : threads;
+  if (workers < 2) {
+    for (int64_t i = 0; i < count; i++) fn(i, 0);
+    return;
+  }
+#pragma omp parallel for schedule(static) num_threads(workers)
+  for (int64_t i = 0; i < count; i++) fn(i, omp_get_thread_num());
+}
+
+}  // namespace nybble

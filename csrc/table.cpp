@@ -1,0 +1,46 @@
+#include "table.h"
+
+#include <stdexcept>
+
+// NYBBLE_IF_<target>(fn) is fn where CMake built that target, else null.
+#define NYBBLE_IF_scalar(fn) fn
+#if defined(NYBBLE_BUILT_X86)
+#define NYBBLE_IF_avx2(fn) fn
+#define NYBBLE_IF_avx512vnni(fn) fn
+#else
+#define NYBBLE_IF_avx2(fn) nullptr
+#define NYBBLE_IF_avx512vnni(fn) nullptr
+#endif
+
+extern "C" {
+#define NYBBLE_PREPARE(name, target) NybbleStatus nybble_##name(const NybblePrepareArgs*);
+#define NYBBLE_LINEAR(name, scheme, target, layout, panel, block_rows) \
+  NybbleStatus nybble_##name(const NybbleLinearArgs*);
+#include "kernels.def"
+#undef NYBBLE_PREPARE
+#undef NYBBLE_LINEAR
+}
+
+namespace nybble {
+
+const std::vector<KernelEntry>& kernel_table() {
+  static const std::vector<KernelEntry> table = {
+#define NYBBLE_PREPARE(name, target) \
+  {#name, "prepare", #target, "", "", 0, 0, nullptr, NYBBLE_IF_##target(nybble_##name)},
+#define NYBBLE_LINEAR(name, scheme, target, layout, panel, block_rows)                \
+  {#name,      "linear",                            #target, #scheme, #layout, NYBBLE_PANEL_##panel, \
+   block_rows, NYBBLE_IF_##target(nybble_##name), nullptr},
+#include "kernels.def"
+#undef NYBBLE_PREPARE
+#undef NYBBLE_LINEAR
+  };
+  return table;
+}
+
+const KernelEntry& find_kernel(const std::string& name) {
+  for (const KernelEntry& entry : kernel_table())
+    if (name == entry.name && (entry.linear || entry.prepare)) return entry;
+  throw std::invalid_argument("kernel=\"" + name + "\": not in the table, or not built");
+}
+
+}  // namespace nybble

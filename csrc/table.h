@@ -1,0 +1,30 @@
+// kernels.def as data.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "abi.h"
+
+namespace nybble {
+
+struct KernelEntry {
+  const char* name;
+  const char* op;  // "linear" or "prepare"
+  const char* target;
+  const char* scheme;  // "" for prepare, like the fields below
+  const char* layout;
+  int panel;
+  int block_rows;
+  NybbleLinearFn linear;    // null where it was not built
+  NybblePrepareFn prepare;  // likewise
+  int weight_bits() const { return scheme[1] - '0'; }
+  bool int_activations() const { return panel != NYBBLE_PANEL_F32; }
+};
+
+const std::vector<KernelEntry>& kernel_table();
+
+// Throws std::invalid_argument where no such kernel was built.
+const KernelEntry& find_kernel(const std::string& name);
+
+}  // namespace nybble

@@ -1,0 +1,18 @@
+"""Triton kernels will live here. The package is also what `nybble.kernels()` calls: it returns the kernel table."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+
+class _Kernels(ModuleType):
+    def __call__(self) -> list[dict[str, Any]]:
+        """The table of kernels: name, op, scheme, target, layout, built, usable here, and why not."""
+        from ..registry import kernels
+
+        return kernels()
+
+
+sys.modules[__name__].__class__ = _Kernels

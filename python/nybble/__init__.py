@@ -1,0 +1,38 @@
+"""nybble: int8 and int4 linear layers for torch models, on the hardware that you already own.
+
+    import nybble
+    report = nybble.quantize(model, "w8a8")   # in place; print(report)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+from . import nn
+from .checkpoint import load, save
+from .dispatch import Explanation
+from .passes import quantize
+from .report import Report
+from .scheme import Scheme
+
+if TYPE_CHECKING:
+    from .registry import kernels
+else:
+    # The package of Triton kernels, callable: one name is both the table and the folder.
+    from . import kernels
+
+
+def explain(layer: nn.Linear, m: int = 1) -> Explanation:
+    """Which kernel runs a layer for m tokens, and each other's reason for not running.
+
+    Raises:
+        TypeError: not a nybble layer.
+    """
+    if not isinstance(layer, nn.Linear):
+        raise TypeError(f"layer: must be a nybble.nn.Linear, got {type(layer).__name__}")
+    return layer.explain(m)
+
+
+__all__ = ["Explanation", "Report", "Scheme", "explain", "kernels", "load", "nn", "quantize", "save"]

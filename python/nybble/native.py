@@ -1,0 +1,104 @@
+"""The compiled extension: tensors in, pointers and byte counts out. The only module that imports `_C`."""
+
+from __future__ import annotations
+
+# torch first: its wheels bring the OpenMP library that the extension then shares.
+import torch
+from torch import Tensor
+
+from . import _C
+from .rounding import QuantizedWeight, portable_spec
+from .scheme import Scheme
+
+VERSION: str = _C.version
+DTYPES = {torch.float32: _C.F32, torch.bfloat16: _C.BF16, torch.float16: _C.F16, torch.int32: _C.S32}
+PANEL_DTYPES = (torch.float32, torch.int8, torch.int16, torch.uint8)  # by the panel number of csrc/abi.h
+
+_NOTHING = (0, 0)
+
+
+def kernel_table() -> list[dict[str, object]]:
+    """The rows of csrc/kernels.def."""
+    return _C.kernel_table()
+
+
+def cpu() -> tuple[str, tuple[str, ...]]:
+    """The CPU's brand, and the instruction sets that it and the operating system offer."""
+    brand, features = _C.cpu()
+    return brand, tuple(features)
+
+
+def memory(tensor: Tensor | None) -> tuple[int, int]:
+    """Address of the first element, and the bytes from there to the end of the storage."""
+    if tensor is None:
+        return _NOTHING
+    offset = tensor.storage_offset() * tensor.element_size()
+    return tensor.data_ptr(), tensor.untyped_storage().nbytes() - offset
+
+
+def weight_shape(scheme: Scheme, out_features: int, in_features: int) -> _C.WeightShape:
+    return _C.WeightShape(
+        bits=scheme.weight_bits,
+        n=out_features,
+        k=in_features,
+        group_size=scheme.group_size or 0,
+        symmetric=scheme.symmetric,
+    )
+
+
+def pack(quantized: QuantizedWeight, scheme: Scheme, in_features: int) -> Tensor:
+    """layouts.pack for the layout that the CPU kernels share, in parallel."""
+    shape = weight_shape(scheme, quantized.qweight.shape[0], in_features)
+    packed = torch.empty(shape.packed_bytes, dtype=torch.uint8)
+    qweight, scale = quantized.qweight.contiguous(), quantized.scale.contiguous()
+    zero_point = None if quantized.zero_point is None else quantized.zero_point.contiguous()
+    threads = torch.get_num_threads()
+    _C.pack(shape, memory(qweight), memory(scale), memory(zero_point), memory(packed), threads)
+    return packed
+
+
+def unpack(packed: Tensor, scheme: Scheme, out_features: int, in_features: int) -> QuantizedWeight:
+    """layouts.unpack, in parallel."""
+    shape = weight_shape(scheme, out_features, in_features)
+    spec = portable_spec(scheme, out_features, in_features)
+    parts = {name: torch.empty(size, dtype=dtype) for name, (size, dtype) in spec.items()}
+    quantized = QuantizedWeight(**parts)
+    _C.unpack(
+        shape,
+        memory(packed),
+        memory(quantized.qweight),
+        memory(quantized.scale),
+        memory(quantized.zero_point),
+        torch.get_num_threads(),
+    )
+    return quantized
+
+
+class LinearPlan:
+    """A compiled linear kernel bound to a scheme and a weight shape."""
+
+    def __init__(self, kernel: str, prepare: str, scheme: Scheme, out_features: int, in_features: int) -> None:
+        self._plan = _C.LinearPlan(kernel, prepare, weight_shape(scheme, out_features, in_features))
+        self._run = self._plan.run
+
+    def __call__(self, x: Tensor, packed: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        """out (M, N) = x (M, K) w^T + bias.
+
+        x has unit stride along K; out is contiguous, of x's dtype, or int32 for the accumulators of w8a8.
+
+        Raises:
+            ValueError: a tensor is smaller than its shape says.
+        """
+        dtype = DTYPES[x.dtype]
+        self._run(
+            memory(x),
+            dtype,
+            x.shape[0],
+            x.stride(0),
+            memory(packed),
+            memory(bias),
+            dtype if bias is None else DTYPES[bias.dtype],
+            memory(out),
+            DTYPES[out.dtype],
+            torch.get_num_threads(),
+        )

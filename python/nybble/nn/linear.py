@@ -1,0 +1,291 @@
+"""nn.Linear with integer weights."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from ..dispatch import Explanation, explain
+from ..registry import Problem
+from ..rounding import (
+    QuantizedWeight,
+    check_portable,
+    dequantize_weight,
+    portable_spec,
+    quantize_weight,
+)
+from ..scheme import Scheme
+from .weight import WeightView
+
+_PORTABLE = ("qweight", "scale", "zero_point")
+# Guards the exchange of portable tensors for the packed one, which any thread's first call may make.
+_PACKING = threading.RLock()
+
+
+class Linear(nn.Module):
+    """y = x w^T + bias with w as integers: a drop-in for torch.nn.Linear.
+
+    `state_dict` holds the portable layout (`qweight`, `scale`, `zero_point` if asymmetric, `bias`; see
+    rounding.QuantizedWeight). In memory the weight lies packed for this machine, in the buffer `packed`; it is packed at
+    the first call, and the portable tensors are then derived from it whenever someone asks. A new layer's weight is 0
+    until it is loaded.
+
+    Args:
+        in_features, out_features: as in nn.Linear, at least 1.
+        bias: whether there is one.
+        scheme: name or Scheme, such as "w8a8" or "w4a16g128".
+        device, dtype: of the bias; the output takes the dtype of the input (float32, bfloat16 or float16).
+
+    Raises:
+        ValueError: an unknown scheme, or a shape that it cannot hold.
+    """
+
+    in_features: int
+    out_features: int
+    scheme: Scheme
+    dtype: torch.dtype
+    packed: Tensor | None
+    layout: str | None
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        scheme: str | Scheme = "w8a8",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.scheme = Scheme.parse(scheme)
+        self.scheme.check_shape(out_features, in_features)
+        self.in_features, self.out_features = in_features, out_features
+        self.dtype = dtype or torch.get_default_dtype()
+        spec = portable_spec(self.scheme, out_features, in_features)
+        tensors = {name: torch.zeros(shape, dtype=kind, device=device) for name, (shape, kind) in spec.items()}
+        self._hold(QuantizedWeight(**tensors))
+        self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=self.dtype)) if bias else None
+
+    @classmethod
+    def from_dense(cls, dense: nn.Linear, scheme: str | Scheme, method: str = "rtn") -> Linear:
+        """A layer with the rounded weight of a dense one, which is left as it is; the bias Parameter is shared.
+
+        Args:
+            dense: an nn.Linear with finite weights.
+            scheme: name or Scheme.
+            method: "rtn" or "mse", see rounding.quantize_weight.
+
+        Raises:
+            TypeError: not an nn.Linear.
+            ValueError: an unknown scheme or method, or a weight that cannot be rounded.
+        """
+        if not isinstance(dense, nn.Linear):
+            raise TypeError(f"dense: must be a torch.nn.Linear, got {type(dense).__name__}")
+        layer = cls.from_weight(dense.weight, dense.bias, scheme, method)
+        return layer.train(dense.training)
+
+    @classmethod
+    def from_weight(
+        cls, weight: Tensor, bias: Tensor | None, scheme: str | Scheme, method: str = "rtn", dtype: torch.dtype | None = None
+    ) -> Linear:
+        """As from_dense, from a weight (N, K) and a bias (N,) or None; dtype is the weight's by default."""
+        parsed = Scheme.parse(scheme)
+        quantized = quantize_weight(weight, parsed, method)
+        layer = cls(
+            weight.shape[1], weight.shape[0], bias=False, scheme=parsed, device="meta", dtype=dtype or weight.dtype
+        )
+        layer._hold(quantized)
+        if bias is not None:
+            layer.bias = bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias, requires_grad=False)
+        layer.pack()
+        return layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in_features), float32, bfloat16 or float16 -> (..., out_features) in the same dtype.
+
+        Under autocast, in autocast's dtype. See ops.linear for gradients and errors.
+        """
+        if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        if self.packed is None:
+            self.pack()
+        return ops.linear(
+            x, self.packed, self.bias, str(self.scheme), self.layout, self.out_features, self.in_features
+        )
+
+    def quantized(self) -> QuantizedWeight:
+        """The portable tensors: the layer's own, or derived from the packed weight."""
+        with _PACKING:
+            if self.packed is None:
+                held = {name: self._parameters.get(name) for name in _PORTABLE}
+                return QuantizedWeight(**{name: tensor.detach() for name, tensor in held.items() if tensor is not None})
+            return ops.unpack(self.packed, self.layout, self.scheme, self.out_features, self.in_features)
+
+    def pack(self) -> None:
+        """Exchanges the portable tensors for the packed one. Nothing to do on the meta device, or twice."""
+        with _PACKING:
+            qweight = self._parameters.get("qweight")
+            if self.packed is not None or qweight is None or qweight.is_meta:
+                return
+            packed, layout = ops.pack(self.quantized(), self.scheme, self.in_features)
+            self._hold_packed(packed, layout)
+
+    def unpack(self) -> None:
+        """Exchanges the packed tensor for the portable ones, for code that edits or shards them."""
+        with _PACKING:
+            if self.packed is not None:
+                self._hold(self.quantized())
+
+    def tie_to(self, other: Linear) -> None:
+        """Shares the packed weight of another layer of the same scheme and shape.
+
+        Raises:
+            ValueError: scheme or shape differ, or the other is on the meta device.
+        """
+        mine, theirs = (self.scheme, self.out_features, self.in_features), (
+            other.scheme,
+            other.out_features,
+            other.in_features,
+        )
+        if mine != theirs:
+            raise ValueError(f"other: {theirs} cannot be shared with {mine}")
+        other.pack()
+        if other.packed is None or other.layout is None:
+            raise ValueError("other: has no weight to share (meta device)")
+        self._hold_packed(other.packed, other.layout)
+
+    @property
+    def weight_id(self) -> int:
+        """Equal for layers that share their packed weight."""
+        return id(self.packed) if self.packed is not None else id(self._parameters.get("qweight"))
+
+    @property
+    def weight(self) -> WeightView:
+        """Stands for the dense weight (N, K) in code that looks at it; any torch function dequantizes it first."""
+        return WeightView(self)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weight lies."""
+        held = self.packed if self.packed is not None else self._parameters["qweight"]
+        assert held is not None, "one of the two forms is always there"  # noqa: S101
+        return held.device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes, scales, zero points and bias as they lie in memory now."""
+        weight = self.packed.nbytes if self.packed is not None else self.quantized().nbytes
+        return weight + (self.bias.nbytes if self.bias is not None else 0)
+
+    def dequantized_weight(self) -> Tensor:
+        """The weight (N, K) that the codes stand for, in the layer's dtype."""
+        return dequantize_weight(self.quantized(), self.scheme, self.in_features).to(self.dtype)
+
+    def dequantize(self) -> nn.Linear:
+        """A dense nn.Linear with the rounded weight and a copy of the bias."""
+        dense = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta", dtype=self.dtype)
+        dense.weight = nn.Parameter(self.dequantized_weight(), requires_grad=False)
+        if self.bias is not None:
+            dense.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=self.bias.requires_grad)
+        return dense.train(self.training)
+
+    def explain(self, m: int = 1) -> Explanation:
+        """Which kernel runs for m tokens, and why each other does not."""
+        dtype = self.dtype if self.dtype.is_floating_point else torch.float32
+        return explain(
+            Problem(self.scheme, m, self.out_features, self.in_features, dtype, self.device.type, layout=self.layout)
+        )
+
+    def extra_repr(self) -> str:
+        kernel = "none (meta)" if self.device.type == "meta" else self.explain().kernel
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"scheme={self.scheme}, kernel={kernel}"
+        )
+
+    def _hold(self, quantized: QuantizedWeight) -> None:
+        for name in _PORTABLE:
+            tensor = getattr(quantized, name)
+            self.register_parameter(name, None if tensor is None else nn.Parameter(tensor, requires_grad=False))
+        self.register_buffer("packed", None, persistent=False)
+        self.layout = None
+
+    def _hold_packed(self, packed: Tensor, layout: str) -> None:
+        # In this order another thread's forward sees a packed weight together with its layout.
+        self.layout = layout
+        self.packed = packed
+        for name in _PORTABLE:
+            self._parameters[name] = None
+
+    def __getattr__(self, name: str) -> Any:
+        value = super().__getattr__(name)
+        if value is None and name in _PORTABLE and self.packed is not None:
+            return getattr(self.quantized(), name)
+        return value
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Linear:
+        # What fn does to devices and dtypes shows on an empty tensor. Codes and scales move, but keep their dtype.
+        moved = fn(torch.empty(0, dtype=self.dtype, device=self.device))
+        if moved.device != self.device:
+            self.unpack()
+        scale = self._parameters["scale"]
+        self._parameters["scale"] = None
+        try:
+            super()._apply(fn, recurse)
+        finally:
+            self._parameters["scale"] = scale
+        if scale is not None:
+            bits = torch.int16 if scale.dtype.itemsize == 2 else torch.int32
+            self.scale = nn.Parameter(fn(scale.data.view(bits)).view(scale.dtype), requires_grad=False)
+        self.dtype = moved.dtype
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        if self.packed is not None:
+            for name, tensor in self.quantized().tensors().items():
+                destination[prefix + name] = tensor
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        error_msgs: list[str] = args[-1]
+        names = portable_spec(self.scheme, self.out_features, self.in_features)
+        found = {name: state_dict[prefix + name] for name in names if prefix + name in state_dict}
+        if found:
+            try:
+                if found.keys() != names.keys():
+                    raise ValueError(f"has {sorted(found)} without {sorted(names.keys() - found.keys())}")
+                check_portable(QuantizedWeight(**found), self.scheme, self.out_features, self.in_features)
+            except ValueError as error:
+                error_msgs.append(f"{prefix.removesuffix('.') or 'the layer'}: {error}")
+                return
+        self.unpack()
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        if self.packed is not None:
+            quantized = self.quantized()
+            state["_parameters"] = {
+                name: nn.Parameter(tensor, requires_grad=False)
+                if (tensor := getattr(quantized, name, None)) is not None
+                else parameter
+                for name, parameter in self._parameters.items()
+            }
+            state["_buffers"] = {**self._buffers, "packed": None}
+            state["layout"] = None
+        return state
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Linear:
+        # Not through __getstate__: layers that share a packed weight still do in the copy.
+        new = self.__class__.__new__(self.__class__)
+        memo[id(self)] = new
+        new.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return new

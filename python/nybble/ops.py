@@ -1,0 +1,122 @@
+"""The torch ops. The only place that checks tensors and allocates outputs.
+
+``nybble::linear`` runs a layer; ``nybble::dequantize`` gives its weight back, for gradients.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import layouts, native
+from .dispatch import layout_for, plan_for
+from .registry import FLOATS
+from .rounding import QuantizedWeight, dequantize_weight
+from .scheme import Scheme
+
+_LIBRARY = torch.library.Library("nybble", "DEF")  # noqa: TOR901
+_LIBRARY.define(
+    "linear(Tensor x, Tensor packed, Tensor? bias, str scheme, str layout, int out_features, int in_features) -> Tensor"
+)
+_LIBRARY.define("dequantize(Tensor packed, str scheme, str layout, int out_features, int in_features) -> Tensor")
+
+
+def pack(quantized: QuantizedWeight, scheme: Scheme, in_features: int) -> tuple[Tensor, str]:
+    """A portable weight, packed for its device, and the name of the layout."""
+    device = quantized.qweight.device.type
+    layout = layout_for(scheme, quantized.qweight.shape[0], in_features, device)
+    if layout == layouts.PLAIN:
+        return layouts.pack(quantized, layout, scheme, in_features), layout
+    return native.pack(quantized, scheme, in_features), layout
+
+
+def unpack(packed: Tensor, layout: str, scheme: Scheme, out_features: int, in_features: int) -> QuantizedWeight:
+    """The portable weight of a packed one; the exact inverse of pack."""
+    if layout == layouts.PLAIN:
+        return layouts.unpack(packed, layout, scheme, out_features, in_features)
+    return native.unpack(packed, scheme, out_features, in_features)
+
+
+def linear(
+    x: Tensor, packed: Tensor, bias: Tensor | None, scheme: str, layout: str, out_features: int, in_features: int
+) -> Tensor:
+    """y (..., out_features) = x (..., in_features) w^T + bias, in x's dtype.
+
+    x: float32, bfloat16 or float16, any strides (a copy is made unless the last one is 1); packed: from `pack`;
+    bias: (out_features,), any of the same dtypes. The gradient flows to x and bias; rounding counts as identity.
+
+    Raises:
+        ValueError: a shape, dtype or device that does not fit, by name.
+        NoKernelError: no kernel accepts the problem.
+    """
+    return torch.ops.nybble.linear.default(x, packed, bias, scheme, layout, out_features, in_features)
+
+
+def _linear(
+    x: Tensor, packed: Tensor, bias: Tensor | None, scheme: str, layout: str, out_features: int, in_features: int
+) -> Tensor:
+    _check(x, bias, out_features, in_features)
+    rows = x.reshape(-1, in_features)
+    if rows.stride(1) != 1 or 0 < rows.stride(0) < in_features:
+        rows = rows.contiguous()
+    out = x.new_empty((*x.shape[:-1], out_features))
+    if bias is not None:
+        bias = bias.contiguous()
+    plan = plan_for(scheme, layout, out_features, in_features, x.dtype, x.device.type)
+    plan(rows, packed, bias, out.view(-1, out_features))
+    return out
+
+
+def _check(x: Tensor, bias: Tensor | None, out_features: int, in_features: int) -> None:
+    if x.dim() == 0 or x.shape[-1] != in_features:
+        raise ValueError(f"x: shape {tuple(x.shape)}, the last dimension must be in_features={in_features}")
+    if x.dtype not in FLOATS:
+        raise ValueError(f"x: {x.dtype}, must be one of {FLOATS}")
+    if bias is not None and (bias.shape != (out_features,) or bias.dtype not in FLOATS):
+        raise ValueError(f"bias: {tuple(bias.shape)} {bias.dtype}, must be ({out_features},) and one of {FLOATS}")
+    if bias is not None and bias.device != x.device:
+        raise ValueError(f"bias: on {bias.device}, x is on {x.device}")
+
+
+def _dequantize(packed: Tensor, scheme: str, layout: str, out_features: int, in_features: int) -> Tensor:
+    parsed = Scheme.parse(scheme)
+    return dequantize_weight(unpack(packed, layout, parsed, out_features, in_features), parsed, in_features)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, packed, bias, *rest = inputs
+    ctx.save_for_backward(packed)
+    ctx.rest = rest
+    ctx.bias_dtype = None if bias is None else bias.dtype
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    (packed,) = ctx.saved_tensors
+    grad_x = grad_bias = None
+    if ctx.needs_input_grad[0]:
+        weight = torch.ops.nybble.dequantize(packed, *ctx.rest)
+        grad_x = grad @ weight.to(grad.dtype)
+    if ctx.needs_input_grad[2]:
+        grad_bias = grad.flatten(0, -2).sum(0).to(ctx.bias_dtype) if grad.dim() > 1 else grad.to(ctx.bias_dtype)
+    return grad_x, None, grad_bias, None, None, None, None
+
+
+_LIBRARY.impl("linear", _linear, "CompositeExplicitAutograd")
+_LIBRARY.impl("dequantize", _dequantize, "CompositeExplicitAutograd")
+torch.library.register_autograd("nybble::linear", _backward, setup_context=_setup_context, lib=_LIBRARY)
+
+
+@torch.library.register_fake("nybble::linear", lib=_LIBRARY)
+def _linear_fake(
+    x: Tensor, packed: Tensor, bias: Tensor | None, scheme: str, layout: str, out_features: int, in_features: int
+) -> Tensor:
+    torch._check(x.dim() > 0, lambda: "x: needs at least one dimension")
+    torch._check(x.shape[-1] == in_features, lambda: f"x: the last dimension must be in_features={in_features}")
+    return x.new_empty((*x.shape[:-1], out_features))
+
+
+@torch.library.register_fake("nybble::dequantize", lib=_LIBRARY)
+def _dequantize_fake(packed: Tensor, scheme: str, layout: str, out_features: int, in_features: int) -> Tensor:
+    return packed.new_empty((out_features, in_features), dtype=torch.float32)

@@ -1,0 +1,194 @@
+"""Weights to codes and back: round to nearest, with scales from the range or from the least error.
+
+Formulas: the group-wise rounding of GPTQ and its MSE search over clipped ranges (IST-DASLab/gptq, quant.py); here the
+scale is rounded to the dtype that it is stored in before the codes are computed, and nothing has an absolute floor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .scheme import Scheme
+
+METHODS = ("rtn", "mse")
+
+# Share of the range that the MSE search tries to give up, in hundredths, and the norm it minimises.
+_CLIP_STEPS = 80
+_CLIP_NORM = 2.4
+_ROWS_AT_ONCE = 1 << 22  # elements
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """A weight in the portable layout.
+
+    qweight: int8 (N, K) codes in [-127, 127]; or uint8 (N, ceil(K / 2)), unsigned 4-bit codes 0..15, even k in the low
+        nibble, an unused last nibble 0.
+    scale: (N, groups), float32 for 8 bits, bfloat16 for 4.
+    zero_point: uint8 (N, groups) in 0..15, or None: 0 for 8 bits, 8 for 4.
+
+    weight = (code - zero_point) * scale.
+    """
+
+    qweight: Tensor
+    scale: Tensor
+    zero_point: Tensor | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name, without the absent one."""
+        named = {"qweight": self.qweight, "scale": self.scale, "zero_point": self.zero_point}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors().values())
+
+
+def portable_spec(scheme: Scheme, out_features: int, in_features: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and dtype of each portable tensor of an (out_features, in_features) weight."""
+    groups = (out_features, scheme.groups(in_features))
+    if scheme.weight_bits == 8:
+        return {"qweight": ((out_features, in_features), torch.int8), "scale": (groups, torch.float32)}
+    spec: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+        "qweight": ((out_features, (in_features + 1) // 2), torch.uint8),
+        "scale": (groups, torch.bfloat16),
+    }
+    if not scheme.symmetric:
+        spec["zero_point"] = (groups, torch.uint8)
+    return spec
+
+
+def check_portable(quantized: QuantizedWeight, scheme: Scheme, out_features: int, in_features: int) -> None:
+    """Raises ValueError, naming the tensor, where the tensors are not a weight of this scheme and shape."""
+    tensors = quantized.tensors()
+    spec = portable_spec(scheme, out_features, in_features)
+    if tensors.keys() != spec.keys():
+        raise ValueError(f"{scheme} needs the tensors {sorted(spec)}, got {sorted(tensors)}")
+    for name, (shape, dtype) in spec.items():
+        tensor = tensors[name]
+        if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+            raise ValueError(
+                f"{name}: {tuple(tensor.shape)} {tensor.dtype}, but {scheme} of ({out_features}, {in_features}) "
+                f"needs {shape} {dtype}"
+            )
+    if quantized.qweight.is_meta:
+        return
+    scale = quantized.scale.float()
+    if not torch.isfinite(scale).all() or (scale < 0).any():
+        raise ValueError("scale: must be finite and not negative")
+    if scheme.weight_bits == 8 and (quantized.qweight == -128).any():
+        raise ValueError("qweight: code -128 is outside [-127, 127]")
+    if scheme.weight_bits == 4 and in_features % 2 and (quantized.qweight[:, -1] > 15).any():
+        raise ValueError("qweight: the nibble beyond the last input must be 0")
+    if quantized.zero_point is not None and (quantized.zero_point > 15).any():
+        raise ValueError("zero_point: must be in [0, 15]")
+
+
+def quantize_weight(weight: Tensor, scheme: Scheme, method: str = "rtn") -> QuantizedWeight:
+    """Rounds a weight (N, K), float, to codes.
+
+    Args:
+        weight: finite values; any float dtype, on any device.
+        scheme: see Scheme.
+        method: "rtn" takes the range of each group; "mse" the share of it, in steps of 1 %, with the least error
+            (2.4-norm), never worse than "rtn".
+
+    Raises:
+        ValueError: an unknown method, a wrong shape, or values that are not finite.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method={method!r}: must be one of {METHODS}")
+    if weight.dim() != 2 or not weight.is_floating_point():
+        raise ValueError(f"weight: must be a float matrix (N, K), got {tuple(weight.shape)} {weight.dtype}")
+    n, k = weight.shape
+    scheme.check_shape(n, k)
+    weight = weight.detach()
+    if not torch.isfinite(weight).all():
+        raise ValueError("weight: has NaN or Inf")
+    rows = max(1, _ROWS_AT_ONCE // k)
+    parts = [_quantize_rows(weight[i : i + rows].float(), scheme, method) for i in range(0, n, rows)]
+    codes, scales, zeros = (torch.cat(column) for column in zip(*parts, strict=True))
+    if scheme.weight_bits == 8:
+        return QuantizedWeight(codes.to(torch.int8), scales)
+    return QuantizedWeight(pack_nibbles(codes), scales, None if scheme.symmetric else zeros.to(torch.uint8))
+
+
+def dequantize_weight(quantized: QuantizedWeight, scheme: Scheme, in_features: int) -> Tensor:
+    """The float32 weight (N, in_features) that the codes stand for."""
+    if scheme.weight_bits == 8:
+        return quantized.qweight.float() * quantized.scale
+    codes = unpack_nibbles(quantized.qweight, in_features).float()
+    size = scheme.group_size or in_features
+    zero = 8.0 if quantized.zero_point is None else _spread(quantized.zero_point.float(), size, in_features)
+    return (codes - zero) * _spread(quantized.scale.float(), size, in_features)
+
+
+def pack_nibbles(codes: Tensor) -> Tensor:
+    """Codes 0..15 (N, K) to bytes (N, ceil(K / 2)), even k in the low nibble."""
+    codes = torch.nn.functional.pad(codes.to(torch.uint8), (0, codes.shape[1] % 2))
+    return codes[:, 0::2] | (codes[:, 1::2] << 4)
+
+
+def unpack_nibbles(packed: Tensor, in_features: int) -> Tensor:
+    """The inverse of pack_nibbles: uint8 (N, in_features)."""
+    both = torch.stack((packed & 15, packed >> 4), dim=-1)
+    return both.flatten(1)[:, :in_features]
+
+
+def _spread(per_group: Tensor, size: int, in_features: int) -> Tensor:
+    """(N, groups) to (N, in_features): each group's value at its inputs."""
+    return per_group.repeat_interleave(size, dim=1)[:, :in_features]
+
+
+def _quantize_rows(weight: Tensor, scheme: Scheme, method: str) -> tuple[Tensor, Tensor, Tensor]:
+    """float32 rows (n, K) to codes (n, K), scales (n, groups) as stored, zero points (n, groups)."""
+    n, k = weight.shape
+    size = scheme.group_size or k
+    groups = scheme.groups(k)
+    # Zeros beyond K never widen a range, since the range always includes 0.
+    grouped = torch.nn.functional.pad(weight, (0, groups * size - k)).view(n, groups, size)
+    low, high = grouped.amin(-1).clamp(max=0), grouped.amax(-1).clamp(min=0)
+    codes, scale, zero = _round(grouped, low, high, scheme)
+    if method == "mse":
+        best = _error(grouped, codes, scale, zero)
+        for step in range(1, _CLIP_STEPS):
+            share = 1 - step / 100
+            tried = _round(grouped, low * share, high * share, scheme)
+            error = _error(grouped, *tried)
+            better = error < best
+            best = torch.where(better, error, best)
+            codes = torch.where(better[..., None], tried[0], codes)
+            scale = torch.where(better, tried[1], scale)
+            zero = torch.where(better, tried[2], zero)
+    return codes.view(n, -1)[:, :k], scale, zero
+
+
+def _round(grouped: Tensor, low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes, stored scales and zero points for the ranges [low, high] of the groups (n, groups, size)."""
+    lowest, highest = (-127, 127) if scheme.weight_bits == 8 else (0, 15)
+    stored = torch.float32 if scheme.weight_bits == 8 else torch.bfloat16
+    if scheme.weight_bits == 8:
+        span, zero = torch.maximum(-low, high) / 127, torch.zeros_like(low)
+    elif scheme.symmetric:
+        # The largest magnitude takes the long side of [-8, 7] if it is negative, and fits the short one if not.
+        span, zero = torch.maximum(-low / 8, high / 7), torch.full_like(low, 8)
+    else:
+        span = (high - low) / 15
+        zero = (-low / torch.where(span > 0, span, 1)).round().clamp(0, 15)
+    scale = span.to(stored)
+    # A group whose scale is 0 as stored, or subnormal, holds nothing that the codes could tell apart.
+    usable = scale.float() > torch.finfo(stored).tiny
+    scale = torch.where(usable, scale, torch.zeros_like(scale))
+    divisor = torch.where(usable, scale.float(), 1)[..., None]
+    codes = ((grouped / divisor).round() + zero[..., None]).clamp(lowest, highest)
+    return torch.where(usable[..., None], codes, zero[..., None]), scale, zero
+
+
+def _error(grouped: Tensor, codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """The 2.4-norm error of each group, relative to its largest value so that it neither under- nor overflows."""
+    largest = grouped.abs().amax(-1, keepdim=True)
+    restored = (codes - zero[..., None]) * scale.float()[..., None]
+    return ((restored - grouped) / torch.where(largest > 0, largest, 1)).abs().pow(_CLIP_NORM).sum(-1)

@@ -1,0 +1,107 @@
+"""What the numbers of a layer mean: the integers of its weights and activations, and how they are scaled."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+GROUP_SIZES = (32, 64, 128)
+
+# Products of codes in [-127, 127] that an int32 accumulator holds without wrapping.
+_MAX_INT8_PRODUCTS = 133_144
+
+_NAME = re.compile(r"w(?P<weight>[48])a(?P<act>8|16)(?:g(?P<group>32|64|128))?(?P<asymmetric>asym)?")
+_GRAMMAR = "w8a8, w8a16, w4a8 or w4a16; the w4 ones may take g32, g64 or g128, then asym: w4a16g128, w4a8g32asym"
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """Weights as integers times scales, with float (16) or dynamically quantized (8) activations.
+
+    Args:
+        weight_bits: 8 (codes in [-127, 127], one float32 scale an output channel) or 4 (codes in [-8, 7], bfloat16
+            scales).
+        act_bits: 16 (activations stay float) or 8 (codes in [-127, 127], one scale a token, found as the layer runs).
+        group_size: inputs that share a scale: 32, 64 or 128; None: all of them. 4-bit weights alone.
+        symmetric: zero is code 0; otherwise each group has its own zero point. 4-bit weights alone.
+
+    Raises:
+        ValueError: a combination that nybble does not define.
+    """
+
+    weight_bits: int
+    act_bits: int
+    group_size: int | None = None
+    symmetric: bool = True
+
+    def __post_init__(self) -> None:
+        if self.weight_bits not in (4, 8):
+            raise ValueError(f"weight_bits={self.weight_bits!r}: must be 4 or 8")
+        if self.act_bits not in (8, 16):
+            raise ValueError(f"act_bits={self.act_bits!r}: must be 8 or 16")
+        if self.group_size is not None and self.group_size not in GROUP_SIZES:
+            raise ValueError(f"group_size={self.group_size!r}: must be None or one of {GROUP_SIZES}")
+        if self.weight_bits == 8 and (self.group_size is not None or not self.symmetric):
+            raise ValueError(
+                f"group_size={self.group_size!r}, symmetric={self.symmetric!r}: "
+                "8-bit weights are symmetric with one scale a channel"
+            )
+
+    @classmethod
+    def parse(cls, name: str | Scheme) -> Scheme:
+        """The scheme of a name such as ``"w8a8"`` or ``"w4a16g128asym"``; a Scheme is returned as it is.
+
+        Raises:
+            ValueError: the name is not one of the grammar's.
+            TypeError: neither a string nor a Scheme.
+        """
+        if isinstance(name, Scheme):
+            return name
+        if not isinstance(name, str):
+            raise TypeError(f"scheme={name!r}: must be a string or a Scheme")
+        match = _NAME.fullmatch(name)
+        if match is None:
+            raise ValueError(f"scheme={name!r}: not a scheme; use {_GRAMMAR}")
+        group = match["group"]
+        try:
+            return cls(
+                weight_bits=int(match["weight"]),
+                act_bits=int(match["act"]),
+                group_size=int(group) if group else None,
+                symmetric=not match["asymmetric"],
+            )
+        except ValueError as error:
+            raise ValueError(f"scheme={name!r}: {error}; use {_GRAMMAR}") from None
+
+    def __str__(self) -> str:
+        group = f"g{self.group_size}" if self.group_size else ""
+        return f"{self.family}{group}{'' if self.symmetric else 'asym'}"
+
+    @property
+    def family(self) -> str:
+        """The name without group size and zero points: what a kernel is written for."""
+        return f"w{self.weight_bits}a{self.act_bits}"
+
+    @property
+    def max_in_features(self) -> int:
+        """The largest K whose integer accumulators cannot wrap."""
+        if self.act_bits == 8 and self.weight_bits == 8:
+            return _MAX_INT8_PRODUCTS
+        return 2**31 // (15 * 127) if self.act_bits == 8 else 2**31 - 1
+
+    def groups(self, in_features: int) -> int:
+        """Scales an output channel has; the last group may be short."""
+        return -(-in_features // self.group_size) if self.group_size else 1
+
+    def check_shape(self, out_features: int, in_features: int) -> None:
+        """Raises ValueError where the scheme cannot hold an (out_features, in_features) weight."""
+        for name, value in (("out_features", out_features), ("in_features", in_features)):
+            if not 1 <= value <= 2**31 - 1:
+                raise ValueError(f"{name}={value}: must be in [1, 2**31 - 1]")
+        if out_features * in_features > 2**40:
+            raise ValueError(f"out_features * in_features = {out_features * in_features}: must be at most 2**40")
+        if in_features > self.max_in_features:
+            raise ValueError(
+                f"in_features={in_features}: above {self.max_in_features}, "
+                f"where the int32 accumulators of {self} could wrap"
+            )

@@ -1,0 +1,69 @@
+"""What this machine is: which instruction sets a kernel may use here, and why one is missing."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+
+from . import native
+
+CAP_VARIABLE = "NYBBLE_TARGET"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A level of hardware that kernels are written for, and the CPU features that it needs."""
+
+    name: str
+    needs: tuple[str, ...] = ()
+
+
+# From the slowest to the fastest.
+TARGETS = (
+    Target("torch"),
+    Target("scalar"),
+    Target("avx2", ("avx2", "fma", "f16c")),
+    Target("avx512vnni", ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni")),
+)
+NAMES = tuple(target.name for target in TARGETS)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """This CPU as nybble sees it.
+
+    cpu: brand; features: what CPU and operating system offer; targets: usable here, the fastest last; missing: the
+    others, each with the reason; cap: the value of NYBBLE_TARGET, if it is set.
+    """
+
+    cpu: str
+    features: tuple[str, ...]
+    targets: tuple[str, ...]
+    missing: dict[str, str]
+    cap: str | None
+
+
+@lru_cache
+def detect() -> Machine:
+    """What this machine is; CPU and NYBBLE_TARGET are read once, at the first call.
+
+    Raises:
+        ValueError: NYBBLE_TARGET is not a target, or one that this machine lacks.
+    """
+    cap = os.environ.get(CAP_VARIABLE) or None
+    if cap is not None and cap not in NAMES:
+        raise ValueError(f"{CAP_VARIABLE}={cap!r}: must be one of {', '.join(NAMES)}")
+    brand, features = native.cpu()
+    usable, missing = [], {}
+    for target in TARGETS:
+        lacks = [feature for feature in target.needs if feature not in features]
+        if lacks:
+            missing[target.name] = f"this CPU or operating system lacks {', '.join(lacks)}"
+        elif cap is not None and NAMES.index(target.name) > NAMES.index(cap):
+            missing[target.name] = f"above {CAP_VARIABLE}={cap}"
+        else:
+            usable.append(target.name)
+    if cap is not None and cap not in usable:
+        raise ValueError(f"{CAP_VARIABLE}={cap!r}: {missing[cap]}")
+    return Machine(brand, features, tuple(usable), missing, cap)
