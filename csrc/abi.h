@@ -9,7 +9,8 @@ enum NybbleDtype { NYBBLE_F32 = 0, NYBBLE_BF16 = 1, NYBBLE_F16 = 2, NYBBLE_S32 =
 
 enum NybbleStatus { NYBBLE_OK = 0, NYBBLE_UNSUPPORTED = 1 };
 
-// What a kernel wants to read activations as. Int formats hold per-token codes in [-127, 127].
+// What a kernel wants to read activations as. Int formats hold per-token codes q in [-128, 127]:
+// x = (q - act_zero) * act_scale.
 enum NybblePanel {
   NYBBLE_PANEL_F32 = 0,  // the activations, widened
   NYBBLE_PANEL_S8 = 1,   // codes
@@ -31,6 +32,7 @@ struct NybblePrepareArgs {
   int64_t group, groups;           // group * groups == k_padded
   void* panel;                     // as above
   float* act_scale;                // [rows]; NaN where the row has a NaN or an Inf; unused by PANEL_F32
+  int32_t* act_zero;               // [rows] codes of 0; unused by PANEL_F32
   int32_t* act_sum;                // [rows][groups] sums of codes, or null
   float* scratch;                  // k_padded floats, up to a multiple of 16, this thread's own
   int64_t block_begin, block_end;  // row blocks of this call
@@ -41,11 +43,13 @@ struct NybblePrepareArgs {
 struct NybbleLinearArgs {
   const void* panel;
   const float* act_scale;
+  const int32_t* act_zero;
   const int32_t* act_sum;
   const uint8_t* codes;
   const void* scale;          // f32 [tiles * 16] for 8 bits; bf16 [tiles][groups][16] for 4 bits
   const uint8_t* zero_point;  // [tiles][groups][16], or null: 8
   const int32_t* column_sum;  // [tiles * 16] sums of codes, 8 bits only
+  const float* weight_sum;    // [tiles * 16] sums of weights, 4 bits only
   const void* bias;           // [n] elements of bias_dtype, or null
   void* y;                    // [rows][n] elements of y_dtype
   int32_t bias_dtype, y_dtype;

@@ -16,8 +16,8 @@ namespace {
 constexpr int64_t kSerialProducts = 1 << 17;
 // Activations are prepared and multiplied in chunks of about this many bytes, so that a panel stays in the caches.
 constexpr int64_t kPanelBytes = 4 << 20;
-// Products of codes in [-127, 127] that 32 bits hold; beyond, the accumulator could wrap.
-constexpr int64_t kMaxProducts = 133144;
+// Products of (q - act_zero) in [-255, 255] and weight codes in [-127, 127] that 32 bits hold.
+constexpr int64_t kMaxProducts = 65793;
 
 int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
 
@@ -75,6 +75,7 @@ struct Chunk {
   int64_t rows;
   uint8_t* panel;
   float* act_scale;
+  int32_t* act_zero;
   int32_t* act_sum;
   float* rows_f32;  // scratch_floats each for `threads` workers
   int64_t scratch_floats;
@@ -90,11 +91,12 @@ Chunk carve(const LinearCall& call, int threads) {
   chunk.scratch_floats = round_up(kp, 16);
   const int64_t panel = round_up(chunk.rows * row_bytes, 64), scales = round_up(chunk.rows * 4, 64);
   const int64_t sums = round_up(chunk.rows * groups * 4, 64), floats = threads * chunk.scratch_floats * 4;
-  uint8_t* base = scratch.reserve(static_cast<size_t>(panel + scales + sums + floats));
+  uint8_t* base = scratch.reserve(static_cast<size_t>(panel + 2 * scales + sums + floats));
   chunk.panel = base;
   chunk.act_scale = reinterpret_cast<float*>(base + panel);
-  chunk.act_sum = reinterpret_cast<int32_t*>(base + panel + scales);
-  chunk.rows_f32 = reinterpret_cast<float*>(base + panel + scales + sums);
+  chunk.act_zero = reinterpret_cast<int32_t*>(base + panel + scales);
+  chunk.act_sum = reinterpret_cast<int32_t*>(base + panel + 2 * scales);
+  chunk.rows_f32 = reinterpret_cast<float*>(base + panel + 2 * scales + sums);
   return chunk;
 }
 
@@ -131,6 +133,7 @@ void prepare_chunk(const LinearCall& call, const Chunk& chunk, int64_t row, int6
   args.groups = call.shape.groups();
   args.panel = chunk.panel;
   args.act_scale = chunk.act_scale;
+  args.act_zero = chunk.act_zero;
   args.act_sum = call.shape.bits == 4 && call.kernel->int_activations() ? chunk.act_sum : nullptr;
   const int64_t blocks = (rows + args.block_rows - 1) / args.block_rows;
   parallel_for(blocks, rows * args.k < kSerialProducts / 4 ? 1 : threads, [&](int64_t block, int worker) {
@@ -149,11 +152,13 @@ bool multiply_chunk(const LinearCall& call, const Chunk& chunk, int64_t row, int
   NybbleLinearArgs args{};
   args.panel = chunk.panel;
   args.act_scale = chunk.act_scale;
+  args.act_zero = chunk.act_zero;
   args.act_sum = chunk.act_sum;
   args.codes = packed + at.codes;
   args.scale = packed + at.scale;
   args.zero_point = shape.symmetric ? nullptr : packed + at.zero_point;
-  args.column_sum = reinterpret_cast<const int32_t*>(packed + at.column_sum);
+  args.column_sum = reinterpret_cast<const int32_t*>(packed + at.sum);
+  args.weight_sum = reinterpret_cast<const float*>(packed + at.sum);
   args.bias = reinterpret_cast<const void*>(call.bias.address);
   args.y = reinterpret_cast<uint8_t*>(call.y.address) + row * shape.n * dtype_bytes(call.y_dtype);
   args.bias_dtype = call.bias_dtype;
@@ -185,7 +190,7 @@ void check(const LinearCall& call) {
   if (call.kernel->weight_bits() != shape.bits)
     refuse(std::string("kernel=\"") + call.kernel->name + "\": for other weight bits than " + std::to_string(shape.bits));
   if (call.kernel->int_activations() && shape.k > kMaxProducts)
-    refuse("in_features=" + std::to_string(shape.k) + ": above 133144, an int32 accumulator could wrap");
+    refuse("in_features=" + std::to_string(shape.k) + ": above 65793, an int32 accumulator could wrap");
   if (call.x_dtype == NYBBLE_S32 || call.bias_dtype == NYBBLE_S32) refuse("dtype: activations and bias must be float");
   if (call.y_dtype == NYBBLE_S32 && !(call.kernel->int_activations() && shape.bits == 8))
     refuse("y: int32 output is for w8a8 alone");
@@ -208,7 +213,10 @@ void run_prepare(const PrepareCall& call) {
   if (groups > 1 && call.group % 16) refuse("group: must be a multiple of 16, or span k_padded");
   require("x", call.x, strided_extent(call.rows, call.stride, call.k), dtype_bytes(call.dtype));
   require("panel", call.panel, call.rows * call.k_padded, panel_bytes(call.panel_format));
-  if (call.panel_format != NYBBLE_PANEL_F32) require("scale", call.scale, call.rows, 4);
+  if (call.panel_format != NYBBLE_PANEL_F32) {
+    require("scale", call.scale, call.rows, 4);
+    require("zero", call.zero, call.rows, 4);
+  }
   if (call.sums.address) require("sums", call.sums, call.rows * groups, 4);
   Scratch scratch;
   NybblePrepareArgs args{};
@@ -224,6 +232,7 @@ void run_prepare(const PrepareCall& call) {
   args.groups = groups;
   args.panel = reinterpret_cast<void*>(call.panel.address);
   args.act_scale = reinterpret_cast<float*>(call.scale.address);
+  args.act_zero = reinterpret_cast<int32_t*>(call.zero.address);
   args.act_sum = reinterpret_cast<int32_t*>(call.sums.address);
   args.scratch = reinterpret_cast<float*>(scratch.reserve(static_cast<size_t>(round_up(call.k_padded, 16)) * 4));
   args.block_end = (call.rows + call.block_rows - 1) / call.block_rows;

@@ -21,7 +21,7 @@ struct PrepareCall {
   NybbleDtype dtype;
   Span x;  // [rows][stride] elements, the first k of each row used
   int64_t rows, stride, k, k_padded, block_rows, group;
-  Span panel, scale, sums;  // sums may be null
+  Span panel, scale, zero, sums;  // sums may be null
 };
 
 struct LinearCall {

@@ -41,6 +41,28 @@ uint32_t load_block(const uint8_t* row, int64_t row_bytes, int64_t at) {
   return word;
 }
 
+float float_of_bf16(const uint8_t* p) {
+  uint16_t half;
+  std::memcpy(&half, p, 2);
+  const uint32_t bits = static_cast<uint32_t>(half) << 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+// The sum over K of a row's weights. Sums of scaled integers, in double: exact unless the scales span many octaves.
+float weight_sum(const WeightShape& s, const Portable& from, int64_t n) {
+  double sum = 0;
+  for (int64_t g = 0; g < s.groups(); g++) {
+    const int64_t at = n * s.groups() + g, begin = g * s.group(), end = begin + s.group() < s.k ? begin + s.group() : s.k;
+    const int64_t zero_point = s.symmetric ? 8 : from.zero_point[at];
+    int64_t codes = 0;
+    for (int64_t k = begin; k < end; k++) codes += from.qweight[n * ((s.k + 1) / 2) + k / 2] >> (k % 2 * 4) & 15;
+    sum += static_cast<double>(float_of_bf16(from.scale + at * 2)) * static_cast<double>(codes - zero_point * (end - begin));
+  }
+  return static_cast<float>(sum);
+}
+
 void pack_tile(const WeightShape& s, const Sections& at, const Portable& from, uint8_t* to, int64_t tile) {
   const int64_t row_bytes = s.bits == 8 ? s.k : (s.k + 1) / 2, blocks = s.k_padded() / (s.bits == 8 ? 4 : 8);
   const int64_t groups = s.groups();
@@ -58,7 +80,11 @@ void pack_tile(const WeightShape& s, const Sections& at, const Portable& from, u
       for (int i = 0; i < 4; i++) sum += static_cast<int8_t>(word >> 8 * i);
       std::memcpy(codes + b * 64, &word, 4);
     }
-    if (s.bits == 8) std::memcpy(to + at.column_sum + static_cast<size_t>(n) * 4, &sum, 4);
+    if (s.bits == 8) std::memcpy(to + at.sum + static_cast<size_t>(n) * 4, &sum, 4);
+    if (s.bits == 4 && n < s.n) {
+      const float total = weight_sum(s, from, n);
+      std::memcpy(to + at.sum + static_cast<size_t>(n) * 4, &total, 4);
+    }
     for (int64_t g = 0; g < groups; g++) {
       const size_t packed = static_cast<size_t>((tile * groups + g) * 16 + lane), row = static_cast<size_t>(n * groups + g);
       if (n < s.n)
@@ -114,8 +140,8 @@ Sections sections_of(const WeightShape& s) {
   Sections at;
   at.scale = at.codes + aligned(columns * s.k_padded() * s.bits / 8);
   at.zero_point = at.scale + aligned(columns * s.groups() * (s.bits == 8 ? 4 : 2));
-  at.column_sum = at.zero_point + (s.symmetric ? 0 : aligned(columns * s.groups()));
-  at.total = at.column_sum + (s.bits == 8 ? aligned(columns * 4) : 0);
+  at.sum = at.zero_point + (s.symmetric ? 0 : aligned(columns * s.groups()));
+  at.total = at.sum + aligned(columns * 4);
   return at;
 }
 

@@ -6,6 +6,7 @@
 //   n16k8  4 bits  codes [tiles][k_padded / 8][16][4]: byte j holds k = j (low nibble) and k = j + 4 (high) of the block
 //                  k_padded: K up to a multiple of the group, or of 8 where one group spans K
 //                  scale [tiles][groups][16] bf16; zero_point [tiles][groups][16] u8, absent where symmetric (8)
+//                  weight_sum [tiles * 16] f32 of the weights (code - zero_point) * scale over K
 #pragma once
 
 #include <cstddef>
@@ -32,7 +33,7 @@ struct WeightShape {
 };
 
 struct Sections {
-  size_t codes = 0, scale = 0, zero_point = 0, column_sum = 0, total = 0;  // byte offsets
+  size_t codes = 0, scale = 0, zero_point = 0, sum = 0, total = 0;  // byte offsets; sum: column_sum or weight_sum
 };
 
 Sections sections_of(const WeightShape& shape);

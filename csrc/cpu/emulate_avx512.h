@@ -82,6 +82,15 @@ inline __m512i mullo_epi32(__m512i a, __m512i b) {
 inline __m512i max_epi32(__m512i a, __m512i b) {
   return each<I>([&](int i) { return I(a).v[i] > I(b).v[i] ? I(a).v[i] : I(b).v[i]; });
 }
+inline __m512i min_epi32(__m512i a, __m512i b) {
+  return each<I>([&](int i) { return I(a).v[i] < I(b).v[i] ? I(a).v[i] : I(b).v[i]; });
+}
+inline __m512 min_ps(__m512 a, __m512 b) {
+  return each<F>([&](int i) { return F(a).v[i] < F(b).v[i] ? F(a).v[i] : F(b).v[i]; });
+}
+inline __m512 max_ps(__m512 a, __m512 b) {
+  return each<F>([&](int i) { return F(a).v[i] > F(b).v[i] ? F(a).v[i] : F(b).v[i]; });
+}
 inline __m512i and_si512(__m512i a, __m512i b) { return a & b; }
 inline __m512i or_si512(__m512i a, __m512i b) { return a | b; }
 inline __m512i xor_si512(__m512i a, __m512i b) { return a ^ b; }
@@ -167,6 +176,9 @@ inline __m512i dpbusd_epi32(__m512i acc, __m512i u, __m512i s) {
 #define _mm512_sub_epi32 emulated::sub_epi32
 #define _mm512_mullo_epi32 emulated::mullo_epi32
 #define _mm512_max_epi32 emulated::max_epi32
+#define _mm512_min_epi32 emulated::min_epi32
+#define _mm512_min_ps emulated::min_ps
+#define _mm512_max_ps emulated::max_ps
 #define _mm512_and_si512 emulated::and_si512
 #define _mm512_or_si512 emulated::or_si512
 #define _mm512_xor_si512 emulated::xor_si512

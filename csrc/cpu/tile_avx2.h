@@ -43,6 +43,9 @@ inline VI vi_add(VI a, VI b) { return _mm256_add_epi32(a, b); }
 inline VI vi_sub(VI a, VI b) { return _mm256_sub_epi32(a, b); }
 inline VI vi_mul(VI a, VI b) { return _mm256_mullo_epi32(a, b); }
 inline VI vi_max(VI a, VI b) { return _mm256_max_epi32(a, b); }
+inline VI vi_min(VI a, VI b) { return _mm256_min_epi32(a, b); }
+inline VF vf_min(VF a, VF b) { return _mm256_min_ps(a, b); }
+inline VF vf_max(VF a, VF b) { return _mm256_max_ps(a, b); }
 inline VI vi_abs_bits(VF a) { return _mm256_and_si256(_mm256_castps_si256(a), _mm256_set1_epi32(0x7fffffff)); }
 template <int kShift, int kBits>
 inline VI vi_field_u(VI a) {
@@ -64,6 +67,8 @@ inline VI vi_load_u8(const uint8_t* p) {
 inline __m256i lane_mask(int64_t count) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
+
+inline VI vi_first(VI a, int64_t count) { return _mm256_and_si256(a, lane_mask(count)); }
 
 inline VF vf_load_as(const void* p, int dtype, int64_t count) {
   if (dtype == NYBBLE_F32) {

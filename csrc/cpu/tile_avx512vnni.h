@@ -46,6 +46,9 @@ inline VI vi_add(VI a, VI b) { return _mm512_add_epi32(a, b); }
 inline VI vi_sub(VI a, VI b) { return _mm512_sub_epi32(a, b); }
 inline VI vi_mul(VI a, VI b) { return _mm512_mullo_epi32(a, b); }
 inline VI vi_max(VI a, VI b) { return _mm512_max_epi32(a, b); }
+inline VI vi_min(VI a, VI b) { return _mm512_min_epi32(a, b); }
+inline VF vf_min(VF a, VF b) { return _mm512_min_ps(a, b); }
+inline VF vf_max(VF a, VF b) { return _mm512_max_ps(a, b); }
 inline VI vi_abs_bits(VF a) { return _mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(0x7fffffff)); }
 template <int kShift, int kBits>
 inline VI vi_field_u(VI a) {
@@ -69,6 +72,8 @@ inline VI vi_load_u8(const uint8_t* p) {
 inline __mmask16 lane_mask(int64_t count) {
   return count >= W ? static_cast<__mmask16>(0xffff) : static_cast<__mmask16>((1u << count) - 1);
 }
+
+inline VI vi_first(VI a, int64_t count) { return _mm512_mask_mov_epi32(vi_set1(0), lane_mask(count), a); }
 
 inline VF vf_load_as(const void* p, int dtype, int64_t count) {
   if (dtype == NYBBLE_F32) return _mm512_maskz_loadu_ps(lane_mask(count), p);

@@ -1,5 +1,7 @@
-// Activations to panels, for every target: amax by integer comparison of the absolute bits (so a NaN or an Inf always
-// wins), then q = round_half_even(x * (127 / amax)). Include after a target's tile header.
+// Activations to panels, for every target. A row's range [low, high] always includes 0, so that 0 has a code:
+//   scale = (high - low) / 255, zero = round(-low * (255 / (high - low))) - 128
+//   q = min(round(x * (255 / (high - low))) + zero, 127), rounding half to even
+// A NaN or an Inf shows in the largest absolute bits, compared as integers. Include after a target's tile header.
 #pragma once
 
 #include "../abi.h"
@@ -7,72 +9,95 @@
 namespace {
 
 constexpr int32_t kInfBits = 0x7f800000;
-// Below this amax, 127 / amax would overflow; such rows are scaled up by an exact power of two first.
-constexpr float kTinyAmax = 0x1p-100f, kTinyUp = 0x1p100f, kTinyDown = 0x1p-100f;
+// Rows whose range would make 255 / range or the range itself overflow are scaled by an exact power of two first.
+constexpr float kTiny = 0x1p-100f, kTinyFactor = 0x1p100f;
+constexpr float kHuge = 0x1p126f, kHugeFactor = 0x1p-4f;
 
-template <class V, class T>
-inline void lanes_to(T* to, V value) {
-  memcpy(to, &value, sizeof value);
-}
+struct Range {
+  float low, high;
+  int32_t bits;  // the largest magnitude
+};
 
-// Widens a row into scratch, zero to a multiple of W beyond k_padded, and returns its amax as bits.
+// Widens a row into scratch, zero to a multiple of W beyond k_padded.
 template <int kDtype>
-inline int32_t widen_row(const NybblePrepareArgs* a, const uint8_t* x) {
+inline Range widen_row(const NybblePrepareArgs* a, const uint8_t* x) {
   constexpr int64_t bytes = kDtype == NYBBLE_F32 ? 4 : 2;
-  VI best = vi_set1(0);
+  VI bits = vi_set1(0);
+  VF low = vf_set1(0.0f), high = vf_set1(0.0f);
   int64_t k = 0;
-  for (; k + W <= a->k; k += W) {
-    const VF v = vf_load_as(x + k * bytes, kDtype, W);
+  for (; k < a->k; k += W) {
+    const VF v = k + W <= a->k ? vf_load_as(x + k * bytes, kDtype, W) : vf_load_as(x + k * bytes, kDtype, a->k - k);
     vf_store(a->scratch + k, v);
-    best = vi_max(best, vi_abs_bits(v));
+    bits = vi_max(bits, vi_abs_bits(v));
+    low = vf_min(low, v);
+    high = vf_max(high, v);
   }
-  for (; k < a->k_padded; k += W) {
-    const VF v = k < a->k ? vf_load_as(x + k * bytes, kDtype, a->k - k) : vf_set1(0.0f);
-    vf_store(a->scratch + k, v);
-    best = vi_max(best, vi_abs_bits(v));
+  for (; k < a->k_padded; k += W) vf_store(a->scratch + k, vf_set1(0.0f));
+  int32_t bits_lane[W];
+  float low_lane[W], high_lane[W];
+  vi_store(bits_lane, bits);
+  vf_store(low_lane, low);
+  vf_store(high_lane, high);
+  Range range{0.0f, 0.0f, 0};
+  for (int i = 0; i < W; i++) {
+    range.bits = bits_lane[i] > range.bits ? bits_lane[i] : range.bits;
+    range.low = low_lane[i] < range.low ? low_lane[i] : range.low;
+    range.high = high_lane[i] > range.high ? high_lane[i] : range.high;
   }
-  int32_t lane[W], bits = 0;
-  lanes_to(lane, best);
-  for (int i = 0; i < W; i++) bits = lane[i] > bits ? lane[i] : bits;
-  return bits;
+  return range;
 }
 
 struct RowScale {
-  float scale;    // of the codes
+  float scale;    // x = (q - zero) * scale
   float inverse;  // that the widened row is multiplied by
+  int32_t zero;
 };
 
-// The scale of a row of this amax; a row too small for it, or not finite, is changed in scratch.
-inline RowScale row_scale(const NybblePrepareArgs* a, int32_t amax_bits) {
-  float amax, quiet_nan;
-  const int32_t nan_bits = 0x7fc00000;
-  memcpy(&amax, &amax_bits, 4);
-  memcpy(&quiet_nan, &nan_bits, 4);
-  if (amax_bits >= kInfBits) {
+inline void scale_scratch(const NybblePrepareArgs* a, float factor) {
+  for (int64_t k = 0; k < a->k_padded; k += W)
+    vf_store(a->scratch + k, vf_mul(vf_load(a->scratch + k), vf_set1(factor)));
+}
+
+// The scale of a row; a row that is too small or too large for float arithmetic, or not finite, is changed in scratch.
+inline RowScale row_scale(const NybblePrepareArgs* a, Range range) {
+  if (range.bits >= kInfBits) {
     for (int64_t k = 0; k < a->k_padded; k += W) vf_store(a->scratch + k, vf_set1(0.0f));
-    return {quiet_nan, 0.0f};
+    const int32_t nan_bits = 0x7fc00000;
+    float quiet_nan;
+    memcpy(&quiet_nan, &nan_bits, 4);
+    return {quiet_nan, 0.0f, 0};
   }
-  if (amax_bits == 0) return {0.0f, 0.0f};
-  if (amax >= kTinyAmax) return {amax / 127.0f, 127.0f / amax};
-  const VF up = vf_set1(kTinyUp);
-  for (int64_t k = 0; k < a->k_padded; k += W) vf_store(a->scratch + k, vf_mul(vf_load(a->scratch + k), up));
-  return {amax * kTinyUp / 127.0f * kTinyDown, 127.0f / (amax * kTinyUp)};
+  if (range.bits == 0) return {0.0f, 0.0f, 0};
+  const float magnitude = range.high > -range.low ? range.high : -range.low;
+  const float factor = magnitude < kTiny ? kTinyFactor : magnitude > kHuge ? kHugeFactor : 1.0f;
+  if (factor != 1.0f) scale_scratch(a, factor);
+  const float low = range.low * factor, width = range.high * factor - low, inverse = 255.0f / width;
+  int32_t zero[W];
+  vi_store(zero, vi_round(vf_set1(-low * inverse)));
+  return {width / 255.0f / factor, inverse, zero[0] - 128};
+}
+
+// Codes of W values of the widened row; those beyond k are 0.
+inline VI codes_at(const NybblePrepareArgs* a, int64_t k, VF inverse, VI zero) {
+  const VI codes = vi_min(vi_add(vi_round(vf_mul(vf_load(a->scratch + k), inverse)), zero), vi_set1(127));
+  return k + W <= a->k ? codes : vi_first(codes, k < a->k ? a->k - k : 0);
 }
 
 // Codes of the widened row to the panel, and their sums by group where they are wanted.
 template <int kFormat>
-inline void write_codes(const NybblePrepareArgs* a, float inverse, uint8_t* to, int64_t stride, int32_t* sums) {
-  const VF factor = vf_set1(inverse);
+inline void write_codes(const NybblePrepareArgs* a, RowScale scale, uint8_t* to, int64_t stride, int32_t* sums) {
+  const VF inverse = vf_set1(scale.inverse);
+  const VI zero = vi_set1(scale.zero);
   for (int64_t g = 0; g < a->groups; g++) {
     VI sum = vi_set1(0);
     for (int64_t k = g * a->group; k < (g + 1) * a->group; k += W) {
-      const VI codes = vi_round(vf_mul(vf_load(a->scratch + k), factor));
+      const VI codes = codes_at(a, k, inverse, zero);
       sum = vi_add(sum, codes);
       scatter<kFormat>(to + k / 4 * stride, stride, codes, (a->k_padded - k) / 4);
     }
     if (!sums) continue;
     int32_t lane[W], total = 0;
-    lanes_to(lane, sum);
+    vi_store(lane, sum);
     for (int i = 0; i < W; i++) total += lane[i];
     sums[g] = total;
   }
@@ -94,13 +119,14 @@ inline NybbleStatus prepare_blocks(const NybblePrepareArgs* a) {
     for (int64_t i = 0; i < r; i++) {
       uint8_t* to = panel + i * 4 * code_bytes;
       const int64_t stride = r * 4 * code_bytes, row = row0 + i;
-      const int32_t amax = widen_row<kDtype>(a, static_cast<const uint8_t*>(a->x) + row * a->ldx * x_bytes);
+      const Range range = widen_row<kDtype>(a, static_cast<const uint8_t*>(a->x) + row * a->ldx * x_bytes);
       if constexpr (kFormat == NYBBLE_PANEL_F32) {
         write_floats(a, to, stride);
       } else {
-        const RowScale scale = row_scale(a, amax);
+        const RowScale scale = row_scale(a, range);
         a->act_scale[row] = scale.scale;
-        write_codes<kFormat>(a, scale.inverse, to, stride, a->act_sum ? a->act_sum + row * a->groups : nullptr);
+        a->act_zero[row] = scale.zero;
+        write_codes<kFormat>(a, scale, to, stride, a->act_sum ? a->act_sum + row * a->groups : nullptr);
       }
     }
   }

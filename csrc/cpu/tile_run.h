@@ -68,14 +68,15 @@ inline void store_row(const NybbleLinearArgs* a, int64_t row, int64_t column, VF
   if (count > 0) vf_store_as(static_cast<uint8_t*>(a->y) + (row * a->n + column) * bytes, a->y_dtype, value, count);
 }
 
-// y = acc * (act_scale * scale) + bias, in this order, or the accumulators themselves.
+// y = (acc - act_zero * column_sum) * (act_scale * scale) + bias, in this order, or the accumulators themselves.
 inline void finish_w8a8(const NybbleLinearArgs* a, int64_t row, int64_t column, VI acc) {
   if (a->y_dtype == NYBBLE_S32) {
     if (a->n > column) vi_store_as_s32(static_cast<int32_t*>(a->y) + row * a->n + column, acc, a->n - column);
     return;
   }
   const VF scale = vf_mul(vf_set1(a->act_scale[row]), vf_load(static_cast<const float*>(a->scale) + column));
-  store_row(a, row, column, vf_fma(vf_of_int(acc), scale, bias_at(a, column)));
+  const VI offset = vi_mul(vi_set1(a->act_zero[row]), vi_load(a->column_sum + column));
+  store_row(a, row, column, vf_fma(vf_of_int(vi_sub(acc, offset)), scale, bias_at(a, column)));
 }
 
 // The scale and zero point of W columns in one group of 4-bit codes.
@@ -92,8 +93,11 @@ inline VF finish_group(const NybbleLinearArgs* a, int64_t row, int64_t g, VF sca
   return vf_fma(vf_of_int(vi_sub(acc, offset)), scale, sum);
 }
 
+// y = (sum - act_zero * weight_sum) * act_scale + bias: what the activations' zero point adds is the same for all groups.
 inline void finish_w4a8(const NybbleLinearArgs* a, int64_t row, int64_t column, VF sum) {
-  store_row(a, row, column, vf_fma(sum, vf_set1(a->act_scale[row]), bias_at(a, column)));
+  const VF zero = vf_set1(-static_cast<float>(a->act_zero[row]));
+  const VF centred = vf_fma(zero, vf_load(a->weight_sum + column), sum);
+  store_row(a, row, column, vf_fma(centred, vf_set1(a->act_scale[row]), bias_at(a, column)));
 }
 
 }  // namespace

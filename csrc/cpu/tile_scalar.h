@@ -108,6 +108,19 @@ inline VI vi_mul(VI a, VI b) {
 inline VI vi_max(VI a, VI b) {
   return lanes_of<VI>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
 }
+inline VI vi_min(VI a, VI b) {
+  return lanes_of<VI>([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+}
+// The first `count` lanes; the others 0.
+inline VI vi_first(VI a, int64_t count) {
+  return lanes_of<VI>([&](int i) { return i < count ? a.v[i] : 0; });
+}
+inline VF vf_min(VF a, VF b) {
+  return lanes_of<VF>([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+}
+inline VF vf_max(VF a, VF b) {
+  return lanes_of<VF>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+}
 inline VI vi_abs_bits(VF a) {
   return lanes_of<VI>([&](int i) { return static_cast<int32_t>(bits_of_f32(a.v[i]) & 0x7fffffffu); });
 }

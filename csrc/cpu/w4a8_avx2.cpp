@@ -1,5 +1,5 @@
 // y = sum_g scale_g * (x codes . u4 codes - zero_point * act_sum) * act_scale + bias; layout n16k8.
-// Built on vpmaddubsw with the nibble as the unsigned operand: a pair is at most 2 * 15 * 127 = 3810, so 8 of them fit
+// Built on vpmaddubsw with the nibble as the unsigned operand: a pair is at most 2 * 15 * 128 = 3840, so 8 of them fit
 // 16 bits, and only each eighth needs vpmaddwd to widen. Bound by vpmaddubsw + vpaddw: 32 products for two instructions.
 #include "tile_avx2.h"
 // clang-format off

@@ -3,7 +3,8 @@ for byte. A packed weight is one uint8 tensor of sections, each aligned to 64 by
 
 plain   the portable tensors one after another: for devices without a kernel
 n16k4   8 bits: tiles of 16 output features, 4 inputs a word; float32 scales; sums of the codes for u8 x s8 multiplies
-n16k8   4 bits: tiles of 16 output features, 8 inputs a 32-bit word, byte j = input j (low) and j + 4 (high)
+n16k8   4 bits: tiles of 16 output features, 8 inputs a 32-bit word, byte j = input j (low) and j + 4 (high); sums of
+        the weights, which take out the activations' zero point
 
 Padding: output features to 16 with code 0 and scale 0; inputs to 4 (n16k4), or to the group, or to 8 where one group
 spans them (n16k8), with code 0, which meets activation code 0 and so adds nothing.
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad as zero_pad
 
-from .rounding import QuantizedWeight, pack_nibbles, portable_spec, unpack_nibbles
+from .rounding import QuantizedWeight, dequantize_weight, pack_nibbles, portable_spec, unpack_nibbles
 from .scheme import Scheme
 
 ALIGNMENT = 64
@@ -53,6 +54,7 @@ def sections(
     }
     if not scheme.symmetric:
         spec["zero_point"] = (per_group, torch.uint8)
+    spec["weight_sum"] = ((tiles, TILE_N), torch.float32)
     return spec
 
 
@@ -107,6 +109,10 @@ def _fill_tiles(quantized: QuantizedWeight, layout: str, scheme: Scheme, in_feat
     filled = {"codes": tiled if layout == "n16k4" else tiled[..., :4] | (tiled[..., 4:] << 4)}
     if layout == "n16k4":
         filled["column_sum"] = codes.sum(dim=1, dtype=torch.int32)
+    else:
+        # Exact in float64 unless the scales span many octaves.
+        total = dequantize_weight(quantized, scheme, in_features).double().sum(dim=1)
+        filled["weight_sum"] = zero_pad(total, (0, rows)).float()
     for name in ("scale", "zero_point"):
         tensor = quantized.tensors().get(name)
         if tensor is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -9,33 +11,48 @@ from . import layouts
 from .rounding import QuantizedWeight, dequantize_weight
 from .scheme import Scheme
 
-_TINY_AMAX, _UP = 2.0**-100, 2.0**100
+# Rows whose range would overflow float32 arithmetic are scaled by a power of two first, which is exact.
+_TINY, _TINY_FACTOR = 2.0**-100, 2.0**100
+_HUGE, _HUGE_FACTOR = 2.0**126, 2.0**-4
 
 
-def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes int8 (M, K) in [-127, 127] and scales float32 (M,) of activations (M, K).
+class Activations(NamedTuple):
+    """codes int8 (M, K) in [-128, 127], scale float32 (M,), zero int32 (M,): x = (codes - zero) * scale."""
 
-    q = round_half_even(x * (127 / amax)) in float32, amax the largest magnitude of the row; a row below 2**-100 is
-    scaled up by 2**100 first. A row with a NaN or an Inf has codes 0 and scale NaN; a row of zeros scale 0.
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor
+
+
+def quantize_activations(x: Tensor) -> Activations:
+    """Rounds activations (M, K) row by row.
+
+    In float32, with [low, high] the range of the row and 0: scale = (high - low) / 255, inverse = 255 / (high - low),
+    zero = round_half_even(-low * inverse) - 128, q = min(round_half_even(x * inverse) + zero, 127). A row with a NaN or
+    an Inf has codes 0 and scale NaN; a row of zeros has scale 0.
     """
     x = x.float()
-    amax = x.abs().amax(-1) if x.shape[-1] else x.new_zeros(x.shape[:-1])
     finite = torch.isfinite(x).all(-1)
-    up = torch.where(amax < _TINY_AMAX, _UP, 1.0).to(torch.float32)
-    lifted = torch.where(finite & (amax > 0), amax * up, 1)
-    inverse = torch.where(finite & (amax > 0), 127 / lifted, 0)
-    scaled = torch.where(finite[:, None], x, 0) * up[:, None] * inverse[:, None]
-    scale = torch.where(amax > 0, lifted / 127 / up, 0)
-    return scaled.round().to(torch.int8), torch.where(finite, scale, torch.nan)
+    x = torch.where(finite[:, None], x, 0)
+    low, high = x.amin(-1).clamp(max=0), x.amax(-1).clamp(min=0)
+    magnitude = torch.maximum(-low, high)
+    factor = torch.where(magnitude < _TINY, _TINY_FACTOR, torch.where(magnitude > _HUGE, _HUGE_FACTOR, 1.0)).float()
+    live = magnitude > 0
+    low, width = low * factor, torch.where(live, high * factor - low * factor, 1)
+    full = torch.full_like(width, 255)
+    inverse = torch.where(live, full / width, 0)  # a scalar numerator would become a product with the reciprocal
+    zero = torch.where(live, (-low * inverse).round() - 128, 0)
+    codes = ((x * factor[:, None] * inverse[:, None]).round() + zero[:, None]).clamp(max=127)
+    scale = torch.where(live, width / full / factor, 0)
+    return Activations(codes.to(torch.int8), torch.where(finite, scale, torch.nan), zero.to(torch.int32))
 
 
 def linear(x: Tensor, quantized: QuantizedWeight, bias: Tensor | None, scheme: Scheme, out_dtype: torch.dtype) -> Tensor:
     """y (M, N) = x (M, K) w^T + bias, summed in float64 and rounded once to out_dtype."""
-    k = x.shape[-1]
-    weight = dequantize_weight(quantized, scheme, k).double()
+    weight = dequantize_weight(quantized, scheme, x.shape[-1]).double()
     if scheme.act_bits == 8:
-        codes, scale = quantize_activations(x)
-        y = (codes.double() @ weight.t()) * scale.double()[:, None]
+        codes, scale, zero = quantize_activations(x)
+        y = ((codes.double() - zero.double()[:, None]) @ weight.t()) * scale.double()[:, None]
     else:
         y = x.double() @ weight.t()
     if bias is not None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 GROUP_SIZES = (32, 64, 128)
 
-# Products of codes in [-127, 127] that an int32 accumulator holds without wrapping.
-_MAX_INT8_PRODUCTS = 133_144
+# Products of an activation, 255 steps from its zero point, and a code of 7 bits that an int32 holds without wrapping.
+_MAX_INT8_PRODUCTS = 65_793
 
 _NAME = re.compile(r"w(?P<weight>[48])a(?P<act>8|16)(?:g(?P<group>32|64|128))?(?P<asymmetric>asym)?")
 _GRAMMAR = "w8a8, w8a16, w4a8 or w4a16; the w4 ones may take g32, g64 or g128, then asym: w4a16g128, w4a8g32asym"
@@ -21,7 +21,8 @@ class Scheme:
     Args:
         weight_bits: 8 (codes in [-127, 127], one float32 scale an output channel) or 4 (codes in [-8, 7], bfloat16
             scales).
-        act_bits: 16 (activations stay float) or 8 (codes in [-127, 127], one scale a token, found as the layer runs).
+        act_bits: 16 (activations stay float) or 8 (codes in [-128, 127], one scale and zero point a token, found as the
+            layer runs).
         group_size: inputs that share a scale: 32, 64 or 128; None: all of them. 4-bit weights alone.
         symmetric: zero is code 0; otherwise each group has its own zero point. 4-bit weights alone.
 
@@ -87,7 +88,7 @@ class Scheme:
         """The largest K whose integer accumulators cannot wrap."""
         if self.act_bits == 8 and self.weight_bits == 8:
             return _MAX_INT8_PRODUCTS
-        return 2**31 // (15 * 127) if self.act_bits == 8 else 2**31 - 1
+        return 2**31 // (15 * 255) if self.act_bits == 8 else 2**31 - 1
 
     def groups(self, in_features: int) -> int:
         """Scales an output channel has; the last group may be short."""

@@ -1,0 +1,143 @@
+"""What the tests and the bench share: weights that reach every code, memory with guard pages, error bounds."""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import mmap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import layouts, reference
+from .registry import GROUP_SIZES, KernelSpec
+from .rounding import QuantizedWeight, dequantize_weight, pack_nibbles
+from .scheme import Scheme
+
+CANARY = 0xCD
+
+# (M, N, K) by what is special about them.
+SHAPES = {
+    "empty": (0, 33, 70),
+    "one": (1, 1, 1),
+    "token": (1, 33, 70),
+    "tile": (4, 16, 32),
+    "below-group": (3, 5, 7),
+    "odd-k": (7, 17, 129),
+    "row-tails": (13, 48, 96),
+    "column-tails": (12, 31, 64),
+    "group-tail": (2, 40, 200),
+    "wide": (5, 300, 128),
+    "deep": (3, 18, 1000),
+    "rows": (67, 24, 136),
+}
+
+# Unit roundoff, relative to the value, and absolute where the value is subnormal.
+OUT_EPSILON = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+OUT_FLOOR = {torch.float32: 2.0**-126, torch.bfloat16: 2.0**-126, torch.float16: 2.0**-25}
+
+
+def schemes_of(family: str) -> list[Scheme]:
+    """Every scheme of a family such as "w4a8"."""
+    weight_bits, act_bits = int(family[1]), int(family[3:])
+    if weight_bits == 8:
+        return [Scheme(8, act_bits)]
+    return [Scheme(4, act_bits, group, symmetric) for group in (None, *GROUP_SIZES) for symmetric in (True, False)]
+
+
+def random_weight(
+    scheme: Scheme, out_features: int, in_features: int, seed: int = 0, unit_scale: bool = False
+) -> QuantizedWeight:
+    """Codes that fill their whole range, scales over four octaves (or all 1), random zero points."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def integers(low: int, high: int, shape: tuple[int, ...]) -> Tensor:
+        return torch.randint(low, high + 1, shape, generator=generator)
+
+    groups = (out_features, scheme.groups(in_features))
+    dtype = torch.float32 if scheme.weight_bits == 8 else torch.bfloat16
+    octaves = torch.rand(groups, generator=generator) * 4 - 8
+    scale = torch.ones(groups, dtype=dtype) if unit_scale else torch.exp2(octaves).to(dtype)
+    if scheme.weight_bits == 8:
+        return QuantizedWeight(integers(-127, 127, (out_features, in_features)).to(torch.int8), scale)
+    codes = integers(0, 15, (out_features, in_features)).to(torch.uint8)
+    zero_point = None if scheme.symmetric else integers(0, 15, groups).to(torch.uint8)
+    return QuantizedWeight(pack_nibbles(codes), scale, zero_point)
+
+
+def run(spec: KernelSpec, quantized: QuantizedWeight, scheme: Scheme, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A kernel's output (M, N) in x's dtype, whatever dispatch would have chosen."""
+    out = torch.full((x.shape[0], quantized.qweight.shape[0]), torch.nan, dtype=x.dtype)
+    run_into(spec, quantized, scheme, x, bias, out)
+    return out
+
+
+def run_into(
+    spec: KernelSpec, quantized: QuantizedWeight, scheme: Scheme, x: Tensor, bias: Tensor | None, out: Tensor
+) -> None:
+    """As run, into `out` (M, N), contiguous; int32 for accumulators."""
+    if spec.make is None:
+        raise ValueError(f"spec: {spec.name} is not a linear kernel")
+    packed = layouts.pack(quantized, spec.layout, scheme, x.shape[1])
+    spec.make(scheme, out.shape[1], x.shape[1])(x, packed, bias, out)
+
+
+def error_bound(x: Tensor, quantized: QuantizedWeight, scheme: Scheme, expected: Tensor, dtype: torch.dtype) -> Tensor:
+    """How far each output (M, N), computed in float32 and stored as dtype, may lie from the float64 result.
+
+    4 sqrt(K) u sum(|x| |w|) for the sum, and one rounding of the output. Dynamic activations add nothing: the
+    reference rounds them to the same codes. Sums below 2^-126 keep their absolute size alone.
+    """
+    weight = dequantize_weight(quantized, scheme, x.shape[1]).double().abs()
+    magnitude = x.double().abs()
+    if scheme.act_bits == 8:
+        # Codes and zero point are multiplied apart, so neither's magnitude cancels.
+        codes, scale, zero = reference.quantize_activations(x)
+        magnitude = (codes.double().abs() + zero.double().abs()[:, None]) * scale.double()[:, None]
+    total = magnitude @ weight.t()
+    total = total + expected.abs()
+    return 4 * max(x.shape[1], 4) ** 0.5 * 2.0**-24 * total + expected.abs() * OUT_EPSILON[dtype] + OUT_FLOOR[dtype]
+
+
+@dataclass
+class Guarded:
+    """Memory that ends (or starts) at a page that faults, and the tensor that lies there."""
+
+    tensor: Tensor
+    canaries: Tensor
+
+    def intact(self) -> bool:
+        """Whether nobody wrote beside the tensor."""
+        return bool((self.canaries == CANARY).all())
+
+
+@contextmanager
+def guarded(shape: tuple[int, ...], dtype: torch.dtype, flush: str) -> Iterator[Guarded]:
+    """A tensor flush with a guard page on its "left" or its "right", with canaries on the other side."""
+    page = mmap.PAGESIZE
+    nbytes = dtype.itemsize * int(torch.Size(shape).numel())
+    body = max(1, -(-(nbytes + 64) // page)) * page
+    region = mmap.mmap(-1, body + 2 * page)
+    anchor = ctypes.c_char.from_buffer(region)
+    base = ctypes.addressof(anchor)
+    for at in (0, page + body):
+        _protect(base + at, page, 0)
+    try:
+        memory = torch.frombuffer(memoryview(region)[page : page + body], dtype=torch.uint8)
+        memory.fill_(CANARY)
+        data = memory[body - nbytes :] if flush == "right" else memory[:nbytes]
+        canaries = memory[: body - nbytes] if flush == "right" else memory[nbytes:]
+        yield Guarded(data.view(dtype).view(shape), canaries)
+    finally:
+        for at in (0, page + body):
+            _protect(base + at, page, mmap.PROT_READ | mmap.PROT_WRITE)
+        del anchor
+
+
+def _protect(address: int, nbytes: int, protection: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(nbytes), protection) != 0:
+        raise OSError(ctypes.get_errno(), "mprotect failed")
