@@ -22,7 +22,8 @@ enum NybblePanel {
 enum { NYBBLE_TILE_N = 16 };
 
 // Activations of `rows` tokens as a panel. Rows lie in blocks of `block_rows` (the last block may hold fewer, r):
-// block b starts at element b * block_rows * k_padded and is [k_padded / 4][r][4]. Elements from k to k_padded are code 0.
+// block b starts at element b * block_rows * k_padded and is [k_padded / 4][r][4]. Elements from k to k_padded are code
+// 0.
 struct NybblePrepareArgs {
   const void* x;  // [rows][ldx] elements of x_dtype
   int64_t ldx;

@@ -118,11 +118,11 @@ PYBIND11_MODULE(_C, m) {
   });
   m.def(
       "prepare",
-      [](const std::string& kernel, int panel_format, int dtype, const Pair& x, int64_t rows, int64_t stride,
-         int64_t k, int64_t k_padded, int64_t block_rows, int64_t group, const Pair& panel, const Pair& scale,
-         const Pair& zero, const Pair& sums) {
-        run_prepare({&find_kernel(kernel), static_cast<NybblePanel>(panel_format), dtype_of(dtype), span(x), rows, stride, k,
-                     k_padded, block_rows, group, span(panel), span(scale), span(zero), span(sums)});
+      [](const std::string& kernel, int panel_format, int dtype, const Pair& x, int64_t rows, int64_t stride, int64_t k,
+         int64_t k_padded, int64_t block_rows, int64_t group, const Pair& panel, const Pair& scale, const Pair& zero,
+         const Pair& sums) {
+        run_prepare({&find_kernel(kernel), static_cast<NybblePanel>(panel_format), dtype_of(dtype), span(x), rows,
+                     stride, k, k_padded, block_rows, group, span(panel), span(scale), span(zero), span(sums)});
       },
       py::kw_only(), py::arg("kernel"), py::arg("panel_format"), py::arg("dtype"), py::arg("x"), py::arg("rows"),
       py::arg("stride"), py::arg("k"), py::arg("k_padded"), py::arg("block_rows"), py::arg("group"), py::arg("panel"),

@@ -55,27 +55,21 @@ CpuFeatures detect_cpu() {
     const char* name;
     bool present;
   } all[] = {
-      {"avx", ymm && (one.c >> 28 & 1)},
-      {"f16c", ymm && (one.c >> 29 & 1)},
-      {"fma", ymm && (one.c >> 12 & 1)},
-      {"avx2", ymm && (seven.b >> 5 & 1)},
-      {"avxvnni", ymm && (seven1.a >> 4 & 1)},
-      {"avx512f", zmm && (seven.b >> 16 & 1)},
-      {"avx512dq", zmm && (seven.b >> 17 & 1)},
-      {"avx512bw", zmm && (seven.b >> 30 & 1)},
-      {"avx512vl", zmm && (seven.b >> 31 & 1)},
-      {"avx512vnni", zmm && (seven.c >> 11 & 1)},
-      {"avx512vbmi", zmm && (seven.c >> 1 & 1)},
-      {"avx512vbmi2", zmm && (seven.c >> 6 & 1)},
-      {"avx512bf16", zmm && (seven1.a >> 5 & 1)},
-      {"amx_int8", tiles && (seven.d >> 25 & 1)},
+      {"avx", ymm && (one.c >> 28 & 1)},          {"f16c", ymm && (one.c >> 29 & 1)},
+      {"fma", ymm && (one.c >> 12 & 1)},          {"avx2", ymm && (seven.b >> 5 & 1)},
+      {"avxvnni", ymm && (seven1.a >> 4 & 1)},    {"avx512f", zmm && (seven.b >> 16 & 1)},
+      {"avx512dq", zmm && (seven.b >> 17 & 1)},   {"avx512bw", zmm && (seven.b >> 30 & 1)},
+      {"avx512vl", zmm && (seven.b >> 31 & 1)},   {"avx512vnni", zmm && (seven.c >> 11 & 1)},
+      {"avx512vbmi", zmm && (seven.c >> 1 & 1)},  {"avx512vbmi2", zmm && (seven.c >> 6 & 1)},
+      {"avx512bf16", zmm && (seven1.a >> 5 & 1)}, {"amx_int8", tiles && (seven.d >> 25 & 1)},
       {"amx_bf16", tiles && (seven.d >> 22 & 1)},
   };
   for (const auto& feature : all)
     if (feature.present) cpu.features.push_back(feature.name);
 #if defined(NYBBLE_EMULATE)
   // Plain C++ stands in for the instructions in this test build.
-  cpu.features = {"avx", "f16c", "fma", "avx2", "avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512vnni", "emulated"};
+  cpu.features = {"avx",      "f16c",     "fma",      "avx2",       "avx512f",
+                  "avx512dq", "avx512bw", "avx512vl", "avx512vnni", "emulated"};
 #endif
   return cpu;
 }

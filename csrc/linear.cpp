@@ -188,7 +188,8 @@ void check(const LinearCall& call) {
   const WeightShape& shape = call.shape;
   if (!call.kernel->linear) refuse(std::string("kernel=\"") + call.kernel->name + "\": not a linear kernel");
   if (call.kernel->weight_bits() != shape.bits)
-    refuse(std::string("kernel=\"") + call.kernel->name + "\": for other weight bits than " + std::to_string(shape.bits));
+    refuse(std::string("kernel=\"") + call.kernel->name + "\": for other weight bits than " +
+           std::to_string(shape.bits));
   if (call.kernel->int_activations() && shape.k > kMaxProducts)
     refuse("in_features=" + std::to_string(shape.k) + ": above 65793, an int32 accumulator could wrap");
   if (call.x_dtype == NYBBLE_S32 || call.bias_dtype == NYBBLE_S32) refuse("dtype: activations and bias must be float");

@@ -33,7 +33,8 @@ struct LinearCall {
   NybbleDtype x_dtype, bias_dtype, y_dtype;
 };
 
-// Both throw std::invalid_argument where a span is too small or a number is out of range, std::bad_alloc without memory.
+// Both throw std::invalid_argument where a span is too small or a number is out of range, std::bad_alloc without
+// memory.
 void run_prepare(const PrepareCall& call);
 void run_linear(const LinearCall& call, int threads);
 

@@ -54,11 +54,13 @@ float float_of_bf16(const uint8_t* p) {
 float weight_sum(const WeightShape& s, const Portable& from, int64_t n) {
   double sum = 0;
   for (int64_t g = 0; g < s.groups(); g++) {
-    const int64_t at = n * s.groups() + g, begin = g * s.group(), end = begin + s.group() < s.k ? begin + s.group() : s.k;
+    const int64_t at = n * s.groups() + g, begin = g * s.group(),
+                  end = begin + s.group() < s.k ? begin + s.group() : s.k;
     const int64_t zero_point = s.symmetric ? 8 : from.zero_point[at];
     int64_t codes = 0;
     for (int64_t k = begin; k < end; k++) codes += from.qweight[n * ((s.k + 1) / 2) + k / 2] >> (k % 2 * 4) & 15;
-    sum += static_cast<double>(float_of_bf16(from.scale + at * 2)) * static_cast<double>(codes - zero_point * (end - begin));
+    sum += static_cast<double>(float_of_bf16(from.scale + at * 2)) *
+           static_cast<double>(codes - zero_point * (end - begin));
   }
   return static_cast<float>(sum);
 }
@@ -86,7 +88,8 @@ void pack_tile(const WeightShape& s, const Sections& at, const Portable& from, u
       std::memcpy(to + at.sum + static_cast<size_t>(n) * 4, &total, 4);
     }
     for (int64_t g = 0; g < groups; g++) {
-      const size_t packed = static_cast<size_t>((tile * groups + g) * 16 + lane), row = static_cast<size_t>(n * groups + g);
+      const size_t packed = static_cast<size_t>((tile * groups + g) * 16 + lane),
+                   row = static_cast<size_t>(n * groups + g);
       if (n < s.n)
         std::memcpy(to + at.scale + packed * scale_bytes, from.scale + row * scale_bytes, scale_bytes);
       else
@@ -111,7 +114,8 @@ void unpack_tile(const WeightShape& s, const Sections& at, const uint8_t* from, 
       std::memcpy(to.qweight + n * row_bytes + b * 4, &word, static_cast<size_t>(left < 4 ? left : 4));
     }
     for (int64_t g = 0; g < groups; g++) {
-      const size_t packed = static_cast<size_t>((tile * groups + g) * 16 + lane), row = static_cast<size_t>(n * groups + g);
+      const size_t packed = static_cast<size_t>((tile * groups + g) * 16 + lane),
+                   row = static_cast<size_t>(n * groups + g);
       std::memcpy(to.scale + row * scale_bytes, from + at.scale + packed * scale_bytes, scale_bytes);
       if (!s.symmetric) to.zero_point[row] = from[at.zero_point + packed];
     }
@@ -128,7 +132,8 @@ void WeightShape::validate() const {
   if (k > (int64_t{1} << 40) / n) refuse("in_features", k, "in_features * out_features must be at most 2^40");
   if (group_size != 0 && group_size != 32 && group_size != 64 && group_size != 128)
     refuse("group_size", group_size, "must be 0 (one group), 32, 64 or 128");
-  if (bits == 8 && (group_size || !symmetric)) refuse("group_size", group_size, "8-bit weights are per channel, symmetric");
+  if (bits == 8 && (group_size || !symmetric))
+    refuse("group_size", group_size, "8-bit weights are per channel, symmetric");
 }
 
 int64_t WeightShape::k_padded() const { return round_up(k, group_size ? group_size : bits == 8 ? 4 : 8); }
@@ -148,7 +153,8 @@ Sections sections_of(const WeightShape& s) {
 void pack(const WeightShape& shape, const Portable& from, uint8_t* to, int threads) {
   const Sections at = sections_of(shape);
   std::memset(to + at.scale, 0, at.total - at.scale);  // the gaps between sections
-  parallel_for(shape.tiles(), usable_threads(threads), [&](int64_t tile, int) { pack_tile(shape, at, from, to, tile); });
+  parallel_for(shape.tiles(), usable_threads(threads),
+               [&](int64_t tile, int) { pack_tile(shape, at, from, to, tile); });
 }
 
 void unpack(const WeightShape& shape, const uint8_t* from, const Portable& to, int threads) {

@@ -3,7 +3,8 @@
 //
 //   n16k4  8 bits  codes [tiles][k_padded / 4][16][4] s8    k_padded: K up to a multiple of 4
 //                  scale [tiles * 16] f32; column_sum [tiles * 16] s32 of the codes
-//   n16k8  4 bits  codes [tiles][k_padded / 8][16][4]: byte j holds k = j (low nibble) and k = j + 4 (high) of the block
+//   n16k8  4 bits  codes [tiles][k_padded / 8][16][4]: byte j holds k = j (low nibble) and k = j + 4 (high) of the
+//   block
 //                  k_padded: K up to a multiple of the group, or of 8 where one group spans K
 //                  scale [tiles][groups][16] bf16; zero_point [tiles][groups][16] u8, absent where symmetric (8)
 //                  weight_sum [tiles * 16] f32 of the weights (code - zero_point) * scale over K

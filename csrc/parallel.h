@@ -1,5 +1,5 @@
-// The only file that knows threads. OpenMP's pool is torch's own: the extension links libgomp by the SONAME that torch's
-// wheels carry, and is loaded after torch.
+// The only file that knows threads. OpenMP's pool is torch's own: the extension links libgomp by the SONAME that
+// torch's wheels carry, and is loaded after torch.
 #pragma once
 
 #include <omp.h>

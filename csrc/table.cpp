@@ -27,9 +27,9 @@ const std::vector<KernelEntry>& kernel_table() {
   static const std::vector<KernelEntry> table = {
 #define NYBBLE_PREPARE(name, target) \
   {#name, "prepare", #target, "", "", 0, 0, nullptr, NYBBLE_IF_##target(nybble_##name)},
-#define NYBBLE_LINEAR(name, scheme, target, layout, panel, block_rows)                \
-  {#name,      "linear",                            #target, #scheme, #layout, NYBBLE_PANEL_##panel, \
-   block_rows, NYBBLE_IF_##target(nybble_##name), nullptr},
+#define NYBBLE_LINEAR(name, scheme, target, layout, panel, block_rows)                                               \
+  {#name,  "linear", #target, #scheme, #layout, NYBBLE_PANEL_##panel, block_rows, NYBBLE_IF_##target(nybble_##name), \
+   nullptr},
 #include "kernels.def"
 #undef NYBBLE_PREPARE
 #undef NYBBLE_LINEAR

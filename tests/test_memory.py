@@ -105,8 +105,8 @@ def test_wrong_names_and_shapes_are_refused() -> None:
     packed = native.pack(random_weight(scheme, 4, 32), scheme, 32)
     with pytest.raises(ValueError, match="weight bits"):
         plan(torch.zeros(1, 32), packed, None, torch.zeros(1, 4))
+    short = QuantizedWeight(torch.zeros(2, 2, dtype=torch.uint8), torch.ones(4, 1, dtype=torch.bfloat16))
+    shape = native.weight_shape(scheme, 4, 32)
+    memory = [native.memory(tensor) for tensor in (short.qweight, short.scale, None, packed)]
     with pytest.raises(ValueError, match="qweight"):
-        short = QuantizedWeight(torch.zeros(2, 2, dtype=torch.uint8), torch.ones(4, 1, dtype=torch.bfloat16))
-        native._C.pack(
-            native.weight_shape(scheme, 4, 32), *(native.memory(t) for t in (short.qweight, short.scale, None, packed)), 1
-        )
+        native._C.pack(shape, *memory, 1)

@@ -1,5 +1,5 @@
-// The AVX-512 intrinsics that the kernels use, in plain C++ lanes: NYBBLE_EMULATE builds test the avx512vnni source on a
-// CPU without AVX-512. Semantics follow Intel's intrinsics guide; never part of a wheel.
+// The AVX-512 intrinsics that the kernels use, in plain C++ lanes: NYBBLE_EMULATE builds test the avx512vnni source on
+// a CPU without AVX-512. Semantics follow Intel's intrinsics guide; never part of a wheel.
 #pragma once
 
 #include <immintrin.h>
@@ -130,7 +130,8 @@ inline __m128i cvtepi32_epi8(__m512i a) {
   return each<Lanes<uint8_t, __m128i>>([&](int i) { return static_cast<uint8_t>(U(a).v[i]); });
 }
 inline __m512 cvtph_ps(__m256i a) {
-  const __m256 halves[2] = {_mm256_cvtph_ps(_mm256_castsi256_si128(a)), _mm256_cvtph_ps(_mm256_extracti128_si256(a, 1))};
+  const __m256 halves[2] = {_mm256_cvtph_ps(_mm256_castsi256_si128(a)),
+                            _mm256_cvtph_ps(_mm256_extracti128_si256(a, 1))};
   return load<__m512>(halves);
 }
 inline __m256i cvtps_ph(__m512 a) {

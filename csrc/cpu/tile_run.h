@@ -93,7 +93,8 @@ inline VF finish_group(const NybbleLinearArgs* a, int64_t row, int64_t g, VF sca
   return vf_fma(vf_of_int(vi_sub(acc, offset)), scale, sum);
 }
 
-// y = (sum - act_zero * weight_sum) * act_scale + bias: what the activations' zero point adds is the same for all groups.
+// y = (sum - act_zero * weight_sum) * act_scale + bias: what the activations' zero point adds is the same for all
+// groups.
 inline void finish_w4a8(const NybbleLinearArgs* a, int64_t row, int64_t column, VF sum) {
   const VF zero = vf_set1(-static_cast<float>(a->act_zero[row]));
   const VF centred = vf_fma(zero, vf_load(a->weight_sum + column), sum);

@@ -1,6 +1,7 @@
 // y = sum_g scale_g * (x codes . u4 codes - zero_point * act_sum) * act_scale + bias; layout n16k8.
 // Built on vpmaddubsw with the nibble as the unsigned operand: a pair is at most 2 * 15 * 128 = 3840, so 8 of them fit
-// 16 bits, and only each eighth needs vpmaddwd to widen. Bound by vpmaddubsw + vpaddw: 32 products for two instructions.
+// 16 bits, and only each eighth needs vpmaddwd to widen. Bound by vpmaddubsw + vpaddw: 32 products for two
+// instructions.
 #include "tile_avx2.h"
 // clang-format off
 #include "tile_run.h"
@@ -33,8 +34,7 @@ struct Tile {
       }
     }
 #pragma GCC unroll 8
-    for (int r = 0; r < R; r++)
-      acc[r] = _mm256_add_epi32(acc[r], _mm256_madd_epi16(sum[r], _mm256_set1_epi16(1)));
+    for (int r = 0; r < R; r++) acc[r] = _mm256_add_epi32(acc[r], _mm256_madd_epi16(sum[r], _mm256_set1_epi16(1)));
   }
 
   template <int R>

@@ -1,10 +1,12 @@
+from typing import TypeAlias
+
 version: str
 F32: int
 BF16: int
 F16: int
 S32: int
 
-_Memory = tuple[int, int]
+_Memory: TypeAlias = tuple[int, int]
 
 def kernel_table() -> list[dict[str, object]]: ...
 def cpu() -> tuple[str, list[str]]: ...
@@ -34,6 +36,7 @@ def prepare(
     group: int,
     panel: _Memory,
     scale: _Memory,
+    zero: _Memory,
     sums: _Memory,
 ) -> None: ...
 

@@ -1,7 +1,7 @@
 """nybble: int8 and int4 linear layers for torch models, on the hardware that you already own.
 
-    import nybble
-    report = nybble.quantize(model, "w8a8")   # in place; print(report)
+import nybble
+report = nybble.quantize(model, "w8a8")   # in place; print(report)
 """
 
 from __future__ import annotations

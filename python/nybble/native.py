@@ -32,6 +32,8 @@ def memory(tensor: Tensor | None) -> tuple[int, int]:
     """Address of the first element, and the bytes from there to the end of the storage."""
     if tensor is None:
         return _NOTHING
+    if tensor.is_contiguous():
+        return tensor.data_ptr(), tensor.nbytes
     offset = tensor.storage_offset() * tensor.element_size()
     return tensor.data_ptr(), tensor.untyped_storage().nbytes() - offset
 

@@ -16,7 +16,7 @@ from .registry import FLOATS
 from .rounding import QuantizedWeight, dequantize_weight
 from .scheme import Scheme
 
-_LIBRARY = torch.library.Library("nybble", "DEF")  # noqa: TOR901
+_LIBRARY = torch.library.Library("nybble", "DEF")
 _LIBRARY.define(
     "linear(Tensor x, Tensor packed, Tensor? bias, str scheme, str layout, int out_features, int in_features) -> Tensor"
 )

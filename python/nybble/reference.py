@@ -47,7 +47,9 @@ def quantize_activations(x: Tensor) -> Activations:
     return Activations(codes.to(torch.int8), torch.where(finite, scale, torch.nan), zero.to(torch.int32))
 
 
-def linear(x: Tensor, quantized: QuantizedWeight, bias: Tensor | None, scheme: Scheme, out_dtype: torch.dtype) -> Tensor:
+def linear(
+    x: Tensor, quantized: QuantizedWeight, bias: Tensor | None, scheme: Scheme, out_dtype: torch.dtype
+) -> Tensor:
     """y (M, N) = x (M, K) w^T + bias, summed in float64 and rounded once to out_dtype."""
     weight = dequantize_weight(quantized, scheme, x.shape[-1]).double()
     if scheme.act_bits == 8:

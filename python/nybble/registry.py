@@ -58,9 +58,9 @@ class KernelSpec:
         """The first reason that this kernel cannot solve the problem here; None if it can."""
         out_dtype = problem.out_dtype or problem.dtype
         checks = (
+            (self.scheme == problem.scheme.family, f"computes {self.scheme}, not {problem.scheme.family}"),
             (self.built and self.make is not None, "not built"),
             (self.target in targets.detect().targets, targets.detect().missing.get(self.target, "")),
-            (self.scheme == problem.scheme.family, f"computes {self.scheme}, not {problem.scheme.family}"),
             (self.device in (None, problem.device), f"runs on {self.device}, not on {problem.device}"),
             (problem.layout in (None, self.layout), f"reads layout {self.layout}, the weight is {problem.layout}"),
             (problem.dtype in self.act_dtypes, f"takes {_names(self.act_dtypes)}, not {problem.dtype}"),
@@ -78,7 +78,7 @@ def specs() -> tuple[KernelSpec, ...]:
 @lru_cache
 def all_specs() -> tuple[KernelSpec, ...]:
     """Every kernel of every op, ordered by target."""
-    if native.VERSION != _version():
+    if _version() != native.VERSION:
         raise ImportError(f"nybble {_version()} found a compiled extension of version {native.VERSION}: reinstall it")
     found = [_reference(family) for family in FAMILIES] + [_compiled(row) for row in native.kernel_table()]
     return tuple(sorted(found, key=lambda spec: targets.NAMES.index(spec.target)))

@@ -47,7 +47,9 @@ class QuantizedWeight:
         return sum(tensor.nbytes for tensor in self.tensors().values())
 
 
-def portable_spec(scheme: Scheme, out_features: int, in_features: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+def portable_spec(
+    scheme: Scheme, out_features: int, in_features: int
+) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Shape and dtype of each portable tensor of an (out_features, in_features) weight."""
     groups = (out_features, scheme.groups(in_features))
     if scheme.weight_bits == 8:

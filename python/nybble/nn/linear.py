@@ -28,6 +28,17 @@ _PORTABLE = ("qweight", "scale", "zero_point")
 _PACKING = threading.RLock()
 
 
+def _portable(name: str) -> property:
+    """A portable tensor: the Parameter while the weight is not packed, else derived from the packed one."""
+
+    def read(layer: Linear) -> Tensor | None:
+        if layer.packed is None:
+            return layer._parameters[name]
+        return getattr(layer.quantized(), name)
+
+    return property(read)
+
+
 class Linear(nn.Module):
     """y = x w^T + bias with w as integers: a drop-in for torch.nn.Linear.
 
@@ -53,6 +64,9 @@ class Linear(nn.Module):
     packed: Tensor | None
     layout: str | None
     bias: nn.Parameter | None
+    qweight = _portable("qweight")
+    scale = _portable("scale")
+    zero_point = _portable("zero_point")
 
     def __init__(
         self,
@@ -66,6 +80,7 @@ class Linear(nn.Module):
     ) -> None:
         super().__init__()
         self.scheme = Scheme.parse(scheme)
+        self._scheme_name = str(self.scheme)
         self.scheme.check_shape(out_features, in_features)
         self.in_features, self.out_features = in_features, out_features
         self.dtype = dtype or torch.get_default_dtype()
@@ -94,7 +109,12 @@ class Linear(nn.Module):
 
     @classmethod
     def from_weight(
-        cls, weight: Tensor, bias: Tensor | None, scheme: str | Scheme, method: str = "rtn", dtype: torch.dtype | None = None
+        cls,
+        weight: Tensor,
+        bias: Tensor | None,
+        scheme: str | Scheme,
+        method: str = "rtn",
+        dtype: torch.dtype | None = None,
     ) -> Linear:
         """As from_dense, from a weight (N, K) and a bias (N,) or None; dtype is the weight's by default."""
         parsed = Scheme.parse(scheme)
@@ -115,11 +135,11 @@ class Linear(nn.Module):
         """
         if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        if self.packed is None:
+        # Straight from the dictionaries: nn.Module's attribute lookup costs as much as a small layer.
+        if self._buffers["packed"] is None:
             self.pack()
-        return ops.linear(
-            x, self.packed, self.bias, str(self.scheme), self.layout, self.out_features, self.in_features
-        )
+        packed, bias = self._buffers["packed"], self._parameters["bias"]
+        return ops.linear(x, packed, bias, self._scheme_name, self.layout, self.out_features, self.in_features)
 
     def quantized(self) -> QuantizedWeight:
         """The portable tensors: the layer's own, or derived from the packed weight."""
@@ -150,10 +170,13 @@ class Linear(nn.Module):
         Raises:
             ValueError: scheme or shape differ, or the other is on the meta device.
         """
-        mine, theirs = (self.scheme, self.out_features, self.in_features), (
-            other.scheme,
-            other.out_features,
-            other.in_features,
+        mine, theirs = (
+            (self.scheme, self.out_features, self.in_features),
+            (
+                other.scheme,
+                other.out_features,
+                other.in_features,
+            ),
         )
         if mine != theirs:
             raise ValueError(f"other: {theirs} cannot be shared with {mine}")
@@ -214,7 +237,7 @@ class Linear(nn.Module):
     def _hold(self, quantized: QuantizedWeight) -> None:
         for name in _PORTABLE:
             tensor = getattr(quantized, name)
-            self.register_parameter(name, None if tensor is None else nn.Parameter(tensor, requires_grad=False))
+            self._parameters[name] = None if tensor is None else nn.Parameter(tensor, requires_grad=False)
         self.register_buffer("packed", None, persistent=False)
         self.layout = None
 
@@ -224,12 +247,6 @@ class Linear(nn.Module):
         self.packed = packed
         for name in _PORTABLE:
             self._parameters[name] = None
-
-    def __getattr__(self, name: str) -> Any:
-        value = super().__getattr__(name)
-        if value is None and name in _PORTABLE and self.packed is not None:
-            return getattr(self.quantized(), name)
-        return value
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Linear:
         # What fn does to devices and dtypes shows on an empty tensor. Codes and scales move, but keep their dtype.
@@ -244,7 +261,8 @@ class Linear(nn.Module):
             self._parameters["scale"] = scale
         if scale is not None:
             bits = torch.int16 if scale.dtype.itemsize == 2 else torch.int32
-            self.scale = nn.Parameter(fn(scale.data.view(bits)).view(scale.dtype), requires_grad=False)
+            moved_scale = fn(scale.data.view(bits)).view(scale.dtype)
+            self._parameters["scale"] = nn.Parameter(moved_scale, requires_grad=False)
         self.dtype = moved.dtype
         return self
 

@@ -1,0 +1,71 @@
+"""Packed layouts: the definition in torch, and the native packing that equals it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nybble import layouts, native
+from nybble.scheme import Scheme
+from nybble.testing import random_weight, schemes_of
+
+SCHEMES = [scheme for family in ("w8a8", "w4a8") for scheme in schemes_of(family)]
+BY_SCHEME = pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+SHAPES = [(1, 1), (16, 64), (17, 129), (33, 70), (5, 7), (48, 256), (100, 333)]
+
+
+def layout_of(scheme: Scheme) -> str:
+    return "n16k4" if scheme.weight_bits == 8 else "n16k8"
+
+
+@BY_SCHEME
+@pytest.mark.parametrize(("n", "k"), SHAPES)
+def test_native_packing_equals_the_definition(scheme: Scheme, n: int, k: int) -> None:
+    quantized = random_weight(scheme, n, k, seed=n * 1000 + k)
+    packed = layouts.pack(quantized, layout_of(scheme), scheme, k)
+    assert torch.equal(native.pack(quantized, scheme, k), packed)
+    assert packed.numel() == layouts.packed_nbytes(layout_of(scheme), scheme, n, k)
+
+
+@BY_SCHEME
+@pytest.mark.parametrize(("n", "k"), SHAPES)
+def test_unpacking_is_the_exact_inverse(scheme: Scheme, n: int, k: int) -> None:
+    quantized = random_weight(scheme, n, k)
+    for layout in (layouts.PLAIN, layout_of(scheme)):
+        packed = layouts.pack(quantized, layout, scheme, k)
+        found = [layouts.unpack(packed, layout, scheme, n, k)]
+        if layout != layouts.PLAIN:
+            found.append(native.unpack(packed, scheme, n, k))
+        for restored in found:
+            assert restored.tensors().keys() == quantized.tensors().keys()
+            for name, tensor in quantized.tensors().items():
+                assert torch.equal(getattr(restored, name), tensor), name
+
+
+def test_where_a_code_lies() -> None:
+    """csrc/pack.h in numbers: input 13 of output 18 is in tile 1, lane 2."""
+    eight, four = Scheme.parse("w8a8"), Scheme.parse("w4a8g32")
+    quantized = random_weight(eight, 20, 32)
+    packed = layouts.pack(quantized, "n16k4", eight, 32).view(torch.int8)
+    assert packed[1 * (32 * 16) + 3 * 64 + 2 * 4 + 1] == quantized.qweight[18, 13]
+    quantized = random_weight(four, 20, 32)
+    byte = layouts.pack(quantized, "n16k8", four, 32)[1 * (32 * 8) + 1 * 64 + 2 * 4 + 1]
+    code = (quantized.qweight[18, 6] >> 4) & 15  # input 13: odd, so the high nibble of byte 6
+    assert byte >> 4 == code, "input 13 = 8 + 5: the high nibble of byte 1"
+
+
+@pytest.mark.parametrize(("name", "bits"), [("w8a8", 8), ("w4a16", 4), ("w4a16g128", 4.125), ("w4a16g32asym", 4.75)])
+def test_bytes_a_weight(name: str, bits: float) -> None:
+    scheme = Scheme.parse(name)
+    nbytes = layouts.packed_nbytes(layout_of(scheme), scheme, 4096, 4096)
+    assert nbytes * 8 / 4096**2 == pytest.approx(bits, abs=0.02)
+
+
+def test_padding_adds_nothing() -> None:
+    """Padded outputs have scale 0, padded inputs code 0."""
+    scheme = Scheme.parse("w8a8")
+    packed = layouts.pack(random_weight(scheme, 17, 5), "n16k4", scheme, 5)
+    codes = packed[: 2 * 2 * 64].view(torch.int8).view(2, 2, 16, 4)
+    assert (codes[1, :, 1:] == 0).all()
+    assert (codes[:, 1, :, 1:] == 0).all()
+    assert (packed[2 * 2 * 64 :].view(torch.float32)[17:32] == 0).all()

@@ -1,0 +1,107 @@
+"""Activations to panels: the codes of every target equal the reference's bit for bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nybble import native, targets
+from nybble.reference import quantize_activations
+from nybble.registry import FLOATS, all_specs
+from nybble.testing import guarded
+
+SPECS = [spec for spec in all_specs() if spec.op == "prepare"]
+FORMATS = {"f32": 0, "s8": 1, "s16": 2, "u8": 3}
+
+
+def prepare(spec, x, k_padded, block_rows, group, panel_format):
+    """The panel as rows (M, k_padded), scales, zeros and group sums."""
+    m, k = x.shape
+    dtype = native.PANEL_DTYPES[panel_format]
+    scale, zero = torch.full((m,), 7.0), torch.full((m,), 77, dtype=torch.int32)
+    sums = torch.full((m, k_padded // group), 77, dtype=torch.int32)
+    with guarded((m * k_padded,), dtype, "right") as panel:
+        native._C.prepare(
+            kernel=spec.name,
+            panel_format=panel_format,
+            dtype=native.DTYPES[x.dtype],
+            x=native.memory(x),
+            rows=m,
+            stride=x.stride(0),
+            k=k,
+            k_padded=k_padded,
+            block_rows=block_rows,
+            group=group,
+            panel=native.memory(panel.tensor),
+            scale=native.memory(scale),
+            zero=native.memory(zero),
+            sums=native.memory(sums),
+        )
+        assert panel.intact()
+        rows = torch.empty(m, k_padded, dtype=dtype)
+        for start in range(0, m, block_rows):
+            r = min(block_rows, m - start)
+            block = panel.tensor[start * k_padded : (start + r) * k_padded].view(k_padded // 4, r, 4)
+            rows[start : start + r] = block.transpose(0, 1).reshape(r, k_padded)
+    return rows, scale, zero, sums
+
+
+def hard_rows(k: int) -> torch.Tensor:
+    """Ties, one-sided ranges, constants, zeros, extremes, NaN, Inf."""
+    noise = torch.randn(k)
+    ties = (torch.arange(k) % 256 - 128).float() / 2
+    rows = [noise, noise.abs(), -noise.abs(), noise + 5, ties, ties + 0.25, torch.zeros(k), torch.full((k,), 0.5)]
+    rows += [-torch.zeros(k), noise * 1e30, noise * 3e37, noise * 1e-30, noise * 1e-38, noise * 1e-42]
+    bad, infinite = noise.clone(), noise.clone()
+    bad[k // 2], infinite[-1] = torch.nan, -torch.inf
+    return torch.stack([*rows, bad, infinite, torch.full((k,), torch.finfo(torch.float32).max)])
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("panel", FORMATS)
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_codes_equal_the_reference(spec, panel: str, dtype: torch.dtype) -> None:
+    if spec.target not in targets.detect().targets:
+        pytest.skip(f"{spec.name}: {targets.detect().missing[spec.target]}")
+    for k, k_padded, group in ((1, 4, 4), (70, 96, 32), (129, 136, 136), (128, 128, 64), (12, 12, 12), (31, 32, 32)):
+        x = hard_rows(k).to(dtype)
+        for block_rows in (1, 4, 12):
+            rows, scale, zero, sums = prepare(spec, x, k_padded, block_rows, group, FORMATS[panel])
+            if panel == "f32":
+                assert torch.equal(rows[:, :k].nan_to_num(1.5), x.float().nan_to_num(1.5))
+                assert (rows[:, k:] == 0).all()
+                continue
+            codes = rows.int() - (128 if panel == "u8" else 0)
+            expected = quantize_activations(x)
+            assert torch.equal(codes[:, :k], expected.codes.int()), (k, block_rows)
+            assert (codes[:, k:] == 0).all(), "padding is code 0"
+            assert torch.equal(scale.nan_to_num(-1), expected.scale.nan_to_num(-1))
+            assert torch.equal(zero, expected.zero)
+            assert torch.equal(sums, codes.view(len(x), -1, group).sum(-1))
+
+
+def test_the_reference_rounds_as_its_docstring_says() -> None:
+    x = torch.tensor([[0.0, 51.0, 254.5, 255.0], [-128.0, 127.0, 0.5, -0.5], [1.0, 1.0, 1.0, 1.0]])
+    codes, scale, zero = quantize_activations(x)
+    assert codes.tolist() == [[-128, -77, 126, 127], [-128, 127, 0, 0], [127, 127, 127, 127]]
+    assert scale.tolist() == pytest.approx([1.0, 1.0, 1 / 255])
+    assert zero.tolist() == [-128, 0, -128]
+
+
+def test_scaling_by_a_power_of_two_changes_only_the_scale() -> None:
+    x = torch.randn(8, 200)
+    codes, scale, zero = quantize_activations(x)
+    for exponent in (-90, -30, 7, 100):
+        scaled = quantize_activations(x * 2.0**exponent)
+        assert torch.equal(scaled.codes, codes)
+        assert torch.equal(scaled.zero, zero)
+        assert torch.equal(scaled.scale, scale * 2.0**exponent)
+
+
+def test_error_is_at_most_half_a_step() -> None:
+    x = torch.randn(64, 300) * torch.rand(64, 1) + torch.rand(64, 1)
+    codes, scale, zero = quantize_activations(x)
+    restored = (codes.float() - zero[:, None]) * scale[:, None]
+    # The zero point is rounded too, so the far end of the range may be cut by as much again.
+    assert ((restored - x).abs() <= 1.001 * scale[:, None]).all()
+    assert ((restored - x).abs() <= 0.501 * scale[:, None]).float().mean() > 0.99

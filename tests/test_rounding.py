@@ -1,0 +1,166 @@
+"""Weights to codes: schemes, rounding, the portable layout."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nybble.rounding import (
+    METHODS,
+    QuantizedWeight,
+    check_portable,
+    dequantize_weight,
+    pack_nibbles,
+    quantize_weight,
+    unpack_nibbles,
+)
+from nybble.scheme import Scheme
+from nybble.testing import random_weight, schemes_of
+
+SCHEMES = [scheme for family in ("w8a8", "w4a16") for scheme in schemes_of(family)]
+BY_SCHEME = pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+
+
+def per_input(scheme: Scheme, values: torch.Tensor, k: int) -> torch.Tensor:
+    return values.float().repeat_interleave(scheme.group_size or k, dim=1)[:, :k]
+
+
+@pytest.mark.parametrize("name", ["w8a8", "w8a16", "w4a16", "w4a8g32", "w4a16g64", "w4a16g128asym", "w4a8asym"])
+def test_names_round_trip(name: str) -> None:
+    assert str(Scheme.parse(name)) == name
+    assert Scheme.parse(Scheme.parse(name)) is Scheme.parse(name) or Scheme.parse(name) == Scheme.parse(name)
+
+
+@pytest.mark.parametrize("name", ["", "w3a8", "w8a8g128", "w4a16g48", "W8A8", "w8a8asym", "w4a16 ", "int8", "w4a4"])
+def test_other_names_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"scheme="):
+        Scheme.parse(name)
+
+
+def test_types_and_fields_are_checked() -> None:
+    with pytest.raises(TypeError, match="scheme=8"):
+        Scheme.parse(8)  # type: ignore[arg-type]
+    for kwargs in (
+        {"weight_bits": 3, "act_bits": 8},
+        {"weight_bits": 8, "act_bits": 4},
+        {"weight_bits": 4, "act_bits": 8, "group_size": 16},
+    ):
+        with pytest.raises(ValueError, match="must be"):
+            Scheme(**kwargs)
+
+
+@BY_SCHEME
+def test_error_is_at_most_half_a_step(scheme: Scheme) -> None:
+    weight = torch.randn(20, 300)
+    quantized = quantize_weight(weight, scheme)
+    check_portable(quantized, scheme, 20, 300)
+    scale = per_input(scheme, quantized.scale, 300)
+    error = (dequantize_weight(quantized, scheme, 300) - weight).abs()
+    # Half a step of rounding; a scale or zero point that was itself rounded moves the ends of the range.
+    assert (
+        error <= 0.501 * scale + 0.06 * scale * (scheme.weight_bits == 4) + 0.5 * scale * (not scheme.symmetric)
+    ).all()
+
+
+@BY_SCHEME
+def test_rounding_again_gives_the_same_codes(scheme: Scheme) -> None:
+    for method in METHODS:
+        quantized = quantize_weight(torch.randn(9, 200), scheme, method)
+        restored = dequantize_weight(quantized, scheme, 200)
+        again = dequantize_weight(quantize_weight(restored, scheme), scheme, 200)
+        step = per_input(scheme, quantized.scale, 200)
+        close = (again - restored).abs() <= 0.51 * step
+        assert close.all()
+        if scheme.weight_bits == 8 and method == "rtn":
+            assert torch.equal(quantize_weight(restored, scheme).qweight, quantized.qweight)
+
+
+@BY_SCHEME
+@pytest.mark.parametrize("method", METHODS)
+def test_scaling_by_a_power_of_two_changes_only_the_scale(scheme: Scheme, method: str) -> None:
+    weight = torch.randn(6, 130)
+    base = quantize_weight(weight, scheme, method)
+    for exponent in (-60, -7, 3, 60):
+        scaled = quantize_weight(weight * 2.0**exponent, scheme, method)
+        assert torch.equal(scaled.qweight, base.qweight)
+        assert torch.equal(scaled.scale.float(), base.scale.float() * 2.0**exponent)
+        assert scheme.symmetric or torch.equal(scaled.zero_point, base.zero_point)
+
+
+@BY_SCHEME
+def test_mse_is_never_worse_in_its_own_norm(scheme: Scheme) -> None:
+    weight = torch.distributions.StudentT(3.0).sample((24, 256))
+    errors = []
+    for method in METHODS:
+        difference = (dequantize_weight(quantize_weight(weight, scheme, method), scheme, 256) - weight).abs().pow(2.4)
+        errors.append(difference.view(24, -1, scheme.group_size or 256).sum(-1))
+    assert (errors[1] <= errors[0] * (1 + 1e-5)).all()
+    assert errors[1].sum() < 0.95 * errors[0].sum() or scheme.weight_bits == 8
+
+
+def test_eight_bits_are_far_better_than_four() -> None:
+    weight = torch.randn(64, 512)
+    error = {
+        name: float(
+            (dequantize_weight(quantize_weight(weight, Scheme.parse(name)), Scheme.parse(name), 512) - weight).norm()
+        )
+        for name in ("w8a16", "w4a16")
+    }
+    assert 13 < error["w4a16"] / error["w8a16"] < 21
+
+
+@BY_SCHEME
+@pytest.mark.parametrize("method", METHODS)
+def test_zero_constant_and_tiny_groups(scheme: Scheme, method: str) -> None:
+    weight = torch.zeros(6, 128)
+    weight[1], weight[2], weight[3], weight[4] = 0.5, -0.5, 1e-30, torch.randn(128) * 1e-20
+    restored = dequantize_weight(quantize_weight(weight, scheme, method), scheme, 128)
+    assert (restored[0] == 0).all()
+    assert (restored[5] == 0).all()
+    for row in (1, 2, 3):
+        assert torch.allclose(restored[row], weight[row], rtol=0.04)
+    assert float((restored[4] - weight[4]).norm() / weight[4].norm()) < 0.2
+
+
+def test_weights_that_cannot_be_rounded_are_refused() -> None:
+    scheme = Scheme.parse("w4a16g32")
+    for value in (torch.nan, torch.inf):
+        weight = torch.randn(4, 32)
+        weight[1, 3] = value
+        with pytest.raises(ValueError, match="NaN or Inf"):
+            quantize_weight(weight, scheme)
+    with pytest.raises(ValueError, match="matrix"):
+        quantize_weight(torch.randn(4), scheme)
+    with pytest.raises(ValueError, match="method='best'"):
+        quantize_weight(torch.randn(4, 32), scheme, "best")
+
+
+def test_nibbles_round_trip() -> None:
+    for k in (1, 2, 7, 8, 33):
+        codes = torch.randint(0, 16, (5, k), dtype=torch.uint8)
+        packed = pack_nibbles(codes)
+        assert packed.shape == (5, (k + 1) // 2)
+        assert torch.equal(unpack_nibbles(packed, k), codes)
+    assert pack_nibbles(torch.tensor([[1, 2, 3]])).tolist() == [[0x21, 0x03]]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "name", "change"),
+    [
+        ("w8a8", "qweight", lambda t: t.index_fill(0, torch.tensor(0), -128)),
+        ("w8a8", "qweight", lambda t: t[:, 1:]),
+        ("w8a8", "scale", lambda t: t.half()),
+        ("w8a8", "scale", lambda t: -t),
+        ("w4a16g32", "scale", lambda t: t * torch.inf),
+        ("w4a16g32", "qweight", lambda t: t | 0xF0),
+        ("w4a16g32asym", "zero_point", lambda t: t + 16),
+        ("w4a16g32asym", "zero_point", lambda t: None),
+    ],
+)
+def test_portable_tensors_are_checked(scheme: str, name: str, change) -> None:
+    parsed = Scheme.parse(scheme)
+    good = random_weight(parsed, 4, 33)
+    check_portable(good, parsed, 4, 33)
+    bad = QuantizedWeight(**{**good.tensors(), name: change(getattr(good, name))})
+    with pytest.raises(ValueError, match=name):
+        check_portable(bad, parsed, 4, 33)
