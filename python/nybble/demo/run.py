@@ -1,0 +1,183 @@
+"""The demo from end to end: build the contestants, measure them, print one table and its foot."""
+
+from __future__ import annotations
+
+import copy
+import json
+import platform
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from statistics import median
+from textwrap import fill
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from .. import __version__, targets
+from .breakdown import breakdown
+from .data import all_sentences
+from .measure import Accuracy, Plan, Track, accuracy, make_rounds, measure, speedup
+from .model import MODEL_NAME, load
+from .table import progress, show_table
+from .variants import FP32, VARIANTS, Built, NotHere, held_bytes
+from .verdict import JUDGED, Check, checks
+
+_HEADERS = ("contestant", "batch 32/s", "vs fp32", "batch 1/s", "MB", "cos mean", "cos worst", "top-1 %", "sentences")
+_WIDTH = 100  # of a line of text, so that a piped table and its notes go together
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contestant: sentences per second at both batches, speed ratio to fp32, megabytes held (1e6 bytes)."""
+
+    name: str
+    batch_rate: float
+    speedup: float
+    single_rate: float
+    megabytes: float
+    accuracy: Accuracy
+    sentences: int  # run at batch 32
+    singles: int  # run at batch 1
+    report: dict[str, Any] | None = None  # nybble's own report of the swap
+
+    def cells(self) -> tuple[str, ...]:
+        a = self.accuracy
+        rates = (f"{self.batch_rate:.1f}", f"{self.speedup:.2f}x", f"{self.single_rate:.1f}", f"{self.megabytes:.1f}")
+        return (
+            self.name,
+            *rates,
+            f"{a.mean_cosine:.5f}",
+            f"{a.worst_cosine:.5f}",
+            f"{100 * a.top1:.1f}",
+            str(self.sentences),
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All that was measured, ready to print or to write as JSON."""
+
+    machine: dict[str, Any]
+    plan: Plan
+    sentences: int
+    rows: list[Row]
+    skipped: dict[str, str]  # contestant -> why it could not be made
+    shares: dict[str, dict[str, float]]  # of the time of each contestant that is held to the demands
+    checks: dict[str, list[Check]]
+    seconds: float
+
+    def to_json(self) -> str:
+        data = asdict(self)
+        data["checks"] = {
+            name: [{**asdict(check), "met": check.met} for check in found] for name, found in self.checks.items()
+        }
+        return json.dumps(data, indent=2)
+
+
+def _machine() -> dict[str, Any]:
+    import transformers
+
+    return {
+        "nybble": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "cpu": targets.detect().cpu,
+        "targets": list(targets.detect().targets),
+        "threads": torch.get_num_threads(),
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "model": MODEL_NAME,
+    }
+
+
+def _row(name: str, built: Built, tracks: dict[str, Track], plan: Plan) -> Row:
+    track = tracks[name]
+    return Row(
+        name=name,
+        batch_rate=plan.round_size / median(track.batch_s),
+        speedup=speedup(track, tracks[FP32]),
+        single_rate=plan.singles_per_round / median(track.single_s),
+        megabytes=held_bytes(built.model) / 1e6,
+        accuracy=accuracy(track, tracks[FP32]),
+        sentences=plan.round_size * len(track.batch_s),
+        singles=plan.singles_per_round * len(track.single_s),
+        report=None if built.report is None else json.loads(built.report.to_json()),
+    )
+
+
+def run(plan: Plan) -> Outcome:
+    """Build and measure; raises DemoUnavailable before any work where the `demo` extra is missing."""
+    start = perf_counter()
+    encoder = load()
+    rounds = make_rounds(encoder, all_sentences()[: plan.sentences], plan)
+    built: dict[str, Built] = {}
+    skipped: dict[str, str] = {}
+    with progress(len(VARIANTS) * (len(rounds) + 1)) as advance:
+        for variant in VARIANTS:
+            try:
+                built[variant.name] = variant.build(copy.deepcopy(encoder.model))
+            except NotHere as error:
+                skipped[variant.name] = str(error)
+            advance(variant.name)
+        tracks = measure({name: b.model for name, b in built.items()}, rounds, plan, advance)
+    profiled = [batch for work in rounds[:4] for batch in work.batches]
+    shares = {name: breakdown(built[name].model, profiled) for name in JUDGED}
+    return Outcome(
+        machine=_machine(),
+        plan=plan,
+        sentences=plan.round_size * len(rounds),
+        rows=[_row(name, b, tracks, plan) for name, b in built.items()],
+        skipped=skipped,
+        shares=shares,
+        checks={name: checks(tracks, name, shares[name]["linears"]) for name in JUDGED},
+        seconds=perf_counter() - start,
+    )
+
+
+def _notes(outcome: Outcome) -> list[str]:
+    notes = [
+        "batch 32/s, batch 1/s: sentences per second, median over rounds that all run in turn.",
+        "MB: parameters and buffers held. cos, top-1: vectors and nearest other sentence, against fp32.",
+    ]
+    most = max(row.singles for row in outcome.rows)
+    for row in outcome.rows:
+        if row.sentences < outcome.sentences or row.singles < most:
+            notes.append(
+                f"{row.name} is slow here: its time budget held {row.sentences} of {outcome.sentences} sentences in "
+                f"batches and {row.singles} of {most} one by one; all its figures are of those alone."
+            )
+        if row.report:
+            count = sum(layer["swapped"] for layer in row.report["layers"])
+            notes.append(f"{row.name}: {count} layers swapped, {row.report['coverage']:.0f}% of the weight bytes.")
+    return notes + [f"{name}: not run: {reason}" for name, reason in outcome.skipped.items()]
+
+
+def _foot(outcome: Outcome) -> list[str]:
+    lines = []
+    for name, parts in outcome.shares.items():
+        shares = ", ".join(f"{part} {100 * share:.0f}%" for part, share in parts.items())
+        lines.append(f"Where the time of {name} goes at batch {outcome.plan.rows} (torch.profiler): {shares}.")
+    return [*lines, "All but the linears is torch's own code, the same in every fp32 contestant."]
+
+
+def show(outcome: Outcome) -> None:
+    """Print the heading, the table and its foot to stdout."""
+    m = outcome.machine
+    print(f"{m['model']}, {outcome.sentences} sentences of Python's own documentation, {m['date']}")
+    print(f"{m['cpu']}, {m['threads']} threads, torch {m['torch']}, nybble {m['nybble']} ({m['targets'][-1]})\n")
+    show_table(_HEADERS, [row.cells() for row in outcome.rows], right=range(1, len(_HEADERS)))
+    for part in (_notes(outcome), _foot(outcome)):
+        print("", *(fill(line, _WIDTH, subsequent_indent="  ") for line in part), sep="\n")
+    for name, found in outcome.checks.items():
+        print(f"\nAsked of {name}:", *(check.line() for check in found), sep="\n")
+    print(f"\n{outcome.seconds:.0f} seconds in all.")
+
+
+def main(plan: Plan, as_json: bool) -> None:
+    """What `nybble demo` does."""
+    outcome = run(plan)
+    if as_json:
+        print(outcome.to_json())
+    else:
+        show(outcome)

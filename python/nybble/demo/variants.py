@@ -1,0 +1,102 @@
+"""The contestants: how each is made from its own copy of the fp32 model, and how many bytes it then holds."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .. import quantize
+
+FP32, BF16, DYNAMIC = "torch fp32", "torch bf16", "torch quantize_dynamic"
+DEFAULT, W8A8 = "nybble default", "nybble w8a8"
+
+
+class NotHere(RuntimeError):
+    """This torch cannot make this contestant; the message is torch's."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """A contestant ready to run; `report` is nybble's own, or None for torch's."""
+
+    model: nn.Module
+    report: Any = None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """`build` may change the model that it is given."""
+
+    name: str
+    build: Callable[[nn.Module], Built]
+
+
+def _quantize_dynamic(model: nn.Module) -> Built:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces the end of this path at every call
+        try:
+            convert: Any = import_module("torch.ao.quantization").quantize_dynamic
+        except (ImportError, AttributeError) as error:
+            raise NotHere(str(error)) from error
+        try:
+            return Built(convert(model, {nn.Linear}, torch.qint8))
+        except RuntimeError as error:  # no quantized engine on this processor
+            raise NotHere(str(error).splitlines()[0]) from error
+
+
+def _nybble(*scheme: str, **options: Any) -> Callable[[nn.Module], Built]:
+    def build(model: nn.Module) -> Built:
+        return Built(model, quantize(model, *scheme, **options))
+
+    return build
+
+
+# The default is what a user's one call gives; the others swap every Linear, whether or not that is faster here.
+VARIANTS = (
+    Variant(FP32, Built),
+    Variant(BF16, lambda model: Built(model.to(torch.bfloat16))),
+    Variant(DYNAMIC, _quantize_dynamic),
+    Variant(DEFAULT, _nybble()),
+    Variant(W8A8, _nybble("w8a8", goal="memory")),
+    Variant("nybble w4a8g128", _nybble("w4a8g128", goal="memory")),
+    Variant("nybble w4a16g128", _nybble("w4a16g128", goal="memory")),
+)
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    """Parameters, buffers, and tensors or arrays that a module keeps as plain attributes."""
+    yield from module.parameters(recurse=False)
+    yield from module.buffers(recurse=False)
+    for value in vars(module).values():
+        for item in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(item, Tensor):
+                yield item
+            elif isinstance(item, np.ndarray):
+                yield torch.from_numpy(item)
+
+
+def held_bytes(model: nn.Module) -> int:
+    """Bytes of every distinct storage that the model's modules hold.
+
+    torch hides the weights of `quantize_dynamic` in an opaque object: they are counted as they come out of it
+    (int8 weights, scales, fp32 bias); its padding and column sums are not visible and not counted.
+    """
+    storages: dict[int, int] = {}
+    hidden = 0
+    for module in model.modules():
+        for tensor in _tensors(module):
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+        if type(module).__name__ == "LinearPackedParams":
+            unpack: Any = module._weight_bias
+            weight, bias = unpack()
+            scales = 1 if weight.qscheme() == torch.per_tensor_affine else weight.shape[0]
+            hidden += weight.nbytes + 12 * scales + (0 if bias is None else bias.nbytes)  # fp64 scale, int32 zero
+    return sum(storages.values()) + hidden

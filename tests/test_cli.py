@@ -1,0 +1,84 @@
+"""The command line, run as a user runs it: in a process of its own."""
+
+import json
+import platform
+import subprocess
+import sys
+
+import pytest
+
+import nybble
+from nybble.__main__ import main
+
+
+def cli(*args):
+    return subprocess.run(
+        [sys.executable, "-m", "nybble", *args], capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def test_info_prints_versions_targets_and_threads():
+    done = cli("info")
+    assert (done.returncode, done.stderr) == (0, "")
+    for word in ("nybble", "python", "torch", "numpy", "cpu", "features", "threads", "OpenMP", "targets"):
+        assert any(line.startswith(word) for line in done.stdout.splitlines()), word
+    assert platform.python_version() in done.stdout
+
+
+def test_info_json_is_complete():
+    done = cli("info", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    info = json.loads(done.stdout)
+    assert info["versions"]["nybble"] == nybble.__version__
+    assert info["threads"] >= 1
+    assert "scalar" in info["targets"]
+    assert set(info["missing"]).isdisjoint(info["targets"])
+    assert all(info["missing"].values()), "each missing target has a reason"
+
+
+def test_kernels_prints_every_kernel():
+    done = cli("kernels")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.split()[0] for line in done.stdout.splitlines()[2:]] == [k["name"] for k in nybble.kernels()]
+
+
+def test_kernels_json_says_why_not():
+    done = cli("kernels", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    kernels = json.loads(done.stdout)
+    assert kernels == nybble.kernels()
+    assert any(k["usable"] for k in kernels)
+    assert all(k["usable"] or k["why_not"] for k in kernels)
+
+
+@pytest.mark.parametrize("args", [(), ("nothing",), ("info", "--nothing")], ids=["none", "command", "option"])
+def test_wrong_usage_exits_2_and_shows_the_usage(args):
+    done = cli(*args)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("usage: nybble")
+
+
+def test_a_target_that_does_not_exist_exits_1_with_one_line(monkeypatch):
+    monkeypatch.setenv("NYBBLE_TARGET", "nothing")
+    done = cli("info")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("\n") == 1
+    assert "NYBBLE_TARGET" in done.stderr
+
+
+def test_a_reader_that_stops_early_is_no_error():
+    command = f"'{sys.executable}' -m nybble kernels --json | head -c 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=300, check=False)  # noqa: S607
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[", "")
+
+
+def test_a_missing_extra_exits_1_with_one_line(monkeypatch, capsys):
+    import nybble.demo.model
+
+    monkeypatch.setattr(nybble.demo.model.importlib.util, "find_spec", lambda name, package=None: None)
+    assert main(["demo", "--quick"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert "pip install 'nybble[demo]'" in err

