@@ -87,4 +87,16 @@ def _measure(spec: KernelSpec, scheme: Scheme, m: int, n: int, k: int) -> Result
         seconds = interleaved(contestants, BUDGET_S)
     us = {name: value * 1e6 for name, value in seconds.items()}
     gops = 2 * m * n * k / seconds["nybble"] / 1e9
-    return Result(spec.name, str(scheme), m, n, k, torch.get_num_threads(), us["nybble"], gops, us["fp32"], us["bf16"])
+    return Result(
+        kernel=spec.name,
+        scheme=str(scheme),
+        m=m,
+        n=n,
+        k=k,
+        threads=torch.get_num_threads(),
+        us=us["nybble"],
+        gops=gops,
+        pack_ms=pack_s * 1e3,
+        torch_fp32_us=us["fp32"],
+        torch_bf16_us=us["bf16"],
+    )

@@ -12,8 +12,8 @@ namespace nybble {
 
 namespace {
 
-// Below this many products, waking threads costs more than it saves.
-constexpr int64_t kSerialProducts = 1 << 17;
+// Below this many products, waking threads gains little on a free machine and loses much on a busy one.
+constexpr int64_t kSerialProducts = 1 << 19;
 // Activations are prepared and multiplied in chunks of about this many bytes, so that a panel stays in the caches.
 constexpr int64_t kPanelBytes = 4 << 20;
 // Products of (q - act_zero) in [-255, 255] and weight codes in [-127, 127] that 32 bits hold.
@@ -136,7 +136,7 @@ void prepare_chunk(const LinearCall& call, const Chunk& chunk, int64_t row, int6
   args.act_zero = chunk.act_zero;
   args.act_sum = call.shape.bits == 4 && call.kernel->int_activations() ? chunk.act_sum : nullptr;
   const int64_t blocks = (rows + args.block_rows - 1) / args.block_rows;
-  parallel_for(blocks, rows * args.k < kSerialProducts / 4 ? 1 : threads, [&](int64_t block, int worker) {
+  parallel_for(blocks, rows * args.k < kSerialProducts / 16 ? 1 : threads, [&](int64_t block, int worker) {
     NybblePrepareArgs one = args;
     one.scratch = chunk.rows_f32 + worker * chunk.scratch_floats;
     one.block_begin = block;

@@ -152,6 +152,8 @@ def test_nibbles_round_trip() -> None:
         ("w8a8", "scale", lambda t: t.half()),
         ("w8a8", "scale", lambda t: -t),
         ("w4a16g32", "scale", lambda t: t * torch.inf),
+        ("w8a8", "scale", lambda t: t * 0),
+        ("w4a16g32asym", "scale", lambda t: t * 0),
         ("w4a16g32", "qweight", lambda t: t | 0xF0),
         ("w4a16g32asym", "zero_point", lambda t: t + 16),
         ("w4a16g32asym", "zero_point", lambda t: None),

@@ -33,9 +33,9 @@ def memory(tensor: Tensor | None) -> tuple[int, int]:
     if tensor is None:
         return _NOTHING
     if tensor.is_contiguous():
-        return tensor.data_ptr(), tensor.nbytes
+        return tensor.data_ptr(), int(tensor.nbytes)
     offset = tensor.storage_offset() * tensor.element_size()
-    return tensor.data_ptr(), tensor.untyped_storage().nbytes() - offset
+    return tensor.data_ptr(), int(tensor.untyped_storage().nbytes()) - offset
 
 
 def weight_shape(scheme: Scheme, out_features: int, in_features: int) -> _C.WeightShape:

@@ -51,7 +51,8 @@ def linear(
         ValueError: a shape, dtype or device that does not fit, by name.
         NoKernelError: no kernel accepts the problem.
     """
-    return torch.ops.nybble.linear.default(x, packed, bias, scheme, layout, out_features, in_features)
+    out: Tensor = torch.ops.nybble.linear.default(x, packed, bias, scheme, layout, out_features, in_features)
+    return out
 
 
 def _linear(

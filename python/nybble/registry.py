@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -158,4 +158,4 @@ def _names(dtypes: tuple[torch.dtype, ...]) -> str:
 def _version() -> str:
     from . import __version__
 
-    return cast(str, __version__)
+    return __version__

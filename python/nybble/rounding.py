@@ -87,6 +87,10 @@ def check_portable(quantized: QuantizedWeight, scheme: Scheme, out_features: int
         raise ValueError("qweight: the nibble beyond the last input must be 0")
     if quantized.zero_point is not None and (quantized.zero_point > 15).any():
         raise ValueError("zero_point: must be in [0, 15]")
+    if (scale == 0).any():
+        unscaled = QuantizedWeight(quantized.qweight, (scale == 0).to(quantized.scale.dtype), quantized.zero_point)
+        if dequantize_weight(unscaled, scheme, in_features).any():
+            raise ValueError("scale: is 0 where codes are not")
 
 
 def quantize_weight(weight: Tensor, scheme: Scheme, method: str = "rtn") -> QuantizedWeight:

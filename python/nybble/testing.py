@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from . import layouts, reference
-from .registry import GROUP_SIZES, KernelSpec
+from .registry import KernelSpec
 from .rounding import QuantizedWeight, dequantize_weight, pack_nibbles
-from .scheme import Scheme
+from .scheme import GROUP_SIZES, Scheme
 
 CANARY = 0xCD
 
@@ -97,9 +97,11 @@ def error_bound(x: Tensor, quantized: QuantizedWeight, scheme: Scheme, expected:
         # Codes and zero point are multiplied apart, so neither's magnitude cancels.
         codes, scale, zero = reference.quantize_activations(x)
         magnitude = (codes.double().abs() + zero.double().abs()[:, None]) * scale.double()[:, None]
-    total = magnitude @ weight.t()
-    total = total + expected.abs()
-    return 4 * max(x.shape[1], 4) ** 0.5 * 2.0**-24 * total + expected.abs() * OUT_EPSILON[dtype] + OUT_FLOOR[dtype]
+    total = magnitude @ weight.t() + expected.abs()
+    bound: Tensor = (
+        4 * max(x.shape[1], 4) ** 0.5 * 2.0**-24 * total + expected.abs() * OUT_EPSILON[dtype] + OUT_FLOOR[dtype]
+    )
+    return bound
 
 
 @dataclass

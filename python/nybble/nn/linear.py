@@ -34,7 +34,7 @@ def _portable(name: str) -> property:
     def read(layer: Linear) -> Tensor | None:
         if layer.packed is None:
             return layer._parameters[name]
-        return getattr(layer.quantized(), name)
+        return layer.quantized().tensors().get(name)
 
     return property(read)
 
@@ -87,7 +87,8 @@ class Linear(nn.Module):
         spec = portable_spec(self.scheme, out_features, in_features)
         tensors = {name: torch.zeros(shape, dtype=kind, device=device) for name, (shape, kind) in spec.items()}
         self._hold(QuantizedWeight(**tensors))
-        self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=self.dtype)) if bias else None
+        held = nn.Parameter(torch.zeros(out_features, device=device, dtype=self.dtype)) if bias else None
+        self.register_parameter("bias", held)
 
     @classmethod
     def from_dense(cls, dense: nn.Linear, scheme: str | Scheme, method: str = "rtn") -> Linear:
@@ -136,10 +137,13 @@ class Linear(nn.Module):
         if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
             x = x.to(torch.get_autocast_dtype(x.device.type))
         # Straight from the dictionaries: nn.Module's attribute lookup costs as much as a small layer.
-        if self._buffers["packed"] is None:
-            self.pack()
-        packed, bias = self._buffers["packed"], self._parameters["bias"]
-        return ops.linear(x, packed, bias, self._scheme_name, self.layout, self.out_features, self.in_features)
+        packed, layout = self._buffers["packed"], self.layout
+        if packed is None or layout is None:
+            if self.device.type == "meta" and x.is_meta:
+                return x.new_empty((*x.shape[:-1], self.out_features))
+            packed, layout = self._pack()
+        bias = self._parameters["bias"]
+        return ops.linear(x, packed, bias, self._scheme_name, layout, self.out_features, self.in_features)
 
     def quantized(self) -> QuantizedWeight:
         """The portable tensors: the layer's own, or derived from the packed weight."""
@@ -147,16 +151,22 @@ class Linear(nn.Module):
             if self.packed is None:
                 held = {name: self._parameters.get(name) for name in _PORTABLE}
                 return QuantizedWeight(**{name: tensor.detach() for name, tensor in held.items() if tensor is not None})
-            return ops.unpack(self.packed, self.layout, self.scheme, self.out_features, self.in_features)
+            packed, layout = self._pack()
+            return ops.unpack(packed, layout, self.scheme, self.out_features, self.in_features)
 
     def pack(self) -> None:
         """Exchanges the portable tensors for the packed one. Nothing to do on the meta device, or twice."""
+        if self.device.type != "meta":
+            self._pack()
+
+    def _pack(self) -> tuple[Tensor, str]:
         with _PACKING:
-            qweight = self._parameters.get("qweight")
-            if self.packed is not None or qweight is None or qweight.is_meta:
-                return
-            packed, layout = ops.pack(self.quantized(), self.scheme, self.in_features)
-            self._hold_packed(packed, layout)
+            if self.packed is None or self.layout is None:
+                if self.device.type == "meta":
+                    raise RuntimeError("the layer's weight is on the meta device: load it first")
+                self._hold_packed(*ops.pack(self.quantized(), self.scheme, self.in_features))
+            assert self.packed is not None and self.layout is not None, "packed above"  # noqa: S101, PT018
+            return self.packed, self.layout
 
     def unpack(self) -> None:
         """Exchanges the packed tensor for the portable ones, for code that edits or shards them."""
@@ -180,10 +190,9 @@ class Linear(nn.Module):
         )
         if mine != theirs:
             raise ValueError(f"other: {theirs} cannot be shared with {mine}")
-        other.pack()
-        if other.packed is None or other.layout is None:
+        if other.device.type == "meta":
             raise ValueError("other: has no weight to share (meta device)")
-        self._hold_packed(other.packed, other.layout)
+        self._hold_packed(*other._pack())
 
     @property
     def weight_id(self) -> int:
@@ -256,7 +265,7 @@ class Linear(nn.Module):
         scale = self._parameters["scale"]
         self._parameters["scale"] = None
         try:
-            super()._apply(fn, recurse)
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         finally:
             self._parameters["scale"] = scale
         if scale is not None:

@@ -1,0 +1,149 @@
+"""The files of a checkpoint directory: read with bounds, written so that a kill leaves the old or the new one whole.
+
+A checkpoint is ``nybble.json`` and the one weights file that it names. The weights file carries its own hash in its
+name, so a new one never overwrites the old; renaming the index over its predecessor is the single step that switches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import stat
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+INDEX = "nybble.json"
+WEIGHTS_NAME = re.compile(r"model-[0-9a-f]{16}\.safetensors")
+_TEMPORARY = re.compile(r"\.nybble-.*\.tmp")
+_CHUNK = 1 << 20
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing, damaged, foreign, or does not fit the model. The message names the tensor or field."""
+
+
+class Digest(NamedTuple):
+    """What a weights file holds: its size, its sha256 and the crc32 of each byte range."""
+
+    nbytes: int
+    sha256: str
+    crc32: dict[str, int]
+
+    @property
+    def file_name(self) -> str:
+        """The name of the weights file with this content."""
+        return f"model-{self.sha256[:16]}.safetensors"
+
+
+@contextlib.contextmanager
+def open_file(path: Path) -> Iterator[tuple[int, int]]:
+    """Yield (descriptor, size) of a regular file that is no symbolic link. Raises CheckpointError."""
+    try:
+        # O_NONBLOCK: a named pipe must not block the loader
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be opened as a plain file: {error.strerror}") from error
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise CheckpointError(f"{path}: not a regular file")
+        yield descriptor, status.st_size
+    finally:
+        os.close(descriptor)
+
+
+def read_index(directory: Path, limit: int) -> bytes:
+    """The bytes of the index. Raises CheckpointError when there is none or it is larger than ``limit``."""
+    path = directory / INDEX
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory}: no such directory")
+    with open_file(path) as (descriptor, size):
+        if size > limit:
+            raise CheckpointError(f"{path}: {size} bytes, at most {limit} are possible for this model")
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read(limit)
+
+
+def digest(path: Path, ranges: Mapping[str, tuple[int, int]]) -> Digest:
+    """Read the file once. ``ranges`` are (begin, end) in ascending order that do not overlap."""
+    crc32 = {}
+    with open_file(path) as (descriptor, size), os.fdopen(descriptor, "rb", closefd=False) as file:
+        sha256 = hashlib.sha256()
+        position = 0
+
+        def take(end: int) -> int:
+            nonlocal position
+            crc = 0
+            while position < end and (chunk := file.read(min(_CHUNK, end - position))):
+                sha256.update(chunk)
+                crc = zlib.crc32(chunk, crc)
+                position += len(chunk)
+            return crc
+
+        for name, (begin, end) in ranges.items():
+            take(begin)
+            crc32[name] = take(end)
+        take(size)
+    return Digest(position, sha256.hexdigest(), crc32)
+
+
+def replace_checkpoint(
+    directory: Path, write_weights: Callable[[Path], Digest], make_index: Callable[[Digest], bytes]
+) -> None:
+    """Write a weights file and its index into ``directory`` and remove what they replace.
+
+    ``write_weights`` fills the path it is given. After any exception the former checkpoint stands and the new files
+    are gone; after a kill the leftovers go with the next call. One writer at a time.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    _remove(directory, lambda name: _TEMPORARY.fullmatch(name) is not None)
+    before = set(os.listdir(directory))
+    # safetensors makes a temporary file of its own beside its target; in a directory of ours it is ours to remove
+    aside = Path(tempfile.mkdtemp(prefix=".nybble-", suffix=".tmp", dir=directory))
+    try:
+        weights, index = aside / "weights", aside / INDEX
+        content = write_weights(weights)
+        with open(index, "wb") as file:
+            file.write(make_index(content))
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(weights, stat.S_IMODE(os.stat(index).st_mode))  # the user's umask; safetensors sets 0600
+        _sync(weights)
+        os.replace(weights, directory / content.file_name)
+        _sync(directory)
+        os.replace(index, directory / INDEX)
+        _sync(directory)
+    except BaseException:
+        # an index that was renamed already is valid and stays, with its weights
+        if (aside / INDEX).exists():
+            _remove(directory, lambda name: WEIGHTS_NAME.fullmatch(name) is not None and name not in before)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    _remove(directory, lambda name: WEIGHTS_NAME.fullmatch(name) is not None and name != content.file_name)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(directory: Path, unwanted: Callable[[str], bool]) -> None:
+    for name in os.listdir(directory):
+        path = directory / name
+        if not unwanted(name):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink()

@@ -1,0 +1,97 @@
+"""Time a dense layer against its replacement, once per shape and process."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from ..nn import Linear
+
+BUDGET_S = 0.03
+
+_Key = tuple[str, tuple[int, int], bool, torch.dtype, str, int, int, str]
+_memo: dict[_Key, float] = {}
+
+
+def interleaved(fns: Mapping[str, Callable[[], object]], budget_s: float) -> dict[str, float]:
+    """Median seconds of each function, called in turns (A B A B ...) so that drift of the machine hits all alike.
+
+    Samples above twice a function's fastest are left out of its median: something else had the processor. The first
+    round warms up and is not counted, unless it alone spends ``budget_s``: then it is the measurement.
+    Raises ValueError when there is nothing to time or ``budget_s`` is not positive.
+    """
+    if not fns or not budget_s > 0:
+        raise ValueError(f"interleaved: wants functions and budget_s > 0, got {len(fns)} and {budget_s!r}")
+    clock = time.perf_counter
+
+    def one_round() -> list[float]:
+        times = []
+        for fn in fns.values():
+            start = clock()
+            fn()
+            times.append(clock() - start)
+        return times
+
+    rounds = [one_round()]
+    if sum(rounds[0]) < budget_s:
+        end = clock() + budget_s
+        rounds = [one_round()]
+        while clock() < end:
+            rounds.append(one_round())
+    return {name: _undisturbed(times) for name, times in zip(fns, zip(*rounds, strict=True), strict=True)}
+
+
+def _undisturbed(times: Sequence[float]) -> float:
+    limit = 2 * min(times)
+    kept = sorted(seconds for seconds in times if seconds <= limit)
+    return (kept[(len(kept) - 1) // 2] + kept[len(kept) // 2]) / 2
+
+
+def speedups(dense: nn.Module, layer: Linear, kernels: Mapping[int, str]) -> dict[int, float]:
+    """Dense time over nybble time for each M, in the grad mode of the caller.
+
+    ``dense`` maps (M, K) to (M, N) in its own dtype; ``kernels`` maps each M to the kernel that ``layer`` runs there.
+    The answer is kept for the process, keyed by layer kind, shape, bias, dtype, scheme, threads, M and kernel.
+    """
+    weight = cast(torch.Tensor, dense.weight)
+    shape, bias = (layer.out_features, layer.in_features), dense.bias is not None
+    result = {}
+    for m, kernel in kernels.items():
+        key = (type(dense).__name__, shape, bias, weight.dtype, str(layer.scheme), torch.get_num_threads(), m, kernel)
+        if key not in _memo:
+            _memo[key] = _measure(dense, layer, m, weight.dtype)
+        result[m] = _memo[key]
+    return result
+
+
+def _measure(dense: nn.Module, layer: Linear, m: int, dtype: torch.dtype) -> float:
+    # an own generator: measuring must not move the caller's random state
+    x = torch.randn(m, layer.in_features, generator=torch.Generator().manual_seed(0)).to(dtype)
+    times = interleaved({"dense": lambda: dense(x), "nybble": lambda: layer(x)}, BUDGET_S)
+    return times["dense"] / times["nybble"]
+
+
+def slower_at(speedup: Mapping[int, float]) -> tuple[int, ...]:
+    """The M at which the replacement is slower than the dense layer."""
+    return tuple(m for m, ratio in speedup.items() if ratio < 1)
+
+
+def weight_sqnr_db(weight: torch.Tensor, layer: Linear) -> float:
+    """10 * log10(sum W^2 / sum (W - W_hat)^2) of a dense weight (N, K), ``inf`` where both are equal."""
+    stored = layer.dequantize().weight.detach()
+    signal = noise = 0.0
+    # rows in pieces: float64 copies of a whole vocabulary matrix would be large
+    step = max(1, (1 << 22) // weight.shape[1])
+    for i in range(0, weight.shape[0], step):
+        exact = weight.detach()[i : i + step].double()
+        signal += exact.square().sum().item()
+        noise += (exact - stored[i : i + step].double()).square().sum().item()
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal else -math.inf

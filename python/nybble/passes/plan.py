@@ -1,0 +1,120 @@
+"""Which layers of a model are quantized together, and what each becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, cast
+
+import torch
+from torch import nn
+
+from ..nn import Linear
+from .eligible import is_conv1d, is_linear_like, why_left
+from .options import Options
+from .walk import Site, memory_groups
+
+
+@dataclass
+class Layer:
+    """One Linear-like module and what was decided about it."""
+
+    site: Site
+    asked: bool
+    reason: str | None
+    new: Linear | None = None
+    tied_to: Layer | None = None
+    kernels: dict[int, str] = field(default_factory=dict)
+    speedup: dict[int, float] = field(default_factory=dict)
+    sqnr_db: float | None = None
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The dense weight of a layer that can be swapped."""
+        return cast(nn.Parameter, self.site.module.weight)
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """The dense bias of a layer that can be swapped."""
+        return self.site.module._parameters.get("bias")
+
+    def twin_key(self) -> tuple[bool, int, torch.Size, tuple[int, ...]]:
+        """Equal for layers that use the same memory in the same way."""
+        return is_conv1d(self.site.module), self.weight.data_ptr(), self.weight.shape, self.weight.stride()
+
+
+class Owner(NamedTuple):
+    """One parameter where it is registered."""
+
+    site: Site
+    key: str
+    parameter: nn.Parameter
+
+    @property
+    def name(self) -> str:
+        """Full name of the parameter."""
+        return f"{self.site.name}.{self.key}" if self.site.name else self.key
+
+
+class Plan:
+    """All modules of a model, its Linear-like layers, and who shares memory with whom."""
+
+    def __init__(self, sites: Sequence[Site], options: Options) -> None:
+        self.sites = sites
+        self.options = options
+        self.layers = [self._layer(site) for site in sites if is_linear_like(site.module)]
+        self.by_module = {id(layer.site.module): layer for layer in self.layers}
+        owners = [
+            Owner(site, key, parameter)
+            for site in sites
+            for key, parameter in site.module._parameters.items()
+            if parameter is not None
+        ]
+        self.groups = memory_groups(owner.parameter for owner in owners)
+        self.owners: dict[int, list[Owner]] = {}
+        for owner in owners:
+            self.owners.setdefault(self.group(owner.parameter), []).append(owner)
+
+    def _layer(self, site: Site) -> Layer:
+        refusal = None if isinstance(site.module, Linear) else self.options.why_not_asked(site.names)
+        return Layer(site, asked=refusal is None, reason=refusal or why_left(site.module, self.options.scheme))
+
+    def group(self, parameter: torch.Tensor) -> int:
+        """The memory group of a parameter of the model."""
+        return self.groups[id(parameter)]
+
+    def open_layers(self) -> list[Layer]:
+        """The layers that are still to be swapped."""
+        return [layer for layer in self.layers if layer.reason is None]
+
+    def leave_tied(self) -> None:
+        """Leave alone each layer whose weight is also used otherwise: quantized, it would be in memory twice."""
+        reasons = [(layer, self._why_tied(layer)) for layer in self.open_layers()]
+        for layer, reason in reasons:
+            layer.reason = reason
+
+    def _why_tied(self, layer: Layer) -> str | None:
+        for owner in self.owners[self.group(layer.weight)]:
+            other = self.by_module.get(id(owner.site.module))
+            if other is None or other.reason is not None:
+                return f"shares its weight with {owner.name}, which stays dense (untie=True quantizes a copy)"
+            if other.twin_key() != layer.twin_key():
+                return f"its weight overlaps {owner.name} (untie=True quantizes a copy)"
+        return None
+
+    def twins(self) -> list[list[Layer]]:
+        """The layers still to be swapped, those with one weight together."""
+        sets: dict[object, list[Layer]] = {}
+        for layer in self.open_layers():
+            sets.setdefault(layer.twin_key(), []).append(layer)
+        return list(sets.values())
+
+    def kept_groups(self) -> set[int]:
+        """Memory groups that some module still uses once the decided layers are swapped."""
+        kept = set()
+        for group, owners in self.owners.items():
+            for owner in owners:
+                layer = self.by_module.get(id(owner.site.module))
+                if layer is None or layer.reason is not None:
+                    kept.add(group)
+        return kept

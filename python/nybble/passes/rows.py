@@ -1,0 +1,177 @@
+"""Turn a finished plan into a report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from ..nn import Linear
+from ..report import LayerReport, Report
+from ..targets import detect
+from .eligible import dense_weight, is_conv1d, name_of
+from .measure import slower_at, weight_sqnr_db
+from .plan import Layer, Plan
+from .walk import Site
+
+
+class _Memory:
+    """Counts the bytes of weights; memory that several share is counted once."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.seen: set[object] = set()
+        self.kept = plan.kept_groups()
+
+    def dense(self, parameter: torch.Tensor | None, leaves: bool = False) -> int:
+        """Bytes of a dense parameter; 0 for one that ``leaves`` its module but stays in use elsewhere."""
+        if parameter is None:
+            return 0
+        group = self.plan.group(parameter)
+        return 0 if (leaves and group in self.kept) or self._again(group) else _nbytes(parameter)
+
+    def codes(self, layer: Linear) -> int:
+        """Bytes of a nybble layer without its bias."""
+        bias = 0 if layer.bias is None else _nbytes(layer.bias)
+        return 0 if self._again(("codes", layer.weight_id)) else layer.nbytes - bias
+
+    def _again(self, key: object) -> bool:
+        seen = key in self.seen
+        self.seen.add(key)
+        return seen
+
+
+def make_report(plan: Plan) -> Report:
+    """The report on a plan whose layers are decided and not yet swapped."""
+    from .. import __version__
+
+    memory = _Memory(plan)
+    rows: list[LayerReport] = []
+    for site in plan.sites:
+        layer = plan.by_module.get(id(site.module))
+        if layer is None:
+            rows += _other_rows(site, memory)
+        elif layer.new is not None:
+            rows.append(_swapped_row(layer, layer.new, memory))
+        else:
+            rows.append(_left_row(layer, memory))
+    total, changed = _weight_bytes(plan, memory.kept)
+    asked = plan.options
+    return Report(
+        layers=tuple(rows),
+        scheme=str(asked.scheme),
+        goal=asked.goal,
+        method=asked.method,
+        m=asked.m,
+        machine=detect().cpu,
+        threads=torch.get_num_threads(),
+        weight_bytes=total,
+        weight_bytes_changed=changed,
+        versions={"nybble": __version__, "torch": torch.__version__},
+    )
+
+
+def _swapped_row(layer: Layer, new: Linear, memory: _Memory) -> LayerReport:
+    module, first = layer.site.module, layer.tied_to
+    if first is None:
+        layer.sqnr_db = weight_sqnr_db(dense_weight(module), new)
+    bias = memory.dense(layer.bias)
+    return LayerReport(
+        name=layer.site.name,
+        kind=type(module).__name__,
+        shape=(new.out_features, new.in_features),
+        before=name_of(layer.weight.dtype),
+        after=str(new.scheme),
+        nbytes_before=memory.dense(layer.weight, leaves=True) + bias,
+        nbytes_after=memory.codes(new) + bias,
+        sqnr_db=layer.sqnr_db if first is None else first.sqnr_db,
+        kernel=_kernels(layer),
+        speedup=dict(layer.speedup),
+        slower_at=slower_at(layer.speedup),
+        tied_to=None if first is None else first.site.name,
+        also=layer.site.names[1:],
+    )
+
+
+def _left_row(layer: Layer, memory: _Memory) -> LayerReport:
+    module = layer.site.module
+    if isinstance(module, Linear):
+        kind = str(module.scheme)
+        nbytes = memory.codes(module) + memory.dense(module.bias)
+    else:
+        kind = " and ".join(sorted({name_of(parameter.dtype) for parameter in _own(module)})) or "-"
+        nbytes = sum(memory.dense(parameter) for parameter in _own(module))
+    return LayerReport(
+        name=layer.site.name,
+        kind=type(module).__name__,
+        shape=_shape(module),
+        before=kind,
+        after=kind,
+        nbytes_before=nbytes,
+        nbytes_after=nbytes,
+        kernel=_kernels(layer),
+        speedup=dict(layer.speedup),
+        slower_at=slower_at(layer.speedup),
+        reason=layer.reason,
+        also=layer.site.names[1:],
+    )
+
+
+def _other_rows(site: Site, memory: _Memory) -> Iterator[LayerReport]:
+    """A row for each weight of a module that is no Linear layer: an embedding, a convolution, fused experts."""
+    for key, parameter in site.module._parameters.items():
+        if parameter is None or nn.parameter.is_lazy(parameter) or parameter.dim() < 2:
+            continue
+        names = [name if key == "weight" and name else f"{name}.{key}".lstrip(".") for name in site.names]
+        nbytes = memory.dense(parameter)
+        yield LayerReport(
+            name=names[0],
+            kind=type(site.module).__name__,
+            shape=tuple(parameter.shape),
+            before=name_of(parameter.dtype),
+            after=name_of(parameter.dtype),
+            nbytes_before=nbytes,
+            nbytes_after=nbytes,
+            reason="not a Linear layer",
+            also=tuple(names[1:]),
+        )
+
+
+def _kernels(layer: Layer) -> str | None:
+    return ", ".join(dict.fromkeys(layer.kernels.values())) or None
+
+
+def _own(module: nn.Module) -> list[nn.Parameter]:
+    found = (parameter for parameter in module._parameters.values() if parameter is not None)
+    return [parameter for parameter in found if not nn.parameter.is_lazy(parameter)]
+
+
+def _nbytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _shape(module: nn.Module) -> tuple[int, ...]:
+    weight = module._parameters.get("weight")
+    if isinstance(weight, torch.Tensor) and not nn.parameter.is_lazy(weight):
+        return tuple(weight.t().shape) if is_conv1d(module) else tuple(weight.shape)
+    return tuple(int(getattr(module, name, 0)) for name in ("out_features", "in_features"))
+
+
+def _weight_bytes(plan: Plan, kept: set[int]) -> tuple[int, int]:
+    """(bytes of all weights of rank 2 and more, bytes of those that are quantized), each memory once."""
+    total: dict[object, int] = {}
+    changed: set[object] = set()
+    for group, owners in plan.owners.items():
+        dense = [owner.parameter for owner in owners if not isinstance(owner.site.module, Linear)]
+        sizes = [_nbytes(p) for p in dense if not nn.parameter.is_lazy(p) and p.dim() >= 2]
+        if sizes:
+            total[group] = max(sizes)
+        if group not in kept:
+            changed.add(group)
+    for layer in plan.layers:
+        module = layer.site.module
+        if isinstance(module, Linear):
+            total[module.weight_id, "codes"] = module.out_features * module.in_features * module.dtype.itemsize
+            changed.add((module.weight_id, "codes"))
+    return sum(total.values()), sum(size for key, size in total.items() if key in changed)

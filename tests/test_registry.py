@@ -1,0 +1,285 @@
+"""The table of kernels: what csrc/kernels.def says exists, why a kernel does not run, and that the chosen one is what runs."""
+
+import dataclasses
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import nybble
+from nybble import dispatch, native, registry, targets
+from nybble.dispatch import NoKernelError, explain, select
+from nybble.registry import FAMILIES, Problem, all_specs, specs
+from nybble.scheme import Scheme
+
+SOURCES = Path(__file__).parents[1] / "csrc"
+needs_sources = pytest.mark.skipif(
+    not (SOURCES / "kernels.def").is_file(),
+    reason="csrc/kernels.def is not here: these tests run without the source tree",
+)
+LINE = re.compile(
+    r"NYBBLE_(?P<op>PREPARE|LINEAR)\((?P<name>\w+), (?:(?P<scheme>w\d+a\d+), )?(?P<target>\w+)"
+    r"(?:, (?P<layout>\w+), (?P<panel>\w+), (?P<block_rows>\d+))?\)"
+)
+PANELS = {"F32": torch.float32, "S8": torch.int8, "S16": torch.int16, "U8": torch.uint8}
+COMPILED = [target for target in targets.NAMES if target != "torch"]
+CASES = [
+    (spec.name, scheme) for spec in specs() for scheme in (f"{spec.scheme}g32" if "w4" in spec.scheme else spec.scheme,)
+]
+
+
+def table():
+    """The lines of kernels.def, as dictionaries."""
+    if not (SOURCES / "kernels.def").is_file():
+        return []
+    lines = [line for line in (SOURCES / "kernels.def").read_text().splitlines() if line.startswith("NYBBLE_")]
+    matches = [LINE.fullmatch(line) for line in lines]
+    assert all(matches), [line for line, match in zip(lines, matches, strict=True) if not match]
+    return [match.groupdict() for match in matches]
+
+
+def spec_of(name):
+    return next(spec for spec in all_specs() if spec.name == name)
+
+
+def problem_for(spec, scheme, **changed):
+    """A problem that the kernel accepts, apart from what is changed."""
+    problem = Problem(Scheme.parse(scheme), m=1, n=16, k=64, layout=spec.layout)
+    return dataclasses.replace(problem, **changed)
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Makes this machine another one: machine("avx2") has no faster target."""
+
+    def become(best):
+        usable = targets.NAMES[: targets.NAMES.index(best) + 1]
+        missing = {name: f"no {name} in this test" for name in targets.NAMES if name not in usable}
+        other = targets.Machine("a CPU", (), usable, missing, None)
+        monkeypatch.setattr(targets, "detect", lambda: other)
+        dispatch.plan_for.cache_clear()
+
+    yield become
+    monkeypatch.undo()
+    dispatch.plan_for.cache_clear()
+
+
+# --- kernels.def
+
+
+@needs_sources
+@pytest.mark.parametrize("line", table(), ids=lambda line: line["name"])
+def test_each_line_of_the_table_has_its_file_and_its_spec(line):
+    source = SOURCES / "cpu" / f"{line['name']}.cpp"
+    assert source.is_file()
+    assert re.search(rf"\bnybble_{line['name']}\b", source.read_text())
+    spec = spec_of(line["name"])
+    assert spec.op == line["op"].lower()
+    assert spec.target == line["target"]
+    assert spec.name.startswith(line["scheme"] or "prepare")
+    assert spec.name.split("_")[1] == spec.target
+    if spec.op == "linear":
+        assert (spec.scheme, spec.layout, spec.block_rows) == (line["scheme"], line["layout"], int(line["block_rows"]))
+        assert native.PANEL_DTYPES[spec.panel] == PANELS[line["panel"]]
+
+
+@needs_sources
+def test_the_table_the_files_and_the_specs_are_the_same_set():
+    names = [line["name"] for line in table()]
+    assert len(names) == len(set(names)) >= 15
+    files = {path.stem for path in (SOURCES / "cpu").glob("*.cpp")}
+    assert files == set(names)
+    assert [row["name"] for row in native.kernel_table()] == names
+    assert {spec.name for spec in all_specs()} == {*names, *(f"{family}_reference" for family in FAMILIES)}
+
+
+@pytest.mark.parametrize("target", COMPILED)
+def test_each_family_has_a_kernel_on_each_target(target):
+    families = [spec.scheme for spec in specs() if spec.target == target]
+    assert sorted(families) == sorted(FAMILIES)
+    prepare = registry.prepare_for(target)
+    assert (prepare.op, prepare.target) == ("prepare", target)
+
+
+def test_specs_are_ordered_from_the_slowest_target_to_the_fastest():
+    order = [targets.NAMES.index(spec.target) for spec in specs()]
+    assert order == sorted(order)
+    assert all(spec.op == "linear" for spec in specs())
+    assert len({spec.name for spec in all_specs()}) == len(all_specs())
+
+
+def test_scheme_families_and_registry_agree():
+    assert {Scheme(bits, act).family for bits in (4, 8) for act in (8, 16)} == set(FAMILIES)
+    for spec in specs():
+        assert spec.exact == (spec.scheme.endswith("a8") and spec.target != "torch")
+        assert None in spec.group_sizes
+        assert (len(spec.group_sizes) > 1) == spec.scheme.startswith("w4")
+
+
+# --- why_not
+
+
+@pytest.mark.parametrize(("name", "scheme"), CASES, ids=[name for name, _ in CASES])
+def test_a_kernel_that_is_built_and_fits_has_no_reason(name, scheme, machine):
+    spec = spec_of(name)
+    machine(spec.target)
+    assert spec.why_not(problem_for(spec, scheme)) is None
+    assert spec.why_not(problem_for(spec, scheme, layout=None)) is None
+
+
+@pytest.mark.parametrize(
+    ("change_spec", "change_problem", "reason"),
+    [
+        ({"built": False}, {}, "not built"),
+        ({"make": None}, {}, "not built"),
+        ({"target": "avx512vnni"}, {}, "no avx512vnni in this test"),
+        ({}, {"scheme": Scheme.parse("w8a8")}, "computes w4a16, not w8a8"),
+        ({}, {"device": "cuda"}, "runs on cpu, not on cuda"),
+        ({}, {"layout": "plain"}, "reads layout n16k8, the weight is plain"),
+        ({}, {"dtype": torch.float64}, "takes float32, bfloat16, float16, not torch.float64"),
+        ({"act_dtypes": (torch.float32,)}, {"dtype": torch.float16}, "takes float32, not torch.float16"),
+        ({}, {"out_dtype": torch.int32}, "gives float32, bfloat16, float16, not torch.int32"),
+        ({"group_sizes": (None, 128)}, {}, "has no group_size 32"),
+    ],
+    ids=["built", "make", "target", "scheme", "device", "layout", "dtype", "dtypes", "out_dtype", "group_size"],
+)
+def test_why_not_gives_the_reason_for_each_field(change_spec, change_problem, reason, machine):
+    machine("avx2")
+    spec = spec_of("w4a16_avx2")
+    problem = problem_for(spec, "w4a16g32")
+    assert spec.why_not(problem) is None
+    changed = dataclasses.replace(spec, **change_spec)
+    assert changed.why_not(dataclasses.replace(problem, **change_problem)) == reason
+
+
+def test_int32_outputs_are_for_w8a8_alone(machine):
+    machine("scalar")
+    for spec in specs():
+        if spec.target == "scalar":
+            scheme = "w4a8g32" if spec.scheme == "w4a8" else spec.scheme
+            reason = spec.why_not(problem_for(spec, scheme, out_dtype=torch.int32))
+            assert (reason is None) == (spec.scheme == "w8a8")
+
+
+# --- select and explain
+
+
+@pytest.mark.parametrize("best", targets.NAMES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_fastest_target_is_selected(family, best, machine):
+    machine(best)
+    chosen = select(Problem(Scheme.parse(family), m=1, n=16, k=64))
+    assert chosen.name == (f"{family}_reference" if best == "torch" else f"{family}_{best}")
+
+
+def test_explain_names_every_kernel_with_a_reason(machine):
+    machine("avx2")
+    explanation = explain(Problem(Scheme.parse("w8a8"), m=3, n=16, k=64))
+    assert explanation.kernel == "w8a8_avx2"
+    assert {explanation.kernel, *explanation.rejected} == {spec.name for spec in specs()}
+    assert explanation.kernel not in explanation.rejected
+    assert explanation.rejected["w8a8_scalar"] == "w8a8_avx2 is faster"
+    assert explanation.rejected["w8a8_avx512vnni"] == "no avx512vnni in this test"
+    assert explanation.rejected["w4a16_avx2"] == "computes w4a16, not w8a8"
+    text = str(explanation)
+    assert text.startswith("w8a8 m=3 n=16 k=64 float32 on cpu")
+    assert all(name in text and reason in text for name, reason in explanation.rejected.items())
+
+
+def test_select_refuses_with_every_reason(machine):
+    machine("avx2")
+    problem = Problem(Scheme.parse("w8a8"), m=1, n=16, k=64, dtype=torch.float64)
+    assert explain(problem).kernel is None
+    with pytest.raises(NoKernelError) as error:
+        select(problem)
+    for spec in specs():
+        assert spec.name in str(error.value)
+        assert spec.why_not(problem) in str(error.value)
+
+
+@pytest.mark.parametrize("m", [1, 64])
+def test_explain_of_a_layer(m):
+    layer = nybble.nn.Linear.from_dense(nn.Linear(64, 16), "w4a8g32")
+    explanation = nybble.explain(layer, m=m)
+    assert isinstance(explanation, nybble.Explanation)
+    assert (explanation.problem.m, explanation.problem.n, explanation.problem.k) == (m, 16, 64)
+    assert explanation.problem.layout == layer.layout
+    assert explanation.kernel in repr(layer)
+    with pytest.raises(TypeError, match=r"layer: .*Linear"):
+        nybble.explain(nn.Linear(64, 16))
+
+
+@pytest.mark.parametrize(("name", "scheme"), CASES, ids=[name for name, _ in CASES])
+def test_the_kernel_that_is_named_is_the_one_that_runs(name, scheme, machine, monkeypatch):
+    """No kernel is out of reach: capped to its target, a layer of its family calls it."""
+    spec = spec_of(name)
+    if spec.target not in targets.detect().targets:
+        pytest.skip(f"{spec.target}: {targets.detect().missing[spec.target]}")
+    machine(spec.target)
+    ran = []
+
+    class Plan(native.LinearPlan):
+        def __init__(self, kernel, prepare, *shape):
+            super().__init__(kernel, prepare, *shape)
+            self.names = (kernel, prepare)
+
+        def __call__(self, *arguments):
+            ran.append(self.names)
+            super().__call__(*arguments)
+
+    monkeypatch.setattr(native, "LinearPlan", Plan)
+    layer = nybble.nn.Linear.from_dense(nn.Linear(64, 16), scheme)
+    assert nybble.explain(layer).kernel == name
+    y = layer(torch.randn(3, 64))
+    assert torch.isfinite(y).all()
+    assert ran == ([] if spec.target == "torch" else [(name, f"prepare_{spec.target}")])
+
+
+# --- nybble.kernels
+
+
+def test_kernels_is_the_table():
+    rows = nybble.kernels()
+    assert [row["name"] for row in rows] == [spec.name for spec in all_specs()]
+    for row in rows:
+        assert list(row) == ["name", "op", "scheme", "target", "layout", "built", "usable", "why_not"]
+        assert row["usable"] == (row["why_not"] is None)
+        assert row["usable"] == (row["built"] and row["target"] in targets.detect().targets)
+        assert row["why_not"] is None or row["why_not"].strip()
+    assert any(row["usable"] for row in rows)
+
+
+def test_kernels_says_why_a_target_is_missing(machine):
+    machine("scalar")
+    reasons = {row["name"]: row["why_not"] for row in nybble.kernels()}
+    assert reasons["w8a8_scalar"] is None
+    assert reasons["w8a8_avx2"] == reasons["prepare_avx2"] == "no avx2 in this test"
+
+
+def test_kernels_that_are_not_built_stay_in_the_table(monkeypatch):
+    rows = [{**row, "built": row["target"] != "avx2"} for row in native.kernel_table()]
+    monkeypatch.setattr(native, "kernel_table", lambda: rows)
+    all_specs.cache_clear()
+    try:
+        found = {row["name"]: row for row in nybble.kernels()}
+        assert (found["w8a8_avx2"]["built"], found["w8a8_avx2"]["why_not"]) == (False, "not built")
+        assert select(Problem(Scheme.parse("w8a8"), m=1, n=16, k=64)).target != "avx2"
+    finally:
+        all_specs.cache_clear()
+
+
+def test_kernels_is_also_the_package():
+    import nybble.kernels as module
+
+    assert module is nybble.kernels is importlib.import_module("nybble.kernels")
+    from nybble import kernels
+
+    assert kernels is module
+    assert kernels.__name__ == "nybble.kernels"
+    assert Path(kernels.__file__).parent.name == "kernels"
+    assert kernels() == nybble.kernels() == registry.kernels()
+    importlib.reload(module)
+    assert nybble.kernels() == registry.kernels()
