@@ -34,7 +34,7 @@ def memory(tensor: Tensor | None) -> tuple[int, int]:
         return _NOTHING
     if tensor.is_contiguous():
         return tensor.data_ptr(), int(tensor.nbytes)
-    offset = tensor.storage_offset() * tensor.element_size()
+    offset = int(tensor.storage_offset()) * tensor.element_size()
     return tensor.data_ptr(), int(tensor.untyped_storage().nbytes()) - offset
 
 

@@ -1,0 +1,249 @@
+// Compares every linear kernel of the given targets with the scalar kernel of its scheme, on random problems and
+// without Python: bit for bit where activations are integers, within an error bound where they are floats.
+//   compare_kernels TARGET...        targets of kernels.def that this CPU supports
+// Every buffer has its exact size, so that a sanitizer sees a read or a write beside it.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <exception>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../../csrc/linear.h"
+
+using namespace nybble;
+
+namespace {
+
+constexpr int kCases = 300;
+
+using Bytes = std::vector<uint8_t>;
+
+Span span(Bytes& bytes) { return {reinterpret_cast<uintptr_t>(bytes.data()), bytes.size()}; }
+
+class Random {
+ public:
+  explicit Random(uint64_t seed) : engine_(seed) {}
+  int64_t integer(int64_t low, int64_t high) {
+    return low + static_cast<int64_t>(engine_() % static_cast<uint64_t>(high - low + 1));
+  }
+  template <class T, size_t N>
+  T pick(const T (&of)[N]) {
+    return of[integer(0, N - 1)];
+  }
+  float real() { return static_cast<float>(integer(-(1 << 23), 1 << 23)) * 0x1p-23f; }  // in [-1, 1]
+
+ private:
+  std::mt19937_64 engine_;
+};
+
+size_t bytes_of(NybbleDtype dtype) { return dtype == NYBBLE_F32 || dtype == NYBBLE_S32 ? 4 : 2; }
+
+template <class To, class From>
+To bits_as(From from) {
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+// Truncates; below the normals of f16 it gives 0, above them infinity.
+void store(uint8_t* to, NybbleDtype dtype, float value) {
+  uint32_t bits = bits_as<uint32_t>(value);
+  if (dtype == NYBBLE_BF16) bits >>= 16;
+  if (dtype == NYBBLE_F16) {
+    const uint32_t sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
+    const uint32_t half = magnitude > 0x7f800000u    ? 0x7e00u
+                          : magnitude >= 0x47800000u ? 0x7c00u
+                          : magnitude < 0x38800000u  ? 0u
+                                                     : (magnitude - 0x38000000u) >> 13;
+    bits = sign | half;
+  }
+  std::memcpy(to, &bits, bytes_of(dtype));  // little-endian, as every target of the table
+}
+
+float load(const uint8_t* from, NybbleDtype dtype) {
+  uint32_t bits = 0;
+  std::memcpy(&bits, from, bytes_of(dtype));
+  if (dtype == NYBBLE_F32) return bits_as<float>(bits);
+  if (dtype == NYBBLE_BF16) return bits_as<float>(bits << 16);
+  const float magnitude = bits_as<float>((bits & 0x7fffu) << 13) * 0x1p112f;
+  return bits & 0x8000u ? -magnitude : magnitude;
+}
+
+struct Weight {
+  WeightShape shape;
+  Bytes qweight, scale, zero_point, packed;
+  explicit Weight(const WeightShape& s)
+      : shape(s), qweight(s.qweight_bytes()), scale(s.scale_bytes()), zero_point(s.zero_point_bytes()) {}
+  Portable portable() { return {qweight.data(), scale.data(), zero_point.data()}; }
+};
+
+// A random weight of magnitude 1, packed; throws unless unpacking gives it back.
+Weight random_weight(const WeightShape& shape, Random& random, int threads) {
+  Weight w(shape);
+  for (uint8_t& code : w.qweight)
+    code = static_cast<uint8_t>(shape.bits == 8 ? random.integer(-127, 127) : random.integer(0, 255));
+  if (shape.bits == 4 && shape.k % 2)
+    for (int64_t n = 1; n <= shape.n; n++) w.qweight[static_cast<size_t>(n * ((shape.k + 1) / 2) - 1)] &= 15;
+  const NybbleDtype dtype = shape.bits == 8 ? NYBBLE_F32 : NYBBLE_BF16;
+  for (size_t i = 0; i < w.scale.size(); i += bytes_of(dtype))
+    store(&w.scale[i], dtype, (1.5f + 0.5f * random.real()) / (shape.bits == 8 ? 127.0f : 8.0f));
+  for (uint8_t& zero : w.zero_point) zero = static_cast<uint8_t>(random.integer(0, 15));
+  w.packed.resize(sections_of(shape).total);
+  pack(shape, w.portable(), w.packed.data(), threads);
+  Weight back(shape);
+  unpack(shape, w.packed.data(), back.portable(), threads);
+  if (back.qweight != w.qweight || back.scale != w.scale || back.zero_point != w.zero_point)
+    throw std::runtime_error("unpack is not the inverse of pack");
+  return w;
+}
+
+// Rows of [rows][stride]. Integer activations also get magnitudes and values that need care.
+Bytes random_activations(int64_t rows, int64_t stride, int64_t k, NybbleDtype dtype, bool integers, Random& random) {
+  const float factors[] = {0x1p-120f, 0x1p-6f, 1.0f, 1.0f, 0x1p6f, 0x1p126f, 0.0f};
+  const float specials[] = {INFINITY, -INFINITY, NAN};
+  Bytes x(static_cast<size_t>((rows - 1) * stride + k) * bytes_of(dtype));
+  const auto at = [&](int64_t row, int64_t i) { return &x[static_cast<size_t>(row * stride + i) * bytes_of(dtype)]; };
+  for (int64_t row = 0; row < rows; row++) {
+    const float factor = integers ? random.pick(factors) : 1.0f, shift = integers && random.integer(0, 1) ? 1.0f : 0.0f;
+    for (int64_t i = 0; i < k; i++) store(at(row, i), dtype, (random.real() + shift) * factor);
+    if (integers && random.integer(0, 15) == 0) store(at(row, random.integer(0, k - 1)), dtype, random.pick(specials));
+  }
+  return x;
+}
+
+// One call of each kernel over the whole problem, where every section of the weights is a buffer of its own.
+void run_by_hand(const LinearCall& call) {
+  const WeightShape& s = call.shape;
+  const bool codes_in = call.kernel->int_activations(), grouped = s.bits == 4;
+  const size_t panel_bytes[] = {4, 1, 2, 1};  // of an element, by NybblePanel
+  const size_t rows = static_cast<size_t>(call.rows), columns = static_cast<size_t>(s.tiles() * 16);
+  const size_t kp = static_cast<size_t>(s.k_padded()), groups = static_cast<size_t>(s.groups());
+  Bytes panel(rows * kp * panel_bytes[call.kernel->panel]);
+  Bytes act_scale(codes_in ? rows * 4 : 0), act_zero(codes_in ? rows * 4 : 0);
+  Bytes act_sum(codes_in && grouped ? rows * groups * 4 : 0);
+  run_prepare({call.prepare, static_cast<NybblePanel>(call.kernel->panel), call.x_dtype, call.x, call.rows, call.stride,
+               s.k, s.k_padded(), call.kernel->block_rows, s.group(), span(panel), span(act_scale), span(act_zero),
+               span(act_sum)});
+  const Sections at = sections_of(s);
+  const auto section = [&](size_t offset, size_t bytes) {
+    const uint8_t* from = reinterpret_cast<const uint8_t*>(call.packed.address) + offset;
+    return Bytes(from, from + bytes);
+  };
+  const Bytes codes = section(at.codes, columns * kp * static_cast<size_t>(s.bits) / 8);
+  const Bytes scale = section(at.scale, columns * groups * (grouped ? 2 : 4));
+  const Bytes zero_point = section(at.zero_point, s.symmetric ? 0 : columns * groups);
+  const Bytes sum = section(at.sum, columns * 4);
+  NybbleLinearArgs args{};
+  args.panel = panel.data();
+  args.act_scale = reinterpret_cast<const float*>(act_scale.data());
+  args.act_zero = reinterpret_cast<const int32_t*>(act_zero.data());
+  args.act_sum = reinterpret_cast<const int32_t*>(act_sum.data());
+  args.codes = codes.data();
+  args.scale = scale.data();
+  args.zero_point = s.symmetric ? nullptr : zero_point.data();
+  args.column_sum = reinterpret_cast<const int32_t*>(sum.data());
+  args.weight_sum = reinterpret_cast<const float*>(sum.data());
+  args.bias = reinterpret_cast<const void*>(call.bias.address);
+  args.y = reinterpret_cast<void*>(call.y.address);
+  args.bias_dtype = call.bias_dtype;
+  args.y_dtype = call.y_dtype;
+  args.rows = call.rows;
+  args.n = s.n;
+  args.k_padded = s.k_padded();
+  args.block_rows = call.kernel->block_rows;
+  args.group = s.group();
+  args.groups = s.groups();
+  args.block_end = (call.rows + args.block_rows - 1) / args.block_rows;
+  args.tile_end = s.tiles();
+  if (call.kernel->linear(&args) != NYBBLE_OK) throw std::runtime_error("the kernel refused its arguments");
+}
+
+bool close(const Bytes& got, const Bytes& expected, NybbleDtype dtype, double least) {
+  double error = 0, norm = 0;
+  for (size_t i = 0; i < got.size(); i += bytes_of(dtype)) {
+    const double a = load(&got[i], dtype), b = load(&expected[i], dtype);
+    error += (a - b) * (a - b);
+    norm += b * b;
+  }
+  const double bound = dtype == NYBBLE_F32 ? 1e-5 : dtype == NYBBLE_BF16 ? 1e-2 : 2e-3;
+  return std::sqrt(error) <= bound * std::fmax(std::sqrt(norm), least);
+}
+
+// Empty where the kernel agrees with the scalar one, else what is wrong.
+std::string check(const KernelEntry& kernel, int seed) {
+  Random random(static_cast<uint64_t>(seed));
+  const int64_t group_sizes[] = {0, 32, 64, 128};
+  const NybbleDtype dtypes[] = {NYBBLE_F32, NYBBLE_BF16, NYBBLE_F16};
+  WeightShape shape{kernel.weight_bits(), random.integer(1, 70), random.integer(1, 300)};
+  if (shape.bits == 4) {
+    shape.group_size = random.pick(group_sizes);
+    shape.symmetric = random.integer(0, 1);
+  }
+  const int64_t rows = random.integer(1, 40), stride = shape.k + random.integer(0, 1) * random.integer(0, 7);
+  const NybbleDtype dtype = random.pick(dtypes);
+  const bool with_bias = random.integer(0, 1), exact = kernel.int_activations();
+  const int threads = static_cast<int>(random.integer(1, 3));
+  char text[200];
+  std::snprintf(text, sizeof text,
+                "seed %d, m %d, n %d, k %d, group size %d, symmetric %d, dtype %d, bias %d, threads %d: ", seed,
+                static_cast<int>(rows), static_cast<int>(shape.n), static_cast<int>(shape.k),
+                static_cast<int>(shape.group_size), shape.symmetric, dtype, with_bias, threads);
+  const std::string problem = text;
+  try {
+    Weight weight = random_weight(shape, random, threads);
+    Bytes x = random_activations(rows, stride, shape.k, dtype, exact, random);
+    Bytes bias = with_bias ? random_activations(1, shape.n, shape.n, dtype, false, random) : Bytes();
+    for (const NybbleDtype y_dtype : {dtype, NYBBLE_S32}) {
+      if (y_dtype == NYBBLE_S32 && !(exact && shape.bits == 8)) continue;
+      const size_t y_bytes = static_cast<size_t>(rows * shape.n) * bytes_of(y_dtype);
+      Bytes expected(y_bytes), got(y_bytes), by_hand(y_bytes, 0x55);
+      LinearCall call{};
+      call.kernel = &find_kernel(std::string(kernel.scheme) + "_scalar");
+      call.prepare = &find_kernel("prepare_scalar");
+      call.shape = shape;
+      call.x = span(x);
+      call.packed = span(weight.packed);
+      call.bias = span(bias);
+      call.y = span(expected);
+      call.rows = rows;
+      call.stride = stride;
+      call.x_dtype = call.bias_dtype = dtype;
+      call.y_dtype = y_dtype;
+      run_linear(call, 1);
+      call.kernel = &kernel;
+      call.prepare = &find_kernel(std::string("prepare_") + kernel.target);
+      call.y = span(got);
+      run_linear(call, threads);
+      const double least = 0.1 * std::sqrt(static_cast<double>(rows * shape.n * shape.k));
+      if (exact ? got != expected : !close(got, expected, y_dtype, least)) return problem + "not as the scalar kernel";
+      call.y = span(by_hand);
+      run_by_hand(call);
+      if (by_hand != got) return problem + "another result without the driver";
+    }
+  } catch (const std::exception& error) {
+    return problem + error.what();
+  }
+  return "";
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  int passed = 0, failed = 0;
+  for (const KernelEntry& kernel : kernel_table()) {
+    if (!kernel.linear || std::find(argv + 1, argv + argc, std::string(kernel.target)) == argv + argc) continue;
+    int wrong = 0;
+    for (int seed = 0; seed < kCases; seed++) {
+      const std::string failure = check(kernel, seed);
+      if (!failure.empty() && wrong++ < 5) std::printf("%s: %s\n", kernel.name, failure.c_str());
+    }
+    std::printf("%-20s %d cases, %d wrong\n", kernel.name, kCases, wrong);
+    (wrong ? failed : passed)++;
+  }
+  std::printf("%d passed, %d failed\n", passed, failed);
+  return failed || !passed ? 1 : 0;
+}

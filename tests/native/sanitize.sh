@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Builds compare_kernels with g++'s address and undefined-behaviour sanitizers and runs it for the targets of this CPU.
+# The avx512vnni sources run in plain C++ too, whatever the CPU: NYBBLE_EMULATE. Leaves nothing behind.
+# No thread sanitizer: it does not know libgomp's barriers and reports races that are none.
+set -euo pipefail
+cd "$(dirname "$0")"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+# As in CMakeLists.txt.
+avx2="-mavx2 -mfma -mf16c"
+avx512vnni="$avx2 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mprefer-vector-width=512 -Wno-maybe-uninitialized"
+emulated="$avx2 -Og -DNYBBLE_EMULATE -Wno-psabi -Wno-ignored-attributes"  # -O1 takes g++ ten times as long here
+common="-std=c++17 -O1 -g1 -Wall -Wextra -ffp-contract=off -fopenmp -DNYBBLE_BUILT_X86 \
+  -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all"
+
+# compile FLAGS FILE...: two at a time.
+compile() {
+  local flags=$1
+  shift
+  printf '%s\n' "$@" | xargs -P 2 -I{} sh -c "g++ $common $flags -c {} -o $work/\$(basename {} .cpp).o"
+}
+
+# compare TARGET...: links what is compiled and runs it. Waiting threads must not spin: the cores may be shared.
+compare() {
+  printf '== %s (%ss)\n' "$*" "$SECONDS"
+  g++ $common "$work"/*.o -o "$work/compare_kernels"
+  OMP_WAIT_POLICY=passive UBSAN_OPTIONS=print_stacktrace=1 "$work/compare_kernels" "$@"
+}
+
+has() {
+  local flag
+  for flag in "$@"; do
+    grep -m1 '^flags' /proc/cpuinfo | grep -qw "$flag" || return 1
+  done
+}
+
+compile "" compare_kernels.cpp ../../csrc/{table,pack,linear}.cpp ../../csrc/cpu/*_scalar.cpp
+compile "$avx2" ../../csrc/cpu/*_avx2.cpp
+compile "$emulated" ../../csrc/cpu/*_avx512vnni.cpp
+if has avx2 fma f16c; then
+  compare scalar avx2 avx512vnni
+else
+  compare scalar
+fi
+if has avx2 fma f16c avx512f avx512bw avx512dq avx512vl avx512_vnni; then
+  compile "$avx512vnni" ../../csrc/cpu/*_avx512vnni.cpp
+  compare avx512vnni
+fi

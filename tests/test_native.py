@@ -1,0 +1,22 @@
+"""The C++ sources under g++'s address and undefined-behaviour sanitizers, without Python."""
+
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+SCRIPT = HERE / "native" / "sanitize.sh"
+
+
+@pytest.mark.skipif(shutil.which("bash") is None or shutil.which("g++") is None, reason="needs bash and g++")
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="builds kernels for x86-64")
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="needs /proc/cpuinfo")
+@pytest.mark.skipif(not (HERE.parent / "csrc").is_dir() or not SCRIPT.exists(), reason="needs the C++ sources")
+def test_kernels_are_clean_under_sanitizers() -> None:
+    done = subprocess.run(["bash", SCRIPT], capture_output=True, text=True, timeout=900, check=False)  # noqa: S607
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    assert done.stdout.rstrip().endswith(" passed, 0 failed"), output
