@@ -35,7 +35,6 @@ struct NybblePrepareArgs {
   float* act_scale;                // [rows]; NaN where the row has a NaN or an Inf; unused by PANEL_F32
   int32_t* act_zero;               // [rows] codes of 0; unused by PANEL_F32
   int32_t* act_sum;                // [rows][groups] sums of codes, or null
-  float* scratch;                  // k_padded floats, up to a multiple of 16, this thread's own
   int64_t block_begin, block_end;  // row blocks of this call
 };
 

@@ -14,10 +14,13 @@ namespace {
 
 // Below this many products, waking threads gains little on a free machine and loses much on a busy one.
 constexpr int64_t kSerialProducts = 1 << 19;
+// From this many on, each thread's share is cut into pieces.
+constexpr int64_t kLargeProducts = 1 << 24;
+constexpr int kPiecesPerThread = 4;
 // Activations are prepared and multiplied in chunks of about this many bytes, so that a panel stays in the caches.
 constexpr int64_t kPanelBytes = 4 << 20;
-// Products of (q - act_zero) in [-255, 255] and weight codes in [-127, 127] that 32 bits hold.
-constexpr int64_t kMaxProducts = 65793;
+// Products of (q - act_zero) in [-255, 255] and weight codes that 32 bits hold.
+constexpr int64_t kMaxProducts8 = 65793, kMaxProducts4 = 561433;
 
 int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
 
@@ -77,26 +80,22 @@ struct Chunk {
   float* act_scale;
   int32_t* act_zero;
   int32_t* act_sum;
-  float* rows_f32;  // scratch_floats each for `threads` workers
-  int64_t scratch_floats;
 };
 
-Chunk carve(const LinearCall& call, int threads) {
+Chunk carve(const LinearCall& call) {
   thread_local Scratch scratch;
   const int64_t kp = call.shape.k_padded(), groups = call.shape.groups(), block = call.kernel->block_rows;
   const int64_t row_bytes = kp * panel_bytes(call.kernel->panel);
   Chunk chunk{};
   chunk.rows = round_up(kPanelBytes / row_bytes < 64 ? 64 : kPanelBytes / row_bytes, block);
   if (chunk.rows > call.rows) chunk.rows = call.rows;
-  chunk.scratch_floats = round_up(kp, 16);
   const int64_t panel = round_up(chunk.rows * row_bytes, 64), scales = round_up(chunk.rows * 4, 64);
-  const int64_t sums = round_up(chunk.rows * groups * 4, 64), floats = threads * chunk.scratch_floats * 4;
-  uint8_t* base = scratch.reserve(static_cast<size_t>(panel + 2 * scales + sums + floats));
+  const int64_t sums = round_up(chunk.rows * groups * 4, 64);
+  uint8_t* base = scratch.reserve(static_cast<size_t>(panel + 2 * scales + sums));
   chunk.panel = base;
   chunk.act_scale = reinterpret_cast<float*>(base + panel);
   chunk.act_zero = reinterpret_cast<int32_t*>(base + panel + scales);
   chunk.act_sum = reinterpret_cast<int32_t*>(base + panel + 2 * scales);
-  chunk.rows_f32 = reinterpret_cast<float*>(base + panel + 2 * scales + sums);
   return chunk;
 }
 
@@ -136,9 +135,8 @@ void prepare_chunk(const LinearCall& call, const Chunk& chunk, int64_t row, int6
   args.act_zero = chunk.act_zero;
   args.act_sum = call.shape.bits == 4 && call.kernel->int_activations() ? chunk.act_sum : nullptr;
   const int64_t blocks = (rows + args.block_rows - 1) / args.block_rows;
-  parallel_for(blocks, rows * args.k < kSerialProducts / 16 ? 1 : threads, [&](int64_t block, int worker) {
+  parallel_for(blocks, rows * args.k < kSerialProducts / 16 ? 1 : threads, [&](int64_t block) {
     NybblePrepareArgs one = args;
-    one.scratch = chunk.rows_f32 + worker * chunk.scratch_floats;
     one.block_begin = block;
     one.block_end = block + 1;
     call.prepare->prepare(&one);
@@ -170,9 +168,11 @@ bool multiply_chunk(const LinearCall& call, const Chunk& chunk, int64_t row, int
   args.group = shape.group();
   args.groups = shape.groups();
   const int64_t tiles = shape.tiles(), blocks = (rows + args.block_rows - 1) / args.block_rows;
-  const Grid grid = split(tiles, blocks, threads);
+  // Several pieces a thread, where there is work for them, even out cores of unequal speed.
+  const bool large = rows * shape.n >= kLargeProducts / shape.k;
+  const Grid grid = split(tiles, blocks, large ? threads * kPiecesPerThread : threads);
   std::atomic<bool> ok{true};
-  parallel_for(grid.tile_parts * grid.block_parts, threads, [&](int64_t part, int) {
+  parallel_for(grid.tile_parts * grid.block_parts, threads, [&](int64_t part) {
     const int64_t t = part / grid.block_parts, b = part % grid.block_parts;
     NybbleLinearArgs one = args;
     one.tile_begin = tiles * t / grid.tile_parts;
@@ -190,8 +190,10 @@ void check(const LinearCall& call) {
   if (call.kernel->weight_bits() != shape.bits)
     refuse(std::string("kernel=\"") + call.kernel->name + "\": for other weight bits than " +
            std::to_string(shape.bits));
-  if (call.kernel->int_activations() && shape.k > kMaxProducts)
-    refuse("in_features=" + std::to_string(shape.k) + ": above 65793, an int32 accumulator could wrap");
+  const int64_t most = shape.bits == 8 ? kMaxProducts8 : kMaxProducts4;
+  if (call.kernel->int_activations() && shape.k > most)
+    refuse("in_features=" + std::to_string(shape.k) + ": above " + std::to_string(most) +
+           ", an int32 accumulator could wrap");
   if (call.x_dtype == NYBBLE_S32 || call.bias_dtype == NYBBLE_S32) refuse("dtype: activations and bias must be float");
   if (call.y_dtype == NYBBLE_S32 && !(call.kernel->int_activations() && shape.bits == 8))
     refuse("y: int32 output is for w8a8 alone");
@@ -219,7 +221,6 @@ void run_prepare(const PrepareCall& call) {
     require("zero", call.zero, call.rows, 4);
   }
   if (call.sums.address) require("sums", call.sums, call.rows * groups, 4);
-  Scratch scratch;
   NybblePrepareArgs args{};
   args.x = reinterpret_cast<const void*>(call.x.address);
   args.ldx = call.stride;
@@ -235,7 +236,6 @@ void run_prepare(const PrepareCall& call) {
   args.act_scale = reinterpret_cast<float*>(call.scale.address);
   args.act_zero = reinterpret_cast<int32_t*>(call.zero.address);
   args.act_sum = reinterpret_cast<int32_t*>(call.sums.address);
-  args.scratch = reinterpret_cast<float*>(scratch.reserve(static_cast<size_t>(round_up(call.k_padded, 16)) * 4));
   args.block_end = (call.rows + call.block_rows - 1) / call.block_rows;
   if (call.kernel->prepare(&args) != NYBBLE_OK) refuse(std::string(call.kernel->name) + ": refused its arguments");
 }
@@ -246,7 +246,7 @@ void run_linear(const LinearCall& call, int threads) {
   if (call.rows == 0) return;
   const bool small = call.shape.n * call.shape.k <= kSerialProducts / call.rows;
   const int workers = small ? 1 : usable_threads(threads);
-  const Chunk chunk = carve(call, workers);
+  const Chunk chunk = carve(call);
   for (int64_t row = 0; row < call.rows; row += chunk.rows) {
     const int64_t rows = call.rows - row < chunk.rows ? call.rows - row : chunk.rows;
     prepare_chunk(call, chunk, row, rows, workers);

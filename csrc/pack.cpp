@@ -153,14 +153,12 @@ Sections sections_of(const WeightShape& s) {
 void pack(const WeightShape& shape, const Portable& from, uint8_t* to, int threads) {
   const Sections at = sections_of(shape);
   std::memset(to + at.scale, 0, at.total - at.scale);  // the gaps between sections
-  parallel_for(shape.tiles(), usable_threads(threads),
-               [&](int64_t tile, int) { pack_tile(shape, at, from, to, tile); });
+  parallel_for(shape.tiles(), usable_threads(threads), [&](int64_t tile) { pack_tile(shape, at, from, to, tile); });
 }
 
 void unpack(const WeightShape& shape, const uint8_t* from, const Portable& to, int threads) {
   const Sections at = sections_of(shape);
-  parallel_for(shape.tiles(), usable_threads(threads),
-               [&](int64_t tile, int) { unpack_tile(shape, at, from, to, tile); });
+  parallel_for(shape.tiles(), usable_threads(threads), [&](int64_t tile) { unpack_tile(shape, at, from, to, tile); });
 }
 
 }  // namespace nybble

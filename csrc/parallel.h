@@ -22,16 +22,16 @@ inline int usable_threads(int wanted) {
   return wanted;
 }
 
-// fn(i, worker) for i in [0, count), each once; worker < threads. fn must not throw.
+// fn(i) for i in [0, count), each once, by whichever thread is free. fn must not throw.
 template <class Fn>
 void parallel_for(int64_t count, int threads, const Fn& fn) {
   const int workers = count < threads ? static_cast<int>(count) : threads;
   if (workers < 2) {
-    for (int64_t i = 0; i < count; i++) fn(i, 0);
+    for (int64_t i = 0; i < count; i++) fn(i);
     return;
   }
-#pragma omp parallel for schedule(static) num_threads(workers)
-  for (int64_t i = 0; i < count; i++) fn(i, omp_get_thread_num());
+#pragma omp parallel for schedule(dynamic) num_threads(workers)
+  for (int64_t i = 0; i < count; i++) fn(i);
 }
 
 }  // namespace nybble

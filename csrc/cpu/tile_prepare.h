@@ -13,122 +13,111 @@ constexpr int32_t kInfBits = 0x7f800000;
 constexpr float kTiny = 0x1p-100f, kTinyFactor = 0x1p100f;
 constexpr float kHuge = 0x1p126f, kHugeFactor = 0x1p-4f;
 
-struct Range {
-  float low, high;
-  int32_t bits;  // the largest magnitude
+template <int kDtype>
+inline VF load_x(const NybblePrepareArgs* a, int64_t row, int64_t k) {
+  constexpr int64_t bytes = kDtype == NYBBLE_F32 ? 4 : 2;
+  const uint8_t* x = static_cast<const uint8_t*>(a->x) + (row * a->ldx + k) * bytes;
+  if (k + W <= a->k) return vf_load_as(x, kDtype, W);
+  return k < a->k ? vf_load_as(x, kDtype, a->k - k) : vf_set1(0.0f);
+}
+
+// How a row becomes codes: min(round(x * factor * inverse) + zero, 127), for its first `count` ks.
+struct RowPlan {
+  float scale, factor, inverse;
+  int32_t zero;
+  int64_t count;
 };
 
-// Widens a row into scratch, zero to a multiple of W beyond k_padded.
 template <int kDtype>
-inline Range widen_row(const NybblePrepareArgs* a, const uint8_t* x) {
-  constexpr int64_t bytes = kDtype == NYBBLE_F32 ? 4 : 2;
+inline RowPlan plan_row(const NybblePrepareArgs* a, int64_t row) {
   VI bits = vi_set1(0);
   VF low = vf_set1(0.0f), high = vf_set1(0.0f);
-  int64_t k = 0;
-  for (; k < a->k; k += W) {
-    const VF v = k + W <= a->k ? vf_load_as(x + k * bytes, kDtype, W) : vf_load_as(x + k * bytes, kDtype, a->k - k);
-    vf_store(a->scratch + k, v);
+  for (int64_t k = 0; k < a->k; k += W) {
+    const VF v = load_x<kDtype>(a, row, k);
     bits = vi_max(bits, vi_abs_bits(v));
     low = vf_min(low, v);
     high = vf_max(high, v);
   }
-  for (; k < a->k_padded; k += W) vf_store(a->scratch + k, vf_set1(0.0f));
-  int32_t bits_lane[W];
-  float low_lane[W], high_lane[W];
+  int32_t bits_lane[W], most = 0;
+  float low_lane[W], high_lane[W], lowest = 0.0f, highest = 0.0f;
   vi_store(bits_lane, bits);
   vf_store(low_lane, low);
   vf_store(high_lane, high);
-  Range range{0.0f, 0.0f, 0};
   for (int i = 0; i < W; i++) {
-    range.bits = bits_lane[i] > range.bits ? bits_lane[i] : range.bits;
-    range.low = low_lane[i] < range.low ? low_lane[i] : range.low;
-    range.high = high_lane[i] > range.high ? high_lane[i] : range.high;
+    most = bits_lane[i] > most ? bits_lane[i] : most;
+    lowest = low_lane[i] < lowest ? low_lane[i] : lowest;
+    highest = high_lane[i] > highest ? high_lane[i] : highest;
   }
-  return range;
-}
-
-struct RowScale {
-  float scale;    // x = (q - zero) * scale
-  float inverse;  // that the widened row is multiplied by
-  int32_t zero;
-};
-
-inline void scale_scratch(const NybblePrepareArgs* a, float factor) {
-  for (int64_t k = 0; k < a->k_padded; k += W)
-    vf_store(a->scratch + k, vf_mul(vf_load(a->scratch + k), vf_set1(factor)));
-}
-
-// The scale of a row; a row that is too small or too large for float arithmetic, or not finite, is changed in scratch.
-inline RowScale row_scale(const NybblePrepareArgs* a, Range range) {
-  if (range.bits >= kInfBits) {
-    for (int64_t k = 0; k < a->k_padded; k += W) vf_store(a->scratch + k, vf_set1(0.0f));
+  if (most >= kInfBits) {
     const int32_t nan_bits = 0x7fc00000;
     float quiet_nan;
     memcpy(&quiet_nan, &nan_bits, 4);
-    return {quiet_nan, 0.0f, 0};
+    return {quiet_nan, 1.0f, 0.0f, 0, 0};
   }
-  if (range.bits == 0) return {0.0f, 0.0f, 0};
-  const float magnitude = range.high > -range.low ? range.high : -range.low;
+  if (most == 0) return {0.0f, 1.0f, 0.0f, 0, 0};
+  const float magnitude = highest > -lowest ? highest : -lowest;
   const float factor = magnitude < kTiny ? kTinyFactor : magnitude > kHuge ? kHugeFactor : 1.0f;
-  if (factor != 1.0f) scale_scratch(a, factor);
-  const float low = range.low * factor, width = range.high * factor - low, inverse = 255.0f / width;
+  lowest *= factor;
+  const float width = highest * factor - lowest, inverse = 255.0f / width;
   int32_t zero[W];
-  vi_store(zero, vi_round(vf_set1(-low * inverse)));
-  return {width / 255.0f / factor, inverse, zero[0] - 128};
+  vi_store(zero, vi_round(vf_set1(-lowest * inverse)));
+  return {width / 255.0f / factor, factor, inverse, zero[0] - 128, a->k};
 }
 
-// Codes of W values of the widened row; those beyond k are 0.
-inline VI codes_at(const NybblePrepareArgs* a, int64_t k, VF inverse, VI zero) {
-  const VI codes = vi_min(vi_add(vi_round(vf_mul(vf_load(a->scratch + k), inverse)), zero), vi_set1(127));
-  return k + W <= a->k ? codes : vi_first(codes, k < a->k ? a->k - k : 0);
+template <int kDtype>
+inline VI codes_of(const NybblePrepareArgs* a, int64_t row, int64_t k, const RowPlan& plan) {
+  const VF scaled = vf_mul(vf_mul(load_x<kDtype>(a, row, k), vf_set1(plan.factor)), vf_set1(plan.inverse));
+  const VI codes = vi_min(vi_add(vi_round(scaled), vi_set1(plan.zero)), vi_set1(127));
+  return k + W <= plan.count ? codes : vi_first(codes, k < plan.count ? plan.count - k : 0);
 }
 
-// Codes of the widened row to the panel, and their sums by group where they are wanted.
-template <int kFormat>
-inline void write_codes(const NybblePrepareArgs* a, RowScale scale, uint8_t* to, int64_t stride, int32_t* sums) {
-  const VF inverse = vf_set1(scale.inverse);
-  const VI zero = vi_set1(scale.zero);
-  for (int64_t g = 0; g < a->groups; g++) {
-    VI sum = vi_set1(0);
-    for (int64_t k = g * a->group; k < (g + 1) * a->group; k += W) {
-      const VI codes = codes_at(a, k, inverse, zero);
-      sum = vi_add(sum, codes);
-      scatter<kFormat>(to + k / 4 * stride, stride, codes, (a->k_padded - k) / 4);
-    }
-    if (!sums) continue;
-    int32_t lane[W], total = 0;
-    vi_store(lane, sum);
-    for (int i = 0; i < W; i++) total += lane[i];
-    sums[g] = total;
+inline int32_t sum_lanes(VI v) {
+  int32_t lane[W], total = 0;
+  vi_store(lane, v);
+  for (int i = 0; i < W; i++) total += lane[i];
+  return total;
+}
+
+constexpr int64_t kMaxBlockRows = 16;
+
+// One block of r rows. All rows of a k step are written before the next, so that the panel is written in order.
+template <int kFormat, int kDtype>
+inline void prepare_block(const NybblePrepareArgs* a, int64_t row0, int64_t r) {
+  constexpr int64_t bytes = kFormat == NYBBLE_PANEL_F32 ? 4 : kFormat == NYBBLE_PANEL_S16 ? 2 : 1;
+  uint8_t* panel = static_cast<uint8_t*>(a->panel) + row0 * a->k_padded * bytes;
+  const int64_t stride = r * 4 * bytes;
+  RowPlan plans[kMaxBlockRows];
+  for (int64_t i = 0; i < r && kFormat != NYBBLE_PANEL_F32; i++) {
+    plans[i] = plan_row<kDtype>(a, row0 + i);
+    a->act_scale[row0 + i] = plans[i].scale;
+    a->act_zero[row0 + i] = plans[i].zero;
   }
-}
-
-inline void write_floats(const NybblePrepareArgs* a, uint8_t* to, int64_t stride) {
-  for (int64_t k = 0; k < a->k_padded; k += W)
-    scatter_f32(to + k / 4 * stride, stride, vf_load(a->scratch + k), (a->k_padded - k) / 4);
+  for (int64_t g = 0; g < a->groups; g++) {
+    VI sums[kMaxBlockRows];
+    for (int64_t i = 0; i < r; i++) sums[i] = vi_set1(0);
+    for (int64_t k = g * a->group; k < (g + 1) * a->group; k += W) {
+      const int64_t words = (a->k_padded - k) / 4;
+      for (int64_t i = 0; i < r; i++) {
+        uint8_t* to = panel + k / 4 * stride + i * 4 * bytes;
+        if constexpr (kFormat == NYBBLE_PANEL_F32) {
+          scatter_f32(to, stride, load_x<kDtype>(a, row0 + i, k), words);
+        } else {
+          const VI codes = codes_of<kDtype>(a, row0 + i, k, plans[i]);
+          sums[i] = vi_add(sums[i], codes);
+          scatter<kFormat>(to, stride, codes, words);
+        }
+      }
+    }
+    for (int64_t i = 0; i < r && a->act_sum; i++) a->act_sum[(row0 + i) * a->groups + g] = sum_lanes(sums[i]);
+  }
 }
 
 template <int kFormat, int kDtype>
 inline NybbleStatus prepare_blocks(const NybblePrepareArgs* a) {
-  constexpr int64_t code_bytes = kFormat == NYBBLE_PANEL_F32 ? 4 : kFormat == NYBBLE_PANEL_S16 ? 2 : 1;
-  constexpr int64_t x_bytes = kDtype == NYBBLE_F32 ? 4 : 2;
+  if (a->block_rows > kMaxBlockRows) return NYBBLE_UNSUPPORTED;
   for (int64_t block = a->block_begin; block < a->block_end; block++) {
-    const int64_t row0 = block * a->block_rows;
-    const int64_t r = a->rows - row0 < a->block_rows ? a->rows - row0 : a->block_rows;
-    uint8_t* panel = static_cast<uint8_t*>(a->panel) + row0 * a->k_padded * code_bytes;
-    for (int64_t i = 0; i < r; i++) {
-      uint8_t* to = panel + i * 4 * code_bytes;
-      const int64_t stride = r * 4 * code_bytes, row = row0 + i;
-      const Range range = widen_row<kDtype>(a, static_cast<const uint8_t*>(a->x) + row * a->ldx * x_bytes);
-      if constexpr (kFormat == NYBBLE_PANEL_F32) {
-        write_floats(a, to, stride);
-      } else {
-        const RowScale scale = row_scale(a, range);
-        a->act_scale[row] = scale.scale;
-        a->act_zero[row] = scale.zero;
-        write_codes<kFormat>(a, scale, to, stride, a->act_sum ? a->act_sum + row * a->groups : nullptr);
-      }
-    }
+    const int64_t row0 = block * a->block_rows, left = a->rows - row0;
+    prepare_block<kFormat, kDtype>(a, row0, left < a->block_rows ? left : a->block_rows);
   }
   return NYBBLE_OK;
 }

@@ -59,6 +59,7 @@ def _linear(
     x: Tensor, packed: Tensor, bias: Tensor | None, scheme: str, layout: str, out_features: int, in_features: int
 ) -> Tensor:
     _check(x, bias, out_features, in_features)
+    _check_packed(packed)
     rows = x.reshape(-1, in_features)
     if rows.stride(1) != 1 or 0 < rows.stride(0) < in_features:
         rows = rows.contiguous()
@@ -81,7 +82,13 @@ def _check(x: Tensor, bias: Tensor | None, out_features: int, in_features: int) 
         raise ValueError(f"bias: on {bias.device}, x is on {x.device}")
 
 
+def _check_packed(packed: Tensor) -> None:
+    if packed.dtype != torch.uint8 or packed.dim() != 1 or not packed.is_contiguous():
+        raise ValueError(f"packed: {tuple(packed.shape)} {packed.dtype}, must be a contiguous uint8 vector")
+
+
 def _dequantize(packed: Tensor, scheme: str, layout: str, out_features: int, in_features: int) -> Tensor:
+    _check_packed(packed)
     parsed = Scheme.parse(scheme)
     return dequantize_weight(unpack(packed, layout, parsed, out_features, in_features), parsed, in_features)
 
@@ -113,6 +120,10 @@ torch.library.register_autograd("nybble::linear", _backward, setup_context=_setu
 def _linear_fake(
     x: Tensor, packed: Tensor, bias: Tensor | None, scheme: str, layout: str, out_features: int, in_features: int
 ) -> Tensor:
+    torch._check(packed.device == x.device, lambda: f"packed: on {packed.device}, x is on {x.device}")
+    if bias is not None:
+        where = bias.device
+        torch._check(where == x.device, lambda: f"bias: on {where}, x is on {x.device}")
     torch._check(x.dim() > 0, lambda: "x: needs at least one dimension")
     torch._check(x.shape[-1] == in_features, lambda: f"x: the last dimension must be in_features={in_features}")
     return x.new_empty((*x.shape[:-1], out_features))
@@ -120,4 +131,5 @@ def _linear_fake(
 
 @torch.library.register_fake("nybble::dequantize", lib=_LIBRARY)
 def _dequantize_fake(packed: Tensor, scheme: str, layout: str, out_features: int, in_features: int) -> Tensor:
+    torch._check(packed.dtype == torch.uint8, lambda: f"packed: {packed.dtype}, must be uint8")
     return packed.new_empty((out_features, in_features), dtype=torch.float32)

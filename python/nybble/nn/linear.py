@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import threading
 from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import torch
@@ -26,6 +28,15 @@ from .weight import WeightView
 _PORTABLE = ("qweight", "scale", "zero_point")
 # Guards the exchange of portable tensors for the packed one, which any thread's first call may make.
 _PACKING = threading.RLock()
+
+
+def _renew_lock() -> None:
+    """A forked child may inherit the lock held by a thread that it does not have."""
+    global _PACKING
+    _PACKING = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 
 
 def _portable(name: str) -> property:
@@ -134,12 +145,12 @@ class Linear(nn.Module):
 
         Under autocast, in autocast's dtype. See ops.linear for gradients and errors.
         """
-        if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
             x = x.to(torch.get_autocast_dtype(x.device.type))
         # Straight from the dictionaries: nn.Module's attribute lookup costs as much as a small layer.
         packed, layout = self._buffers["packed"], self.layout
         if packed is None or layout is None:
-            if self.device.type == "meta" and x.is_meta:
+            if x.is_meta and self.device.type == "meta":
                 return x.new_empty((*x.shape[:-1], self.out_features))
             packed, layout = self._pack()
         bias = self._parameters["bias"]
@@ -163,8 +174,10 @@ class Linear(nn.Module):
         with _PACKING:
             if self.packed is None or self.layout is None:
                 if self.device.type == "meta":
-                    raise RuntimeError("the layer's weight is on the meta device: load it first")
-                self._hold_packed(*ops.pack(self.quantized(), self.scheme, self.in_features))
+                    raise ValueError("layer: its weight is on the meta device; load it first")
+                # A caller in inference mode must not leave a tensor that autograd can never use.
+                with torch.inference_mode(False):
+                    self._hold_packed(*ops.pack(self.quantized(), self.scheme, self.in_features))
             assert self.packed is not None and self.layout is not None, "packed above"  # noqa: S101, PT018
             return self.packed, self.layout
 
@@ -180,16 +193,9 @@ class Linear(nn.Module):
         Raises:
             ValueError: scheme or shape differ, or the other is on the meta device.
         """
-        mine, theirs = (
-            (self.scheme, self.out_features, self.in_features),
-            (
-                other.scheme,
-                other.out_features,
-                other.in_features,
-            ),
-        )
+        mine, theirs = (f"{layer.scheme} of ({layer.out_features}, {layer.in_features})" for layer in (self, other))
         if mine != theirs:
-            raise ValueError(f"other: {theirs} cannot be shared with {mine}")
+            raise ValueError(f"other: is {theirs}, this layer {mine}")
         if other.device.type == "meta":
             raise ValueError("other: has no weight to share (meta device)")
         self._hold_packed(*other._pack())
@@ -260,6 +266,8 @@ class Linear(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Linear:
         # What fn does to devices and dtypes shows on an empty tensor. Codes and scales move, but keep their dtype.
         moved = fn(torch.empty(0, dtype=self.dtype, device=self.device))
+        if fn(torch.empty(0, dtype=torch.uint8, device=self.device)).dtype != torch.uint8:
+            raise TypeError("dtype: Module.type() would turn the codes into numbers; use .to(dtype)")
         if moved.device != self.device:
             self.unpack()
         scale = self._parameters["scale"]
@@ -276,9 +284,9 @@ class Linear(nn.Module):
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        if self.packed is not None:
-            for name, tensor in self.quantized().tensors().items():
-                destination[prefix + name] = tensor
+        with _PACKING:
+            if self.packed is not None:
+                destination.update({prefix + name: tensor for name, tensor in self.quantized().tensors().items()})
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -293,8 +301,14 @@ class Linear(nn.Module):
             except ValueError as error:
                 error_msgs.append(f"{prefix.removesuffix('.') or 'the layer'}: {error}")
                 return
+        before, layout = self.packed, self.layout
         self.unpack()
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self.pack()
+        if before is not None and layout is not None and layout == self.layout and self.packed is not None:
+            # In place, as for any parameter: layers that share the weight, and processes, see the new one.
+            with torch.no_grad():
+                self._hold_packed(before.copy_(self.packed), layout)
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
@@ -316,3 +330,18 @@ class Linear(nn.Module):
         memo[id(self)] = new
         new.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return new
+
+
+def _restore(cls: type[Linear], state: dict[str, Any]) -> Linear:
+    layer = cls.__new__(cls)
+    layer.__setstate__(state)
+    return layer
+
+
+def _send(layer: Linear) -> tuple[Any, ...]:
+    """For worker processes of this machine: the packed weight itself, through shared memory."""
+    layer.pack()
+    return _restore, (type(layer), layer.__dict__.copy())
+
+
+ForkingPickler.register(Linear, _send)

@@ -1,0 +1,250 @@
+"""Which module may import which, by reading the sources: the table below is the order of the package's layers.
+
+Also what no source may contain: formats that run code when they are read, and exceptions swallowed unseen.
+"""
+
+import ast
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+import nybble
+
+# From the bottom up: a module imports only what stands above it here, or in its own row.
+ORDER = (
+    ("scheme",),
+    ("rounding",),
+    ("layouts",),
+    ("_C",),
+    ("native",),
+    ("targets",),  # asks the compiled library what the CPU is
+    ("reference",),
+    ("registry",),
+    ("kernels",),  # Triton's, and the table's public name
+    ("dispatch",),
+    ("ops",),
+    ("nn",),
+    ("checkpoint", "passes", "recipe", "report"),  # checkpoint: with checkpoint_*
+    ("",),  # the package's own __init__
+    ("testing",),
+    ("__main__", "bench", "demo"),
+)
+RANK = {name: rank for rank, row in enumerate(ORDER) for name in row}
+# What stands above, and is still none of their business.
+FORBIDDEN = {
+    "nn": {"_C", "native", "targets", "reference", "kernels"},
+    "passes": {"_C", "native", "reference", "kernels", "layouts", "ops"},
+    "checkpoint": {"_C", "native", "reference", "kernels", "targets", "ops"},
+    "recipe": {"_C", "native", "reference", "kernels", "targets", "layouts", "ops"},
+    "report": {"_C", "native", "reference", "kernels", "targets", "layouts", "ops", "nn"},
+    "demo": {"_C", "native", "reference", "layouts", "ops", "testing"},
+    "__main__": {"_C", "native", "reference", "layouts", "ops", "testing"},
+    "": {"_C", "native", "targets", "reference", "layouts", "ops"},
+}
+# A module without a name here may be imported by any that stands below it.
+ONLY_BY = {"_C": {"native"}, "testing": {"bench"}, "bench": {"__main__"}, "demo": {"__main__"}}
+
+
+def folder_of(package):
+    return Path(importlib.util.find_spec(package).origin).parent
+
+
+def sources():
+    """Dotted name without "nybble." -> path, for the package and what is installed into it from other folders."""
+    found = {}
+    for prefix, folder in (
+        ("", folder_of("nybble")),
+        ("kernels", folder_of("nybble.kernels")),
+        ("bench", folder_of("nybble.bench")),
+    ):
+        for path in sorted(folder.rglob("*.py")):
+            parts = [prefix, *path.relative_to(folder).with_suffix("").parts]
+            found[".".join(part for part in parts if part and part != "__init__")] = path
+    return found
+
+
+SOURCES = sources()
+TREES = {name: ast.parse(path.read_text(encoding="utf-8"), str(path)) for name, path in SOURCES.items()}
+
+
+def unit(name):
+    """The row entry that a module belongs to: nn.linear -> nn, checkpoint_files -> checkpoint."""
+    first = name.split(".")[0]
+    return "checkpoint" if first.startswith("checkpoint_") else first
+
+
+def is_package(name):
+    return SOURCES[name].name == "__init__.py"
+
+
+def imports(name, tree):
+    """(line, imported module of nybble, imported name) of every import, wherever it stands."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+            found += [
+                (node.lineno, n.removeprefix("nybble").lstrip("."), "") for n in names if n.split(".")[0] == "nybble"
+            ]
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            if node.level:
+                here = name.split(".") if name else []
+                up = node.level - (1 if is_package(name) else 0)
+                base = here[: len(here) - up] if up else here
+                module = ".".join([*base, *([module] if module else [])])
+            elif module.split(".")[0] == "nybble":
+                module = module.removeprefix("nybble").lstrip(".")
+            else:
+                continue
+            for alias in node.names:
+                inner = f"{module}.{alias.name}" if module else alias.name
+                known = inner in SOURCES or inner == "_C"
+                found.append((node.lineno, inner if known else module, alias.name))
+    return found
+
+
+def complaints(name, tree):
+    mine, found = unit(name), []
+    for line, module, imported in imports(name, tree):
+        other = unit(module)
+        where = f"{name or '__init__'}:{line} imports {module or 'the package'}"
+        if module == "" and imported == "__version__":
+            continue  # a constant, set before anything is imported
+        if mine == other:
+            continue
+        if other not in RANK:
+            found.append(f"{where}: not in ORDER")
+        elif RANK[other] > RANK[mine]:
+            found.append(f"{where}: which stands below it")
+        elif other in FORBIDDEN.get(mine, ()):
+            found.append(f"{where}: which is none of its business")
+        elif mine not in ONLY_BY.get(other, {mine}):
+            found.append(f"{where}: which only {sorted(ONLY_BY[other])} may")
+    return found
+
+
+@pytest.mark.parametrize("name", SOURCES, ids=lambda name: name or "__init__")
+def test_imports_follow_the_order_of_the_layers(name):
+    assert unit(name) in RANK, f"{name}: give it a place in ORDER"
+    assert complaints(name, TREES[name]) == []
+
+
+def test_the_sources_are_the_installed_ones():
+    assert {"", "scheme", "native", "nn", "nn.linear", "passes", "kernels", "bench", "__main__"} <= set(SOURCES)
+    assert SOURCES[""] == Path(nybble.__file__)
+    assert all(tree.body for tree in TREES.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "complaint"),
+    [
+        ("scheme", "from .rounding import METHODS", "scheme:1 imports rounding: which stands below it"),
+        ("scheme", "def f():\n    import nybble.ops", "scheme:2 imports ops: which stands below it"),
+        ("nn.linear", "from .. import native", "nn.linear:1 imports native: which is none of its business"),
+        ("nn", "from ..targets import detect", "nn:1 imports targets: which is none of its business"),
+        ("ops", "from . import _C", "ops:1 imports _C: which only ['native'] may"),
+        ("ops", "from nybble._C import pack", "ops:1 imports _C: which only ['native'] may"),
+        ("rounding", "from . import quantize", "rounding:1 imports the package: which stands below it"),
+        ("passes.walk", "from ..kernels import x", "passes.walk:1 imports kernels: which is none of its business"),
+        ("passes.walk", "from nybble import testing", "passes.walk:1 imports testing: which stands below it"),
+        ("demo.run", "from ..testing import x", "demo.run:1 imports testing: which is none of its business"),
+        ("registry", "from .dispatch import select", "registry:1 imports dispatch: which stands below it"),
+        ("native", "from . import _C, scheme", None),
+        ("registry", "from . import __version__", None),
+        ("checkpoint_model", "from .passes.walk import swap\nfrom .checkpoint_files import x\nimport torch", None),
+        ("bench", "from ..testing import error_bound", None),
+    ],
+)
+def test_a_wrong_import_is_found(name, code, complaint):
+    assert complaints(name, ast.parse(code)) == ([complaint] if complaint else [])
+
+
+# --- what no source may contain
+
+MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+NETWORK = {"socket", "urllib", "http", "requests", "ftplib", "smtplib", "ssl", "aiohttp", "httpx"}
+PROCESSES = {"subprocess", "pty"}
+CALLS = {
+    ("torch", "load"),
+    ("torch", "save"),
+    ("yaml", "load"),
+    ("yaml", "full_load"),
+    ("yaml", "unsafe_load"),
+    ("numpy", "load"),
+    ("np", "load"),
+    ("os", "system"),
+    ("os", "popen"),
+}
+# Settings of the whole process: for commands, which own theirs.
+SETTINGS = {
+    ("torch", name)
+    for name in ("set_num_threads", "set_num_interop_threads", "set_default_dtype", "set_flush_denormal")
+}
+COMMANDS = {"__main__", "bench", "demo"}
+
+
+def dotted(node):
+    """("torch", "load") of the expression torch.load."""
+    if isinstance(node, ast.Attribute):
+        return (*dotted(node.value), node.attr)
+    return (node.id,) if isinstance(node, ast.Name) else ("?",)
+
+
+def dangers(name, tree):
+    found = []
+    calls = CALLS if unit(name) in COMMANDS else CALLS | SETTINGS
+    for node in ast.walk(tree):
+        modules = []
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            modules = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for module in modules:
+            parts = tuple(module.split("."))
+            if parts[0] in MODULES | NETWORK | PROCESSES or parts[-2:] in calls:
+                found.append(f"{node.lineno}: import {module}")
+        if isinstance(node, ast.Call):
+            called = dotted(node.func)
+            if called[-2:] in calls or called in {("eval",), ("exec",), ("compile",), ("__import__",)}:
+                found.append(f"{node.lineno}: {'.'.join(called)}")
+            for keyword in node.keywords:
+                if keyword.arg in ("allow_pickle", "trust_remote_code"):
+                    found.append(f"{node.lineno}: {keyword.arg}")
+                if keyword.arg == "shell" and getattr(keyword.value, "value", None) is not False:
+                    found.append(f"{node.lineno}: shell")
+        if isinstance(node, ast.ExceptHandler):
+            caught = {dotted(kind)[-1] for kind in getattr(node.type, "elts", [node.type]) if kind is not None}
+            raises = any(isinstance(inner, ast.Raise) for inner in ast.walk(node))
+            if node.type is None or (caught & {"Exception", "BaseException"} and not raises):
+                found.append(f"{node.lineno}: swallows {' '.join(sorted(caught)) or 'everything'}")
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize("name", SOURCES, ids=lambda name: name or "__init__")
+def test_no_source_is_dangerous(name):
+    assert dangers(name, TREES[name]) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "danger"),
+    [
+        ("import pickle", "1: import pickle"),
+        ("from torch import load", "1: import torch.load"),
+        ("import urllib.request", "1: import urllib.request"),
+        ("x = torch.load(p, weights_only=True)", "1: torch.load"),
+        ("yaml.load(f, Loader=L)", "1: yaml.load"),
+        ("eval(s)", "1: eval"),
+        ("torch.set_num_threads(1)", "1: torch.set_num_threads"),
+        ("np.load(f)", "1: np.load"),
+        ("f(p, trust_remote_code=True)", "1: trust_remote_code"),
+        ("try:\n    f()\nexcept:\n    raise", "3: swallows everything"),
+        ("try:\n    f()\nexcept (OSError, Exception):\n    pass", "3: swallows Exception OSError"),
+        ("model.eval(); re.compile(s); yaml.safe_load(f); checkpoint.load(f)", None),
+        ("try:\n    f()\nexcept BaseException:\n    undo()\n    raise", None),
+        ("try:\n    f()\nexcept OSError:\n    pass", None),
+    ],
+)
+def test_a_danger_is_found(code, danger):
+    assert dangers("ops", ast.parse(code)) == ([danger] if danger else [])
