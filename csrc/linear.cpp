@@ -99,16 +99,19 @@ Chunk carve(const LinearCall& call) {
   return chunk;
 }
 
-// How many ways to cut the column tiles and the row blocks so that the largest piece is smallest.
+// How many ways to cut the column tiles and the row blocks.
 struct Grid {
   int64_t tile_parts, block_parts;
 };
 
-Grid split(int64_t tiles, int64_t blocks, int threads) {
+// With rows enough for every piece, only rows are cut: a piece then prepares its own activations and finds them in its
+// cache. Otherwise the largest piece is made as small as it can be.
+Grid split(int64_t tiles, int64_t blocks, int64_t pieces) {
+  if (blocks >= 2 * pieces) return {1, pieces};
   Grid best{1, 1};
   int64_t best_piece = tiles * blocks;
-  for (int64_t t = threads; t >= 1; t--) {
-    const int64_t b = threads / t < blocks ? threads / t : blocks;
+  for (int64_t t = pieces; t >= 1; t--) {
+    const int64_t b = pieces / t < blocks ? pieces / t : blocks;
     const int64_t piece = ((tiles + t - 1) / t) * ((blocks + b - 1) / b);
     if (piece < best_piece) {
       best = {t, b};
@@ -118,7 +121,7 @@ Grid split(int64_t tiles, int64_t blocks, int threads) {
   return best;
 }
 
-void prepare_chunk(const LinearCall& call, const Chunk& chunk, int64_t row, int64_t rows, int threads) {
+NybblePrepareArgs prepare_args(const LinearCall& call, const Chunk& chunk, int64_t row, int64_t rows) {
   NybblePrepareArgs args{};
   args.x = reinterpret_cast<const uint8_t*>(call.x.address) + row * call.stride * dtype_bytes(call.x_dtype);
   args.ldx = call.stride;
@@ -134,16 +137,10 @@ void prepare_chunk(const LinearCall& call, const Chunk& chunk, int64_t row, int6
   args.act_scale = chunk.act_scale;
   args.act_zero = chunk.act_zero;
   args.act_sum = call.shape.bits == 4 && call.kernel->int_activations() ? chunk.act_sum : nullptr;
-  const int64_t blocks = (rows + args.block_rows - 1) / args.block_rows;
-  parallel_for(blocks, rows * args.k < kSerialProducts / 16 ? 1 : threads, [&](int64_t block) {
-    NybblePrepareArgs one = args;
-    one.block_begin = block;
-    one.block_end = block + 1;
-    call.prepare->prepare(&one);
-  });
+  return args;
 }
 
-bool multiply_chunk(const LinearCall& call, const Chunk& chunk, int64_t row, int64_t rows, int threads) {
+NybbleLinearArgs linear_args(const LinearCall& call, const Chunk& chunk, int64_t row, int64_t rows) {
   const WeightShape& shape = call.shape;
   const Sections at = sections_of(shape);
   const uint8_t* packed = reinterpret_cast<const uint8_t*>(call.packed.address);
@@ -167,18 +164,37 @@ bool multiply_chunk(const LinearCall& call, const Chunk& chunk, int64_t row, int
   args.block_rows = call.kernel->block_rows;
   args.group = shape.group();
   args.groups = shape.groups();
-  const int64_t tiles = shape.tiles(), blocks = (rows + args.block_rows - 1) / args.block_rows;
+  return args;
+}
+
+// Prepares and multiplies `rows` rows from `row` on; false where a kernel refuses its arguments.
+bool run_chunk(const LinearCall& call, const Chunk& chunk, int64_t row, int64_t rows, int threads) {
+  const NybblePrepareArgs prepare = prepare_args(call, chunk, row, rows);
+  const NybbleLinearArgs linear = linear_args(call, chunk, row, rows);
+  const int64_t tiles = call.shape.tiles(), blocks = (rows + linear.block_rows - 1) / linear.block_rows;
   // Several pieces a thread, where there is work for them, even out cores of unequal speed.
-  const bool large = rows * shape.n >= kLargeProducts / shape.k;
+  const bool large = threads > 1 && rows * linear.n >= kLargeProducts / call.shape.k;
   const Grid grid = split(tiles, blocks, large ? threads * kPiecesPerThread : threads);
+  const bool together = grid.tile_parts == 1;
   std::atomic<bool> ok{true};
+  const auto prepare_blocks = [&](int64_t begin, int64_t end) {
+    NybblePrepareArgs one = prepare;
+    one.block_begin = begin;
+    one.block_end = end;
+    if (call.prepare->prepare(&one) != NYBBLE_OK) ok.store(false, std::memory_order_relaxed);
+  };
+  if (!together) {
+    const int preparing = rows * prepare.k < kSerialProducts / 16 ? 1 : threads;
+    parallel_for(blocks, preparing, [&](int64_t block) { prepare_blocks(block, block + 1); });
+  }
   parallel_for(grid.tile_parts * grid.block_parts, threads, [&](int64_t part) {
     const int64_t t = part / grid.block_parts, b = part % grid.block_parts;
-    NybbleLinearArgs one = args;
+    NybbleLinearArgs one = linear;
     one.tile_begin = tiles * t / grid.tile_parts;
     one.tile_end = tiles * (t + 1) / grid.tile_parts;
     one.block_begin = blocks * b / grid.block_parts;
     one.block_end = blocks * (b + 1) / grid.block_parts;
+    if (together) prepare_blocks(one.block_begin, one.block_end);
     if (call.kernel->linear(&one) != NYBBLE_OK) ok.store(false, std::memory_order_relaxed);
   });
   return ok.load();
@@ -249,8 +265,7 @@ void run_linear(const LinearCall& call, int threads) {
   const Chunk chunk = carve(call);
   for (int64_t row = 0; row < call.rows; row += chunk.rows) {
     const int64_t rows = call.rows - row < chunk.rows ? call.rows - row : chunk.rows;
-    prepare_chunk(call, chunk, row, rows, workers);
-    if (!multiply_chunk(call, chunk, row, rows, workers))
+    if (!run_chunk(call, chunk, row, rows, workers))
       throw std::runtime_error(std::string(call.kernel->name) + ": refused its arguments");
   }
 }

@@ -303,9 +303,9 @@ def test_tied_layers_keep_their_values(way):
         torch.testing.assert_close(layer(x), wanted, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("way", TIED_WAYS)
+@pytest.mark.parametrize("way", [way for way in TIED_WAYS if way != "pickle"])
 def test_tied_layers_stay_tied(way):
-    """As layers that share one Parameter do: one weight in memory, before and after the first call."""
+    """As layers that share one Parameter do. A pickle holds the portable tensors of each layer; nybble.save keeps ties."""
     result = TIED_WAYS[way](tied_model())
     for _ in range(2):
         assert result.first.weight_id == result.second.weight_id

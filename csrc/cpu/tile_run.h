@@ -68,16 +68,23 @@ inline void store_row(const NybbleLinearArgs* a, int64_t row, int64_t column, VF
   if (count > 0) vf_store_as(static_cast<uint8_t*>(a->y) + (row * a->n + column) * bytes, a->y_dtype, value, count);
 }
 
-// y = (acc - act_zero * column_sum) * (act_scale * scale) + bias, in this order, or the accumulators themselves.
-inline void finish_w8a8(const NybbleLinearArgs* a, int64_t row, int64_t column, VI acc) {
-  if (a->y_dtype == NYBBLE_S32) {
-    if (a->n > column) vi_store_as_s32(static_cast<int32_t*>(a->y) + row * a->n + column, acc, a->n - column);
-    return;
+// What the epilogues of W columns need, loaded once a tile.
+struct Columns8 {
+  const NybbleLinearArgs* a;
+  int64_t column;
+  VF scale = vf_load(static_cast<const float*>(a->scale) + column), bias = bias_at(a, column);
+  VI sum = vi_load(a->column_sum + column);
+
+  // y = (acc - act_zero * column_sum) * (act_scale * scale) + bias, in this order, or the accumulators themselves.
+  void finish(int64_t row, VI acc) const {
+    if (a->y_dtype == NYBBLE_S32) {
+      if (a->n > column) vi_store_as_s32(static_cast<int32_t*>(a->y) + row * a->n + column, acc, a->n - column);
+      return;
+    }
+    const VI centred = vi_sub(acc, vi_mul(vi_set1(a->act_zero[row]), sum));
+    store_row(a, row, column, vf_fma(vf_of_int(centred), vf_mul(vf_set1(a->act_scale[row]), scale), bias));
   }
-  const VF scale = vf_mul(vf_set1(a->act_scale[row]), vf_load(static_cast<const float*>(a->scale) + column));
-  const VI offset = vi_mul(vi_set1(a->act_zero[row]), vi_load(a->column_sum + column));
-  store_row(a, row, column, vf_fma(vf_of_int(vi_sub(acc, offset)), scale, bias_at(a, column)));
-}
+};
 
 // The scale and zero point of W columns in one group of 4-bit codes.
 inline VF group_scale(const NybbleLinearArgs* a, int64_t column, int64_t g) {

@@ -31,10 +31,11 @@ struct Tile {
         dot_s16(high[r], w1, xs);
       }
     }
+    const Columns8 columns{a, column};
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
       const VI pairs = _mm256_hadd_epi32(low[r], high[r]);  // columns 0 1 4 5 | 2 3 6 7
-      finish_w8a8(a, row + r, column, _mm256_permute4x64_epi64(pairs, _MM_SHUFFLE(3, 1, 2, 0)));
+      columns.finish(row + r, _mm256_permute4x64_epi64(pairs, _MM_SHUFFLE(3, 1, 2, 0)));
     }
   }
 };

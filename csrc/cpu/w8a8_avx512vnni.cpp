@@ -35,10 +35,12 @@ struct Tile {
         for (int v = 0; v < kVectors; v++) dot_u8s8(acc[r][v], xs, ws[v]);
       }
     }
-#pragma GCC unroll 12
-    for (int r = 0; r < R; r++)
 #pragma GCC unroll 2
-      for (int v = 0; v < kVectors; v++) finish_w8a8(a, row + r, column + v * W, acc[r][v]);
+    for (int v = 0; v < kVectors; v++) {
+      const Columns8 columns{a, column + v * W};
+#pragma GCC unroll 12
+      for (int r = 0; r < R; r++) columns.finish(row + r, acc[r][v]);
+    }
   }
 };
 

@@ -18,7 +18,8 @@ struct Tile {
       for (int r = 0; r < R; r++)
         for (int i = 0; i < W; i++)
           for (int j = 0; j < 4; j++) acc[r].v[i] += x[r * 4 + j] * w[i * 4 + j];
-    for (int r = 0; r < R; r++) finish_w8a8(a, row + r, column, acc[r]);
+    const Columns8 columns{a, column};
+    for (int r = 0; r < R; r++) columns.finish(row + r, acc[r]);
   }
 };
 

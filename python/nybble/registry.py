@@ -82,11 +82,6 @@ def all_specs() -> tuple[KernelSpec, ...]:
     return tuple(sorted(found, key=lambda spec: targets.NAMES.index(spec.target)))
 
 
-def prepare_for(target: str) -> KernelSpec:
-    """The kernel that prepares activations for the linear kernels of a target."""
-    return next(spec for spec in all_specs() if spec.op == "prepare" and spec.target == target)
-
-
 def kernels() -> list[dict[str, Any]]:
     """The table: name, op, scheme, target, layout, built, usable here, and why not."""
     rows = []

@@ -145,12 +145,12 @@ class Linear(nn.Module):
 
         Under autocast, in autocast's dtype. See ops.linear for gradients and errors.
         """
-        if not x.is_meta and torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
             x = x.to(torch.get_autocast_dtype(x.device.type))
         # Straight from the dictionaries: nn.Module's attribute lookup costs as much as a small layer.
         packed, layout = self._buffers["packed"], self.layout
         if packed is None or layout is None:
-            if x.is_meta and self.device.type == "meta":
+            if x.device.type == self.device.type == "meta":
                 return x.new_empty((*x.shape[:-1], self.out_features))
             packed, layout = self._pack()
         bias = self._parameters["bias"]
