@@ -13,12 +13,12 @@ constexpr int32_t kInfBits = 0x7f800000;
 constexpr float kTiny = 0x1p-100f, kTinyFactor = 0x1p100f;
 constexpr float kHuge = 0x1p126f, kHugeFactor = 0x1p-4f;
 
+// W values from k on, 0 beyond `count`.
 template <int kDtype>
-inline VF load_x(const NybblePrepareArgs* a, int64_t row, int64_t k) {
+inline VF load_x(const uint8_t* x, int64_t k, int64_t count) {
   constexpr int64_t bytes = kDtype == NYBBLE_F32 ? 4 : 2;
-  const uint8_t* x = static_cast<const uint8_t*>(a->x) + (row * a->ldx + k) * bytes;
-  if (k + W <= a->k) return vf_load_as(x, kDtype, W);
-  return k < a->k ? vf_load_as(x, kDtype, a->k - k) : vf_set1(0.0f);
+  if (k + W <= count) return vf_load_as(x + k * bytes, kDtype, W);
+  return k < count ? vf_load_as(x + k * bytes, kDtype, count - k) : vf_set1(0.0f);
 }
 
 // How a row becomes codes: min(round(x * factor * inverse) + zero, 127), for its first `count` ks.
@@ -29,11 +29,11 @@ struct RowPlan {
 };
 
 template <int kDtype>
-inline RowPlan plan_row(const NybblePrepareArgs* a, int64_t row) {
+inline RowPlan plan_row(const uint8_t* x, int64_t count) {
   VI bits = vi_set1(0);
   VF low = vf_set1(0.0f), high = vf_set1(0.0f);
-  for (int64_t k = 0; k < a->k; k += W) {
-    const VF v = load_x<kDtype>(a, row, k);
+  for (int64_t k = 0; k < count; k += W) {
+    const VF v = load_x<kDtype>(x, k, count);
     bits = vi_max(bits, vi_abs_bits(v));
     low = vf_min(low, v);
     high = vf_max(high, v);
@@ -61,14 +61,7 @@ inline RowPlan plan_row(const NybblePrepareArgs* a, int64_t row) {
   const float width = highest * factor - lowest, inverse = 255.0f / width;
   int32_t zero[W];
   vi_store(zero, vi_round(vf_set1(-lowest * inverse)));
-  return {width / 255.0f / factor, factor, inverse, zero[0] - 128, a->k};
-}
-
-template <int kDtype>
-inline VI codes_of(const NybblePrepareArgs* a, int64_t row, int64_t k, const RowPlan& plan) {
-  const VF scaled = vf_mul(vf_mul(load_x<kDtype>(a, row, k), vf_set1(plan.factor)), vf_set1(plan.inverse));
-  const VI codes = vi_min(vi_add(vi_round(scaled), vi_set1(plan.zero)), vi_set1(127));
-  return k + W <= plan.count ? codes : vi_first(codes, k < plan.count ? plan.count - k : 0);
+  return {width / 255.0f / factor, factor, inverse, zero[0] - 128, count};
 }
 
 inline int32_t sum_lanes(VI v) {
@@ -80,35 +73,57 @@ inline int32_t sum_lanes(VI v) {
 
 constexpr int64_t kMaxBlockRows = 16;
 
-// One block of r rows. All rows of a k step are written before the next, so that the panel is written in order.
+constexpr int64_t kStep = 64;
+
+// ks [begin, end) of one row to the panel; returns the sum of their codes.
+template <int kFormat, int kDtype>
+inline int32_t write_codes(const uint8_t* x, const RowPlan plan, int64_t begin, int64_t end, int64_t k_padded,
+                           uint8_t* to, int64_t stride) {
+  const VF factor = vf_set1(plan.factor), inverse = vf_set1(plan.inverse);
+  const VI zero = vi_set1(plan.zero), most = vi_set1(127);
+  VI sum = vi_set1(0);
+  for (int64_t k = begin; k < end; k += W) {
+    const VF scaled = vf_mul(vf_mul(load_x<kDtype>(x, k, plan.count), factor), inverse);
+    VI codes = vi_min(vi_add(vi_round(scaled), zero), most);
+    if (k + W > plan.count) codes = vi_first(codes, k < plan.count ? plan.count - k : 0);
+    sum = vi_add(sum, codes);
+    scatter<kFormat>(to + k / 4 * stride, stride, codes, (k_padded - k) / 4);
+  }
+  return sum_lanes(sum);
+}
+
+// One block of r rows, a few ks of every row at a time, so that the panel is written in order.
 template <int kFormat, int kDtype>
 inline void prepare_block(const NybblePrepareArgs* a, int64_t row0, int64_t r) {
   constexpr int64_t bytes = kFormat == NYBBLE_PANEL_F32 ? 4 : kFormat == NYBBLE_PANEL_S16 ? 2 : 1;
-  uint8_t* panel = static_cast<uint8_t*>(a->panel) + row0 * a->k_padded * bytes;
-  const int64_t stride = r * 4 * bytes;
+  constexpr int64_t x_bytes = kDtype == NYBBLE_F32 ? 4 : 2;
+  const NybblePrepareArgs args = *a;
+  const uint8_t* x = static_cast<const uint8_t*>(args.x) + row0 * args.ldx * x_bytes;
+  uint8_t* panel = static_cast<uint8_t*>(args.panel) + row0 * args.k_padded * bytes;
+  const int64_t stride = r * 4 * bytes, row_bytes = args.ldx * x_bytes;
   RowPlan plans[kMaxBlockRows];
   for (int64_t i = 0; i < r && kFormat != NYBBLE_PANEL_F32; i++) {
-    plans[i] = plan_row<kDtype>(a, row0 + i);
-    a->act_scale[row0 + i] = plans[i].scale;
-    a->act_zero[row0 + i] = plans[i].zero;
+    plans[i] = plan_row<kDtype>(x + i * row_bytes, args.k);
+    args.act_scale[row0 + i] = plans[i].scale;
+    args.act_zero[row0 + i] = plans[i].zero;
   }
-  for (int64_t g = 0; g < a->groups; g++) {
-    VI sums[kMaxBlockRows];
-    for (int64_t i = 0; i < r; i++) sums[i] = vi_set1(0);
-    for (int64_t k = g * a->group; k < (g + 1) * a->group; k += W) {
-      const int64_t words = (a->k_padded - k) / 4;
+  for (int64_t g = 0; g < args.groups; g++) {
+    const int64_t group_end = (g + 1) * args.group;
+    int32_t sums[kMaxBlockRows] = {};
+    for (int64_t begin = g * args.group; begin < group_end; begin += kStep) {
+      const int64_t end = begin + kStep < group_end ? begin + kStep : group_end;
       for (int64_t i = 0; i < r; i++) {
-        uint8_t* to = panel + k / 4 * stride + i * 4 * bytes;
+        uint8_t* to = panel + i * 4 * bytes;
+        const uint8_t* row = x + i * row_bytes;
         if constexpr (kFormat == NYBBLE_PANEL_F32) {
-          scatter_f32(to, stride, load_x<kDtype>(a, row0 + i, k), words);
+          for (int64_t k = begin; k < end; k += W)
+            scatter_f32(to + k / 4 * stride, stride, load_x<kDtype>(row, k, args.k), (args.k_padded - k) / 4);
         } else {
-          const VI codes = codes_of<kDtype>(a, row0 + i, k, plans[i]);
-          sums[i] = vi_add(sums[i], codes);
-          scatter<kFormat>(to, stride, codes, words);
+          sums[i] += write_codes<kFormat, kDtype>(row, plans[i], begin, end, args.k_padded, to, stride);
         }
       }
     }
-    for (int64_t i = 0; i < r && a->act_sum; i++) a->act_sum[(row0 + i) * a->groups + g] = sum_lanes(sums[i]);
+    for (int64_t i = 0; i < r && args.act_sum; i++) args.act_sum[(row0 + i) * args.groups + g] = sums[i];
   }
 }
 

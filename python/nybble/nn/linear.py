@@ -334,7 +334,7 @@ class Linear(nn.Module):
 
 def _restore(cls: type[Linear], state: dict[str, Any]) -> Linear:
     layer = cls.__new__(cls)
-    layer.__setstate__(state)
+    layer.__setstate__(state)  # type: ignore[no-untyped-call]
     return layer
 
 
