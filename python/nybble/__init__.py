@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 from . import nn
 from .checkpoint import load, save
 from .dispatch import Explanation
-from .passes import quantize
+from .passes.quantize import quantize
 from .report import Report
 from .scheme import Scheme
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import quantize
+from ..passes.quantize import quantize
 
 FP32, BF16, DYNAMIC = "torch fp32", "torch bf16", "torch quantize_dynamic"
 DEFAULT, W8A8 = "nybble default", "nybble w8a8"
