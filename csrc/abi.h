@@ -12,10 +12,11 @@ enum NybbleStatus { NYBBLE_OK = 0, NYBBLE_UNSUPPORTED = 1 };
 // What a kernel wants to read activations as. Int formats hold per-token codes q in [-128, 127]:
 // x = (q - act_zero) * act_scale.
 enum NybblePanel {
-  NYBBLE_PANEL_F32 = 0,  // the activations, widened
-  NYBBLE_PANEL_S8 = 1,   // codes
-  NYBBLE_PANEL_S16 = 2,  // codes, widened
-  NYBBLE_PANEL_U8 = 3,   // codes + 128, for u8 x s8 multiplies
+  NYBBLE_PANEL_F32 = 0,   // the activations, widened
+  NYBBLE_PANEL_S8 = 1,    // codes
+  NYBBLE_PANEL_S16 = 2,   // codes, widened
+  NYBBLE_PANEL_U8 = 3,    // codes + 128, for u8 x s8 multiplies
+  NYBBLE_PANEL_BF16 = 4,  // bfloat16 activations; each four ks in the order 0 2 1 3, the pairs that kernels multiply
 };
 
 // Columns of a packed weight tile; every packed layout shares it.
@@ -32,9 +33,10 @@ struct NybblePrepareArgs {
   int64_t rows, k, k_padded, block_rows;
   int64_t group, groups;           // group * groups == k_padded
   void* panel;                     // as above
-  float* act_scale;                // [rows]; NaN where the row has a NaN or an Inf; unused by PANEL_F32
-  int32_t* act_zero;               // [rows] codes of 0; unused by PANEL_F32
-  int32_t* act_sum;                // [rows][groups] sums of codes, or null
+  float* act_scale;                // [rows]; NaN where the row has a NaN or an Inf; int formats only, as are the next
+  int32_t* act_zero;               // [rows] codes of 0
+  int32_t* act_sum;                // [rows][groups] sums of codes times sum_factor, or null
+  int32_t sum_factor;
   int64_t block_begin, block_end;  // row blocks of this call
 };
 
@@ -44,7 +46,7 @@ struct NybbleLinearArgs {
   const void* panel;
   const float* act_scale;
   const int32_t* act_zero;
-  const int32_t* act_sum;
+  const int32_t* act_sum;  // times -1, or times -8 where zero_point is null
   const uint8_t* codes;
   const void* scale;          // f32 [tiles * 16] for 8 bits; bf16 [tiles][groups][16] for 4 bits
   const uint8_t* zero_point;  // [tiles][groups][16], or null: 8
@@ -55,6 +57,7 @@ struct NybbleLinearArgs {
   int32_t bias_dtype, y_dtype;
   int64_t rows, n, k_padded, block_rows;
   int64_t group, groups;
+  int64_t code_bits;
   int64_t block_begin, block_end, tile_begin, tile_end;
 };
 

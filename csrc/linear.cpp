@@ -104,10 +104,14 @@ struct Grid {
   int64_t tile_parts, block_parts;
 };
 
-// With rows enough for every piece, only rows are cut: a piece then prepares its own activations and finds them in its
-// cache. Otherwise the largest piece is made as small as it can be.
-Grid split(int64_t tiles, int64_t blocks, int64_t pieces) {
-  if (blocks >= 2 * pieces) return {1, pieces};
+// Weights that a core's second-level cache keeps beside the activations: every piece may then read all of them.
+constexpr size_t kCachedWeights = 768 * 1024;
+
+// With few weights and rows enough for every piece, only rows are cut: a piece then prepares its own activations and
+// finds them in its cache. Otherwise the largest piece is made as small as it can be.
+Grid split(const WeightShape& shape, int64_t blocks, int64_t pieces) {
+  const int64_t tiles = shape.tiles();
+  if (blocks >= 2 * pieces && sections_of(shape).total <= kCachedWeights) return {1, pieces};
   Grid best{1, 1};
   int64_t best_piece = tiles * blocks;
   for (int64_t t = pieces; t >= 1; t--) {
@@ -121,6 +125,12 @@ Grid split(int64_t tiles, int64_t blocks, int64_t pieces) {
   return best;
 }
 
+// Rows a block, so that all blocks of a chunk are nearly equal.
+int64_t balanced_block(int64_t rows, int64_t most) {
+  const int64_t blocks = (rows + most - 1) / most;
+  return (rows + blocks - 1) / blocks;
+}
+
 NybblePrepareArgs prepare_args(const LinearCall& call, const Chunk& chunk, int64_t row, int64_t rows) {
   NybblePrepareArgs args{};
   args.x = reinterpret_cast<const uint8_t*>(call.x.address) + row * call.stride * dtype_bytes(call.x_dtype);
@@ -130,13 +140,14 @@ NybblePrepareArgs prepare_args(const LinearCall& call, const Chunk& chunk, int64
   args.rows = rows;
   args.k = call.shape.k;
   args.k_padded = call.shape.k_padded();
-  args.block_rows = call.kernel->block_rows;
+  args.block_rows = balanced_block(rows, call.kernel->block_rows);
   args.group = call.shape.group();
   args.groups = call.shape.groups();
   args.panel = chunk.panel;
   args.act_scale = chunk.act_scale;
   args.act_zero = chunk.act_zero;
   args.act_sum = call.shape.bits == 4 && call.kernel->int_activations() ? chunk.act_sum : nullptr;
+  args.sum_factor = call.shape.symmetric ? -8 : -1;
   return args;
 }
 
@@ -161,9 +172,10 @@ NybbleLinearArgs linear_args(const LinearCall& call, const Chunk& chunk, int64_t
   args.rows = rows;
   args.n = shape.n;
   args.k_padded = shape.k_padded();
-  args.block_rows = call.kernel->block_rows;
+  args.block_rows = balanced_block(rows, call.kernel->block_rows);
   args.group = shape.group();
   args.groups = shape.groups();
+  args.code_bits = shape.bits;
   return args;
 }
 
@@ -174,7 +186,7 @@ bool run_chunk(const LinearCall& call, const Chunk& chunk, int64_t row, int64_t 
   const int64_t tiles = call.shape.tiles(), blocks = (rows + linear.block_rows - 1) / linear.block_rows;
   // Several pieces a thread, where there is work for them, even out cores of unequal speed.
   const bool large = threads > 1 && rows * linear.n >= kLargeProducts / call.shape.k;
-  const Grid grid = split(tiles, blocks, large ? threads * kPiecesPerThread : threads);
+  const Grid grid = split(call.shape, blocks, large ? threads * kPiecesPerThread : threads);
   const bool together = grid.tile_parts == 1;
   std::atomic<bool> ok{true};
   const auto prepare_blocks = [&](int64_t begin, int64_t end) {
@@ -252,6 +264,7 @@ void run_prepare(const PrepareCall& call) {
   args.act_scale = reinterpret_cast<float*>(call.scale.address);
   args.act_zero = reinterpret_cast<int32_t*>(call.zero.address);
   args.act_sum = reinterpret_cast<int32_t*>(call.sums.address);
+  args.sum_factor = 1;
   args.block_end = (call.rows + call.block_rows - 1) / call.block_rows;
   if (call.kernel->prepare(&args) != NYBBLE_OK) refuse(std::string(call.kernel->name) + ": refused its arguments");
 }

@@ -14,6 +14,7 @@
 namespace {
 
 constexpr int W = 16;
+constexpr int kRegisters = 32;
 
 using VF = __m512;
 using VI = __m512i;
@@ -45,6 +46,11 @@ inline void vi_store(void* p, VI a) { _mm512_storeu_si512(p, a); }
 inline VI vi_add(VI a, VI b) { return _mm512_add_epi32(a, b); }
 inline VI vi_sub(VI a, VI b) { return _mm512_sub_epi32(a, b); }
 inline VI vi_mul(VI a, VI b) { return _mm512_mullo_epi32(a, b); }
+inline VI vi_and(VI a, VI b) { return _mm512_and_si512(a, b); }
+template <int kBits>  // of 16-bit lanes
+inline VI vi_shift_right(VI a) {
+  return _mm512_srli_epi16(a, kBits);
+}
 inline VI vi_max(VI a, VI b) { return _mm512_max_epi32(a, b); }
 inline VI vi_min(VI a, VI b) { return _mm512_min_epi32(a, b); }
 inline VF vf_min(VF a, VF b) { return _mm512_min_ps(a, b); }

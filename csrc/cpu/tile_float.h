@@ -33,7 +33,8 @@ struct Weight4 {
 
   void enter(int64_t g) {
     scale = group_scale(a, column, g);
-    offset = vf_neg(vf_mul(scale, vf_of_int(group_zero(a, column, g))));
+    const VI zero = a->zero_point ? vi_load_u8(a->zero_point + group_at(a, column, g)) : vi_set1(8);
+    offset = vf_neg(vf_mul(scale, vf_of_int(zero)));
   }
   template <int k>
   VF decode(VI v) const {
@@ -44,9 +45,8 @@ struct Weight4 {
 
 template <class Weight>
 struct FloatTiles {
-  template <int kVectors>
   struct Tile {
-    static_assert(kVectors == 1, "one vector of columns a tile");
+    static constexpr int vectors(int) { return 1; }
 
     // Independent sums a row, so that few rows still cover the latency of the multiply.
     static constexpr int splits(int rows) { return rows == 1 ? 4 : rows <= 4 ? 2 : 1; }
@@ -64,10 +64,10 @@ struct FloatTiles {
       }
     }
 
-    template <int R>
-    static void run(const NybbleLinearArgs* a, int64_t row, int64_t column) {
+    template <int R, int V>
+    static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Ahead& ahead) {
       Weight weight{a, column};
-      const uint8_t* codes = codes_at(a, column, Weight::kBlock);
+      const uint8_t* codes = codes_at(a, column);
       const float* x = panel_at<float>(a, row);
       VF acc[splits(R)][R];
       for (auto& sums : acc)
@@ -75,8 +75,10 @@ struct FloatTiles {
         for (auto& sum : sums) sum = vf_set1(0.0f);
       for (int64_t g = 0; g < a->groups; g++) {
         weight.enter(g);
-        for (int64_t k = 0; k < a->group; k += Weight::kBlock, codes += 64, x += Weight::kBlock * R)
+        for (int64_t k = 0; k < a->group; k += Weight::kBlock, codes += kLine, x += Weight::kBlock * R) {
+          if (k % (4 * Weight::kBlock) == 0) ahead.used(4 * W / NYBBLE_TILE_N);
           multiply<R, 0>(acc, weight, vi_load(codes), x);
+        }
       }
 #pragma GCC unroll 16
       for (int r = 0; r < R; r++) {
@@ -91,7 +93,7 @@ struct FloatTiles {
 
 template <class Weight, int kRows>
 inline NybbleStatus run_float(const NybbleLinearArgs* a) {
-  return run_tiles<FloatTiles<Weight>::template Tile, 1, kRows>(a);
+  return run_tiles<typename FloatTiles<Weight>::Tile, kRows>(a);
 }
 
 }  // namespace

@@ -123,7 +123,8 @@ inline void prepare_block(const NybblePrepareArgs* a, int64_t row0, int64_t r) {
         }
       }
     }
-    for (int64_t i = 0; i < r && args.act_sum; i++) args.act_sum[(row0 + i) * args.groups + g] = sums[i];
+    for (int64_t i = 0; i < r && args.act_sum; i++)
+      args.act_sum[(row0 + i) * args.groups + g] = sums[i] * args.sum_factor;
   }
 }
 

@@ -1,49 +1,81 @@
 // The loops around every linear kernel's register tile, and its epilogues. Include after a target's tile header.
 //
-// A Tile<kVectors> multiplies R rows by kVectors * W columns:
-//   template <int R> static void run(const NybbleLinearArgs*, int64_t row, int64_t column);
+// A Tile multiplies R rows by V * W columns, with V at most vectors(R):
+//   static constexpr int vectors(int rows);
+//   template <int R, int V> static void run(const NybbleLinearArgs*, int64_t row, int64_t column, Ahead&);
 #pragma once
 
 #include "../abi.h"
 
 namespace {
 
+constexpr int64_t kLine = 64;
+
+// Bytes of codes of one column.
+inline int64_t column_bytes(const NybbleLinearArgs* a) { return a->k_padded * a->code_bits / 8; }
+
+// Where the codes of W columns start: tiles of 16 columns, lines of 64 bytes with a few ks each.
+inline const uint8_t* codes_at(const NybbleLinearArgs* a, int64_t column) {
+  const int64_t tile = column / NYBBLE_TILE_N;
+  return a->codes + tile * NYBBLE_TILE_N * column_bytes(a) + column % NYBBLE_TILE_N * 4;
+}
+
+// The codes that come next, brought nearer while the present ones are multiplied, so that memory and multiplier are
+// busy together: each row block that passes over the present columns fetches its share of the next.
+class Ahead {
+ public:
+  Ahead(const uint8_t* begin, const uint8_t* end, int64_t blocks) : at_(begin), end_(end) {
+    while (blocks >> (shift_ + 1)) shift_++;
+  }
+
+  // To be told of each few lines that a row block has used.
+  void used(int64_t lines) {
+    for (int64_t i = (lines + (int64_t{1} << shift_) - 1) >> shift_; i > 0 && at_ < end_; i--, at_ += kLine)
+      __builtin_prefetch(at_, 0, 2);
+  }
+
+ private:
+  const uint8_t *at_, *end_;
+  int shift_ = 0;
+};
+
 // Columns whose weights stay in the second-level cache while the row blocks pass over them.
-inline int64_t columns_per_pass(int64_t k_padded) {
-  const int64_t columns = (192 * 1024) / k_padded / 64 * 64;
-  return columns < 64 ? 64 : columns;
+template <int kAtLeast>
+inline int64_t columns_per_pass(const NybbleLinearArgs* a) {
+  const int64_t columns = (256 * 1024) / column_bytes(a) / 64 * 64;
+  return columns < kAtLeast ? kAtLeast : columns;
 }
 
 template <class Tile, int R>
-inline void run_rows(const NybbleLinearArgs* a, int64_t rows, int64_t row, int64_t column) {
+inline void run_columns(const NybbleLinearArgs* a, int64_t row, int64_t column, int64_t end, Ahead& ahead) {
+  constexpr int V = Tile::vectors(R);
+  for (; column + V * W <= end; column += V * W) Tile::template run<R, V>(a, row, column, ahead);
+  for (; V > 1 && column < end; column += W) Tile::template run<R, 1>(a, row, column, ahead);
+}
+
+template <class Tile, int R>
+inline void run_rows(const NybbleLinearArgs* a, int64_t rows, int64_t row, int64_t column, int64_t end, Ahead& ahead) {
   if constexpr (R > 0) {
     if (rows == R)
-      Tile::template run<R>(a, row, column);
+      run_columns<Tile, R>(a, row, column, end, ahead);
     else
-      run_rows<Tile, R - 1>(a, rows, row, column);
+      run_rows<Tile, R - 1>(a, rows, row, column, end, ahead);
   }
 }
 
-template <template <int> class Tile, int kVectors, int kRows>
+template <class Tile, int kRows>
 inline NybbleStatus run_tiles(const NybbleLinearArgs* a) {
-  if (a->block_rows != kRows) return NYBBLE_UNSUPPORTED;
-  const int64_t end = a->tile_end * NYBBLE_TILE_N, pass = columns_per_pass(a->k_padded);
+  if (a->block_rows > kRows) return NYBBLE_UNSUPPORTED;
+  const int64_t end = a->tile_end * NYBBLE_TILE_N, pass = columns_per_pass<Tile::vectors(kRows) * W>(a);
   for (int64_t from = a->tile_begin * NYBBLE_TILE_N; from < end; from += pass) {
-    const int64_t to = from + pass < end ? from + pass : end;
+    const int64_t to = from + pass < end ? from + pass : end, next = to + pass < end ? to + pass : end;
+    Ahead ahead(codes_at(a, to), codes_at(a, next), a->block_end - a->block_begin);
     for (int64_t block = a->block_begin; block < a->block_end; block++) {
-      const int64_t row = block * kRows, rows = a->rows - row < kRows ? a->rows - row : kRows;
-      int64_t column = from;
-      for (; column + kVectors * W <= to; column += kVectors * W) run_rows<Tile<kVectors>, kRows>(a, rows, row, column);
-      for (; column < to; column += W) run_rows<Tile<1>, kRows>(a, rows, row, column);
+      const int64_t row = block * a->block_rows, rows = a->rows - row < a->block_rows ? a->rows - row : a->block_rows;
+      run_rows<Tile, kRows>(a, rows, row, from, to, ahead);
     }
   }
   return NYBBLE_OK;
-}
-
-// Where the codes of W columns start: tiles of 16 columns, `block_k` ks of 64 bytes each.
-inline const uint8_t* codes_at(const NybbleLinearArgs* a, int64_t column, int64_t block_k) {
-  const int64_t tile = column / NYBBLE_TILE_N;
-  return a->codes + tile * (a->k_padded / block_k) * 64 + column % NYBBLE_TILE_N * 4;
 }
 
 // The element of [tiles][groups][16] that belongs to (column, group).
@@ -86,19 +118,28 @@ struct Columns8 {
   }
 };
 
-// The scale and zero point of W columns in one group of 4-bit codes.
 inline VF group_scale(const NybbleLinearArgs* a, int64_t column, int64_t g) {
   return vf_load_bf16(static_cast<const uint16_t*>(a->scale) + group_at(a, column, g));
 }
-inline VI group_zero(const NybbleLinearArgs* a, int64_t column, int64_t g) {
-  return a->zero_point ? vi_load_u8(a->zero_point + group_at(a, column, g)) : vi_set1(8);
-}
 
-// sum + scale * (acc - zero_point * act_sum) for one row of one group.
-inline VF finish_group(const NybbleLinearArgs* a, int64_t row, int64_t g, VF scale, VI zero, VI acc, VF sum) {
-  const VI offset = vi_mul(zero, vi_set1(a->act_sum[row * a->groups + g]));
-  return vf_fma(vf_of_int(vi_sub(acc, offset)), scale, sum);
-}
+// What the accumulators of one group start at, so that the zero point is taken out: -zero_point * (sum of act codes).
+struct GroupStart {
+  const int32_t* sums;
+  int64_t groups;
+  bool symmetric;
+  VI zero;
+
+  GroupStart(const NybbleLinearArgs* a, int64_t row, int64_t column, int64_t g)
+      : sums(a->act_sum + row * a->groups + g),
+        groups(a->groups),
+        symmetric(!a->zero_point),
+        zero(symmetric ? vi_set1(0) : vi_load_u8(a->zero_point + group_at(a, column, g))) {}
+
+  VI of_row(int r) const {
+    const VI sum = vi_set1(sums[r * groups]);
+    return symmetric ? sum : vi_mul(zero, sum);
+  }
+};
 
 // y = (sum - act_zero * weight_sum) * act_scale + bias: what the activations' zero point adds is the same for all
 // groups.

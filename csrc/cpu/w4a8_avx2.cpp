@@ -11,8 +11,9 @@ namespace {
 
 constexpr int64_t kWidenEvery = 32;  // ks: four blocks of two pairs
 
-template <int kVectors>
 struct Tile {
+  static constexpr int vectors(int) { return 1; }
+
   // acc += the products of ks [from, to), which must be at most kWidenEvery.
   template <int R>
   static inline void multiply(VI* acc, const uint8_t*& w, const int8_t*& x, int64_t ks) {
@@ -20,7 +21,7 @@ struct Tile {
     VI sum[R];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) sum[r] = _mm256_setzero_si256();
-    for (int64_t k = 0; k < ks; k += 8, w += 64, x += 8 * R) {
+    for (int64_t k = 0; k < ks; k += 8, w += kLine, x += 8 * R) {
       const VI v = vi_load(w);
       const VI low = _mm256_and_si256(v, low_mask);
       const VI high = _mm256_and_si256(_mm256_srli_epi16(v, 4), low_mask);
@@ -37,21 +38,24 @@ struct Tile {
     for (int r = 0; r < R; r++) acc[r] = _mm256_add_epi32(acc[r], _mm256_madd_epi16(sum[r], _mm256_set1_epi16(1)));
   }
 
-  template <int R>
-  static void run(const NybbleLinearArgs* a, int64_t row, int64_t column) {
-    const uint8_t* w = codes_at(a, column, 8);
+  template <int R, int V>
+  static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Ahead& ahead) {
+    const uint8_t* w = codes_at(a, column);
     const int8_t* x = panel_at<int8_t>(a, row);
     VF sum[R];
     for (auto& s : sum) s = _mm256_setzero_ps();
     for (int64_t g = 0; g < a->groups; g++) {
+      const GroupStart start(a, row, column, g);
       VI acc[R];
-      for (auto& s : acc) s = _mm256_setzero_si256();
+      for (int r = 0; r < R; r++) acc[r] = start.of_row(r);
       int64_t k = 0;
-      for (; k + kWidenEvery <= a->group; k += kWidenEvery) multiply<R>(acc, w, x, kWidenEvery);
+      for (; k + kWidenEvery <= a->group; k += kWidenEvery) {
+        multiply<R>(acc, w, x, kWidenEvery);
+        ahead.used(kWidenEvery / 16);  // half of each line: the other half is another tile's
+      }
       if (k < a->group) multiply<R>(acc, w, x, a->group - k);
       const VF scale = group_scale(a, column, g);
-      const VI zero = group_zero(a, column, g);
-      for (int r = 0; r < R; r++) sum[r] = finish_group(a, row + r, g, scale, zero, acc[r], sum[r]);
+      for (int r = 0; r < R; r++) sum[r] = vf_fma(vf_of_int(acc[r]), scale, sum[r]);
     }
     for (int r = 0; r < R; r++) finish_w4a8(a, row + r, column, sum[r]);
   }
@@ -59,4 +63,4 @@ struct Tile {
 
 }  // namespace
 
-extern "C" NybbleStatus nybble_w4a8_avx2(const NybbleLinearArgs* args) { return run_tiles<Tile, 1, 8>(args); }
+extern "C" NybbleStatus nybble_w4a8_avx2(const NybbleLinearArgs* args) { return run_tiles<Tile, 8>(args); }

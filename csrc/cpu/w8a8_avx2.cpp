@@ -11,16 +11,18 @@ namespace {
 
 inline VI widen(const uint8_t* p) { return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
 
-template <int kVectors>
 struct Tile {
-  template <int R>
-  static void run(const NybbleLinearArgs* a, int64_t row, int64_t column) {
-    const uint8_t* w = codes_at(a, column, 4);
+  static constexpr int vectors(int) { return 1; }
+
+  template <int R, int V>
+  static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Ahead& ahead) {
+    const uint8_t* w = codes_at(a, column);
     const int16_t* x = panel_at<int16_t>(a, row);
     VI low[R], high[R];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) low[r] = high[r] = _mm256_setzero_si256();
-    for (int64_t k = 0; k < a->k_padded; k += 4, w += 64, x += 4 * R) {
+    for (int64_t k = 0; k < a->k_padded; k += 4, w += kLine, x += 4 * R) {
+      if (k % 32 == 0) ahead.used(4);  // half of each line: the other half is another tile's
       const VI w0 = widen(w), w1 = widen(w + 16);
 #pragma GCC unroll 8
       for (int r = 0; r < R; r++) {
@@ -42,4 +44,4 @@ struct Tile {
 
 }  // namespace
 
-extern "C" NybbleStatus nybble_w8a8_avx2(const NybbleLinearArgs* args) { return run_tiles<Tile, 1, 6>(args); }
+extern "C" NybbleStatus nybble_w8a8_avx2(const NybbleLinearArgs* args) { return run_tiles<Tile, 6>(args); }

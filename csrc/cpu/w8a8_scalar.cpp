@@ -6,11 +6,12 @@
 
 namespace {
 
-template <int kVectors>
 struct Tile {
-  template <int R>
-  static void run(const NybbleLinearArgs* a, int64_t row, int64_t column) {
-    const int8_t* w = reinterpret_cast<const int8_t*>(codes_at(a, column, 4));
+  static constexpr int vectors(int) { return 1; }
+
+  template <int R, int V>
+  static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Ahead&) {
+    const int8_t* w = reinterpret_cast<const int8_t*>(codes_at(a, column));
     const int8_t* x = panel_at<int8_t>(a, row);
     VI acc[R];
     for (auto& sum : acc) sum = vi_set1(0);
@@ -25,4 +26,4 @@ struct Tile {
 
 }  // namespace
 
-extern "C" NybbleStatus nybble_w8a8_scalar(const NybbleLinearArgs* args) { return run_tiles<Tile, 1, 4>(args); }
+extern "C" NybbleStatus nybble_w8a8_scalar(const NybbleLinearArgs* args) { return run_tiles<Tile, 4>(args); }

@@ -1,0 +1,133 @@
+// The a8 register tiles on vpdpbusd (u8 x s8, four products a lane, wrapping), for vectors of any width. Include after a
+// target's tile header, which gives dot_u8s8 and kRegisters.
+#pragma once
+
+#include "tile_run.h"
+
+namespace {
+
+// The most vectors of columns, each with `per_vector` registers, that fit beside `fixed` others.
+constexpr int fitting_vectors(int per_vector, int fixed) {
+  for (int vectors = 4; vectors > 1; vectors /= 2)
+    if (vectors * per_vector + fixed <= kRegisters) return vectors;
+  return 1;
+}
+
+// Activations as code + 128. The 128 is taken out with the column sums of the codes, mod 2^32, so the result is exact.
+struct Tile8 {
+  static constexpr int64_t kStep = 8;  // lines between two looks ahead
+
+  static constexpr int vectors(int rows) { return fitting_vectors(rows + 1, 1); }
+
+  template <int R, int V>
+  static inline void multiply(VI (&acc)[R][V], const uint8_t* (&w)[V], const uint8_t* x) {
+    VI codes[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+      codes[v] = vi_load(w[v]);
+      w[v] += kLine;
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) {
+      int32_t four;
+      memcpy(&four, x + 4 * r, 4);
+      const VI xs = vi_set1(four);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) dot_u8s8(acc[r][v], xs, codes[v]);
+    }
+  }
+
+  template <int R, int V>
+  static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Ahead& ahead) {
+    const uint8_t* w[V];
+    VI acc[R][V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+      w[v] = codes_at(a, column + v * W);
+      const VI start = vi_mul(vi_load(a->column_sum + column + v * W), vi_set1(-128));
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r++) acc[r][v] = start;
+    }
+    const uint8_t* x = panel_at<uint8_t>(a, row);
+    int64_t lines = a->k_padded / 4;
+    for (; lines >= kStep; lines -= kStep) {
+      for (int64_t i = 0; i < kStep; i++, x += 4 * R) multiply<R, V>(acc, w, x);
+      ahead.used(kStep * V * W / NYBBLE_TILE_N);
+    }
+    for (; lines > 0; lines--, x += 4 * R) multiply<R, V>(acc, w, x);
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+      const Columns8 columns{a, column + v * W};
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r++) columns.finish(row + r, acc[r][v]);
+    }
+  }
+};
+
+// The nibble is the unsigned operand, so the activations need no offset. int32 sums of a group become float ones.
+struct Tile4 {
+  static constexpr int64_t kStep = 4;  // lines between two looks ahead; divides every group that is not all of K
+
+  static constexpr int vectors(int rows) { return fitting_vectors(2 * rows + 2, 2); }
+
+  template <int R, int V>
+  static inline void multiply(VI (&acc)[R][V], const uint8_t* (&w)[V], const int8_t* x) {
+    const VI mask = vi_set1(0x0f0f0f0f);
+    VI low[V], high[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+      const VI codes = vi_load(w[v]);
+      low[v] = vi_and(codes, mask);
+      high[v] = vi_and(vi_shift_right<4>(codes), mask);
+      w[v] += kLine;
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < 2 * R; r++) {
+      int32_t four;
+      memcpy(&four, x + 4 * r, 4);
+      const VI xs = vi_set1(four);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) dot_u8s8(acc[r % R][v], r < R ? low[v] : high[v], xs);
+    }
+  }
+
+  template <int R, int V>
+  static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Ahead& ahead) {
+    const uint8_t* w[V];
+    VF sum[R][V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+      w[v] = codes_at(a, column + v * W);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r++) sum[r][v] = vf_set1(0.0f);
+    }
+    const int8_t* x = panel_at<int8_t>(a, row);
+    for (int64_t g = 0; g < a->groups; g++) {
+      VI acc[R][V];
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) {
+        const GroupStart start(a, row, column + v * W, g);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++) acc[r][v] = start.of_row(r);
+      }
+      int64_t lines = a->group / 8;
+      for (; lines >= kStep; lines -= kStep) {
+        for (int64_t i = 0; i < kStep; i++, x += 8 * R) multiply<R, V>(acc, w, x);
+        ahead.used(kStep * V * W / NYBBLE_TILE_N);
+      }
+      for (; lines > 0; lines--, x += 8 * R) multiply<R, V>(acc, w, x);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) {
+        const VF scale = group_scale(a, column + v * W, g);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++) sum[r][v] = vf_fma(vf_of_int(acc[r][v]), scale, sum[r][v]);
+      }
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++)
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r++) finish_w4a8(a, row + r, column + v * W, sum[r][v]);
+  }
+};
+
+}  // namespace
