@@ -67,7 +67,7 @@ struct FloatTiles {
     template <int R, int V>
     static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Ahead& ahead) {
       Weight weight{a, column};
-      const uint8_t* codes = codes_at(a, column);
+      const uint8_t* codes[1] = {codes_at(a, column)};
       const float* x = panel_at<float>(a, row);
       VF acc[splits(R)][R];
       for (auto& sums : acc)
@@ -75,9 +75,9 @@ struct FloatTiles {
         for (auto& sum : sums) sum = vf_set1(0.0f);
       for (int64_t g = 0; g < a->groups; g++) {
         weight.enter(g);
-        for (int64_t k = 0; k < a->group; k += Weight::kBlock, codes += kLine, x += Weight::kBlock * R) {
-          if (k % (4 * Weight::kBlock) == 0) ahead.used(4 * W / NYBBLE_TILE_N);
-          multiply<R, 0>(acc, weight, vi_load(codes), x);
+        for (int64_t k = 0; k < a->group; k += Weight::kBlock, codes[0] += kLine, x += Weight::kBlock * R) {
+          if (k % (4 * Weight::kBlock) == 0) ahead.used(codes, 4);
+          multiply<R, 0>(acc, weight, vi_load(codes[0]), x);
         }
       }
 #pragma GCC unroll 16

@@ -20,22 +20,30 @@ inline const uint8_t* codes_at(const NybbleLinearArgs* a, int64_t column) {
   return a->codes + tile * NYBBLE_TILE_N * column_bytes(a) + column % NYBBLE_TILE_N * 4;
 }
 
-// The codes that come next, brought nearer while the present ones are multiplied, so that memory and multiplier are
-// busy together: each row block that passes over the present columns fetches its share of the next.
+// Brings codes nearer before they are multiplied, so that memory and multiplier are busy together. Where several row
+// blocks pass over the present columns, each fetches its share of the next columns. A single block looks a little ahead
+// in its own streams; with four streams it is bound by memory alone, and the processor's own prefetching is best.
 class Ahead {
  public:
-  Ahead(const uint8_t* begin, const uint8_t* end, int64_t blocks) : at_(begin), end_(end) {
+  Ahead(const uint8_t* next, const uint8_t* end, int64_t blocks) : next_(next), end_(end) {
     while (blocks >> (shift_ + 1)) shift_++;
   }
 
-  // To be told of each few lines that a row block has used.
-  void used(int64_t lines) {
-    for (int64_t i = (lines + (int64_t{1} << shift_) - 1) >> shift_; i > 0 && at_ < end_; i--, at_ += kLine)
-      __builtin_prefetch(at_, 0, 2);
+  // To be told of each few lines that every stream has used.
+  template <int V>
+  void used(const uint8_t* const (&streams)[V], int64_t lines) {
+    if (shift_ > 0) {
+      for (int64_t i = (lines * V + (int64_t{1} << shift_) - 1) >> shift_; i > 0 && next_ < end_; i--, next_ += kLine)
+        __builtin_prefetch(next_);
+    } else if (V < 4) {
+      for (int64_t i = 0; i < lines; i++)
+        for (const uint8_t* stream : streams) __builtin_prefetch(stream + kDistance + i * kLine);
+    }
   }
 
  private:
-  const uint8_t *at_, *end_;
+  static constexpr int64_t kDistance = 2048;
+  const uint8_t *next_, *end_;
   int shift_ = 0;
 };
 

@@ -52,7 +52,7 @@ struct Tile8 {
     int64_t lines = a->k_padded / 4;
     for (; lines >= kStep; lines -= kStep) {
       for (int64_t i = 0; i < kStep; i++, x += 4 * R) multiply<R, V>(acc, w, x);
-      ahead.used(kStep * V * W / NYBBLE_TILE_N);
+      ahead.used(w, kStep);
     }
     for (; lines > 0; lines--, x += 4 * R) multiply<R, V>(acc, w, x);
 #pragma GCC unroll 4
@@ -113,7 +113,7 @@ struct Tile4 {
       int64_t lines = a->group / 8;
       for (; lines >= kStep; lines -= kStep) {
         for (int64_t i = 0; i < kStep; i++, x += 8 * R) multiply<R, V>(acc, w, x);
-        ahead.used(kStep * V * W / NYBBLE_TILE_N);
+        ahead.used(w, kStep);
       }
       for (; lines > 0; lines--, x += 8 * R) multiply<R, V>(acc, w, x);
 #pragma GCC unroll 4

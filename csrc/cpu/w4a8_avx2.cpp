@@ -40,7 +40,7 @@ struct Tile {
 
   template <int R, int V>
   static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Ahead& ahead) {
-    const uint8_t* w = codes_at(a, column);
+    const uint8_t* w[1] = {codes_at(a, column)};
     const int8_t* x = panel_at<int8_t>(a, row);
     VF sum[R];
     for (auto& s : sum) s = _mm256_setzero_ps();
@@ -50,10 +50,10 @@ struct Tile {
       for (int r = 0; r < R; r++) acc[r] = start.of_row(r);
       int64_t k = 0;
       for (; k + kWidenEvery <= a->group; k += kWidenEvery) {
-        multiply<R>(acc, w, x, kWidenEvery);
-        ahead.used(kWidenEvery / 16);  // half of each line: the other half is another tile's
+        multiply<R>(acc, w[0], x, kWidenEvery);
+        ahead.used(w, kWidenEvery / 8);
       }
-      if (k < a->group) multiply<R>(acc, w, x, a->group - k);
+      if (k < a->group) multiply<R>(acc, w[0], x, a->group - k);
       const VF scale = group_scale(a, column, g);
       for (int r = 0; r < R; r++) sum[r] = vf_fma(vf_of_int(acc[r]), scale, sum[r]);
     }

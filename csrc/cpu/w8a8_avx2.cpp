@@ -16,14 +16,14 @@ struct Tile {
 
   template <int R, int V>
   static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Ahead& ahead) {
-    const uint8_t* w = codes_at(a, column);
+    const uint8_t* w[1] = {codes_at(a, column)};
     const int16_t* x = panel_at<int16_t>(a, row);
     VI low[R], high[R];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) low[r] = high[r] = _mm256_setzero_si256();
-    for (int64_t k = 0; k < a->k_padded; k += 4, w += kLine, x += 4 * R) {
-      if (k % 32 == 0) ahead.used(4);  // half of each line: the other half is another tile's
-      const VI w0 = widen(w), w1 = widen(w + 16);
+    for (int64_t k = 0; k < a->k_padded; k += 4, w[0] += kLine, x += 4 * R) {
+      if (k % 32 == 0) ahead.used(w, 8);
+      const VI w0 = widen(w[0]), w1 = widen(w[0] + 16);
 #pragma GCC unroll 8
       for (int r = 0; r < R; r++) {
         int64_t four;
