@@ -26,7 +26,9 @@ int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
 
 int64_t dtype_bytes(NybbleDtype dtype) { return dtype == NYBBLE_F32 || dtype == NYBBLE_S32 ? 4 : 2; }
 
-int64_t panel_bytes(int format) { return format == NYBBLE_PANEL_F32 ? 4 : format == NYBBLE_PANEL_S16 ? 2 : 1; }
+int64_t panel_bytes(int format) {
+  return format == NYBBLE_PANEL_F32 ? 4 : format == NYBBLE_PANEL_S16 || format == NYBBLE_PANEL_BF16 ? 2 : 1;
+}
 
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
 
@@ -222,6 +224,8 @@ void check(const LinearCall& call) {
   if (call.kernel->int_activations() && shape.k > most)
     refuse("in_features=" + std::to_string(shape.k) + ": above " + std::to_string(most) +
            ", an int32 accumulator could wrap");
+  if (call.kernel->panel == NYBBLE_PANEL_BF16 && call.x_dtype != NYBBLE_BF16)
+    refuse(std::string("kernel=\"") + call.kernel->name + "\": takes bfloat16 activations alone");
   if (call.x_dtype == NYBBLE_S32 || call.bias_dtype == NYBBLE_S32) refuse("dtype: activations and bias must be float");
   if (call.y_dtype == NYBBLE_S32 && !(call.kernel->int_activations() && shape.bits == 8))
     refuse("y: int32 output is for w8a8 alone");

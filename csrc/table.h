@@ -19,7 +19,7 @@ struct KernelEntry {
   NybbleLinearFn linear;    // null where it was not built
   NybblePrepareFn prepare;  // likewise
   int weight_bits() const { return scheme[1] - '0'; }
-  bool int_activations() const { return panel != NYBBLE_PANEL_F32; }
+  bool int_activations() const { return panel != NYBBLE_PANEL_F32 && panel != NYBBLE_PANEL_BF16; }
 };
 
 const std::vector<KernelEntry>& kernel_table();

@@ -9,6 +9,7 @@
 namespace {
 
 constexpr int W = 8;
+constexpr int kRegisters = 16;
 
 using VF = __m256;
 using VI = __m256i;

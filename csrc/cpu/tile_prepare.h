@@ -128,6 +128,33 @@ inline void prepare_block(const NybblePrepareArgs* a, int64_t row0, int64_t r) {
   }
 }
 
+// One block of bfloat16 rows: each word of four ks with the inner two exchanged.
+inline void permute_block(const NybblePrepareArgs* a, int64_t row0, int64_t r) {
+  const uint8_t* x = static_cast<const uint8_t*>(a->x) + row0 * a->ldx * 2;
+  uint8_t* to = static_cast<uint8_t*>(a->panel) + row0 * a->k_padded * 2;
+  for (int64_t k = 0; k < a->k_padded; k += 4)
+    for (int64_t i = 0; i < r; i++, to += 8) {
+      const int64_t left = a->k - k;
+      uint64_t four = 0;
+      if (left >= 4)
+        memcpy(&four, x + (i * a->ldx + k) * 2, 8);
+      else if (left > 0)
+        memcpy(&four, x + (i * a->ldx + k) * 2, static_cast<size_t>(left) * 2);
+      const uint64_t exchanged =
+          (four & 0xffff00000000ffffu) | (four & 0xffff0000u) << 16 | (four >> 16 & 0xffff0000u);
+      memcpy(to, &exchanged, 8);
+    }
+}
+
+inline NybbleStatus permute(const NybblePrepareArgs* a) {
+  if (a->x_dtype != NYBBLE_BF16) return NYBBLE_UNSUPPORTED;
+  for (int64_t block = a->block_begin; block < a->block_end; block++) {
+    const int64_t row0 = block * a->block_rows, left = a->rows - row0;
+    permute_block(a, row0, left < a->block_rows ? left : a->block_rows);
+  }
+  return NYBBLE_OK;
+}
+
 template <int kFormat, int kDtype>
 inline NybbleStatus prepare_blocks(const NybblePrepareArgs* a) {
   if (a->block_rows > kMaxBlockRows) return NYBBLE_UNSUPPORTED;
@@ -162,6 +189,8 @@ inline NybbleStatus prepare(const NybblePrepareArgs* a) {
       return prepare_dtype<NYBBLE_PANEL_S16>(a);
     case NYBBLE_PANEL_U8:
       return prepare_dtype<NYBBLE_PANEL_U8>(a);
+    case NYBBLE_PANEL_BF16:
+      return permute(a);
     default:
       return NYBBLE_UNSUPPORTED;
   }

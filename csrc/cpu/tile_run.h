@@ -7,9 +7,19 @@
 
 #include "../abi.h"
 
+// For the steps of a tile: out of line, they would pass their accumulators through memory.
+#define NYBBLE_INLINE __attribute__((always_inline)) static inline
+
 namespace {
 
 constexpr int64_t kLine = 64;
+
+// The most vectors of columns, each with `per_vector` registers, that fit beside `fixed` others.
+constexpr int fitting_vectors(int per_vector, int fixed) {
+  for (int vectors = 4; vectors > 1; vectors /= 2)
+    if (vectors * per_vector + fixed <= kRegisters) return vectors;
+  return 1;
+}
 
 // Bytes of codes of one column.
 inline int64_t column_bytes(const NybbleLinearArgs* a) { return a->k_padded * a->code_bits / 8; }

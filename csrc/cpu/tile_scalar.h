@@ -9,6 +9,7 @@
 namespace {
 
 constexpr int W = 8;
+constexpr int kRegisters = 16;
 
 struct VF {
   float v[W];

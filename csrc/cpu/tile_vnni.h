@@ -6,13 +6,6 @@
 
 namespace {
 
-// The most vectors of columns, each with `per_vector` registers, that fit beside `fixed` others.
-constexpr int fitting_vectors(int per_vector, int fixed) {
-  for (int vectors = 4; vectors > 1; vectors /= 2)
-    if (vectors * per_vector + fixed <= kRegisters) return vectors;
-  return 1;
-}
-
 // Activations as code + 128. The 128 is taken out with the column sums of the codes, mod 2^32, so the result is exact.
 struct Tile8 {
   static constexpr int64_t kStep = 8;  // lines between two looks ahead
@@ -20,7 +13,7 @@ struct Tile8 {
   static constexpr int vectors(int rows) { return fitting_vectors(rows + 1, 1); }
 
   template <int R, int V>
-  static inline void multiply(VI (&acc)[R][V], const uint8_t* (&w)[V], const uint8_t* x) {
+  NYBBLE_INLINE void multiply(VI (&acc)[R][V], const uint8_t* (&w)[V], const uint8_t* x) {
     VI codes[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) {
@@ -71,7 +64,7 @@ struct Tile4 {
   static constexpr int vectors(int rows) { return fitting_vectors(2 * rows + 2, 2); }
 
   template <int R, int V>
-  static inline void multiply(VI (&acc)[R][V], const uint8_t* (&w)[V], const int8_t* x) {
+  NYBBLE_INLINE void multiply(VI (&acc)[R][V], const uint8_t* (&w)[V], const int8_t* x) {
     const VI mask = vi_set1(0x0f0f0f0f);
     VI low[V], high[V];
 #pragma GCC unroll 4

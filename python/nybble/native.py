@@ -13,7 +13,8 @@ from .scheme import Scheme
 if _C.version != __version__:
     raise ImportError(f"nybble {__version__} found a compiled extension of version {_C.version}: reinstall it")
 DTYPES = {torch.float32: _C.F32, torch.bfloat16: _C.BF16, torch.float16: _C.F16, torch.int32: _C.S32}
-PANEL_DTYPES = (torch.float32, torch.int8, torch.int16, torch.uint8)  # by the panel number of csrc/abi.h
+# By the panel number of csrc/abi.h.
+PANEL_DTYPES = (torch.float32, torch.int8, torch.int16, torch.uint8, torch.bfloat16)
 
 _NOTHING = (0, 0)
 

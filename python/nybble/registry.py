@@ -78,7 +78,8 @@ def specs() -> tuple[KernelSpec, ...]:
 @lru_cache
 def all_specs() -> tuple[KernelSpec, ...]:
     """Every kernel of every op, ordered by target."""
-    found = [_reference(family) for family in FAMILIES] + [_compiled(row) for row in native.kernel_table()]
+    rows = native.kernel_table()
+    found = [_reference(family) for family in FAMILIES] + [_compiled(row, _prepare_for(row, rows)) for row in rows]
     return tuple(sorted(found, key=lambda spec: targets.NAMES.index(spec.target)))
 
 
@@ -115,12 +116,20 @@ def _reference(family: str) -> KernelSpec:
     )
 
 
-def _compiled(row: dict[str, Any]) -> KernelSpec:
+def _prepare_for(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """The prepare kernel of a row's target, or of the fastest below it that has one."""
+    level = targets.NAMES.index(row["target"])
+    below = {targets.NAMES.index(r["target"]): r["name"] for r in rows if r["op"] == "prepare"}
+    name: str = below[max(at for at in below if at <= level)]
+    return name
+
+
+def _compiled(row: dict[str, Any], prepare: str) -> KernelSpec:
     name, target, family = row["name"], row["target"], row["scheme"]
     exact = family.endswith("a8")
 
     def make(scheme: Scheme, out_features: int, in_features: int) -> Plan:
-        return native.LinearPlan(name, f"prepare_{target}", scheme, out_features, in_features)
+        return native.LinearPlan(name, prepare, scheme, out_features, in_features)
 
     return KernelSpec(
         name=name,
@@ -129,7 +138,7 @@ def _compiled(row: dict[str, Any]) -> KernelSpec:
         target=target,
         layout=row["layout"],
         device="cpu",
-        act_dtypes=FLOATS,
+        act_dtypes=(torch.bfloat16,) if native.PANEL_DTYPES[row["panel"]] is torch.bfloat16 else FLOATS,
         out_dtypes=(*FLOATS, torch.int32) if family == "w8a8" else FLOATS,
         group_sizes=_group_sizes(family),
         panel=row["panel"],

@@ -19,12 +19,16 @@ class Target:
     needs: tuple[str, ...] = ()
 
 
+_AVX2 = ("avx2", "fma", "f16c")
+_AVX512VNNI = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni")
+
 # From the slowest to the fastest.
 TARGETS = (
     Target("torch"),
     Target("scalar"),
-    Target("avx2", ("avx2", "fma", "f16c")),
-    Target("avx512vnni", ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni")),
+    Target("avx2", _AVX2),
+    Target("avx512vnni", _AVX512VNNI),
+    Target("avx512bf16", (*_AVX512VNNI, "avx512bf16")),
 )
 NAMES = tuple(target.name for target in TARGETS)
 
