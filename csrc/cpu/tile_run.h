@@ -161,7 +161,7 @@ struct GroupStart {
 
 // y = (sum - act_zero * weight_sum) * act_scale + bias: what the activations' zero point adds is the same for all
 // groups.
-inline void finish_w4a8(const NybbleLinearArgs* a, int64_t row, int64_t column, VF sum) {
+NYBBLE_INLINE void finish_w4a8(const NybbleLinearArgs* a, int64_t row, int64_t column, VF sum) {
   const VF zero = vf_set1(-static_cast<float>(a->act_zero[row]));
   const VF centred = vf_fma(zero, vf_load(a->weight_sum + column), sum);
   store_row(a, row, column, vf_fma(centred, vf_set1(a->act_scale[row]), bias_at(a, column)));

@@ -61,27 +61,33 @@ struct Tile8 {
 struct Tile4 {
   static constexpr int64_t kStep = 4;  // lines between two looks ahead; divides every group that is not all of K
 
-  static constexpr int vectors(int rows) { return fitting_vectors(2 * rows + 2, 2); }
+  static constexpr int vectors(int rows) { return fitting_vectors(rows + 2, 4); }
 
   template <int R, int V>
-  NYBBLE_INLINE void multiply(VI (&acc)[R][V], const uint8_t* (&w)[V], const int8_t* x) {
-    const VI mask = vi_set1(0x0f0f0f0f);
-    VI low[V], high[V];
-#pragma GCC unroll 4
-    for (int v = 0; v < V; v++) {
-      const VI codes = vi_load(w[v]);
-      low[v] = vi_and(codes, mask);
-      high[v] = vi_and(vi_shift_right<4>(codes), mask);
-      w[v] += kLine;
-    }
+  NYBBLE_INLINE void multiply_half(VI (&acc)[R][V], const VI (&nibbles)[V], const int8_t* x) {
 #pragma GCC unroll 16
-    for (int r = 0; r < 2 * R; r++) {
+    for (int r = 0; r < R; r++) {
       int32_t four;
       memcpy(&four, x + 4 * r, 4);
       const VI xs = vi_set1(four);
 #pragma GCC unroll 4
-      for (int v = 0; v < V; v++) dot_u8s8(acc[r % R][v], r < R ? low[v] : high[v], xs);
+      for (int v = 0; v < V; v++) dot_u8s8(acc[r][v], nibbles[v], xs);
     }
+  }
+
+  template <int R, int V>
+  NYBBLE_INLINE void multiply(VI (&acc)[R][V], const uint8_t* (&w)[V], const int8_t* x) {
+    const VI mask = vi_set1(0x0f0f0f0f);
+    VI nibbles[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) nibbles[v] = vi_and(vi_load(w[v]), mask);
+    multiply_half<R, V>(acc, nibbles, x);
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+      nibbles[v] = vi_and(vi_shift_right<4>(vi_load(w[v])), mask);
+      w[v] += kLine;
+    }
+    multiply_half<R, V>(acc, nibbles, x + 4 * R);
   }
 
   template <int R, int V>

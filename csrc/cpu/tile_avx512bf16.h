@@ -1,0 +1,21 @@
+// AVX512-BF16 on top of tile_avx512vnni.h: products of bfloat16 pairs, summed in float32.
+#pragma once
+
+#include "tile_avx512vnni.h"
+
+namespace {
+
+// acc += the two products of each lane. GCC 12 copies the accumulator around the intrinsic, as for vpdpbusd.
+inline void dot_bf16(VF& acc, VI a, VI b) {
+#if defined(__GNUC__) && !defined(__clang__) && !defined(NYBBLE_EMULATE)
+  __asm__("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
+#else
+  acc = _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b);
+#endif
+}
+
+// The 16-bit entry of a 32-entry table for the low five bits of each 16-bit lane.
+inline VI vi_lookup16(VI table, VI index) { return _mm512_permutexvar_epi16(index, table); }
+inline VI vi_add16(VI a, VI b) { return _mm512_add_epi16(a, b); }
+
+}  // namespace

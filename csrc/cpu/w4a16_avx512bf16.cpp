@@ -1,0 +1,120 @@
+// y = sum_g scale_g * (x . (u4 codes - zero_point)) + bias, bfloat16 activations; layout n16k8. Differences of codes and
+// zero points are exact in bfloat16, so nothing is rounded but the float32 sums. Built on vpermw, which looks up 32
+// codes at once, and vdpbf16ps. 6 rows by 32 columns keep 12 sums of the group and 12 of all. Bound by the multiply, and
+// by memory up to 8 rows.
+#include "tile_avx512bf16.h"
+// clang-format off
+#include "tile_run.h"
+// clang-format on
+
+namespace {
+
+template <bool kSymmetric>
+struct Tile {
+  static constexpr int64_t kStep = 4;  // lines between two looks ahead; divides every group that is not all of K
+
+  static constexpr int vectors(int rows) { return fitting_vectors(rows + 2, 4); }
+
+  // Entry i is the bfloat16 of i - 16, or, where the zero point is always 8, of i % 16 - 8.
+  static inline VI table() {
+    alignas(64) uint16_t entries[32];
+    for (int i = 0; i < 32; i++) {
+      const float value = static_cast<float>(kSymmetric ? i % 16 - 8 : i - 16);
+      uint32_t bits;
+      memcpy(&bits, &value, 4);
+      entries[i] = static_cast<uint16_t>(bits >> 16);
+    }
+    return vi_load(entries);
+  }
+
+  // Nibble j of each 16-bit lane, as bfloat16 without its zero point; `origin` is 16 - zero_point in each lane.
+  template <int j>
+  NYBBLE_INLINE VI pair(VI codes, VI origin, VI entries) {
+    const VI shifted = vi_shift_right<4 * j>(codes);
+    if (kSymmetric) return vi_lookup16(entries, shifted);
+    return vi_lookup16(entries, vi_add16(vi_and(shifted, vi_set1(0x000f000f)), origin));
+  }
+
+  template <int R, int V, int j>
+  NYBBLE_INLINE void multiply_pair(VF (&acc)[R][V], const VI (&codes)[V], const VI (&origin)[V], VI entries,
+                                   const uint8_t* x) {
+    VI pairs[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) pairs[v] = pair<j>(codes[v], origin[v], entries);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) {
+      int32_t two;
+      memcpy(&two, x + 8 * r, 4);
+      const VI xs = vi_set1(two);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) dot_bf16(acc[r][v], pairs[v], xs);
+    }
+  }
+
+  template <int R, int V>
+  NYBBLE_INLINE void multiply(VF (&acc)[R][V], const uint8_t* (&w)[V], const VI (&origin)[V], VI entries,
+                              const uint8_t* x) {
+    VI codes[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+      codes[v] = vi_load(w[v]);
+      w[v] += kLine;
+    }
+    multiply_pair<R, V, 0>(acc, codes, origin, entries, x);              // ks 0 and 2
+    multiply_pair<R, V, 1>(acc, codes, origin, entries, x + 8 * R);      // 4 and 6
+    multiply_pair<R, V, 2>(acc, codes, origin, entries, x + 4);          // 1 and 3
+    multiply_pair<R, V, 3>(acc, codes, origin, entries, x + 8 * R + 4);  // 5 and 7
+  }
+
+  template <int R, int V>
+  static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Ahead& ahead) {
+    const VI entries = table();
+    const uint8_t* w[V];
+    VF sum[R][V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+      w[v] = codes_at(a, column + v * W);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r++) sum[r][v] = vf_set1(0.0f);
+    }
+    const uint8_t* x = panel_at<uint8_t>(a, row * 2);
+    for (int64_t g = 0; g < a->groups; g++) {
+      VF acc[R][V];
+      VI origin[V];
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) {
+        origin[v] = vi_set1(0);
+        if (!kSymmetric) {
+          const VI start = vi_sub(vi_set1(16), vi_load_u8(a->zero_point + group_at(a, column + v * W, g)));
+          origin[v] = vi_mul(start, vi_set1(0x00010001));
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++) acc[r][v] = vf_set1(0.0f);
+      }
+      int64_t lines = a->group / 8;
+      for (; lines >= kStep; lines -= kStep) {
+        for (int64_t i = 0; i < kStep; i++, x += 16 * R) multiply<R, V>(acc, w, origin, entries, x);
+        ahead.used(w, kStep);
+      }
+      for (; lines > 0; lines--, x += 16 * R) multiply<R, V>(acc, w, origin, entries, x);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) {
+        const VF scale = group_scale(a, column + v * W, g);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++) sum[r][v] = vf_fma(acc[r][v], scale, sum[r][v]);
+      }
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+      const VF bias = bias_at(a, column + v * W);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r++) store_row(a, row + r, column + v * W, vf_add(sum[r][v], bias));
+    }
+  }
+};
+
+}  // namespace
+
+extern "C" NybbleStatus nybble_w4a16_avx512bf16(const NybbleLinearArgs* args) {
+  return args->zero_point ? run_tiles<Tile<false>, 12>(args) : run_tiles<Tile<true>, 12>(args);
+}

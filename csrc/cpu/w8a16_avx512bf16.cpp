@@ -1,0 +1,72 @@
+// y = x (s8 codes)^T * scale + bias, bfloat16 activations; layout n16k4. Codes are exact in bfloat16, so nothing is rounded
+// but the float32 sums. Built on vdpbf16ps. 12 rows by 32 columns keep 24 accumulators. Bound by the multiply, and by
+// memory up to 16 rows.
+#include "tile_avx512bf16.h"
+// clang-format off
+#include "tile_run.h"
+// clang-format on
+
+namespace {
+
+struct Tile {
+  static constexpr int64_t kStep = 4;  // lines between two looks ahead
+
+  static constexpr int vectors(int rows) { return fitting_vectors(rows + 2, 3); }
+
+  // Codes k and k + 2 of each lane's four as a pair of bfloat16: float32 halves, since the low ones are 0.
+  template <int k>
+  NYBBLE_INLINE VI pair(VI codes) {
+    const __m512i even = _mm512_castps_si512(vf_of_int(vi_byte_s<k>(codes)));
+    const __m512i odd = _mm512_castps_si512(vf_of_int(vi_byte_s<k + 2>(codes)));
+    return _mm512_or_si512(_mm512_srli_epi32(even, 16), odd);
+  }
+
+  template <int R, int V>
+  NYBBLE_INLINE void multiply(VF (&acc)[R][V], const uint8_t* (&w)[V], const uint8_t* x) {
+    VI pairs[2][V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+      const VI codes = vi_load(w[v]);
+      pairs[0][v] = pair<0>(codes);
+      pairs[1][v] = pair<1>(codes);
+      w[v] += kLine;
+    }
+#pragma GCC unroll 32
+    for (int i = 0; i < 2 * R; i++) {
+      int32_t two;
+      memcpy(&two, x + 4 * i, 4);
+      const VI xs = vi_set1(two);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) dot_bf16(acc[i / 2][v], pairs[i % 2][v], xs);
+    }
+  }
+
+  template <int R, int V>
+  static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Ahead& ahead) {
+    const uint8_t* w[V];
+    VF acc[R][V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+      w[v] = codes_at(a, column + v * W);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r++) acc[r][v] = vf_set1(0.0f);
+    }
+    const uint8_t* x = panel_at<uint8_t>(a, row * 2);
+    int64_t lines = a->k_padded / 4;
+    for (; lines >= kStep; lines -= kStep) {
+      for (int64_t i = 0; i < kStep; i++, x += 8 * R) multiply<R, V>(acc, w, x);
+      ahead.used(w, kStep);
+    }
+    for (; lines > 0; lines--, x += 8 * R) multiply<R, V>(acc, w, x);
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+      const VF scale = vf_load(static_cast<const float*>(a->scale) + column + v * W), bias = bias_at(a, column + v * W);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r++) store_row(a, row + r, column + v * W, vf_fma(acc[r][v], scale, bias));
+    }
+  }
+};
+
+}  // namespace
+
+extern "C" NybbleStatus nybble_w8a16_avx512bf16(const NybbleLinearArgs* args) { return run_tiles<Tile, 12>(args); }
