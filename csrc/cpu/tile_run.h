@@ -57,11 +57,11 @@ class Ahead {
   int shift_ = 0;
 };
 
-// Columns whose weights stay in the second-level cache while the row blocks pass over them.
-template <int kAtLeast>
-inline int64_t columns_per_pass(const NybbleLinearArgs* a) {
+// Columns that the row blocks pass over together: their weights stay in the second-level cache meanwhile. At least what
+// the largest tile takes.
+inline int64_t columns_per_pass(const NybbleLinearArgs* a, int64_t least) {
   const int64_t columns = (256 * 1024) / column_bytes(a) / 64 * 64;
-  return columns < kAtLeast ? kAtLeast : columns;
+  return columns < least ? least : columns;
 }
 
 template <class Tile, int R>
@@ -84,10 +84,11 @@ inline void run_rows(const NybbleLinearArgs* a, int64_t rows, int64_t row, int64
 template <class Tile, int kRows>
 inline NybbleStatus run_tiles(const NybbleLinearArgs* a) {
   if (a->block_rows > kRows) return NYBBLE_UNSUPPORTED;
-  const int64_t end = a->tile_end * NYBBLE_TILE_N, pass = columns_per_pass<Tile::vectors(kRows) * W>(a);
+  const int64_t end = a->tile_end * NYBBLE_TILE_N, blocks = a->block_end - a->block_begin;
+  const int64_t pass = columns_per_pass(a, (blocks > 1 ? Tile::vectors(kRows) : Tile::vectors(1)) * W);
   for (int64_t from = a->tile_begin * NYBBLE_TILE_N; from < end; from += pass) {
     const int64_t to = from + pass < end ? from + pass : end, next = to + pass < end ? to + pass : end;
-    Ahead ahead(codes_at(a, to), codes_at(a, next), a->block_end - a->block_begin);
+    Ahead ahead(codes_at(a, to), codes_at(a, next), blocks);
     for (int64_t block = a->block_begin; block < a->block_end; block++) {
       const int64_t row = block * a->block_rows, rows = a->rows - row < a->block_rows ? a->rows - row : a->block_rows;
       run_rows<Tile, kRows>(a, rows, row, from, to, ahead);
