@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nybble import layouts, native, reference
-from nybble.registry import FLOATS, KernelSpec, Problem, specs
+from nybble.registry import KernelSpec, Problem, specs
 from nybble.rounding import QuantizedWeight, portable_spec
 from nybble.scheme import Scheme
 from nybble.testing import CANARY, error_bound, guarded, random_weight, schemes_of
@@ -22,10 +22,16 @@ SHAPES = [(1, 1, 1), (1, 33, 70), (7, 17, 129), (13, 31, 64), (2, 16, 4), (12, 3
 
 
 @pytest.mark.parametrize("flush", ["left", "right"])
-@pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: str(dtype).removeprefix("torch."))
-@pytest.mark.parametrize(("spec", "scheme"), CASES)
+@pytest.mark.parametrize(
+    ("spec", "scheme", "dtype"),
+    [
+        pytest.param(*case.values, dtype, id=f"{case.id}-{str(dtype).removeprefix('torch.')}")
+        for case in CASES
+        for dtype in case.values[0].act_dtypes
+    ],
+)
 def test_kernels_stay_inside_their_buffers(spec: KernelSpec, scheme: Scheme, dtype: torch.dtype, flush: str) -> None:
-    reason = spec.why_not(Problem(scheme, m=1, n=1, k=1))
+    reason = spec.why_not(Problem(scheme, m=1, n=1, k=1, dtype=dtype))
     if reason is not None:
         pytest.skip(f"{spec.name}: {reason}")
     assert spec.make is not None

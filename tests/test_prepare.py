@@ -11,7 +11,7 @@ from nybble.registry import FLOATS, all_specs
 from nybble.testing import guarded
 
 SPECS = [spec for spec in all_specs() if spec.op == "prepare"]
-FORMATS = {"f32": 0, "s8": 1, "s16": 2, "u8": 3}
+FORMATS = {"f32": 0, "s8": 1, "s16": 2, "u8": 3, "bf16": 4}
 
 
 def prepare(spec, x, k_padded, block_rows, group, panel_format):
@@ -42,6 +42,8 @@ def prepare(spec, x, k_padded, block_rows, group, panel_format):
         for start in range(0, m, block_rows):
             r = min(block_rows, m - start)
             block = panel.tensor[start * k_padded : (start + r) * k_padded].view(k_padded // 4, r, 4)
+            if dtype == torch.bfloat16:
+                block = block[..., (0, 2, 1, 3)]  # the pairs that kernels multiply
             rows[start : start + r] = block.transpose(0, 1).reshape(r, k_padded)
     return rows, scale, zero, sums
 
@@ -63,12 +65,16 @@ def hard_rows(k: int) -> torch.Tensor:
 def test_codes_equal_the_reference(spec, panel: str, dtype: torch.dtype) -> None:
     if spec.target not in targets.detect().targets:
         pytest.skip(f"{spec.name}: {targets.detect().missing[spec.target]}")
+    if panel == "bf16" and dtype != torch.bfloat16:
+        with pytest.raises(ValueError, match="refused"):
+            prepare(spec, hard_rows(12).to(dtype), 12, 4, 12, FORMATS[panel])
+        return
     for k, k_padded, group in ((1, 4, 4), (70, 96, 32), (129, 136, 136), (128, 128, 64), (12, 12, 12), (31, 32, 32)):
         x = hard_rows(k).to(dtype)
         for block_rows in (1, 4, 12):
             rows, scale, zero, sums = prepare(spec, x, k_padded, block_rows, group, FORMATS[panel])
-            if panel == "f32":
-                assert torch.equal(rows[:, :k].nan_to_num(1.5), x.float().nan_to_num(1.5))
+            if panel in ("f32", "bf16"):
+                assert torch.equal(rows[:, :k].float().nan_to_num(1.5), x.float().nan_to_num(1.5))
                 assert (rows[:, k:] == 0).all()
                 continue
             codes = rows.int() - (128 if panel == "u8" else 0)

@@ -24,7 +24,7 @@ LINE = re.compile(
     r"NYBBLE_(?P<op>PREPARE|LINEAR)\((?P<name>\w+), (?:(?P<scheme>w\d+a\d+), )?(?P<target>\w+)"
     r"(?:, (?P<layout>\w+), (?P<panel>\w+), (?P<block_rows>\d+))?\)"
 )
-PANELS = {"F32": torch.float32, "S8": torch.int8, "S16": torch.int16, "U8": torch.uint8}
+PANELS = {"F32": torch.float32, "S8": torch.int8, "S16": torch.int16, "U8": torch.uint8, "BF16": torch.bfloat16}
 COMPILED = [target for target in targets.NAMES if target != "torch"]
 CASES = [
     (spec.name, scheme) for spec in specs() for scheme in (f"{spec.scheme}g32" if "w4" in spec.scheme else spec.scheme,)

@@ -43,11 +43,9 @@ inline void vi_store(void* p, VI a) { _mm256_storeu_si256(static_cast<__m256i*>(
 inline VI vi_add(VI a, VI b) { return _mm256_add_epi32(a, b); }
 inline VI vi_sub(VI a, VI b) { return _mm256_sub_epi32(a, b); }
 inline VI vi_mul(VI a, VI b) { return _mm256_mullo_epi32(a, b); }
-inline VI vi_max(VI a, VI b) { return _mm256_max_epi32(a, b); }
 inline VI vi_min(VI a, VI b) { return _mm256_min_epi32(a, b); }
 inline VF vf_min(VF a, VF b) { return _mm256_min_ps(a, b); }
 inline VF vf_max(VF a, VF b) { return _mm256_max_ps(a, b); }
-inline VI vi_abs_bits(VF a) { return _mm256_and_si256(_mm256_castps_si256(a), _mm256_set1_epi32(0x7fffffff)); }
 template <int kShift, int kBits>
 inline VI vi_field_u(VI a) {
   return _mm256_and_si256(_mm256_srli_epi32(a, kShift), _mm256_set1_epi32((1 << kBits) - 1));
@@ -67,6 +65,20 @@ inline VI vi_load_u8(const uint8_t* p) {
 
 inline __m256i lane_mask(int64_t count) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+inline float vf_most(VF a) {
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
+inline float vf_least(VF a) { return -vf_most(vf_neg(a)); }
+inline bool vf_has_nan(VF a) { return _mm256_movemask_ps(_mm256_cmp_ps(a, a, _CMP_UNORD_Q)) != 0; }
+
+inline int32_t vi_sum(VI a) {
+  const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+  const __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, _MM_SHUFFLE(1, 0, 3, 2)));
+  return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, _MM_SHUFFLE(2, 3, 0, 1))));
 }
 
 inline VI vi_first(VI a, int64_t count) { return _mm256_and_si256(a, lane_mask(count)); }
@@ -113,23 +125,15 @@ inline void vf_store_as(void* p, int dtype, VF a, int64_t count) {
 inline void vi_store_as_s32(int32_t* p, VI a, int64_t count) { _mm256_maskstore_epi32(p, lane_mask(count), a); }
 
 template <int kFormat>
-inline void scatter(uint8_t* to, int64_t stride, VI codes, int64_t words) {
+inline void store_codes(uint8_t* to, VI codes) {
   const __m128i wide = _mm_packs_epi32(_mm256_castsi256_si128(codes), _mm256_extracti128_si256(codes, 1));
   if (kFormat == NYBBLE_PANEL_S16) {
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(to), wide);
-    if (words > 1) _mm_storel_epi64(reinterpret_cast<__m128i*>(to + stride), _mm_unpackhi_epi64(wide, wide));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), wide);
     return;
   }
   __m128i bytes = _mm_packs_epi16(wide, wide);
   if (kFormat == NYBBLE_PANEL_U8) bytes = _mm_xor_si128(bytes, _mm_set1_epi8(-128));
-  const int32_t low = _mm_cvtsi128_si32(bytes), high = _mm_extract_epi32(bytes, 1);
-  memcpy(to, &low, 4);
-  if (words > 1) memcpy(to + stride, &high, 4);
-}
-
-inline void scatter_f32(uint8_t* to, int64_t stride, VF values, int64_t words) {
-  _mm_storeu_ps(reinterpret_cast<float*>(to), _mm256_castps256_ps128(values));
-  if (words > 1) _mm_storeu_ps(reinterpret_cast<float*>(to + stride), _mm256_extractf128_ps(values, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(to), bytes);
 }
 
 }  // namespace

@@ -51,7 +51,6 @@ template <int kBits>  // of 16-bit lanes
 inline VI vi_shift_right(VI a) {
   return _mm512_srli_epi16(a, kBits);
 }
-inline VI vi_max(VI a, VI b) { return _mm512_max_epi32(a, b); }
 inline VI vi_min(VI a, VI b) { return _mm512_min_epi32(a, b); }
 inline VF vf_min(VF a, VF b) { return _mm512_min_ps(a, b); }
 inline VF vf_max(VF a, VF b) { return _mm512_max_ps(a, b); }
@@ -79,6 +78,10 @@ inline __mmask16 lane_mask(int64_t count) {
   return count >= W ? static_cast<__mmask16>(0xffff) : static_cast<__mmask16>((1u << count) - 1);
 }
 
+inline float vf_least(VF a) { return _mm512_reduce_min_ps(a); }
+inline float vf_most(VF a) { return _mm512_reduce_max_ps(a); }
+inline bool vf_has_nan(VF a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q) != 0; }
+inline int32_t vi_sum(VI a) { return _mm512_reduce_add_epi32(a); }
 inline VI vi_first(VI a, int64_t count) { return _mm512_mask_mov_epi32(vi_set1(0), lane_mask(count), a); }
 
 inline VF vf_load_as(const void* p, int dtype, int64_t count) {
@@ -115,24 +118,14 @@ inline void vf_store_as(void* p, int dtype, VF a, int64_t count) {
 inline void vi_store_as_s32(int32_t* p, VI a, int64_t count) { _mm512_mask_storeu_epi32(p, lane_mask(count), a); }
 
 template <int kFormat>
-inline void scatter(uint8_t* to, int64_t stride, VI codes, int64_t words) {
+inline void store_codes(uint8_t* to, VI codes) {
   if (kFormat == NYBBLE_PANEL_S16) {
-    alignas(32) int64_t wide[4];
-    _mm256_store_si256(reinterpret_cast<__m256i*>(wide), _mm512_cvtepi32_epi16(codes));
-    for (int64_t word = 0; word < words && word < 4; word++) memcpy(to + word * stride, wide + word, 8);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(codes));
     return;
   }
   __m128i bytes = _mm512_cvtepi32_epi8(codes);
   if (kFormat == NYBBLE_PANEL_U8) bytes = _mm_xor_si128(bytes, _mm_set1_epi8(-128));
-  alignas(16) int32_t lane[4];
-  _mm_store_si128(reinterpret_cast<__m128i*>(lane), bytes);
-  for (int64_t word = 0; word < words && word < 4; word++) memcpy(to + word * stride, lane + word, 4);
-}
-
-inline void scatter_f32(uint8_t* to, int64_t stride, VF values, int64_t words) {
-  alignas(64) float lane[W];
-  _mm512_store_ps(lane, values);
-  for (int64_t word = 0; word < words && word < 4; word++) memcpy(to + word * stride, lane + 4 * word, 16);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bytes);
 }
 
 }  // namespace

@@ -1,14 +1,17 @@
 // Activations to panels, for every target. A row's range [low, high] always includes 0, so that 0 has a code:
 //   scale = (high - low) / 255, zero = round(-low * (255 / (high - low))) - 128
 //   q = min(round(x * (255 / (high - low))) + zero, 127), rounding half to even
-// A NaN or an Inf shows in the largest absolute bits, compared as integers. Include after a target's tile header.
+// A NaN or an Inf shows in the sum of the products with 0. Include after a target's tile header.
 #pragma once
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 #include "../abi.h"
 
 namespace {
 
-constexpr int32_t kInfBits = 0x7f800000;
 // Rows whose range would make 255 / range or the range itself overflow are scaled by an exact power of two first.
 constexpr float kTiny = 0x1p-100f, kTinyFactor = 0x1p100f;
 constexpr float kHuge = 0x1p126f, kHugeFactor = 0x1p-4f;
@@ -28,34 +31,40 @@ struct RowPlan {
   int64_t count;
 };
 
-template <int kDtype>
-inline RowPlan plan_row(const uint8_t* x, int64_t count) {
-  VI bits = vi_set1(0);
-  VF low = vf_set1(0.0f), high = vf_set1(0.0f);
-  for (int64_t k = 0; k < count; k += W) {
-    const VF v = load_x<kDtype>(x, k, count);
-    bits = vi_max(bits, vi_abs_bits(v));
+// The range of a row; `poison` is NaN where the row has a NaN or an Inf.
+struct Range {
+  VF low = vf_set1(0.0f), high = vf_set1(0.0f), poison = vf_set1(0.0f);
+
+  inline void widen(VF v) {
     low = vf_min(low, v);
     high = vf_max(high, v);
+    poison = vf_fma(v, vf_set1(0.0f), poison);
   }
-  int32_t bits_lane[W], most = 0;
-  float low_lane[W], high_lane[W], lowest = 0.0f, highest = 0.0f;
-  vi_store(bits_lane, bits);
-  vf_store(low_lane, low);
-  vf_store(high_lane, high);
-  for (int i = 0; i < W; i++) {
-    most = bits_lane[i] > most ? bits_lane[i] : most;
-    lowest = low_lane[i] < lowest ? low_lane[i] : lowest;
-    highest = high_lane[i] > highest ? high_lane[i] : highest;
+};
+
+template <int kDtype>
+inline RowPlan plan_row(const uint8_t* x, int64_t count) {
+  Range ranges[4];  // so that no one's latency bounds the loop
+  int64_t k = 0;
+  for (; k + 4 * W <= count; k += 4 * W)
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) ranges[i].widen(load_x<kDtype>(x, k + i * W, count));
+  for (; k < count; k += W) ranges[0].widen(load_x<kDtype>(x, k, count));
+  for (int i = 1; i < 4; i++) {
+    ranges[0].low = vf_min(ranges[0].low, ranges[i].low);
+    ranges[0].high = vf_max(ranges[0].high, ranges[i].high);
+    ranges[0].poison = vf_add(ranges[0].poison, ranges[i].poison);
   }
-  if (most >= kInfBits) {
+  if (vf_has_nan(ranges[0].poison)) {
     const int32_t nan_bits = 0x7fc00000;
     float quiet_nan;
     memcpy(&quiet_nan, &nan_bits, 4);
     return {quiet_nan, 1.0f, 0.0f, 0, 0};
   }
-  if (most == 0) return {0.0f, 1.0f, 0.0f, 0, 0};
+  float lowest = vf_least(ranges[0].low);
+  const float highest = vf_most(ranges[0].high);
   const float magnitude = highest > -lowest ? highest : -lowest;
+  if (magnitude == 0.0f) return {0.0f, 1.0f, 0.0f, 0, 0};
   const float factor = magnitude < kTiny ? kTinyFactor : magnitude > kHuge ? kHugeFactor : 1.0f;
   lowest *= factor;
   const float width = highest * factor - lowest, inverse = 255.0f / width;
@@ -64,103 +73,149 @@ inline RowPlan plan_row(const uint8_t* x, int64_t count) {
   return {width / 255.0f / factor, factor, inverse, zero[0] - 128, count};
 }
 
-inline int32_t sum_lanes(VI v) {
-  int32_t lane[W], total = 0;
-  vi_store(lane, v);
-  for (int i = 0; i < W; i++) total += lane[i];
-  return total;
+constexpr int64_t kStep = 64;  // ks at a time
+constexpr int64_t kRows = 4;   // rows at a time: both passes over them meet the first-level cache
+
+constexpr int64_t element_bytes(int format) {
+  return format == NYBBLE_PANEL_F32 ? 4 : format == NYBBLE_PANEL_S16 || format == NYBBLE_PANEL_BF16 ? 2 : 1;
 }
 
-constexpr int64_t kMaxBlockRows = 16;
-
-constexpr int64_t kStep = 64;
-
-// ks [begin, end) of one row to the panel; returns the sum of their codes.
-template <int kFormat, int kDtype>
-inline int32_t write_codes(const uint8_t* x, const RowPlan plan, int64_t begin, int64_t end, int64_t k_padded,
-                           uint8_t* to, int64_t stride) {
+// ks [begin, end) of one row as codes; returns their sum in each lane. kWhole: they are kStep, all below the count.
+template <int kFormat, int kDtype, bool kWhole>
+inline VI convert(const uint8_t* x, const RowPlan& plan, int64_t begin, int64_t end, uint8_t* to) {
   const VF factor = vf_set1(plan.factor), inverse = vf_set1(plan.inverse);
   const VI zero = vi_set1(plan.zero), most = vi_set1(127);
+  const int64_t count = plan.count, ks = kWhole ? kStep : end - begin;
   VI sum = vi_set1(0);
-  for (int64_t k = begin; k < end; k += W) {
-    const VF scaled = vf_mul(vf_mul(load_x<kDtype>(x, k, plan.count), factor), inverse);
-    VI codes = vi_min(vi_add(vi_round(scaled), zero), most);
-    if (k + W > plan.count) codes = vi_first(codes, k < plan.count ? plan.count - k : 0);
+#pragma GCC unroll 4
+  for (int64_t i = 0; i < ks; i += W) {
+    const VF v = kWhole ? load_x<kDtype>(x, begin + i, begin + i + W) : load_x<kDtype>(x, begin + i, count);
+    VI codes = vi_min(vi_add(vi_round(vf_mul(vf_mul(v, factor), inverse)), zero), most);
+    if (!kWhole && begin + i + W > count) codes = vi_first(codes, begin + i < count ? count - begin - i : 0);
     sum = vi_add(sum, codes);
-    scatter<kFormat>(to + k / 4 * stride, stride, codes, (k_padded - k) / 4);
+    store_codes<kFormat>(to + i * element_bytes(kFormat), codes);
   }
-  return sum_lanes(sum);
+  return sum;
 }
 
-// One block of r rows, a few ks of every row at a time, so that the panel is written in order.
+// The activations themselves: float32 of any dtype, or bfloat16 as they are.
 template <int kFormat, int kDtype>
-inline void prepare_block(const NybblePrepareArgs* a, int64_t row0, int64_t r) {
-  constexpr int64_t bytes = kFormat == NYBBLE_PANEL_F32 ? 4 : kFormat == NYBBLE_PANEL_S16 ? 2 : 1;
-  constexpr int64_t x_bytes = kDtype == NYBBLE_F32 ? 4 : 2;
-  const NybblePrepareArgs args = *a;
-  const uint8_t* x = static_cast<const uint8_t*>(args.x) + row0 * args.ldx * x_bytes;
-  uint8_t* panel = static_cast<uint8_t*>(args.panel) + row0 * args.k_padded * bytes;
-  const int64_t stride = r * 4 * bytes, row_bytes = args.ldx * x_bytes;
-  RowPlan plans[kMaxBlockRows];
-  for (int64_t i = 0; i < r && kFormat != NYBBLE_PANEL_F32; i++) {
-    plans[i] = plan_row<kDtype>(x + i * row_bytes, args.k);
-    args.act_scale[row0 + i] = plans[i].scale;
-    args.act_zero[row0 + i] = plans[i].zero;
+inline void widen(const uint8_t* x, int64_t count, int64_t begin, int64_t end, uint8_t* to) {
+  if (kFormat == NYBBLE_PANEL_BF16) {
+    const int64_t left = count - begin < end - begin ? count - begin : end - begin;
+    memset(to, 0, static_cast<size_t>(end - begin) * 2);
+    if (left > 0) memcpy(to, x + begin * 2, static_cast<size_t>(left) * 2);
+    return;
   }
-  for (int64_t g = 0; g < args.groups; g++) {
-    const int64_t group_end = (g + 1) * args.group;
-    int32_t sums[kMaxBlockRows] = {};
-    for (int64_t begin = g * args.group; begin < group_end; begin += kStep) {
-      const int64_t end = begin + kStep < group_end ? begin + kStep : group_end;
-      for (int64_t i = 0; i < r; i++) {
-        uint8_t* to = panel + i * 4 * bytes;
-        const uint8_t* row = x + i * row_bytes;
-        if constexpr (kFormat == NYBBLE_PANEL_F32) {
-          for (int64_t k = begin; k < end; k += W)
-            scatter_f32(to + k / 4 * stride, stride, load_x<kDtype>(row, k, args.k), (args.k_padded - k) / 4);
-        } else {
-          sums[i] += write_codes<kFormat, kDtype>(row, plans[i], begin, end, args.k_padded, to, stride);
-        }
+  for (int64_t k = begin; k < end; k += W, to += W * 4)
+    vf_store(reinterpret_cast<float*>(to), load_x<kDtype>(x, k, count));
+}
+
+// Four 16-bit elements with the inner two exchanged.
+inline uint64_t exchange(uint64_t four) {
+  return (four & 0xffff00000000ffffu) | (four & 0xffff0000u) << 16 | (four >> 16 & 0xffff0000u);
+}
+
+// `rows` rows of `words` words, kStep elements apart, to their place in the panel, where words are `stride` bytes apart
+// and rows adjacent. kWord: bytes of four elements.
+template <int kWord, bool kExchange>
+inline void interleave(const uint8_t* from, int64_t rows, int64_t words, uint8_t* to, int64_t stride) {
+  constexpr int64_t row_bytes = kStep / 4 * kWord;
+  int64_t word = 0;
+#if defined(__SSE2__)
+  if (kWord == 4 && rows == 4) {
+    const auto load = [&](int64_t r) {
+      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + r * row_bytes + word * kWord));
+    };
+    const auto store = [&](int64_t i, __m128i v) {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to + (word + i) * stride), v);
+    };
+    for (; word + 4 <= words; word += 4) {
+      const __m128i a = load(0), b = load(1), c = load(2), d = load(3);
+      const __m128i ab = _mm_unpacklo_epi32(a, b), cd = _mm_unpacklo_epi32(c, d);
+      const __m128i ab2 = _mm_unpackhi_epi32(a, b), cd2 = _mm_unpackhi_epi32(c, d);
+      store(0, _mm_unpacklo_epi64(ab, cd));
+      store(1, _mm_unpackhi_epi64(ab, cd));
+      store(2, _mm_unpacklo_epi64(ab2, cd2));
+      store(3, _mm_unpackhi_epi64(ab2, cd2));
+    }
+  }
+  if (kWord == 8 && rows == 4) {
+    const auto load = [&](int64_t r) {
+      const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + r * row_bytes + word * kWord));
+      return kExchange ? _mm_shufflehi_epi16(_mm_shufflelo_epi16(v, 0xd8), 0xd8) : v;  // 0 2 1 3
+    };
+    const auto store = [&](int64_t i, int64_t r, __m128i v) {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to + (word + i) * stride + r * kWord), v);
+    };
+    for (; word + 2 <= words; word += 2) {
+      const __m128i a = load(0), b = load(1), c = load(2), d = load(3);
+      store(0, 0, _mm_unpacklo_epi64(a, b));
+      store(0, 2, _mm_unpacklo_epi64(c, d));
+      store(1, 0, _mm_unpackhi_epi64(a, b));
+      store(1, 2, _mm_unpackhi_epi64(c, d));
+    }
+  }
+#endif
+  for (; word < words; word++)
+    for (int64_t r = 0; r < rows; r++) {
+      const uint8_t* at = from + r * row_bytes + word * kWord;
+      uint8_t* place = to + word * stride + r * kWord;
+      if (kExchange) {
+        uint64_t four;
+        memcpy(&four, at, 8);
+        four = exchange(four);
+        memcpy(place, &four, 8);
+      } else {
+        memcpy(place, at, kWord);
       }
     }
-    for (int64_t i = 0; i < r && args.act_sum; i++)
-      args.act_sum[(row0 + i) * args.groups + g] = sums[i] * args.sum_factor;
-  }
 }
 
-// One block of bfloat16 rows: each word of four ks with the inner two exchanged.
-inline void permute_block(const NybblePrepareArgs* a, int64_t row0, int64_t r) {
-  const uint8_t* x = static_cast<const uint8_t*>(a->x) + row0 * a->ldx * 2;
-  uint8_t* to = static_cast<uint8_t*>(a->panel) + row0 * a->k_padded * 2;
-  for (int64_t k = 0; k < a->k_padded; k += 4)
-    for (int64_t i = 0; i < r; i++, to += 8) {
-      const int64_t left = a->k - k;
-      uint64_t four = 0;
-      if (left >= 4)
-        memcpy(&four, x + (i * a->ldx + k) * 2, 8);
-      else if (left > 0)
-        memcpy(&four, x + (i * a->ldx + k) * 2, static_cast<size_t>(left) * 2);
-      const uint64_t exchanged =
-          (four & 0xffff00000000ffffu) | (four & 0xffff0000u) << 16 | (four >> 16 & 0xffff0000u);
-      memcpy(to, &exchanged, 8);
+// r rows of a block of `block` rows, from the i-th on.
+template <int kFormat, int kDtype>
+inline void prepare_rows(const NybblePrepareArgs& a, int64_t row0, int64_t i, int64_t r, int64_t block) {
+  constexpr bool is_codes = kFormat != NYBBLE_PANEL_F32 && kFormat != NYBBLE_PANEL_BF16;
+  constexpr int64_t bytes = element_bytes(kFormat), x_bytes = kDtype == NYBBLE_F32 ? 4 : 2;
+  const int64_t row_bytes = a.ldx * x_bytes;
+  const uint8_t* x = static_cast<const uint8_t*>(a.x) + (row0 + i) * row_bytes;
+  uint8_t* panel = static_cast<uint8_t*>(a.panel) + row0 * a.k_padded * bytes + i * 4 * bytes;
+  alignas(64) uint8_t rows[kRows * kStep * bytes];
+  RowPlan plans[kRows];
+  for (int64_t j = 0; j < r && is_codes; j++) {
+    plans[j] = plan_row<kDtype>(x + j * row_bytes, a.k);
+    a.act_scale[row0 + i + j] = plans[j].scale;
+    a.act_zero[row0 + i + j] = plans[j].zero;
+  }
+  for (int64_t g = 0; g < a.groups; g++) {
+    const int64_t group_end = (g + 1) * a.group;
+    VI sums[kRows] = {vi_set1(0), vi_set1(0), vi_set1(0), vi_set1(0)};
+    for (int64_t begin = g * a.group; begin < group_end; begin += kStep) {
+      const int64_t end = begin + kStep < group_end ? begin + kStep : group_end;
+      for (int64_t j = 0; j < r; j++) {
+        uint8_t* to = rows + j * kStep * bytes;
+        if constexpr (is_codes)
+          sums[j] = vi_add(sums[j], begin + kStep == end && end <= plans[j].count
+                                        ? convert<kFormat, kDtype, true>(x + j * row_bytes, plans[j], begin, end, to)
+                                        : convert<kFormat, kDtype, false>(x + j * row_bytes, plans[j], begin, end, to));
+        else
+          widen<kFormat, kDtype>(x + j * row_bytes, a.k, begin, end, to);
+      }
+      interleave<4 * bytes, kFormat == NYBBLE_PANEL_BF16>(rows, r, (end - begin) / 4, panel + begin * block * bytes,
+                                                          4 * block * bytes);
     }
-}
-
-inline NybbleStatus permute(const NybblePrepareArgs* a) {
-  if (a->x_dtype != NYBBLE_BF16) return NYBBLE_UNSUPPORTED;
-  for (int64_t block = a->block_begin; block < a->block_end; block++) {
-    const int64_t row0 = block * a->block_rows, left = a->rows - row0;
-    permute_block(a, row0, left < a->block_rows ? left : a->block_rows);
+    for (int64_t j = 0; j < r && a.act_sum; j++)
+      a.act_sum[(row0 + i + j) * a.groups + g] = vi_sum(sums[j]) * a.sum_factor;
   }
-  return NYBBLE_OK;
 }
 
 template <int kFormat, int kDtype>
 inline NybbleStatus prepare_blocks(const NybblePrepareArgs* a) {
-  if (a->block_rows > kMaxBlockRows) return NYBBLE_UNSUPPORTED;
   for (int64_t block = a->block_begin; block < a->block_end; block++) {
     const int64_t row0 = block * a->block_rows, left = a->rows - row0;
-    prepare_block<kFormat, kDtype>(a, row0, left < a->block_rows ? left : a->block_rows);
+    const int64_t rows = left < a->block_rows ? left : a->block_rows;
+    for (int64_t i = 0; i < rows; i += kRows)
+      prepare_rows<kFormat, kDtype>(*a, row0, i, rows - i < kRows ? rows - i : kRows, rows);
   }
   return NYBBLE_OK;
 }
@@ -190,7 +245,7 @@ inline NybbleStatus prepare(const NybblePrepareArgs* a) {
     case NYBBLE_PANEL_U8:
       return prepare_dtype<NYBBLE_PANEL_U8>(a);
     case NYBBLE_PANEL_BF16:
-      return permute(a);
+      return a->x_dtype == NYBBLE_BF16 ? prepare_blocks<NYBBLE_PANEL_BF16, NYBBLE_BF16>(a) : NYBBLE_UNSUPPORTED;
     default:
       return NYBBLE_UNSUPPORTED;
   }

@@ -106,11 +106,28 @@ inline VI vi_sub(VI a, VI b) {
 inline VI vi_mul(VI a, VI b) {
   return lanes_of<VI>([&](int i) { return a.v[i] * b.v[i]; });
 }
-inline VI vi_max(VI a, VI b) {
-  return lanes_of<VI>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
-}
 inline VI vi_min(VI a, VI b) {
   return lanes_of<VI>([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+}
+inline float vf_least(VF a) {
+  float least = a.v[0];
+  for (float lane : a.v) least = lane < least ? lane : least;
+  return least;
+}
+inline float vf_most(VF a) {
+  float most = a.v[0];
+  for (float lane : a.v) most = lane > most ? lane : most;
+  return most;
+}
+inline bool vf_has_nan(VF a) {
+  for (float lane : a.v)
+    if (lane != lane) return true;
+  return false;
+}
+inline int32_t vi_sum(VI a) {
+  int32_t total = 0;
+  for (int32_t lane : a.v) total += lane;
+  return total;
 }
 // The first `count` lanes; the others 0.
 inline VI vi_first(VI a, int64_t count) {
@@ -121,9 +138,6 @@ inline VF vf_min(VF a, VF b) {
 }
 inline VF vf_max(VF a, VF b) {
   return lanes_of<VF>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
-}
-inline VI vi_abs_bits(VF a) {
-  return lanes_of<VI>([&](int i) { return static_cast<int32_t>(bits_of_f32(a.v[i]) & 0x7fffffffu); });
 }
 template <int kShift, int kBits>  // bits [kShift, kShift + kBits) of each lane, zero-extended
 inline VI vi_field_u(VI a) {
@@ -174,24 +188,16 @@ inline void vi_store_as_s32(int32_t* p, VI a, int64_t count) {
   memcpy(p, a.v, static_cast<size_t>(count < W ? count : W) * 4);
 }
 
-// W codes as W / 4 words of four, `stride` bytes apart; only `words` of them are written.
+// W codes as elements of a panel.
 template <int kFormat>
-inline void scatter(uint8_t* to, int64_t stride, VI codes, int64_t words) {
-  for (int64_t word = 0; word < words && word < W / 4; word++) {
-    for (int i = 0; i < 4; i++) {
-      const int32_t code = codes.v[word * 4 + i];
-      if (kFormat == NYBBLE_PANEL_S16) {
-        const int16_t wide = static_cast<int16_t>(code);
-        memcpy(to + word * stride + 2 * i, &wide, 2);
-      } else {
-        to[word * stride + i] = static_cast<uint8_t>(kFormat == NYBBLE_PANEL_U8 ? code + 128 : code);
-      }
-    }
+inline void store_codes(uint8_t* to, VI codes) {
+  for (int i = 0; i < W; i++) {
+    const int16_t wide = static_cast<int16_t>(codes.v[i]);
+    if (kFormat == NYBBLE_PANEL_S16)
+      memcpy(to + 2 * i, &wide, 2);
+    else
+      to[i] = static_cast<uint8_t>(kFormat == NYBBLE_PANEL_U8 ? wide + 128 : wide);
   }
-}
-
-inline void scatter_f32(uint8_t* to, int64_t stride, VF values, int64_t words) {
-  for (int64_t word = 0; word < words && word < W / 4; word++) memcpy(to + word * stride, values.v + word * 4, 16);
 }
 
 }  // namespace

@@ -51,6 +51,7 @@ class KernelSpec:
     panel: int  # number of the activation format, csrc/abi.h
     block_rows: int
     exact: bool  # int32 accumulators: the same bits on every target and thread count
+    flushes_subnormals: bool  # products of bfloat16 pairs below 2^-126 count as 0
     built: bool
     make: Callable[[Scheme, int, int], Plan] | None
 
@@ -111,6 +112,7 @@ def _reference(family: str) -> KernelSpec:
         panel=0,
         block_rows=0,
         exact=False,
+        flushes_subnormals=False,
         built=True,
         make=ReferencePlan,
     )
@@ -126,7 +128,7 @@ def _prepare_for(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
 
 def _compiled(row: dict[str, Any], prepare: str) -> KernelSpec:
     name, target, family = row["name"], row["target"], row["scheme"]
-    exact = family.endswith("a8")
+    bf16 = native.PANEL_DTYPES[row["panel"]] is torch.bfloat16
 
     def make(scheme: Scheme, out_features: int, in_features: int) -> Plan:
         return native.LinearPlan(name, prepare, scheme, out_features, in_features)
@@ -138,12 +140,13 @@ def _compiled(row: dict[str, Any], prepare: str) -> KernelSpec:
         target=target,
         layout=row["layout"],
         device="cpu",
-        act_dtypes=(torch.bfloat16,) if native.PANEL_DTYPES[row["panel"]] is torch.bfloat16 else FLOATS,
+        act_dtypes=(torch.bfloat16,) if bf16 else FLOATS,
         out_dtypes=(*FLOATS, torch.int32) if family == "w8a8" else FLOATS,
         group_sizes=_group_sizes(family),
         panel=row["panel"],
         block_rows=row["block_rows"],
-        exact=exact,
+        exact=family.endswith("a8"),
+        flushes_subnormals=bf16,
         built=row["built"],
         make=make if row["op"] == "linear" else None,
     )
