@@ -1,0 +1,156 @@
+"""``--model``: whole-model decode and prefill, each contestant in a process of its own, in turns.
+
+A process of its own makes the peak of memory honest; turns (A B A B) let a drift of the machine hit all alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from importlib.util import find_spec
+from statistics import median
+from time import perf_counter
+
+import torch
+from torch import Tensor, nn
+
+from ..demo.variants import held_bytes
+from .llama import CONTESTANTS, SHAPE
+
+PROMPT, STEPS, PREFILL = 16, 32, 256
+PREFILL_RUNS = 5
+TURNS = 2
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """One contestant, batch 1.
+
+    decode_tokens_s: greedy, one token a step after a prompt of 16 tokens, from the median step; prefill_tokens_s: 256
+    tokens at once, logits of the last alone, as `generate` asks for them; peak_mb: the most that the process held
+    while it ran, all included; build_mb: the same while the model was made; weights_mb: parameters and buffers.
+    Megabytes are 10^6 bytes.
+    """
+
+    contestant: str
+    threads: int
+    decode_tokens_s: float
+    prefill_tokens_s: float
+    peak_mb: float
+    build_mb: float
+    weights_mb: float
+    kind: str = "model"
+
+
+def _peak_mb(reset: bool = False) -> float:
+    """The most memory that this process held since the last reset."""
+    with open("/proc/self/status") as status:
+        kib = next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
+    if reset:
+        with open("/proc/self/clear_refs", "w") as control:
+            control.write("5")
+    return kib * 1024 / 1e6
+
+
+def _ids(tokens: int) -> Tensor:
+    return torch.randint(SHAPE["vocab_size"], (1, tokens), generator=torch.Generator().manual_seed(0))
+
+
+def decode_steps(model: nn.Module, steps: int = STEPS) -> list[float]:
+    """Seconds of each greedy step after the prompt: the forward call and the choice of the token."""
+    seconds = []
+    out = model(_ids(PROMPT), use_cache=True, logits_to_keep=1)
+    for _ in range(steps):
+        start = perf_counter()
+        token = out.logits[:, -1].argmax(-1, keepdim=True)
+        out = model(token, past_key_values=out.past_key_values, use_cache=True, logits_to_keep=1)
+        seconds.append(perf_counter() - start)
+    return seconds
+
+
+def prefill_runs(model: nn.Module, runs: int = PREFILL_RUNS) -> list[float]:
+    """Seconds of each forward call with PREFILL tokens and an empty cache."""
+    ids, seconds = _ids(PREFILL), []
+    for _ in range(runs):
+        start = perf_counter()
+        model(ids, use_cache=True, logits_to_keep=1)
+        seconds.append(perf_counter() - start)
+    return seconds
+
+
+def measure(contestant: str, threads: int) -> ModelResult:
+    """Builds and times one contestant in this process."""
+    torch.set_num_threads(threads)
+    with torch.inference_mode():
+        model = CONTESTANTS[contestant]()
+        build_mb = _peak_mb(reset=True)
+        decode_steps(model, 2)
+        prefill_runs(model, 1)
+        decode, prefill = median(decode_steps(model)), median(prefill_runs(model))
+    return ModelResult(
+        contestant=contestant,
+        threads=threads,
+        decode_tokens_s=1 / decode,
+        prefill_tokens_s=PREFILL / prefill,
+        peak_mb=_peak_mb(),
+        build_mb=build_mb,
+        weights_mb=held_bytes(model) / 1e6,
+    )
+
+
+def _spawn(contestant: str, threads: int) -> ModelResult:
+    command = [sys.executable, "-m", __spec__.name, contestant, str(threads)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)  # noqa: S603
+    if done.returncode:
+        raise RuntimeError(f"{contestant}: its process ended with {done.returncode}")
+    return ModelResult(**json.loads(done.stdout))
+
+
+def _best(results: Sequence[ModelResult]) -> ModelResult:
+    """Each speed at its best turn; memory at its worst."""
+    first = results[0]
+    return ModelResult(
+        contestant=first.contestant,
+        threads=first.threads,
+        decode_tokens_s=max(r.decode_tokens_s for r in results),
+        prefill_tokens_s=max(r.prefill_tokens_s for r in results),
+        peak_mb=max(r.peak_mb for r in results),
+        build_mb=max(r.build_mb for r in results),
+        weights_mb=first.weights_mb,
+    )
+
+
+def run(pattern: str, threads: int, turns: int = TURNS) -> Iterator[ModelResult]:
+    """Every contestant whose name matches the glob, measured `turns` times in turns.
+
+    Raises:
+        ImportError: transformers is not installed.
+        ValueError: nothing matches.
+        RuntimeError: a contestant's process failed; it said why on stderr.
+    """
+    if find_spec("transformers") is None:
+        raise ImportError("the model bench needs transformers: pip install transformers")
+    names = [name for name in CONTESTANTS if fnmatchcase(name, pattern)]
+    if not names:
+        raise ValueError(f"{pattern!r}: matches none of {', '.join(CONTESTANTS)}")
+    rounds = [[_spawn(name, threads) for name in names] for _ in range(turns)]
+    for results in zip(*rounds, strict=True):
+        yield _best(results)
+
+
+def main() -> None:
+    """What the process of one contestant does: its result, as one line of JSON."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("contestant", choices=CONTESTANTS)
+    parser.add_argument("threads", type=int)
+    args = parser.parse_args()
+    print(json.dumps(asdict(measure(args.contestant, args.threads))))
+
+
+if __name__ == "__main__":
+    main()
