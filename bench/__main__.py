@@ -1,62 +1,92 @@
-"""``python -m nybble.bench``: every kernel of the registry that runs here, checked, then timed against torch.
+"""``python -m nybble.bench``: checks kernels, then times them against torch and other libraries.
 
-Weights are hot: one copy, in the caches where it fits. Ratios are of medians of one interleaved run.
+Exit codes: 0 done, 1 a stated failure (a wrong kernel, a slowdown that `compare --fail-over` forbids), 2 wrong usage.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 
-from .run import WrongKernelError, bench, usable_cases
-
-_ROW = "{:24} {:>16} {:>6} {:>11} {:>10} {:>8} {:>8} {:>9} {:>9}"
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
-
-
-def _shapes(text: str) -> list[tuple[int, int]]:
-    pairs = [part.split("x") for part in text.split(",")]
-    return [(int(n), int(k)) for n, k in pairs]
+from . import peers
+from .entrants import Maker, PeerMaker, WrongKernelError, kernel_makers
+from .machine import run_line
+from .output import sink
+from .progress import progress
+from .results import DTYPES
+from .run import Grid, race
+from .shapes import SETS, parse_shapes
 
 
-def main() -> int:
-    """Runs the benchmark; returns the exit code: 0, 1 for a wrong kernel, 2 for bad arguments."""
-    parser = argparse.ArgumentParser(prog="python -m nybble.bench", description="Check and time nybble's kernels.")
-    parser.add_argument("--kernel", default="*", help="glob on <kernel>-<scheme>, such as 'w4a8_avx2-*g128'")
-    parser.add_argument("--shapes", type=_shapes, default="384x384,1536x384,4096x4096", help="NxK, comma-separated")
-    parser.add_argument("--m", type=_numbers, default="1,16,256", help="rows, comma-separated")
-    parser.add_argument("--threads", type=int, help="torch threads")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
-    args = parser.parse_args()
-    if not usable_cases(args.kernel):
-        parser.error(f"--kernel {args.kernel!r}: no kernel that runs here matches")
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    if not args.json:
-        print(_ROW.format("kernel", "scheme", "m", "n x k", "us", "gops", "pack ms", "vs fp32", "vs bf16"))
+def numbers(text: str) -> list[int]:
+    """Comma-separated integers above 0."""
+    found = [int(part) for part in text.split(",")]
+    if min(found) < 1:
+        raise ValueError(f"{text!r}: must be above 0")
+    return found
+
+
+def dtypes(text: str) -> list[torch.dtype]:
+    """Comma-separated names of dtypes."""
+    return [DTYPES[name] for name in text.split(",")]
+
+
+def _argument(parse: Callable[[str], object]) -> Callable[[str], object]:
+    """A parser whose errors argparse shows with their message."""
+
+    def parsed(text: str) -> object:
+        try:
+            return parse(text)
+        except (ValueError, KeyError) as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return parsed
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    main = argparse.ArgumentParser(prog="python -m nybble.bench", description=__doc__.splitlines()[0])
+    add = main.add_argument
+    add("--kernel", help="glob on <kernel>-<scheme>, such as 'w4a8*-*g128'; default: those of the best target")
+    add("--shapes", type=_argument(parse_shapes), default="4096x4096", help=f"NxK or {', '.join(SETS)}; commas between")
+    add("--m", type=_argument(numbers), default="1,4,16,64,256", help="rows of activations")
+    add("--dtype", type=_argument(dtypes), default="bf16", help="of the activations: bf16, fp32, fp16")
+    add("--threads", type=_argument(numbers), default=str(torch.get_num_threads()))
+    add("--cold", action="store_true", help="weights from memory: copies of more than 4 times the cache (the default)")
+    add("--hot", action="store_true", help="weights from the cache where they fit; with --cold, both")
+    add("--peers", default="*", help="glob on their names, or none")
+    add("--budget", type=float, default=6.0, help="seconds a cell may time")
+    add("--json", action="store_true", help="one JSON object a line")
+    add("--out", type=Path, help="write the JSON lines to this file as they come")
+    return main
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the bench; returns the exit code."""
+    args = parser().parse_args(argv)
     try:
-        for r in bench(args.kernel, args.shapes, args.m):
-            if args.json:
-                print(json.dumps(asdict(r)), flush=True)
-                continue
-            ratios = (f"{r.torch_fp32_us / r.us:.2f}x", f"{r.torch_bf16_us / r.us:.2f}x")
-            shape = f"{r.n}x{r.k}"
-            print(
-                _ROW.format(
-                    r.kernel, r.scheme, r.m, shape, f"{r.us:.1f}", f"{r.gops:.0f}", f"{r.pack_ms:.1f}", *ratios
-                ),
-                flush=True,
-            )
-    except WrongKernelError as error:
+        return _race(args)
+    except (WrongKernelError, ValueError) as error:
         print(f"nybble.bench: {error}", file=sys.stderr)
         return 1
+
+
+def _race(args: argparse.Namespace) -> int:
+    from .ceilings import ceilings
+
+    caches = [name for name in ("cold", "hot") if getattr(args, name)] or ["cold"]
+    makers: list[Maker] = kernel_makers(args.kernel)
+    makers += [PeerMaker(peer) for peer in peers.matching(args.peers)]
+    grid = Grid(args.shapes, args.m, args.dtype, args.threads, caches, args.budget)
+    limits = ceilings(args.threads)
+    with sink(args.out, args.json) as put, progress(grid.cells) as advance:
+        put([run_line(args.threads, limits)])
+        for rows in race(makers, grid, limits, advance):
+            put(rows)
     return 0
 
 

@@ -1,0 +1,119 @@
+"""Races: builds the entrants of each shape, checks what they compute, then times them in turns, cell by cell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .entrants import COLD_CACHES, Entrant, Maker, NotHereError, Site, WrongKernelError
+from .machine import last_level_cache
+from .results import Cell, Row, rows_of
+from .shapes import Shape
+from .timing import in_turns
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The cells to run: every combination. budget_s: seconds that a cell may time, its warm-up not counted."""
+
+    shapes: Sequence[Shape]
+    ms: Sequence[int]
+    dtypes: Sequence[torch.dtype]
+    threads: Sequence[int]
+    caches: Sequence[str]
+    budget_s: float
+
+    @property
+    def cells(self) -> int:
+        sizes = (self.shapes, self.ms, self.dtypes, self.threads, self.caches)
+        count = 1
+        for size in sizes:
+            count *= len(size)
+        return count
+
+
+def race(
+    makers: Sequence[Maker],
+    grid: Grid,
+    ceilings: Mapping[str, Any],
+    advance: Callable[[str], None] = lambda label: None,
+) -> Iterator[list[Row]]:
+    """The lines of each cell as they come; before them, for each shape, who cannot run and why.
+
+    ceilings: of this machine, for all thread counts of the grid. advance: told each cell that is done.
+
+    Raises:
+        WrongKernelError: a kernel of nybble disagrees with the oracle. Nothing of its shape is timed.
+    """
+    before = torch.get_num_threads()
+    try:
+        for threads, shape, dtype in product(grid.threads, grid.shapes, grid.dtypes):
+            torch.set_num_threads(threads)
+            yield from _race_shape(makers, grid, ceilings, (threads, shape, dtype), advance)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _race_shape(
+    makers: Sequence[Maker],
+    grid: Grid,
+    ceilings: Mapping[str, Any],
+    where: tuple[int, Shape, torch.dtype],
+    advance: Callable[[str], None],
+) -> Iterator[list[Row]]:
+    threads, (n, k), dtype = where
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(n, k, generator=generator) / k**0.5
+    cold = COLD_CACHES * last_level_cache() if "cold" in grid.caches else 0
+    x = torch.randn(max(grid.ms), k, generator=generator)
+    with torch.inference_mode():
+        entrants, skips = _enter(makers, Site(weight, dtype, cold), x, grid.ms)
+        yield skips
+        for cache, m in product(grid.caches, grid.ms):
+            cell = Cell(m, n, k, dtype, threads, cache)
+            bound = [entrant.bind(x[:m].to(entrant.dtype)) for entrant in entrants]
+            timings, spread = in_turns([calls if cache == "cold" else calls[:1] for calls in bound], grid.budget_s)
+            yield rows_of(cell, entrants, timings, spread, ceilings)
+            advance(str(cell))
+
+
+def _enter(
+    makers: Sequence[Maker], site: Site, x: Tensor, ms: Sequence[int]
+) -> tuple[list[Entrant], list[dict[str, str]]]:
+    """The entrants that compute what they should, and the peers that are left out, with the reason."""
+    entrants, skips = [], []
+    for maker in makers:
+        try:
+            entrant = maker.make(site)
+            complaint = verify(entrant, x, ms)
+        except NotHereError as reason:
+            skips.append({"kind": "skip", "contestant": maker.name, "reason": str(reason)})
+            continue
+        if complaint is None:
+            entrants.append(entrant)
+        elif entrant.peer:
+            skips.append({"kind": "skip", "contestant": entrant.name, "reason": f"wrong: {complaint}"})
+        else:
+            raise WrongKernelError(f"{entrant.name} {entrant.scheme} n={site.n} k={site.k} {complaint}; not timed")
+    return entrants, skips
+
+
+def verify(entrant: Entrant, x: Tensor, ms: Sequence[int]) -> str | None:
+    """What is wrong with an entrant's outputs for the first m rows of x, for each m; None if nothing.
+
+    The first, middle and last row of every m are checked, all columns of them.
+    """
+    x = x.to(entrant.dtype)
+    rows = sorted({row for m in ms for row in (0, m // 2, m - 1)})
+    judge = entrant.judge(x[rows])
+    for m in ms:
+        y = torch.as_tensor(entrant.bind(x[:m])[0]())
+        complaint = judge(y[[row for row in rows if row < m]])
+        if complaint is not None:
+            return f"m={m}: {complaint}"
+    return None
