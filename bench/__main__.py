@@ -1,25 +1,31 @@
 """``python -m nybble.bench``: checks kernels, then times them against torch and other libraries.
 
-Exit codes: 0 done, 1 a stated failure (a wrong kernel, a slowdown that `compare --fail-over` forbids), 2 wrong usage.
+Exit codes: 0 done, 1 a stated failure (a wrong kernel, a file that is none, a slowdown that `compare --fail-over`
+forbids), 2 wrong usage.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from . import peers
+from . import compare, peers, presets
 from .entrants import Maker, PeerMaker, WrongKernelError, kernel_makers
 from .machine import run_line
-from .output import sink
+from .output import load, sink
 from .progress import progress
 from .results import DTYPES
 from .run import Grid, race
 from .shapes import SETS, parse_shapes
+
+# What these say when they are imported is about GPUs.
+_CHATTY = ("torchao", "bitsandbytes", "torch.utils._pytree")
 
 
 def numbers(text: str) -> list[int]:
@@ -32,7 +38,16 @@ def numbers(text: str) -> list[int]:
 
 def dtypes(text: str) -> list[torch.dtype]:
     """Comma-separated names of dtypes."""
+    unknown = [name for name in text.split(",") if name not in DTYPES]
+    if unknown:
+        raise ValueError(f"{', '.join(unknown)}: not one of {', '.join(DTYPES)}")
     return [DTYPES[name] for name in text.split(",")]
+
+
+def _seconds(text: str) -> float:
+    if not 0 < float(text) < 3600:
+        raise ValueError(f"{text}: must be above 0 and below 3600")
+    return float(text)
 
 
 def _argument(parse: Callable[[str], object]) -> Callable[[str], object]:
@@ -41,7 +56,7 @@ def _argument(parse: Callable[[str], object]) -> Callable[[str], object]:
     def parsed(text: str) -> object:
         try:
             return parse(text)
-        except (ValueError, KeyError) as error:
+        except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from error
 
     return parsed
@@ -49,45 +64,102 @@ def _argument(parse: Callable[[str], object]) -> Callable[[str], object]:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    main = argparse.ArgumentParser(prog="python -m nybble.bench", description=__doc__.splitlines()[0])
+    main = argparse.ArgumentParser(
+        prog="python -m nybble.bench", description="Check, time and compare nybble's kernels."
+    )
     add = main.add_argument
     add("--kernel", help="glob on <kernel>-<scheme>, such as 'w4a8*-*g128'; default: those of the best target")
     add("--shapes", type=_argument(parse_shapes), default="4096x4096", help=f"NxK or {', '.join(SETS)}; commas between")
     add("--m", type=_argument(numbers), default="1,4,16,64,256", help="rows of activations")
     add("--dtype", type=_argument(dtypes), default="bf16", help="of the activations: bf16, fp32, fp16")
-    add("--threads", type=_argument(numbers), default=str(torch.get_num_threads()))
+    add("--threads", type=_argument(numbers), default=str(torch.get_num_threads()), help="such as 1,2")
     add("--cold", action="store_true", help="weights from memory: copies of more than 4 times the cache (the default)")
-    add("--hot", action="store_true", help="weights from the cache where they fit; with --cold, both")
+    add("--hot", action="store_true", help="weights from the cache where they fit; with --cold: both")
     add("--peers", default="*", help="glob on their names, or none")
-    add("--budget", type=float, default=6.0, help="seconds a cell may time")
+    add("--budget", type=_argument(_seconds), default="6", help="seconds that a cell may time")
+    add("--preset", choices=presets.PRESETS, help="a run that says which targets are met")
+    add("--model", nargs="?", const="*", metavar="GLOB", help="a whole model instead: decode, prefill and memory")
     add("--json", action="store_true", help="one JSON object a line")
     add("--out", type=Path, help="write the JSON lines to this file as they come")
+    main.set_defaults(run=_measure)
+    forms = main.add_subparsers(metavar="report | compare")
+    report = forms.add_parser("report", help="show a file of results")
+    report.add_argument("file", type=Path)
+    report.add_argument("--html", type=Path, help="write a page")
+    report.add_argument("--png", type=Path, help="write a roofline plot")
+    report.set_defaults(run=_report)
+    diff = forms.add_parser("compare", help="what changed between two files of results")
+    diff.add_argument("before", type=Path)
+    diff.add_argument("after", type=Path)
+    diff.add_argument("--fail-over", type=float, metavar="PERCENT", help="exit 1 where nybble is slower by more")
+    diff.set_defaults(run=_compare)
     return main
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the bench; returns the exit code."""
-    args = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    args = parser().parse_args(words)
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        return _race(args)
-    except (WrongKernelError, ValueError) as error:
+        if getattr(args, "preset", None) == "avx2-targets":
+            presets.hold_to_avx2(words)
+        return int(args.run(args))
+    except (WrongKernelError, ValueError, ImportError, OSError) as error:
         print(f"nybble.bench: {error}", file=sys.stderr)
         return 1
 
 
-def _race(args: argparse.Namespace) -> int:
+def _measure(args: argparse.Namespace) -> int:
     from .ceilings import ceilings
 
-    caches = [name for name in ("cold", "hot") if getattr(args, name)] or ["cold"]
-    makers: list[Maker] = kernel_makers(args.kernel)
-    makers += [PeerMaker(peer) for peer in peers.matching(args.peers)]
-    grid = Grid(args.shapes, args.m, args.dtype, args.threads, caches, args.budget)
-    limits = ceilings(args.threads)
-    with sink(args.out, args.json) as put, progress(grid.cells) as advance:
-        put([run_line(args.threads, limits)])
-        for rows in race(makers, grid, limits, advance):
-            put(rows)
+    rivals = peers.matching(args.peers)
+    threads = [presets.THREADS] if args.preset else args.threads
+    limits = ceilings(threads)
+    with sink(args.out, args.json) as put:
+        put([run_line(threads, limits)])
+        if args.model:
+            _model(args, put)
+        elif args.preset:
+            run, steps = presets.PRESETS[args.preset]
+            with progress(steps) as advance:
+                for text in run(presets.Setup(rivals, args.budget, limits, put, advance)):
+                    print(text, file=sys.stderr if args.json else sys.stdout, flush=True)
+        else:
+            caches = [name for name in ("cold", "hot") if getattr(args, name)] or ["cold"]
+            makers: list[Maker] = [*kernel_makers(args.kernel), *map(PeerMaker, rivals)]
+            grid = Grid(args.shapes, args.m, args.dtype, args.threads, caches, args.budget)
+            with progress(grid.cells) as advance:
+                for rows in race(makers, grid, limits, advance):
+                    put(rows)
     return 0
+
+
+def _model(args: argparse.Namespace, put: presets.Put) -> None:
+    from .model import run
+
+    for threads in args.threads:
+        for result in run(args.model, threads):
+            put([asdict(result)])
+
+
+def _report(args: argparse.Namespace) -> int:
+    from .report import report
+
+    print(report(load(args.file), html=args.html, png=args.png))
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    found = compare.changes(load(args.before), load(args.after))
+    if not found:
+        raise ValueError(f"{args.before} and {args.after}: have no result in common")
+    print(compare.text(found))
+    slow = compare.too_slow(found, args.fail_over) if args.fail_over is not None else []
+    if slow:
+        print(f"nybble.bench: {len(slow)} results slower by more than {args.fail_over:g} %", file=sys.stderr)
+    return 1 if slow else 0
 
 
 if __name__ == "__main__":

@@ -12,13 +12,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .. import layouts, reference
+from .. import layouts, reference, targets
 from ..nn import Linear
 from ..registry import KernelSpec, Problem, specs
 from ..rounding import QuantizedWeight
 from ..scheme import Scheme
 from ..testing import error_bound, random_weight, schemes_of
-from .peers.peer import Peer
+from .peers.peer import OPENMP, Peer
 from .timing import Call
 
 # Relative Frobenius error against the dense product, by weight bits, above which a peer computes something else.
@@ -70,6 +70,7 @@ class Entrant:
     bind: from activations (M, K) in `dtype` to one call for each copy of the weight; a call returns y (M, N).
     judge: from the rows drawn from the activations to the check of their outputs.
     multiply: what the products are computed in: "int8", "bf16" or "fp32".
+    pool: whose threads it runs on.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Entrant:
     weight_bytes: int
     bind: Callable[[Tensor], list[Call]]
     judge: Callable[[Tensor], Judge]
+    pool: str = OPENMP
 
     @property
     def peer(self) -> bool:
@@ -187,17 +189,27 @@ class PeerMaker:
             weight_bytes=weight_bytes,
             bind=lambda x: [partial(layer, x) for layer in layers],
             judge=partial(_sanity, site.weight, SANE[peer.weight_bits]),
+            pool=peer.pool,
         )
 
 
-def kernel_makers(pattern: str) -> list[Maker]:
-    """Compiled kernels that run here and whose <kernel>-<scheme> matches the glob, with each of their schemes."""
+def kernel_makers(pattern: str | None) -> list[Maker]:
+    """Compiled kernels that run here and whose <kernel>-<scheme> matches the glob, with each of their schemes; those of
+    the best target where there is no glob.
+
+    Raises:
+        ValueError: the glob matches nothing that runs here.
+    """
+    pattern = pattern or f"*_{targets.detect().targets[-1]}-*"
     cases = [(spec, scheme) for spec in specs() if spec.target != "torch" for scheme in schemes_of(spec.scheme)]
-    return [
+    found: list[Maker] = [
         KernelMaker(spec, scheme)
         for spec, scheme in cases
         if fnmatchcase(f"{spec.name}-{scheme}", pattern) and spec.why_not(Problem(scheme, m=1, n=1, k=1)) is None
     ]
+    if not found:
+        raise ValueError(f"--kernel {pattern!r}: no kernel that runs here matches")
+    return found
 
 
 def layer_makers(schemes: Sequence[str]) -> list[Maker]:

@@ -14,6 +14,7 @@ from .. import __version__, targets
 
 _LIBRARIES = ("torch", "numpy", "transformers", "torchao", "onnxruntime", "openvino", "bitsandbytes")
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+_ROOT = Path(__file__).resolve().parent.parent
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 # Where the kernel tells nothing: more than most machines have, so that cold stays cold.
 _L3_UNKNOWN = 64 << 20
@@ -41,7 +42,7 @@ def last_level_cache(caches: Path = _CACHES) -> int:
     return sizes[max(sizes)] if sizes else _L3_UNKNOWN
 
 
-def commit(root: Path = Path(__file__).resolve().parent.parent) -> str | None:
+def commit(root: Path = _ROOT) -> str | None:
     """The commit that a checkout at `root` stands on; None for an installed wheel."""
     git = root / ".git"
     if git.is_file():  # a worktree

@@ -14,7 +14,7 @@ from .entrants import COLD_CACHES, Entrant, Maker, NotHereError, Site, WrongKern
 from .machine import last_level_cache
 from .results import Cell, Row, rows_of
 from .shapes import Shape
-from .timing import in_turns
+from .timing import Runner, in_turns
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ def race(
     """
     before = torch.get_num_threads()
     try:
-        for threads, shape, dtype in product(grid.threads, grid.shapes, grid.dtypes):
+        # Most threads first: a pool that was made with few does not grow.
+        for threads, shape, dtype in product(sorted(grid.threads, reverse=True), grid.shapes, grid.dtypes):
             torch.set_num_threads(threads)
             yield from _race_shape(makers, grid, ceilings, (threads, shape, dtype), advance)
     finally:
@@ -67,19 +68,27 @@ def _race_shape(
     advance: Callable[[str], None],
 ) -> Iterator[list[Row]]:
     threads, (n, k), dtype = where
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(n, k, generator=generator) / k**0.5
+    weight, x = draw((n, k), max(grid.ms))
     cold = COLD_CACHES * last_level_cache() if "cold" in grid.caches else 0
-    x = torch.randn(max(grid.ms), k, generator=generator)
     with torch.inference_mode():
         entrants, skips = _enter(makers, Site(weight, dtype, cold), x, grid.ms)
         yield skips
         for cache, m in product(grid.caches, grid.ms):
             cell = Cell(m, n, k, dtype, threads, cache)
-            bound = [entrant.bind(x[:m].to(entrant.dtype)) for entrant in entrants]
-            timings, spread = in_turns([calls if cache == "cold" else calls[:1] for calls in bound], grid.budget_s)
+            runners = []
+            for entrant in entrants:
+                calls = entrant.bind(x[:m].to(entrant.dtype))
+                runners.append(Runner(calls if cache == "cold" else calls[:1], entrant.pool))
+            timings, spread = in_turns(runners, grid.budget_s)
             yield rows_of(cell, entrants, timings, spread, ceilings)
             advance(str(cell))
+
+
+def draw(shape: Shape, m: int) -> tuple[Tensor, Tensor]:
+    """A weight (N, K) with outputs of unit variance, and activations (M, K): normal, float32, the same every time."""
+    n, k = shape
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(n, k, generator=generator) / k**0.5, torch.randn(m, k, generator=generator)
 
 
 def _enter(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gc
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import cycle
-from time import perf_counter
+from time import perf_counter, process_time, sleep
 
 Call = Callable[[], object]
 
@@ -16,9 +17,21 @@ NOISY_ABOVE = 0.05
 MIN_ROUNDS, MAX_ROUNDS = 5, 400
 # Shorter calls are timed several at a time: reading the clock takes 0.1 us.
 BATCH_S = 50e-6
-# Shorter calls are preceded by one that is not timed. It wakes the contestant's threads and outlasts those of the one
-# before, which may still spin; it also brings the activations into the cache, where a layer's input is in a model.
-WAKE_BELOW_S = 5e-3
+# Before shorter calls two are made that are not timed. They wake the contestant's threads and bring its activations
+# into the cache, where a layer's input is in a model.
+WAKE_BELOW_S, WAKE_CALLS = 2e-3, 2
+# Threads of a pool spin after a call: libgomp's 8 ms, onnxruntime's 30 ms, measured on 2 cores, where a spinning worker
+# made a call of another pool take 1.8 times as long. So nobody is timed before the pool used last is idle.
+_SETTLE_STEP_S, _IDLE_SHARE, _SETTLE_LIMIT_S = 2e-3, 0.1, 0.5
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A contestant: calls on copies of its weight, made in turn (one copy is hot, many are cold), and the pool whose
+    threads they use."""
+
+    calls: Sequence[Call]
+    pool: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,33 +58,36 @@ def spread(first: Timing, second: Timing) -> float:
     return high / low - 1
 
 
-def in_turns(contestants: Sequence[Sequence[Call]], budget_s: float) -> tuple[list[Timing], float]:
+def in_turns(runners: Sequence[Runner], budget_s: float) -> tuple[list[Timing], float]:
     """The Timing of each contestant, and the spread between the first one and itself, entered twice (A/A).
 
-    A contestant is a list of calls on copies of its weight, which it works through in turn: one copy is hot, many are
-    cold. Each round takes all contestants in a new order, so that none always follows the same neighbour.
+    Each round takes the pools, and the contestants of each pool, in a new order, so that none always follows the same
+    neighbour.
 
     Raises:
         ValueError: no contestants, or one without calls.
     """
-    if not contestants or not all(contestants):
-        raise ValueError("contestants: wants at least one, each with at least one call")
-    for calls in contestants:
-        for call in calls:
+    if not runners or not all(runner.calls for runner in runners):
+        raise ValueError("runners: wants at least one, each with at least one call")
+    for runner in runners:
+        for call in runner.calls:
             call()  # the first call on a copy may pack, plan or allocate
-    turns: list[Iterator[Call]] = [cycle(calls) for calls in contestants]
-    turns.append(turns[0])
-    entries = [_Entry(calls) for calls in turns]
-    order = random.Random(0)  # noqa: S311: an order, not a secret
-    end = perf_counter() + budget_s
+    entries = [_Entry(runner) for runner in runners]
+    entries.append(entries[0].again())
+    pools = [[e for e in entries if e.pool == pool] for pool in dict.fromkeys(e.pool for e in entries)]
+    order = random.Random(0)  # noqa: S311 (an order, not a secret)
     enabled = gc.isenabled()
     gc.disable()
     try:
+        end = perf_counter() + budget_s
         for done in range(MAX_ROUNDS):
             if done >= MIN_ROUNDS and perf_counter() >= end:
                 break
-            for entry in order.sample(entries, len(entries)):
-                entry.sample()
+            for pool in order.sample(pools, len(pools)):
+                if len(pools) > 1:
+                    _settle()
+                for entry in order.sample(pool, len(pool)):
+                    entry.sample()
     finally:
         if enabled:
             gc.enable()
@@ -79,18 +95,35 @@ def in_turns(contestants: Sequence[Sequence[Call]], budget_s: float) -> tuple[li
     return timings[:-1], spread(timings[0], timings[-1])
 
 
-class _Entry:
-    """A contestant in the race: its calls, and what it took so far."""
+def _settle() -> None:
+    """Sleeps until no thread of this process runs any more."""
+    end = perf_counter() + _SETTLE_LIMIT_S
+    while perf_counter() < end:
+        wall, used = perf_counter(), process_time()
+        sleep(_SETTLE_STEP_S)
+        if process_time() - used < _IDLE_SHARE * (perf_counter() - wall):
+            return
 
-    def __init__(self, calls: Iterator[Call]) -> None:
-        self._calls = calls
+
+class _Entry:
+    """A contestant in the race: its calls, and what they took so far."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.pool = runner.pool
         self.samples: list[float] = []
-        once = self._time(1)
-        self._batch = max(1, round(BATCH_S / max(once, 1e-9))) if once < BATCH_S else 1
-        self._wake = once < WAKE_BELOW_S
+        self._calls = cycle(runner.calls)
+        once = min(self._time(1) for _ in range(3))
+        self._batch = max(1, round(BATCH_S / max(once, 1e-9)))
+        self._wake = WAKE_CALLS if once < WAKE_BELOW_S else 0
+
+    def again(self) -> _Entry:
+        """The same contestant once more. Both work through the same copies, so that these stay cold."""
+        other = copy(self)
+        other.samples = []
+        return other
 
     def sample(self) -> None:
-        if self._wake:
+        for _ in range(self._wake):
             next(self._calls)()
         self.samples.append(self._time(self._batch))
 

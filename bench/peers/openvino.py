@@ -60,6 +60,6 @@ def _run(request: Any, x: Tensor) -> object:
 
 
 PEERS = (
-    Peer("openvino int8", 8, "int8", (torch.float32,), _int8, needs=("openvino",)),
-    Peer("openvino int4 g128", 4, "int8", (torch.float32,), _int4, needs=("openvino",)),
+    Peer("openvino int8", 8, "int8", (torch.float32,), _int8, "openvino", ("openvino",)),
+    Peer("openvino int4 g128", 4, "int8", (torch.float32,), _int4, "openvino", ("openvino",)),
 )

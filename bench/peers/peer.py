@@ -9,6 +9,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+# The pool that torch, nybble and whatever links libgomp.so.1 share.
+OPENMP = "openmp"
 # x (M, K) -> y (M, N), a tensor or a numpy array
 Layer = Callable[[Tensor], object]
 
@@ -23,6 +25,7 @@ class Peer:
     multiply: what its products are computed in, as far as it says: "int8", "bf16" or "fp32".
     dtypes: activations that it takes without converting them; where the dtype asked for is not among them it gets the
         first. The conversion is not on its clock.
+    pool: whose threads it runs on. Pools spin for a while after a call, and disturb those of others.
     needs: modules that must be installed.
     """
 
@@ -31,6 +34,7 @@ class Peer:
     multiply: str
     dtypes: tuple[torch.dtype, ...]
     make: Callable[[Tensor, torch.dtype, int], list[Layer]]
+    pool: str = OPENMP
     needs: tuple[str, ...] = ()
 
     def why_not(self) -> str | None:
