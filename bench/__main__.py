@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -112,11 +113,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measure(args: argparse.Namespace) -> int:
-    from .ceilings import ceilings
-
     rivals = peers.matching(args.peers)
     threads = [presets.THREADS] if args.preset else args.threads
-    limits = ceilings(threads)
+    limits = _ceilings(threads)
     with sink(args.out, args.json) as put:
         put([run_line(threads, limits)])
         if args.model:
@@ -134,6 +133,12 @@ def _measure(args: argparse.Namespace) -> int:
                 for rows in race(makers, grid, limits, advance):
                     put(rows)
     return 0
+
+
+def _ceilings(threads: Sequence[int]) -> dict[str, Any]:
+    from .ceilings import ceilings
+
+    return ceilings(threads)
 
 
 def _model(args: argparse.Namespace, put: presets.Put) -> None:

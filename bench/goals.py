@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from statistics import geometric_mean
@@ -54,7 +54,7 @@ TARGETS = (
 )
 OF_BOUND, GOPS = "time over the byte bound", "GOP/s"
 LIMITS = (Limit("w4a8g128", 1, OF_BOUND, 1.15, at_most=True), Limit("w8a8", 256, GOPS, 1800, at_most=False))
-_FIGURES = {OF_BOUND: lambda row: 1 / row["roofline"], GOPS: lambda row: row["gops"]}
+_FIGURES: dict[str, Callable[[Row], float]] = {OF_BOUND: lambda row: 1 / row["roofline"], GOPS: lambda row: row["gops"]}
 
 
 @dataclass(frozen=True)
@@ -93,19 +93,27 @@ def word(met: bool | None) -> str:
 def judge(goal: Target | Limit, rows: Iterable[Row]) -> Verdict:
     """The verdict on a target from the results of its scheme, one a shape."""
     mine = [row for row in rows if row.get("scheme") == goal.scheme and row["m"] == goal.m]
-    figure = _FIGURES[goal.name] if isinstance(goal, Limit) else lambda row: row[_KEYS[goal.baseline]]
-    reached = [(figure(row), row) for row in mine]
-    if not reached or any(value is None for value, _ in reached):
+    values = [value for value in (_reached(goal, row) for row in mine) if value is not None]
+    if not values or len(values) < len(mine):
         return Verdict(goal)
     lowest = not (isinstance(goal, Limit) and goal.at_most)
-    worst, row = (min if lowest else max)(reached, key=lambda pair: pair[0])
+    worst = min(values) if lowest else max(values)
+    row = mine[values.index(worst)]
     rival = {PEER: row["best_peer"], BF16: BF16}[goal.baseline] if isinstance(goal, Target) else None
-    return Verdict(goal, geometric_mean(value for value, _ in reached), worst, f"{row['n']}x{row['k']}", rival)
+    return Verdict(goal, geometric_mean(values), worst, f"{row['n']}x{row['k']}", rival)
+
+
+def _reached(goal: Target | Limit, row: Row) -> float | None:
+    if isinstance(goal, Limit):
+        return _FIGURES[goal.name](row)
+    ratio: float | None = row[_KEYS[goal.baseline]]
+    return ratio
 
 
 def verdicts(rows: Sequence[Row]) -> list[Verdict]:
     """On every target, in the order of the table, then on the limits."""
-    return [judge(goal, rows) for goal in (*TARGETS, *LIMITS)]
+    goals: tuple[Target | Limit, ...] = (*TARGETS, *LIMITS)
+    return [judge(goal, rows) for goal in goals]
 
 
 def table(found: Sequence[Verdict]) -> str:
