@@ -35,8 +35,8 @@ def random_llama(dtype: torch.dtype, shape: dict[str, Any] = SHAPE) -> nn.Module
 
     config = LlamaConfig(**shape)
     with torch.device("meta"):
-        model = LlamaForCausalLM(config)
-    model = model.to(dtype).to_empty(device="cpu")
+        empty: Any = LlamaForCausalLM(config)
+    model: Any = empty.to(dtype).to_empty(device="cpu")
     model.tie_weights()
     # Its frequencies are a buffer that no checkpoint holds, and that to_empty has lost.
     model.model.rotary_emb = type(model.model.rotary_emb)(config)
@@ -48,7 +48,8 @@ def random_llama(dtype: torch.dtype, shape: dict[str, Any] = SHAPE) -> nn.Module
             else:
                 for piece in parameter.view(-1).split(_NORMALS):
                     piece.copy_(normals[: len(piece)])
-    return model.eval()
+    done: nn.Module = model.eval()
+    return done
 
 
 def _dynamic() -> nn.Module:

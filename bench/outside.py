@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ def without_linears(model: nn.Module) -> Iterator[None]:
         if hasattr(child, "in_features") and hasattr(child, "out_features")
     ]
     for parent, name, child in found:
-        setattr(parent, name, _Stub(child.out_features))
+        setattr(parent, name, _Stub(cast(int, child.out_features)))
     try:
         yield
     finally:
