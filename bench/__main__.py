@@ -83,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="one JSON object a line")
     add("--out", type=Path, help="write the JSON lines to this file as they come")
     main.set_defaults(run=_measure)
-    forms = main.add_subparsers(metavar="report | compare")
+    forms = main.add_subparsers(metavar="report | compare | ceilings")
     report = forms.add_parser("report", help="show a file of results")
     report.add_argument("file", type=Path)
     report.add_argument("--html", type=Path, help="write a page")
@@ -94,6 +94,10 @@ def parser() -> argparse.ArgumentParser:
     diff.add_argument("after", type=Path)
     diff.add_argument("--fail-over", type=float, metavar="PERCENT", help="exit 1 where nybble is slower by more")
     diff.set_defaults(run=_compare)
+    limits = forms.add_parser("ceilings", help="what this machine can do at most")
+    limits.add_argument("--threads", type=_argument(numbers), default="1,2")
+    limits.add_argument("--remeasure", action="store_true", help="do not take them from the cache")
+    limits.set_defaults(run=_show_ceilings)
     return main
 
 
@@ -139,6 +143,13 @@ def _ceilings(threads: Sequence[int]) -> dict[str, Any]:
     from .ceilings import ceilings
 
     return ceilings(threads)
+
+
+def _show_ceilings(args: argparse.Namespace) -> int:
+    from .ceilings import show
+
+    show(args.threads, args.remeasure)
+    return 0
 
 
 def _model(args: argparse.Namespace, put: presets.Put) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from .entrants import Entrant
+from .machine import last_level_cache
 from .peers.torch_dense import BF16
 from .timing import NOISY_ABOVE, Timing
 
@@ -90,8 +91,12 @@ def _speed(cell: Cell, entrant: Entrant, timing: Timing, ceilings: Mapping[str, 
 
 
 def roofline(limits: Mapping[str, float], multiply: str, moved: int, operations: int, cache: str) -> tuple[str, float]:
-    """Which limit binds, "memory" or "compute", and the least microseconds that it allows."""
-    reads = limits["l3_gbps"] if cache == "hot" else max(limits["dram_gbps"], limits["dram_huge_gbps"])
+    """Which limit binds, "memory" or "compute", and the least microseconds that it allows.
+
+    Memory is the last level of cache for what is hot and fits there.
+    """
+    cached = cache == "hot" and moved <= last_level_cache()
+    reads = limits["l3_gbps"] if cached else max(limits["dram_gbps"], limits["dram_huge_gbps"])
     memory = moved / reads / 1e3
     compute = operations / limits["int8_gops" if multiply == "int8" else f"{multiply}_gflops"] / 1e3
     return ("memory", memory) if memory >= compute else ("compute", compute)

@@ -315,10 +315,12 @@ def test_results_have_every_key_and_hold_together():
     assert (kernel["takes"], fp32["takes"], bf16["takes"]) == ("bf16", "fp32", "bf16")
 
 
-def test_the_roofline_is_the_slower_of_memory_and_multiplies():
+def test_the_roofline_is_the_slower_of_memory_and_multiplies(monkeypatch):
+    monkeypatch.setattr(results, "last_level_cache", lambda: 200_000)
     limits = CEILINGS["threads"]["1"]
     assert results.roofline(limits, "int8", 45_000, 2_000, "cold") == ("memory", pytest.approx(1.0))
     assert results.roofline(limits, "int8", 200_000, 2_000, "hot") == ("memory", pytest.approx(1.0))
+    assert results.roofline(limits, "int8", 450_000, 2_000, "hot") == ("memory", pytest.approx(10.0))
     assert results.roofline(limits, "fp32", 45_000, 1_000_000, "cold") == ("compute", pytest.approx(2.0))
 
 
