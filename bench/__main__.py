@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     add("--cold", action="store_true", help="weights from memory: copies of more than 4 times the cache (the default)")
     add("--hot", action="store_true", help="weights from the cache where they fit; with --cold: both")
     add("--peers", default="*", help="glob on their names, or none")
-    add("--budget", type=_argument(_seconds), default="6", help="seconds that a cell may time")
+    add("--budget", type=_argument(_seconds), default="10", help="seconds that a cell may time")
     add("--preset", choices=presets.PRESETS, help="a run that says which targets are met")
     add("--model", nargs="?", const="*", metavar="GLOB", help="a whole model instead: decode, prefill and memory")
     add("--json", action="store_true", help="one JSON object a line")

@@ -20,6 +20,8 @@ BATCH_S = 50e-6
 # Before shorter calls two are made that are not timed. They wake the contestant's threads and bring its activations
 # into the cache, where a layer's input is in a model.
 WAKE_BELOW_S, WAKE_CALLS = 2e-3, 2
+# Who takes this many times as long as the fastest runs in every fourth round only, so that the others get more of them.
+SLOW, SLOW_EVERY = 8, 4
 # Threads of a pool spin after a call: libgomp's 8 ms, onnxruntime's 30 ms, measured on 2 cores, where a spinning worker
 # made a call of another pool take 1.8 times as long. So nobody is timed before the pool used last is idle.
 _SETTLE_STEP_S, _IDLE_SHARE, _SETTLE_LIMIT_S = 2e-3, 0.1, 0.5
@@ -62,7 +64,7 @@ def in_turns(runners: Sequence[Runner], budget_s: float) -> tuple[list[Timing], 
     """The Timing of each contestant, and the spread between the first one and itself, entered twice (A/A).
 
     Each round takes the pools, and the contestants of each pool, in a new order, so that none always follows the same
-    neighbour.
+    neighbour. The rounds end when budget_s is spent, but not before MIN_ROUNDS.
 
     Raises:
         ValueError: no contestants, or one without calls.
@@ -74,6 +76,7 @@ def in_turns(runners: Sequence[Runner], budget_s: float) -> tuple[list[Timing], 
             call()  # the first call on a copy may pack, plan or allocate
     entries = [_Entry(runner) for runner in runners]
     entries.append(entries[0].again())
+    fastest = min(entry.once for entry in entries)
     pools = [[e for e in entries if e.pool == pool] for pool in dict.fromkeys(e.pool for e in entries)]
     order = random.Random(0)  # noqa: S311 (an order, not a secret)
     enabled = gc.isenabled()
@@ -87,7 +90,8 @@ def in_turns(runners: Sequence[Runner], budget_s: float) -> tuple[list[Timing], 
                 if len(pools) > 1:
                     _settle()
                 for entry in order.sample(pool, len(pool)):
-                    entry.sample()
+                    if done % SLOW_EVERY == 0 or entry.once < SLOW * fastest:
+                        entry.sample()
     finally:
         if enabled:
             gc.enable()
@@ -112,9 +116,9 @@ class _Entry:
         self.pool = runner.pool
         self.samples: list[float] = []
         self._calls = cycle(runner.calls)
-        once = min(self._time(1) for _ in range(3))
-        self._batch = max(1, round(BATCH_S / max(once, 1e-9)))
-        self._wake = WAKE_CALLS if once < WAKE_BELOW_S else 0
+        self.once = max(min(self._time(1) for _ in range(3)), 1e-9)
+        self._batch = max(1, round(BATCH_S / self.once))
+        self._wake = WAKE_CALLS if self.once < WAKE_BELOW_S else 0
 
     def again(self) -> _Entry:
         """The same contestant once more. Both work through the same copies, so that these stay cold."""

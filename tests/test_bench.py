@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -274,7 +275,8 @@ def test_each_peer_computes_the_product(entry):
 # --- timing and results
 
 
-def test_every_contestant_is_called_in_turn_over_its_copies():
+def test_every_contestant_is_called_in_turn_over_its_copies(monkeypatch):
+    monkeypatch.setattr(timing, "SLOW", float("inf"))
     called = []
     runners = [timing.Runner([lambda i=i, c=c: called.append((i, c)) for c in range(3)]) for i in range(2)]
     timings, spread = timing.in_turns(runners, 1e-9)
@@ -283,6 +285,12 @@ def test_every_contestant_is_called_in_turn_over_its_copies():
     for i in range(2):
         order = [c for who, c in called if who == i]
         assert order == [c % 3 for c in range(len(order))]
+
+
+def test_the_slow_run_in_fewer_rounds():
+    runners = [timing.Runner([lambda: None]), timing.Runner([lambda: time.sleep(1e-3)])]
+    fast, slow = timing.in_turns(runners, 1e-9)[0]
+    assert (fast.rounds, slow.rounds) == (timing.MIN_ROUNDS, -(-timing.MIN_ROUNDS // timing.SLOW_EVERY))
 
 
 def test_nothing_to_time_is_refused():
