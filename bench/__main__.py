@@ -9,15 +9,18 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..demo.table import text_table
 from . import compare, peers, presets
 from .entrants import Maker, PeerMaker, WrongKernelError, kernel_makers
+from .figures import Figure, model
+from .goals import table, verdicts
 from .machine import run_line
 from .output import load, sink
 from .progress import progress
@@ -88,6 +91,7 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("file", type=Path)
     report.add_argument("--html", type=Path, help="write a page")
     report.add_argument("--png", type=Path, help="write a roofline plot")
+    report.add_argument("--markdown", action="store_true", help="only the table of targets, for a README")
     report.set_defaults(run=_report)
     diff = forms.add_parser("compare", help="what changed between two files of results")
     diff.add_argument("before", type=Path)
@@ -122,21 +126,28 @@ def _measure(args: argparse.Namespace) -> int:
     limits = _ceilings(threads)
     with sink(args.out, args.json) as put:
         put([run_line(threads, limits)])
-        if args.model:
-            _model(args, put)
-        elif args.preset:
-            run, steps = presets.PRESETS[args.preset]
-            with progress(steps) as advance:
-                for text in run(presets.Setup(rivals, args.budget, limits, put, advance)):
-                    print(text, file=sys.stderr if args.json else sys.stdout, flush=True)
-        else:
-            caches = [name for name in ("cold", "hot") if getattr(args, name)] or ["cold"]
-            makers: list[Maker] = [*kernel_makers(args.kernel), *map(PeerMaker, rivals)]
-            grid = Grid(args.shapes, args.m, args.dtype, args.threads, caches, args.budget)
-            with progress(grid.cells) as advance:
-                for rows in race(makers, grid, limits, advance):
-                    put(rows)
+        for text in _texts(args, rivals, limits, put):
+            print(text, file=sys.stderr if args.json else sys.stdout, flush=True)
     return 0
+
+
+def _texts(
+    args: argparse.Namespace, rivals: Sequence[peers.Peer], limits: dict[str, Any], put: presets.Put
+) -> Iterator[str]:
+    """Runs what was asked for; yields what there is to say beside the lines of results."""
+    if args.model:
+        yield from _model(args, put)
+    elif args.preset:
+        run, steps = presets.PRESETS[args.preset]
+        with progress(steps) as advance:
+            yield from run(presets.Setup(rivals, args.budget, limits, put, advance))
+    else:
+        caches = [name for name in ("cold", "hot") if getattr(args, name)] or ["cold"]
+        makers: list[Maker] = [*kernel_makers(args.kernel), *map(PeerMaker, rivals)]
+        grid = Grid(args.shapes, args.m, args.dtype, args.threads, caches, args.budget)
+        with progress(grid.cells) as advance:
+            for rows in race(makers, grid, limits, advance):
+                put(rows)
 
 
 def _ceilings(threads: Sequence[int]) -> dict[str, Any]:
@@ -152,18 +163,39 @@ def _show_ceilings(args: argparse.Namespace) -> int:
     return 0
 
 
-def _model(args: argparse.Namespace, put: presets.Put) -> None:
+def _model(args: argparse.Namespace, put: presets.Put) -> Iterator[str]:
     from .model import run
+    from .report import model_table
 
     for threads in args.threads:
+        rows = []
         for result in run(args.model, threads):
-            put([asdict(result)])
+            rows.append(asdict(result))
+            put(rows[-1:])
+        headers, lines = model_table(rows) or ((), [])
+        yield text_table(headers, lines, right=range(1, len(headers)))
+        for figure in model(rows):
+            put([figure.line()])
+            yield str(figure)
 
 
 def _report(args: argparse.Namespace) -> int:
+    rows = load(args.file)
+    results = [row for row in rows if row["kind"] == "result"]
+    targets = verdicts(results) if any(row["kind"] == "target" for row in rows) else []
+    if args.markdown:
+        if not targets:
+            raise ValueError(f"{args.file}: is not of --preset cpu-targets")
+        print(table(targets, markdown=True))
+        return 0
     from .report import report
 
-    print(report(load(args.file), html=args.html, png=args.png))
+    print(report(rows, html=args.html, png=args.png))
+    if targets:
+        print(f"\n{table(targets)}")
+    for row in rows:
+        if row["kind"] == "figure":
+            print(Figure.of(row))
     return 0
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -26,6 +26,10 @@ ODD = (
     ((33, 4096), (32, 4096), 256),
     ((4096, 70), (4096, 64), 256),
 )
+# Of a whole model: quantity, least value, and least ratio to torch bf16.
+MODEL = "nybble w4a8g128"
+MODEL_BASELINE = "torch bf16"
+MODEL_LEAST = {"decode_tokens_s": (60.0, 4.0), "prefill_tokens_s": (1000.0, 2.0)}
 MOST_OVERHEAD_US, MOST_ODD, MOST_GROUPS, MOST_ASYMMETRIC, LEAST_SCALING = 5.0, 1.15, 1.15, 1.10, 1.85
 
 
@@ -46,6 +50,11 @@ class Figure:
     def line(self) -> dict[str, Any]:
         """As a line of results."""
         return {"kind": "figure", **asdict(self), "met": self.met}
+
+    @classmethod
+    def of(cls, line: Mapping[str, Any]) -> Figure:
+        """The figure of a line of results."""
+        return cls(**{field.name: line[field.name] for field in fields(cls)})
 
     def __str__(self) -> str:
         sign = "<=" if self.at_most else ">="
@@ -126,6 +135,19 @@ def scaling(budget_s: float) -> Iterator[Figure]:
         torch.set_num_threads(before)
     for scheme, one, two in zip(SCHEMES, times[1], times[2], strict=True):
         yield Figure(f"{scheme} M=256, 1 thread over 2", one / two, "x", LEAST_SCALING, at_most=False)
+
+
+def model(rows: Sequence[Mapping[str, Any]]) -> Iterator[Figure]:
+    """What the lines of ``--model`` say of the targets, where the contestants that they name ran."""
+    by_name = {row["contestant"]: row for row in rows}
+    for quantity, (least, ratio) in MODEL_LEAST.items():
+        if MODEL in by_name:
+            name = quantity.removesuffix("_tokens_s")
+            value = by_name[MODEL][quantity]
+            yield Figure(f"{MODEL}, {name}", value, " tokens/s", least, at_most=False)
+            if MODEL_BASELINE in by_name:
+                over = value / by_name[MODEL_BASELINE][quantity]
+                yield Figure(f"{MODEL}, {name} over {MODEL_BASELINE}", over, "x", ratio, at_most=False)
 
 
 FIGURES = (overhead, odd, groups, scaling)

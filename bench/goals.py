@@ -14,6 +14,11 @@ Row = Mapping[str, Any]
 
 MS = (1, 4, 16, 64, 256)
 PEER, BF16 = "best peer of its width", "torch bf16"
+LEGEND = (
+    "speed over the baseline: geometric mean of the shapes (worst shape) / target; met when the worst shape reaches it; "
+    "* over torch bf16, else over the best peer of the same weight width"
+)
+STAR = "\\*"
 _KEYS = {PEER: "vs_peer", BF16: "vs_bf16"}
 
 
@@ -116,25 +121,24 @@ def verdicts(rows: Sequence[Row]) -> list[Verdict]:
     return [judge(goal, rows) for goal in goals]
 
 
-def table(found: Sequence[Verdict]) -> str:
+def table(found: Sequence[Verdict], markdown: bool = False) -> str:
     """The table of targets: in each cell the mean, the worst shape and the target; under it what each miss is about."""
     ratios = {(v.goal.scheme, v.goal.m): v for v in found if isinstance(v.goal, Target)}
     schemes = list(dict.fromkeys(scheme for scheme, _ in ratios))
-    cells = {key: _cell(verdict) for key, verdict in ratios.items()}
-    lines = [(scheme, *(cells[scheme, m] for m in MS)) for scheme in schemes]
-    parts = [
-        "speed over the baseline: geometric mean of the shapes (worst shape) / target; * the baseline is torch bf16,",
-        "elsewhere the best peer of the same weight width; met when the worst shape reaches the target",
-        "",
-        text_table(("", *(f"M={m}" for m in MS)), lines),
+    headers = ("", *(f"M={m}" for m in MS))
+    lines = [(scheme, *(_cell(ratios[scheme, m]) for m in MS)) for scheme in schemes]
+    if markdown:
+        lines = [("---",) * len(headers), *lines]
+        drawn = "\n".join(f"| {' | '.join(line)} |" for line in (headers, *lines))
+    else:
+        drawn = text_table(headers, lines)
+    limits = [_limit_text(verdict) for verdict in found if isinstance(verdict.goal, Limit)]
+    misses = [
+        f"MISSED {scheme} M={m}: {verdict.worst:.2f}x of {verdict.rival} at {verdict.worst_shape}"
+        for scheme, m in product(schemes, MS)
+        if (verdict := ratios[scheme, m]).met is False
     ]
-    for verdict in (v for v in found if isinstance(v.goal, Limit)):
-        parts.append(_limit_text(verdict))
-    for scheme, m in product(schemes, MS):
-        verdict = ratios[scheme, m]
-        if verdict.met is False:
-            parts.append(f"MISSED {scheme} M={m}: {verdict.worst:.2f}x of {verdict.rival} at {verdict.worst_shape}")
-    return "\n".join(parts)
+    return "\n".join((LEGEND, "", drawn, "", *limits, *misses)).replace("*", STAR if markdown else "*")
 
 
 def _cell(verdict: Verdict) -> str:

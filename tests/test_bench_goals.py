@@ -82,6 +82,20 @@ def test_the_table_says_reached_worst_target_and_verdict():
     assert all(json.loads(json.dumps(verdict.line()))["kind"] == "target" for verdict in found)
 
 
+def test_report_shows_the_targets_of_a_file(tmp_path, capsys):
+    rows = [row("w4a8g128", 4, vs_peer=1.4, bound="memory", noisy=False)]
+    extra = [verdict.line() for verdict in goals.verdicts(rows)] + [figures.Figure("f", 1.2, "x", 1.15).line()]
+    path = write(tmp_path / "a", *rows, *extra)
+    assert cli.main(["report", path, "--markdown"]) == 0
+    text = capsys.readouterr().out
+    assert "| w4a8g128 | - / 1.15x not measured | 1.40x (1.40x) / 1.3x met |" in text
+    assert "1.2x\\* not measured" in text
+    assert cli.main(["report", path]) == 0
+    assert "f: 1.2x (<= 1.15x) MISSED" in capsys.readouterr().out
+    assert cli.main(["report", write(tmp_path / "b", *rows), "--markdown"]) == 1
+    assert "not of --preset" in capsys.readouterr().err
+
+
 # --- the other figures
 
 
@@ -110,6 +124,18 @@ def test_every_figure_is_named_and_computed(monkeypatch):
     assert values["4095x4097 over 4096x4096 M=256 w8a8, per operation"] == pytest.approx(1.0)
     assert values["64x64 M=1 fp32 w8a8, module call"] == pytest.approx(4096)
     assert {1, 2} <= {threads for m, _, _, threads in asked if m == 256}
+
+
+def test_model_figures_from_lines():
+    rows = [{"contestant": "torch bf16", "decode_tokens_s": 16.0, "prefill_tokens_s": 600.0}]
+    assert list(figures.model(rows)) == []
+    rows.append({"contestant": "nybble w4a8g128", "decode_tokens_s": 80.0, "prefill_tokens_s": 900.0})
+    assert [(figure.value, figure.met) for figure in figures.model(rows)] == [
+        (80.0, True),
+        (5.0, True),
+        (900.0, False),
+        (1.5, False),
+    ]
 
 
 def test_odd_shapes_are_large_enough_to_count():
