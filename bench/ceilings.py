@@ -88,13 +88,18 @@ def _multiplies(kind: str, threads: int) -> float:
     return work / seconds / 1e9
 
 
-def table(found: dict[str, dict[str, Limits]]) -> str:
-    """The ceilings as text, a line for each thread count."""
+def columns(found: dict[str, dict[str, Limits]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The ceilings as a heading and a line for each thread count."""
     rows = [
         (count, *(f"{limits[name]:.1f}" if "gbps" in name else f"{limits[name]:.0f}" for name in _COLUMNS))
         for count, limits in found["threads"].items()
     ]
-    return text_table(("threads", *_COLUMNS.values()), rows, right=range(1 + len(_COLUMNS)))
+    return ("threads", *_COLUMNS.values()), rows
+
+
+def table(found: dict[str, dict[str, Limits]]) -> str:
+    """The same as text."""
+    return text_table(*columns(found), right=range(1 + len(_COLUMNS)))
 
 
 def show(threads: Sequence[int], remeasure: bool = False) -> None:
