@@ -5,14 +5,13 @@ A process of its own makes the peak of memory honest; turns (A B A B) let a drif
 
 from __future__ import annotations
 
-import argparse
-import json
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
+from multiprocessing import get_context
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -129,12 +128,13 @@ def measure(contestant: str, threads: int) -> ModelResult:
     )
 
 
-def _spawn(contestant: str, threads: int) -> ModelResult:
-    command = [sys.executable, "-m", __spec__.name, contestant, str(threads)]
-    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)  # noqa: S603
-    if done.returncode:
-        raise RuntimeError(f"{contestant}: its process ended with {done.returncode}")
-    return ModelResult(**json.loads(done.stdout))
+def _apart(contestant: str, threads: int) -> ModelResult:
+    """Measures a contestant in a new process, which inherits nothing."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        try:
+            return pool.submit(measure, contestant, threads).result()
+        except BrokenProcessPool as error:
+            raise ChildProcessError(f"{contestant}: its process died, as it does when memory runs out") from error
 
 
 def _best(results: Sequence[ModelResult]) -> ModelResult:
@@ -155,26 +155,13 @@ def run(pattern: str, threads: int, turns: int = TURNS) -> Iterator[ModelResult]
     Raises:
         ImportError: transformers is not installed.
         ValueError: nothing matches.
-        RuntimeError: a contestant's process failed; it said why on stderr.
+        ChildProcessError: a contestant's process died.
     """
     if find_spec("transformers") is None:
         raise ImportError("the model bench needs transformers: pip install transformers")
     names = [name for name in CONTESTANTS if fnmatchcase(name, pattern)]
     if not names:
         raise ValueError(f"{pattern!r}: matches none of {', '.join(CONTESTANTS)}")
-    rounds = [[_spawn(name, threads) for name in names] for _ in range(turns)]
+    rounds = [[_apart(name, threads) for name in names] for _ in range(turns)]
     for results in zip(*rounds, strict=True):
         yield _best(results)
-
-
-def main() -> None:
-    """What the process of one contestant does: its result, as one line of JSON."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("contestant", choices=CONTESTANTS)
-    parser.add_argument("threads", type=int)
-    args = parser.parse_args()
-    print(json.dumps(asdict(measure(args.contestant, args.threads))))
-
-
-if __name__ == "__main__":
-    main()
