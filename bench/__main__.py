@@ -7,7 +7,6 @@ forbids), 2 wrong usage.
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -24,12 +23,10 @@ from .goals import table, verdicts
 from .machine import run_line
 from .output import load, sink
 from .progress import progress
+from .quiet import quiet
 from .results import DTYPES
 from .run import Grid, race
 from .shapes import SETS, parse_shapes
-
-# What these say when they are imported is about GPUs.
-_CHATTY = ("torchao", "bitsandbytes", "torch.utils._pytree")
 
 
 def numbers(text: str) -> list[int]:
@@ -109,8 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the bench; returns the exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
     args = parser().parse_args(words)
-    for name in _CHATTY:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet()
     try:
         if getattr(args, "preset", None) == "avx2-targets":
             presets.hold_to_avx2(words)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..demo.variants import held_bytes
 from .llama import CONTESTANTS, SHAPE
 from .outside import op_ms, without_linears
+from .quiet import quiet
 
 PROMPT, STEPS, PREFILL = 16, 32, 256
 PREFILL_RUNS = 5
@@ -130,7 +131,7 @@ def measure(contestant: str, threads: int) -> ModelResult:
 
 def _apart(contestant: str, threads: int) -> ModelResult:
     """Measures a contestant in a new process, which inherits nothing."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, get_context("spawn"), initializer=quiet) as pool:
         try:
             return pool.submit(measure, contestant, threads).result()
         except BrokenProcessPool as error:

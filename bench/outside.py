@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from ..demo.breakdown import quiet_kineto
+
 _TOP = 6  # operations named
 
 
@@ -49,7 +51,7 @@ def without_linears(model: nn.Module) -> Iterator[None]:
 def op_ms(run: Callable[[], object], steps: int) -> dict[str, float]:
     """The operations with the most time of their own: name -> milliseconds a step, by torch.profiler."""
     run()
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+    with quiet_kineto(), profile(activities=[ProfilerActivity.CPU]) as profiler:
         run()
     events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
     return {event.key: event.self_cpu_time_total / 1e3 / steps for event in events[:_TOP]}
