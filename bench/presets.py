@@ -65,20 +65,20 @@ def avx2_targets(setup: Setup) -> Iterator[str]:
     for lines in race([*layer_makers(["w8a8"]), *fp32], _grid([LARGE], (1, 256), setup), setup.ceilings, setup.advance):
         setup.put(lines)
         rows += [line for line in lines if line["kind"] == "result"]
-    for figure in _avx2_figures(rows, setup.ceilings):
+    for figure in _avx2_figures(rows):
         setup.put([figure.line()])
         yield str(figure)
 
 
-def _avx2_figures(rows: Sequence[Row], ceilings: dict[str, Any]) -> Iterator[Figure]:
+def _avx2_figures(rows: Sequence[Row]) -> Iterator[Figure]:
     us = {(row["contestant"], row["m"]): row["us"] for row in rows}
     if (FP32, 256) in us:
         ratio = us[FP32, 256] / us["nybble w8a8", 256]
         yield Figure("avx2 w8a8 4096x4096 M=256 over torch fp32", ratio, "x", LEAST_AVX2_SPEEDUP, at_most=False)
     (one,) = (row for row in rows if row["scheme"] == "w8a8" and row["m"] == 1)
-    read = ceilings["threads"][str(THREADS)]["dram_gbps"]
-    share = one["gbps"] / read
-    yield Figure("avx2 w8a8 4096x4096 M=1, share of the read speed", share, "", LEAST_AVX2_MEMORY, at_most=False)
+    yield Figure(
+        "avx2 w8a8 4096x4096 M=1, share of the read speed", one["roofline"], "", LEAST_AVX2_MEMORY, at_most=False
+    )
 
 
 def _grid(shapes: Sequence[tuple[int, int]], ms: Sequence[int], setup: Setup) -> Grid:

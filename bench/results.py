@@ -36,9 +36,9 @@ class Cell:
 
 
 def rows_of(
-    cell: Cell, entrants: Sequence[Entrant], timings: Sequence[Timing], spread: float, ceilings: Mapping[str, Any]
+    cell: Cell, entrants: Sequence[Entrant], timings: Sequence[Timing], spread: float, limits: Mapping[str, float]
 ) -> list[Row]:
-    """One result for each entrant of a cell."""
+    """One result for each entrant of a cell. limits: the ceilings for its threads, and read_gbps, see run.reading."""
     seconds = {entrant.name: timing.median for entrant, timing in zip(entrants, timings, strict=True)}
     rows = []
     for entrant, timing in zip(entrants, timings, strict=True):
@@ -58,7 +58,7 @@ def rows_of(
                 "k": cell.k,
                 "threads": cell.threads,
                 "cache": cell.cache,
-                **_speed(cell, entrant, timing, ceilings),
+                **_speed(cell, entrant, timing, limits),
                 "spread": round(spread, 4),
                 "noisy": spread > NOISY_ABOVE,
                 "rounds": timing.rounds,
@@ -70,11 +70,10 @@ def rows_of(
     return rows
 
 
-def _speed(cell: Cell, entrant: Entrant, timing: Timing, ceilings: Mapping[str, Any]) -> Row:
+def _speed(cell: Cell, entrant: Entrant, timing: Timing, limits: Mapping[str, float]) -> Row:
     """Microseconds; bytes of the weight, the activations and the output, once each; rates; the bound and its share."""
     moved = entrant.weight_bytes + cell.m * (cell.n + cell.k) * entrant.dtype.itemsize
     operations = 2 * cell.m * cell.n * cell.k
-    limits = ceilings["threads"][str(cell.threads)]
     bound, bound_us = roofline(limits, entrant.multiply, moved, operations, cell.cache)
     us, p10, p90 = (round(seconds * 1e6, 3) for seconds in (timing.median, timing.p10, timing.p90))
     return {
@@ -87,16 +86,20 @@ def _speed(cell: Cell, entrant: Entrant, timing: Timing, ceilings: Mapping[str, 
         "multiply": entrant.multiply,
         "bound": bound,
         "roofline": round(bound_us / us, 4),
+        "read_gbps": limits.get("read_gbps"),
     }
 
 
 def roofline(limits: Mapping[str, float], multiply: str, moved: int, operations: int, cache: str) -> tuple[str, float]:
     """Which limit binds, "memory" or "compute", and the least microseconds that it allows.
 
-    Memory is the last level of cache for what is hot and fits there.
+    Memory is the last level of cache for what is hot and fits there; else the fastest that it was seen to be read, by
+    the probes or in this race.
     """
-    cached = cache == "hot" and moved <= last_level_cache()
-    reads = limits["l3_gbps"] if cached else max(limits["dram_gbps"], limits["dram_huge_gbps"])
+    if cache == "hot" and moved <= last_level_cache():
+        reads = limits["l3_gbps"]
+    else:
+        reads = max(limits[name] for name in ("dram_gbps", "dram_huge_gbps", "read_gbps") if limits.get(name))
     memory = moved / reads / 1e3
     compute = operations / limits["int8_gops" if multiply == "int8" else f"{multiply}_gflops"] / 1e3
     return ("memory", memory) if memory >= compute else ("compute", compute)

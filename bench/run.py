@@ -12,9 +12,10 @@ from torch import Tensor
 
 from .entrants import COLD_CACHES, Entrant, Maker, NotHereError, Site, WrongKernelError
 from .machine import last_level_cache
+from .peers.peer import OPENMP
 from .results import Cell, Row, rows_of
 from .shapes import Shape
-from .timing import Runner, in_turns
+from .timing import Call, Runner, in_turns
 
 
 @dataclass(frozen=True)
@@ -71,17 +72,32 @@ def _race_shape(
     weight, x = draw((n, k), max(grid.ms))
     cold = COLD_CACHES * last_level_cache() if "cold" in grid.caches else 0
     with torch.inference_mode():
-        entrants, skips = _enter(makers, Site(weight, dtype, cold), x, grid.ms)
+        site = Site(weight, dtype, cold)
+        entrants, skips = _enter(makers, site, x, grid.ms)
         yield skips
+        read_bytes, reads = reading(site, entrants[0].weight_bytes)
         for cache, m in product(grid.caches, grid.ms):
             cell = Cell(m, n, k, dtype, threads, cache)
             runners = []
             for entrant in entrants:
                 calls = entrant.bind(x[:m].to(entrant.dtype))
                 runners.append(Runner(calls if cache == "cold" else calls[:1], entrant.pool))
+            limits = dict(ceilings["threads"][str(threads)])
+            if cache == "cold":
+                runners.append(Runner(reads, OPENMP))
             timings, spread = in_turns(runners, grid.budget_s)
-            yield rows_of(cell, entrants, timings, spread, ceilings)
+            if cache == "cold":
+                limits["read_gbps"] = round(read_bytes / timings.pop().median / 1e9, 2)
+            yield rows_of(cell, entrants, timings, spread, limits)
             advance(str(cell))
+
+
+def reading(site: Site, weight_bytes: int) -> tuple[int, list[Call]]:
+    """Bytes about as many as a weight's, and calls that only read them, copy after copy: the memory's speed at the time
+    of the race, which on a shared machine is not that of the day before."""
+    words = max(1, weight_bytes // 8)
+    # Ones: zeros that nobody wrote all lie in one page.
+    return 8 * words, [torch.ones(words, dtype=torch.int64).amax for _ in range(site.copies(8 * words))]
 
 
 def draw(shape: Shape, m: int) -> tuple[Tensor, Tensor]:

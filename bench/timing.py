@@ -20,7 +20,7 @@ BATCH_S = 50e-6
 # Before shorter calls two are made that are not timed. They wake the contestant's threads and bring its activations
 # into the cache, where a layer's input is in a model.
 WAKE_BELOW_S, WAKE_CALLS = 2e-3, 2
-# Who takes this many times as long as the fastest runs in every fourth round only, so that the others get more of them.
+# Who takes this many times as long as the first runs in every fourth round only, so that the others get more of them.
 SLOW, SLOW_EVERY = 8, 4
 # Threads of a pool spin after a call: libgomp's 8 ms, onnxruntime's 30 ms, measured on 2 cores, where a spinning worker
 # made a call of another pool take 1.8 times as long. So nobody is timed before the pool used last is idle.
@@ -76,7 +76,6 @@ def in_turns(runners: Sequence[Runner], budget_s: float) -> tuple[list[Timing], 
             call()  # the first call on a copy may pack, plan or allocate
     entries = [_Entry(runner) for runner in runners]
     entries.append(entries[0].again())
-    fastest = min(entry.once for entry in entries)
     pools = [[e for e in entries if e.pool == pool] for pool in dict.fromkeys(e.pool for e in entries)]
     order = random.Random(0)  # noqa: S311 (an order, not a secret)
     enabled = gc.isenabled()
@@ -90,7 +89,7 @@ def in_turns(runners: Sequence[Runner], budget_s: float) -> tuple[list[Timing], 
                 if len(pools) > 1:
                     _settle()
                 for entry in order.sample(pool, len(pool)):
-                    if done % SLOW_EVERY == 0 or entry.once < SLOW * fastest:
+                    if done % SLOW_EVERY == 0 or entry.once < SLOW * entries[0].once:
                         entry.sample()
     finally:
         if enabled:

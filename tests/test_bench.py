@@ -21,7 +21,7 @@ LIMITS = {"dram_gbps": 40, "dram_huge_gbps": 45, "l3_gbps": 200, "int8_gops": 20
 CEILINGS = {"threads": {"1": {**LIMITS, "fp32_gflops": 500}}}
 KEYS = """
     kind contestant peer scheme weight_bits dtype takes m n k threads cache us us_p10 us_p90 bytes gbps gops multiply
-    bound roofline spread noisy rounds vs_bf16 best_peer vs_peer
+    bound roofline read_gbps spread noisy rounds vs_bf16 best_peer vs_peer
 """
 TINY = run.Grid(((48, 64),), (1, 5), (torch.bfloat16,), (1,), ("hot",), 0.001)
 W4A8 = Scheme.parse("w4a8g32")
@@ -323,11 +323,26 @@ def test_results_have_every_key_and_hold_together():
     assert (kernel["takes"], fp32["takes"], bf16["takes"]) == ("bf16", "fp32", "bf16")
 
 
+def test_the_memory_is_read_in_every_cold_race(monkeypatch):
+    monkeypatch.setattr(run, "last_level_cache", lambda: 10_000)
+    makers = [entrants.KernelMaker(scalar(), W4A8)]
+    cold, hot = lines(makers, replace(TINY, ms=(1,), caches=("cold", "hot")))
+    assert cold["read_gbps"] > 0
+    assert hot["read_gbps"] is None
+    assert set(cold) == set(KEYS.split())
+    read_bytes, calls = run.reading(entrants.Site(torch.zeros(2, 2), torch.float32, 40_000), 1003)
+    assert read_bytes == 1000
+    assert len(calls) * read_bytes > 40_000
+    assert len({call.__self__.data_ptr() for call in calls}) == len(calls)
+
+
 def test_the_roofline_is_the_slower_of_memory_and_multiplies(monkeypatch):
     monkeypatch.setattr(results, "last_level_cache", lambda: 200_000)
     limits = CEILINGS["threads"]["1"]
     assert results.roofline(limits, "int8", 45_000, 2_000, "cold") == ("memory", pytest.approx(1.0))
     assert results.roofline(limits, "int8", 200_000, 2_000, "hot") == ("memory", pytest.approx(1.0))
+    faster = {**limits, "read_gbps": 90}
+    assert results.roofline(faster, "int8", 45_000, 2_000, "cold") == ("memory", pytest.approx(0.5))
     assert results.roofline(limits, "int8", 450_000, 2_000, "hot") == ("memory", pytest.approx(10.0))
     assert results.roofline(limits, "fp32", 45_000, 1_000_000, "cold") == ("compute", pytest.approx(2.0))
 
