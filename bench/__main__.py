@@ -7,6 +7,7 @@ forbids), 2 wrong usage.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -108,9 +109,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(words)
     quiet()
     try:
-        if getattr(args, "preset", None) == "avx2-targets":
+        if args.preset == "avx2-targets":
             presets.hold_to_avx2(words)
-        return int(args.run(args))
+        code = int(args.run(args))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # The reader, `head` say, has what it wanted; the interpreter must not try to flush once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (WrongKernelError, ValueError, ImportError, OSError) as error:
         print(f"nybble.bench: {error}", file=sys.stderr)
         return 1

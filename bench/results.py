@@ -93,13 +93,12 @@ def _speed(cell: Cell, entrant: Entrant, timing: Timing, limits: Mapping[str, fl
 def roofline(limits: Mapping[str, float], multiply: str, moved: int, operations: int, cache: str) -> tuple[str, float]:
     """Which limit binds, "memory" or "compute", and the least microseconds that it allows.
 
-    Memory is the last level of cache for what is hot and fits there; else the fastest that it was seen to be read, by
-    the probes or in this race.
+    Memory is the last level of cache for what is hot and fits there; else it is as fast as it was read in this race, or
+    by the probes where the race did not read it.
     """
-    if cache == "hot" and moved <= last_level_cache():
-        reads = limits["l3_gbps"]
-    else:
-        reads = max(limits[name] for name in ("dram_gbps", "dram_huge_gbps", "read_gbps") if limits.get(name))
+    probed = max(limits["dram_gbps"], limits["dram_huge_gbps"])
+    cached = cache == "hot" and moved <= last_level_cache()
+    reads = limits["l3_gbps"] if cached else limits.get("read_gbps", probed)
     memory = moved / reads / 1e3
     compute = operations / limits["int8_gops" if multiply == "int8" else f"{multiply}_gflops"] / 1e3
     return ("memory", memory) if memory >= compute else ("compute", compute)

@@ -77,6 +77,30 @@ def test_shapes_come_once_each_in_order():
     assert set(everything) == {shape for named in shapes.SETS.values() for shape in named}
 
 
+def test_a_run_writes_the_run_then_its_results(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(cli, "_ceilings", lambda threads: CEILINGS)
+    words = ["--kernel", "w4a8_scalar-w4a8g32", "--shapes", "48x64", "--m", "1,5", "--threads", "1", "--hot"]
+    words += ["--peers", "torch bf16", "--budget", "0.001"]
+    assert cli.main([*words, "--json", "--out", str(tmp_path / "a")]) == 0
+    printed = capsys.readouterr().out
+    assert printed == (tmp_path / "a").read_text()
+    first, *rest = (json.loads(line) for line in printed.splitlines())
+    assert set(first) == {"kind", "date", "commit", "cpu", "targets", "threads", "versions", "ceilings"}
+    assert [(line["kind"], line["contestant"], line["m"]) for line in rest] == [
+        ("result", name, m) for m in (1, 5) for name in ("w4a8_scalar", "torch bf16")
+    ]
+    assert cli.main(words) == 0
+    assert "48x64  m=5  bf16  1 thread  hot" in capsys.readouterr().out
+
+
+def test_a_glob_that_matches_nothing_is_a_stated_failure(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_ceilings", lambda threads: CEILINGS)
+    assert cli.main(["--kernel", "w3*", "--threads", "1"]) == 1
+    assert "no kernel that runs here matches" in capsys.readouterr().err
+    assert cli.main(["--peers", "mkl"]) == 1
+    assert "matches none of" in capsys.readouterr().err
+
+
 # --- the machine
 
 

@@ -46,13 +46,11 @@ def _options() -> Any:
     of 2048x2048, M=16, 4 bits: 209 us with one pool, 382 us with a spinning pool each, 232 us with a sleeping one each.
     """
     runtime: Any = import_module("onnxruntime")
-    options, threads = runtime.SessionOptions(), torch.get_num_threads()
-    if threads == 1:
-        options.intra_op_num_threads = 1
-    elif threads == _pool_threads():
-        options.use_per_session_threads = False
-    else:
+    threads = torch.get_num_threads()
+    if threads != _pool_threads():
         raise ValueError(f"its pool has {_pool_threads()} threads for good; run --threads {threads} in its own process")
+    options = runtime.SessionOptions()
+    options.use_per_session_threads = False
     return options
 
 

@@ -78,7 +78,7 @@ def _call_int4pack(x: Tensor, packed: Tensor, scale_and_zero: Tensor) -> Tensor:
     return torch._weight_int4pack_mm_for_cpu(x, packed, _GROUP, scale_and_zero)
 
 
-_FLOAT, _BF16_FIRST = (torch.float32,), (torch.bfloat16, torch.float16, torch.float32)
+_FLOAT, _BF16_FIRST = (torch.float32,), (torch.bfloat16, torch.float32)
 
 PEERS = (
     Peer("torch dynamic x86", 8, "int8", _FLOAT, partial(_dynamic, engine="x86")),
