@@ -1,63 +1,216 @@
-"""``python -m nybble.bench``: every kernel of the registry that runs here, checked, then timed against torch.
+"""``python -m nybble.bench``: checks kernels, then times them against torch and other libraries.
 
-Weights are hot: one copy, in the caches where it fits. Ratios are of medians of one interleaved run.
+Exit codes: 0 done, 1 a stated failure (a wrong kernel, a file that is none, a slowdown that `compare --fail-over`
+forbids), 2 wrong usage.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from .run import WrongKernelError, bench, usable_cases
+from ..demo.table import text_table
+from . import compare, peers, presets
+from .entrants import Maker, PeerMaker, WrongKernelError, kernel_makers
+from .figures import Figure, model
+from .goals import table, verdicts
+from .machine import run_line
+from .output import load, sink
+from .progress import progress
+from .quiet import quiet
+from .results import DTYPES
+from .run import Grid, race
+from .shapes import SETS, parse_shapes
 
-_ROW = "{:24} {:>16} {:>6} {:>11} {:>10} {:>8} {:>8} {:>9} {:>9}"
+
+def numbers(text: str) -> list[int]:
+    """Comma-separated integers above 0."""
+    found = [int(part) for part in text.split(",")]
+    if min(found) < 1:
+        raise ValueError(f"{text!r}: must be above 0")
+    return found
 
 
-def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+def dtypes(text: str) -> list[torch.dtype]:
+    """Comma-separated names of dtypes."""
+    unknown = [name for name in text.split(",") if name not in DTYPES]
+    if unknown:
+        raise ValueError(f"{', '.join(unknown)}: not one of {', '.join(DTYPES)}")
+    return [DTYPES[name] for name in text.split(",")]
 
 
-def _shapes(text: str) -> list[tuple[int, int]]:
-    pairs = [part.split("x") for part in text.split(",")]
-    return [(int(n), int(k)) for n, k in pairs]
+def _seconds(text: str) -> float:
+    if not 0 < float(text) < 3600:
+        raise ValueError(f"{text}: must be above 0 and below 3600")
+    return float(text)
 
 
-def main() -> int:
-    """Runs the benchmark; returns the exit code: 0, 1 for a wrong kernel, 2 for bad arguments."""
-    parser = argparse.ArgumentParser(prog="python -m nybble.bench", description="Check and time nybble's kernels.")
-    parser.add_argument("--kernel", default="*", help="glob on <kernel>-<scheme>, such as 'w4a8_avx2-*g128'")
-    parser.add_argument("--shapes", type=_shapes, default="384x384,1536x384,4096x4096", help="NxK, comma-separated")
-    parser.add_argument("--m", type=_numbers, default="1,16,256", help="rows, comma-separated")
-    parser.add_argument("--threads", type=int, help="torch threads")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
-    args = parser.parse_args()
-    if not usable_cases(args.kernel):
-        parser.error(f"--kernel {args.kernel!r}: no kernel that runs here matches")
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    if not args.json:
-        print(_ROW.format("kernel", "scheme", "m", "n x k", "us", "gops", "pack ms", "vs fp32", "vs bf16"))
+def _argument(parse: Callable[[str], object]) -> Callable[[str], object]:
+    """A parser whose errors argparse shows with their message."""
+
+    def parsed(text: str) -> object:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return parsed
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    main = argparse.ArgumentParser(
+        prog="python -m nybble.bench", description="Check, time and compare nybble's kernels."
+    )
+    add = main.add_argument
+    add("--kernel", help="glob on <kernel>-<scheme>, such as 'w4a8*-*g128'; default: those of the best target")
+    add("--shapes", type=_argument(parse_shapes), default="4096x4096", help=f"NxK or {', '.join(SETS)}; commas between")
+    add("--m", type=_argument(numbers), default="1,4,16,64,256", help="rows of activations")
+    add("--dtype", type=_argument(dtypes), default="bf16", help="of the activations: bf16, fp32, fp16")
+    add("--threads", type=_argument(numbers), default=str(torch.get_num_threads()), help="such as 1,2")
+    add("--cold", action="store_true", help="weights from memory: copies of more than 4 times the cache (the default)")
+    add("--hot", action="store_true", help="weights from the cache where they fit; with --cold: both")
+    add("--peers", default="*", help="glob on their names, or none")
+    add("--budget", type=_argument(_seconds), default="10", help="seconds that a cell may time")
+    add("--preset", choices=presets.PRESETS, help="a run that says which targets are met")
+    add("--model", nargs="?", const="*", metavar="GLOB", help="a whole model instead: decode, prefill and memory")
+    add("--json", action="store_true", help="one JSON object a line")
+    add("--out", type=Path, help="write the JSON lines to this file as they come")
+    main.set_defaults(run=_measure)
+    forms = main.add_subparsers(metavar="report | compare | ceilings")
+    report = forms.add_parser("report", help="show a file of results")
+    report.add_argument("file", type=Path)
+    report.add_argument("--html", type=Path, help="write a page")
+    report.add_argument("--png", type=Path, help="write a roofline plot")
+    report.add_argument("--markdown", action="store_true", help="only the table of targets, for a README")
+    report.set_defaults(run=_report)
+    diff = forms.add_parser("compare", help="what changed between two files of results")
+    diff.add_argument("before", type=Path)
+    diff.add_argument("after", type=Path)
+    diff.add_argument("--fail-over", type=float, metavar="PERCENT", help="exit 1 where nybble is slower by more")
+    diff.set_defaults(run=_compare)
+    limits = forms.add_parser("ceilings", help="what this machine can do at most")
+    limits.add_argument("--threads", type=_argument(numbers), default="1,2")
+    limits.add_argument("--remeasure", action="store_true", help="do not take them from the cache")
+    limits.set_defaults(run=_show_ceilings)
+    return main
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the bench; returns the exit code."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    args = parser().parse_args(words)
+    quiet()
     try:
-        for r in bench(args.kernel, args.shapes, args.m):
-            if args.json:
-                print(json.dumps(asdict(r)), flush=True)
-                continue
-            ratios = (f"{r.torch_fp32_us / r.us:.2f}x", f"{r.torch_bf16_us / r.us:.2f}x")
-            shape = f"{r.n}x{r.k}"
-            print(
-                _ROW.format(
-                    r.kernel, r.scheme, r.m, shape, f"{r.us:.1f}", f"{r.gops:.0f}", f"{r.pack_ms:.1f}", *ratios
-                ),
-                flush=True,
-            )
-    except WrongKernelError as error:
+        if args.preset == "avx2-targets":
+            presets.hold_to_avx2(words)
+        code = int(args.run(args))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # The reader, `head` say, has what it wanted; the interpreter must not try to flush once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (WrongKernelError, ValueError, ImportError, OSError) as error:
         print(f"nybble.bench: {error}", file=sys.stderr)
         return 1
+
+
+def _measure(args: argparse.Namespace) -> int:
+    rivals = peers.matching(args.peers)
+    threads = [presets.THREADS] if args.preset else args.threads
+    limits = _ceilings(threads)
+    with sink(args.out, args.json) as put:
+        put([run_line(threads, limits)])
+        for text in _texts(args, rivals, limits, put):
+            print(text, file=sys.stderr if args.json else sys.stdout, flush=True)
     return 0
+
+
+def _texts(
+    args: argparse.Namespace, rivals: Sequence[peers.Peer], limits: dict[str, Any], put: presets.Put
+) -> Iterator[str]:
+    """Runs what was asked for; yields what there is to say beside the lines of results."""
+    if args.model:
+        yield from _model(args, put)
+    elif args.preset:
+        run, steps = presets.PRESETS[args.preset]
+        with progress(steps) as advance:
+            yield from run(presets.Setup(rivals, args.budget, limits, put, advance))
+    else:
+        caches = [name for name in ("cold", "hot") if getattr(args, name)] or ["cold"]
+        makers: list[Maker] = [*kernel_makers(args.kernel), *map(PeerMaker, rivals)]
+        grid = Grid(args.shapes, args.m, args.dtype, args.threads, caches, args.budget)
+        with progress(grid.cells) as advance:
+            for rows in race(makers, grid, limits, advance):
+                put(rows)
+
+
+def _ceilings(threads: Sequence[int]) -> dict[str, Any]:
+    from .ceilings import ceilings
+
+    return ceilings(threads)
+
+
+def _show_ceilings(args: argparse.Namespace) -> int:
+    from .ceilings import show
+
+    show(args.threads, args.remeasure)
+    return 0
+
+
+def _model(args: argparse.Namespace, put: presets.Put) -> Iterator[str]:
+    from .model import run
+    from .report import model_table
+
+    for threads in args.threads:
+        rows = []
+        for result in run(args.model, threads):
+            rows.append(asdict(result))
+            put(rows[-1:])
+        headers, lines = model_table(rows) or ((), [])
+        yield text_table(headers, lines, right=range(1, len(headers)))
+        for figure in model(rows):
+            put([figure.line()])
+            yield str(figure)
+
+
+def _report(args: argparse.Namespace) -> int:
+    rows = load(args.file)
+    results = [row for row in rows if row["kind"] == "result"]
+    targets = verdicts(results) if any(row["kind"] == "target" for row in rows) else []
+    if args.markdown:
+        if not targets:
+            raise ValueError(f"{args.file}: is not of --preset cpu-targets")
+        print(table(targets, markdown=True))
+        return 0
+    from .report import report
+
+    print(report(rows, html=args.html, png=args.png))
+    if targets:
+        print(f"\n{table(targets)}")
+    for row in rows:
+        if row["kind"] == "figure":
+            print(Figure.of(row))
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    found = compare.changes(load(args.before), load(args.after))
+    if not found:
+        raise ValueError(f"{args.before} and {args.after}: have no result in common")
+    print(compare.text(found))
+    slow = compare.too_slow(found, args.fail_over) if args.fail_over is not None else []
+    if slow:
+        print(f"nybble.bench: {len(slow)} results slower by more than {args.fail_over:g} %", file=sys.stderr)
+    return 1 if slow else 0
 
 
 if __name__ == "__main__":

@@ -1,102 +1,144 @@
-"""Verify a kernel against the oracle, then time it next to torch's dense layers."""
+"""Races: builds the entrants of each shape, checks what they compute, then times them in turns, cell by cell."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from itertools import product
+from typing import Any
 
 import torch
-from torch.nn.functional import linear
+from torch import Tensor
 
-from .. import layouts, native, reference
-from ..passes.measure import interleaved
-from ..registry import KernelSpec, Problem, specs
-from ..scheme import Scheme
-from ..testing import error_bound, random_weight, run_into, schemes_of
-
-BUDGET_S = 0.3
-# Rows that the float64 oracle checks; a wrong kernel shows in few.
-CHECKED_ROWS = 16
-
-
-class WrongKernelError(RuntimeError):
-    """A kernel's output is outside its error bound: it is not timed."""
+from .entrants import COLD_CACHES, Entrant, Maker, NotHereError, Site, WrongKernelError
+from .machine import last_level_cache
+from .peers.peer import OPENMP
+from .results import Cell, Row, rows_of
+from .shapes import Shape
+from .timing import Call, Runner, in_turns
 
 
 @dataclass(frozen=True)
-class Result:
-    """One kernel on one shape.
+class Grid:
+    """The cells to run: every combination. budget_s: seconds that a cell may time, its warm-up not counted."""
 
-    us: median microseconds a call; gops: 2 M N K operations a second, in 10^9; pack_ms: packing the weight, once.
-    """
+    shapes: Sequence[Shape]
+    ms: Sequence[int]
+    dtypes: Sequence[torch.dtype]
+    threads: Sequence[int]
+    caches: Sequence[str]
+    budget_s: float
 
-    kernel: str
-    scheme: str
-    m: int
-    n: int
-    k: int
-    threads: int
-    us: float
-    gops: float
-    pack_ms: float
-    torch_fp32_us: float
-    torch_bf16_us: float
-
-
-def usable_cases(pattern: str) -> list[tuple[KernelSpec, Scheme]]:
-    """Compiled kernels that run here and whose name-scheme matches the glob, with each of their schemes."""
-    cases = [(spec, scheme) for spec in specs() if spec.target != "torch" for scheme in schemes_of(spec.scheme)]
-    return [
-        (spec, scheme)
-        for spec, scheme in cases
-        if fnmatchcase(f"{spec.name}-{scheme}", pattern) and spec.why_not(Problem(scheme, m=1, n=1, k=1)) is None
-    ]
+    @property
+    def cells(self) -> int:
+        sizes = (self.shapes, self.ms, self.dtypes, self.threads, self.caches)
+        count = 1
+        for size in sizes:
+            count *= len(size)
+        return count
 
 
-def bench(pattern: str, shapes: Sequence[tuple[int, int]], ms: Sequence[int]) -> Iterator[Result]:
-    """Results for every matching kernel, (N, K) shape and M, as they come.
+def race(
+    makers: Sequence[Maker],
+    grid: Grid,
+    ceilings: Mapping[str, Any],
+    advance: Callable[[str], None] = lambda label: None,
+) -> Iterator[list[Row]]:
+    """The lines of each cell as they come; before them, for each shape, who cannot run and why.
+
+    ceilings: of this machine, for all thread counts of the grid. advance: told each cell that is done.
 
     Raises:
-        WrongKernelError: a kernel disagrees with the oracle.
+        WrongKernelError: a kernel of nybble disagrees with the oracle. Nothing of its shape is timed.
     """
-    for spec, scheme in usable_cases(pattern):
-        for n, k in shapes:
-            for m in ms:
-                yield _measure(spec, scheme, m, n, k)
+    before = torch.get_num_threads()
+    try:
+        # Most threads first: a pool that was made with few does not grow.
+        for threads, shape, dtype in product(sorted(grid.threads, reverse=True), grid.shapes, grid.dtypes):
+            torch.set_num_threads(threads)
+            yield from _race_shape(makers, grid, ceilings, (threads, shape, dtype), advance)
+    finally:
+        torch.set_num_threads(before)
 
 
-def _measure(spec: KernelSpec, scheme: Scheme, m: int, n: int, k: int) -> Result:
-    quantized, x = random_weight(scheme, n, k), torch.randn(m, k)
-    checked, out = x[:CHECKED_ROWS], torch.empty(m, n)
-    run_into(spec, quantized, scheme, checked, None, out[:CHECKED_ROWS])
-    expected = reference.linear(checked, quantized, None, scheme, torch.float64)
-    error = (out[:CHECKED_ROWS].double() - expected).abs()
-    if not (error <= error_bound(checked, quantized, scheme, expected, torch.float32)).all():
-        raise WrongKernelError(f"{spec.name} {scheme} m={m} n={n} k={k}: off by {error.max():.3g}; not timed")
-    assert spec.make is not None  # noqa: S101
-    plan, packed = spec.make(scheme, n, k), layouts.pack(quantized, spec.layout, scheme, k)
-    weight, weight16, x16 = torch.randn(n, k), torch.randn(n, k).bfloat16(), x.bfloat16()
-    pack_s = interleaved({"pack": lambda: native.pack(quantized, scheme, k)}, BUDGET_S / 10)["pack"]
-    contestants: dict[str, Callable[[], object]] = {
-        "nybble": lambda: plan(x, packed, None, out),
-        "fp32": lambda: linear(x, weight),
-        "bf16": lambda: linear(x16, weight16),
-    }
+def _race_shape(
+    makers: Sequence[Maker],
+    grid: Grid,
+    ceilings: Mapping[str, Any],
+    where: tuple[int, Shape, torch.dtype],
+    advance: Callable[[str], None],
+) -> Iterator[list[Row]]:
+    threads, (n, k), dtype = where
+    weight, x = draw((n, k), max(grid.ms))
+    cold = COLD_CACHES * last_level_cache() if "cold" in grid.caches else 0
     with torch.inference_mode():
-        seconds = interleaved(contestants, BUDGET_S)
-    us = {name: value * 1e6 for name, value in seconds.items()}
-    gops = 2 * m * n * k / seconds["nybble"] / 1e9
-    return Result(
-        kernel=spec.name,
-        scheme=str(scheme),
-        m=m,
-        n=n,
-        k=k,
-        threads=torch.get_num_threads(),
-        us=us["nybble"],
-        gops=gops,
-        pack_ms=pack_s * 1e3,
-        torch_fp32_us=us["fp32"],
-        torch_bf16_us=us["bf16"],
-    )
+        site = Site(weight, dtype, cold)
+        entrants, skips = _enter(makers, site, x, grid.ms)
+        yield skips
+        read_bytes, reads = reading(site, entrants[0].weight_bytes)
+        for cache, m in product(grid.caches, grid.ms):
+            cell = Cell(m, n, k, dtype, threads, cache)
+            runners = []
+            for entrant in entrants:
+                calls = entrant.bind(x[:m].to(entrant.dtype))
+                runners.append(Runner(calls if cache == "cold" else calls[:1], entrant.pool))
+            limits = dict(ceilings["threads"][str(threads)])
+            if cache == "cold":
+                runners.append(Runner(reads, OPENMP))
+            timings, spread = in_turns(runners, grid.budget_s)
+            if cache == "cold":
+                limits["read_gbps"] = round(read_bytes / timings.pop().median / 1e9, 2)
+            yield rows_of(cell, entrants, timings, spread, limits)
+            advance(str(cell))
+
+
+def reading(site: Site, weight_bytes: int) -> tuple[int, list[Call]]:
+    """Bytes about as many as a weight's, and calls that only read them, copy after copy: the memory's speed at the time
+    of the race. On a virtual machine with neighbours it was seen at 42 GB/s and at 87 within an hour."""
+    words = max(1, weight_bytes // 8)
+    # Ones: zeros that nobody wrote all lie in one page.
+    return 8 * words, [torch.ones(words, dtype=torch.int64).amax for _ in range(site.copies(8 * words))]
+
+
+def draw(shape: Shape, m: int) -> tuple[Tensor, Tensor]:
+    """A weight (N, K) with outputs of unit variance, and activations (M, K): normal, float32, the same every time."""
+    n, k = shape
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(n, k, generator=generator) / k**0.5, torch.randn(m, k, generator=generator)
+
+
+def _enter(
+    makers: Sequence[Maker], site: Site, x: Tensor, ms: Sequence[int]
+) -> tuple[list[Entrant], list[dict[str, str]]]:
+    """The entrants that compute what they should, and the peers that are left out, with the reason."""
+    entrants, skips = [], []
+    for maker in makers:
+        try:
+            entrant = maker.make(site)
+            complaint = verify(entrant, x, ms)
+        except NotHereError as reason:
+            skips.append({"kind": "skip", "contestant": maker.name, "reason": str(reason)})
+            continue
+        if complaint is None:
+            entrants.append(entrant)
+        elif entrant.peer:
+            skips.append({"kind": "skip", "contestant": entrant.name, "reason": f"wrong: {complaint}"})
+        else:
+            raise WrongKernelError(f"{entrant.name} {entrant.scheme} n={site.n} k={site.k} {complaint}; not timed")
+    return entrants, skips
+
+
+def verify(entrant: Entrant, x: Tensor, ms: Sequence[int]) -> str | None:
+    """What is wrong with an entrant's outputs for the first m rows of x, for each m; None if nothing.
+
+    The first, middle and last row of every m are checked, all columns of them.
+    """
+    x = x.to(entrant.dtype)
+    rows = sorted({row for m in ms for row in (0, m // 2, m - 1)})
+    judge = entrant.judge(x[rows])
+    for m in ms:
+        y = torch.as_tensor(entrant.bind(x[:m])[0]())
+        complaint = judge(y[[row for row in rows if row < m]])
+        if complaint is not None:
+            return f"m={m}: {complaint}"
+    return None

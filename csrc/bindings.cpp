@@ -5,6 +5,7 @@
 #include "cpu_features.h"
 #include "linear.h"
 #include "parallel.h"
+#include "probe.h"
 
 namespace py = pybind11;
 using namespace nybble;
@@ -91,6 +92,21 @@ PYBIND11_MODULE(_C, m) {
     const CpuFeatures cpu = detect_cpu();
     return py::make_tuple(cpu.brand, cpu.features);
   });
+
+  m.def("probes", [] {
+    std::vector<std::tuple<std::string, std::string, std::string>> rows;
+    for (const ProbeEntry& e : probe_table()) rows.emplace_back(e.name, e.kind, e.why_not);
+    return rows;
+  });
+  m.def(
+      "probe",
+      [](const std::string& name, int threads, uint64_t amount, int64_t passes, int runs, bool huge_pages) {
+        py::gil_scoped_release release;
+        const ProbeResult result = run_probe({name, threads, amount, passes, runs, huge_pages});
+        return std::make_pair(result.seconds, result.work);
+      },
+      py::arg("name"), py::kw_only(), py::arg("threads"), py::arg("amount"), py::arg("passes") = 1, py::arg("runs") = 1,
+      py::arg("huge_pages") = false);
 
   m.attr("F32") = static_cast<int>(NYBBLE_F32);
   m.attr("BF16") = static_cast<int>(NYBBLE_BF16);

@@ -30,6 +30,25 @@ def cpu() -> tuple[str, tuple[str, ...]]:
     return brand, tuple(features)
 
 
+def probes() -> list[tuple[str, str, str]]:
+    """The rows of csrc/probes.def that were built, slower ones first: name, kind, and why it cannot run here or ""."""
+    return _C.probes()
+
+
+def probe(
+    name: str, threads: int, amount: int, *, passes: int = 1, runs: int = 1, huge_pages: bool = False
+) -> tuple[float, int]:
+    """Seconds of the fastest of `runs`, and the work of a run: bytes read or operations.
+
+    A run is `passes` times `amount` by each thread: bytes, a multiple of 4096, for a probe that reads; rounds else.
+
+    Raises:
+        ValueError: an unknown name, one that cannot run here, or a number below its least value.
+        MemoryError: the memory to read cannot be had.
+    """
+    return _C.probe(name, threads=threads, amount=amount, passes=passes, runs=runs, huge_pages=huge_pages)
+
+
 def memory(tensor: Tensor | None) -> tuple[int, int]:
     """Address of the first element, and the bytes from there to the end of the storage."""
     if tensor is None:

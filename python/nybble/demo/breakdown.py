@@ -24,7 +24,7 @@ _RANGES = {
 
 
 @contextmanager
-def _quiet_kineto() -> Iterator[None]:
+def quiet_kineto() -> Iterator[None]:
     """Keep the profiler's C++ log lines off stderr; the environment is as before afterwards."""
     name = "KINETO_LOG_LEVEL"
     before = os.environ.get(name)
@@ -64,7 +64,7 @@ def _marked_linears(model: nn.Module) -> Iterator[None]:
 def breakdown(model: nn.Module, batches: Sequence[Batch]) -> dict[str, float]:
     """Shares of the wall time of embedding `batches`, summing to 1: linears, attention, GELU, LayerNorm, rest."""
     embed(model, batches[0])
-    with _marked_linears(model), _quiet_kineto(), profile(activities=[ProfilerActivity.CPU]) as profiler:
+    with _marked_linears(model), quiet_kineto(), profile(activities=[ProfilerActivity.CPU]) as profiler:
         for batch in batches:
             with record_function(_WHOLE):
                 embed(model, batch)

@@ -1,0 +1,107 @@
+"""What this machine can do at most: memory read, L3 read and multiplies, by the probes of csrc/probes.def."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import native
+from ..demo.table import text_table
+from .ceilings_cache import load, store
+from .machine import last_level_cache, parse_size
+
+# A ceiling is a maximum: the fastest of several short runs.
+_READ_RUNS, _CACHE_RUNS, _MULTIPLY_RUNS = 4, 20, 20
+_CACHE_BYTES = 256 << 20  # read in a run from the cache, so that starting the threads does not count
+_MULTIPLY_ROUNDS, _MULTIPLY_PASSES = 20_000, 20
+_LEAST_MEMORY = 1 << 30
+_PAGE = 4096
+
+_COLUMNS = {
+    "dram_gbps": "DRAM GB/s",
+    "dram_huge_gbps": "huge pages",
+    "l3_gbps": "L3 GB/s",
+    "int8_gops": "int8 GOP/s",
+    "bf16_gflops": "bf16 GFLOP/s",
+    "fp32_gflops": "fp32 GFLOP/s",
+}
+
+Limits = dict[str, float]
+
+
+def ceilings(threads: Sequence[int], remeasure: bool = False) -> dict[str, dict[str, Limits]]:
+    """{"threads": {"1": {...}, ...}} for each thread count, from this user's cache, or measured (seconds) and kept.
+
+    The limits are dram_gbps, dram_huge_gbps (memory read without and with huge pages), l3_gbps, int8_gops,
+    bf16_gflops (widened to fp32 where the CPU has no instruction) and fp32_gflops; 10^9 bytes or operations a second.
+    """
+    known = {} if remeasure else {count: limits for count in threads if (limits := load(count, _COLUMNS)) is not None}
+    fresh = {count: measure(count) for count in threads if count not in known}
+    if fresh:
+        store(fresh)
+    return {"threads": {str(count): {**known, **fresh}[count] for count in threads}}
+
+
+def measure(threads: int) -> Limits:
+    """The limits with so many threads, measured now. The memory read is 1 GiB or 8 times L3, less where it is short."""
+    l3 = last_level_cache()
+    short = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+    memory = min(max(_LEAST_MEMORY, 8 * l3), short)
+    # Together half of L3, each more than its L2 holds.
+    cached = max(l3 // 2 // threads, 2 * _l2())
+    passes = max(1, _CACHE_BYTES // (cached * threads))
+    fp32 = _multiplies("fp32", threads)
+    limits = {
+        "dram_gbps": _reads(threads, memory // threads, 1, _READ_RUNS, False),
+        "dram_huge_gbps": _reads(threads, memory // threads, 1, _READ_RUNS, True),
+        "l3_gbps": _reads(threads, cached, passes, _CACHE_RUNS, True),
+        "int8_gops": _multiplies("int8", threads),
+        "bf16_gflops": max(fp32, _multiplies("bf16", threads)),
+        "fp32_gflops": fp32,
+    }
+    return {name: round(value, 1) for name, value in limits.items()}
+
+
+def _l2(size: Path = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")) -> int:
+    return parse_size(size.read_text()) if size.exists() else 1 << 20
+
+
+def _probes(kind: str) -> list[str]:
+    return [name for name, of, why_not in native.probes() if of == kind and not why_not]
+
+
+def _reads(threads: int, each: int, passes: int, runs: int, huge_pages: bool) -> float:
+    amount = max(_PAGE, each // _PAGE * _PAGE)
+    return _fastest("read", threads, amount, passes=passes, runs=runs, huge_pages=huge_pages)
+
+
+def _multiplies(kind: str, threads: int) -> float:
+    return _fastest(kind, threads, _MULTIPLY_ROUNDS, passes=_MULTIPLY_PASSES, runs=_MULTIPLY_RUNS)
+
+
+def _fastest(kind: str, threads: int, amount: int, **how: Any) -> float:
+    """10^9 bytes or operations a second of the fastest probe of its kind; 0 where the CPU has none."""
+    found = (native.probe(name, threads, amount, **how) for name in _probes(kind))
+    return max((work / seconds / 1e9 for seconds, work in found), default=0.0)
+
+
+def columns(found: dict[str, dict[str, Limits]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The ceilings as a heading and a line for each thread count."""
+    rows = [
+        (count, *(f"{limits[name]:.1f}" if "gbps" in name else f"{limits[name]:.0f}" for name in _COLUMNS))
+        for count, limits in found["threads"].items()
+    ]
+    return ("threads", *_COLUMNS.values()), rows
+
+
+def table(found: dict[str, dict[str, Limits]]) -> str:
+    """The same as text."""
+    return text_table(*columns(found), right=range(1 + len(_COLUMNS)))
+
+
+def show(threads: Sequence[int], remeasure: bool = False) -> None:
+    """What `python -m nybble.bench ceilings` prints."""
+    print(native.cpu()[0])
+    print(table(ceilings(threads, remeasure)))

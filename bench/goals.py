@@ -1,0 +1,159 @@
+"""The targets of ``--preset cpu-targets`` as data, and whether results meet them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from statistics import geometric_mean
+from typing import Any
+
+from ..demo.table import text_table
+
+Row = Mapping[str, Any]
+
+MS = (1, 4, 16, 64, 256)
+PEER, BF16 = "best peer of its width", "torch bf16"
+LEGEND = (
+    "speed over the baseline: geometric mean of the shapes (worst shape) / target; met when the worst shape reaches it; "
+    "* over torch bf16, else over the best peer of the same weight width"
+)
+STAR = "\\*"
+_KEYS = {PEER: "vs_peer", BF16: "vs_bf16"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """At M = m, `scheme` is to be at least `ratio` times as fast as the baseline on every shape."""
+
+    scheme: str
+    m: int
+    baseline: str
+    ratio: float
+
+
+@dataclass(frozen=True)
+class Limit:
+    """At M = m, `scheme` is to keep a figure of its own on every shape: at least, or at most, `bound`."""
+
+    scheme: str
+    m: int
+    name: str
+    bound: float
+    at_most: bool
+
+
+def _row(scheme: str, *ratios: float, dense_from: int = 5) -> tuple[Target, ...]:
+    """A line of the table; from column `dense_from` on the baseline is torch bf16."""
+    return tuple(
+        Target(scheme, m, BF16 if column >= dense_from else PEER, ratio)
+        for column, (m, ratio) in enumerate(zip(MS, ratios, strict=True))
+    )
+
+
+TARGETS = (
+    *_row("w4a8g128", 1.15, 1.3, 2.2, 1.8, 1.8),
+    *_row("w4a16g128", 1.0, 1.2, 1.3, 1.1, 0.9, dense_from=4),
+    *_row("w8a8", 1.0, 1.1, 1.3, 1.2, 1.08),
+    *_row("w8a16", 1.0, 1.1, 1.2, 1.0, 0.9, dense_from=2),
+)
+OF_BOUND, GOPS = "time over the byte bound", "GOP/s"
+LIMITS = (Limit("w4a8g128", 1, OF_BOUND, 1.15, at_most=True), Limit("w8a8", 256, GOPS, 1800, at_most=False))
+_FIGURES: dict[str, Callable[[Row], float]] = {OF_BOUND: lambda row: 1 / row["roofline"], GOPS: lambda row: row["gops"]}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A target and what was reached: the geometric mean over the shapes, the worst shape, and its rival there.
+
+    met: the worst shape reaches it; None where nothing was measured against the baseline.
+    """
+
+    goal: Target | Limit
+    mean: float | None = None
+    worst: float | None = None
+    worst_shape: str | None = None
+    rival: str | None = None
+
+    @property
+    def met(self) -> bool | None:
+        if self.worst is None:
+            return None
+        if isinstance(self.goal, Limit):
+            return self.worst <= self.goal.bound if self.goal.at_most else self.worst >= self.goal.bound
+        return self.worst >= self.goal.ratio
+
+    def line(self) -> dict[str, Any]:
+        """As a line of results."""
+        goal = asdict(self.goal)
+        reached = {"mean": self.mean, "worst": self.worst, "worst_shape": self.worst_shape, "rival": self.rival}
+        return {"kind": "target", **goal, **reached, "met": self.met}
+
+
+def word(met: bool | None) -> str:
+    """met, MISSED or not measured."""
+    return {True: "met", False: "MISSED", None: "not measured"}[met]
+
+
+def judge(goal: Target | Limit, rows: Iterable[Row]) -> Verdict:
+    """The verdict on a target from the results of its scheme, one a shape."""
+    mine = [row for row in rows if row.get("scheme") == goal.scheme and row["m"] == goal.m]
+    values = [value for value in (_reached(goal, row) for row in mine) if value is not None]
+    if not values or len(values) < len(mine):
+        return Verdict(goal)
+    lowest = not (isinstance(goal, Limit) and goal.at_most)
+    worst = min(values) if lowest else max(values)
+    row = mine[values.index(worst)]
+    rival = {PEER: row["best_peer"], BF16: BF16}[goal.baseline] if isinstance(goal, Target) else None
+    return Verdict(goal, geometric_mean(values), worst, f"{row['n']}x{row['k']}", rival)
+
+
+def _reached(goal: Target | Limit, row: Row) -> float | None:
+    if isinstance(goal, Limit):
+        return _FIGURES[goal.name](row)
+    ratio: float | None = row[_KEYS[goal.baseline]]
+    return ratio
+
+
+def verdicts(rows: Sequence[Row]) -> list[Verdict]:
+    """On every target, in the order of the table, then on the limits."""
+    goals: tuple[Target | Limit, ...] = (*TARGETS, *LIMITS)
+    return [judge(goal, rows) for goal in goals]
+
+
+def table(found: Sequence[Verdict], markdown: bool = False) -> str:
+    """The table of targets: in each cell the mean, the worst shape and the target; under it what each miss is about."""
+    ratios = {(v.goal.scheme, v.goal.m): v for v in found if isinstance(v.goal, Target)}
+    schemes = list(dict.fromkeys(scheme for scheme, _ in ratios))
+    headers = ("", *(f"M={m}" for m in MS))
+    lines = [(scheme, *(_cell(ratios[scheme, m]) for m in MS)) for scheme in schemes]
+    if markdown:
+        lines = [("---",) * len(headers), *lines]
+        drawn = "\n".join(f"| {' | '.join(line)} |" for line in (headers, *lines))
+    else:
+        drawn = text_table(headers, lines)
+    limits = [_limit_text(verdict) for verdict in found if isinstance(verdict.goal, Limit)]
+    misses = [
+        f"MISSED {scheme} M={m}: {verdict.worst:.2f}x of {verdict.rival} at {verdict.worst_shape}"
+        for scheme, m in product(schemes, MS)
+        if (verdict := ratios[scheme, m]).met is False
+    ]
+    return "\n".join((LEGEND, "", drawn, "", *limits, *misses)).replace("*", STAR if markdown else "*")
+
+
+def _cell(verdict: Verdict) -> str:
+    goal = verdict.goal
+    assert isinstance(goal, Target), "limits have lines of their own"  # noqa: S101
+    target = f"{goal.ratio:g}x{'*' if goal.baseline == BF16 else ''}"
+    if verdict.mean is None:
+        return f"- / {target} {word(None)}"
+    return f"{verdict.mean:.2f}x ({verdict.worst:.2f}x) / {target} {word(verdict.met)}"
+
+
+def _limit_text(verdict: Verdict) -> str:
+    goal = verdict.goal
+    assert isinstance(goal, Limit), "ratios have cells"  # noqa: S101
+    asked = f"{goal.scheme} M={goal.m} {goal.name} {'<=' if goal.at_most else '>='} {goal.bound:g}"
+    if verdict.mean is None:
+        return f"{asked}: {word(None)}"
+    return f"{asked}: {verdict.mean:.4g} (worst {verdict.worst:.4g} at {verdict.worst_shape}) {word(verdict.met)}"

@@ -1,0 +1,88 @@
+"""What a result was measured on: CPU, caches, versions, commit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from platform import python_version
+from typing import Any
+
+from .. import __version__, targets
+
+_LIBRARIES = ("torch", "numpy", "transformers", "torchao", "onnxruntime", "openvino", "bitsandbytes")
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+_ROOT = Path(__file__).resolve().parent.parent
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+# Where the kernel tells nothing: more than most machines have, so that cold stays cold.
+_L3_UNKNOWN = 64 << 20
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size as sysfs writes it: "32768K".
+
+    Raises:
+        ValueError: anything else.
+    """
+    found = re.fullmatch(r"(\d+)([KMG]?)", text.strip())
+    if found is None:
+        raise ValueError(f"{text!r}: is not a size such as 32768K")
+    return int(found[1]) * _UNITS[found[2]]
+
+
+def last_level_cache(caches: Path = _CACHES) -> int:
+    """Bytes of the last level of cache that CPU 0 sees; 64 MiB where sysfs does not tell."""
+    sizes = {
+        int((index / "level").read_text()): parse_size((index / "size").read_text())
+        for index in caches.glob("index*")
+        if (index / "size").exists()
+    }
+    return sizes[max(sizes)] if sizes else _L3_UNKNOWN
+
+
+def commit(root: Path = _ROOT) -> str | None:
+    """The commit that a checkout at `root` stands on; None for an installed wheel."""
+    git = root / ".git"
+    if git.is_file():  # a worktree
+        git = (root / git.read_text().removeprefix("gitdir:").strip()).resolve()
+    if not (git / "HEAD").is_file():
+        return None
+    head = (git / "HEAD").read_text().strip()
+    if not head.startswith("ref: "):
+        return head
+    ref = head.removeprefix("ref: ")
+    shared = git / "commondir"
+    common = (git / shared.read_text().strip()).resolve() if shared.is_file() else git
+    if (common / ref).is_file():
+        return (common / ref).read_text().strip()
+    packed = common / "packed-refs"
+    lines = packed.read_text().splitlines() if packed.is_file() else []
+    return next((line.split()[0] for line in lines if line.endswith(f" {ref}")), None)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, nybble and what is installed of the libraries that it is measured against."""
+    found = {"python": python_version(), "nybble": __version__}
+    for name in _LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def run_line(threads: Sequence[int], ceilings: dict[str, Any]) -> dict[str, Any]:
+    """The first line of a file of results."""
+    machine = targets.detect()
+    return {
+        "kind": "run",
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "cpu": machine.cpu,
+        "targets": list(machine.targets),
+        "threads": list(threads),
+        "versions": versions(),
+        "ceilings": ceilings,
+    }

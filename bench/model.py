@@ -1,0 +1,168 @@
+"""``--model``: whole-model decode and prefill, each contestant in a process of its own, in turns.
+
+A process of its own makes the peak of memory honest; turns (A B A B) let a drift of the machine hit all alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from importlib.util import find_spec
+from multiprocessing import get_context
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..demo.variants import held_bytes
+from .llama import CONTESTANTS, SHAPE
+from .outside import op_ms, without_linears
+from .quiet import quiet
+
+PROMPT, STEPS, PREFILL = 16, 32, 256
+PREFILL_RUNS = 5
+TURNS = 2
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """One contestant, batch 1.
+
+    decode_tokens_s: greedy, one token a step after a prompt of 16 tokens, from the median step; prefill_tokens_s: 256
+    tokens at once, logits of the last alone; peak_mb: the most that the process held while it ran, all included;
+    build_mb: the same while the model was made; weights_mb: parameters and buffers. Megabytes are 10^6 bytes.
+    decode_outside_ms, prefill_outside_ms: the same step without the linear layers; ..._ops: where that goes.
+    """
+
+    contestant: str
+    threads: int
+    decode_tokens_s: float
+    prefill_tokens_s: float
+    peak_mb: float
+    build_mb: float
+    weights_mb: float
+    decode_outside_ms: float
+    prefill_outside_ms: float
+    decode_ops: dict[str, float]
+    prefill_ops: dict[str, float]
+    kind: str = "model"
+
+
+def _peak_mb(reset: bool = False) -> float:
+    """The most memory that this process held since the last reset."""
+    with open("/proc/self/status") as status:
+        kib = next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
+    if reset:
+        with open("/proc/self/clear_refs", "w") as control:
+            control.write("5")
+    return kib * 1024 / 1e6
+
+
+def _ids(tokens: int) -> Tensor:
+    return torch.randint(int(SHAPE["vocab_size"]), (1, tokens), generator=torch.Generator().manual_seed(0))
+
+
+def _forward(model: Any, ids: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
+    """The logits of the last position, and the cache. Not by `logits_to_keep`: its strided slice of the states makes
+    torch copy a dense head's whole weight at every call, which would flatter whoever is compared with torch."""
+    out = model.model(ids, past_key_values=cache, use_cache=True)
+    return model.lm_head(out.last_hidden_state[:, -1]), out.past_key_values
+
+
+def decode_steps(model: nn.Module, steps: int = STEPS) -> list[float]:
+    """Seconds of each greedy step after the prompt: the choice of the token and the forward call."""
+    logits, cache = _forward(model, _ids(PROMPT))
+    seconds = []
+    for _ in range(steps):
+        start = perf_counter()
+        logits, cache = _forward(model, logits.argmax(-1, keepdim=True), cache)
+        seconds.append(perf_counter() - start)
+    return seconds
+
+
+def prefill_runs(model: nn.Module, runs: int = PREFILL_RUNS) -> list[float]:
+    """Seconds of each forward call with PREFILL tokens and an empty cache."""
+    ids, seconds = _ids(PREFILL), []
+    for _ in range(runs):
+        start = perf_counter()
+        _forward(model, ids)
+        seconds.append(perf_counter() - start)
+    return seconds
+
+
+def _speeds(model: nn.Module) -> tuple[float, float]:
+    """Median seconds of a decode step and of a prefill."""
+    decode_steps(model, 2)
+    prefill_runs(model, 1)
+    return median(decode_steps(model)), median(prefill_runs(model))
+
+
+def measure(contestant: str, threads: int) -> ModelResult:
+    """Builds and times one contestant in this process."""
+    torch.set_num_threads(threads)
+    with torch.inference_mode():
+        model = CONTESTANTS[contestant]()
+        build_mb = _peak_mb(reset=True)
+        decode, prefill = _speeds(model)
+        peak_mb = _peak_mb()
+        with without_linears(model):
+            decode_outside, prefill_outside = _speeds(model)
+            decode_ops = op_ms(lambda: decode_steps(model), STEPS)
+            prefill_ops = op_ms(lambda: prefill_runs(model, 1), 1)
+    return ModelResult(
+        contestant=contestant,
+        threads=threads,
+        decode_tokens_s=1 / decode,
+        prefill_tokens_s=PREFILL / prefill,
+        peak_mb=peak_mb,
+        build_mb=build_mb,
+        weights_mb=held_bytes(model) / 1e6,
+        decode_outside_ms=decode_outside * 1e3,
+        prefill_outside_ms=prefill_outside * 1e3,
+        decode_ops=decode_ops,
+        prefill_ops=prefill_ops,
+    )
+
+
+def _apart(contestant: str, threads: int) -> ModelResult:
+    """Measures a contestant in a new process, which inherits nothing."""
+    with ProcessPoolExecutor(1, get_context("spawn"), initializer=quiet) as pool:
+        try:
+            return pool.submit(measure, contestant, threads).result()
+        except BrokenProcessPool as error:
+            raise ChildProcessError(f"{contestant}: its process died, as it does when memory runs out") from error
+
+
+def _best(results: Sequence[ModelResult]) -> ModelResult:
+    """Each speed at its best turn; memory at its worst."""
+    return replace(
+        min(results, key=lambda r: r.decode_outside_ms),
+        decode_tokens_s=max(r.decode_tokens_s for r in results),
+        prefill_tokens_s=max(r.prefill_tokens_s for r in results),
+        prefill_outside_ms=min(r.prefill_outside_ms for r in results),
+        peak_mb=max(r.peak_mb for r in results),
+        build_mb=max(r.build_mb for r in results),
+    )
+
+
+def run(pattern: str, threads: int, turns: int = TURNS) -> Iterator[ModelResult]:
+    """Every contestant whose name matches the glob, measured `turns` times in turns.
+
+    Raises:
+        ImportError: transformers is not installed.
+        ValueError: nothing matches.
+        ChildProcessError: a contestant's process died.
+    """
+    if find_spec("transformers") is None:
+        raise ImportError("the model bench needs transformers: pip install transformers")
+    names = [name for name in CONTESTANTS if fnmatchcase(name, pattern)]
+    if not names:
+        raise ValueError(f"{pattern!r}: matches none of {', '.join(CONTESTANTS)}")
+    rounds = [[_apart(name, threads) for name in names] for _ in range(turns)]
+    for results in zip(*rounds, strict=True):
+        yield _best(results)

@@ -1,0 +1,31 @@
+"""The libraries that nybble is measured against: one small file each, and the list of them all."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+from . import bitsandbytes, onnxruntime, openvino, torch_ao, torch_dense, torch_int
+from .peer import Peer
+
+__all__ = ["PEERS", "Peer", "matching"]
+
+PEERS: tuple[Peer, ...] = (
+    *torch_dense.PEERS,
+    *torch_int.PEERS,
+    *torch_ao.PEERS,
+    *onnxruntime.PEERS,
+    *openvino.PEERS,
+    *bitsandbytes.PEERS,
+)
+
+
+def matching(pattern: str) -> tuple[Peer, ...]:
+    """The peers whose name matches a glob; "none" matches nothing.
+
+    Raises:
+        ValueError: no peer matches.
+    """
+    found = tuple(peer for peer in PEERS if fnmatchcase(peer.name, pattern))
+    if not found and pattern != "none":
+        raise ValueError(f"--peers {pattern!r}: matches none of {', '.join(peer.name for peer in PEERS)}")
+    return found

@@ -1,0 +1,108 @@
+"""From timings to lines of results: rates, the share of the machine's limits, ratios within the cell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .entrants import Entrant
+from .machine import last_level_cache
+from .peers.torch_dense import BF16
+from .timing import NOISY_ABOVE, Timing
+
+Row = dict[str, Any]
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What the results of one race have in common. cache: "cold" or "hot"."""
+
+    m: int
+    n: int
+    k: int
+    dtype: torch.dtype
+    threads: int
+    cache: str
+
+    def __str__(self) -> str:
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        return f"{self.n}x{self.k} m={self.m} {NAMES[self.dtype]} {threads} {self.cache}"
+
+
+def rows_of(
+    cell: Cell, entrants: Sequence[Entrant], timings: Sequence[Timing], spread: float, limits: Mapping[str, float]
+) -> list[Row]:
+    """One result for each entrant of a cell. limits: the ceilings for its threads, and read_gbps, see run.reading."""
+    seconds = {entrant.name: timing.median for entrant, timing in zip(entrants, timings, strict=True)}
+    rows = []
+    for entrant, timing in zip(entrants, timings, strict=True):
+        rivals = [e.name for e in entrants if e.peer and e.weight_bits == entrant.weight_bits]
+        best = min(rivals, key=seconds.__getitem__, default=None)
+        rows.append(
+            {
+                "kind": "result",
+                "contestant": entrant.name,
+                "peer": entrant.peer,
+                "scheme": entrant.scheme,
+                "weight_bits": entrant.weight_bits,
+                "dtype": NAMES[cell.dtype],
+                "takes": NAMES[entrant.dtype],
+                "m": cell.m,
+                "n": cell.n,
+                "k": cell.k,
+                "threads": cell.threads,
+                "cache": cell.cache,
+                **_speed(cell, entrant, timing, limits),
+                "spread": round(spread, 4),
+                "noisy": spread > NOISY_ABOVE,
+                "rounds": timing.rounds,
+                "vs_bf16": _ratio(seconds.get(BF16), timing.median),
+                "best_peer": best,
+                "vs_peer": _ratio(seconds[best] if best else None, timing.median),
+            }
+        )
+    return rows
+
+
+def _speed(cell: Cell, entrant: Entrant, timing: Timing, limits: Mapping[str, float]) -> Row:
+    """Microseconds; bytes of the weight, the activations and the output, once each; rates; the bound and its share."""
+    moved = entrant.weight_bytes + cell.m * (cell.n + cell.k) * entrant.dtype.itemsize
+    operations = 2 * cell.m * cell.n * cell.k
+    bound, bound_us = roofline(limits, entrant.multiply, moved, operations, cell.cache)
+    us, p10, p90 = (round(seconds * 1e6, 3) for seconds in (timing.median, timing.p10, timing.p90))
+    return {
+        "us": us,
+        "us_p10": p10,
+        "us_p90": p90,
+        "bytes": moved,
+        "gbps": round(moved / us / 1e3, 2),
+        "gops": round(operations / us / 1e3, 1),
+        "multiply": entrant.multiply,
+        "bound": bound,
+        "roofline": round(bound_us / us, 4),
+        "read_gbps": limits.get("read_gbps"),
+    }
+
+
+def roofline(limits: Mapping[str, float], multiply: str, moved: int, operations: int, cache: str) -> tuple[str, float]:
+    """Which limit binds, "memory" or "compute", and the least microseconds that it allows.
+
+    Memory is the last level of cache for what is hot and fits there; else it is as fast as it was read in this race, or
+    by the probes where the race did not read it.
+    """
+    probed = max(limits["dram_gbps"], limits["dram_huge_gbps"])
+    cached = cache == "hot" and moved <= last_level_cache()
+    reads = limits["l3_gbps"] if cached else limits.get("read_gbps", probed)
+    memory = moved / reads / 1e3
+    compute = operations / limits["int8_gops" if multiply == "int8" else f"{multiply}_gflops"] / 1e3
+    return ("memory", memory) if memory >= compute else ("compute", compute)
+
+
+def _ratio(baseline: float | None, seconds: float) -> float | None:
+    return None if baseline is None else round(baseline / seconds, 4)
