@@ -47,7 +47,7 @@ def spec_of(name):
 
 def problem_for(spec, scheme, **changed):
     """A problem that the kernel accepts, apart from what is changed."""
-    problem = Problem(Scheme.parse(scheme), m=1, n=16, k=64, layout=spec.layout)
+    problem = Problem(Scheme.parse(scheme), m=1, n=16, k=64, dtype=spec.act_dtypes[0], layout=spec.layout)
     return dataclasses.replace(problem, **changed)
 
 
@@ -96,8 +96,21 @@ def test_the_table_the_files_and_the_specs_are_the_same_set():
     assert {spec.name for spec in all_specs()} == {*names, *(f"{family}_reference" for family in FAMILIES)}
 
 
-@pytest.mark.parametrize("target", COMPILED)
-def test_each_family_has_a_kernel_on_each_target(target):
+def fastest(family, dtype, best):
+    """The kernel that serves a family and an activation dtype where `best` is the fastest target, by the table."""
+    level = targets.NAMES.index(best)
+    served = [f"{family}_reference"]
+    for target in targets.NAMES[: level + 1]:
+        for line in table():
+            if (line["op"], line.get("scheme"), line["target"]) != ("LINEAR", family, target):
+                continue
+            if line["panel"] != "BF16" or dtype == torch.bfloat16:
+                served.append(line["name"])
+    return served[-1]
+
+
+@pytest.mark.parametrize("target", [target for target in COMPILED if target in ("scalar", "avx2", "avx512vnni")])
+def test_each_family_has_a_kernel_on_each_tier(target):
     families = [spec.scheme for spec in specs() if spec.target == target]
     assert sorted(families) == sorted(FAMILIES)
     assert [spec.name for spec in all_specs() if (spec.op, spec.target) == ("prepare", target)] == [f"prepare_{target}"]
@@ -166,12 +179,14 @@ def test_int32_outputs_are_for_w8a8_alone(machine):
 # --- select and explain
 
 
+@needs_sources
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("best", targets.NAMES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_fastest_target_is_selected(family, best, machine):
+def test_the_fastest_target_is_selected(family, best, dtype, machine):
     machine(best)
-    chosen = select(Problem(Scheme.parse(family), m=1, n=16, k=64))
-    assert chosen.name == (f"{family}_reference" if best == "torch" else f"{family}_{best}")
+    chosen = select(Problem(Scheme.parse(family), m=1, n=16, k=64, dtype=dtype))
+    assert chosen.name == fastest(family, dtype, best)
 
 
 def test_explain_names_every_kernel_with_a_reason(machine):
@@ -230,11 +245,13 @@ def test_the_kernel_that_is_named_is_the_one_that_runs(name, scheme, machine, mo
             super().__call__(*arguments)
 
     monkeypatch.setattr(native, "LinearPlan", Plan)
-    layer = nybble.nn.Linear.from_dense(nn.Linear(64, 16), scheme)
+    dtype = spec.act_dtypes[0]
+    layer = nybble.nn.Linear.from_dense(nn.Linear(64, 16, dtype=dtype), scheme)
     assert nybble.explain(layer).kernel == name
-    y = layer(torch.randn(3, 64))
+    y = layer(torch.randn(3, 64, dtype=dtype))
     assert torch.isfinite(y).all()
-    assert ran == ([] if spec.target == "torch" else [(name, f"prepare_{spec.target}")])
+    assert [kernel for kernel, _ in ran] == ([] if spec.target == "torch" else [name])
+    assert all(prepare in {s.name for s in all_specs() if s.op == "prepare"} for _, prepare in ran)
 
 
 # --- nybble.kernels

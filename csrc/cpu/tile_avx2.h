@@ -21,11 +21,11 @@ using VI = __m256i;
   VI product;                              \
   __asm__(multiply " %3, %2, %1\n\t" add " %1, %0, %0" : "+x"(acc), "=&x"(product) : "x"(a), "x"(b))
 inline void dot_s16(VI& acc, VI a, VI b) { NYBBLE_MULTIPLY_ADD("vpmaddwd", "vpaddd"); }
-inline void dot_u8s8(VI& acc, VI a, VI b) { NYBBLE_MULTIPLY_ADD("vpmaddubsw", "vpaddw"); }
+inline void dot_u8s8_16(VI& acc, VI a, VI b) { NYBBLE_MULTIPLY_ADD("vpmaddubsw", "vpaddw"); }
 #undef NYBBLE_MULTIPLY_ADD
 #else
 inline void dot_s16(VI& acc, VI a, VI b) { acc = _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)); }
-inline void dot_u8s8(VI& acc, VI u, VI s) { acc = _mm256_add_epi16(acc, _mm256_maddubs_epi16(u, s)); }
+inline void dot_u8s8_16(VI& acc, VI u, VI s) { acc = _mm256_add_epi16(acc, _mm256_maddubs_epi16(u, s)); }
 #endif
 
 inline VF vf_set1(float f) { return _mm256_set1_ps(f); }
@@ -43,6 +43,11 @@ inline void vi_store(void* p, VI a) { _mm256_storeu_si256(static_cast<__m256i*>(
 inline VI vi_add(VI a, VI b) { return _mm256_add_epi32(a, b); }
 inline VI vi_sub(VI a, VI b) { return _mm256_sub_epi32(a, b); }
 inline VI vi_mul(VI a, VI b) { return _mm256_mullo_epi32(a, b); }
+inline VI vi_and(VI a, VI b) { return _mm256_and_si256(a, b); }
+template <int kBits>  // of 16-bit lanes
+inline VI vi_shift_right(VI a) {
+  return _mm256_srli_epi16(a, kBits);
+}
 inline VI vi_min(VI a, VI b) { return _mm256_min_epi32(a, b); }
 inline VF vf_min(VF a, VF b) { return _mm256_min_ps(a, b); }
 inline VF vf_max(VF a, VF b) { return _mm256_max_ps(a, b); }

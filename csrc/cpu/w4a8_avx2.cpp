@@ -30,8 +30,8 @@ struct Tile {
         int32_t first, second;
         memcpy(&first, x + 4 * r, 4);
         memcpy(&second, x + 4 * (R + r), 4);
-        dot_u8s8(sum[r], low, _mm256_set1_epi32(first));
-        dot_u8s8(sum[r], high, _mm256_set1_epi32(second));
+        dot_u8s8_16(sum[r], low, _mm256_set1_epi32(first));
+        dot_u8s8_16(sum[r], high, _mm256_set1_epi32(second));
       }
     }
 #pragma GCC unroll 8

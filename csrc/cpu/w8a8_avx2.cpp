@@ -12,32 +12,57 @@ namespace {
 inline VI widen(const uint8_t* p) { return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
 
 struct Tile {
-  static constexpr int vectors(int) { return 1; }
+  static constexpr int64_t kStep = 8;  // lines between two looks ahead
+
+  static constexpr int vectors(int rows) { return fitting_vectors(2 * rows + 2, 1); }
+
+  template <int R, int V>
+  NYBBLE_INLINE void multiply(VI (&low)[R][V], VI (&high)[R][V], const uint8_t* (&w)[V], const int16_t* x) {
+    VI first[V], second[V];
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++) {
+      first[v] = widen(w[v]);
+      second[v] = widen(w[v] + 16);
+      w[v] += kLine;
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+      int64_t four;
+      memcpy(&four, x + 4 * r, 8);
+      const VI xs = _mm256_set1_epi64x(four);
+#pragma GCC unroll 2
+      for (int v = 0; v < V; v++) {
+        dot_s16(low[r][v], first[v], xs);
+        dot_s16(high[r][v], second[v], xs);
+      }
+    }
+  }
 
   template <int R, int V>
   static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Ahead& ahead) {
-    const uint8_t* w[1] = {codes_at(a, column)};
-    const int16_t* x = panel_at<int16_t>(a, row);
-    VI low[R], high[R];
+    const uint8_t* w[V];
+    VI low[R][V], high[R][V];
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++) {
+      w[v] = codes_at(a, column + v * W);
 #pragma GCC unroll 8
-    for (int r = 0; r < R; r++) low[r] = high[r] = _mm256_setzero_si256();
-    for (int64_t k = 0; k < a->k_padded; k += 4, w[0] += kLine, x += 4 * R) {
-      if (k % 32 == 0) ahead.used(w, 8);
-      const VI w0 = widen(w[0]), w1 = widen(w[0] + 16);
+      for (int r = 0; r < R; r++) low[r][v] = high[r][v] = _mm256_setzero_si256();
+    }
+    const int16_t* x = panel_at<int16_t>(a, row);
+    int64_t lines = a->k_padded / 4;
+    for (; lines >= kStep; lines -= kStep) {
+      for (int64_t i = 0; i < kStep; i++, x += 4 * R) multiply<R, V>(low, high, w, x);
+      ahead.used(w, kStep);
+    }
+    for (; lines > 0; lines--, x += 4 * R) multiply<R, V>(low, high, w, x);
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++) {
+      const Columns8 columns{a, column + v * W};
 #pragma GCC unroll 8
       for (int r = 0; r < R; r++) {
-        int64_t four;
-        memcpy(&four, x + 4 * r, 8);
-        const VI xs = _mm256_set1_epi64x(four);
-        dot_s16(low[r], w0, xs);
-        dot_s16(high[r], w1, xs);
+        const VI pairs = _mm256_hadd_epi32(low[r][v], high[r][v]);  // columns 0 1 4 5 | 2 3 6 7
+        columns.finish(row + r, _mm256_permute4x64_epi64(pairs, _MM_SHUFFLE(3, 1, 2, 0)));
       }
-    }
-    const Columns8 columns{a, column};
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++) {
-      const VI pairs = _mm256_hadd_epi32(low[r], high[r]);  // columns 0 1 4 5 | 2 3 6 7
-      columns.finish(row + r, _mm256_permute4x64_epi64(pairs, _MM_SHUFFLE(3, 1, 2, 0)));
     }
   }
 };

@@ -27,6 +27,7 @@ TARGETS = (
     Target("torch"),
     Target("scalar"),
     Target("avx2", _AVX2),
+    Target("avxvnni", (*_AVX2, "avxvnni")),
     Target("avx512vnni", _AVX512VNNI),
     Target("avx512bf16", (*_AVX512VNNI, "avx512bf16")),
 )
