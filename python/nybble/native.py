@@ -101,27 +101,32 @@ class LinearPlan:
     """A compiled linear kernel bound to a scheme and a weight shape."""
 
     def __init__(self, kernel: str, prepare: str, scheme: Scheme, out_features: int, in_features: int) -> None:
-        self._plan = _C.LinearPlan(kernel, prepare, weight_shape(scheme, out_features, in_features))
-        self._run = self._plan.run
+        self._run = _C.LinearPlan(kernel, prepare, weight_shape(scheme, out_features, in_features)).run
+        self._in_features = in_features
 
     def __call__(self, x: Tensor, packed: Tensor, bias: Tensor | None, out: Tensor) -> None:
-        """out (M, N) = x (M, K) w^T + bias.
+        """out (..., N) = x (..., K) w^T + bias.
 
-        x has unit stride along K; out is contiguous, of x's dtype, or int32 for the accumulators of w8a8.
+        x is contiguous, or (M, K) with unit stride along K; out is contiguous, of x's dtype, or int32 for the
+        accumulators of w8a8.
 
         Raises:
             ValueError: a tensor is smaller than its shape says.
         """
-        dtype = DTYPES[x.dtype]
+        dtype, k = DTYPES[x.dtype], self._in_features
+        if x.is_contiguous():
+            span, stride = (x.data_ptr(), x.nbytes), k
+        else:
+            span, stride = memory(x), x.stride(0)
         self._run(
-            memory(x),
+            span,
             dtype,
-            x.shape[0],
-            x.stride(0),
-            memory(packed),
-            memory(bias),
+            x.numel() // k,
+            stride,
+            (packed.data_ptr(), packed.nbytes),
+            _NOTHING if bias is None else (bias.data_ptr(), bias.nbytes),
             dtype if bias is None else DTYPES[bias.dtype],
-            memory(out),
-            DTYPES[out.dtype],
+            (out.data_ptr(), out.nbytes),
+            dtype if out.dtype is x.dtype else DTYPES[out.dtype],
             torch.get_num_threads(),
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad, profiler
 
 from . import layouts, native
 from .dispatch import layout_for, plan_for
@@ -51,39 +52,61 @@ def linear(
         ValueError: a shape, dtype or device that does not fit, by name.
         NoKernelError: no kernel accepts the problem.
     """
-    out: Tensor = torch.ops.nybble.linear.default(x, packed, bias, scheme, layout, out_features, in_features)
-    return out
+    if torch.compiler.is_compiling() or _watched(x, packed, bias):
+        out: Tensor = torch.ops.nybble.linear.default(x, packed, bias, scheme, layout, out_features, in_features)
+        return out
+    return _linear(x, packed, bias, scheme, layout, out_features, in_features)
+
+
+def _watched(x: Tensor, packed: Tensor, bias: Tensor | None) -> bool:
+    """Whether autograd, a tensor subclass, a mode, a transform, a tracer or a profiler must see this call as an op.
+
+    Where none does, going straight to the kernel saves the dispatcher's time, which is more than a small layer's own.
+    """
+    return (
+        type(x) is not Tensor
+        or type(packed) is not Tensor
+        or (torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)))
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_function_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._get_tracing_state() is not None
+        or forward_ad._current_level >= 0
+        or profiler._is_profiler_enabled
+    )
 
 
 def _linear(
     x: Tensor, packed: Tensor, bias: Tensor | None, scheme: str, layout: str, out_features: int, in_features: int
 ) -> Tensor:
-    _check(x, bias, out_features, in_features)
+    shape, dtype = x.shape, x.dtype
+    if not shape or shape[-1] != in_features:
+        raise ValueError(f"x: shape {tuple(shape)}, the last dimension must be in_features={in_features}")
+    if dtype not in FLOATS:
+        raise ValueError(f"x: {dtype}, must be one of {FLOATS}")
     _check_packed(packed)
-    rows = x.reshape(-1, in_features)
-    if rows.stride(1) != 1 or 0 < rows.stride(0) < in_features:
-        rows = rows.contiguous()
-    out = x.new_empty((*x.shape[:-1], out_features))
+    device = "cpu" if x.is_cpu else x.device.type
     if bias is not None:
-        bias = bias.contiguous()
-    plan = plan_for(scheme, layout, out_features, in_features, x.dtype, x.device.type)
-    plan(rows, packed, bias, out.view(-1, out_features))
+        bias = _checked_bias(bias, x, out_features)
+    out = x.new_empty(*shape[:-1], out_features)
+    if not x.is_contiguous():
+        x = x.reshape(-1, in_features)
+        if x.stride(1) != 1 or 0 < x.stride(0) < in_features:
+            x = x.contiguous()
+    plan_for(scheme, layout, out_features, in_features, dtype, device)(x, packed, bias, out)
     return out
 
 
-def _check(x: Tensor, bias: Tensor | None, out_features: int, in_features: int) -> None:
-    if x.dim() == 0 or x.shape[-1] != in_features:
-        raise ValueError(f"x: shape {tuple(x.shape)}, the last dimension must be in_features={in_features}")
-    if x.dtype not in FLOATS:
-        raise ValueError(f"x: {x.dtype}, must be one of {FLOATS}")
-    if bias is not None and (bias.shape != (out_features,) or bias.dtype not in FLOATS):
+def _checked_bias(bias: Tensor, x: Tensor, out_features: int) -> Tensor:
+    if bias.dtype not in FLOATS or bias.numel() != out_features or bias.dim() != 1:
         raise ValueError(f"bias: {tuple(bias.shape)} {bias.dtype}, must be ({out_features},) and one of {FLOATS}")
-    if bias is not None and bias.device != x.device:
+    if not (bias.is_cpu and x.is_cpu) and bias.device != x.device:
         raise ValueError(f"bias: on {bias.device}, x is on {x.device}")
+    return bias.contiguous()
 
 
 def _check_packed(packed: Tensor) -> None:
-    if packed.dtype != torch.uint8 or packed.dim() != 1 or not packed.is_contiguous():
+    if packed.dtype is not torch.uint8 or packed.dim() != 1 or not packed.is_contiguous():
         raise ValueError(f"packed: {tuple(packed.shape)} {packed.dtype}, must be a contiguous uint8 vector")
 
 

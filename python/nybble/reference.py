@@ -71,4 +71,5 @@ class ReferencePlan:
     def __call__(self, x: Tensor, packed: Tensor, bias: Tensor | None, out: Tensor) -> None:
         scheme, out_features, in_features = self._shape
         quantized = layouts.unpack(packed, layouts.PLAIN, scheme, out_features, in_features)
-        out.copy_(linear(x, quantized, bias, scheme, out.dtype))
+        rows = linear(x.reshape(-1, in_features), quantized, bias, scheme, out.dtype)
+        out.view(-1, out_features).copy_(rows)

@@ -145,8 +145,8 @@ class Linear(nn.Module):
 
         Under autocast, in autocast's dtype. See ops.linear for gradients and errors.
         """
-        if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-            x = x.to(torch.get_autocast_dtype(x.device.type))
+        if torch._C._is_any_autocast_enabled():
+            x = _autocast(x)
         # Straight from the dictionaries: nn.Module's attribute lookup costs as much as a small layer.
         packed, layout = self._buffers["packed"], self.layout
         if packed is None or layout is None:
@@ -330,6 +330,13 @@ class Linear(nn.Module):
         memo[id(self)] = new
         new.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return new
+
+
+def _autocast(x: Tensor) -> Tensor:
+    device = x.device.type
+    if device == "meta" or x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return x
+    return x.to(torch.get_autocast_dtype(device))
 
 
 def _restore(cls: type[Linear], state: dict[str, Any]) -> Linear:
