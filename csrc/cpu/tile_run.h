@@ -32,7 +32,7 @@ inline const uint8_t* codes_at(const NybbleLinearArgs* a, int64_t column) {
 
 // Brings codes nearer before they are multiplied, so that memory and multiplier are busy together. Where several row
 // blocks pass over the present columns, each fetches its share of the next columns. A single block looks a little ahead
-// in its own streams; with four streams it is bound by memory alone, and the processor's own prefetching is best.
+// in its own streams, unless it does so little with a line that the processor's own prefetching is better.
 class Ahead {
  public:
   Ahead(const uint8_t* next, const uint8_t* end, int64_t blocks) : next_(next), end_(end) {
@@ -41,11 +41,11 @@ class Ahead {
 
   // To be told of each few lines that every stream has used.
   template <int V>
-  void used(const uint8_t* const (&streams)[V], int64_t lines) {
+  void used(const uint8_t* const (&streams)[V], int64_t lines, bool light = false) {
     if (shift_ > 0) {
       for (int64_t i = (lines * V + (int64_t{1} << shift_) - 1) >> shift_; i > 0 && next_ < end_; i--, next_ += kLine)
         __builtin_prefetch(next_);
-    } else if (V < 4) {
+    } else if (!light) {
       for (int64_t i = 0; i < lines; i++)
         for (const uint8_t* stream : streams) __builtin_prefetch(stream + kDistance + i * kLine);
     }

@@ -45,7 +45,7 @@ struct Tile8 {
     int64_t lines = a->k_padded / 4;
     for (; lines >= kStep; lines -= kStep) {
       for (int64_t i = 0; i < kStep; i++, x += 4 * R) multiply<R, V>(acc, w, x);
-      ahead.used(w, kStep);
+      ahead.used(w, kStep, R <= 2);
     }
     for (; lines > 0; lines--, x += 4 * R) multiply<R, V>(acc, w, x);
 #pragma GCC unroll 4
