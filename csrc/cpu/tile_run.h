@@ -31,30 +31,33 @@ inline const uint8_t* codes_at(const NybbleLinearArgs* a, int64_t column) {
 }
 
 // Brings codes nearer before they are multiplied, so that memory and multiplier are busy together. Where several row
-// blocks pass over the present columns, each fetches its share of the next columns. A single block looks a little ahead
-// in its own streams, unless it does so little with a line that the processor's own prefetching is better.
+// blocks pass over the present columns, each fetches its share of the next columns. A block whose columns nobody fetched,
+// the only one or the first, looks a little ahead in its own streams, unless it does so little with a line that the
+// processor's own prefetching is better.
 class Ahead {
  public:
-  Ahead(const uint8_t* next, const uint8_t* end, int64_t blocks) : next_(next), end_(end) {
+  Ahead(const uint8_t* next, const uint8_t* end, int64_t blocks) : next_(next), end_(blocks > 1 ? end : next) {
     while (blocks >> (shift_ + 1)) shift_++;
   }
+
+  // Whether the columns of the block that follows were fetched.
+  void fetched(bool yes) { fetched_ = yes; }
 
   // To be told of each few lines that every stream has used.
   template <int V>
   void used(const uint8_t* const (&streams)[V], int64_t lines, bool light = false) {
-    if (shift_ > 0) {
-      for (int64_t i = (lines * V + (int64_t{1} << shift_) - 1) >> shift_; i > 0 && next_ < end_; i--, next_ += kLine)
-        __builtin_prefetch(next_);
-    } else if (!light) {
+    if (!fetched_ && !light)
       for (int64_t i = 0; i < lines; i++)
         for (const uint8_t* stream : streams) __builtin_prefetch(stream + kDistance + i * kLine);
-    }
+    for (int64_t i = (lines * V + (int64_t{1} << shift_) - 1) >> shift_; i > 0 && next_ < end_; i--, next_ += kLine)
+      __builtin_prefetch(next_);
   }
 
  private:
   static constexpr int64_t kDistance = 2048;
   const uint8_t *next_, *end_;
   int shift_ = 0;
+  bool fetched_ = false;
 };
 
 // Columns that the row blocks pass over together: their weights stay in the second-level cache meanwhile. At least what
@@ -90,6 +93,7 @@ inline NybbleStatus run_tiles(const NybbleLinearArgs* a) {
     const int64_t to = from + pass < end ? from + pass : end, next = to + pass < end ? to + pass : end;
     Ahead ahead(codes_at(a, to), codes_at(a, next), blocks);
     for (int64_t block = a->block_begin; block < a->block_end; block++) {
+      ahead.fetched(blocks > 1 && (block > a->block_begin || from > a->tile_begin * NYBBLE_TILE_N));
       const int64_t row = block * a->block_rows, rows = a->rows - row < a->block_rows ? a->rows - row : a->block_rows;
       run_rows<Tile, kRows>(a, rows, row, from, to, ahead);
     }
