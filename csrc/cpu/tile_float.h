@@ -80,13 +80,13 @@ struct FloatTiles {
           multiply<R, 0>(acc, weight, vi_load(codes[0]), x);
         }
       }
-#pragma GCC unroll 16
-      for (int r = 0; r < R; r++) {
+      const VF bias = bias_at(a, column);
+      store_rows<R>(a, row, column, [&](int r) __attribute__((always_inline)) {
         VF sum = acc[0][r];
         if constexpr (splits(R) == 2) sum = vf_add(sum, acc[1][r]);
         if constexpr (splits(R) == 4) sum = vf_add(vf_add(sum, acc[1][r]), vf_add(acc[2][r], acc[3][r]));
-        store_row(a, row + r, column, vf_add(weight.finish(sum), bias_at(a, column)));
-      }
+        return vf_add(weight.finish(sum), bias);
+      });
     }
   };
 };

@@ -29,48 +29,53 @@ struct RowPlan {
   float scale, factor, inverse;
   int32_t zero;
   int64_t count;
-};
-
-// The range of a row; `poison` is NaN where the row has a NaN or an Inf.
-struct Range {
-  VF low = vf_set1(0.0f), high = vf_set1(0.0f), poison = vf_set1(0.0f);
-
-  inline void widen(VF v) {
-    low = vf_min(low, v);
-    high = vf_max(high, v);
-    poison = vf_fma(v, vf_set1(0.0f), poison);
-  }
+  bool scaled;  // factor is not 1
 };
 
 template <int kDtype>
 inline RowPlan plan_row(const uint8_t* x, int64_t count) {
-  Range ranges[4];  // so that no one's latency bounds the loop
+  // Several of each, so that no one's latency bounds the loop. `poison` is NaN where the row has a NaN or an Inf.
+  constexpr int n = 4;
+  const VF none = vf_set1(0.0f);
+  VF low[n] = {none, none, none, none}, high[n] = {none, none, none, none}, poison[n] = {none, none, none, none};
   int64_t k = 0;
-  for (; k + 4 * W <= count; k += 4 * W)
+  for (; k + n * W <= count; k += n * W) {
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) ranges[i].widen(load_x<kDtype>(x, k + i * W, count));
-  for (; k < count; k += W) ranges[0].widen(load_x<kDtype>(x, k, count));
-  for (int i = 1; i < 4; i++) {
-    ranges[0].low = vf_min(ranges[0].low, ranges[i].low);
-    ranges[0].high = vf_max(ranges[0].high, ranges[i].high);
-    ranges[0].poison = vf_add(ranges[0].poison, ranges[i].poison);
+    for (int i = 0; i < n; i++) {
+      const VF v = load_x<kDtype>(x, k + i * W, k + i * W + W);
+      low[i] = vf_min(low[i], v);
+      high[i] = vf_max(high[i], v);
+      poison[i] = vf_fma(v, none, poison[i]);
+    }
   }
-  if (vf_has_nan(ranges[0].poison)) {
+  for (; k < count; k += W) {
+    const VF v = load_x<kDtype>(x, k, count);
+    low[0] = vf_min(low[0], v);
+    high[0] = vf_max(high[0], v);
+    poison[0] = vf_fma(v, none, poison[0]);
+  }
+#pragma GCC unroll 4
+  for (int i = 1; i < n; i++) {
+    low[0] = vf_min(low[0], low[i]);
+    high[0] = vf_max(high[0], high[i]);
+    poison[0] = vf_add(poison[0], poison[i]);
+  }
+  if (vf_has_nan(poison[0])) {
     const int32_t nan_bits = 0x7fc00000;
     float quiet_nan;
     memcpy(&quiet_nan, &nan_bits, 4);
-    return {quiet_nan, 1.0f, 0.0f, 0, 0};
+    return {quiet_nan, 1.0f, 0.0f, 0, 0, false};
   }
-  float lowest = vf_least(ranges[0].low);
-  const float highest = vf_most(ranges[0].high);
+  float lowest = vf_least(low[0]);
+  const float highest = vf_most(high[0]);
   const float magnitude = highest > -lowest ? highest : -lowest;
-  if (magnitude == 0.0f) return {0.0f, 1.0f, 0.0f, 0, 0};
+  if (magnitude == 0.0f) return {0.0f, 1.0f, 0.0f, 0, 0, false};
   const float factor = magnitude < kTiny ? kTinyFactor : magnitude > kHuge ? kHugeFactor : 1.0f;
   lowest *= factor;
   const float width = highest * factor - lowest, inverse = 255.0f / width;
   int32_t zero[W];
   vi_store(zero, vi_round(vf_set1(-lowest * inverse)));
-  return {width / 255.0f / factor, factor, inverse, zero[0] - 128, count};
+  return {width / 255.0f / factor, factor, inverse, zero[0] - 128, count, factor != 1.0f};
 }
 
 constexpr int64_t kStep = 64;  // ks at a time
@@ -85,12 +90,14 @@ template <int kFormat, int kDtype, bool kWhole>
 inline VI convert(const uint8_t* x, const RowPlan& plan, int64_t begin, int64_t end, uint8_t* to) {
   const VF factor = vf_set1(plan.factor), inverse = vf_set1(plan.inverse);
   const VI zero = vi_set1(plan.zero), most = vi_set1(127);
+  const bool scaled = plan.scaled;
   const int64_t count = plan.count, ks = kWhole ? kStep : end - begin;
   VI sum = vi_set1(0);
 #pragma GCC unroll 4
   for (int64_t i = 0; i < ks; i += W) {
-    const VF v = kWhole ? load_x<kDtype>(x, begin + i, begin + i + W) : load_x<kDtype>(x, begin + i, count);
-    VI codes = vi_min(vi_add(vi_round(vf_mul(vf_mul(v, factor), inverse)), zero), most);
+    VF v = kWhole ? load_x<kDtype>(x, begin + i, begin + i + W) : load_x<kDtype>(x, begin + i, count);
+    if (scaled) v = vf_mul(v, factor);
+    VI codes = vi_min(vi_add(vi_round(vf_mul(v, inverse)), zero), most);
     if (!kWhole && begin + i + W > count) codes = vi_first(codes, begin + i < count ? count - begin - i : 0);
     sum = vi_add(sum, codes);
     store_codes<kFormat>(to + i * element_bytes(kFormat), codes);
@@ -116,51 +123,48 @@ inline uint64_t exchange(uint64_t four) {
   return (four & 0xffff00000000ffffu) | (four & 0xffff0000u) << 16 | (four >> 16 & 0xffff0000u);
 }
 
-// `rows` rows of `words` words, kStep elements apart, to their place in the panel, where words are `stride` bytes apart
-// and rows adjacent. kWord: bytes of four elements.
+// `rows` rows of `words` words, `row_bytes` apart, to their place in the panel, where words are `stride` bytes apart and
+// rows adjacent. kWord: bytes of four elements.
 template <int kWord, bool kExchange>
-inline void interleave(const uint8_t* from, int64_t rows, int64_t words, uint8_t* to, int64_t stride) {
-  constexpr int64_t row_bytes = kStep / 4 * kWord;
+inline void interleave(const uint8_t* from, int64_t row_bytes, int64_t rows, int64_t words, uint8_t* to,
+                       int64_t stride) {
   int64_t word = 0;
 #if defined(__SSE2__)
+  const auto load = [&](int64_t r) __attribute__((always_inline)) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + r * row_bytes + word * kWord));
+  };
+  const auto store = [&](int64_t i, int64_t r, __m128i v) __attribute__((always_inline)) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i * stride + r * kWord), v);
+  };
   if (kWord == 4 && rows == 4) {
-    const auto load = [&](int64_t r) {
-      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + r * row_bytes + word * kWord));
-    };
-    const auto store = [&](int64_t i, __m128i v) {
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(to + (word + i) * stride), v);
-    };
-    for (; word + 4 <= words; word += 4) {
+    for (; word + 4 <= words; word += 4, to += 4 * stride) {
       const __m128i a = load(0), b = load(1), c = load(2), d = load(3);
       const __m128i ab = _mm_unpacklo_epi32(a, b), cd = _mm_unpacklo_epi32(c, d);
       const __m128i ab2 = _mm_unpackhi_epi32(a, b), cd2 = _mm_unpackhi_epi32(c, d);
-      store(0, _mm_unpacklo_epi64(ab, cd));
-      store(1, _mm_unpackhi_epi64(ab, cd));
-      store(2, _mm_unpacklo_epi64(ab2, cd2));
-      store(3, _mm_unpackhi_epi64(ab2, cd2));
+      store(0, 0, _mm_unpacklo_epi64(ab, cd));
+      store(1, 0, _mm_unpackhi_epi64(ab, cd));
+      store(2, 0, _mm_unpacklo_epi64(ab2, cd2));
+      store(3, 0, _mm_unpackhi_epi64(ab2, cd2));
     }
   }
   if (kWord == 8 && rows == 4) {
-    const auto load = [&](int64_t r) {
-      const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + r * row_bytes + word * kWord));
-      return kExchange ? _mm_shufflehi_epi16(_mm_shufflelo_epi16(v, 0xd8), 0xd8) : v;  // 0 2 1 3
-    };
-    const auto store = [&](int64_t i, int64_t r, __m128i v) {
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(to + (word + i) * stride + r * kWord), v);
-    };
-    for (; word + 2 <= words; word += 2) {
-      const __m128i a = load(0), b = load(1), c = load(2), d = load(3);
-      store(0, 0, _mm_unpacklo_epi64(a, b));
-      store(0, 2, _mm_unpacklo_epi64(c, d));
-      store(1, 0, _mm_unpackhi_epi64(a, b));
-      store(1, 2, _mm_unpackhi_epi64(c, d));
+    for (; word + 2 <= words; word += 2, to += 2 * stride) {
+      __m128i v[4];
+      for (int r = 0; r < 4; r++) {
+        v[r] = load(r);
+        if (kExchange) v[r] = _mm_shufflehi_epi16(_mm_shufflelo_epi16(v[r], 0xd8), 0xd8);  // 0 2 1 3
+      }
+      store(0, 0, _mm_unpacklo_epi64(v[0], v[1]));
+      store(0, 2, _mm_unpacklo_epi64(v[2], v[3]));
+      store(1, 0, _mm_unpackhi_epi64(v[0], v[1]));
+      store(1, 2, _mm_unpackhi_epi64(v[2], v[3]));
     }
   }
 #endif
-  for (; word < words; word++)
+  for (; word < words; word++, to += stride)
     for (int64_t r = 0; r < rows; r++) {
       const uint8_t* at = from + r * row_bytes + word * kWord;
-      uint8_t* place = to + word * stride + r * kWord;
+      uint8_t* place = to + r * kWord;
       if (kExchange) {
         uint64_t four;
         memcpy(&four, at, 8);
@@ -176,6 +180,8 @@ inline void interleave(const uint8_t* from, int64_t rows, int64_t words, uint8_t
 template <int kFormat, int kDtype>
 inline void prepare_rows(const NybblePrepareArgs& a, int64_t row0, int64_t i, int64_t r, int64_t block) {
   constexpr bool is_codes = kFormat != NYBBLE_PANEL_F32 && kFormat != NYBBLE_PANEL_BF16;
+  constexpr bool kExchange = kFormat == NYBBLE_PANEL_BF16;
+  constexpr bool is_panel = kExchange || (kFormat == NYBBLE_PANEL_F32 && kDtype == NYBBLE_F32);
   constexpr int64_t bytes = element_bytes(kFormat), x_bytes = kDtype == NYBBLE_F32 ? 4 : 2;
   const int64_t row_bytes = a.ldx * x_bytes;
   const uint8_t* x = static_cast<const uint8_t*>(a.x) + (row0 + i) * row_bytes;
@@ -192,6 +198,12 @@ inline void prepare_rows(const NybblePrepareArgs& a, int64_t row0, int64_t i, in
     VI sums[kRows] = {vi_set1(0), vi_set1(0), vi_set1(0), vi_set1(0)};
     for (int64_t begin = g * a.group; begin < group_end; begin += kStep) {
       const int64_t end = begin + kStep < group_end ? begin + kStep : group_end;
+      uint8_t* to_panel = panel + begin * block * bytes;
+      const int64_t words = (end - begin) / 4, stride = 4 * block * bytes;
+      if (is_panel && end <= a.k) {  // as they are
+        interleave<4 * bytes, kExchange>(x + begin * bytes, row_bytes, r, words, to_panel, stride);
+        continue;
+      }
       for (int64_t j = 0; j < r; j++) {
         uint8_t* to = rows + j * kStep * bytes;
         if constexpr (is_codes)
@@ -201,8 +213,7 @@ inline void prepare_rows(const NybblePrepareArgs& a, int64_t row0, int64_t i, in
         else
           widen<kFormat, kDtype>(x + j * row_bytes, a.k, begin, end, to);
       }
-      interleave<4 * bytes, kFormat == NYBBLE_PANEL_BF16>(rows, r, (end - begin) / 4, panel + begin * block * bytes,
-                                                          4 * block * bytes);
+      interleave<4 * bytes, kExchange>(rows, kStep * bytes, r, words, to_panel, stride);
     }
     for (int64_t j = 0; j < r && a.act_sum; j++)
       a.act_sum[(row0 + i + j) * a.groups + g] = vi_sum(sums[j]) * a.sum_factor;

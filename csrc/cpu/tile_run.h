@@ -118,29 +118,43 @@ inline VF bias_at(const NybbleLinearArgs* a, int64_t column) {
   return vf_load_as(static_cast<const uint8_t*>(a->bias) + column * bytes, a->bias_dtype, count);
 }
 
-inline void store_row(const NybbleLinearArgs* a, int64_t row, int64_t column, VF value) {
-  const int64_t bytes = a->y_dtype == NYBBLE_F32 ? 4 : 2, count = a->n - column;
-  if (count > 0) vf_store_as(static_cast<uint8_t*>(a->y) + (row * a->n + column) * bytes, a->y_dtype, value, count);
+// Rows [row, row + R) of W columns to y: of_row(r) as y_dtype, the columns below n alone. Every loop over rows is
+// unrolled, or their accumulators would live in memory.
+template <int R, class OfRow>
+NYBBLE_INLINE void store_rows(const NybbleLinearArgs* a, int64_t row, int64_t column, const OfRow& of_row) {
+  const int64_t count = a->n - column, bytes = a->y_dtype == NYBBLE_F32 ? 4 : 2;
+  uint8_t* y = static_cast<uint8_t*>(a->y) + (row * a->n + column) * bytes;
+  if (count >= W && a->y_dtype == NYBBLE_F32) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++, y += a->n * 4) vf_store(reinterpret_cast<float*>(y), of_row(r));
+  } else if (count >= W && a->y_dtype == NYBBLE_BF16) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++, y += a->n * 2) vf_store_as(y, NYBBLE_BF16, of_row(r), W);
+  } else if (count > 0) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++, y += a->n * bytes) vf_store_as(y, a->y_dtype, of_row(r), count);
+  }
 }
 
-// What the epilogues of W columns need, loaded once a tile.
-struct Columns8 {
-  const NybbleLinearArgs* a;
-  int64_t column;
-  VF scale = vf_load(static_cast<const float*>(a->scale) + column), bias = bias_at(a, column);
-  VI sum = vi_load(a->column_sum + column);
-
-  // y = (acc - act_zero * column_sum) * (act_scale * scale) + bias, in this order, or the accumulators themselves.
-  void finish(int64_t row, VI acc) const {
-    if (a->y_dtype == NYBBLE_S32) {
-      if (a->n > column) vi_store_as_s32(static_cast<int32_t*>(a->y) + row * a->n + column, acc, a->n - column);
-      return;
-    }
-    const VI centred = vi_sub(acc, vi_mul(vi_set1(a->act_zero[row]), sum));
-    store_row(a, row, column, vf_fma(vf_of_int(centred), vf_mul(vf_set1(a->act_scale[row]), scale), bias));
+// y = (acc - act_zero * column_sum) * (act_scale * scale) + bias, in this order, or the accumulators themselves.
+template <int R, int V>
+NYBBLE_INLINE void finish_w8a8(const NybbleLinearArgs* a, int64_t row, int64_t column, const VI (&acc)[R][V], int v) {
+  if (a->y_dtype == NYBBLE_S32) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++)
+      if (a->n > column)
+        vi_store_as_s32(static_cast<int32_t*>(a->y) + (row + r) * a->n + column, acc[r][v], a->n - column);
+    return;
   }
-};
+  const VF scale = vf_load(static_cast<const float*>(a->scale) + column), bias = bias_at(a, column);
+  const VI sum = vi_load(a->column_sum + column);
+  store_rows<R>(a, row, column, [&](int r) __attribute__((always_inline)) {
+    const VI centred = vi_sub(acc[r][v], vi_mul(vi_set1(a->act_zero[row + r]), sum));
+    return vf_fma(vf_of_int(centred), vf_mul(vf_set1(a->act_scale[row + r]), scale), bias);
+  });
+}
 
+// The scale of W columns in one group of 4-bit codes.
 inline VF group_scale(const NybbleLinearArgs* a, int64_t column, int64_t g) {
   return vf_load_bf16(static_cast<const uint16_t*>(a->scale) + group_at(a, column, g));
 }
@@ -166,10 +180,13 @@ struct GroupStart {
 
 // y = (sum - act_zero * weight_sum) * act_scale + bias: what the activations' zero point adds is the same for all
 // groups.
-NYBBLE_INLINE void finish_w4a8(const NybbleLinearArgs* a, int64_t row, int64_t column, VF sum) {
-  const VF zero = vf_set1(-static_cast<float>(a->act_zero[row]));
-  const VF centred = vf_fma(zero, vf_load(a->weight_sum + column), sum);
-  store_row(a, row, column, vf_fma(centred, vf_set1(a->act_scale[row]), bias_at(a, column)));
+template <int R, int V>
+NYBBLE_INLINE void finish_w4a8(const NybbleLinearArgs* a, int64_t row, int64_t column, const VF (&sum)[R][V], int v) {
+  const VF weight_sum = vf_load(a->weight_sum + column), bias = bias_at(a, column);
+  store_rows<R>(a, row, column, [&](int r) __attribute__((always_inline)) {
+    const VF zero = vf_set1(-static_cast<float>(a->act_zero[row + r]));
+    return vf_fma(vf_fma(zero, weight_sum, sum[r][v]), vf_set1(a->act_scale[row + r]), bias);
+  });
 }
 
 }  // namespace

@@ -49,11 +49,7 @@ struct Tile8 {
     }
     for (; lines > 0; lines--, x += 4 * R) multiply<R, V>(acc, w, x);
 #pragma GCC unroll 4
-    for (int v = 0; v < V; v++) {
-      const Columns8 columns{a, column + v * W};
-#pragma GCC unroll 16
-      for (int r = 0; r < R; r++) columns.finish(row + r, acc[r][v]);
-    }
+    for (int v = 0; v < V; v++) finish_w8a8<R, V>(a, row, column + v * W, acc, v);
   }
 };
 
@@ -123,9 +119,7 @@ struct Tile4 {
       }
     }
 #pragma GCC unroll 4
-    for (int v = 0; v < V; v++)
-#pragma GCC unroll 16
-      for (int r = 0; r < R; r++) finish_w4a8(a, row + r, column + v * W, sum[r][v]);
+    for (int v = 0; v < V; v++) finish_w4a8<R, V>(a, row, column + v * W, sum, v);
   }
 };
 

@@ -13,8 +13,8 @@ struct Tile {
   static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Ahead&) {
     const uint8_t* w = codes_at(a, column);
     const int8_t* x = panel_at<int8_t>(a, row);
-    VF sum[R];
-    for (auto& s : sum) s = vf_set1(0.0f);
+    VF sum[R][1];
+    for (auto& s : sum) s[0] = vf_set1(0.0f);
     for (int64_t g = 0; g < a->groups; g++) {
       const GroupStart start(a, row, column, g);
       VI acc[R];
@@ -25,9 +25,9 @@ struct Tile {
             for (int j = 0; j < 4; j++)
               acc[r].v[i] += x[r * 4 + j] * (w[i * 4 + j] & 15) + x[(R + r) * 4 + j] * (w[i * 4 + j] >> 4);
       const VF scale = group_scale(a, column, g);
-      for (int r = 0; r < R; r++) sum[r] = vf_fma(vf_of_int(acc[r]), scale, sum[r]);
+      for (int r = 0; r < R; r++) sum[r][0] = vf_fma(vf_of_int(acc[r]), scale, sum[r][0]);
     }
-    for (int r = 0; r < R; r++) finish_w4a8(a, row + r, column, sum[r]);
+    finish_w4a8<R, 1>(a, row, column, sum, 0);
   }
 };
 

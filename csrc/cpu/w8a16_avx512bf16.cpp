@@ -61,8 +61,8 @@ struct Tile {
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) {
       const VF scale = vf_load(static_cast<const float*>(a->scale) + column + v * W), bias = bias_at(a, column + v * W);
-#pragma GCC unroll 16
-      for (int r = 0; r < R; r++) store_row(a, row + r, column + v * W, vf_fma(acc[r][v], scale, bias));
+      store_rows<R>(a, row, column + v * W,
+                    [&](int r) __attribute__((always_inline)) { return vf_fma(acc[r][v], scale, bias); });
     }
   }
 };

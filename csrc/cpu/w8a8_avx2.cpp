@@ -57,12 +57,12 @@ struct Tile {
     for (; lines > 0; lines--, x += 4 * R) multiply<R, V>(low, high, w, x);
 #pragma GCC unroll 2
     for (int v = 0; v < V; v++) {
-      const Columns8 columns{a, column + v * W};
 #pragma GCC unroll 8
       for (int r = 0; r < R; r++) {
         const VI pairs = _mm256_hadd_epi32(low[r][v], high[r][v]);  // columns 0 1 4 5 | 2 3 6 7
-        columns.finish(row + r, _mm256_permute4x64_epi64(pairs, _MM_SHUFFLE(3, 1, 2, 0)));
+        low[r][v] = _mm256_permute4x64_epi64(pairs, _MM_SHUFFLE(3, 1, 2, 0));
       }
+      finish_w8a8<R, V>(a, row, column + v * W, low, v);
     }
   }
 };

@@ -13,14 +13,13 @@ struct Tile {
   static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Ahead&) {
     const int8_t* w = reinterpret_cast<const int8_t*>(codes_at(a, column));
     const int8_t* x = panel_at<int8_t>(a, row);
-    VI acc[R];
-    for (auto& sum : acc) sum = vi_set1(0);
+    VI acc[R][1];
+    for (auto& sum : acc) sum[0] = vi_set1(0);
     for (int64_t k = 0; k < a->k_padded; k += 4, w += 64, x += 4 * R)
       for (int r = 0; r < R; r++)
         for (int i = 0; i < W; i++)
-          for (int j = 0; j < 4; j++) acc[r].v[i] += x[r * 4 + j] * w[i * 4 + j];
-    const Columns8 columns{a, column};
-    for (int r = 0; r < R; r++) columns.finish(row + r, acc[r]);
+          for (int j = 0; j < 4; j++) acc[r][0].v[i] += x[r * 4 + j] * w[i * 4 + j];
+    finish_w8a8<R, 1>(a, row, column, acc, 0);
   }
 };
 
