@@ -75,10 +75,11 @@ struct FloatTiles {
         for (auto& sum : sums) sum = vf_set1(0.0f);
       for (int64_t g = 0; g < a->groups; g++) {
         weight.enter(g);
-        for (int64_t k = 0; k < a->group; k += Weight::kBlock, codes[0] += kLine, x += Weight::kBlock * R) {
-          if (k % (4 * Weight::kBlock) == 0) ahead.used(codes, 4);
+        each_line<4>(a->group / Weight::kBlock, codes, ahead, false, [&]() __attribute__((always_inline)) {
           multiply<R, 0>(acc, weight, vi_load(codes[0]), x);
-        }
+          codes[0] += kLine;
+          x += Weight::kBlock * R;
+        });
       }
       const VF bias = bias_at(a, column);
       store_rows<R>(a, row, column, [&](int r) __attribute__((always_inline)) {

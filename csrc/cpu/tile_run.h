@@ -45,7 +45,7 @@ class Ahead {
 
   // To be told of each few lines that every stream has used.
   template <int V>
-  void used(const uint8_t* const (&streams)[V], int64_t lines, bool light = false) {
+  void used(const uint8_t* const (&streams)[V], int64_t lines, bool light) {
     if (!fetched_ && !light)
       for (int64_t i = 0; i < lines; i++)
         for (const uint8_t* stream : streams) __builtin_prefetch(stream + kDistance + i * kLine);
@@ -59,6 +59,16 @@ class Ahead {
   int shift_ = 0;
   bool fetched_ = false;
 };
+
+// step() for each of `lines` lines of the streams, which it moves on; looks ahead after every kStep of them.
+template <int64_t kStep, int V, class Step>
+NYBBLE_INLINE void each_line(int64_t lines, const uint8_t* (&streams)[V], Ahead& ahead, bool light, const Step& step) {
+  for (; lines >= kStep; lines -= kStep) {
+    for (int64_t i = 0; i < kStep; i++) step();
+    ahead.used(streams, kStep, light);
+  }
+  for (; lines > 0; lines--) step();
+}
 
 // Columns that the row blocks pass over together: their weights stay in the second-level cache meanwhile. At least what
 // the largest tile takes.

@@ -8,8 +8,6 @@ namespace {
 
 // Activations as code + 128. The 128 is taken out with the column sums of the codes, mod 2^32, so the result is exact.
 struct Tile8 {
-  static constexpr int64_t kStep = 8;  // lines between two looks ahead
-
   static constexpr int vectors(int rows) { return fitting_vectors(rows + 1, 1); }
 
   template <int R, int V>
@@ -42,12 +40,10 @@ struct Tile8 {
       for (int r = 0; r < R; r++) acc[r][v] = start;
     }
     const uint8_t* x = panel_at<uint8_t>(a, row);
-    int64_t lines = a->k_padded / 4;
-    for (; lines >= kStep; lines -= kStep) {
-      for (int64_t i = 0; i < kStep; i++, x += 4 * R) multiply<R, V>(acc, w, x);
-      ahead.used(w, kStep, R <= 2);
-    }
-    for (; lines > 0; lines--, x += 4 * R) multiply<R, V>(acc, w, x);
+    each_line<8>(a->k_padded / 4, w, ahead, R <= 2, [&]() __attribute__((always_inline)) {
+      multiply<R, V>(acc, w, x);
+      x += 4 * R;
+    });
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) finish_w8a8<R, V>(a, row, column + v * W, acc, v);
   }
@@ -55,8 +51,6 @@ struct Tile8 {
 
 // The nibble is the unsigned operand, so the activations need no offset. int32 sums of a group become float ones.
 struct Tile4 {
-  static constexpr int64_t kStep = 4;  // lines between two looks ahead; divides every group that is not all of K
-
   static constexpr int vectors(int rows) { return fitting_vectors(rows + 2, 4); }
 
   template <int R, int V>
@@ -105,12 +99,10 @@ struct Tile4 {
 #pragma GCC unroll 16
         for (int r = 0; r < R; r++) acc[r][v] = start.of_row(r);
       }
-      int64_t lines = a->group / 8;
-      for (; lines >= kStep; lines -= kStep) {
-        for (int64_t i = 0; i < kStep; i++, x += 8 * R) multiply<R, V>(acc, w, x);
-        ahead.used(w, kStep);
-      }
-      for (; lines > 0; lines--, x += 8 * R) multiply<R, V>(acc, w, x);
+      each_line<4>(a->group / 8, w, ahead, false, [&]() __attribute__((always_inline)) {
+        multiply<R, V>(acc, w, x);
+        x += 8 * R;
+      });
 #pragma GCC unroll 4
       for (int v = 0; v < V; v++) {
         const VF scale = group_scale(a, column + v * W, g);

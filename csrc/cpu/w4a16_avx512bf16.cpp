@@ -11,8 +11,6 @@ namespace {
 
 template <bool kSymmetric>
 struct Tile {
-  static constexpr int64_t kStep = 4;  // lines between two looks ahead; divides every group that is not all of K
-
   static constexpr int vectors(int rows) { return fitting_vectors(rows + 2, 4); }
 
   // Entry i is the bfloat16 of i - 16, or, where the zero point is always 8, of i % 16 - 8.
@@ -91,12 +89,10 @@ struct Tile {
 #pragma GCC unroll 16
         for (int r = 0; r < R; r++) acc[r][v] = vf_set1(0.0f);
       }
-      int64_t lines = a->group / 8;
-      for (; lines >= kStep; lines -= kStep) {
-        for (int64_t i = 0; i < kStep; i++, x += 16 * R) multiply<R, V>(acc, w, origin, entries, x);
-        ahead.used(w, kStep);
-      }
-      for (; lines > 0; lines--, x += 16 * R) multiply<R, V>(acc, w, origin, entries, x);
+      each_line<4>(a->group / 8, w, ahead, false, [&]() __attribute__((always_inline)) {
+        multiply<R, V>(acc, w, origin, entries, x);
+        x += 16 * R;
+      });
 #pragma GCC unroll 4
       for (int v = 0; v < V; v++) {
         const VF scale = group_scale(a, column + v * W, g);

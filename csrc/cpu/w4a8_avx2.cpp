@@ -51,7 +51,7 @@ struct Tile {
       int64_t k = 0;
       for (; k + kWidenEvery <= a->group; k += kWidenEvery) {
         multiply<R>(acc, w[0], x, kWidenEvery);
-        ahead.used(w, kWidenEvery / 8);
+        ahead.used(w, kWidenEvery / 8, false);
       }
       if (k < a->group) multiply<R>(acc, w[0], x, a->group - k);
       const VF scale = group_scale(a, column, g);

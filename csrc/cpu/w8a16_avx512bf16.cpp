@@ -9,8 +9,6 @@
 namespace {
 
 struct Tile {
-  static constexpr int64_t kStep = 4;  // lines between two looks ahead
-
   static constexpr int vectors(int rows) { return fitting_vectors(rows + 2, 3); }
 
   // Codes k and k + 2 of each lane's four as a pair of bfloat16: float32 halves, since the low ones are 0.
@@ -52,12 +50,10 @@ struct Tile {
       for (int r = 0; r < R; r++) acc[r][v] = vf_set1(0.0f);
     }
     const uint8_t* x = panel_at<uint8_t>(a, row * 2);
-    int64_t lines = a->k_padded / 4;
-    for (; lines >= kStep; lines -= kStep) {
-      for (int64_t i = 0; i < kStep; i++, x += 8 * R) multiply<R, V>(acc, w, x);
-      ahead.used(w, kStep);
-    }
-    for (; lines > 0; lines--, x += 8 * R) multiply<R, V>(acc, w, x);
+    each_line<4>(a->k_padded / 4, w, ahead, false, [&]() __attribute__((always_inline)) {
+      multiply<R, V>(acc, w, x);
+      x += 8 * R;
+    });
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) {
       const VF scale = vf_load(static_cast<const float*>(a->scale) + column + v * W), bias = bias_at(a, column + v * W);

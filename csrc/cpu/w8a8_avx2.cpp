@@ -12,8 +12,6 @@ namespace {
 inline VI widen(const uint8_t* p) { return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
 
 struct Tile {
-  static constexpr int64_t kStep = 8;  // lines between two looks ahead
-
   static constexpr int vectors(int rows) { return fitting_vectors(2 * rows + 2, 1); }
 
   template <int R, int V>
@@ -49,12 +47,10 @@ struct Tile {
       for (int r = 0; r < R; r++) low[r][v] = high[r][v] = _mm256_setzero_si256();
     }
     const int16_t* x = panel_at<int16_t>(a, row);
-    int64_t lines = a->k_padded / 4;
-    for (; lines >= kStep; lines -= kStep) {
-      for (int64_t i = 0; i < kStep; i++, x += 4 * R) multiply<R, V>(low, high, w, x);
-      ahead.used(w, kStep);
-    }
-    for (; lines > 0; lines--, x += 4 * R) multiply<R, V>(low, high, w, x);
+    each_line<8>(a->k_padded / 4, w, ahead, false, [&]() __attribute__((always_inline)) {
+      multiply<R, V>(low, high, w, x);
+      x += 4 * R;
+    });
 #pragma GCC unroll 2
     for (int v = 0; v < V; v++) {
 #pragma GCC unroll 8
