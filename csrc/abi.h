@@ -31,11 +31,11 @@ struct NybblePrepareArgs {
   int32_t x_dtype;
   int32_t panel_format;
   int64_t rows, k, k_padded, block_rows;
-  int64_t group, groups;           // group * groups == k_padded
-  void* panel;                     // as above
-  float* act_scale;                // [rows]; NaN where the row has a NaN or an Inf; int formats only, as are the next
-  int32_t* act_zero;               // [rows] codes of 0
-  int32_t* act_sum;                // [rows][groups] sums of codes times sum_factor, or null
+  int64_t group, groups;  // group * groups == k_padded
+  void* panel;            // as above
+  float* act_scale;       // [rows]; NaN where the row has a NaN or an Inf; int formats only, as are the next
+  int32_t* act_zero;      // [rows] codes of 0
+  int32_t* act_sum;       // [rows][groups] sums of codes times sum_factor, or null
   int32_t sum_factor;
   int64_t block_begin, block_end;  // row blocks of this call
 };

@@ -248,7 +248,7 @@ void run_prepare(const PrepareCall& call) {
   if (groups > 1 && call.group % 16) refuse("group: must be a multiple of 16, or span k_padded");
   require("x", call.x, strided_extent(call.rows, call.stride, call.k), dtype_bytes(call.dtype));
   require("panel", call.panel, call.rows * call.k_padded, panel_bytes(call.panel_format));
-  if (call.panel_format != NYBBLE_PANEL_F32) {
+  if (call.panel_format != NYBBLE_PANEL_F32 && call.panel_format != NYBBLE_PANEL_BF16) {
     require("scale", call.scale, call.rows, 4);
     require("zero", call.zero, call.rows, 4);
   }

@@ -1,5 +1,5 @@
-// The AVX-512 intrinsics that the kernels use, in plain C++ lanes: NYBBLE_EMULATE builds test the avx512vnni source on
-// a CPU without AVX-512. Semantics follow Intel's intrinsics guide; never part of a wheel.
+// The AVX-512 intrinsics that the kernels use, in plain C++ lanes: NYBBLE_EMULATE builds test the AVX-512 sources on a
+// CPU without it. Semantics follow Intel's intrinsics guide; never part of a wheel.
 #pragma once
 
 #include <immintrin.h>
@@ -24,6 +24,7 @@ struct Lanes {
 using F = Lanes<float, __m512>;
 using I = Lanes<int32_t, __m512i>;
 using U = Lanes<uint32_t, __m512i>;
+using H = Lanes<uint16_t, __m512i>;
 using B = Lanes<uint8_t, __m512i>;
 
 template <class L, class Fn>
@@ -38,9 +39,6 @@ inline __m512 set1_ps(float a) {
 }
 inline __m512i set1_epi32(int32_t a) {
   return each<I>([&](int) { return a; });
-}
-inline __m512i set1_epi8(int8_t a) {
-  return each<B>([&](int) { return static_cast<uint8_t>(a); });
 }
 template <class V>
 inline V load(const void* p) {
@@ -73,14 +71,14 @@ inline __m512 fmadd_ps(__m512 a, __m512 b, __m512 c) {
 inline __m512i add_epi32(__m512i a, __m512i b) {
   return each<U>([&](int i) { return U(a).v[i] + U(b).v[i]; });
 }
+inline __m512i add_epi16(__m512i a, __m512i b) {
+  return each<H>([&](int i) { return static_cast<uint16_t>(H(a).v[i] + H(b).v[i]); });
+}
 inline __m512i sub_epi32(__m512i a, __m512i b) {
   return each<U>([&](int i) { return U(a).v[i] - U(b).v[i]; });
 }
 inline __m512i mullo_epi32(__m512i a, __m512i b) {
   return each<U>([&](int i) { return U(a).v[i] * U(b).v[i]; });
-}
-inline __m512i max_epi32(__m512i a, __m512i b) {
-  return each<I>([&](int i) { return I(a).v[i] > I(b).v[i] ? I(a).v[i] : I(b).v[i]; });
 }
 inline __m512i min_epi32(__m512i a, __m512i b) {
   return each<I>([&](int i) { return I(a).v[i] < I(b).v[i] ? I(a).v[i] : I(b).v[i]; });
@@ -90,6 +88,21 @@ inline __m512 min_ps(__m512 a, __m512 b) {
 }
 inline __m512 max_ps(__m512 a, __m512 b) {
   return each<F>([&](int i) { return F(a).v[i] > F(b).v[i] ? F(a).v[i] : F(b).v[i]; });
+}
+inline float reduce_min_ps(__m512 a) {
+  float least = F(a).v[0];
+  for (float lane : F(a).v) least = lane < least ? lane : least;
+  return least;
+}
+inline float reduce_max_ps(__m512 a) {
+  float most = F(a).v[0];
+  for (float lane : F(a).v) most = lane > most ? lane : most;
+  return most;
+}
+inline int32_t reduce_add_epi32(__m512i a) {
+  uint32_t sum = 0;
+  for (uint32_t lane : U(a).v) sum += lane;
+  return static_cast<int32_t>(sum);
 }
 inline __m512i and_si512(__m512i a, __m512i b) { return a & b; }
 inline __m512i or_si512(__m512i a, __m512i b) { return a | b; }
@@ -104,7 +117,6 @@ inline __m512i srai_epi32(__m512i a, unsigned n) {
   return each<I>([&](int i) { return I(a).v[i] >> n; });
 }
 inline __m512i srli_epi16(__m512i a, unsigned n) {
-  using H = Lanes<uint16_t, __m512i>;
   return each<H>([&](int i) { return static_cast<uint16_t>(H(a).v[i] >> n); });
 }
 inline __m512 cvtepi32_ps(__m512i a) {
@@ -144,6 +156,13 @@ inline __mmask16 cmpgt_epi32_mask(__m512i a, __m512i b) {
   for (int i = 0; i < 16; i++) mask |= static_cast<unsigned>(I(a).v[i] > I(b).v[i]) << i;
   return static_cast<__mmask16>(mask);
 }
+template <int kComparison>
+inline __mmask16 cmp_ps_mask(__m512 a, __m512 b) {
+  static_assert(kComparison == _CMP_UNORD_Q, "the one that is used");
+  unsigned mask = 0;
+  for (int i = 0; i < 16; i++) mask |= static_cast<unsigned>(isunordered(F(a).v[i], F(b).v[i])) << i;
+  return static_cast<__mmask16>(mask);
+}
 inline __m512i mask_mov_epi32(__m512i a, __mmask16 m, __m512i b) {
   return each<U>([&](int i) { return m >> i & 1 ? U(b).v[i] : U(a).v[i]; });
 }
@@ -155,17 +174,33 @@ inline __m512i dpbusd_epi32(__m512i acc, __m512i u, __m512i s) {
     return sum;
   });
 }
+inline __m512i permutexvar_epi16(__m512i index, __m512i table) {
+  return each<H>([&](int i) { return H(table).v[H(index).v[i] % 32]; });
+}
+inline float flushed(float a) { return fabsf(a) < 0x1p-126f ? copysignf(0.0f, a) : a; }
+inline float of_bf16(uint16_t half) {
+  const uint32_t bits = static_cast<uint32_t>(half) << 16;
+  float a;
+  memcpy(&a, &bits, sizeof a);
+  return flushed(a);
+}
+// The odd elements' product is added first, each product fused and rounded to nearest even; subnormals are 0.
+inline __m512 dpbf16_ps(__m512 acc, __m512bh a, __m512bh b) {
+  const Lanes<uint16_t, __m512bh> as(a), bs(b);
+  return each<F>([&](int i) {
+    const float odd = fmaf(of_bf16(as.v[2 * i + 1]), of_bf16(bs.v[2 * i + 1]), flushed(F(acc).v[i]));
+    return flushed(fmaf(of_bf16(as.v[2 * i]), of_bf16(bs.v[2 * i]), flushed(odd)));
+  });
+}
 
 }  // namespace emulated
 }  // namespace
 
 #define _mm512_set1_ps emulated::set1_ps
 #define _mm512_set1_epi32 emulated::set1_epi32
-#define _mm512_set1_epi8 emulated::set1_epi8
 #define _mm512_loadu_ps emulated::load<__m512>
 #define _mm512_loadu_si512 emulated::load<__m512i>
 #define _mm512_storeu_ps emulated::store<__m512>
-#define _mm512_store_ps emulated::store<__m512>
 #define _mm512_storeu_si512 emulated::store<__m512i>
 #define _mm512_maskz_loadu_ps emulated::maskz_loadu_ps
 #define _mm512_mask_storeu_ps emulated::mask_store<emulated::F, __m512>
@@ -174,12 +209,15 @@ inline __m512i dpbusd_epi32(__m512i acc, __m512i u, __m512i s) {
 #define _mm512_add_ps emulated::add_ps
 #define _mm512_fmadd_ps emulated::fmadd_ps
 #define _mm512_add_epi32 emulated::add_epi32
+#define _mm512_add_epi16 emulated::add_epi16
 #define _mm512_sub_epi32 emulated::sub_epi32
 #define _mm512_mullo_epi32 emulated::mullo_epi32
-#define _mm512_max_epi32 emulated::max_epi32
 #define _mm512_min_epi32 emulated::min_epi32
 #define _mm512_min_ps emulated::min_ps
 #define _mm512_max_ps emulated::max_ps
+#define _mm512_reduce_min_ps emulated::reduce_min_ps
+#define _mm512_reduce_max_ps emulated::reduce_max_ps
+#define _mm512_reduce_add_epi32 emulated::reduce_add_epi32
 #define _mm512_and_si512 emulated::and_si512
 #define _mm512_or_si512 emulated::or_si512
 #define _mm512_xor_si512 emulated::xor_si512
@@ -197,7 +235,11 @@ inline __m512i dpbusd_epi32(__m512i acc, __m512i u, __m512i s) {
 #undef _mm512_cvtps_ph
 #define _mm512_cvtps_ph(a, rounding) emulated::cvtps_ph(a)
 #define _mm512_cmpgt_epi32_mask emulated::cmpgt_epi32_mask
+#undef _mm512_cmp_ps_mask
+#define _mm512_cmp_ps_mask(a, b, comparison) emulated::cmp_ps_mask<comparison>(a, b)
 #define _mm512_mask_mov_epi32 emulated::mask_mov_epi32
 #define _mm512_dpbusd_epi32 emulated::dpbusd_epi32
+#define _mm512_permutexvar_epi16 emulated::permutexvar_epi16
+#define _mm512_dpbf16_ps emulated::dpbf16_ps
 #define _mm512_castps_si512(a) ((__m512i)(a))
 #define _mm512_castsi512_ps(a) ((__m512)(a))

@@ -123,8 +123,8 @@ inline uint64_t exchange(uint64_t four) {
   return (four & 0xffff00000000ffffu) | (four & 0xffff0000u) << 16 | (four >> 16 & 0xffff0000u);
 }
 
-// `rows` rows of `words` words, `row_bytes` apart, to their place in the panel, where words are `stride` bytes apart and
-// rows adjacent. kWord: bytes of four elements.
+// `rows` rows of `words` words, `row_bytes` apart, to their place in the panel, where words are `stride` bytes apart
+// and rows adjacent. kWord: bytes of four elements.
 template <int kWord, bool kExchange>
 inline void interleave(const uint8_t* from, int64_t row_bytes, int64_t rows, int64_t words, uint8_t* to,
                        int64_t stride) {

@@ -31,9 +31,9 @@ inline const uint8_t* codes_at(const NybbleLinearArgs* a, int64_t column) {
 }
 
 // Brings codes nearer before they are multiplied, so that memory and multiplier are busy together. Where several row
-// blocks pass over the present columns, each fetches its share of the next columns. A block whose columns nobody fetched,
-// the only one or the first, looks a little ahead in its own streams, unless it does so little with a line that the
-// processor's own prefetching is better.
+// blocks pass over the present columns, each fetches its share of the next columns. A block whose columns nobody
+// fetched, the only one or the first, looks a little ahead in its own streams, unless it does so little with a line
+// that the processor's own prefetching is better.
 class Ahead {
  public:
   Ahead(const uint8_t* next, const uint8_t* end, int64_t blocks) : next_(next), end_(blocks > 1 ? end : next) {

@@ -1,5 +1,5 @@
-// The a8 register tiles on vpdpbusd (u8 x s8, four products a lane, wrapping), for vectors of any width. Include after a
-// target's tile header, which gives dot_u8s8 and kRegisters.
+// The a8 register tiles on vpdpbusd (u8 x s8, four products a lane, wrapping), for vectors of any width. Include after
+// a target's tile header, which gives dot_u8s8 and kRegisters.
 #pragma once
 
 #include "tile_run.h"

@@ -1,6 +1,6 @@
 // y = (x codes . w codes) * act_scale * scale + bias; layout n16k4, activations as code + 128.
-// Built on vpdpbusd over 8 lanes. 6 rows by 16 columns keep 12 accumulators. Bound by the multiply, and by memory at few
-// rows.
+// Built on vpdpbusd over 8 lanes. 6 rows by 16 columns keep 12 accumulators. Bound by the multiply, and by memory at
+// few rows.
 #include "tile_avxvnni.h"
 // clang-format off
 #include "tile_vnni.h"

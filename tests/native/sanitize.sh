@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds compare_kernels with g++'s address and undefined-behaviour sanitizers and runs it for the targets of this CPU.
-# The avx512vnni sources run in plain C++ too, whatever the CPU: NYBBLE_EMULATE. Leaves nothing behind.
+# The AVX-512 sources run in plain C++ too, whatever the CPU: NYBBLE_EMULATE. Leaves nothing behind.
 # No thread sanitizer: it does not know libgomp's barriers and reports races that are none.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -9,7 +9,10 @@ trap 'rm -rf "$work"' EXIT
 
 # As in CMakeLists.txt.
 avx2="-mavx2 -mfma -mf16c"
-avx512vnni="$avx2 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mprefer-vector-width=512 -Wno-maybe-uninitialized"
+avxvnni="$avx2 -mavxvnni"
+avx512vnni="$avx2 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mprefer-vector-width=512 \
+  -Wno-maybe-uninitialized -Wno-uninitialized"
+avx512bf16="$avx512vnni -mavx512bf16"
 emulated="$avx2 -Og -DNYBBLE_EMULATE -Wno-psabi -Wno-ignored-attributes"  # -O1 takes g++ ten times as long here
 common="-std=c++17 -O1 -g1 -Wall -Wextra -ffp-contract=off -fopenmp -DNYBBLE_BUILT_X86 \
   -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all"
@@ -37,13 +40,22 @@ has() {
 
 compile "" compare_kernels.cpp ../../csrc/{table,pack,linear}.cpp ../../csrc/cpu/*_scalar.cpp
 compile "$avx2" ../../csrc/cpu/*_avx2.cpp
-compile "$emulated" ../../csrc/cpu/*_avx512vnni.cpp
+compile "$avxvnni" ../../csrc/cpu/*_avxvnni.cpp
+compile "$emulated" ../../csrc/cpu/*_avx512{bf16,vnni}.cpp  # the slowest first
+here=(scalar)
 if has avx2 fma f16c; then
-  compare scalar avx2 avx512vnni
-else
-  compare scalar
+  here+=(avx2 avx512vnni avx512bf16)
+  if has avx_vnni; then here+=(avxvnni); fi
 fi
+compare "${here[@]}"
+
+here=()
 if has avx2 fma f16c avx512f avx512bw avx512dq avx512vl avx512_vnni; then
   compile "$avx512vnni" ../../csrc/cpu/*_avx512vnni.cpp
-  compare avx512vnni
+  here+=(avx512vnni)
+  if has avx512_bf16; then
+    compile "$avx512bf16" ../../csrc/cpu/*_avx512bf16.cpp
+    here+=(avx512bf16)
+  fi
+  compare "${here[@]}"
 fi
