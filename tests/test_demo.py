@@ -105,6 +105,45 @@ def test_a_demand_is_printed_whether_or_not_it_is_met(measured, words):
     assert ("were its linears free: 4" in check.line()) == (words == "not met")
 
 
+TRUTH = nn.functional.normalize(torch.randn(8, 16, generator=torch.Generator().manual_seed(3)), dim=1)
+SHARES = {name: {"linears": share} for name, share in {variants.W8A8: 0.5, variants.DYNAMIC: 0.6}.items()}
+
+
+def tracks(**changed):
+    """Rounds of 4 s under fp32, 2 s under quantize_dynamic, 1 s under w8a8, and under w4 0.5 s, but far off."""
+    found = {
+        variants.FP32: track([4.0], TRUTH),
+        variants.DYNAMIC: track([2.0], TRUTH.flip(0)),
+        variants.W8A8: track([1.0], TRUTH),
+        "nybble w4a8g128": track([0.5], TRUTH.flip(0)),
+    }
+    return {**found, **changed}
+
+
+def test_the_best_variant_is_the_fastest_that_is_accurate():
+    assert verdict.best(tracks()) == variants.W8A8
+    assert verdict.best(tracks(**{variants.BF16_W8A8: track([0.9], TRUTH)})) == variants.BF16_W8A8
+    assert verdict.best(tracks(**{variants.W8A8: track([1.0], TRUTH.flip(0))})) is None
+
+
+def test_the_best_variant_is_held_to_the_best_rival_and_its_linears_to_quantize_dynamic():
+    whole, linears = verdict.best_checks(tracks(), variants.W8A8, SHARES, sentences=8)
+    assert variants.DYNAMIC.removeprefix("torch ") in whole.what
+    assert (whole.measured, whole.bound, whole.met) == (2.0, 4.0, True)
+    assert linears.measured == pytest.approx(2.0 * 0.6 / 0.5)
+    assert (linears.at_least, linears.met) == (1.5, True)
+    slow, _ = verdict.best_checks(tracks(**{variants.BF16: track([0.8], TRUTH)}), variants.W8A8, SHARES, sentences=8)
+    assert (slow.measured, slow.met) == (pytest.approx(0.8), False)
+    assert "were its linears free: 1.6" in slow.line()
+
+
+def test_what_could_not_run_is_said_to_be_not_run():
+    nothing = verdict.best_checks(tracks(), None, SHARES, sentences=8)
+    without = {name: one for name, one in tracks().items() if name != variants.DYNAMIC}
+    _, linears = verdict.best_checks(without, variants.W8A8, SHARES, sentences=8)
+    assert all("not run" in check.line() for check in (*nothing, linears))
+
+
 def test_held_bytes_counts_each_storage_once_and_plain_attributes_too():
     layer = nn.Linear(8, 4, bias=False)
     assert variants.held_bytes(layer) == 4 * 8 * 4
@@ -158,9 +197,11 @@ def test_tiny_run_from_end_to_end(capsys):
     run.show(outcome)
     printed = capsys.readouterr().out
     assert all(name in printed for name in names)
-    assert list(outcome.checks) == list(verdict.JUDGED)
-    for found in outcome.checks.values():
-        assert len(found) == 4
-        assert all(check.line() in printed for check in found)
+    *judged, of_the_best = outcome.checks
+    assert judged == list(verdict.JUDGED)
+    assert f"Asked of {of_the_best}:" in printed
+    assert [len(found) for found in outcome.checks.values()] == [4, 4, 2]
+    assert all(check.line() in printed for found in outcome.checks.values() for check in found)
+    assert rows[variants.BF16_W8A8].megabytes < rows[variants.W8A8].megabytes
     assert max(len(line) for line in printed.splitlines()) <= 130
     assert json.loads(outcome.to_json())["rows"][0]["name"] == variants.FP32

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from nybble.__main__ import kernel_markdown
+from nybble.bench.goals import TARGETS
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -34,6 +35,16 @@ def test_the_demo_table_is_there_with_its_date_and_cpu(text: str) -> None:
     assert re.search(r"20\d\d-\d\d-\d\d", table)
     for contestant in ("torch fp32", "torch bf16", "quantize_dynamic", "nybble w8a8", "w4a8g128", "w4a16g128"):
         assert contestant in table
+
+
+def test_the_targets_table_is_there_with_its_date_and_cpu(text: str) -> None:
+    table = between(text, "targets")
+    assert re.search(r"\b20\d\d-\d\d-\d\d\b", table), "the date of the run"
+    assert re.search(r"\b(AMD|Intel|Arm)\b.*torch \d", table, re.DOTALL), "the CPU and torch's version"
+    for goal in TARGETS:
+        row = re.search(rf"^\| {goal.scheme} \|.*$", table, re.MULTILINE)
+        assert row, f"no row for {goal.scheme}"
+        assert f"/ {goal.ratio:g}x" in row[0], f"{goal.scheme} M={goal.m} is asked for {goal.ratio:g}x"
 
 
 def test_the_usage_example_runs(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,14 +8,19 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
+from torch._C import _get_tracing_state, _len_torch_dispatch_stack, _len_torch_function_stack
+from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad, profiler
+from torch.compiler import is_compiling
 
 from . import layouts, native
 from .dispatch import layout_for, plan_for
 from .registry import FLOATS
 from .rounding import QuantizedWeight, dequantize_weight
 from .scheme import Scheme
+
+_BIAS_TYPES = (torch.nn.Parameter, Tensor, type(None))
 
 _LIBRARY = torch.library.Library("nybble", "DEF")
 _LIBRARY.define(
@@ -51,8 +56,11 @@ def linear(
     Raises:
         ValueError: a shape, dtype or device that does not fit, by name.
         NoKernelError: no kernel accepts the problem.
+        NotImplementedError: x or bias has a tangent of forward-mode AD.
     """
-    if torch.compiler.is_compiling() or _watched(x, packed, bias):
+    if is_compiling() or _watched(x, packed, bias):
+        if forward_ad._current_level >= 0:
+            _refuse_tangents(x=x, bias=bias)
         out: Tensor = torch.ops.nybble.linear.default(x, packed, bias, scheme, layout, out_features, in_features)
         return out
     return _linear(x, packed, bias, scheme, layout, out_features, in_features)
@@ -61,19 +69,31 @@ def linear(
 def _watched(x: Tensor, packed: Tensor, bias: Tensor | None) -> bool:
     """Whether autograd, a tensor subclass, a mode, a transform, a tracer or a profiler must see this call as an op.
 
-    Where none does, going straight to the kernel saves the dispatcher's time, which is more than a small layer's own.
+    So must torch where the kernel cannot read what a tensor means from its memory: on another device, or negated lazily.
+    Where nobody must, going straight to the kernel saves the dispatcher's time, which is more than a small layer's own.
     """
     return (
         type(x) is not Tensor
         or type(packed) is not Tensor
-        or (torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)))
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._len_torch_function_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._get_tracing_state() is not None
+        or type(bias) not in _BIAS_TYPES
+        or not (x.is_cpu and packed.is_cpu)
+        or x.is_neg()
+        or (bias is not None and bias.is_neg())
+        or (is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)))
+        or _len_torch_dispatch_stack() > 0
+        or _len_torch_function_stack() > 0
+        or peek_interpreter_stack() is not None
+        or _get_tracing_state() is not None
         or forward_ad._current_level >= 0
         or profiler._is_profiler_enabled
     )
+
+
+def _refuse_tangents(**tensors: Tensor | None) -> None:
+    """Without gradients, torch's autograd of an op from Python would drop a tangent without a word."""
+    for name, tensor in tensors.items():
+        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError(f"{name}: has a tangent, and nybble::linear no forward-mode derivative")
 
 
 def _linear(

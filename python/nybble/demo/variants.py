@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..passes.quantize import quantize
 
 FP32, BF16, DYNAMIC = "torch fp32", "torch bf16", "torch quantize_dynamic"
-DEFAULT, W8A8 = "nybble default", "nybble w8a8"
+DEFAULT, W8A8, BF16_W8A8 = "nybble default", "nybble w8a8", "nybble bf16 w8a8"
 
 
 class NotHere(RuntimeError):
@@ -51,8 +51,9 @@ def _quantize_dynamic(model: nn.Module) -> Built:
             raise NotHere(str(error).splitlines()[0]) from error
 
 
-def _nybble(*scheme: str, **options: Any) -> Callable[[nn.Module], Built]:
+def _nybble(*scheme: str, dtype: torch.dtype = torch.float32, **options: Any) -> Callable[[nn.Module], Built]:
     def build(model: nn.Module) -> Built:
+        model = model.to(dtype)
         return Built(model, quantize(model, *scheme, **options))
 
     return build
@@ -65,6 +66,7 @@ VARIANTS = (
     Variant(DYNAMIC, _quantize_dynamic),
     Variant(DEFAULT, _nybble()),
     Variant(W8A8, _nybble("w8a8", goal="memory")),
+    Variant(BF16_W8A8, _nybble("w8a8", dtype=torch.bfloat16, goal="memory")),
     Variant("nybble w4a8g128", _nybble("w4a8g128", goal="memory")),
     Variant("nybble w4a16g128", _nybble("w4a16g128", goal="memory")),
 )
