@@ -1,7 +1,7 @@
 // y = sum_g scale_g * (x . (u4 codes - zero_point)) + bias, bfloat16 activations; layout n16k8. Differences of codes
 // and zero points are exact in bfloat16, so nothing is rounded but the float32 sums. Built on vpermw, which looks up 32
-// codes at once, and vdpbf16ps. 12 rows by 32 columns keep 24 sums of the group, which cover the latency of the multiply;
-// the 24 of all groups lie in the first-level cache. Bound by the multiply, and by memory up to 8 rows.
+// codes at once, and vdpbf16ps. 12 rows by 32 columns keep 24 sums of the group, which cover the latency of the
+// multiply; the 24 of all groups lie in the first-level cache. Bound by the multiply, and by memory up to 8 rows.
 #include "tile_avx512bf16.h"
 // clang-format off
 #include "tile_run.h"
