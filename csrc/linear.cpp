@@ -14,9 +14,10 @@ namespace {
 
 // Below this many products, waking threads gains little on a free machine and loses much on a busy one.
 constexpr int64_t kSerialProducts = 1 << 19;
-// From this many on, each thread's share is cut into pieces.
+// From this many on, each thread's share is cut into pieces, which even out cores of unequal speed. Each piece of
+// columns starts with weights that nobody fetched, so those are fewer.
 constexpr int64_t kLargeProducts = 1 << 24;
-constexpr int kPiecesPerThread = 4;
+constexpr int kRowPieces = 4, kColumnPieces = 2;
 // Activations are prepared and multiplied in chunks of about this many bytes, so that a panel stays in the caches.
 constexpr int64_t kPanelBytes = 4 << 20;
 // Products of (q - act_zero) in [-255, 255] and weight codes that 32 bits hold.
@@ -111,9 +112,10 @@ constexpr size_t kCachedWeights = 768 * 1024;
 
 // With few weights and rows enough for every piece, only rows are cut: a piece then prepares its own activations and
 // finds them in its cache. Otherwise the largest piece is made as small as it can be.
-Grid split(const WeightShape& shape, int64_t blocks, int64_t pieces) {
-  const int64_t tiles = shape.tiles();
-  if (blocks >= 2 * pieces && sections_of(shape).total <= kCachedWeights) return {1, pieces};
+Grid split(const WeightShape& shape, int64_t blocks, int64_t threads, bool large) {
+  const int64_t tiles = shape.tiles(), row_pieces = large ? threads * kRowPieces : threads;
+  const int64_t pieces = large ? threads * kColumnPieces : threads;
+  if (blocks >= 2 * row_pieces && sections_of(shape).total <= kCachedWeights) return {1, row_pieces};
   Grid best{1, 1};
   int64_t best_piece = tiles * blocks;
   for (int64_t t = pieces; t >= 1; t--) {
@@ -186,9 +188,8 @@ bool run_chunk(const LinearCall& call, const Chunk& chunk, int64_t row, int64_t 
   const NybblePrepareArgs prepare = prepare_args(call, chunk, row, rows);
   const NybbleLinearArgs linear = linear_args(call, chunk, row, rows);
   const int64_t tiles = call.shape.tiles(), blocks = (rows + linear.block_rows - 1) / linear.block_rows;
-  // Several pieces a thread, where there is work for them, even out cores of unequal speed.
   const bool large = threads > 1 && rows * linear.n >= kLargeProducts / call.shape.k;
-  const Grid grid = split(call.shape, blocks, large ? threads * kPiecesPerThread : threads);
+  const Grid grid = split(call.shape, blocks, threads, large);
   const bool together = grid.tile_parts == 1;
   std::atomic<bool> ok{true};
   const auto prepare_blocks = [&](int64_t begin, int64_t end) {

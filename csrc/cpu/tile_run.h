@@ -70,11 +70,13 @@ NYBBLE_INLINE void each_line(int64_t lines, const uint8_t* (&streams)[V], Ahead&
   for (; lines > 0; lines--) step();
 }
 
-// Columns that the row blocks pass over together: their weights stay in the second-level cache meanwhile. At least what
-// the largest tile takes.
-inline int64_t columns_per_pass(const NybbleLinearArgs* a, int64_t least) {
-  const int64_t columns = (256 * 1024) / column_bytes(a) / 64 * 64;
-  return columns < least ? least : columns;
+// Columns that the row blocks pass over together: their weights, and those that come next, stay in the second-level
+// cache meanwhile. Many blocks want 64 columns, or they would read their activations too often. At least what a tile
+// takes.
+inline int64_t columns_per_pass(const NybbleLinearArgs* a, int64_t blocks, int64_t tile) {
+  const int64_t bytes = column_bytes(a), columns = (128 * 1024) / bytes / 64 * 64;
+  if (columns > 0) return columns;
+  return blocks > 2 && bytes <= (256 * 1024) / 64 ? 64 : tile;
 }
 
 template <class Tile, int R>
@@ -98,7 +100,7 @@ template <class Tile, int kRows>
 inline NybbleStatus run_tiles(const NybbleLinearArgs* a) {
   if (a->block_rows > kRows) return NYBBLE_UNSUPPORTED;
   const int64_t end = a->tile_end * NYBBLE_TILE_N, blocks = a->block_end - a->block_begin;
-  const int64_t pass = columns_per_pass(a, (blocks > 1 ? Tile::vectors(kRows) : Tile::vectors(1)) * W);
+  const int64_t pass = columns_per_pass(a, blocks, (blocks > 1 ? Tile::vectors(kRows) : Tile::vectors(1)) * W);
   for (int64_t from = a->tile_begin * NYBBLE_TILE_N; from < end; from += pass) {
     const int64_t to = from + pass < end ? from + pass : end, next = to + pass < end ? to + pass : end;
     Ahead ahead(codes_at(a, to), codes_at(a, next), blocks);
