@@ -70,13 +70,13 @@ NYBBLE_INLINE void each_line(int64_t lines, const uint8_t* (&streams)[V], Ahead&
   for (; lines > 0; lines--) step();
 }
 
-// Columns that the row blocks pass over together: their weights, and those that come next, stay in the second-level
-// cache meanwhile. Many blocks want 64 columns, or they would read their activations too often. At least what a tile
-// takes.
+// Columns that the row blocks pass over together: their weights stay in the second-level cache meanwhile, beside those
+// that come next. Few blocks want few columns, so that the next ones are fetched soon; many want more, or they would
+// read their activations too often. At least what a tile takes.
 inline int64_t columns_per_pass(const NybbleLinearArgs* a, int64_t blocks, int64_t tile) {
-  const int64_t bytes = column_bytes(a), columns = (128 * 1024) / bytes / 64 * 64;
-  if (columns > 0) return columns;
-  return blocks > 2 && bytes <= (256 * 1024) / 64 ? 64 : tile;
+  const int64_t bytes = (blocks <= 8 ? 128 : 256) * 1024, most = bytes / column_bytes(a) / 64 * 64;
+  if (most > 0) return most;
+  return blocks > 2 && 64 * column_bytes(a) <= 256 * 1024 ? 64 : tile;
 }
 
 template <class Tile, int R>
