@@ -8,13 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from .. import __version__, native
+from . import atomic
 
 SCHEMA = 1  # raised when the meaning of a limit changes
 _MOST = 1e9  # 10^18 a second: no machine
@@ -60,20 +60,7 @@ def store(found: Mapping[int, Mapping[str, float]]) -> None:
     try:
         directory().mkdir(mode=0o700, parents=True, exist_ok=True)
         for threads, limits in found.items():
-            _write(path_of(threads), json.dumps({"key": _key(threads), "limits": limits}, indent=1))
+            text = json.dumps({"key": _key(threads), "limits": limits}, indent=1)
+            atomic.write(path_of(threads), text.encode())
     except OSError as error:
         warnings.warn(f"the ceilings of this machine are not kept: {error}", RuntimeWarning, stacklevel=2)
-
-
-def _write(path: Path, text: str) -> None:
-    """A reader sees the old file or the new one, whoever else writes and whatever fails."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..demo.table import text_table
-from . import ceilings
+from . import atomic, ceilings
 from .report_cells import Row, WinMap, win_maps
 
 # Key of a line of kind "model", its heading and how it is written.
@@ -36,11 +34,11 @@ def report(rows: Sequence[Row], html: Path | None = None, png: Path | None = Non
     if png is not None:
         from .report_plot import roofline_png
 
-        _write(png, roofline_png(rows))
+        atomic.write(png, roofline_png(rows), 0o644)
     if html is not None:
         from .report_html import page
 
-        _write(html, page(rows).encode())
+        atomic.write(html, page(rows).encode(), 0o644)
     return "\n\n".join(_parts(rows, maps))
 
 
@@ -90,17 +88,3 @@ def model_table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, .
         for row in models
     ]
     return ("model", "threads", *(heading for heading, _ in columns.values())), lines
-
-
-def _write(path: Path, data: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            os.fchmod(file.fileno(), 0o644)  # mkstemp's own mode hides it from others
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

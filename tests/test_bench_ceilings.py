@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nybble import native
-from nybble.bench import ceilings, ceilings_cache
+from nybble.bench import atomic, ceilings, ceilings_cache
 
 NAMES = tuple(ceilings._COLUMNS)
 LIMITS = {name: 10.0 + i for i, name in enumerate(NAMES)}
@@ -167,7 +167,7 @@ def test_a_write_that_fails_leaves_the_old_file(cache: Path, monkeypatch: pytest
     def full(descriptor: int) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(ceilings_cache.os, "fsync", full)
+    monkeypatch.setattr(atomic.os, "fsync", full)
     with pytest.warns(RuntimeWarning, match="no space left"):
         ceilings_cache.store({2: {**LIMITS, "dram_gbps": 1.0}})
     assert ceilings_cache.load(2, NAMES) == LIMITS
