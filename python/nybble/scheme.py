@@ -1,17 +1,24 @@
-"""What the numbers of a layer mean: the integers of its weights and activations, and how they are scaled."""
+"""What the numbers of a layer mean: the integers of its weights and activations, how they are scaled, which are zero."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from .sparsity import Block, Sparsity, parse_name
 
 GROUP_SIZES = (32, 64, 128)
 
 # Products of an activation, 255 steps from its zero point, and a code of 7 bits that an int32 holds without wrapping.
 _MAX_INT8_PRODUCTS = 65_793
 
-_NAME = re.compile(r"w(?P<weight>[48])a(?P<act>8|16)(?:g(?P<group>32|64|128))?(?P<asymmetric>asym)?")
-_GRAMMAR = "w8a8, w8a16, w4a8 or w4a16; the w4 ones may take g32, g64 or g128, then asym: w4a16g128, w4a8g32asym"
+_NAME = re.compile(
+    r"(?P<sparsity>sp\d{1,2}|sp\d{1,3}of\d{1,3}|bs\d{1,3}x\d{1,3})?w(?P<weight>[48])a(?P<act>8|16)(?:g(?P<group>32|64|128))?(?P<asymmetric>asym)?"
+)
+_GRAMMAR = (
+    "w8a8, w8a16, w4a8 or w4a16; the w4 ones may take g32, g64 or g128, then asym: w4a16g128, w4a8g32asym; "
+    "before it sp50 (percent of zeros), sp24 (2:4), sp32of128 or bs32x32 (blocks): sp50w8a8"
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,8 @@ class Scheme:
             layer runs).
         group_size: inputs that share a scale: 32, 64 or 128; None: all of them. 4-bit weights alone.
         symmetric: zero is code 0; otherwise each group has its own zero point. 4-bit weights alone.
+        sparsity: which weights are zero and take no memory; None: all are stored. Sparse weights are symmetric, and
+            blocks have 8-bit weights and activations.
 
     Raises:
         ValueError: a combination that nybble does not define.
@@ -34,6 +43,7 @@ class Scheme:
     act_bits: int
     group_size: int | None = None
     symmetric: bool = True
+    sparsity: Sparsity | None = None
 
     def __post_init__(self) -> None:
         if self.weight_bits not in (4, 8):
@@ -47,6 +57,12 @@ class Scheme:
                 f"group_size={self.group_size!r}, symmetric={self.symmetric!r}: "
                 "8-bit weights are symmetric with one scale a channel"
             )
+        if self.sparsity is not None and not self.symmetric:
+            raise ValueError(
+                f"symmetric=False: {self.sparsity} weights are symmetric, or their zeros would have a code"
+            )
+        if isinstance(self.sparsity, Block) and (self.weight_bits, self.act_bits) != (8, 8):
+            raise ValueError(f"sparsity={self.sparsity}: blocks are for w8a8")
 
     @classmethod
     def parse(cls, name: str | Scheme) -> Scheme:
@@ -70,18 +86,26 @@ class Scheme:
                 act_bits=int(match["act"]),
                 group_size=int(group) if group else None,
                 symmetric=not match["asymmetric"],
+                sparsity=parse_name(match["sparsity"]) if match["sparsity"] else None,
             )
         except ValueError as error:
             raise ValueError(f"scheme={name!r}: {error}; use {_GRAMMAR}") from None
 
     def __str__(self) -> str:
         group = f"g{self.group_size}" if self.group_size else ""
-        return f"{self.family}{group}{'' if self.symmetric else 'asym'}"
+        sparsity = "" if self.sparsity is None else str(self.sparsity)
+        return f"{sparsity}w{self.weight_bits}a{self.act_bits}{group}{'' if self.symmetric else 'asym'}"
 
     @property
     def family(self) -> str:
-        """The name without group size and zero points: what a kernel is written for."""
-        return f"w{self.weight_bits}a{self.act_bits}"
+        """What a kernel is written for: bits, and whether zeros are skipped one by one (sp) or in blocks (bs)."""
+        kind = "" if self.sparsity is None else "bs" if isinstance(self.sparsity, Block) else "sp"
+        return f"{kind}w{self.weight_bits}a{self.act_bits}"
+
+    @property
+    def dense(self) -> Scheme:
+        """The scheme of the same numbers with all weights stored."""
+        return replace(self, sparsity=None)
 
     @property
     def max_in_features(self) -> int:
