@@ -12,18 +12,20 @@ enum NybbleStatus { NYBBLE_OK = 0, NYBBLE_UNSUPPORTED = 1 };
 // What a kernel wants to read activations as. Int formats hold per-token codes q in [-128, 127]:
 // x = (q - act_zero) * act_scale.
 enum NybblePanel {
-  NYBBLE_PANEL_F32 = 0,   // the activations, widened
-  NYBBLE_PANEL_S8 = 1,    // codes
-  NYBBLE_PANEL_S16 = 2,   // codes, widened
-  NYBBLE_PANEL_U8 = 3,    // codes + 128, for u8 x s8 multiplies
+  NYBBLE_PANEL_F32 = 0,          // the activations, widened
+  NYBBLE_PANEL_S8 = 1,           // codes
+  NYBBLE_PANEL_S16 = 2,          // codes, widened
+  NYBBLE_PANEL_U8 = 3,           // codes + 128, for u8 x s8 multiplies
+  NYBBLE_PANEL_U8_SEGMENTS = 5,  // codes + 128, segments of 128 ks: [k_padded / 128][r][128]
   NYBBLE_PANEL_BF16 = 4,  // bfloat16 activations; each four ks in the order 0 2 1 3, the pairs that kernels multiply
 };
 
-// Columns of a packed weight tile; every packed layout shares it.
-enum { NYBBLE_TILE_N = 16 };
+// Columns of a packed weight tile; every packed layout shares it. Ks of a segment of the gather layout.
+enum { NYBBLE_TILE_N = 16, NYBBLE_SEGMENT_K = 128 };
 
 // Activations of `rows` tokens as a panel. Rows lie in blocks of `block_rows` (the last block may hold fewer, r):
-// block b starts at element b * block_rows * k_padded and is [k_padded / 4][r][4]. Elements from k to k_padded are code
+// block b starts at element b * block_rows * k_padded and is [k_padded / 4][r][4], unless its format says otherwise.
+// Elements from k to k_padded are code
 // 0.
 struct NybblePrepareArgs {
   const void* x;  // [rows][ldx] elements of x_dtype
@@ -58,8 +60,27 @@ struct NybbleLinearArgs {
   int64_t rows, n, k_padded, block_rows;
   int64_t group, groups;
   int64_t code_bits;
+  // Of sparse weights, see pack.h.
+  const uint64_t* start;
+  const uint64_t* mask;
+  const uint8_t* count;
+  const int32_t* order;  // null: the identity
+  const int32_t* index;
+  int64_t block_n, block_k;
   int64_t block_begin, block_end, tile_begin, tile_end;
 };
 
+// Lines of the dense layout from the mask layout: tiles [tile_begin, tile_end), from `to` on.
+struct NybbleExpandArgs {
+  const uint64_t* start;
+  const uint64_t* mask;
+  const uint8_t* codes;
+  uint8_t* to;
+  int64_t lines;  // of a tile
+  int64_t code_bits;
+  int64_t tile_begin, tile_end;
+};
+
+typedef enum NybbleStatus (*NybbleExpandFn)(const struct NybbleExpandArgs*);
 typedef enum NybbleStatus (*NybblePrepareFn)(const struct NybblePrepareArgs*);
 typedef enum NybbleStatus (*NybbleLinearFn)(const struct NybbleLinearArgs*);

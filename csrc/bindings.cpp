@@ -6,6 +6,7 @@
 #include "linear.h"
 #include "parallel.h"
 #include "probe.h"
+#include "sparse.h"
 
 namespace py = pybind11;
 using namespace nybble;
@@ -33,8 +34,15 @@ Portable portable_of(const WeightShape& s, const Pair& qweight, const Pair& scal
           bytes_of(zero_point, s.zero_point_bytes(), "zero_point")};
 }
 
-WeightShape weight_shape(int bits, int64_t n, int64_t k, int64_t group_size, bool symmetric) {
-  WeightShape shape{bits, n, k, group_size, symmetric};
+Form form_of(const std::string& layout) {
+  if (layout == "mask8" || layout == "mask4") return Form::mask;
+  if (layout == "gather8") return Form::gather;
+  return layout == "blocks8" ? Form::blocks : Form::dense;
+}
+
+WeightShape weight_shape(int bits, int64_t n, int64_t k, int64_t group_size, bool symmetric, const std::string& layout,
+                         int64_t block_n, int64_t block_k) {
+  WeightShape shape{bits, n, k, group_size, symmetric, form_of(layout), block_n, block_k};
   shape.validate();
   return shape;
 }
@@ -50,7 +58,7 @@ py::list table() {
     row["layout"] = e.layout;
     row["panel"] = e.panel;
     row["block_rows"] = e.block_rows;
-    row["built"] = e.linear != nullptr || e.prepare != nullptr;
+    row["built"] = e.built();
     rows.append(row);
   }
   return rows;
@@ -59,8 +67,17 @@ py::list table() {
 // A kernel bound to a weight shape: what stays the same from call to call is checked once.
 class LinearPlan {
  public:
-  LinearPlan(const std::string& kernel, const std::string& prepare, const WeightShape& shape)
-      : call_{&find_kernel(kernel), &find_kernel(prepare), shape, {}, {}, {}, {}, 0, 0, {}, {}, {}} {}
+  // expand and few: "" where there is none.
+  LinearPlan(const std::string& kernel, const std::string& prepare, const std::string& expand, const std::string& few,
+             const WeightShape& shape)
+      : call_{} {
+    const auto find = [](const std::string& name) { return name.empty() ? nullptr : &find_kernel(name); };
+    call_.kernel = &find_kernel(kernel);
+    call_.prepare = &find_kernel(prepare);
+    call_.expand = find(expand);
+    call_.few = find(few);
+    call_.shape = shape;
+  }
 
   void run(const Pair& x, int x_dtype, int64_t rows, int64_t stride, const Pair& packed, const Pair& bias,
            int bias_dtype, const Pair& y, int y_dtype, int threads) const {
@@ -115,7 +132,7 @@ PYBIND11_MODULE(_C, m) {
 
   py::class_<WeightShape>(m, "WeightShape")
       .def(py::init(&weight_shape), py::kw_only(), py::arg("bits"), py::arg("n"), py::arg("k"), py::arg("group_size"),
-           py::arg("symmetric"))
+           py::arg("symmetric"), py::arg("layout"), py::arg("block_n"), py::arg("block_k"))
       .def_property_readonly("packed_bytes", [](const WeightShape& s) { return sections_of(s).total; });
 
   m.def("pack", [](const WeightShape& s, const Pair& qweight, const Pair& scale, const Pair& zero_point,
@@ -132,6 +149,52 @@ PYBIND11_MODULE(_C, m) {
     py::gil_scoped_release release;
     unpack(s, from, to, threads);
   });
+  py::class_<SparsePack>(m, "SparsePack")
+      .def(py::init([](const WeightShape& s, const Pair& qweight, const Pair& scale, int threads) {
+             const Portable from = portable_of(s, qweight, scale, {0, 0});
+             py::gil_scoped_release release;
+             return std::make_unique<SparsePack>(s, from, threads);
+           }),
+           py::arg("shape"), py::arg("qweight"), py::arg("scale"), py::arg("threads"))
+      .def_property_readonly("nbytes", &SparsePack::bytes)
+      .def("write", [](const SparsePack& pack, const Pair& packed) {
+        uint8_t* to = bytes_of(packed, pack.bytes(), "packed");
+        py::gil_scoped_release release;
+        pack.write(to);
+      });
+  m.def("check_packed", [](const WeightShape& s, const Pair& packed) {
+    check_packed(s, bytes_of(packed, 0, "packed"), packed.second);
+  });
+  m.def("unpack_sparse",
+        [](const WeightShape& s, const Pair& packed, const Pair& qweight, const Pair& scale, int threads) {
+          const Portable to = portable_of(s, qweight, scale, {0, 0});
+          py::gil_scoped_release release;
+          unpack_sparse(s, reinterpret_cast<const uint8_t*>(packed.first), packed.second, to, threads);
+        });
+  m.def("count_kept", [](const WeightShape& s, const Pair& qweight) {
+    return count_kept(s, bytes_of(qweight, s.qweight_bytes(), "qweight"));
+  });
+  m.def("to_bitmask", [](const WeightShape& s, const Pair& qweight, const Pair& mask, const Pair& values) {
+    const uint8_t* from = bytes_of(qweight, s.qweight_bytes(), "qweight");
+    const int64_t kept = count_kept(s, from);
+    const size_t needed = static_cast<size_t>(s.bits == 8 ? kept : (kept + 1) / 2);
+    to_bitmask(s, from,
+               {bytes_of(mask, static_cast<size_t>(s.n * ((s.k + 7) / 8)), "mask"), bytes_of(values, needed, "values"),
+                needed});
+  });
+  m.def("from_bitmask",
+        [](const WeightShape& s, const Pair& mask, const Pair& values, int64_t most, int64_t of, const Pair& qweight) {
+          from_bitmask(s,
+                       {bytes_of(mask, static_cast<size_t>(s.n * ((s.k + 7) / 8)), "mask"),
+                        reinterpret_cast<uint8_t*>(values.first), values.second},
+                       most, of, bytes_of(qweight, s.qweight_bytes(), "qweight"));
+        });
+  m.def("check_blocks", [](const Pair& start, const Pair& index, int64_t width) {
+    const int64_t strips = static_cast<int64_t>(start.second / 4) - 1, blocks = static_cast<int64_t>(index.second / 4);
+    if (strips < 0) throw std::invalid_argument("block_start: is empty");
+    check_blocks(reinterpret_cast<const int32_t*>(start.first), strips, reinterpret_cast<const int32_t*>(index.first),
+                 blocks, width);
+  });
   m.def(
       "prepare",
       [](const std::string& kernel, int panel_format, int dtype, const Pair& x, int64_t rows, int64_t stride, int64_t k,
@@ -145,7 +208,8 @@ PYBIND11_MODULE(_C, m) {
       py::arg("scale"), py::arg("zero"), py::arg("sums"));
 
   py::class_<LinearPlan>(m, "LinearPlan")
-      .def(py::init<const std::string&, const std::string&, const WeightShape&>(), py::arg("kernel"),
-           py::arg("prepare"), py::arg("shape"))
+      .def(py::init<const std::string&, const std::string&, const std::string&, const std::string&,
+                    const WeightShape&>(),
+           py::arg("kernel"), py::arg("prepare"), py::arg("expand"), py::arg("few"), py::arg("shape"))
       .def("run", &LinearPlan::run);
 }

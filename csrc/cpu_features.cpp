@@ -68,8 +68,8 @@ CpuFeatures detect_cpu() {
     if (feature.present) cpu.features.push_back(feature.name);
 #if defined(NYBBLE_EMULATE)
   // Plain C++ stands in for the AVX-512 instructions in this test build.
-  cpu.features = {"avx",      "f16c",     "fma",        "avx2",       "avx512f", "avx512dq",
-                  "avx512bw", "avx512vl", "avx512vnni", "avx512bf16", "emulated"};
+  cpu.features = {"avx",      "f16c",       "fma",        "avx2",        "avx512f",    "avx512dq", "avx512bw",
+                  "avx512vl", "avx512vnni", "avx512vbmi", "avx512vbmi2", "avx512bf16", "emulated"};
 #endif
   return cpu;
 }

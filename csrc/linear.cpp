@@ -7,6 +7,7 @@
 #include <string>
 
 #include "parallel.h"
+#include "sparse.h"
 
 namespace nybble {
 
@@ -20,6 +21,10 @@ constexpr int64_t kLargeProducts = 1 << 24;
 constexpr int kRowPieces = 4, kColumnPieces = 2;
 // Activations are prepared and multiplied in chunks of about this many bytes, so that a panel stays in the caches.
 constexpr int64_t kPanelBytes = 4 << 20;
+// Expanded columns are multiplied while they are in the second-level cache.
+constexpr int64_t kExpandedBytes = 256 * 1024;
+// Blocks of rows that a kernel of the mask layout serves: each expands the weights anew.
+constexpr int64_t kFewBlocks = 2;
 // Products of (q - act_zero) in [-255, 255] and weight codes that 32 bits hold.
 constexpr int64_t kMaxProducts8 = 65793, kMaxProducts4 = 561433;
 
@@ -60,12 +65,19 @@ class Scratch {
   ~Scratch() { std::free(data_); }
 
   uint8_t* reserve(size_t bytes) {
+    uint8_t* data = try_reserve(bytes);
+    if (!data) throw std::bad_alloc();
+    return data;
+  }
+
+  // Null without memory.
+  uint8_t* try_reserve(size_t bytes) {
     if (bytes > bytes_) {
       std::free(data_);
       data_ = nullptr;
       bytes_ = 0;
       data_ = static_cast<uint8_t*>(std::aligned_alloc(64, bytes));
-      if (!data_) throw std::bad_alloc();
+      if (!data_) return nullptr;
       bytes_ = bytes;
     }
     return data_;
@@ -113,9 +125,10 @@ constexpr size_t kCachedWeights = 768 * 1024;
 // With few weights and rows enough for every piece, only rows are cut: a piece then prepares its own activations and
 // finds them in its cache. Otherwise the largest piece is made as small as it can be.
 Grid split(const WeightShape& shape, int64_t blocks, int64_t threads, bool large) {
-  const int64_t tiles = shape.tiles(), row_pieces = large ? threads * kRowPieces : threads;
+  const int64_t tiles = shape.tiles() / shape.strip(), row_pieces = large ? threads * kRowPieces : threads;
   const int64_t pieces = large ? threads * kColumnPieces : threads;
-  if (blocks >= 2 * row_pieces && sections_of(shape).total <= kCachedWeights) return {1, row_pieces};
+  if (blocks >= 2 * row_pieces && shape.form == Form::dense && sections_of(shape).total <= kCachedWeights)
+    return {1, row_pieces};
   Grid best{1, 1};
   int64_t best_piece = tiles * blocks;
   for (int64_t t = pieces; t >= 1; t--) {
@@ -157,8 +170,9 @@ NybblePrepareArgs prepare_args(const LinearCall& call, const Chunk& chunk, int64
 
 NybbleLinearArgs linear_args(const LinearCall& call, const Chunk& chunk, int64_t row, int64_t rows) {
   const WeightShape& shape = call.shape;
-  const Sections at = sections_of(shape);
   const uint8_t* packed = reinterpret_cast<const uint8_t*>(call.packed.address);
+  const Sections at =
+      shape.form == Form::dense ? sections_of(shape) : sparse_sections(shape, packed, call.packed.bytes);
   NybbleLinearArgs args{};
   args.panel = chunk.panel;
   args.act_scale = chunk.act_scale;
@@ -180,14 +194,47 @@ NybbleLinearArgs linear_args(const LinearCall& call, const Chunk& chunk, int64_t
   args.group = shape.group();
   args.groups = shape.groups();
   args.code_bits = shape.bits;
+  if (shape.form == Form::dense) return args;
+  args.start = reinterpret_cast<const uint64_t*>(packed + at.start);
+  args.mask = reinterpret_cast<const uint64_t*>(packed + at.mask);
+  args.count = packed + at.count;
+  const bool reordered = shape.form == Form::gather && args.start[shape.tiles() + 1];
+  args.order = reordered ? reinterpret_cast<const int32_t*>(packed + at.order) : nullptr;
+  args.index = reinterpret_cast<const int32_t*>(packed + at.index);
+  args.block_n = shape.block_n;
+  args.block_k = shape.block_k;
   return args;
+}
+
+// The call's kernel on one piece of the output. Weights in the mask layout are expanded a few columns at a time.
+bool run_piece(const LinearCall& call, const NybbleLinearArgs& args) {
+  if (!call.expand) return call.kernel->linear(&args) == NYBBLE_OK;
+  thread_local Scratch scratch;
+  const int64_t tile_bytes = NYBBLE_TILE_N * args.k_padded * args.code_bits / 8;
+  int64_t pass = kExpandedBytes / tile_bytes / 4 * 4;
+  if (pass < 4) pass = kExpandedBytes / tile_bytes < 2 ? 2 : 4;
+  uint8_t* lines = scratch.try_reserve(static_cast<size_t>(pass * tile_bytes));
+  if (!lines) return false;
+  NybbleLinearArgs one = args;
+  NybbleExpandArgs expand{args.start, args.mask, args.codes, lines, tile_bytes / 64, args.code_bits, 0, 0};
+  for (int64_t tile = args.tile_begin; tile < args.tile_end; tile += pass) {
+    one.tile_begin = expand.tile_begin = tile;
+    one.tile_end = expand.tile_end = tile + pass < args.tile_end ? tile + pass : args.tile_end;
+    if (call.expand->expand(&expand) != NYBBLE_OK) return false;
+    // So that the first of these tiles lies at `lines`.
+    one.codes = reinterpret_cast<const uint8_t*>(reinterpret_cast<uintptr_t>(lines) -
+                                                 static_cast<uintptr_t>(tile * tile_bytes));
+    if (call.kernel->linear(&one) != NYBBLE_OK) return false;
+  }
+  return true;
 }
 
 // Prepares and multiplies `rows` rows from `row` on; false where a kernel refuses its arguments.
 bool run_chunk(const LinearCall& call, const Chunk& chunk, int64_t row, int64_t rows, int threads) {
   const NybblePrepareArgs prepare = prepare_args(call, chunk, row, rows);
   const NybbleLinearArgs linear = linear_args(call, chunk, row, rows);
-  const int64_t tiles = call.shape.tiles(), blocks = (rows + linear.block_rows - 1) / linear.block_rows;
+  const int64_t strip = call.shape.strip(), strips = call.shape.tiles() / strip;
+  const int64_t blocks = (rows + linear.block_rows - 1) / linear.block_rows;
   const bool large = threads > 1 && rows * linear.n >= kLargeProducts / call.shape.k;
   const Grid grid = split(call.shape, blocks, threads, large);
   const bool together = grid.tile_parts == 1;
@@ -205,12 +252,12 @@ bool run_chunk(const LinearCall& call, const Chunk& chunk, int64_t row, int64_t 
   parallel_for(grid.tile_parts * grid.block_parts, threads, [&](int64_t part) {
     const int64_t t = part / grid.block_parts, b = part % grid.block_parts;
     NybbleLinearArgs one = linear;
-    one.tile_begin = tiles * t / grid.tile_parts;
-    one.tile_end = tiles * (t + 1) / grid.tile_parts;
+    one.tile_begin = strips * t / grid.tile_parts * strip;
+    one.tile_end = strips * (t + 1) / grid.tile_parts * strip;
     one.block_begin = blocks * b / grid.block_parts;
     one.block_end = blocks * (b + 1) / grid.block_parts;
     if (together) prepare_blocks(one.block_begin, one.block_end);
-    if (call.kernel->linear(&one) != NYBBLE_OK) ok.store(false, std::memory_order_relaxed);
+    if (!run_piece(call, one)) ok.store(false, std::memory_order_relaxed);
   });
   return ok.load();
 }
@@ -232,6 +279,15 @@ void check(const LinearCall& call) {
     refuse("y: int32 output is for w8a8 alone");
   require("x", call.x, strided_extent(call.rows, call.stride, shape.k), dtype_bytes(call.x_dtype));
   require("packed", call.packed, static_cast<int64_t>(sections_of(shape).total), 1);
+  const char* layout = shape.form == Form::mask     ? (shape.bits == 8 ? "mask8" : "mask4")
+                       : shape.form == Form::gather ? "gather8"
+                       : shape.form == Form::blocks ? "blocks8"
+                       : shape.bits == 8            ? "n16k4"
+                                                    : "n16k8";
+  const bool expands = shape.form == Form::mask && call.expand;
+  if (!expands && std::strcmp(call.kernel->layout, layout) != 0)
+    refuse(std::string("kernel=\"") + call.kernel->name + "\": reads " + call.kernel->layout + ", the weight is " +
+           layout);
   if (call.bias.address) require("bias", call.bias, shape.n, dtype_bytes(call.bias_dtype));
   int64_t outputs;
   if (__builtin_mul_overflow(call.rows, shape.n, &outputs)) refuse("y: size out of range");
@@ -274,8 +330,13 @@ void run_prepare(const PrepareCall& call) {
   if (call.kernel->prepare(&args) != NYBBLE_OK) refuse(std::string(call.kernel->name) + ": refused its arguments");
 }
 
-void run_linear(const LinearCall& call, int threads) {
-  call.shape.validate();
+void run_linear(const LinearCall& asked, int threads) {
+  asked.shape.validate();
+  LinearCall call = asked;
+  if (call.few && call.rows <= kFewBlocks * call.few->block_rows) {
+    call.kernel = call.few;
+    call.expand = nullptr;
+  }
   check(call);
   if (call.rows == 0) return;
   const bool small = call.shape.n * call.shape.k <= kSerialProducts / call.rows;
@@ -284,7 +345,7 @@ void run_linear(const LinearCall& call, int threads) {
   for (int64_t row = 0; row < call.rows; row += chunk.rows) {
     const int64_t rows = call.rows - row < chunk.rows ? call.rows - row : chunk.rows;
     if (!run_chunk(call, chunk, row, rows, workers))
-      throw std::runtime_error(std::string(call.kernel->name) + ": refused its arguments");
+      throw std::runtime_error(std::string(call.kernel->name) + ": refused its arguments, or memory ran out");
   }
 }
 

@@ -27,6 +27,8 @@ struct PrepareCall {
 struct LinearCall {
   const KernelEntry* kernel;
   const KernelEntry* prepare;  // of the same target
+  const KernelEntry* expand;   // null, or what turns the mask layout into the lines that the kernel reads
+  const KernelEntry* few;      // null, or the kernel of a mask layout that serves a few rows instead of the two
   WeightShape shape;
   Span x, packed, bias, y;  // bias may be null
   int64_t rows, stride;

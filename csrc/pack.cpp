@@ -134,19 +134,40 @@ void WeightShape::validate() const {
     refuse("group_size", group_size, "must be 0 (one group), 32, 64 or 128");
   if (bits == 8 && (group_size || !symmetric))
     refuse("group_size", group_size, "8-bit weights are per channel, symmetric");
+  if (form != Form::dense && !symmetric) refuse("symmetric", symmetric, "sparse weights are symmetric");
+  if ((form == Form::gather || form == Form::blocks) && bits != 8)
+    refuse("weight_bits", bits, "this layout holds 8-bit codes");
+  if (form == Form::blocks && (block_n < 16 || block_n > 128 || block_n % 16))
+    refuse("block_n", block_n, "must be a multiple of 16 up to 128");
+  if (form == Form::blocks && (block_k < 4 || block_k > 128 || block_k % 4))
+    refuse("block_k", block_k, "must be a multiple of 4 up to 128");
 }
 
-int64_t WeightShape::k_padded() const { return round_up(k, group_size ? group_size : bits == 8 ? 4 : 8); }
+int64_t WeightShape::k_padded() const {
+  if (form == Form::gather) return round_up(k, 128);
+  if (form == Form::blocks) return round_up(k, block_k);
+  return round_up(k, group_size ? group_size : bits == 8 ? 4 : 8);
+}
 
 Sections sections_of(const WeightShape& s) {
   s.validate();
-  const auto aligned = [](int64_t bytes) { return static_cast<size_t>(round_up(bytes, 64)); };
-  const int64_t columns = s.tiles() * 16;
   Sections at;
-  at.scale = at.codes + aligned(columns * s.k_padded() * s.bits / 8);
-  at.zero_point = at.scale + aligned(columns * s.groups() * (s.bits == 8 ? 4 : 2));
-  at.sum = at.zero_point + (s.symmetric ? 0 : aligned(columns * s.groups()));
-  at.total = at.sum + aligned(columns * 4);
+  const auto take = [&at](int64_t bytes) {
+    const size_t offset = at.total;
+    at.total += static_cast<size_t>(round_up(bytes, 64));
+    return offset;
+  };
+  const int64_t columns = s.tiles() * 16, lines = s.tiles() * s.k_padded() / 4;  // of 8-bit codes
+  if (s.form == Form::dense) at.codes = take(columns * s.k_padded() * s.bits / 8);
+  if (s.form != Form::dense) at.start = take((s.tiles() / s.strip() + (s.form == Form::gather ? 2 : 1)) * 8);
+  at.scale = take(columns * s.groups() * (s.bits == 8 ? 4 : 2));
+  at.zero_point = take(s.symmetric ? 0 : columns * s.groups());
+  at.sum = take(columns * 4);
+  if (s.form == Form::mask) at.mask = take(lines * 8);
+  if (s.form == Form::gather) at.order = take(columns * 4);
+  if (s.form == Form::gather) at.count = take(s.tiles() * s.k_padded() / 128);
+  if (s.form == Form::blocks) at.index = at.total;
+  if (s.form != Form::dense) at.codes = at.total;
   return at;
 }
 

@@ -8,6 +8,24 @@
 //                  k_padded: K up to a multiple of the group, or of 8 where one group spans K
 //                  scale [tiles][groups][16] bf16; zero_point [tiles][groups][16] u8, absent where symmetric (8)
 //                  weight_sum [tiles * 16] f32 of the weights (code - zero_point) * scale over K
+//
+// Sparse weights (sparse.h) leave out codes that stand for 0; what depends on the weights' values comes last:
+//
+//   mask8   start [tiles + 1] u64: bytes before a tile's values; scale and column_sum as n16k4
+//           mask [tiles][k_padded / 4] u64: bit i is set where byte i of the n16k4 line is not 0
+//           values: those bytes, tile by tile, line by line, then 64 bytes that may be read
+//   mask4   as mask8 from the n16k8 lines: mask [tiles][k_padded / 8][2], of the low nibbles, then of the high ones;
+//           the low nibbles of a tile's values are its low codes, the high nibbles its high ones; scale and weight_sum
+//           as n16k8
+//   gather8 k_padded: K up to a multiple of 128, a segment; 16 columns a tile, one in each lane, in any order
+//           start as mask8, of vectors, then a word: whether the order is not the identity
+//           order [tiles * 16] s32: the column in each place, scale and column_sum by place
+//           count [tiles][segments] u8: vectors
+//           vectors [64] u8 places within the segment, [64] s8 codes: lane l has bytes 4 l .. 4 l + 3; code 0 fills up
+//   blocks8 blocks of r columns x c ks, a multiple of 16 and of 4, N and K padded to them
+//           start [columns / r + 1] u64: blocks before a strip of columns; scale and column_sum as n16k4
+//           index [blocks] s32: the block's place along K, ascending in a strip
+//           codes [blocks][r / 16][c / 4][16][4] s8
 #pragma once
 
 #include <cstddef>
@@ -15,15 +33,20 @@
 
 namespace nybble {
 
+enum class Form { dense, mask, gather, blocks };
+
 struct WeightShape {
   int bits = 0;  // 8 or 4
   int64_t n = 0, k = 0;
   int64_t group_size = 0;  // 0: one group spans K
   bool symmetric = true;
+  Form form = Form::dense;
+  int64_t block_n = 0, block_k = 0;  // of blocks
 
   // Throws std::invalid_argument, naming the number and the rule.
   void validate() const;
-  int64_t tiles() const { return (n + 15) / 16; }
+  int64_t strip() const { return form == Form::blocks ? block_n / 16 : 1; }  // tiles that lie together
+  int64_t tiles() const { return (n + 16 * strip() - 1) / (16 * strip()) * strip(); }
   int64_t k_padded() const;
   int64_t group() const { return group_size ? group_size : k_padded(); }
   int64_t groups() const { return k_padded() / group(); }
@@ -33,8 +56,10 @@ struct WeightShape {
   size_t zero_point_bytes() const { return symmetric ? 0 : static_cast<size_t>(n * groups()); }
 };
 
+// Byte offsets; sum: column_sum or weight_sum. Of sparse forms, codes are the values, vectors or blocks, and total is
+// what does not depend on how many there are.
 struct Sections {
-  size_t codes = 0, scale = 0, zero_point = 0, sum = 0, total = 0;  // byte offsets; sum: column_sum or weight_sum
+  size_t codes = 0, scale = 0, zero_point = 0, sum = 0, start = 0, mask = 0, order = 0, count = 0, index = 0, total = 0;
 };
 
 Sections sections_of(const WeightShape& shape);
@@ -45,6 +70,7 @@ struct Portable {
   uint8_t* zero_point;
 };
 
+// Of dense forms.
 void pack(const WeightShape& shape, const Portable& from, uint8_t* to, int threads);
 void unpack(const WeightShape& shape, const uint8_t* from, const Portable& to, int threads);
 

@@ -8,20 +8,24 @@
 #define NYBBLE_IF_avx2(fn) fn
 #define NYBBLE_IF_avxvnni(fn) fn
 #define NYBBLE_IF_avx512vnni(fn) fn
+#define NYBBLE_IF_avx512vbmi(fn) fn
 #define NYBBLE_IF_avx512bf16(fn) fn
 #else
 #define NYBBLE_IF_avx2(fn) nullptr
 #define NYBBLE_IF_avxvnni(fn) nullptr
 #define NYBBLE_IF_avx512vnni(fn) nullptr
+#define NYBBLE_IF_avx512vbmi(fn) nullptr
 #define NYBBLE_IF_avx512bf16(fn) nullptr
 #endif
 
 extern "C" {
 #define NYBBLE_PREPARE(name, target) NybbleStatus nybble_##name(const NybblePrepareArgs*);
+#define NYBBLE_EXPAND(name, target) NybbleStatus nybble_##name(const NybbleExpandArgs*);
 #define NYBBLE_LINEAR(name, scheme, target, layout, panel, block_rows) \
   NybbleStatus nybble_##name(const NybbleLinearArgs*);
 #include "kernels.def"
 #undef NYBBLE_PREPARE
+#undef NYBBLE_EXPAND
 #undef NYBBLE_LINEAR
 }
 
@@ -30,12 +34,15 @@ namespace nybble {
 const std::vector<KernelEntry>& kernel_table() {
   static const std::vector<KernelEntry> table = {
 #define NYBBLE_PREPARE(name, target) \
-  {#name, "prepare", #target, "", "", 0, 0, nullptr, NYBBLE_IF_##target(nybble_##name)},
-#define NYBBLE_LINEAR(name, scheme, target, layout, panel, block_rows)                                               \
-  {#name,  "linear", #target, #scheme, #layout, NYBBLE_PANEL_##panel, block_rows, NYBBLE_IF_##target(nybble_##name), \
-   nullptr},
+  {#name, "prepare", #target, "", "", 0, 0, nullptr, NYBBLE_IF_##target(nybble_##name), nullptr},
+#define NYBBLE_EXPAND(name, target) \
+  {#name, "expand", #target, "", "", 0, 0, nullptr, nullptr, NYBBLE_IF_##target(nybble_##name)},
+#define NYBBLE_LINEAR(name, scheme, target, layout, panel, block_rows)                                                \
+  {#name,   "linear", #target, #scheme, #layout, NYBBLE_PANEL_##panel, block_rows, NYBBLE_IF_##target(nybble_##name), \
+   nullptr, nullptr},
 #include "kernels.def"
 #undef NYBBLE_PREPARE
+#undef NYBBLE_EXPAND
 #undef NYBBLE_LINEAR
   };
   return table;
@@ -43,7 +50,7 @@ const std::vector<KernelEntry>& kernel_table() {
 
 const KernelEntry& find_kernel(const std::string& name) {
   for (const KernelEntry& entry : kernel_table())
-    if (name == entry.name && (entry.linear || entry.prepare)) return entry;
+    if (name == entry.name && entry.built()) return entry;
   throw std::invalid_argument("kernel=\"" + name + "\": not in the table, or not built");
 }
 

@@ -1,6 +1,7 @@
 // kernels.def as data.
 #pragma once
 
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -10,15 +11,17 @@ namespace nybble {
 
 struct KernelEntry {
   const char* name;
-  const char* op;  // "linear" or "prepare"
+  const char* op;  // "linear", "prepare" or "expand"
   const char* target;
-  const char* scheme;  // "" for prepare, like the fields below
+  const char* scheme;  // "" unless linear, like the fields below
   const char* layout;
   int panel;
   int block_rows;
   NybbleLinearFn linear;    // null where it was not built
   NybblePrepareFn prepare;  // likewise
-  int weight_bits() const { return scheme[1] - '0'; }
+  NybbleExpandFn expand;
+  bool built() const { return linear || prepare || expand; }
+  int weight_bits() const { return std::strchr(scheme, 'w')[1] - '0'; }
   bool int_activations() const { return panel != NYBBLE_PANEL_F32 && panel != NYBBLE_PANEL_BF16; }
 };
 

@@ -174,6 +174,17 @@ inline __m512i dpbusd_epi32(__m512i acc, __m512i u, __m512i s) {
     return sum;
   });
 }
+inline __m512i mask_expand_epi8(__m512i otherwise, uint64_t m, __m512i a) {
+  B out(otherwise);
+  const B from(a);
+  for (int i = 0, next = 0; i < 64; i++)
+    if (m >> i & 1) out.v[i] = from.v[next++];
+  return out;
+}
+inline __m512i permutex2var_epi8(__m512i low, __m512i index, __m512i high) {
+  const B a(low), b(high), at(index);
+  return each<B>([&](int i) { return at.v[i] & 64 ? b.v[at.v[i] & 63] : a.v[at.v[i] & 63]; });
+}
 inline __m512i permutexvar_epi16(__m512i index, __m512i table) {
   return each<H>([&](int i) { return H(table).v[H(index).v[i] % 32]; });
 }
@@ -240,6 +251,9 @@ inline __m512 dpbf16_ps(__m512 acc, __m512bh a, __m512bh b) {
 #define _mm512_mask_mov_epi32 emulated::mask_mov_epi32
 #define _mm512_dpbusd_epi32 emulated::dpbusd_epi32
 #define _mm512_permutexvar_epi16 emulated::permutexvar_epi16
+#define _mm512_mask_expand_epi8 emulated::mask_expand_epi8
+#define _mm512_maskz_expand_epi8(m, a) emulated::mask_expand_epi8(emulated::set1_epi32(0), m, a)
+#define _mm512_permutex2var_epi8 emulated::permutex2var_epi8
 #define _mm512_dpbf16_ps emulated::dpbf16_ps
 #define _mm512_castps_si512(a) ((__m512i)(a))
 #define _mm512_castsi512_ps(a) ((__m512)(a))

@@ -6,6 +6,8 @@ n16k4   8 bits: tiles of 16 output features, 4 inputs a word; float32 scales; su
 n16k8   4 bits: tiles of 16 output features, 8 inputs a 32-bit word, byte j = input j (low) and j + 4 (high); sums of
         the weights, which take out the activations' zero point
 
+mask8, mask4, gather8, blocks8: sparse weights, packed by csrc/sparse.cpp alone
+
 Padding: output features to 16 with code 0 and scale 0; inputs to 4 (n16k4), or to the group, or to 8 where one group
 spans them (n16k8), with code 0, which meets activation code 0 and so adds nothing.
 """
@@ -23,6 +25,8 @@ ALIGNMENT = 64
 TILE_N = 16
 PLAIN = "plain"
 BLOCK_K = {"n16k4": 4, "n16k8": 8}
+# The dense layout whose lines a mask layout thins out.
+MASK_OF = {"n16k4": "mask8", "n16k8": "mask4"}
 
 
 def padded_in_features(layout: str, scheme: Scheme, in_features: int) -> int:

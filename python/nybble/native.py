@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 # torch first: its wheels bring the OpenMP library that the extension then shares.
 import torch
 from torch import Tensor
@@ -9,17 +11,18 @@ from torch import Tensor
 from . import _C, __version__
 from .rounding import QuantizedWeight, portable_spec
 from .scheme import Scheme
+from .sparsity import Block, NofM
 
 if _C.version != __version__:
     raise ImportError(f"nybble {__version__} found a compiled extension of version {_C.version}: reinstall it")
 DTYPES = {torch.float32: _C.F32, torch.bfloat16: _C.BF16, torch.float16: _C.F16, torch.int32: _C.S32}
 # By the panel number of csrc/abi.h.
-PANEL_DTYPES = (torch.float32, torch.int8, torch.int16, torch.uint8, torch.bfloat16)
+PANEL_DTYPES = (torch.float32, torch.int8, torch.int16, torch.uint8, torch.bfloat16, torch.uint8)
 
 _NOTHING = (0, 0)
 
 
-def kernel_table() -> list[dict[str, object]]:
+def kernel_table() -> list[dict[str, Any]]:
     """The rows of csrc/kernels.def."""
     return _C.kernel_table()
 
@@ -59,49 +62,112 @@ def memory(tensor: Tensor | None) -> tuple[int, int]:
     return tensor.data_ptr(), int(tensor.untyped_storage().nbytes()) - offset
 
 
-def weight_shape(scheme: Scheme, out_features: int, in_features: int) -> _C.WeightShape:
+def weight_shape(scheme: Scheme, out_features: int, in_features: int, layout: str = "") -> _C.WeightShape:
+    """layout "": the dense one."""
+    block = scheme.sparsity if isinstance(scheme.sparsity, Block) else None
     return _C.WeightShape(
         bits=scheme.weight_bits,
         n=out_features,
         k=in_features,
         group_size=scheme.group_size or 0,
         symmetric=scheme.symmetric,
+        layout=layout,
+        block_n=block.rows if block else 0,
+        block_k=block.columns if block else 0,
     )
 
 
-def pack(quantized: QuantizedWeight, scheme: Scheme, in_features: int) -> Tensor:
-    """layouts.pack for the layout that the CPU kernels share, in parallel."""
-    shape = weight_shape(scheme, quantized.qweight.shape[0], in_features)
-    packed = torch.empty(shape.packed_bytes, dtype=torch.uint8)
+def pack(quantized: QuantizedWeight, scheme: Scheme, in_features: int, layout: str) -> Tensor:
+    """layouts.pack for the layouts of the CPU kernels, in parallel."""
+    shape = weight_shape(scheme, quantized.qweight.shape[0], in_features, layout)
     qweight, scale = quantized.qweight.contiguous(), quantized.scale.contiguous()
     zero_point = None if quantized.zero_point is None else quantized.zero_point.contiguous()
     threads = torch.get_num_threads()
-    _C.pack(shape, memory(qweight), memory(scale), memory(zero_point), memory(packed), threads)
+    if scheme.sparsity is None:
+        packed = torch.empty(shape.packed_bytes, dtype=torch.uint8)
+        _C.pack(shape, memory(qweight), memory(scale), memory(zero_point), memory(packed), threads)
+        return packed
+    sparse = _C.SparsePack(shape, memory(qweight), memory(scale), threads)
+    packed = torch.empty(sparse.nbytes, dtype=torch.uint8)
+    sparse.write(memory(packed))
     return packed
 
 
-def unpack(packed: Tensor, scheme: Scheme, out_features: int, in_features: int) -> QuantizedWeight:
-    """layouts.unpack, in parallel."""
-    shape = weight_shape(scheme, out_features, in_features)
+def unpack(packed: Tensor, scheme: Scheme, out_features: int, in_features: int, layout: str) -> QuantizedWeight:
+    """layouts.unpack, in parallel. Sparse weights come back with their zeros.
+
+    Raises:
+        ValueError: the packed tensor of a sparse weight is damaged.
+    """
+    shape = weight_shape(scheme, out_features, in_features, layout)
     spec = portable_spec(scheme, out_features, in_features)
-    parts = {name: torch.empty(size, dtype=dtype) for name, (size, dtype) in spec.items()}
-    quantized = QuantizedWeight(**parts)
-    _C.unpack(
-        shape,
-        memory(packed),
-        memory(quantized.qweight),
-        memory(quantized.scale),
-        memory(quantized.zero_point),
-        torch.get_num_threads(),
-    )
+    quantized = QuantizedWeight(**{name: torch.empty(size, dtype=dtype) for name, (size, dtype) in spec.items()})
+    parts = memory(quantized.qweight), memory(quantized.scale)
+    threads = torch.get_num_threads()
+    if scheme.sparsity is None:
+        _C.unpack(shape, memory(packed), *parts, memory(quantized.zero_point), threads)
+    else:
+        _C.unpack_sparse(shape, memory(packed), *parts, threads)
     return quantized
 
 
-class LinearPlan:
-    """A compiled linear kernel bound to a scheme and a weight shape."""
+def check_packed(packed: Tensor, scheme: Scheme, out_features: int, in_features: int, layout: str) -> None:
+    """Raises ValueError, naming the section, where a kernel could not follow the packed tensor of a sparse weight."""
+    _C.check_packed(weight_shape(scheme, out_features, in_features, layout), memory(packed))
 
-    def __init__(self, kernel: str, prepare: str, scheme: Scheme, out_features: int, in_features: int) -> None:
-        self._run = _C.LinearPlan(kernel, prepare, weight_shape(scheme, out_features, in_features)).run
+
+def to_bitmask(qweight: Tensor, scheme: Scheme, in_features: int) -> tuple[Tensor, Tensor]:
+    """The codes of a sparse weight as mask and values, see portable.py."""
+    out_features = qweight.shape[0]
+    shape, codes = weight_shape(scheme, out_features, in_features), memory(qweight.contiguous())
+    kept = _C.count_kept(shape, codes)
+    mask = torch.empty(out_features, (in_features + 7) // 8, dtype=torch.uint8)
+    eight = scheme.weight_bits == 8
+    values = torch.empty(kept if eight else (kept + 1) // 2, dtype=torch.int8 if eight else torch.uint8)
+    _C.to_bitmask(shape, codes, memory(mask), memory(values))
+    return mask, values
+
+
+def from_bitmask(mask: Tensor, values: Tensor, scheme: Scheme, out_features: int, in_features: int) -> Tensor:
+    """The codes, with their zeros, of mask and values.
+
+    Raises:
+        ValueError: they do not belong together, or the mask breaks the scheme's n of m.
+    """
+    size, dtype = portable_spec(scheme, out_features, in_features)["qweight"]
+    qweight = torch.empty(size, dtype=dtype)
+    sparsity = scheme.sparsity
+    most, of = (sparsity.n, sparsity.m) if isinstance(sparsity, NofM) else (0, 0)
+    shape = weight_shape(scheme, out_features, in_features)
+    _C.from_bitmask(shape, memory(mask.contiguous()), memory(values.contiguous()), most, of, memory(qweight))
+    return qweight
+
+
+def check_blocks(start: Tensor, index: Tensor, width: int) -> None:
+    """Raises ValueError unless int32 start (strips + 1,) and index (blocks,) are block rows of `width` blocks."""
+    _C.check_blocks(memory(start.contiguous()), memory(index.contiguous()), width)
+
+
+class KernelNames(NamedTuple):
+    """What runs a product together; "" where there is none.
+
+    linear multiplies, prepare makes its panel, expand makes its lines from the mask layout, few serves a few rows of the
+    mask layout in place of both; layout is the weight's.
+    """
+
+    linear: str
+    prepare: str
+    layout: str
+    expand: str = ""
+    few: str = ""
+
+
+class LinearPlan:
+    """Compiled kernels bound to a scheme and a weight shape."""
+
+    def __init__(self, kernels: KernelNames, scheme: Scheme, out_features: int, in_features: int) -> None:
+        shape = weight_shape(scheme, out_features, in_features, kernels.layout)
+        self._run = _C.LinearPlan(kernels.linear, kernels.prepare, kernels.expand, kernels.few, shape).run
         self._in_features = in_features
 
     def __call__(self, x: Tensor, packed: Tensor, bias: Tensor | None, out: Tensor) -> None:

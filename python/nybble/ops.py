@@ -35,14 +35,14 @@ def pack(quantized: QuantizedWeight, scheme: Scheme, in_features: int) -> tuple[
     layout = layout_for(scheme, quantized.qweight.shape[0], in_features, device)
     if layout == layouts.PLAIN:
         return layouts.pack(quantized, layout, scheme, in_features), layout
-    return native.pack(quantized, scheme, in_features), layout
+    return native.pack(quantized, scheme, in_features, layout), layout
 
 
 def unpack(packed: Tensor, layout: str, scheme: Scheme, out_features: int, in_features: int) -> QuantizedWeight:
     """The portable weight of a packed one; the exact inverse of pack."""
     if layout == layouts.PLAIN:
         return layouts.unpack(packed, layout, scheme, out_features, in_features)
-    return native.unpack(packed, scheme, out_features, in_features)
+    return native.unpack(packed, scheme, out_features, in_features, layout)
 
 
 def linear(

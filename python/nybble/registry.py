@@ -12,13 +12,22 @@ import torch
 from torch import Tensor
 
 from . import layouts, native, targets
+from .layouts import MASK_OF
+from .native import KernelNames
 from .reference import ReferencePlan
 from .scheme import GROUP_SIZES, Scheme
+from .sparsity import Block
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 FAMILIES = ("w8a8", "w8a16", "w4a8", "w4a16")
+SPARSE_FAMILIES = (*(f"sp{family}" for family in FAMILIES), "bsw8a8")
+# The share of zeros from which a layout is packed: below it another is faster (bench, preset sparse-crossover).
+LEAST_ZEROS = {"gather8": 0.65}
+
+MASKS = tuple(MASK_OF.values())
 
 Plan = Callable[[Tensor, Tensor, Tensor | None, Tensor], None]
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,7 @@ class KernelSpec:
     panel: int  # number of the activation format, csrc/abi.h
     block_rows: int
     exact: bool  # int32 accumulators: the same bits on every target and thread count
+    least_zeros: float  # of a weight that is packed for it
     flushes_subnormals: bool  # products of bfloat16 pairs below 2^-126 count as 0
     built: bool
     make: Callable[[Scheme, int, int], Plan] | None
@@ -67,6 +77,10 @@ class KernelSpec:
             (problem.dtype in self.act_dtypes, f"takes {_names(self.act_dtypes)}, not {problem.dtype}"),
             (out_dtype in self.out_dtypes, f"gives {_names(self.out_dtypes)}, not {out_dtype}"),
             (problem.scheme.group_size in self.group_sizes, f"has no group_size {problem.scheme.group_size}"),
+            (
+                problem.layout is not None or self.least_zeros <= _zeros(problem.scheme),
+                f"packed from {self.least_zeros:.0%} zeros on, {problem.scheme} has {_zeros(problem.scheme):.0%}",
+            ),
         )
         return next((reason for holds, reason in checks if not holds), None)
 
@@ -80,7 +94,14 @@ def specs() -> tuple[KernelSpec, ...]:
 def all_specs() -> tuple[KernelSpec, ...]:
     """Every kernel of every op, ordered by target."""
     rows = native.kernel_table()
-    found = [_reference(family) for family in FAMILIES] + [_compiled(row, _prepare_for(row, rows)) for row in rows]
+    found = [_reference(family) for family in FAMILIES + SPARSE_FAMILIES]
+    for row in rows:
+        if row["layout"] in MASKS:
+            found.append(_masked(row, rows))
+            continue
+        found.append(_compiled(row, KernelNames(row["name"], _nearest("prepare", row, rows), row["layout"])))
+        if row["layout"] in MASK_OF:
+            found.append(_expanding(row, rows))
     return tuple(sorted(found, key=lambda spec: targets.NAMES.index(spec.target)))
 
 
@@ -112,40 +133,66 @@ def _reference(family: str) -> KernelSpec:
         panel=0,
         block_rows=0,
         exact=False,
+        least_zeros=0.0,
         flushes_subnormals=False,
         built=True,
         make=ReferencePlan,
     )
 
 
-def _prepare_for(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """The prepare kernel of a row's target, or of the fastest below it that has one."""
-    level = targets.NAMES.index(row["target"])
-    below = {targets.NAMES.index(r["target"]): r["name"] for r in rows if r["op"] == "prepare"}
-    name: str = below[max(at for at in below if at <= level)]
+def _nearest(op: str, row: Row, rows: list[Row], **same: object) -> str:
+    """The row of an op, of a row's target or of the fastest below it that has one, that has the same values."""
+    level = _level(row)
+    fits = [r for r in rows if r["op"] == op and _level(r) <= level and all(r[key] == same[key] for key in same)]
+    name: str = max(fits, key=_level)["name"]
     return name
 
 
-def _compiled(row: dict[str, Any], prepare: str) -> KernelSpec:
-    name, target, family = row["name"], row["target"], row["scheme"]
+def _level(row: Row) -> int:
+    return targets.NAMES.index(row["target"])
+
+
+def _expanding(row: Row, rows: list[Row]) -> KernelSpec:
+    """A dense kernel, for weights whose zeros are left out."""
+    layout = MASK_OF[row["layout"]]
+    names = KernelNames(row["name"], _nearest("prepare", row, rows), layout, expand=_nearest("expand", row, rows))
+    return _compiled({**row, "name": f"sp{row['name']}", "scheme": f"sp{row['scheme']}", "layout": layout}, names)
+
+
+def _masked(row: Row, rows: list[Row]) -> KernelSpec:
+    """A kernel of a mask layout, and the dense one that takes over where there are many rows."""
+    dense = _nearest("linear", row, rows, scheme=row["scheme"].removeprefix("sp"), panel=row["panel"])
+    names = KernelNames(
+        dense,
+        _nearest("prepare", row, rows),
+        row["layout"],
+        expand=_nearest("expand", row, rows),
+        few=row["name"],
+    )
+    return _compiled(row, names)
+
+
+def _compiled(row: Row, names: KernelNames) -> KernelSpec:
+    family = row["scheme"]
     bf16 = native.PANEL_DTYPES[row["panel"]] is torch.bfloat16
 
     def make(scheme: Scheme, out_features: int, in_features: int) -> Plan:
-        return native.LinearPlan(name, prepare, scheme, out_features, in_features)
+        return native.LinearPlan(names, scheme, out_features, in_features)
 
     return KernelSpec(
-        name=name,
+        name=row["name"],
         op=row["op"],
         scheme=family,
-        target=target,
+        target=row["target"],
         layout=row["layout"],
         device="cpu",
         act_dtypes=(torch.bfloat16,) if bf16 else FLOATS,
-        out_dtypes=(*FLOATS, torch.int32) if family == "w8a8" else FLOATS,
+        out_dtypes=(*FLOATS, torch.int32) if family.endswith("w8a8") else FLOATS,
         group_sizes=_group_sizes(family),
         panel=row["panel"],
         block_rows=row["block_rows"],
         exact=family.endswith("a8"),
+        least_zeros=LEAST_ZEROS.get(row["layout"], 0.0),
         flushes_subnormals=bf16,
         built=row["built"],
         make=make if row["op"] == "linear" else None,
@@ -153,7 +200,12 @@ def _compiled(row: dict[str, Any], prepare: str) -> KernelSpec:
 
 
 def _group_sizes(family: str) -> tuple[int | None, ...]:
-    return (None, *GROUP_SIZES) if family.startswith("w4") else (None,)
+    return (None, *GROUP_SIZES) if "w4" in family else (None,)
+
+
+def _zeros(scheme: Scheme) -> float:
+    """The share of zeros that a scheme names; of blocks it names none."""
+    return 0.0 if scheme.sparsity is None or isinstance(scheme.sparsity, Block) else scheme.sparsity.zeros
 
 
 def _names(dtypes: tuple[torch.dtype, ...]) -> str:

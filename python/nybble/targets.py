@@ -29,6 +29,7 @@ TARGETS = (
     Target("avx2", _AVX2),
     Target("avxvnni", (*_AVX2, "avxvnni")),
     Target("avx512vnni", _AVX512VNNI),
+    Target("avx512vbmi", (*_AVX512VNNI, "avx512vbmi", "avx512vbmi2")),
     Target("avx512bf16", (*_AVX512VNNI, "avx512bf16")),
 )
 NAMES = tuple(target.name for target in TARGETS)

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import layouts, reference
+from . import layouts, native, reference
 from .registry import KernelSpec
 from .rounding import QuantizedWeight, dequantize_weight, pack_nibbles
 from .scheme import GROUP_SIZES, Scheme
+from .sparsity import Block, Unstructured
 
 CANARY = 0xCD
 
@@ -42,6 +43,10 @@ OUT_FLOOR = {torch.float32: 2.0**-126, torch.bfloat16: 2.0**-126, torch.float16:
 
 def schemes_of(family: str) -> list[Scheme]:
     """Every scheme of a family such as "w4a8"."""
+    if family.startswith(("sp", "bs")):
+        names = ("sp50", "sp24", "sp90", "sp32of128") if family.startswith("sp") else ("bs16x4", "bs32x32", "bs48x64")
+        groups = ("", "g32", "g128") if "w4" in family else ("",)
+        return [Scheme.parse(name + family[2:] + group) for name in names for group in groups]
     weight_bits, act_bits = int(family[1]), int(family[3:])
     if weight_bits == 8:
         return [Scheme(8, act_bits)]
@@ -51,7 +56,10 @@ def schemes_of(family: str) -> list[Scheme]:
 def random_weight(
     scheme: Scheme, out_features: int, in_features: int, seed: int = 0, unit_scale: bool = False
 ) -> QuantizedWeight:
-    """Codes that fill their whole range, scales over four octaves (or all 1), random zero points."""
+    """Codes that fill their whole range, scales over four octaves (or all 1), random zero points.
+
+    Sparse weights have the scheme's zeros, at random; half of the blocks are zero.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def integers(low: int, high: int, shape: tuple[int, ...]) -> Tensor:
@@ -61,11 +69,29 @@ def random_weight(
     dtype = torch.float32 if scheme.weight_bits == 8 else torch.bfloat16
     octaves = torch.rand(groups, generator=generator) * 4 - 8
     scale = torch.ones(groups, dtype=dtype) if unit_scale else torch.exp2(octaves).to(dtype)
+    kept = random_mask(scheme, out_features, in_features, generator)
     if scheme.weight_bits == 8:
-        return QuantizedWeight(integers(-127, 127, (out_features, in_features)).to(torch.int8), scale)
-    codes = integers(0, 15, (out_features, in_features)).to(torch.uint8)
+        return QuantizedWeight((integers(-127, 127, (out_features, in_features)) * kept).to(torch.int8), scale)
+    codes = integers(0, 15, (out_features, in_features)).where(kept, 8).to(torch.uint8)
     zero_point = None if scheme.symmetric else integers(0, 15, groups).to(torch.uint8)
     return QuantizedWeight(pack_nibbles(codes), scale, zero_point)
+
+
+def random_mask(scheme: Scheme, out_features: int, in_features: int, generator: torch.Generator) -> Tensor:
+    """Which weights of a random one are kept, bool (N, K)."""
+    sparsity, shape = scheme.sparsity, (out_features, in_features)
+    if sparsity is None:
+        return torch.ones(shape, dtype=torch.bool)
+    if isinstance(sparsity, Block):
+        strips, width = -(-out_features // sparsity.rows), -(-in_features // sparsity.columns)
+        blocks = torch.rand(strips, width, generator=generator) < 0.5
+        whole = blocks.repeat_interleave(sparsity.rows, 0).repeat_interleave(sparsity.columns, 1)
+        return whole[:out_features, :in_features]
+    if isinstance(sparsity, Unstructured):
+        return torch.rand(shape, generator=generator) >= sparsity.zeros
+    groups = -(-in_features // sparsity.m)
+    order = torch.rand(out_features, groups, sparsity.m, generator=generator).argsort(-1)
+    return (order < sparsity.n).flatten(1)[:, :in_features]
 
 
 def run(spec: KernelSpec, quantized: QuantizedWeight, scheme: Scheme, x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -75,13 +101,20 @@ def run(spec: KernelSpec, quantized: QuantizedWeight, scheme: Scheme, x: Tensor,
     return out
 
 
+def pack_for(spec: KernelSpec, quantized: QuantizedWeight, scheme: Scheme, in_features: int) -> Tensor:
+    """The weight as a kernel wants it: by the definition, or, of sparse weights, by the extension."""
+    if scheme.sparsity is None or spec.layout == layouts.PLAIN:
+        return layouts.pack(quantized, spec.layout, scheme, in_features)
+    return native.pack(quantized, scheme, in_features, spec.layout)
+
+
 def run_into(
     spec: KernelSpec, quantized: QuantizedWeight, scheme: Scheme, x: Tensor, bias: Tensor | None, out: Tensor
 ) -> None:
     """As run, into `out` (M, N), contiguous; int32 for accumulators."""
     if spec.make is None:
         raise ValueError(f"spec: {spec.name} is not a linear kernel")
-    packed = layouts.pack(quantized, spec.layout, scheme, x.shape[1])
+    packed = pack_for(spec, quantized, scheme, x.shape[1])
     spec.make(scheme, out.shape[1], x.shape[1])(x, packed, bias, out)
 
 

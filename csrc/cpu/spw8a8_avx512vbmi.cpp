@@ -1,0 +1,11 @@
+// y = (x codes . w codes) * act_scale * scale + bias; layout mask8, activations as code + 128, for a few rows.
+// Built on vpexpandb, which spreads a line's values over its mask, and vpdpbusd. Bound by memory down to one weight in
+// ten, then by the expansion.
+#include "tile_avx512vbmi.h"
+// clang-format off
+#include "tile_mask.h"
+// clang-format on
+
+extern "C" NybbleStatus nybble_spw8a8_avx512vbmi(const NybbleLinearArgs* args) {
+  return run_mask_tiles<TileMask8, 12>(args);
+}

@@ -1,0 +1,15 @@
+// tile_avx512vnni.h and the byte shuffles of VBMI and VBMI2.
+#pragma once
+
+#include "tile_avx512vnni.h"
+
+namespace {
+
+// Bytes of `from` in order to the lanes of `mask`; `otherwise` in the rest.
+inline VI vi_expand(uint64_t mask, VI from, VI otherwise) { return _mm512_mask_expand_epi8(otherwise, mask, from); }
+inline VI vi_expand(uint64_t mask, VI from) { return _mm512_maskz_expand_epi8(mask, from); }
+
+// Byte i is byte index[i] % 128 of low, then high.
+inline VI vi_gather128(VI index, VI low, VI high) { return _mm512_permutex2var_epi8(low, index, high); }
+
+}  // namespace

@@ -1,0 +1,73 @@
+// The loops around the tiles of the gather layout, and their epilogue. Include after a target's tile header.
+//
+// A Tile multiplies R rows by T tiles of 16 columns:
+//   template <int R, int T> static void run(const NybbleLinearArgs*, int64_t row, int64_t tile);
+#pragma once
+
+#include "tile_run.h"
+
+namespace {
+
+constexpr int64_t kVectorBytes = 128;
+
+inline const uint8_t* vectors_at(const NybbleLinearArgs* a, int64_t tile) {
+  return a->codes + static_cast<int64_t>(a->start[tile]) * kVectorBytes;
+}
+
+// As finish_w8a8, to the columns that stand in a's order.
+template <int R, int V>
+NYBBLE_INLINE void finish_gather(const NybbleLinearArgs* a, int64_t row, int64_t place, const VI (&acc)[R][V], int v) {
+  if (!a->order) return finish_w8a8<R, V>(a, row, place, acc, v);
+  const int32_t* order = a->order + place;
+  const int64_t bytes = a->y_dtype == NYBBLE_BF16 || a->y_dtype == NYBBLE_F16 ? 2 : 4;
+  alignas(64) uint8_t lanes[4 * W];
+  float biases[W] = {};
+  for (int i = 0; i < W && a->bias; i++) {
+    if (order[i] >= a->n) continue;
+    const int64_t bias_bytes = a->bias_dtype == NYBBLE_F32 ? 4 : 2;
+    vf_store(reinterpret_cast<float*>(lanes),
+             vf_load_as(static_cast<const uint8_t*>(a->bias) + order[i] * bias_bytes, a->bias_dtype, 1));
+    memcpy(&biases[i], lanes, 4);
+  }
+  const VF scale = vf_load(static_cast<const float*>(a->scale) + place), bias = vf_load(biases);
+  const VI sum = vi_load(a->column_sum + place);
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++) {
+    if (a->y_dtype == NYBBLE_S32) {
+      vi_store(lanes, acc[r][v]);
+    } else {
+      const VI centred = vi_sub(acc[r][v], vi_mul(vi_set1(a->act_zero[row + r]), sum));
+      vf_store_as(lanes, a->y_dtype, vf_fma(vf_of_int(centred), vf_mul(vf_set1(a->act_scale[row + r]), scale), bias),
+                  W);
+    }
+    uint8_t* y = static_cast<uint8_t*>(a->y) + (row + r) * a->n * bytes;
+    for (int i = 0; i < W; i++)
+      if (order[i] < a->n) memcpy(y + order[i] * bytes, lanes + i * bytes, static_cast<size_t>(bytes));
+  }
+}
+
+template <class Tile, int R>
+inline void run_gather_rows(const NybbleLinearArgs* a, int64_t rows, int64_t row, int64_t tile, int64_t end) {
+  if constexpr (R > 0) {
+    if (rows != R) return run_gather_rows<Tile, R - 1>(a, rows, row, tile, end);
+    for (; tile + Tile::kTiles <= end; tile += Tile::kTiles) Tile::template run<R, Tile::kTiles>(a, row, tile);
+    for (; Tile::kTiles > 1 && tile < end; tile++) Tile::template run<R, 1>(a, row, tile);
+  }
+}
+
+template <class Tile, int kRows>
+inline NybbleStatus run_gather(const NybbleLinearArgs* a) {
+  constexpr int64_t kPassVectors = 256 * 1024 / kVectorBytes;  // stay in the second-level cache between row blocks
+  if (a->block_rows > kRows) return NYBBLE_UNSUPPORTED;
+  for (int64_t tile = a->tile_begin, end; tile < a->tile_end; tile = end) {
+    end = tile + Tile::kTiles < a->tile_end ? tile + Tile::kTiles : a->tile_end;
+    while (end < a->tile_end && static_cast<int64_t>(a->start[end + 1] - a->start[tile]) <= kPassVectors) end++;
+    for (int64_t block = a->block_begin; block < a->block_end; block++) {
+      const int64_t row = block * a->block_rows, rows = a->rows - row < a->block_rows ? a->rows - row : a->block_rows;
+      run_gather_rows<Tile, kRows>(a, rows, row, tile, end);
+    }
+  }
+  return NYBBLE_OK;
+}
+
+}  // namespace

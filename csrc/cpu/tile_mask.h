@@ -1,0 +1,173 @@
+// Register tiles over the mask layout: a few rows, whose lines are expanded in registers as they are multiplied. What
+// is not stored expands to the code of 0. Include after tile_avx512vbmi.h.
+#pragma once
+
+#include "tile_run.h"
+
+namespace {
+
+// The lines of V tiles of 16 columns. kPlanes masks a line; its values move on by what the masks keep.
+template <int V, int kPlanes>
+struct MaskStreams {
+  const uint64_t* mask[V];
+  const uint8_t* values[V][kPlanes];
+
+  MaskStreams(const NybbleLinearArgs* a, int64_t column) {
+    const int64_t lines = a->k_padded / (4 * kPlanes);
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+      const int64_t tile = column / NYBBLE_TILE_N + v;
+      mask[v] = a->mask + tile * lines * kPlanes;
+#pragma GCC unroll 2
+      for (int p = 0; p < kPlanes; p++) values[v][p] = a->codes + a->start[tile];
+    }
+  }
+
+  // The next 64 values of a plane, of which as many as the bits of `kept` are its own.
+  VI next(int v, int p, uint64_t* kept) {
+    *kept = mask[v][p];
+    const VI found = vi_load(values[v][p]);
+    values[v][p] += __builtin_popcountll(*kept);
+    return found;
+  }
+
+  // After `lines` lines: masks and values are two streams a tile, more than the processor follows by itself.
+  void ahead(int lines) const {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+      __builtin_prefetch(reinterpret_cast<const uint8_t*>(mask[v]) + 1024);
+      for (int i = 0; i < lines / 2; i++) __builtin_prefetch(values[v][0] + 1024 + i * kLine);
+    }
+  }
+};
+
+template <class Step, class Streams>
+NYBBLE_INLINE void each_mask_line(int64_t lines, Streams& streams, const Step& step) {
+  constexpr int kStep = 8;
+  for (; lines >= kStep; lines -= kStep) {
+    for (int i = 0; i < kStep; i++) step();
+    streams.ahead(kStep);
+  }
+  for (; lines > 0; lines--) step();
+}
+
+struct TileMask8 {
+  static constexpr int vectors(int rows) { return fitting_vectors(rows + 1, 1); }
+
+  template <int R, int V>
+  static void run(const NybbleLinearArgs* a, int64_t row, int64_t column) {
+    MaskStreams<V, 1> streams(a, column);
+    VI acc[R][V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+      const VI start = vi_mul(vi_load(a->column_sum + column + v * W), vi_set1(-128));
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r++) acc[r][v] = start;
+    }
+    const uint8_t* x = panel_at<uint8_t>(a, row);
+    each_mask_line(a->k_padded / 4, streams, [&]() __attribute__((always_inline)) {
+      VI codes[V];
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) {
+        uint64_t kept;
+        const VI values = streams.next(v, 0, &kept);
+        codes[v] = vi_expand(kept, values);
+        streams.mask[v]++;
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r++) {
+        int32_t four;
+        memcpy(&four, x + 4 * r, 4);
+        const VI xs = vi_set1(four);
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) dot_u8s8(acc[r][v], xs, codes[v]);
+      }
+      x += 4 * R;
+    });
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) finish_w8a8<R, V>(a, row, column + v * W, acc, v);
+  }
+};
+
+struct TileMask4 {
+  static constexpr int vectors(int rows) { return fitting_vectors(rows + 2, 4); }
+
+  template <int R, int V>
+  static void run(const NybbleLinearArgs* a, int64_t row, int64_t column) {
+    MaskStreams<V, 2> streams(a, column);
+    VF sum[R][V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r++) sum[r][v] = vf_set1(0.0f);
+    }
+    const int8_t* x = panel_at<int8_t>(a, row);
+    const VI nibble = vi_set1(0x0f0f0f0f), zero = vi_set1(0x08080808);
+    for (int64_t g = 0; g < a->groups; g++) {
+      VI acc[R][V];
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) {
+        const GroupStart start(a, row, column + v * W, g);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++) acc[r][v] = start.of_row(r);
+      }
+      each_mask_line(a->group / 8, streams, [&]() __attribute__((always_inline)) {
+#pragma GCC unroll 2
+        for (int p = 0; p < 2; p++) {
+          VI codes[V];
+#pragma GCC unroll 4
+          for (int v = 0; v < V; v++) {
+            uint64_t kept;
+            const VI values = streams.next(v, p, &kept);
+            codes[v] = vi_expand(kept, vi_and(p ? vi_shift_right<4>(values) : values, nibble), zero);
+          }
+#pragma GCC unroll 16
+          for (int r = 0; r < R; r++) {
+            int32_t four;
+            memcpy(&four, x + 4 * (p * R + r), 4);
+            const VI xs = vi_set1(four);
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) dot_u8s8(acc[r][v], codes[v], xs);
+          }
+        }
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) streams.mask[v] += 2;
+        x += 8 * R;
+      });
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) {
+        const VF scale = group_scale(a, column + v * W, g);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++) sum[r][v] = vf_fma(vf_of_int(acc[r][v]), scale, sum[r][v]);
+      }
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) finish_w4a8<R, V>(a, row, column + v * W, sum, v);
+  }
+};
+
+// Every row block before the next columns: a second block finds their values in the cache.
+template <class Tile, int R>
+inline void run_mask_rows(const NybbleLinearArgs* a, int64_t rows, int64_t row, int64_t column, int64_t tiles) {
+  if constexpr (R > 0) {
+    constexpr int V = Tile::vectors(R);
+    if (rows != R) return run_mask_rows<Tile, R - 1>(a, rows, row, column, tiles);
+    for (; tiles >= V; tiles -= V, column += V * W) Tile::template run<R, V>(a, row, column);
+    for (; V > 1 && tiles > 0; tiles--, column += W) Tile::template run<R, 1>(a, row, column);
+  }
+}
+
+template <class Tile, int kRows>
+inline NybbleStatus run_mask_tiles(const NybbleLinearArgs* a) {
+  static_assert(W == NYBBLE_TILE_N);
+  constexpr int64_t kPass = 4;
+  if (a->block_rows > kRows) return NYBBLE_UNSUPPORTED;
+  for (int64_t tile = a->tile_begin; tile < a->tile_end; tile += kPass)
+    for (int64_t block = a->block_begin; block < a->block_end; block++) {
+      const int64_t row = block * a->block_rows, rows = a->rows - row < a->block_rows ? a->rows - row : a->block_rows;
+      run_mask_rows<Tile, kRows>(a, rows, row, tile * W, a->tile_end - tile < kPass ? a->tile_end - tile : kPass);
+    }
+  return NYBBLE_OK;
+}
+
+}  // namespace

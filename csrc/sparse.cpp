@@ -1,0 +1,434 @@
+#include "sparse.h"
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+
+#include "parallel.h"
+
+namespace nybble {
+
+namespace {
+
+constexpr int64_t kLine = 64, kSegment = 128, kVector = 128;
+// Another order of columns must save this share of the vectors, since it costs scattered stores.
+constexpr double kWorthReordering = 0.05;
+
+[[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
+
+int absent_code(const WeightShape& s) { return s.bits == 8 ? 0 : 8; }
+
+WeightShape dense_of(const WeightShape& s) {
+  WeightShape dense{s.bits, s.n, s.k, s.group_size, s.symmetric};
+  return dense;
+}
+
+// Ks of a line: a word of four bytes for each of 16 columns.
+int64_t line_ks(const WeightShape& s) { return s.bits == 8 ? 4 : 8; }
+
+int code_at(const WeightShape& s, const uint8_t* qweight, int64_t n, int64_t k) {
+  if (s.bits == 8) return static_cast<int8_t>(qweight[n * s.k + k]);
+  return qweight[n * ((s.k + 1) / 2) + k / 2] >> (k % 2 * 4) & 15;
+}
+
+uint64_t word_at(const uint8_t* section, int64_t i) {
+  uint64_t word;
+  std::memcpy(&word, section + i * 8, 8);
+  return word;
+}
+
+// The masks of a line of the dense form: [0] of the low nibbles or the bytes, [1] of the high nibbles.
+struct LineMasks {
+  uint64_t of[2];
+};
+
+LineMasks masks_of(const WeightShape& s, const uint8_t* line, int64_t tile, int64_t l) {
+  LineMasks masks{};
+  for (int64_t i = 0; i < kLine; i++) {
+    const int64_t k = l * line_ks(s) + i % 4;
+    if (tile * 16 + i / 4 >= s.n) break;
+    const bool low = s.bits == 8 ? line[i] != 0 : (line[i] & 15) != 8, high = s.bits == 4 && line[i] >> 4 != 8;
+    if (low && k < s.k) masks.of[0] |= uint64_t{1} << i;
+    if (high && k + 4 < s.k) masks.of[1] |= uint64_t{1} << i;
+  }
+  return masks;
+}
+
+void copy_section(uint8_t* to, size_t at, const void* from, size_t bytes) {
+  if (bytes) std::memcpy(to + at, from, bytes);
+}
+
+}  // namespace
+
+SparsePack::SparsePack(const WeightShape& shape, const Portable& from, int threads)
+    : shape_(shape), from_(from), threads_(usable_threads(threads)), at_(sections_of(shape)) {
+  if (shape.form == Form::mask) plan_mask();
+  if (shape.form == Form::gather) plan_gather();
+  if (shape.form == Form::blocks) plan_blocks();
+}
+
+void SparsePack::write(uint8_t* to) const {
+  std::memset(to, 0, bytes());
+  copy_section(to, at_.start, start_.data(), start_.size() * 8);
+  if (shape_.form == Form::mask) write_mask(to);
+  if (shape_.form == Form::gather) write_gather(to);
+  if (shape_.form == Form::blocks) write_blocks(to);
+}
+
+void SparsePack::plan_mask() {
+  const WeightShape dense = dense_of(shape_);
+  dense_.resize(sections_of(dense).total);
+  pack(dense, from_, dense_.data(), threads_);
+  const int64_t tiles = shape_.tiles(), lines = shape_.k_padded() / line_ks(shape_);
+  start_.assign(static_cast<size_t>(tiles + 1), 0);
+  parallel_for(tiles, threads_, [&](int64_t tile) {
+    uint64_t kept[2] = {0, 0};
+    for (int64_t l = 0; l < lines; l++) {
+      const LineMasks masks = masks_of(shape_, dense_.data() + (tile * lines + l) * kLine, tile, l);
+      for (int i = 0; i < 2; i++) kept[i] += static_cast<uint64_t>(__builtin_popcountll(masks.of[i]));
+    }
+    start_[static_cast<size_t>(tile + 1)] = std::max(kept[0], kept[1]);
+  });
+  std::partial_sum(start_.begin(), start_.end(), start_.begin());
+  code_bytes_ = start_.back() + kLine;
+}
+
+void SparsePack::write_mask(uint8_t* to) const {
+  const Sections from = sections_of(dense_of(shape_));
+  const int64_t tiles = shape_.tiles(), lines = shape_.k_padded() / line_ks(shape_), planes = shape_.bits == 8 ? 1 : 2;
+  copy_section(to, at_.scale, dense_.data() + from.scale, from.zero_point - from.scale);
+  copy_section(to, at_.sum, dense_.data() + from.sum, static_cast<size_t>(tiles * 16 * 4));
+  parallel_for(tiles, threads_, [&](int64_t tile) {
+    uint8_t* values[2];
+    values[0] = values[1] = to + at_.codes + start_[static_cast<size_t>(tile)];
+    for (int64_t l = 0; l < lines; l++) {
+      const uint8_t* line = dense_.data() + (tile * lines + l) * kLine;
+      const LineMasks masks = masks_of(shape_, line, tile, l);
+      std::memcpy(to + at_.mask + (tile * lines + l) * planes * 8, &masks, static_cast<size_t>(planes * 8));
+      for (int i = 0; i < kLine; i++) {
+        if (masks.of[0] >> i & 1) *values[0]++ |= shape_.bits == 8 ? line[i] : line[i] & 15;
+        if (masks.of[1] >> i & 1) *values[1]++ |= line[i] & 0xf0;
+      }
+    }
+  });
+}
+
+void SparsePack::plan_gather() {
+  const int64_t n = shape_.n, segments = shape_.k_padded() / kSegment, places = shape_.tiles() * 16;
+  std::vector<uint8_t> codes(static_cast<size_t>(n * segments));
+  parallel_for(n, threads_, [&](int64_t row) {
+    for (int64_t k = 0; k < shape_.k; k++)
+      codes[row * segments + k / kSegment] += code_at(shape_, from_.qweight, row, k) != 0;
+  });
+  const auto vectors = [&](const std::vector<int32_t>& order, std::vector<uint8_t>& count) {
+    int64_t total = 0;
+    for (int64_t at = 0; at < shape_.tiles() * segments; at++) {
+      int most = 0;
+      for (int64_t lane = 0; lane < 16; lane++) {
+        const int64_t row = order[at / segments * 16 + lane];
+        if (row < n) most = std::max<int>(most, codes[row * segments + at % segments]);
+      }
+      count[at] = static_cast<uint8_t>((most + 3) / 4);
+      total += count[at];
+    }
+    return total;
+  };
+  order_.resize(static_cast<size_t>(places));
+  std::iota(order_.begin(), order_.end(), 0);
+  count_.resize(static_cast<size_t>(shape_.tiles() * segments));
+  const int64_t plain = vectors(order_, count_);
+
+  std::vector<int64_t> kept(static_cast<size_t>(places), 0);
+  for (int64_t row = 0; row < n; row++)
+    kept[row] = std::accumulate(codes.begin() + row * segments, codes.begin() + (row + 1) * segments, int64_t{0});
+  std::vector<int32_t> sorted = order_;
+  std::stable_sort(sorted.begin(), sorted.end(), [&](int32_t a, int32_t b) { return kept[a] > kept[b]; });
+  std::vector<uint8_t> count(count_.size());
+  const bool reorder =
+      static_cast<double>(vectors(sorted, count)) <= static_cast<double>(plain) * (1 - kWorthReordering) && plain > 0;
+  if (reorder) {
+    order_.swap(sorted);
+    count_.swap(count);
+  }
+  start_.assign(static_cast<size_t>(shape_.tiles() + 2), 0);
+  for (int64_t tile = 0; tile < shape_.tiles(); tile++)
+    start_[tile + 1] = start_[tile] + std::accumulate(count_.begin() + tile * segments,
+                                                      count_.begin() + (tile + 1) * segments, uint64_t{0});
+  code_bytes_ = start_[shape_.tiles()] * kVector;
+  start_.back() = reorder;
+}
+
+void SparsePack::write_gather(uint8_t* to) const {
+  const int64_t segments = shape_.k_padded() / kSegment;
+  copy_section(to, at_.order, order_.data(), order_.size() * 4);
+  copy_section(to, at_.count, count_.data(), count_.size());
+  parallel_for(shape_.tiles(), threads_, [&](int64_t tile) {
+    uint8_t* vector = to + at_.codes + start_[tile] * kVector;
+    for (int64_t lane = 0; lane < 16; lane++) {
+      const int64_t place = tile * 16 + lane, row = order_[place];
+      if (row >= shape_.n) continue;
+      std::memcpy(to + at_.scale + place * 4, from_.scale + row * 4, 4);
+      int32_t sum = 0;
+      uint8_t* segment = vector + lane * 4;
+      for (int64_t s = 0; s < segments; s++) {
+        int64_t slot = 0;
+        for (int64_t k = s * kSegment; k < shape_.k && k < (s + 1) * kSegment; k++) {
+          const int code = code_at(shape_, from_.qweight, row, k);
+          if (!code) continue;
+          uint8_t* entry = segment + slot / 4 * kVector + slot % 4;
+          entry[0] = static_cast<uint8_t>(k - s * kSegment);
+          entry[64] = static_cast<uint8_t>(code);
+          sum += code;
+          slot++;
+        }
+        segment += count_[tile * segments + s] * kVector;
+      }
+      std::memcpy(to + at_.sum + place * 4, &sum, 4);
+    }
+  });
+}
+
+void SparsePack::plan_blocks() {
+  const int64_t r = shape_.block_n, c = shape_.block_k, strips = shape_.tiles() * 16 / r, width = shape_.k_padded() / c;
+  start_.assign(static_cast<size_t>(strips + 1), 0);
+  for (int64_t strip = 0; strip < strips; strip++) {
+    for (int64_t b = 0; b < width; b++) {
+      bool any = false;
+      for (int64_t n = strip * r; n < std::min(shape_.n, (strip + 1) * r) && !any; n++)
+        for (int64_t k = b * c; k < std::min(shape_.k, (b + 1) * c) && !any; k++)
+          any = code_at(shape_, from_.qweight, n, k) != 0;
+      if (any) index_.push_back(static_cast<int32_t>(b));
+    }
+    start_[strip + 1] = index_.size();
+  }
+  const size_t index_bytes = (index_.size() * 4 + 63) / 64 * 64;
+  at_.codes = at_.index + index_bytes;
+  code_bytes_ = index_.size() * static_cast<size_t>(r * c);
+}
+
+void SparsePack::write_blocks(uint8_t* to) const {
+  const int64_t r = shape_.block_n, c = shape_.block_k;
+  copy_section(to, at_.index, index_.data(), index_.size() * 4);
+  for (int64_t n = 0; n < shape_.n; n++) {
+    std::memcpy(to + at_.scale + n * 4, from_.scale + n * 4, 4);
+    int32_t sum = 0;
+    const int64_t strip = n / r, row = n % r;
+    for (uint64_t b = start_[strip]; b < start_[strip + 1]; b++) {
+      uint8_t* block = to + at_.codes + static_cast<int64_t>(b) * r * c + row / 16 * 16 * c + row % 16 * 4;
+      for (int64_t i = 0; i < c && index_[b] * c + i < shape_.k; i++) {
+        const int code = code_at(shape_, from_.qweight, n, index_[b] * c + i);
+        block[i / 4 * kLine + i % 4] = static_cast<uint8_t>(code);
+        sum += code;
+      }
+    }
+    std::memcpy(to + at_.sum + n * 4, &sum, 4);
+  }
+}
+
+Sections sparse_sections(const WeightShape& shape, const uint8_t* packed, size_t bytes) {
+  Sections at = sections_of(shape);
+  if (bytes < at.total) refuse("packed: has " + std::to_string(bytes) + " bytes, needs " + std::to_string(at.total));
+  const uint64_t count = word_at(packed + at.start, shape.tiles() / shape.strip());
+  const uint64_t unit = shape.form == Form::mask     ? 1
+                        : shape.form == Form::gather ? kVector
+                                                     : static_cast<uint64_t>(shape.block_n * shape.block_k);
+  if (count > bytes) refuse("packed: start says " + std::to_string(count) + ", more than it has bytes");
+  if (shape.form == Form::blocks) at.codes = at.index + (count * 4 + 63) / 64 * 64;
+  const uint64_t needed = at.codes + count * unit + (shape.form == Form::mask ? kLine : 0);
+  if (bytes < needed) refuse("packed: has " + std::to_string(bytes) + " bytes, needs " + std::to_string(needed));
+  return at;
+}
+
+void check_packed(const WeightShape& shape, const uint8_t* packed, size_t bytes) {
+  const Sections at = sparse_sections(shape, packed, bytes);
+  const int64_t strips = shape.tiles() / shape.strip(), ks = shape.k_padded();
+  if (word_at(packed + at.start, 0) != 0) refuse("packed: start[0] must be 0");
+  for (int64_t i = 0; i < strips; i++) {
+    const uint64_t begin = word_at(packed + at.start, i), end = word_at(packed + at.start, i + 1);
+    const auto wrong = [&](const char* what) { refuse("packed: start[" + std::to_string(i + 1) + "] " + what); };
+    if (end < begin) wrong("is below the one before");
+    if (shape.form == Form::mask) {
+      const int64_t planes = shape.bits == 8 ? 1 : 2, lines = ks / line_ks(shape);
+      uint64_t kept[2] = {0, 0};
+      for (int64_t l = 0; l < lines * planes; l++)
+        kept[l % planes] +=
+            static_cast<uint64_t>(__builtin_popcountll(word_at(packed + at.mask, i * lines * planes + l)));
+      if (std::max(kept[0], kept[1]) != end - begin) wrong("differs from the bits of mask");
+    }
+    if (shape.form == Form::gather) {
+      const uint8_t* count = packed + at.count + i * (ks / kSegment);
+      if (std::accumulate(count, count + ks / kSegment, uint64_t{0}) != end - begin)
+        wrong("differs from the sum of count");
+    }
+    if (shape.form == Form::blocks) {
+      int64_t last = -1;
+      for (uint64_t b = begin; b < end; b++) {
+        int32_t index;
+        std::memcpy(&index, packed + at.index + b * 4, 4);
+        if (index <= last || index >= ks / shape.block_k)
+          refuse("packed: index[" + std::to_string(b) + "] is out of order or range");
+        last = index;
+      }
+    }
+  }
+  if (shape.form != Form::gather) return;
+  std::vector<bool> seen(static_cast<size_t>(shape.tiles() * 16));
+  for (size_t i = 0; i < seen.size(); i++) {
+    int32_t column;
+    std::memcpy(&column, packed + at.order + i * 4, 4);
+    if (column < 0 || static_cast<size_t>(column) >= seen.size() || seen[column])
+      refuse("packed: order[" + std::to_string(i) + "] is no permutation");
+    seen[column] = true;
+  }
+}
+
+namespace {
+
+void unpack_mask(const WeightShape& s, const Sections& at, const uint8_t* packed, const Portable& to, int threads) {
+  const WeightShape dense = dense_of(s);
+  const Sections into = sections_of(dense);
+  std::vector<uint8_t> lines(into.total);
+  const int64_t per_tile = s.k_padded() / line_ks(s), planes = s.bits == 8 ? 1 : 2;
+  std::memcpy(lines.data() + into.scale, packed + at.scale, into.zero_point - into.scale);
+  parallel_for(s.tiles(), threads, [&](int64_t tile) {
+    const uint8_t *low = packed + at.codes + word_at(packed + at.start, tile), *high = low;
+    for (int64_t l = tile * per_tile; l < (tile + 1) * per_tile; l++) {
+      const uint64_t bytes = word_at(packed + at.mask, l * planes);
+      const uint64_t nibbles = planes == 2 ? word_at(packed + at.mask, l * planes + 1) : 0;
+      for (int i = 0; i < kLine; i++) {
+        int code = absent_code(s) * (s.bits == 8 ? 1 : 17);
+        if (bytes >> i & 1) code = s.bits == 8 ? *low++ : (code & 0xf0) | (*low++ & 15);
+        if (nibbles >> i & 1) code = (code & 15) | (*high++ & 0xf0);
+        lines[into.codes + static_cast<size_t>(l * kLine + i)] = static_cast<uint8_t>(code);
+      }
+    }
+  });
+  unpack(dense, lines.data(), to, threads);
+  if (s.bits == 4 && s.k % 2)  // the unused nibble
+    for (int64_t n = 0; n < s.n; n++) to.qweight[(n + 1) * ((s.k + 1) / 2) - 1] &= 15;
+}
+
+void unpack_gather(const WeightShape& s, const Sections& at, const uint8_t* packed, const Portable& to) {
+  const int64_t segments = s.k_padded() / kSegment;
+  std::memset(to.qweight, 0, s.qweight_bytes());
+  for (int64_t place = 0; place < s.tiles() * 16; place++) {
+    int32_t row;
+    std::memcpy(&row, packed + at.order + place * 4, 4);
+    if (row >= s.n) continue;
+    std::memcpy(to.scale + row * 4, packed + at.scale + place * 4, 4);
+    const uint8_t* entry =
+        packed + at.codes + static_cast<int64_t>(word_at(packed + at.start, place / 16)) * kVector + place % 16 * 4;
+    for (int64_t segment = 0; segment < segments; segment++)
+      for (int v = 0; v < packed[at.count + place / 16 * segments + segment]; v++, entry += kVector)
+        for (int i = 0; i < 4; i++)
+          if (entry[64 + i]) to.qweight[row * s.k + segment * kSegment + entry[i]] = entry[64 + i];
+  }
+}
+
+void unpack_blocks(const WeightShape& s, const Sections& at, const uint8_t* packed, const Portable& to) {
+  const int64_t r = s.block_n, c = s.block_k;
+  std::memset(to.qweight, 0, s.qweight_bytes());
+  std::memcpy(to.scale, packed + at.scale, s.scale_bytes());
+  for (int64_t n = 0; n < s.n; n++)
+    for (uint64_t b = word_at(packed + at.start, n / r); b < word_at(packed + at.start, n / r + 1); b++) {
+      int32_t index;
+      std::memcpy(&index, packed + at.index + b * 4, 4);
+      const uint8_t* block = packed + at.codes + static_cast<int64_t>(b) * r * c + n % r / 16 * 16 * c + n % 16 * 4;
+      for (int64_t i = 0; i < c && index * c + i < s.k; i++)
+        to.qweight[n * s.k + index * c + i] = block[i / 4 * kLine + i % 4];
+    }
+}
+
+}  // namespace
+
+void unpack_sparse(const WeightShape& shape, const uint8_t* packed, size_t bytes, const Portable& to, int threads) {
+  check_packed(shape, packed, bytes);
+  const Sections at = sparse_sections(shape, packed, bytes);
+  if (shape.form == Form::mask) unpack_mask(shape, at, packed, to, usable_threads(threads));
+  if (shape.form == Form::gather) unpack_gather(shape, at, packed, to);
+  if (shape.form == Form::blocks) unpack_blocks(shape, at, packed, to);
+}
+
+int64_t count_kept(const WeightShape& s, const uint8_t* qweight) {
+  int64_t kept = 0;
+  for (int64_t n = 0; n < s.n; n++)
+    for (int64_t k = 0; k < s.k; k++) kept += code_at(s, qweight, n, k) != absent_code(s);
+  return kept;
+}
+
+void to_bitmask(const WeightShape& s, const uint8_t* qweight, const Bitmask& to) {
+  std::memset(to.mask, 0, static_cast<size_t>(s.n * ((s.k + 7) / 8)));
+  std::memset(to.values, 0, to.values_bytes);
+  int64_t kept = 0;
+  for (int64_t n = 0; n < s.n; n++)
+    for (int64_t k = 0; k < s.k; k++) {
+      const int code = code_at(s, qweight, n, k);
+      if (code == absent_code(s)) continue;
+      to.mask[n * ((s.k + 7) / 8) + k / 8] |= static_cast<uint8_t>(1 << k % 8);
+      if (s.bits == 8)
+        to.values[kept] = static_cast<uint8_t>(code);
+      else
+        to.values[kept / 2] |= static_cast<uint8_t>(code << kept % 2 * 4);
+      kept++;
+    }
+}
+
+void from_bitmask(const WeightShape& s, const Bitmask& from, int64_t most, int64_t of, uint8_t* qweight) {
+  const int64_t row_bytes = (s.k + 7) / 8;
+  int64_t kept = 0;
+  for (int64_t n = 0; n < s.n; n++) {
+    int64_t row = 0, group = 0;
+    for (int64_t k = 0; k < row_bytes * 8; k++) {
+      const bool bit = from.mask[n * row_bytes + k / 8] >> k % 8 & 1;
+      if (bit && k >= s.k) refuse("mask: row " + std::to_string(n) + " has a bit beyond in_features");
+      if (most && k % of == 0) group = 0;
+      group += bit;
+      if (most && group > most)
+        refuse("mask: row " + std::to_string(n) + " keeps more than " + std::to_string(most) + " of the " +
+               std::to_string(of) + " inputs that end at " + std::to_string(k));
+      row += bit;
+    }
+    kept += row;
+  }
+  const size_t needed = static_cast<size_t>(s.bits == 8 ? kept : (kept + 1) / 2);
+  if (from.values_bytes != needed)
+    refuse("values: has " + std::to_string(from.values_bytes) + " bytes, mask keeps " + std::to_string(needed));
+  if (s.bits == 4 && kept % 2 && from.values[needed - 1] > 15) refuse("values: the nibble beyond the last must be 0");
+  std::memset(qweight, s.bits == 8 ? 0 : 0x88, s.qweight_bytes());
+  int64_t at = 0;
+  for (int64_t n = 0; n < s.n; n++) {
+    for (int64_t k = 0; k < s.k; k++) {
+      if (!(from.mask[n * row_bytes + k / 8] >> k % 8 & 1)) continue;
+      if (s.bits == 8) {
+        qweight[n * s.k + k] = from.values[at];
+      } else {
+        uint8_t& two = qweight[n * ((s.k + 1) / 2) + k / 2];
+        const int code = from.values[at / 2] >> at % 2 * 4 & 15, shift = static_cast<int>(k % 2 * 4);
+        two = static_cast<uint8_t>((two & 0xf0 >> shift) | code << shift);
+      }
+      at++;
+    }
+    if (s.bits == 4 && s.k % 2) qweight[(n + 1) * ((s.k + 1) / 2) - 1] &= 15;  // the unused nibble
+  }
+}
+
+void check_blocks(const int32_t* start, int64_t strips, const int32_t* index, int64_t blocks, int64_t width) {
+  const auto at = [](const char* name, int64_t i, int64_t value) {
+    return std::string(name) + "[" + std::to_string(i) + "]=" + std::to_string(value);
+  };
+  if (start[0] != 0) refuse(at("block_start", 0, start[0]) + ": must be 0");
+  if (start[strips] != blocks)
+    refuse(at("block_start", strips, start[strips]) + ": must be the number of blocks, " + std::to_string(blocks));
+  for (int64_t i = 0; i < strips; i++)
+    if (start[i + 1] < start[i] || start[i + 1] > blocks)
+      refuse(at("block_start", i + 1, start[i + 1]) + ": must not be below the one before, nor above the last");
+  for (int64_t i = 0; i < strips; i++)
+    for (int64_t b = start[i]; b < start[i + 1]; b++)
+      if (index[b] < 0 || index[b] >= width || (b > start[i] && index[b] <= index[b - 1]))
+        refuse(at("block_index", b, index[b]) + ": must be in [0, " + std::to_string(width) +
+               ") and above the one before");
+}
+
+}  // namespace nybble
