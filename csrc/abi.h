@@ -12,16 +12,16 @@ enum NybbleStatus { NYBBLE_OK = 0, NYBBLE_UNSUPPORTED = 1 };
 // What a kernel wants to read activations as. Int formats hold per-token codes q in [-128, 127]:
 // x = (q - act_zero) * act_scale.
 enum NybblePanel {
-  NYBBLE_PANEL_F32 = 0,          // the activations, widened
-  NYBBLE_PANEL_S8 = 1,           // codes
-  NYBBLE_PANEL_S16 = 2,          // codes, widened
-  NYBBLE_PANEL_U8 = 3,           // codes + 128, for u8 x s8 multiplies
-  NYBBLE_PANEL_U8_SEGMENTS = 5,  // codes + 128, segments of 128 ks: [k_padded / 128][r][128]
+  NYBBLE_PANEL_F32 = 0,       // the activations, widened
+  NYBBLE_PANEL_S8 = 1,        // codes
+  NYBBLE_PANEL_S16 = 2,       // codes, widened
+  NYBBLE_PANEL_U8 = 3,        // codes + 128, for u8 x s8 multiplies
+  NYBBLE_PANEL_U8_LINES = 5,  // codes + 128, 64 ks of a row together: [k_padded / 64][r][64]
   NYBBLE_PANEL_BF16 = 4,  // bfloat16 activations; each four ks in the order 0 2 1 3, the pairs that kernels multiply
 };
 
-// Columns of a packed weight tile; every packed layout shares it. Ks of a segment of the gather layout.
-enum { NYBBLE_TILE_N = 16, NYBBLE_SEGMENT_K = 128 };
+// Columns of a packed weight tile; every packed layout shares it. Ks of a row that lie together in U8_LINES.
+enum { NYBBLE_TILE_N = 16, NYBBLE_LINE_K = 64 };
 
 // Activations of `rows` tokens as a panel. Rows lie in blocks of `block_rows` (the last block may hold fewer, r):
 // block b starts at element b * block_rows * k_padded and is [k_padded / 4][r][4], unless its format says otherwise.
@@ -63,7 +63,7 @@ struct NybbleLinearArgs {
   // Of sparse weights, see pack.h.
   const uint64_t* start;
   const uint64_t* mask;
-  const uint8_t* count;
+  const uint16_t* window;
   const int32_t* order;  // null: the identity
   const int32_t* index;
   int64_t block_n, block_k;

@@ -197,7 +197,7 @@ NybbleLinearArgs linear_args(const LinearCall& call, const Chunk& chunk, int64_t
   if (shape.form == Form::dense) return args;
   args.start = reinterpret_cast<const uint64_t*>(packed + at.start);
   args.mask = reinterpret_cast<const uint64_t*>(packed + at.mask);
-  args.count = packed + at.count;
+  args.window = reinterpret_cast<const uint16_t*>(packed + at.index);
   const bool reordered = shape.form == Form::gather && args.start[shape.tiles() + 1];
   args.order = reordered ? reinterpret_cast<const int32_t*>(packed + at.order) : nullptr;
   args.index = reinterpret_cast<const int32_t*>(packed + at.index);

@@ -144,7 +144,7 @@ void WeightShape::validate() const {
 }
 
 int64_t WeightShape::k_padded() const {
-  if (form == Form::gather) return round_up(k, 128);
+  if (form == Form::gather) return k <= 128 ? 128 : round_up(k, 64);
   if (form == Form::blocks) return round_up(k, block_k);
   return round_up(k, group_size ? group_size : bits == 8 ? 4 : 8);
 }
@@ -165,8 +165,7 @@ Sections sections_of(const WeightShape& s) {
   at.sum = take(columns * 4);
   if (s.form == Form::mask) at.mask = take(lines * 8);
   if (s.form == Form::gather) at.order = take(columns * 4);
-  if (s.form == Form::gather) at.count = take(s.tiles() * s.k_padded() / 128);
-  if (s.form == Form::blocks) at.index = at.total;
+  if (s.form == Form::gather || s.form == Form::blocks) at.index = at.total;
   if (s.form != Form::dense) at.codes = at.total;
   return at;
 }

@@ -17,11 +17,11 @@
 //   mask4   as mask8 from the n16k8 lines: mask [tiles][k_padded / 8][2], of the low nibbles, then of the high ones;
 //           the low nibbles of a tile's values are its low codes, the high nibbles its high ones; scale and weight_sum
 //           as n16k8
-//   gather8 k_padded: K up to a multiple of 128, a segment; 16 columns a tile, one in each lane, in any order
-//           start as mask8, of vectors, then a word: whether the order is not the identity
-//           order [tiles * 16] s32: the column in each place, scale and column_sum by place
-//           count [tiles][segments] u8: vectors
-//           vectors [64] u8 places within the segment, [64] s8 codes: lane l has bytes 4 l .. 4 l + 3; code 0 fills up
+//   gather8 k_padded: K up to a multiple of 64, at least 128; 16 columns a tile, one in each lane, in any order
+//           start [tiles + 1] u64: steps before a tile's, then a word: whether the order is not the identity
+//           order [tiles * 16] s32: the column in each place; scale and column_sum by place
+//           window [steps] u16: the step's 128 ks start at 64 times this, ascending in a tile
+//           steps [2][64] u8 places within the window, [64] s8 codes: lane l has bytes 4 l .. 4 l + 3; code 0 fills up
 //   blocks8 blocks of r columns x c ks, a multiple of 16 and of 4, N and K padded to them
 //           start [columns / r + 1] u64: blocks before a strip of columns; scale and column_sum as n16k4
 //           index [blocks] s32: the block's place along K, ascending in a strip
@@ -56,10 +56,10 @@ struct WeightShape {
   size_t zero_point_bytes() const { return symmetric ? 0 : static_cast<size_t>(n * groups()); }
 };
 
-// Byte offsets; sum: column_sum or weight_sum. Of sparse forms, codes are the values, vectors or blocks, and total is
-// what does not depend on how many there are.
+// Byte offsets; sum: column_sum or weight_sum. Of sparse forms, codes are the values, steps or blocks, index
+// the windows or block places before them, and total is what does not depend on how many there are.
 struct Sections {
-  size_t codes = 0, scale = 0, zero_point = 0, sum = 0, start = 0, mask = 0, order = 0, count = 0, index = 0, total = 0;
+  size_t codes = 0, scale = 0, zero_point = 0, sum = 0, start = 0, mask = 0, order = 0, index = 0, total = 0;
 };
 
 Sections sections_of(const WeightShape& shape);

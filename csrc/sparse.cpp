@@ -12,9 +12,11 @@ namespace nybble {
 
 namespace {
 
-constexpr int64_t kLine = 64, kSegment = 128, kVector = 128;
+constexpr int64_t kLine = 64, kStride = 64, kWindow = 128;
+constexpr int64_t kSlots = 8, kStep = 2 * 16 * kSlots;  // entries of a column that a step takes; bytes of a step
+constexpr int kWay = 64;                                // from an entry's place to its code
 // Another order of columns must save this share of the vectors, since it costs scattered stores.
-constexpr double kWorthReordering = 0.05;
+constexpr double kWorthReordering = 0.1;
 
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
 
@@ -55,6 +57,8 @@ LineMasks masks_of(const WeightShape& s, const uint8_t* line, int64_t tile, int6
   }
   return masks;
 }
+
+size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 void copy_section(uint8_t* to, size_t at, const void* from, size_t bytes) {
   if (bytes) std::memcpy(to + at, from, bytes);
@@ -115,78 +119,131 @@ void SparsePack::write_mask(uint8_t* to) const {
   });
 }
 
-void SparsePack::plan_gather() {
-  const int64_t n = shape_.n, segments = shape_.k_padded() / kSegment, places = shape_.tiles() * 16;
-  std::vector<uint8_t> codes(static_cast<size_t>(n * segments));
-  parallel_for(n, threads_, [&](int64_t row) {
-    for (int64_t k = 0; k < shape_.k; k++)
-      codes[row * segments + k / kSegment] += code_at(shape_, from_.qweight, row, k) != 0;
-  });
-  const auto vectors = [&](const std::vector<int32_t>& order, std::vector<uint8_t>& count) {
-    int64_t total = 0;
-    for (int64_t at = 0; at < shape_.tiles() * segments; at++) {
-      int most = 0;
-      for (int64_t lane = 0; lane < 16; lane++) {
-        const int64_t row = order[at / segments * 16 + lane];
-        if (row < n) most = std::max<int>(most, codes[row * segments + at % segments]);
+namespace {
+
+// Byte of a slot's place in a step: places of slots 0 to 3, their codes, places of slots 4 to 7, their codes.
+int64_t entry_at(int64_t lane, int64_t slot) { return slot / 4 * 128 + lane * 4 + slot % 4; }
+
+// One column's codes that are not 0, k ascending.
+struct Entries {
+  std::vector<int32_t> k;
+  size_t next = 0;
+};
+
+// The steps of one tile: each starts at the column that is furthest behind, and takes of every column up to kSlots
+// entries within its window. So columns need not agree window by window, only in all. fn.step(window) starts one, and
+// fn.entry(lane, slot, k, window) fills it.
+template <class Fn>
+void each_step(std::vector<Entries>& lanes, int64_t k_padded, Fn& fn) {
+  for (;;) {
+    int64_t behind = INT64_MAX;
+    for (const Entries& lane : lanes)
+      if (lane.next < lane.k.size()) behind = std::min<int64_t>(behind, lane.k[lane.next]);
+    if (behind == INT64_MAX) return;
+    const int64_t window = std::min(behind / kStride, (k_padded - kWindow) / kStride);
+    fn.step(window);
+    for (size_t l = 0; l < lanes.size(); l++) {
+      Entries& lane = lanes[l];
+      for (int slot = 0; slot < kSlots && lane.next < lane.k.size(); slot++, lane.next++) {
+        if (lane.k[lane.next] >= window * kStride + kWindow) break;
+        fn.entry(l, slot, lane.k[lane.next], window);
       }
-      count[at] = static_cast<uint8_t>((most + 3) / 4);
-      total += count[at];
     }
-    return total;
+  }
+}
+
+std::vector<Entries> entries_of(const WeightShape& s, const uint8_t* qweight, const int32_t* order) {
+  std::vector<Entries> lanes(16);
+  for (int lane = 0; lane < 16; lane++)
+    for (int64_t k = 0; order[lane] < s.n && k < s.k; k++)
+      if (code_at(s, qweight, order[lane], k)) lanes[lane].k.push_back(static_cast<int32_t>(k));
+  return lanes;
+}
+
+}  // namespace
+
+void SparsePack::plan_gather() {
+  const int64_t n = shape_.n, tiles = shape_.tiles(), places = tiles * 16;
+  std::vector<int64_t> kept(static_cast<size_t>(places), 0);
+  parallel_for(n, threads_, [&](int64_t row) {
+    for (int64_t k = 0; k < shape_.k; k++) kept[row] += code_at(shape_, from_.qweight, row, k) != 0;
+  });
+  const auto longest = [&](const std::vector<int32_t>& order) {  // of each tile, summed: about its vectors
+    int64_t sum = 0;
+    for (int64_t tile = 0; tile < tiles; tile++) {
+      int64_t most = 0;
+      for (int64_t i = tile * 16; i < tile * 16 + 16; i++) most = std::max(most, kept[order[i]]);
+      sum += most;
+    }
+    return static_cast<double>(sum);
   };
   order_.resize(static_cast<size_t>(places));
   std::iota(order_.begin(), order_.end(), 0);
-  count_.resize(static_cast<size_t>(shape_.tiles() * segments));
-  const int64_t plain = vectors(order_, count_);
-
-  std::vector<int64_t> kept(static_cast<size_t>(places), 0);
-  for (int64_t row = 0; row < n; row++)
-    kept[row] = std::accumulate(codes.begin() + row * segments, codes.begin() + (row + 1) * segments, int64_t{0});
   std::vector<int32_t> sorted = order_;
   std::stable_sort(sorted.begin(), sorted.end(), [&](int32_t a, int32_t b) { return kept[a] > kept[b]; });
-  std::vector<uint8_t> count(count_.size());
-  const bool reorder =
-      static_cast<double>(vectors(sorted, count)) <= static_cast<double>(plain) * (1 - kWorthReordering) && plain > 0;
-  if (reorder) {
-    order_.swap(sorted);
-    count_.swap(count);
+  struct Windows {
+    std::vector<uint16_t> of;
+    void step(int64_t window) { of.push_back(static_cast<uint16_t>(window)); }
+    void entry(size_t, int, int64_t, int64_t) {}
+  };
+  const auto windows_of = [&](const std::vector<int32_t>& order) {
+    std::vector<Windows> windows(static_cast<size_t>(tiles));
+    parallel_for(tiles, threads_, [&](int64_t tile) {
+      std::vector<Entries> lanes = entries_of(shape_, from_.qweight, order.data() + tile * 16);
+      each_step(lanes, shape_.k_padded(), windows[tile]);
+    });
+    return windows;
+  };
+  const auto steps = [](const std::vector<Windows>& windows) {
+    double sum = 0;
+    for (const Windows& tile : windows) sum += static_cast<double>(tile.of.size());
+    return sum;
+  };
+  std::vector<Windows> windows = windows_of(order_);
+  bool reorder = false;
+  if (longest(sorted) < longest(order_) * (1 - kWorthReordering)) {
+    std::vector<Windows> other = windows_of(sorted);
+    reorder = steps(other) < steps(windows) * (1 - kWorthReordering);
+    if (reorder) {
+      order_.swap(sorted);
+      windows.swap(other);
+    }
   }
-  start_.assign(static_cast<size_t>(shape_.tiles() + 2), 0);
-  for (int64_t tile = 0; tile < shape_.tiles(); tile++)
-    start_[tile + 1] = start_[tile] + std::accumulate(count_.begin() + tile * segments,
-                                                      count_.begin() + (tile + 1) * segments, uint64_t{0});
-  code_bytes_ = start_[shape_.tiles()] * kVector;
+  start_.assign(static_cast<size_t>(tiles + 2), 0);
+  for (int64_t tile = 0; tile < tiles; tile++) {
+    start_[tile + 1] = start_[tile] + windows[tile].of.size();
+    window_.insert(window_.end(), windows[tile].of.begin(), windows[tile].of.end());
+  }
   start_.back() = reorder;
+  at_.codes = at_.index + aligned(window_.size() * 2);
+  code_bytes_ = window_.size() * kStep;
 }
 
 void SparsePack::write_gather(uint8_t* to) const {
-  const int64_t segments = shape_.k_padded() / kSegment;
-  copy_section(to, at_.order, order_.data(), order_.size() * 4);
-  copy_section(to, at_.count, count_.data(), count_.size());
-  parallel_for(shape_.tiles(), threads_, [&](int64_t tile) {
-    uint8_t* vector = to + at_.codes + start_[tile] * kVector;
-    for (int64_t lane = 0; lane < 16; lane++) {
-      const int64_t place = tile * 16 + lane, row = order_[place];
-      if (row >= shape_.n) continue;
-      std::memcpy(to + at_.scale + place * 4, from_.scale + row * 4, 4);
-      int32_t sum = 0;
-      uint8_t* segment = vector + lane * 4;
-      for (int64_t s = 0; s < segments; s++) {
-        int64_t slot = 0;
-        for (int64_t k = s * kSegment; k < shape_.k && k < (s + 1) * kSegment; k++) {
-          const int code = code_at(shape_, from_.qweight, row, k);
-          if (!code) continue;
-          uint8_t* entry = segment + slot / 4 * kVector + slot % 4;
-          entry[0] = static_cast<uint8_t>(k - s * kSegment);
-          entry[64] = static_cast<uint8_t>(code);
-          sum += code;
-          slot++;
-        }
-        segment += count_[tile * segments + s] * kVector;
-      }
-      std::memcpy(to + at_.sum + place * 4, &sum, 4);
+  struct Writer {
+    const SparsePack& pack;
+    const int32_t* order;
+    uint8_t* next;
+    int32_t sums[16] = {};
+    void step(int64_t) { next += kStep; }
+    void entry(size_t lane, int slot, int64_t k, int64_t window) {
+      const int code = code_at(pack.shape_, pack.from_.qweight, order[lane], k);
+      uint8_t* byte = next - kStep + entry_at(lane, slot);
+      byte[0] = static_cast<uint8_t>(k - window * kStride);
+      byte[kWay] = static_cast<uint8_t>(code);
+      sums[lane] += code;
     }
+  };
+  copy_section(to, at_.order, order_.data(), order_.size() * 4);
+  copy_section(to, at_.index, window_.data(), window_.size() * 2);
+  parallel_for(shape_.tiles(), threads_, [&](int64_t tile) {
+    const int32_t* order = order_.data() + tile * 16;
+    std::vector<Entries> lanes = entries_of(shape_, from_.qweight, order);
+    Writer writer{*this, order, to + at_.codes + start_[tile] * kStep};
+    each_step(lanes, shape_.k_padded(), writer);
+    std::memcpy(to + at_.sum + tile * 64, writer.sums, 64);
+    for (int lane = 0; lane < 16; lane++)
+      if (order[lane] < shape_.n) std::memcpy(to + at_.scale + tile * 64 + lane * 4, from_.scale + order[lane] * 4, 4);
   });
 }
 
@@ -203,8 +260,7 @@ void SparsePack::plan_blocks() {
     }
     start_[strip + 1] = index_.size();
   }
-  const size_t index_bytes = (index_.size() * 4 + 63) / 64 * 64;
-  at_.codes = at_.index + index_bytes;
+  at_.codes = at_.index + aligned(index_.size() * 4);
   code_bytes_ = index_.size() * static_cast<size_t>(r * c);
 }
 
@@ -232,10 +288,10 @@ Sections sparse_sections(const WeightShape& shape, const uint8_t* packed, size_t
   if (bytes < at.total) refuse("packed: has " + std::to_string(bytes) + " bytes, needs " + std::to_string(at.total));
   const uint64_t count = word_at(packed + at.start, shape.tiles() / shape.strip());
   const uint64_t unit = shape.form == Form::mask     ? 1
-                        : shape.form == Form::gather ? kVector
+                        : shape.form == Form::gather ? kStep
                                                      : static_cast<uint64_t>(shape.block_n * shape.block_k);
   if (count > bytes) refuse("packed: start says " + std::to_string(count) + ", more than it has bytes");
-  if (shape.form == Form::blocks) at.codes = at.index + (count * 4 + 63) / 64 * 64;
+  if (shape.form != Form::mask) at.codes = at.index + aligned(count * (shape.form == Form::gather ? 2 : 4));
   const uint64_t needed = at.codes + count * unit + (shape.form == Form::mask ? kLine : 0);
   if (bytes < needed) refuse("packed: has " + std::to_string(bytes) + " bytes, needs " + std::to_string(needed));
   return at;
@@ -257,11 +313,6 @@ void check_packed(const WeightShape& shape, const uint8_t* packed, size_t bytes)
             static_cast<uint64_t>(__builtin_popcountll(word_at(packed + at.mask, i * lines * planes + l)));
       if (std::max(kept[0], kept[1]) != end - begin) wrong("differs from the bits of mask");
     }
-    if (shape.form == Form::gather) {
-      const uint8_t* count = packed + at.count + i * (ks / kSegment);
-      if (std::accumulate(count, count + ks / kSegment, uint64_t{0}) != end - begin)
-        wrong("differs from the sum of count");
-    }
     if (shape.form == Form::blocks) {
       int64_t last = -1;
       for (uint64_t b = begin; b < end; b++) {
@@ -274,6 +325,11 @@ void check_packed(const WeightShape& shape, const uint8_t* packed, size_t bytes)
     }
   }
   if (shape.form != Form::gather) return;
+  for (uint64_t v = 0; v < word_at(packed + at.start, strips); v++) {
+    uint16_t window;
+    std::memcpy(&window, packed + at.index + v * 2, 2);
+    if (window * kStride + kWindow > ks) refuse("packed: window[" + std::to_string(v) + "] is out of range");
+  }
   std::vector<bool> seen(static_cast<size_t>(shape.tiles() * 16));
   for (size_t i = 0; i < seen.size(); i++) {
     int32_t column;
@@ -311,20 +367,23 @@ void unpack_mask(const WeightShape& s, const Sections& at, const uint8_t* packed
 }
 
 void unpack_gather(const WeightShape& s, const Sections& at, const uint8_t* packed, const Portable& to) {
-  const int64_t segments = s.k_padded() / kSegment;
   std::memset(to.qweight, 0, s.qweight_bytes());
-  for (int64_t place = 0; place < s.tiles() * 16; place++) {
-    int32_t row;
-    std::memcpy(&row, packed + at.order + place * 4, 4);
-    if (row >= s.n) continue;
-    std::memcpy(to.scale + row * 4, packed + at.scale + place * 4, 4);
-    const uint8_t* entry =
-        packed + at.codes + static_cast<int64_t>(word_at(packed + at.start, place / 16)) * kVector + place % 16 * 4;
-    for (int64_t segment = 0; segment < segments; segment++)
-      for (int v = 0; v < packed[at.count + place / 16 * segments + segment]; v++, entry += kVector)
-        for (int i = 0; i < 4; i++)
-          if (entry[64 + i]) to.qweight[row * s.k + segment * kSegment + entry[i]] = entry[64 + i];
-  }
+  for (int64_t tile = 0; tile < s.tiles(); tile++)
+    for (int64_t lane = 0; lane < 16; lane++) {
+      int32_t row;
+      std::memcpy(&row, packed + at.order + tile * 64 + lane * 4, 4);
+      if (row >= s.n) continue;
+      std::memcpy(to.scale + row * 4, packed + at.scale + tile * 64 + lane * 4, 4);
+      for (uint64_t v = word_at(packed + at.start, tile); v < word_at(packed + at.start, tile + 1); v++) {
+        uint16_t window;
+        std::memcpy(&window, packed + at.index + v * 2, 2);
+        for (int slot = 0; slot < kSlots; slot++) {
+          const uint8_t* entry = packed + at.codes + v * kStep + entry_at(lane, slot);
+          const int64_t k = window * kStride + (*entry & 127);
+          if (entry[kWay] && k < s.k) to.qweight[row * s.k + k] = entry[kWay];
+        }
+      }
+    }
 }
 
 void unpack_blocks(const WeightShape& s, const Sections& at, const uint8_t* packed, const Portable& to) {

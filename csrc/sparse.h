@@ -27,11 +27,11 @@ class SparsePack {
   int threads_;
   Sections at_;
   size_t code_bytes_ = 0;
-  std::vector<uint8_t> dense_;   // mask: the packed dense form, whose lines are thinned
-  std::vector<uint64_t> start_;  // as the section
-  std::vector<int32_t> order_;   // gather: as the section
-  std::vector<uint8_t> count_;   // gather: as the section
-  std::vector<int32_t> index_;   // blocks: as the section
+  std::vector<uint8_t> dense_;    // mask: the packed dense form, whose lines are thinned
+  std::vector<uint64_t> start_;   // as the section
+  std::vector<int32_t> order_;    // gather: as the section
+  std::vector<uint16_t> window_;  // gather: as the section
+  std::vector<int32_t> index_;    // blocks: as the section
 };
 
 // Where the sections of a packed sparse weight lie. Throws std::invalid_argument where it has fewer bytes than it says.

@@ -9,6 +9,8 @@
 
 namespace {
 
+constexpr int64_t kAhead = 4096;
+
 struct Tile {
   static constexpr int vectors(int rows) { return Tile8::vectors(rows) < 2 ? 1 : 2; }
 
@@ -27,7 +29,11 @@ struct Tile {
 #pragma GCC unroll 4
       for (int v = 0; v < V; v++) w[v] = block_at(a, block, column + v * W);
       const uint8_t* x = panel_at<uint8_t>(a, row) + a->index[block] * a->block_k * R;
-      for (int64_t k = 0; k < a->block_k; k += 4, x += 4 * R) Tile8::multiply<R, V>(acc, w, x);
+      for (int64_t k = 0; k < a->block_k; k += 4, x += 4 * R) {
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) __builtin_prefetch(w[v] + kAhead);
+        Tile8::multiply<R, V>(acc, w, x);
+      }
     }
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) finish_w8a8<R, V>(a, row, column + v * W, acc, v);

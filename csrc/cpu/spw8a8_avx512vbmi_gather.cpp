@@ -1,6 +1,6 @@
-// y = (x codes . w codes) * act_scale * scale + bias; layout gather8, activations as code + 128 in segments of 128 ks.
-// Built on vpermi2b, which picks 64 of a segment's activations by the weights' places, and vpdpbusd: 1 cycle a pair on
-// Zen 5 for 64 weights that are not 0. Bound by that pair, and by memory at a few rows.
+// y = (x codes . w codes) * act_scale * scale + bias; layout gather8, activations as code + 128 in lines of 64 ks.
+// Built on vpermi2b, which picks 64 of a window's 128 activations by the weights' places, and vpdpbusd: 1 cycle a pair
+// on Zen 5 for 64 weights that are not 0. Bound by that pair, and by memory at a few rows.
 #include "tile_avx512vbmi.h"
 // clang-format off
 #include "tile_gather.h"
@@ -8,45 +8,69 @@
 
 namespace {
 
-struct Tile {
-  static constexpr int kTiles = 2;  // that share a segment while it is in the first-level cache
+// Bytes of activations that stay in the first-level cache while all tiles of a pass meet them: fetching them anew for
+// each tile would cost as much as multiplying.
+constexpr int64_t kCachedPanel = 24 * 1024;
+constexpr int64_t kAhead = 4096;
 
-  template <int R, int T>
-  static void run(const NybbleLinearArgs* a, int64_t row, int64_t tile) {
-    const int64_t segments = a->k_padded / NYBBLE_SEGMENT_K;
-    VI acc[R][T];
-    const uint8_t* vector[T];
-#pragma GCC unroll 2
-    for (int t = 0; t < T; t++) {
-      vector[t] = vectors_at(a, tile + t);
-      const VI start = vi_mul(vi_load(a->column_sum + (tile + t) * W), vi_set1(-128));
+struct Tile {
+  template <int R>
+  NYBBLE_INLINE void multiply(VI (&acc)[R][1], const uint8_t* step, const uint8_t* x) {
+    const VI places0 = vi_load(step), codes0 = vi_load(step + 64), places1 = vi_load(step + 128),
+             codes1 = vi_load(step + 192);
 #pragma GCC unroll 16
-      for (int r = 0; r < R; r++) acc[r][t] = start;
+    for (int r = 0; r < R; r++, x += NYBBLE_LINE_K) {
+      VI low = vi_load(x), high = vi_load(x + R * NYBBLE_LINE_K);
+      vi_keep(low);
+      vi_keep(high);
+      dot_u8s8(acc[r][0], vi_gather128(places0, low, high), codes0);
+      dot_u8s8(acc[r][0], vi_gather128(places1, low, high), codes1);
     }
+  }
+
+  template <int R>
+  static void run(const NybbleLinearArgs* a, int64_t row, int64_t tile, int64_t end) {
+    constexpr int64_t line_bytes = R * NYBBLE_LINE_K;
+    alignas(64) int32_t sums[kPassTiles][R][W];
+    uint64_t next[kPassTiles];
     const uint8_t* x = panel_at<uint8_t>(a, row);
-    for (int64_t s = 0; s < segments; s++, x += R * NYBBLE_SEGMENT_K) {
-#pragma GCC unroll 2
-      for (int t = 0; t < T; t++) {
-        for (int v = a->count[(tile + t) * segments + s]; v > 0; v--) {
-          const VI places = vi_load(vector[t]), codes = vi_load(vector[t] + 64);
-          __builtin_prefetch(vector[t] + 2048);
-          __builtin_prefetch(vector[t] + 2048 + 64);
-          vector[t] += kVectorBytes;
+    const int64_t lines = a->k_padded / NYBBLE_LINE_K;
+    // Many steps a line pay for fetching it, and are then better read in one stream.
+    const bool streams = static_cast<int64_t>(a->start[end] - a->start[tile]) * 2 >= lines * 3 * (end - tile);
+    const int64_t chunk = streams ? lines : kCachedPanel / line_bytes;
+    for (int64_t line = 0; line < lines; line += chunk)
+      for (int64_t t = tile; t < end; t++) {
+        VI acc[R][1];
+        if (line == 0) next[t - tile] = a->start[t];
 #pragma GCC unroll 16
-          for (int r = 0; r < R; r++) {
-            const uint8_t* segment = x + r * NYBBLE_SEGMENT_K;
-            dot_u8s8(acc[r][t], vi_gather128(places, vi_load(segment), vi_load(segment + 64)), codes);
-          }
+        for (int r = 0; r < R; r++)
+          acc[r][0] = line ? vi_load(sums[t - tile][r]) : vi_mul(vi_load(a->column_sum + t * W), vi_set1(-128));
+        // With several chunks the next tile's steps do not lie behind this tile's.
+        if (chunk < lines && t + 1 < end)
+          for (int64_t ahead = 0; ahead < kAhead / 2; ahead += 64)
+            __builtin_prefetch(a->codes + (line ? next[t + 1 - tile] : a->start[t + 1]) * kStepBytes + ahead);
+        uint64_t i = next[t - tile];
+        const uint64_t last = a->start[t + 1];
+        const uint8_t* step = a->codes + i * kStepBytes;
+        for (; i < last && a->window[i] < line + chunk; i++, step += kStepBytes) {
+          __builtin_prefetch(a->window + i + 64);
+#pragma GCC unroll 4
+          for (int64_t ahead = 0; ahead < kStepBytes; ahead += 64) __builtin_prefetch(step + kAhead + ahead);
+          multiply<R>(acc, step, x + a->window[i] * line_bytes);
         }
+        next[t - tile] = i;
+        if (line + chunk >= lines) {
+          finish_gather<R, 1>(a, row, t * W, acc, 0);
+          continue;
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++) vi_store(sums[t - tile][r], acc[r][0]);
       }
-    }
-#pragma GCC unroll 2
-    for (int t = 0; t < T; t++) finish_gather<R, T>(a, row, (tile + t) * W, acc, t);
   }
 };
 
 }  // namespace
 
 extern "C" NybbleStatus nybble_spw8a8_avx512vbmi_gather(const NybbleLinearArgs* args) {
-  return run_gather<Tile, 12>(args);
+  return run_gather<Tile, 16>(args);
 }

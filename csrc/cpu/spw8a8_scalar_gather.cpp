@@ -1,4 +1,4 @@
-// y = (x codes . w codes) * act_scale * scale + bias in plain C++; layout gather8, activations as code + 128.
+// y = (x codes . w codes) * act_scale * scale + bias in plain C++; layout gather8.
 #include "tile_scalar.h"
 // clang-format off
 #include "tile_gather.h"
@@ -7,23 +7,29 @@
 namespace {
 
 struct Tile {
-  static constexpr int kTiles = 1;
+  template <int R>
+  static void run(const NybbleLinearArgs* a, int64_t row, int64_t tile, int64_t end) {
+    for (; tile < end; tile++) run_one<R>(a, row, tile);
+  }
 
-  template <int R, int T>
-  static void run(const NybbleLinearArgs* a, int64_t row, int64_t tile) {
-    const int64_t segments = a->k_padded / NYBBLE_SEGMENT_K;
+  template <int R>
+  static void run_one(const NybbleLinearArgs* a, int64_t row, int64_t tile) {
     constexpr int halves = NYBBLE_TILE_N / W;
     VI acc[R][halves];
     for (int h = 0; h < halves; h++)
       for (int r = 0; r < R; r++)
         acc[r][h] = vi_mul(vi_load(a->column_sum + tile * NYBBLE_TILE_N + h * W), vi_set1(-128));
-    const uint8_t *vector = vectors_at(a, tile), *x = panel_at<uint8_t>(a, row);
-    for (int64_t s = 0; s < segments; s++, x += R * NYBBLE_SEGMENT_K)
-      for (int v = a->count[tile * segments + s]; v > 0; v--, vector += kVectorBytes)
+    const uint8_t *x = panel_at<uint8_t>(a, row),
+                  *places = a->codes + static_cast<int64_t>(a->start[tile]) * kStepBytes;
+    for (uint64_t step = a->start[tile]; step < a->start[tile + 1]; step++)
+      for (int half = 0; half < 2; half++, places += 128)
         for (int r = 0; r < R; r++)
-          for (int i = 0; i < 64; i++)
+          for (int i = 0; i < 64; i++) {
+            const int k = places[i] & 127;
+            const int64_t line = a->window[step] + k / NYBBLE_LINE_K;
             acc[r][i / 4 / W].v[i / 4 % W] +=
-                x[r * NYBBLE_SEGMENT_K + (vector[i] & 127)] * static_cast<int8_t>(vector[64 + i]);
+                x[(line * R + r) * NYBBLE_LINE_K + k % NYBBLE_LINE_K] * static_cast<int8_t>(places[64 + i]);
+          }
     for (int h = 0; h < halves; h++) finish_gather<R, halves>(a, row, tile * NYBBLE_TILE_N + h * W, acc, h);
   }
 };

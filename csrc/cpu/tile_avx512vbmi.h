@@ -9,6 +9,15 @@ namespace {
 inline VI vi_expand(uint64_t mask, VI from, VI otherwise) { return _mm512_mask_expand_epi8(otherwise, mask, from); }
 inline VI vi_expand(uint64_t mask, VI from) { return _mm512_maskz_expand_epi8(mask, from); }
 
+// Keeps a loaded vector in its register: GCC would load it anew for each use, and loads bind sooner.
+inline void vi_keep(VI& a) {
+#if defined(__GNUC__) && !defined(NYBBLE_EMULATE)
+  __asm__("" : "+v"(a));
+#else
+  (void)a;
+#endif
+}
+
 // Byte i is byte index[i] % 128 of low, then high.
 inline VI vi_gather128(VI index, VI low, VI high) { return _mm512_permutex2var_epi8(low, index, high); }
 

@@ -1,17 +1,20 @@
 // The loops around the tiles of the gather layout, and their epilogue. Include after a target's tile header.
 //
-// A Tile multiplies R rows by T tiles of 16 columns:
-//   template <int R, int T> static void run(const NybbleLinearArgs*, int64_t row, int64_t tile);
+// A Tile multiplies R rows by a few tiles of 16 columns, at most kPassTiles:
+//   template <int R> static void run(const NybbleLinearArgs*, int64_t row, int64_t tile, int64_t end);
 #pragma once
 
 #include "tile_run.h"
 
 namespace {
 
-constexpr int64_t kVectorBytes = 128;
+constexpr int64_t kStepBytes = 256, kPassTiles = 16;
 
-inline const uint8_t* vectors_at(const NybbleLinearArgs* a, int64_t tile) {
-  return a->codes + static_cast<int64_t>(a->start[tile]) * kVectorBytes;
+template <class T>
+NYBBLE_INLINE void scatter(T* y, const int32_t* order, const T* lanes, int64_t n) {
+#pragma GCC unroll 16
+  for (int i = 0; i < W; i++)
+    if (order[i] < n) y[order[i]] = lanes[i];
 }
 
 // As finish_w8a8, to the columns that stand in a's order.
@@ -40,28 +43,32 @@ NYBBLE_INLINE void finish_gather(const NybbleLinearArgs* a, int64_t row, int64_t
       vf_store_as(lanes, a->y_dtype, vf_fma(vf_of_int(centred), vf_mul(vf_set1(a->act_scale[row + r]), scale), bias),
                   W);
     }
-    uint8_t* y = static_cast<uint8_t*>(a->y) + (row + r) * a->n * bytes;
-    for (int i = 0; i < W; i++)
-      if (order[i] < a->n) memcpy(y + order[i] * bytes, lanes + i * bytes, static_cast<size_t>(bytes));
+    if (bytes == 2)
+      scatter(static_cast<uint16_t*>(a->y) + (row + r) * a->n, order, reinterpret_cast<uint16_t*>(lanes), a->n);
+    else
+      scatter(static_cast<uint32_t*>(a->y) + (row + r) * a->n, order, reinterpret_cast<uint32_t*>(lanes), a->n);
   }
 }
 
 template <class Tile, int R>
 inline void run_gather_rows(const NybbleLinearArgs* a, int64_t rows, int64_t row, int64_t tile, int64_t end) {
   if constexpr (R > 0) {
-    if (rows != R) return run_gather_rows<Tile, R - 1>(a, rows, row, tile, end);
-    for (; tile + Tile::kTiles <= end; tile += Tile::kTiles) Tile::template run<R, Tile::kTiles>(a, row, tile);
-    for (; Tile::kTiles > 1 && tile < end; tile++) Tile::template run<R, 1>(a, row, tile);
+    if (rows == R)
+      Tile::template run<R>(a, row, tile, end);
+    else
+      run_gather_rows<Tile, R - 1>(a, rows, row, tile, end);
   }
 }
 
 template <class Tile, int kRows>
 inline NybbleStatus run_gather(const NybbleLinearArgs* a) {
-  constexpr int64_t kPassVectors = 256 * 1024 / kVectorBytes;  // stay in the second-level cache between row blocks
+  constexpr int64_t kPassSteps = 256 * 1024 / kStepBytes;  // stay in the second-level cache between row blocks
   if (a->block_rows > kRows) return NYBBLE_UNSUPPORTED;
   for (int64_t tile = a->tile_begin, end; tile < a->tile_end; tile = end) {
-    end = tile + Tile::kTiles < a->tile_end ? tile + Tile::kTiles : a->tile_end;
-    while (end < a->tile_end && static_cast<int64_t>(a->start[end + 1] - a->start[tile]) <= kPassVectors) end++;
+    end = tile + 1;
+    while (end < a->tile_end && end - tile < kPassTiles &&
+           static_cast<int64_t>(a->start[end + 1] - a->start[tile]) <= kPassSteps)
+      end++;
     for (int64_t block = a->block_begin; block < a->block_end; block++) {
       const int64_t row = block * a->block_rows, rows = a->rows - row < a->block_rows ? a->rows - row : a->block_rows;
       run_gather_rows<Tile, kRows>(a, rows, row, tile, end);

@@ -100,8 +100,7 @@ inline VI convert(const uint8_t* x, const RowPlan& plan, int64_t begin, int64_t 
     VI codes = vi_min(vi_add(vi_round(vf_mul(v, inverse)), zero), most);
     if (!kWhole && begin + i + W > count) codes = vi_first(codes, begin + i < count ? count - begin - i : 0);
     sum = vi_add(sum, codes);
-    store_codes<kFormat == NYBBLE_PANEL_U8_SEGMENTS ? NYBBLE_PANEL_U8 : kFormat>(to + i * element_bytes(kFormat),
-                                                                                 codes);
+    store_codes<kFormat == NYBBLE_PANEL_U8_LINES ? NYBBLE_PANEL_U8 : kFormat>(to + i * element_bytes(kFormat), codes);
   }
   return sum;
 }
@@ -181,7 +180,7 @@ inline void interleave(const uint8_t* from, int64_t row_bytes, int64_t rows, int
 template <int kFormat, int kDtype>
 inline void prepare_rows(const NybblePrepareArgs& a, int64_t row0, int64_t i, int64_t r, int64_t block) {
   constexpr bool is_codes = kFormat != NYBBLE_PANEL_F32 && kFormat != NYBBLE_PANEL_BF16;
-  constexpr bool kExchange = kFormat == NYBBLE_PANEL_BF16, kSegments = kFormat == NYBBLE_PANEL_U8_SEGMENTS;
+  constexpr bool kExchange = kFormat == NYBBLE_PANEL_BF16, kLines = kFormat == NYBBLE_PANEL_U8_LINES;
   constexpr bool is_panel = kExchange || (kFormat == NYBBLE_PANEL_F32 && kDtype == NYBBLE_F32);
   constexpr int64_t bytes = element_bytes(kFormat), x_bytes = kDtype == NYBBLE_F32 ? 4 : 2;
   const int64_t row_bytes = a.ldx * x_bytes;
@@ -207,10 +206,7 @@ inline void prepare_rows(const NybblePrepareArgs& a, int64_t row0, int64_t i, in
       }
       for (int64_t j = 0; j < r; j++) {
         uint8_t* to = rows + j * kStep * bytes;
-        if (kSegments)
-          to = static_cast<uint8_t*>(a.panel) + row0 * a.k_padded +
-               begin / NYBBLE_SEGMENT_K * NYBBLE_SEGMENT_K * block + (i + j) * NYBBLE_SEGMENT_K +
-               begin % NYBBLE_SEGMENT_K;
+        if (kLines) to = static_cast<uint8_t*>(a.panel) + row0 * a.k_padded + begin * block + (i + j) * NYBBLE_LINE_K;
         if constexpr (is_codes)
           sums[j] = vi_add(sums[j], begin + kStep == end && end <= plans[j].count
                                         ? convert<kFormat, kDtype, true>(x + j * row_bytes, plans[j], begin, end, to)
@@ -218,7 +214,7 @@ inline void prepare_rows(const NybblePrepareArgs& a, int64_t row0, int64_t i, in
         else
           widen<kFormat, kDtype>(x + j * row_bytes, a.k, begin, end, to);
       }
-      if (!kSegments) interleave<4 * bytes, kExchange>(rows, kStep * bytes, r, words, to_panel, stride);
+      if (!kLines) interleave<4 * bytes, kExchange>(rows, kStep * bytes, r, words, to_panel, stride);
     }
     for (int64_t j = 0; j < r && a.act_sum; j++)
       a.act_sum[(row0 + i + j) * a.groups + g] = vi_sum(sums[j]) * a.sum_factor;
@@ -260,8 +256,8 @@ inline NybbleStatus prepare(const NybblePrepareArgs* a) {
       return prepare_dtype<NYBBLE_PANEL_S16>(a);
     case NYBBLE_PANEL_U8:
       return prepare_dtype<NYBBLE_PANEL_U8>(a);
-    case NYBBLE_PANEL_U8_SEGMENTS:
-      return prepare_dtype<NYBBLE_PANEL_U8_SEGMENTS>(a);
+    case NYBBLE_PANEL_U8_LINES:
+      return prepare_dtype<NYBBLE_PANEL_U8_LINES>(a);
     case NYBBLE_PANEL_BF16:
       return a->x_dtype == NYBBLE_BF16 ? prepare_blocks<NYBBLE_PANEL_BF16, NYBBLE_BF16>(a) : NYBBLE_UNSUPPORTED;
     default:
