@@ -5,6 +5,7 @@
 // Reaches 90 % of the multiply's peak at 256 x 4096 x 4096 on 2 cores of Zen 5.
 #include "tile_avx512bf16.h"
 // clang-format off
+#include "tile_last_bf16.h"
 #include "tile_run.h"
 // clang-format on
 
@@ -65,8 +66,37 @@ struct Tile {
     multiply_pair<R, V, 3>(acc, codes, origin, entries, x + 8 * R + 4);  // 5 and 7
   }
 
+  template <int R>
+  static void run_last(const NybbleLinearArgs* a, int64_t row, int64_t column) {
+    const VI entries = table(), shift = vi_pairs(1 << 8, 1);
+    const uint8_t *w = codes_at(a, column), *x = panel_at<uint8_t>(a, row * 2);
+    LastSums<R> total;
+    for (int64_t g = 0; g < a->groups; g++) {
+      const VI origin = vi_set1(kSymmetric ? 0 : 0x00010001 * (16 - a->zero_point[group_at(a, column, g)]));
+      LastSums<R> sums;
+      each_of_four(a->group / 4, [&](int i) __attribute__((always_inline)) {
+        const VI codes = vi_mul(word_at(w), shift);
+        sums.add(i % 2, i % 2 ? pair<3>(codes, origin, entries) : pair<2>(codes, origin, entries), x);
+        w += i % 2 * kLine;
+        x += 8 * R;
+      });
+      total.add(sums, last_scale(a, column, g));
+    }
+    VF sum[R][1];
+    total.rows(sum);
+    finish<R, 1>(a, row, column, sum, 0);
+  }
+
+  template <int R, int V>
+  NYBBLE_INLINE void finish(const NybbleLinearArgs* a, int64_t row, int64_t column, const VF (&sum)[R][V], int v) {
+    const VF bias = bias_at(a, column);
+    store_rows<R>(a, row, column, [&](int r) __attribute__((always_inline)) { return vf_add(sum[r][v], bias); });
+  }
+
   template <int R, int V>
   static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Ahead& ahead) {
+    if constexpr (kMayBeLast<R, V>)
+      if (is_last(a, column)) return run_last<R>(a, row, column);
     const VI entries = table();
     const uint8_t* w[V];
     VF sum[R][V];
@@ -102,11 +132,7 @@ struct Tile {
       }
     }
 #pragma GCC unroll 4
-    for (int v = 0; v < V; v++) {
-      const VF bias = bias_at(a, column + v * W);
-      store_rows<R>(a, row, column + v * W,
-                    [&](int r) __attribute__((always_inline)) { return vf_add(sum[r][v], bias); });
-    }
+    for (int v = 0; v < V; v++) finish<R, V>(a, row, column + v * W, sum, v);
   }
 };
 

@@ -4,6 +4,7 @@
 // Reaches 91 % of the multiply's peak at 256 x 4096 x 4096 on 2 cores of Zen 5.
 #include "tile_avx512bf16.h"
 // clang-format off
+#include "tile_last_bf16.h"
 #include "tile_run.h"
 // clang-format on
 
@@ -40,8 +41,34 @@ struct Tile {
     }
   }
 
+  template <int R>
+  static void run_last(const NybbleLinearArgs* a, int64_t row, int64_t column) {
+    const VI low = vi_pairs(1 << 24, 1 << 16), high = vi_pairs(1 << 8, 1);
+    const uint8_t *w = codes_at(a, column), *x = panel_at<uint8_t>(a, row * 2);
+    LastSums<R> sums;
+    each_of_four(a->k_padded / 4, [&](int i) __attribute__((always_inline)) {
+      const VI codes = word_at(w);
+      const __m512i even = _mm512_castps_si512(vf_of_int(vi_byte_s<3>(vi_mul(codes, low))));
+      const __m512i odd = _mm512_castps_si512(vf_of_int(vi_byte_s<3>(vi_mul(codes, high))));
+      sums.add(i % 2, _mm512_or_si512(_mm512_srli_epi32(even, 16), odd), x);
+      w += kLine;
+      x += 8 * R;
+    });
+    VF acc[R][1];
+    sums.rows(acc);
+    finish<R, 1>(a, row, column, acc, 0);
+  }
+
+  template <int R, int V>
+  NYBBLE_INLINE void finish(const NybbleLinearArgs* a, int64_t row, int64_t column, const VF (&acc)[R][V], int v) {
+    const VF scale = vf_load(static_cast<const float*>(a->scale) + column), bias = bias_at(a, column);
+    store_rows<R>(a, row, column, [&](int r) __attribute__((always_inline)) { return vf_fma(acc[r][v], scale, bias); });
+  }
+
   template <int R, int V>
   static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Ahead& ahead) {
+    if constexpr (kMayBeLast<R, V>)
+      if (is_last(a, column)) return run_last<R>(a, row, column);
     const uint8_t* w[V];
     VF acc[R][V];
 #pragma GCC unroll 4
@@ -56,11 +83,7 @@ struct Tile {
       x += 8 * R;
     });
 #pragma GCC unroll 4
-    for (int v = 0; v < V; v++) {
-      const VF scale = vf_load(static_cast<const float*>(a->scale) + column + v * W), bias = bias_at(a, column + v * W);
-      store_rows<R>(a, row, column + v * W,
-                    [&](int r) __attribute__((always_inline)) { return vf_fma(acc[r][v], scale, bias); });
-    }
+    for (int v = 0; v < V; v++) finish<R, V>(a, row, column + v * W, acc, v);
   }
 };
 
