@@ -17,14 +17,7 @@ struct Tile {
 
   // Entry i is the bfloat16 of i - 16, or, where the zero point is always 8, of i % 16 - 8.
   static inline VI table() {
-    alignas(64) uint16_t entries[32];
-    for (int i = 0; i < 32; i++) {
-      const float value = static_cast<float>(kSymmetric ? i % 16 - 8 : i - 16);
-      uint32_t bits;
-      memcpy(&bits, &value, 4);
-      entries[i] = static_cast<uint16_t>(bits >> 16);
-    }
-    return vi_load(entries);
+    return bf16_table([](int i) { return kSymmetric ? i % 16 - 8 : i - 16; });
   }
 
   // Nibble j of each 16-bit lane, as bfloat16 without its zero point; `origin` is 16 - zero_point in each lane.
@@ -35,8 +28,11 @@ struct Tile {
     return vi_lookup16(entries, vi_add16(vi_and(shifted, vi_set1(0x000f000f)), origin));
   }
 
+  // Sums of a row, so that few rows still cover the latency of the multiply.
+  static constexpr int parts(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
+
   template <int R, int V, int j>
-  NYBBLE_INLINE void multiply_pair(VF (&acc)[R][V], const VI (&codes)[V], const VI (&origin)[V], VI entries,
+  NYBBLE_INLINE void multiply_pair(VF (&acc)[parts(R)][R][V], const VI (&codes)[V], const VI (&origin)[V], VI entries,
                                    const uint8_t* x) {
     VI pairs[V];
 #pragma GCC unroll 4
@@ -47,12 +43,12 @@ struct Tile {
       memcpy(&two, x + 8 * r, 4);
       const VI xs = vi_set1(two);
 #pragma GCC unroll 4
-      for (int v = 0; v < V; v++) dot_bf16(acc[r][v], pairs[v], xs);
+      for (int v = 0; v < V; v++) dot_bf16(acc[j % parts(R)][r][v], pairs[v], xs);
     }
   }
 
   template <int R, int V>
-  NYBBLE_INLINE void multiply(VF (&acc)[R][V], const uint8_t* (&w)[V], const VI (&origin)[V], VI entries,
+  NYBBLE_INLINE void multiply(VF (&acc)[parts(R)][R][V], const uint8_t* (&w)[V], const VI (&origin)[V], VI entries,
                               const uint8_t* x) {
     VI codes[V];
 #pragma GCC unroll 4
@@ -108,7 +104,8 @@ struct Tile {
     }
     const uint8_t* x = panel_at<uint8_t>(a, row * 2);
     for (int64_t g = 0; g < a->groups; g++) {
-      VF acc[R][V];
+      constexpr int kSums = R * parts(R);
+      VF acc[parts(R)][R][V];
       VI origin[V];
 #pragma GCC unroll 4
       for (int v = 0; v < V; v++) {
@@ -118,7 +115,7 @@ struct Tile {
           origin[v] = vi_mul(start, vi_set1(0x00010001));
         }
 #pragma GCC unroll 16
-        for (int r = 0; r < R; r++) acc[r][v] = vf_set1(0.0f);
+        for (int i = 0; i < kSums; i++) acc[i / R][i % R][v] = vf_set1(0.0f);
       }
       each_line<4>(a->group / 8, w, ahead, false, [&]() __attribute__((always_inline)) {
         multiply<R, V>(acc, w, origin, entries, x);
@@ -128,7 +125,12 @@ struct Tile {
       for (int v = 0; v < V; v++) {
         const VF scale = group_scale(a, column + v * W, g);
 #pragma GCC unroll 16
-        for (int r = 0; r < R; r++) sum[r][v] = vf_fma(acc[r][v], scale, sum[r][v]);
+        for (int r = 0; r < R; r++) {
+          VF all = acc[0][r][v];
+          if constexpr (parts(R) == 2) all = vf_add(all, acc[1][r][v]);
+          if constexpr (parts(R) == 4) all = vf_add(vf_add(all, acc[1][r][v]), vf_add(acc[2][r][v], acc[3][r][v]));
+          sum[r][v] = vf_fma(all, scale, sum[r][v]);
+        }
       }
     }
 #pragma GCC unroll 4
