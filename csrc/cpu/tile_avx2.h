@@ -88,6 +88,11 @@ inline int32_t vi_sum(VI a) {
 
 inline VI vi_first(VI a, int64_t count) { return _mm256_and_si256(a, lane_mask(count)); }
 
+template <int kCount>  // lanes of p, 0 in the others
+inline VI vi_load_first(const void* p) {
+  return _mm256_castps_si256(_mm256_maskload_ps(static_cast<const float*>(p), lane_mask(kCount)));
+}
+
 inline VF vf_load_as(const void* p, int dtype, int64_t count) {
   if (dtype == NYBBLE_F32) {
     const float* f = static_cast<const float*>(p);

@@ -14,6 +14,19 @@ inline void dot_bf16(VF& acc, VI a, VI b) {
 #endif
 }
 
+// value_of(i), exact in bfloat16, for each entry i of a table.
+template <class ValueOf>
+inline VI bf16_table(const ValueOf& value_of) {
+  alignas(64) uint16_t entries[32];
+  for (int i = 0; i < 32; i++) {
+    const float value = static_cast<float>(value_of(i));
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    entries[i] = static_cast<uint16_t>(bits >> 16);
+  }
+  return vi_load(entries);
+}
+
 // The 16-bit entry of a 32-entry table for the low five bits of each 16-bit lane.
 inline VI vi_lookup16(VI table, VI index) { return _mm512_permutexvar_epi16(index, table); }
 inline VI vi_add16(VI a, VI b) { return _mm512_add_epi16(a, b); }

@@ -78,6 +78,11 @@ inline __mmask16 lane_mask(int64_t count) {
   return count >= W ? static_cast<__mmask16>(0xffff) : static_cast<__mmask16>((1u << count) - 1);
 }
 
+template <int kCount>  // lanes of p, 0 in the others
+inline VI vi_load_first(const void* p) {
+  return _mm512_castps_si512(_mm512_maskz_loadu_ps(lane_mask(kCount), p));
+}
+
 inline float vf_least(VF a) { return _mm512_reduce_min_ps(a); }
 inline float vf_most(VF a) { return _mm512_reduce_max_ps(a); }
 inline bool vf_has_nan(VF a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q) != 0; }

@@ -79,18 +79,18 @@ inline int64_t columns_per_pass(const NybbleLinearArgs* a, int64_t blocks, int64
   return blocks > 2 && 64 * column_bytes(a) <= 256 * 1024 ? 64 : tile;
 }
 
-template <class Tile, int R>
+// As wide as it goes, and what is left with half as many vectors.
+template <class Tile, int R, int V>
 inline void run_columns(const NybbleLinearArgs* a, int64_t row, int64_t column, int64_t end, Ahead& ahead) {
-  constexpr int V = Tile::vectors(R);
   for (; column + V * W <= end; column += V * W) Tile::template run<R, V>(a, row, column, ahead);
-  for (; V > 1 && column < end; column += W) Tile::template run<R, 1>(a, row, column, ahead);
+  if constexpr (V > 1) run_columns<Tile, R, V / 2>(a, row, column, end, ahead);
 }
 
 template <class Tile, int R>
 inline void run_rows(const NybbleLinearArgs* a, int64_t rows, int64_t row, int64_t column, int64_t end, Ahead& ahead) {
   if constexpr (R > 0) {
     if (rows == R)
-      run_columns<Tile, R>(a, row, column, end, ahead);
+      run_columns<Tile, R, Tile::vectors(R)>(a, row, column, end, ahead);
     else
       run_rows<Tile, R - 1>(a, rows, row, column, end, ahead);
   }

@@ -2,6 +2,7 @@
 // a target's tile header, which gives dot_u8s8 and kRegisters.
 #pragma once
 
+#include "tile_last.h"
 #include "tile_run.h"
 
 namespace {
@@ -28,8 +29,27 @@ struct Tile8 {
     }
   }
 
+  template <int R>
+  static void run_last(const NybbleLinearArgs* a, int64_t row, int64_t column) {
+    const uint8_t *w = codes_at(a, column), *x = panel_at<uint8_t>(a, row);
+    VI part[4] = {vi_set1(-128 * a->column_sum[column]), vi_set1(0), vi_set1(0), vi_set1(0)};
+    each_of_four(a->k_padded / 4, [&](int i) __attribute__((always_inline)) {
+      dot_u8s8(part[i], vi_load_first<R>(x), word_at(w));
+      w += kLine;
+      x += 4 * R;
+    });
+    int32_t of_row[W];
+    vi_store(of_row, vi_add(vi_add(part[0], part[1]), vi_add(part[2], part[3])));
+    VI acc[R][1];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) acc[r][0] = vi_set1(of_row[r]);
+    finish_w8a8<R, 1>(a, row, column, acc, 0);
+  }
+
   template <int R, int V>
   static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Ahead& ahead) {
+    if constexpr (kMayBeLast<R, V>)
+      if (is_last(a, column)) return run_last<R>(a, row, column);
     const uint8_t* w[V];
     VI acc[R][V];
 #pragma GCC unroll 4
@@ -80,8 +100,35 @@ struct Tile4 {
     multiply_half<R, V>(acc, nibbles, x + 4 * R);
   }
 
+  template <int R>
+  static void run_last(const NybbleLinearArgs* a, int64_t row, int64_t column) {
+    const VI mask = vi_set1(0x0f0f0f0f);
+    const uint8_t* w = codes_at(a, column);
+    const int8_t* x = panel_at<int8_t>(a, row);
+    VF sum = vf_set1(0.0f);
+    for (int64_t g = 0; g < a->groups; g++) {
+      VI part[4] = {last_start<R>(a, row, column, g), vi_set1(0), vi_set1(0), vi_set1(0)};
+      each_of_four(a->group / 4, [&](int i) __attribute__((always_inline)) {
+        const VI four = word_at(w);
+        dot_u8s8(part[i], vi_and(i % 2 ? vi_shift_right<4>(four) : four, mask), vi_load_first<R>(x));
+        w += i % 2 * kLine;
+        x += 4 * R;
+      });
+      const VI all = vi_add(vi_add(part[0], part[1]), vi_add(part[2], part[3]));
+      sum = vf_fma(vf_of_int(all), last_scale(a, column, g), sum);
+    }
+    float of_row[W];
+    vf_store(of_row, sum);
+    VF sums[R][1];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) sums[r][0] = vf_set1(of_row[r]);
+    finish_w4a8<R, 1>(a, row, column, sums, 0);
+  }
+
   template <int R, int V>
   static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Ahead& ahead) {
+    if constexpr (kMayBeLast<R, V>)
+      if (is_last(a, column)) return run_last<R>(a, row, column);
     const uint8_t* w[V];
     VF sum[R][V];
 #pragma GCC unroll 4

@@ -5,6 +5,7 @@
 // Reaches 90 % of the multiply's peak at 256 x 4096 x 4096 on 2 cores of Zen 5.
 #include "tile_avx512bf16.h"
 // clang-format off
+#include "tile_last_bf16.h"
 #include "tile_run.h"
 // clang-format on
 
@@ -16,14 +17,7 @@ struct Tile {
 
   // Entry i is the bfloat16 of i - 16, or, where the zero point is always 8, of i % 16 - 8.
   static inline VI table() {
-    alignas(64) uint16_t entries[32];
-    for (int i = 0; i < 32; i++) {
-      const float value = static_cast<float>(kSymmetric ? i % 16 - 8 : i - 16);
-      uint32_t bits;
-      memcpy(&bits, &value, 4);
-      entries[i] = static_cast<uint16_t>(bits >> 16);
-    }
-    return vi_load(entries);
+    return bf16_table([](int i) { return kSymmetric ? i % 16 - 8 : i - 16; });
   }
 
   // Nibble j of each 16-bit lane, as bfloat16 without its zero point; `origin` is 16 - zero_point in each lane.
@@ -34,8 +28,11 @@ struct Tile {
     return vi_lookup16(entries, vi_add16(vi_and(shifted, vi_set1(0x000f000f)), origin));
   }
 
+  // Sums of a row, so that few rows still cover the latency of the multiply.
+  static constexpr int parts(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
+
   template <int R, int V, int j>
-  NYBBLE_INLINE void multiply_pair(VF (&acc)[R][V], const VI (&codes)[V], const VI (&origin)[V], VI entries,
+  NYBBLE_INLINE void multiply_pair(VF (&acc)[parts(R)][R][V], const VI (&codes)[V], const VI (&origin)[V], VI entries,
                                    const uint8_t* x) {
     VI pairs[V];
 #pragma GCC unroll 4
@@ -46,12 +43,12 @@ struct Tile {
       memcpy(&two, x + 8 * r, 4);
       const VI xs = vi_set1(two);
 #pragma GCC unroll 4
-      for (int v = 0; v < V; v++) dot_bf16(acc[r][v], pairs[v], xs);
+      for (int v = 0; v < V; v++) dot_bf16(acc[j % parts(R)][r][v], pairs[v], xs);
     }
   }
 
   template <int R, int V>
-  NYBBLE_INLINE void multiply(VF (&acc)[R][V], const uint8_t* (&w)[V], const VI (&origin)[V], VI entries,
+  NYBBLE_INLINE void multiply(VF (&acc)[parts(R)][R][V], const uint8_t* (&w)[V], const VI (&origin)[V], VI entries,
                               const uint8_t* x) {
     VI codes[V];
 #pragma GCC unroll 4
@@ -65,8 +62,37 @@ struct Tile {
     multiply_pair<R, V, 3>(acc, codes, origin, entries, x + 8 * R + 4);  // 5 and 7
   }
 
+  template <int R>
+  static void run_last(const NybbleLinearArgs* a, int64_t row, int64_t column) {
+    const VI entries = table(), shift = vi_pairs(1 << 8, 1);
+    const uint8_t *w = codes_at(a, column), *x = panel_at<uint8_t>(a, row * 2);
+    LastSums<R> total;
+    for (int64_t g = 0; g < a->groups; g++) {
+      const VI origin = vi_set1(kSymmetric ? 0 : 0x00010001 * (16 - a->zero_point[group_at(a, column, g)]));
+      LastSums<R> sums;
+      each_of_four(a->group / 4, [&](int i) __attribute__((always_inline)) {
+        const VI codes = vi_mul(word_at(w), shift);
+        sums.add(i % 2, i % 2 ? pair<3>(codes, origin, entries) : pair<2>(codes, origin, entries), x);
+        w += i % 2 * kLine;
+        x += 8 * R;
+      });
+      total.add(sums, last_scale(a, column, g));
+    }
+    VF sum[R][1];
+    total.rows(sum);
+    finish<R, 1>(a, row, column, sum, 0);
+  }
+
+  template <int R, int V>
+  NYBBLE_INLINE void finish(const NybbleLinearArgs* a, int64_t row, int64_t column, const VF (&sum)[R][V], int v) {
+    const VF bias = bias_at(a, column);
+    store_rows<R>(a, row, column, [&](int r) __attribute__((always_inline)) { return vf_add(sum[r][v], bias); });
+  }
+
   template <int R, int V>
   static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Ahead& ahead) {
+    if constexpr (kMayBeLast<R, V>)
+      if (is_last(a, column)) return run_last<R>(a, row, column);
     const VI entries = table();
     const uint8_t* w[V];
     VF sum[R][V];
@@ -78,7 +104,8 @@ struct Tile {
     }
     const uint8_t* x = panel_at<uint8_t>(a, row * 2);
     for (int64_t g = 0; g < a->groups; g++) {
-      VF acc[R][V];
+      constexpr int kSums = R * parts(R);
+      VF acc[parts(R)][R][V];
       VI origin[V];
 #pragma GCC unroll 4
       for (int v = 0; v < V; v++) {
@@ -88,7 +115,7 @@ struct Tile {
           origin[v] = vi_mul(start, vi_set1(0x00010001));
         }
 #pragma GCC unroll 16
-        for (int r = 0; r < R; r++) acc[r][v] = vf_set1(0.0f);
+        for (int i = 0; i < kSums; i++) acc[i / R][i % R][v] = vf_set1(0.0f);
       }
       each_line<4>(a->group / 8, w, ahead, false, [&]() __attribute__((always_inline)) {
         multiply<R, V>(acc, w, origin, entries, x);
@@ -98,15 +125,16 @@ struct Tile {
       for (int v = 0; v < V; v++) {
         const VF scale = group_scale(a, column + v * W, g);
 #pragma GCC unroll 16
-        for (int r = 0; r < R; r++) sum[r][v] = vf_fma(acc[r][v], scale, sum[r][v]);
+        for (int r = 0; r < R; r++) {
+          VF all = acc[0][r][v];
+          if constexpr (parts(R) == 2) all = vf_add(all, acc[1][r][v]);
+          if constexpr (parts(R) == 4) all = vf_add(vf_add(all, acc[1][r][v]), vf_add(acc[2][r][v], acc[3][r][v]));
+          sum[r][v] = vf_fma(all, scale, sum[r][v]);
+        }
       }
     }
 #pragma GCC unroll 4
-    for (int v = 0; v < V; v++) {
-      const VF bias = bias_at(a, column + v * W);
-      store_rows<R>(a, row, column + v * W,
-                    [&](int r) __attribute__((always_inline)) { return vf_add(sum[r][v], bias); });
-    }
+    for (int v = 0; v < V; v++) finish<R, V>(a, row, column + v * W, sum, v);
   }
 };
 

@@ -34,6 +34,7 @@ SHAPES = {
     "wide": (5, 300, 128),
     "deep": (3, 18, 1000),
     "rows": (67, 24, 136),
+    "last-column": (20, 33, 200),
 }
 
 # Unit roundoff, relative to the value, and absolute where the value is subnormal.
