@@ -1,0 +1,122 @@
+"""Prune the Linear layers of a model, and swap them for sparse ones."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..report import Report
+from ..scheme import Scheme
+from ..sparsity import Pattern
+from . import options
+from .build import check_model, refuse_left
+from .plan import Plan
+from .prune.stages import calm, check_batches
+from .prune.weight import METHODS
+from .prune.work import Work, sparse_scheme
+from .rows import make_report
+from .walk import Edits, sites
+
+
+def sparsify(
+    model: nn.Module,
+    pattern: str | Pattern,
+    *,
+    method: str = "wanda",
+    calibration: Iterable[Any] | None = None,
+    scheme: str | Scheme | None = "w8a8",
+    include: options.Patterns = None,
+    exclude: options.Patterns = None,
+    m: int | Sequence[int] = (1, 16, 256),
+    goal: str = "speed",
+    strict: bool = False,
+    untie: bool = False,
+    progress: bool = False,
+) -> Report:
+    """Prune the Linear layers of ``model`` in place, make them sparse layers, and report on every layer.
+
+    Which layers, and what is left alone, is as in ``quantize``. With calibration data the model is pruned a block at a
+    time (its largest ``nn.ModuleList``, or else the whole model), each on the outputs of those that are pruned already;
+    one block's activations are held. Meanwhile the model is in eval mode and its layers change one after another: no
+    other thread should use it.
+
+    A layer whose weights are as sparse already as the pattern asks for is packed as it is.
+
+    Args:
+        model: any module; its Linear layers must be inside it, not the model itself.
+        pattern: ``"50%"`` (of the weights become zero), ``"2:4"`` or any n:m (n of m inputs kept, m up to 128),
+            ``"bs32x32:75%"`` (blocks of outputs x inputs), a ``Pattern``; or ``"auto"``: pack the patterns that the
+            weights have, and leave layers alone that have none.
+        method: ``"magnitude"`` removes the smallest weights; ``"wanda"`` the smallest times the norm of their input;
+            ``"sparsegpt"`` chooses by the loss, has the other weights make up for it, and rounds them in the same go.
+            Where a layer does not allow a method it gets the simpler one, and the report says so.
+        calibration: batches to call the model with, each a tensor, a tuple (positional) or a dict (keywords), such as
+            128 short texts. Tokens that a batch's ``attention_mask`` leaves out do not count. "magnitude" needs none.
+        scheme: the numbers of the sparse layers, such as ``"w8a8"`` or ``"w4a16g128"``; or None: only the weights
+            change, each a new Parameter of the dense layer.
+        include, exclude: glob patterns on full module names, as in ``quantize``.
+        m: the batch sizes (rows of the activation) at which speed counts.
+        goal: ``"speed"`` keeps a sparse layer only where it is faster than the dense one, as in ``quantize``; where it
+            is not, the layer is not pruned either. ``"memory"`` times nothing. Without a scheme nothing is timed.
+        strict: raise if any Linear-like layer that ``include`` and ``exclude`` allow would be left alone.
+        untie: prune a copy of a weight that an ``nn.Embedding`` or another dense layer also uses.
+        progress: show a bar on stderr, if rich is installed.
+
+    Returns:
+        A ``Report``; each layer's ``pruned`` has its share of weights kept, and its relative output error.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong, the method needs calibration data, or ``strict`` failed. After
+            any exception, ``KeyboardInterrupt`` included, the model is as it was.
+    """
+    check_model(model)
+    for name, flag in (("strict", strict), ("untie", untie), ("progress", progress)):
+        options.check_flag(name, flag)
+    form = None if pattern == "auto" else Pattern.parse(pattern)
+    numbers = None if scheme is None else _check_scheme(scheme, form)
+    found = sites(model)
+    asked = options.Options(
+        scheme=numbers,
+        include=None if include is None else options.check_patterns("include", include, found),
+        exclude=options.check_patterns("exclude", exclude, found),
+        method=options.check_choice("method", method, METHODS),
+        m=options.check_m(m),
+        goal="memory" if numbers is None else options.check_choice("goal", goal, options.GOALS),
+    )
+    batches = check_batches(calibration)
+    edits = Edits()
+    try:
+        # a caller in inference mode must not get tensors that autograd can never use
+        with torch.inference_mode(False), torch.no_grad():
+            plan = Plan(found, asked)
+            if not untie:
+                plan.leave_tied()
+            work = Work(plan, form, edits)
+            with calm(model):
+                work.run(model, batches, progress)
+            work.finish()
+            if strict:
+                refuse_left(plan)
+            return make_report(plan, _name(form, numbers))
+    except BaseException:
+        edits.undo()
+        raise
+
+
+def _check_scheme(scheme: str | Scheme, pattern: Pattern | None) -> Scheme:
+    """The dense scheme of the numbers, if it can be sparse. Raises TypeError or ValueError."""
+    numbers = Scheme.parse(scheme)
+    if numbers.sparsity is not None:
+        raise ValueError(f"scheme={str(numbers)!r}: names a sparsity; use {str(numbers.dense)!r}, the pattern says it")
+    if pattern is not None:
+        sparse_scheme(numbers, pattern)
+    return numbers
+
+
+def _name(pattern: Pattern | None, scheme: Scheme | None) -> str:
+    """What the report calls the whole."""
+    return f"{pattern or 'auto'} {scheme or 'floats'}"
