@@ -31,6 +31,8 @@ class Layer:
     sqnr_db: float | None = None
     pattern: Pattern | None = None
     is_sparse: bool = False
+    permutation_gain: float | None = None
+    notes: list[str] = field(default_factory=list)
     pruned: Pruned | None = None
 
     @property

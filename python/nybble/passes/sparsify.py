@@ -8,14 +8,18 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
+from .. import __version__
 from ..report import Report
 from ..scheme import Scheme
-from ..sparsity import Pattern
+from ..sparsity import Pattern, Unstructured
 from . import options
 from .build import check_model, refuse_left
 from .plan import Plan
-from .prune.stages import calm, check_batches
+from .prune.fold import Folder, check_permute
+from .prune.stages import calm, check_batches, whole
+from .prune.store import open_store
 from .prune.weight import METHODS
 from .prune.work import Work, sparse_scheme
 from .rows import make_report
@@ -35,7 +39,10 @@ def sparsify(
     goal: str = "speed",
     strict: bool = False,
     untie: bool = False,
+    per_layer: bool = False,
+    permute: bool | Sequence[Sequence[str]] = False,
     progress: bool = False,
+    resume: str | os.PathLike[str] | None = None,
 ) -> Report:
     """Prune the Linear layers of ``model`` in place, make them sparse layers, and report on every layer.
 
@@ -64,7 +71,15 @@ def sparsify(
             is not, the layer is not pruned either. ``"memory"`` times nothing. Without a scheme nothing is timed.
         strict: raise if any Linear-like layer that ``include`` and ``exclude`` allow would be left alone.
         untie: prune a copy of a weight that an ``nn.Embedding`` or another dense layer also uses.
+        per_layer: give each layer its own share of zeros, within 20 % of what the pattern asks for, by how much its
+            output suffers; the mean over all weights is what was asked for, to 1 % of one layer. Unstructured only.
+        permute: for n:m patterns, reorder what lies between the layers of an MLP so that more magnitude is kept; exact,
+            and undone where the model's output on the first batch says otherwise. True finds MLPs by the usual names;
+            or give tuples of names: the layers that make the values, then the one that takes them, with elementwise
+            operations in between.
         progress: show a bar on stderr, if rich is installed.
+        resume: a directory for the layers that are done. A run that was cut off, started again with the same model,
+            data and settings, takes them from there and ends with the same bits (``goal="speed"`` measures again).
 
     Returns:
         A ``Report``; each layer's ``pruned`` has its share of weights kept, and its relative output error.
@@ -74,9 +89,12 @@ def sparsify(
             any exception, ``KeyboardInterrupt`` included, the model is as it was.
     """
     check_model(model)
-    for name, flag in (("strict", strict), ("untie", untie), ("progress", progress)):
+    for name, flag in (("strict", strict), ("untie", untie), ("per_layer", per_layer), ("progress", progress)):
         options.check_flag(name, flag)
+    chains = check_permute(permute)
     form = None if pattern == "auto" else Pattern.parse(pattern)
+    if per_layer and not (form and isinstance(form.sparsity, Unstructured)):
+        raise ValueError(f"per_layer=True, pattern={pattern!r}: wants an unstructured pattern such as '50%'")
     numbers = None if scheme is None else _check_scheme(scheme, form)
     found = sites(model)
     asked = options.Options(
@@ -96,8 +114,19 @@ def sparsify(
             if not untie:
                 plan.leave_tied()
             work = Work(plan, form, edits)
+            if batches is None and work.needs_data:
+                raise ValueError(f"method={method!r}: needs calibration data; 'magnitude' works without")
+            store = None
+            if resume is not None:
+                settings = (form, *asked, untie, per_layer, chains, __version__)
+                store = open_store(resume, settings, [*model.state_dict().values(), *tree_leaves(batches)])
             with calm(model):
-                work.run(model, batches, progress)
+                if chains:
+                    first = None if batches is None else whole(model, batches[:1])[0][0]
+                    Folder(plan, edits, first).fold(chains)
+                if per_layer:
+                    work.share(model, batches)
+                work.run(model, batches, store, progress)
             work.finish()
             if strict:
                 refuse_left(plan)

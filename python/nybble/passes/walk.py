@@ -107,6 +107,10 @@ class Edits:
             self._done.append((place.parent._modules, place.key, site.module))
             place.put(new)
 
+    def take(self, later: Edits) -> None:
+        """Make further changes part of these."""
+        self._done += later._done
+
     def undo(self) -> None:
         """Take all changes back, the last one first."""
         while self._done:

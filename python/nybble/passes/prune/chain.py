@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..walk import named_modules
@@ -39,7 +38,8 @@ class Chain:
 
     def inside(self, layers: Sequence[nn.Module]) -> tuple[tuple[nn.Module, ...], ...]:
         """The layers that stand in each block; one that stands in several is the first's."""
-        found, seen = [], set()
+        found: list[tuple[nn.Module, ...]] = []
+        seen: set[nn.Module] = set()
         for block in self.blocks:
             modules = set(block.modules()) - seen
             seen |= modules

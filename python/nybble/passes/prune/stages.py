@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..eligible import dense_weight
@@ -75,7 +74,7 @@ def call(model: nn.Module, batch: Any) -> Any:
 def calm(model: nn.Module) -> Iterator[None]:
     """The model without dropout and caches, and as it was afterwards."""
     training = {module: module.training for module in model.modules()}
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     caches = bool(getattr(config, "use_cache", False))
     try:
         model.eval()
@@ -99,8 +98,7 @@ def stages(model: nn.Module, batches: Sequence[Any] | None, layers: Sequence[nn.
     if batches is None:
         yield Stage("the model", tuple(layers))
         return
-    runs = tuple(_caller(model, batch) for batch in batches)
-    masks = tuple(_mask(batch) for batch in batches)
+    runs, masks = whole(model, batches)
     found = survey(model, runs[0], layers)
     if found.chain is None:
         yield Stage("the model", tuple(layers), runs, masks)
@@ -117,6 +115,13 @@ def stages(model: nn.Module, batches: Sequence[Any] | None, layers: Sequence[nn.
         feed.advance(i)
     if rest:
         yield Stage("beside the blocks", rest, runs, masks)
+
+
+def whole(
+    model: nn.Module, batches: Sequence[Any]
+) -> tuple[tuple[Callable[[], object], ...], tuple[Tensor | None, ...]]:
+    """The runs and the masks of a stage that calls the whole model."""
+    return tuple(_caller(model, batch) for batch in batches), tuple(_mask(batch) for batch in batches)
 
 
 def _caller(model: nn.Module, batch: Any) -> Callable[[], object]:

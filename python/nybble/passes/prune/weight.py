@@ -78,6 +78,9 @@ def _solve(weight: Tensor, wanda: Tensor, task: Task, inputs: Inputs, notes: lis
     if task.scheme is not None:
         simple = dequantize_weight(quantize_weight(wanda, task.scheme), task.scheme, weight.shape[1])
     ours, theirs = (_loss(weight, new, inputs.held_out) for new in (solved.weight, simple))
+    if not torch.isfinite(solved.weight.to(weight.dtype)).all():
+        notes.append(f"wanda instead of sparsegpt: beyond the range of {weight.dtype}")
+        return None
     if not ours <= theirs:
         notes.append(f"wanda instead of sparsegpt: its loss on inputs held out is {ours / theirs:.3g} of Wanda's")
         return None

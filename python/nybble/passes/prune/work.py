@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...nn import Linear, SparseLinear
 from ...report import Pruned
 from ...scheme import Scheme
-from ...sparsity import Pattern
+from ...sparsity import Pattern, Unstructured
 from ..build import Builder
 from ..eligible import dense_weight, is_conv1d
 from ..plan import Layer, Plan
@@ -21,7 +21,9 @@ from .bar import bar
 from .inputs import Inputs
 from .judge import Errors, dense_like, judge
 from .recognize import recognize, satisfies
-from .stages import Stage, stages
+from .shares import grid, harm, spread
+from .stages import Stage, stages, whole
+from .store import Done, Store
 from .weight import Outcome, Task, prune_weight
 
 
@@ -44,6 +46,12 @@ class Work:
         self._builder = Builder(plan.options)
         for layer in plan.open_layers():
             self._set_pattern(layer, pattern)
+        self._sets = plan.twins()
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether some layer is yet to be pruned by a method that looks at inputs."""
+        return self._asked.method != "magnitude" and not all(twins[0].is_sparse for twins in self._sets)
 
     def _set_pattern(self, layer: Layer, pattern: Pattern | None) -> None:
         weight = dense_weight(layer.site.module)
@@ -51,30 +59,47 @@ class Work:
         if layer.pattern is None:
             layer.reason = "its weight has no pattern of zeros"
             return
-        layer.is_sparse = pattern is None or satisfies(weight, pattern)
+        layer.is_sparse = pattern is None or satisfies(weight, layer.pattern)
         try:
             if self._asked.scheme is not None:
                 sparse_scheme(self._asked.scheme, layer.pattern)
         except ValueError as error:
             layer.reason = str(error)
 
-    def run(self, model: nn.Module, batches: Sequence[Any] | None, progress: bool) -> None:
-        """Prune all layers; without batches, by what needs none. Raises ValueError where the method needs some."""
-        sets = self._plan.twins()
-        method = self._asked.method
-        if batches is None and method != "magnitude" and not all(twins[0].is_sparse for twins in sets):
-            raise ValueError(f"method={method!r}: needs calibration data; 'magnitude' works without")
+    def share(self, model: nn.Module, batches: Sequence[Any] | None) -> None:
+        """Give the layers that are yet to be pruned their own percents, by what each of them suffers."""
+        todo = {twins[0].site.name: twins for twins in self._sets if not twins[0].is_sparse}
+        if not todo:
+            return
+        modules = [twins[0].site.module for twins in todo.values()]
+        found = Stage("all", tuple(modules), *whole(model, batches)).inputs(hessian=False) if batches else {}
+        percent = self._percent(next(iter(todo.values()))[0])
+        harms, sizes = {}, {}
+        for name, twins in todo.items():
+            weight = dense_weight(twins[0].site.module)
+            harms[name] = harm(weight, found.get(id(twins[0].site.module)), grid(percent))
+            sizes[name] = weight.numel()
+        for name, own in spread(harms, sizes, percent).items():
+            for layer in todo[name]:
+                layer.pattern = Pattern(Unstructured(own), own / 100)
+
+    def run(self, model: nn.Module, batches: Sequence[Any] | None, store: Store | None, progress: bool) -> None:
+        """Prune all layers, on the batches where there are some; those in the store are as they were left there."""
+        sets = list(self._sets)
         modules = [layer.site.module for twins in sets for layer in twins]
         with bar(len(sets), progress) as advance:
             for stage in stages(model, batches, modules):
                 here = set(stage.layers)
-                inputs = stage.inputs(method == "sparsegpt") if stage.runs else {}
-                for twins in [twins for twins in sets if any(layer.site.module in here for layer in twins)]:
-                    sets.remove(twins)
-                    seen = [inputs[id(layer.site.module)] for layer in twins if id(layer.site.module) in inputs]
+                now = [twins for twins in sets if any(layer.site.module in here for layer in twins)]
+                sets = [twins for twins in sets if twins not in now]
+                done = {twins[0].site.name: self._load(twins[0], store) for twins in now}
+                inputs = stage.inputs(self._asked.method == "sparsegpt") if not all(done.values()) else {}
+                for twins in now:
+                    name = twins[0].site.name
                     # Twins of one stage: the one that sees the most stands for all.
-                    self._prune(twins, max(seen, key=lambda one: one.rows, default=None))
-                    advance(twins[0].site.name)
+                    seen = [inputs[id(layer.site.module)] for layer in twins if id(layer.site.module) in inputs]
+                    self._prune(twins, max(seen, key=lambda one: one.rows, default=None), done[name], store)
+                    advance(name)
 
     def finish(self) -> None:
         """Give the new layers the mode of those that they replace."""
@@ -82,23 +107,45 @@ class Work:
             if layer.new is not None:
                 layer.new.train(layer.site.module.training)
 
-    def _prune(self, twins: Sequence[Layer], inputs: Inputs | None) -> None:
+    def _task(self, layer: Layer) -> Task:
+        assert layer.pattern is not None, "open layers have one"  # noqa: S101
+        return Task(layer.pattern, self._asked.method, self._asked.scheme)
+
+    def _percent(self, layer: Layer) -> int:
+        form = self._task(layer).pattern.sparsity
+        assert isinstance(form, Unstructured), "checked before"  # noqa: S101
+        return form.percent
+
+    def _load(self, layer: Layer, store: Store | None) -> Done | None:
+        if store is None or layer.is_sparse:
+            return None
+        return store.load(layer.site.name, dense_weight(layer.site.module), self._task(layer))
+
+    def _prune(self, twins: Sequence[Layer], inputs: Inputs | None, done: Done | None, store: Store | None) -> None:
         first = twins[0]
-        assert first.pattern is not None, "open layers have one"  # noqa: S101
         weight = dense_weight(first.site.module)
-        if first.is_sparse or self._builder.is_refused(twins):
+        if done is not None:
+            outcome = done.outcome
+        elif first.is_sparse or self._builder.is_refused(twins):
             outcome = Outcome(weight, "as it was")
         else:
-            outcome = prune_weight(weight, Task(first.pattern, self._asked.method, self._asked.scheme), inputs)
+            outcome = prune_weight(weight, self._task(first), inputs)
         errors = self._build(twins, outcome, None if inputs is None else inputs.held_out)
-        for layer in twins if first.reason is None else ():
+        if first.reason is not None:
+            return
+        if done is not None:
+            errors = done.errors
+        elif store is not None and not first.is_sparse:
+            store.save(first.site.name, Done(outcome, errors))
+        for layer in twins:
             layer.pruned = Pruned(
                 pattern=str(first.pattern),
                 kept=(outcome.weight != 0).float().mean().item(),
                 method=outcome.method,
                 error_dense=errors.rounding,
                 error=errors.new,
-                notes=outcome.notes,
+                permutation_gain=layer.permutation_gain,
+                notes=(*outcome.notes, *layer.notes),
             )
 
     def _build(self, twins: Sequence[Layer], outcome: Outcome, x: Tensor | None) -> Errors:
