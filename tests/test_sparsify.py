@@ -269,7 +269,8 @@ class TestOrder:
         assert "no calibration data" in pruned_of(report, "idle").notes[0]
         assert "no calibration data" in str(report)
 
-    def test_only_one_blocks_activations_are_held(self) -> None:
+    @pytest.mark.parametrize(("method", "times"), [("wanda", 1), ("sparsegpt", 4)])
+    def test_only_one_blocks_activations_are_held(self, method: str, times: int) -> None:
         alive: list[weakref.ref[Tensor]] = []
         most = [0]
 
@@ -282,10 +283,10 @@ class TestOrder:
         originals = list(model.blocks)
         for block in originals:
             block.register_forward_hook(watch)
-        small(model, calibration=ids(3))
+        small(model, method=method, calibration=ids(3))
         # Three batches between two blocks, one on its way, and one in the hands of the model.
         assert len(alive) > 8 * 3
-        assert most[0] <= 3 + 2
+        assert most[0] <= times * 3 + 2
 
     def test_the_model_is_in_eval_mode_meanwhile_and_as_it_was_after(self) -> None:
         model = Stack()
@@ -310,8 +311,8 @@ class TestPerLayer:
         sizes = {name: layer.weight.numel() for name, layer in linears(model).items()}  # type: ignore[union-attr]
         mean = sum(percents[name] * size for name, size in sizes.items()) / sum(sizes.values())
         assert mean == pytest.approx(50, abs=1)
-        assert percents["blocks.0.up"] == 70
-        assert min(percents.values()) >= 30
+        assert percents["blocks.0.up"] == 60
+        assert min(percents.values()) >= 40
         for name, layer in linears(model).items():
             assert (layer.weight == 0).float().mean().item() == pytest.approx(percents[name] / 100, abs=0.02)  # type: ignore[union-attr, operator]
 
@@ -371,7 +372,7 @@ class TestReport:
         data = json.loads(report.to_json())
         head = next(layer for layer in data["layers"] if layer["name"] == "head")
         assert head["pruned"]["pattern"] == "sp24"
-        assert head["pruned"]["kept"] == 0.5
+        assert head["pruned"]["kept"] == pytest.approx(0.5, abs=0.01)  # a code may round to 0
         assert 0 < head["pruned"]["error_dense"] < head["pruned"]["error"]
         assert data["scheme"] == "sp24 w8a8"
 

@@ -71,8 +71,8 @@ def sparsify(
             is not, the layer is not pruned either. ``"memory"`` times nothing. Without a scheme nothing is timed.
         strict: raise if any Linear-like layer that ``include`` and ``exclude`` allow would be left alone.
         untie: prune a copy of a weight that an ``nn.Embedding`` or another dense layer also uses.
-        per_layer: give each layer its own share of zeros, within 20 % of what the pattern asks for, by how much its
-            output suffers; the mean over all weights is what was asked for, to 1 % of one layer. Unstructured only.
+        per_layer: give each layer its own share of zeros, within 10 of the percent that the pattern asks for, by
+            how much its output suffers; the mean over all weights is what was asked for, to 1 % of one layer. Unstructured only.
         permute: for n:m patterns, reorder what lies between the layers of an MLP so that more magnitude is kept; exact,
             and undone where the model's output on the first batch says otherwise. True finds MLPs by the usual names;
             or give tuples of names: the layers that make the values, then the one that takes them, with elementwise

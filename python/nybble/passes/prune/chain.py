@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -70,27 +71,41 @@ class Chain:
 
 @dataclass
 class Feed:
-    """The data before one block: hidden[b] of each batch b, and calls[b][i], the other arguments of block i."""
+    """The data before one block: hidden[b] of each batch b, dense[b] as it was without pruning (or none of them is
+    followed), and calls[b][i], the other arguments of block i."""
 
     chain: Chain
     hidden: list[Tensor] = field(default_factory=list)
+    dense: list[Tensor] = field(default_factory=list)
     calls: list[list[_Call]] = field(default_factory=list)
 
-    def runner(self, i: int, b: int) -> Callable[[], Any]:
-        """A call of block i on batch b."""
-        return lambda: self._run(i, b)
+    def runners(self, i: int) -> tuple[Callable[[], Any], ...]:
+        """Calls of block i on each batch."""
+        # Looked up when called: a stage that is done must not hold what is past.
+        return tuple(partial(lambda b: self._run(i, b, self.hidden[b]), b) for b in range(len(self.hidden)))
+
+    def dense_runners(self, i: int) -> tuple[Callable[[], Any], ...]:
+        """The same on what comes out of the blocks without pruning; none where that is the same."""
+        if all(x is y for x, y in zip(self.dense, self.hidden, strict=False)):
+            return ()
+        return tuple(partial(self._run, i, b, x) for b, x in enumerate(self.dense))
+
+    def advance_dense(self, i: int) -> None:
+        """Replace ``dense`` by what comes out of block i, which is not pruned yet; of the last block, drop it."""
+        last = i + 1 == len(self.chain.blocks)
+        self.dense = [] if last else [_first(self._run(i, b, x)) for b, x in enumerate(self.dense)]
 
     def advance(self, i: int) -> None:
-        """Replace what goes into block i by what comes out of it, a batch at a time; of the last block, drop it."""
+        """Replace ``hidden`` by what comes out of block i, a batch at a time; of the last block, drop it."""
         if i + 1 == len(self.chain.blocks):
             self.hidden.clear()
-        for b in range(len(self.hidden)):
-            self.hidden[b] = _first(self._run(i, b))
+        for b, x in enumerate(self.hidden):
+            self.hidden[b] = _first(self._run(i, b, x))
 
-    def _run(self, i: int, b: int) -> Any:
+    def _run(self, i: int, b: int, x: Tensor) -> Any:
         call, slot = self.calls[b][i], self.chain.slots[i]
         full = _Call(list(call.args), dict(call.kwargs))
-        full.table(slot)[slot] = self.hidden[b]
+        full.table(slot)[slot] = x
         return self.chain.blocks[i](*full.args, **full.kwargs)
 
 

@@ -12,18 +12,19 @@ from .inputs import Inputs
 from .masks import magnitude_scores, share, smallest, wanda_scores
 
 # Percent to either side of what was asked for, measured every so many.
-REACH, _STEP = 20, 5
+REACH, _STEP = 10, 5
 
 
 def harm(weight: Tensor, inputs: Inputs | None, percents: Sequence[int]) -> list[float]:
-    """The squared relative output error of a weight (N, K) once so many percent of it are gone, by Wanda's scores.
+    """The squared output error of a weight (N, K) once so many percent of it are gone, by Wanda's scores.
 
-    Without inputs, the share of its squared weights that are gone.
+    Relative to how far its outputs vary around their mean: what all of them have in common says little. Without inputs,
+    the share of its squared weights that are gone.
     """
     w = weight.detach().float()
     scores = magnitude_scores(w) if inputs is None else wanda_scores(w, inputs.norms)
     x = None if inputs is None else inputs.held_out
-    size = float((w if x is None else x @ w.T).double().square().sum()) or 1.0
+    size = float((w if x is None else (x - x.mean(0)) @ w.T).double().square().sum()) or 1.0
     found = []
     for percent in percents:
         gone = w * smallest(scores, torch.full((len(w),), share(w.shape[1], percent / 100)))

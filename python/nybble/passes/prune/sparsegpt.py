@@ -14,6 +14,9 @@ from .factor import Factor, factorize
 from .refit import refit
 from .sweep import Fixed, Rounder, chooser, sweep
 
+# Of the change of the inputs by the layers before, the share that a layer makes up for.
+_MADE_UP = 0.25
+
 
 @dataclass(frozen=True)
 class Solved:
@@ -29,8 +32,13 @@ class Solved:
     factor: Factor
 
 
-def sparsegpt(weight: Tensor, hessian: Tensor, pattern: Pattern, scheme: Scheme | None = None) -> Solved | None:
+def sparsegpt(
+    weight: Tensor, hessian: Tensor, pattern: Pattern, scheme: Scheme | None = None, drift: Tensor | None = None
+) -> Solved | None:
     """Prune a weight (N, K), and round what stays to a dense symmetric scheme if one is given.
+
+    drift: (2 / rows) * sum of (d - x) x' (K, K), where d is what x was before anything was pruned. The weight then
+    makes up for a quarter of that too: W + W drift H^-1 / 4 is what is pruned (all of it overfits; cf. GPTAQ).
 
     A first sweep chooses the mask, ``refit`` then finds the best weights for it, and with a scheme a second sweep
     rounds these. Works in the wider of the dtypes of weight and hessian (K, K), at least float32. An input that was
@@ -43,6 +51,8 @@ def sparsegpt(weight: Tensor, hessian: Tensor, pattern: Pattern, scheme: Scheme 
     if factor is None:
         return None
     target = weight.detach().to(dtype).masked_fill(dead, 0)
+    if drift is not None:
+        target = target + _MADE_UP * (target @ drift.to(dtype)) @ (factor.upper.T @ factor.upper)
     # Inputs along the first axis: what is worked on lies together.
     columns = target.T.clone(memory_format=torch.contiguous_format)
     keep, _ = sweep(columns, factor.upper, chooser(pattern, columns))

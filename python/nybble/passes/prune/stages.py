@@ -16,28 +16,42 @@ from .inputs import Inputs
 
 @dataclass(frozen=True)
 class Stage:
-    """Layers that are pruned together. ``runs`` call what holds them, a batch each; ``masks`` are those batches' real
-    tokens, or None."""
+    """Layers that are pruned together.
+
+    ``runs`` call what holds them, a batch each; ``dense_runs`` the same on what came in before anything was pruned, or
+    there are none; ``masks`` are the batches' real tokens, or None.
+    """
 
     name: str
     layers: tuple[nn.Module, ...]
     runs: tuple[Callable[[], object], ...] = ()
     masks: tuple[Tensor | None, ...] = ()
+    dense_runs: tuple[Callable[[], object], ...] = ()
 
     def inputs(self, hessian: bool) -> dict[int, Inputs]:
         """What each layer multiplies, by ``id(layer)``, over all batches; without padding tokens."""
         found = {id(layer): Inputs(dense_weight(layer).shape[1], hessian) for layer in self.layers}
-        mask: Tensor | None = None
+        for b, (run, mask) in enumerate(zip(self.runs, self.masks, strict=True)):
+            before = self._seen(self.dense_runs[b], mask) if hessian and self.dense_runs else {}
+            for key, calls in self._seen(run, mask).items():
+                # A layer that is called otherwise than before has no counterpart for its rows.
+                same = [x.shape for x in calls] == [x.shape for x in before.get(key, [])]
+                for x, dense in zip(calls, before[key] if same else [None] * len(calls), strict=True):
+                    found[key].add(x, dense)
+        return found
+
+    def _seen(self, run: Callable[[], object], mask: Tensor | None) -> dict[int, list[Tensor]]:
+        """The rows that each layer multiplies, of each of its calls, by ``id(layer)``."""
+        seen: dict[int, list[Tensor]] = {}
 
         def see(layer: nn.Module, args: tuple[Any, ...]) -> None:
-            found[id(layer)].add(_rows(args[0], mask))
+            seen.setdefault(id(layer), []).append(_rows(args[0], mask))
 
         with contextlib.ExitStack() as hooks:
             for layer in self.layers:
                 hooks.callback(layer.register_forward_pre_hook(see).remove)
-            for run, mask in zip(self.runs, self.masks, strict=True):  # noqa: B007 - see reads it
-                run()
-        return found
+            run()
+        return seen
 
 
 def _rows(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -88,12 +102,16 @@ def calm(model: nn.Module) -> Iterator[None]:
             config.use_cache = True
 
 
-def stages(model: nn.Module, batches: Sequence[Any] | None, layers: Sequence[nn.Module]) -> Iterator[Stage]:
+def stages(
+    model: nn.Module, batches: Sequence[Any] | None, layers: Sequence[nn.Module], follow_dense: bool = False
+) -> Iterator[Stage]:
     """The model's layers in the order in which data reaches them; each stage sees those before it as they are by then.
 
     With repeated blocks (the largest ModuleList, if it is a chain) these are: the layers before the blocks, each block,
     and what comes after. Of the blocks' activations only those between two of them are held. Without, all layers are
     one stage. Without batches there is no data.
+
+    follow_dense: give the blocks their ``dense_runs``; then four times as many activations are held.
     """
     if batches is None:
         yield Stage("the model", tuple(layers))
@@ -106,12 +124,17 @@ def stages(model: nn.Module, batches: Sequence[Any] | None, layers: Sequence[nn.
     # Found before anything is replaced: then the layers are no longer in their blocks.
     inside = found.chain.inside(layers)
     rest = tuple(layer for layer in layers if layer not in found.before and not any(layer in here for here in inside))
+    # What came into the first block before anything was pruned.
+    dense = found.chain.capture(runs).hidden if found.before and follow_dense else None
     if found.before:
         yield Stage("before the blocks", found.before, runs, masks)
     feed = found.chain.capture(runs)
+    if follow_dense:
+        feed.dense = list(feed.hidden) if dense is None else dense
     for i, here in enumerate(inside):
-        calls = tuple(feed.runner(i, b) for b in range(len(runs)))
-        yield Stage(f"{found.chain.name}.{i}", here, calls, masks)
+        dense_calls = feed.dense_runners(i)
+        feed.advance_dense(i)
+        yield Stage(f"{found.chain.name}.{i}", here, feed.runners(i), masks, dense_calls)
         feed.advance(i)
     if rest:
         yield Stage("beside the blocks", rest, runs, masks)

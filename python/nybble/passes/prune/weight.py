@@ -66,7 +66,7 @@ def _masked(weight: Tensor, scores: Tensor, pattern: Pattern) -> Tensor:
 def _solve(weight: Tensor, wanda: Tensor, task: Task, inputs: Inputs, notes: list[str]) -> Solved | None:
     """SparseGPT's result where it is one, and better than Wanda's on inputs that neither saw; adds to the notes."""
     hessian = inputs.hessian
-    solved = None if hessian is None else sparsegpt(weight, hessian, task.pattern, task.scheme)
+    solved = None if hessian is None else sparsegpt(weight, hessian, task.pattern, task.scheme, inputs.drift)
     if solved is None:
         notes.append("wanda instead of sparsegpt: no usable Hessian")
         return None

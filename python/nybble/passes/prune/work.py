@@ -85,15 +85,15 @@ class Work:
 
     def run(self, model: nn.Module, batches: Sequence[Any] | None, store: Store | None, progress: bool) -> None:
         """Prune all layers, on the batches where there are some; those in the store are as they were left there."""
-        sets = list(self._sets)
+        sets, method = list(self._sets), self._asked.method
         modules = [layer.site.module for twins in sets for layer in twins]
         with bar(len(sets), progress) as advance:
-            for stage in stages(model, batches, modules):
+            for stage in stages(model, batches, modules, follow_dense=method == "sparsegpt"):
                 here = set(stage.layers)
                 now = [twins for twins in sets if any(layer.site.module in here for layer in twins)]
                 sets = [twins for twins in sets if twins not in now]
                 done = {twins[0].site.name: self._load(twins[0], store) for twins in now}
-                inputs = stage.inputs(self._asked.method == "sparsegpt") if not all(done.values()) else {}
+                inputs = stage.inputs(method == "sparsegpt") if not all(done.values()) else {}
                 for twins in now:
                     name = twins[0].site.name
                     # Twins of one stage: the one that sees the most stands for all.
