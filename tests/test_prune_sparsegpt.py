@@ -160,6 +160,21 @@ def test_a_dead_input_keeps_no_weight() -> None:
     assert (~solved.keep[:, [3, 40]]).all()
 
 
+def test_a_weight_makes_up_for_what_changed_before_it() -> None:
+    weight, dense = torch.randn(64, 128), ar_inputs(4096, 128)
+    x = dense * (1 - 0.2 * torch.rand(128))  # the layers before put out less than they did
+    plain, drifted = Inputs(128, hessian=True), Inputs(128, hessian=True)
+    plain.add(x)
+    drifted.add(x, dense)
+    assert plain.drift is None
+    assert drifted.drift is not None
+    seen = torch.tensor([i for i in range(4096) if i % 8 != 7 or i >= 8 * 256])
+    torch.testing.assert_close(drifted.drift, 2 / len(seen) * (dense - x)[seen].T @ x[seen], rtol=1e-4, atol=1e-5)
+    without, with_drift = (prune(weight, "50%", "sparsegpt", inputs).weight for inputs in (plain, drifted))
+    errors = [(dense @ weight.T - x @ new.T).square().sum().item() for new in (without, with_drift)]
+    assert errors[1] < 0.95 * errors[0]
+
+
 class TestLadder:
     def test_damping_rises_until_it_factors(self, monkeypatch: pytest.MonkeyPatch) -> None:
         original, tries = factor_module._upper, [0]

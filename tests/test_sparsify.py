@@ -230,6 +230,27 @@ class TestOrder:
         for name, tensor in manual.state_dict().items():
             assert torch.equal(tensor, model.state_dict()[name]), name
 
+    def test_sparsegpt_sees_the_dense_models_inputs_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from nybble.passes.prune.inputs import Inputs
+
+        model, data = Stack(depth=3), ids(1)
+        wanted = inputs_of(model, ["blocks.0.up", "blocks.2.down"], data[0])
+        seen: list[Tensor | None] = []
+        original = Inputs.add
+
+        def watching(self: Inputs, x: Tensor, dense: Tensor | None = None) -> None:
+            seen.append(dense)
+            original(self, x, dense)
+
+        monkeypatch.setattr(Inputs, "add", watching)
+        small(model, method="sparsegpt", scheme=None, calibration=data)
+        # first; up and down of each block; head, whose dense inputs are gone by then.
+        assert [dense is not None for dense in seen] == [False, True, True, True, True, True, True, False]
+        assert seen[1] is not None
+        assert seen[6] is not None
+        assert torch.equal(seen[1], wanted["blocks.0.up"])
+        assert torch.equal(seen[6], wanted["blocks.2.down"])
+
     def test_padding_does_not_count(self) -> None:
         tokens = ids(1)[0]
         padded = torch.cat((tokens, torch.zeros_like(tokens)), dim=1)
