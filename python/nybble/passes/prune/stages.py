@@ -44,12 +44,13 @@ class Stage:
         """The rows that each layer multiplies, of each of its calls, by ``id(layer)``."""
         seen: dict[int, list[Tensor]] = {}
 
-        def see(layer: nn.Module, args: tuple[Any, ...]) -> None:
-            seen.setdefault(id(layer), []).append(_rows(args[0], mask))
+        def see(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = args[0] if args else next(iter(kwargs.values()))
+            seen.setdefault(id(layer), []).append(_rows(x, mask))
 
         with contextlib.ExitStack() as hooks:
             for layer in self.layers:
-                hooks.callback(layer.register_forward_pre_hook(see).remove)
+                hooks.callback(layer.register_forward_pre_hook(see, with_kwargs=True).remove)
             run()
         return seen
 
