@@ -13,6 +13,7 @@ import nybble
 
 # From the bottom up: a module imports only what stands above it here, or in its own row.
 ORDER = (
+    ("sparsity",),
     ("scheme",),
     ("rounding",),
     ("layouts",),

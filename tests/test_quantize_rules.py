@@ -238,7 +238,7 @@ class TestFailureMidway:
         assert len(small(model).swapped) == 3
 
     @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-    @pytest.mark.parametrize("name", ["make_report", "_build", "swap"])
+    @pytest.mark.parametrize("name", ["make_report", "Builder", "swap"])
     def test_in_every_stage(self, monkeypatch: pytest.MonkeyPatch, name: str, error: type[BaseException]) -> None:
         def failing(*args: Any) -> None:
             raise error("midway")

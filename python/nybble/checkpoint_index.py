@@ -26,6 +26,7 @@ _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 class LayerEntry:
     """A quantized layer: enough to build it without its tensors. ``dtype`` is that of its bias and activations.
 
+    ``stored`` counts the codes or blocks that a sparse weight keeps; 0 for a dense one.
     ``tied_to`` names the earlier layer whose codes this one shares, or is None.
     """
 
@@ -36,6 +37,7 @@ class LayerEntry:
     out_features: int
     bias: bool
     dtype: str
+    stored: int
     tied_to: str | None
 
 
@@ -122,17 +124,21 @@ def _layer(where: str, value: dict[str, Any]) -> LayerEntry:
     _keys(where, value, tuple(field.name for field in fields(LayerEntry)))
     scheme = _string(f"{where}.scheme", value["scheme"])
     try:
-        Scheme.parse(scheme)
+        sparse = Scheme.parse(scheme).sparsity is not None
     except ValueError as error:
         raise CheckpointError(f"{INDEX}: {where}.{error}") from error
+    kind = _choice(f"{where}.kind", value["kind"], ("Linear", "SparseLinear"))
+    if (kind == "SparseLinear") is not sparse:
+        raise CheckpointError(f"{INDEX}: {where}.kind: {kind} cannot have the scheme {_short(scheme)}")
     return LayerEntry(
         name=_string(f"{where}.name", value["name"]),
-        kind=_choice(f"{where}.kind", value["kind"], ("Linear",)),
+        kind=kind,
         scheme=scheme,
         in_features=_integer(f"{where}.in_features", value["in_features"], 1, _MAX_SIZE),
         out_features=_integer(f"{where}.out_features", value["out_features"], 1, _MAX_SIZE),
         bias=_boolean(f"{where}.bias", value["bias"]),
         dtype=_choice(f"{where}.dtype", value["dtype"], DTYPES),
+        stored=_integer(f"{where}.stored", value["stored"], 0, 1 << 40),
         tied_to=None if value["tied_to"] is None else _string(f"{where}.tied_to", value["tied_to"]),
     )
 
@@ -140,7 +146,7 @@ def _layer(where: str, value: dict[str, Any]) -> LayerEntry:
 def _check_tie(where: str, entry: LayerEntry, first: LayerEntry | None) -> None:
     if first is None or first.tied_to is not None:
         raise CheckpointError(f"{INDEX}: {where} is {_short(entry.tied_to)}, not an earlier layer with its own weight")
-    for field in ("scheme", "in_features", "out_features"):
+    for field in ("scheme", "in_features", "out_features", "stored"):
         if getattr(entry, field) != getattr(first, field):
             raise CheckpointError(f"{INDEX}: {where}: {field} differs from that of {_short(first.name)}")
 

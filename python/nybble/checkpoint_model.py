@@ -15,10 +15,10 @@ from .checkpoint_files import CheckpointError
 from .checkpoint_index import DTYPES as LAYER_DTYPES
 from .checkpoint_index import Index, LayerEntry
 from .checkpoint_tensors import DTYPES, Spec, listed
-from .nn import Linear
+from .nn import Linear, SparseLinear
 from .passes.eligible import dense_weight, is_linear_like, name_of, why_bound, why_structure
 from .passes.walk import named_modules, region, sites, swap
-from .rounding import QuantizedWeight, check_portable, portable_spec
+from .portable import from_portable, spec_of, stored_in
 from .scheme import Scheme
 
 
@@ -49,7 +49,7 @@ def slots(name: str, module: nn.Module) -> Iterator[Slot]:
 
 def codes_of(entry: LayerEntry) -> dict[str, Spec]:
     """Shape and dtype of the stored codes of a layer, by full name."""
-    spec = portable_spec(Scheme.parse(entry.scheme), entry.out_features, entry.in_features)
+    spec = spec_of(Scheme.parse(entry.scheme), entry.out_features, entry.in_features, entry.stored)
     return {f"{entry.name}.{key}": value for key, value in spec.items()}
 
 
@@ -67,12 +67,13 @@ def layer_entries(model: nn.Module) -> tuple[LayerEntry, ...]:
         entries.append(
             LayerEntry(
                 name=name,
-                kind="Linear",
+                kind="SparseLinear" if isinstance(module, SparseLinear) else "Linear",
                 scheme=str(module.scheme),
                 in_features=module.in_features,
                 out_features=module.out_features,
                 bias=module.bias is not None,
                 dtype=dtype,
+                stored=stored_in(module.scheme, module.portable()),
                 tied_to=None if first == name else first,
             )
         )
@@ -150,7 +151,7 @@ class Restore:
         _check_fits(entry, old)
         first = self.first.setdefault(id(old), entry)
         if first is entry:
-            new = Linear(
+            new = {"Linear": Linear, "SparseLinear": SparseLinear}[entry.kind](
                 entry.in_features, entry.out_features, False, scheme=entry.scheme, device="meta", dtype=_dtype(old)
             )
             new.bias = old.bias  # type: ignore[assignment]
@@ -222,7 +223,7 @@ class Restore:
             scheme = new.scheme
             codes = {name.removeprefix(f"{entry.name}."): read(name) for name in codes_of(entry)}
             try:
-                check_portable(QuantizedWeight(**codes), scheme, entry.out_features, entry.in_features)
+                from_portable(codes, scheme, entry.out_features, entry.in_features)
             except ValueError as error:
                 raise CheckpointError(f"{entry.name}.{error}") from error
             device = _device(old)

@@ -172,9 +172,8 @@ def _quantize_rows(weight: Tensor, scheme: Scheme, method: str) -> tuple[Tensor,
     return codes.view(n, -1)[:, :k], scale, zero
 
 
-def _round(grouped: Tensor, low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes, stored scales and zero points for the ranges [low, high] of the groups (n, groups, size)."""
-    lowest, highest = (-127, 127) if scheme.weight_bits == 8 else (0, 15)
+def group_scale(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
+    """Stored scales and zero points (float) of groups whose values lie in [low, high], which includes 0."""
     stored = torch.float32 if scheme.weight_bits == 8 else torch.bfloat16
     if scheme.weight_bits == 8:
         span, zero = torch.maximum(-low, high) / 127, torch.zeros_like(low)
@@ -187,10 +186,22 @@ def _round(grouped: Tensor, low: Tensor, high: Tensor, scheme: Scheme) -> tuple[
     scale = span.to(stored)
     # A group whose scale is 0 as stored, or subnormal, holds nothing that the codes could tell apart.
     usable = scale.float() > torch.finfo(stored).tiny
-    scale = torch.where(usable, scale, torch.zeros_like(scale))
-    divisor = torch.where(usable, scale.float(), 1)[..., None]
-    codes = ((grouped / divisor).round() + zero[..., None]).clamp(lowest, highest)
-    return torch.where(usable[..., None], codes, zero[..., None]), scale, zero
+    return torch.where(usable, scale, torch.zeros_like(scale)), zero
+
+
+def group_codes(values: Tensor, scale: Tensor, zero: Tensor, scheme: Scheme) -> Tensor:
+    """The codes, as floats, that are nearest to values; scale and zero, as of group_scale, broadcast to them."""
+    lowest, highest = (-127, 127) if scheme.weight_bits == 8 else (0, 15)
+    usable = scale > 0
+    divisor = torch.where(usable, scale.to(values.dtype), 1)
+    codes = ((values / divisor).round() + zero).clamp(lowest, highest)
+    return torch.where(usable, codes, zero)
+
+
+def _round(grouped: Tensor, low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes, stored scales and zero points for the ranges [low, high] of the groups (n, groups, size)."""
+    scale, zero = group_scale(low, high, scheme)
+    return group_codes(grouped, scale[..., None], zero[..., None], scheme), scale, zero
 
 
 def _error(grouped: Tensor, codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:

@@ -48,6 +48,10 @@ class NofM:
         """The share of weights that are zero, at least."""
         return 1 - self.n / self.m
 
+    def kept(self, inputs: int) -> int:
+        """Non-zero weights that a group of this many inputs may hold: ceil(n * inputs / m), n of a whole one."""
+        return -(-self.n * inputs // self.m)
+
     def __str__(self) -> str:
         return "sp24" if (self.n, self.m) == (2, 4) else f"sp{self.n}of{self.m}"
 
@@ -66,6 +70,10 @@ class Block:
         for name, value, unit in (("rows", self.rows, _BLOCK_ROWS), ("columns", self.columns, _BLOCK_COLUMNS)):
             if value % unit or not unit <= value <= 128:
                 raise ValueError(f"{name}={value}: must be a multiple of {unit} up to 128")
+
+    def count(self, out_features: int, in_features: int) -> int:
+        """The blocks of a layer, those that its edge cuts short among them."""
+        return -(-out_features // self.rows) * -(-in_features // self.columns)
 
     def __str__(self) -> str:
         return f"bs{self.rows}x{self.columns}"

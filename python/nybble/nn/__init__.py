@@ -1,5 +1,6 @@
 """Drop-in modules."""
 
 from .linear import Linear
+from .sparse import SparseLinear
 
-__all__ = ["Linear"]
+__all__ = ["Linear", "SparseLinear"]

@@ -7,25 +7,22 @@ import os
 import threading
 from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import ops
 from ..dispatch import Explanation, explain
+from ..portable import from_portable, spec_of, to_portable
 from ..registry import Problem
-from ..rounding import (
-    QuantizedWeight,
-    check_portable,
-    dequantize_weight,
-    portable_spec,
-    quantize_weight,
-)
+from ..rounding import QuantizedWeight, dequantize_weight, quantize_weight
 from ..scheme import Scheme
 from .weight import WeightView
 
-_PORTABLE = ("qweight", "scale", "zero_point")
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 # Guards the exchange of portable tensors for the packed one, which any thread's first call may make.
 _PACKING = threading.RLock()
 
@@ -39,13 +36,13 @@ def _renew_lock() -> None:
 os.register_at_fork(after_in_child=_renew_lock)
 
 
-def _portable(name: str) -> property:
+def portable_tensor(name: str) -> property:
     """A portable tensor: the Parameter while the weight is not packed, else derived from the packed one."""
 
     def read(layer: Linear) -> Tensor | None:
         if layer.packed is None:
-            return layer._parameters[name]
-        return layer.quantized().tensors().get(name)
+            return layer._parameters.get(name)
+        return layer.portable().get(name)
 
     return property(read)
 
@@ -68,6 +65,9 @@ class Linear(nn.Module):
         ValueError: an unknown scheme, or a shape that it cannot hold.
     """
 
+    _sparse = False
+    _wants = "a sparse scheme is for nybble.nn.SparseLinear"
+
     in_features: int
     out_features: int
     scheme: Scheme
@@ -75,9 +75,9 @@ class Linear(nn.Module):
     packed: Tensor | None
     layout: str | None
     bias: nn.Parameter | None
-    qweight = _portable("qweight")
-    scale = _portable("scale")
-    zero_point = _portable("zero_point")
+    qweight = portable_tensor("qweight")
+    scale = portable_tensor("scale")
+    zero_point = portable_tensor("zero_point")
 
     def __init__(
         self,
@@ -95,14 +95,15 @@ class Linear(nn.Module):
         self.scheme.check_shape(out_features, in_features)
         self.in_features, self.out_features = in_features, out_features
         self.dtype = dtype or torch.get_default_dtype()
-        spec = portable_spec(self.scheme, out_features, in_features)
-        tensors = {name: torch.zeros(shape, dtype=kind, device=device) for name, (shape, kind) in spec.items()}
-        self._hold(QuantizedWeight(**tensors))
+        if (self.scheme.sparsity is not None) is not self._sparse:
+            raise ValueError(f"scheme={str(self.scheme)!r}: {self._wants}")
+        spec = spec_of(self.scheme, out_features, in_features)
+        self._hold({name: torch.zeros(shape, dtype=kind, device=device) for name, (shape, kind) in spec.items()})
         held = nn.Parameter(torch.zeros(out_features, device=device, dtype=self.dtype)) if bias else None
         self.register_parameter("bias", held)
 
     @classmethod
-    def from_dense(cls, dense: nn.Linear, scheme: str | Scheme, method: str = "rtn") -> Linear:
+    def from_dense(cls, dense: nn.Linear, scheme: str | Scheme, method: str = "rtn") -> Self:
         """A layer with the rounded weight of a dense one, which is left as it is; the bias Parameter is shared.
 
         Args:
@@ -127,14 +128,20 @@ class Linear(nn.Module):
         scheme: str | Scheme,
         method: str = "rtn",
         dtype: torch.dtype | None = None,
-    ) -> Linear:
+    ) -> Self:
         """As from_dense, from a weight (N, K) and a bias (N,) or None; dtype is the weight's by default."""
         parsed = Scheme.parse(scheme)
         quantized = quantize_weight(weight, parsed, method)
-        layer = cls(
-            weight.shape[1], weight.shape[0], bias=False, scheme=parsed, device="meta", dtype=dtype or weight.dtype
-        )
-        layer._hold(quantized)
+        return cls.from_quantized(quantized, weight.shape[1], bias, parsed, dtype or weight.dtype)
+
+    @classmethod
+    def from_quantized(
+        cls, quantized: QuantizedWeight, in_features: int, bias: Tensor | None, scheme: str | Scheme, dtype: torch.dtype
+    ) -> Self:
+        """A layer with the codes of a weight (N, in_features); the zeros of a sparse one have the code of 0."""
+        out_features = quantized.qweight.shape[0]
+        layer = cls(in_features, out_features, bias=False, scheme=scheme, device="meta", dtype=dtype)
+        layer._hold(to_portable(quantized, layer.scheme, in_features))
         if bias is not None:
             layer.bias = bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias, requires_grad=False)
         layer.pack()
@@ -160,10 +167,18 @@ class Linear(nn.Module):
         """The portable tensors: the layer's own, or derived from the packed weight."""
         with _PACKING:
             if self.packed is None:
-                held = {name: self._parameters.get(name) for name in _PORTABLE}
-                return QuantizedWeight(**{name: tensor.detach() for name, tensor in held.items() if tensor is not None})
+                return from_portable(self._held(), self.scheme, self.out_features, self.in_features)
             packed, layout = self._pack()
             return ops.unpack(packed, layout, self.scheme, self.out_features, self.in_features)
+
+    def portable(self) -> dict[str, Tensor]:
+        """The tensors of the state_dict without the bias, see portable.py."""
+        with _PACKING:
+            return self._held() if self.packed is None else to_portable(self.quantized(), self.scheme, self.in_features)
+
+    def _held(self) -> dict[str, Tensor]:
+        names = spec_of(self.scheme, self.out_features, self.in_features)
+        return {name: tensor.detach() for name in names if (tensor := self._parameters.get(name)) is not None}
 
     def pack(self) -> None:
         """Exchanges the portable tensors for the packed one. Nothing to do on the meta device, or twice."""
@@ -185,7 +200,7 @@ class Linear(nn.Module):
         """Exchanges the packed tensor for the portable ones, for code that edits or shards them."""
         with _PACKING:
             if self.packed is not None:
-                self._hold(self.quantized())
+                self._hold(self.portable())
 
     def tie_to(self, other: Linear) -> None:
         """Shares the packed weight of another layer of the same scheme and shape.
@@ -203,7 +218,7 @@ class Linear(nn.Module):
     @property
     def weight_id(self) -> int:
         """Equal for layers that share their packed weight."""
-        return id(self.packed) if self.packed is not None else id(self._parameters.get("qweight"))
+        return id(self.packed) if self.packed is not None else id(self._parameters.get("scale"))
 
     @property
     def weight(self) -> WeightView:
@@ -213,14 +228,14 @@ class Linear(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weight lies."""
-        held = self.packed if self.packed is not None else self._parameters["qweight"]
+        held = self.packed if self.packed is not None else self._parameters["scale"]
         assert held is not None, "one of the two forms is always there"  # noqa: S101
         return held.device
 
     @property
     def nbytes(self) -> int:
         """Bytes of codes, scales, zero points and bias as they lie in memory now."""
-        weight = self.packed.nbytes if self.packed is not None else self.quantized().nbytes
+        weight = self.packed.nbytes if self.packed is not None else sum(t.nbytes for t in self._held().values())
         return weight + (self.bias.nbytes if self.bias is not None else 0)
 
     def dequantized_weight(self) -> Tensor:
@@ -249,10 +264,9 @@ class Linear(nn.Module):
             f"scheme={self.scheme}, kernel={kernel}"
         )
 
-    def _hold(self, quantized: QuantizedWeight) -> None:
-        for name in _PORTABLE:
-            tensor = getattr(quantized, name)
-            self._parameters[name] = None if tensor is None else nn.Parameter(tensor, requires_grad=False)
+    def _hold(self, tensors: dict[str, Tensor]) -> None:
+        for name in spec_of(self.scheme, self.out_features, self.in_features):
+            self._parameters[name] = nn.Parameter(tensors[name], requires_grad=False)
         self.register_buffer("packed", None, persistent=False)
         self.layout = None
 
@@ -260,7 +274,7 @@ class Linear(nn.Module):
         # In this order another thread's forward sees a packed weight together with its layout.
         self.layout = layout
         self.packed = packed
-        for name in _PORTABLE:
+        for name in spec_of(self.scheme, self.out_features, self.in_features):
             self._parameters[name] = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Linear:
@@ -286,40 +300,41 @@ class Linear(nn.Module):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         with _PACKING:
             if self.packed is not None:
-                destination.update({prefix + name: tensor for name, tensor in self.quantized().tensors().items()})
+                destination.update({prefix + name: tensor for name, tensor in self.portable().items()})
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         error_msgs: list[str] = args[-1]
-        names = portable_spec(self.scheme, self.out_features, self.in_features)
+        names = spec_of(self.scheme, self.out_features, self.in_features)
         found = {name: state_dict[prefix + name] for name in names if prefix + name in state_dict}
         if found:
             try:
                 if found.keys() != names.keys():
                     raise ValueError(f"has {sorted(found)} without {sorted(names.keys() - found.keys())}")
-                check_portable(QuantizedWeight(**found), self.scheme, self.out_features, self.in_features)
+                if not any(tensor.is_meta for tensor in found.values()):
+                    from_portable(found, self.scheme, self.out_features, self.in_features)
             except ValueError as error:
                 error_msgs.append(f"{prefix.removesuffix('.') or 'the layer'}: {error}")
                 return
         before, layout = self.packed, self.layout
         self.unpack()
+        for name, tensor in found.items():  # what a sparse weight keeps has its own size
+            held = self._parameters[name]
+            if held is not None and held.shape != tensor.shape:
+                resized = torch.empty(tensor.shape, dtype=held.dtype, device=held.device)
+                self._parameters[name] = nn.Parameter(resized, requires_grad=False)
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.pack()
         if before is not None and layout is not None and layout == self.layout and self.packed is not None:
             # In place, as for any parameter: layers that share the weight, and processes, see the new one.
             with torch.no_grad():
-                self._hold_packed(before.copy_(self.packed), layout)
+                self._hold_packed(before.resize_(self.packed.shape).copy_(self.packed), layout)
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         if self.packed is not None:
-            quantized = self.quantized()
-            state["_parameters"] = {
-                name: nn.Parameter(tensor, requires_grad=False)
-                if (tensor := getattr(quantized, name, None)) is not None
-                else parameter
-                for name, parameter in self._parameters.items()
-            }
+            portable = {name: nn.Parameter(t, requires_grad=False) for name, t in self.portable().items()}
+            state["_parameters"] = {**self._parameters, **portable}
             state["_buffers"] = {**self._buffers, "packed": None}
             state["layout"] = None
         return state
@@ -345,10 +360,10 @@ def _restore(cls: type[Linear], state: dict[str, Any]) -> Linear:
     return layer
 
 
-def _send(layer: Linear) -> tuple[Any, ...]:
+def send(layer: Linear) -> tuple[Any, ...]:
     """For worker processes of this machine: the packed weight itself, through shared memory."""
     layer.pack()
     return _restore, (type(layer), layer.__dict__.copy())
 
 
-ForkingPickler.register(Linear, _send)
+ForkingPickler.register(Linear, send)

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from .quantize import quantize
+from .sparsify import sparsify
 
-__all__ = ["quantize"]
+__all__ = ["quantize", "sparsify"]

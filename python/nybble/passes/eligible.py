@@ -48,14 +48,14 @@ def dense_weight(module: nn.Module) -> torch.Tensor:
     return weight.t() if is_conv1d(module) else weight
 
 
-def why_left(module: nn.Module, scheme: Scheme) -> str | None:
-    """Why a Linear-like module has to stay as it is, or None when ``scheme`` can hold it.
+def why_left(module: nn.Module, scheme: Scheme | None) -> str | None:
+    """Why a Linear-like module has to stay as it is, or None when ``scheme`` (None: its own floats) can hold it.
 
     Looks at the module alone; a weight that is shared with other modules is for the caller.
     """
     if isinstance(module, Linear):
         return ALREADY
-    return why_structure(module) or _why_weight(module) or _why_scheme(module, scheme)
+    return why_structure(module) or _why_weight(module) or (_why_scheme(module, scheme) if scheme else None)
 
 
 def why_structure(module: nn.Module) -> str | None:

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 BUDGET_S = 0.03
 
-_Key = tuple[str, tuple[int, int], bool, torch.dtype, str, int, int, str]
+_Key = tuple[str, tuple[int, int], bool, torch.dtype, str, int, int, int, str]
+# Of a sparse weight the time follows its bytes; steps of them that count as the same, per dense weight.
+_SIZES = 64
 _memo: dict[_Key, float] = {}
 
 
@@ -57,13 +59,15 @@ def speedups(dense: nn.Module, layer: Linear, kernels: Mapping[int, str]) -> dic
     """Dense time over nybble time for each M, in the grad mode of the caller.
 
     ``dense`` maps (M, K) to (M, N) in its own dtype; ``kernels`` maps each M to the kernel that ``layer`` runs there.
-    The answer is kept for the process, keyed by layer kind, shape, bias, dtype, scheme, threads, M and kernel.
+    The answer is kept for the process, keyed by layer kind, shape, bias, dtype, scheme, size, threads, M and kernel.
     """
     weight = cast(torch.Tensor, dense.weight)
     shape, bias = (layer.out_features, layer.in_features), dense.bias is not None
+    size = layer.nbytes * _SIZES // (shape[0] * shape[1])
     result = {}
     for m, kernel in kernels.items():
-        key = (type(dense).__name__, shape, bias, weight.dtype, str(layer.scheme), torch.get_num_threads(), m, kernel)
+        kind, threads = type(dense).__name__, torch.get_num_threads()
+        key = (kind, shape, bias, weight.dtype, str(layer.scheme), size, threads, m, kernel)
         if key not in _memo:
             _memo[key] = _measure(dense, layer, m, weight.dtype)
         result[m] = _memo[key]

@@ -1,4 +1,4 @@
-"""The arguments of ``quantize``, checked."""
+"""The arguments of ``quantize`` and ``sparsify``, checked."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Patterns = str | Sequence[str] | None
 
 
 class Options(NamedTuple):
-    """What ``quantize`` was asked for. ``include`` is None where every layer is meant."""
+    """What a pass was asked for. ``include`` is None where every layer is meant; ``scheme`` where weights stay floats."""
 
-    scheme: Scheme
+    scheme: Scheme | None
     include: tuple[str, ...] | None
     exclude: tuple[str, ...]
     method: str

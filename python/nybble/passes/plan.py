@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from ..nn import Linear
+from ..report import Pruned
+from ..sparsity import Pattern
 from .eligible import is_conv1d, is_linear_like, why_left
 from .options import Options
 from .walk import Site, memory_groups
@@ -27,6 +29,11 @@ class Layer:
     kernels: dict[int, str] = field(default_factory=dict)
     speedup: dict[int, float] = field(default_factory=dict)
     sqnr_db: float | None = None
+    pattern: Pattern | None = None
+    is_sparse: bool = False
+    permutation_gain: float | None = None
+    notes: list[str] = field(default_factory=list)
+    pruned: Pruned | None = None
 
     @property
     def weight(self) -> nn.Parameter:
@@ -82,6 +89,10 @@ class Plan:
     def group(self, parameter: torch.Tensor) -> int:
         """The memory group of a parameter of the model."""
         return self.groups[id(parameter)]
+
+    def renew(self, old: torch.Tensor, new: torch.Tensor) -> None:
+        """Count a parameter that took another's place as the same memory."""
+        self.groups[id(new)] = self.group(old)
 
     def open_layers(self) -> list[Layer]:
         """The layers that are still to be swapped."""

@@ -42,8 +42,8 @@ class _Memory:
         return seen
 
 
-def make_report(plan: Plan) -> Report:
-    """The report on a plan whose layers are decided and not yet swapped."""
+def make_report(plan: Plan, scheme: str) -> Report:
+    """The report on a plan whose layers are decided; ``scheme`` is what the whole was asked to become."""
     from .. import __version__
 
     memory = _Memory(plan)
@@ -60,7 +60,7 @@ def make_report(plan: Plan) -> Report:
     asked = plan.options
     return Report(
         layers=tuple(rows),
-        scheme=str(asked.scheme),
+        scheme=scheme,
         goal=asked.goal,
         method=asked.method,
         m=asked.m,
@@ -91,6 +91,7 @@ def _swapped_row(layer: Layer, new: Linear, memory: _Memory) -> LayerReport:
         slower_at=slower_at(layer.speedup),
         tied_to=None if first is None else first.site.name,
         also=layer.site.names[1:],
+        pruned=layer.pruned,
     )
 
 
@@ -107,7 +108,7 @@ def _left_row(layer: Layer, memory: _Memory) -> LayerReport:
         kind=type(module).__name__,
         shape=_shape(module),
         before=kind,
-        after=kind,
+        after=kind if layer.pruned is None else f"{kind} {layer.pruned.pattern}",
         nbytes_before=nbytes,
         nbytes_after=nbytes,
         kernel=_kernels(layer),
@@ -115,6 +116,7 @@ def _left_row(layer: Layer, memory: _Memory) -> LayerReport:
         slower_at=slower_at(layer.speedup),
         reason=layer.reason,
         also=layer.site.names[1:],
+        pruned=layer.pruned,
     )
 
 

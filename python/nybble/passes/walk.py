@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -90,15 +90,40 @@ def memory_groups(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
     return groups
 
 
+class Edits:
+    """Changes to the dictionaries of modules, made as they come, that can be taken back."""
+
+    def __init__(self) -> None:
+        self._done: list[tuple[dict[str, Any], str, Any]] = []
+
+    def put(self, table: dict[str, Any], key: str, value: object) -> None:
+        """Replace what stands at a key that is there."""
+        self._done.append((table, key, table[key]))
+        table[key] = value
+
+    def swap(self, site: Site, new: nn.Module) -> None:
+        """Put a module into all slots of a site."""
+        for place in site.places:
+            self._done.append((place.parent._modules, place.key, site.module))
+            place.put(new)
+
+    def take(self, later: Edits) -> None:
+        """Make further changes part of these."""
+        self._done += later._done
+
+    def undo(self) -> None:
+        """Take all changes back, the last one first."""
+        while self._done:
+            table, key, old = self._done.pop()
+            table[key] = old
+
+
 def swap(replacements: Iterable[tuple[Site, nn.Module]]) -> None:
     """Put every new module into all slots of its site, or, after any exception, none."""
-    done: list[tuple[Place, nn.Module]] = []
+    edits = Edits()
     try:
         for site, new in replacements:
-            for place in site.places:
-                done.append((place, site.module))
-                place.put(new)
+            edits.swap(site, new)
     except BaseException:
-        for place, old in done:
-            place.put(old)
+        edits.undo()
         raise

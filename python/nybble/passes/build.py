@@ -1,0 +1,103 @@
+"""Build new layers aside, and decide which of them are to stand in the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from ..nn import Linear
+from ..report import geometric_mean
+from . import measure
+from .eligible import ALREADY, dense_weight, is_linear_like
+from .options import Options
+from .plan import Layer, Plan
+
+
+def check_model(model: nn.Module) -> None:
+    """Raises TypeError or ValueError unless layers inside the model can be swapped."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model={type(model).__name__}: wants a torch.nn.Module")
+    if is_linear_like(model):
+        raise ValueError(
+            f"model={type(model).__name__}: is itself a Linear layer and cannot be swapped in place; "
+            "use nybble.nn.Linear.from_dense(model, scheme)"
+        )
+
+
+def refuse_left(plan: Plan) -> None:
+    """Raises ValueError that names the layers that were asked for and would stay as they are."""
+    left = [layer for layer in plan.layers if layer.asked and layer.reason not in (None, ALREADY)]
+    if left:
+        names = "; ".join(f"{layer.site.name}: {layer.reason}" for layer in left)
+        raise ValueError(f"strict=True: {len(left)} of {len(plan.layers)} layers would be left alone: {names}")
+
+
+class Builder:
+    """Makes the new layers of twins on one packed weight, and leaves those alone that do not pay."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._refused: dict[object, Layer] = {}
+
+    def is_refused(self, twins: Sequence[Layer]) -> bool:
+        """Whether a layer like one of these was built before and did not pay."""
+        return any(_problem(layer) in self._refused for layer in twins)
+
+    def build(self, twins: Sequence[Layer], make: Callable[[Layer], Linear]) -> None:
+        """Set ``new`` of every twin, or a ``reason``; ``make`` gives the new layer of the first."""
+        if not self.is_refused(twins):
+            for layer in twins:
+                layer.new = make(layer) if layer is twins[0] else _tied(layer, twins[0])
+                layer.new.train(layer.site.module.training)
+                layer.reason = self._why_drop(layer, layer.new)
+                if layer.reason is not None:
+                    self._refused[_problem(layer)] = layer
+        self._leave_refused(twins)
+
+    def _why_drop(self, layer: Layer, new: Linear) -> str | None:
+        """Find the kernels and the speed of a built layer; say why it should not be swapped, if so."""
+        asked = self._options
+        for m in asked.m:
+            choice = new.explain(m)
+            if choice.kernel is None:
+                return f"no kernel runs it at M={m}: " + "; ".join(f"{k}: {why}" for k, why in choice.rejected.items())
+            layer.kernels[m] = choice.kernel
+        if asked.goal == "speed":
+            layer.speedup = measure.speedups(layer.site.module, new, layer.kernels)
+            mean = geometric_mean(tuple(layer.speedup.values()))
+            if mean <= 1:
+                return f"slower here: {mean:.2f}x dense speed (geometric mean over M={', '.join(map(str, asked.m))})"
+        return None
+
+    def _leave_refused(self, twins: Sequence[Layer]) -> None:
+        """Twins stay together: when one is refused, all stay dense."""
+        culprits = {layer.site.name: self._refused.get(_problem(layer)) for layer in twins}
+        if not any(culprits.values()):
+            return
+        name = next(name for name, culprit in culprits.items() if culprit)
+        for layer in twins:
+            culprit = culprits[layer.site.name]
+            layer.new = layer.tied_to = None
+            if culprit is None:
+                layer.reason = f"shares its weight with {name}, which is left alone"
+            else:
+                layer.reason, layer.kernels, layer.speedup = culprit.reason, culprit.kernels, culprit.speedup
+
+
+def _tied(layer: Layer, first: Layer) -> Linear:
+    """A new layer on the packed weight of its twin's."""
+    assert first.new is not None, "twins are built in order"  # noqa: S101
+    n, k = dense_weight(layer.site.module).shape
+    kind, scheme = type(first.new), first.new.scheme
+    new = kind(k, n, bias=False, scheme=scheme, device="meta", dtype=layer.weight.dtype)
+    new.tie_to(first.new)
+    new.bias = layer.bias
+    layer.tied_to = first
+    return new
+
+
+def _problem(layer: Layer) -> object:
+    """Layers with equal problems run the same kernels at the same speed."""
+    kind = type(layer.site.module)
+    return kind, layer.weight.shape, layer.weight.dtype, layer.bias is not None, layer.pattern

@@ -1,0 +1,49 @@
+"""How far a new layer's output is from the dense one's."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from ...nn import Linear
+from ...scheme import Scheme
+from ..eligible import dense_weight
+
+
+class Errors(NamedTuple):
+    """Relative output errors: of rounding alone, and of what the layer becomes; None without data."""
+
+    rounding: float | None = None
+    new: float | None = None
+
+
+def judge(dense: nn.Module, new: nn.Module, scheme: Scheme | None, x: Tensor | None) -> Errors:
+    """The errors on inputs x (T, K) of a layer that replaces a dense one; scheme rounds the dense one, None does not."""
+    if x is None or not len(x):
+        return Errors()
+    weight = dense_weight(dense)
+    x = x.to(weight.dtype)
+    wanted = dense(x)
+    if scheme is None:
+        return Errors(0.0, relative_error(new(x), wanted))
+    rounded = Linear.from_weight(weight, dense._parameters.get("bias"), scheme)
+    return Errors(relative_error(rounded(x), wanted), relative_error(new(x), wanted))
+
+
+def relative_error(found: Tensor, wanted: Tensor) -> float:
+    """|found - wanted| / |wanted| in the Frobenius norm; 0 where both are 0."""
+    difference = (found.double() - wanted.double()).norm().item()
+    size = wanted.double().norm().item()
+    return difference / size if size else (0.0 if difference == 0 else float("inf"))
+
+
+def dense_like(dense: nn.Module, weight: Tensor) -> nn.Linear:
+    """An nn.Linear with this weight (N, K) and the dense layer's bias."""
+    n, k = weight.shape
+    bias = dense._parameters.get("bias")
+    layer = nn.Linear(k, n, bias is not None, device="meta", dtype=weight.dtype)
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        layer.bias = bias
+    return layer

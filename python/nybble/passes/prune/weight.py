@@ -1,0 +1,91 @@
+"""Prune one weight: the method that was asked for, or the next simpler one where that cannot be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...rounding import QuantizedWeight, dequantize_weight, quantize_weight
+from ...scheme import Scheme
+from ...sparsity import Pattern
+from .inputs import Inputs
+from .masks import keep_mask, magnitude_scores, wanda_scores
+from .sparsegpt import Solved, sparsegpt
+
+# From the most to the least that they need to know.
+METHODS = ("sparsegpt", "wanda", "magnitude")
+
+
+class Task(NamedTuple):
+    """What a weight is to become. ``scheme`` is the dense one that it is rounded to, or None."""
+
+    pattern: Pattern
+    method: str
+    scheme: Scheme | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A pruned weight (N, K) in its own dtype, and its codes where they were chosen together with the mask."""
+
+    weight: Tensor
+    method: str
+    notes: tuple[str, ...] = ()
+    quantized: QuantizedWeight | None = None
+
+
+def prune_weight(weight: Tensor, task: Task, inputs: Inputs | None = None) -> Outcome:
+    """Prune a finite weight (N, K), any float dtype.
+
+    SparseGPT falls back to Wanda where its Hessian cannot be factored, its result is not finite, or it does worse than
+    Wanda on inputs held out; Wanda to magnitude where there is no data or the norms are not finite. The notes say so.
+    """
+    bad = 0 if inputs is None else inputs.bad_batches
+    notes = [f"{bad} batches with NaN or Inf left out"] if bad else []
+    usable = inputs is not None and bool(torch.isfinite(inputs.norms.float()).all()) and bool(inputs.norms.any())
+    if task.method == "magnitude" or inputs is None or not usable:
+        if task.method != "magnitude":
+            notes.append(f"magnitude instead of {task.method}: no calibration data that is finite and not 0 reached it")
+        return Outcome(_masked(weight, magnitude_scores(weight), task.pattern), "magnitude", tuple(notes))
+    wanda = _masked(weight, wanda_scores(weight, inputs.norms), task.pattern)
+    if task.method == "wanda":
+        return Outcome(wanda, "wanda", tuple(notes))
+    solved = _solve(weight, wanda, task, inputs, notes)
+    if solved is None:
+        return Outcome(wanda, "wanda", tuple(notes))
+    return Outcome(solved.weight.to(weight.dtype), "sparsegpt", tuple(notes), solved.quantized)
+
+
+def _masked(weight: Tensor, scores: Tensor, pattern: Pattern) -> Tensor:
+    return torch.where(keep_mask(scores, pattern), weight.detach(), 0)
+
+
+def _solve(weight: Tensor, wanda: Tensor, task: Task, inputs: Inputs, notes: list[str]) -> Solved | None:
+    """SparseGPT's result where it is one, and better than Wanda's on inputs that neither saw; adds to the notes."""
+    hessian = inputs.hessian
+    solved = None if hessian is None else sparsegpt(weight, hessian, task.pattern, task.scheme, inputs.drift)
+    if solved is None:
+        notes.append("wanda instead of sparsegpt: no usable Hessian")
+        return None
+    if inputs.rows < weight.shape[1]:
+        notes.append(f"{inputs.rows} rows of data for {weight.shape[1]} inputs: few for sparsegpt")
+    if solved.factor.how is not None:
+        notes.append(solved.factor.how)
+    simple = wanda
+    if task.scheme is not None:
+        simple = dequantize_weight(quantize_weight(wanda, task.scheme), task.scheme, weight.shape[1])
+    ours, theirs = (_loss(weight, new, inputs.held_out) for new in (solved.weight, simple))
+    if not torch.isfinite(solved.weight.to(weight.dtype)).all():
+        notes.append(f"wanda instead of sparsegpt: beyond the range of {weight.dtype}")
+        return None
+    if not ours <= theirs:
+        notes.append(f"wanda instead of sparsegpt: its loss on inputs held out is {ours / theirs:.3g} of Wanda's")
+        return None
+    return solved
+
+
+def _loss(weight: Tensor, new: Tensor, x: Tensor) -> float:
+    return (x @ (weight.detach().float() - new.float()).T).double().square().sum().item()

@@ -1,0 +1,129 @@
+"""The tensors that stand for a weight on disk and in a state_dict, the same on every machine.
+
+dense    qweight, scale, zero_point: rounding.QuantizedWeight
+sp...    mask uint8 (N, ceil(K / 8)): bit k % 8 of byte k / 8 is set where a code is kept; values: the kept codes, row by
+         row, int8 (count,), or uint8 (ceil(count / 2),), even ones in the low nibble; scale
+bs...    block_start int32 (N / rows + 1,), block_index int32 (blocks,): a block CSR over K / columns; values int8
+         (blocks, rows, columns); scale
+
+A kept code may stand for 0; what is not kept does. All are checked before they are followed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad as zero_pad
+
+from . import native
+from .rounding import QuantizedWeight, check_portable, portable_spec
+from .scheme import Scheme
+from .sparsity import Block
+
+Spec = tuple[tuple[int, ...], torch.dtype]
+
+
+def spec_of(scheme: Scheme, out_features: int, in_features: int, stored: int = 0) -> dict[str, Spec]:
+    """Shape and dtype of each tensor; stored: how many codes or blocks a sparse weight keeps."""
+    dense = portable_spec(scheme, out_features, in_features)
+    sparsity = scheme.sparsity
+    if sparsity is None:
+        return dense
+    if isinstance(sparsity, Block):
+        strips = -(-out_features // sparsity.rows)
+        return {
+            "block_start": ((strips + 1,), torch.int32),
+            "block_index": ((stored,), torch.int32),
+            "values": ((stored, sparsity.rows, sparsity.columns), torch.int8),
+            "scale": dense["scale"],
+        }
+    eight = scheme.weight_bits == 8
+    return {
+        "mask": ((out_features, (in_features + 7) // 8), torch.uint8),
+        "values": ((stored if eight else (stored + 1) // 2,), torch.int8 if eight else torch.uint8),
+        "scale": dense["scale"],
+    }
+
+
+def stored_in(scheme: Scheme, tensors: Mapping[str, Tensor]) -> int:
+    """How many codes or blocks a sparse weight's tensors keep: what spec_of needs; 0 of a dense weight."""
+    if scheme.sparsity is None:
+        return 0
+    count = tensors["values"].shape[0]
+    return 2 * count if scheme.weight_bits == 4 else count
+
+
+def to_portable(quantized: QuantizedWeight, scheme: Scheme, in_features: int) -> dict[str, Tensor]:
+    """The tensors of a weight whose zeros, if it is sparse, have the code of 0."""
+    if scheme.sparsity is None:
+        return quantized.tensors()
+    device = quantized.qweight.device
+    qweight = quantized.qweight.cpu()
+    if isinstance(scheme.sparsity, Block):
+        codes = _to_blocks(qweight, scheme.sparsity)
+    else:
+        mask, values = native.to_bitmask(qweight, scheme, in_features)
+        codes = {"mask": mask, "values": values}
+    return {**{name: tensor.to(device) for name, tensor in codes.items()}, "scale": quantized.scale}
+
+
+def from_portable(
+    tensors: Mapping[str, Tensor], scheme: Scheme, out_features: int, in_features: int
+) -> QuantizedWeight:
+    """The weight of its tensors, which are checked.
+
+    Raises:
+        ValueError: a tensor is missing, has another shape or dtype, or holds what no weight of the scheme does.
+    """
+    names = set(spec_of(scheme, out_features, in_features))
+    if set(tensors) != names:
+        raise ValueError(f"{scheme} needs the tensors {sorted(names)}, got {sorted(tensors)}")
+    if scheme.sparsity is None:
+        quantized = QuantizedWeight(**tensors)
+    else:
+        if tensors["values"].dim() < 1:
+            raise ValueError(f"values: {tuple(tensors['values'].shape)}, must have a dimension of what is kept")
+        for name, (shape, dtype) in spec_of(scheme, out_features, in_features, stored_in(scheme, tensors)).items():
+            tensor = tensors[name]
+            if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+                raise ValueError(f"{name}: {tuple(tensor.shape)} {tensor.dtype}, must be {shape} {dtype}")
+        device = tensors["scale"].device
+        held = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+        if isinstance(scheme.sparsity, Block):
+            qweight = _from_blocks(held, scheme.sparsity, out_features, in_features)
+        else:
+            qweight = native.from_bitmask(held["mask"], held["values"], scheme, out_features, in_features)
+        quantized = QuantizedWeight(qweight.to(device), tensors["scale"].detach())
+    check_portable(quantized, scheme, out_features, in_features)
+    return quantized
+
+
+def _to_blocks(qweight: Tensor, block: Block) -> dict[str, Tensor]:
+    tiled = _tiled(qweight, block)
+    kept = tiled.flatten(2).any(-1)
+    strip, index = kept.nonzero(as_tuple=True)
+    start = zero_pad(kept.sum(1).cumsum(0), (1, 0)).int()
+    return {"block_start": start, "block_index": index.int(), "values": tiled[strip, index].contiguous()}
+
+
+def _tiled(qweight: Tensor, block: Block) -> Tensor:
+    """(strips, width, rows, columns) of (N, K), padded with 0."""
+    n, k = qweight.shape
+    padded = zero_pad(qweight, (0, -k % block.columns, 0, -n % block.rows))
+    strips, width = padded.shape[0] // block.rows, padded.shape[1] // block.columns
+    return padded.view(strips, block.rows, width, block.columns).transpose(1, 2)
+
+
+def _from_blocks(tensors: Mapping[str, Tensor], block: Block, out_features: int, in_features: int) -> Tensor:
+    start, index, values = tensors["block_start"], tensors["block_index"], tensors["values"]
+    strips, width = len(start) - 1, -(-in_features // block.columns)
+    native.check_blocks(start, index, width)
+    tiled = torch.zeros(strips, width, block.rows, block.columns, dtype=torch.int8)
+    strip = torch.arange(strips).repeat_interleave(start.diff().long())
+    tiled[strip, index.long()] = values
+    whole = tiled.transpose(1, 2).reshape(strips * block.rows, width * block.columns)
+    if whole[out_features:].any() or whole[:, in_features:].any():
+        raise ValueError("values: must be 0 beyond the weight's edges")
+    return whole[:out_features, :in_features].contiguous()
