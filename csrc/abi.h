@@ -23,6 +23,9 @@ enum NybblePanel {
 // Columns of a packed weight tile; every packed layout shares it. Ks of a row that lie together in U8_LINES.
 enum { NYBBLE_TILE_N = 16, NYBBLE_LINE_K = 64 };
 
+// Lines of the mask layouts whose masks stand together.
+enum { NYBBLE_MASK_LINES = 8 };
+
 // Activations of `rows` tokens as a panel. Rows lie in blocks of `block_rows` (the last block may hold fewer, r):
 // block b starts at element b * block_rows * k_padded and is [k_padded / 4][r][4], unless its format says otherwise.
 // Elements from k to k_padded are code
@@ -62,7 +65,6 @@ struct NybbleLinearArgs {
   int64_t code_bits;
   // Of sparse weights, see pack.h.
   const uint64_t* start;
-  const uint64_t* mask;
   const uint16_t* window;
   const int32_t* order;  // null: the identity
   const int32_t* index;
@@ -73,7 +75,6 @@ struct NybbleLinearArgs {
 // Lines of the dense layout from the mask layout: tiles [tile_begin, tile_end), from `to` on.
 struct NybbleExpandArgs {
   const uint64_t* start;
-  const uint64_t* mask;
   const uint8_t* codes;
   uint8_t* to;
   int64_t lines;  // of a tile

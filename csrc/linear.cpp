@@ -196,7 +196,6 @@ NybbleLinearArgs linear_args(const LinearCall& call, const Chunk& chunk, int64_t
   args.code_bits = shape.bits;
   if (shape.form == Form::dense) return args;
   args.start = reinterpret_cast<const uint64_t*>(packed + at.start);
-  args.mask = reinterpret_cast<const uint64_t*>(packed + at.mask);
   args.window = reinterpret_cast<const uint16_t*>(packed + at.index);
   const bool reordered = shape.form == Form::gather && args.start[shape.tiles() + 1];
   args.order = reordered ? reinterpret_cast<const int32_t*>(packed + at.order) : nullptr;
@@ -216,7 +215,7 @@ bool run_piece(const LinearCall& call, const NybbleLinearArgs& args) {
   uint8_t* lines = scratch.try_reserve(static_cast<size_t>(pass * tile_bytes));
   if (!lines) return false;
   NybbleLinearArgs one = args;
-  NybbleExpandArgs expand{args.start, args.mask, args.codes, lines, tile_bytes / 64, args.code_bits, 0, 0};
+  NybbleExpandArgs expand{args.start, args.codes, lines, tile_bytes / 64, args.code_bits, 0, 0};
   for (int64_t tile = args.tile_begin; tile < args.tile_end; tile += pass) {
     one.tile_begin = expand.tile_begin = tile;
     one.tile_end = expand.tile_end = tile + pass < args.tile_end ? tile + pass : args.tile_end;

@@ -157,13 +157,12 @@ Sections sections_of(const WeightShape& s) {
     at.total += static_cast<size_t>(round_up(bytes, 64));
     return offset;
   };
-  const int64_t columns = s.tiles() * 16, lines = s.tiles() * s.k_padded() / 4;  // of 8-bit codes
+  const int64_t columns = s.tiles() * 16;
   if (s.form == Form::dense) at.codes = take(columns * s.k_padded() * s.bits / 8);
   if (s.form != Form::dense) at.start = take((s.tiles() / s.strip() + (s.form == Form::gather ? 2 : 1)) * 8);
   at.scale = take(columns * s.groups() * (s.bits == 8 ? 4 : 2));
   at.zero_point = take(s.symmetric ? 0 : columns * s.groups());
   at.sum = take(columns * 4);
-  if (s.form == Form::mask) at.mask = take(lines * 8);
   if (s.form == Form::gather) at.order = take(columns * 4);
   if (s.form == Form::gather || s.form == Form::blocks) at.index = at.total;
   if (s.form != Form::dense) at.codes = at.total;

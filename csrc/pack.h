@@ -11,12 +11,12 @@
 //
 // Sparse weights (sparse.h) leave out codes that stand for 0; what depends on the weights' values comes last:
 //
-//   mask8   start [tiles + 1] u64: bytes before a tile's values; scale and column_sum as n16k4
-//           mask [tiles][k_padded / 4] u64: bit i is set where byte i of the n16k4 line is not 0
-//           values: those bytes, tile by tile, line by line, then 64 bytes that may be read
-//   mask4   as mask8 from the n16k8 lines: mask [tiles][k_padded / 8][2], of the low nibbles, then of the high ones;
-//           the low nibbles of a tile's values are its low codes, the high nibbles its high ones; scale and weight_sum
-//           as n16k8
+//   mask8   start [tiles + 1] u64: bytes before a tile's lines; scale and column_sum as n16k4
+//           lines, eight at a time: masks [8] u64, bit i set where byte i of the n16k4 line is not 0, then those bytes
+//           of all eight; a tile's last eight may end early, with masks 0. Then 64 bytes that may be read
+//   mask4   as mask8 from the n16k8 lines: masks [8][2], of the low nibbles, then of the high ones; the low nibbles of
+//           the bytes that follow are the low codes in order, the high nibbles the high ones; scale and weight_sum as
+//           n16k8
 //   gather8 k_padded: K up to a multiple of 64, at least 128; 16 columns a tile, one in each lane, in any order
 //           start [tiles + 1] u64: steps before a tile's, then a word: whether the order is not the identity
 //           order [tiles * 16] s32: the column in each place; scale and column_sum by place
@@ -59,7 +59,7 @@ struct WeightShape {
 // Byte offsets; sum: column_sum or weight_sum. Of sparse forms, codes are the values, steps or blocks, index
 // the windows or block places before them, and total is what does not depend on how many there are.
 struct Sections {
-  size_t codes = 0, scale = 0, zero_point = 0, sum = 0, start = 0, mask = 0, order = 0, index = 0, total = 0;
+  size_t codes = 0, scale = 0, zero_point = 0, sum = 0, start = 0, order = 0, index = 0, total = 0;
 };
 
 Sections sections_of(const WeightShape& shape);

@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "abi.h"
 #include "parallel.h"
 
 namespace nybble {
@@ -26,6 +27,8 @@ WeightShape dense_of(const WeightShape& s) {
   WeightShape dense{s.bits, s.n, s.k, s.group_size, s.symmetric};
   return dense;
 }
+
+int64_t mask_planes(const WeightShape& s) { return s.bits == 8 ? 1 : 2; }
 
 // Ks of a line: a word of four bytes for each of 16 columns.
 int64_t line_ks(const WeightShape& s) { return s.bits == 8 ? 4 : 8; }
@@ -85,15 +88,18 @@ void SparsePack::plan_mask() {
   const WeightShape dense = dense_of(shape_);
   dense_.resize(sections_of(dense).total);
   pack(dense, from_, dense_.data(), threads_);
-  const int64_t tiles = shape_.tiles(), lines = shape_.k_padded() / line_ks(shape_);
+  const int64_t tiles = shape_.tiles(), lines = shape_.k_padded() / line_ks(shape_), planes = mask_planes(shape_);
   start_.assign(static_cast<size_t>(tiles + 1), 0);
   parallel_for(tiles, threads_, [&](int64_t tile) {
-    uint64_t kept[2] = {0, 0};
-    for (int64_t l = 0; l < lines; l++) {
-      const LineMasks masks = masks_of(shape_, dense_.data() + (tile * lines + l) * kLine, tile, l);
-      for (int i = 0; i < 2; i++) kept[i] += static_cast<uint64_t>(__builtin_popcountll(masks.of[i]));
+    uint64_t& bytes = start_[static_cast<size_t>(tile + 1)];
+    for (int64_t l = 0; l < lines; l += NYBBLE_MASK_LINES) {
+      uint64_t kept[2] = {0, 0};
+      for (int64_t i = l; i < std::min<int64_t>(l + NYBBLE_MASK_LINES, lines); i++) {
+        const LineMasks masks = masks_of(shape_, dense_.data() + (tile * lines + i) * kLine, tile, i);
+        for (int p = 0; p < 2; p++) kept[p] += static_cast<uint64_t>(__builtin_popcountll(masks.of[p]));
+      }
+      bytes += static_cast<uint64_t>(NYBBLE_MASK_LINES * planes * 8) + std::max(kept[0], kept[1]);
     }
-    start_[static_cast<size_t>(tile + 1)] = std::max(kept[0], kept[1]);
   });
   std::partial_sum(start_.begin(), start_.end(), start_.begin());
   code_bytes_ = start_.back() + kLine;
@@ -101,16 +107,19 @@ void SparsePack::plan_mask() {
 
 void SparsePack::write_mask(uint8_t* to) const {
   const Sections from = sections_of(dense_of(shape_));
-  const int64_t tiles = shape_.tiles(), lines = shape_.k_padded() / line_ks(shape_), planes = shape_.bits == 8 ? 1 : 2;
+  const int64_t tiles = shape_.tiles(), lines = shape_.k_padded() / line_ks(shape_), planes = mask_planes(shape_);
   copy_section(to, at_.scale, dense_.data() + from.scale, from.zero_point - from.scale);
   copy_section(to, at_.sum, dense_.data() + from.sum, static_cast<size_t>(tiles * 16 * 4));
   parallel_for(tiles, threads_, [&](int64_t tile) {
-    uint8_t* values[2];
-    values[0] = values[1] = to + at_.codes + start_[static_cast<size_t>(tile)];
-    for (int64_t l = 0; l < lines; l++) {
+    uint8_t *mask = to + at_.codes + start_[static_cast<size_t>(tile)], *values[2] = {mask, mask};
+    for (int64_t l = 0; l < lines; l++, mask += planes * 8) {
+      if (l % NYBBLE_MASK_LINES == 0) {
+        mask = std::max(values[0], values[1]);
+        values[0] = values[1] = mask + NYBBLE_MASK_LINES * planes * 8;
+      }
       const uint8_t* line = dense_.data() + (tile * lines + l) * kLine;
       const LineMasks masks = masks_of(shape_, line, tile, l);
-      std::memcpy(to + at_.mask + (tile * lines + l) * planes * 8, &masks, static_cast<size_t>(planes * 8));
+      std::memcpy(mask, &masks, static_cast<size_t>(planes * 8));
       for (int i = 0; i < kLine; i++) {
         if (masks.of[0] >> i & 1) *values[0]++ |= shape_.bits == 8 ? line[i] : line[i] & 15;
         if (masks.of[1] >> i & 1) *values[1]++ |= line[i] & 0xf0;
@@ -306,12 +315,21 @@ void check_packed(const WeightShape& shape, const uint8_t* packed, size_t bytes)
     const auto wrong = [&](const char* what) { refuse("packed: start[" + std::to_string(i + 1) + "] " + what); };
     if (end < begin) wrong("is below the one before");
     if (shape.form == Form::mask) {
-      const int64_t planes = shape.bits == 8 ? 1 : 2, lines = ks / line_ks(shape);
-      uint64_t kept[2] = {0, 0};
-      for (int64_t l = 0; l < lines * planes; l++)
-        kept[l % planes] +=
-            static_cast<uint64_t>(__builtin_popcountll(word_at(packed + at.mask, i * lines * planes + l)));
-      if (std::max(kept[0], kept[1]) != end - begin) wrong("differs from the bits of mask");
+      const int64_t planes = mask_planes(shape), lines = ks / line_ks(shape);
+      const uint64_t mask_bytes = static_cast<uint64_t>(NYBBLE_MASK_LINES * planes * 8);
+      uint64_t next = begin;
+      for (int64_t l = 0; l < lines; l += NYBBLE_MASK_LINES) {
+        if (end - next < mask_bytes) wrong("is too near for the masks before it");
+        uint64_t kept[2] = {0, 0};
+        for (int64_t word = 0; word < NYBBLE_MASK_LINES * planes; word++) {
+          const uint64_t mask = word_at(packed + at.codes + next, word);
+          if (mask && l + word / planes >= lines) wrong("follows masks of lines beyond K");
+          kept[word % planes] += static_cast<uint64_t>(__builtin_popcountll(mask));
+        }
+        next += mask_bytes + std::max(kept[0], kept[1]);
+        if (next > end) wrong("is too near for the bits of the masks before it");
+      }
+      if (next != end) wrong("differs from what the masks before it keep");
     }
     if (shape.form == Form::blocks) {
       int64_t last = -1;
@@ -346,18 +364,21 @@ void unpack_mask(const WeightShape& s, const Sections& at, const uint8_t* packed
   const WeightShape dense = dense_of(s);
   const Sections into = sections_of(dense);
   std::vector<uint8_t> lines(into.total);
-  const int64_t per_tile = s.k_padded() / line_ks(s), planes = s.bits == 8 ? 1 : 2;
+  const int64_t per_tile = s.k_padded() / line_ks(s), planes = mask_planes(s);
   std::memcpy(lines.data() + into.scale, packed + at.scale, into.zero_point - into.scale);
   parallel_for(s.tiles(), threads, [&](int64_t tile) {
-    const uint8_t *low = packed + at.codes + word_at(packed + at.start, tile), *high = low;
-    for (int64_t l = tile * per_tile; l < (tile + 1) * per_tile; l++) {
-      const uint64_t bytes = word_at(packed + at.mask, l * planes);
-      const uint64_t nibbles = planes == 2 ? word_at(packed + at.mask, l * planes + 1) : 0;
+    const uint8_t *mask = packed + at.codes + word_at(packed + at.start, tile), *low = mask, *high = mask;
+    for (int64_t l = 0; l < per_tile; l++, mask += planes * 8) {
+      if (l % NYBBLE_MASK_LINES == 0) {
+        mask = std::max(low, high);
+        low = high = mask + NYBBLE_MASK_LINES * planes * 8;
+      }
+      const uint64_t bytes = word_at(mask, 0), nibbles = planes == 2 ? word_at(mask, 1) : 0;
       for (int i = 0; i < kLine; i++) {
         int code = absent_code(s) * (s.bits == 8 ? 1 : 17);
         if (bytes >> i & 1) code = s.bits == 8 ? *low++ : (code & 0xf0) | (*low++ & 15);
         if (nibbles >> i & 1) code = (code & 15) | (*high++ & 0xf0);
-        lines[into.codes + static_cast<size_t>(l * kLine + i)] = static_cast<uint8_t>(code);
+        lines[into.codes + static_cast<size_t>((tile * per_tile + l) * kLine + i)] = static_cast<uint8_t>(code);
       }
     }
   });

@@ -21,7 +21,7 @@ constexpr Spread spread_table() {
 constexpr Spread kSpread = spread_table();
 
 template <int kPlanes>
-inline void expand_line(const uint64_t* mask, const uint8_t* (&values)[kPlanes], uint8_t* to) {
+inline void expand_line(const uint64_t (&mask)[kPlanes], const uint8_t* (&values)[kPlanes], uint8_t* to) {
   for (int i = 0; i < 64; i += 8) {
     uint64_t line = kPlanes == 1 ? 0 : 0x8888888888888888u;
     for (int p = 0; p < kPlanes; p++) {

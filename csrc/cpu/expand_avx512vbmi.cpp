@@ -4,7 +4,7 @@
 namespace {
 
 template <int kPlanes>
-inline void expand_line(const uint64_t* mask, const uint8_t* (&values)[kPlanes], uint8_t* to) {
+inline void expand_line(const uint64_t (&mask)[kPlanes], const uint8_t* (&values)[kPlanes], uint8_t* to) {
   VI planes[kPlanes];
   for (int p = 0; p < kPlanes; p++) {
     const VI found = vi_load(values[p]);

@@ -4,7 +4,7 @@
 namespace {
 
 template <int kPlanes>
-inline void expand_line(const uint64_t* mask, const uint8_t* (&values)[kPlanes], uint8_t* to) {
+inline void expand_line(const uint64_t (&mask)[kPlanes], const uint8_t* (&values)[kPlanes], uint8_t* to) {
   for (int i = 0; i < 64; i++) {
     if (kPlanes == 1) {
       to[i] = mask[0] >> i & 1 ? *values[0]++ : 0;

@@ -1,7 +1,10 @@
 // Lines of the dense layouts from the mask layout. Include after a definition of
-//   template <int kPlanes> void expand_line(const uint64_t* mask, const uint8_t* (&values)[kPlanes], uint8_t* to);
+//   template <int kPlanes> void expand_line(const uint64_t (&mask)[kPlanes], const uint8_t* (&values)[kPlanes],
+//   uint8_t* to);
 // which moves the values on by what the masks keep.
 #pragma once
+
+#include <string.h>
 
 #include "../abi.h"
 
@@ -9,17 +12,21 @@ namespace {
 
 template <int kPlanes>
 inline void expand_tiles(const NybbleExpandArgs* a) {
+  constexpr int64_t kMaskBytes = NYBBLE_MASK_LINES * kPlanes * 8;
   uint8_t* to = a->to;
   for (int64_t tile = a->tile_begin; tile < a->tile_end; tile++) {
-    const uint64_t* mask = a->mask + tile * a->lines * kPlanes;
     const uint8_t* values[kPlanes];
     for (auto& plane : values) plane = a->codes + a->start[tile];
-    for (int64_t line = 0; line < a->lines; line++, mask += kPlanes, to += 64) {
-      if (line % 8 == 0) {
-        __builtin_prefetch(reinterpret_cast<const uint8_t*>(mask) + 1024);
-        for (int i = 0; i < 4; i++) __builtin_prefetch(values[0] + 1024 + i * 64);
+    for (int64_t line = 0; line < a->lines; line += NYBBLE_MASK_LINES) {
+      const uint8_t* masks = values[0] > values[kPlanes - 1] ? values[0] : values[kPlanes - 1];
+      for (int64_t ahead = 0; ahead < kMaskBytes + 256; ahead += 64) __builtin_prefetch(masks + 2048 + ahead);
+      for (auto& plane : values) plane = masks + kMaskBytes;
+      const int64_t left = a->lines - line, count = left < NYBBLE_MASK_LINES ? left : int64_t{NYBBLE_MASK_LINES};
+      for (int64_t i = 0; i < count; i++, masks += kPlanes * 8, to += 64) {
+        uint64_t mask[kPlanes];
+        memcpy(mask, masks, sizeof mask);
+        expand_line<kPlanes>(mask, values, to);
       }
-      expand_line<kPlanes>(mask, values, to);
     }
   }
 }

@@ -6,49 +6,58 @@
 
 namespace {
 
-// The lines of V tiles of 16 columns. kPlanes masks a line; its values move on by what the masks keep.
+// The lines of V tiles of 16 columns: one stream each, of masks for a few lines and what they keep.
 template <int V, int kPlanes>
 struct MaskStreams {
-  const uint64_t* mask[V];
+  static constexpr int64_t kMaskBytes = NYBBLE_MASK_LINES * kPlanes * 8;
+  const uint8_t* mask[V];
   const uint8_t* values[V][kPlanes];
+  int64_t left = 0;  // lines whose masks are at hand
 
   MaskStreams(const NybbleLinearArgs* a, int64_t column) {
-    const int64_t lines = a->k_padded / (4 * kPlanes);
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) {
-      const int64_t tile = column / NYBBLE_TILE_N + v;
-      mask[v] = a->mask + tile * lines * kPlanes;
 #pragma GCC unroll 2
-      for (int p = 0; p < kPlanes; p++) values[v][p] = a->codes + a->start[tile];
+      for (int p = 0; p < kPlanes; p++) values[v][p] = a->codes + a->start[column / NYBBLE_TILE_N + v];
     }
+  }
+
+  // To the masks of the next lines, which lie behind what the last ones keep.
+  void turn() {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+      const uint8_t *low = values[v][0], *high = values[v][kPlanes - 1];
+      mask[v] = low > high ? low : high;
+#pragma GCC unroll 2
+      for (int p = 0; p < kPlanes; p++) values[v][p] = mask[v] + kMaskBytes;
+#pragma GCC unroll 8
+      for (int64_t ahead = 0; ahead < kMaskBytes + 256; ahead += kLine) __builtin_prefetch(mask[v] + kAhead + ahead);
+    }
+    left = NYBBLE_MASK_LINES;
   }
 
   // The next 64 values of a plane, of which as many as the bits of `kept` are its own.
   VI next(int v, int p, uint64_t* kept) {
-    *kept = mask[v][p];
+    memcpy(kept, mask[v], 8);
+    mask[v] += 8;
     const VI found = vi_load(values[v][p]);
     values[v][p] += __builtin_popcountll(*kept);
     return found;
   }
 
-  // After `lines` lines: masks and values are two streams a tile, more than the processor follows by itself.
-  void ahead(int lines) const {
-#pragma GCC unroll 4
-    for (int v = 0; v < V; v++) {
-      __builtin_prefetch(reinterpret_cast<const uint8_t*>(mask[v]) + 1024);
-      for (int i = 0; i < lines / 2; i++) __builtin_prefetch(values[v][0] + 1024 + i * kLine);
-    }
-  }
+ private:
+  static constexpr int64_t kAhead = 2048;
 };
 
 template <class Step, class Streams>
 NYBBLE_INLINE void each_mask_line(int64_t lines, Streams& streams, const Step& step) {
-  constexpr int kStep = 8;
-  for (; lines >= kStep; lines -= kStep) {
-    for (int i = 0; i < kStep; i++) step();
-    streams.ahead(kStep);
+  while (lines > 0) {
+    if (streams.left == 0) streams.turn();
+    const int64_t count = lines < streams.left ? lines : streams.left;
+    for (int64_t i = 0; i < count; i++) step();
+    streams.left -= count;
+    lines -= count;
   }
-  for (; lines > 0; lines--) step();
 }
 
 struct TileMask8 {
@@ -72,7 +81,6 @@ struct TileMask8 {
         uint64_t kept;
         const VI values = streams.next(v, 0, &kept);
         codes[v] = vi_expand(kept, values);
-        streams.mask[v]++;
       }
 #pragma GCC unroll 16
       for (int r = 0; r < R; r++) {
@@ -130,8 +138,6 @@ struct TileMask4 {
             for (int v = 0; v < V; v++) dot_u8s8(acc[r][v], codes[v], xs);
           }
         }
-#pragma GCC unroll 4
-        for (int v = 0; v < V; v++) streams.mask[v] += 2;
         x += 8 * R;
       });
 #pragma GCC unroll 4
