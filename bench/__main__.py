@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ..demo.table import text_table
-from . import compare, peers, presets, sparse_goals
+from . import compare, crossover, peers, presets, sparse_goals
 from .entrants import Maker, WrongKernelError, kernel_makers, peer_makers
 from .figures import Figure, model
 from .goals import table, verdicts
@@ -88,8 +88,8 @@ def parser() -> argparse.ArgumentParser:
     report = forms.add_parser("report", help="show a file of results")
     report.add_argument("file", type=Path)
     report.add_argument("--html", type=Path, help="write a page")
-    report.add_argument("--png", type=Path, help="write a roofline plot")
-    report.add_argument("--markdown", action="store_true", help="only the table of targets, for a README")
+    report.add_argument("--png", type=Path, help="write a plot: the roofline, or of sparse-crossover its maps")
+    report.add_argument("--markdown", action="store_true", help="only the table that a preset ends with, for a README")
     report.set_defaults(run=_report)
     diff = forms.add_parser("compare", help="what changed between two files of results")
     diff.add_argument("before", type=Path)
@@ -185,25 +185,27 @@ def _model(args: argparse.Namespace, put: presets.Put) -> Iterator[str]:
 
 def _report(args: argparse.Namespace) -> int:
     rows = load(args.file)
-    targets = _targets(rows, args.markdown)
+    conclusion = _conclusion(rows, args.markdown)
     if args.markdown:
-        if not targets:
-            raise ValueError(f"{args.file}: is not of --preset cpu-targets or sparse-targets")
-        print(targets)
+        if not conclusion:
+            raise ValueError(f"{args.file}: is not of --preset cpu-targets, sparse-targets or sparse-crossover")
+        print(conclusion)
         return 0
     from .report import report
 
     print(report(rows, html=args.html, png=args.png))
-    if targets:
-        print(f"\n{targets}")
+    if conclusion:
+        print(f"\n{conclusion}")
     for row in rows:
         if row["kind"] == "figure":
             print(Figure.of(row))
     return 0
 
 
-def _targets(rows: Sequence[Row], markdown: bool) -> str:
-    """The table of targets of the preset that a file is of; "" where it is of none."""
+def _conclusion(rows: Sequence[Row], markdown: bool) -> str:
+    """The table that the preset which a file is of ends with; "" where it is of none."""
+    if maps := crossover.maps(rows):
+        return crossover.table(maps)
     results = [row for row in rows if row["kind"] == "result"]
     kinds = [row for row in rows if row["kind"] == "target"]
     if any(map(sparse_goals.is_of, kinds)):

@@ -255,6 +255,13 @@ def chosen(text: str, dtype: torch.dtype) -> KernelMaker:
     return KernelMaker(dispatch.select(Problem(kind.scheme, m=1, n=1, k=1, dtype=dtype, layout=layout)), kind)
 
 
+def each_layout(text: str) -> list[KernelMaker]:
+    """The fastest kernel of each layout that a kind of weight can be packed in, see WeightKind.parse."""
+    kind = WeightKind.parse(text)
+    found = {spec.layout: spec for spec in specs() if spec.target != "torch" and _usable(spec, kind.scheme)}
+    return [KernelMaker(spec, kind) for spec in found.values()]
+
+
 def peer_makers(rivals: Sequence[Peer], kinds: Sequence[WeightKind]) -> list[PeerMaker]:
     """Each dense peer once, and each sparse one with every pattern among the kinds that it is for."""
     patterns = {str(kind.pattern): kind for kind in kinds if kind.pattern}

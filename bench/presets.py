@@ -12,8 +12,8 @@ import torch
 
 from .. import targets
 from ..sparsity import NofM
-from . import sparse_goals
-from .entrants import Maker, PeerMaker, chosen, layer_makers, peer_makers
+from . import crossover, sparse_goals
+from .entrants import Maker, PeerMaker, chosen, each_layout, layer_makers, peer_makers
 from .figures import FIGURES, LARGE, SCHEMES, Figure
 from .goals import MS, table, verdicts
 from .peers import Peer
@@ -86,12 +86,25 @@ def _with_peers(kind: WeightKind) -> bool:
     return not isinstance(kind.scheme.sparsity, NofM)
 
 
-def _results(makers: Sequence[Maker], grid: Grid, setup: Setup) -> list[Row]:
-    """The results of a race, whose lines are put out as they come."""
+def sparse_crossover(setup: Setup) -> Iterator[str]:
+    """Races each series of sparse weights against the dense kernels and torch bf16; yields from where they pay."""
+    dense: list[Maker] = [chosen(crossover.INT8, DTYPE), chosen(crossover.INT4, DTYPE)]
+    dense += [PeerMaker(peer) for peer in setup.peers if peer.name == BF16]
+    grid = _grid(setup.shapes, crossover.MS, setup)
+    rows = []
+    for series, kinds in crossover.SERIES.items():
+        makers = [*dense, *(maker for kind in kinds for maker in each_layout(kind))]
+        rows += _results(makers, grid, setup, {"series": series})
+    yield crossover.table(crossover.maps(rows))
+
+
+def _results(makers: Sequence[Maker], grid: Grid, setup: Setup, mark: Row | None = None) -> list[Row]:
+    """The results of a race, whose lines are put out as they come, each with what `mark` adds."""
     rows = []
     for lines in race(makers, grid, setup.ceilings, setup.advance):
-        setup.put(lines)
-        rows += [line for line in lines if line["kind"] == "result"]
+        marked = [{**line, **(mark or {})} for line in lines]
+        setup.put(marked)
+        rows += [line for line in marked if line["kind"] == "result"]
     return rows
 
 
@@ -124,4 +137,8 @@ PRESETS: dict[str, tuple[Callable[[Setup], Iterator[str]], Callable[[Sequence[Sh
     "cpu-targets": (cpu_targets, lambda _: len(SETS["targets"]) * len(MS) + len(FIGURES)),
     "avx2-targets": (avx2_targets, lambda _: 2),
     "sparse-targets": (sparse_targets, lambda _: len(sparse_goals.SHAPES) * len(sparse_goals.MS)),
+    "sparse-crossover": (
+        sparse_crossover,
+        lambda shapes: len(shapes) * len(crossover.MS) * len(crossover.SERIES),
+    ),
 }
