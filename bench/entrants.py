@@ -185,12 +185,12 @@ class PeerMaker:
 
     def make(self, site: Site) -> Entrant:
         peer, dtype = self.peer, self.peer.takes(site.dtype)
-        if self.kind is not None:
+        reason = peer.why_not()
+        if self.kind is not None and reason is None:
             weight = dequantize_weight(self.kind.draw(site.n, site.k), self.kind.scheme, site.k)
             site = replace(site, weight=weight)
         weight_bytes = peer.weight_bytes(site.weight)
         copies = site.copies(weight_bytes)
-        reason = peer.why_not()
         if reason is None and copies > MAX_PEER_COPIES:
             reason = f"{site.n}x{site.k} is too small to be cold: it takes {copies} copies; use --hot"
         if reason is not None:

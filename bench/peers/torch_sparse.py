@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .peer import Layer, Peer
 
@@ -20,9 +21,10 @@ def csr_bytes(weight: Tensor) -> int:
 
 
 def _bsr_bytes(weight: Tensor) -> int:
-    n, k = weight.shape
-    blocks = weight.view(n // _BLOCK, _BLOCK, k // _BLOCK, _BLOCK).abs().amax((1, 3)).count_nonzero()
-    return int(blocks) * (4 * _BLOCK * _BLOCK + 4) + 4 * (n // _BLOCK + 1)
+    padded = pad(weight, (0, -weight.shape[1] % _BLOCK, 0, -weight.shape[0] % _BLOCK))
+    strips, columns = (size // _BLOCK for size in padded.shape)
+    blocks = padded.view(strips, _BLOCK, columns, _BLOCK).abs().amax((1, 3)).count_nonzero()
+    return int(blocks) * (4 * _BLOCK * _BLOCK + 4) + 4 * (strips + 1)
 
 
 def _csr(weight: Tensor, dtype: torch.dtype, copies: int) -> list[Layer]:
