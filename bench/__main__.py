@@ -17,15 +17,15 @@ from typing import Any
 import torch
 
 from ..demo.table import text_table
-from . import compare, peers, presets
-from .entrants import Maker, PeerMaker, WrongKernelError, kernel_makers
+from . import compare, crossover, peers, presets, sparse_goals
+from .entrants import Maker, WrongKernelError, kernel_makers, peer_makers
 from .figures import Figure, model
 from .goals import table, verdicts
 from .machine import run_line
 from .output import load, sink
 from .progress import progress
 from .quiet import quiet
-from .results import DTYPES
+from .results import DTYPES, Row
 from .run import Grid, race
 from .shapes import SETS, parse_shapes
 
@@ -88,8 +88,8 @@ def parser() -> argparse.ArgumentParser:
     report = forms.add_parser("report", help="show a file of results")
     report.add_argument("file", type=Path)
     report.add_argument("--html", type=Path, help="write a page")
-    report.add_argument("--png", type=Path, help="write a roofline plot")
-    report.add_argument("--markdown", action="store_true", help="only the table of targets, for a README")
+    report.add_argument("--png", type=Path, help="write a plot: the roofline, or of sparse-crossover its maps")
+    report.add_argument("--markdown", action="store_true", help="only the table that a preset ends with, for a README")
     report.set_defaults(run=_report)
     diff = forms.add_parser("compare", help="what changed between two files of results")
     diff.add_argument("before", type=Path)
@@ -142,11 +142,12 @@ def _texts(
         yield from _model(args, put)
     elif args.preset:
         run, steps = presets.PRESETS[args.preset]
-        with progress(steps) as advance:
-            yield from run(presets.Setup(rivals, args.budget, limits, put, advance))
+        with progress(steps(args.shapes)) as advance:
+            yield from run(presets.Setup(rivals, args.shapes, args.budget, limits, put, advance))
     else:
         caches = [name for name in ("cold", "hot") if getattr(args, name)] or ["cold"]
-        makers: list[Maker] = [*kernel_makers(args.kernel), *map(PeerMaker, rivals)]
+        kernels = kernel_makers(args.kernel)
+        makers: list[Maker] = [*kernels, *peer_makers(rivals, [kernel.kind for kernel in kernels])]
         grid = Grid(args.shapes, args.m, args.dtype, args.threads, caches, args.budget)
         with progress(grid.cells) as advance:
             for rows in race(makers, grid, limits, advance):
@@ -184,22 +185,32 @@ def _model(args: argparse.Namespace, put: presets.Put) -> Iterator[str]:
 
 def _report(args: argparse.Namespace) -> int:
     rows = load(args.file)
-    results = [row for row in rows if row["kind"] == "result"]
-    targets = verdicts(results) if any(row["kind"] == "target" for row in rows) else []
+    conclusion = _conclusion(rows, args.markdown)
     if args.markdown:
-        if not targets:
-            raise ValueError(f"{args.file}: is not of --preset cpu-targets")
-        print(table(targets, markdown=True))
+        if not conclusion:
+            raise ValueError(f"{args.file}: is not of --preset cpu-targets, sparse-targets or sparse-crossover")
+        print(conclusion)
         return 0
     from .report import report
 
     print(report(rows, html=args.html, png=args.png))
-    if targets:
-        print(f"\n{table(targets)}")
+    if conclusion:
+        print(f"\n{conclusion}")
     for row in rows:
         if row["kind"] == "figure":
             print(Figure.of(row))
     return 0
+
+
+def _conclusion(rows: Sequence[Row], markdown: bool) -> str:
+    """The table that the preset which a file is of ends with; "" where it is of none."""
+    if maps := crossover.maps(rows):
+        return crossover.table(maps)
+    results = [row for row in rows if row["kind"] == "result"]
+    kinds = [row for row in rows if row["kind"] == "target"]
+    if any(map(sparse_goals.is_of, kinds)):
+        return sparse_goals.table(results, markdown)
+    return table(verdicts(results), markdown) if kinds else ""
 
 
 def _compare(args: argparse.Namespace) -> int:

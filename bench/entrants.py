@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Protocol
@@ -12,14 +12,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .. import layouts, reference, targets
+from .. import dispatch, reference, targets
 from ..nn import Linear
 from ..registry import KernelSpec, Problem, specs
-from ..rounding import QuantizedWeight
+from ..rounding import QuantizedWeight, dequantize_weight
 from ..scheme import Scheme
-from ..testing import error_bound, random_weight, schemes_of
+from ..sparsity import Pattern
+from ..testing import error_bound, pack_for, schemes_of
 from .peers.peer import OPENMP, Peer
 from .timing import Call
+from .weights import WeightKind
 
 # Relative Frobenius error against the dense product, by weight bits, above which a peer computes something else.
 # Normal weights rounded to 4 bits in groups of 128 come to 0.12, with one scale a channel to 0.16.
@@ -71,6 +73,8 @@ class Entrant:
     judge: from the rows drawn from the activations to the check of their outputs.
     multiply: what the products are computed in: "int8", "bf16" or "fp32".
     pool: whose threads it runs on.
+    pattern: which weights it leaves out; None: none. kept: the share that it multiplies.
+    dense: the scheme of the same numbers with all weights stored, where it leaves some out.
     """
 
     name: str
@@ -82,6 +86,9 @@ class Entrant:
     bind: Callable[[Tensor], list[Call]]
     judge: Callable[[Tensor], Judge]
     pool: str = OPENMP
+    pattern: Pattern | None = None
+    kept: float = 1.0
+    dense: str | None = None
 
     @property
     def peer(self) -> bool:
@@ -102,7 +109,7 @@ class KernelMaker:
     """One kernel of the registry, called straight: its weight has codes over their whole range."""
 
     spec: KernelSpec
-    scheme: Scheme
+    kind: WeightKind
 
     @property
     def name(self) -> str:
@@ -110,9 +117,10 @@ class KernelMaker:
 
     def make(self, site: Site) -> Entrant:
         assert self.spec.make is not None, "usable kernels can run"  # noqa: S101
-        quantized = random_weight(self.scheme, site.n, site.k)
-        packed = layouts.pack(quantized, self.spec.layout, self.scheme, site.k)
-        plan = self.spec.make(self.scheme, site.n, site.k)
+        scheme, pattern = self.kind.scheme, self.kind.pattern
+        quantized = self.kind.draw(site.n, site.k)
+        packed = pack_for(self.spec, quantized, scheme, site.k)
+        plan = self.spec.make(scheme, site.n, site.k)
         copies = [packed, *(packed.clone() for _ in range(site.copies(packed.nbytes) - 1))]
 
         def bind(x: Tensor) -> list[Call]:
@@ -121,13 +129,16 @@ class KernelMaker:
 
         return Entrant(
             name=self.name,
-            scheme=str(self.scheme),
-            weight_bits=self.scheme.weight_bits,
-            multiply=_multiply(self.scheme, site.dtype),
+            scheme=str(self.kind),
+            weight_bits=scheme.weight_bits,
+            multiply=_multiply(scheme, site.dtype),
             dtype=site.dtype,
             weight_bytes=packed.nbytes,
             bind=bind,
-            judge=partial(_oracle, quantized, self.scheme),
+            judge=partial(_oracle, quantized, scheme),
+            pattern=pattern,
+            kept=_kept(dequantize_weight(quantized, scheme, site.k)) if pattern else 1.0,
+            dense=str(scheme.dense) if pattern else None,
         )
 
 
@@ -158,19 +169,28 @@ class LayerMaker:
 
 @dataclass(frozen=True)
 class PeerMaker:
-    """A peer, with activations in a dtype that it takes as they are."""
+    """A peer, with activations in a dtype that it takes as they are. kind: of a sparse weight, the same as that of
+    nybble's kernels; None: the weight of the site."""
 
     peer: Peer
+    kind: WeightKind | None = None
+
+    @property
+    def pattern(self) -> Pattern | None:
+        return self.kind.pattern if self.kind else None
 
     @property
     def name(self) -> str:
-        return self.peer.name
+        return f"{self.peer.name} {self.pattern}" if self.pattern else self.peer.name
 
     def make(self, site: Site) -> Entrant:
         peer, dtype = self.peer, self.peer.takes(site.dtype)
-        weight_bytes = max(1, site.n * site.k * peer.weight_bits // 8)  # its scales are not counted
-        copies = site.copies(weight_bytes)
         reason = peer.why_not()
+        if self.kind is not None and reason is None:
+            weight = dequantize_weight(self.kind.draw(site.n, site.k), self.kind.scheme, site.k)
+            site = replace(site, weight=weight)
+        weight_bytes = peer.weight_bytes(site.weight)
+        copies = site.copies(weight_bytes)
         if reason is None and copies > MAX_PEER_COPIES:
             reason = f"{site.n}x{site.k} is too small to be cold: it takes {copies} copies; use --hot"
         if reason is not None:
@@ -190,25 +210,67 @@ class PeerMaker:
             bind=lambda x: [partial(layer, x) for layer in layers],
             judge=partial(_sanity, site.weight, SANE[peer.weight_bits]),
             pool=peer.pool,
+            pattern=self.pattern,
+            kept=_kept(site.weight) if self.pattern else 1.0,
         )
 
 
-def kernel_makers(pattern: str | None) -> list[Maker]:
-    """Compiled kernels that run here and whose <kernel>-<scheme> matches the glob, with each of their schemes; those of
-    the best target where there is no glob.
+def kernel_makers(pattern: str | None) -> list[KernelMaker]:
+    """Compiled kernels that run here and whose <kernel>-<scheme> matches the glob, with each of the schemes that the
+    tests have, and with the one that ends the glob; those of the best target where there is no glob.
 
     Raises:
         ValueError: the glob matches nothing that runs here.
     """
     pattern = pattern or f"*_{targets.detect().targets[-1]}-*"
-    cases = [(spec, scheme) for spec in specs() if spec.target != "torch" for scheme in schemes_of(spec.scheme)]
-    found: list[Maker] = [
-        KernelMaker(spec, scheme)
-        for spec, scheme in cases
-        if fnmatchcase(f"{spec.name}-{scheme}", pattern) and spec.why_not(Problem(scheme, m=1, n=1, k=1)) is None
+    found = [
+        KernelMaker(spec, kind)
+        for spec in specs()
+        if spec.target != "torch"
+        for kind in dict.fromkeys((*_named(pattern), *map(WeightKind, schemes_of(spec.scheme))))
+        if fnmatchcase(f"{spec.name}-{kind}", pattern) and _usable(spec, kind.scheme)
     ]
     if not found:
         raise ValueError(f"--kernel {pattern!r}: no kernel that runs here matches")
+    return found
+
+
+def _named(pattern: str) -> list[WeightKind]:
+    """The kind of weight after the last dash of a glob, where one is written out there."""
+    try:
+        return [WeightKind.parse(pattern.rpartition("-")[2])]
+    except ValueError:
+        return []
+
+
+def _usable(spec: KernelSpec, scheme: Scheme) -> bool:
+    # Packed for it, so that a layout can be measured where another is preferred.
+    return spec.why_not(Problem(scheme, m=1, n=1, k=1, layout=spec.layout)) is None
+
+
+def chosen(text: str, dtype: torch.dtype) -> KernelMaker:
+    """The kernel that dispatch selects for a kind of weight, see WeightKind.parse."""
+    kind = WeightKind.parse(text)
+    layout = dispatch.layout_for(kind.scheme, 1, 1, "cpu")
+    return KernelMaker(dispatch.select(Problem(kind.scheme, m=1, n=1, k=1, dtype=dtype, layout=layout)), kind)
+
+
+def each_layout(text: str) -> list[KernelMaker]:
+    """The fastest kernel of each layout that a kind of weight can be packed in, see WeightKind.parse."""
+    kind = WeightKind.parse(text)
+    found = {spec.layout: spec for spec in specs() if spec.target != "torch" and _usable(spec, kind.scheme)}
+    return [KernelMaker(spec, kind) for spec in found.values()]
+
+
+def peer_makers(rivals: Sequence[Peer], kinds: Sequence[WeightKind]) -> list[PeerMaker]:
+    """Each dense peer once, and each sparse one with every pattern among the kinds that it is for."""
+    patterns = {str(kind.pattern): kind for kind in kinds if kind.pattern}
+    found = []
+    for peer in rivals:
+        if peer.sparse is None:
+            found.append(PeerMaker(peer))
+        else:
+            found += [PeerMaker(peer, kind) for text, kind in patterns.items() if text.startswith(peer.sparse)]
     return found
 
 
@@ -220,6 +282,10 @@ def layer_makers(schemes: Sequence[str]) -> list[Maker]:
 def _run_plan(plan: Callable[[Tensor, Tensor, None, Tensor], None], x: Tensor, packed: Tensor, out: Tensor) -> Tensor:
     plan(x, packed, None, out)
     return out
+
+
+def _kept(weight: Tensor) -> float:
+    return int(weight.count_nonzero()) / weight.numel()
 
 
 def _multiply(scheme: Scheme, dtype: torch.dtype) -> str:

@@ -13,13 +13,13 @@ from ..demo.table import text_table
 Row = Mapping[str, Any]
 
 MS = (1, 4, 16, 64, 256)
-PEER, BF16 = "best peer of its width", "torch bf16"
+PEER, BF16, DENSE = "best peer of its width", "torch bf16", "nybble's dense kernel"
 LEGEND = (
     "speed over the baseline: geometric mean of the shapes (worst shape) / target; met when the worst shape reaches it; "
     "* over torch bf16, else over the best peer of the same weight width"
 )
 STAR = "\\*"
-_KEYS = {PEER: "vs_peer", BF16: "vs_bf16"}
+_KEYS = {PEER: "vs_peer", BF16: "vs_bf16", DENSE: "vs_dense"}
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,13 @@ TARGETS = (
     *_row("w8a8", 1.0, 1.1, 1.3, 1.2, 1.08),
     *_row("w8a16", 1.0, 1.1, 1.2, 1.0, 0.9, dense_from=2),
 )
-OF_BOUND, GOPS = "time over the byte bound", "GOP/s"
+OF_BOUND, GOPS, OF_BYTES = "time over the byte bound", "GOP/s", "speed over dense, of its bytes over"
 LIMITS = (Limit("w4a8g128", 1, OF_BOUND, 1.15, at_most=True), Limit("w8a8", 256, GOPS, 1800, at_most=False))
-_FIGURES: dict[str, Callable[[Row], float]] = {OF_BOUND: lambda row: 1 / row["roofline"], GOPS: lambda row: row["gops"]}
+_FIGURES: dict[str, Callable[[Row], float | None]] = {
+    OF_BOUND: lambda row: 1 / row["roofline"],
+    GOPS: lambda row: row["gops"],
+    OF_BYTES: lambda row: row["vs_dense"] and row["vs_dense"] / row["bytes_vs_dense"],
+}
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ def judge(goal: Target | Limit, rows: Iterable[Row]) -> Verdict:
     lowest = not (isinstance(goal, Limit) and goal.at_most)
     worst = min(values) if lowest else max(values)
     row = mine[values.index(worst)]
-    rival = {PEER: row["best_peer"], BF16: BF16}[goal.baseline] if isinstance(goal, Target) else None
+    rival = None if isinstance(goal, Limit) else row["best_peer"] if goal.baseline == PEER else goal.baseline
     return Verdict(goal, geometric_mean(values), worst, f"{row['n']}x{row['k']}", rival)
 
 

@@ -11,16 +11,20 @@ from typing import Any
 import torch
 
 from .. import targets
-from .entrants import PeerMaker, layer_makers
+from ..sparsity import NofM
+from . import crossover, sparse_goals
+from .entrants import Maker, PeerMaker, chosen, each_layout, layer_makers, peer_makers
 from .figures import FIGURES, LARGE, SCHEMES, Figure
 from .goals import MS, table, verdicts
 from .peers import Peer
-from .peers.torch_dense import FP32
+from .peers.torch_dense import BF16, FP32
 from .results import Row
 from .run import Grid, race
-from .shapes import SETS
+from .shapes import SETS, Shape
+from .weights import WeightKind
 
 THREADS = 2
+DTYPE = torch.bfloat16
 # Seconds that a race for a figure may time: few contestants need less than a cell full of peers.
 FIGURE_BUDGET_S = 2.0
 AVX2 = {"NYBBLE_TARGET": "avx2", "ATEN_CPU_CAPABILITY": "avx2"}
@@ -31,10 +35,11 @@ Put = Callable[[Sequence[Row]], None]
 
 @dataclass(frozen=True)
 class Setup:
-    """What a preset is given: the peers, seconds a cell may time, the ceilings, where lines go, and who is told of
-    each cell that is done."""
+    """What a preset is given: the peers, the shapes, where it has none of its own, seconds a cell may time, the
+    ceilings, where lines go, and who is told of each cell that is done."""
 
     peers: Sequence[Peer]
+    shapes: Sequence[Shape]
     budget_s: float
     ceilings: dict[str, Any]
     put: Put
@@ -44,11 +49,7 @@ class Setup:
 def cpu_targets(setup: Setup) -> Iterator[str]:
     """Races nybble's layers against the peers; yields the table of targets, then each other figure."""
     makers = [*layer_makers(SCHEMES), *(PeerMaker(peer) for peer in setup.peers)]
-    rows = []
-    for lines in race(makers, _grid(SETS["targets"], MS, setup), setup.ceilings, setup.advance):
-        setup.put(lines)
-        rows += [line for line in lines if line["kind"] == "result"]
-    found = verdicts(rows)
+    found = verdicts(_results(makers, _grid(SETS["targets"], MS, setup), setup))
     setup.put([verdict.line() for verdict in found])
     yield table(found)
     for figures in FIGURES:
@@ -61,13 +62,50 @@ def cpu_targets(setup: Setup) -> Iterator[str]:
 def avx2_targets(setup: Setup) -> Iterator[str]:
     """nybble's w8a8 and torch fp32, both held to AVX2; yields each figure."""
     fp32 = [PeerMaker(peer) for peer in setup.peers if peer.name == FP32]
-    rows = []
-    for lines in race([*layer_makers(["w8a8"]), *fp32], _grid([LARGE], (1, 256), setup), setup.ceilings, setup.advance):
-        setup.put(lines)
-        rows += [line for line in lines if line["kind"] == "result"]
+    rows = _results([*layer_makers(["w8a8"]), *fp32], _grid([LARGE], (1, 256), setup), setup)
     for figure in _avx2_figures(rows):
         setup.put([figure.line()])
         yield str(figure)
+
+
+def sparse_targets(setup: Setup) -> Iterator[str]:
+    """Races the kernels of sparse weights against nybble's dense ones and the peers; yields the table of targets."""
+    kernels = [chosen(kind, DTYPE) for kind in (*sparse_goals.BASELINES, *sparse_goals.KINDS)]
+    rivals = [peer for peer in setup.peers if peer.sparse or peer.name == BF16]
+    makers: list[Maker] = [
+        *kernels,
+        *peer_makers(rivals, [kernel.kind for kernel in kernels if _with_peers(kernel.kind)]),
+    ]
+    rows = _results(makers, _grid(sparse_goals.SHAPES, sparse_goals.MS, setup), setup)
+    setup.put([verdict.line() for verdict in sparse_goals.verdicts(rows)])
+    yield sparse_goals.table(rows)
+
+
+def _with_peers(kind: WeightKind) -> bool:
+    """Whether the sparse peers run it too: they are slow, and heed the number of zeros alone, not where they are."""
+    return not isinstance(kind.scheme.sparsity, NofM)
+
+
+def sparse_crossover(setup: Setup) -> Iterator[str]:
+    """Races each series of sparse weights against the dense kernels and torch bf16; yields from where they pay."""
+    dense: list[Maker] = [chosen(crossover.INT8, DTYPE), chosen(crossover.INT4, DTYPE)]
+    dense += [PeerMaker(peer) for peer in setup.peers if peer.name == BF16]
+    grid = _grid(setup.shapes, crossover.MS, setup)
+    rows = []
+    for series, kinds in crossover.SERIES.items():
+        makers = [*dense, *(maker for kind in kinds for maker in each_layout(kind))]
+        rows += _results(makers, grid, setup, {"series": series})
+    yield crossover.table(crossover.maps(rows))
+
+
+def _results(makers: Sequence[Maker], grid: Grid, setup: Setup, mark: Row | None = None) -> list[Row]:
+    """The results of a race, whose lines are put out as they come, each with what `mark` adds."""
+    rows = []
+    for lines in race(makers, grid, setup.ceilings, setup.advance):
+        marked = [{**line, **(mark or {})} for line in lines]
+        setup.put(marked)
+        rows += [line for line in marked if line["kind"] == "result"]
+    return rows
 
 
 def _avx2_figures(rows: Sequence[Row]) -> Iterator[Figure]:
@@ -81,8 +119,8 @@ def _avx2_figures(rows: Sequence[Row]) -> Iterator[Figure]:
     )
 
 
-def _grid(shapes: Sequence[tuple[int, int]], ms: Sequence[int], setup: Setup) -> Grid:
-    return Grid(shapes, ms, (torch.bfloat16,), (THREADS,), ("cold",), setup.budget_s)
+def _grid(shapes: Sequence[Shape], ms: Sequence[int], setup: Setup) -> Grid:
+    return Grid(shapes, ms, (DTYPE,), (THREADS,), ("cold",), setup.budget_s)
 
 
 def hold_to_avx2(argv: Sequence[str]) -> None:
@@ -94,8 +132,13 @@ def hold_to_avx2(argv: Sequence[str]) -> None:
         raise ValueError("--preset avx2-targets: this CPU has no AVX2")
 
 
-# Name -> what runs it, and its steps for the progress bar.
-PRESETS = {
-    "cpu-targets": (cpu_targets, len(SETS["targets"]) * len(MS) + len(FIGURES)),
-    "avx2-targets": (avx2_targets, 2),
+# Name -> what runs it, and its steps for the progress bar, of the shapes asked for.
+PRESETS: dict[str, tuple[Callable[[Setup], Iterator[str]], Callable[[Sequence[Shape]], int]]] = {
+    "cpu-targets": (cpu_targets, lambda _: len(SETS["targets"]) * len(MS) + len(FIGURES)),
+    "avx2-targets": (avx2_targets, lambda _: 2),
+    "sparse-targets": (sparse_targets, lambda _: len(sparse_goals.SHAPES) * len(sparse_goals.MS)),
+    "sparse-crossover": (
+        sparse_crossover,
+        lambda shapes: len(shapes) * len(crossover.MS) * len(crossover.SERIES),
+    ),
 }

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..demo.table import text_table
-from . import atomic, ceilings
+from . import atomic, ceilings, crossover
 from .report_cells import Row, WinMap, win_maps
 
 # Key of a line of kind "model", its heading and how it is written.
@@ -29,17 +29,25 @@ def report(rows: Sequence[Row], html: Path | None = None, png: Path | None = Non
         OSError: a file cannot be written.
     """
     maps = win_maps(rows)
-    if not maps and not _of(rows, "model"):
+    crossings = crossover.maps(rows)
+    if not maps and not crossings and not _of(rows, "model"):
         raise ValueError("no results: nothing to report")
     if png is not None:
-        from .report_plot import roofline_png
-
-        atomic.write(png, roofline_png(rows), 0o644)
+        atomic.write(png, _png(rows, crossings), 0o644)
     if html is not None:
         from .report_html import page
 
         atomic.write(html, page(rows).encode(), 0o644)
     return "\n\n".join(_parts(rows, maps))
+
+
+def _png(rows: Sequence[Row], crossings: Sequence[crossover.Map]) -> bytes:
+    from .crossover_plot import crossover_png
+    from .report_plot import roofline_png
+
+    if not crossings:
+        return roofline_png(rows)
+    return crossover_png(crossings, ", ".join(f"{run['cpu']}, {run['date'][:10]}" for run in _of(rows, "run")))
 
 
 def _of(rows: Sequence[Row], kind: str) -> list[Row]:

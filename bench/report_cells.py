@@ -53,8 +53,8 @@ class WinMap:
 
 
 def win_maps(rows: Sequence[Row]) -> list[WinMap]:
-    """A map for each setting among the results, in their order."""
-    ours = [row for row in rows if row["kind"] == "result" and not row["peer"]]
+    """A map for each setting among the results, in their order. Those of a crossover have maps of their own."""
+    ours = [row for row in rows if row["kind"] == "result" and not row["peer"] and "series" not in row]
     settings = dict.fromkeys((row["dtype"], row["threads"], row["cache"]) for row in ours)
     return [_map(setting, [row for row in ours if _setting(row) == setting]) for setting in settings]
 

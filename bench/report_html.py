@@ -7,7 +7,8 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
-from . import ceilings
+from . import ceilings, crossover
+from .crossover_html import crossover_parts
 from .report import headline, model_table
 from .report_cells import Cell, Place, Row, WinMap, win_maps
 
@@ -35,7 +36,8 @@ _FULL_COLOUR_AT = 2.5  # times as fast, or as slow
 def page(rows: Sequence[Row]) -> str:
     """The whole page. The plot is left out, and the page says so, where matplotlib is not installed."""
     maps = win_maps(rows)
-    body = [*_head(rows), *(part for found in maps for part in _map(found)), *_ceilings(rows), *_plot(rows)]
+    body = [*_head(rows), *(part for found in maps for part in _map(found)), *crossover_parts(crossover.maps(rows))]
+    body += [*_ceilings(rows), *_plot(rows)]
     body += [*_models(rows), *_skips(rows)]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

@@ -7,8 +7,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .report_cells import Row
+from .weights import WeightKind
 
-_OURS = {"w4a8": "#0b6bcb", "w4a16": "#00a3a3", "w8a8": "#d1480f", "w8a16": "#b8860b"}
+_OURS = {
+    "w4a8": "#0b6bcb",
+    "w4a16": "#00a3a3",
+    "w8a8": "#d1480f",
+    "w8a16": "#b8860b",
+    "spw4a8": "#6fa8e0",
+    "spw4a16": "#7fd0d0",
+    "spw8a8": "#7b3fb5",
+    "spw8a16": "#c9b3e6",
+    "bsw8a8": "#2e8b57",
+}
 _PEERS = {4: "v", 8: "s", 16: "o", 32: "D"}
 _GREY, _INK = "#8d949e", "#30363d"
 _COMPUTE = {"int8_gops": "int8", "bf16_gflops": "bf16", "fp32_gflops": "fp32"}
@@ -46,7 +57,8 @@ def roofline_png(rows: Sequence[Row]) -> bytes:
 
 def _points(rows: Sequence[Row]) -> Iterator[tuple[float, float, Row]]:
     for row in rows:
-        yield 2 * row["m"] * row["n"] * row["k"] / row["bytes"], row["gops"], row
+        kept = row.get("kept", 1.0)  # older files have no sparse weights
+        yield 2 * row["m"] * row["n"] * row["k"] * kept / row["bytes"], row["gops"], row
 
 
 def _panel(axis: Any, rows: Sequence[Row], limits: Mapping[str, float]) -> None:
@@ -65,9 +77,8 @@ def _panel(axis: Any, rows: Sequence[Row], limits: Mapping[str, float]) -> None:
     for bits, marker in _PEERS.items():
         _marks(axis, [p for p in points if p[2]["peer"] and p[2]["weight_bits"] == bits], f"peers, {bits} bit", marker)
     for family, colour in _OURS.items():
-        ours = [p for p in points if not p[2]["peer"] and p[2]["scheme"].startswith(f"{family}")]
-        ours = [p for p in ours if p[2]["scheme"].removeprefix(family)[:1] in ("", "g", "a")]
-        _marks(axis, ours, f"nybble {family}", _PEERS[int(family[1])], colour)
+        ours = [p for p in points if not p[2]["peer"] and WeightKind.parse(p[2]["scheme"]).scheme.family == family]
+        _marks(axis, ours, f"nybble {family}", _PEERS[int(family.removeprefix("sp").removeprefix("bs")[1])], colour)
 
 
 def _marks(

@@ -42,7 +42,7 @@ def rows_of(
     seconds = {entrant.name: timing.median for entrant, timing in zip(entrants, timings, strict=True)}
     rows = []
     for entrant, timing in zip(entrants, timings, strict=True):
-        rivals = [e.name for e in entrants if e.peer and e.weight_bits == entrant.weight_bits]
+        rivals = [e.name for e in entrants if e.peer and _comparable(entrant, e)]
         best = min(rivals, key=seconds.__getitem__, default=None)
         rows.append(
             {
@@ -65,15 +65,38 @@ def rows_of(
                 "vs_bf16": _ratio(seconds.get(BF16), timing.median),
                 "best_peer": best,
                 "vs_peer": _ratio(seconds[best] if best else None, timing.median),
+                **_over_dense(cell, entrant, timing, [p for p in zip(entrants, timings, strict=True) if not p[0].peer]),
             }
         )
     return rows
 
 
+def _comparable(entrant: Entrant, peer: Entrant) -> bool:
+    """A peer of the same weight width or, where some weights are left out, that leaves out the same ones."""
+    return peer.pattern == entrant.pattern and (entrant.pattern is not None or peer.weight_bits == entrant.weight_bits)
+
+
+def _over_dense(cell: Cell, entrant: Entrant, timing: Timing, ours: Sequence[tuple[Entrant, Timing]]) -> Row:
+    """What leaving weights out gains over nybble's fastest kernel for all of them: in speed, and in bytes."""
+    pattern = None if entrant.pattern is None else str(entrant.pattern)
+    row = {"pattern": pattern, "kept": round(entrant.kept, 6), "vs_dense": None, "bytes_vs_dense": None}
+    dense = [(found, e) for e, found in ours if e.scheme == entrant.dense]
+    if entrant.dense is None or not dense:
+        return row
+    fastest, other = min(dense, key=lambda pair: pair[0].median)
+    gain = round(_moved(cell, other) / _moved(cell, entrant), 4)
+    return {**row, "vs_dense": _ratio(fastest.median, timing.median), "bytes_vs_dense": gain}
+
+
+def _moved(cell: Cell, entrant: Entrant) -> int:
+    """Bytes of the weight, the activations and the output, once each."""
+    return entrant.weight_bytes + cell.m * (cell.n + cell.k) * entrant.dtype.itemsize
+
+
 def _speed(cell: Cell, entrant: Entrant, timing: Timing, limits: Mapping[str, float]) -> Row:
-    """Microseconds; bytes of the weight, the activations and the output, once each; rates; the bound and its share."""
-    moved = entrant.weight_bytes + cell.m * (cell.n + cell.k) * entrant.dtype.itemsize
-    operations = 2 * cell.m * cell.n * cell.k
+    """Microseconds; bytes moved; rates, of the weights that are multiplied; the bound and its share."""
+    moved = _moved(cell, entrant)
+    operations = round(2 * cell.m * cell.n * cell.k * entrant.kept)
     bound, bound_us = roofline(limits, entrant.multiply, moved, operations, cell.cache)
     us, p10, p90 = (round(seconds * 1e6, 3) for seconds in (timing.median, timing.p10, timing.p90))
     return {

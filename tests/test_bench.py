@@ -12,8 +12,8 @@ import torch
 
 from nybble.bench import entrants, machine, output, peers, results, run, shapes, timing
 from nybble.bench.peers.peer import Peer
+from nybble.bench.weights import WeightKind
 from nybble.registry import specs
-from nybble.scheme import Scheme
 
 cli = importlib.import_module("nybble.bench.__main__")
 
@@ -21,10 +21,10 @@ LIMITS = {"dram_gbps": 40, "dram_huge_gbps": 45, "l3_gbps": 200, "int8_gops": 20
 CEILINGS = {"threads": {"1": {**LIMITS, "fp32_gflops": 500}}}
 KEYS = """
     kind contestant peer scheme weight_bits dtype takes m n k threads cache us us_p10 us_p90 bytes gbps gops multiply
-    bound roofline read_gbps spread noisy rounds vs_bf16 best_peer vs_peer
+    bound roofline read_gbps spread noisy rounds vs_bf16 best_peer vs_peer pattern kept vs_dense bytes_vs_dense
 """
 TINY = run.Grid(((48, 64),), (1, 5), (torch.bfloat16,), (1,), ("hot",), 0.001)
-W4A8 = Scheme.parse("w4a8g32")
+W4A8 = WeightKind.parse("w4a8g32")
 
 
 def scalar(family="w4a8"):
@@ -154,7 +154,7 @@ def test_hot_is_one_copy():
 
 
 @pytest.mark.parametrize(
-    "maker", [entrants.KernelMaker(scalar(), W4A8), entrants.LayerMaker(W4A8)], ids=lambda m: m.name
+    "maker", [entrants.KernelMaker(scalar(), W4A8), entrants.LayerMaker(W4A8.scheme)], ids=lambda m: m.name
 )
 def test_copies_lie_apart_and_compute_the_same(maker):
     weight, x = run.draw((33, 64), 3)
@@ -283,7 +283,7 @@ def test_each_peer_computes_the_product(entry):
     if entry.why_not() is not None:
         pytest.skip(entry.why_not())
     weight, x = run.draw((64, 256), 5)
-    site = entrants.Site(weight, torch.bfloat16, weight.numel() * entry.weight_bits // 8)
+    site = entrants.Site(weight, torch.bfloat16, entry.weight_bytes(weight))
     try:
         entrant = entrants.PeerMaker(entry).make(site)
     except entrants.NotHereError as reason:
@@ -330,7 +330,7 @@ def test_medians_and_deciles():
 
 
 def test_results_have_every_key_and_hold_together():
-    makers = [entrants.KernelMaker(scalar(), W4A8), *map(entrants.PeerMaker, peers.matching("torch [bf]*"))]
+    makers = [entrants.KernelMaker(scalar(), W4A8), *map(entrants.PeerMaker, peers.matching("torch [bf]*[26]"))]
     found = lines(makers)
     assert all(set(line) == set(KEYS.split()) for line in found)
     assert [(line["contestant"], line["m"]) for line in found] == [

@@ -27,6 +27,8 @@ class Peer:
         first. The conversion is not on its clock.
     pool: whose threads it runs on. Pools spin for a while after a call, and disturb those of others.
     needs: modules that must be installed.
+    sparse: how the names of the patterns start that it is for, "sp" or "bs32x32"; None: it stores every weight.
+    size: bytes of what it stores of a sparse weight (N, K); None: weight_bits of each, scales not counted.
     """
 
     name: str
@@ -36,11 +38,17 @@ class Peer:
     make: Callable[[Tensor, torch.dtype, int], list[Layer]]
     pool: str = OPENMP
     needs: tuple[str, ...] = ()
+    sparse: str | None = None
+    size: Callable[[Tensor], int] | None = None
 
     def why_not(self) -> str | None:
         """Why it cannot run here; None if it can."""
         absent = [name for name in self.needs if find_spec(name) is None]
         return f"{' and '.join(absent)} not installed (pip install 'nybble[peers]')" if absent else None
+
+    def weight_bytes(self, weight: Tensor) -> int:
+        """Bytes of a weight (N, K) as it is stored."""
+        return max(1, self.size(weight) if self.size else weight.numel() * self.weight_bits // 8)
 
     def takes(self, dtype: torch.dtype) -> torch.dtype:
         """The dtype of the activations that it gets where `dtype` is asked for."""

@@ -78,14 +78,16 @@ def random_weight(
     return QuantizedWeight(pack_nibbles(codes), scale, zero_point)
 
 
-def random_mask(scheme: Scheme, out_features: int, in_features: int, generator: torch.Generator) -> Tensor:
-    """Which weights of a random one are kept, bool (N, K)."""
+def random_mask(
+    scheme: Scheme, out_features: int, in_features: int, generator: torch.Generator, zero_blocks: float = 0.5
+) -> Tensor:
+    """Which weights of a random one are kept, bool (N, K); zero_blocks: the share of blocks that are zero."""
     sparsity, shape = scheme.sparsity, (out_features, in_features)
     if sparsity is None:
         return torch.ones(shape, dtype=torch.bool)
     if isinstance(sparsity, Block):
         strips, width = -(-out_features // sparsity.rows), -(-in_features // sparsity.columns)
-        blocks = torch.rand(strips, width, generator=generator) < 0.5
+        blocks = torch.rand(strips, width, generator=generator) >= zero_blocks
         whole = blocks.repeat_interleave(sparsity.rows, 0).repeat_interleave(sparsity.columns, 1)
         return whole[:out_features, :in_features]
     if isinstance(sparsity, Unstructured):

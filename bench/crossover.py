@@ -1,0 +1,145 @@
+"""``--preset sparse-crossover``: what is raced, and what the results say: where sparse weights win, and from how many
+zeros on they pay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from math import log
+from typing import Any
+
+from .peers.torch_dense import BF16
+from .weights import WeightKind
+
+Row = Mapping[str, Any]
+
+MS = (1, 4, 16, 64, 256, 512)
+INT8, INT4 = "w8a8", "w4a8g128"
+# The kinds of weight that are raced together, with the dense kernels and torch bf16.
+SERIES = {
+    "unstructured int8": tuple(f"sp{percent}w8a8" for percent in (30, 40, 50, 60, 70, 80, 90, 95, 98)),
+    "n:128 int8": tuple(f"sp{n}of128w8a8" for n in (64, 48, 32, 16, 8, 4)),
+    "2:4 int8": ("sp24w8a8",),
+    "blocks of 32x32 int8": tuple(f"bs32x32w8a8:{percent}%" for percent in (30, 50, 75, 90, 95, 98)),
+    "unstructured int4": tuple(f"sp{percent}w4a8g128" for percent in (30, 50, 70, 80, 90, 98)),
+}
+# Who can win, and how a reader knows them.
+SPARSE = "sparse"
+RIVALS = {INT8: "dense int8", INT4: "dense int4", BF16: BF16}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One kind of weight at one M. us: its time; others: that of the dense contestants of the same race, by RIVALS, and
+    of the other kernels on the same weight, by name."""
+
+    us: float
+    others: Mapping[str, float]
+    noisy: bool
+
+    @property
+    def winner(self) -> str:
+        """The fastest: SPARSE or a key of RIVALS."""
+        times = {SPARSE: self.us, **{name: us for name, us in self.others.items() if name in RIVALS}}
+        return min(times, key=times.__getitem__)
+
+    def over(self, other: str) -> float | None:
+        """How many times as fast as another; None where that did not run."""
+        return self.others[other] / self.us if other in self.others else None
+
+
+@dataclass(frozen=True)
+class Map:
+    """A kernel on a series of weights of a shape (n, k). cells: by share of zeros and M."""
+
+    series: str
+    contestant: str
+    n: int
+    k: int
+    cells: Mapping[tuple[float, int], Cell]
+
+    @property
+    def title(self) -> str:
+        return f"{self.series}, {self.contestant}, {self.n}x{self.k}"
+
+    @property
+    def zeros(self) -> tuple[float, ...]:
+        return tuple(sorted({zeros for zeros, _ in self.cells}))
+
+    @property
+    def ms(self) -> tuple[int, ...]:
+        return tuple(sorted({m for _, m in self.cells}))
+
+    def pays(self, m: int, over: str) -> str:
+        """From which share of zeros on it beats another at M = m, as text: measured down to the first, "<=", or not."""
+        cells = ((zeros, self.cells[zeros, m].over(over)) for zeros in self.zeros if (zeros, m) in self.cells)
+        points = [(zeros, speed) for zeros, speed in cells if speed is not None]
+        found = pays_from(points)
+        if found is None:
+            return "-"
+        return f"{'<= ' if found == points[0][0] else ''}{found:.0%}"
+
+
+def pays_from(points: Sequence[tuple[float, float]]) -> float | None:
+    """The least share of zeros from which on it is faster.
+
+    points: (share of zeros, speed over the other), ascending. Between the last point that loses and the next, the
+    logarithm of the speed is interpolated. The first share where all points win; None where the last one loses.
+    """
+    lost = [i for i, (_, speed) in enumerate(points) if speed < 1]
+    if not points or (lost and lost[-1] == len(points) - 1):
+        return None
+    if not lost:
+        return points[0][0]
+    (left, slow), (right, fast) = points[lost[-1]], points[lost[-1] + 1]
+    return left + (right - left) * log(1 / slow) / log(fast / slow)
+
+
+def maps(rows: Sequence[Row]) -> list[Map]:
+    """A map of each shape, series and kernel among the results of the preset, in their order."""
+    races: dict[tuple[str, int, int], list[Row]] = {}
+    for row in rows:
+        if row["kind"] == "result" and "series" in row:
+            races.setdefault((row["series"], row["n"], row["k"]), []).append(row)
+    return [found for (series, n, k), race in races.items() for found in _maps(series, (n, k), race)]
+
+
+def _maps(series: str, shape: tuple[int, int], race: Sequence[Row]) -> Iterator[Map]:
+    cells: dict[str, dict[tuple[float, int], Cell]] = {}
+    for m, group in groupby(sorted(race, key=lambda row: int(row["m"])), key=lambda row: int(row["m"])):
+        contestants = list(group)
+        dense = {row["scheme"] or row["contestant"]: row["us"] for row in contestants if row["pattern"] is None}
+        for row in (row for row in contestants if row["pattern"] is not None):
+            same = [other for other in contestants if other["scheme"] == row["scheme"] and other is not row]
+            others = {**dense, **{other["contestant"]: other["us"] for other in same}}
+            cells.setdefault(row["contestant"], {})[_zeros(row), m] = Cell(row["us"], others, row["noisy"])
+    return (Map(series, contestant, *shape, found) for contestant, found in cells.items())
+
+
+def _zeros(row: Row) -> float:
+    pattern = WeightKind.parse(row["scheme"]).pattern
+    assert pattern is not None, "rows of sparse weights"  # noqa: S101
+    return pattern.zeros
+
+
+def table(found: Sequence[Map]) -> str:
+    """From which share of zeros on each kernel pays, for each M, in markdown."""
+    ms = sorted({m for one in found for m in one.ms})
+    lines = [
+        (one.title, RIVALS.get(over, over), *(one.pays(m, over) for m in ms)) for one in found for over in _overs(one)
+    ]
+    headers = ("weights, kernel, shape", "faster than", *(f"M={m}" for m in ms))
+    drawn = "\n".join(f"| {' | '.join(line)} |" for line in (headers, ("---",) * len(headers), *lines))
+    legend = (
+        "Share of zeros from which on it is faster, interpolated; <=: already at the least that was measured; "
+        "-: not even at the most."
+    )
+    return f"{legend}\n\n{drawn}"
+
+
+def _overs(one: Map) -> tuple[str, ...]:
+    """What a kernel is held against: dense int8, the dense kernel of its own width, and other layouts."""
+    others = dict.fromkeys(name for cell in one.cells.values() for name in cell.others)
+    own = (INT4,) if "int4" in one.series else ()
+    return (INT8, *own, *(name for name in others if name not in RIVALS and name < one.contestant))
