@@ -149,9 +149,10 @@ def _run_demo(args: argparse.Namespace) -> None:
 
     model_dir()  # say at once what is not installed, before the slow imports
     from .demo import run
-    from .demo.measure import FULL, QUICK
+    from .demo.measure import FULL, FULL_SPARSE, QUICK, QUICK_SPARSE
 
-    run.main(QUICK if args.quick else FULL, args.json)
+    quick, full = (QUICK_SPARSE, FULL_SPARSE) if args.sparse else (QUICK, FULL)
+    run.main(quick if args.quick else full, args.json, args.sparse)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -169,6 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     kernels.add_argument("--markdown", action="store_true", help="print the README's table")
     demo = command("demo", _run_demo, "a trained sentence encoder under torch and under nybble, measured here")
     demo.add_argument("--quick", action="store_true", help="under a minute, on fewer sentences")
+    demo.add_argument("--sparse", action="store_true", help="the price of each pattern of zeros (about ten minutes)")
     return parser
 
 

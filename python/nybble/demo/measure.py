@@ -23,6 +23,7 @@ class Plan:
     batch_budget_s: float
     single_budget_s: float
     rows: int = 32
+    calibration: int = 0  # further sentences, for pruning
 
     @property
     def round_size(self) -> int:
@@ -30,6 +31,12 @@ class Plan:
 
 
 FULL = Plan(sentences=2048, batches_per_round=2, singles_per_round=4, batch_budget_s=40, single_budget_s=8)
+FULL_SPARSE = Plan(
+    sentences=512, batches_per_round=2, singles_per_round=4, batch_budget_s=20, single_budget_s=4, calibration=1792
+)
+QUICK_SPARSE = Plan(
+    sentences=64, batches_per_round=1, singles_per_round=2, batch_budget_s=2, single_budget_s=1, calibration=64
+)
 QUICK = Plan(sentences=192, batches_per_round=1, singles_per_round=3, batch_budget_s=6, single_budget_s=2)
 
 

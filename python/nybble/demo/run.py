@@ -19,9 +19,10 @@ from .breakdown import breakdown
 from .data import all_sentences
 from .measure import Accuracy, Plan, Track, accuracy, make_rounds, measure, speedup
 from .model import MODEL_NAME, load
+from .sparse import contestants
 from .table import progress, show_table
-from .variants import BF16_W8A8, DYNAMIC, FP32, VARIANTS, Built, NotHere, held_bytes
-from .verdict import JUDGED, MEAN_COSINE, Check, best, best_checks, checks
+from .variants import BF16_W8A8, DYNAMIC, FP32, VARIANTS, W8A8, Built, NotHere, held_bytes
+from .verdict import JUDGED, JUDGED_SPARSE, MEAN_COSINE, Check, best, best_checks, checks, sparse_checks
 
 _HEADERS = ("contestant", "batch 32/s", "vs fp32", "batch 1/s", "MB", "cos mean", "cos worst", "top-1 %", "sentences")
 _WIDTH = 100  # of a line of text, so that a piped table and its notes go together
@@ -106,15 +107,18 @@ def _row(name: str, built: Built, tracks: dict[str, Track], plan: Plan) -> Row:
     )
 
 
-def run(plan: Plan) -> Outcome:
+def run(plan: Plan, sparse: bool = False) -> Outcome:
     """Build and measure; raises DemoUnavailable before any work where the `demo` extra is missing."""
     start = perf_counter()
     encoder = load()
-    rounds = make_rounds(encoder, all_sentences()[: plan.sentences], plan)
+    sentences = all_sentences()
+    rounds = make_rounds(encoder, sentences[: plan.sentences], plan)
+    rest = sentences[plan.sentences : plan.sentences + plan.calibration]
+    variants = contestants(encoder.tokenize(rest, plan.rows)) if sparse else VARIANTS
     built: dict[str, Built] = {}
     skipped: dict[str, str] = {}
-    with progress(len(VARIANTS) * (len(rounds) + 1)) as advance:
-        for variant in VARIANTS:
+    with progress(len(variants) * (len(rounds) + 1)) as advance:
+        for variant in variants:
             try:
                 built[variant.name] = variant.build(copy.deepcopy(encoder.model))
             except NotHere as error:
@@ -122,11 +126,15 @@ def run(plan: Plan) -> Outcome:
             advance(variant.name)
         tracks = measure({name: b.model for name, b in built.items()}, rounds, plan, advance)
     profiled = [batch for work in rounds[:4] for batch in work.batches]
-    winner = best(tracks)
-    named = [name for name in dict.fromkeys((DYNAMIC, *JUDGED, winner)) if name in built]
-    shares = {name: breakdown(built[name].model, profiled) for name in named}
-    found = {name: checks(tracks, name, shares[name]["linears"]) for name in JUDGED}
-    found[_asked_of_best(winner)] = best_checks(tracks, winner, shares, plan.round_size)
+    if sparse:
+        shares = {name: breakdown(built[name].model, profiled) for name in (W8A8, JUDGED_SPARSE)}
+        found = {JUDGED_SPARSE: sparse_checks(tracks)}
+    else:
+        winner = best(tracks)
+        named = [name for name in dict.fromkeys((DYNAMIC, *JUDGED, winner)) if name in built]
+        shares = {name: breakdown(built[name].model, profiled) for name in named}
+        found = {name: checks(tracks, name, shares[name]["linears"]) for name in JUDGED}
+        found[_asked_of_best(winner)] = best_checks(tracks, winner, shares, plan.round_size)
     return Outcome(
         machine=_machine(),
         plan=plan,
@@ -147,8 +155,9 @@ def _notes(outcome: Outcome) -> list[str]:
     notes = [
         "batch 32/s, batch 1/s: sentences per second, median over rounds that all run in turn.",
         "MB: parameters and buffers held. cos, top-1: vectors and nearest other sentence, against fp32.",
-        f"{BF16_W8A8}: the whole model in bfloat16, its linears then as in w8a8.",
     ]
+    if any(row.name == BF16_W8A8 for row in outcome.rows):
+        notes.append(f"{BF16_W8A8}: the whole model in bfloat16, its linears then as in w8a8.")
     most = max(row.singles for row in outcome.rows)
     for row in outcome.rows:
         if row.sentences < outcome.sentences or row.singles < most:
@@ -183,9 +192,9 @@ def show(outcome: Outcome) -> None:
     print(f"\n{outcome.seconds:.0f} seconds in all.")
 
 
-def main(plan: Plan, as_json: bool) -> None:
+def main(plan: Plan, as_json: bool, sparse: bool = False) -> None:
     """What `nybble demo` does."""
-    outcome = run(plan)
+    outcome = run(plan, sparse)
     if as_json:
         print(outcome.to_json())
     else:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from .measure import Track, accuracy, speedup
+from .sparse import name_of
 from .variants import BF16, DEFAULT, DYNAMIC, FP32, VARIANTS, W8A8
 
 # Held to the demands: as a user's one call gives it, and with every Linear swapped.
@@ -16,6 +17,11 @@ MEAN_COSINE = 0.998
 # The best variant of that accuracy, against the best of these; and its linears alone, against those of one of them.
 RIVALS = (FP32, BF16, DYNAMIC)
 _BEST, _LINEARS = 1.3, 1.5
+
+
+# Of half of the weights, the best that pruning without recovery gives.
+JUDGED_SPARSE = name_of("50%", "sparsegpt")
+_SPARSE_COSINE = 0.97
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,12 @@ def checks(tracks: Mapping[str, Track], name: str, linear_share: float) -> list[
     cosine = accuracy(tracks[name], tracks[FP32]).mean_cosine
     found.append(Check("mean cosine to torch fp32", MEAN_COSINE, cosine, digits=5))
     return found
+
+
+def sparse_checks(tracks: Mapping[str, Track]) -> list[Check]:
+    """Hold half of the weights, pruned by SparseGPT, to what was asked."""
+    cosine = accuracy(tracks[JUDGED_SPARSE], tracks[FP32]).mean_cosine
+    return [Check("mean cosine to torch fp32", _SPARSE_COSINE, cosine, digits=5)]
 
 
 def best(tracks: Mapping[str, Track]) -> str | None:
