@@ -70,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m nybble.bench", description="Check, time and compare nybble's kernels."
     )
     add = main.add_argument
-    add("--kernel", help="glob on <kernel>-<scheme>, such as 'w4a8*-*g128'; default: those of the best target")
+    add("--kernel", help="glob on <kernel>-<scheme>: 'w4a8*-*g128', '*-sp80w8a8'; default: those of the best target")
     add("--shapes", type=_argument(parse_shapes), default="4096x4096", help=f"NxK or {', '.join(SETS)}; commas between")
     add("--m", type=_argument(numbers), default="1,4,16,64,256", help="rows of activations")
     add("--dtype", type=_argument(dtypes), default="bf16", help="of the activations: bf16, fp32, fp16")

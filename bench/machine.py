@@ -12,7 +12,7 @@ from typing import Any
 
 from .. import __version__, targets
 
-_LIBRARIES = ("torch", "numpy", "transformers", "torchao", "onnxruntime", "openvino", "bitsandbytes")
+_LIBRARIES = ("torch", "numpy", "transformers", "torchao", "onnxruntime", "openvino", "bitsandbytes", "scipy")
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _ROOT = Path(__file__).resolve().parent.parent
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}

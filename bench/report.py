@@ -60,7 +60,7 @@ def _parts(rows: Sequence[Row], maps: Sequence[WinMap]) -> Iterator[str]:
         yield ceilings.table(run["ceilings"])
     for found in maps:
         won, of = found.score
-        yield f"{found.title}: at least as fast as the best peer of the same weight width in {won} of {of} cells"
+        yield f"{found.title}: at least as fast as the best peer of the same weight width, or zeros, in {won} of {of} cells"
         yield text_table(("scheme", "N x K", *(f"M={m}" for m in found.ms)), list(_map_rows(found)))
     if any(cell.noisy for found in maps for cell in found.cells.values()):
         yield "?: the A/A spread of this cell was above the bench's bound"

@@ -59,7 +59,7 @@ def _map(found: WinMap) -> Iterator[str]:
     won, of = found.score
     yield f"<h2>{escape(found.title)}</h2>"
     yield (
-        f"<p>Speed over the best peer of the same weight width: at least as fast in {won} of {of} cells. Blue is faster, "
+        f"<p>Speed over the best peer of the same weight width, or zeros: at least as fast in {won} of {of} cells. Blue is faster, "
         "orange slower; point at a cell for the times. “?”: the run was noisy there.</p>"
     )
     heading = "".join(f"<th>M={m}</th>" for m in found.ms)
