@@ -57,3 +57,11 @@ def test_the_usage_example_runs(text: str, tmp_path: Path, monkeypatch: pytest.M
     exec(compile(example[1], "README.md", "exec"), names)  # noqa: S102
     assert (tmp_path / "quantized").is_dir()
     assert repr(names["fresh"]) == repr(names["model"])
+
+
+def test_the_sparse_example_runs(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    example = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    monkeypatch.setattr("nybble.passes.measure._measure", lambda *_: 2.0)
+    names: dict[str, object] = {}
+    exec(compile(example, "README.md", "exec"), names)  # noqa: S102
+    assert repr(names["model"]).count("scheme=sp32of128w8a8") == 2

@@ -106,6 +106,9 @@ def _run_info(args: argparse.Namespace) -> None:
         _show_info(info)
 
 
+_HELPS = {"prepare": "activations to codes", "expand": "masks and values to dense lines"}
+
+
 def kernel_markdown() -> str:
     """The kernel table of README.md: the same on every machine, so that a test can hold the README to it."""
     from .registry import all_specs
@@ -114,7 +117,7 @@ def kernel_markdown() -> str:
     needs = {target.name: ", ".join(target.needs) or "any CPU" for target in TARGETS}
     rows = [("kernel", "computes", "target", "needs", "weight layout"), ("---",) * 5]
     for spec in all_specs():
-        computes = spec.scheme or "activations to codes"
+        computes = spec.scheme or _HELPS[spec.op]
         rows.append((f"`{spec.name}`", computes, spec.target, needs[spec.target], spec.layout or "-"))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
