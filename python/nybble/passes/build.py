@@ -8,6 +8,7 @@ from torch import nn
 
 from ..nn import Linear
 from ..report import geometric_mean
+from ..sparsity import Block
 from . import measure
 from .eligible import ALREADY, dense_weight, is_linear_like
 from .options import Options
@@ -67,8 +68,16 @@ class Builder:
             layer.speedup = measure.speedups(layer.site.module, new, layer.kernels)
             mean = geometric_mean(tuple(layer.speedup.values()))
             if mean <= 1:
-                return f"slower here: {mean:.2f}x dense speed (geometric mean over M={', '.join(map(str, asked.m))})"
+                slower = f"slower here: {mean:.2f}x dense speed (geometric mean over M={', '.join(map(str, asked.m))})"
+                return slower + self._where_it_pays(layer, new)
         return None
+
+    def _where_it_pays(self, layer: Layer, new: Linear) -> str:
+        """Of a sparse layer that does not pay: at how many zeros it would."""
+        if new.scheme.sparsity is None or isinstance(new.scheme.sparsity, Block):
+            return ""
+        percent = measure.pays_from(layer.site.module, new, self._options.m)
+        return "; not even 95 % zeros would pay" if percent is None else f"; {percent} % zeros would pay"
 
     def _leave_refused(self, twins: Sequence[Layer]) -> None:
         """Twins stay together: when one is refused, all stay dense."""

@@ -5,15 +5,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
 
+from ..report import geometric_mean
+from ..sparsity import Unstructured
+
 if TYPE_CHECKING:
     from ..nn import Linear
 
 BUDGET_S = 0.03
+# Percent of zeros at which a layer that does not pay is tried.
+_ZEROS = (50, 60, 70, 80, 90, 95)
 
 _Key = tuple[str, tuple[int, int], bool, torch.dtype, str, int, int, int, str]
 # Of a sparse weight the time follows its bytes; steps of them that count as the same, per dense weight.
@@ -72,6 +78,27 @@ def speedups(dense: nn.Module, layer: Linear, kernels: Mapping[int, str]) -> dic
             _memo[key] = _measure(dense, layer, m, weight.dtype)
         result[m] = _memo[key]
     return result
+
+
+def pays_from(dense: nn.Module, layer: Linear, ms: Sequence[int]) -> int | None:
+    """The least percent of zeros, of a few, from which a sparse layer of this shape is faster than ``dense``.
+
+    Random weights stand for the layer's: what counts is how many are zero. None where not even the most zeros pay.
+    """
+    for percent in _ZEROS:
+        other = _random_layer(layer, Unstructured(percent))
+        kernels = {m: other.explain(m).kernel or "" for m in ms}
+        if geometric_mean(tuple(speedups(dense, other, kernels).values())) > 1:
+            return percent
+    return None
+
+
+def _random_layer(layer: Linear, sparsity: Unstructured) -> Linear:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(layer.out_features, layer.in_features, generator=generator)
+    kept = torch.rand(weight.shape, generator=generator) >= sparsity.zeros
+    scheme = replace(layer.scheme, sparsity=sparsity)
+    return type(layer).from_weight(weight * kept, layer.bias, scheme, dtype=layer.dtype)
 
 
 def _measure(dense: nn.Module, layer: Linear, m: int, dtype: torch.dtype) -> float:
