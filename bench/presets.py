@@ -48,7 +48,7 @@ class Setup:
 
 def cpu_targets(setup: Setup) -> Iterator[str]:
     """Races nybble's layers against the peers; yields the table of targets, then each other figure."""
-    makers = [*layer_makers(SCHEMES), *(PeerMaker(peer) for peer in setup.peers)]
+    makers = [*layer_makers(SCHEMES), *peer_makers(setup.peers, ())]
     found = verdicts(_results(makers, _grid(SETS["targets"], MS, setup), setup))
     setup.put([verdict.line() for verdict in found])
     yield table(found)
