@@ -11,7 +11,8 @@ from nybble.registry import FLOATS, all_specs
 from nybble.testing import guarded
 
 SPECS = [spec for spec in all_specs() if spec.op == "prepare"]
-FORMATS = {"f32": 0, "s8": 1, "s16": 2, "u8": 3, "bf16": 4}
+FORMATS = {"f32": 0, "s8": 1, "s16": 2, "u8": 3, "bf16": 4, "u8_lines": 5}
+LINE_K = 64
 
 
 def prepare(spec, x, k_padded, block_rows, group, panel_format):
