@@ -305,6 +305,7 @@ void check_packed(const WeightShape& shape, const uint8_t* packed, size_t bytes)
     const uint64_t begin = word_at(packed + at.start, i), end = word_at(packed + at.start, i + 1);
     const auto wrong = [&](const char* what) { refuse("packed: start[" + std::to_string(i + 1) + "] " + what); };
     if (end < begin) wrong("is below the one before");
+    if (end > word_at(packed + at.start, strips)) wrong("is above the last");
     if (shape.form == Form::mask) {
       const int64_t planes = shape.bits == 8 ? 1 : 2, lines = ks / line_ks(shape);
       uint64_t kept[2] = {0, 0};
