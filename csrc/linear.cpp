@@ -302,6 +302,8 @@ void run_prepare(const PrepareCall& call) {
   if (call.group < 1 || call.k_padded % call.group) refuse("group: must divide k_padded");
   const int64_t groups = call.k_padded / call.group;
   if (groups > 1 && call.group % 16) refuse("group: must be a multiple of 16, or span k_padded");
+  if (call.panel_format == NYBBLE_PANEL_U8_LINES && (call.k_padded % NYBBLE_LINE_K || call.group % NYBBLE_LINE_K))
+    refuse("prepare: k_padded and group must be multiples of 64 where ks lie in lines");
   require("x", call.x, strided_extent(call.rows, call.stride, call.k), dtype_bytes(call.dtype));
   require("panel", call.panel, call.rows * call.k_padded, panel_bytes(call.panel_format));
   if (call.panel_format != NYBBLE_PANEL_F32 && call.panel_format != NYBBLE_PANEL_BF16) {

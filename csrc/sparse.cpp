@@ -314,6 +314,7 @@ void check_packed(const WeightShape& shape, const uint8_t* packed, size_t bytes)
     const uint64_t begin = word_at(packed + at.start, i), end = word_at(packed + at.start, i + 1);
     const auto wrong = [&](const char* what) { refuse("packed: start[" + std::to_string(i + 1) + "] " + what); };
     if (end < begin) wrong("is below the one before");
+    if (end > word_at(packed + at.start, strips)) wrong("is above the last");
     if (shape.form == Form::mask) {
       const int64_t planes = mask_planes(shape), lines = ks / line_ks(shape);
       const uint64_t mask_bytes = static_cast<uint64_t>(NYBBLE_MASK_LINES * planes * 8);

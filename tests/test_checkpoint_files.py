@@ -58,6 +58,7 @@ class TestFiles:
             "in_features": 40,
             "out_features": 24,
             "bias": True,
+            "stored": 0,
             "dtype": "float32",
             "tied_to": None,
         }

@@ -26,7 +26,7 @@ DTYPES = [pytest.param(dtype, id=str(dtype).removeprefix("torch.")) for dtype in
 
 
 def usable(spec: KernelSpec, scheme: Scheme, dtype: torch.dtype | None = None) -> None:
-    reason = spec.why_not(Problem(scheme, m=1, n=1, k=1, dtype=dtype or spec.act_dtypes[0]))
+    reason = spec.why_not(Problem(scheme, m=1, n=1, k=1, dtype=dtype or spec.act_dtypes[0], layout=spec.layout))
     if reason is not None:
         pytest.skip(f"{spec.name}: {reason}")
 
@@ -62,7 +62,7 @@ def test_agrees_with_the_oracle(spec: KernelSpec, scheme: Scheme, dtype: torch.d
             bound = error_bound(x, quantized, scheme, expected, dtype)
             assert got.shape == (m, n)
             assert ((got.double() - expected).abs() <= bound).all(), f"{name} {(m, n, k)} bias={with_bias}"
-            if m and n > 1:
+            if m and n > 1 and expected.any():  # few blocks may all be zero
                 assert bound.max() < 0.1 * expected.abs().max(), "a vacuous bound"
 
 

@@ -19,6 +19,7 @@ ORDER = (
     ("layouts",),
     ("_C",),
     ("native",),
+    ("portable",),  # sparse codes are checked by the compiled library
     ("targets",),  # asks the compiled library what the CPU is
     ("reference",),
     ("registry",),

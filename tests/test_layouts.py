@@ -23,7 +23,7 @@ def layout_of(scheme: Scheme) -> str:
 def test_native_packing_equals_the_definition(scheme: Scheme, n: int, k: int) -> None:
     quantized = random_weight(scheme, n, k, seed=n * 1000 + k)
     packed = layouts.pack(quantized, layout_of(scheme), scheme, k)
-    assert torch.equal(native.pack(quantized, scheme, k), packed)
+    assert torch.equal(native.pack(quantized, scheme, k, layout_of(scheme)), packed)
     assert packed.numel() == layouts.packed_nbytes(layout_of(scheme), scheme, n, k)
 
 
@@ -35,7 +35,7 @@ def test_unpacking_is_the_exact_inverse(scheme: Scheme, n: int, k: int) -> None:
         packed = layouts.pack(quantized, layout, scheme, k)
         found = [layouts.unpack(packed, layout, scheme, n, k)]
         if layout != layouts.PLAIN:
-            found.append(native.unpack(packed, scheme, n, k))
+            found.append(native.unpack(packed, scheme, n, k, layout))
         for restored in found:
             assert restored.tensors().keys() == quantized.tensors().keys()
             for name, tensor in quantized.tensors().items():

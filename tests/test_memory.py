@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from nybble import layouts, native, reference
+from nybble.native import KernelNames
 from nybble.registry import KernelSpec, Problem, specs
 from nybble.rounding import QuantizedWeight, portable_spec
 from nybble.scheme import Scheme
-from nybble.testing import CANARY, error_bound, guarded, random_weight, schemes_of
+from nybble.testing import CANARY, error_bound, guarded, pack_for, random_weight, schemes_of
 
 CASES = [
     pytest.param(spec, scheme, id=f"{spec.name}-{scheme}")
@@ -31,13 +32,13 @@ SHAPES = [(1, 1, 1), (1, 33, 70), (7, 17, 129), (13, 31, 64), (2, 16, 4), (12, 3
     ],
 )
 def test_kernels_stay_inside_their_buffers(spec: KernelSpec, scheme: Scheme, dtype: torch.dtype, flush: str) -> None:
-    reason = spec.why_not(Problem(scheme, m=1, n=1, k=1, dtype=dtype))
+    reason = spec.why_not(Problem(scheme, m=1, n=1, k=1, dtype=dtype, layout=spec.layout))
     if reason is not None:
         pytest.skip(f"{spec.name}: {reason}")
     assert spec.make is not None
     for m, n, k in SHAPES:
         quantized = random_weight(scheme, n, k)
-        plain = layouts.pack(quantized, spec.layout, scheme, k)
+        plain = pack_for(spec, quantized, scheme, k)
         with (
             guarded((m, k), dtype, flush) as x,
             guarded((plain.numel(),), torch.uint8, flush) as packed,
@@ -70,7 +71,7 @@ def test_packing_stays_inside_its_buffers(scheme: Scheme, flush: str) -> None:
             scale, zero = native.memory(quantized.scale), native.memory(quantized.zero_point)
             native._C.pack(shape, native.memory(qweight.tensor), scale, zero, (packed.tensor.data_ptr(), size), 2)
             assert torch.equal(packed.tensor, layouts.pack(quantized, layout, scheme, k))
-            assert torch.equal(native.unpack(packed.tensor, scheme, n, k).qweight, quantized.qweight)
+            assert torch.equal(native.unpack(packed.tensor, scheme, n, k, layout).qweight, quantized.qweight)
             assert packed.intact()
             assert qweight.intact()
 
@@ -84,11 +85,11 @@ def test_guards_notice_a_stray_write() -> None:
 @pytest.mark.parametrize("name", ["x", "packed", "bias", "y"])
 def test_a_buffer_that_is_too_small_is_refused(name: str) -> None:
     scheme, m, n, k = Scheme.parse("w8a8"), 2, 33, 70
-    packed = native.pack(random_weight(scheme, n, k), scheme, k)
+    packed = native.pack(random_weight(scheme, n, k), scheme, k, "n16k4")
     tensors = {"x": torch.randn(m, k), "packed": packed, "bias": torch.randn(n), "y": torch.zeros(m, n)}
     memory = {key: native.memory(tensor) for key, tensor in tensors.items()}
     f32 = native.DTYPES[torch.float32]
-    plan = native._C.LinearPlan("w8a8_scalar", "prepare_scalar", native.weight_shape(scheme, n, k))
+    plan = native._C.LinearPlan("w8a8_scalar", "prepare_scalar", "", "", native.weight_shape(scheme, n, k))
 
     def go() -> None:
         plan.run(memory["x"], f32, m, k, memory["packed"], memory["bias"], f32, memory["y"], f32, 1)
@@ -104,11 +105,11 @@ def test_a_buffer_that_is_too_small_is_refused(name: str) -> None:
 def test_wrong_names_and_shapes_are_refused() -> None:
     scheme = Scheme.parse("w4a8g32")
     with pytest.raises(ValueError, match=r'kernel="nonsense"'):
-        native.LinearPlan("nonsense", "prepare_scalar", scheme, 4, 32)
+        native.LinearPlan(KernelNames("nonsense", "prepare_scalar", "n16k8"), scheme, 4, 32)
     with pytest.raises(ValueError, match="out_features=0"):
-        native.LinearPlan("w4a8_scalar", "prepare_scalar", scheme, 0, 32)
-    plan = native.LinearPlan("w8a8_scalar", "prepare_scalar", scheme, 4, 32)
-    packed = native.pack(random_weight(scheme, 4, 32), scheme, 32)
+        native.LinearPlan(KernelNames("w4a8_scalar", "prepare_scalar", "n16k8"), scheme, 0, 32)
+    plan = native.LinearPlan(KernelNames("w8a8_scalar", "prepare_scalar", "n16k8"), scheme, 4, 32)
+    packed = native.pack(random_weight(scheme, 4, 32), scheme, 32, "n16k8")
     with pytest.raises(ValueError, match="weight bits"):
         plan(torch.zeros(1, 32), packed, None, torch.zeros(1, 4))
     short = QuantizedWeight(torch.zeros(2, 2, dtype=torch.uint8), torch.ones(4, 1, dtype=torch.bfloat16))

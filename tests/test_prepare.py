@@ -11,7 +11,11 @@ from nybble.registry import FLOATS, all_specs
 from nybble.testing import guarded
 
 SPECS = [spec for spec in all_specs() if spec.op == "prepare"]
-FORMATS = {"f32": 0, "s8": 1, "s16": 2, "u8": 3, "bf16": 4}
+FORMATS = {"f32": 0, "s8": 1, "s16": 2, "u8": 3, "bf16": 4, "u8_lines": 5}
+LINE_K = 64
+# K, K as it is padded, group
+WORD_SHAPES = ((1, 4, 4), (70, 96, 32), (129, 136, 136), (128, 128, 64), (12, 12, 12), (31, 32, 32))
+LINE_SHAPES = ((1, 128, 128), (70, 128, 64), (129, 192, 192), (128, 128, 128), (300, 320, 64))
 
 
 def prepare(spec, x, k_padded, block_rows, group, panel_format):
@@ -41,7 +45,8 @@ def prepare(spec, x, k_padded, block_rows, group, panel_format):
         rows = torch.empty(m, k_padded, dtype=dtype)
         for start in range(0, m, block_rows):
             r = min(block_rows, m - start)
-            block = panel.tensor[start * k_padded : (start + r) * k_padded].view(k_padded // 4, r, 4)
+            line = LINE_K if panel_format == FORMATS["u8_lines"] else 4
+            block = panel.tensor[start * k_padded : (start + r) * k_padded].view(k_padded // line, r, line)
             if dtype == torch.bfloat16:
                 block = block[..., (0, 2, 1, 3)]  # the pairs that kernels multiply
             rows[start : start + r] = block.transpose(0, 1).reshape(r, k_padded)
@@ -69,7 +74,7 @@ def test_codes_equal_the_reference(spec, panel: str, dtype: torch.dtype) -> None
         with pytest.raises(ValueError, match="refused"):
             prepare(spec, hard_rows(12).to(dtype), 12, 4, 12, FORMATS[panel])
         return
-    for k, k_padded, group in ((1, 4, 4), (70, 96, 32), (129, 136, 136), (128, 128, 64), (12, 12, 12), (31, 32, 32)):
+    for k, k_padded, group in LINE_SHAPES if panel == "u8_lines" else WORD_SHAPES:
         x = hard_rows(k).to(dtype)
         for block_rows in (1, 4, 12):
             rows, scale, zero, sums = prepare(spec, x, k_padded, block_rows, group, FORMATS[panel])
@@ -77,13 +82,19 @@ def test_codes_equal_the_reference(spec, panel: str, dtype: torch.dtype) -> None
                 assert torch.equal(rows[:, :k].float().nan_to_num(1.5), x.float().nan_to_num(1.5))
                 assert (rows[:, k:] == 0).all()
                 continue
-            codes = rows.int() - (128 if panel == "u8" else 0)
+            codes = rows.int() - (128 if panel in ("u8", "u8_lines") else 0)
             expected = quantize_activations(x)
             assert torch.equal(codes[:, :k], expected.codes.int()), (k, block_rows)
             assert (codes[:, k:] == 0).all(), "padding is code 0"
             assert torch.equal(scale.nan_to_num(-1), expected.scale.nan_to_num(-1))
             assert torch.equal(zero, expected.zero)
             assert torch.equal(sums, codes.view(len(x), -1, group).sum(-1))
+
+
+@pytest.mark.parametrize(("k_padded", "group"), [(12, 12), (96, 96), (128, 32)])
+def test_lines_that_are_not_whole_are_refused(k_padded: int, group: int) -> None:
+    with pytest.raises(ValueError, match="k_padded and group must be multiples of 64"):
+        prepare(SPECS[0], hard_rows(12), k_padded, 4, group, FORMATS["u8_lines"])
 
 
 def test_the_reference_rounds_as_its_docstring_says() -> None:

@@ -12,7 +12,8 @@ from torch import nn
 import nybble
 from nybble import dispatch, native, registry, targets
 from nybble.dispatch import NoKernelError, explain, select
-from nybble.registry import FAMILIES, Problem, all_specs, specs
+from nybble.layouts import MASK_OF
+from nybble.registry import FAMILIES, LEAST_ZEROS, SPARSE_FAMILIES, Problem, all_specs, specs
 from nybble.scheme import Scheme
 
 SOURCES = Path(__file__).parents[1] / "csrc"
@@ -21,14 +22,22 @@ needs_sources = pytest.mark.skipif(
     reason="csrc/kernels.def is not here: these tests run without the source tree",
 )
 LINE = re.compile(
-    r"NYBBLE_(?P<op>PREPARE|LINEAR)\((?P<name>\w+), (?:(?P<scheme>w\d+a\d+), )?(?P<target>\w+)"
+    r"NYBBLE_(?P<op>PREPARE|EXPAND|LINEAR)\((?P<name>\w+), (?:(?P<scheme>(?:sp|bs)?w\d+a\d+), )?(?P<target>\w+)"
     r"(?:, (?P<layout>\w+), (?P<panel>\w+), (?P<block_rows>\d+))?\)"
 )
 PANELS = {"F32": torch.float32, "S8": torch.int8, "S16": torch.int16, "U8": torch.uint8, "BF16": torch.bfloat16}
+PANELS["U8_LINES"] = torch.uint8
+ALL_FAMILIES = (*FAMILIES, *SPARSE_FAMILIES)
 COMPILED = [target for target in targets.NAMES if target != "torch"]
-CASES = [
-    (spec.name, scheme) for spec in specs() for scheme in (f"{spec.scheme}g32" if "w4" in spec.scheme else spec.scheme,)
-]
+
+
+def scheme_for(spec):
+    """The name of a scheme that a kernel serves, with zeros enough for its layout and not for another."""
+    family = spec.scheme.replace("sp", "sp90" if spec.least_zeros else "sp50").replace("bs", "bs32x32")
+    return f"{family}g32" if "w4" in family else family
+
+
+CASES = [(spec.name, scheme_for(spec)) for spec in specs()]
 
 
 def table():
@@ -79,7 +88,7 @@ def test_each_line_of_the_table_has_its_file_and_its_spec(line):
     spec = spec_of(line["name"])
     assert spec.op == line["op"].lower()
     assert spec.target == line["target"]
-    assert spec.name.startswith(line["scheme"] or "prepare")
+    assert spec.name.startswith(line["scheme"] or line["op"].lower())
     assert spec.name.split("_")[1] == spec.target
     if spec.op == "linear":
         assert (spec.scheme, spec.layout, spec.block_rows) == (line["scheme"], line["layout"], int(line["block_rows"]))
@@ -93,26 +102,42 @@ def test_the_table_the_files_and_the_specs_are_the_same_set():
     files = {path.stem for path in (SOURCES / "cpu").glob("*.cpp")}
     assert files == set(names)
     assert [row["name"] for row in native.kernel_table()] == names
-    assert {spec.name for spec in all_specs()} == {*names, *(f"{family}_reference" for family in FAMILIES)}
+    references = {f"{family}_reference" for family in ALL_FAMILIES}
+    assert {spec.name for spec in all_specs()} == {*names, *expanded(), *references}
+
+
+def expanded():
+    """The kernels that serve a mask layout through lines: every dense one, by the name of its spec."""
+    return {f"sp{line['name']}": line for line in table() if line["layout"] in MASK_OF}
+
+
+@needs_sources
+@pytest.mark.parametrize(("name", "line"), expanded().items(), ids=list(expanded()))
+def test_every_dense_kernel_also_serves_the_mask_layout(name, line):
+    spec, dense = spec_of(name), spec_of(line["name"])
+    assert (spec.scheme, spec.layout) == (f"sp{dense.scheme}", MASK_OF[dense.layout])
+    same = ("op", "target", "act_dtypes", "out_dtypes", "group_sizes", "panel", "block_rows", "exact")
+    assert all(getattr(spec, field) == getattr(dense, field) for field in same)
 
 
 def fastest(family, dtype, best):
     """The kernel that serves a family and an activation dtype where `best` is the fastest target, by the table."""
     level = targets.NAMES.index(best)
     served = [f"{family}_reference"]
+    lines = [(line["name"], line["scheme"], line) for line in table() if line["op"] == "LINEAR"]
+    lines += [(name, f"sp{line['scheme']}", line) for name, line in expanded().items()]
     for target in targets.NAMES[: level + 1]:
-        for line in table():
-            if (line["op"], line.get("scheme"), line["target"]) != ("LINEAR", family, target):
-                continue
-            if line["panel"] != "BF16" or dtype == torch.bfloat16:
-                served.append(line["name"])
+        here = {name: line for name, scheme, line in lines if (scheme, line["target"]) == (family, target)}
+        fits = [name for name, line in here.items() if line["panel"] != "BF16" or dtype == torch.bfloat16]
+        served += sorted(fits, key=lambda name: here[name]["layout"] in LEAST_ZEROS)
     return served[-1]
 
 
 @pytest.mark.parametrize("target", [target for target in COMPILED if target in ("scalar", "avx2", "avx512vnni")])
 def test_each_family_has_a_kernel_on_each_tier(target):
-    families = [spec.scheme for spec in specs() if spec.target == target]
-    assert sorted(families) == sorted(FAMILIES)
+    families = {spec.scheme for spec in specs() if spec.target == target}
+    blocks = {"bsw8a8"} if target != "avx2" else set()  # which takes the scalar kernel
+    assert families == {*FAMILIES, *(f"sp{family}" for family in FAMILIES), *blocks}
     assert [spec.name for spec in all_specs() if (spec.op, spec.target) == ("prepare", target)] == [f"prepare_{target}"]
 
 
@@ -124,11 +149,13 @@ def test_specs_are_ordered_from_the_slowest_target_to_the_fastest():
 
 
 def test_scheme_families_and_registry_agree():
-    assert {Scheme(bits, act).family for bits in (4, 8) for act in (8, 16)} == set(FAMILIES)
+    dense = {Scheme(bits, act).family for bits in (4, 8) for act in (8, 16)}
+    assert dense == set(FAMILIES)
+    assert {"bsw8a8", *(f"sp{family}" for family in dense)} == set(SPARSE_FAMILIES)
     for spec in specs():
         assert spec.exact == (spec.scheme.endswith("a8") and spec.target != "torch")
         assert None in spec.group_sizes
-        assert (len(spec.group_sizes) > 1) == spec.scheme.startswith("w4")
+        assert (len(spec.group_sizes) > 1) == ("w4" in spec.scheme)
 
 
 # --- why_not
@@ -171,9 +198,21 @@ def test_int32_outputs_are_for_w8a8_alone(machine):
     machine("scalar")
     for spec in specs():
         if spec.target == "scalar":
-            scheme = "w4a8g32" if spec.scheme == "w4a8" else spec.scheme
-            reason = spec.why_not(problem_for(spec, scheme, out_dtype=torch.int32))
-            assert (reason is None) == (spec.scheme == "w8a8")
+            reason = spec.why_not(problem_for(spec, scheme_for(spec), out_dtype=torch.int32))
+            assert (reason is None) == spec.scheme.endswith("w8a8")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "fits"), [("sp64w8a8", False), ("sp24w8a8", False), ("sp65w8a8", True), ("sp32of128w8a8", True)]
+)
+def test_the_gather_layout_wants_many_zeros(scheme, fits, machine):
+    machine("avx512vbmi")
+    for spec in (spec for spec in specs() if spec.layout == "gather8" and spec.target in targets.detect().targets):
+        assert spec.least_zeros == LEAST_ZEROS["gather8"] == 0.65
+        reason = spec.why_not(problem_for(spec, scheme, layout=None))
+        assert (reason is None) == fits
+        assert fits or re.fullmatch(rf"packed from 65% zeros on, {scheme} has \d+%", reason)
+        assert spec.why_not(problem_for(spec, scheme)) is None, "what is packed already is multiplied"
 
 
 # --- select and explain
@@ -182,10 +221,11 @@ def test_int32_outputs_are_for_w8a8_alone(machine):
 @needs_sources
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("best", targets.NAMES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL_FAMILIES)
 def test_the_fastest_target_is_selected(family, best, dtype, machine):
     machine(best)
-    chosen = select(Problem(Scheme.parse(family), m=1, n=16, k=64, dtype=dtype))
+    scheme = Scheme.parse(family.replace("sp", "sp90").replace("bs", "bs32x32"))
+    chosen = select(Problem(scheme, m=1, n=16, k=64, dtype=dtype))
     assert chosen.name == fastest(family, dtype, best)
 
 
@@ -236,9 +276,9 @@ def test_the_kernel_that_is_named_is_the_one_that_runs(name, scheme, machine, mo
     ran = []
 
     class Plan(native.LinearPlan):
-        def __init__(self, kernel, prepare, *shape):
-            super().__init__(kernel, prepare, *shape)
-            self.names = (kernel, prepare)
+        def __init__(self, names, *shape):
+            super().__init__(names, *shape)
+            self.names = names
 
         def __call__(self, *arguments):
             ran.append(self.names)
@@ -246,12 +286,23 @@ def test_the_kernel_that_is_named_is_the_one_that_runs(name, scheme, machine, mo
 
     monkeypatch.setattr(native, "LinearPlan", Plan)
     dtype = spec.act_dtypes[0]
-    layer = nybble.nn.Linear.from_dense(nn.Linear(64, 16, dtype=dtype), scheme)
+    kind = nybble.nn.SparseLinear if scheme.startswith(("sp", "bs")) else nybble.nn.Linear
+    layer = kind.from_dense(nn.Linear(64, 16, dtype=dtype), scheme)
     assert nybble.explain(layer).kernel == name
     y = layer(torch.randn(3, 64, dtype=dtype))
     assert torch.isfinite(y).all()
-    assert [kernel for kernel, _ in ran] == ([] if spec.target == "torch" else [name])
-    assert all(prepare in {s.name for s in all_specs() if s.op == "prepare"} for _, prepare in ran)
+    if spec.target == "torch":
+        assert not ran
+        return
+    (names,) = ran
+    ops_of = {row["name"]: row["op"] for row in native.kernel_table()}
+    masked, few = spec.layout in MASK_OF.values(), name in ops_of and spec.layout in MASK_OF.values()
+    assert names.layout == spec.layout
+    assert names.few == (name if few else "")
+    if not few:  # a dense kernel, where lines are made for it
+        assert names.linear == (name.removeprefix("sp") if masked else name)
+    assert ops_of[names.prepare] == "prepare"
+    assert ops_of.get(names.expand) == ("expand" if masked else None)
 
 
 # --- nybble.kernels

@@ -37,17 +37,21 @@ SHAPES = {
     "last-column": (20, 33, 200),
 }
 
+SPARSE_SCHEMES = {
+    "spw8": ("sp50{}", "sp32of128{}"),
+    "spw4": ("sp50{}", "sp50{}g32", "sp32of128{}g128"),
+    "bsw8": ("bs16x4{}", "bs48x64{}"),
+}
+
 # Unit roundoff, relative to the value, and absolute where the value is subnormal.
 OUT_EPSILON = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 OUT_FLOOR = {torch.float32: 2.0**-126, torch.bfloat16: 2.0**-126, torch.float16: 2.0**-25}
 
 
 def schemes_of(family: str) -> list[Scheme]:
-    """Every scheme of a family such as "w4a8"."""
+    """Every scheme of a family such as "w4a8"; of the many sparse ones, a few."""
     if family.startswith(("sp", "bs")):
-        names = ("sp50", "sp24", "sp90", "sp32of128") if family.startswith("sp") else ("bs16x4", "bs32x32", "bs48x64")
-        groups = ("", "g32", "g128") if "w4" in family else ("",)
-        return [Scheme.parse(name + family[2:] + group) for name in names for group in groups]
+        return [Scheme.parse(name.format(family[2:])) for name in SPARSE_SCHEMES[family[:4]]]
     weight_bits, act_bits = int(family[1]), int(family[3:])
     if weight_bits == 8:
         return [Scheme(8, act_bits)]

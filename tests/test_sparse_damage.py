@@ -1,0 +1,300 @@
+"""Damaged sparse weights: whatever a kernel would follow is checked first, and the field that is wrong is named."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from nybble import native
+from nybble.native import KernelNames
+from nybble.nn import SparseLinear
+from nybble.scheme import Scheme
+from nybble.testing import guarded, random_weight
+
+N, K = 50, 200
+TILES = 4
+SCHEMES = {"mask8": "sp70w8a8", "mask4": "sp70w4a8g32", "gather8": "sp70w8a8", "blocks8": "bs32x32w8a8"}
+LARGE = 2**62
+
+
+def packed_of(layout: str) -> tuple[Tensor, Scheme]:
+    scheme = Scheme.parse(SCHEMES[layout])
+    quantized = random_weight(scheme.dense if layout == "blocks8" else scheme, N, K)  # 7 blocks in either strip
+    return native.pack(quantized, scheme, K, layout), scheme
+
+
+def check(packed: Tensor, scheme: Scheme, layout: str) -> None:
+    native.check_packed(packed, scheme, N, K, layout)
+
+
+def sections(layout: str) -> dict[str, int]:
+    """Where a packed weight of these shapes has its last start and what follows the sums, by csrc/pack.h."""
+    scale = 64 * TILES if layout != "mask4" else 32 * TILES * 7  # float32, or bfloat16 of 7 groups
+    return {"last_start": 8 * (2 if layout == "blocks8" else TILES), "next": 64 + scale + 64 * TILES}
+
+
+def words(packed: Tensor, at: int, dtype: torch.dtype, count: int) -> Tensor:
+    return packed[at : at + count * dtype.itemsize].view(dtype)
+
+
+@pytest.mark.parametrize("layout", SCHEMES)
+def test_a_whole_weight_is_accepted_and_one_byte_less_is_not(layout: str) -> None:
+    packed, scheme = packed_of(layout)
+    check(packed, scheme, layout)
+    for short in (packed.numel() - 1, 300, 64, 1, 0):
+        with pytest.raises(ValueError, match=r"packed: (has \d+ bytes, needs \d+|start says)"):
+            check(packed[:short], scheme, layout)
+        with pytest.raises(ValueError, match=r"packed: (has \d+ bytes, needs \d+|start says)"):
+            native.unpack(packed[:short], scheme, N, K, layout)
+
+
+@pytest.mark.parametrize("layout", SCHEMES)
+@pytest.mark.parametrize("value", [-1, -(2**63), LARGE, 2**63 - 1, 2**32, 10**6])
+def test_a_count_beyond_the_bytes(layout: str, value: int) -> None:
+    packed, scheme = packed_of(layout)
+    words(packed, sections(layout)["last_start"], torch.int64, 1)[0] = value
+    with pytest.raises(ValueError, match=r"packed: (start says|has \d+ bytes)"):
+        check(packed, scheme, layout)
+
+
+@pytest.mark.parametrize("layout", SCHEMES)
+def test_starts_that_do_not_ascend(layout: str) -> None:
+    original, scheme = packed_of(layout)
+    strips = sections(layout)["last_start"] // 8
+    for i in range(strips):
+        for change in (LARGE, -1, 2**63 - 1):
+            packed = original.clone()
+            words(packed, 8 * i, torch.int64, 1)[0] = change
+            with pytest.raises(ValueError, match=r"packed: start\[\d\]"):
+                check(packed, scheme, layout)
+
+
+def test_no_index_beside_the_weight_is_read() -> None:
+    scheme = Scheme.parse(SCHEMES["blocks8"])
+    quantized = random_weight(scheme, N, K)
+    quantized.qweight.zero_()
+    plain = native.pack(quantized, scheme, K, "blocks8")
+    with guarded((plain.numel(),), torch.uint8, "right") as packed:
+        packed.tensor.copy_(plain)
+        check(packed.tensor, scheme, "blocks8")
+        words(packed.tensor, 8, torch.int64, 1)[0] = 1  # of no blocks
+        with pytest.raises(ValueError, match=r"packed: start\[1\] is above the last"):
+            check(packed.tensor, scheme, "blocks8")
+
+
+@pytest.mark.parametrize("layout", ["mask8", "mask4"])
+def test_masks_that_do_not_fit_their_values(layout: str) -> None:
+    original, scheme = packed_of(layout)
+    at = sections(layout)["next"]
+    lines = 200 // 4 if layout == "mask8" else 2 * 224 // 8
+    for tile in range(TILES):
+        packed = original.clone()
+        masks = words(packed, at + 8 * lines * tile, torch.int64, lines)
+        masks[lines // 2 : lines // 2 + 2] = -1  # of both planes: all bits
+        with pytest.raises(ValueError, match=rf"packed: start\[{tile + 1}\] differs from the bits of mask"):
+            check(packed, scheme, layout)
+        masks[:] = 0
+        with pytest.raises(ValueError, match="differs from the bits of mask"):
+            check(packed, scheme, layout)
+
+
+@pytest.mark.parametrize("value", [-1, 64, 63 + 2**31 - 64, 7, -(2**31)])
+def test_an_order_that_is_no_permutation(value: int) -> None:
+    packed, scheme = packed_of("gather8")
+    order = words(packed, sections("gather8")["next"], torch.int32, 64)
+    order[8] = value if value != order[8] else 9
+    with pytest.raises(ValueError, match=r"packed: order\[\d+\] is no permutation"):
+        check(packed, scheme, "gather8")
+
+
+@pytest.mark.parametrize("value", [3, 1000, -1])
+def test_a_window_beyond_k(value: int) -> None:
+    packed, scheme = packed_of("gather8")  # K is padded to 256: windows 0, 1 and 2
+    window = words(packed, sections("gather8")["next"] + 256, torch.int16, 2)
+    window[1] = value
+    with pytest.raises(ValueError, match=r"packed: window\[1\] is out of range"):
+        check(packed, scheme, "gather8")
+
+
+@pytest.mark.parametrize("value", [-1, 7, 2**31 - 1, -(2**31)])
+def test_a_block_beyond_k(value: int) -> None:
+    packed, scheme = packed_of("blocks8")  # 7 blocks of 32
+    index = words(packed, sections("blocks8")["next"], torch.int32, 2)
+    index[0] = value
+    with pytest.raises(ValueError, match=r"packed: index\[[01]\] is out of order or range"):
+        check(packed, scheme, "blocks8")
+
+
+def test_blocks_out_of_order() -> None:
+    packed, scheme = packed_of("blocks8")
+    index = words(packed, sections("blocks8")["next"], torch.int32, 2)
+    for first, second in ((3, 3), (5, 2)):
+        index[0], index[1] = first, second
+        with pytest.raises(ValueError, match=r"packed: index\[1\] is out of order or range"):
+            check(packed, scheme, "blocks8")
+
+
+@pytest.mark.parametrize("layout", SCHEMES)
+def test_a_kernel_checks_the_bytes_before_it_runs(layout: str) -> None:
+    packed, scheme = packed_of(layout)
+    kernels = {
+        "mask8": KernelNames("w8a8_scalar", "prepare_scalar", "mask8", "expand_scalar"),
+        "mask4": KernelNames("w4a8_scalar", "prepare_scalar", "mask4", "expand_scalar"),
+        "gather8": KernelNames("spw8a8_scalar_gather", "prepare_scalar", "gather8"),
+        "blocks8": KernelNames("bsw8a8_scalar", "prepare_scalar", "blocks8"),
+    }
+    plan = native.LinearPlan(kernels[layout], scheme, N, K)
+    x, out = torch.randn(3, K), torch.empty(3, N)
+    plan(x, packed, None, out)
+    for damaged in (packed[:-1], packed[:300], packed[:0]):
+        with pytest.raises(ValueError, match="packed: "):
+            plan(x, damaged, None, out)
+    for other, names in kernels.items():
+        if other != layout and names.linear.startswith(("sp", "bs")):
+            with pytest.raises(ValueError, match=r"reads|weight bits"):
+                native.LinearPlan(names._replace(layout=layout), scheme, N, K)(x, packed, None, out)
+
+
+# --- portable tensors, as a state_dict brings them
+
+
+def state(scheme: str, n: int = 40, k: int = 70) -> dict[str, Tensor]:
+    parsed = Scheme.parse(scheme)
+    layer = SparseLinear.from_quantized(random_weight(parsed, n, k), k, None, parsed, torch.float32)
+    return {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+
+
+def refused(scheme: str, tensors: dict[str, Tensor], match: str) -> None:
+    layer = SparseLinear(70, 40, bias=False, scheme=scheme)
+    before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    with pytest.raises(RuntimeError, match=match):
+        layer.load_state_dict(tensors)
+    after = layer.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before), "the layer is as it was"
+    meta = SparseLinear(70, 40, bias=False, scheme=scheme, device="meta")
+    with pytest.raises(RuntimeError, match=match):
+        meta.load_state_dict(tensors, assign=True)
+
+
+@pytest.mark.parametrize("scheme", ["sp50w8a8", "sp50w4a8", "sp50w4a16g32", "sp24w8a8"])
+def test_masks_and_values_that_do_not_belong_together(scheme: str) -> None:
+    good = state(scheme)
+    two = torch.cat((good["values"], good["values"]))
+    refused(scheme, {**good, "values": two}, "values: has")
+    refused(scheme, {**good, "values": good["values"][:-1]}, "values: has")
+    refused(scheme, {**good, "values": good["values"][:0]}, "values: has 0 bytes")
+    refused(scheme, {**good, "mask": torch.zeros_like(good["mask"])}, "values: has")
+    flipped = good["mask"].clone()
+    flipped[3, 8] |= 64  # K is 70: bits 6 and 7 of the last byte are beyond
+    refused(scheme, {**good, "mask": flipped}, "mask: row 3 has a bit beyond in_features")
+    refused(scheme, {**good, "mask": torch.full_like(good["mask"], 255)}, "mask: row 0")
+
+
+def test_a_mask_that_breaks_n_of_m() -> None:
+    good = state("sp24w8a8")
+    mask = good["mask"].clone()
+    mask[5, 2] = 0b00000111
+    mask[5, 3:] = 0
+    refused("sp24w8a8", {**good, "mask": mask}, "mask: row 5 keeps more than 2 of the 4 inputs that end at 18")
+
+
+@pytest.mark.parametrize("value", [-128])
+def test_codes_beyond_their_range(value: int) -> None:
+    good = state("sp50w8a8")
+    good["values"][7] = value
+    refused("sp50w8a8", good, "qweight: .*-128|values")
+
+
+def test_a_nibble_beyond_the_last_value() -> None:
+    good = state("sp50w4a8")
+    kept = int(sum(int(byte).bit_count() for byte in good["mask"].flatten()))
+    if kept % 2 == 0:
+        row = good["mask"][0]
+        first = int(row[0])
+        row[0] = first & (first - 1) if first else 1
+    good["values"][-1] |= 0x10
+    refused("sp50w4a8", good, "values: the nibble beyond the last must be 0")
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("mask", lambda t: t.to(torch.int8)),
+        ("mask", lambda t: t[:, :-1].contiguous()),
+        ("mask", lambda t: t[:-1]),
+        ("mask", lambda t: t.flatten()),
+        ("mask", lambda t: t[:0]),
+        ("values", lambda t: t.to(torch.uint8)),
+        ("values", lambda t: t.to(torch.float32)),
+        ("values", lambda t: t[None]),
+        ("values", lambda t: t[0]),
+        ("scale", lambda t: t.to(torch.float16)),
+        ("scale", lambda t: t[:-1]),
+        ("scale", lambda t: t * torch.nan),
+        ("scale", lambda t: -t),
+    ],
+)
+def test_wrong_shapes_and_dtypes_of_a_bitmask(name: str, damage) -> None:
+    good = state("sp50w8a8")
+    refused("sp50w8a8", {**good, name: damage(good[name])}, rf"{name}: ")
+
+
+@pytest.mark.parametrize("name", ["mask", "values", "scale"])
+def test_a_tensor_that_is_missing(name: str) -> None:
+    good = state("sp50w8a8")
+    refused("sp50w8a8", {key: tensor for key, tensor in good.items() if key != name}, rf"without \['{name}'\]")
+
+
+@pytest.mark.parametrize("value", [2**31 - 1, -1, -(2**31), 1000])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_block_starts(place: int, value: int) -> None:
+    good = state("bs32x32w8a8")
+    good["block_start"][place] = value
+    refused("bs32x32w8a8", good, rf"block_start\[[012]\]={value}: must")
+
+
+def test_block_starts_that_descend() -> None:
+    good = state("bs32x32w8a8")
+    good["block_start"][:] = torch.tensor([0, int(good["block_start"][2]), int(good["block_start"][2])])
+    good["block_start"][1] = -2
+    refused("bs32x32w8a8", good, r"block_start\[1\]=-2: must not be below")
+
+
+@pytest.mark.parametrize("value", [-1, 3, 2**31 - 1, -(2**31)])
+def test_block_places(value: int) -> None:
+    good = state("bs32x32w8a8")
+    good["block_index"][-1] = value
+    refused("bs32x32w8a8", good, rf"block_index\[\d\]={value}: must be in \[0, 3\)")
+
+
+def test_block_places_that_do_not_ascend() -> None:
+    good = state("bs16x4w8a8")
+    first = good["block_index"][:2].flip(0)
+    good["block_index"][:2] = first
+    refused("bs16x4w8a8", good, r"block_index\[1\]=\d+: must be in \[0, 18\) and above the one before")
+
+
+def test_codes_beyond_the_edges_of_the_weight() -> None:
+    good = state("bs32x32w8a8")  # 40 x 70: the last strip ends at 64, the last column at 96
+    good["values"][-1, -1, -1] = 3
+    refused("bs32x32w8a8", good, "values: must be 0 beyond the weight's edges")
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("block_start", lambda t: t.long()),
+        ("block_start", lambda t: t[:-1]),
+        ("block_start", lambda t: t[:0]),
+        ("block_index", lambda t: t[:-1]),
+        ("block_index", lambda t: t.to(torch.int16)),
+        ("values", lambda t: t.flatten(1)),
+        ("values", lambda t: t[:, :16]),
+        ("values", lambda t: t[:0]),
+    ],
+)
+def test_wrong_shapes_and_dtypes_of_blocks(name: str, damage) -> None:
+    good = state("bs32x32w8a8")
+    refused("bs32x32w8a8", {**good, name: damage(good[name])}, r"(block_start|block_index|values)\S*: ")
