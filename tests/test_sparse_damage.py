@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from nybble import native
+import nybble
+from nybble import checkpoint_files, native
+from nybble.checkpoint import CheckpointError
 from nybble.native import KernelNames
 from nybble.nn import SparseLinear
 from nybble.scheme import Scheme
 from nybble.testing import guarded, random_weight
+
+pytest.importorskip("safetensors")
+from safetensors.torch import load_file, save_file
 
 N, K = 50, 200
 TILES = 4
@@ -298,3 +308,82 @@ def test_codes_beyond_the_edges_of_the_weight() -> None:
 def test_wrong_shapes_and_dtypes_of_blocks(name: str, damage) -> None:
     good = state("bs32x32w8a8")
     refused("bs32x32w8a8", {**good, name: damage(good[name])}, r"(block_start|block_index|values)\S*: ")
+
+
+# --- checkpoints: sizes, names and checksums fit, as an attacker's would
+
+
+def forged(directory: Path, scheme: str, damage: Callable[[dict[str, Tensor]], object]) -> nn.Sequential:
+    """A directory that holds a damaged layer "0" of a model; the model to load it into."""
+    parsed = Scheme.parse(scheme)
+    layer = SparseLinear.from_quantized(random_weight(parsed, 40, 70), 70, None, parsed, torch.float32)
+    model = nn.Sequential(layer)
+    nybble.save(model, directory)
+    path = next(directory.glob("model-*.safetensors"))
+    tensors = load_file(path)
+    damage(tensors)
+    forge(directory, path, tensors)
+    return nn.Sequential(nn.Linear(70, 40, bias=False))
+
+
+def forge(directory: Path, path: Path, tensors: dict[str, Tensor]) -> None:
+    save_file(tensors, path)
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    spans = {name: [8 + size + offset for offset in entry["data_offsets"]] for name, entry in header.items()}
+    content = checkpoint_files.digest(path, {})
+    path.rename(directory / content.file_name)
+    index = json.loads((directory / "nybble.json").read_text())
+    index["weights"] = {"file": content.file_name, "bytes": content.nbytes, "sha256": content.sha256}
+    ordered = sorted(spans.items(), key=lambda item: item[1])
+    index["tensors"] = {name: [b, e, zlib.crc32(data[b:e])] for name, (b, e) in ordered}
+    (directory / "nybble.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    ("scheme", "damage", "match"),
+    [
+        ("sp50w8a8", lambda t: t["0.mask"].zero_(), r"0\.values: has"),
+        ("sp50w8a8", lambda t: t["0.mask"].fill_(255), r"0\.mask: row 0 has a bit beyond"),
+        ("sp50w8a8", lambda t: t["0.values"].fill_(-128), r"0\.(values|qweight): "),
+        ("sp50w8a8", lambda t: t.update({"0.values": t["0.values"][:-1].clone()}), r"0\.values: "),
+        ("sp50w8a8", lambda t: t.update({"0.mask": t["0.mask"].to(torch.int8)}), r"0\.mask: "),
+        ("sp50w8a8", lambda t: t["0.scale"].fill_(torch.nan), r"0\.scale: "),
+        ("sp24w4a8g32", lambda t: t["0.mask"][:, :8].fill_(255), r"0\.mask: row 0 keeps more than 2 of the 4"),
+        ("bs32x32w8a8", lambda t: t["0.block_start"].fill_(9), r"0\.block_start\[0\]=9"),
+        ("bs32x32w8a8", lambda t: t["0.block_start"][1].fill_(2**31 - 1), r"0\.block_start\[1\]=2147483647"),
+        ("bs32x32w8a8", lambda t: t["0.block_index"].fill_(-1), r"0\.block_index\[0\]=-1"),
+        ("bs32x32w8a8", lambda t: t["0.values"].fill_(1), r"0\.values: must be 0 beyond"),
+        ("bs32x32w8a8", lambda t: t.update({"0.block_index": t["0.block_index"].long()}), r"0\.block_index: "),
+    ],
+)
+def test_forged_checkpoints_are_refused(tmp_path: Path, scheme: str, damage, match: str) -> None:
+    model = forged(tmp_path, scheme, damage)
+    before, layer = model[0].weight.clone(), model[0]
+    with pytest.raises(CheckpointError, match=match):
+        nybble.load(model, tmp_path)
+    assert model[0] is layer
+    assert torch.equal(layer.weight, before)
+
+
+@pytest.mark.parametrize("value", [-1, 0, 1, 2**40, 2**62, 2**64, "7", 1.5, None])
+@pytest.mark.parametrize("scheme", ["sp50w8a8", "sp50w4a8", "bs32x32w8a8"])
+def test_a_count_that_lies(tmp_path: Path, scheme: str, value: object) -> None:
+    model = forged(tmp_path, scheme, lambda tensors: None)
+    index = json.loads((tmp_path / "nybble.json").read_text())
+    assert index["layers"][0]["stored"] > 1
+    index["layers"][0]["stored"] = value
+    (tmp_path / "nybble.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"stored|values|block_index|integers|too large"):
+        nybble.load(model, tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "scheme"), [("Linear", "sp50w8a8"), ("SparseLinear", "w8a8"), ("Other", "sp50w8a8")])
+def test_a_kind_that_does_not_fit_its_scheme(tmp_path: Path, kind: str, scheme: str) -> None:
+    model = forged(tmp_path, "sp50w8a8", lambda tensors: None)
+    index = json.loads((tmp_path / "nybble.json").read_text())
+    index["layers"][0].update(kind=kind, scheme=scheme)
+    (tmp_path / "nybble.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"layers\[0\]|scheme|kind"):
+        nybble.load(model, tmp_path)

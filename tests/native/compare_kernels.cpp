@@ -1,77 +1,10 @@
-// Compares every linear kernel of the given targets with the scalar kernel of its scheme, on random problems and
+// Compares every dense linear kernel of the given targets with the scalar kernel of its scheme, on random problems and
 // without Python: bit for bit where activations are integers, within an error bound where they are floats.
 //   compare_kernels TARGET...        targets of kernels.def that this CPU supports
 // Every buffer has its exact size, so that a sanitizer sees a read or a write beside it.
-#include <algorithm>
-#include <cmath>
-#include <cstdio>
-#include <cstring>
-#include <exception>
-#include <random>
-#include <stdexcept>
-#include <string>
-#include <vector>
-
-#include "../../csrc/linear.h"
-
-using namespace nybble;
+#include "random_problem.h"
 
 namespace {
-
-constexpr int kCases = 200;
-
-using Bytes = std::vector<uint8_t>;
-
-Span span(Bytes& bytes) { return {reinterpret_cast<uintptr_t>(bytes.data()), bytes.size()}; }
-
-class Random {
- public:
-  explicit Random(uint64_t seed) : engine_(seed) {}
-  int64_t integer(int64_t low, int64_t high) {
-    return low + static_cast<int64_t>(engine_() % static_cast<uint64_t>(high - low + 1));
-  }
-  template <class T, size_t N>
-  T pick(const T (&of)[N]) {
-    return of[integer(0, N - 1)];
-  }
-  float real() { return static_cast<float>(integer(-(1 << 23), 1 << 23)) * 0x1p-23f; }  // in [-1, 1]
-
- private:
-  std::mt19937_64 engine_;
-};
-
-size_t bytes_of(NybbleDtype dtype) { return dtype == NYBBLE_F32 || dtype == NYBBLE_S32 ? 4 : 2; }
-
-template <class To, class From>
-To bits_as(From from) {
-  To to;
-  std::memcpy(&to, &from, sizeof to);
-  return to;
-}
-
-// Truncates; below the normals of f16 it gives 0, above them infinity.
-void store(uint8_t* to, NybbleDtype dtype, float value) {
-  uint32_t bits = bits_as<uint32_t>(value);
-  if (dtype == NYBBLE_BF16) bits >>= 16;
-  if (dtype == NYBBLE_F16) {
-    const uint32_t sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
-    const uint32_t half = magnitude > 0x7f800000u    ? 0x7e00u
-                          : magnitude >= 0x47800000u ? 0x7c00u
-                          : magnitude < 0x38800000u  ? 0u
-                                                     : (magnitude - 0x38000000u) >> 13;
-    bits = sign | half;
-  }
-  std::memcpy(to, &bits, bytes_of(dtype));  // little-endian, as every target of the table
-}
-
-float load(const uint8_t* from, NybbleDtype dtype) {
-  uint32_t bits = 0;
-  std::memcpy(&bits, from, bytes_of(dtype));
-  if (dtype == NYBBLE_F32) return bits_as<float>(bits);
-  if (dtype == NYBBLE_BF16) return bits_as<float>(bits << 16);
-  const float magnitude = bits_as<float>((bits & 0x7fffu) << 13) * 0x1p112f;
-  return bits & 0x8000u ? -magnitude : magnitude;
-}
 
 struct Weight {
   WeightShape shape;
@@ -99,20 +32,6 @@ Weight random_weight(const WeightShape& shape, Random& random, int threads) {
   if (back.qweight != w.qweight || back.scale != w.scale || back.zero_point != w.zero_point)
     throw std::runtime_error("unpack is not the inverse of pack");
   return w;
-}
-
-// Rows of [rows][stride]. Integer activations also get magnitudes and values that need care.
-Bytes random_activations(int64_t rows, int64_t stride, int64_t k, NybbleDtype dtype, bool integers, Random& random) {
-  const float factors[] = {0x1p-120f, 0x1p-6f, 1.0f, 1.0f, 0x1p6f, 0x1p126f, 0.0f};
-  const float specials[] = {INFINITY, -INFINITY, NAN};
-  Bytes x(static_cast<size_t>((rows - 1) * stride + k) * bytes_of(dtype));
-  const auto at = [&](int64_t row, int64_t i) { return &x[static_cast<size_t>(row * stride + i) * bytes_of(dtype)]; };
-  for (int64_t row = 0; row < rows; row++) {
-    const float factor = integers ? random.pick(factors) : 1.0f, shift = integers && random.integer(0, 1) ? 1.0f : 0.0f;
-    for (int64_t i = 0; i < k; i++) store(at(row, i), dtype, (random.real() + shift) * factor);
-    if (integers && random.integer(0, 15) == 0) store(at(row, random.integer(0, k - 1)), dtype, random.pick(specials));
-  }
-  return x;
 }
 
 // One call of each kernel over the whole problem, where every section of the weights is a buffer of its own.
@@ -169,27 +88,6 @@ void run_by_hand(const LinearCall& call) {
   if (call.kernel->linear(&args) != NYBBLE_OK) throw std::runtime_error("the kernel refused its arguments");
 }
 
-bool close(const Bytes& got, const Bytes& expected, NybbleDtype dtype, double least) {
-  double error = 0, norm = 0;
-  for (size_t i = 0; i < got.size(); i += bytes_of(dtype)) {
-    const double a = load(&got[i], dtype), b = load(&expected[i], dtype);
-    error += (a - b) * (a - b);
-    norm += b * b;
-  }
-  const double bound = dtype == NYBBLE_F32 ? 1e-5 : dtype == NYBBLE_BF16 ? 1e-2 : 2e-3;
-  return std::sqrt(error) <= bound * std::fmax(std::sqrt(norm), least);
-}
-
-// The prepare kernel of its target, or of the next slower one that has one: the table is in this order.
-const KernelEntry& prepare_for(const KernelEntry& kernel) {
-  const KernelEntry* found = nullptr;
-  for (const KernelEntry& entry : kernel_table()) {
-    if (entry.prepare) found = &entry;
-    if (&entry == &kernel) break;
-  }
-  return *found;
-}
-
 // Empty where the kernel agrees with the scalar one, else what is wrong.
 std::string check(const KernelEntry& kernel, int seed) {
   Random random(static_cast<uint64_t>(seed));
@@ -233,7 +131,7 @@ std::string check(const KernelEntry& kernel, int seed) {
       call.y_dtype = y_dtype;
       run_linear(call, 1);
       call.kernel = &kernel;
-      call.prepare = &prepare_for(kernel);
+      call.prepare = prepare_for(kernel);
       call.y = span(got);
       run_linear(call, threads);
       const double least = 0.1 * std::sqrt(static_cast<double>(rows * shape.n * shape.k));
@@ -252,17 +150,6 @@ std::string check(const KernelEntry& kernel, int seed) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  int passed = 0, failed = 0;
-  for (const KernelEntry& kernel : kernel_table()) {
-    if (!kernel.linear || std::find(argv + 1, argv + argc, std::string(kernel.target)) == argv + argc) continue;
-    int wrong = 0;
-    for (int seed = 0; seed < kCases; seed++) {
-      const std::string failure = check(kernel, seed);
-      if (!failure.empty() && wrong++ < 5) std::printf("%s: %s\n", kernel.name, failure.c_str());
-    }
-    std::printf("%-20s %d cases, %d wrong\n", kernel.name, kCases, wrong);
-    (wrong ? failed : passed)++;
-  }
-  std::printf("%d passed, %d failed\n", passed, failed);
-  return failed || !passed ? 1 : 0;
+  const auto dense = [](const KernelEntry& kernel) { return std::strchr(kernel.layout, 'n') == kernel.layout; };
+  return compare(argc, argv, dense, check);
 }

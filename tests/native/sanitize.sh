@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds compare_kernels with g++'s address and undefined-behaviour sanitizers and runs it for the targets of this CPU.
+# Builds compare_kernels and compare_sparse with g++'s address and undefined-behaviour sanitizers and runs them for the targets of this CPU.
 # The AVX-512 sources run in plain C++ too, whatever the CPU: NYBBLE_EMULATE. Leaves nothing behind.
 # No thread sanitizer: it does not know libgomp's barriers and reports races that are none.
 set -euo pipefail
@@ -8,27 +8,31 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 # As in CMakeLists.txt.
-avx2="-mavx2 -mfma -mf16c"
+avx2="-mavx2 -mfma -mf16c -mpopcnt"
 avxvnni="$avx2 -mavxvnni"
 avx512vnni="$avx2 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mprefer-vector-width=512 \
   -Wno-maybe-uninitialized -Wno-uninitialized"
+avx512vbmi="$avx512vnni -mavx512vbmi -mavx512vbmi2"
 avx512bf16="$avx512vnni -mavx512bf16"
 emulated="$avx2 -Og -DNYBBLE_EMULATE -Wno-psabi -Wno-ignored-attributes"  # -O1 takes g++ ten times as long here
 common="-std=c++17 -O1 -g1 -Wall -Wextra -ffp-contract=off -fopenmp -DNYBBLE_BUILT_X86 \
   -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all"
 
-# compile FLAGS FILE...: two at a time.
+# compile FLAGS FILE...: two at a time. What both programs share is *.lib.o.
 compile() {
-  local flags=$1
+  local flags=$1 suffix=${suffix:-.lib.o}
   shift
-  printf '%s\n' "$@" | xargs -P 2 -I{} sh -c "g++ $common $flags -c {} -o $work/\$(basename {} .cpp).o"
+  printf '%s\n' "$@" | xargs -P 2 -I{} sh -c "g++ $common $flags -c {} -o $work/\$(basename {} .cpp)$suffix"
 }
 
 # compare TARGET...: links what is compiled and runs it. Waiting threads must not spin: the cores may be shared.
 compare() {
-  printf '== %s (%ss)\n' "$*" "$SECONDS"
-  g++ $common "$work"/*.o -o "$work/compare_kernels"
-  OMP_WAIT_POLICY=passive UBSAN_OPTIONS=print_stacktrace=1 "$work/compare_kernels" "$@"
+  local main
+  for main in compare_kernels compare_sparse; do
+    printf '== %s %s (%ss)\n' "$main" "$*" "$SECONDS"
+    g++ $common "$work/$main.o" "$work"/*.lib.o -o "$work/$main"
+    OMP_WAIT_POLICY=passive UBSAN_OPTIONS=print_stacktrace=1 "$work/$main" "$@"
+  done
 }
 
 has() {
@@ -38,13 +42,14 @@ has() {
   done
 }
 
-compile "" compare_kernels.cpp ../../csrc/{table,pack,linear}.cpp ../../csrc/cpu/*_scalar.cpp
+suffix=.o compile "" compare_{kernels,sparse}.cpp
+compile "" ../../csrc/{table,pack,linear,sparse}.cpp ../../csrc/cpu/*_scalar*.cpp
 compile "$avx2" ../../csrc/cpu/*_avx2.cpp
 compile "$avxvnni" ../../csrc/cpu/*_avxvnni.cpp
-compile "$emulated" ../../csrc/cpu/*_avx512{bf16,vnni}.cpp  # the slowest first
+compile "$emulated" ../../csrc/cpu/*_avx512{bf16,vnni,vbmi}*.cpp  # the slowest first
 here=(scalar)
-if has avx2 fma f16c; then
-  here+=(avx2 avx512vnni avx512bf16)
+if has avx2 fma f16c popcnt; then
+  here+=(avx2 avx512vnni avx512vbmi avx512bf16)
   if has avx_vnni; then here+=(avxvnni); fi
 fi
 compare "${here[@]}"
@@ -53,6 +58,10 @@ here=()
 if has avx2 fma f16c avx512f avx512bw avx512dq avx512vl avx512_vnni; then
   compile "$avx512vnni" ../../csrc/cpu/*_avx512vnni.cpp
   here+=(avx512vnni)
+  if has avx512vbmi avx512_vbmi2 popcnt; then
+    compile "$avx512vbmi" ../../csrc/cpu/*_avx512vbmi*.cpp
+    here+=(avx512vbmi)
+  fi
   if has avx512_bf16; then
     compile "$avx512bf16" ../../csrc/cpu/*_avx512bf16.cpp
     here+=(avx512bf16)

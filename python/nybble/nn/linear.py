@@ -328,7 +328,8 @@ class Linear(nn.Module):
         if before is not None and layout is not None and layout == self.layout and self.packed is not None:
             # In place, as for any parameter: layers that share the weight, and processes, see the new one.
             with torch.no_grad():
-                self._hold_packed(before.resize_(self.packed.shape).copy_(self.packed), layout)
+                fits = before.shape == self.packed.shape  # shared memory cannot grow
+                self._hold_packed(before.copy_(self.packed) if fits else before.set_(self.packed), layout)
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
