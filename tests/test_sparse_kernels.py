@@ -207,13 +207,13 @@ def expected_bytes(layout: str, quantized: QuantizedWeight, scheme: Scheme, k: i
     k_padded = padded_in_features(dense, scheme.dense, k)
     scales = aligned(tiles * 16 * (4 if eight else 2 * (k_padded // (scheme.group_size or k_padded))))
     fixed = aligned(8 * (tiles + 1)) + scales + aligned(tiles * 64)
-    mask = aligned(tiles * k_padded * 2)
-    high = torch.zeros(k_padded, dtype=torch.bool) if eight else torch.arange(k_padded) % 8 >= 4
-    padded = torch.zeros(tiles * 16, k_padded, dtype=torch.bool)
+    ks, planes = (4, 1) if eight else (8, 2)
+    lines = k_padded // ks
+    padded = torch.zeros(tiles * 16, -(-lines // 8) * 8 * ks, dtype=torch.bool)
     padded[:n, :k] = codes != 0
-    kept = padded.view(tiles, 16, k_padded)
-    values = torch.maximum(kept[..., ~high].flatten(1).sum(1), kept[..., high].flatten(1).sum(1))
-    return fixed + mask + int(values.sum()) + 64
+    eights = padded.view(tiles, 16, -1, 8, planes, 4)  # lines whose masks stand together, nibbles low and high
+    values = eights.sum((1, 3, 5)).amax(-1)
+    return fixed + int(values.sum()) + values.numel() * 64 * planes + 64
 
 
 def steps_of(kept: Tensor) -> int:
