@@ -441,7 +441,7 @@ int64_t count_kept(const WeightShape& s, const uint8_t* qweight) {
 
 void to_bitmask(const WeightShape& s, const uint8_t* qweight, const Bitmask& to) {
   std::memset(to.mask, 0, static_cast<size_t>(s.n * ((s.k + 7) / 8)));
-  std::memset(to.values, 0, to.values_bytes);
+  if (to.values_bytes) std::memset(to.values, 0, to.values_bytes);
   int64_t kept = 0;
   for (int64_t n = 0; n < s.n; n++)
     for (int64_t k = 0; k < s.k; k++) {

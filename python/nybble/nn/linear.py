@@ -328,8 +328,11 @@ class Linear(nn.Module):
         if before is not None and layout is not None and layout == self.layout and self.packed is not None:
             # In place, as for any parameter: layers that share the weight, and processes, see the new one.
             with torch.no_grad():
-                fits = before.shape == self.packed.shape  # shared memory cannot grow
-                self._hold_packed(before.copy_(self.packed) if fits else before.set_(self.packed), layout)
+                if before.shape == self.packed.shape:
+                    before.copy_(self.packed)
+                else:  # memory that processes share cannot grow
+                    before.set_(self.packed)  # type: ignore[call-overload]
+                self._hold_packed(before, layout)
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
