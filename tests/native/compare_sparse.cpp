@@ -96,10 +96,12 @@ void choose(LinearCall& call, const KernelEntry& kernel, Form form) {
 void damage(LinearCall call, const Weight& weight, Random& random) {
   const Sections at = sparse_sections(weight.shape, weight.packed.data(), weight.packed.size());
   const size_t sums_end = at.sum + static_cast<size_t>(weight.shape.tiles() * 64);
+  // Masks stand among the values; codes of the other forms are numbers alone.
+  const size_t end = weight.shape.form == Form::mask ? weight.packed.size() : at.codes;
   for (int i = 0; i < kDamages; i++) {
     Bytes packed = weight.packed;
     for (int64_t n = random.integer(0, 2); n >= 0; n--) {
-      const size_t place = static_cast<size_t>(random.integer(0, static_cast<int64_t>(at.codes) - 1));
+      const size_t place = static_cast<size_t>(random.integer(0, static_cast<int64_t>(end) - 1));
       if (place < at.scale || place >= sums_end) packed[place] = static_cast<uint8_t>(random.integer(0, 255));
     }
     if (random.integer(0, 7) == 0)
