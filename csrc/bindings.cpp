@@ -5,6 +5,7 @@
 #include "cpu_features.h"
 #include "linear.h"
 #include "parallel.h"
+#include "portable.h"
 #include "probe.h"
 #include "sparse.h"
 

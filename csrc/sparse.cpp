@@ -8,6 +8,7 @@
 
 #include "abi.h"
 #include "parallel.h"
+#include "portable.h"
 
 namespace nybble {
 
@@ -21,8 +22,6 @@ constexpr double kWorthReordering = 0.1;
 
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
 
-int absent_code(const WeightShape& s) { return s.bits == 8 ? 0 : 8; }
-
 WeightShape dense_of(const WeightShape& s) {
   WeightShape dense{s.bits, s.n, s.k, s.group_size, s.symmetric};
   return dense;
@@ -32,11 +31,6 @@ int64_t mask_planes(const WeightShape& s) { return s.bits == 8 ? 1 : 2; }
 
 // Ks of a line: a word of four bytes for each of 16 columns.
 int64_t line_ks(const WeightShape& s) { return s.bits == 8 ? 4 : 8; }
-
-int code_at(const WeightShape& s, const uint8_t* qweight, int64_t n, int64_t k) {
-  if (s.bits == 8) return static_cast<int8_t>(qweight[n * s.k + k]);
-  return qweight[n * ((s.k + 1) / 2) + k / 2] >> (k % 2 * 4) & 15;
-}
 
 uint64_t word_at(const uint8_t* section, int64_t i) {
   uint64_t word;
@@ -349,12 +343,16 @@ void check_packed(const WeightShape& shape, const uint8_t* packed, size_t bytes)
     std::memcpy(&window, packed + at.index + v * 2, 2);
     if (window * kStride + kWindow > ks) refuse("packed: window[" + std::to_string(v) + "] is out of range");
   }
+  const uint64_t reordered = word_at(packed + at.start, strips + 1);
+  if (reordered > 1) refuse("packed: start's last word must be 0 or 1");
   std::vector<bool> seen(static_cast<size_t>(shape.tiles() * 16));
   for (size_t i = 0; i < seen.size(); i++) {
     int32_t column;
     std::memcpy(&column, packed + at.order + i * 4, 4);
     if (column < 0 || static_cast<size_t>(column) >= seen.size() || seen[column])
       refuse("packed: order[" + std::to_string(i) + "] is no permutation");
+    if (!reordered && static_cast<size_t>(column) != i)
+      refuse("packed: order[" + std::to_string(i) + "] is another column, and start's last word says that none is");
     seen[column] = true;
   }
 }
@@ -430,86 +428,6 @@ void unpack_sparse(const WeightShape& shape, const uint8_t* packed, size_t bytes
   if (shape.form == Form::mask) unpack_mask(shape, at, packed, to, usable_threads(threads));
   if (shape.form == Form::gather) unpack_gather(shape, at, packed, to);
   if (shape.form == Form::blocks) unpack_blocks(shape, at, packed, to);
-}
-
-int64_t count_kept(const WeightShape& s, const uint8_t* qweight) {
-  int64_t kept = 0;
-  for (int64_t n = 0; n < s.n; n++)
-    for (int64_t k = 0; k < s.k; k++) kept += code_at(s, qweight, n, k) != absent_code(s);
-  return kept;
-}
-
-void to_bitmask(const WeightShape& s, const uint8_t* qweight, const Bitmask& to) {
-  std::memset(to.mask, 0, static_cast<size_t>(s.n * ((s.k + 7) / 8)));
-  if (to.values_bytes) std::memset(to.values, 0, to.values_bytes);
-  int64_t kept = 0;
-  for (int64_t n = 0; n < s.n; n++)
-    for (int64_t k = 0; k < s.k; k++) {
-      const int code = code_at(s, qweight, n, k);
-      if (code == absent_code(s)) continue;
-      to.mask[n * ((s.k + 7) / 8) + k / 8] |= static_cast<uint8_t>(1 << k % 8);
-      if (s.bits == 8)
-        to.values[kept] = static_cast<uint8_t>(code);
-      else
-        to.values[kept / 2] |= static_cast<uint8_t>(code << kept % 2 * 4);
-      kept++;
-    }
-}
-
-void from_bitmask(const WeightShape& s, const Bitmask& from, int64_t most, int64_t of, uint8_t* qweight) {
-  const int64_t row_bytes = (s.k + 7) / 8;
-  int64_t kept = 0;
-  for (int64_t n = 0; n < s.n; n++) {
-    int64_t row = 0, group = 0;
-    for (int64_t k = 0; k < row_bytes * 8; k++) {
-      const bool bit = from.mask[n * row_bytes + k / 8] >> k % 8 & 1;
-      if (bit && k >= s.k) refuse("mask: row " + std::to_string(n) + " has a bit beyond in_features");
-      if (most && k % of == 0) group = 0;
-      group += bit;
-      if (most && group > most)
-        refuse("mask: row " + std::to_string(n) + " keeps more than " + std::to_string(most) + " of the " +
-               std::to_string(of) + " inputs that end at " + std::to_string(k));
-      row += bit;
-    }
-    kept += row;
-  }
-  const size_t needed = static_cast<size_t>(s.bits == 8 ? kept : (kept + 1) / 2);
-  if (from.values_bytes != needed)
-    refuse("values: has " + std::to_string(from.values_bytes) + " bytes, mask keeps " + std::to_string(needed));
-  if (s.bits == 4 && kept % 2 && from.values[needed - 1] > 15) refuse("values: the nibble beyond the last must be 0");
-  std::memset(qweight, s.bits == 8 ? 0 : 0x88, s.qweight_bytes());
-  int64_t at = 0;
-  for (int64_t n = 0; n < s.n; n++) {
-    for (int64_t k = 0; k < s.k; k++) {
-      if (!(from.mask[n * row_bytes + k / 8] >> k % 8 & 1)) continue;
-      if (s.bits == 8) {
-        qweight[n * s.k + k] = from.values[at];
-      } else {
-        uint8_t& two = qweight[n * ((s.k + 1) / 2) + k / 2];
-        const int code = from.values[at / 2] >> at % 2 * 4 & 15, shift = static_cast<int>(k % 2 * 4);
-        two = static_cast<uint8_t>((two & 0xf0 >> shift) | code << shift);
-      }
-      at++;
-    }
-    if (s.bits == 4 && s.k % 2) qweight[(n + 1) * ((s.k + 1) / 2) - 1] &= 15;  // the unused nibble
-  }
-}
-
-void check_blocks(const int32_t* start, int64_t strips, const int32_t* index, int64_t blocks, int64_t width) {
-  const auto at = [](const char* name, int64_t i, int64_t value) {
-    return std::string(name) + "[" + std::to_string(i) + "]=" + std::to_string(value);
-  };
-  if (start[0] != 0) refuse(at("block_start", 0, start[0]) + ": must be 0");
-  if (start[strips] != blocks)
-    refuse(at("block_start", strips, start[strips]) + ": must be the number of blocks, " + std::to_string(blocks));
-  for (int64_t i = 0; i < strips; i++)
-    if (start[i + 1] < start[i] || start[i + 1] > blocks)
-      refuse(at("block_start", i + 1, start[i + 1]) + ": must not be below the one before, nor above the last");
-  for (int64_t i = 0; i < strips; i++)
-    for (int64_t b = start[i]; b < start[i + 1]; b++)
-      if (index[b] < 0 || index[b] >= width || (b > start[i] && index[b] <= index[b - 1]))
-        refuse(at("block_index", b, index[b]) + ": must be in [0, " + std::to_string(width) +
-               ") and above the one before");
 }
 
 }  // namespace nybble

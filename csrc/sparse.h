@@ -1,4 +1,4 @@
-// Sparse weights: codes with zeros to packed forms (pack.h) and back, and the portable bitmask.
+// Sparse weights: codes with zeros to packed forms (pack.h) and back.
 #pragma once
 
 #include <vector>
@@ -41,22 +41,5 @@ Sections sparse_sections(const WeightShape& shape, const uint8_t* packed, size_t
 void check_packed(const WeightShape& shape, const uint8_t* packed, size_t bytes);
 
 void unpack_sparse(const WeightShape& shape, const uint8_t* packed, size_t bytes, const Portable& to, int threads);
-
-// The portable form: mask [n][(k + 7) / 8], bit k % 8 of byte k / 8, and the codes that it keeps, row by row: s8, or
-// nibbles, even ones low. A kept code may stand for 0.
-struct Bitmask {
-  uint8_t* mask;
-  uint8_t* values;
-  size_t values_bytes;
-};
-
-int64_t count_kept(const WeightShape& shape, const uint8_t* qweight);
-void to_bitmask(const WeightShape& shape, const uint8_t* qweight, const Bitmask& to);
-// Throws std::invalid_argument where mask and values do not belong together, or more than `most` of `of` inputs are
-// kept (0: any number).
-void from_bitmask(const WeightShape& shape, const Bitmask& from, int64_t most, int64_t of, uint8_t* qweight);
-
-// Throws std::invalid_argument unless start [strips + 1] and index [blocks] are block rows of `width` blocks.
-void check_blocks(const int32_t* start, int64_t strips, const int32_t* index, int64_t blocks, int64_t width);
 
 }  // namespace nybble

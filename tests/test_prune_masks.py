@@ -121,3 +121,11 @@ def test_zeros_that_only_happen_to_fit_are_no_pattern_of_groups() -> None:
     assert not isinstance(found.sparsity, NofM)
     assert recognize(torch.zeros(4, 4)) is None
     assert recognize(torch.where(torch.rand(100, 100) < 0.24, 0, torch.ones(100, 100))).sparsity != Unstructured(50)  # type: ignore[union-attr]
+
+
+def test_padding_is_no_pattern() -> None:
+    weight = torch.ones(8, 96)
+    weight[:, 48:] = 0
+    found = recognize(weight)
+    assert found is not None
+    assert found.zeros == 0.5

@@ -119,6 +119,18 @@ def test_an_order_that_is_no_permutation(value: int) -> None:
         check(packed, scheme, "gather8")
 
 
+def test_an_order_that_its_flag_denies() -> None:
+    original, scheme = packed_of("gather8")
+    for flag, swapped in ((2, False), (0, True)):
+        packed = original.clone()
+        order = words(packed, sections("gather8")["next"], torch.int32, 64)
+        words(packed, sections("gather8")["last_start"] + 8, torch.int64, 1)[0] = flag
+        if swapped:
+            order[:2] = order[:2].flip(0)
+        with pytest.raises(ValueError, match=r"packed: .*start's last word"):
+            check(packed, scheme, "gather8")
+
+
 @pytest.mark.parametrize("value", [3, 1000, -1])
 def test_a_window_beyond_k(value: int) -> None:
     packed, scheme = packed_of("gather8")  # K is padded to 256: windows 0, 1 and 2

@@ -17,12 +17,7 @@ struct Tile {
   template <int R, int V>
   static void run(const NybbleLinearArgs* a, int64_t row, int64_t column) {
     VI acc[R][V];
-#pragma GCC unroll 4
-    for (int v = 0; v < V; v++) {
-      const VI start = vi_mul(vi_load(a->column_sum + column + v * W), vi_set1(-128));
-#pragma GCC unroll 16
-      for (int r = 0; r < R; r++) acc[r][v] = start;
-    }
+    Tile8::start<R, V>(a, column, acc);
     const Blocks blocks(a, column);
     for (uint64_t block = blocks.begin; block < blocks.end; block++) {
       const uint8_t* w[V];

@@ -2,7 +2,7 @@
 // is not stored expands to the code of 0. Include after tile_avx512vbmi.h.
 #pragma once
 
-#include "tile_run.h"
+#include "tile_vnni.h"
 
 namespace {
 
@@ -61,18 +61,13 @@ NYBBLE_INLINE void each_mask_line(int64_t lines, Streams& streams, const Step& s
 }
 
 struct TileMask8 {
-  static constexpr int vectors(int rows) { return fitting_vectors(rows + 1, 1); }
+  static constexpr int vectors(int rows) { return Tile8::vectors(rows); }
 
   template <int R, int V>
   static void run(const NybbleLinearArgs* a, int64_t row, int64_t column) {
     MaskStreams<V, 1> streams(a, column);
     VI acc[R][V];
-#pragma GCC unroll 4
-    for (int v = 0; v < V; v++) {
-      const VI start = vi_mul(vi_load(a->column_sum + column + v * W), vi_set1(-128));
-#pragma GCC unroll 16
-      for (int r = 0; r < R; r++) acc[r][v] = start;
-    }
+    Tile8::start<R, V>(a, column, acc);
     const uint8_t* x = panel_at<uint8_t>(a, row);
     each_mask_line(a->k_padded / 4, streams, [&]() __attribute__((always_inline)) {
       VI codes[V];
@@ -82,14 +77,7 @@ struct TileMask8 {
         const VI values = streams.next(v, 0, &kept);
         codes[v] = vi_expand(kept, values);
       }
-#pragma GCC unroll 16
-      for (int r = 0; r < R; r++) {
-        int32_t four;
-        memcpy(&four, x + 4 * r, 4);
-        const VI xs = vi_set1(four);
-#pragma GCC unroll 4
-        for (int v = 0; v < V; v++) dot_u8s8(acc[r][v], xs, codes[v]);
-      }
+      Tile8::dot<R, V>(acc, codes, x);
       x += 4 * R;
     });
 #pragma GCC unroll 4
@@ -98,7 +86,7 @@ struct TileMask8 {
 };
 
 struct TileMask4 {
-  static constexpr int vectors(int rows) { return fitting_vectors(rows + 2, 4); }
+  static constexpr int vectors(int rows) { return Tile4::vectors(rows); }
 
   template <int R, int V>
   static void run(const NybbleLinearArgs* a, int64_t row, int64_t column) {
@@ -113,12 +101,7 @@ struct TileMask4 {
     const VI nibble = vi_set1(0x0f0f0f0f), zero = vi_set1(0x08080808);
     for (int64_t g = 0; g < a->groups; g++) {
       VI acc[R][V];
-#pragma GCC unroll 4
-      for (int v = 0; v < V; v++) {
-        const GroupStart start(a, row, column + v * W, g);
-#pragma GCC unroll 16
-        for (int r = 0; r < R; r++) acc[r][v] = start.of_row(r);
-      }
+      Tile4::start_group<R, V>(a, row, column, g, acc);
       each_mask_line(a->group / 8, streams, [&]() __attribute__((always_inline)) {
 #pragma GCC unroll 2
         for (int p = 0; p < 2; p++) {
@@ -129,23 +112,11 @@ struct TileMask4 {
             const VI values = streams.next(v, p, &kept);
             codes[v] = vi_expand(kept, vi_and(p ? vi_shift_right<4>(values) : values, nibble), zero);
           }
-#pragma GCC unroll 16
-          for (int r = 0; r < R; r++) {
-            int32_t four;
-            memcpy(&four, x + 4 * (p * R + r), 4);
-            const VI xs = vi_set1(four);
-#pragma GCC unroll 4
-            for (int v = 0; v < V; v++) dot_u8s8(acc[r][v], codes[v], xs);
-          }
+          Tile4::multiply_half<R, V>(acc, codes, x + 4 * p * R);
         }
         x += 8 * R;
       });
-#pragma GCC unroll 4
-      for (int v = 0; v < V; v++) {
-        const VF scale = group_scale(a, column + v * W, g);
-#pragma GCC unroll 16
-        for (int r = 0; r < R; r++) sum[r][v] = vf_fma(vf_of_int(acc[r][v]), scale, sum[r][v]);
-      }
+      Tile4::add_group<R, V>(a, column, g, acc, sum);
     }
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) finish_w4a8<R, V>(a, row, column + v * W, sum, v);

@@ -12,13 +12,17 @@ struct Tile8 {
   static constexpr int vectors(int rows) { return fitting_vectors(rows + 1, 1); }
 
   template <int R, int V>
-  NYBBLE_INLINE void multiply(VI (&acc)[R][V], const uint8_t* (&w)[V], const uint8_t* x) {
-    VI codes[V];
+  NYBBLE_INLINE void start(const NybbleLinearArgs* a, int64_t column, VI (&acc)[R][V]) {
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) {
-      codes[v] = vi_load(w[v]);
-      w[v] += kLine;
+      const VI offset = vi_mul(vi_load(a->column_sum + column + v * W), vi_set1(-128));
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r++) acc[r][v] = offset;
     }
+  }
+
+  template <int R, int V>
+  NYBBLE_INLINE void dot(VI (&acc)[R][V], const VI (&codes)[V], const uint8_t* x) {
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
       int32_t four;
@@ -27,6 +31,17 @@ struct Tile8 {
 #pragma GCC unroll 4
       for (int v = 0; v < V; v++) dot_u8s8(acc[r][v], xs, codes[v]);
     }
+  }
+
+  template <int R, int V>
+  NYBBLE_INLINE void multiply(VI (&acc)[R][V], const uint8_t* (&w)[V], const uint8_t* x) {
+    VI codes[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+      codes[v] = vi_load(w[v]);
+      w[v] += kLine;
+    }
+    dot<R, V>(acc, codes, x);
   }
 
   template <int R>
@@ -53,12 +68,8 @@ struct Tile8 {
     const uint8_t* w[V];
     VI acc[R][V];
 #pragma GCC unroll 4
-    for (int v = 0; v < V; v++) {
-      w[v] = codes_at(a, column + v * W);
-      const VI start = vi_mul(vi_load(a->column_sum + column + v * W), vi_set1(-128));
-#pragma GCC unroll 16
-      for (int r = 0; r < R; r++) acc[r][v] = start;
-    }
+    for (int v = 0; v < V; v++) w[v] = codes_at(a, column + v * W);
+    start<R, V>(a, column, acc);
     const uint8_t* x = panel_at<uint8_t>(a, row);
     each_line<8>(a->k_padded / 4, w, ahead, R <= 2, [&]() __attribute__((always_inline)) {
       multiply<R, V>(acc, w, x);
@@ -72,6 +83,27 @@ struct Tile8 {
 // The nibble is the unsigned operand, so the activations need no offset. int32 sums of a group become float ones.
 struct Tile4 {
   static constexpr int vectors(int rows) { return fitting_vectors(rows + 2, 4); }
+
+  template <int R, int V>
+  NYBBLE_INLINE void start_group(const NybbleLinearArgs* a, int64_t row, int64_t column, int64_t g, VI (&acc)[R][V]) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+      const GroupStart start(a, row, column + v * W, g);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r++) acc[r][v] = start.of_row(r);
+    }
+  }
+
+  template <int R, int V>
+  NYBBLE_INLINE void add_group(const NybbleLinearArgs* a, int64_t column, int64_t g, const VI (&acc)[R][V],
+                               VF (&sum)[R][V]) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+      const VF scale = group_scale(a, column + v * W, g);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r++) sum[r][v] = vf_fma(vf_of_int(acc[r][v]), scale, sum[r][v]);
+    }
+  }
 
   template <int R, int V>
   NYBBLE_INLINE void multiply_half(VI (&acc)[R][V], const VI (&nibbles)[V], const int8_t* x) {
@@ -140,22 +172,12 @@ struct Tile4 {
     const int8_t* x = panel_at<int8_t>(a, row);
     for (int64_t g = 0; g < a->groups; g++) {
       VI acc[R][V];
-#pragma GCC unroll 4
-      for (int v = 0; v < V; v++) {
-        const GroupStart start(a, row, column + v * W, g);
-#pragma GCC unroll 16
-        for (int r = 0; r < R; r++) acc[r][v] = start.of_row(r);
-      }
+      start_group<R, V>(a, row, column, g, acc);
       each_line<4>(a->group / 8, w, ahead, false, [&]() __attribute__((always_inline)) {
         multiply<R, V>(acc, w, x);
         x += 8 * R;
       });
-#pragma GCC unroll 4
-      for (int v = 0; v < V; v++) {
-        const VF scale = group_scale(a, column + v * W, g);
-#pragma GCC unroll 16
-        for (int r = 0; r < R; r++) sum[r][v] = vf_fma(vf_of_int(acc[r][v]), scale, sum[r][v]);
-      }
+      add_group<R, V>(a, column, g, acc, sum);
     }
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) finish_w4a8<R, V>(a, row, column + v * W, sum, v);

@@ -14,6 +14,9 @@ class SparseLinear(Linear):
     (2:4), "sp32of128w8a8", "bs32x32w8a8" (blocks). `from_dense` and `from_weight` take a weight whose zeros are in place:
     what rounds to 0 is not stored either. `state_dict` holds `mask` and `values`, or of blocks `block_start`,
     `block_index` and `values`, and `scale`; see portable.py. How the weight lies in memory depends on the share of zeros.
+
+    Loading a weight that keeps another number of values moves it: other processes that share the layer keep the old
+    one, and no thread may be in `forward` meanwhile.
     """
 
     _sparse = True

@@ -28,6 +28,8 @@ def recognize(weight: Tensor) -> Pattern | None:
     if 1 - kept < _LEAST_ZEROS or kept == 0:
         return None
     for m in _GROUPS:
+        if m > filled.shape[1]:  # padding would count as zeros
+            break
         n = _most_in_a_group(filled, m)
         if 0 < n < m and kept >= _FILLED * n / m:
             return Pattern(NofM(n, m), 1 - n / m)
