@@ -2,6 +2,7 @@
 // compare_kernels does: dense kernels on lines made from the mask layout, and the kernels of the sparse layouts. Packs,
 // checks and unpacks; then damages packed weights, which are refused or do no harm.
 //   compare_sparse TARGET...        targets of kernels.def that this CPU supports
+#include "../../csrc/portable.h"
 #include "../../csrc/sparse.h"
 #include "random_problem.h"
 
