@@ -27,7 +27,7 @@ ORDER = (
     ("dispatch",),
     ("ops",),
     ("nn",),
-    ("checkpoint", "passes", "recipe", "report"),  # checkpoint: with checkpoint_*
+    ("checkpoint", "evaluate", "passes", "recipe", "report"),  # checkpoint: with checkpoint_*
     ("",),  # the package's own __init__
     ("testing",),
     ("__main__", "bench", "demo"),

@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 from . import nn
 from .checkpoint import load, save
 from .dispatch import Explanation
+from .evaluate import Evaluation, evaluate
 from .passes.quantize import quantize
 from .passes.sparsify import sparsify
 from .report import Report
@@ -36,4 +37,17 @@ def explain(layer: nn.Linear, m: int = 1) -> Explanation:
     return layer.explain(m)
 
 
-__all__ = ["Explanation", "Report", "Scheme", "explain", "kernels", "load", "nn", "quantize", "save", "sparsify"]
+__all__ = [
+    "Evaluation",
+    "Explanation",
+    "Report",
+    "Scheme",
+    "evaluate",
+    "explain",
+    "kernels",
+    "load",
+    "nn",
+    "quantize",
+    "save",
+    "sparsify",
+]
