@@ -15,6 +15,7 @@ from .checkpoint import load, save
 from .dispatch import Explanation
 from .evaluate import Evaluation, evaluate
 from .passes.quantize import quantize
+from .passes.sensitivity import Sensitivity, sensitivity
 from .passes.sparsify import sparsify
 from .report import Report
 from .scheme import Scheme
@@ -42,6 +43,7 @@ __all__ = [
     "Explanation",
     "Report",
     "Scheme",
+    "Sensitivity",
     "evaluate",
     "explain",
     "kernels",
@@ -49,5 +51,6 @@ __all__ = [
     "nn",
     "quantize",
     "save",
+    "sensitivity",
     "sparsify",
 ]

@@ -57,6 +57,12 @@ def cosine_sums(output: Tensor, reference: Tensor, batch: Any) -> Sums:
     return _by_sequence(functional.cosine_similarity(output.double(), reference.double(), dim=-1), batch)
 
 
+def output_error_sums(output: Tensor, reference: Tensor, batch: Any) -> Sums:
+    """Squared change of the output, and the reference's square, summed over tokens."""
+    change, _ = _by_sequence((output.double() - reference.double()).square().sum(-1), batch)
+    return change, _by_sequence(reference.double().square().sum(-1), batch)[0]
+
+
 def _by_sequence(values: Tensor, batch: Any) -> Sums:
     """Sum over all but the first axis, without padding."""
     rows = values.reshape(values.shape[0], -1) if values.dim() else values.reshape(1, 1)

@@ -56,10 +56,10 @@ class Table:
         whole = {name: tuple(map(torch.cat, zip(*sums, strict=True))) for name, sums in self._sums.items()}
         found = {}
         for name, (total, weight) in whole.items():
-            found[name] = _mean(total, weight, seed, exp=name.removeprefix(THEIRS) == "perplexity")
+            found[name] = mean_metric(total, weight, seed, exp=name.removeprefix(THEIRS) == "perplexity")
         if f"{THEIRS}perplexity" in whole:
             (ours, weight), (theirs, _) = whole["perplexity"], whole[f"{THEIRS}perplexity"]
-            found["delta_ln_ppl"] = _mean(ours - theirs, weight, seed)
+            found["delta_ln_ppl"] = mean_metric(ours - theirs, weight, seed)
         return found | (self._times(seed) if "latency" in self._names else {})
 
     def _times(self, seed: int) -> dict[str, Metric]:
@@ -79,8 +79,8 @@ def _task_sums(name: str, values: Any, count: int) -> Sums:
     return values.expand(count), torch.ones(count, dtype=torch.float64)
 
 
-def _mean(total: Tensor, weight: Tensor, seed: int, exp: bool = False) -> Metric:
-    """Sum over sequences of what was summed, over the sum of their weights."""
+def mean_metric(total: Tensor, weight: Tensor, seed: int, exp: bool = False) -> Metric:
+    """Sum over sequences of what was summed, over the sum of their weights, float64 (B,) both; ``exp``: its power of e."""
 
     def statistic(draws: Tensor) -> Tensor:
         mean = total[draws].sum(-1) / weight[draws].sum(-1)
