@@ -14,9 +14,11 @@ from . import nn
 from .checkpoint import load, save
 from .dispatch import Explanation
 from .evaluate import Evaluation, evaluate
+from .passes.optimize import optimize
 from .passes.quantize import quantize
 from .passes.sensitivity import Sensitivity, sensitivity
 from .passes.sparsify import sparsify
+from .recipe import Recipe
 from .report import Report
 from .scheme import Scheme
 
@@ -41,6 +43,7 @@ def explain(layer: nn.Linear, m: int = 1) -> Explanation:
 __all__ = [
     "Evaluation",
     "Explanation",
+    "Recipe",
     "Report",
     "Scheme",
     "Sensitivity",
@@ -49,6 +52,7 @@ __all__ = [
     "kernels",
     "load",
     "nn",
+    "optimize",
     "quantize",
     "save",
     "sensitivity",
