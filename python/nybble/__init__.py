@@ -13,8 +13,12 @@ __version__ = "0.1.0"
 from . import nn
 from .checkpoint import load, save
 from .dispatch import Explanation
+from .evaluate import Evaluation, evaluate
+from .passes.optimize import optimize
 from .passes.quantize import quantize
+from .passes.sensitivity import Sensitivity, sensitivity
 from .passes.sparsify import sparsify
+from .recipe import Recipe
 from .report import Report
 from .scheme import Scheme
 
@@ -36,4 +40,21 @@ def explain(layer: nn.Linear, m: int = 1) -> Explanation:
     return layer.explain(m)
 
 
-__all__ = ["Explanation", "Report", "Scheme", "explain", "kernels", "load", "nn", "quantize", "save", "sparsify"]
+__all__ = [
+    "Evaluation",
+    "Explanation",
+    "Recipe",
+    "Report",
+    "Scheme",
+    "Sensitivity",
+    "evaluate",
+    "explain",
+    "kernels",
+    "load",
+    "nn",
+    "optimize",
+    "quantize",
+    "save",
+    "sensitivity",
+    "sparsify",
+]

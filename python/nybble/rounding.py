@@ -7,6 +7,7 @@ scale is rounded to the dtype that it is stored in before the codes are computed
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,6 +46,47 @@ class QuantizedWeight:
     @property
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors().values())
+
+
+class Ranges(NamedTuple):
+    """How each group is rounded. scale: (N, groups) in its stored dtype; zero: (N, groups), float32 codes of 0."""
+
+    scale: Tensor
+    zero: Tensor
+
+    @classmethod
+    def empty(cls, out_features: int, in_features: int, scheme: Scheme) -> Ranges:
+        """Scales of 0, to be filled."""
+        shape, dtype = portable_spec(scheme, out_features, in_features)["scale"]
+        scale = torch.zeros(shape, dtype=dtype)
+        return cls(scale, torch.full(shape, _middle(scheme)))
+
+    @classmethod
+    def of(cls, quantized: QuantizedWeight, scheme: Scheme) -> Ranges:
+        """Those of a quantized weight."""
+        zero = quantized.zero_point
+        return cls(
+            quantized.scale,
+            torch.full_like(quantized.scale, _middle(scheme), dtype=torch.float32) if zero is None else zero.float(),
+        )
+
+    def spread_zeros(self, size: int, in_features: int) -> Tensor:
+        """The code of 0 of each weight, float32 (N, in_features), in groups of size."""
+        return _spread(self.zero, size, in_features)
+
+
+def join_codes(codes: Tensor, ranges: Ranges, scheme: Scheme) -> QuantizedWeight:
+    """Codes (N, K), as numbers, in the portable layout."""
+    codes = codes.contiguous()
+    if scheme.weight_bits == 8:
+        return QuantizedWeight(codes.to(torch.int8), ranges.scale)
+    zero = None if scheme.symmetric else ranges.zero.to(torch.uint8)
+    return QuantizedWeight(pack_nibbles(codes), ranges.scale, zero)
+
+
+def _middle(scheme: Scheme) -> float:
+    """The code of 0 of symmetric weights."""
+    return 0.0 if scheme.weight_bits == 8 else 8.0
 
 
 def portable_spec(
@@ -117,9 +159,7 @@ def quantize_weight(weight: Tensor, scheme: Scheme, method: str = "rtn") -> Quan
     rows = max(1, _ROWS_AT_ONCE // k)
     parts = [_quantize_rows(weight[i : i + rows].float(), scheme, method) for i in range(0, n, rows)]
     codes, scales, zeros = (torch.cat(column) for column in zip(*parts, strict=True))
-    if scheme.weight_bits == 8:
-        return QuantizedWeight(codes.to(torch.int8), scales)
-    return QuantizedWeight(pack_nibbles(codes), scales, None if scheme.symmetric else zeros.to(torch.uint8))
+    return join_codes(codes, Ranges(scales, zeros), scheme)
 
 
 def dequantize_weight(quantized: QuantizedWeight, scheme: Scheme, in_features: int) -> Tensor:
@@ -128,7 +168,7 @@ def dequantize_weight(quantized: QuantizedWeight, scheme: Scheme, in_features: i
         return quantized.qweight.float() * quantized.scale
     codes = unpack_nibbles(quantized.qweight, in_features).float()
     size = scheme.group_size or in_features
-    zero = 8.0 if quantized.zero_point is None else _spread(quantized.zero_point.float(), size, in_features)
+    zero = Ranges.of(quantized, scheme).spread_zeros(size, in_features)
     return (codes - zero) * _spread(quantized.scale.float(), size, in_features)
 
 

@@ -52,3 +52,13 @@ def _upper(damped: Tensor) -> Tensor | None:
         return None
     upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
     return None if failed.item() or not torch.isfinite(upper).all() else upper
+
+
+def without_dead(hessian: Tensor) -> tuple[Tensor, Tensor]:
+    """The Hessian with a mean diagonal where that is 0, and the mask of those inputs."""
+    diagonal = hessian.diagonal()
+    dead = diagonal == 0
+    if not dead.any():
+        return hessian, dead
+    filler = diagonal[~dead].mean() if not dead.all() else diagonal.new_ones(())
+    return hessian + torch.diag(dead * filler), dead
