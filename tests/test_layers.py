@@ -16,6 +16,7 @@ ORDER = (
     ("sparsity",),
     ("scheme",),
     ("rounding",),
+    ("layouts_gpu",),
     ("layouts",),
     ("_C",),
     ("native",),
