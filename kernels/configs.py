@@ -62,7 +62,7 @@ class Shipped:
         return (*self.configs, *self.large) if target == "sm90" else self.configs
 
 
-_EIGHT = (
+_INT8 = (
     Config(16, 32, 256, 4, 4),
     Config(16, 64, 256, 4, 4),
     Config(16, 64, 128, 4, 4, split_k=4),
@@ -71,8 +71,20 @@ _EIGHT = (
     Config(64, 128, 128, 4, 4),
     Config(128, 128, 128, 3, 8),
 )
+# Of the kernels whose weights are the first operand, with their rows (bn) of 64s.
+_WEIGHTS_FIRST = (
+    Config(16, 64, 64, 4, 4),
+    Config(16, 64, 64, 4, 4, split_k=4),
+    Config(32, 64, 64, 4, 4),
+    Config(64, 64, 64, 4, 4),
+    Config(64, 128, 64, 3, 8),
+)
+_NO_SPLIT = tuple(config for config in _WEIGHTS_FIRST if config.split_k == 1)
 SHIPPED: dict[str, Shipped] = {
-    "w8a8_triton": Shipped(8, 8, 8, _EIGHT, large=(Config(128, 256, 128, 3, 8),)),
+    "w8a8_triton": Shipped(8, 8, 8, _INT8, large=(Config(128, 256, 128, 3, 8),)),
+    "w8a16_triton": Shipped(16, 8, 16, _WEIGHTS_FIRST),
+    "w4a8_triton": Shipped(8, 4, 8, _NO_SPLIT),
+    "w4a16_triton": Shipped(16, 4, 16, _WEIGHTS_FIRST),
 }
 
 
@@ -80,7 +92,12 @@ def choose(kernel: str, m: int, n: int, k: int, target: str, multiprocessors: in
     """The configuration of a kernel for y (m, n) with k inputs: measured if the target's table has it, else estimated."""
     found = tuned(target).get((kernel, n, k), {})
     fits = [limit for limit in found if m <= limit]
-    return found[min(fits)] if fits else estimate(kernel, m, n, k, target, multiprocessors)
+    return found[min(fits)] if fits else estimate(kernel, bucket(m), n, k, target, multiprocessors)
+
+
+def bucket(m: int) -> int:
+    """The power of two from 16 on that m counts as, so that a few rows give the same bits whatever their number."""
+    return max(16, 1 << (m - 1).bit_length())
 
 
 @lru_cache(maxsize=4096)

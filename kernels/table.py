@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,8 +47,15 @@ def missing() -> str | None:
     return None if find_spec("triton") else "triton is not installed"
 
 
-
+_WITH_INT32 = (*_FLOATS, torch.int32)
+_GROUPS = (None, *GROUP_SIZES)
 
 KERNELS = (
-    TritonKernel("w8a8_triton", "w8a8", "rows8", "w8a8_triton:W8A8Plan", out_dtypes=(*_FLOATS, torch.int32)),
+    TritonKernel("quantize_triton", "", "plain", "quantize_triton:quantize", op="quantize"),
+    TritonKernel("dequantize_triton", "", "frag4", "dequantize_triton:dequantize", op="dequantize"),
+    TritonKernel("w8a8_triton", "w8a8", "rows8", "w8a8_triton:W8A8Plan", out_dtypes=_WITH_INT32),
+    TritonKernel("w8a16_triton", "w8a16", "rows8", "a16_triton:A16Plan"),
+    TritonKernel("w4a8_triton", "w4a8", "frag4", "w4a8_triton:W4A8Plan", group_sizes=_GROUPS),
+    TritonKernel("w4a16_triton", "w4a16", "frag4", "a16_triton:A16Plan", group_sizes=_GROUPS),
+    TritonKernel("bsw8a8_triton", "bsw8a8", "bsr8", "blocks_triton:BlocksPlan", out_dtypes=_WITH_INT32),
 )

@@ -19,10 +19,18 @@ from nybble.kernels.table import KERNELS
 CASES = [(name, arch) for arch in (80, 90) for name, _ in cases(f"sm{arch}")]
 # Bytes of shared memory that a block may have.
 SHARED = {80: 163 << 10, 90: 227 << 10}
-# Case -> which multiply it is built on: by the rows of a tile, on sm_80 and on sm_90.
-INT8 = {"few": ("IMMA", "IMMA"), "many": ("IMMA", "IGMMA")}
-FLOAT = {"few": ("HMMA", "HMMA"), "many": ("HMMA", "HGMMA")}
-BUILT_ON = {"w8a8": INT8}
+# Kernel -> the multiply that it is built on, on sm_80 and on sm_90; there mma's where its first operand has few rows.
+INT8, FLOAT = ("IMMA", "IGMMA"), ("HMMA", "HGMMA")
+BUILT_ON = {
+    "w8a8_triton": INT8,
+    "w4a8_triton": INT8,
+    "bsw8a8_triton": INT8,
+    "w8a16_triton": FLOAT,
+    "w4a16_triton": FLOAT,
+    "blocks_bf16": FLOAT,
+}
+# Kernels whose first operand is the weights: its rows are the tile's columns.
+WEIGHTS_FIRST = ("w4a8_triton", "w8a16_triton", "w4a16_triton")
 
 
 @pytest.fixture(scope="module")
@@ -58,15 +66,15 @@ def test_compiles_without_spills_and_fits(compiled: dict, case: str, arch: int) 
         assert row["registers"] <= 255
 
 
-@pytest.mark.parametrize(("case", "arch"), [(case, arch) for case, arch in CASES if case.split("_")[0] in BUILT_ON])
+@pytest.mark.parametrize(("case", "arch"), [(case, arch) for case, arch in CASES if case.split("-")[0] in BUILT_ON])
 def test_built_on_the_expected_multiply(compiled: dict, case: str, arch: int) -> None:
-    """IMMA and HMMA with few rows, the warp groups' IGMMA and HGMMA on sm_90 from 64 rows on; never plain multiplies."""
-    family, tile = case.split("_")[0], case.split("-")[-1]
-    rows = int(tile.split("x")[0])
-    expected = BUILT_ON[family]["many" if rows >= 64 else "few"][arch >= 90]
+    """mma's on sm_80; on sm_90 the warp groups' wherever the first operand has their 64 rows. Loads run ahead."""
+    kernel, *_, tile = case.split("-")
+    rows, columns = (int(size) for size in tile.split("x")[:2])
+    grouped = arch >= 90 and (columns if kernel in WEIGHTS_FIRST else rows) >= 64
     multiply = compiled[case, arch][0]
-    assert expected in multiply["instructions"], multiply
-    assert "LDGSTS" in multiply["instructions"], "loads that are not in flight while it multiplies"
+    assert BUILT_ON[kernel][grouped] in multiply["instructions"], multiply
+    assert "LDGSTS" in multiply["instructions"], "nothing is loaded ahead"
 
 
 @pytest.mark.parametrize("arch", SHARED)

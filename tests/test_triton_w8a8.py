@@ -62,7 +62,9 @@ def test_bits_of_the_cpu_kernel(dtype: torch.dtype, config: Config) -> None:
     for name, (m, n, k) in SHAPES.items():
         quantized, x = random_weight(SCHEME, n, k), torch.randn(m, k).to(dtype)
         for bias in (None, torch.randn(n).to(dtype)):
-            assert torch.equal(product(x, quantized, bias, config, dtype), run(SCALAR, quantized, SCHEME, x, bias)), name
+            assert torch.equal(product(x, quantized, bias, config, dtype), run(SCALAR, quantized, SCHEME, x, bias)), (
+                name
+            )
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
