@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -70,7 +69,8 @@ def blocks_kernel(
     columns = tl.where(places < OF_ROWS, strip * OF_ROWS + places, n)
     x += (rows % m).to(tl.int64)[None, :] * stride_x + ks[:, None]
     values += places[:, None] * C + ks[None, :]
-    SUM: tl.constexpr = tl.int32 if COMPUTE == tl.int8 else tl.float32
+    INT8: tl.constexpr = COMPUTE.is_int8()
+    SUM: tl.constexpr = tl.int32 if INT8 else tl.float32
     total = tl.zeros((R, BM), SUM)
     # Of 64 bits, as the blocks' offsets are.
     first, end = tl.load(start + strip).to(tl.int64), tl.load(start + strip + 1).to(tl.int64)
@@ -79,7 +79,7 @@ def blocks_kernel(
         weights = tl.load(values + block * (R * C))
         activations = tl.load(x + begin, mask=(ks < OF_COLUMNS)[:, None] & (ks < k - begin)[:, None], other=0)
         total = tl.dot(weights.to(COMPUTE), activations.to(COMPUTE), total, input_precision="ieee", out_dtype=SUM)
-    if COMPUTE == tl.int8:
+    if INT8:
         if y.dtype.element_ty == tl.int32:
             store_tile(y, tl.trans(total), rows, columns, m, n)
         else:

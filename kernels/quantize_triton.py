@@ -130,9 +130,8 @@ def quantize_kernel(
                 group = begin // GROUP + tl.arange(0, BLOCK // GROUP)
                 of_group = tl.sum(tl.reshape(rounded, (BLOCK // GROUP, GROUP)), 1)
                 tl.store(sums + row * groups + group, of_group, mask=group < groups)
-    if sums is not None:
-        if GROUP == 0:
-            tl.store(sums + row, tl.sum(total))
+    if sums is not None and GROUP == 0:
+        tl.store(sums + row, tl.sum(total))
 
 
 def quantize(x: Tensor, k_padded: int, group_size: int | None = None, sums: bool = False) -> Codes:

@@ -61,12 +61,9 @@ def w4a8_kernel(
     for begin in range(0, k_padded, BK):
         weights = load_codes(codes, first, tiles_n, tiles_k, begin, BN, BK).to(tl.int8)
         products = tl.dot(weights, tl.load(x + begin), products, out_dtype=tl.int32)
-        if GROUP:
-            if (begin + BK) % size == 0:
-                total = _add_group(
-                    total, products, begin // size, row, column, n_padded, groups, sums, scale, zero_point
-                )
-                products = tl.zeros((BN, BM), tl.int32)
+        if GROUP and (begin + BK) % size == 0:
+            total = _add_group(total, products, begin // size, row, column, n_padded, groups, sums, scale, zero_point)
+            products = tl.zeros((BN, BM), tl.int32)
     if GROUP == 0:
         total = _add_group(total, products, 0, row, column, n_padded, groups, sums, scale, zero_point)
     zero = tl.broadcast_to(-tl.load(act_zero + row).to(tl.float32)[None, :], (BN, BM))

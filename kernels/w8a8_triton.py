@@ -23,6 +23,7 @@ from .quantize_triton import Codes, quantize
 from .tiles import finish_w8a8, store_tile, tile_of
 
 NAME = "w8a8_triton"
+LAYOUT = "rows8"
 # Elements of a block of the kernel that adds the parts.
 _SUM_BLOCK = 1024
 
@@ -117,7 +118,7 @@ class W8A8Plan:
     def __call__(self, x: Tensor, packed: Tensor, bias: Tensor | None, out: Tensor) -> None:
         """out (..., N) = x (..., K) w^T + bias; int32 out takes the products of the codes."""
         _, n, k = self._shape
-        rows, weight = x.reshape(-1, k), layouts.views(packed, *self._shape)
+        rows, weight = x.reshape(-1, k), layouts.views(packed, LAYOUT, *self._shape)
         codes = quantize(rows, weight["codes"].shape[1])
         config = choose(NAME, len(rows), n, codes.codes.shape[1], *machine(x.device))
         multiply(codes, weight, bias, out.view(-1, n), config)

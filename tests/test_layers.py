@@ -21,6 +21,7 @@ ORDER = (
     ("_C",),
     ("native",),
     ("portable",),  # sparse codes are checked by the compiled library
+    ("blocks_gpu",),
     ("targets",),  # asks the compiled library what the CPU is
     ("reference",),
     ("registry",),

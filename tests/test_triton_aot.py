@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("triton", reason="Triton is for Linux, x86-64 and aarch64")
+triton = pytest.importorskip("triton", reason="Triton is for Linux, x86-64 and aarch64")
 
 from nybble.bench.gpu_aot_cases import cases
 from nybble.kernels.configs import SHIPPED
@@ -33,27 +34,49 @@ BUILT_ON = {
 WEIGHTS_FIRST = ("w4a8_triton", "w8a16_triton", "w4a16_triton")
 
 
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+# "/*0a30*/   @!P0 IMMA.16832.S8.S8 R4, ..."
+OPCODE = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)", re.MULTILINE)
+USAGE = re.compile(r"\b(REG|STACK|LOCAL):(\d+)")
+
+
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], list[dict]]:
-    """(case, architecture) -> its kernels. In a process of its own: here kernels may be the interpreter's."""
+    """(case, architecture) -> its kernels. In processes of their own: here kernels may be the interpreter's."""
     folder = tmp_path_factory.mktemp("aot")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(folder / "cache")
-    found: dict[tuple[str, int], list[dict]] = {}
-    command = [sys.executable, "-m", "nybble.bench.gpu_aot", "--out"]
-    outs = {arch: folder / f"{arch}.jsonl" for arch in SHARED}
     running = [
-        subprocess.Popen([*command, str(out), "--arch", str(arch)], env=environment, stderr=subprocess.PIPE, text=True)
-        for arch, out in outs.items()
+        subprocess.Popen(
+            [sys.executable, "-m", "nybble.bench.gpu_aot", str(folder / str(arch)), "--arch", str(arch)],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for arch in SHARED
     ]
     for process in running:
         _, errors = process.communicate(timeout=280)
         assert process.returncode == 0, errors
-    for out in outs.values():
-        for line in Path(out).read_text(encoding="utf-8").splitlines():
+    found: dict[tuple[str, int], list[dict]] = {}
+    for arch in SHARED:
+        for line in (folder / str(arch) / "index.jsonl").read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
-            found.setdefault((row["case"], row["arch"]), []).append(row)
+            found.setdefault((row["case"], arch), []).append({**row, **seen_in(folder / str(arch) / row["file"])})
     return found
+
+
+def seen_in(cubin: Path) -> dict:
+    """Registers, bytes of local memory, and the instructions of a kernel."""
+    usage, sass = (
+        subprocess.run([TOOLS / "cuobjdump", option, cubin], check=True, capture_output=True, text=True).stdout
+        for option in ("-res-usage", "-sass")
+    )
+    numbers = {name: int(value) for name, value in USAGE.findall(usage)}
+    opcodes = set(OPCODE.findall(sass))
+    assert "EXIT" in opcodes, "the disassembly cannot be read"
+    return {"registers": numbers["REG"], "local_bytes": numbers["STACK"] + numbers["LOCAL"], "instructions": opcodes}
 
 
 @pytest.mark.parametrize(("case", "arch"), CASES)
@@ -61,7 +84,7 @@ def test_compiles_without_spills_and_fits(compiled: dict, case: str, arch: int) 
     assert compiled[case, arch]
     for row in compiled[case, arch]:
         assert row["local_bytes"] == 0, row
-        assert not {"LDL", "STL"} & set(row["instructions"]), row
+        assert not {"LDL", "STL"} & row["instructions"], row
         assert row["shared_bytes"] <= SHARED[arch], row
         assert row["registers"] <= 255
 

@@ -32,7 +32,7 @@ def block_of(scheme: Scheme) -> Block:
     Raises:
         ValueError: it has none.
     """
-    if not isinstance(scheme.sparsity, Block):
+    if scheme.family != "bsw8a8" or not isinstance(scheme.sparsity, Block):
         raise ValueError(f"scheme={scheme}: has no blocks")
     return scheme.sparsity
 
