@@ -10,7 +10,8 @@ namespace {
 struct Codes {
   VI even, odd;
 
-  explicit Codes(VI codes) : even(_mm256_srai_epi16(_mm256_slli_epi16(codes, 8), 8)), odd(_mm256_srai_epi16(codes, 8)) {}
+  explicit Codes(VI codes)
+      : even(_mm256_srai_epi16(_mm256_slli_epi16(codes, 8), 8)), odd(_mm256_srai_epi16(codes, 8)) {}
 
   void dot(VI& acc, VI x) const {
     dot_s16(acc, _mm256_and_si256(x, _mm256_set1_epi16(255)), even);
