@@ -14,6 +14,7 @@ from . import nn
 from .checkpoint import load, save
 from .dispatch import Explanation
 from .passes.quantize import quantize
+from .passes.rotate import rotate
 from .passes.sparsify import sparsify
 from .report import Report
 from .scheme import Scheme
@@ -36,4 +37,16 @@ def explain(layer: nn.Linear, m: int = 1) -> Explanation:
     return layer.explain(m)
 
 
-__all__ = ["Explanation", "Report", "Scheme", "explain", "kernels", "load", "nn", "quantize", "save", "sparsify"]
+__all__ = [
+    "Explanation",
+    "Report",
+    "Scheme",
+    "explain",
+    "kernels",
+    "load",
+    "nn",
+    "quantize",
+    "rotate",
+    "save",
+    "sparsify",
+]
