@@ -16,6 +16,7 @@ from .dispatch import Explanation
 from .evaluate import Evaluation, evaluate
 from .passes.optimize import optimize
 from .passes.quantize import quantize
+from .passes.rotate import rotate
 from .passes.sensitivity import Sensitivity, sensitivity
 from .passes.sparsify import sparsify
 from .recipe import Recipe
@@ -54,6 +55,7 @@ __all__ = [
     "nn",
     "optimize",
     "quantize",
+    "rotate",
     "save",
     "sensitivity",
     "sparsify",
