@@ -9,11 +9,13 @@ from typing import Any
 from torch import nn
 
 from ..report import Report
+from ..rounding import check_hqq
 from ..scheme import Scheme
 from . import options
 from .build import check_model
 from .layerwise.carry import Call, carry_out
 from .round.ladder import METHODS
+from .round.scales import Awq, Smooth
 from .round.work import Rounding
 from .walk import sites
 
@@ -26,6 +28,7 @@ def quantize(
     exclude: options.Patterns = None,
     method: str = "rtn",
     calibration: Iterable[Any] | None = None,
+    smooth: bool | float = False,
     m: int | Sequence[int] = (1, 16, 256),
     goal: str = "speed",
     strict: bool = False,
@@ -44,11 +47,17 @@ def quantize(
         include: glob patterns on full module names; only layers that match one are quantized. None means all.
         exclude: glob patterns on full module names; layers that match one are left alone.
         method: how weights are rounded: ``"rtn"`` (to nearest), ``"mse"`` (search for the scale), or by what the layer's
-            inputs are: ``"gptq"`` (what one code misses is made up for by the next). Where a layer does not allow a
+            inputs are: ``"gptq"`` (what one code misses is made up for by the
+            next), ``"awq"`` (scales that favour the weights of large inputs, and ranges by the loss at the output); or
+            ``"hqq"`` (4-bit groups, no data: the scale and zero point of the least 0.7-norm error). Where a layer does not allow a
             method, or does worse by it on data held out, it gets a simpler one, and the report says so.
         calibration: batches to call the model with, each a tensor, a tuple (positional) or a dict (keywords), such as
             128 short texts, or a DataLoader. Tokens that a batch's ``attention_mask`` leaves out do not count. With it
             the model is quantized block by block as in ``sparsify``, each on the outputs of those that are done.
+        smooth: SmoothQuant, for schemes with 8-bit activations: divide the inputs of layers by scales, and multiply their
+            weights, where a norm or a layer before can take the division; exact but for rounding. True looks for the
+            scales in a grid, a number between 0 and 1 is the share of the inputs' spread that moves to the weights;
+            both only where inputs held out agree. Needs calibration data, and goes with every method but "awq".
         m: the batch sizes (rows of the activation) at which speed counts.
         goal: ``"speed"`` swaps a layer only where the geometric mean over ``m`` of dense time / nybble time, measured
             here with the threads set now, is above 1. ``"memory"`` swaps every layer and times nothing.
@@ -78,5 +87,24 @@ def quantize(
         m=options.check_m(m),
         goal=options.check_choice("goal", goal, options.GOALS),
     )
-    call = Call(calibration, strict, untie, progress, resume, settings=())
-    return carry_out(model, found, asked, call, lambda plan, edits: Rounding(plan, edits, numbers))
+    scaling = _scaling(smooth, asked.method, numbers)
+    call = Call(calibration, strict, untie, progress, resume, settings=(scaling,))
+    return carry_out(model, found, asked, call, lambda plan, edits: Rounding(plan, edits, numbers, scaling))
+
+
+def _scaling(smooth: bool | float, method: str, scheme: Scheme) -> Awq | Smooth | None:
+    """The scales to look for. Raises TypeError or ValueError."""
+    if method == "hqq":
+        check_hqq(scheme)
+    if not isinstance(smooth, (bool, float, int)):
+        raise TypeError(f"smooth={smooth!r}: wants True, False, or a number between 0 and 1")
+    if smooth is False:
+        return Awq() if method == "awq" else None
+    if smooth is not True and not 0 < smooth < 1:
+        raise ValueError(f"smooth={smooth!r}: wants True, False, or a number between 0 and 1")
+    if method == "awq" or scheme.act_bits != 8:
+        raise ValueError(
+            f"smooth={smooth!r}: not with method={method!r}, scheme={str(scheme)!r}; it is for 8-bit "
+            "activations, and AWQ has scales of its own"
+        )
+    return Smooth() if smooth is True else Smooth((float(smooth),))

@@ -10,13 +10,10 @@ from torch import Tensor
 from ...rounding import QuantizedWeight
 from ...scheme import Scheme
 from ...sparsity import Pattern
-from ..layerwise.factor import Factor, factorize, without_dead
+from ..layerwise.factor import Factor, factorize, made_up, without_dead
 from ..layerwise.sweep import Fixed, Rounder, sweep
 from .choosers import chooser
 from .refit import refit
-
-# Of the change of the inputs by the layers before, the share that a layer makes up for.
-_MADE_UP = 0.25
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ def sparsegpt(
         return None
     target = weight.detach().to(dtype).masked_fill(dead, 0)
     if drift is not None:
-        target = target + _MADE_UP * (target @ drift.to(dtype)) @ (factor.upper.T @ factor.upper)
+        target = target + made_up(target, drift, factor.upper)
     # Inputs along the first axis: what is worked on lies together.
     columns = target.T.clone(memory_format=torch.contiguous_format)
     keep, _ = sweep(columns, factor.upper, chooser(pattern, columns))

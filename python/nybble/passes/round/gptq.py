@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...rounding import QuantizedWeight, Ranges, quantize_weight
 from ...scheme import Scheme
-from ..layerwise.factor import Factor, factorize, without_dead
+from ..layerwise.factor import Factor, factorize, made_up, without_dead
 from ..layerwise.sweep import COLUMNS, Fixed, Rounder, sweep
 
 
@@ -24,14 +24,22 @@ class Solved:
     order: Tensor
 
 
-def gptq(weight: Tensor, hessian: Tensor, scheme: Scheme, ranges: str = "rtn", columns: int = COLUMNS) -> Solved | None:
+def gptq(
+    weight: Tensor,
+    hessian: Tensor,
+    scheme: Scheme,
+    ranges: str = "rtn",
+    drift: Tensor | None = None,
+    columns: int = COLUMNS,
+) -> Solved | None:
     """Round a weight (N, K) to a dense scheme by the Hessian (K, K) of its inputs.
 
     Scales and zero points are those of the weight as it is (static groups), by the method that ``ranges`` names in
     ``rounding``; the inputs are taken in the order of the Hessian's diagonal, the largest first (act-order), which
     therefore costs nothing when the layer runs. Updates reach inputs beyond the next ``columns`` once for all of these.
-    Works in the wider of the dtypes of weight and Hessian, at least float32. An input that was always 0 has its weights
-    set to 0. None where the Hessian is not finite or cannot be factored.
+    drift: as of ``made_up``; what is rounded then makes up for a part of it. Works in the wider of the dtypes of weight
+    and Hessian, at least float32. An input that was always 0 has its weights set to 0. None where the Hessian is not
+    finite or cannot be factored.
     """
     dtype = torch.promote_types(torch.promote_types(weight.dtype, hessian.dtype), torch.float32)
     hessian, dead = without_dead(hessian.to(dtype))
@@ -40,6 +48,9 @@ def gptq(weight: Tensor, hessian: Tensor, scheme: Scheme, ranges: str = "rtn", c
     if factor is None:
         return None
     target = weight.detach().to(dtype).masked_fill(dead, 0)
+    if drift is not None:
+        places = order.argsort()
+        target = target + made_up(target, drift, factor.upper[:, places])
     static = Ranges.of(quantize_weight(target, scheme, ranges), scheme)
     # Inputs along the first axis: what is worked on lies together.
     work = target[:, order].T.clone(memory_format=torch.contiguous_format)

@@ -7,17 +7,25 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from ...rounding import METHODS as PLAIN
 from ...rounding import QuantizedWeight, dequantize_weight, quantize_weight
 from ...scheme import Scheme
 from ..layerwise.inputs import NO_DATA, Inputs
 from ..layerwise.judge import weight_loss
 from ..layerwise.outcome import Outcome
+from .clip import clip
 from .gptq import gptq
 
 # Each method, and what it falls back to.
-LADDER = {"rtn": (), "mse": ("rtn",), "gptq": ("mse", "rtn")}
+LADDER: dict[str, tuple[str, ...]] = {
+    "rtn": (),
+    "mse": ("rtn",),
+    "hqq": ("rtn",),
+    "awq": ("rtn",),
+    "gptq": ("mse", "rtn"),
+}
 METHODS = tuple(LADDER)
-NEEDS_DATA = ("gptq",)
+NEEDS_DATA = ("awq", "gptq")
 
 _Try = Callable[[Tensor, Scheme, Inputs, list[str]], QuantizedWeight | None]
 
@@ -38,7 +46,7 @@ def round_weight(weight: Tensor, scheme: Scheme, method: str, inputs: Inputs | N
         return Outcome(None, method, tuple(notes), quantize_weight(weight, scheme, method))
     bound = _loss(weight, nearest, scheme, inputs)
     for tried in (method, *LADDER[method]):
-        found = nearest if tried == "rtn" else _METHODS[tried](weight, scheme, inputs, notes)
+        found = _METHODS[tried](weight, scheme, inputs, notes)
         if found is None:
             continue
         loss = _loss(weight, found, scheme, inputs)
@@ -52,14 +60,20 @@ def _loss(weight: Tensor, quantized: QuantizedWeight, scheme: Scheme, inputs: In
     return weight_loss(weight, dequantize_weight(quantized, scheme, weight.shape[1]), inputs.held_out)
 
 
-def _mse(weight: Tensor, scheme: Scheme, inputs: Inputs, notes: list[str]) -> QuantizedWeight | None:
-    return quantize_weight(weight, scheme, "mse")
+def _plain(method: str) -> _Try:
+    return lambda weight, scheme, inputs, notes: quantize_weight(weight, scheme, method)
+
+
+def _awq(weight: Tensor, scheme: Scheme, inputs: Inputs, notes: list[str]) -> QuantizedWeight | None:
+    """Its scales are in the weight already; here are the ranges."""
+    assert inputs.hessian is not None, "gathered for this method"  # noqa: S101
+    return clip(weight, inputs.hessian, scheme)
 
 
 def _gptq(weight: Tensor, scheme: Scheme, inputs: Inputs, notes: list[str]) -> QuantizedWeight | None:
     """The better by the loss on the data of GPTQ with the scales of the range and with those of the least error."""
     assert inputs.hessian is not None, "gathered for this method"  # noqa: S101
-    found = [gptq(weight, inputs.hessian, scheme, ranges) for ranges in ("rtn", "mse")]
+    found = [gptq(weight, inputs.hessian, scheme, ranges, inputs.drift) for ranges in ("rtn", "mse")]
     solved = min((one for one in found if one is not None), key=lambda one: one.loss, default=None)
     if solved is None:
         notes.append("not gptq: no usable Hessian")
@@ -71,4 +85,4 @@ def _gptq(weight: Tensor, scheme: Scheme, inputs: Inputs, notes: list[str]) -> Q
     return solved.quantized
 
 
-_METHODS: dict[str, _Try] = {"mse": _mse, "gptq": _gptq}
+_METHODS: dict[str, _Try] = {**{name: _plain(name) for name in PLAIN}, "awq": _awq, "gptq": _gptq}
