@@ -14,6 +14,7 @@ from . import nn
 from .checkpoint import load, save
 from .dispatch import Explanation
 from .evaluate import Evaluation, evaluate
+from .passes.choose import ChosenPlan, plan
 from .passes.optimize import optimize
 from .passes.quantize import quantize
 from .passes.sensitivity import Sensitivity, sensitivity
@@ -41,6 +42,7 @@ def explain(layer: nn.Linear, m: int = 1) -> Explanation:
 
 
 __all__ = [
+    "ChosenPlan",
     "Evaluation",
     "Explanation",
     "Recipe",
@@ -53,6 +55,7 @@ __all__ = [
     "load",
     "nn",
     "optimize",
+    "plan",
     "quantize",
     "save",
     "sensitivity",
