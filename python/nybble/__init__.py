@@ -14,6 +14,7 @@ from . import nn
 from .checkpoint import load, save
 from .dispatch import Explanation
 from .evaluate import Evaluation, evaluate
+from .passes.choose import ChosenPlan, plan
 from .passes.optimize import optimize
 from .passes.quantize import quantize
 from .passes.rotate import rotate
@@ -42,6 +43,7 @@ def explain(layer: nn.Linear, m: int = 1) -> Explanation:
 
 
 __all__ = [
+    "ChosenPlan",
     "Evaluation",
     "Explanation",
     "Recipe",
@@ -54,6 +56,7 @@ __all__ = [
     "load",
     "nn",
     "optimize",
+    "plan",
     "quantize",
     "rotate",
     "save",

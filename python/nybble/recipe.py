@@ -19,10 +19,10 @@ from torch.utils._pytree import tree_leaves
 from .passes import options
 from .passes.prune import weight as pruning
 from .passes.quantize import quantize
+from .passes.round.ladder import METHODS
 from .passes.sparsify import sparsify
 from .recipe_file import located, read, write
 from .recipe_schema import Field, FieldError, fit
-from .rounding import METHODS
 from .scheme import Scheme
 from .sparsity import Block, Pattern
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+
+from ..passes.layerwise.batches import arguments
 
 ON_BAD = ("error", "skip")
 
@@ -76,13 +78,6 @@ def _form(batch: Any) -> str:
     if isinstance(batch, Mapping):
         return f"the keys {', '.join(sorted(map(str, batch)))}"
     return "one tensor" if isinstance(batch, Tensor) else f"{len(batch)} values"
-
-
-def arguments(batch: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:
-    """Positional and keyword arguments of the model for a batch."""
-    if isinstance(batch, Mapping):
-        return (), batch
-    return ((batch,) if isinstance(batch, Tensor) else batch), {}
 
 
 def sequences(batch: Any) -> int:

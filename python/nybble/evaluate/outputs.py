@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves
 
-from .data import arguments, targets, token_mask
+from .data import targets, token_mask
 
 # Sum over a sequence and what to divide it by, float64 (B,) each.
 Sums = tuple[Tensor, Tensor]
@@ -24,12 +24,6 @@ def main_output(output: Any) -> Tensor:
         if isinstance(leaf, Tensor) and leaf.is_floating_point():
             return leaf
     raise TypeError(f"the model's output, {type(output).__name__}, holds no float tensor")
-
-
-def run(model: nn.Module, batch: Any) -> Any:
-    """What the model says to a batch."""
-    args, kwargs = arguments(batch)
-    return model(*args, **kwargs)
 
 
 def loss_sums(output: Tensor, batch: Any) -> Sums:

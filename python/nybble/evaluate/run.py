@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..passes.layerwise.bar import bar
+from ..passes.layerwise.batches import call
+from ..passes.layerwise.stages import calm
 from ..passes.options import check_choice
-from ..passes.prune.bar import bar
-from ..passes.prune.stages import calm
 from ..targets import detect
 from .data import ON_BAD, Batches, sequences, sift
 from .memory import has_peak, held_bytes, peak_mb
-from .outputs import run
 from .result import Evaluation, Metric
 from .table import COMPARED, OURS, THEIRS, Table, Task
 
@@ -79,7 +79,7 @@ def evaluate(
         found = table.metrics(seed)
         if "memory" in names:
             peak_mb(reset=True)
-            run(model, batches.kept[0])
+            call(model, batches.kept[0])
             found["peak_mb"] = Metric(peak_mb())
     if "bytes" in names:
         found |= {f"{prefix}nbytes": Metric(float(held_bytes(module))) for prefix, module in models.items()}

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..passes.layerwise.batches import call
 from .bootstrap import interval
 from .data import sequences
-from .outputs import Sums, cosine_sums, kl_sums, loss_sums, main_output, run
+from .outputs import Sums, cosine_sums, kl_sums, loss_sums, main_output
 from .result import Metric
 
 Task = Callable[[Any, Any], Any]
@@ -40,9 +41,9 @@ class Table:
 
     def _run(self, prefix: str, module: nn.Module, batch: Any, warm_up: bool) -> Any:
         if warm_up and "latency" in self._names:
-            run(module, batch)
+            call(module, batch)
         start = perf_counter()
-        output = run(module, batch)
+        output = call(module, batch)
         self._seconds.setdefault(prefix, []).append(perf_counter() - start)
         for name, task in self._tasks.items():
             self._put(f"{prefix}{name}", _task_sums(name, task(output, batch), sequences(batch)))

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from ...evaluate.data import ON_BAD, sift
-from ...evaluate.outputs import run
 from ...scheme import Scheme
 from ..build import check_model
+from ..layerwise.bar import bar
+from ..layerwise.batches import call
+from ..layerwise.stages import calm
 from ..options import check_choice
-from ..prune.bar import bar
-from ..prune.stages import calm
 from .harm import DAMAGES, Harm
 from .outliers import Outliers, largest_inputs, outliers
 from .result import Damage, LayerSensitivity, Sensitivity
@@ -75,7 +75,7 @@ def measure(
     model: nn.Module, units: Sequence[Unit], harm: Harm, batches: Sequence[Any], progress: bool
 ) -> list[LayerSensitivity]:
     """A row for each unit of a calm model, the one that suffers most first."""
-    inputs = largest_inputs([unit.dense for unit in units], lambda: [run(model, batch) for batch in batches])
+    inputs = largest_inputs([unit.dense for unit in units], lambda: [call(model, batch) for batch in batches])
     rows = []
     with bar(sum(len(unit.new) for unit in units), progress) as advance:
         for unit, largest in zip(units, inputs, strict=True):

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ...evaluate.data import sequences
-from ...evaluate.outputs import Sums, kl_sums, main_output, output_error_sums, run
+from ...evaluate.outputs import Sums, kl_sums, main_output, output_error_sums
 from ...evaluate.result import Metric
 from ...evaluate.table import mean_metric
+from ..layerwise.batches import call
 
 DAMAGES = {"kl": kl_sums, "output": output_error_sums}
 
@@ -32,7 +33,7 @@ class Harm:
         self.sequences = sum(map(sequences, batches))
 
     def _say(self, batch: Any) -> Tensor:
-        return main_output(run(self._model, batch))
+        return main_output(call(self._model, batch))
 
     def by_sequence(self) -> Sums:
         """Sums over each sequence, and what to divide them by, as the model is now."""

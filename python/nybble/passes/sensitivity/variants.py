@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from ...nn import Linear
 from ...report import LayerReport
 from ...scheme import Scheme
 from ...sparsity import Block, Pattern
+from ..aside import Aside
 from ..quantize import quantize
 from ..sparsify import sparsify
 from ..walk import Edits, Site, sites
@@ -34,14 +34,6 @@ class Unit(NamedTuple):
     def dense(self) -> nn.Module:
         """The first of the layers as it is."""
         return self.sites[0].module
-
-
-def copied(model: nn.Module) -> nn.Module:
-    """The modules of a model once more, on the same tensors. Raises TypeError where it cannot be copied."""
-    try:
-        return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
-    except RuntimeError as error:
-        raise TypeError(f"model={type(model).__name__}: cannot be copied: {error}") from error
 
 
 def check_schemes(argument: str, schemes: str | Scheme | Sequence[str | Scheme]) -> tuple[Scheme, ...]:
@@ -79,7 +71,7 @@ def variants(
     rows: dict[Scheme, dict[str, LayerReport]] = {}
     modules: dict[Scheme, dict[str, nn.Module]] = {}
     for scheme in schemes:
-        changed = copied(model)
+        changed = Aside(model).model
         rows[scheme] = apply(changed, scheme, quantized if scheme.sparsity is None else {**PRUNE, **pruned})
         modules[scheme] = dict(changed.named_modules())
     units = []
