@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 from . import nn
 from .checkpoint import load, save
 from .dispatch import Explanation
+from .monitor import Monitor
 from .passes.optimize import optimize
 from .passes.quantize import quantize
 from .passes.sparsify import sparsify
@@ -40,6 +41,7 @@ def explain(layer: nn.Linear, m: int = 1) -> Explanation:
 
 __all__ = [
     "Explanation",
+    "Monitor",
     "Recipe",
     "Report",
     "Scheme",
