@@ -27,7 +27,8 @@ ORDER = (
     ("dispatch",),
     ("ops",),
     ("nn",),
-    ("checkpoint", "monitor", "passes", "recipe", "report"),  # checkpoint: with checkpoint_*; monitor and recipe alike
+    # checkpoint: with checkpoint_*; monitor and recipe alike
+    ("checkpoint", "evaluate", "monitor", "passes", "recipe", "report"),
     ("",),  # the package's own __init__
     ("testing",),
     ("__main__", "bench", "commands", "demo"),

@@ -13,9 +13,11 @@ __version__ = "0.1.0"
 from . import nn
 from .checkpoint import load, save
 from .dispatch import Explanation
+from .evaluate import Evaluation, evaluate
 from .monitor import Monitor
 from .passes.optimize import optimize
 from .passes.quantize import quantize
+from .passes.sensitivity import Sensitivity, sensitivity
 from .passes.sparsify import sparsify
 from .recipe import Recipe
 from .report import Report
@@ -40,11 +42,14 @@ def explain(layer: nn.Linear, m: int = 1) -> Explanation:
 
 
 __all__ = [
+    "Evaluation",
     "Explanation",
     "Monitor",
     "Recipe",
     "Report",
     "Scheme",
+    "Sensitivity",
+    "evaluate",
     "explain",
     "kernels",
     "load",
@@ -52,5 +57,6 @@ __all__ = [
     "optimize",
     "quantize",
     "save",
+    "sensitivity",
     "sparsify",
 ]

@@ -24,7 +24,8 @@ from .monitor_watch import LayerDrift, Watch, pick_rows
 from .nn import Linear
 from .passes import options
 from .passes.eligible import dense_weight, is_linear_like
-from .passes.prune.stages import call, calm, check_batches
+from .passes.layerwise.batches import call, check_batches
+from .passes.layerwise.stages import calm
 from .passes.walk import sites
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class Monitor:
         statistics: str | os.PathLike[str] | None = None,
         include: options.Patterns = None,
         exclude: options.Patterns = None,
-        every: int = 100,
+        every: int = 256,
         window: int = 512,
         log: str | os.PathLike[str] | None = None,
     ) -> None:
@@ -144,7 +145,7 @@ class Monitor:
         Warns where a layer sees fewer rows than a window has. Raises TypeError or ValueError for what are no batches,
         RuntimeError while the monitor is on.
         """
-        found = check_batches(batches)
+        found = check_batches(batches, self._model)
         if self._hooks:
             raise RuntimeError("calibrate: the monitor is on; stop it first")
         for watch in self._watches.values():

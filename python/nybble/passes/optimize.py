@@ -23,8 +23,8 @@ from ..sparsity import Block, Pattern
 from .aside import Aside
 from .build import check_model
 from .eligible import is_linear_like
+from .layerwise.batches import check_batches
 from .options import check_flag
-from .prune.stages import check_batches
 from .quantize import quantize
 from .walk import sites
 
@@ -99,7 +99,7 @@ def optimize(
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe={type(recipe).__name__}: wants a nybble.Recipe, see nybble.Recipe.load")
     check_flag("progress", progress)
-    batches = check_batches(calibration)
+    batches = check_batches(calibration, model)
     aside = Aside(model)
     reports: list[StageReport] = []
     for i, stage in enumerate(recipe.stages):
