@@ -38,8 +38,8 @@ def _jacobsthal(q: int) -> Tensor:
     """Entry (i, j) is 1 where i - j is a square mod q, -1 where it is none, 0 on the diagonal."""
     squares = {x * x % q for x in range(1, q)}
     kinds = torch.tensor([0, *(1 if x in squares else -1 for x in range(1, q))], dtype=torch.float64)
-    places = (torch.arange(q)[:, None] - torch.arange(q)) % q
-    return kinds[places]
+    found: Tensor = kinds[(torch.arange(q)[:, None] - torch.arange(q)) % q]
+    return found
 
 
 def transform(x: Tensor) -> Tensor:
