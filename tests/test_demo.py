@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from nybble.demo import DemoUnavailable, breakdown, data, measure, model, run, sparse, table, variants, verdict
+from nybble.evaluate.memory import held_bytes
 
 TINY = measure.Plan(sentences=8, batches_per_round=1, singles_per_round=1, batch_budget_s=5, single_budget_s=1, rows=4)
 needs_encoder = pytest.mark.skipif(
@@ -147,12 +148,12 @@ def test_what_could_not_run_is_said_to_be_not_run():
 
 def test_held_bytes_counts_each_storage_once_and_plain_attributes_too():
     layer = nn.Linear(8, 4, bias=False)
-    assert variants.held_bytes(layer) == 4 * 8 * 4
+    assert held_bytes(layer) == 4 * 8 * 4
     tied = nn.Sequential(layer, nn.Linear(8, 4, bias=False))
     tied[1].weight = layer.weight
-    assert variants.held_bytes(tied) == 4 * 8 * 4
+    assert held_bytes(tied) == 4 * 8 * 4
     layer.packed = torch.zeros(10, dtype=torch.int8)
-    assert variants.held_bytes(tied) == 4 * 8 * 4 + 10
+    assert held_bytes(tied) == 4 * 8 * 4 + 10
 
 
 def test_held_bytes_sees_into_quantize_dynamic_and_warnings_stay_local():
@@ -165,7 +166,7 @@ def test_held_bytes_sees_into_quantize_dynamic_and_warnings_stay_local():
         except variants.NotHere as error:
             pytest.skip(f"this torch has no quantize_dynamic: {error}")
     assert warnings.filters == filters
-    assert variants.held_bytes(built.model) == 64 * 32 + 12 + 4 * 32  # int8 weight, scale and zero, fp32 bias
+    assert held_bytes(built.model) == 64 * 32 + 12 + 4 * 32  # int8 weight, scale and zero, fp32 bias
 
 
 def test_breakdown_marks_linears_and_leaves_no_hook_behind(monkeypatch):

@@ -16,10 +16,12 @@ ORDER = (
     ("sparsity",),
     ("scheme",),
     ("rounding",),
+    ("layouts_gpu",),
     ("layouts",),
     ("_C",),
     ("native",),
     ("portable",),  # sparse codes are checked by the compiled library
+    ("blocks_gpu",),
     ("targets",),  # asks the compiled library what the CPU is
     ("reference",),
     ("registry",),
@@ -27,10 +29,11 @@ ORDER = (
     ("dispatch",),
     ("ops",),
     ("nn",),
-    ("checkpoint", "passes", "recipe", "report"),  # checkpoint: with checkpoint_*
+    # checkpoint: with checkpoint_*; monitor and recipe alike
+    ("checkpoint", "evaluate", "monitor", "passes", "recipe", "report"),
     ("",),  # the package's own __init__
     ("testing",),
-    ("__main__", "bench", "demo"),
+    ("__main__", "bench", "commands", "demo"),
 )
 RANK = {name: rank for rank, row in enumerate(ORDER) for name in row}
 # What stands above, and is still none of their business.
@@ -38,14 +41,22 @@ FORBIDDEN = {
     "nn": {"_C", "native", "targets", "reference", "kernels"},
     "passes": {"_C", "native", "reference", "kernels", "layouts", "ops"},
     "checkpoint": {"_C", "native", "reference", "kernels", "targets", "ops"},
+    "monitor": {"_C", "native", "reference", "kernels", "targets", "layouts", "ops"},
     "recipe": {"_C", "native", "reference", "kernels", "targets", "layouts", "ops"},
     "report": {"_C", "native", "reference", "kernels", "targets", "layouts", "ops", "nn"},
     "demo": {"_C", "native", "reference", "layouts", "ops", "testing"},
     "__main__": {"_C", "native", "reference", "layouts", "ops", "testing"},
+    "commands": {"_C", "native", "reference", "layouts", "ops", "testing"},
     "": {"_C", "native", "targets", "reference", "layouts", "ops"},
 }
 # A module without a name here may be imported by any that stands below it.
-ONLY_BY = {"_C": {"native"}, "testing": {"bench"}, "bench": {"__main__"}, "demo": {"__main__", "bench"}}
+ONLY_BY = {
+    "_C": {"native"},
+    "testing": {"bench"},
+    "bench": {"__main__"},
+    "commands": {"__main__"},
+    "demo": {"__main__", "bench", "commands"},
+}
 
 
 def folder_of(package):
@@ -73,7 +84,7 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8"), str(path)) for name, 
 def unit(name):
     """The row entry that a module belongs to: nn.linear -> nn, checkpoint_files -> checkpoint."""
     first = name.split(".")[0]
-    return "checkpoint" if first.startswith("checkpoint_") else first
+    return next((whole for whole in ("checkpoint", "monitor", "recipe") if first.startswith(f"{whole}_")), first)
 
 
 def is_package(name):
@@ -184,7 +195,7 @@ SETTINGS = {
     ("torch", name)
     for name in ("set_num_threads", "set_num_interop_threads", "set_default_dtype", "set_flush_denormal")
 }
-COMMANDS = {"__main__", "bench", "demo"}
+COMMANDS = {"__main__", "bench", "commands", "demo"}
 
 
 def dotted(node):

@@ -13,9 +13,15 @@ __version__ = "0.1.0"
 from . import nn
 from .checkpoint import load, save
 from .dispatch import Explanation
+from .evaluate import Evaluation, evaluate
+from .monitor import Monitor
+from .passes.choose import ChosenPlan, plan
+from .passes.optimize import optimize
 from .passes.quantize import quantize
 from .passes.rotate import rotate
+from .passes.sensitivity import Sensitivity, sensitivity
 from .passes.sparsify import sparsify
+from .recipe import Recipe
 from .report import Report
 from .scheme import Scheme
 
@@ -38,15 +44,24 @@ def explain(layer: nn.Linear, m: int = 1) -> Explanation:
 
 
 __all__ = [
+    "ChosenPlan",
+    "Evaluation",
     "Explanation",
+    "Monitor",
+    "Recipe",
     "Report",
     "Scheme",
+    "Sensitivity",
+    "evaluate",
     "explain",
     "kernels",
     "load",
     "nn",
+    "optimize",
+    "plan",
     "quantize",
     "rotate",
     "save",
+    "sensitivity",
     "sparsify",
 ]

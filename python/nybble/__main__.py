@@ -159,6 +159,8 @@ def _run_demo(args: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from .commands import quantize
+
     parser = argparse.ArgumentParser(prog="nybble", description="int8 and int4 linear layers for torch")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
@@ -174,6 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = command("demo", _run_demo, "a trained sentence encoder under torch and under nybble, measured here")
     demo.add_argument("--quick", action="store_true", help="under a minute, on fewer sentences")
     demo.add_argument("--sparse", action="store_true", help="the price of each pattern of zeros (about ten minutes)")
+    quantize.add_arguments(command("quantize", quantize.run, "run a recipe on a model and save what comes out"))
     return parser
 
 
@@ -186,6 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     args = _parser().parse_args(argv)
     from . import targets
+    from .commands import CommandFailed
     from .demo import DemoUnavailable
 
     try:
@@ -195,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args.run(args)
         sys.stdout.flush()
-    except DemoUnavailable as error:
+    except (DemoUnavailable, CommandFailed) as error:
         return _fail(error)
     except BrokenPipeError:
         # The reader, `head` say, has what it wanted; the interpreter must not try to flush once more.

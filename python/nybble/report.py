@@ -144,7 +144,7 @@ class Report:
         for row, layer in zip(rows[1:], self.layers, strict=True):
             row.append(_note(layer))
         left_aligned = {0, 1, 3, 4, 8, len(header) - 1} | ({header.index("method")} if "method" in header else set())
-        return "\n".join([*_table(rows, left_aligned), "", *self._foot()])
+        return "\n".join([*table(rows, left_aligned), "", *self._foot()])
 
     def _foot(self) -> list[str]:
         before, after = self.nbytes_before, self.nbytes_after
@@ -253,7 +253,8 @@ def _note(layer: LayerReport) -> str:
     return "; ".join(notes)
 
 
-def _table(rows: list[list[str]], left_aligned: set[int]) -> list[str]:
+def table(rows: list[list[str]], left_aligned: set[int]) -> list[str]:
+    """The lines of a table, ruled, under its first row; the columns that are left-aligned, by number."""
     last = len(rows[0]) - 1
     # the last column is free text: padding it would only add trailing blanks
     widths = [0 if i == last else max(len(row[i]) for row in rows) for i in range(last + 1)]

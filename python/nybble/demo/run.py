@@ -16,13 +16,14 @@ from typing import Any
 import torch
 
 from .. import __version__, targets
+from ..evaluate.memory import held_bytes
 from .breakdown import breakdown
 from .data import all_sentences
 from .measure import Accuracy, Plan, Track, accuracy, make_rounds, measure, speedup
 from .model import MODEL_NAME, load
 from .sparse import contestants
 from .table import progress, show_table
-from .variants import BF16_W8A8, DYNAMIC, FP32, VARIANTS, W8A8, Built, NotHere, held_bytes
+from .variants import BF16_W8A8, DYNAMIC, FP32, VARIANTS, W8A8, Built, NotHere
 from .verdict import JUDGED, JUDGED_SPARSE, MEAN_COSINE, Check, best, best_checks, checks, sparse_checks
 
 _HEADERS = ("contestant", "batch 32/s", "vs fp32", "batch 1/s", "MB", "cos mean", "cos worst", "top-1 %", "sentences")

@@ -30,7 +30,7 @@ def check_batches(calibration: Iterable[Any] | None, model: nn.Module) -> list[A
     for i, batch in enumerate(batches):
         if not isinstance(batch, (Tensor, tuple, list, Mapping)):
             raise TypeError(f"calibration[{i}]={type(batch).__name__}: must be a tensor, a tuple or a dict")
-        args, kwargs = _arguments(batch)
+        args, kwargs = arguments(batch)
         try:
             forward.bind(*args, **kwargs)
         except TypeError as error:
@@ -44,7 +44,7 @@ def check_batches(calibration: Iterable[Any] | None, model: nn.Module) -> list[A
 
 def call(model: nn.Module, batch: Any) -> Any:
     """The model's output for one calibration batch."""
-    args, kwargs = _arguments(batch)
+    args, kwargs = arguments(batch)
     return model(*args, **kwargs)
 
 
@@ -53,7 +53,8 @@ def whole(model: nn.Module, batches: Sequence[Any]) -> tuple[tuple[Callable[[], 
     return tuple(_caller(model, batch) for batch in batches), tuple(_mask(batch) for batch in batches)
 
 
-def _arguments(batch: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:
+def arguments(batch: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """Positional and keyword arguments of the model for a batch."""
     if isinstance(batch, Mapping):
         return (), batch
     return ((batch,) if isinstance(batch, Tensor) else batch), {}
