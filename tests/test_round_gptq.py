@@ -60,7 +60,7 @@ def test_the_loss_is_what_the_sweep_counts(name: str) -> None:
 @pytest.mark.parametrize("ranges", ["rtn", "mse"])
 def test_a_diagonal_hessian_gives_the_codes_of_its_ranges_method(name: str, ranges: str) -> None:
     scheme, weight = Scheme.parse(name), torch.randn(24, 200)
-    solved = gptq(weight, torch.diag(torch.rand(200) + 0.5), scheme, ranges)
+    solved = gptq(weight, torch.diag(torch.rand(200) + 0.5), scheme, (ranges,))
     assert solved is not None
     for key, tensor in quantize_weight(weight, scheme, ranges).tensors().items():
         assert torch.equal(solved.quantized.tensors()[key], tensor), key
@@ -68,7 +68,7 @@ def test_a_diagonal_hessian_gives_the_codes_of_its_ranges_method(name: str, rang
 
 def test_a_diagonal_that_drowns_the_rest_gives_rtn() -> None:
     scheme, weight = Scheme.parse("w4a16g128"), torch.randn(24, 256)
-    solved = gptq(weight, hessian_of(correlated_inputs(512)) + 1e9 * torch.eye(256), scheme)
+    solved = gptq(weight, hessian_of(correlated_inputs(512)) + 1e9 * torch.eye(256), scheme, ("rtn",))
     assert solved is not None
     assert torch.equal(solved.quantized.qweight, quantize_weight(weight, scheme).qweight)
 

@@ -72,9 +72,8 @@ def quantize(
         A ``Report``; each layer's ``rounded`` has its method and output errors. Layers keep their training flag; the bias stays the same parameter.
 
     Raises:
-        TypeError, ValueError: an argument is wrong, the model is itself a Linear layer, the method needs
-            calibration data, or ``strict`` failed. After
-            any exception, ``KeyboardInterrupt`` included, the model is as it was.
+        TypeError, ValueError: an argument is wrong, the model is itself a Linear layer, the method needs calibration
+            data, or ``strict`` failed. After any exception, ``KeyboardInterrupt`` included, the model is as it was.
     """
     check_model(model)
     numbers = Scheme.parse(scheme)

@@ -38,8 +38,7 @@ def _jacobsthal(q: int) -> Tensor:
     """Entry (i, j) is 1 where i - j is a square mod q, -1 where it is none, 0 on the diagonal."""
     squares = {x * x % q for x in range(1, q)}
     kinds = torch.tensor([0, *(1 if x in squares else -1 for x in range(1, q))], dtype=torch.float64)
-    places = (torch.arange(q)[:, None] - torch.arange(q)) % q
-    return kinds[places]
+    return kinds[(torch.arange(q)[:, None] - torch.arange(q)) % q]
 
 
 def transform(x: Tensor) -> Tensor:
@@ -57,4 +56,5 @@ def transform(x: Tensor) -> Tensor:
         pairs = y.reshape(*x.shape[:-1], -1, 2, width, order)
         y = torch.stack((pairs.select(-3, 0) + pairs.select(-3, 1), pairs.select(-3, 0) - pairs.select(-3, 1)), -3)
         width *= 2
-    return y.reshape(x.shape) / n**0.5
+    turned: Tensor = y.reshape(x.shape) / n**0.5
+    return turned

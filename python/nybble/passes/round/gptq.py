@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,14 +29,14 @@ def gptq(
     weight: Tensor,
     hessian: Tensor,
     scheme: Scheme,
-    ranges: str = "rtn",
+    ranges: Sequence[str] = ("rtn", "mse"),
     drift: Tensor | None = None,
     columns: int = COLUMNS,
 ) -> Solved | None:
     """Round a weight (N, K) to a dense scheme by the Hessian (K, K) of its inputs.
 
-    Scales and zero points are those of the weight as it is (static groups), by the method that ``ranges`` names in
-    ``rounding``; the inputs are taken in the order of the Hessian's diagonal, the largest first (act-order), which
+    Scales and zero points are those of the weight as it is (static groups), by the methods of ``rounding`` that
+    ``ranges`` names, of which the one with the least loss counts; the inputs are taken in the order of the Hessian's diagonal, the largest first (act-order), which
     therefore costs nothing when the layer runs. Updates reach inputs beyond the next ``columns`` once for all of these.
     drift: as of ``made_up``; what is rounded then makes up for a part of it. Works in the wider of the dtypes of weight
     and Hessian, at least float32. An input that was always 0 has its weights set to 0. None where the Hessian is not
@@ -51,7 +52,11 @@ def gptq(
     if drift is not None:
         places = order.argsort()
         target = target + made_up(target, drift, factor.upper[:, places])
-    static = Ranges.of(quantize_weight(target, scheme, ranges), scheme)
+    tries = [Ranges.of(quantize_weight(target, scheme, method), scheme) for method in ranges]
+    return min((_swept(target, scheme, static, factor, order, columns) for static in tries), key=lambda one: one.loss)
+
+
+def _swept(target: Tensor, scheme: Scheme, static: Ranges, factor: Factor, order: Tensor, columns: int) -> Solved:
     # Inputs along the first axis: what is worked on lies together.
     work = target[:, order].T.clone(memory_format=torch.contiguous_format)
     rounder = Rounder(scheme, work, order, static)

@@ -24,7 +24,7 @@ LADDER: dict[str, tuple[str, ...]] = {
     "awq": ("rtn",),
     "gptq": ("mse", "rtn"),
 }
-METHODS = tuple(LADDER)
+METHODS: tuple[str, ...] = tuple(LADDER)
 NEEDS_DATA = ("awq", "gptq")
 
 _Try = Callable[[Tensor, Scheme, Inputs, list[str]], QuantizedWeight | None]
@@ -71,10 +71,8 @@ def _awq(weight: Tensor, scheme: Scheme, inputs: Inputs, notes: list[str]) -> Qu
 
 
 def _gptq(weight: Tensor, scheme: Scheme, inputs: Inputs, notes: list[str]) -> QuantizedWeight | None:
-    """The better by the loss on the data of GPTQ with the scales of the range and with those of the least error."""
     assert inputs.hessian is not None, "gathered for this method"  # noqa: S101
-    found = [gptq(weight, inputs.hessian, scheme, ranges, inputs.drift) for ranges in ("rtn", "mse")]
-    solved = min((one for one in found if one is not None), key=lambda one: one.loss, default=None)
+    solved = gptq(weight, inputs.hessian, scheme, drift=inputs.drift)
     if solved is None:
         notes.append("not gptq: no usable Hessian")
         return None
