@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -22,7 +21,6 @@ class TritonKernel:
 
     entry: "module:class" in this package; the class is made from (scheme, out_features, in_features) and called as
         native.LinearPlan is.
-    max_m: rows that it takes at most; None: any number.
     """
 
     name: str
@@ -32,7 +30,6 @@ class TritonKernel:
     out_dtypes: tuple[torch.dtype, ...] = _FLOATS
     act_dtypes: tuple[torch.dtype, ...] = _FLOATS
     group_sizes: tuple[int | None, ...] = (None,)
-    max_m: int | None = None
     op: str = "linear"
 
     def make(self, scheme: Scheme, out_features: int, in_features: int) -> Plan:
@@ -40,11 +37,6 @@ class TritonKernel:
         module, _, name = self.entry.partition(":")
         plan: Plan = getattr(import_module(f".{module}", __package__), name)(scheme, out_features, in_features)
         return plan
-
-
-def missing() -> str | None:
-    """Why no Triton kernel can run here, whatever the GPU; None: Triton is installed."""
-    return None if find_spec("triton") else "triton is not installed"
 
 
 _WITH_INT32 = (*_FLOATS, torch.int32)

@@ -24,6 +24,7 @@ ORDER = (
     ("blocks_gpu",),
     ("targets",),  # asks the compiled library what the CPU is
     ("reference",),
+    ("kernels.table",),  # what Triton kernels there are
     ("registry",),
     ("kernels",),  # Triton's, and the table's public name
     ("dispatch",),
@@ -83,6 +84,8 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8"), str(path)) for name, 
 
 def unit(name):
     """The row entry that a module belongs to: nn.linear -> nn, checkpoint_files -> checkpoint."""
+    if name in RANK:
+        return name
     first = name.split(".")[0]
     return next((whole for whole in ("checkpoint", "monitor", "recipe") if first.startswith(f"{whole}_")), first)
 

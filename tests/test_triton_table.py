@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -9,9 +10,14 @@ import sys
 import pytest
 import torch
 
+import nybble
+from nybble import targets
+from nybble.dispatch import explain, layout_for, select
 from nybble.kernels import configs
 from nybble.kernels.configs import SHIPPED, Config, bucket, choose, clocks, estimate, read_tuned
-from nybble.kernels.table import KERNELS, missing
+from nybble.kernels.table import KERNELS
+from nybble.registry import Problem
+from nybble.scheme import Scheme
 
 TARGETS = {"sm80": 108, "sm90": 132}
 SHAPES = [(n, k) for n in (1, 70, 1024, 4096, 14336) for k in (1, 4096, 14336)]
@@ -28,7 +34,6 @@ def test_names_are_unique_and_say_what_they_compute() -> None:
         assert kernel.name.endswith("_triton")
         assert (kernel.op == "linear") == bool(kernel.family)
         assert kernel.name.startswith(kernel.family or kernel.op)
-        assert kernel.max_m is None
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
@@ -44,11 +49,35 @@ def test_the_table_imports_no_triton() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_missing_says_whether_triton_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nybble.kernels.table.find_spec", lambda name: None)
-    assert missing() == "triton is not installed"
-    monkeypatch.setattr("nybble.kernels.table.find_spec", lambda name: object())
-    assert missing() is None
+def test_the_registry_lists_each_with_its_reason() -> None:
+    rows = {row["name"]: row for row in nybble.kernels()}
+    for kernel in KERNELS:
+        assert rows[kernel.name]["target"] == "triton"
+        if not torch.cuda.is_available():
+            assert not rows[kernel.name]["usable"]
+            assert "no CUDA device" in rows[kernel.name]["why_not"]
+
+
+def test_why_no_gpu_names_what_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets, "find_spec", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert targets._why_no_gpu() == "no CUDA device that torch can use; triton is not installed"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert targets._why_no_gpu() == "triton is not installed"
+    monkeypatch.setattr(targets, "find_spec", lambda name: object())
+    assert targets._why_no_gpu() is None
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a16", "w4a8g32", "w4a16g128asym", "bs32x32w8a8"])
+def test_on_a_gpu_each_family_is_packed_for_its_kernel(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = targets.detect()
+    usable = ("torch", "triton", *(name for name in here.targets if name not in ("torch", "triton")))
+    monkeypatch.setattr(targets, "detect", lambda: dataclasses.replace(here, targets=usable))
+    parsed = Scheme.parse(scheme)
+    chosen = select(Problem(parsed, m=1, n=64, k=64, device="cuda"))
+    assert chosen.name == f"{parsed.family}_triton"
+    assert layout_for(parsed, 64, 64, "cuda") == chosen.layout
+    assert "runs on cuda, not on cpu" in str(explain(Problem(parsed, m=1, n=64, k=64)))
 
 
 # --- configurations
