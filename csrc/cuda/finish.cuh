@@ -88,13 +88,13 @@ __device__ __forceinline__ void reduce(const NybbleCudaProduct& p, float* sums, 
   sync_cluster();  // nobody leaves while others read
 }
 
-// Adds the splits' parts where they went through memory. One thread an item; grid (items / kThreads, blocks).
+// Adds the splits' parts where they went through memory. One thread an item; grid (blocks, items / kThreads).
 template <class W, class X, int Rows, int Tokens>
 __global__ void __launch_bounds__(kThreads) finish_kernel(const NybbleCudaProduct p, int columns) {
   constexpr int kItems = Rows * Tokens / 4;
-  const int i = blockIdx.x * kThreads + threadIdx.x;
+  const int i = blockIdx.y * kThreads + threadIdx.x;
   if (i >= kItems) return;
-  const int64_t block = blockIdx.y;
+  const int64_t block = blockIdx.x;
   const Vector* parts = reinterpret_cast<const Vector*>(p.parts) + block * p.splits * kItems + i;
   Vector sum = parts[0];
   for (int split = 1; split < p.splits; split++) sum = add(sum, parts[static_cast<int64_t>(split) * kItems]);

@@ -62,7 +62,7 @@ int launch(const NybbleCudaProduct& product, const NybbleCudaLaunch& how) {
   const cudaError_t error = cudaLaunchKernelEx(&config, Of::kernel, product);
   if (error != cudaSuccess || !split || how.clusters) return error;
   constexpr int kItems = Of::kRows * Of::kTokensOfBlock / 4;
-  const dim3 grid((kItems + kThreads - 1) / kThreads, static_cast<unsigned>(plan.columns) * plan.token_tiles);
+  const dim3 grid(static_cast<unsigned>(plan.columns) * plan.token_tiles, (kItems + kThreads - 1) / kThreads);
   finish_kernel<typename Of::W, typename Of::X, Of::kRows, Of::kTokensOfBlock>
       <<<grid, kThreads, 0, config.stream>>>(product, plan.columns);
   return cudaGetLastError();

@@ -129,8 +129,8 @@ void launch(NybbleCudaProduct p, const Case& c, size_t shared, void (*kernel)(Ny
     }
   if (c.clusters || c.splits == 1) return;
   const int items = Rows * Tokens / 4;
-  for (int y = 0; y < columns * token_tiles; y++)
-    for (int x = 0; x < (items + nc::kThreads - 1) / nc::kThreads; x++)
+  for (int x = 0; x < columns * token_tiles; x++)
+    for (int y = 0; y < (items + nc::kThreads - 1) / nc::kThreads; y++)
       nc::emulated::run_cluster({}, x, y, 1, 0, 16, [=] { nc::finish_kernel<W, X, Rows, Tokens>(p, columns); });
 }
 
