@@ -21,8 +21,10 @@ ORDER = (
     ("_C",),
     ("native",),
     ("portable",),  # sparse codes are checked by the compiled library
+    ("blocks_gpu",),
     ("targets",),  # asks the compiled library what the CPU is
     ("reference",),
+    ("kernels.table",),  # what Triton kernels there are
     ("registry",),
     ("kernels",),  # Triton's, and the table's public name
     ("dispatch",),
@@ -73,6 +75,8 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8"), str(path)) for name, 
 
 def unit(name):
     """The row entry that a module belongs to: nn.linear -> nn, checkpoint_files -> checkpoint."""
+    if name in RANK:
+        return name
     first = name.split(".")[0]
     return "checkpoint" if first.startswith("checkpoint_") else first
 

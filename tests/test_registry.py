@@ -12,6 +12,7 @@ from torch import nn
 import nybble
 from nybble import dispatch, native, registry, targets
 from nybble.dispatch import NoKernelError, explain, select
+from nybble.kernels.table import KERNELS
 from nybble.layouts import MASK_OF
 from nybble.registry import FAMILIES, LEAST_ZEROS, SPARSE_FAMILIES, Problem, all_specs, specs
 from nybble.scheme import Scheme
@@ -38,6 +39,7 @@ def scheme_for(spec):
 
 
 CASES = [(spec.name, scheme_for(spec)) for spec in specs()]
+ON_CPU = [(spec.name, scheme_for(spec)) for spec in specs() if spec.device != "cuda"]
 
 
 def table():
@@ -56,7 +58,10 @@ def spec_of(name):
 
 def problem_for(spec, scheme, **changed):
     """A problem that the kernel accepts, apart from what is changed."""
-    problem = Problem(Scheme.parse(scheme), m=1, n=16, k=64, dtype=spec.act_dtypes[0], layout=spec.layout)
+    device = spec.device or "cpu"
+    problem = Problem(
+        Scheme.parse(scheme), m=1, n=16, k=64, dtype=spec.act_dtypes[0], device=device, layout=spec.layout
+    )
     return dataclasses.replace(problem, **changed)
 
 
@@ -103,7 +108,8 @@ def test_the_table_the_files_and_the_specs_are_the_same_set():
     assert files == set(names)
     assert [row["name"] for row in native.kernel_table()] == names
     references = {f"{family}_reference" for family in ALL_FAMILIES}
-    assert {spec.name for spec in all_specs()} == {*names, *expanded(), *references}
+    triton = {kernel.name for kernel in KERNELS}
+    assert {spec.name for spec in all_specs()} == {*names, *expanded(), *references, *triton}
 
 
 def expanded():
@@ -266,7 +272,7 @@ def test_explain_of_a_layer(m):
         nybble.explain(nn.Linear(64, 16))
 
 
-@pytest.mark.parametrize(("name", "scheme"), CASES, ids=[name for name, _ in CASES])
+@pytest.mark.parametrize(("name", "scheme"), ON_CPU, ids=[name for name, _ in ON_CPU])
 def test_the_kernel_that_is_named_is_the_one_that_runs(name, scheme, machine, monkeypatch):
     """No kernel is out of reach: capped to its target, a layer of its family calls it."""
     spec = spec_of(name)

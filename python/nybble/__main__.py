@@ -106,7 +106,12 @@ def _run_info(args: argparse.Namespace) -> None:
         _show_info(info)
 
 
-_HELPS = {"prepare": "activations to codes", "expand": "masks and values to dense lines"}
+_HELPS = {
+    "prepare": "activations to codes",
+    "expand": "masks and values to dense lines",
+    "quantize": "activations to codes",
+    "dequantize": "weights to floats",
+}
 
 
 def kernel_markdown() -> str:
@@ -114,7 +119,7 @@ def kernel_markdown() -> str:
     from .registry import all_specs
     from .targets import TARGETS
 
-    needs = {target.name: ", ".join(target.needs) or "any CPU" for target in TARGETS}
+    needs = {target.name: "a CUDA device" if target.gpu else ", ".join(target.needs) or "any CPU" for target in TARGETS}
     rows = [("kernel", "computes", "target", "needs", "weight layout"), ("---",) * 5]
     for spec in all_specs():
         computes = spec.scheme or _HELPS[spec.op]

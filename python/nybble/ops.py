@@ -14,7 +14,7 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad, profiler
 from torch.compiler import is_compiling
 
-from . import layouts, native
+from . import blocks_gpu, layouts, native
 from .dispatch import layout_for, plan_for
 from .registry import FLOATS
 from .rounding import QuantizedWeight, dequantize_weight
@@ -33,15 +33,19 @@ def pack(quantized: QuantizedWeight, scheme: Scheme, in_features: int) -> tuple[
     """A portable weight, packed for its device, and the name of the layout."""
     device = quantized.qweight.device.type
     layout = layout_for(scheme, quantized.qweight.shape[0], in_features, device)
-    if layout == layouts.PLAIN:
+    if layout in layouts.IN_TORCH:
         return layouts.pack(quantized, layout, scheme, in_features), layout
+    if layout == blocks_gpu.LAYOUT:
+        return blocks_gpu.pack(quantized, scheme, in_features), layout
     return native.pack(quantized, scheme, in_features, layout), layout
 
 
 def unpack(packed: Tensor, layout: str, scheme: Scheme, out_features: int, in_features: int) -> QuantizedWeight:
     """The portable weight of a packed one; the exact inverse of pack."""
-    if layout == layouts.PLAIN:
+    if layout in layouts.IN_TORCH:
         return layouts.unpack(packed, layout, scheme, out_features, in_features)
+    if layout == blocks_gpu.LAYOUT:
+        return blocks_gpu.unpack(packed, scheme, out_features, in_features)
     return native.unpack(packed, scheme, out_features, in_features, layout)
 
 

@@ -1,4 +1,4 @@
-"""Which kernels exist: csrc/kernels.def and the reference, as data. What a kernel accepts is data too, so one `why_not`
+"""Which kernels exist: csrc/kernels.def, kernels/table.py and the reference, as data. What a kernel accepts is data too, so one `why_not`
 serves all of them, and the tests derive their cases from it."""
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import layouts, native, targets
+from .kernels.table import KERNELS, TritonKernel
 from .layouts import MASK_OF
 from .native import KernelNames
 from .reference import ReferencePlan
@@ -95,6 +96,7 @@ def all_specs() -> tuple[KernelSpec, ...]:
     """Every kernel of every op, ordered by target."""
     rows = native.kernel_table()
     found = [_reference(family) for family in FAMILIES + SPARSE_FAMILIES]
+    found += [_triton(kernel) for kernel in KERNELS]
     for row in rows:
         if row["layout"] in MASKS:
             found.append(_masked(row, rows))
@@ -137,6 +139,27 @@ def _reference(family: str) -> KernelSpec:
         flushes_subnormals=False,
         built=True,
         make=ReferencePlan,
+    )
+
+
+def _triton(kernel: TritonKernel) -> KernelSpec:
+    return KernelSpec(
+        name=kernel.name,
+        op=kernel.op,
+        scheme=kernel.family,
+        target="triton",
+        layout=kernel.layout,
+        device="cuda",
+        act_dtypes=kernel.act_dtypes,
+        out_dtypes=kernel.out_dtypes,
+        group_sizes=kernel.group_sizes,
+        panel=0,
+        block_rows=0,
+        exact=kernel.family.endswith("a8"),
+        least_zeros=0.0,
+        flushes_subnormals=False,
+        built=True,
+        make=kernel.make if kernel.op == "linear" else None,
     )
 
 

@@ -1,10 +1,13 @@
-"""What this machine is: which instruction sets a kernel may use here, and why one is missing."""
+"""What this machine is: which instruction sets and which GPU a kernel may use here, and why one is missing."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
+
+import torch
 
 from . import native
 
@@ -13,18 +16,20 @@ CAP_VARIABLE = "NYBBLE_TARGET"
 
 @dataclass(frozen=True)
 class Target:
-    """A level of hardware that kernels are written for, and the CPU features that it needs."""
+    """A level of hardware that kernels are written for, and the CPU features that it needs, or that it is a GPU's."""
 
     name: str
     needs: tuple[str, ...] = ()
+    gpu: bool = False
 
 
 _AVX2 = ("avx2", "fma", "f16c")
 _AVX512VNNI = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni")
 
-# From the slowest to the fastest.
+# From the slowest to the fastest; the last ones are the CPU's.
 TARGETS = (
     Target("torch"),
+    Target("triton", gpu=True),
     Target("scalar"),
     Target("avx2", _AVX2),
     Target("avxvnni", (*_AVX2, "avxvnni")),
@@ -62,9 +67,12 @@ def detect() -> Machine:
         raise ValueError(f"{CAP_VARIABLE}={cap!r}: must be one of {', '.join(NAMES)}")
     brand, features = native.cpu()
     usable, missing = [], {}
+    no_gpu = _why_no_gpu()
     for target in TARGETS:
         lacks = [feature for feature in target.needs if feature not in features]
-        if lacks:
+        if target.gpu and no_gpu:
+            missing[target.name] = no_gpu
+        elif lacks:
             missing[target.name] = f"this CPU or operating system lacks {', '.join(lacks)}"
         elif cap is not None and NAMES.index(target.name) > NAMES.index(cap):
             missing[target.name] = f"above {CAP_VARIABLE}={cap}"
@@ -73,3 +81,11 @@ def detect() -> Machine:
     if cap is not None and cap not in usable:
         raise ValueError(f"{CAP_VARIABLE}={cap!r}: {missing[cap]}")
     return Machine(brand, features, tuple(usable), missing, cap)
+
+
+def _why_no_gpu() -> str | None:
+    """Why Triton kernels cannot run here; None if they can. Triton is looked for, not imported."""
+    absent = [] if torch.cuda.is_available() else ["no CUDA device that torch can use"]
+    if find_spec("triton") is None:
+        absent.append("triton is not installed")
+    return "; ".join(absent) or None
