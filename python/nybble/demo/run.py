@@ -7,6 +7,7 @@ import json
 import platform
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from itertools import groupby
 from statistics import median
 from textwrap import fill
 from time import perf_counter
@@ -166,10 +167,17 @@ def _notes(outcome: Outcome) -> list[str]:
                 f"{row.name} is slow here: its time budget held {row.sentences} of {outcome.sentences} sentences in "
                 f"batches and {row.singles} of {most} one by one; all its figures are of those alone."
             )
-        if row.report:
-            count = sum(layer["swapped"] for layer in row.report["layers"])
-            notes.append(f"{row.name}: {count} layers swapped, {row.report['coverage']:.0f}% of the weight bytes.")
+    for swapped, rows in groupby((row for row in outcome.rows if row.report), key=_swapped):
+        names = [row.name for row in rows]
+        whose = names[0] if len(names) == 1 else f"{names[0]} and the {len(names) - 1} after it"
+        notes.append(f"{whose}: {swapped}")
     return notes + [f"{name}: not run: {reason}" for name, reason in outcome.skipped.items()]
+
+
+def _swapped(row: Row) -> str:
+    assert row.report is not None, "asked of nybble's own contestants"  # noqa: S101
+    count = sum(layer["swapped"] for layer in row.report["layers"])
+    return f"{count} layers swapped, {row.report['coverage']:.0f}% of the weight bytes."
 
 
 def _foot(outcome: Outcome) -> list[str]:

@@ -1,0 +1,24 @@
+// y = (x codes . w codes) * act_scale * scale + bias; layout gather8, activations as code + 128 in lines of 64 ks.
+// Built on eight vpshufb for 32 weights that are not 0, and vpdpbusd.
+#include "tile_avxvnni.h"
+// clang-format off
+#include "tile_gather.h"
+// clang-format on
+
+namespace {
+
+struct Codes {
+  VI codes;
+
+  explicit Codes(VI s8) : codes(s8) {}
+
+  void dot(VI& acc, VI x) const { dot_u8s8(acc, x, codes); }
+};
+
+}  // namespace
+
+#include "tile_shuffle.h"
+
+extern "C" NybbleStatus nybble_spw8a8_avxvnni_gather(const NybbleLinearArgs* args) {
+  return run_gather<GatherTile, 4>(args);
+}
