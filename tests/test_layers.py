@@ -27,7 +27,8 @@ ORDER = (
     ("dispatch",),
     ("ops",),
     ("nn",),
-    ("checkpoint", "evaluate", "passes", "recipe", "report"),  # checkpoint: with checkpoint_*; recipe alike
+    # checkpoint: with checkpoint_*; monitor and recipe alike
+    ("checkpoint", "evaluate", "monitor", "passes", "recipe", "report"),
     ("",),  # the package's own __init__
     ("testing",),
     ("__main__", "bench", "commands", "demo"),
@@ -38,6 +39,7 @@ FORBIDDEN = {
     "nn": {"_C", "native", "targets", "reference", "kernels"},
     "passes": {"_C", "native", "reference", "kernels", "layouts", "ops"},
     "checkpoint": {"_C", "native", "reference", "kernels", "targets", "ops"},
+    "monitor": {"_C", "native", "reference", "kernels", "targets", "layouts", "ops"},
     "recipe": {"_C", "native", "reference", "kernels", "targets", "layouts", "ops"},
     "report": {"_C", "native", "reference", "kernels", "targets", "layouts", "ops", "nn"},
     "demo": {"_C", "native", "reference", "layouts", "ops", "testing"},
@@ -80,7 +82,7 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8"), str(path)) for name, 
 def unit(name):
     """The row entry that a module belongs to: nn.linear -> nn, checkpoint_files -> checkpoint."""
     first = name.split(".")[0]
-    return next((whole for whole in ("checkpoint", "recipe") if first.startswith(f"{whole}_")), first)
+    return next((whole for whole in ("checkpoint", "monitor", "recipe") if first.startswith(f"{whole}_")), first)
 
 
 def is_package(name):

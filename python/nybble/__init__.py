@@ -14,6 +14,7 @@ from . import nn
 from .checkpoint import load, save
 from .dispatch import Explanation
 from .evaluate import Evaluation, evaluate
+from .monitor import Monitor
 from .passes.choose import ChosenPlan, plan
 from .passes.optimize import optimize
 from .passes.quantize import quantize
@@ -45,6 +46,7 @@ __all__ = [
     "ChosenPlan",
     "Evaluation",
     "Explanation",
+    "Monitor",
     "Recipe",
     "Report",
     "Scheme",
