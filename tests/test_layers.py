@@ -16,10 +16,12 @@ ORDER = (
     ("sparsity",),
     ("scheme",),
     ("rounding",),
+    ("layouts_gpu",),
     ("layouts",),
     ("_C",),
     ("native",),
     ("portable",),  # sparse codes are checked by the compiled library
+    ("blocks_gpu",),
     ("targets",),  # asks the compiled library what the CPU is
     ("reference",),
     ("registry",),

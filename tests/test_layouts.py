@@ -69,3 +69,71 @@ def test_padding_adds_nothing() -> None:
     assert (codes[1, :, 1:] == 0).all()
     assert (codes[:, 1, :, 1:] == 0).all()
     assert (packed[2 * 2 * 64 :].view(torch.float32)[17:32] == 0).all()
+
+
+# --- for GPUs: layouts_gpu.py
+
+
+def gpu_layout_of(scheme: Scheme) -> str:
+    return "rows8" if scheme.weight_bits == 8 else "frag4"
+
+
+@BY_SCHEME
+@pytest.mark.parametrize(("n", "k"), [*SHAPES, (64, 64), (65, 129), (130, 60)])
+def test_gpu_layouts_are_inverted_exactly(scheme: Scheme, n: int, k: int) -> None:
+    quantized, layout = random_weight(scheme, n, k, seed=n + k), gpu_layout_of(scheme)
+    packed = layouts.pack(quantized, layout, scheme, k)
+    assert packed.numel() == layouts.packed_nbytes(layout, scheme, n, k)
+    restored = layouts.unpack(packed, layout, scheme, n, k)
+    assert restored.tensors().keys() == quantized.tensors().keys()
+    for name, tensor in quantized.tensors().items():
+        assert torch.equal(getattr(restored, name), tensor), name
+        assert getattr(restored, name).is_contiguous()
+
+
+@BY_SCHEME
+def test_where_a_code_lies_on_a_gpu(scheme: Scheme) -> None:
+    n, k = 130, 200
+    layout = gpu_layout_of(scheme)
+    quantized = random_weight(scheme, n, k)
+    parts = layouts.views(layouts.pack(quantized, layout, scheme, k), layout, scheme, n, k)
+    if layout == "rows8":
+        assert parts["codes"].shape == (192, 256)
+        assert torch.equal(parts["codes"][:n, :k], quantized.qweight)
+        return
+    flat = parts["codes"].flatten()
+    blocks = parts["codes"].shape[1]
+    for row, column in ((0, 0), (1, 1), (9, 2), (71, 7), (129, 199), (100, 130), (63, 63)):
+        place = {0: 0, 2: 1, 1: 2, 3: 3}[column % 4]
+        g, f = row % 64 // 8, row % 8 // 2
+        lane, word = 4 * g + column % 32 // 8, 2 * (column % 64 // 32) + column % 8 // 4
+        at = (row // 64 * blocks + column // 64) * 2048 + f * 512 + lane * 16 + word * 4 + place
+        code = (quantized.qweight[row, column // 2] >> (4 * (column % 2))) & 15
+        assert (flat[at] >> (4 * (row % 2))) & 15 == code, (row, column)
+        group = column // (scheme.group_size or k)
+        assert parts["scale"][group, row] == quantized.scale[row, group]
+        if quantized.zero_point is not None:
+            assert parts["zero_point"][group, row] == quantized.zero_point[row, group]
+
+
+@BY_SCHEME
+def test_gpu_padding_is_zero_and_sections_are_aligned(scheme: Scheme) -> None:
+    n, k = 70, 33
+    layout = gpu_layout_of(scheme)
+    packed = layouts.pack(random_weight(scheme, n, k), layout, scheme, k)
+    parts = layouts.views(packed, layout, scheme, n, k)
+    assert all((view.data_ptr() - packed.data_ptr()) % 64 == 0 for view in parts.values())
+    assert (parts["scale"][..., n:] == 0).all()
+    dense = layouts.unpack(packed, layout, scheme, 128, k)
+    assert (dense.qweight[n:] == 0).all()
+    wide = layouts.padded_in_features(layout, scheme, k)
+    assert wide % 64 == 0
+    assert wide % (scheme.group_size or 1) == 0
+    assert (layouts.unpack(packed, layout, scheme, n, wide).qweight[:, (k + 1) // 2 if wide == 64 else k :] == 0).all()
+
+
+@pytest.mark.parametrize(("name", "bits"), [("w8a8", 8), ("w4a16", 4), ("w4a16g128", 4.125), ("w4a16g32asym", 4.75)])
+def test_bytes_a_weight_on_a_gpu(name: str, bits: float) -> None:
+    scheme = Scheme.parse(name)
+    nbytes = layouts.packed_nbytes(gpu_layout_of(scheme), scheme, 4096, 4096)
+    assert nbytes * 8 / 4096**2 == pytest.approx(bits, abs=0.02)

@@ -1,6 +1,6 @@
 // y = (x codes . w codes) * act_scale * scale + bias; layout blocks8, activations as code + 128.
-// Built on vpdpbusd over 8 lanes, with the register tile of w8a8 over the blocks that are stored. Bound by the multiply,
-// and by memory at few rows.
+// Built on vpdpbusd over 8 lanes, with the register tile of w8a8 over the blocks that are stored. Bound by the
+// multiply, and by memory at few rows.
 #include "tile_avxvnni.h"
 // clang-format off
 #include "tile_vnni.h"

@@ -18,6 +18,7 @@ from .monitor import Monitor
 from .passes.choose import ChosenPlan, plan
 from .passes.optimize import optimize
 from .passes.quantize import quantize
+from .passes.rotate import rotate
 from .passes.sensitivity import Sensitivity, sensitivity
 from .passes.sparsify import sparsify
 from .recipe import Recipe
@@ -59,6 +60,7 @@ __all__ = [
     "optimize",
     "plan",
     "quantize",
+    "rotate",
     "save",
     "sensitivity",
     "sparsify",

@@ -7,6 +7,7 @@ n16k8   4 bits: tiles of 16 output features, 8 inputs a 32-bit word, byte j = in
         the weights, which take out the activations' zero point
 
 mask8, mask4, gather8, blocks8: sparse weights, packed by csrc/sparse.cpp alone
+rows8, frag4: for GPUs, see layouts_gpu.py
 
 Padding: output features to 16 with code 0 and scale 0; inputs to 4 (n16k4), or to the group, or to 8 where one group
 spans them (n16k8), with code 0, which meets activation code 0 and so adds nothing.
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad as zero_pad
 
+from . import layouts_gpu
 from .rounding import QuantizedWeight, dequantize_weight, pack_nibbles, portable_spec, unpack_nibbles
 from .scheme import Scheme
 
@@ -25,6 +27,9 @@ ALIGNMENT = 64
 TILE_N = 16
 PLAIN = "plain"
 BLOCK_K = {"n16k4": 4, "n16k8": 8}
+GPU = ("rows8", "frag4")
+# Layouts that are packed in torch, on the weight's device.
+IN_TORCH = (PLAIN, *GPU)
 # The dense layout whose lines a mask layout thins out.
 MASK_OF = {"n16k4": "mask8", "n16k8": "mask4"}
 
@@ -33,6 +38,8 @@ def padded_in_features(layout: str, scheme: Scheme, in_features: int) -> int:
     """K as the layout holds it."""
     if layout == PLAIN:
         return in_features
+    if layout in GPU:
+        return layouts_gpu.padded(layout, scheme, 1, in_features)[1]
     return _round_up(in_features, scheme.group_size or BLOCK_K[layout])
 
 
@@ -42,6 +49,8 @@ def sections(
     """Name, shape and dtype of each section of a packed weight, in order."""
     if layout == PLAIN:
         return portable_spec(scheme, out_features, in_features)
+    if layout in GPU:
+        return layouts_gpu.sections(layout, scheme, out_features, in_features)
     tiles = -(-out_features // TILE_N)
     k = padded_in_features(layout, scheme, in_features)
     per_group = (tiles, k // (scheme.group_size or k), TILE_N)
@@ -71,7 +80,7 @@ def packed_nbytes(layout: str, scheme: Scheme, out_features: int, in_features: i
 def pack(quantized: QuantizedWeight, layout: str, scheme: Scheme, in_features: int) -> Tensor:
     """The packed form, uint8 (packed_nbytes,), of a portable weight."""
     out_features = quantized.qweight.shape[0]
-    filled = _fill_plain(quantized) if layout == PLAIN else _fill_tiles(quantized, layout, scheme, in_features)
+    filled = _fill(quantized, layout, scheme, in_features)
     parts = []
     for name, (shape, dtype) in sections(layout, scheme, out_features, in_features).items():
         section = filled[name].to(dtype).reshape(shape).contiguous().view(-1).view(torch.uint8)
@@ -79,29 +88,41 @@ def pack(quantized: QuantizedWeight, layout: str, scheme: Scheme, in_features: i
     return torch.cat(parts)
 
 
-def unpack(packed: Tensor, layout: str, scheme: Scheme, out_features: int, in_features: int) -> QuantizedWeight:
-    """The portable weight of a packed one; the exact inverse of pack."""
-    views, at = {}, 0
+def views(packed: Tensor, layout: str, scheme: Scheme, out_features: int, in_features: int) -> dict[str, Tensor]:
+    """The sections of a packed weight by name, sharing its memory."""
+    found, at = {}, 0
     for name, (shape, dtype) in sections(layout, scheme, out_features, in_features).items():
         nbytes = _nbytes(shape, dtype)
-        views[name] = packed[at : at + nbytes].view(dtype).view(shape)
+        found[name] = packed[at : at + nbytes].view(dtype).view(shape)
         at += _round_up(nbytes, ALIGNMENT)
+    return found
+
+
+def unpack(packed: Tensor, layout: str, scheme: Scheme, out_features: int, in_features: int) -> QuantizedWeight:
+    """The portable weight of a packed one; the exact inverse of pack."""
+    parts = views(packed, layout, scheme, out_features, in_features)
     if layout == PLAIN:
-        return QuantizedWeight(**views)
-    codes = views["codes"]
+        return QuantizedWeight(**parts)
+    if layout in GPU:
+        return layouts_gpu.collect(parts, layout, scheme, out_features, in_features)
+    codes = parts["codes"]
     if layout == "n16k8":
         codes = torch.cat((codes & 15, codes >> 4), dim=-1)
     codes = codes.transpose(1, 2).flatten(0, 1).flatten(1)[:out_features, :in_features]
     per_group = {
-        name: views[name].transpose(1, 2).flatten(0, 1)[:out_features].contiguous()
+        name: parts[name].transpose(1, 2).flatten(0, 1)[:out_features].contiguous()
         for name in ("scale", "zero_point")
-        if name in views
+        if name in parts
     }
     return QuantizedWeight(qweight=pack_nibbles(codes) if layout == "n16k8" else codes.contiguous(), **per_group)
 
 
-def _fill_plain(quantized: QuantizedWeight) -> dict[str, Tensor]:
-    return quantized.tensors()
+def _fill(quantized: QuantizedWeight, layout: str, scheme: Scheme, in_features: int) -> dict[str, Tensor]:
+    if layout == PLAIN:
+        return quantized.tensors()
+    if layout in GPU:
+        return layouts_gpu.fill(quantized, layout, scheme, in_features)
+    return _fill_tiles(quantized, layout, scheme, in_features)
 
 
 def _fill_tiles(quantized: QuantizedWeight, layout: str, scheme: Scheme, in_features: int) -> dict[str, Tensor]:

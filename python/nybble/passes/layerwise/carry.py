@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -55,7 +56,7 @@ def carry_out(
             if call.resume is not None:
                 settings = (*asked, call.untie, *call.settings, __version__)
                 store = open_store(call.resume, settings, [*model.state_dict().values(), *tree_leaves(batches)])
-            with calm(model):
+            with calm(model) if batches is not None else contextlib.nullcontext():
                 work.begin(model, batches)
                 work.run(model, batches, store, call.progress)
             work.finish()

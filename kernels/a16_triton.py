@@ -1,0 +1,134 @@
+"""w8a16 and w4a16: y = x ((codes - zero_point) * scale)^T + bias with float activations.
+
+    x (M, K) float32, bfloat16 or float16; bias (N,); y (M, N)
+    8 bits, layout rows8:  codes int8 (N_padded, k_padded) row by row, scale float32 (N_padded,)
+    4 bits, layout frag4:  tiles of 64 x 64 codes, scale bfloat16 and zero_point uint8 (groups, N_padded)
+
+The weights are the first operand of tl.dot, y transposed its result: codes - zero_point, small integers that are exact in
+the activations' dtype, go from registers into the tensor cores, and scales are multiplied with the sums of a group, in
+float32. Few rows are bound by the read of the codes: then K is split among programs, and a second kernel adds the parts
+in order. Portable twin of the CUDA kernels. float32 activations are multiplied as such, without tensor cores.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .. import layouts
+from ..scheme import Scheme
+from .configs import Config, choose
+from .frag4 import load_codes, load_zero_points
+from .launch import compute_type, current, machine
+from .tiles import row_vector, store_tile, tile_of
+
+_SUM_BLOCK = 1024
+
+
+@triton.jit
+def a16_kernel(
+    x,
+    codes,
+    scale,
+    zero_point,
+    bias,
+    y,
+    stride_x,
+    m,
+    n,
+    k,
+    n_padded,
+    k_padded,
+    BITS: tl.constexpr,
+    GROUP: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+):
+    """GROUP: inputs that share a scale, of BK a multiple; 0: all. SPLIT_K above 1: y is float32 (SPLIT_K, m, n)."""
+    tile_row, tile_column = tile_of(m, n, BM, BN)
+    rows, columns, ks = tile_row * BM + tl.arange(0, BM), tile_column * BN + tl.arange(0, BN), tl.arange(0, BK)
+    x += (rows % m).to(tl.int64)[None, :] * stride_x + ks[:, None]
+    w = codes + (columns % n_padded).to(tl.int64)[:, None] * k_padded + ks[None, :]
+    total = tl.zeros((BN, BM), tl.float32)
+    steps = tl.cdiv(tl.cdiv(k, BK), SPLIT_K)
+    part = tl.program_id(1)
+    for begin in range(part * steps * BK, tl.minimum((part + 1) * steps * BK, k), BK):
+        values = tl.load(x + begin, mask=ks[:, None] < k - begin, other=0).to(COMPUTE)
+        if BITS == 8:
+            total = tl.dot(tl.load(w + begin).to(COMPUTE), values, total, input_precision="ieee")
+        else:
+            group = begin // GROUP if GROUP else 0
+            weights = load_codes(codes, tile_column * (BN // 64), n_padded // 64, k_padded // 64, begin, BN, BK)
+            zero = load_zero_points(zero_point, group, columns, n_padded)
+            weights = weights.to(COMPUTE) - zero.to(COMPUTE)[:, None]
+            if GROUP == 0:
+                total = tl.dot(weights, values, total, input_precision="ieee")
+            else:
+                of_group = tl.load(scale + group * n_padded + columns % n_padded).to(tl.float32)
+                total += tl.dot(weights, values, input_precision="ieee") * of_group[:, None]
+    if BITS == 8 or GROUP == 0:
+        total *= tl.load(scale + columns % n_padded).to(tl.float32)[:, None]
+    if SPLIT_K == 1:
+        total += row_vector(bias, columns, columns < n)[:, None]
+    store_tile(y + part.to(tl.int64) * m * n, tl.trans(total), rows, columns, m, n)
+
+
+@triton.jit
+def a16_sum_kernel(parts, bias, y, m, n, SPLIT_K: tl.constexpr, BLOCK: tl.constexpr):
+    """A block of one row of y: the parts (SPLIT_K, m, n), in order, and the bias."""
+    row = tl.program_id(1)
+    columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    at = row.to(tl.int64) * n + columns
+    total = tl.zeros((BLOCK,), tl.float32)
+    for part in range(SPLIT_K):
+        total += tl.load(parts + part * m.to(tl.int64) * n + at, mask=columns < n, other=0)
+    total += row_vector(bias, columns, columns < n)
+    tl.store(y + at, total.to(y.dtype.element_ty), mask=columns < n)
+
+
+def multiply(
+    x: Tensor, weight: dict[str, Tensor], bias: Tensor | None, out: Tensor, scheme: Scheme, config: Config
+) -> None:
+    """out (M, N), contiguous, from x (M, K) with unit stride along K; weight: the sections of the layout."""
+    (m, n), k = out.shape, x.shape[1]
+    if not m:
+        return
+    codes, scale = weight["codes"], weight["scale"]
+    n_padded, group = scale.shape[-1], scheme.group_size or 0
+    k_padded = codes.numel() * (8 // scheme.weight_bits) // n_padded
+    split, step = config.split_k, min(config.bk, group or config.bk)
+    to = out if split == 1 else out.new_empty((split, m, n), dtype=torch.float32)
+    with current(out):
+        a16_kernel[(config.tiles(m, n), split)](
+            x, codes, scale, weight.get("zero_point"), bias, to, x.stride(0), m, n, k, n_padded, k_padded,
+            BITS=scheme.weight_bits, GROUP=group, COMPUTE=compute_type(x.dtype),
+            BM=config.bm, BN=config.bn, BK=step, SPLIT_K=split,
+            num_warps=config.warps, num_stages=config.stages, enable_fp_fusion=True,
+        )  # fmt: skip
+        if split > 1:
+            a16_sum_kernel[(triton.cdiv(n, _SUM_BLOCK), m)](
+                to, bias, out, m, n, SPLIT_K=split, BLOCK=_SUM_BLOCK, num_warps=4, enable_fp_fusion=False
+            )
+
+
+class A16Plan:
+    """The kernel bound to a weight's shape, with native.LinearPlan's convention."""
+
+    def __init__(self, scheme: Scheme, out_features: int, in_features: int) -> None:
+        scheme.check_shape(out_features, in_features)
+        self._shape = (scheme, out_features, in_features)
+        self._layout = "rows8" if scheme.weight_bits == 8 else "frag4"
+        self._name = f"{scheme.family}_triton"
+
+    def __call__(self, x: Tensor, packed: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        """out (..., N) = x (..., K) w^T + bias, summed in float32."""
+        scheme, n, k = self._shape
+        rows = x.reshape(-1, k)
+        weight = layouts.views(packed, self._layout, scheme, n, k)
+        config = choose(self._name, len(rows), n, k, *machine(x.device))
+        multiply(rows, weight, bias, out.view(-1, n), scheme, config)

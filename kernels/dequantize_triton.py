@@ -1,0 +1,74 @@
+"""weight (N, K) = (codes - zero_point) * scale from the layouts rows8 and frag4, rounded once to float32, bf16 or fp16.
+
+    a program has 64 outputs x 64 inputs; product and zero point in float32, as rounding.dequantize_weight has them
+
+What a product without a kernel of its own falls back to, before a dense one. Bound by the write of the weight.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .. import layouts
+from ..scheme import Scheme
+from .frag4 import load_codes, load_zero_points
+from .launch import current
+
+LAYOUTS = {8: "rows8", 4: "frag4"}
+_TILE = 64
+
+
+@triton.jit
+def dequantize_kernel(
+    codes,
+    scale,
+    zero_point,
+    weight,
+    n,
+    k,
+    n_padded,
+    k_padded,
+    BITS: tl.constexpr,
+    GROUP: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """GROUP: inputs that share a scale; 0: all."""
+    tile_row, begin = tl.program_id(1), tl.program_id(0) * TILE
+    rows, ks = tile_row * TILE + tl.arange(0, TILE), begin + tl.arange(0, TILE)
+    if BITS == 8:
+        integers = tl.load(codes + rows[:, None].to(tl.int64) * k_padded + ks[None, :]).to(tl.int32)
+        factor = tl.load(scale + rows)[:, None]
+    else:
+        integers = load_codes(codes, tile_row, n_padded // TILE, k_padded // TILE, begin, TILE, TILE).to(tl.int32)
+        if GROUP == 32:
+            group = (ks // GROUP)[None, :] * n_padded + rows[:, None]
+            factor = tl.load(scale + group).to(tl.float32)
+            if zero_point is None:
+                integers -= 8
+            else:
+                integers -= tl.load(zero_point + group).to(tl.int32)
+        else:
+            group = begin // GROUP if GROUP else 0
+            factor = tl.load(scale + group * n_padded + rows).to(tl.float32)[:, None]
+            integers -= load_zero_points(zero_point, group, rows, n_padded)[:, None]
+    values = integers.to(tl.float32) * factor
+    at = rows[:, None].to(tl.int64) * k + ks[None, :]
+    tl.store(weight + at, values.to(weight.dtype.element_ty), mask=(rows < n)[:, None] & (ks < k)[None, :])
+
+
+def dequantize(packed: Tensor, scheme: Scheme, out_features: int, in_features: int, dtype: torch.dtype) -> Tensor:
+    """The weight (N, K), of a float dtype, from its packed form, in the layout of its bits."""
+    parts = layouts.views(packed, LAYOUTS[scheme.weight_bits], scheme, out_features, in_features)
+    weight = packed.new_empty((out_features, in_features), dtype=dtype)
+    n_padded = parts["scale"].shape[-1]
+    k_padded = parts["codes"].numel() * (8 // scheme.weight_bits) // n_padded
+    with current(packed):
+        dequantize_kernel[(triton.cdiv(in_features, _TILE), triton.cdiv(out_features, _TILE))](
+            parts["codes"], parts["scale"], parts.get("zero_point"), weight, out_features, in_features, n_padded, k_padded,
+            BITS=scheme.weight_bits, GROUP=scheme.group_size or 0, TILE=_TILE, num_warps=4,
+            enable_fp_fusion=False,
+        )  # fmt: skip
+    return weight

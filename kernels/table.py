@@ -1,0 +1,61 @@
+"""The Triton kernels as data, which the registry reads without importing Triton."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from ..scheme import GROUP_SIZES, Scheme
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+Plan = Callable[[Tensor, Tensor, "Tensor | None", Tensor], None]
+
+
+@dataclass(frozen=True)
+class TritonKernel:
+    """A kernel: its family as in Scheme.family, the layout that it reads, and what it accepts.
+
+    entry: "module:class" in this package; the class is made from (scheme, out_features, in_features) and called as
+        native.LinearPlan is.
+    max_m: rows that it takes at most; None: any number.
+    """
+
+    name: str
+    family: str
+    layout: str
+    entry: str
+    out_dtypes: tuple[torch.dtype, ...] = _FLOATS
+    act_dtypes: tuple[torch.dtype, ...] = _FLOATS
+    group_sizes: tuple[int | None, ...] = (None,)
+    max_m: int | None = None
+    op: str = "linear"
+
+    def make(self, scheme: Scheme, out_features: int, in_features: int) -> Plan:
+        """The kernel bound to a weight's shape. Imports Triton."""
+        module, _, name = self.entry.partition(":")
+        plan: Plan = getattr(import_module(f".{module}", __package__), name)(scheme, out_features, in_features)
+        return plan
+
+
+def missing() -> str | None:
+    """Why no Triton kernel can run here, whatever the GPU; None: Triton is installed."""
+    return None if find_spec("triton") else "triton is not installed"
+
+
+_WITH_INT32 = (*_FLOATS, torch.int32)
+_GROUPS = (None, *GROUP_SIZES)
+
+KERNELS = (
+    TritonKernel("quantize_triton", "", "plain", "quantize_triton:quantize", op="quantize"),
+    TritonKernel("dequantize_triton", "", "frag4", "dequantize_triton:dequantize", op="dequantize"),
+    TritonKernel("w8a8_triton", "w8a8", "rows8", "w8a8_triton:W8A8Plan", out_dtypes=_WITH_INT32),
+    TritonKernel("w8a16_triton", "w8a16", "rows8", "a16_triton:A16Plan"),
+    TritonKernel("w4a8_triton", "w4a8", "frag4", "w4a8_triton:W4A8Plan", group_sizes=_GROUPS),
+    TritonKernel("w4a16_triton", "w4a16", "frag4", "a16_triton:A16Plan", group_sizes=_GROUPS),
+    TritonKernel("bsw8a8_triton", "bsw8a8", "bsr8", "blocks_triton:BlocksPlan", out_dtypes=_WITH_INT32),
+)

@@ -1,0 +1,114 @@
+"""What every Triton kernel compiles to, for sm_80 and sm_90, in every configuration that ships. No GPU is needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+triton = pytest.importorskip("triton", reason="Triton is for Linux, x86-64 and aarch64")
+
+from nybble.bench.gpu_aot_cases import cases
+from nybble.kernels.configs import SHIPPED
+from nybble.kernels.table import KERNELS
+
+CASES = [(name, arch) for arch in (80, 90) for name, _ in cases(f"sm{arch}")]
+# Bytes of shared memory that a block may have.
+SHARED = {80: 163 << 10, 90: 227 << 10}
+# Kernel -> the multiply that it is built on, on sm_80 and on sm_90; there mma's where its first operand has few rows.
+INT8, FLOAT = ("IMMA", "IGMMA"), ("HMMA", "HGMMA")
+BUILT_ON = {
+    "w8a8_triton": INT8,
+    "w4a8_triton": INT8,
+    "bsw8a8_triton": INT8,
+    "w8a16_triton": FLOAT,
+    "w4a16_triton": FLOAT,
+    "blocks_bf16": FLOAT,
+}
+# Kernels whose first operand is the weights: its rows are the tile's columns.
+WEIGHTS_FIRST = ("w4a8_triton", "w8a16_triton", "w4a16_triton")
+
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+# "/*0a30*/   @!P0 IMMA.16832.S8.S8 R4, ..."
+OPCODE = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)", re.MULTILINE)
+USAGE = re.compile(r"\b(REG|STACK|LOCAL):(\d+)")
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], list[dict]]:
+    """(case, architecture) -> its kernels. In processes of their own: here kernels may be the interpreter's."""
+    folder = tmp_path_factory.mktemp("aot")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(folder / "cache")
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "nybble.bench.gpu_aot", str(folder / str(arch)), "--arch", str(arch)],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for arch in SHARED
+    ]
+    for process in running:
+        _, errors = process.communicate(timeout=280)
+        assert process.returncode == 0, errors
+    found: dict[tuple[str, int], list[dict]] = {}
+    for arch in SHARED:
+        for line in (folder / str(arch) / "index.jsonl").read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            found.setdefault((row["case"], arch), []).append({**row, **seen_in(folder / str(arch) / row["file"])})
+    return found
+
+
+def seen_in(cubin: Path) -> dict:
+    """Registers, bytes of local memory, and the instructions of a kernel."""
+    usage, sass = (
+        subprocess.run([TOOLS / "cuobjdump", option, cubin], check=True, capture_output=True, text=True).stdout
+        for option in ("-res-usage", "-sass")
+    )
+    numbers = {name: int(value) for name, value in USAGE.findall(usage)}
+    opcodes = set(OPCODE.findall(sass))
+    assert "EXIT" in opcodes, "the disassembly cannot be read"
+    return {"registers": numbers["REG"], "local_bytes": numbers["STACK"] + numbers["LOCAL"], "instructions": opcodes}
+
+
+@pytest.mark.parametrize(("case", "arch"), CASES)
+def test_compiles_without_spills_and_fits(compiled: dict, case: str, arch: int) -> None:
+    assert compiled[case, arch]
+    for row in compiled[case, arch]:
+        assert row["local_bytes"] == 0, row
+        assert not {"LDL", "STL"} & row["instructions"], row
+        assert row["shared_bytes"] <= SHARED[arch], row
+        assert row["registers"] <= 255
+
+
+@pytest.mark.parametrize(("case", "arch"), [(case, arch) for case, arch in CASES if case.split("-")[0] in BUILT_ON])
+def test_built_on_the_expected_multiply(compiled: dict, case: str, arch: int) -> None:
+    """mma's on sm_80; on sm_90 the warp groups' wherever the first operand has their 64 rows. Loads run ahead."""
+    kernel, *_, tile = case.split("-")
+    rows, columns = (int(size) for size in tile.split("x")[:2])
+    grouped = arch >= 90 and (columns if kernel in WEIGHTS_FIRST else rows) >= 64
+    multiply = compiled[case, arch][0]
+    assert BUILT_ON[kernel][grouped] in multiply["instructions"], multiply
+    assert "LDGSTS" in multiply["instructions"], "nothing is loaded ahead"
+
+
+@pytest.mark.parametrize("arch", SHARED)
+def test_no_float_atomics(compiled: dict, arch: int) -> None:
+    """Sums are added in an order that the shape fixes."""
+    for (case, where), rows in compiled.items():
+        if where == arch:
+            assert not {"ATOM", "RED", "ATOMG"} & set().union(*(row["instructions"] for row in rows)), case
+
+
+def test_every_kernel_of_the_table_has_cases() -> None:
+    named = {case.split("-")[0] for case, _ in CASES}
+    assert {kernel.name for kernel in KERNELS if kernel.op == "linear"} <= named
+    assert set(SHIPPED) <= named

@@ -1,0 +1,156 @@
+"""The table of Triton kernels, and how a configuration is chosen: data and pure functions, without a GPU."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from nybble.kernels import configs
+from nybble.kernels.configs import SHIPPED, Config, bucket, choose, clocks, estimate, read_tuned
+from nybble.kernels.table import KERNELS, missing
+
+TARGETS = {"sm80": 108, "sm90": 132}
+SHAPES = [(n, k) for n in (1, 70, 1024, 4096, 14336) for k in (1, 4096, 14336)]
+ROWS = (1, 2, 16, 17, 64, 100, 256, 1024, 4096)
+
+
+def linear(name: str) -> bool:
+    return next(kernel for kernel in KERNELS if kernel.name == name).op == "linear"
+
+
+def test_names_are_unique_and_say_what_they_compute() -> None:
+    assert len({kernel.name for kernel in KERNELS}) == len(KERNELS)
+    for kernel in KERNELS:
+        assert kernel.name.endswith("_triton")
+        assert (kernel.op == "linear") == bool(kernel.family)
+        assert kernel.name.startswith(kernel.family or kernel.op)
+        assert kernel.max_m is None
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_every_entry_is_there(kernel) -> None:
+    pytest.importorskip("triton")
+    module, _, name = kernel.entry.partition(":")
+    __import__(f"nybble.kernels.{module}")
+    assert callable(getattr(sys.modules[f"nybble.kernels.{module}"], name))
+
+
+def test_the_table_imports_no_triton() -> None:
+    code = "import sys, nybble; nybble.kernels(); import nybble.kernels.table; sys.exit('triton' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_missing_says_whether_triton_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nybble.kernels.table.find_spec", lambda name: None)
+    assert missing() == "triton is not installed"
+    monkeypatch.setattr("nybble.kernels.table.find_spec", lambda name: object())
+    assert missing() is None
+
+
+# --- configurations
+
+
+@pytest.mark.parametrize("kernel", SHIPPED)
+def test_blocks_are_what_the_kernels_take(kernel: str) -> None:
+    assert linear(kernel)
+    for config in SHIPPED[kernel].on("sm90"):
+        for size in config.blocks().values():
+            assert size & (size - 1) == 0
+        assert config.bm >= 16
+        assert config.bk >= 32
+        assert config.warps in (4, 8)
+        if not kernel.startswith("w8a8"):
+            assert config.bn % 64 == 0, "weights come in tiles of 64"
+        if "w4" in kernel:
+            assert config.bk == 64
+    assert len(set(SHIPPED[kernel].on("sm90"))) == len(SHIPPED[kernel].on("sm90"))
+
+
+def test_w4a8_is_not_split_so_that_its_bits_are_the_cpus() -> None:
+    assert all(config.split_k == 1 for config in SHIPPED["w4a8_triton"].on("sm90"))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("kernel", SHIPPED)
+def test_every_problem_gets_a_configuration_that_ships_for_the_target(kernel: str, target: str) -> None:
+    chosen = {choose(kernel, m, n, k, target, TARGETS[target]) for m in ROWS for n, k in SHAPES}
+    assert chosen <= set(SHIPPED[kernel].on(target))
+    assert len(chosen) > 2, "the model prefers the same whatever the shape"
+
+
+@pytest.mark.parametrize("kernel", SHIPPED)
+def test_a_few_rows_get_the_same_whatever_their_number(kernel: str) -> None:
+    for n, k in SHAPES:
+        assert len({choose(kernel, m, n, k, "sm90", 132) for m in range(1, 17)}) == 1
+
+
+def test_buckets_are_powers_of_two_from_16_on() -> None:
+    assert [bucket(m) for m in (1, 16, 17, 32, 33, 1000, 1024)] == [16, 16, 32, 32, 64, 1024, 1024]
+
+
+def test_the_model_splits_k_only_where_tiles_are_few() -> None:
+    assert estimate("w8a8_triton", 16, 1024, 14336, "sm90", 132).split_k > 1
+    assert estimate("w8a8_triton", 16, 28672, 8192, "sm90", 132).split_k == 1
+    assert estimate("w8a8_triton", 4096, 4096, 4096, "sm90", 132).bm >= 128
+
+
+def test_the_model_grows_with_the_work() -> None:
+    shipped = SHIPPED["w8a8_triton"]
+    for config in shipped.configs:
+        small, large = (clocks(shipped, config, m, 4096, 4096, "sm90", 132) for m in (16, 4096))
+        assert 0 < small < large
+
+
+# --- the table of what was measured
+
+
+def written(**changed: object) -> str:
+    config = {"bm": 16, "bn": 32, "bk": 256, "stages": 4, "warps": 4, "split_k": 1}
+    row = {"kernel": "w8a8_triton", "n": 4096, "k": 4096, "m": 16, "config": config}
+    return json.dumps({"rows": [row, {**row, "m": 64, **changed}]})
+
+
+def test_what_was_measured_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = {"bm": 32, "bn": 64, "bk": 128, "stages": 4, "warps": 4}
+    table = read_tuned(written(config=other), "sm90", "a test")
+    monkeypatch.setattr(configs, "tuned", lambda target: table)
+    assert choose("w8a8_triton", 3, 4096, 4096, "sm90", 132) == Config(16, 32, 256, 4, 4)
+    assert choose("w8a8_triton", 17, 4096, 4096, "sm90", 132) == Config(32, 64, 128, 4, 4)
+    for m, n in ((65, 4096), (3, 4000)):
+        assert choose("w8a8_triton", m, n, 4096, "sm90", 132) == estimate(
+            "w8a8_triton", bucket(m), n, 4096, "sm90", 132
+        )
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"config": {"bm": 16, "bn": 16, "bk": 16, "stages": 1, "warps": 1}}, {"kernel": "w8a8_other"}],
+    ids=["config", "kernel"],
+)
+def test_a_table_of_what_does_not_ship_is_refused(changed: dict) -> None:
+    with pytest.raises(ValueError, match=r"here\.json.*ships no configuration"):
+        read_tuned(written(**changed), "sm90", "here.json")
+
+
+def test_a_configuration_of_hopper_alone_is_refused_for_others() -> None:
+    large = SHIPPED["w8a8_triton"].large[0]
+    text = written(
+        config={"bm": large.bm, "bn": large.bn, "bk": large.bk, "stages": large.stages, "warps": large.warps}
+    )
+    assert read_tuned(text, "sm90", "a test")
+    with pytest.raises(ValueError, match="sm80"):
+        read_tuned(text, "sm80", "a test")
+
+
+@pytest.mark.parametrize("path", sorted(configs.TUNED_FOLDER.glob("*.json")), ids=lambda path: path.stem)
+def test_shipped_tables_can_be_read(path) -> None:
+    assert read_tuned(path.read_text(encoding="utf-8"), path.stem, str(path))
+
+
+def test_no_table_is_no_error() -> None:
+    assert configs.tuned("sm70") == {}
+    assert torch.int32 in next(kernel for kernel in KERNELS if kernel.name == "w8a8_triton").out_dtypes
