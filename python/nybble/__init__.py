@@ -17,6 +17,7 @@ from .evaluate import Evaluation, evaluate
 from .monitor import Monitor
 from .passes.optimize import optimize
 from .passes.quantize import quantize
+from .passes.recover import recover
 from .passes.sensitivity import Sensitivity, sensitivity
 from .passes.sparsify import sparsify
 from .recipe import Recipe
@@ -56,6 +57,7 @@ __all__ = [
     "nn",
     "optimize",
     "quantize",
+    "recover",
     "save",
     "sensitivity",
     "sparsify",

@@ -17,7 +17,7 @@ from .masks import keep_mask, magnitude_scores, wanda_scores
 from .sparsegpt import Solved, sparsegpt
 
 # From the most to the least that they need to know.
-METHODS = ("sparsegpt", "wanda", "magnitude")
+METHODS: tuple[str, ...] = ("sparsegpt", "wanda", "magnitude")
 
 
 class Task(NamedTuple):

@@ -24,7 +24,7 @@ LADDER: dict[str, tuple[str, ...]] = {
     "awq": ("rtn",),
     "gptq": ("mse", "rtn"),
 }
-METHODS = tuple(LADDER)
+METHODS: tuple[str, ...] = tuple(LADDER)
 NEEDS_DATA = ("awq", "gptq")
 
 _Try = Callable[[Tensor, Scheme, Inputs, list[str]], QuantizedWeight | None]
