@@ -105,6 +105,7 @@ def _value(bar: Bar, means: Mapping[tuple[str, str], float]) -> float:
 
 def table(losses: Sequence[Loss]) -> str:
     """Losses of all methods; R is over the first of the setting."""
+    losses = sorted(losses, key=lambda loss: [one.setting for one in losses].index(loss.setting))
     first = {loss.setting: loss.mean for loss in reversed(losses)}
     rows = [
         (

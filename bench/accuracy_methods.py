@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..passes.quantize import quantize
+from ..passes.recover import recover
 from ..passes.sparsify import sparsify
 from .accuracy_simulated import simulate
 
@@ -62,7 +64,19 @@ def _pruned(pattern: str, method: str) -> Method:
     return Method(pattern, method, make, seeded)
 
 
-METHODS = (
+def _recovered(setting: str, name: str) -> Method:
+    """A method of a setting, and then recovery on the same data."""
+    (base,) = (method for method in PLAIN if (method.setting, method.name) == (setting, name))
+
+    def make(model: nn.Module, calibration: Sequence[Tensor]) -> object:
+        reference = copy.deepcopy(model)
+        base.make(model, calibration)
+        return recover(model, reference, calibration)
+
+    return Method(setting, f"{name} + recover", make)
+
+
+PLAIN = (
     *(_quantized(scheme, method, False) for scheme in (W4, W4_CHANNEL) for method in ("rtn", "mse")),
     *(_quantized(scheme, method, True) for scheme in (W4, W4_CHANNEL) for method in ("awq", "gptq")),
     Method(W3, "rtn", lambda model, _: simulate(model, 3, None), False),
@@ -71,6 +85,7 @@ METHODS = (
     _quantized(W8A8, "rtn", True, smooth=True),
     *(_pruned(pattern, method) for pattern in (FREE, NM) for method in ("magnitude", "wanda", "sparsegpt")),
 )
+METHODS = (*PLAIN, _recovered(W4, "rtn"), _recovered(FREE, "sparsegpt"), _recovered(NM, "sparsegpt"))
 BARS = (
     Bar(W4, "gptq", "rtn", 0.85),
     Bar(W4, "awq", "rtn", 0.9),
@@ -80,4 +95,7 @@ BARS = (
     Bar(FREE, "sparsegpt", "magnitude", 0.35),
     Bar(FREE, "wanda", "magnitude", 0.5),
     Bar(NM, "sparsegpt", "magnitude", 0.5),
+    Bar(W4, "rtn + recover", "rtn", 0.6),
+    Bar(FREE, "sparsegpt + recover", "sparsegpt", 0.6),
+    Bar(NM, "sparsegpt + recover", "sparsegpt", 0.75),
 )

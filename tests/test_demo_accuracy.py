@@ -28,7 +28,7 @@ def story():
     ids = torch.randint(64, (2, 16, 32), generator=torch.Generator().manual_seed(0))
     narrow = language.Language(model, ids[0], ids[1], {})
     told = []
-    found = steps.tell(narrow, steps.Sizes(judged=8, planned=8, calibration=8), told.append)
+    found = steps.tell(narrow, steps.Sizes(judged=8, planned=8, calibration=16), told.append)
     assert len(told) == steps.STEPS
     return found
 

@@ -14,7 +14,8 @@ from ...evaluate.memory import held_bytes
 from ...passes.choose import ChosenPlan, plan
 from ...passes.optimize import optimize
 from ...passes.quantize import quantize
-from .language import Language
+from ...passes.recover import recover
+from .language import BATCH, Language
 
 UNIFORM = "w4a16g128"
 CANDIDATES = ("w4a16", "w4a16g32", "w8a8")
@@ -55,10 +56,12 @@ class Story:
 def tell(language: Language, sizes: Sizes, advance: Callable[[str], None]) -> Story:
     """Make and judge every model; ``advance`` is told of each that is done."""
     calibration = language.calibrating(sizes.calibration, seed=0)
-    chosen = plan(language.model, (UNIFORM, *CANDIDATES), calibration[: sizes.planned // 8], budget={"bytes": UNIFORM})
+    chosen = plan(
+        language.model, (UNIFORM, *CANDIDATES), calibration[: -(-sizes.planned // BATCH)], budget={"bytes": UNIFORM}
+    )
     advance("plan")
     steps = []
-    for name, make in _makers(chosen, calibration).items():
+    for name, make in _makers(language.model, chosen, calibration).items():
         model = copy.deepcopy(language.model)
         make(model)
         found = evaluate(model, language.model, language.judged(sizes.judged), ("perplexity", "kl"))
@@ -67,9 +70,15 @@ def tell(language: Language, sizes: Sizes, advance: Callable[[str], None]) -> St
     return Story(tuple(steps), chosen)
 
 
-def _makers(chosen: ChosenPlan, calibration: Sequence[Tensor]) -> Mapping[str, Callable[[nn.Module], object]]:
+def _makers(
+    dense: nn.Module, chosen: ChosenPlan, calibration: Sequence[Tensor]
+) -> Mapping[str, Callable[[nn.Module], object]]:
     def uniform(**options: Any) -> Callable[[nn.Module], object]:
         return lambda model: quantize(model, UNIFORM, goal="memory", **options)
+
+    def recovered(model: nn.Module) -> object:
+        optimize(model, chosen.recipe)
+        return recover(model, dense, calibration)
 
     return {
         DENSE: lambda model: None,
@@ -77,10 +86,11 @@ def _makers(chosen: ChosenPlan, calibration: Sequence[Tensor]) -> Mapping[str, C
         "plan of the same bytes, rtn": lambda model: optimize(model, chosen.recipe),
         f"all {UNIFORM}, awq": uniform(method="awq", calibration=calibration),
         f"all {UNIFORM}, gptq": uniform(method="gptq", calibration=calibration),
+        "plan, rtn, recovered": recovered,
     }
 
 
-STEPS = 6  # that `tell` advances by
+STEPS = 7  # that `tell` advances by
 
 
 def rows(story: Story) -> Iterator[tuple[str, ...]]:
