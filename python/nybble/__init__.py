@@ -18,6 +18,7 @@ from .monitor import Monitor
 from .passes.choose import ChosenPlan, plan
 from .passes.optimize import optimize
 from .passes.quantize import quantize
+from .passes.recover import recover
 from .passes.rotate import rotate
 from .passes.sensitivity import Sensitivity, sensitivity
 from .passes.sparsify import sparsify
@@ -60,6 +61,7 @@ __all__ = [
     "optimize",
     "plan",
     "quantize",
+    "recover",
     "rotate",
     "save",
     "sensitivity",

@@ -155,6 +155,11 @@ def _run_kernels(args: argparse.Namespace) -> None:
 
 
 def _run_demo(args: argparse.Namespace) -> None:
+    if args.accuracy:
+        from .demo.accuracy import run as accuracy
+
+        accuracy.main(args.quick, args.json, args.html)
+        return
     from .demo.model import model_dir
 
     model_dir()  # say at once what is not installed, before the slow imports
@@ -183,6 +188,15 @@ def _parser() -> argparse.ArgumentParser:
     demo = command("demo", _run_demo, "a trained sentence encoder under torch and under nybble, measured here")
     demo.add_argument("--quick", action="store_true", help="under a minute, on fewer sentences")
     demo.add_argument("--sparse", action="store_true", help="the price of each pattern of zeros (about ten minutes)")
+    demo.add_argument(
+        "--accuracy", action="store_true", help="what 4 bits cost a language model, and what wins it back"
+    )
+    demo.add_argument(
+        "--html",
+        type=Path,
+        default=Path("nybble-accuracy.html"),
+        help="page that --accuracy writes (default: %(default)s)",
+    )
     quantize.add_arguments(command("quantize", quantize.run, "run a recipe on a model and save what comes out"))
     return parser
 

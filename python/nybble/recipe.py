@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import torch
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
-
 from .passes import options
+from .passes.digest import data_sha256
 from .passes.prune import weight as pruning
 from .passes.quantize import quantize
+from .passes.recover import recover
+from .passes.recovery.losses import LOSSES
 from .passes.round.ladder import METHODS
 from .passes.sparsify import sparsify
 from .recipe_file import located, read, write
@@ -26,18 +24,21 @@ from .recipe_schema import Field, FieldError, fit
 from .scheme import Scheme
 from .sparsity import Block, Pattern
 
+__all__ = ["DENSE", "PASSES", "SCHEMA", "Recipe", "Stage", "data_sha256"]
+
 SCHEMA = "nybble.recipe/1"
 DENSE = "dense"
 
-PASSES: dict[str, Callable[..., Any]] = {"quantize": quantize, "sparsify": sparsify}
+PASSES: dict[str, Callable[..., Any]] = {"quantize": quantize, "sparsify": sparsify, "recover": recover}
 
 # What `optimize` gives a pass, and so no stage says.
-_GIVEN = {"model", "calibration", "progress", "resume", "return"}
+_GIVEN = {"model", "reference", "calibration", "data", "progress", "resume", "return"}
 _CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
     ("quantize", "method"): METHODS,
     ("sparsify", "method"): pruning.METHODS,
     ("quantize", "goal"): options.GOALS,
     ("sparsify", "goal"): options.GOALS,
+    ("recover", "loss"): LOSSES,
 }
 
 
@@ -46,7 +47,7 @@ class Stage:
     """One pass over the model.
 
     Args:
-        name: "quantize" or "sparsify".
+        name: "quantize", "sparsify" or "recover".
         arguments: keyword arguments of the pass, such as ``{"scheme": "w8a8", "m": (1, 16)}``. Instead of include and
             exclude there may be ``layers``: globs on full module names -> the scheme of the layers that match, the
             first that matches counting: "w4a16g128", of sparsify one with zeros, such as "sp24w8a8", or "dense": left
@@ -179,18 +180,6 @@ class Recipe:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write what ``load`` reads, in the form that the name says. Raises as ``load`` does."""
         write(Path(path), self.to_dict())
-
-
-def data_sha256(batches: Iterable[Any]) -> str:
-    """A hash of calibration batches: of every tensor's shape, dtype and bytes, and of what else they hold."""
-    content = hashlib.sha256()
-    for leaf in tree_leaves(list(batches)):
-        if isinstance(leaf, Tensor):
-            content.update(f"{tuple(leaf.shape)} {leaf.dtype}".encode())
-            content.update(leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        else:
-            content.update(repr(leaf).encode())
-    return content.hexdigest()
 
 
 @cache

@@ -16,12 +16,13 @@ from typing import Any, Protocol
 from torch import nn
 
 from ..nn import Linear
-from ..recipe import DENSE, PASSES, Recipe, Stage, data_sha256
+from ..recipe import DENSE, PASSES, Recipe, Stage
 from ..report import Report
 from ..scheme import Scheme
 from ..sparsity import Block, Pattern
 from .aside import Aside
 from .build import check_model
+from .digest import data_sha256
 from .eligible import is_linear_like
 from .layerwise.batches import check_batches
 from .options import check_flag
@@ -84,7 +85,8 @@ def optimize(
         model: any module, as for ``quantize``.
         recipe: the passes and their arguments. Where a stage names a scheme per layer, layers of one scheme are done
             together, in the order in which the schemes are named.
-        calibration: batches, as for ``sparsify``; every pass that looks at data gets them.
+        calibration: batches, as for ``sparsify``; every pass that looks at data gets them. ``recover`` has the model as it
+            was for its reference, and the seed of the recipe.
         progress: show the passes' bars on stderr, if rich is installed.
         resume: a directory in which the passes that can be resumed keep what they have done.
 
@@ -103,7 +105,13 @@ def optimize(
     aside = Aside(model)
     reports: list[StageReport] = []
     for i, stage in enumerate(recipe.stages):
-        given: dict[str, Any] = {"calibration": batches, "progress": progress}
+        given: dict[str, Any] = {
+            "calibration": batches,
+            "data": batches,
+            "reference": model,
+            "seed": recipe.seed,
+            "progress": progress,
+        }
         if resume is not None:
             given["resume"] = Path(resume) / f"stage-{i}"
         reports.append(_run(stage, aside.model, given))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import DemoUnavailable
+from ..model import no_loading_bar
 
 FOLDER = Path("tests/data/lm")
 BATCH = 8  # sequences
@@ -49,7 +50,8 @@ def load(folder: Path = FOLDER) -> Language:
     from safetensors.torch import load_file
     from transformers import LlamaForCausalLM
 
-    model: Any = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with no_loading_bar():
+        model: Any = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokens = {name: ids.long() for name, ids in load_file(folder / "tokens.safetensors").items()}
     facts = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     done: nn.Module = model.eval()

@@ -11,9 +11,9 @@ from torch import nn
 
 from ... import __version__
 from ...evaluate.data import ON_BAD, sift
-from ...recipe import data_sha256
 from ...scheme import Scheme
 from ..build import check_model
+from ..digest import data_sha256
 from ..layerwise.stages import calm
 from ..options import check_choice, check_m
 from ..sensitivity.find import measure
