@@ -13,6 +13,7 @@ from torch import nn
 import nybble
 from nybble.nn import Linear
 from nybble.passes import measure
+from nybble.passes.round import work
 from nybble.report import LayerReport, Report
 
 Rule = Callable[[int, tuple[int, int]], float]
@@ -103,11 +104,11 @@ class TestSpeed:
         self, clock: Callable[[Rule], list[int]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         clock(lambda m, shape: 0.5)
-        built = []
-        original = Linear.from_weight
-        monkeypatch.setattr(Linear, "from_weight", lambda *a, **k: built.append(1) or original(*a, **k))
+        rounded = []
+        original = work.round_weight
+        monkeypatch.setattr(work, "round_weight", lambda *a: rounded.append(1) or original(*a))
         report = nybble.quantize(nn.Sequential(*(nn.Linear(16, 16) for _ in range(3))), m=(1,))
-        assert len(built) == 1
+        assert len(rounded) == 1
         assert all("slower here" in str(row.reason) and row.slower_at == (1,) for row in report.layers)
 
     def test_tied_layers_stay_together(self, clock: Callable[[Rule], list[int]]) -> None:

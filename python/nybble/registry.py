@@ -23,7 +23,8 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 FAMILIES = ("w8a8", "w8a16", "w4a8", "w4a16")
 SPARSE_FAMILIES = (*(f"sp{family}" for family in FAMILIES), "bsw8a8")
 # The share of zeros from which a layout is packed: below it another is faster (bench, preset sparse-crossover).
-LEAST_ZEROS = {"gather8": 0.65}
+# On AVX2 places are slow to follow for more than a few rows, so that they pay later.
+LEAST_ZEROS = {"gather8": 0.65, "spw8a8_avx2_gather": 0.85, "spw8a8_avxvnni_gather": 0.85}
 
 # Kernels that disagreed with the reference on this machine, and how: see selfcheck.py.
 DISTRUSTED: dict[str, str] = {}
@@ -258,7 +259,7 @@ def _compiled(row: Row, names: KernelNames) -> KernelSpec:
         panel=row["panel"],
         block_rows=row["block_rows"],
         exact=family.endswith("a8"),
-        least_zeros=LEAST_ZEROS.get(row["layout"], 0.0),
+        least_zeros=LEAST_ZEROS.get(row["name"], LEAST_ZEROS.get(row["layout"], 0.0)),
         flushes_subnormals=bf16,
         built=row["built"],
         make=make if row["op"] == "linear" else None,

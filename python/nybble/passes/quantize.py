@@ -47,10 +47,9 @@ def quantize(
         include: glob patterns on full module names; only layers that match one are quantized. None means all.
         exclude: glob patterns on full module names; layers that match one are left alone.
         method: how weights are rounded: ``"rtn"`` (to nearest), ``"mse"`` (search for the scale), or by what the layer's
-            inputs are: ``"gptq"`` (what one code misses is made up for by the
-            next), ``"awq"`` (scales that favour the weights of large inputs, and ranges by the loss at the output); or
-            ``"hqq"`` (4-bit groups, no data: the scale and zero point of the least 0.7-norm error). Where a layer does not allow a
-            method, or does worse by it on data held out, it gets a simpler one, and the report says so.
+            inputs are: ``"gptq"`` (what one code misses is made up for by the next), ``"awq"`` (scales that favour the
+            weights of large inputs, and ranges by the loss at the output); or ``"hqq"`` (4-bit groups, no data: the scale and zero point of the least 0.7-norm error). Where a layer does
+            not allow a method, or does worse by it on data held out, it gets a simpler one, and the report says so.
         calibration: batches to call the model with, each a tensor, a tuple (positional) or a dict (keywords), such as
             128 short texts, or a DataLoader. Tokens that a batch's ``attention_mask`` leaves out do not count. With it
             the model is quantized block by block as in ``sparsify``, each on the outputs of those that are done.
@@ -69,7 +68,8 @@ def quantize(
             data and settings, takes them from there and ends with the same bits (``goal="speed"`` measures again).
 
     Returns:
-        A ``Report``; each layer's ``rounded`` has its method and output errors. Layers keep their training flag; the bias stays the same parameter.
+        A ``Report``; each layer's ``rounded`` has its method and output errors. Layers keep their training flag; the
+        bias stays the same parameter.
 
     Raises:
         TypeError, ValueError: an argument is wrong, the model is itself a Linear layer, the method needs calibration
