@@ -65,6 +65,21 @@ py::list table() {
   return rows;
 }
 
+py::list cuda_table() {
+  py::list rows;
+  for (const CudaKernelEntry& e : cuda_kernel_table()) {
+    py::dict row;
+    row["name"] = e.name;
+    row["scheme"] = e.scheme;
+    row["target"] = e.target;
+    row["layout"] = e.layout;
+    row["min_m"] = e.min_m;
+    row["max_m"] = e.max_m;
+    rows.append(row);
+  }
+  return rows;
+}
+
 // A kernel bound to a weight shape: what stays the same from call to call is checked once.
 class LinearPlan {
  public:
@@ -106,6 +121,7 @@ PYBIND11_MODULE(_C, m) {
   if (watch_forks() != 0) throw std::runtime_error("pthread_atfork failed");
   m.attr("version") = NYBBLE_VERSION;
   m.def("kernel_table", &table);
+  m.def("cuda_kernel_table", &cuda_table);
   m.def("cpu", [] {
     const CpuFeatures cpu = detect_cpu();
     return py::make_tuple(cpu.brand, cpu.features);

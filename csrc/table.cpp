@@ -48,6 +48,16 @@ const std::vector<KernelEntry>& kernel_table() {
   return table;
 }
 
+const std::vector<CudaKernelEntry>& cuda_kernel_table() {
+  static const std::vector<CudaKernelEntry> table = {
+#define NYBBLE_CUDA(name, scheme, target, layout, min_m, max_m, rows, least, most, per_sm) \
+  {#name, #scheme, #target, #layout, min_m, max_m},
+#include "cuda/kernels.def"
+#undef NYBBLE_CUDA
+  };
+  return table;
+}
+
 const KernelEntry& find_kernel(const std::string& name) {
   for (const KernelEntry& entry : kernel_table())
     if (name == entry.name && entry.built()) return entry;

@@ -27,6 +27,13 @@ struct KernelEntry {
 
 const std::vector<KernelEntry>& kernel_table();
 
+// cuda/kernels.def as data, whether or not it was built: the kernels are in an extension of their own.
+struct CudaKernelEntry {
+  const char *name, *scheme, *target, *layout;
+  int min_m, max_m;  // max_m 0: any number
+};
+const std::vector<CudaKernelEntry>& cuda_kernel_table();
+
 // Throws std::invalid_argument where no such kernel was built.
 const KernelEntry& find_kernel(const std::string& name);
 

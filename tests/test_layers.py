@@ -18,15 +18,17 @@ ORDER = (
     ("rounding",),
     ("layouts_gpu",),
     ("layouts",),
-    ("_C",),
+    ("_C", "_cuda"),
     ("native",),
     ("portable",),  # sparse codes are checked by the compiled library
     ("blocks_gpu",),
     ("targets",),  # asks the compiled library what the CPU is
     ("reference",),
+    ("native_cuda",),
     ("kernels.table",),  # what Triton kernels there are
     ("registry",),
     ("kernels",),  # Triton's, and the table's public name
+    ("selfcheck",),
     ("dispatch",),
     ("ops",),
     ("nn",),
@@ -53,6 +55,7 @@ FORBIDDEN = {
 # A module without a name here may be imported by any that stands below it.
 ONLY_BY = {
     "_C": {"native"},
+    "_cuda": {"native_cuda"},
     "testing": {"bench"},
     "bench": {"__main__"},
     "commands": {"__main__"},
@@ -116,7 +119,7 @@ def imports(name, tree):
                 continue
             for alias in node.names:
                 inner = f"{module}.{alias.name}" if module else alias.name
-                known = inner in SOURCES or inner == "_C"
+                known = inner in SOURCES or inner in ("_C", "_cuda")
                 found.append((node.lineno, inner if known else module, alias.name))
     return found
 

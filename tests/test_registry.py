@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import nybble
-from nybble import dispatch, native, registry, targets
+from nybble import dispatch, native, native_cuda, registry, targets
 from nybble.dispatch import NoKernelError, explain, select
 from nybble.kernels.table import KERNELS
 from nybble.layouts import MASK_OF
@@ -109,7 +109,9 @@ def test_the_table_the_files_and_the_specs_are_the_same_set():
     assert [row["name"] for row in native.kernel_table()] == names
     references = {f"{family}_reference" for family in ALL_FAMILIES}
     triton = {kernel.name for kernel in KERNELS}
-    assert {spec.name for spec in all_specs()} == {*names, *expanded(), *references, *triton}
+    cuda = {row["name"] for row in native.cuda_kernel_table()}
+    assert {path.stem for path in (SOURCES / "cuda").glob("*.cu")} == cuda
+    assert {spec.name for spec in all_specs()} == {*names, *expanded(), *references, *triton, *cuda}
 
 
 def expanded():
@@ -158,7 +160,7 @@ def test_scheme_families_and_registry_agree():
     assert dense == set(FAMILIES)
     assert {"bsw8a8", *(f"sp{family}" for family in dense)} == set(SPARSE_FAMILIES)
     for spec in specs():
-        assert spec.exact == (spec.scheme.endswith("a8") and spec.target != "torch")
+        assert spec.exact == (spec.scheme.endswith("a8") and spec.target not in ("torch", "sm80"))
         assert None in spec.group_sizes
         assert (len(spec.group_sizes) > 1) == ("w4" in spec.scheme)
 
@@ -168,7 +170,7 @@ def test_scheme_families_and_registry_agree():
 
 @pytest.mark.parametrize(("name", "scheme"), CASES, ids=[name for name, _ in CASES])
 def test_a_kernel_that_is_built_and_fits_has_no_reason(name, scheme, machine):
-    spec = spec_of(name)
+    spec = dataclasses.replace(spec_of(name), built=True)  # CUDA's may not be
     machine(spec.target)
     assert spec.why_not(problem_for(spec, scheme)) is None
     assert spec.why_not(problem_for(spec, scheme, layout=None)) is None
@@ -308,6 +310,56 @@ def test_the_kernel_that_is_named_is_the_one_that_runs(name, scheme, machine, mo
         assert names.linear == (name.removeprefix("sp") if masked else name)
     assert ops_of[names.prepare] == "prepare"
     assert ops_of.get(names.expand) == ("expand" if masked else None)
+
+
+# --- the number of rows
+
+
+@pytest.fixture
+def gpu(machine, monkeypatch):
+    """Makes this machine one with a GPU, and with the CUDA kernels."""
+    monkeypatch.setattr(native_cuda, "built", lambda: True)
+    machine("sm80")
+    all_specs.cache_clear()
+    yield
+    all_specs.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "kernels"),
+    [
+        (
+            "w4a16g128",
+            {0: "w4a16_sm80_gemv", 8: "w4a16_sm80_gemv", 9: "w4a16_sm80", 64: "w4a16_sm80", 65: "w4a16_triton"},
+        ),
+        ("w8a16", {1: "w8a16_sm80_gemv", 9: "w8a16_sm80", 64: "w8a16_sm80", 1000: "w8a16_triton"}),
+        ("w4a8", {1: "w4a8_sm80", 1000: "w4a8_sm80"}),
+        ("w8a8", {1: "w8a8_triton", 1000: "w8a8_triton"}),
+    ],
+)
+def test_the_number_of_rows_chooses_on_a_gpu(scheme, kernels, gpu, monkeypatch):
+    problem = Problem(Scheme.parse(scheme), m=1, n=16, k=64, dtype=torch.bfloat16, device="cuda")
+    ran = []
+
+    def naming(name):
+        return lambda *shape: lambda *tensors: ran.append(name)
+
+    made = tuple(dataclasses.replace(spec, make=naming(spec.name)) for spec in specs())
+    monkeypatch.setattr(dispatch, "specs", lambda: made)
+    dispatch.plan_for.cache_clear()
+    layout = select(problem).layout
+    plan = dispatch.plan_for(scheme, layout, 16, 64, torch.bfloat16, "cuda")
+    for m, name in kernels.items():
+        assert select(dataclasses.replace(problem, m=m, layout=layout)).name == name
+        plan(torch.empty(m, 64), None, None, None)
+        assert ran.pop() == name
+
+
+def test_why_not_names_the_rows_and_explain_the_rounding(gpu):
+    problem = Problem(Scheme.parse("w4a16"), m=65, n=16, k=64, device="cuda")
+    assert spec_of("w4a16_sm80").why_not(problem) == "is for 1 to 64 tokens, not 65"
+    text = str(explain(dataclasses.replace(problem, m=2)))
+    assert "runs  w4a16_sm80_gemv, which rounds float32 activations to bfloat16" in text
 
 
 # --- nybble.kernels

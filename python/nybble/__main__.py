@@ -57,7 +57,7 @@ def _openmp() -> dict[str, Any]:
 def _info() -> dict[str, Any]:
     import torch
 
-    from . import __version__, kernels, targets
+    from . import __version__, kernels, native_cuda, targets
 
     kernels()  # load the extension, so that the OpenMP line shows what it brings
     machine = targets.detect()
@@ -73,6 +73,7 @@ def _info() -> dict[str, Any]:
         "targets": list(machine.targets),
         "missing": dict(machine.missing),
         "cap": machine.cap,
+        "cuda_kernels": native_cuda.built(),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "openmp": _openmp(),
@@ -90,6 +91,7 @@ def _show_info(info: dict[str, Any]) -> None:
         ("targets", " ".join(info["targets"]) + (f" (NYBBLE_TARGET={info['cap']})" if info["cap"] else "")),
     ]
     rows += [(f"  no {target}", reason) for target, reason in info["missing"].items()]
+    rows.append(("CUDA kernels", "built" if info["cuda_kernels"] else "not built (no nvcc when nybble was built)"))
     for extra, absent in info["extras"].items():
         lacks = f"lacks {', '.join(absent)}: pip install 'nybble[{extra}]'"
         rows.append((f"extra {extra}", lacks if absent else "installed"))

@@ -73,8 +73,7 @@ def sections(
 
 def packed_nbytes(layout: str, scheme: Scheme, out_features: int, in_features: int) -> int:
     """Bytes of the packed tensor."""
-    shapes = sections(layout, scheme, out_features, in_features).values()
-    return sum(_round_up(_nbytes(shape, dtype), ALIGNMENT) for shape, dtype in shapes)
+    return offsets(layout, scheme, out_features, in_features)[""]
 
 
 def pack(quantized: QuantizedWeight, layout: str, scheme: Scheme, in_features: int) -> Tensor:
@@ -88,14 +87,22 @@ def pack(quantized: QuantizedWeight, layout: str, scheme: Scheme, in_features: i
     return torch.cat(parts)
 
 
-def views(packed: Tensor, layout: str, scheme: Scheme, out_features: int, in_features: int) -> dict[str, Tensor]:
-    """The sections of a packed weight by name, sharing its memory."""
+def offsets(layout: str, scheme: Scheme, out_features: int, in_features: int) -> dict[str, int]:
+    """The byte at which each section of a packed weight begins; "" is where the last one ends."""
     found, at = {}, 0
     for name, (shape, dtype) in sections(layout, scheme, out_features, in_features).items():
-        nbytes = _nbytes(shape, dtype)
-        found[name] = packed[at : at + nbytes].view(dtype).view(shape)
-        at += _round_up(nbytes, ALIGNMENT)
-    return found
+        found[name] = at
+        at += _round_up(_nbytes(shape, dtype), ALIGNMENT)
+    return {**found, "": at}
+
+
+def views(packed: Tensor, layout: str, scheme: Scheme, out_features: int, in_features: int) -> dict[str, Tensor]:
+    """The sections of a packed weight by name, sharing its memory."""
+    begin = offsets(layout, scheme, out_features, in_features)
+    return {
+        name: packed[begin[name] : begin[name] + _nbytes(shape, dtype)].view(dtype).view(shape)
+        for name, (shape, dtype) in sections(layout, scheme, out_features, in_features).items()
+    }
 
 
 def unpack(packed: Tensor, layout: str, scheme: Scheme, out_features: int, in_features: int) -> QuantizedWeight:

@@ -27,6 +27,11 @@ def kernel_table() -> list[dict[str, Any]]:
     return _C.kernel_table()
 
 
+def cuda_kernel_table() -> list[dict[str, Any]]:
+    """The rows of csrc/cuda/kernels.def: name, scheme, target, layout, min_m, max_m (0: any)."""
+    return _C.cuda_kernel_table()
+
+
 def cpu() -> tuple[str, tuple[str, ...]]:
     """The CPU's brand, and the instruction sets that it and the operating system offer."""
     brand, features = _C.cpu()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import layouts, native, targets
+from . import layouts, native, native_cuda, targets
 from .kernels.table import KERNELS, TritonKernel
 from .layouts import MASK_OF
 from .native import KernelNames
@@ -24,6 +24,9 @@ FAMILIES = ("w8a8", "w8a16", "w4a8", "w4a16")
 SPARSE_FAMILIES = (*(f"sp{family}" for family in FAMILIES), "bsw8a8")
 # The share of zeros from which a layout is packed: below it another is faster (bench, preset sparse-crossover).
 LEAST_ZEROS = {"gather8": 0.65}
+
+# Kernels that disagreed with the reference on this machine, and how: see selfcheck.py.
+DISTRUSTED: dict[str, str] = {}
 
 MASKS = tuple(MASK_OF.values())
 
@@ -65,6 +68,8 @@ class KernelSpec:
     flushes_subnormals: bool  # products of bfloat16 pairs below 2^-126 count as 0
     built: bool
     make: Callable[[Scheme, int, int], Plan] | None
+    m_range: tuple[int, int | None] = (1, None)  # tokens; None: any number
+    rounds: torch.dtype | None = None  # what it rounds float32 activations to first
 
     def why_not(self, problem: Problem) -> str | None:
         """The first reason that this kernel cannot solve the problem here; None if it can."""
@@ -73,10 +78,12 @@ class KernelSpec:
             (self.scheme == problem.scheme.family, f"computes {self.scheme}, not {problem.scheme.family}"),
             (self.built and self.make is not None, "not built"),
             (self.target in targets.detect().targets, targets.detect().missing.get(self.target, "")),
+            (self.name not in DISTRUSTED, DISTRUSTED.get(self.name, "")),
             (self.device in (None, problem.device), f"runs on {self.device}, not on {problem.device}"),
             (problem.layout in (None, self.layout), f"reads layout {self.layout}, the weight is {problem.layout}"),
             (problem.dtype in self.act_dtypes, f"takes {_names(self.act_dtypes)}, not {problem.dtype}"),
             (out_dtype in self.out_dtypes, f"gives {_names(self.out_dtypes)}, not {out_dtype}"),
+            (self._takes(problem.m), f"is for {_tokens(self.m_range)}, not {problem.m}"),
             (problem.scheme.group_size in self.group_sizes, f"has no group_size {problem.scheme.group_size}"),
             (
                 problem.layout is not None or self.least_zeros <= _zeros(problem.scheme),
@@ -84,6 +91,11 @@ class KernelSpec:
             ),
         )
         return next((reason for holds, reason in checks if not holds), None)
+
+    def _takes(self, m: int) -> bool:
+        """No tokens at all are as one."""
+        least, most = self.m_range
+        return least <= max(m, 1) and (most is None or m <= most)
 
 
 def specs() -> tuple[KernelSpec, ...]:
@@ -97,6 +109,7 @@ def all_specs() -> tuple[KernelSpec, ...]:
     rows = native.kernel_table()
     found = [_reference(family) for family in FAMILIES + SPARSE_FAMILIES]
     found += [_triton(kernel) for kernel in KERNELS]
+    found += [_cuda(row) for row in native.cuda_kernel_table()]
     for row in rows:
         if row["layout"] in MASKS:
             found.append(_masked(row, rows))
@@ -118,7 +131,9 @@ def kernels() -> list[dict[str, Any]]:
 
 
 def _why_not_here(spec: KernelSpec) -> str | None:
-    return targets.detect().missing.get(spec.target) if spec.built else "not built"
+    if not spec.built:
+        return "not built"
+    return targets.detect().missing.get(spec.target) or DISTRUSTED.get(spec.name)
 
 
 def _reference(family: str) -> KernelSpec:
@@ -160,6 +175,34 @@ def _triton(kernel: TritonKernel) -> KernelSpec:
         flushes_subnormals=False,
         built=True,
         make=kernel.make if kernel.op == "linear" else None,
+    )
+
+
+def _cuda(row: Row) -> KernelSpec:
+    family, floats = row["scheme"], row["scheme"].endswith("a16")
+
+    def make(scheme: Scheme, out_features: int, in_features: int) -> Plan:
+        return native_cuda.CudaPlan(row["name"], row["layout"], scheme, out_features, in_features)
+
+    return KernelSpec(
+        name=row["name"],
+        op="linear",
+        scheme=family,
+        target=row["target"],
+        layout=row["layout"],
+        device="cuda",
+        act_dtypes=FLOATS,
+        out_dtypes=FLOATS,
+        group_sizes=_group_sizes(family),
+        panel=0,
+        block_rows=0,
+        exact=False,
+        least_zeros=0.0,
+        flushes_subnormals=False,
+        built=native_cuda.built(),
+        make=make,
+        m_range=(row["min_m"], row["max_m"] or None),
+        rounds=torch.bfloat16 if floats else None,
     )
 
 
@@ -229,6 +272,11 @@ def _group_sizes(family: str) -> tuple[int | None, ...]:
 def _zeros(scheme: Scheme) -> float:
     """The share of zeros that a scheme names; of blocks it names none."""
     return 0.0 if scheme.sparsity is None or isinstance(scheme.sparsity, Block) else scheme.sparsity.zeros
+
+
+def _tokens(m_range: tuple[int, int | None]) -> str:
+    least, most = m_range
+    return f"{least} to {most} tokens" if most else f"{least} tokens and more"
 
 
 def _names(dtypes: tuple[torch.dtype, ...]) -> str:

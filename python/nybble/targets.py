@@ -21,6 +21,7 @@ class Target:
     name: str
     needs: tuple[str, ...] = ()
     gpu: bool = False
+    capability: tuple[int, int] = (0, 0)  # of a GPU, at least
 
 
 _AVX2 = ("avx2", "fma", "f16c")
@@ -30,6 +31,7 @@ _AVX512VNNI = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnn
 TARGETS = (
     Target("torch"),
     Target("triton", gpu=True),
+    Target("sm80", gpu=True, capability=(8, 0)),
     Target("scalar"),
     Target("avx2", _AVX2),
     Target("avxvnni", (*_AVX2, "avxvnni")),
@@ -67,10 +69,9 @@ def detect() -> Machine:
         raise ValueError(f"{CAP_VARIABLE}={cap!r}: must be one of {', '.join(NAMES)}")
     brand, features = native.cpu()
     usable, missing = [], {}
-    no_gpu = _why_no_gpu()
     for target in TARGETS:
         lacks = [feature for feature in target.needs if feature not in features]
-        if target.gpu and no_gpu:
+        if target.gpu and (no_gpu := _why_no_gpu(target)):
             missing[target.name] = no_gpu
         elif lacks:
             missing[target.name] = f"this CPU or operating system lacks {', '.join(lacks)}"
@@ -83,9 +84,13 @@ def detect() -> Machine:
     return Machine(brand, features, tuple(usable), missing, cap)
 
 
-def _why_no_gpu() -> str | None:
-    """Why Triton kernels cannot run here; None if they can. Triton is looked for, not imported."""
-    absent = [] if torch.cuda.is_available() else ["no CUDA device that torch can use"]
-    if find_spec("triton") is None:
+def _why_no_gpu(target: Target) -> str | None:
+    """Why a GPU's kernels cannot run here; None if they can. Triton is looked for, not imported."""
+    absent = []
+    if not torch.cuda.is_available():
+        absent.append("no CUDA device that torch can use")
+    elif (least := min(map(torch.cuda.get_device_capability, range(torch.cuda.device_count())))) < target.capability:
+        absent.append("a GPU of compute capability {}.{}, below {}.{}".format(*least, *target.capability))
+    if target.name == "triton" and find_spec("triton") is None:
         absent.append("triton is not installed")
     return "; ".join(absent) or None

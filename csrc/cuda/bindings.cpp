@@ -1,0 +1,174 @@
+// Python's view of the CUDA kernels: device addresses in, exceptions out. Nothing here waits for the device.
+#include <cuda_runtime.h>
+#include <pybind11/pybind11.h>
+
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <utility>
+
+#include "maps.h"
+
+namespace py = pybind11;
+
+extern "C" {
+#define NYBBLE_CUDA(name, scheme, target, layout, min_m, max_m, rows, least, most, per_sm) \
+  int nybble_##name##_load(int32_t*);                                                      \
+  int nybble_##name(const NybbleCudaProduct*, const NybbleCudaLaunch*);
+#include "kernels.def"
+#undef NYBBLE_CUDA
+int nybble_quantize_rows(const NybbleCudaRows*, void* stream);
+}
+
+namespace {
+
+using Pair = std::pair<uintptr_t, size_t>;  // address and bytes
+
+struct Kernel {
+  const char *name, *scheme;
+  NybbleCudaLoadFn load;
+  NybbleCudaRunFn run;
+  int rows, least, most, per_sm;
+  bool codes() const { return std::strcmp(scheme + 2, "a8") == 0; }
+};
+
+constexpr Kernel kKernels[] = {
+#define NYBBLE_CUDA(name, scheme, target, layout, min_m, max_m, rows, least, most, per_sm) \
+  {#name, #scheme, nybble_##name##_load, nybble_##name, rows, least, most, per_sm},
+#include "kernels.def"
+#undef NYBBLE_CUDA
+};
+
+void refuse(const std::string& what) { throw std::invalid_argument(what); }
+
+void check(int error, const char* what) {
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(static_cast<cudaError_t>(error)));
+}
+
+uintptr_t at(const Pair& pair, int64_t needed, const char* name) {
+  if (needed && (!pair.first || static_cast<int64_t>(pair.second) < needed))
+    refuse(std::string(name) + ": has " + std::to_string(pair.second) + " bytes, needs " + std::to_string(needed));
+  return pair.first;
+}
+
+int64_t bytes_of(int dtype) {
+  if (dtype < NYBBLE_F32 || dtype > NYBBLE_F16) refuse("dtype=" + std::to_string(dtype));
+  return dtype == NYBBLE_F32 ? 4 : 2;
+}
+
+// Makes a device current for as long as it lives.
+class OnDevice {
+ public:
+  explicit OnDevice(int device) {
+    check(cudaGetDevice(&before_), "cudaGetDevice");
+    changed_ = device != before_;
+    if (changed_) check(cudaSetDevice(device), "cudaSetDevice");
+  }
+  ~OnDevice() {
+    if (changed_) cudaSetDevice(before_);
+  }
+
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+};
+
+// A kernel bound to a device and to a packed weight's shape.
+class Plan {
+ public:
+  // offsets: of codes, scale, zero_point and sum in the packed weight, then its bytes; zero_point -1: absent.
+  Plan(const std::string& kernel, int device, int64_t n, int64_t k, int64_t n_padded, int64_t k_padded, int group_shift,
+       const std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>& offsets)
+      : device_(device), offsets_(offsets) {
+    for (const Kernel& each : kKernels)
+      if (kernel == each.name) kernel_ = &each;
+    if (!kernel_) refuse("kernel=\"" + kernel + "\": not in the table");
+    if (n < 1 || k < 1 || n > n_padded || k > k_padded || n_padded % 64 || k_padded % 64 || k_padded > INT32_MAX)
+      refuse("n, k: out of range, or not padded as the layout says");
+    product_.n = static_cast<int32_t>(n);
+    product_.k = static_cast<int32_t>(k);
+    product_.n_padded = n_padded;
+    product_.k_padded = k_padded;
+    product_.group_shift = group_shift;
+    OnDevice here(device);
+    check(kernel_->load(&clusters_), kernel_->name);
+    check(cudaDeviceGetAttribute(&sms_, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
+  }
+
+  // Bytes that run wants as scratch for m tokens.
+  int64_t scratch(int64_t m) const { return codes_bytes(m) + (clusters_ ? 0 : launch(m).plan.parts_bytes); }
+
+  void run(const Pair& x, int x_dtype, int64_t m, int64_t ldx, const Pair& packed, const Pair& bias, int bias_dtype,
+           const Pair& y, int y_dtype, const Pair& scratch, uintptr_t stream) const {
+    if (m == 0) return;
+    if (m < 0 || m > INT32_MAX || ldx < product_.k) refuse("x: rows or stride out of range");
+    const bool codes = kernel_->codes();
+    const auto [codes_at, scale_at, zero_at, sum_at, total] = offsets_;
+    const uintptr_t weight = at(packed, total, "packed");
+    NybbleCudaLaunch how = launch(m);
+    how.x_dtype = x_dtype;
+    how.stream = reinterpret_cast<void*>(stream);
+    NybbleCudaProduct p = product_;
+    p.m = static_cast<int32_t>(m);
+    p.splits = how.plan.splits;
+    p.x = reinterpret_cast<const void*>(at(x, ((m - 1) * ldx + p.k) * bytes_of(x_dtype), "x"));
+    p.ldx = ldx;
+    p.codes = reinterpret_cast<const uint8_t*>(weight + codes_at);
+    p.scale = reinterpret_cast<const uint16_t*>(weight + scale_at);
+    p.row_scale = reinterpret_cast<const float*>(weight + scale_at);
+    p.zero_point = zero_at < 0 ? nullptr : reinterpret_cast<const uint8_t*>(weight + zero_at);
+    p.weight_sum = reinterpret_cast<const float*>(weight + sum_at);
+    p.bias = reinterpret_cast<const void*>(bias.first ? at(bias, p.n * bytes_of(bias_dtype), "bias") : 0);
+    p.bias_dtype = bias_dtype;
+    p.y = reinterpret_cast<void*>(at(y, m * p.n * bytes_of(y_dtype), "y"));
+    p.y_dtype = y_dtype;
+    const uintptr_t extra = at(scratch, this->scratch(m), "scratch");
+    p.parts = reinterpret_cast<float*>(extra + codes_bytes(m));
+    if (!codes && (x_dtype == NYBBLE_F32 || reinterpret_cast<uintptr_t>(p.x) % 16 || ldx % 8))
+      refuse("x: must be bfloat16 or float16, with rows aligned to 16 bytes");
+    OnDevice here(device_);
+    if (codes) {
+      NybbleCudaRows rows{p.x, ldx, x_dtype, p.m, p.k, p.k_padded, reinterpret_cast<int8_t*>(extra), nullptr, nullptr};
+      rows.act_scale = reinterpret_cast<float*>(extra + m * p.k_padded);
+      rows.act_zero = reinterpret_cast<int32_t*>(extra + m * (p.k_padded + 4));
+      check(nybble_quantize_rows(&rows, how.stream), "quantize_rows");
+      p.x = rows.codes;
+      p.ldx = p.k_padded;
+      p.act_scale = rows.act_scale;
+      p.act_zero = rows.act_zero;
+    }
+    check(kernel_->run(&p, &how), kernel_->name);
+  }
+
+ private:
+  NybbleCudaLaunch launch(int64_t m) const {
+    const int groups = nybble::cuda::token_groups(m, kernel_->least, kernel_->most);
+    const NybbleCudaPlan plan =
+        nybble::cuda::plan(m, product_.n_padded, product_.k_padded, sms_, kernel_->rows, 8 * groups, kernel_->per_sm);
+    return {0, groups, clusters_, plan, nullptr};
+  }
+  // Of the activations' codes, scales and zeros, up to a whole vector.
+  int64_t codes_bytes(int64_t m) const { return kernel_->codes() ? (m * (product_.k_padded + 8) + 15) / 16 * 16 : 0; }
+
+  const Kernel* kernel_ = nullptr;
+  int device_;
+  std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t> offsets_;
+  NybbleCudaProduct product_{};
+  int32_t clusters_ = 0;
+  int sms_ = 0;
+};
+
+}  // namespace
+
+PYBIND11_MODULE(_cuda, m) {
+  m.attr("version") = NYBBLE_VERSION;
+  py::class_<Plan>(m, "Plan")
+      .def(py::init<const std::string&, int, int64_t, int64_t, int64_t, int64_t, int,
+                    const std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>&>(),
+           py::kw_only(), py::arg("kernel"), py::arg("device"), py::arg("n"), py::arg("k"), py::arg("n_padded"),
+           py::arg("k_padded"), py::arg("group_shift"), py::arg("offsets"))
+      .def("scratch", &Plan::scratch)
+      .def("run", &Plan::run);
+}

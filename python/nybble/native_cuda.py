@@ -1,0 +1,107 @@
+"""The CUDA kernels: tensors in, device addresses out. The only module that imports `_cuda`, and only where torch has a
+GPU: the extension brings its own runtime, and finds the driver when it is first called."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad as zero_pad
+
+from . import __version__, layouts, layouts_gpu
+from .native import DTYPES, memory
+from .scheme import Scheme
+
+# csrc/cuda/abi.h: the group of k is k >> shift.
+_SHIFTS = {None: 31, 32: 5, 64: 6, 128: 7}
+_NOTHING = (0, 0)
+
+
+def built() -> bool:
+    """Whether this installation has the CUDA kernels. Looks for the extension, without loading it."""
+    return find_spec("nybble._cuda") is not None
+
+
+@lru_cache
+def _extension() -> Any:
+    from . import _cuda
+
+    if _cuda.version != __version__:
+        raise ImportError(f"nybble {__version__} found CUDA kernels of version {_cuda.version}: reinstall it")
+    return _cuda
+
+
+class CudaPlan:
+    """A CUDA kernel bound to a scheme and a weight shape, with native.LinearPlan's convention.
+
+    It runs on x's device and its current stream, never waits for the device, and takes its scratch from torch, so that it
+    can be captured in a CUDA graph. Kernels of 16-bit activations round float32 ones to bfloat16.
+    """
+
+    def __init__(self, kernel: str, layout: str, scheme: Scheme, out_features: int, in_features: int) -> None:
+        scheme.check_shape(out_features, in_features)
+        self._kernel, self._layout, self._scheme = kernel, layout, scheme
+        self._n, self._k = out_features, in_features
+        self._plans: dict[int, Any] = {}
+
+    def __call__(self, x: Tensor, packed: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        """out (..., N), contiguous, = x (..., K) w^T + bias.
+
+        x is contiguous, or (M, K) with unit stride along K.
+
+        Raises:
+            ValueError: a tensor is smaller than its shape says, or packed is on another device than x.
+            RuntimeError: CUDA refuses the launch; the message has its reason.
+        """
+        if packed.device != x.device:
+            raise ValueError(f"packed: on {packed.device}, x is on {x.device}")
+        rows = x.reshape(-1, self._k)
+        if self._scheme.act_bits == 16:
+            rows = _aligned(rows if rows.dtype is not torch.float32 else rows.to(torch.bfloat16))
+        plan = self._plans.get(x.device.index) or self._bind(x.device.index)
+        m = len(rows)
+        scratch = x.new_empty(plan.scratch(m), dtype=torch.uint8)
+        plan.run(
+            memory(rows),
+            DTYPES[rows.dtype],
+            m,
+            rows.stride(0) if m > 1 else -(-self._k // 8) * 8,
+            memory(packed),
+            _NOTHING if bias is None else memory(bias),
+            DTYPES[out.dtype if bias is None else bias.dtype],
+            memory(out),
+            DTYPES[out.dtype],
+            memory(scratch),
+            torch.cuda.current_stream(x.device).cuda_stream,
+        )
+
+    def _bind(self, device: int) -> Any:
+        n, k = layouts_gpu.padded(self._layout, self._scheme, self._n, self._k)
+        offsets = layouts.offsets(self._layout, self._scheme, self._n, self._k)
+        places = (*(offsets.get(name, -1) for name in ("codes", "scale", "zero_point")), _sum(offsets), offsets[""])
+        self._plans[device] = _extension().Plan(
+            kernel=self._kernel,
+            device=device,
+            n=self._n,
+            k=self._k,
+            n_padded=n,
+            k_padded=k,
+            group_shift=_SHIFTS[self._scheme.group_size],
+            offsets=places,
+        )
+        return self._plans[device]
+
+
+def _sum(offsets: dict[str, int]) -> int:
+    return offsets["weight_sum"] if "weight_sum" in offsets else offsets["column_sum"]
+
+
+def _aligned(rows: Tensor) -> Tensor:
+    """Rows that start at multiples of 16 bytes, copied where they do not: odd shapes and slices."""
+    k = rows.shape[1]
+    if rows.data_ptr() % 16 == 0 and (rows.stride(0) % 8 == 0 if len(rows) > 1 else k % 8 == 0):
+        return rows
+    return zero_pad(rows, (0, -k % 8))[:, :k] if k % 8 else rows.clone(memory_format=torch.contiguous_format)

@@ -1,0 +1,359 @@
+// The CUDA kernels, compiled for a CPU by emulate_cuda.h, against float64: every operand type and layout, groups, zero
+// points, tails, splits by cluster and through memory; and what the index maths promises. Prints "... passed, 0
+// failed".
+#define NYBBLE_EMULATE_CUDA
+#include <random>
+#include <set>
+
+#include "../../csrc/cuda/quantize.cuh"
+#include "../../csrc/cuda/stream.cuh"
+#include "../../csrc/cuda/tiles.cuh"
+
+namespace nc = nybble::cuda;
+using nc::kTile;
+
+namespace {
+
+int passed = 0, failed = 0;
+
+void check(bool holds, const std::string& what) {
+  holds ? passed++ : failed++;
+  if (!holds) std::printf("FAILED %s\n", what.c_str());
+}
+
+std::mt19937 generator(7);
+int integer(int low, int high) { return std::uniform_int_distribution<int>(low, high)(generator); }
+float real() { return std::normal_distribution<float>()(generator); }
+int64_t up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
+
+// A weight, packed as layouts_gpu.py says, and what it stands for.
+struct Weight {
+  int bits, n, k, group;  // group 0: one
+  int64_t n_padded, k_padded;
+  std::vector<nc::Vector> codes;
+  std::vector<uint16_t> scale;
+  std::vector<float> row_scale, weight_sum;
+  std::vector<uint8_t> zero_point;
+  std::vector<double> value;
+
+  Weight(int bits, int n, int k, int group, bool symmetric) : bits(bits), n(n), k(k), group(group) {
+    n_padded = up(n, 64);
+    k_padded = up(k, bits == 8 ? 128 : group > 64 ? group : 64);
+    codes.assign(n_padded * k_padded * bits / 8 / 16, {});
+    const int64_t groups = group ? k_padded / group : 1;
+    scale.assign(groups * n_padded, 0);
+    if (!symmetric) zero_point.assign(groups * n_padded, 0);
+    row_scale.assign(n_padded, 0);
+    weight_sum.assign(n_padded, 0);
+    value.assign(static_cast<size_t>(n) * k, 0);
+    for (int row = 0; row < n; row++) fill(row);
+  }
+
+  void fill(int row) {
+    uint8_t* bytes = reinterpret_cast<uint8_t*>(codes.data());
+    row_scale[row] = std::ldexp(1 + integer(0, 127) / 128.0f, -7);
+    double sum = 0;
+    for (int at = 0; at < k; at++) {
+      double& w = value[static_cast<size_t>(row) * k + at];
+      if (bits == 8) {
+        const int code = integer(-127, 127);
+        bytes[row * k_padded + at] = static_cast<uint8_t>(code);
+        w = code * static_cast<double>(row_scale[row]);
+        continue;
+      }
+      const int64_t g = (group ? at / group : 0) * n_padded + row;
+      if (at == 0 || (group && at % group == 0)) {
+        scale[g] = static_cast<uint16_t>(0x3C00 | integer(0, 127));
+        if (!zero_point.empty()) zero_point[g] = static_cast<uint8_t>(integer(0, 15));
+      }
+      const int code = integer(0, 15), place[4] = {0, 2, 1, 3};
+      const int64_t tile = (row / 64 * (k_padded / 64) + at / 64) * 2048;
+      const int64_t in_tile =
+          row % 8 / 2 * 512 + row % 64 / 8 * 64 + at % 32 / 8 * 16 + at % 64 / 32 * 8 + at % 8 / 4 * 4;
+      bytes[tile + in_tile + place[at % 4]] |= static_cast<uint8_t>(code << (row % 2 ? 4 : 0));
+      w = (code - (zero_point.empty() ? 8 : zero_point[g])) * nc::emulated::value_of(scale[g], true);
+      sum += w;
+    }
+    weight_sum[row] = static_cast<float>(sum);
+  }
+
+  NybbleCudaProduct product() const {
+    NybbleCudaProduct p{};
+    p.codes = reinterpret_cast<const uint8_t*>(codes.data());
+    p.scale = scale.data();
+    p.row_scale = row_scale.data();
+    p.zero_point = zero_point.empty() ? nullptr : zero_point.data();
+    p.weight_sum = weight_sum.data();
+    p.n = n;
+    p.k = k;
+    p.n_padded = n_padded;
+    p.k_padded = k_padded;
+    p.group_shift = group == 32 ? 5 : group == 64 ? 6 : group == 128 ? 7 : 31;
+    return p;
+  }
+};
+
+struct Case {
+  int m, n, k, group;
+  bool symmetric;
+  int splits;
+  bool clusters, lazy;
+};
+
+std::string text(const char* kernel, const Case& c) {
+  return std::string(kernel) + " m=" + std::to_string(c.m) + " n=" + std::to_string(c.n) + " k=" + std::to_string(c.k) +
+         " g=" + std::to_string(c.group) + (c.symmetric ? "" : " asym") + " splits=" + std::to_string(c.splits) +
+         (c.clusters ? " clusters" : " memory") + (c.lazy ? " lazy" : " eager");
+}
+
+uint16_t bits_of(float value, int dtype) {
+  return dtype == NYBBLE_BF16 ? nc::bf16_of_float(value) : nc::f16_of_float(value);
+}
+
+template <class W, class X, int Rows, int Tokens>
+void launch(NybbleCudaProduct p, const Case& c, size_t shared, void (*kernel)(NybbleCudaProduct)) {
+  auto& m = nc::emulated::machine();
+  nc::with_clusters() = c.clusters;
+  m.lazy = c.lazy;
+  const int columns = static_cast<int>(up(p.n_padded, Rows) / Rows), token_tiles = (p.m + Tokens - 1) / Tokens;
+  p.splits = c.splits;
+  std::vector<nc::Vector> parts(static_cast<size_t>(columns) * token_tiles * c.splits * Rows * Tokens / 4);
+  p.parts = reinterpret_cast<float*>(parts.data());
+  const Index3 grid{columns, c.splits, token_tiles};
+  for (int z = 0; z < token_tiles; z++)
+    for (int x = 0; x < columns; x++) {
+      if (c.clusters)
+        nc::emulated::run_cluster(grid, x, 0, c.splits, z, shared, [=] { kernel(p); });
+      else
+        for (int y = 0; y < c.splits; y++) nc::emulated::run_cluster(grid, x, y, 1, z, shared, [=] { kernel(p); });
+    }
+  if (c.clusters || c.splits == 1) return;
+  const int items = Rows * Tokens / 4;
+  for (int x = 0; x < columns * token_tiles; x++)
+    for (int y = 0; y < (items + nc::kThreads - 1) / nc::kThreads; y++)
+      nc::emulated::run_cluster({}, x, y, 1, 0, 16, [=] { nc::finish_kernel<W, X, Rows, Tokens>(p, columns); });
+}
+
+// Runs a kernel on random activations; dtype is theirs and y's. Outputs beyond y must stay as they are.
+template <class W, class X, int Rows, int Tokens>
+void compare(const char* name, const Case& c, int dtype, size_t shared, void (*kernel)(NybbleCudaProduct)) {
+  const Weight weight(W::kGrouped ? 4 : 8, c.n, c.k, c.group, c.symmetric);
+  const int64_t ldx = up(c.k, 8) + 8;
+  std::vector<nc::Vector> x((c.m * ldx + 7) / 8, {{0x7FC07FC0u, 0x7FC07FC0u, 0x7FC07FC0u, 0x7FC07FC0u}});
+  uint16_t* xs = reinterpret_cast<uint16_t*>(x.data());
+  for (int m = 0; m < c.m; m++)
+    for (int k = 0; k < c.k; k++) xs[m * ldx + k] = bits_of(real(), dtype);
+  std::vector<float> bias(c.n);
+  for (float& b : bias) b = real();
+  std::vector<float> y(static_cast<size_t>(c.m) * c.n + 64, -77.0f);
+  NybbleCudaProduct p = weight.product();
+  p.x = x.data();
+  p.ldx = ldx;
+  p.m = c.m;
+  p.bias = bias.data();
+  p.bias_dtype = p.y_dtype = NYBBLE_F32;
+  p.y = y.data();
+
+  std::vector<float> act_scale(c.m);
+  std::vector<int32_t> act_zero(c.m);
+  std::vector<nc::Vector> codes(c.m * weight.k_padded / 16);
+  std::vector<double> rounded(static_cast<size_t>(c.m) * c.k);
+  for (int m = 0; m < c.m; m++)
+    for (int k = 0; k < c.k; k++)
+      rounded[static_cast<size_t>(m) * c.k + k] = nc::emulated::value_of(xs[m * ldx + k], dtype == NYBBLE_BF16);
+  if (X::kElementBytes == 1) {
+    int8_t* q = reinterpret_cast<int8_t*>(codes.data());
+    const NybbleCudaRows rows{x.data(), ldx, dtype, c.m, c.k, weight.k_padded, q, act_scale.data(), act_zero.data()};
+    for (int m = 0; m < c.m; m++) {
+      nc::emulated::run_cluster({c.m, 1, 1}, m, 0, 1, 0, 3 * nc::kThreads * 4, [=] { nc::quantize_kernel(rows); });
+    }
+    double worst = 0;
+    for (int m = 0; m < c.m; m++)
+      for (int k = 0; k < c.k; k++) {
+        double& value = rounded[static_cast<size_t>(m) * c.k + k];
+        const int64_t at = k / 64 * 64 + k % 32 / 8 * 16 + k % 64 / 32 * 8 + k % 8 / 4 * 4 +
+                           (k % 4 == 1   ? 2
+                            : k % 4 == 2 ? 1
+                                         : k % 4);
+        const double code = (q[m * weight.k_padded + at] - act_zero[m]) * static_cast<double>(act_scale[m]);
+        worst = std::fmax(worst, std::fabs(code - value) / act_scale[m]);
+        value = code;
+      }
+    check(c.k == 1 || worst < 0.51, text("rounding", c));
+    p.x = codes.data();
+    p.ldx = weight.k_padded;
+    p.act_scale = act_scale.data();
+    p.act_zero = act_zero.data();
+  }
+  launch<W, X, Rows, Tokens>(p, c, shared, kernel);
+
+  bool close = true;
+  for (int m = 0; m < c.m; m++)
+    for (int n = 0; n < c.n; n++) {
+      double sum = 0, size = 0;
+      for (int k = 0; k < c.k; k++) {
+        const double product =
+            rounded[static_cast<size_t>(m) * c.k + k] * weight.value[static_cast<size_t>(n) * c.k + k];
+        sum += product;
+        size += std::fabs(product);
+      }
+      if (X::kElementBytes == 1)
+        size += std::fabs(act_zero[m] * static_cast<double>(act_scale[m]) * weight.weight_sum[n]) + size;
+      const double got = y[static_cast<size_t>(m) * c.n + n];
+      if (!(std::fabs(got - (sum + bias[n])) <= 4e-6 * (size + std::fabs(bias[n])) + 1e-6)) close = false;
+    }
+  for (size_t i = static_cast<size_t>(c.m) * c.n; i < y.size(); i++) close = close && y[i] == -77.0f;
+  check(close, text(name, c));
+}
+
+// What varies: groups, zero points, N and K that fill no tile, tokens, splits.
+std::vector<Case> cases(int most_m, bool grouped) {
+  std::vector<Case> found;
+  const int shapes[][2] = {{1, 1}, {64, 64}, {70, 200}, {130, 515}, {257, 96}, {64, 1024}};
+  int turn = 0;
+  for (const auto& shape : shapes)
+    for (int group : {0, 32, 64, 128}) {
+      if (!grouped && group) continue;
+      const int ms[] = {1, most_m, (most_m + 1) / 2 + 1};
+      turn++;
+      const int splits = turn % 3 + 1;
+      found.push_back({ms[turn % 3], shape[0], shape[1], group, turn % 2 == 0, splits, turn % 4 < 2, turn % 5 < 3});
+    }
+  return found;
+}
+
+template <class W, class X>
+void run_stream(const char* name, int dtype) {
+  for (const Case& c : cases(8, W::kGrouped))
+    compare<W, X, kTile, nc::kTokens>(name, c, dtype, nc::Stream<W>::kShared, &nc::stream_kernel<W, X>);
+}
+
+template <class W, class X, int MT>
+void run_tiles(const char* name, int dtype) {
+  using T = nc::Tiles<W, X, MT>;
+  for (const Case& c : cases(MT * 8 + 3, W::kGrouped))
+    compare<W, X, T::kRows, T::kBlockTokens>(name, c, dtype, T::kShared, &nc::tiles_kernel<W, X, MT>);
+}
+
+// Every code and nibble becomes the float that it stands for, bit for bit.
+template <class X>
+void weights_are_exact(const char* name, bool bf16) {
+  bool right = true;
+  for (uint32_t zero = 0; zero < 16; zero++)
+    for (uint32_t n = 0; n < 16; n++) {
+      uint32_t a[4];
+      X::nibbles(0x11111111u * n, a);
+      for (uint32_t half : a) {
+        const uint32_t sum = X::add(half, X::minus_zero(zero));
+        for (int i = 0; i < 2; i++)
+          right =
+              right && nc::emulated::value_of(static_cast<uint16_t>(sum >> (16 * i)), bf16) == double(n) - double(zero);
+      }
+    }
+  for (int code = -128; code < 128; code++) {
+    uint32_t low, high;
+    X::bytes(0x01010101u * static_cast<uint8_t>(code), low, high);
+    for (uint32_t pair : {low, high})
+      for (int i = 0; i < 2; i++)
+        right = right && nc::emulated::value_of(static_cast<uint16_t>(pair >> (16 * i)), bf16) == code;
+  }
+  check(right, std::string("the values of codes in ") + name);
+}
+
+// Splits cover K once, in order, none empty; the plan depends on the tokens in its tiles alone.
+void plans_cover_once() {
+  bool right = true;
+  for (int i = 0; i < 20000; i++) {
+    const int64_t m = integer(1, 5000), n = up(integer(1, 60000), 64), k = up(integer(1, 60000), 64);
+    const int sms = integer(1, 200), rows = integer(0, 1) ? 64 : 256, tokens = 8 << integer(0, 2),
+              per_sm = integer(1, 4);
+    const NybbleCudaPlan plan = nc::plan(m, n, k, sms, rows, tokens, per_sm);
+    const NybbleCudaPlan one = nc::plan(1, n, k, sms, rows, 8, per_sm);
+    right = right && plan.splits >= 1 && plan.splits <= nc::kMaxSplits && plan.splits == one.splits;
+    right = right && int64_t{plan.columns} * rows >= n && (plan.columns - 1) * int64_t{rows} < n;
+    right = right && int64_t{plan.token_tiles} * tokens >= m && (plan.token_tiles - 1) * int64_t{tokens} < m;
+    int64_t at = 0;
+    for (int split = 0; split < plan.splits; split++) {
+      const nc::Range range = nc::split_range(k / 64, plan.splits, split);
+      right = right && range.begin == at && (range.end > range.begin);
+      at = range.end;
+    }
+    right = right && at == k / 64;
+    right = right && (plan.splits > 1) == (plan.parts_bytes > 0);
+  }
+  check(right, "every tile belongs to one split of one block");
+}
+
+// Items, sums, chunks and permuted codes are each one to one.
+void places_are_distinct() {
+  bool right = true;
+  for (int rows : {64, 256}) {
+    std::set<int> items, offsets;
+    for (int i = 0; i < rows * 8 / 4; i++) {
+      const nc::Item item = nc::item_of(i, rows);
+      right = right && items.insert(item.token * rows + item.row).second && item.row % 4 == 0 && item.token < 8;
+      right = right && offsets.insert(nc::sum_offset(item.token, item.row, rows)).second;
+    }
+  }
+  for (int token = 0; token < 8; token++) {
+    std::set<int> chunks;
+    for (int chunk = 0; chunk < 8; chunk++) chunks.insert(nc::swizzle(token, chunk));
+    right = right && chunks.size() == 8 && *chunks.rbegin() == 7;
+  }
+  std::set<int64_t> codes;
+  for (int64_t k = 0; k < 192; k++) codes.insert(nc::permuted_code(k));
+  right = right && codes.size() == 192 && *codes.rbegin() == 191;
+  check(right, "places are distinct");
+}
+
+// A row's result does not depend on the others, nor on where they were added.
+void batches_agree() {
+  const Weight weight(4, 70, 1100, 32, false);
+  std::vector<nc::Vector> x(8 * 1104 / 8);
+  uint16_t* xs = reinterpret_cast<uint16_t*>(x.data());
+  for (int i = 0; i < 8 * 1104; i++) xs[i] = nc::bf16_of_float(real());
+  std::vector<std::vector<float>> results;
+  for (int m : {1, 3, 8})
+    for (bool clusters : {true, false}) {
+      std::vector<float> y(8 * 70);
+      NybbleCudaProduct p = weight.product();
+      p.x = xs;
+      p.ldx = 1104;
+      p.m = m;
+      p.y = y.data();
+      p.y_dtype = NYBBLE_F32;
+      const Case c{m, 70, 1100, 32, false, 2, clusters, true};
+      launch<nc::Frag4, nc::Bf16, kTile, nc::kTokens>(p, c, nc::Stream<nc::Frag4>::kShared,
+                                                      &nc::stream_kernel<nc::Frag4, nc::Bf16>);
+      y.resize(70);
+      results.push_back(y);
+    }
+  bool same = true;
+  for (const auto& y : results) same = same && y == results[0];
+  check(same, "a token's bits are the same in every batch");
+}
+
+}  // namespace
+
+int main() {
+  weights_are_exact<nc::Bf16>("bf16", true);
+  weights_are_exact<nc::F16>("f16", false);
+  plans_cover_once();
+  places_are_distinct();
+  batches_agree();
+  run_stream<nc::Frag4, nc::Bf16>("w4a16 stream bf16", NYBBLE_BF16);
+  run_stream<nc::Frag4, nc::F16>("w4a16 stream f16", NYBBLE_F16);
+  run_stream<nc::Rows8, nc::Bf16>("w8a16 stream bf16", NYBBLE_BF16);
+  run_stream<nc::Rows8, nc::F16>("w8a16 stream f16", NYBBLE_F16);
+  run_tiles<nc::Frag4, nc::Bf16, 2>("w4a16 tiles bf16 2", NYBBLE_BF16);
+  run_tiles<nc::Frag4, nc::F16, 4>("w4a16 tiles f16 4", NYBBLE_F16);
+  run_tiles<nc::Rows8, nc::Bf16, 4>("w8a16 tiles bf16 4", NYBBLE_BF16);
+  run_tiles<nc::Rows8, nc::F16, 2>("w8a16 tiles f16 2", NYBBLE_F16);
+  run_tiles<nc::Frag4, nc::S8, 1>("w4a8 tiles 1", NYBBLE_BF16);
+  run_tiles<nc::Frag4, nc::S8, 2>("w4a8 tiles 2", NYBBLE_F16);
+  run_tiles<nc::Frag4, nc::S8, 4>("w4a8 tiles 4", NYBBLE_BF16);
+  const auto& m = nc::emulated::machine();
+  check(m.reads > 0 && m.conflicts == 0, std::to_string(m.conflicts) + " bank conflicts");
+  std::printf("%d passed, %d failed\n", passed, failed);
+  return failed != 0;
+}

@@ -1,0 +1,118 @@
+"""What CudaPlan hands to a CUDA kernel, with an extension that only takes notes."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import ClassVar
+
+import pytest
+import torch
+
+from nybble import layouts, native_cuda
+from nybble.native import DTYPES
+from nybble.scheme import Scheme
+from nybble.testing import random_weight
+
+
+class Notes:
+    """Stands for _cuda.Plan."""
+
+    made: ClassVar[list[Notes]] = []
+
+    def __init__(self, **shape):
+        self.shape, self.calls = shape, []
+        Notes.made.append(self)
+
+    def scratch(self, m):
+        return 32 * m
+
+    def run(self, *arguments):
+        names = ["x", "x_dtype", "m", "ldx", "packed", "bias", "bias_dtype", "y", "y_dtype", "scratch", "stream"]
+        self.calls.append(dict(zip(names, arguments, strict=True)))
+
+
+@pytest.fixture(autouse=True)
+def extension(monkeypatch):
+    monkeypatch.setattr(native_cuda, "_extension", lambda: SimpleNamespace(Plan=Notes))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=77))
+    monkeypatch.setattr(Notes, "made", [])
+
+
+def call(name: str, layout: str, n: int, k: int, x: torch.Tensor, bias: torch.Tensor | None = None):
+    scheme = Scheme.parse(name)
+    packed = layouts.pack(random_weight(scheme, n, k), layout, scheme, k)
+    out = torch.empty(*x.shape[:-1], n, dtype=x.dtype)
+    native_cuda.CudaPlan("a kernel", layout, scheme, n, k)(x, packed, bias, out)
+    (plan,) = Notes.made
+    (made,) = plan.calls
+    return plan.shape, made, packed, out
+
+
+@pytest.mark.parametrize(("name", "shift"), [("w4a16", 31), ("w4a16g32asym", 5), ("w4a16g64", 6), ("w4a8g128asym", 7)])
+def test_the_sections_and_the_groups(name: str, shift: int) -> None:
+    shape, made, packed, out = call(name, "frag4", 70, 200, torch.randn(3, 200, dtype=torch.bfloat16))
+    scheme = Scheme.parse(name)
+    assert (shape["n"], shape["k"], shape["n_padded"]) == (70, 200, 128)
+    assert shape["k_padded"] == layouts.padded_in_features("frag4", scheme, 200)
+    assert shape["group_shift"] == shift
+    views = layouts.views(packed, "frag4", scheme, 70, 200)
+    places = dict(zip(("codes", "scale", "zero_point", "weight_sum"), shape["offsets"], strict=False))
+    for part, view in views.items():
+        assert places[part] == view.data_ptr() - packed.data_ptr()
+    assert (places["zero_point"] == -1) == scheme.symmetric
+    assert shape["offsets"][-1] == packed.numel()
+    assert made["packed"] == (packed.data_ptr(), packed.numel())
+    assert made["y"] == (out.data_ptr(), out.nbytes)
+    assert (made["m"], made["stream"], made["scratch"][1]) == (3, 77, 96)
+
+
+def test_eight_bits_have_scales_and_sums_of_rows() -> None:
+    shape, *_ = call("w8a16", "rows8", 5, 200, torch.randn(1, 200, dtype=torch.float16))
+    assert (shape["n_padded"], shape["k_padded"], shape["group_shift"]) == (64, 256, 31)
+    assert shape["offsets"] == (0, 64 * 256, -1, 64 * 256 + 256, 64 * 256 + 512)
+
+
+def test_aligned_rows_are_not_copied() -> None:
+    x = torch.randn(4, 264, dtype=torch.bfloat16)[:, :200]
+    _, made, *_ = call("w4a16", "frag4", 8, 200, x)
+    assert made["x"][0] == x.data_ptr()
+    assert (made["ldx"], made["x_dtype"]) == (264, DTYPES[torch.bfloat16])
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.randn(3, 201, dtype=torch.bfloat16),
+        torch.randn(3, 210, dtype=torch.float16)[:, :201],
+        torch.randn(700, dtype=torch.bfloat16)[1:604].view(3, 201),
+        torch.randn(1, 210, dtype=torch.bfloat16)[:, 3:204],
+        torch.randn(3, 201),
+    ],
+    ids=["odd", "stride", "offset", "one", "float32"],
+)
+def test_rows_of_16_bits_reach_the_kernel_aligned(x: torch.Tensor, monkeypatch) -> None:
+    _, made, *_ = call("w4a16", "frag4", 8, 201, x)
+    address, nbytes = made["x"]
+    assert address % 16 == 0
+    assert made["ldx"] % 8 == 0
+    assert made["ldx"] >= 201
+    assert nbytes >= 2 * ((made["m"] - 1) * made["ldx"] + 201)
+    assert made["x_dtype"] == DTYPES[torch.bfloat16 if x.dtype is torch.float32 else x.dtype]
+    assert made["y_dtype"] == DTYPES[x.dtype]
+
+
+def test_integer_activations_are_rounded_from_any_float() -> None:
+    x, bias = torch.randn(2, 3, 77), torch.randn(8, dtype=torch.float16)
+    _, made, *_ = call("w4a8", "frag4", 8, 77, x, bias)
+    assert made["x"] == (x.data_ptr(), x.nbytes)
+    assert (made["m"], made["ldx"], made["x_dtype"]) == (6, 77, DTYPES[torch.float32])
+    assert made["bias"] == (bias.data_ptr(), bias.nbytes)
+    assert made["bias_dtype"] == DTYPES[torch.float16]
+
+
+def test_a_weight_on_another_device_is_refused() -> None:
+    plan = native_cuda.CudaPlan("a kernel", "frag4", Scheme.parse("w4a16"), 8, 64)
+    x = torch.randn(1, 64)
+    with pytest.raises(ValueError, match="packed: on meta, x is on cpu"):
+        plan(x, torch.empty(4096, dtype=torch.uint8, device="meta"), None, x.new_empty(1, 8))
+    assert not Notes.made
