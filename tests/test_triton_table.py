@@ -59,19 +59,26 @@ def test_the_registry_lists_each_with_its_reason() -> None:
 
 
 def test_why_no_gpu_names_what_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    triton = next(target for target in targets.TARGETS if target.name == "triton")
     monkeypatch.setattr(targets, "find_spec", lambda name: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert targets._why_no_gpu() == "no CUDA device that torch can use; triton is not installed"
+    assert targets._why_no_gpu(triton) == "no CUDA device that torch can use; triton is not installed"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert targets._why_no_gpu() == "triton is not installed"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert targets._why_no_gpu(triton) == "triton is not installed"
     monkeypatch.setattr(targets, "find_spec", lambda name: object())
-    assert targets._why_no_gpu() is None
+    assert targets._why_no_gpu(triton) is None
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w8a16", "w4a8g32", "w4a16g128asym", "bs32x32w8a8"])
 def test_on_a_gpu_each_family_is_packed_for_its_kernel(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     here = targets.detect()
-    usable = ("torch", "triton", *(name for name in here.targets if name not in ("torch", "triton")))
+    usable = (
+        "torch",
+        "triton",
+        *(target.name for target in targets.TARGETS if target.name in here.targets and not target.gpu),
+    )
     monkeypatch.setattr(targets, "detect", lambda: dataclasses.replace(here, targets=usable))
     parsed = Scheme.parse(scheme)
     chosen = select(Problem(parsed, m=1, n=64, k=64, device="cuda"))
