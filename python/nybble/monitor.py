@@ -115,7 +115,7 @@ class Monitor:
         statistics: str | os.PathLike[str] | None = None,
         include: options.Patterns = None,
         exclude: options.Patterns = None,
-        every: int = 256,
+        every: int = 512,
         window: int = 512,
         log: str | os.PathLike[str] | None = None,
     ) -> None:
