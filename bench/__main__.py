@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from ..demo import DemoUnavailable
 from ..demo.table import text_table
 from . import compare, crossover, peers, presets, sparse_goals
 from .entrants import Maker, WrongKernelError, kernel_makers, peer_makers
@@ -118,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader, `head` say, has what it wanted; the interpreter must not try to flush once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (WrongKernelError, ValueError, ImportError, OSError) as error:
+    except (WrongKernelError, DemoUnavailable, ValueError, ImportError, OSError) as error:
         print(f"nybble.bench: {error}", file=sys.stderr)
         return 1
 

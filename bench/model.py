@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..demo.variants import held_bytes
+from ..evaluate.memory import held_bytes, peak_mb
 from .llama import CONTESTANTS, SHAPE
 from .outside import op_ms, without_linears
 from .quiet import quiet
@@ -51,16 +51,6 @@ class ModelResult:
     decode_ops: dict[str, float]
     prefill_ops: dict[str, float]
     kind: str = "model"
-
-
-def _peak_mb(reset: bool = False) -> float:
-    """The most memory that this process held since the last reset."""
-    with open("/proc/self/status") as status:
-        kib = next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
-    if reset:
-        with open("/proc/self/clear_refs", "w") as control:
-            control.write("5")
-    return kib * 1024 / 1e6
 
 
 def _ids(tokens: int) -> Tensor:
@@ -107,9 +97,9 @@ def measure(contestant: str, threads: int) -> ModelResult:
     torch.set_num_threads(threads)
     with torch.inference_mode():
         model = CONTESTANTS[contestant]()
-        build_mb = _peak_mb(reset=True)
+        build_mb = peak_mb(reset=True)
         decode, prefill = _speeds(model)
-        peak_mb = _peak_mb()
+        most_mb = peak_mb()
         with without_linears(model):
             decode_outside, prefill_outside = _speeds(model)
             decode_ops = op_ms(lambda: decode_steps(model), STEPS)
@@ -119,7 +109,7 @@ def measure(contestant: str, threads: int) -> ModelResult:
         threads=threads,
         decode_tokens_s=1 / decode,
         prefill_tokens_s=PREFILL / prefill,
-        peak_mb=peak_mb,
+        peak_mb=most_mb,
         build_mb=build_mb,
         weights_mb=held_bytes(model) / 1e6,
         decode_outside_ms=decode_outside * 1e3,

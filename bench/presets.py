@@ -12,6 +12,7 @@ import torch
 
 from .. import targets
 from ..sparsity import NofM
+from . import accuracy as language
 from . import crossover, sparse_goals
 from .entrants import Maker, PeerMaker, chosen, each_layout, layer_makers, peer_makers
 from .figures import FIGURES, LARGE, SCHEMES, Figure
@@ -81,6 +82,11 @@ def sparse_targets(setup: Setup) -> Iterator[str]:
     yield sparse_goals.table(rows)
 
 
+def accuracy(setup: Setup) -> Iterator[str]:
+    """Losses of every method on the language model; yields the table and each bar."""
+    yield from language.accuracy(setup.put, setup.advance)
+
+
 def _with_peers(kind: WeightKind) -> bool:
     """Whether the sparse peers run it too: they are slow, and heed the number of zeros alone, not where they are."""
     return not isinstance(kind.scheme.sparsity, NofM)
@@ -141,4 +147,5 @@ PRESETS: dict[str, tuple[Callable[[Setup], Iterator[str]], Callable[[Sequence[Sh
         sparse_crossover,
         lambda shapes: len(shapes) * len(crossover.MS) * len(crossover.SERIES),
     ),
+    "accuracy": (accuracy, lambda _: language.STEPS),
 }

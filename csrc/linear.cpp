@@ -24,7 +24,7 @@ constexpr int64_t kPanelBytes = 4 << 20;
 // Expanded columns are multiplied while they are in the second-level cache.
 constexpr int64_t kExpandedBytes = 256 * 1024;
 // Blocks of rows that a kernel of the mask layout serves: each expands the weights anew.
-constexpr int64_t kFewBlocks = 2;
+constexpr int64_t kFewBlocks = 4;
 // Products of (q - act_zero) in [-255, 255] and weight codes that 32 bits hold.
 constexpr int64_t kMaxProducts8 = 65793, kMaxProducts4 = 561433;
 

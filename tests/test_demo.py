@@ -1,5 +1,6 @@
 """The demo: its text, its table, its bookkeeping, and one tiny run from end to end."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -9,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from nybble.demo import DemoUnavailable, breakdown, data, measure, model, run, table, variants, verdict
+from nybble.demo import DemoUnavailable, breakdown, data, measure, model, run, sparse, table, variants, verdict
+from nybble.evaluate.memory import held_bytes
 
 TINY = measure.Plan(sentences=8, batches_per_round=1, singles_per_round=1, batch_budget_s=5, single_budget_s=1, rows=4)
 needs_encoder = pytest.mark.skipif(
@@ -146,12 +148,12 @@ def test_what_could_not_run_is_said_to_be_not_run():
 
 def test_held_bytes_counts_each_storage_once_and_plain_attributes_too():
     layer = nn.Linear(8, 4, bias=False)
-    assert variants.held_bytes(layer) == 4 * 8 * 4
+    assert held_bytes(layer) == 4 * 8 * 4
     tied = nn.Sequential(layer, nn.Linear(8, 4, bias=False))
     tied[1].weight = layer.weight
-    assert variants.held_bytes(tied) == 4 * 8 * 4
+    assert held_bytes(tied) == 4 * 8 * 4
     layer.packed = torch.zeros(10, dtype=torch.int8)
-    assert variants.held_bytes(tied) == 4 * 8 * 4 + 10
+    assert held_bytes(tied) == 4 * 8 * 4 + 10
 
 
 def test_held_bytes_sees_into_quantize_dynamic_and_warnings_stay_local():
@@ -164,7 +166,7 @@ def test_held_bytes_sees_into_quantize_dynamic_and_warnings_stay_local():
         except variants.NotHere as error:
             pytest.skip(f"this torch has no quantize_dynamic: {error}")
     assert warnings.filters == filters
-    assert variants.held_bytes(built.model) == 64 * 32 + 12 + 4 * 32  # int8 weight, scale and zero, fp32 bias
+    assert held_bytes(built.model) == 64 * 32 + 12 + 4 * 32  # int8 weight, scale and zero, fp32 bias
 
 
 def test_breakdown_marks_linears_and_leaves_no_hook_behind(monkeypatch):
@@ -205,3 +207,33 @@ def test_tiny_run_from_end_to_end(capsys):
     assert rows[variants.BF16_W8A8].megabytes < rows[variants.W8A8].megabytes
     assert max(len(line) for line in printed.splitlines()) <= 130
     assert json.loads(outcome.to_json())["rows"][0]["name"] == variants.FP32
+
+
+def test_every_pattern_is_pruned_by_every_method_and_only_by_text_that_is_not_measured():
+    named = [variant.name for variant in sparse.contestants([])]
+    dense = [variants.FP32, variants.BF16, variants.W8A8]
+    assert sorted(named) == sorted(
+        dense + [sparse.name_of(pattern, method) for pattern in sparse.PATTERNS for method in sparse.METHODS]
+    )
+    assert verdict.JUDGED_SPARSE in named
+    for plan in (measure.FULL_SPARSE, measure.QUICK_SPARSE):
+        assert plan.sentences + 0.9 * plan.calibration <= len(data.all_sentences())
+
+
+@needs_encoder
+def test_tiny_sparse_run_from_end_to_end(monkeypatch, capsys):
+    monkeypatch.setattr(sparse, "PATTERNS", ("50%",))
+    outcome = run.run(dataclasses.replace(TINY, calibration=16), sparse=True)
+    assert outcome.skipped == {}
+    rows = {row.name: row for row in outcome.rows}
+    assert len(rows) == 3 + len(sparse.METHODS)
+    half = rows[sparse.name_of("50%", "wanda")]
+    # Of 10.6 million weights a byte each, half of them and a bit for each.
+    assert rows[variants.W8A8].megabytes - half.megabytes == pytest.approx(10.6 * (1 - 5 / 8), rel=0.05)
+    assert {layer["pruned"]["method"] for layer in half.report["layers"] if layer["swapped"]} == {"wanda"}
+    cosine = {name: row.accuracy.mean_cosine for name, row in rows.items()}
+    assert cosine[variants.W8A8] > cosine[verdict.JUDGED_SPARSE] > cosine[sparse.name_of("50%", "magnitude")]
+    run.show(outcome)
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in rows)
+    assert all(check.line() in printed for check in outcome.checks[verdict.JUDGED_SPARSE])

@@ -32,10 +32,11 @@ ORDER = (
     ("dispatch",),
     ("ops",),
     ("nn",),
-    ("checkpoint", "passes", "recipe", "report"),  # checkpoint: with checkpoint_*
+    # checkpoint: with checkpoint_*; monitor and recipe alike
+    ("checkpoint", "evaluate", "monitor", "passes", "recipe", "report"),
     ("",),  # the package's own __init__
     ("testing",),
-    ("__main__", "bench", "demo"),
+    ("__main__", "bench", "commands", "demo"),
 )
 RANK = {name: rank for rank, row in enumerate(ORDER) for name in row}
 # What stands above, and is still none of their business.
@@ -43,10 +44,12 @@ FORBIDDEN = {
     "nn": {"_C", "native", "targets", "reference", "kernels"},
     "passes": {"_C", "native", "reference", "kernels", "layouts", "ops"},
     "checkpoint": {"_C", "native", "reference", "kernels", "targets", "ops"},
+    "monitor": {"_C", "native", "reference", "kernels", "targets", "layouts", "ops"},
     "recipe": {"_C", "native", "reference", "kernels", "targets", "layouts", "ops"},
     "report": {"_C", "native", "reference", "kernels", "targets", "layouts", "ops", "nn"},
     "demo": {"_C", "native", "reference", "layouts", "ops", "testing"},
     "__main__": {"_C", "native", "reference", "layouts", "ops", "testing"},
+    "commands": {"_C", "native", "reference", "layouts", "ops", "testing"},
     "": {"_C", "native", "targets", "reference", "layouts", "ops"},
 }
 # A module without a name here may be imported by any that stands below it.
@@ -55,7 +58,8 @@ ONLY_BY = {
     "_cuda": {"native_cuda"},
     "testing": {"bench"},
     "bench": {"__main__"},
-    "demo": {"__main__", "bench"},
+    "commands": {"__main__"},
+    "demo": {"__main__", "bench", "commands"},
 }
 
 
@@ -86,7 +90,7 @@ def unit(name):
     if name in RANK:
         return name
     first = name.split(".")[0]
-    return "checkpoint" if first.startswith("checkpoint_") else first
+    return next((whole for whole in ("checkpoint", "monitor", "recipe") if first.startswith(f"{whole}_")), first)
 
 
 def is_package(name):
@@ -197,7 +201,7 @@ SETTINGS = {
     ("torch", name)
     for name in ("set_num_threads", "set_num_interop_threads", "set_default_dtype", "set_flush_denormal")
 }
-COMMANDS = {"__main__", "bench", "demo"}
+COMMANDS = {"__main__", "bench", "commands", "demo"}
 
 
 def dotted(node):

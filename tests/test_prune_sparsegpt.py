@@ -6,17 +6,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from nybble.passes.prune import factor as factor_module
-from nybble.passes.prune.factor import factorize
-from nybble.passes.prune.inputs import Inputs
+from nybble.passes.layerwise import factor as factor_module
+from nybble.passes.layerwise.factor import factorize
+from nybble.passes.layerwise.inputs import Inputs
+from nybble.passes.layerwise.outcome import Outcome
+from nybble.passes.layerwise.sweep import Fixed, Rounder, sweep
+from nybble.passes.prune.choosers import chooser
 from nybble.passes.prune.masks import keep_mask, wanda_scores
 from nybble.passes.prune.refit import refit
 from nybble.passes.prune.sparsegpt import sparsegpt
-from nybble.passes.prune.sweep import Fixed, Rounder, chooser, sweep
-from nybble.passes.prune.weight import Outcome, Task, prune_weight
+from nybble.passes.prune.weight import Task, prune_weight
 from nybble.rounding import check_portable, dequantize_weight, unpack_nibbles
 from nybble.scheme import Scheme
 from nybble.sparsity import Block, Pattern
+from nybble.testing import correlated_inputs as ar_inputs
+from nybble.testing import gathered
 
 PATTERNS = ["50%", "70%", "2:4", "4:8", "24:48", "64:128", "32:128", "16:128", "bs16x16:50%"]
 
@@ -24,18 +28,6 @@ PATTERNS = ["50%", "70%", "2:4", "4:8", "24:48", "64:128", "32:128", "16:128", "
 @pytest.fixture(autouse=True)
 def _one_thread(threads) -> None:
     threads(1)
-
-
-def ar_inputs(rows: int = 2048, k: int = 256) -> Tensor:
-    distance = (torch.arange(k)[:, None] - torch.arange(k)).abs()
-    return torch.randn(rows, k) @ torch.linalg.cholesky(0.9 ** distance.float()).T
-
-
-def gathered(x: Tensor) -> Inputs:
-    inputs = Inputs(x.shape[1], hessian=True)
-    for batch in x.split(512):
-        inputs.add(batch)
-    return inputs
 
 
 def loss(x: Tensor, weight: Tensor, new: Tensor) -> float:

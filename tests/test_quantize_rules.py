@@ -17,8 +17,6 @@ from nybble.nn import Linear
 from nybble.passes import measure
 from nybble.report import LayerReport, Report
 
-quantize_module = importlib.import_module("nybble.passes.quantize")
-
 
 def mlp(**kwargs: Any) -> nn.Sequential:
     torch.manual_seed(0)
@@ -134,7 +132,7 @@ class TestArguments:
         [
             ({"scheme": "w3a8"}, ValueError, ("scheme", "w3a8")),
             ({"scheme": 8}, TypeError, ("scheme", "8")),
-            ({"method": "gptq"}, ValueError, ("method", "gptq", "rtn", "mse")),
+            ({"method": "best"}, ValueError, ("method", "gptq", "rtn", "mse")),
             ({"goal": "size"}, ValueError, ("goal", "size", "speed", "memory")),
             ({"m": ()}, ValueError, ("m=", "at least one")),
             ({"m": 0}, ValueError, ("m=", "0")),
@@ -222,7 +220,7 @@ class TestFailureMidway:
     @pytest.mark.parametrize("after", [0, 1, 2])
     def test_in_building(self, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], after: int) -> None:
         model = nn.Sequential(*(nn.Linear(16, 16) for _ in range(3)))
-        before, count, original = snapshot(model), [0], Linear.from_weight
+        before, count, original = snapshot(model), [0], Linear.from_quantized
 
         def failing(*args: Any, **kwargs: Any) -> Linear:
             count[0] += 1
@@ -230,7 +228,7 @@ class TestFailureMidway:
                 raise error("midway")
             return original(*args, **kwargs)
 
-        monkeypatch.setattr(Linear, "from_weight", failing)
+        monkeypatch.setattr(Linear, "from_quantized", failing)
         with pytest.raises(error, match="midway"):
             small(model)
         assert snapshot(model) == before
@@ -238,14 +236,14 @@ class TestFailureMidway:
         assert len(small(model).swapped) == 3
 
     @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-    @pytest.mark.parametrize("name", ["make_report", "Builder", "swap"])
+    @pytest.mark.parametrize("name", ["layerwise.carry.make_report", "layerwise.work.Builder", "walk.Edits.swap"])
     def test_in_every_stage(self, monkeypatch: pytest.MonkeyPatch, name: str, error: type[BaseException]) -> None:
         def failing(*args: Any) -> None:
             raise error("midway")
 
         model = mlp()
         before = snapshot(model)
-        monkeypatch.setattr(quantize_module, name, failing)
+        monkeypatch.setattr(f"nybble.passes.{name}", failing)
         with pytest.raises(error, match="midway"):
             small(model)
         assert snapshot(model) == before

@@ -144,8 +144,7 @@ def fastest(family, dtype, best):
 @pytest.mark.parametrize("target", [target for target in COMPILED if target in ("scalar", "avx2", "avx512vnni")])
 def test_each_family_has_a_kernel_on_each_tier(target):
     families = {spec.scheme for spec in specs() if spec.target == target}
-    blocks = {"bsw8a8"} if target != "avx2" else set()  # which takes the scalar kernel
-    assert families == {*FAMILIES, *(f"sp{family}" for family in FAMILIES), *blocks}
+    assert families == {*FAMILIES, *(f"sp{family}" for family in FAMILIES), "bsw8a8"}
     assert [spec.name for spec in all_specs() if (spec.op, spec.target) == ("prepare", target)] == [f"prepare_{target}"]
 
 

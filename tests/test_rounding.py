@@ -18,6 +18,8 @@ from nybble.scheme import Scheme
 from nybble.testing import random_weight, schemes_of
 
 SCHEMES = [scheme for family in ("w8a8", "w4a16") for scheme in schemes_of(family)]
+# HQQ is for groups.
+PAIRS = [(scheme, method) for scheme in SCHEMES for method in METHODS if method != "hqq" or scheme.group_size]
 BY_SCHEME = pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 
 
@@ -64,7 +66,7 @@ def test_error_is_at_most_half_a_step(scheme: Scheme) -> None:
 
 @BY_SCHEME
 def test_rounding_again_gives_the_same_codes(scheme: Scheme) -> None:
-    for method in METHODS:
+    for method in [method for asked, method in PAIRS if asked == scheme]:
         quantized = quantize_weight(torch.randn(9, 200), scheme, method)
         restored = dequantize_weight(quantized, scheme, 200)
         again = dequantize_weight(quantize_weight(restored, scheme), scheme, 200)
@@ -75,8 +77,7 @@ def test_rounding_again_gives_the_same_codes(scheme: Scheme) -> None:
             assert torch.equal(quantize_weight(restored, scheme).qweight, quantized.qweight)
 
 
-@BY_SCHEME
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("scheme", "method"), PAIRS, ids=str)
 def test_scaling_by_a_power_of_two_changes_only_the_scale(scheme: Scheme, method: str) -> None:
     weight = torch.randn(6, 130)
     base = quantize_weight(weight, scheme, method)
@@ -91,7 +92,7 @@ def test_scaling_by_a_power_of_two_changes_only_the_scale(scheme: Scheme, method
 def test_mse_is_never_worse_in_its_own_norm(scheme: Scheme) -> None:
     weight = torch.distributions.StudentT(3.0).sample((24, 256))
     errors = []
-    for method in METHODS:
+    for method in ("rtn", "mse"):
         difference = (dequantize_weight(quantize_weight(weight, scheme, method), scheme, 256) - weight).abs().pow(2.4)
         errors.append(difference.view(24, -1, scheme.group_size or 256).sum(-1))
     assert (errors[1] <= errors[0] * (1 + 1e-5)).all()
@@ -109,8 +110,7 @@ def test_eight_bits_are_far_better_than_four() -> None:
     assert 13 < error["w4a16"] / error["w8a16"] < 21
 
 
-@BY_SCHEME
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("scheme", "method"), PAIRS, ids=str)
 def test_zero_constant_and_tiny_groups(scheme: Scheme, method: str) -> None:
     weight = torch.zeros(6, 128)
     weight[1], weight[2], weight[3], weight[4] = 0.5, -0.5, 1e-30, torch.randn(128) * 1e-20
@@ -166,3 +166,24 @@ def test_portable_tensors_are_checked(scheme: str, name: str, change) -> None:
     bad = QuantizedWeight(**{**good.tensors(), name: change(getattr(good, name))})
     with pytest.raises(ValueError, match=name):
         check_portable(bad, parsed, 4, 33)
+
+
+@pytest.mark.parametrize("name", ["w4a16g32", "w4a16g64asym", "w4a16g128asym", "w4a16g128"])
+@pytest.mark.parametrize("heavy", [False, True])
+def test_hqq_loses_less_in_its_norm_and_no_group_loses_more(name: str, heavy: bool) -> None:
+    scheme = Scheme.parse(name)
+    weight = torch.distributions.StudentT(3.0).sample((64, 512)) if heavy else torch.randn(64, 512)
+    errors = [
+        (dequantize_weight(quantize_weight(weight, scheme, method), scheme, 512) - weight).abs()
+        for method in ("hqq", "rtn")
+    ]
+    norms = [error.pow(0.7).view(64, -1, scheme.group_size or 512).sum(-1) for error in errors]
+    assert (norms[0] <= norms[1] * (1 + 1e-5)).all()
+    assert errors[0].sum() < 0.98 * errors[1].sum()
+    assert torch.equal(quantize_weight(weight, scheme, "hqq").qweight, quantize_weight(weight, scheme, "hqq").qweight)
+
+
+@pytest.mark.parametrize("name", ["w8a8", "w4a16", "w4a16asym"])
+def test_hqq_wants_groups(name: str) -> None:
+    with pytest.raises(ValueError, match="wants 4-bit weights in groups"):
+        quantize_weight(torch.randn(4, 64), Scheme.parse(name), "hqq")

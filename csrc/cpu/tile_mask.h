@@ -7,7 +7,7 @@
 namespace {
 
 // The lines of V tiles of 16 columns: one stream each, of masks for a few lines and what they keep.
-template <int V, int kPlanes>
+template <int R, int V, int kPlanes>
 struct MaskStreams {
   static constexpr int64_t kMaskBytes = NYBBLE_MASK_LINES * kPlanes * 8;
   const uint8_t* mask[V];
@@ -46,7 +46,8 @@ struct MaskStreams {
   }
 
  private:
-  static constexpr int64_t kAhead = 2048;
+  // Measured: 4096 is 15 % faster at 16 rows, 4 % slower at one.
+  static constexpr int64_t kAhead = R > 8 ? 4096 : 2048;
 };
 
 template <class Step, class Streams>
@@ -65,7 +66,7 @@ struct TileMask8 {
 
   template <int R, int V>
   static void run(const NybbleLinearArgs* a, int64_t row, int64_t column) {
-    MaskStreams<V, 1> streams(a, column);
+    MaskStreams<R, V, 1> streams(a, column);
     VI acc[R][V];
     Tile8::start<R, V>(a, column, acc);
     const uint8_t* x = panel_at<uint8_t>(a, row);
@@ -90,7 +91,7 @@ struct TileMask4 {
 
   template <int R, int V>
   static void run(const NybbleLinearArgs* a, int64_t row, int64_t column) {
-    MaskStreams<V, 2> streams(a, column);
+    MaskStreams<R, V, 2> streams(a, column);
     VF sum[R][V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) {

@@ -9,6 +9,10 @@ namespace {
 
 // Activations as code + 128. The 128 is taken out with the column sums of the codes, mod 2^32, so the result is exact.
 struct Tile8 {
+  using X = uint8_t;
+  template <int R, int V>
+  using Acc = VI[R][V];
+
   static constexpr int vectors(int rows) { return fitting_vectors(rows + 1, 1); }
 
   template <int R, int V>
@@ -44,6 +48,12 @@ struct Tile8 {
     dot<R, V>(acc, codes, x);
   }
 
+  template <int R, int V>
+  NYBBLE_INLINE void finish(const NybbleLinearArgs* a, int64_t row, int64_t column, const VI (&acc)[R][V]) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) finish_w8a8<R, V>(a, row, column + v * W, acc, v);
+  }
+
   template <int R>
   static void run_last(const NybbleLinearArgs* a, int64_t row, int64_t column) {
     const uint8_t *w = codes_at(a, column), *x = panel_at<uint8_t>(a, row);
@@ -75,8 +85,7 @@ struct Tile8 {
       multiply<R, V>(acc, w, x);
       x += 4 * R;
     });
-#pragma GCC unroll 4
-    for (int v = 0; v < V; v++) finish_w8a8<R, V>(a, row, column + v * W, acc, v);
+    finish<R, V>(a, row, column, acc);
   }
 };
 

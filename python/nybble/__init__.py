@@ -13,8 +13,16 @@ __version__ = "0.1.0"
 from . import nn
 from .checkpoint import load, save
 from .dispatch import Explanation
+from .evaluate import Evaluation, evaluate
+from .monitor import Monitor
+from .passes.choose import ChosenPlan, plan
+from .passes.optimize import optimize
 from .passes.quantize import quantize
+from .passes.recover import recover
+from .passes.rotate import rotate
+from .passes.sensitivity import Sensitivity, sensitivity
 from .passes.sparsify import sparsify
+from .recipe import Recipe
 from .report import Report
 from .scheme import Scheme
 
@@ -36,4 +44,26 @@ def explain(layer: nn.Linear, m: int = 1) -> Explanation:
     return layer.explain(m)
 
 
-__all__ = ["Explanation", "Report", "Scheme", "explain", "kernels", "load", "nn", "quantize", "save", "sparsify"]
+__all__ = [
+    "ChosenPlan",
+    "Evaluation",
+    "Explanation",
+    "Monitor",
+    "Recipe",
+    "Report",
+    "Scheme",
+    "Sensitivity",
+    "evaluate",
+    "explain",
+    "kernels",
+    "load",
+    "nn",
+    "optimize",
+    "plan",
+    "quantize",
+    "recover",
+    "rotate",
+    "save",
+    "sensitivity",
+    "sparsify",
+]

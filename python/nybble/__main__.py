@@ -155,6 +155,11 @@ def _run_kernels(args: argparse.Namespace) -> None:
 
 
 def _run_demo(args: argparse.Namespace) -> None:
+    if args.accuracy:
+        from .demo.accuracy import run as accuracy
+
+        accuracy.main(args.quick, args.json, args.html)
+        return
     from .demo.model import model_dir
 
     model_dir()  # say at once what is not installed, before the slow imports
@@ -166,6 +171,8 @@ def _run_demo(args: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from .commands import quantize
+
     parser = argparse.ArgumentParser(prog="nybble", description="int8 and int4 linear layers for torch")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
@@ -181,6 +188,16 @@ def _parser() -> argparse.ArgumentParser:
     demo = command("demo", _run_demo, "a trained sentence encoder under torch and under nybble, measured here")
     demo.add_argument("--quick", action="store_true", help="under a minute, on fewer sentences")
     demo.add_argument("--sparse", action="store_true", help="the price of each pattern of zeros (about ten minutes)")
+    demo.add_argument(
+        "--accuracy", action="store_true", help="what 4 bits cost a language model, and what wins it back"
+    )
+    demo.add_argument(
+        "--html",
+        type=Path,
+        default=Path("nybble-accuracy.html"),
+        help="page that --accuracy writes (default: %(default)s)",
+    )
+    quantize.add_arguments(command("quantize", quantize.run, "run a recipe on a model and save what comes out"))
     return parser
 
 
@@ -193,6 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     args = _parser().parse_args(argv)
     from . import targets
+    from .commands import CommandFailed
     from .demo import DemoUnavailable
 
     try:
@@ -202,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args.run(args)
         sys.stdout.flush()
-    except DemoUnavailable as error:
+    except (DemoUnavailable, CommandFailed) as error:
         return _fail(error)
     except BrokenPipeError:
         # The reader, `head` say, has what it wanted; the interpreter must not try to flush once more.

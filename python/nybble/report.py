@@ -33,6 +33,21 @@ class Pruned:
 
 
 @dataclass(frozen=True)
+class Rounded:
+    """How one layer got its codes.
+
+    ``method`` is the one that chose them in the end, with ``notes`` on why it was not the one that was asked for, and
+    what else happened. ``error`` is the relative output error (Frobenius norm) of the new layer on calibration data that
+    the method did not see, and ``error_rtn`` that of rounding to nearest; None where there was no data.
+    """
+
+    method: str
+    error_rtn: float | None = None
+    error: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class LayerReport:
     """One layer, or one weight that is not a Linear layer's.
 
@@ -58,6 +73,7 @@ class LayerReport:
     tied_to: str | None = None
     also: tuple[str, ...] = ()
     pruned: Pruned | None = None
+    rounded: Rounded | None = None
 
     @property
     def swapped(self) -> bool:
@@ -119,15 +135,16 @@ class Report:
         header = ["layer", "kind", "shape", "before", "after", "bytes", "->", "SQNR dB", "kernel"]
         header += [f"M={m}" for m in self.m] + ["mean"]
         rows = [header] + [_cells(layer, self.m) for layer in self.layers]
-        if any(layer.pruned for layer in self.layers):
-            header += ["kept %", "error %", "->"]
-            for row, layer in zip(rows[1:], self.layers, strict=True):
-                row += _pruned_cells(layer.pruned)
+        for names, cells in ((("kept %",), _kept_cells), (("method", "error %", "->"), _error_cells)):
+            if any(cells(layer) for layer in self.layers):
+                header += names
+                for row, layer in zip(rows[1:], self.layers, strict=True):
+                    row += cells(layer) or ["-"] * len(names)
         header.append("note")
         for row, layer in zip(rows[1:], self.layers, strict=True):
             row.append(_note(layer))
-        left_aligned = {0, 1, 3, 4, 8, len(header) - 1}
-        return "\n".join([*_table(rows, left_aligned), "", *self._foot()])
+        left_aligned = {0, 1, 3, 4, 8, len(header) - 1} | ({header.index("method")} if "method" in header else set())
+        return "\n".join([*table(rows, left_aligned), "", *self._foot()])
 
     def _foot(self) -> list[str]:
         before, after = self.nbytes_before, self.nbytes_after
@@ -145,7 +162,7 @@ class Report:
             )
         else:
             lines.append("speed was not measured (goal='memory')")
-        if any(layer.pruned for layer in self.layers):
+        if any(_error_cells(layer) for layer in self.layers):
             lines.append(
                 "error % : of a layer's output on held-out calibration data, by rounding alone -> as it is now"
             )
@@ -206,9 +223,19 @@ def _cells(layer: LayerReport, ms: tuple[int, ...]) -> list[str]:
     ]
 
 
-def _pruned_cells(pruned: Pruned | None) -> list[str]:
-    shares = (pruned.kept, pruned.error_dense, pruned.error) if pruned else (None, None, None)
-    return ["-" if share is None else f"{100 * share:.2f}" for share in shares]
+def _kept_cells(layer: LayerReport) -> list[str]:
+    return [f"{100 * layer.pruned.kept:.2f}"] if layer.pruned else []
+
+
+def _error_cells(layer: LayerReport) -> list[str]:
+    """Method and errors; none of a layer whose codes are as plain as its report's method says."""
+    if layer.pruned is not None:
+        method, errors = layer.pruned.method, (layer.pruned.error_dense, layer.pruned.error)
+    elif layer.rounded is not None and layer.rounded.error is not None:
+        method, errors = layer.rounded.method, (layer.rounded.error_rtn, layer.rounded.error)
+    else:
+        return []
+    return [method, *("-" if share is None else f"{100 * share:.2f}" for share in errors)]
 
 
 def _note(layer: LayerReport) -> str:
@@ -221,10 +248,13 @@ def _note(layer: LayerReport) -> str:
         gain = layer.pruned.permutation_gain
         notes += [f"inputs permuted: {100 * gain:.2f} % more magnitude kept"] if gain is not None else []
         notes += layer.pruned.notes
+    if layer.rounded is not None:
+        notes += layer.rounded.notes
     return "; ".join(notes)
 
 
-def _table(rows: list[list[str]], left_aligned: set[int]) -> list[str]:
+def table(rows: list[list[str]], left_aligned: set[int]) -> list[str]:
+    """The lines of a table, ruled, under its first row; the columns that are left-aligned, by number."""
     last = len(rows[0]) - 1
     # the last column is free text: padding it would only add trailing blanks
     widths = [0 if i == last else max(len(row[i]) for row in rows) for i in range(last + 1)]

@@ -1,4 +1,4 @@
-"""What the tests and the bench share: weights that reach every code, memory with guard pages, error bounds."""
+"""What the tests and the bench share: weights that reach every code, guard pages, error bounds, a model for passes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import layouts, native, reference
+from .passes.layerwise.inputs import Inputs
 from .registry import KernelSpec
 from .rounding import QuantizedWeight, dequantize_weight, pack_nibbles
 from .scheme import GROUP_SIZES, Scheme
@@ -183,3 +184,53 @@ def _protect(address: int, nbytes: int, protection: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(nbytes), protection) != 0:
         raise OSError(ctypes.get_errno(), "mprotect failed")
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> tuple[Tensor, None]:
+        return x + scale * self.down(torch.relu(self.up(self.norm(x)))), None
+
+
+class Stack(nn.Module):
+    """A small model for passes: Linear layers before, in and after repeated blocks. ids (B, T) in 0..49 -> (B, T, 8)."""
+
+    def __init__(self, depth: int = 3, width: int = 32) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(50, width)
+        self.first = nn.Linear(width, width)
+        self.blocks = nn.ModuleList(_Block(width) for _ in range(depth))
+        self.head = nn.Linear(width, 8)
+
+    def forward(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Logits; the mask only says which tokens count."""
+        x = self.first(self.embed(ids))
+        for block in self.blocks:
+            x = block(x, scale=0.5)[0]
+        logits: Tensor = self.head(x)
+        return logits
+
+
+def token_batches(count: int = 4, seed: int = 0) -> list[Tensor]:
+    """Calibration data for a Stack: int64 (4, 24) each."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(0, 50, (4, 24), generator=generator) for _ in range(count)]
+
+
+def correlated_inputs(rows: int = 2048, k: int = 256) -> Tensor:
+    """Rows (rows, k) of Gaussian noise with the correlation 0.9^distance between inputs."""
+    distance = (torch.arange(k)[:, None] - torch.arange(k)).abs()
+    root: Tensor = torch.linalg.cholesky(0.9 ** distance.float())
+    return torch.randn(rows, k) @ root.T
+
+
+def gathered(x: Tensor) -> Inputs:
+    """What a layer that multiplies rows x (T, K) knows of its inputs, with the Hessian."""
+    inputs = Inputs(x.shape[1], hessian=True)
+    for batch in x.split(512):
+        inputs.add(batch)
+    return inputs

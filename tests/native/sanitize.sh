@@ -44,8 +44,8 @@ has() {
 
 suffix=.o compile "" compare_{kernels,sparse}.cpp
 compile "" ../../csrc/{table,pack,linear,portable,sparse}.cpp ../../csrc/cpu/*_scalar*.cpp
-compile "$avx2" ../../csrc/cpu/*_avx2.cpp
-compile "$avxvnni" ../../csrc/cpu/*_avxvnni.cpp
+compile "$avx2" ../../csrc/cpu/*_avx2*.cpp
+compile "$avxvnni" ../../csrc/cpu/*_avxvnni*.cpp
 compile "$emulated" ../../csrc/cpu/*_avx512{bf16,vnni,vbmi}*.cpp  # the slowest first
 here=(scalar)
 if has avx2 fma f16c popcnt; then

@@ -23,7 +23,7 @@ class Plan:
     batch_budget_s: float
     single_budget_s: float
     rows: int = 32
-    calibration: int = 0  # further sentences, for pruning
+    calibration: int = 0  # further sentences for pruning, as far as there are
 
     @property
     def round_size(self) -> int:

@@ -47,7 +47,8 @@ def model_dir() -> Path:
 
 
 @contextmanager
-def _no_loading_bar() -> Iterator[None]:
+def no_loading_bar() -> Iterator[None]:
+    """transformers without its bar on stderr."""
     from transformers import utils
 
     logging: Any = utils.logging
@@ -65,7 +66,7 @@ def load() -> Encoder:
     path = model_dir()
     from transformers import AutoModel, AutoTokenizer
 
-    with _no_loading_bar():
+    with no_loading_bar():
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
         model = AutoModel.from_pretrained(path, local_files_only=True)
     return Encoder(model.float().eval(), tokenizer)

@@ -7,6 +7,7 @@ import json
 import platform
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from itertools import groupby
 from statistics import median
 from textwrap import fill
 from time import perf_counter
@@ -15,13 +16,14 @@ from typing import Any
 import torch
 
 from .. import __version__, targets
+from ..evaluate.memory import held_bytes
 from .breakdown import breakdown
 from .data import all_sentences
 from .measure import Accuracy, Plan, Track, accuracy, make_rounds, measure, speedup
 from .model import MODEL_NAME, load
 from .sparse import contestants
 from .table import progress, show_table
-from .variants import BF16_W8A8, DYNAMIC, FP32, VARIANTS, W8A8, Built, NotHere, held_bytes
+from .variants import BF16_W8A8, DYNAMIC, FP32, VARIANTS, W8A8, Built, NotHere
 from .verdict import JUDGED, JUDGED_SPARSE, MEAN_COSINE, Check, best, best_checks, checks, sparse_checks
 
 _HEADERS = ("contestant", "batch 32/s", "vs fp32", "batch 1/s", "MB", "cos mean", "cos worst", "top-1 %", "sentences")
@@ -165,10 +167,17 @@ def _notes(outcome: Outcome) -> list[str]:
                 f"{row.name} is slow here: its time budget held {row.sentences} of {outcome.sentences} sentences in "
                 f"batches and {row.singles} of {most} one by one; all its figures are of those alone."
             )
-        if row.report:
-            count = sum(layer["swapped"] for layer in row.report["layers"])
-            notes.append(f"{row.name}: {count} layers swapped, {row.report['coverage']:.0f}% of the weight bytes.")
+    for swapped, rows in groupby((row for row in outcome.rows if row.report), key=_swapped):
+        names = [row.name for row in rows]
+        whose = names[0] if len(names) == 1 else f"{names[0]} and the {len(names) - 1} after it"
+        notes.append(f"{whose}: {swapped}")
     return notes + [f"{name}: not run: {reason}" for name, reason in outcome.skipped.items()]
+
+
+def _swapped(row: Row) -> str:
+    assert row.report is not None, "asked of nybble's own contestants"  # noqa: S101
+    count = sum(layer["swapped"] for layer in row.report["layers"])
+    return f"{count} layers swapped, {row.report['coverage']:.0f}% of the weight bytes."
 
 
 def _foot(outcome: Outcome) -> list[str]:

@@ -1,16 +1,15 @@
-"""The contestants: how each is made from its own copy of the fp32 model, and how many bytes it then holds."""
+"""The contestants: how each is made from its own copy of the fp32 model."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..passes.quantize import quantize
 
@@ -70,35 +69,3 @@ VARIANTS = (
     Variant("nybble w4a8g128", _nybble("w4a8g128", goal="memory")),
     Variant("nybble w4a16g128", _nybble("w4a16g128", goal="memory")),
 )
-
-
-def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    """Parameters, buffers, and tensors or arrays that a module keeps as plain attributes."""
-    yield from module.parameters(recurse=False)
-    yield from module.buffers(recurse=False)
-    for value in vars(module).values():
-        for item in value if isinstance(value, (list, tuple)) else (value,):
-            if isinstance(item, Tensor):
-                yield item
-            elif isinstance(item, np.ndarray):
-                yield torch.from_numpy(item)
-
-
-def held_bytes(model: nn.Module) -> int:
-    """Bytes of every distinct storage that the model's modules hold.
-
-    torch hides the weights of `quantize_dynamic` in an opaque object: they are counted as they come out of it
-    (int8 weights, scales, fp32 bias); its padding and column sums are not visible and not counted.
-    """
-    storages: dict[int, int] = {}
-    hidden = 0
-    for module in model.modules():
-        for tensor in _tensors(module):
-            storage = tensor.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-        if type(module).__name__ == "LinearPackedParams":
-            unpack: Any = module._weight_bias
-            weight, bias = unpack()
-            scales = 1 if weight.qscheme() == torch.per_tensor_affine else weight.shape[0]
-            hidden += weight.nbytes + 12 * scales + (0 if bias is None else bias.nbytes)  # fp64 scale, int32 zero
-    return sum(storages.values()) + hidden

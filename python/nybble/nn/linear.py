@@ -109,7 +109,7 @@ class Linear(nn.Module):
         Args:
             dense: an nn.Linear with finite weights.
             scheme: name or Scheme.
-            method: "rtn" or "mse", see rounding.quantize_weight.
+            method: "rtn", "mse" or "hqq", see rounding.quantize_weight.
 
         Raises:
             TypeError: not an nn.Linear.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .quantize import quantize
+from .rotate import rotate
 from .sparsify import sparsify
 
-__all__ = ["quantize", "sparsify"]
+__all__ = ["quantize", "rotate", "sparsify"]

@@ -54,7 +54,7 @@ class Builder:
                 layer.reason = self._why_drop(layer, layer.new)
                 if layer.reason is not None:
                     self._refused[_problem(layer)] = layer
-        self._leave_refused(twins)
+        self.leave_refused(twins)
 
     def _why_drop(self, layer: Layer, new: Linear) -> str | None:
         """Find the kernels and the speed of a built layer; say why it should not be swapped, if so."""
@@ -79,8 +79,8 @@ class Builder:
         percent = measure.pays_from(layer.site.module, new, self._options.m)
         return "; not even 95 % zeros would pay" if percent is None else f"; {percent} % zeros would pay"
 
-    def _leave_refused(self, twins: Sequence[Layer]) -> None:
-        """Twins stay together: when one is refused, all stay dense."""
+    def leave_refused(self, twins: Sequence[Layer]) -> None:
+        """Leave those alone that are like one that did not pay. Twins stay together: when one is refused, all stay dense."""
         culprits = {layer.site.name: self._refused.get(_problem(layer)) for layer in twins}
         if not any(culprits.values()):
             return

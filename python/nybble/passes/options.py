@@ -12,7 +12,7 @@ from ..scheme import Scheme
 from .eligible import is_linear_like
 from .walk import Site
 
-GOALS = ("speed", "memory")
+GOALS: tuple[str, ...] = ("speed", "memory")
 Patterns = str | Sequence[str] | None
 
 

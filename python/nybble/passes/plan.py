@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..nn import Linear
-from ..report import Pruned
+from ..report import Pruned, Rounded
 from ..sparsity import Pattern
 from .eligible import is_conv1d, is_linear_like, why_left
 from .options import Options
@@ -34,6 +34,7 @@ class Layer:
     permutation_gain: float | None = None
     notes: list[str] = field(default_factory=list)
     pruned: Pruned | None = None
+    rounded: Rounded | None = None
 
     @property
     def weight(self) -> nn.Parameter:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-import torch
 from torch import nn
 
-from ..nn import Linear
 from ..report import Report
-from ..rounding import METHODS
+from ..rounding import check_hqq
 from ..scheme import Scheme
 from . import options
-from .build import Builder, check_model, refuse_left
-from .eligible import dense_weight
-from .plan import Layer, Plan
-from .rows import make_report
-from .walk import sites, swap
+from .build import check_model
+from .layerwise.carry import Call, carry_out
+from .round.ladder import METHODS
+from .round.scales import Awq, Smooth
+from .round.work import Rounding
+from .walk import sites
 
 
 def quantize(
@@ -26,10 +27,14 @@ def quantize(
     include: options.Patterns = None,
     exclude: options.Patterns = None,
     method: str = "rtn",
+    calibration: Iterable[Any] | None = None,
+    smooth: bool | float = False,
     m: int | Sequence[int] = (1, 16, 256),
     goal: str = "speed",
     strict: bool = False,
     untie: bool = False,
+    progress: bool = False,
+    resume: str | os.PathLike[str] | None = None,
 ) -> Report:
     """Quantize the Linear layers of ``model`` in place and report on every layer.
 
@@ -41,47 +46,64 @@ def quantize(
         scheme: what the weights and activations become, such as ``"w8a8"``, ``"w4a8g128"`` or a ``Scheme``.
         include: glob patterns on full module names; only layers that match one are quantized. None means all.
         exclude: glob patterns on full module names; layers that match one are left alone.
-        method: how weights are rounded, ``"rtn"`` (to nearest) or ``"mse"`` (search for the scale).
+        method: how weights are rounded: ``"rtn"`` (to nearest), ``"mse"`` (search for the scale), or by what the layer's
+            inputs are: ``"gptq"`` (what one code misses is made up for by the
+            next), ``"awq"`` (scales that favour the weights of large inputs, and ranges by the loss at the output); or
+            ``"hqq"`` (4-bit groups, no data: the scale and zero point of the least 0.7-norm error). Where a layer does not allow a
+            method, or does worse by it on data held out, it gets a simpler one, and the report says so.
+        calibration: batches to call the model with, each a tensor, a tuple (positional) or a dict (keywords), such as
+            128 short texts, or a DataLoader. Tokens that a batch's ``attention_mask`` leaves out do not count. With it
+            the model is quantized block by block as in ``sparsify``, each on the outputs of those that are done.
+        smooth: SmoothQuant, for schemes with 8-bit activations: divide the inputs of layers by scales, and multiply their
+            weights, where a norm or a layer before can take the division; exact but for rounding. True looks for the
+            scales in a grid, a number between 0 and 1 is the share of the inputs' spread that moves to the weights;
+            both only where inputs held out agree. Needs calibration data, and goes with every method but "awq".
         m: the batch sizes (rows of the activation) at which speed counts.
         goal: ``"speed"`` swaps a layer only where the geometric mean over ``m`` of dense time / nybble time, measured
             here with the threads set now, is above 1. ``"memory"`` swaps every layer and times nothing.
         strict: raise if any Linear-like layer that ``include`` and ``exclude`` allow would stay dense.
         untie: quantize a copy of a weight that an ``nn.Embedding`` or another dense layer also uses. By default such
             a layer is left alone. Quantized layers that share one weight stay tied either way.
+        progress: show a bar on stderr, if rich is installed.
+        resume: a directory for the layers that are done. A run that was cut off, started again with the same model,
+            data and settings, takes them from there and ends with the same bits (``goal="speed"`` measures again).
 
     Returns:
-        A ``Report``. Layers keep their training flag; the bias stays the same parameter.
+        A ``Report``; each layer's ``rounded`` has its method and output errors. Layers keep their training flag; the bias stays the same parameter.
 
     Raises:
-        TypeError, ValueError: an argument is wrong, the model is itself a Linear layer, or ``strict`` failed. After
-            any exception, ``KeyboardInterrupt`` included, the model is as it was.
+        TypeError, ValueError: an argument is wrong, the model is itself a Linear layer, the method needs calibration
+            data, or ``strict`` failed. After any exception, ``KeyboardInterrupt`` included, the model is as it was.
     """
     check_model(model)
-    options.check_flag("strict", strict)
-    options.check_flag("untie", untie)
+    numbers = Scheme.parse(scheme)
     found = sites(model)
     asked = options.Options(
-        scheme=Scheme.parse(scheme),
+        scheme=numbers,
         include=None if include is None else options.check_patterns("include", include, found),
         exclude=options.check_patterns("exclude", exclude, found),
         method=options.check_choice("method", method, METHODS),
         m=options.check_m(m),
         goal=options.check_choice("goal", goal, options.GOALS),
     )
-    plan = Plan(found, asked)
-    if not untie:
-        plan.leave_tied()
-    # a caller in inference mode must not get tensors that autograd can never use
-    with torch.inference_mode(False), torch.no_grad():
-        builder = Builder(asked)
-        for twins in plan.twins():
-            builder.build(twins, lambda layer: _quantized(layer, scheme, method))
-        if strict:
-            refuse_left(plan)
-        report = make_report(plan, str(asked.scheme))
-    swap((layer.site, layer.new) for layer in plan.layers if layer.new is not None)
-    return report
+    scaling = _scaling(smooth, asked.method, numbers)
+    call = Call(calibration, strict, untie, progress, resume, settings=(scaling,))
+    return carry_out(model, found, asked, call, lambda plan, edits: Rounding(plan, edits, numbers, scaling))
 
 
-def _quantized(layer: Layer, scheme: str | Scheme, method: str) -> Linear:
-    return Linear.from_weight(dense_weight(layer.site.module), layer.bias, scheme, method)
+def _scaling(smooth: bool | float, method: str, scheme: Scheme) -> Awq | Smooth | None:
+    """The scales to look for. Raises TypeError or ValueError."""
+    if method == "hqq":
+        check_hqq(scheme)
+    if not isinstance(smooth, (bool, float, int)):
+        raise TypeError(f"smooth={smooth!r}: wants True, False, or a number between 0 and 1")
+    if smooth is False:
+        return Awq() if method == "awq" else None
+    if smooth is not True and not 0 < smooth < 1:
+        raise ValueError(f"smooth={smooth!r}: wants True, False, or a number between 0 and 1")
+    if method == "awq" or scheme.act_bits != 8:
+        raise ValueError(
+            f"smooth={smooth!r}: not with method={method!r}, scheme={str(scheme)!r}; it is for 8-bit "
+            "activations, and AWQ has scales of its own"
+        )
+    return Smooth() if smooth is True else Smooth((float(smooth),))

@@ -92,6 +92,7 @@ def _swapped_row(layer: Layer, new: Linear, memory: _Memory) -> LayerReport:
         tied_to=None if first is None else first.site.name,
         also=layer.site.names[1:],
         pruned=layer.pruned,
+        rounded=layer.rounded,
     )
 
 

@@ -6,24 +6,18 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
-from .. import __version__
 from ..report import Report
 from ..scheme import Scheme
 from ..sparsity import Pattern, Unstructured
 from . import options
-from .build import check_model, refuse_left
-from .plan import Plan
-from .prune.fold import Folder, check_permute
-from .prune.stages import calm, check_batches, whole
-from .prune.store import open_store
+from .build import check_model
+from .layerwise.carry import Call, carry_out
+from .prune.fold import check_permute
 from .prune.weight import METHODS
-from .prune.work import Work, sparse_scheme
-from .rows import make_report
-from .walk import Edits, sites
+from .prune.work import Asked, Pruning, sparse_scheme
+from .walk import sites
 
 
 def sparsify(
@@ -89,8 +83,7 @@ def sparsify(
             any exception, ``KeyboardInterrupt`` included, the model is as it was.
     """
     check_model(model)
-    for name, flag in (("strict", strict), ("untie", untie), ("per_layer", per_layer), ("progress", progress)):
-        options.check_flag(name, flag)
+    options.check_flag("per_layer", per_layer)
     chains = check_permute(permute)
     form = None if pattern == "auto" else Pattern.parse(pattern)
     if per_layer and not (form and isinstance(form.sparsity, Unstructured)):
@@ -105,35 +98,9 @@ def sparsify(
         m=options.check_m(m),
         goal="memory" if numbers is None else options.check_choice("goal", goal, options.GOALS),
     )
-    batches = check_batches(calibration)
-    edits = Edits()
-    try:
-        # a caller in inference mode must not get tensors that autograd can never use
-        with torch.inference_mode(False), torch.no_grad():
-            plan = Plan(found, asked)
-            if not untie:
-                plan.leave_tied()
-            work = Work(plan, form, edits)
-            if batches is None and work.needs_data:
-                raise ValueError(f"method={method!r}: needs calibration data; 'magnitude' works without")
-            store = None
-            if resume is not None:
-                settings = (form, *asked, untie, per_layer, chains, __version__)
-                store = open_store(resume, settings, [*model.state_dict().values(), *tree_leaves(batches)])
-            with calm(model):
-                if chains:
-                    first = None if batches is None else whole(model, batches[:1])[0][0]
-                    Folder(plan, edits, first).fold(chains)
-                if per_layer:
-                    work.share(model, batches)
-                work.run(model, batches, store, progress)
-            work.finish()
-            if strict:
-                refuse_left(plan)
-            return make_report(plan, _name(form, numbers))
-    except BaseException:
-        edits.undo()
-        raise
+    wanted = Asked(form, per_layer, chains)
+    call = Call(calibration, strict, untie, progress, resume, settings=wanted)
+    return carry_out(model, found, asked, call, lambda plan, edits: Pruning(plan, edits, wanted))
 
 
 def _check_scheme(scheme: str | Scheme, pattern: Pattern | None) -> Scheme:
@@ -144,8 +111,3 @@ def _check_scheme(scheme: str | Scheme, pattern: Pattern | None) -> Scheme:
     if pattern is not None:
         sparse_scheme(numbers, pattern)
     return numbers
-
-
-def _name(pattern: Pattern | None, scheme: Scheme | None) -> str:
-    """What the report calls the whole."""
-    return f"{pattern or 'auto'} {scheme or 'floats'}"

@@ -10,13 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from ...sparsity import NofM
 from ..eligible import dense_weight, is_conv1d
+from ..layerwise.judge import moved, tensors_of
 from ..plan import Layer, Plan
 from ..walk import Edits
-from .judge import relative_error
 from .permute import kept_score, search
 
 Names = tuple[str, ...]
@@ -62,7 +61,7 @@ class Folder:
     def __init__(self, plan: Plan, edits: Edits, run: Callable[[], Any] | None) -> None:
         self._plan, self._edits, self._run = plan, edits, run
         self._layers = {name: layer for layer in plan.layers for name in layer.site.names}
-        self._wanted = None if run is None else _tensors(run())
+        self._wanted = None if run is None else tensors_of(run())
 
     def fold(self, permute: bool | tuple[Names, ...]) -> None:
         """Permute the named chains, or (True) all MLPs with known names; sets each layer's gain, or a note.
@@ -119,13 +118,13 @@ class Folder:
             for layer in makers:
                 self._reorder(trial, layer, order, 0)
             self._reorder(trial, taker, order, 1)
-            moved = 0.0 if self._run is None else self._moved()
+            change = 0.0 if self._run is None else self._moved()
         except BaseException:
             trial.undo()
             raise
-        if moved > _TOLERANCE[taker.weight.dtype]:
+        if change > _TOLERANCE[taker.weight.dtype]:
             trial.undo()
-            return f"the model's output moves by {moved:.2g}, so that more than elementwise operations lie between"
+            return f"the model's output moves by {change:.2g}, so that more than elementwise operations lie between"
         self._edits.take(trial)
         taker.permutation_gain = gain
         return None
@@ -147,9 +146,4 @@ class Folder:
     def _moved(self) -> float:
         assert self._run is not None, "asked before"  # noqa: S101
         assert self._wanted is not None, "found with it"  # noqa: S101
-        found = _tensors(self._run())
-        return max((relative_error(a, b) for a, b in zip(found, self._wanted, strict=True)), default=0.0)
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        return moved(tensors_of(self._run()), self._wanted)

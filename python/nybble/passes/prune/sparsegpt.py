@@ -10,12 +10,10 @@ from torch import Tensor
 from ...rounding import QuantizedWeight
 from ...scheme import Scheme
 from ...sparsity import Pattern
-from .factor import Factor, factorize
+from ..layerwise.factor import Factor, factorize, made_up, without_dead
+from ..layerwise.sweep import Fixed, Rounder, sweep
+from .choosers import chooser
 from .refit import refit
-from .sweep import Fixed, Rounder, chooser, sweep
-
-# Of the change of the inputs by the layers before, the share that a layer makes up for.
-_MADE_UP = 0.25
 
 
 @dataclass(frozen=True)
@@ -46,13 +44,13 @@ def sparsegpt(
     finite.
     """
     dtype = torch.promote_types(torch.promote_types(weight.dtype, hessian.dtype), torch.float32)
-    hessian, dead = _without_dead(hessian.to(dtype))
+    hessian, dead = without_dead(hessian.to(dtype))
     factor = factorize(hessian)
     if factor is None:
         return None
     target = weight.detach().to(dtype).masked_fill(dead, 0)
     if drift is not None:
-        target = target + _MADE_UP * (target @ drift.to(dtype)) @ (factor.upper.T @ factor.upper)
+        target = target + made_up(target, drift, factor.upper)
     # Inputs along the first axis: what is worked on lies together.
     columns = target.T.clone(memory_format=torch.contiguous_format)
     keep, _ = sweep(columns, factor.upper, chooser(pattern, columns))
@@ -66,13 +64,3 @@ def sparsegpt(
     if not torch.isfinite(found).all():
         return None
     return Solved(found, keep.T.contiguous(), quantized, factor)
-
-
-def _without_dead(hessian: Tensor) -> tuple[Tensor, Tensor]:
-    """The Hessian with a mean diagonal where that is 0, and the mask of those inputs."""
-    diagonal = hessian.diagonal()
-    dead = diagonal == 0
-    if not dead.any():
-        return hessian, dead
-    filler = diagonal[~dead].mean() if not dead.all() else diagonal.new_ones(())
-    return hessian + torch.diag(dead * filler), dead

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...rounding import QuantizedWeight, dequantize_weight, quantize_weight
+from ...rounding import dequantize_weight, quantize_weight
 from ...scheme import Scheme
 from ...sparsity import Pattern
-from .inputs import Inputs
+from ..layerwise.inputs import NO_DATA, Inputs
+from ..layerwise.judge import weight_loss
+from ..layerwise.outcome import Outcome
 from .masks import keep_mask, magnitude_scores, wanda_scores
 from .sparsegpt import Solved, sparsegpt
 
 # From the most to the least that they need to know.
-METHODS = ("sparsegpt", "wanda", "magnitude")
+METHODS: tuple[str, ...] = ("sparsegpt", "wanda", "magnitude")
 
 
 class Task(NamedTuple):
@@ -27,28 +28,17 @@ class Task(NamedTuple):
     scheme: Scheme | None
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """A pruned weight (N, K) in its own dtype, and its codes where they were chosen together with the mask."""
-
-    weight: Tensor
-    method: str
-    notes: tuple[str, ...] = ()
-    quantized: QuantizedWeight | None = None
-
-
 def prune_weight(weight: Tensor, task: Task, inputs: Inputs | None = None) -> Outcome:
     """Prune a finite weight (N, K), any float dtype.
 
     SparseGPT falls back to Wanda where its Hessian cannot be factored, its result is not finite, or it does worse than
     Wanda on inputs held out; Wanda to magnitude where there is no data or the norms are not finite. The notes say so.
     """
-    bad = 0 if inputs is None else inputs.bad_batches
-    notes = [f"{bad} batches with NaN or Inf left out"] if bad else []
-    usable = inputs is not None and bool(torch.isfinite(inputs.norms.float()).all()) and bool(inputs.norms.any())
+    usable = inputs is not None and inputs.is_usable
+    notes = [] if inputs is None else inputs.notes()
     if task.method == "magnitude" or inputs is None or not usable:
         if task.method != "magnitude":
-            notes.append(f"magnitude instead of {task.method}: no calibration data that is finite and not 0 reached it")
+            notes.append(f"magnitude instead of {task.method}: {NO_DATA}")
         return Outcome(_masked(weight, magnitude_scores(weight), task.pattern), "magnitude", tuple(notes))
     wanda = _masked(weight, wanda_scores(weight, inputs.norms), task.pattern)
     if task.method == "wanda":
@@ -77,7 +67,7 @@ def _solve(weight: Tensor, wanda: Tensor, task: Task, inputs: Inputs, notes: lis
     simple = wanda
     if task.scheme is not None:
         simple = dequantize_weight(quantize_weight(wanda, task.scheme), task.scheme, weight.shape[1])
-    ours, theirs = (_loss(weight, new, inputs.held_out) for new in (solved.weight, simple))
+    ours, theirs = (weight_loss(weight, new, inputs.held_out) for new in (solved.weight, simple))
     if not torch.isfinite(solved.weight.to(weight.dtype)).all():
         notes.append(f"wanda instead of sparsegpt: beyond the range of {weight.dtype}")
         return None
@@ -85,7 +75,3 @@ def _solve(weight: Tensor, wanda: Tensor, task: Task, inputs: Inputs, notes: lis
         notes.append(f"wanda instead of sparsegpt: its loss on inputs held out is {ours / theirs:.3g} of Wanda's")
         return None
     return solved
-
-
-def _loss(weight: Tensor, new: Tensor, x: Tensor) -> float:
-    return (x @ (weight.detach().float() - new.float()).T).double().square().sum().item()

@@ -1,24 +1,25 @@
-"""Run a model on calibration data a block at a time, so that what is pruned first feeds what is pruned next."""
+"""Run a model on calibration data a block at a time, so that what is changed first feeds what is changed next."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..eligible import dense_weight
+from .batches import whole
 from .chain import survey
 from .inputs import Inputs
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Layers that are pruned together.
+    """Layers that are changed together.
 
-    ``runs`` call what holds them, a batch each; ``dense_runs`` the same on what came in before anything was pruned, or
+    ``runs`` call what holds them, a batch each; ``dense_runs`` the same on what came in before anything was changed, or
     there are none; ``masks`` are the batches' real tokens, or None.
     """
 
@@ -61,30 +62,6 @@ def _rows(x: Tensor, mask: Tensor | None) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
-def check_batches(calibration: Iterable[Any] | None) -> list[Any] | None:
-    """The calibration batches as a list. Raises TypeError or ValueError."""
-    if calibration is None:
-        return None
-    if isinstance(calibration, (str, Tensor, Mapping)) or not isinstance(calibration, Iterable):
-        raise TypeError(
-            f"calibration={type(calibration).__name__}: wants an iterable of batches, each a tensor, a tuple or a dict"
-        )
-    batches = list(calibration)
-    if not batches:
-        raise ValueError("calibration: has no batches")
-    for i, batch in enumerate(batches):
-        if not isinstance(batch, (Tensor, tuple, list, Mapping)):
-            raise TypeError(f"calibration[{i}]={type(batch).__name__}: must be a tensor, a tuple or a dict")
-    return batches
-
-
-def call(model: nn.Module, batch: Any) -> Any:
-    """The model's output for one calibration batch."""
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(batch) if isinstance(batch, Tensor) else model(*batch)
-
-
 @contextlib.contextmanager
 def calm(model: nn.Module) -> Iterator[None]:
     """The model without dropout and caches, and as it was afterwards."""
@@ -125,7 +102,7 @@ def stages(
     # Found before anything is replaced: then the layers are no longer in their blocks.
     inside = found.chain.inside(layers)
     rest = tuple(layer for layer in layers if layer not in found.before and not any(layer in here for here in inside))
-    # What came into the first block before anything was pruned.
+    # What came into the first block before anything was changed.
     dense = found.chain.capture(runs).hidden if found.before and follow_dense else None
     if found.before:
         yield Stage("before the blocks", found.before, runs, masks)
@@ -139,19 +116,3 @@ def stages(
         feed.advance(i)
     if rest:
         yield Stage("beside the blocks", rest, runs, masks)
-
-
-def whole(
-    model: nn.Module, batches: Sequence[Any]
-) -> tuple[tuple[Callable[[], object], ...], tuple[Tensor | None, ...]]:
-    """The runs and the masks of a stage that calls the whole model."""
-    return tuple(_caller(model, batch) for batch in batches), tuple(_mask(batch) for batch in batches)
-
-
-def _caller(model: nn.Module, batch: Any) -> Callable[[], object]:
-    return lambda: call(model, batch)
-
-
-def _mask(batch: Any) -> Tensor | None:
-    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-    return mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None

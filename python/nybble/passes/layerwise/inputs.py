@@ -1,13 +1,15 @@
-"""What pruning needs to know of a layer's inputs: their norms, their Hessian, and some that are kept for judging."""
+"""What a method needs to know of a layer's inputs: their norms, their Hessian, and some that are kept for judging."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-# One row in so many is held out, to judge the layer by inputs that its pruning did not see; so many in all.
+# One row in so many is held out, to judge the layer by inputs that its method did not see; so many in all.
 _HELD_ONE_IN = 8
 _HELD_MOST = 256
+
+NO_DATA = "no calibration data that is finite and not 0 reached it"
 
 
 class Inputs:
@@ -23,6 +25,8 @@ class Inputs:
     def __init__(self, in_features: int, hessian: bool = False) -> None:
         self.rows = self.bad_batches = 0
         self._squares = torch.zeros(in_features, dtype=torch.float64)
+        self._magnitudes = torch.zeros(in_features, dtype=torch.float64)
+        self._largest = torch.zeros(in_features)
         self._hessian = torch.zeros(in_features, in_features) if hessian else None
         self._drift: Tensor | None = None
         self._held: list[Tensor] = []
@@ -30,7 +34,7 @@ class Inputs:
         self._sample = torch.empty(0, in_features)
 
     def add(self, x: Tensor, dense: Tensor | None = None) -> None:
-        """Count rows (T, K) of any float dtype, in float32; dense: the same rows in the model before it was pruned."""
+        """Count rows (T, K) of any float dtype, in float32; dense: the same rows in the model before any change."""
         if not (torch.isfinite(x).all() and (dense is None or torch.isfinite(dense).all())):
             self.bad_batches += 1
             return
@@ -46,6 +50,8 @@ class Inputs:
         if not len(self._sample):
             self._sample = x[:_HELD_MOST].clone()
         self._squares += x.double().square().sum(0)
+        self._magnitudes += x.abs().sum(0, dtype=torch.float64)
+        self._largest = torch.maximum(self._largest, x.abs().amax(0))
         if self._hessian is not None:
             self._mean_in(self._hessian, x, x)
             if dense is not None:
@@ -59,9 +65,45 @@ class Inputs:
         mean.mul_(self.rows / total).addmm_(left.T, right, alpha=2 / total)
 
     @property
+    def is_usable(self) -> bool:
+        """Whether there are rows, finite in float32, and not all 0."""
+        return bool(torch.isfinite(self.norms.float()).all()) and bool(self.norms.any())
+
+    def notes(self) -> list[str]:
+        """What of the data the report should say."""
+        return [f"{self.bad_batches} batches with NaN or Inf left out"] if self.bad_batches else []
+
+    @property
     def norms(self) -> Tensor:
         """The 2-norm of each input over all rows, float64 (K,)."""
         return self._squares.sqrt()
+
+    @property
+    def mean_magnitudes(self) -> Tensor:
+        """The mean of the absolute value of each input, float64 (K,)."""
+        return self._magnitudes / max(self.rows, 1)
+
+    @property
+    def largest(self) -> Tensor:
+        """The largest absolute value of each input, float32 (K,)."""
+        return self._largest
+
+    @property
+    def sample(self) -> Tensor:
+        """Some of the rows (T, K) that are in the statistics."""
+        return self._sample
+
+    def divide(self, scale: Tensor) -> None:
+        """Make these the statistics of inputs that are divided by a positive scale (K,)."""
+        s = scale.float()
+        self._squares /= s.double().square()
+        self._magnitudes /= s.double()
+        self._largest = self._largest / s
+        self._held = [x / s for x in self._held]
+        self._sample = self._sample / s
+        for mean in (self._hessian, self._drift):
+            if mean is not None:
+                mean.div_(s).div_(s[:, None])
 
     @property
     def hessian(self) -> Tensor | None:

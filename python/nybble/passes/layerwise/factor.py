@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 _FIRST_DAMPING = 0.01
+# Of the change of the inputs by the layers before, the share that a layer makes up for.
+_MADE_UP = 0.25
 
 
 class Factor(NamedTuple):
@@ -52,3 +54,22 @@ def _upper(damped: Tensor) -> Tensor | None:
         return None
     upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
     return None if failed.item() or not torch.isfinite(upper).all() else upper
+
+
+def without_dead(hessian: Tensor) -> tuple[Tensor, Tensor]:
+    """The Hessian with a mean diagonal where that is 0, and the mask of those inputs."""
+    diagonal = hessian.diagonal()
+    dead = diagonal == 0
+    if not dead.any():
+        return hessian, dead
+    filler = diagonal[~dead].mean() if not dead.all() else diagonal.new_ones(())
+    return hessian + torch.diag(dead * filler), dead
+
+
+def made_up(weight: Tensor, drift: Tensor, upper: Tensor) -> Tensor:
+    """What a weight (N, K) is to change by to make up for a quarter of what its inputs have changed by.
+
+    drift: (2 / rows) * sum of (d - x) x' (K, K), where d is what x was before any change; upper: of the Hessian of x.
+    All of it, W drift H^-1, overfits (cf. GPTAQ, arXiv:2504.02692).
+    """
+    return _MADE_UP * (weight @ drift.to(weight.dtype)) @ (upper.T @ upper)

@@ -71,7 +71,7 @@ class Chain:
 
 @dataclass
 class Feed:
-    """The data before one block: hidden[b] of each batch b, dense[b] as it was without pruning (or none of them is
+    """The data before one block: hidden[b] of each batch b, dense[b] as it was before any change (or none of them is
     followed), and calls[b][i], the other arguments of block i."""
 
     chain: Chain
@@ -85,13 +85,13 @@ class Feed:
         return tuple(partial(lambda b: self._run(i, b, self.hidden[b]), b) for b in range(len(self.hidden)))
 
     def dense_runners(self, i: int) -> tuple[Callable[[], Any], ...]:
-        """The same on what comes out of the blocks without pruning; none where that is the same."""
+        """The same on what comes out of the blocks as they were; none where that is the same."""
         if all(x is y for x, y in zip(self.dense, self.hidden, strict=False)):
             return ()
         return tuple(partial(self._run, i, b, x) for b, x in enumerate(self.dense))
 
     def advance_dense(self, i: int) -> None:
-        """Replace ``dense`` by what comes out of block i, which is not pruned yet; of the last block, drop it."""
+        """Replace ``dense`` by what comes out of block i, which is not changed yet; of the last block, drop it."""
         last = i + 1 == len(self.chain.blocks)
         self.dense = [] if last else [_first(self._run(i, b, x)) for b, x in enumerate(self.dense)]
 
@@ -147,7 +147,7 @@ def survey(model: nn.Module, run: Callable[[], object], layers: Sequence[nn.Modu
             hooks.callback(layer.register_forward_pre_hook(reach).remove)
         run()
     known = [slot for slot in slots[1:] if slot is not None]
-    # Block objects may repeat in a list; then they would be pruned before all their inputs are known.
+    # Block objects may repeat in a list; then they would be changed before all their inputs are known.
     if called != list(blocks) or len(known) != len(blocks) - 1 or len(set(map(id, blocks))) != len(blocks):
         return Survey(None)
     return Survey(Chain(name, blocks, (known[0], *known)), tuple(before))

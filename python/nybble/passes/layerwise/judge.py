@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ...nn import Linear
 from ...scheme import Scheme
@@ -31,11 +33,26 @@ def judge(dense: nn.Module, new: nn.Module, scheme: Scheme | None, x: Tensor | N
     return Errors(relative_error(rounded(x), wanted), relative_error(new(x), wanted))
 
 
+def weight_loss(weight: Tensor, new: Tensor, x: Tensor) -> float:
+    """The squared change of the output for inputs x (T, K), once a weight (N, K) is replaced by new."""
+    return (x @ (weight.detach().float() - new.float()).T).double().square().sum().item()
+
+
 def relative_error(found: Tensor, wanted: Tensor) -> float:
     """|found - wanted| / |wanted| in the Frobenius norm; 0 where both are 0."""
     difference = (found.double() - wanted.double()).norm().item()
     size = wanted.double().norm().item()
     return difference / size if size else (0.0 if difference == 0 else float("inf"))
+
+
+def tensors_of(output: Any) -> list[Tensor]:
+    """The float tensors of what a model or a block returns."""
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def moved(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    """The largest relative error of a tensor against its counterpart."""
+    return max((relative_error(a, b) for a, b in zip(found, wanted, strict=True)), default=0.0)
 
 
 def dense_like(dense: nn.Module, weight: Tensor) -> nn.Linear:

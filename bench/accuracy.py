@@ -1,0 +1,121 @@
+"""``--preset accuracy``: what methods lose and win back on the language model, and the bars that they are held to."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean
+
+from torch import Tensor, nn
+
+from ..demo.accuracy.language import Language, load
+from ..demo.table import text_table
+from ..evaluate import evaluate
+from .accuracy_methods import BARS, METHODS, SEEDS, Bar
+from .accuracy_more import more
+from .figures import Figure
+from .results import Row
+
+CALIBRATION, JUDGED = 64, 128  # sequences
+
+STEPS = sum(len(SEEDS) if method.seeded else 1 for method in METHODS) + len(more)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """ln(perplexity / that of the dense model), once for each seed of the calibration data, or once."""
+
+    setting: str
+    name: str
+    nats: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return mean(self.nats)
+
+    @property
+    def spread(self) -> float:
+        """The largest less the smallest."""
+        return max(self.nats) - min(self.nats)
+
+    def line(self) -> dict[str, object]:
+        """As a line of results."""
+        return {"kind": "accuracy", "setting": self.setting, "name": self.name, "nats": self.nats}
+
+
+class Judge:
+    """Measures losses on held-out text."""
+
+    def __init__(self, language: Language) -> None:
+        self.language = language
+        self._data = language.judged(JUDGED)
+        self.dense = self._nats(language.model)
+
+    def _nats(self, model: nn.Module) -> float:
+        return math.log(evaluate(model, None, self._data, "perplexity")["perplexity"])
+
+    def loss(self, make: Callable[[nn.Module, Sequence[Tensor]], object], seed: int) -> float:
+        """Of what ``make`` makes of a copy of the model, with calibration data of a seed."""
+        model = copy.deepcopy(self.language.model)
+        make(model, self.language.calibrating(CALIBRATION, seed))
+        return self._nats(model) - self.dense
+
+
+def accuracy(put: Callable[[Sequence[Row]], None], advance: Callable[[str], None]) -> Iterator[str]:
+    """Run everything; yields the table of losses, then each bar."""
+    judge = Judge(load())
+    losses = []
+    for method in METHODS:
+        nats = []
+        for seed in SEEDS if method.seeded else SEEDS[:1]:
+            nats.append(judge.loss(method.make, seed))
+            advance(f"{method.setting} {method.name}")
+        losses.append(Loss(method.setting, method.name, tuple(nats)))
+        put([losses[-1].line()])
+    yield f"dense: perplexity {math.exp(judge.dense):.3f} on {JUDGED} held-out sequences of 256 tokens"
+    yield table(losses)
+    for figure in figures(losses):
+        put([figure.line()])
+        yield str(figure)
+    for run in more:
+        for figure in run(judge.language):
+            put([figure.line()])
+            yield str(figure)
+        advance(run.__name__)
+
+
+def figures(losses: Sequence[Loss]) -> Iterator[Figure]:
+    """Each bar with the mean over the seeds."""
+    means = {(loss.setting, loss.name): loss.mean for loss in losses}
+    for bar in BARS:
+        value = _value(bar, means)
+        if bar.over is None:
+            yield Figure(f"{bar.setting} {bar.name}, loss in nats", value, "", bar.bound)
+        else:
+            yield Figure(f"{bar.setting} {bar.name}, loss over {bar.over}'s", value, "", bar.bound)
+
+
+def _value(bar: Bar, means: Mapping[tuple[str, str], float]) -> float:
+    own = {name: nats for (setting, name), nats in means.items() if setting == bar.setting}
+    value = min(own.values()) if bar.name == "best" else own[bar.name]
+    return value if bar.over is None else value / own[bar.over]
+
+
+def table(losses: Sequence[Loss]) -> str:
+    """Losses of all methods; R is over the first of the setting."""
+    losses = sorted(losses, key=lambda loss: [one.setting for one in losses].index(loss.setting))
+    first = {loss.setting: loss.mean for loss in reversed(losses)}
+    rows = [
+        (
+            loss.setting,
+            loss.name,
+            f"{loss.mean:.4f}",
+            f"{loss.spread:.4f}" if len(loss.nats) > 1 else "-",
+            f"{loss.mean / first[loss.setting]:.2f}" if first[loss.setting] > 0 else "-",
+        )
+        for loss in losses
+    ]
+    heads = ("setting", "method", "d ln ppl", "spread", "R")
+    return text_table(heads, rows, right=range(2, 5))

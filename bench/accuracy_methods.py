@@ -1,0 +1,101 @@
+"""What ``--preset accuracy`` does to the language model: settings, methods and bars as data."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..passes.quantize import quantize
+from ..passes.recover import recover
+from ..passes.sparsify import sparsify
+from .accuracy_simulated import simulate
+
+SEEDS = (0, 1, 2)  # of the calibration data
+Make = Callable[[nn.Module, Sequence[Tensor]], object]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to a setting; seeded: whether it looks at calibration data."""
+
+    setting: str
+    name: str
+    make: Make
+    seeded: bool = True
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What a method of a setting may lose: at most ``bound`` of what the ``over`` method does, or nats where that is None.
+
+    name "best": the best of the setting's methods.
+    """
+
+    setting: str
+    name: str
+    over: str | None
+    bound: float
+
+
+W4, W4_CHANNEL, W3, W8A8 = "w4a16g128", "w4a16", "w3g128 (simulated)", "w8a8"
+FREE, NM = "50%", "2:4"
+
+
+def _quantized(scheme: str, method: str, seeded: bool, **options: Any) -> Method:
+    def make(model: nn.Module, calibration: Sequence[Tensor]) -> object:
+        data = {"calibration": calibration} if seeded else {}
+        return quantize(model, scheme, method=method, goal="memory", **data, **options)
+
+    name = f"{method} + smooth" if options else method
+    return Method(scheme, name, make, seeded)
+
+
+def _pruned(pattern: str, method: str) -> Method:
+    seeded = method != "magnitude"
+
+    def make(model: nn.Module, calibration: Sequence[Tensor]) -> object:
+        data = calibration if seeded else None
+        return sparsify(model, pattern, method=method, calibration=data, scheme=None, goal="memory")
+
+    return Method(pattern, method, make, seeded)
+
+
+def _recovered(setting: str, name: str) -> Method:
+    """A method of a setting, and then recovery on the same data."""
+    (base,) = (method for method in PLAIN if (method.setting, method.name) == (setting, name))
+
+    def make(model: nn.Module, calibration: Sequence[Tensor]) -> object:
+        reference = copy.deepcopy(model)
+        base.make(model, calibration)
+        return recover(model, reference, calibration)
+
+    return Method(setting, f"{name} + recover", make)
+
+
+PLAIN = (
+    *(_quantized(scheme, method, False) for scheme in (W4, W4_CHANNEL) for method in ("rtn", "mse")),
+    *(_quantized(scheme, method, True) for scheme in (W4, W4_CHANNEL) for method in ("awq", "gptq")),
+    Method(W3, "rtn", lambda model, _: simulate(model, 3, None), False),
+    Method(W3, "gptq", lambda model, calibration: simulate(model, 3, calibration)),
+    _quantized(W8A8, "rtn", False),
+    _quantized(W8A8, "rtn", True, smooth=True),
+    *(_pruned(pattern, method) for pattern in (FREE, NM) for method in ("magnitude", "wanda", "sparsegpt")),
+)
+METHODS = (*PLAIN, _recovered(W4, "rtn"), _recovered(FREE, "sparsegpt"), _recovered(NM, "sparsegpt"))
+BARS = (
+    Bar(W4, "gptq", "rtn", 0.85),
+    Bar(W4, "awq", "rtn", 0.9),
+    Bar(W4, "best", "rtn", 0.75),
+    Bar(W3, "gptq", "rtn", 0.6),
+    Bar(W8A8, "rtn + smooth", None, 0.02),
+    Bar(FREE, "sparsegpt", "magnitude", 0.35),
+    Bar(FREE, "wanda", "magnitude", 0.5),
+    Bar(NM, "sparsegpt", "magnitude", 0.5),
+    Bar(W4, "rtn + recover", "rtn", 0.6),
+    Bar(FREE, "sparsegpt + recover", "sparsegpt", 0.6),
+    Bar(NM, "sparsegpt + recover", "sparsegpt", 0.75),
+)

@@ -1,0 +1,89 @@
+"""The other figures of ``--preset accuracy``: plans under budgets, and the sentence encoder."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from statistics import mean
+
+import torch
+from torch import nn
+
+from ..demo.accuracy.language import Language
+from ..demo.data import all_sentences
+from ..demo.model import embed
+from ..demo.model import load as load_encoder
+from ..evaluate import evaluate
+from ..passes.choose import ChosenPlan, plan
+from ..passes.measure import interleaved
+from ..passes.optimize import optimize
+from ..passes.quantize import quantize
+from .figures import Figure
+
+UNIFORM, FAST = "w4a16g128", "w8a8"
+CANDIDATES = ("w4a16", "w4a16g32", "w8a8", "sp50w4a16g128")
+FAST_CANDIDATES = ("w4a8g128", "w8a16")
+M = 16
+PLANNED, JUDGED = 24, 128  # sequences
+SENTENCES, ROWS, SECONDS = 256, 32, 20.0
+LEAST_COSINE = {"w4a8g128": 0.99, "w8a8": 0.998}
+NOISE = 0.97  # two runs of one model may differ by so much
+
+
+def by_bytes(language: Language) -> Iterator[Figure]:
+    """A mixed plan that is no larger than uniform w4, beside that."""
+    data = language.calibrating(PLANNED, seed=0)
+    chosen = plan(language.model, CANDIDATES, data, budget={"bytes": UNIFORM})
+    ours, uniform = _made(language, chosen), copy.deepcopy(language.model)
+    quantize(uniform, UNIFORM, goal="memory")
+    losses = [_loss(model, language) for model in (ours, uniform)]
+    yield Figure(f"plan at the bytes of {UNIFORM}, loss over its", losses[0] / losses[1], "", 0.7)
+
+
+def by_time(language: Language) -> Iterator[Figure]:
+    """A plan that is as fast as uniform w8a8, beside that, one after the other."""
+    data = language.calibrating(PLANNED, seed=0)
+    with torch.inference_mode():
+        chosen = plan(language.model, FAST_CANDIDATES, data, budget={"ms": FAST}, m=M)
+        ours, uniform = _made(language, chosen), copy.deepcopy(language.model)
+        quantize(uniform, FAST, goal="memory")
+        ids = language.held_out[:1, :M]
+        times = interleaved({"plan": lambda: ours(ids), "uniform": lambda: uniform(ids)}, SECONDS)
+    yield Figure(
+        f"plan at the time of {FAST}, M = {M}: its speed over uniform",
+        times["uniform"] / times["plan"],
+        "x",
+        NOISE,
+        False,
+    )
+
+
+def encoder(_: Language) -> Iterator[Figure]:
+    """Mean cosine of the sentence encoder's vectors with those of fp32."""
+    found = load_encoder()
+    sentences = all_sentences()
+    judged = found.tokenize(sentences[:SENTENCES], ROWS)
+    calibration = found.tokenize(sentences[SENTENCES : 3 * SENTENCES], ROWS)
+    for scheme, least in LEAST_COSINE.items():
+        cosines = {}
+        for method in ("rtn", "awq", "gptq") if scheme.startswith("w4") else ("rtn",):
+            model = copy.deepcopy(found.model)
+            quantize(model, scheme, method=method, goal="memory", calibration=None if method == "rtn" else calibration)
+            pairs = [(embed(model, batch), embed(found.model, batch)) for batch in judged]
+            cosines[method] = mean(float((a * b).sum(1).mean()) for a, b in pairs)
+        best = max(cosines, key=lambda method: cosines[method])
+        yield Figure(f"encoder {scheme} {best}, mean cosine", cosines[best], "", least, False)
+
+
+def _made(language: Language, chosen: ChosenPlan) -> nn.Module:
+    model = copy.deepcopy(language.model)
+    optimize(model, chosen.recipe)
+    return model
+
+
+def _loss(model: nn.Module, language: Language) -> float:
+    """ln(perplexity / that of the dense model)."""
+    return evaluate(model, language.model, language.judged(JUDGED), "perplexity")["delta_ln_ppl"]
+
+
+more = (by_bytes, by_time, encoder)

@@ -1,0 +1,73 @@
+"""Weights of other than 4 or 8 bits, rounded and put back as floats: what such a format would lose; no kernel has it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..passes.eligible import is_linear_like
+from ..passes.layerwise.factor import factorize, without_dead
+from ..passes.layerwise.stages import calm, stages
+from ..passes.layerwise.sweep import Fixed, Rounder, sweep
+
+GROUP = 128
+
+
+class Bits(Rounder):
+    """Rounds columns (K, N) asymmetrically to a number of bits, by scales of each GROUP inputs of the weight as it was."""
+
+    def __init__(self, bits: int, columns: Tensor, order: Tensor) -> None:
+        self._top, self._columns, self._groups = 2**bits - 1, columns, (order // GROUP).tolist()
+        whole = torch.empty_like(columns)
+        whole[order] = columns
+        parts = whole.split(GROUP)
+        low = torch.stack([part.amin(0).clamp(max=0) for part in parts])
+        high = torch.stack([part.amax(0).clamp(min=0) for part in parts])
+        self._scale = ((high - low) / self._top).clamp(min=1e-12)
+        self._zero = (-low / self._scale).round()
+
+    def round(self, i: int) -> Tensor:
+        """Row i of the columns as its codes say."""
+        scale, zero = self._scale[self._groups[i]], self._zero[self._groups[i]]
+        return ((self._columns[i] / scale + zero).round().clamp(0, self._top) - zero) * scale
+
+
+def nearest(weight: Tensor, bits: int) -> Tensor:
+    """A weight (N, K) rounded to nearest."""
+    columns = weight.detach().float().T.contiguous()
+    rounder = Bits(bits, columns, torch.arange(len(columns)))
+    return torch.stack([rounder.round(i) for i in range(len(columns))]).T.to(weight.dtype)
+
+
+def by_gptq(weight: Tensor, hessian: Tensor, bits: int) -> Tensor:
+    """A weight (N, K) rounded by GPTQ (act-order, static groups), given the Hessian (K, K) of its inputs.
+
+    Raises:
+        ValueError: the Hessian cannot be factored.
+    """
+    hessian, dead = without_dead(hessian)
+    order = hessian.diagonal().argsort(descending=True, stable=True)
+    factor = factorize(hessian[order][:, order])
+    if factor is None:
+        raise ValueError("hessian: cannot be factored")
+    columns = weight.detach().float().masked_fill(dead, 0)[:, order].T.contiguous()
+    sweep(columns, factor.upper, Fixed(torch.ones_like(columns, dtype=torch.bool)), Bits(bits, columns, order))
+    return columns[order.argsort()].T.to(weight.dtype)
+
+
+def simulate(model: nn.Module, bits: int, calibration: Sequence[Tensor] | None) -> None:
+    """Round the model's blocks in place: to nearest, or by GPTQ on calibration data, each block on those before it."""
+    layers = [module for module in model.model.layers.modules() if is_linear_like(module)]  # type: ignore[union-attr]
+    with torch.no_grad(), calm(model):
+        for stage in stages(model, calibration, layers):
+            inputs = {} if calibration is None else stage.inputs(hessian=True)
+            for layer in stage.layers:
+                weight = layer.weight
+                assert isinstance(weight, nn.Parameter), "a dense layer's"  # noqa: S101
+                found = inputs.get(id(layer))
+                if found is None or found.hessian is None:
+                    weight.copy_(nearest(weight, bits))
+                else:
+                    weight.copy_(by_gptq(weight, found.hessian, bits))

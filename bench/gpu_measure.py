@@ -1,0 +1,123 @@
+"""What is timed on a GPU: the ceilings, nybble's layers and the peers, each checked before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..dispatch import plan_for, select
+from ..registry import Problem
+from ..rounding import QuantizedWeight, dequantize_weight
+from . import gpu_timing
+from .gpu_goals import Goal
+from .gpu_peers import PEERS, GpuPeer
+from .gpu_timing import Sample
+from .weights import WeightKind
+
+Row = dict[str, Any]
+# Relative Frobenius error of an output against the same weights multiplied in float32, above which nothing is timed:
+# rounding activations to 8 bits comes to less.
+SANE = 2e-2
+# Of a peer, which rounds the weights as it likes: as of the CPU's, by bits of the weight.
+SANE_PEER = {16: 0.01, 9: 1.0, 8: 0.05, 4: 0.2}
+_DEVICE = "cuda"
+
+
+def ceilings(size: int = 8192, nbytes: int = 1 << 30) -> Row:
+    """What nothing exceeds here: GB/s of a copy (read and write) and of a read-only sum, TOP/s of dense products."""
+    source = torch.randn(nbytes // 4, device=_DEVICE)
+    target = torch.empty_like(source)
+    a, b = (torch.randn(size, size, device=_DEVICE, dtype=torch.bfloat16) for _ in range(2))
+    c, d = (torch.randint(-127, 128, (size, size), device=_DEVICE, dtype=torch.int8) for _ in range(2))
+    products = 2 * size**3
+    return {
+        "copy_gbps": 2 * nbytes / _us(lambda: target.copy_(source)) / 1e3,
+        "read_gbps": nbytes / _us(source.sum) / 1e3,
+        "bf16_tops": products / _us(lambda: a @ b.t()) / 1e6,
+        "int8_tops": products / _us(lambda: torch._int_mm(c, d.t())) / 1e6,
+    }
+
+
+def _us(call: Callable[[], object]) -> float:
+    return gpu_timing.in_graph([call]).us
+
+
+def product(kind: WeightKind, m: int, n: int, k: int) -> Row:
+    """nybble's product of m rows, bfloat16: kernel time twice (A/A), eager time and the first call's.
+
+    Raises:
+        RuntimeError: its output is wrong.
+    """
+    scheme = kind.scheme
+    drawn = kind.draw(n, k).tensors()
+    quantized = QuantizedWeight(**{name: tensor.to(_DEVICE) for name, tensor in drawn.items()})
+    packed, layout = ops.pack(quantized, scheme, k)
+    x = torch.randn(m, k, device=_DEVICE, dtype=torch.bfloat16)
+    out = torch.full((m, n), torch.nan, device=_DEVICE, dtype=torch.bfloat16)
+    problem = Problem(scheme, m=m, n=n, k=k, dtype=x.dtype, device=_DEVICE, layout=layout)
+    plan = plan_for(str(scheme), layout, n, k, x.dtype, _DEVICE)
+    once = gpu_timing.first(lambda: plan(x, packed, None, out))
+    _check(out, x.float() @ dequantize_weight(quantized, scheme, k).t(), SANE)
+    weights = [packed, *(packed.clone() for _ in range(gpu_timing.copies(packed.nbytes) - 1))]
+    calls = [partial(plan, x, weight, None, out) for weight in weights]
+    sample, again = gpu_timing.in_graph(calls), gpu_timing.in_graph(calls)
+    moved = packed.nbytes + x.nbytes + out.nbytes
+    return {
+        **asdict(sample),
+        "again_us": again.us,
+        "eager_us": gpu_timing.eager(calls[0]),
+        "first_us": once,
+        "gbps": moved / sample.us / 1e3,
+        "tops": 2 * m * n * k / sample.us / 1e6,
+        "runs": select(problem).name,
+    }
+
+
+def peer(one: GpuPeer, m: int, n: int, k: int) -> Row:
+    """A peer's product of m rows; {"reason"} where it cannot."""
+    reason = one.why_not()
+    if reason is None:
+        try:
+            return {**asdict(_peer(one, m, n, k)), "peer": one.name}
+        except (RuntimeError, ValueError, NotImplementedError, ImportError, AttributeError, TypeError) as error:
+            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+    return {"peer": one.name, "reason": reason}
+
+
+def _peer(one: GpuPeer, m: int, n: int, k: int) -> Sample:
+    weight = torch.randn(n, k, device=_DEVICE, dtype=torch.bfloat16) / k**0.5
+    x = torch.randn(m, k, device=_DEVICE, dtype=torch.bfloat16)
+    count = gpu_timing.copies(n * k * one.weight_bits // 8)
+    layers = [one.make(weight) for _ in range(count)]
+    _check(layers[0](x), x.float() @ weight.float().t(), SANE_PEER[one.weight_bits])
+    return gpu_timing.in_graph([partial(layer, x) for layer in layers])
+
+
+def _check(got: Tensor, expected: Tensor, bound: float) -> None:
+    error = float((got.float() - expected).norm() / expected.norm())
+    if not error <= bound:  # NaN compares false
+        raise RuntimeError(f"relative error {error:.3g}, above {bound}: not timed")
+
+
+def goal(wanted: Goal, done: Iterable[Row]) -> Row:
+    """The result of a goal; peers that `done` has of the same shape are not timed again. {"reason"} where it failed."""
+    kind = WeightKind.parse(wanted.scheme)
+    shape = {"m": wanted.m, "n": wanted.n, "k": wanted.k}
+    known = [row for row in done if row.get("over") == wanted.over and shape.items() <= row.items() and "us" in row]
+    if known:
+        against: Row = {"us": known[0]["over_us"]}
+    else:
+        against = peer(next(one for one in PEERS if one.name == wanted.over), **shape)
+    row = {"step": "goals", "key": wanted.key, "over": wanted.over, **shape}
+    if "reason" in against:
+        return {**row, "reason": f"{wanted.over}: {against['reason']}"}
+    try:
+        return {**row, **product(kind, **shape), "over_us": against["us"]}
+    except RuntimeError as error:
+        return {**row, "reason": str(error).splitlines()[0]}

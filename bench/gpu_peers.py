@@ -1,0 +1,123 @@
+"""What nybble is measured against on a GPU: torch's own products, and the wheels that are installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from .peers.torch_int import int8_rows
+
+# x (M, K) bfloat16 -> y (M, N)
+Layer = Callable[[Tensor], Tensor]
+_GROUP = 128
+
+
+@dataclass(frozen=True)
+class GpuPeer:
+    """make: from a weight (N, K), bfloat16 on the GPU, to a layer; raises RuntimeError or ValueError where it cannot.
+
+    needs: the module that must be installed; weight_bits: of what it reads.
+    """
+
+    name: str
+    weight_bits: int
+    make: Callable[[Tensor], Layer]
+    needs: str | None = None
+
+    def why_not(self) -> str | None:
+        return f"{self.needs} is not installed" if self.needs and find_spec(self.needs) is None else None
+
+
+def _bf16(weight: Tensor) -> Layer:
+    return partial(linear, weight=weight.clone())
+
+
+def _int_mm(weight: Tensor) -> Layer:
+    """torch._int_mm between activations rounded row by row and an int8 weight; it wants more than 16 rows."""
+    codes, scale = int8_rows(weight)
+    transposed, scale_row = codes.t(), scale.t().bfloat16()
+
+    def layer(x: Tensor) -> Tensor:
+        rows, row_scale = int8_rows(x)
+        return torch._int_mm(rows, transposed).bfloat16() * (row_scale.bfloat16() * scale_row)
+
+    return layer
+
+
+def _int4pack(weight: Tensor) -> Layer:
+    """torch._weight_int4pack_mm with 128 inputs a group: weight = (code - 8) * scale + zero."""
+    n, k = weight.shape
+    if k % 1024 or n % 8:
+        raise ValueError(f"N={n}, K={k}: it wants multiples of 8 and 1024")
+    groups = weight.float().view(n, -1, _GROUP)
+    low, high = groups.amin(-1), groups.amax(-1)
+    scale = ((high - low) / 15).clamp(min=1e-20)
+    codes = ((groups - low[..., None]) / scale[..., None]).round().clamp(0, 15).to(torch.int32).view(n, k)
+    packed = torch._convert_weight_to_int4pack((codes[:, 0::2] << 4 | codes[:, 1::2]).to(torch.uint8), 8)
+    scales = torch.stack((scale, low + 8 * scale), dim=-1).transpose(0, 1).contiguous().bfloat16()
+    return lambda x: torch._weight_int4pack_mm(x, packed, _GROUP, scales)
+
+
+def _scaled_mm(weight: Tensor) -> Layer:
+    """torch._scaled_mm in fp8, a scale a row, activations rounded on the way."""
+    kind = torch.float8_e4m3fn
+    largest = torch.finfo(kind).max
+
+    def rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
+        scale = rows.float().abs().amax(1, keepdim=True).clamp(min=1e-12) / largest
+        return (rows.float() / scale).to(kind), scale
+
+    codes, scale = rounded(weight)
+
+    def layer(x: Tensor) -> Tensor:
+        rows, row_scale = rounded(x)
+        out: Tensor = torch._scaled_mm(rows, codes.t(), row_scale, scale.t(), out_dtype=torch.bfloat16)
+        return out
+
+    return layer
+
+
+def _cslt(weight: Tensor) -> Layer:
+    """torch._cslt_sparse_mm of the two largest of every four weights."""
+    fours = weight.view(-1, 4)
+    kept = torch.zeros_like(fours, dtype=torch.bool).scatter_(1, fours.abs().topk(2, dim=1).indices, True)
+    compressed = torch._cslt_compress((fours * kept).view_as(weight))
+    return lambda x: torch._cslt_sparse_mm(compressed, x.t().contiguous()).t()
+
+
+def _torchao(weight: Tensor) -> Layer:
+    quantization: Any = import_module("torchao.quantization")
+    dense = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device=weight.device, dtype=weight.dtype)
+    dense.weight = torch.nn.Parameter(weight.clone(), requires_grad=False)
+    model = torch.nn.Sequential(dense)
+    quantization.quantize_(model, quantization.Int8DynamicActivationInt8WeightConfig())
+    return model
+
+
+def _nf4(weight: Tensor) -> Layer:
+    nn: Any = import_module("bitsandbytes.nn")
+    n, k = weight.shape
+    layer: Layer = nn.LinearNF4(k, n, bias=False, compute_dtype=weight.dtype, compress_statistics=False)
+    other: Any = layer
+    other.weight = nn.Params4bit(weight.cpu(), requires_grad=False, compress_statistics=False, quant_type="nf4")
+    moved: Layer = other.to(weight.device).eval()  # .to() rounds
+    return moved
+
+
+PEERS = (
+    GpuPeer("torch bf16", 16, _bf16),
+    GpuPeer("torch int_mm", 8, _int_mm),
+    GpuPeer("torch int4pack g128", 4, _int4pack),
+    GpuPeer("torch scaled_mm fp8", 8, _scaled_mm),
+    GpuPeer("torch cslt 2:4", 9, _cslt),
+    GpuPeer("torchao int8 dynamic", 8, _torchao, needs="torchao"),
+    GpuPeer("bitsandbytes nf4", 4, _nf4, needs="bitsandbytes"),
+)

@@ -1,0 +1,73 @@
+"""Load a transformers model from a directory: config.json and safetensors, nothing that runs code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..demo.model import no_loading_bar
+from . import CommandFailed
+
+CONFIG = "config.json"
+
+
+def load_model(directory: Path) -> nn.Module:
+    """The model in a directory, in the dtype that it is stored in and in eval mode.
+
+    Its class is the one of transformers that config.json names under "architectures"; code in the directory is not
+    looked at.
+
+    Raises:
+        CommandFailed: no such model, or transformers is not installed.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise CommandFailed("a model path needs transformers: pip install 'nybble[demo]'") from error
+    name = _architecture(directory / CONFIG)
+    kind: Any = getattr(transformers, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        raise CommandFailed(f"{directory / CONFIG}: transformers {transformers.__version__} has no model {name!r}")
+    try:
+        with no_loading_bar():
+            model: nn.Module = kind.from_pretrained(
+                directory, local_files_only=True, use_safetensors=True, dtype="auto"
+            )
+    except (OSError, ValueError) as error:
+        raise CommandFailed(f"--model {directory}: {_line(error)}") from error
+    return model.eval()
+
+
+def load_texts(directory: Path, texts: Sequence[str], tokens: int) -> list[dict[str, Any]]:
+    """Each text as a batch of its own, of at most so many tokens, by the tokenizer in the directory.
+
+    Raises:
+        CommandFailed: the directory has no tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise CommandFailed(f"--calibration needs a tokenizer in {directory}: {_line(error)}") from error
+    batches = [dict(tokenizer(text, truncation=True, max_length=tokens, return_tensors="pt")) for text in texts]
+    return [batch for batch in batches if batch["input_ids"].numel()]
+
+
+def _architecture(path: Path) -> str:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CommandFailed(f"{path}: {_line(error)}; --model wants a transformers directory") from error
+    names = config.get("architectures") if isinstance(config, dict) else None
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
+        raise CommandFailed(f"{path}: names no architecture")
+    return names[0]
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,74 @@
+"""`nybble quantize`: a model directory and a recipe to a directory that `nybble.load` reads."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import save
+from ..passes.optimize import Optimized, optimize
+from ..recipe import Recipe
+from . import CommandFailed
+from .model_dir import CONFIG, load_model, load_texts
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """The options of the command."""
+    parser.add_argument("--recipe", type=Path, required=True, metavar="FILE", help="what to do: .yaml or .json")
+    parser.add_argument(
+        "--model", type=Path, required=True, metavar="DIR", help="config.json and safetensors of transformers"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the result goes; new, or empty")
+    parser.add_argument(
+        "--calibration", type=Path, metavar="FILE", help="a text, its paragraphs being the calibration data"
+    )
+    parser.add_argument("--texts", type=int, default=128, metavar="N", help="how many paragraphs, spread evenly (128)")
+    parser.add_argument("--tokens", type=int, default=512, metavar="N", help="the most of each that count (512)")
+
+
+def run(args: Namespace) -> None:
+    """Run the command. Raises CommandFailed; then there is nothing new at --out."""
+    if args.out.exists() and not (args.out.is_dir() and not any(args.out.iterdir())):
+        raise CommandFailed(f"--out {args.out}: is there already and not an empty directory")
+    try:
+        recipe = Recipe.load(args.recipe)
+        model = load_model(args.model)
+        done = optimize(model, recipe, calibration=_calibration(args), progress=sys.stderr.isatty())
+        _write(args, model, done)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        raise CommandFailed(" ".join(str(error).split())) from error
+    print(done.to_json() if args.json else done)
+
+
+def _calibration(args: Namespace) -> list[dict[str, Any]] | None:
+    if args.calibration is None:
+        return None
+    for name in ("texts", "tokens"):
+        if getattr(args, name) < 1:
+            raise CommandFailed(f"--{name} {getattr(args, name)}: must be at least 1")
+    found = [part.strip() for part in re.split(r"\n\s*\n", args.calibration.read_text(encoding="utf-8"))]
+    found = [part for part in found if part]
+    if not found:
+        raise CommandFailed(f"--calibration {args.calibration}: has no text")
+    count = min(args.texts, len(found))
+    return load_texts(args.model, [found[i * len(found) // count] for i in range(count)], args.tokens)
+
+
+def _write(args: Namespace, model: Any, done: Optimized) -> None:
+    """All files aside, then the directory in one step."""
+    aside = args.out.with_name(f".{args.out.name}-{os.getpid()}.tmp")
+    aside.mkdir(parents=True)
+    try:
+        save(model, aside)
+        shutil.copyfile(args.model / CONFIG, aside / CONFIG)
+        done.recipe.save(aside / "recipe.json")
+        (aside / "report.json").write_text(done.to_json(), encoding="utf-8")
+        os.replace(aside, args.out)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise

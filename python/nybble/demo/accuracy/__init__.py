@@ -1,0 +1,3 @@
+"""What a small language model loses to quantization and pruning, and what methods win back."""
+
+from __future__ import annotations

@@ -1,0 +1,58 @@
+"""The small language model of the repository, tests/data/lm, and the tokens to judge and to calibrate it with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import DemoUnavailable
+from ..model import no_loading_bar
+
+FOLDER = Path("tests/data/lm")
+BATCH = 8  # sequences
+
+
+@dataclass(frozen=True)
+class Language:
+    """model: LlamaForCausalLM, float32, in eval mode; held_out, calibration: token ids, int64 (sequences, length);
+    facts: how it was made (training.json)."""
+
+    model: nn.Module
+    held_out: Tensor
+    calibration: Tensor
+    facts: dict[str, Any]
+
+    def judged(self, sequences: int | None = None) -> list[Tensor]:
+        """Held-out batches: so many sequences, spread over all of them."""
+        count = len(self.held_out)
+        wanted = count if sequences is None else sequences
+        return list(self.held_out[torch.arange(wanted) * count // wanted].split(BATCH))
+
+    def calibrating(self, sequences: int, seed: int) -> list[Tensor]:
+        """Calibration batches, drawn by a seed."""
+        order = torch.randperm(len(self.calibration), generator=torch.Generator().manual_seed(seed))
+        return list(self.calibration[order[:sequences]].split(BATCH))
+
+
+def load(folder: Path = FOLDER) -> Language:
+    """Read the model. Raises DemoUnavailable where it, transformers or safetensors is not there."""
+    missing = [name for name in ("transformers", "safetensors") if find_spec(name) is None]
+    if missing:
+        raise DemoUnavailable(f"the language model needs {' and '.join(missing)}: pip install 'nybble[demo]'")
+    if not (folder / "model.safetensors").exists():
+        raise DemoUnavailable(f"{folder}: holds no language model; it is part of nybble's repository, not of its wheel")
+    from safetensors.torch import load_file
+    from transformers import LlamaForCausalLM
+
+    with no_loading_bar():
+        model: Any = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokens = {name: ids.long() for name, ids in load_file(folder / "tokens.safetensors").items()}
+    facts = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    done: nn.Module = model.eval()
+    return Language(done, tokens["held_out"], tokens["calibration"], facts)

@@ -1,0 +1,63 @@
+"""`nybble demo --accuracy`: the story from end to end, one table and one page."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from time import perf_counter
+
+import torch
+
+from ... import __version__, targets
+from ..table import progress, show_table
+from .language import FOLDER, load
+from .page import write
+from .steps import HEADERS, STEPS, Sizes, Story, rows, tell
+
+FULL, QUICK = Sizes(), Sizes(judged=16, planned=8, calibration=16)
+WORST = 3  # layers that are named
+
+
+def main(quick: bool, as_json: bool, page: Path, folder: Path = FOLDER) -> None:
+    """Tell the story, print its table or JSON, and write its page."""
+    start = perf_counter()
+    language = load(folder)
+    with progress(STEPS) as advance:
+        story = tell(language, QUICK if quick else FULL, advance)
+    heading = _heading(story, language.facts)
+    write(page, story, heading)
+    if as_json:
+        print(_json(story))
+        return
+    print(*heading, "", sep="\n")
+    show_table(HEADERS, list(rows(story)), right=(1, 2, 3, 5, 6))
+    print("\nMost harmed, alone:", *_worst(story), sep="\n  ")
+    print(f"\n{page}: the same with a plot. {perf_counter() - start:.0f} seconds in all.")
+
+
+def _heading(story: Story, facts: dict[str, object]) -> list[str]:
+    count = story.steps[0].found.sequences
+    return [
+        f"A language model of 9.6 M parameters, judged on {count} held-out sequences of 256 tokens",
+        f"(dense: {math.exp(float(str(facts['held_out_loss']))):.2f} perplexity on all 256 of them).",
+        f"{targets.detect().cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}, nybble {__version__}",
+    ]
+
+
+def _worst(story: Story) -> list[str]:
+    found = story.plan.sensitivity
+    lines = []
+    for layer in found.layers[:WORST]:
+        scheme, damage = max(layer.damage.items(), key=lambda item: item[1].harm.value)
+        lines.append(
+            f"{layer.name}: KL {damage.harm.value:.1e} as {scheme}; the plan: {story.plan.chosen.schemes[layer.name]}"
+        )
+    return lines
+
+
+def _json(story: Story) -> str:
+    steps = [
+        {"name": step.name, "megabytes": step.megabytes, **json.loads(step.found.to_json())} for step in story.steps
+    ]
+    return json.dumps({"steps": steps, "plan": json.loads(story.plan.to_json())}, indent=2)

@@ -1,0 +1,112 @@
+"""The story on the language model: what 4 bits cost, which layers pay, and what a plan and better methods win back."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ...evaluate import Evaluation, evaluate
+from ...evaluate.memory import held_bytes
+from ...passes.choose import ChosenPlan, plan
+from ...passes.optimize import optimize
+from ...passes.quantize import quantize
+from ...passes.recover import recover
+from .language import BATCH, Language
+
+UNIFORM = "w4a16g128"
+CANDIDATES = ("w4a16", "w4a16g32", "w8a8")
+DENSE, RTN = "dense, float32", f"all {UNIFORM}, rtn"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sequences to judge, to plan and to calibrate by."""
+
+    judged: int = 128
+    planned: int = 24
+    calibration: int = 64
+
+
+@dataclass(frozen=True)
+class Step:
+    """One model: megabytes (10^6) that it holds, and how it does beside the dense one."""
+
+    name: str
+    megabytes: float
+    found: Evaluation
+
+
+@dataclass(frozen=True)
+class Story:
+    """All steps, the dense model first, and the plan, which knows what each layer suffers."""
+
+    steps: tuple[Step, ...]
+    plan: ChosenPlan
+
+    def share(self, step: Step) -> float:
+        """The loss of a step over that of rounding all layers to nearest."""
+        (nearest,) = (one for one in self.steps if one.name == RTN)
+        return step.found["delta_ln_ppl"] / nearest.found["delta_ln_ppl"]
+
+
+def tell(language: Language, sizes: Sizes, advance: Callable[[str], None]) -> Story:
+    """Make and judge every model; ``advance`` is told of each that is done."""
+    calibration = language.calibrating(sizes.calibration, seed=0)
+    chosen = plan(
+        language.model, (UNIFORM, *CANDIDATES), calibration[: -(-sizes.planned // BATCH)], budget={"bytes": UNIFORM}
+    )
+    advance("plan")
+    steps = []
+    for name, make in _makers(language.model, chosen, calibration).items():
+        model = copy.deepcopy(language.model)
+        make(model)
+        found = evaluate(model, language.model, language.judged(sizes.judged), ("perplexity", "kl"))
+        steps.append(Step(name, held_bytes(model) / 1e6, found))
+        advance(name)
+    return Story(tuple(steps), chosen)
+
+
+def _makers(
+    dense: nn.Module, chosen: ChosenPlan, calibration: Sequence[Tensor]
+) -> Mapping[str, Callable[[nn.Module], object]]:
+    def uniform(**options: Any) -> Callable[[nn.Module], object]:
+        return lambda model: quantize(model, UNIFORM, goal="memory", **options)
+
+    def recovered(model: nn.Module) -> object:
+        optimize(model, chosen.recipe)
+        return recover(model, dense, calibration)
+
+    return {
+        DENSE: lambda model: None,
+        RTN: uniform(),
+        "plan of the same bytes, rtn": lambda model: optimize(model, chosen.recipe),
+        f"all {UNIFORM}, awq": uniform(method="awq", calibration=calibration),
+        f"all {UNIFORM}, gptq": uniform(method="gptq", calibration=calibration),
+        "plan, rtn, recovered": recovered,
+    }
+
+
+STEPS = 7  # that `tell` advances by
+
+
+def rows(story: Story) -> Iterator[tuple[str, ...]]:
+    """The cells of the table, see HEADERS."""
+    for step in story.steps:
+        loss = step.found.metrics["delta_ln_ppl"]
+        interval = "" if loss.low is None else f"[{loss.low:.4f}, {loss.high:.4f}]"
+        yield (
+            step.name,
+            f"{step.megabytes:.2f}",
+            f"{step.found['perplexity']:.3f}",
+            f"{loss.value:.4f}",
+            interval,
+            f"{step.found['kl']:.4f}",
+            "-" if step.name == DENSE else f"{story.share(step):.2f}",
+        )
+
+
+HEADERS = ("model", "MB", "perplexity", "d ln ppl", "95 %", "KL", "of rtn's")

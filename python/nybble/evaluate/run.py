@@ -1,0 +1,112 @@
+"""Run a model and its reference over data, in turns, and reduce what they say."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..passes.layerwise.bar import bar
+from ..passes.layerwise.batches import call
+from ..passes.layerwise.stages import calm
+from ..passes.options import check_choice
+from ..targets import detect
+from .data import ON_BAD, Batches, sequences, sift
+from .memory import has_peak, held_bytes, peak_mb
+from .result import Evaluation, Metric
+from .table import COMPARED, OURS, THEIRS, Table, Task
+
+NAMES = ("perplexity", "kl", "cosine", "latency", "memory", "bytes")
+
+
+def evaluate(
+    model: nn.Module,
+    reference: nn.Module | None,
+    data: Iterable[Any],
+    metrics: str | Task | Sequence[str | Task] = NAMES,
+    *,
+    seed: int = 0,
+    on_bad: str = "error",
+    progress: bool = False,
+) -> Evaluation:
+    """Measure a model, and how far it is from the one that it was made of.
+
+    Both are in eval mode meanwhile, without caches; neither is changed. One batch's outputs are held.
+
+    Args:
+        model, reference: modules that take the same batches; the reference may be None.
+        data: batches, each a tensor, a tuple (positional) or a dict (keywords). Tokens that ``attention_mask`` leaves
+            out do not count.
+        metrics: names, or functions ``f(output, batch)`` that give a number, or one for each sequence (B,): the metric
+            is their mean, named as the function, and for the reference ``reference_`` before it.
+
+            ``"perplexity"`` (of token ids and logits): ``perplexity``, ``reference_perplexity``, and ``delta_ln_ppl``,
+            the difference of their logarithms. ``"kl"``: KL(reference || model) of the softmax of the output, nats a
+            token. ``"cosine"``: of the outputs, a token. ``"latency"``: ``latency_ms`` and ``reference_latency_ms``,
+            the median of a batch, both in turns, and ``speedup``. ``"memory"``: ``peak_mb``, the most that the process
+            held (10^6 bytes) while the model ran on the first batch, all else in it included. ``"bytes"``: ``nbytes``
+            and ``reference_nbytes`` of parameters and buffers.
+        seed: of the bootstrap.
+        on_bad: what becomes of batches that are empty, hold NaN or Inf, or have other keys than the first: ``"error"``
+            raises, ``"skip"`` leaves them out and counts them.
+        progress: show a bar on stderr, if rich is installed.
+
+    Returns:
+        An ``Evaluation``: each metric with its 95 % interval over samples of the sequences (of the batches, for times).
+
+    Raises:
+        TypeError, ValueError: an argument is wrong, or a metric does not fit the model's output.
+    """
+    names, tasks = _check_metrics(metrics, reference)
+    check_choice("on_bad", on_bad, ON_BAD)
+    for argument, module in (("model", model), ("reference", reference)):
+        if not (isinstance(module, nn.Module) or (module is None and argument == "reference")):
+            raise TypeError(f"{argument}={type(module).__name__}: wants a torch.nn.Module")
+    batches = sift(data, model, on_bad)
+    models = {OURS: model} if reference is None else {OURS: model, THEIRS: reference}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        for module in models.values():
+            stack.enter_context(calm(module))
+        table = Table(names, tasks)
+        with bar(len(batches.kept), progress) as advance:
+            for i, batch in enumerate(list(batches.kept)):
+                table.add(batch, models, warm_up=i == 0)
+                advance(f"batch {i + 1}")
+        found = table.metrics(seed)
+        if "memory" in names:
+            peak_mb(reset=True)
+            call(model, batches.kept[0])
+            found["peak_mb"] = Metric(peak_mb())
+    if "bytes" in names:
+        found |= {f"{prefix}nbytes": Metric(float(held_bytes(module))) for prefix, module in models.items()}
+    return _evaluation(found, batches)
+
+
+def _evaluation(found: dict[str, Metric], batches: Batches) -> Evaluation:
+    count = sum(map(sequences, batches.kept))
+    return Evaluation(found, len(batches.kept), count, batches.skipped, detect().cpu, torch.get_num_threads())
+
+
+def _check_metrics(
+    metrics: str | Task | Sequence[str | Task], reference: nn.Module | None
+) -> tuple[tuple[str, ...], dict[str, Task]]:
+    """The names, and the functions by name."""
+    asked = (metrics,) if isinstance(metrics, str) or callable(metrics) else tuple(metrics)
+    names = [check_choice("metrics", metric, NAMES) for metric in asked if not callable(metric)]
+    tasks = {str(getattr(metric, "__name__", type(metric).__name__)): metric for metric in asked if callable(metric)}
+    if not asked or len(set(names)) + len(tasks) != len(asked):
+        raise ValueError(f"metrics={metrics!r}: wants names and functions, at least one, each name once")
+    if reference is None:
+        names = [name for name in names if name not in COMPARED or metrics is not NAMES]
+        for name in COMPARED:
+            if name in names:
+                raise ValueError(f"metrics={name!r}, reference=None: wants a reference to compare with")
+    if "memory" in names and not has_peak():
+        if metrics is not NAMES:
+            raise ValueError("metrics='memory': this system does not tell what a process held at most")
+        names.remove("memory")
+    return tuple(names), tasks

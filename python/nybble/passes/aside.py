@@ -1,0 +1,43 @@
+"""Change a copy of a model's structure, then make the model what the copy has become."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import nn
+
+from .walk import Edits
+
+
+class Aside:
+    """``model`` is a copy of another's modules on the same tensors; ``adopt`` brings what was changed in it back.
+
+    Passes replace tensors and never write into them, so that until then nothing of the other model changes.
+
+    Raises:
+        TypeError: the model holds something that cannot be copied.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+        try:
+            self.model = copy.deepcopy(model, shared)
+        except (TypeError, RuntimeError) as error:
+            raise TypeError(f"model={type(model).__name__}: cannot be copied: {error}") from error
+        self._pairs = list(zip(model.modules(), self.model.modules(), strict=True))
+
+    def adopt(self) -> None:
+        """Put new modules, parameters and buffers into the other model; all, or after any exception none."""
+        originals: dict[int, object] = {id(copied): original for original, copied in self._pairs}
+        edits = Edits()
+        try:
+            for original, copied in self._pairs:
+                for table in ("_modules", "_parameters", "_buffers"):
+                    mine = getattr(original, table)
+                    for key, value in getattr(copied, table).items():
+                        wanted = originals.get(id(value), value)
+                        if mine[key] is not wanted:
+                            edits.put(mine, key, wanted)
+        except BaseException:
+            edits.undo()
+            raise

@@ -1,0 +1,34 @@
+"""What a plan may cost, and what it is to save."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from ...scheme import Scheme
+
+KINDS = ("bytes", "ms", "harm")
+
+
+class Budget(NamedTuple):
+    """At most ``limit`` of a kind; the limit may be a scheme: what all layers of that scheme take."""
+
+    kind: str
+    limit: float | Scheme
+
+    @classmethod
+    def parse(cls, budget: Mapping[str, float | str]) -> Budget:
+        """Reads ``{"bytes": 5e6}`` or ``{"ms": "w8a8"}``. Raises TypeError or ValueError."""
+        if not isinstance(budget, Mapping) or len(budget) != 1:
+            raise TypeError(
+                f"budget={budget!r}: wants one of {', '.join(KINDS)} and its limit, such as {{'bytes': 5e6}}"
+            )
+        ((kind, limit),) = budget.items()
+        if kind not in KINDS:
+            raise ValueError(f"budget={budget!r}: wants one of {', '.join(KINDS)}, got {kind!r}")
+        if isinstance(limit, (str, Scheme)):
+            return cls(kind, Scheme.parse(limit))
+        if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not (math.isfinite(limit) and limit >= 0):
+            raise ValueError(f"budget={budget!r}: wants a number of at least 0, or a scheme")
+        return cls(kind, float(limit))

@@ -1,0 +1,177 @@
+"""Measure what each scheme does in each layer, choose under a budget, and measure what was chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from ... import __version__
+from ...evaluate.data import ON_BAD, sift
+from ...scheme import Scheme
+from ..build import check_model
+from ..digest import data_sha256
+from ..layerwise.stages import calm
+from ..options import check_choice, check_m
+from ..sensitivity.find import measure
+from ..sensitivity.harm import DAMAGES, Harm
+from ..sensitivity.result import LayerSensitivity, Sensitivity
+from ..sensitivity.variants import Unit, check_schemes, placed, variants
+from .budget import Budget
+from .options import DENSE, Candidate, Menu, best, front
+from .result import ChosenPlan, Point
+from .times import Stopwatch
+
+TRIED = 5  # plans that are measured end to end
+_SHARES = (1.25, 1.0, 0.9, 0.8, 0.65, 0.5, 0.0)  # of a limit of harm, for which plans are tried
+
+
+def plan(
+    model: nn.Module,
+    candidates: str | Scheme | Sequence[str | Scheme],
+    data: Iterable[Any],
+    *,
+    budget: Mapping[str, float | str],
+    m: int = 1,
+    save: str = "bytes",
+    damage: str = "kl",
+    quantize: Mapping[str, Any] | None = None,
+    sparsify: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    on_bad: str = "error",
+    progress: bool = False,
+) -> ChosenPlan:
+    """Choose a scheme for each Linear layer, so that the model suffers least within a budget.
+
+    Each candidate's harm is measured in each layer alone (see ``sensitivity``), and its time where that counts; the
+    choice is that of the least sum of harms. Sums are only about right: so the five best choices are measured as a whole
+    and the one that then does least harm is taken. The model ends as it was: ``nybble.optimize(model, plan.recipe)``
+    carries the plan out.
+
+    Args:
+        model, data, damage, quantize, sparsify, seed, on_bad, progress: as for ``sensitivity``.
+        candidates: schemes such as ``("w8a8", "w4a16g128", "sp24w8a8")``. A layer may also stay dense.
+        budget: one of ``{"bytes": n}``, of the weights of the layers that can have a candidate; ``{"ms": t}``, of those
+            layers, each called once with ``m`` rows, as measured on this machine with the threads set now;
+            ``{"harm": d}``, which the measured plan keeps too. Instead of a number there may be a scheme: what all
+            layers of that scheme take.
+        m: rows of the activation that count for ``"ms"``.
+        save: what to save within a budget of harm, ``"bytes"`` or ``"ms"``.
+
+    Returns:
+        A ``ChosenPlan`` with its recipe, and the front from the cheapest to the least harm.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong, or nothing is within the budget; the message says what is.
+    """
+    check_model(model)
+    asked = Budget.parse(budget)
+    schemes = check_schemes("candidates", candidates)
+    if isinstance(asked.limit, Scheme) and asked.limit not in schemes:
+        schemes = (*schemes, asked.limit)
+    check_choice("damage", damage, tuple(DAMAGES))
+    check_choice("on_bad", on_bad, ON_BAD)
+    check_choice("save", save, ("bytes", "ms"))
+    (rows,) = check_m(m)
+    batches = sift(data, model, on_bad)
+    with torch.no_grad():
+        units = variants(model, schemes, quantize or {}, sparsify or {})
+        if not units:
+            raise ValueError(f"candidates={candidates!r}: no layer of the model can have any of them")
+        with calm(model):
+            harm = Harm(model, batches.kept, damage, seed)
+            alone = measure(model, units, harm, batches.kept, progress)
+            watch = Stopwatch(rows) if "ms" in (asked.kind, save) else None
+            menu = _menu(units, alone, watch)
+            limit, choices = _choose(menu, asked, save, harm)
+            found = [_point(menu, choice, harm) for choice in choices]
+            uniform = {str(s): _point(menu, menu.uniform(str(s)), harm) for s in schemes if _is_there(menu, str(s))}
+    chosen = _taken(found, asked.kind, limit, save)
+    cost = save if asked.kind == "harm" else asked.kind
+    return ChosenPlan(
+        kind=asked.kind,
+        limit=limit,
+        m=rows,
+        chosen=chosen,
+        tried=tuple(found),
+        uniform=uniform,
+        front=tuple(_point(menu, choice) for choice in front(menu, cost)),
+        sensitivity=Sensitivity(tuple(alone), tuple(map(str, schemes)), damage, batches.skipped),
+        arguments={"quantize": _kept(quantize), "sparsify": _kept(sparsify)},
+        data_sha256=data_sha256(batches.kept),
+        versions={"nybble": __version__},
+    )
+
+
+def _menu(units: Sequence[Unit], alone: Sequence[LayerSensitivity], watch: Stopwatch | None) -> Menu:
+    by_name = {layer.name: layer for layer in alone}
+    return Menu(units, [_candidates(unit, by_name[unit.name], watch) for unit in units])
+
+
+def _candidates(unit: Unit, alone: LayerSensitivity, watch: Stopwatch | None) -> list[Candidate]:
+    """Dense, and each scheme that leaves the model's output finite."""
+    layers = {DENSE: unit.dense, **{scheme: new[0] for scheme, new in unit.new.items()}}
+    # Layers that share a weight hold it once, and each takes its time.
+    times = {} if watch is None else {k: len(unit.sites) * ms for k, ms in watch.times(layers, unit.dense).items()}
+    row = next(iter(unit.reports.values()))
+    found = [Candidate(DENSE, row.nbytes_before, times.get(DENSE), 0.0)]
+    for scheme, damage in alone.damage.items():
+        if abs(damage.harm.value) < float("inf"):
+            # A harm below zero is noise: it would pay for what others do.
+            found.append(Candidate(scheme, damage.nbytes, times.get(scheme), max(0.0, damage.harm.value)))
+    return found
+
+
+def _choose(menu: Menu, asked: Budget, save: str, harm: Harm) -> tuple[float, list[tuple[int, ...]]]:
+    """The limit as a number, and the choices to be measured; a scheme that is the limit is among them itself."""
+    own = [menu.uniform(str(asked.limit))] if isinstance(asked.limit, Scheme) else []
+    if isinstance(asked.limit, float):
+        limit = asked.limit
+    else:
+        limit = _measured(menu, own[0], harm).value if asked.kind == "harm" else menu.sum(own[0], asked.kind)
+    if asked.kind != "harm":
+        return limit, list(dict.fromkeys([*best(menu, asked.kind, limit, TRIED, save), *own]))
+    # What all layers do together may be more or less than their sum: plans around the limit are tried.
+    choices = [best(menu, "harm", limit * share, 1, save)[0] for share in _SHARES]
+    return limit, list(dict.fromkeys([*choices, *own]))
+
+
+def _taken(found: Sequence[Point], kind: str, limit: float, save: str) -> Point:
+    """The best of the points that were measured."""
+    harms = {id(point): point.measured.value for point in found if point.measured is not None}
+    if kind != "harm":
+        return min(found, key=lambda point: harms[id(point)])
+    within = [point for point in found if harms[id(point)] <= limit]
+    return min(within, key=lambda point: point.nbytes if save == "bytes" else point.ms or 0.0)
+
+
+def _measured(menu: Menu, choice: Sequence[int], harm: Harm) -> Any:
+    with placed(menu.placed(choice)):
+        return harm()
+
+
+def _point(menu: Menu, choice: Sequence[int], harm: Harm | None = None) -> Point:
+    timed = all(one.ms is not None for own in menu.candidates for one in own)
+    point = Point(
+        schemes=menu.schemes(choice),
+        nbytes=int(menu.sum(choice, "bytes")),
+        ms=menu.sum(choice, "ms") if timed else None,
+        predicted=menu.sum(choice, "harm"),
+    )
+    return point if harm is None else replace(point, measured=_measured(menu, choice, harm))
+
+
+def _is_there(menu: Menu, scheme: str) -> bool:
+    return any(one.scheme == scheme for own in menu.candidates for one in own)
+
+
+def _kept(arguments: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a recipe can hold of a pass's arguments: not the data, and the layers are named."""
+    return {
+        k: v
+        for k, v in (arguments or {}).items()
+        if k not in ("calibration", "include", "exclude", "progress", "resume")
+    }

@@ -1,0 +1,68 @@
+"""One call of a pass from its arguments to its report; after any exception the model is as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from ... import __version__
+from ...report import Report
+from ..build import refuse_left
+from ..options import Options, check_flag
+from ..plan import Plan
+from ..rows import make_report
+from ..walk import Edits, Site
+from .batches import check_batches
+from .stages import calm
+from .store import open_store
+from .work import Work
+
+
+class Call(NamedTuple):
+    """What every pass is told alike; ``settings`` is what its results depend on beside the model, data and options."""
+
+    calibration: Iterable[Any] | None
+    strict: bool
+    untie: bool
+    progress: bool
+    resume: str | os.PathLike[str] | None
+    settings: tuple[object, ...]
+
+
+def carry_out(
+    model: nn.Module, sites: list[Site], asked: Options, call: Call, start: Callable[[Plan, Edits], Work]
+) -> Report:
+    """Change the model in place by the work that ``start`` makes of its plan. Raises TypeError or ValueError."""
+    for name in ("strict", "untie", "progress"):
+        check_flag(name, getattr(call, name))
+    batches = check_batches(call.calibration, model)
+    edits = Edits()
+    try:
+        # a caller in inference mode must not get tensors that autograd can never use
+        with torch.inference_mode(False), torch.no_grad():
+            plan = Plan(sites, asked)
+            if not call.untie:
+                plan.leave_tied()
+            work = start(plan, edits)
+            if batches is None and work.needs_data:
+                raise ValueError(f"{work.needs_data}; {work.without_data!r} works without")
+            store = None
+            if call.resume is not None:
+                settings = (*asked, call.untie, *call.settings, __version__)
+                store = open_store(call.resume, settings, [*model.state_dict().values(), *tree_leaves(batches)])
+            with calm(model) if batches is not None else contextlib.nullcontext():
+                work.begin(model, batches)
+                work.run(model, batches, store, call.progress)
+            work.finish()
+            if call.strict:
+                refuse_left(plan)
+            return make_report(plan, work.title)
+    except BaseException:
+        edits.undo()
+        raise

@@ -1,0 +1,146 @@
+"""What is done, on disk, so that a run that was cut off goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...rounding import QuantizedWeight, check_portable, portable_spec
+from ...scheme import Scheme
+from .judge import Errors
+from .outcome import Outcome
+
+_SCHEMA = "nybble.layer/1"
+_MOST_INDEX = 1 << 20
+
+Spec = tuple[tuple[int, ...], torch.dtype]
+
+
+class Entry(NamedTuple):
+    """Tensors by name, numbers that may be missing, and words."""
+
+    tensors: Mapping[str, Tensor]
+    kind: str
+    notes: tuple[str, ...] = ()
+    numbers: tuple[float | None, ...] = ()
+
+
+class Done(NamedTuple):
+    """What a layer has become, and how far its output is from before."""
+
+    outcome: Outcome
+    errors: Errors
+
+    def entry(self) -> Entry:
+        """As it is stored."""
+        outcome = self.outcome
+        return Entry(outcome.tensors(), outcome.method, outcome.notes, tuple(self.errors))
+
+
+@dataclass(frozen=True)
+class Store:
+    """A directory with a checkpoint for each entry.
+
+    key: what the results depend on; those of another run are refused.
+    """
+
+    directory: Path
+    key: str
+
+    def save(self, name: str, entry: Entry) -> None:
+        """Write one entry; a kill leaves it whole or absent. Raises OSError."""
+        from ...checkpoint_files import Digest, digest, replace_checkpoint
+        from ...checkpoint_tensors import write_tensors
+
+        facts = {"kind": entry.kind, "notes": list(entry.notes), "numbers": list(entry.numbers)}
+
+        def write(path: Path) -> Digest:
+            return digest(path, write_tensors(dict(entry.tensors), path))
+
+        def index(content: Digest) -> bytes:
+            held = {"file": content.file_name, "sha256": content.sha256, "holds": sorted(entry.tensors)}
+            return json.dumps({"schema": _SCHEMA, "key": self.key, **held, **facts}).encode()
+
+        replace_checkpoint(self._path(name), write, index)
+
+    def load(self, name: str, specs: Mapping[str, Spec]) -> Entry | None:
+        """An entry as it was saved, or None where it was not; ``specs`` of all tensors that it may hold.
+
+        Raises CheckpointError where it is not this run's.
+        """
+        from ...checkpoint_files import INDEX, WEIGHTS_NAME, CheckpointError, digest, read_index
+        from ...checkpoint_tensors import open_tensors
+
+        path = self._path(name)
+        if not (path / INDEX).exists():
+            return None
+        index = _index(read_index(path, _MOST_INDEX))
+        if index is None or not WEIGHTS_NAME.fullmatch(index["file"]):
+            raise CheckpointError(f"resume={str(path)!r}: {INDEX} is not a layer's")
+        if index["key"] != self.key or not set(index["holds"]) <= specs.keys():
+            raise CheckpointError(
+                f"resume={str(self.directory)!r}: holds {name} of another model, calibration or setting; use a new "
+                "directory"
+            )
+        file = path / index["file"]
+        if digest(file, {}).sha256 != index["sha256"]:
+            raise CheckpointError(f"resume={str(file)!r}: is damaged; remove {path}")
+        held = {key: specs[key] for key in index["holds"]}
+        with open_tensors(file, held) as read:
+            tensors = {key: read(key) for key in held}
+        return Entry(tensors, index["kind"], tuple(index["notes"]), tuple(index["numbers"]))
+
+    def load_done(self, name: str, weight: Tensor, scheme: Scheme | None) -> Done | None:
+        """A layer with this weight (N, K) and the dense scheme of its codes, or None where it was not saved."""
+        codes = {} if scheme is None else portable_spec(scheme, *weight.shape)
+        found = self.load(name, {"weight": (tuple(weight.shape), weight.dtype), **codes})
+        if found is None:
+            return None
+        tensors = dict(found.tensors)
+        new = tensors.pop("weight", None)
+        quantized = QuantizedWeight(**tensors) if tensors else None
+        if quantized is not None and scheme is not None:
+            check_portable(quantized, scheme, *weight.shape)
+        return Done(Outcome(new, found.kind, found.notes, quantized), Errors(*found.numbers))
+
+    def _path(self, name: str) -> Path:
+        return self.directory / f"layer-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+
+
+def open_store(directory: object, settings: Iterable[object], tensors: Iterable[Tensor]) -> Store:
+    """The store of a run with these settings, weights and data. Raises TypeError, or ImportError without safetensors."""
+    from ...checkpoint_tensors import require_safetensors
+
+    if not isinstance(directory, (str, os.PathLike)):
+        raise TypeError(f"resume={directory!r}: wants the path of a directory")
+    require_safetensors()
+    key = hashlib.sha256(repr([str(value) for value in settings]).encode())
+    for tensor in tensors:
+        key.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+        key.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return Store(Path(directory), key.hexdigest())
+
+
+def _index(data: bytes) -> dict[str, Any] | None:
+    """The index where every field is what it should be, else None."""
+    try:
+        index = json.loads(data)
+    except ValueError:
+        return None
+    kinds = {"schema": str, "key": str, "file": str, "sha256": str, "kind": str}
+    lists = {"holds": (str,), "notes": (str,), "numbers": (float, type(None))}
+    if not isinstance(index, dict) or any(type(index.get(field)) is not kind for field, kind in kinds.items()):
+        return None
+    for field, allowed in lists.items():
+        values = index.get(field)
+        if not isinstance(values, list) or not all(type(value) in allowed for value in values):
+            return None
+    return index if index["schema"] == _SCHEMA else None

@@ -1,0 +1,150 @@
+"""Make new layers for a plan, stage by stage, and put each into the model before the next is looked at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ...nn import Linear
+from ...scheme import Scheme
+from ..build import Builder
+from ..eligible import dense_weight, is_conv1d
+from ..plan import Layer, Plan
+from ..walk import Edits
+from .bar import bar
+from .inputs import Inputs
+from .judge import Errors, dense_like, judge
+from .outcome import Outcome
+from .stages import Stage, stages
+from .store import Done, Store
+
+Sets = list[list[Layer]]
+
+
+class Work:
+    """The layers of a plan on their way to new ones. What becomes of a weight is for those that inherit.
+
+    Args:
+        plan: what was found and asked for; its layers get ``new``, or a ``reason``.
+        edits: takes every change of the model.
+    """
+
+    # Whether the methods look at Hessians, and at how the inputs were before any change.
+    hessian = follow_dense = False
+    # The method that needs no data, and why another that was asked for does, if it does.
+    without_data = "rtn"
+    needs_data: str | None = None
+
+    def __init__(self, plan: Plan, edits: Edits) -> None:
+        self.plan, self.asked, self.edits = plan, plan.options, edits
+        self.builder = Builder(plan.options)
+        self.sets: Sets = plan.twins()
+
+    @property
+    def scheme(self) -> Scheme | None:
+        """The dense scheme of the new codes; None: weights stay floats."""
+        return self.asked.scheme
+
+    @property
+    def title(self) -> str:
+        """What the report calls the whole."""
+        return str(self.asked.scheme)
+
+    def begin(self, model: nn.Module, batches: Sequence[Any] | None) -> None:
+        """Change the model as a whole before its layers."""
+
+    def prepare(self, stage: Stage, sets: Sets, inputs: dict[int, Inputs], store: Store | None) -> None:
+        """Change what stands around the layers of a stage; inputs, by ``id(layer)``, are changed likewise."""
+
+    def solve(self, layer: Layer, inputs: Inputs | None) -> Outcome:
+        """The new weight of a layer."""
+        raise NotImplementedError
+
+    def make(self, layer: Layer, outcome: Outcome) -> Linear:
+        """The new layer; not asked for where weights stay floats."""
+        raise NotImplementedError
+
+    def is_kept(self, layer: Layer) -> bool:
+        """Whether the weight stays what it is, so that no store needs to know."""
+        return False
+
+    def note(self, layer: Layer, outcome: Outcome, errors: Errors) -> None:
+        """Keep for the report what became of a layer."""
+
+    def run(self, model: nn.Module, batches: Sequence[Any] | None, store: Store | None, progress: bool) -> None:
+        """Do all layers, on the batches where there are some; those in the store are as they were left there."""
+        sets = list(self.sets)
+        modules = [layer.site.module for twins in sets for layer in twins]
+        with bar(len(sets), progress) as advance:
+            for stage in stages(model, batches, modules, self.follow_dense):
+                here = set(stage.layers)
+                now = [twins for twins in sets if any(layer.site.module in here for layer in twins)]
+                sets = [twins for twins in sets if twins not in now]
+                done = {twins[0].site.name: self._load(twins[0], store) for twins in now}
+                inputs = stage.inputs(self.hessian) if not all(done.values()) else {}
+                self.prepare(stage, now, inputs, store)
+                for twins in now:
+                    name = twins[0].site.name
+                    # Twins of one stage: the one that sees the most stands for all.
+                    seen = [inputs[id(layer.site.module)] for layer in twins if id(layer.site.module) in inputs]
+                    self._turn(twins, max(seen, key=lambda one: one.rows, default=None), done[name], store)
+                    advance(name)
+
+    def finish(self) -> None:
+        """Give the new layers the mode of those that they replace."""
+        for layer in self.plan.layers:
+            if layer.new is not None:
+                layer.new.train(layer.site.module.training)
+
+    def _load(self, layer: Layer, store: Store | None) -> Done | None:
+        if store is None or self.is_kept(layer):
+            return None
+        return store.load_done(layer.site.name, dense_weight(layer.site.module), self.scheme)
+
+    def _turn(self, twins: Sequence[Layer], inputs: Inputs | None, done: Done | None, store: Store | None) -> None:
+        first = twins[0]
+        if self.builder.is_refused(twins):
+            self.builder.leave_refused(twins)
+            return
+        outcome = self.solve(first, inputs) if done is None else done.outcome
+        errors = self._build(twins, outcome, None if inputs is None else inputs.held_out)
+        if first.reason is not None:
+            return
+        if done is not None:
+            errors = done.errors
+        elif store is not None and not self.is_kept(first):
+            store.save(first.site.name, Done(outcome, errors).entry())
+        for layer in twins:
+            self.note(layer, outcome, errors)
+
+    def _build(self, twins: Sequence[Layer], outcome: Outcome, x: Tensor | None) -> Errors:
+        """Make what stands for the twins from now on, judge it by inputs x (T, K), and place it."""
+        dense = twins[0].site.module
+        if self.asked.scheme is None:
+            assert outcome.weight is not None, "floats are asked for"  # noqa: S101
+            new: nn.Module | None = dense_like(dense, outcome.weight)
+        else:
+            self.builder.build(twins, lambda layer: self.make(layer, outcome))
+            new = twins[0].new
+        if new is None:
+            return Errors()
+        errors = judge(dense, new, self.asked.scheme, x)
+        if errors.new is not None and not math.isfinite(errors.new):
+            for layer in twins:
+                layer.new, layer.reason = None, "its output would not be finite"
+        for layer in twins:
+            if layer.new is not None:
+                self.edits.swap(layer.site, layer.new)
+            elif layer.reason is None and outcome.weight is not None:
+                self._place_weight(layer, outcome.weight)
+        return errors
+
+    def _place_weight(self, layer: Layer, weight: Tensor) -> None:
+        old, module = layer.weight, layer.site.module
+        held = weight.T.contiguous() if is_conv1d(module) else weight
+        new = nn.Parameter(held, requires_grad=old.requires_grad)
+        self.plan.renew(old, new)
+        self.edits.put(module._parameters, "weight", new)

@@ -1,0 +1,195 @@
+"""Run the passes of a recipe on a model, all of them or none."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from glob import escape
+from importlib import metadata
+from inspect import signature
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+
+from ..nn import Linear
+from ..recipe import DENSE, PASSES, Recipe, Stage
+from ..report import Report
+from ..scheme import Scheme
+from ..sparsity import Block, Pattern
+from .aside import Aside
+from .build import check_model
+from .digest import data_sha256
+from .eligible import is_linear_like
+from .layerwise.batches import check_batches
+from .options import check_flag
+from .quantize import quantize
+from .walk import sites
+
+OWN = ""  # of a layer that no pattern of a stage matches: what the stage says for all
+# The argument that says it.
+OWN_WHERE = {"quantize": "scheme", "sparsify": "pattern"}
+
+
+class StageReport(Protocol):
+    """What a pass reports."""
+
+    def to_json(self) -> str:
+        """As strict JSON."""
+
+
+@dataclass(frozen=True)
+class Optimized:
+    """What each stage of a recipe did; ``notes``: in what the run differs from the one that the recipe is of."""
+
+    recipe: Recipe
+    reports: tuple[StageReport, ...]
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        parts = [
+            f"stage {i} of {len(self.reports)}: {stage.name}\n{report}"
+            for i, (stage, report) in enumerate(zip(self.recipe.stages, self.reports, strict=True), 1)
+        ]
+        return "\n\n".join([*parts, *(f"note: {note}" for note in self.notes)])
+
+    def to_json(self) -> str:
+        """The recipe, the notes and each stage's report as strict JSON."""
+        reports = [json.loads(report.to_json()) for report in self.reports]
+        whole = {
+            "schema": "nybble.optimized/1",
+            "recipe": self.recipe.to_dict(),
+            "notes": self.notes,
+            "reports": reports,
+        }
+        return json.dumps(whole, indent=2, allow_nan=False)
+
+
+def optimize(
+    model: nn.Module,
+    recipe: Recipe,
+    *,
+    calibration: Iterable[Any] | None = None,
+    progress: bool = False,
+    resume: str | os.PathLike[str] | None = None,
+) -> Optimized:
+    """Run the passes of a recipe on ``model``, in place.
+
+    They work on a copy of its modules, on the same tensors; the model becomes what the copy has become once all of
+    them are through. Until then it can be used as it is.
+
+    Args:
+        model: any module, as for ``quantize``.
+        recipe: the passes and their arguments. Where a stage names a scheme per layer, layers of one scheme are done
+            together, in the order in which the schemes are named.
+        calibration: batches, as for ``sparsify``; every pass that looks at data gets them. ``recover`` has the model as it
+            was for its reference, and the seed of the recipe.
+        progress: show the passes' bars on stderr, if rich is installed.
+        resume: a directory in which the passes that can be resumed keep what they have done.
+
+    Returns:
+        An ``Optimized``: the report of each stage.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong, a pattern of ``layers`` matches no layer, or a pass refuses what
+            the recipe asks of it. After any exception, ``KeyboardInterrupt`` included, the model is as it was.
+    """
+    check_model(model)
+    if not isinstance(recipe, Recipe):
+        raise TypeError(f"recipe={type(recipe).__name__}: wants a nybble.Recipe, see nybble.Recipe.load")
+    check_flag("progress", progress)
+    batches = check_batches(calibration, model)
+    aside = Aside(model)
+    reports: list[StageReport] = []
+    for i, stage in enumerate(recipe.stages):
+        given: dict[str, Any] = {
+            "calibration": batches,
+            "data": batches,
+            "reference": model,
+            "seed": recipe.seed,
+            "progress": progress,
+        }
+        if resume is not None:
+            given["resume"] = Path(resume) / f"stage-{i}"
+        reports.append(_run(stage, aside.model, given))
+    aside.adopt()
+    return Optimized(recipe, tuple(reports), tuple(_differences(recipe, batches)))
+
+
+def _run(stage: Stage, model: nn.Module, given: Mapping[str, Any]) -> StageReport:
+    run = PASSES[stage.name]
+    takes = signature(run).parameters
+    arguments = {**{key: value for key, value in given.items() if key in takes}, **stage.arguments}
+    layers = arguments.pop("layers", None)
+    if layers is None:
+        report: StageReport = run(model, **arguments)
+        return report
+    groups = _groups(model, layers, OWN if OWN_WHERE[stage.name] in arguments else DENSE)
+    if not groups:
+        return replace(quantize(model, exclude="*", goal="memory"), scheme=DENSE)
+    resume = arguments.get("resume")
+    done: dict[str, Report] = {}
+    for i, (scheme, names) in enumerate(groups.items()):
+        own = {} if resume is None else {"resume": resume / str(i)}
+        chosen = {**own, **_scheme(scheme), "include": [escape(name) for name in names]}
+        done |= dict.fromkeys(names, run(model, **{**arguments, **chosen}))
+    return _merged(done)
+
+
+def _groups(model: nn.Module, layers: Mapping[str, str], default: str) -> dict[str, list[str]]:
+    """Scheme -> names of the layers that are to have it, in the order of the patterns; without the dense ones."""
+    groups: dict[str, list[str]] = {scheme: [] for scheme in (*layers.values(), default)}
+    unused = set(layers)
+    for site in sites(model):
+        if not is_linear_like(site.module):
+            continue
+        matching = [pattern for pattern in layers if any(fnmatchcase(name, pattern) for name in site.names)]
+        unused -= set(matching)
+        if not isinstance(site.module, Linear):
+            groups[layers[matching[0]] if matching else default].append(site.name)
+    if unused:
+        raise ValueError(
+            f"layers: {', '.join(map(repr, sorted(unused)))} match no Linear layer; patterns are globs on full module names"
+        )
+    return {scheme: names for scheme, names in groups.items() if names and scheme != DENSE}
+
+
+def _scheme(name: str) -> dict[str, Any]:
+    """The arguments that make a pass give its layers this scheme."""
+    if name == OWN:
+        return {}
+    scheme = Scheme.parse(name)
+    if scheme.sparsity is None:
+        return {"scheme": scheme}
+    assert not isinstance(scheme.sparsity, Block), "no stage has it"  # noqa: S101
+    return {"scheme": scheme.dense, "pattern": Pattern(scheme.sparsity, scheme.sparsity.zeros)}
+
+
+def _merged(done: Mapping[str, Report]) -> Report:
+    """One report of calls on one model, the later after the earlier: each layer's row is that of its own call."""
+    reports = list({id(report): report for report in done.values()}.values())
+    rows = {name: {row.name: row for row in report.layers}[name] for name, report in done.items()}
+    layers = tuple(rows.get(row.name, row) for row in reports[-1].layers)
+    return replace(reports[-1], layers=layers, scheme=", ".join(dict.fromkeys(report.scheme for report in reports)))
+
+
+def _differences(recipe: Recipe, batches: list[Any] | None) -> list[str]:
+    """In what this run differs from the one that the recipe was made with."""
+    found = []
+    for name, version in recipe.versions.items():
+        try:
+            here = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            here = "not installed"
+        if here != version:
+            found.append(f"the recipe was made with {name} {version}; here it is {here}")
+    if recipe.data_sha256 is not None and (batches is None or data_sha256(batches) != recipe.data_sha256):
+        found.append(
+            "the recipe was made with other calibration data"
+            if batches
+            else "there is no calibration data; the recipe was made with some"
+        )
+    return found

@@ -1,0 +1,56 @@
+"""What recover did, as data, as text and as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class RecoveredStage:
+    """One block, or the whole model.
+
+    before, after: held-out loss of the layers as they run, before and at the end; ``after`` is that of what stands in
+    the model. steps, rate: of the training. kept: whether the new layers stand there; note: how the training ended.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    before: float
+    after: float
+    steps: int
+    rate: float
+    kept: bool
+    note: str
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """All stages, and the held-out loss of the whole model. ``left``: layers that were not touched -> why."""
+
+    loss: str
+    before: float
+    after: float
+    stages: tuple[RecoveredStage, ...]
+    left: dict[str, str]
+
+    @property
+    def removed(self) -> float:
+        """The share of the held-out loss that is gone."""
+        return 1 - self.after / self.before if self.before else 0.0
+
+    def __str__(self) -> str:
+        lines = [
+            f"{stage.name}: held-out loss {stage.before:.4g} -> {stage.after:.4g}, {len(stage.layers)} layers, "
+            f"{stage.steps} steps at {stage.rate:g}, {stage.note}{'' if stage.kept else '; not better, as it was'}"
+            for stage in self.stages
+        ]
+        lines += [f"left alone: {name}: {why}" for name, why in self.left.items()]
+        whole = f"the model: held-out {self.loss} to the reference {self.before:.4g} -> {self.after:.4g}"
+        return "\n".join([*lines, f"{whole}, {self.removed:.0%} of it removed"])
+
+    def to_json(self) -> str:
+        """All of it as strict JSON."""
+        return json.dumps(
+            {"schema": "nybble.recovered/1", **asdict(self), "removed": self.removed}, indent=2, allow_nan=False
+        )

@@ -1,0 +1,146 @@
+"""A layer whose codes, scales and bias can be learned, standing where the layer stands."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ...nn import Linear, SparseLinear
+from ...rounding import QuantizedWeight, pack_nibbles, unpack_nibbles
+from ..layerwise.judge import dense_like
+
+_LEAST_GAIN = 0.05
+
+
+def round_through(x: Tensor) -> Tensor:
+    """x to the nearest integer; the gradient is that of x."""
+    return x + (x.round() - x).detach()
+
+
+def store_through(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """float32 x as a dtype stores it; the gradient is that of x."""
+    return x + (x.to(dtype).float() - x).detach()
+
+
+class Shadow(nn.Module):
+    """Learns a layer: ``make`` gives what stands for it by now, which at first is the layer, code by code.
+
+    latent (N, K): weights before they are rounded, relative to their zero point, in units of a code (for a pruned float
+    layer, of its weights). A weight that is not stored stays 0. gain (N, groups): the scales are those of the layer
+    times 1 + gain.
+
+    Args:
+        layer: a Linear of nybble, or an nn.Linear with zeros.
+        dense: the weight (N, K) that the layer was made of; what its rounding left over is where learning starts.
+    """
+
+    def __init__(self, layer: nn.Module, dense: Tensor) -> None:
+        super().__init__()
+        self._layer = [layer]  # in a list, not to be a module of this one
+        values, self._scale, self._zero = _parts(layer)
+        self._size = layer.scheme.group_size if isinstance(layer, Linear) else None
+        left_over = (
+            dense.detach().float() / self._spread(self._scale).clamp_min(torch.finfo(torch.float32).tiny) - values
+        )
+        rounds = isinstance(layer, Linear)
+        # Short of the half, so that the codes are those of the layer.
+        self.latent = nn.Parameter(values + left_over.clamp(-0.49, 0.49) if rounds else values)
+        # A group whose scale is 0 has no codes either.
+        usable = (self._spread(self._scale) > 0).expand_as(values)
+        self._keep = values != 0 if _is_sparse(layer) else None if bool(usable.all()) else usable
+        self.gain = nn.Parameter(torch.zeros_like(self._scale))
+        bias = cast("nn.Parameter | None", layer.bias)
+        self.bias = None if bias is None else nn.Parameter(bias.detach().float().clone())
+        self._range = _code_range(layer) if isinstance(layer, Linear) else None
+        if self._keep is not None:
+            self.latent.data.mul_(self._keep)
+
+    def rates(self, rate: float) -> list[dict[str, object]]:
+        """Groups for an optimizer whose steps are as large as its rate: relative to what they change."""
+        groups: list[dict[str, object]] = [
+            {"params": [self.latent], "lr": rate * self.latent.detach().square().mean().sqrt().item()},
+            {"params": [self.gain], "lr": rate},
+        ]
+        if self.bias is not None:
+            size = self.bias.detach().square().mean().sqrt().item()
+            groups.append({"params": [self.bias], "lr": rate * (size or 1.0)})
+        return groups
+
+    def codes(self) -> Tensor:
+        """Codes less their zero point (N, K), as floats."""
+        values = self.latent
+        if self._range is not None:
+            low, high = (bound - self._zero for bound in self._range)
+            return self._kept(round_through(torch.minimum(torch.maximum(values, low), high)))
+        return self._kept(values)
+
+    def _kept(self, values: Tensor) -> Tensor:
+        return values if self._keep is None else values * self._keep
+
+    def scale(self) -> Tensor:
+        """Scales (N, groups) in float32, as they will be stored."""
+        return store_through(self._scale * (1 + self.gain).clamp_min(_LEAST_GAIN), self._stored)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the layer, with activations in float."""
+        weight = self.codes() * self._spread(self.scale())
+        return functional.linear(x, weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+    @torch.no_grad()
+    def make(self) -> nn.Module:
+        """The layer with what was learned: a new one in eval mode, its bias a new Parameter."""
+        layer = self._layer[0]
+        codes, scale = self.codes(), self.scale()
+        bias = cast("nn.Parameter | None", layer.bias)
+        if bias is not None and self.bias is not None:
+            bias = nn.Parameter(self.bias.detach().to(bias.dtype), requires_grad=bias.requires_grad)
+        if not isinstance(layer, Linear):
+            weight = cast(Tensor, layer.weight)
+            pruned = dense_like(layer, (codes * self._spread(scale)).to(weight.dtype))
+            pruned.weight.requires_grad_(weight.requires_grad)
+            if bias is not None:
+                pruned.bias = bias
+            return pruned.eval()
+        whole = (codes + self._zero).round()
+        packed = whole.to(torch.int8) if layer.scheme.weight_bits == 8 else pack_nibbles(whole)
+        quantized = QuantizedWeight(packed, scale.to(self._stored), layer.quantized().zero_point)
+        kind = SparseLinear if isinstance(layer, SparseLinear) else Linear
+        return kind.from_quantized(quantized, layer.in_features, bias, layer.scheme, layer.dtype).eval()
+
+    @property
+    def _stored(self) -> torch.dtype:
+        layer = self._layer[0]
+        return torch.bfloat16 if isinstance(layer, Linear) and layer.scheme.weight_bits == 4 else torch.float32
+
+    def _spread(self, per_group: Tensor) -> Tensor:
+        """(N, groups) as it multiplies (N, K)."""
+        if self._size is None:
+            return per_group
+        n, k = cast(Tensor, self._layer[0].weight).shape
+        return per_group[..., None].expand(-1, -1, self._size).reshape(n, -1)[:, :k]
+
+
+def _is_sparse(layer: nn.Module) -> bool:
+    return not isinstance(layer, Linear) or isinstance(layer, SparseLinear)
+
+
+def _code_range(layer: Linear) -> tuple[int, int]:
+    return (-127, 127) if layer.scheme.weight_bits == 8 else (0, 15)
+
+
+def _parts(layer: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes less their zero points (N, K), scales (N, groups), zero points that broadcast to (N, K); float32."""
+    if not isinstance(layer, Linear):
+        weight = cast(Tensor, layer.weight).detach().float()
+        return weight.clone(), torch.ones(len(weight), 1), torch.zeros(1)
+    quantized, k = layer.quantized(), layer.in_features
+    if layer.scheme.weight_bits == 8:
+        return quantized.qweight.float(), quantized.scale.float(), torch.zeros(1)
+    codes = unpack_nibbles(quantized.qweight, k).float()
+    zero = torch.full((1,), 8.0)
+    if quantized.zero_point is not None:
+        zero = quantized.zero_point.float().repeat_interleave(layer.scheme.group_size or k, 1)[:, :k]
+    return codes - zero, quantized.scale.float(), zero

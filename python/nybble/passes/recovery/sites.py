@@ -1,0 +1,75 @@
+"""The layers that can be won back, beside what they were made of."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+from torch import nn
+
+from ...nn import Linear
+from ..eligible import dense_weight, is_linear_like
+from ..walk import Site, sites
+from .shadow import Shadow
+
+_LEAST_ZEROS = 0.05  # of an nn.Linear that counts as pruned
+
+
+class Pair(NamedTuple):
+    """A layer of the model, where it stands, and the dense layer that it was made of."""
+
+    site: Site
+    dense: nn.Module
+
+    @property
+    def layer(self) -> nn.Module:
+        """What stands there now."""
+        place = self.site.places[0]
+        return cast(nn.Module, place.parent._modules[place.key])
+
+    def put(self, new: nn.Module) -> None:
+        """Have another module stand there."""
+        for place in self.site.places:
+            place.put(new)
+
+    def shadow(self) -> Shadow:
+        """A stand-in for the layer."""
+        return Shadow(self.layer, dense_weight(self.dense))
+
+
+def pairs(model: nn.Module, reference: nn.Module) -> tuple[list[Pair], dict[str, str]]:
+    """The quantized and pruned layers with their counterparts of the same name, and why others are left.
+
+    Raises:
+        ValueError: a counterpart is missing, quantized itself, or of another shape; or there is nothing to win back.
+    """
+    dense = dict(reference.named_modules())
+    users: dict[int, int] = {}
+    found, left = [], {}
+    changed = [site for site in sites(model) if is_linear_like(site.module) and _is_changed(site.module)]
+    for site in changed:
+        users[_weight_id(site.module)] = users.get(_weight_id(site.module), 0) + 1
+    for site in changed:
+        other = dense.get(site.name)
+        if other is None or not is_linear_like(other) or isinstance(other, Linear):
+            raise ValueError(f"reference: has no dense Linear layer {site.name!r} to compare with")
+        shape, wanted = tuple(dense_weight(other).shape), tuple(dense_weight(site.module).shape)
+        if shape != wanted:
+            raise ValueError(f"reference: its {site.name!r} is {shape}, the model's {wanted}")
+        if users[_weight_id(site.module)] > 1:
+            left[site.name] = "shares its weight with another layer"
+        else:
+            found.append(Pair(site, other))
+    if not found:
+        raise ValueError("model: has no quantized or pruned Linear layer to win back")
+    return found, left
+
+
+def _is_changed(module: nn.Module) -> bool:
+    if isinstance(module, Linear):
+        return True
+    weight = module._parameters.get("weight")
+    return type(module) is nn.Linear and weight is not None and (weight == 0).float().mean().item() >= _LEAST_ZEROS
+
+
+def _weight_id(module: nn.Module) -> int:
+    return module.weight_id if isinstance(module, Linear) else id(module.weight)

@@ -1,0 +1,167 @@
+"""Rotate what flows between the blocks of a transformer (QuaRot, arXiv:2404.00456; SpinQuant, arXiv:2405.16406).
+
+With Q = H diag(+-1) / sqrt(n), what flows becomes x Q: what writes it is multiplied by Q, what reads it by Q', and an
+RMSNorm, its weight moved into its readers, does not notice. So does what a head's values are mixed to, by a Hadamard
+matrix of the head's size. Nothing more runs than before; a channel that stood out is spread over all. The inputs of the
+MLP's last layer are left as they are: to rotate these takes a transform when the model runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...nn import Linear
+from ...scheme import Scheme
+from ..build import check_model
+from ..layerwise.batches import check_batches, whole
+from ..layerwise.judge import moved, relative_error, tensors_of
+from ..layerwise.stages import calm
+from ..walk import Edits
+from .hadamard import base_of, transform
+from .llama import Llama, find
+
+_ROWS = 256
+# How far the model's output may move, by the dtype of its weights.
+_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """What became of the model. ``seed``: of the signs; None where it is as it was, for a ``reason``.
+
+    ``moved`` is the relative change of the model's output; ``error_before`` and ``error`` the mean relative output
+    error of its layers once they are rounded to nearest, without and with the rotation.
+    """
+
+    seed: int | None
+    reason: str | None = None
+    moved: float | None = None
+    error_before: float | None = None
+    error: float | None = None
+
+
+def rotate(
+    model: nn.Module, scheme: str | Scheme = "w4a8g128", *, calibration: Iterable[Any], seeds: int = 8
+) -> Rotation:
+    """Rotate a model in Llama form in place, so that it loses less when it is quantized; otherwise it computes the same.
+
+    Of so many random signs those are taken with which the layers lose least. A head that shares its weight with the
+    embedding gets its own. All or nothing: where the output moves, or no signs help, the model is as it was.
+
+    Args:
+        model: with the module names of transformers' Llama, dense weights and RMSNorms.
+        scheme: what its layers are to become.
+        calibration: batches as in ``quantize``; the first is used.
+        seeds: how many signs to try.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong, or the model is not in Llama form.
+    """
+    check_model(model)
+    numbers = Scheme.parse(scheme)
+    if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
+        raise ValueError(f"seeds={seeds!r}: wants an int of 1 or more")
+    batches = check_batches(calibration, model)
+    if batches is None:
+        raise ValueError("calibration=None: one batch is needed")
+    parts = find(model)
+    width = parts.embedding.embedding_dim
+    if base_of(width) is None:
+        return Rotation(None, f"no Hadamard matrix of order {width} is known here")
+    edits = Edits()
+    try:
+        with torch.inference_mode(False), torch.no_grad(), calm(model):
+            found = _best(model, parts, numbers, batches, seeds, edits)
+    except BaseException:
+        edits.undo()
+        raise
+    if found.seed is None:
+        edits.undo()
+    return found
+
+
+def _best(model: nn.Module, parts: Llama, scheme: Scheme, batches: Sequence[Any], seeds: int, edits: Edits) -> Rotation:
+    run = whole(model, batches[:1])[0][0]
+    wanted = tensors_of(run())
+    before = _error(parts, run, scheme)
+    errors = []
+    for seed in range(seeds):
+        trial = Edits()
+        try:
+            turn(model, parts, seed, trial)
+            errors.append(_error(parts, run, scheme))
+        finally:
+            trial.undo()
+    seed = min(range(seeds), key=errors.__getitem__)
+    if not errors[seed] < before:
+        return Rotation(None, "no rotation lowers the layers' errors", None, before, errors[seed])
+    turn(model, parts, seed, edits)
+    change = moved(tensors_of(run()), wanted)
+    if not change <= _TOLERANCE[parts.embedding.weight.dtype]:
+        return Rotation(None, f"the model's output moves by {change:.2g}", change, before, errors[seed])
+    return Rotation(seed, None, change, before, errors[seed])
+
+
+def turn(model: nn.Module, parts: Llama, seed: int, edits: Edits) -> None:
+    """Fuse the norms and rotate, by the signs of a seed; ``edits`` takes each change. Products are in float64."""
+    width = parts.embedding.embedding_dim
+    signs = torch.randint(0, 2, (width,), generator=torch.Generator().manual_seed(seed)).double() * 2 - 1
+    new: dict[tuple[nn.Module, str], Tensor] = {}
+
+    def read(module: nn.Module, key: str = "weight") -> Tensor:
+        held = module._parameters[key]
+        assert held is not None, "asked for before"  # noqa: S101
+        return new.get((module, key), held.detach().double())
+
+    for norm, layers in parts.readers:
+        for layer in layers:
+            new[layer, "weight"] = transform(read(layer) * read(norm)) * signs
+        new[norm, "weight"] = torch.ones_like(read(norm))
+    new[parts.embedding, "weight"] = transform(read(parts.embedding)) * signs
+    for layer in parts.writers:
+        new[layer, "weight"] = (transform(read(layer).T) * signs).T
+        if layer.bias is not None:
+            new[layer, "bias"] = transform(read(layer, "bias")) * signs
+    if parts.head_size is not None and base_of(parts.head_size) is not None:
+        for values, taker in parts.values:
+            new[values, "weight"] = _by_head(read(values).T, parts.head_size).T
+            if values.bias is not None:
+                new[values, "bias"] = _by_head(read(values, "bias"), parts.head_size)
+            new[taker, "weight"] = _by_head(read(taker), parts.head_size)
+    for (module, key), value in new.items():
+        old = module._parameters[key]
+        assert old is not None, "read above"  # noqa: S101
+        held = nn.Parameter(value.to(old.dtype).contiguous(), requires_grad=old.requires_grad)
+        edits.put(module._parameters, key, held)
+    config = getattr(model, "config", None)
+    if getattr(config, "tie_word_embeddings", False):
+        edits.put(vars(config), "tie_word_embeddings", False)
+
+
+def _by_head(x: Tensor, size: int) -> Tensor:
+    return transform(x.unflatten(-1, (-1, size))).flatten(-2)
+
+
+def _error(parts: Llama, run: Any, scheme: Scheme) -> float:
+    """The mean relative output error of the layers, rounded to nearest, on some rows of what they multiply."""
+    rows: dict[nn.Module, Tensor] = {}
+
+    def see(layer: nn.Module, args: tuple[Any, ...]) -> None:
+        rows[layer] = args[0].reshape(-1, args[0].shape[-1])[:_ROWS].float()
+
+    with contextlib.ExitStack() as hooks:
+        for layer in parts.layers():
+            hooks.callback(layer.register_forward_pre_hook(see).remove)
+        run()
+    errors = [
+        relative_error(Linear.from_weight(layer.weight.float(), None, scheme)(x), x @ layer.weight.float().T)
+        for layer, x in rows.items()
+        if isinstance(layer, nn.Linear)
+    ]
+    return sum(errors) / len(errors)

@@ -1,0 +1,82 @@
+"""Quantize the layers of a plan."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...nn import Linear
+from ...report import Rounded
+from ...scheme import Scheme
+from ..eligible import dense_weight
+from ..layerwise.inputs import Inputs
+from ..layerwise.judge import Errors
+from ..layerwise.outcome import Outcome
+from ..layerwise.stages import Stage
+from ..layerwise.store import Entry, Store
+from ..layerwise.work import Sets, Work
+from ..plan import Layer, Plan
+from ..walk import Edits
+from .folds import Fold, find_folds, try_fold
+from .ladder import NEEDS_DATA, round_weight
+from .scales import Awq, Smooth, choose
+
+
+class Rounding(Work):
+    """The layers of a plan on their way to quantized ones; they get ``rounded`` and ``new``, or a ``reason``.
+
+    scaling: the scales to look for that layers before can take, or None.
+    """
+
+    def __init__(self, plan: Plan, edits: Edits, scheme: Scheme, scaling: Awq | Smooth | None) -> None:
+        super().__init__(plan, edits)
+        self._scheme, self._scaling = scheme, scaling
+        method = self.asked.method
+        self.hessian, self.follow_dense = method in NEEDS_DATA, method == "gptq"
+        if self.sets and (self.hessian or scaling is not None):
+            self.needs_data = (
+                f"method={method!r}: needs calibration data" if self.hessian else "smooth: needs calibration data"
+            )
+
+    def prepare(self, stage: Stage, sets: Sets, inputs: dict[int, Inputs], store: Store | None) -> None:
+        """Divide the inputs of layers by scales, where what makes them can take the division."""
+        layers = [twins[0] for twins in sets if len(twins) == 1]
+        if self._scaling is None or not stage.runs:
+            return
+        folds = find_folds(stage, layers, self.plan)
+        name = f"scales of {stage.name}"
+        specs = {
+            str(i): ((dense_weight(one.takers[0].site.module).shape[1],), torch.float32) for i, one in enumerate(folds)
+        }
+        known = None if store is None else store.load(name, specs)
+        scales = {} if known is None else dict(known.tensors)
+        for i, fold in enumerate(folds):
+            if known is None:
+                chosen = choose(self._scaling, fold.takers, inputs, self._scheme, fold.tie)
+                if chosen is not None:
+                    scales[str(i)] = chosen
+            if str(i) in scales and try_fold(fold, scales[str(i)], self.plan, self.edits):
+                self._scaled(fold, scales[str(i)], inputs)
+        if store is not None and known is None:
+            store.save(name, Entry(scales, "scales"))
+
+    def _scaled(self, fold: Fold, scale: Tensor, inputs: dict[int, Inputs]) -> None:
+        spread = (scale.max() / scale.min()).item()
+        for layer in fold.takers:
+            layer.notes.append(f"inputs scaled, by up to {spread:.3g} to 1")
+            if id(layer.site.module) in inputs:
+                inputs[id(layer.site.module)].divide(scale)
+
+    def solve(self, layer: Layer, inputs: Inputs | None) -> Outcome:
+        """As Work.solve."""
+        return round_weight(dense_weight(layer.site.module), self._scheme, self.asked.method, inputs)
+
+    def make(self, layer: Layer, outcome: Outcome) -> Linear:
+        """As Work.make."""
+        assert outcome.quantized is not None, "rounded weights have codes"  # noqa: S101
+        in_features = dense_weight(layer.site.module).shape[1]
+        return Linear.from_quantized(outcome.quantized, in_features, layer.bias, self._scheme, layer.weight.dtype)
+
+    def note(self, layer: Layer, outcome: Outcome, errors: Errors) -> None:
+        """As Work.note."""
+        layer.rounded = Rounded(outcome.method, errors.rounding, errors.new, (*outcome.notes, *layer.notes))

@@ -1,0 +1,48 @@
+"""How far a changed model is from what it was, on data that both see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...evaluate.data import sequences
+from ...evaluate.outputs import Sums, kl_sums, main_output, output_error_sums
+from ...evaluate.result import Metric
+from ...evaluate.table import mean_metric
+from ..layerwise.batches import call
+
+DAMAGES = {"kl": kl_sums, "output": output_error_sums}
+
+
+class Harm:
+    """Holds what a model says before it is changed.
+
+    Args:
+        damage: "kl", KL(before || after) of the softmax of the output, nats a token; "output", the squared change of
+            the output relative to its square.
+    """
+
+    def __init__(self, model: nn.Module, batches: Sequence[Any], damage: str, seed: int) -> None:
+        self._model, self._batches, self._sums, self._seed = model, batches, DAMAGES[damage], seed
+        self._before = [self._say(batch) for batch in batches]
+        if not all(bool(torch.isfinite(output).all()) for output in self._before):
+            raise ValueError("model: its output on the data has NaN or Inf, before anything is changed")
+        self.sequences = sum(map(sequences, batches))
+
+    def _say(self, batch: Any) -> Tensor:
+        return main_output(call(self._model, batch))
+
+    def by_sequence(self) -> Sums:
+        """Sums over each sequence, and what to divide them by, as the model is now."""
+        sums = [
+            self._sums(self._say(batch), before, batch)
+            for batch, before in zip(self._batches, self._before, strict=True)
+        ]
+        return torch.cat([total for total, _ in sums]), torch.cat([weight for _, weight in sums])
+
+    def __call__(self) -> Metric:
+        """The mean, with its interval over sequences."""
+        return mean_metric(*self.by_sequence(), self._seed)

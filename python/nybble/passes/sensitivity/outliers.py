@@ -1,0 +1,46 @@
+"""Input channels of a layer that are far larger than the others: what rounds badly."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+# Times the median channel's largest value from which a channel counts as an outlier (as in LLM.int8(), about 6).
+FACTOR = 6.0
+
+
+class Outliers(NamedTuple):
+    """channels: the indices, the largest first; peak: the largest channel over the median one."""
+
+    channels: tuple[int, ...]
+    peak: float
+
+
+def outliers(largest: Tensor) -> Outliers:
+    """Of the largest magnitude of each channel, (K,)."""
+    middle = largest.median()
+    if not middle > 0:
+        return Outliers((), float("inf") if largest.max() > 0 else 1.0)
+    order = torch.argsort(largest, descending=True)
+    found = tuple(int(i) for i in order[: int((largest > FACTOR * middle).sum())])
+    return Outliers(found, float(largest.max() / middle))
+
+
+def largest_inputs(layers: Sequence[nn.Module], run: Callable[[], object]) -> list[Tensor | None]:
+    """The largest magnitude of each input channel of each layer, float32 (K,), while ``run`` runs; None: not called."""
+    found: dict[int, Tensor] = {}
+
+    def see(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = args[0] if args else next(iter(kwargs.values()))
+        here = x.detach().abs().reshape(-1, x.shape[-1]).amax(0).float()
+        found[id(layer)] = torch.maximum(found[id(layer)], here) if id(layer) in found else here
+
+    with contextlib.ExitStack() as hooks:
+        for layer in layers:
+            hooks.callback(layer.register_forward_pre_hook(see, with_kwargs=True).remove)
+        run()
+    return [found.get(id(layer)) for layer in layers]

@@ -1,0 +1,93 @@
+"""--preset accuracy: its simulated formats, its bars and its table."""
+
+import pytest
+import torch
+from torch import nn
+
+from nybble.bench import accuracy, accuracy_methods, accuracy_simulated, presets
+from nybble.bench.accuracy import Loss
+
+
+def correlated(n, k, rows, seed=0):
+    """A weight, and inputs of which neighbours go together."""
+    draw = torch.Generator().manual_seed(seed)
+    mix = 0.9 ** (torch.arange(k)[:, None] - torch.arange(k)).abs()
+    return torch.randn(n, k, generator=draw), torch.randn(rows, k, generator=draw) @ torch.linalg.cholesky(mix).T
+
+
+def test_rounding_to_nearest_is_within_half_a_step_and_repeats():
+    weight, _ = correlated(16, 256, 1)
+    rounded = accuracy_simulated.nearest(weight, 3)
+    groups = weight.split(accuracy_simulated.GROUP, dim=1)
+    for group, new in zip(groups, rounded.split(accuracy_simulated.GROUP, dim=1), strict=True):
+        step = (group.amax(1).clamp(min=0) - group.amin(1).clamp(max=0)) / 7
+        assert ((group - new).abs().amax(1) <= 1.01 * step).all()
+        assert all(len(row.unique()) <= 8 for row in new)
+    eight = (accuracy_simulated.nearest(weight, 8) - weight).norm()
+    assert eight < (rounded - weight).norm() / 20
+
+
+def test_gptq_does_better_than_nearest_and_as_nearest_where_inputs_are_apart():
+    weight, x = correlated(64, 256, 2048)
+    hessian = 2 / len(x) * x.T @ x
+    found, nearest = accuracy_simulated.by_gptq(weight, hessian, 3), accuracy_simulated.nearest(weight, 3)
+    assert (x @ (weight - found).T).norm() ** 2 <= 0.35 * (x @ (weight - nearest).T).norm() ** 2
+    assert all(len(row.unique()) <= 8 for row in found[:, :128])
+    apart = accuracy_simulated.by_gptq(weight, torch.diag(hessian.diagonal()), 3)
+    assert torch.equal(apart, nearest)
+    with pytest.raises(ValueError, match="cannot be factored"):
+        accuracy_simulated.by_gptq(weight, torch.full_like(hessian, float("nan")), 3)
+
+
+def test_every_bar_is_of_a_method_that_runs():
+    there = {(method.setting, method.name) for method in accuracy_methods.METHODS}
+    assert len(there) == len(accuracy_methods.METHODS)
+    for bar in accuracy_methods.BARS:
+        assert bar.name == "best" or (bar.setting, bar.name) in there
+        assert bar.over is None or (bar.setting, bar.over) in there
+    assert presets.PRESETS["accuracy"][1](()) == accuracy.STEPS
+
+
+def test_figures_and_table_are_of_the_means():
+    losses = [Loss(method.setting, method.name, (0.1, 0.3)) for method in accuracy_methods.METHODS]
+    losses = [Loss(one.setting, one.name, (0.1, 0.1, 0.2) if one.name == "gptq" else one.nats) for one in losses]
+    found = {figure.name: figure for figure in accuracy.figures(losses)}
+    assert len(found) == len(accuracy_methods.BARS)
+    gptq = found["w4a16g128 gptq, loss over rtn's"]
+    assert gptq.value == pytest.approx((0.4 / 3) / 0.2)
+    assert gptq.met
+    assert not found["50% wanda, loss over magnitude's"].met
+    assert found["w8a8 rtn + smooth, loss in nats"].value == pytest.approx(0.2)
+    text = accuracy.table(losses)
+    assert len(text.splitlines()) == 2 + len(losses)
+    assert "0.67" in text
+
+
+def test_simulated_formats_round_the_blocks_alone():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(128, 128, bias=False)
+
+        def forward(self, x):
+            return x + self.linear(x)
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = nn.Module()
+            self.model.layers = nn.ModuleList(Block() for _ in range(2))
+            self.head = nn.Linear(128, 4)
+
+        def forward(self, x):
+            for layer in self.model.layers:
+                x = layer(x)
+            return self.head(x)
+
+    torch.manual_seed(0)
+    model = Model()
+    head = model.head.weight.clone()
+    x = [torch.randn(64, 128) for _ in range(4)]
+    accuracy_simulated.simulate(model, 3, x)
+    assert all(len(row.unique()) <= 8 for block in model.model.layers for row in block.linear.weight)
+    assert torch.equal(model.head.weight, head)

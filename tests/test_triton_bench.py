@@ -1,0 +1,250 @@
+"""The bench for GPUs, as far as a machine without one can tell: arithmetic, tables, what a run goes on from."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is for Linux, x86-64 and aarch64")
+
+from nybble.bench import gpu_measure, gpu_run, gpu_tune
+from nybble.bench.gpu_goals import GOALS, Goal, table
+from nybble.bench.gpu_peers import PEERS
+from nybble.bench.gpu_timing import CACHE_BYTES, copies, rounds, summarize
+from nybble.bench.weights import WeightKind
+from nybble.kernels.configs import SHIPPED, Config, read_tuned
+
+SCRIPT = Path(__file__).parents[1] / "bench" / "gpu_run.sh"
+needs_sources = pytest.mark.skipif(not SCRIPT.is_file(), reason="bench/gpu_run.sh is not here: no source tree")
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+
+MACHINE = {
+    "step": "machine",
+    "key": "machine",
+    "gpu": "a GPU",
+    "cuda": "13.0",
+    "versions": {"torch": "2.11"},
+    "date": "a day",
+}
+CEILINGS = {"step": "ceilings", "key": "ceilings", "copy_gbps": 4300.0, "read_gbps": 4100.0}
+CEILINGS |= {"bf16_tops": 790.0, "int8_tops": 1400.0}
+
+
+def reached(goal: Goal, us: float, over_us: float) -> dict:
+    shape = {"m": goal.m, "n": goal.n, "k": goal.k, "over": goal.over}
+    times = {"us": us, "us_p20": us - 0.1, "us_p80": us + 0.1, "over_us": over_us}
+    return {"step": "goals", "key": goal.key, **shape, **times, "runs": "w4a16_triton"}
+
+
+# --- timing
+
+
+@pytest.mark.parametrize("nbytes", [1, 4096, 1 << 20, 33 << 20, 60 << 20, 61 << 20, 1 << 30])
+def test_copies_fill_the_cache_three_times(nbytes: int) -> None:
+    count = copies(nbytes)
+    assert count * nbytes >= 3 * CACHE_BYTES
+    assert count == 1 or (count - 1) * nbytes < 3 * CACHE_BYTES
+    assert copies(0) >= 1
+
+
+def test_a_graph_has_at_least_twenty_calls_and_whole_rounds() -> None:
+    assert [rounds(calls) for calls in (1, 3, 19, 20, 21, 500)] == [20, 7, 2, 1, 1, 1]
+
+
+def test_quantiles_are_microseconds() -> None:
+    sample = summarize([i * 1e-6 for i in (9, 1, 5, 3, 7, 11)])
+    assert sample.us_p20 < sample.us < sample.us_p80
+    assert summarize([2e-6]).us == pytest.approx(2)
+    with pytest.raises(ValueError, match="at least one"):
+        summarize([])
+
+
+# --- goals
+
+
+def test_goals_are_of_schemes_and_peers_that_exist() -> None:
+    assert len({goal.key for goal in GOALS}) == len(GOALS)
+    peers = {peer.name for peer in PEERS}
+    for goal in GOALS:
+        WeightKind.parse(goal.scheme)
+        assert goal.over in peers
+        assert goal.speedup > 0
+        if goal.over == "torch int_mm":
+            assert goal.m > 16, "which it refuses"
+
+
+def test_the_table_shows_what_was_reached_missed_failed_and_not_measured() -> None:
+    first, second, third, fourth = GOALS[:4]
+    rows = [reached(first, 10, 100), reached(second, 10, 10), {"key": third.key, "reason": "off by 3"}]
+    lines = table(rows).splitlines()[-len(GOALS) :]
+    assert lines[0].endswith("yes")
+    assert "10.00x" in lines[0]
+    assert lines[1].endswith("NO")
+    assert lines[2].endswith("off by 3")
+    assert lines[3].endswith("not measured")
+    assert fourth.scheme in lines[3]
+
+
+def test_the_report_names_the_machine_and_its_ceilings() -> None:
+    text = gpu_run.report([MACHINE, CEILINGS, reached(GOALS[0], 10, 100)])
+    assert text.startswith("a GPU  CUDA 13.0  torch 2.11  a day\ncopy 4300 GB/s  read 4100 GB/s")
+    assert text.count("not measured") == len(GOALS) - 1
+
+
+# --- runs
+
+
+def test_steps_keep_their_order() -> None:
+    assert gpu_run.steps_of("tune,machine") == ["machine", "tune"]
+    assert gpu_run.steps_of(",".join(gpu_run.STEPS)) == list(gpu_run.STEPS)
+    with pytest.raises(ValueError, match=r"--only nothing: must be of machine"):
+        gpu_run.steps_of("machine,nothing")
+
+
+def test_a_run_goes_on_where_it_was_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, measured = tmp_path / "results.jsonl", []
+
+    def one(goal: Goal, done: list) -> dict:
+        measured.append(goal.key)
+        if len(measured) == 3:
+            raise KeyboardInterrupt
+        return reached(goal, 1, 2)
+
+    monkeypatch.setattr(gpu_measure, "goal", one)
+    with pytest.raises(KeyboardInterrupt):
+        gpu_run.run(out, ["goals"], 1)
+    assert [row["key"] for row in gpu_run.read(out)] == [goal.key for goal in GOALS[:2]]
+    rows = gpu_run.run(out, ["goals"], 1)
+    assert [row["key"] for row in rows] == [goal.key for goal in GOALS]
+    assert gpu_run.read(out) == rows
+    assert len(measured) == len(GOALS) + 1, "what was there was not measured again"
+
+
+def test_no_time_left_measures_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_measure, "goal", lambda *_: pytest.fail("measured"))
+    assert gpu_run.run(tmp_path / "results.jsonl", ["goals", "peers"], 0) == []
+
+
+def test_whole_steps_are_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "results.jsonl"
+    out.write_text(f"{json.dumps(CEILINGS)}\n", encoding="utf-8")
+    monkeypatch.setattr(gpu_measure, "ceilings", lambda: pytest.fail("measured"))
+    assert gpu_run.run(out, ["ceilings"], 1) == [CEILINGS]
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"step": "goals"}'])
+def test_a_file_that_is_no_results_is_refused(tmp_path: Path, line: str) -> None:
+    out = tmp_path / "results.jsonl"
+    out.write_text(f"{json.dumps(CEILINGS)}\n{line}\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"results\.jsonl:2"):
+        gpu_run.read(out)
+
+
+def test_a_peer_of_a_goal_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    goal = GOALS[0]
+    monkeypatch.setattr(gpu_measure, "product", lambda kind, **shape: {"us": 1.0})
+    monkeypatch.setattr(gpu_measure, "peer", lambda *_, **shape: {"us": 7.0})
+    first = gpu_measure.goal(goal, [])
+    assert first["over_us"] == 7.0
+    monkeypatch.setattr(gpu_measure, "peer", lambda *_, **shape: pytest.fail("timed again"))
+    assert gpu_measure.goal(goal, [first])["over_us"] == 7.0
+
+
+def test_a_wrong_product_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RuntimeError, match="not timed"):
+        gpu_measure._check(torch.ones(3, 3), torch.full((3, 3), 1.1), 0.02)
+    with pytest.raises(RuntimeError, match="not timed"):
+        gpu_measure._check(torch.full((3, 3), torch.nan), torch.ones(3, 3), 0.02)
+    gpu_measure._check(torch.ones(3, 3), torch.full((3, 3), 1.01), 0.02)
+
+    def wrong(kind: WeightKind, **shape: int) -> dict:
+        raise RuntimeError("relative error 3")
+
+    monkeypatch.setattr(gpu_measure, "product", wrong)
+    monkeypatch.setattr(gpu_measure, "peer", lambda *_, **shape: {"us": 7.0})
+    assert gpu_measure.goal(GOALS[0], [])["reason"] == "relative error 3"
+
+
+# --- peers
+
+
+def test_peers_that_are_not_installed_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nybble.bench.gpu_peers.find_spec", lambda name: None)
+    for peer in PEERS:
+        reason = gpu_measure.peer(peer, 1, 16, 16).get("reason") if peer.needs else "is not installed"
+        assert "is not installed" in reason
+
+
+@pytest.mark.parametrize("name", ["torch bf16", "torch int_mm"])
+def test_peers_that_run_anywhere_compute_the_product(name: str) -> None:
+    peer = next(peer for peer in PEERS if peer.name == name)
+    weight, x = torch.randn(32, 64).bfloat16(), torch.randn(32, 64).bfloat16()
+    expected = x.float() @ weight.float().t()
+    gpu_measure._check(peer.make(weight)(x), expected, gpu_measure.SANE_PEER[peer.weight_bits])
+
+
+# --- tuning
+
+
+def test_the_fastest_configuration_wins_and_ties_go_to_the_first() -> None:
+    a, b, c = SHIPPED["w8a8_triton"].configs[:3]
+    assert gpu_tune.best([(a, 10.0), (b, 5.0), (c, 7.0)]) == b
+    assert gpu_tune.best([(a, 10.0), (b, 9.8), (c, 9.75)]) == a
+    with pytest.raises(ValueError, match="at least one"):
+        gpu_tune.best([])
+
+
+def test_what_the_tuner_writes_is_what_configs_reads() -> None:
+    config = SHIPPED["w4a16_triton"].configs[1]
+    made = {"bm": 16, "bn": 64, "bk": 64, "stages": 4, "warps": 4, "split_k": 4}
+    row = {"kernel": "w4a16_triton", "n": 4096, "k": 4096, "m": 16, "config": made, "us": 9.0}
+    text = gpu_tune.document([row], "a GPU")
+    assert json.loads(text)["gpu"] == "a GPU"
+    assert read_tuned(text, "sm90", "a test") == {("w4a16_triton", 4096, 4096): {16: config}}
+    assert isinstance(config, Config)
+
+
+def test_tuning_ends_with_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One cell is timed at second 0; the next would start at 5."""
+    seconds = iter((0.0, 5.0))
+    monkeypatch.setattr(gpu_tune, "machine", lambda device: ("sm90", 132))
+    monkeypatch.setattr(gpu_tune, "calls_of", lambda *problem: lambda config: [lambda: config])
+    monkeypatch.setattr(gpu_tune.gpu_timing, "in_graph", lambda calls, replays: summarize([calls[0]().bn * 1e-6]))
+    (row,) = gpu_tune.tune([(64, 64)], 5.0, clock=lambda: next(seconds))
+    assert (row["m"], row["config"]["bn"], row["us"]) == (16, 32, pytest.approx(32))
+
+
+def test_every_kernel_with_configurations_is_tuned() -> None:
+    assert set(gpu_tune.SCHEMES) == set(SHIPPED)
+
+
+# --- commands
+
+
+@no_gpu
+def test_without_a_gpu_the_commands_say_so(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert gpu_run.main(["--out", str(tmp_path / "results.jsonl")]) == 1
+    assert gpu_tune.main([]) == 1
+    assert capsys.readouterr().err.count("no CUDA device") == 2
+
+
+def test_the_report_of_a_file_needs_no_gpu(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out = tmp_path / "results.jsonl"
+    out.write_text("".join(f"{json.dumps(row)}\n" for row in (MACHINE, CEILINGS)), encoding="utf-8")
+    assert gpu_run.main(["--out", str(out), "--report"]) == 0
+    assert capsys.readouterr().out.startswith("a GPU")
+    with pytest.raises(SystemExit):
+        gpu_run.main(["--out", str(out), "--only", "nothing"])
+
+
+@needs_sources
+@pytest.mark.parametrize(("arguments", "message"), [(["--only", "x"], "--only x"), (["--nothing"], "bench/gpu_run.sh")])
+def test_the_script_refuses_what_it_does_not_know(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = subprocess.run([SCRIPT, *arguments], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not list(tmp_path.iterdir())
