@@ -19,7 +19,7 @@ done
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 python=${PYTHON:-python3}
-tests=(tests/test_triton_*.py)
+tests=(tests/test_triton_*.py tests/test_native_cuda.py tests/test_selfcheck.py)
 failed=0
 wanted() { [[ ,$only, == *,$1,* ]]; }
 step() { printf '\n== %s (%ss)\n' "$1" "$SECONDS"; }
@@ -41,7 +41,7 @@ if wanted sanitize; then
     for tool in memcheck racecheck initcheck synccheck; do
       # Some hosts block it: then the log says so, and the run goes on.
       timeout 20 compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" -m pytest -q -p no:cacheprovider \
-        tests/test_triton_plans.py > "$out/sanitize-$tool.log" 2>&1 && echo "$tool: clean" || echo "$tool: exit $?, see $out/sanitize-$tool.log"
+        tests/test_triton_plans.py tests/test_native_cuda.py > "$out/sanitize-$tool.log" 2>&1 && echo "$tool: clean" || echo "$tool: exit $?, see $out/sanitize-$tool.log"
     done
   else
     echo "not installed"

@@ -84,7 +84,11 @@ def test_why_no_gpu_asks_the_least_of_the_devices(devices, reason, monkeypatch: 
 @pytest.mark.parametrize("scheme", ["w8a8", "w8a16", "w4a8g32", "w4a16g128asym", "bs32x32w8a8"])
 def test_on_a_gpu_each_family_is_packed_for_its_kernel(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     here = targets.detect()
-    usable = ("torch", "triton", *(name for name in here.targets if name not in ("torch", "triton", "sm80")))
+    usable = (
+        "torch",
+        "triton",
+        *(target.name for target in targets.TARGETS if target.name in here.targets and not target.gpu),
+    )
     monkeypatch.setattr(targets, "detect", lambda: dataclasses.replace(here, targets=usable))
     parsed = Scheme.parse(scheme)
     chosen = select(Problem(parsed, m=1, n=64, k=64, device="cuda"))
