@@ -60,7 +60,7 @@ def problem_for(spec, scheme, **changed):
     """A problem that the kernel accepts, apart from what is changed."""
     device = spec.device or "cpu"
     problem = Problem(
-        Scheme.parse(scheme), m=1, n=16, k=64, dtype=spec.act_dtypes[0], device=device, layout=spec.layout
+        Scheme.parse(scheme), m=spec.m_range[0], n=16, k=64, dtype=spec.act_dtypes[0], device=device, layout=spec.layout
     )
     return dataclasses.replace(problem, **changed)
 
@@ -330,9 +330,9 @@ def gpu(machine, monkeypatch):
     [
         (
             "w4a16g128",
-            {0: "w4a16_sm80_gemv", 8: "w4a16_sm80_gemv", 9: "w4a16_sm80", 64: "w4a16_sm80", 65: "w4a16_triton"},
+            {0: "w4a16_sm80_gemv", 8: "w4a16_sm80_gemv", 9: "w4a16_sm80", 64: "w4a16_sm80", 65: "w4a16_triton_matmul"},
         ),
-        ("w8a16", {1: "w8a16_sm80_gemv", 9: "w8a16_sm80", 64: "w8a16_sm80", 1000: "w8a16_triton"}),
+        ("w8a16", {1: "w8a16_sm80_gemv", 9: "w8a16_sm80", 64: "w8a16_sm80", 1000: "w8a16_triton_matmul"}),
         ("w4a8", {1: "w4a8_sm80", 1000: "w4a8_sm80"}),
         ("w8a8", {1: "w8a8_triton", 1000: "w8a8_triton"}),
     ],
@@ -353,6 +353,17 @@ def test_the_number_of_rows_chooses_on_a_gpu(scheme, kernels, gpu, monkeypatch):
         assert select(dataclasses.replace(problem, m=m, layout=layout)).name == name
         plan(torch.empty(m, 64), None, None, None)
         assert ran.pop() == name
+
+
+def test_cuda_kernels_that_are_not_built_stay_in_the_table(gpu, monkeypatch):
+    monkeypatch.setattr(native_cuda, "built", lambda: False)
+    all_specs.cache_clear()
+    problem = Problem(Scheme.parse("w4a16"), m=1, n=16, k=64, device="cuda")
+    assert {spec.why_not(problem) for spec in specs() if (spec.target, spec.scheme) == ("sm80", "w4a16")} == {
+        "not built"
+    }
+    assert {row["why_not"] for row in nybble.kernels() if row["target"] == "sm80"} == {"not built"}
+    assert select(problem).name == "w4a16_triton"
 
 
 def test_why_not_names_the_rows_and_explain_the_rounding(gpu):

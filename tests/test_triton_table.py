@@ -31,7 +31,7 @@ def linear(name: str) -> bool:
 def test_names_are_unique_and_say_what_they_compute() -> None:
     assert len({kernel.name for kernel in KERNELS}) == len(KERNELS)
     for kernel in KERNELS:
-        assert kernel.name.endswith("_triton")
+        assert kernel.name.endswith(("_triton", "_triton_matmul"))
         assert (kernel.op == "linear") == bool(kernel.family)
         assert kernel.name.startswith(kernel.family or kernel.op)
 
@@ -59,16 +59,26 @@ def test_the_registry_lists_each_with_its_reason() -> None:
 
 
 def test_why_no_gpu_names_what_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
-    triton = next(target for target in targets.TARGETS if target.name == "triton")
+    triton, sm80 = (next(target for target in targets.TARGETS if target.name == name) for name in ("triton", "sm80"))
     monkeypatch.setattr(targets, "find_spec", lambda name: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert targets._why_no_gpu(triton) == "no CUDA device that torch can use; triton is not installed"
+    assert targets._why_no_gpu(sm80) == "no CUDA device that torch can use"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert targets._why_no_gpu(triton) == "triton is not installed"
     monkeypatch.setattr(targets, "find_spec", lambda name: object())
     assert targets._why_no_gpu(triton) is None
+
+
+@pytest.mark.parametrize(
+    ("devices", "reason"),
+    [([(9, 0)], None), ([(8, 0)], None), ([(9, 0), (7, 5)], "a GPU of compute capability 7.5, below 8.0")],
+)
+def test_why_no_gpu_asks_the_least_of_the_devices(devices, reason, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(devices))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: devices[device])
+    assert targets._why_no_gpu(next(target for target in targets.TARGETS if target.name == "sm80")) == reason
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w8a16", "w4a8g32", "w4a16g128asym", "bs32x32w8a8"])

@@ -73,14 +73,14 @@ def linear(
 def _watched(x: Tensor, packed: Tensor, bias: Tensor | None) -> bool:
     """Whether autograd, a tensor subclass, a mode, a transform, a tracer or a profiler must see this call as an op.
 
-    So must torch where the kernel cannot read what a tensor means from its memory: on another device, or negated lazily.
+    So must torch where the kernel cannot read what a tensor means from its memory: on other devices, or negated lazily.
     Where nobody must, going straight to the kernel saves the dispatcher's time, which is more than a small layer's own.
     """
     return (
         type(x) is not Tensor
         or type(packed) is not Tensor
         or type(bias) not in _BIAS_TYPES
-        or not (x.is_cpu and packed.is_cpu)
+        or not ((x.is_cpu and packed.is_cpu) or (x.is_cuda and packed.is_cuda))
         or x.is_neg()
         or (bias is not None and bias.is_neg())
         or (is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)))

@@ -176,6 +176,7 @@ def _triton(kernel: TritonKernel) -> KernelSpec:
         flushes_subnormals=False,
         built=True,
         make=kernel.make if kernel.op == "linear" else None,
+        m_range=(kernel.min_m, None),
     )
 
 

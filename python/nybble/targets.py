@@ -89,8 +89,10 @@ def _why_no_gpu(target: Target) -> str | None:
     absent = []
     if not torch.cuda.is_available():
         absent.append("no CUDA device that torch can use")
-    elif (least := min(map(torch.cuda.get_device_capability, range(torch.cuda.device_count())))) < target.capability:
-        absent.append("a GPU of compute capability {}.{}, below {}.{}".format(*least, *target.capability))
+    elif any(target.capability):
+        least = min(map(torch.cuda.get_device_capability, range(torch.cuda.device_count())))
+        if least < target.capability:
+            absent.append("a GPU of compute capability {}.{}, below {}.{}".format(*least, *target.capability))
     if target.name == "triton" and find_spec("triton") is None:
         absent.append("triton is not installed")
     return "; ".join(absent) or None
