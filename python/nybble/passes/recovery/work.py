@@ -77,9 +77,11 @@ class Work:
         """All stages. The model ends with the layers that have the lowest held-out loss, its own perhaps."""
         everything = Scene("end to end", tuple(self._pairs), self._whole)
         before = now = self._held_out(everything)
-        done = []
+        done: list[RecoveredStage] = []
         for scene in self._blocks():
-            done.append(self._stage(scene, self._asked.epochs))
+            # What suits the first block suits the others: they are alike.
+            rate = done[0].rate if done else self._asked.rate
+            done.append(self._stage(scene, self._asked.epochs, rate))
             advance(scene.name)
         if done:
             now = self._held_out(everything)
@@ -90,7 +92,7 @@ class Work:
             model, dense = whole(self._model, self._batches)[0], whole(self._reference, self._batches)[0]
             everything = Scene(everything.name, everything.layers, self._whole, model, dense)
         if self._asked.end_to_end:
-            done.append(self._stage(everything, self._asked.end_to_end))
+            done.append(self._stage(everything, self._asked.end_to_end, self._asked.rate))
             now = done[-1].after
             advance(everything.name)
         return Recovered(self._kind, before, now, tuple(done), self._left)
@@ -140,7 +142,7 @@ class Work:
         ours, theirs = found
         return (ours, theirs) if ours and theirs and len(ours.blocks) == len(theirs.blocks) else None
 
-    def _stage(self, scene: Scene, epochs: int) -> RecoveredStage:
+    def _stage(self, scene: Scene, epochs: int, rate: float | None) -> RecoveredStage:
         names = tuple(pair.site.name for pair in scene.layers)
         held = self._store.load(scene.name, [pair.layer for pair in scene.layers]) if self._store else None
         if held is not None:
@@ -154,7 +156,7 @@ class Work:
         task = Task(shadows, scene.loss, self._teach, self._judge)
         if scene.runs:
             self._correct(scene, task)
-        rate = self._asked.rate or search(task, self._asked.seed)
+        rate = rate or search(task, self._asked.seed)
         fit = train(task, rate, epochs, self._asked.seed)
         _place(scene.layers, [shadow.make() for shadow in shadows])
         after = self._held_out(scene)
