@@ -47,8 +47,8 @@ FREE, NM = "50%", "2:4"
 
 def _quantized(scheme: str, method: str, seeded: bool, **options: Any) -> Method:
     def make(model: nn.Module, calibration: Sequence[Tensor]) -> object:
-        data = {"calibration": calibration} if seeded else {}
-        return quantize(model, scheme, method=method, goal="memory", **data, **options)
+        data = calibration if seeded else None
+        return quantize(model, scheme, method=method, goal="memory", calibration=data, **options)
 
     name = f"{method} + smooth" if options else method
     return Method(scheme, name, make, seeded)

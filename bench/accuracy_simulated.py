@@ -31,7 +31,8 @@ class Bits(Rounder):
     def round(self, i: int) -> Tensor:
         """Row i of the columns as its codes say."""
         scale, zero = self._scale[self._groups[i]], self._zero[self._groups[i]]
-        return ((self._columns[i] / scale + zero).round().clamp(0, self._top) - zero) * scale
+        codes: Tensor = (self._columns[i] / scale + zero).round().clamp(0, self._top)
+        return (codes - zero) * scale
 
 
 def nearest(weight: Tensor, bits: int) -> Tensor:
