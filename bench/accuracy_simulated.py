@@ -31,8 +31,9 @@ class Bits(Rounder):
     def round(self, i: int) -> Tensor:
         """Row i of the columns as its codes say."""
         scale, zero = self._scale[self._groups[i]], self._zero[self._groups[i]]
-        codes: Tensor = (self._columns[i] / scale + zero).round().clamp(0, self._top)
-        return (codes - zero) * scale
+        codes = (self._columns[i] / scale + zero).round().clamp(0, self._top)
+        value: Tensor = (codes - zero) * scale
+        return value
 
 
 def nearest(weight: Tensor, bits: int) -> Tensor:
