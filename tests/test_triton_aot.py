@@ -110,5 +110,6 @@ def test_no_float_atomics(compiled: dict, arch: int) -> None:
 
 def test_every_kernel_of_the_table_has_cases() -> None:
     named = {case.split("-")[0] for case, _ in CASES}
-    assert {kernel.name for kernel in KERNELS if kernel.op == "linear"} <= named
+    own = {kernel.name for kernel in KERNELS if kernel.op == "linear" and not kernel.entry.startswith("matmul_triton:")}
+    assert own <= named, "those of matmul_triton launch dequantize_triton alone"
     assert set(SHIPPED) <= named

@@ -11,7 +11,7 @@ pytest.importorskip("triton", reason="Triton is for Linux, x86-64 and aarch64")
 from nybble import blocks_gpu, layouts, reference
 from nybble.kernels.table import KERNELS, TritonKernel
 from nybble.registry import specs
-from nybble.rounding import QuantizedWeight
+from nybble.rounding import QuantizedWeight, dequantize_weight
 from nybble.scheme import Scheme
 from nybble.testing import error_bound, random_weight, run, schemes_of
 
@@ -19,6 +19,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 N, K = 70, 200
 CPU = {spec.name: spec for spec in specs()}
 LINEAR = [kernel for kernel in KERNELS if kernel.op == "linear"]
+MATMUL = [kernel for kernel in LINEAR if kernel.entry.startswith("matmul_triton:")]
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +43,12 @@ def expect(got: Tensor, kernel: TritonKernel, quantized: QuantizedWeight, x: Ten
         assert torch.equal(got, run(CPU[f"{kernel.family}_scalar"], quantized, scheme, x.contiguous(), bias))
         return
     expected = reference.linear(x, quantized, bias, scheme, torch.float64)
-    assert ((got.double() - expected).abs() <= error_bound(x, quantized, scheme, expected, x.dtype)).all()
+    bound = error_bound(x, quantized, scheme, expected, x.dtype)
+    if kernel in MATMUL:  # weights and bias are rounded to the activations' dtype, and torch's sums on a CPU may be too
+        weight = dequantize_weight(quantized, scheme, K).double()
+        sums = x.double().abs() @ weight.abs().t() + (0 if bias is None else bias.double().abs())
+        bound = bound + torch.finfo(x.dtype).eps * sums
+    assert ((got.double() - expected).abs() <= bound).all()
 
 
 @pytest.mark.parametrize("kernel", LINEAR, ids=lambda kernel: kernel.name)
@@ -78,7 +84,7 @@ def test_shapes_that_no_weight_may_have_are_refused(kernel: TritonKernel) -> Non
         kernel.make(scheme, N, scheme.max_in_features + 1)
 
 
-@pytest.mark.parametrize("kernel", LINEAR, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("kernel", [one for one in LINEAR if one.min_m == 1], ids=lambda kernel: kernel.name)
 def test_a_row_has_the_same_bits_alone(kernel: TritonKernel) -> None:
     """Up to 16 rows: batches do not change a token's output."""
     scheme = scheme_of(kernel)
