@@ -15,11 +15,8 @@ VOCABULARY, WIDTH = 11, 8
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _one_thread(threads):
+    threads(1)
 
 
 class Tokens(nn.Module):

@@ -18,11 +18,8 @@ SCHEMES = ("w8a8", "w4a16", "w4a16g32")
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _one_thread(threads):
+    threads(1)
 
 
 class Residual(nn.Module):

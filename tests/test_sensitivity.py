@@ -16,11 +16,8 @@ WIDTH, LAYERS = 64, 4
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _one_thread(threads):
+    threads(1)
 
 
 class Residual(nn.Module):
