@@ -22,6 +22,7 @@ class TritonKernel:
     entry: "module:class" in this package; the class is made from (scheme, out_features, in_features) and called as
         native.LinearPlan is.
     min_m: rows of activations from which on it serves.
+    rounds_weight: it multiplies with the weight rounded to the activations' dtype, as a dense layer does.
     """
 
     name: str
@@ -33,6 +34,7 @@ class TritonKernel:
     group_sizes: tuple[int | None, ...] = (None,)
     op: str = "linear"
     min_m: int = 1
+    rounds_weight: bool = False
 
     def make(self, scheme: Scheme, out_features: int, in_features: int) -> Plan:
         """The kernel bound to a weight's shape. Imports Triton."""
@@ -43,6 +45,7 @@ class TritonKernel:
 
 _WITH_INT32 = (*_FLOATS, torch.int32)
 _GROUPS = (None, *GROUP_SIZES)
+_MATMUL = "matmul_triton:MatmulPlan"
 
 KERNELS = (
     TritonKernel("quantize_triton", "", "plain", "quantize_triton:quantize", op="quantize"),
@@ -52,7 +55,7 @@ KERNELS = (
     TritonKernel("w4a8_triton", "w4a8", "frag4", "w4a8_triton:W4A8Plan", group_sizes=_GROUPS),
     TritonKernel("w4a16_triton", "w4a16", "frag4", "a16_triton:A16Plan", group_sizes=_GROUPS),
     # Above what the CUDA kernels serve.
-    TritonKernel("w8a16_triton_matmul", "w8a16", "rows8", "matmul_triton:MatmulPlan", min_m=65),
-    TritonKernel("w4a16_triton_matmul", "w4a16", "frag4", "matmul_triton:MatmulPlan", group_sizes=_GROUPS, min_m=65),
+    TritonKernel("w8a16_triton_matmul", "w8a16", "rows8", _MATMUL, min_m=65, rounds_weight=True),
+    TritonKernel("w4a16_triton_matmul", "w4a16", "frag4", _MATMUL, group_sizes=_GROUPS, min_m=65, rounds_weight=True),
     TritonKernel("bsw8a8_triton", "bsw8a8", "bsr8", "blocks_triton:BlocksPlan", out_dtypes=_WITH_INT32),
 )

@@ -54,23 +54,24 @@ class KernelSpec:
     """A kernel, and what it accepts. `make(scheme, n, k)` gives the callable."""
 
     name: str
-    op: str
     scheme: str  # the family: weight and activation bits
     target: str
     layout: str
-    device: str | None  # None: any
-    act_dtypes: tuple[torch.dtype, ...]
-    out_dtypes: tuple[torch.dtype, ...]
     group_sizes: tuple[int | None, ...]
-    panel: int  # number of the activation format, csrc/abi.h
-    block_rows: int
-    exact: bool  # int32 accumulators: the same bits on every target and thread count
-    least_zeros: float  # of a weight that is packed for it
-    flushes_subnormals: bool  # products of bfloat16 pairs below 2^-126 count as 0
-    built: bool
     make: Callable[[Scheme, int, int], Plan] | None
+    op: str = "linear"
+    device: str | None = "cpu"  # None: any
+    act_dtypes: tuple[torch.dtype, ...] = FLOATS
+    out_dtypes: tuple[torch.dtype, ...] = FLOATS
     m_range: tuple[int, int | None] = (1, None)  # tokens; None: any number
+    panel: int = 0  # number of the activation format, csrc/abi.h
+    block_rows: int = 0
+    exact: bool = False  # int32 accumulators: the same bits on every target and thread count
+    least_zeros: float = 0.0  # of a weight that is packed for it
+    flushes_subnormals: bool = False  # products of bfloat16 pairs below 2^-126 count as 0
     rounds: torch.dtype | None = None  # what it rounds float32 activations to first
+    rounds_weight: bool = False  # multiplies with the weight rounded to the activations' dtype
+    built: bool = True
 
     def why_not(self, problem: Problem) -> str | None:
         """The first reason that this kernel cannot solve the problem here; None if it can."""
@@ -84,7 +85,7 @@ class KernelSpec:
             (problem.layout in (None, self.layout), f"reads layout {self.layout}, the weight is {problem.layout}"),
             (problem.dtype in self.act_dtypes, f"takes {_names(self.act_dtypes)}, not {problem.dtype}"),
             (out_dtype in self.out_dtypes, f"gives {_names(self.out_dtypes)}, not {out_dtype}"),
-            (self._takes(problem.m), f"is for {_tokens(self.m_range)}, not {problem.m}"),
+            (self.takes(problem.m), f"is for {_tokens(self.m_range)}, not {problem.m}"),
             (problem.scheme.group_size in self.group_sizes, f"has no group_size {problem.scheme.group_size}"),
             (
                 problem.layout is not None or self.least_zeros <= _zeros(problem.scheme),
@@ -93,8 +94,8 @@ class KernelSpec:
         )
         return next((reason for holds, reason in checks if not holds), None)
 
-    def _takes(self, m: int) -> bool:
-        """No tokens at all are as one."""
+    def takes(self, m: int) -> bool:
+        """Whether it serves m tokens; none at all are as one."""
         least, most = self.m_range
         return least <= max(m, 1) and (most is None or m <= most)
 
@@ -140,71 +141,50 @@ def _why_not_here(spec: KernelSpec) -> str | None:
 def _reference(family: str) -> KernelSpec:
     return KernelSpec(
         name=f"{family}_reference",
-        op="linear",
         scheme=family,
         target="torch",
         layout=layouts.PLAIN,
-        device=None,
-        act_dtypes=FLOATS,
-        out_dtypes=FLOATS,
         group_sizes=_group_sizes(family),
-        panel=0,
-        block_rows=0,
-        exact=False,
-        least_zeros=0.0,
-        flushes_subnormals=False,
-        built=True,
         make=ReferencePlan,
+        device=None,
     )
 
 
 def _triton(kernel: TritonKernel) -> KernelSpec:
     return KernelSpec(
         name=kernel.name,
-        op=kernel.op,
         scheme=kernel.family,
         target="triton",
         layout=kernel.layout,
+        group_sizes=kernel.group_sizes,
+        make=kernel.make if kernel.op == "linear" else None,
+        op=kernel.op,
         device="cuda",
         act_dtypes=kernel.act_dtypes,
         out_dtypes=kernel.out_dtypes,
-        group_sizes=kernel.group_sizes,
-        panel=0,
-        block_rows=0,
-        exact=kernel.family.endswith("a8"),
-        least_zeros=0.0,
-        flushes_subnormals=False,
-        built=True,
-        make=kernel.make if kernel.op == "linear" else None,
         m_range=(kernel.min_m, None),
+        exact=kernel.family.endswith("a8"),
+        rounds_weight=kernel.rounds_weight,
     )
 
 
 def _cuda(row: Row) -> KernelSpec:
-    family, floats = row["scheme"], row["scheme"].endswith("a16")
+    family = row["scheme"]
 
     def make(scheme: Scheme, out_features: int, in_features: int) -> Plan:
         return native_cuda.CudaPlan(row["name"], row["layout"], scheme, out_features, in_features)
 
     return KernelSpec(
         name=row["name"],
-        op="linear",
         scheme=family,
         target=row["target"],
         layout=row["layout"],
-        device="cuda",
-        act_dtypes=FLOATS,
-        out_dtypes=FLOATS,
         group_sizes=_group_sizes(family),
-        panel=0,
-        block_rows=0,
-        exact=False,
-        least_zeros=0.0,
-        flushes_subnormals=False,
-        built=native_cuda.built(),
         make=make,
+        device="cuda",
         m_range=(row["min_m"], row["max_m"] or None),
-        rounds=torch.bfloat16 if floats else None,
+        rounds=torch.bfloat16 if family.endswith("a16") else None,
+        built=native_cuda.built(),
     )
 
 
@@ -249,21 +229,20 @@ def _compiled(row: Row, names: KernelNames) -> KernelSpec:
 
     return KernelSpec(
         name=row["name"],
-        op=row["op"],
         scheme=family,
         target=row["target"],
         layout=row["layout"],
-        device="cpu",
+        group_sizes=_group_sizes(family),
+        make=make if row["op"] == "linear" else None,
+        op=row["op"],
         act_dtypes=(torch.bfloat16,) if bf16 else FLOATS,
         out_dtypes=(*FLOATS, torch.int32) if family.endswith("w8a8") else FLOATS,
-        group_sizes=_group_sizes(family),
         panel=row["panel"],
         block_rows=row["block_rows"],
         exact=family.endswith("a8"),
         least_zeros=LEAST_ZEROS.get(row["name"], LEAST_ZEROS.get(row["layout"], 0.0)),
         flushes_subnormals=bf16,
         built=row["built"],
-        make=make if row["op"] == "linear" else None,
     )
 
 
