@@ -8,19 +8,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..demo.accuracy.language import Language, load
 from ..demo.table import text_table
 from ..evaluate import evaluate
-from .accuracy_methods import BARS, METHODS, SEEDS, Bar
+from ..passes.recover import recover
+from .accuracy_methods import BARS, METHODS, Bar, Method
 from .accuracy_more import more
 from .figures import Figure
 from .results import Row
 
-CALIBRATION, JUDGED = 64, 128  # sequences
+CALIBRATION, DISTILLING, JUDGED = 64, 1024, 128  # sequences
 
-STEPS = sum(len(SEEDS) if method.seeded else 1 for method in METHODS) + len(more)
+STEPS = sum(len(method.seeds) * len(method.names) for method in METHODS) + len(more)
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,14 @@ class Judge:
     def _nats(self, model: nn.Module) -> float:
         return math.log(evaluate(model, None, self._data, "perplexity")["perplexity"])
 
-    def loss(self, make: Callable[[nn.Module, Sequence[Tensor]], object], seed: int) -> float:
-        """Of what ``make`` makes of a copy of the model, with calibration data of a seed."""
+    def losses(self, method: Method, seed: int) -> Iterator[float]:
+        """Of what a method makes of a copy of the model with data of a seed, and then of that recovered, if it is to be."""
         model = copy.deepcopy(self.language.model)
-        make(model, self.language.calibrating(CALIBRATION, seed))
-        return self._nats(model) - self.dense
+        method.make(model, self.language.calibrating(CALIBRATION, seed))
+        yield self._nats(model) - self.dense
+        if method.recovered:
+            recover(model, self.language.model, self.language.distilling(DISTILLING, seed))
+            yield self._nats(model) - self.dense
 
 
 def accuracy(put: Callable[[Sequence[Row]], None], advance: Callable[[str], None]) -> Iterator[str]:
@@ -68,12 +72,14 @@ def accuracy(put: Callable[[Sequence[Row]], None], advance: Callable[[str], None
     judge = Judge(load())
     losses = []
     for method in METHODS:
-        nats = []
-        for seed in SEEDS if method.seeded else SEEDS[:1]:
-            nats.append(judge.loss(method.make, seed))
-            advance(f"{method.setting} {method.name}")
-        losses.append(Loss(method.setting, method.name, tuple(nats)))
-        put([losses[-1].line()])
+        nats: dict[str, list[float]] = {name: [] for name in method.names}
+        for seed in method.seeds:
+            for name, found in zip(method.names, judge.losses(method, seed), strict=True):
+                nats[name].append(found)
+                advance(f"{method.setting} {name}")
+        fresh = [Loss(method.setting, name, tuple(found)) for name, found in nats.items()]
+        put([loss.line() for loss in fresh])
+        losses += fresh
     yield f"dense: perplexity {math.exp(judge.dense):.3f} on {JUDGED} held-out sequences of 256 tokens"
     yield table(losses)
     for figure in figures(losses):

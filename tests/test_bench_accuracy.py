@@ -40,8 +40,10 @@ def test_gptq_does_better_than_nearest_and_as_nearest_where_inputs_are_apart():
 
 
 def test_every_bar_is_of_a_method_that_runs():
-    there = {(method.setting, method.name) for method in accuracy_methods.METHODS}
-    assert len(there) == len(accuracy_methods.METHODS)
+    all_names = [(method.setting, name) for method in accuracy_methods.METHODS for name in method.names]
+    there = set(all_names)
+    assert len(there) == len(all_names)
+    assert {(m.setting, m.name) for m in accuracy_methods.METHODS if m.recovered} == set(accuracy_methods.RECOVERED)
     for bar in accuracy_methods.BARS:
         assert bar.name == "best" or (bar.setting, bar.name) in there
         assert bar.over is None or (bar.setting, bar.over) in there
@@ -49,7 +51,7 @@ def test_every_bar_is_of_a_method_that_runs():
 
 
 def test_figures_and_table_are_of_the_means():
-    losses = [Loss(method.setting, method.name, (0.1, 0.3)) for method in accuracy_methods.METHODS]
+    losses = [Loss(method.setting, name, (0.1, 0.3)) for method in accuracy_methods.METHODS for name in method.names]
     losses = [Loss(one.setting, one.name, (0.1, 0.1, 0.2) if one.name == "gptq" else one.nats) for one in losses]
     found = {figure.name: figure for figure in accuracy.figures(losses)}
     assert len(found) == len(accuracy_methods.BARS)

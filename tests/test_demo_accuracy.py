@@ -26,9 +26,9 @@ def story():
     shape = {"hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
     model = LlamaForCausalLM(LlamaConfig(**shape, vocab_size=64, tie_word_embeddings=True)).eval()
     ids = torch.randint(64, (2, 16, 32), generator=torch.Generator().manual_seed(0))
-    narrow = language.Language(model, ids[0], ids[1], {})
+    narrow = language.Language(model, ids[0], ids[1], ids[1], {})
     told = []
-    found = steps.tell(narrow, steps.Sizes(judged=8, planned=8, calibration=16), told.append)
+    found = steps.tell(narrow, steps.Sizes(judged=8, planned=8, calibration=16, distilling=16), told.append)
     assert len(told) == steps.STEPS
     return found
 

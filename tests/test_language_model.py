@@ -43,7 +43,7 @@ def test_its_parts_are_apart_and_text(lm):
     tokenizer = tokenizers.Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
     rows = {tuple(row) for row in lm.held_out.tolist()}
     assert len(rows) == len(lm.held_out) == 256
-    assert not rows & {tuple(row) for row in lm.calibration.tolist()}
+    assert not rows & {tuple(row) for part in (lm.calibration, lm.teaching) for row in part.tolist()}
     text = tokenizer.decode(lm.held_out[0].tolist())
     assert tokenizer.encode(text).ids
     words = {w for row in lm.held_out[:8].tolist() for w in tokenizer.decode(row).split()}
@@ -65,6 +65,7 @@ def test_batches_are_drawn_by_the_seed(lm):
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
     assert torch.cat(lm.judged(32)).shape == (32, 256)
+    assert torch.cat(lm.distilling(2048, 0)).unique(dim=0).shape == (2048, 256)
 
 
 def test_a_folder_without_it_is_named(tmp_path):

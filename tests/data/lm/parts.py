@@ -1,7 +1,7 @@
 """The text as tokens: a BPE tokenizer of the training part, and all three parts in its tokens.
 
-Kept beside this file, since another machine's packages say something else: the tokenizer, and the tokens that the model
-is judged by and calibrated with. The tokens that it trains on are made anew.
+Kept beside this file, since another machine's packages say something else: the tokenizer, and sequences to judge the
+model by, to calibrate it with, and of its training text to distil it with. All that it trains on is made anew.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
 VOCABULARY, END = 2048, "<|end|>"  # END stands between documents and is token 0
-LENGTH, SEQUENCES = 256, 256  # of the kept parts
+LENGTH = 256
+KEPT = {"held_out": 256, "calibration": 256, "teaching": 2048}  # sequences
 
 
 def train_tokenizer(documents: Sequence[Document]) -> Tokenizer:
@@ -44,17 +45,22 @@ def encode(tokenizer: Tokenizer, documents: Sequence[Document]) -> Tensor:
     return torch.tensor([token for found in encoded for token in found.ids], dtype=torch.int16)
 
 
-def sequences(tokens: Tensor, seed: int) -> Tensor:
-    """SEQUENCES windows of LENGTH tokens that do not overlap, int16, drawn from all there are."""
+def sequences(tokens: Tensor, count: int, seed: int) -> Tensor:
+    """So many windows of LENGTH tokens that do not overlap, int16, drawn from all there are."""
     rows = tokens[: len(tokens) // LENGTH * LENGTH].view(-1, LENGTH)
-    if len(rows) < SEQUENCES:
-        raise ValueError(f"tokens: {len(tokens)} make {len(rows)} sequences, wants {SEQUENCES}")
-    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:SEQUENCES].sort().values]
+    if len(rows) < count:
+        raise ValueError(f"tokens: {len(tokens)} make {len(rows)} sequences, wants {count}")
+    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:count].sort().values]
 
 
-def make(corpus: Corpus, seed: int, folder: Path) -> tuple[Tensor, Tensor, Tensor]:
-    """Write tokenizer.json; the tokens to train on (T,), the held-out and the calibration sequences."""
+def make(corpus: Corpus, seed: int, folder: Path) -> tuple[Tensor, dict[str, Tensor]]:
+    """Write tokenizer.json; the tokens to train on (T,), and the sequences that are kept."""
     tokenizer = train_tokenizer(corpus.train)
     tokenizer.save(str(folder / "tokenizer.json"))
-    held_out, calibration = (sequences(encode(tokenizer, part), seed) for part in (corpus.held_out, corpus.calibration))
-    return encode(tokenizer, corpus.train), held_out, calibration
+    train = encode(tokenizer, corpus.train)
+    source = {
+        "held_out": encode(tokenizer, corpus.held_out),
+        "calibration": encode(tokenizer, corpus.calibration),
+        "teaching": train,
+    }
+    return train, {name: sequences(source[name], count, seed) for name, count in KEPT.items()}

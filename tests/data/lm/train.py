@@ -153,11 +153,11 @@ def prepared(work: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     path = work / "tokens.safetensors"
     if not path.exists():
         text = corpus.read()
-        train, held_out, calibration = parts.make(text, SEED, HERE)
-        save_file({"held_out": held_out, "calibration": calibration}, HERE / "tokens.safetensors")
+        train, kept_parts = parts.make(text, SEED, HERE)
+        save_file(kept_parts, HERE / "tokens.safetensors")
         facts = {"corpus_sha256": text.sha256, "documents": {name: len(part) for name, part in text._asdict().items()}}
         facts["train_tokens"] = len(train)
-        save_file({"train": train, "held_out": held_out}, path, {"facts": json.dumps(facts)})
+        save_file({"train": train, "held_out": kept_parts["held_out"]}, path, {"facts": json.dumps(facts)})
     with safe_open(path, "pt") as kept:
         return {name: kept.get_tensor(name) for name in kept.keys()}, json.loads(kept.metadata()["facts"])  # noqa: SIM118
 

@@ -20,12 +20,13 @@ BATCH = 8  # sequences
 
 @dataclass(frozen=True)
 class Language:
-    """model: LlamaForCausalLM, float32, in eval mode; held_out, calibration: token ids, int64 (sequences, length);
-    facts: how it was made (training.json)."""
+    """model: LlamaForCausalLM, float32, in eval mode; held_out, calibration, teaching: token ids, int64 (sequences,
+    length), the last of the text that it was trained on; facts: how it was made (training.json)."""
 
     model: nn.Module
     held_out: Tensor
     calibration: Tensor
+    teaching: Tensor
     facts: dict[str, Any]
 
     def judged(self, sequences: int | None = None) -> list[Tensor]:
@@ -36,8 +37,16 @@ class Language:
 
     def calibrating(self, sequences: int, seed: int) -> list[Tensor]:
         """Calibration batches, drawn by a seed."""
-        order = torch.randperm(len(self.calibration), generator=torch.Generator().manual_seed(seed))
-        return list(self.calibration[order[:sequences]].split(BATCH))
+        return _drawn(self.calibration, sequences, seed)
+
+    def distilling(self, sequences: int, seed: int) -> list[Tensor]:
+        """Batches to distil with, drawn by a seed."""
+        return _drawn(self.teaching, sequences, seed)
+
+
+def _drawn(rows: Tensor, count: int, seed: int) -> list[Tensor]:
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    return list(rows[order[:count]].split(BATCH))
 
 
 def load(folder: Path = FOLDER) -> Language:
@@ -55,4 +64,4 @@ def load(folder: Path = FOLDER) -> Language:
     tokens = {name: ids.long() for name, ids in load_file(folder / "tokens.safetensors").items()}
     facts = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     done: nn.Module = model.eval()
-    return Language(done, tokens["held_out"], tokens["calibration"], facts)
+    return Language(done, tokens["held_out"], tokens["calibration"], tokens["teaching"], facts)

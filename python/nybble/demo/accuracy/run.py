@@ -15,7 +15,7 @@ from .language import FOLDER, load
 from .page import write
 from .steps import HEADERS, STEPS, Sizes, Story, rows, tell
 
-FULL, QUICK = Sizes(), Sizes(judged=16, planned=8, calibration=16)
+FULL, QUICK = Sizes(), Sizes(judged=16, planned=8, calibration=16, distilling=32)
 WORST = 3  # layers that are named
 
 

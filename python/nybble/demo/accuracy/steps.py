@@ -24,11 +24,12 @@ DENSE, RTN = "dense, float32", f"all {UNIFORM}, rtn"
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sequences to judge, to plan and to calibrate by."""
+    """Sequences to judge, to plan, to calibrate and to distil by."""
 
     judged: int = 128
     planned: int = 24
     calibration: int = 64
+    distilling: int = 512
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,16 @@ class Story:
 
 def tell(language: Language, sizes: Sizes, advance: Callable[[str], None]) -> Story:
     """Make and judge every model; ``advance`` is told of each that is done."""
-    calibration = language.calibrating(sizes.calibration, seed=0)
+    calibration, distilling = (
+        language.calibrating(sizes.calibration, seed=0),
+        language.distilling(sizes.distilling, seed=0),
+    )
     chosen = plan(
         language.model, (UNIFORM, *CANDIDATES), calibration[: -(-sizes.planned // BATCH)], budget={"bytes": UNIFORM}
     )
     advance("plan")
     steps = []
-    for name, make in _makers(language.model, chosen, calibration).items():
+    for name, make in _makers(language.model, chosen, calibration, distilling).items():
         model = copy.deepcopy(language.model)
         make(model)
         found = evaluate(model, language.model, language.judged(sizes.judged), ("perplexity", "kl"))
@@ -71,14 +75,14 @@ def tell(language: Language, sizes: Sizes, advance: Callable[[str], None]) -> St
 
 
 def _makers(
-    dense: nn.Module, chosen: ChosenPlan, calibration: Sequence[Tensor]
+    dense: nn.Module, chosen: ChosenPlan, calibration: Sequence[Tensor], distilling: Sequence[Tensor]
 ) -> Mapping[str, Callable[[nn.Module], object]]:
     def uniform(**options: Any) -> Callable[[nn.Module], object]:
         return lambda model: quantize(model, UNIFORM, goal="memory", **options)
 
     def recovered(model: nn.Module) -> object:
         optimize(model, chosen.recipe)
-        return recover(model, dense, calibration)
+        return recover(model, dense, distilling)
 
     return {
         DENSE: lambda model: None,
