@@ -124,7 +124,7 @@ class Monitor:
         for argument, value in (("every", every), ("window", window)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{argument}={value!r}: must be an int of at least 1")
-        self._model, self._every = model, every
+        self._model, self.every = model, every
         self._log = None if log is None else Path(log)
         self._layers = _layers(model, include, exclude)
         self._watches = {
@@ -150,7 +150,7 @@ class Monitor:
             raise RuntimeError("calibrate: the monitor is on; stop it first")
         for watch in self._watches.values():
             watch.statistics = None
-        every, self._every = self._every, 1
+        every, self.every = self.every, 1
         try:
             self._install()
             with calm(self._model), torch.no_grad():
@@ -158,7 +158,7 @@ class Monitor:
                     call(self._model, batch)
         finally:
             self.stop()
-            self._every = every
+            self.every = every
             for watch in self._watches.values():
                 watch.calibrated()
             self._calls = self._sampled = 0
@@ -244,7 +244,7 @@ class Monitor:
         me = threading.get_ident()
         with self._lock:
             self._calls += 1
-            if (self._calls - 1) % self._every or self._sampler not in (None, me):
+            if (self._calls - 1) % self.every or self._sampler not in (None, me):
                 return
             self._end()  # of a call of this thread that was interrupted
             self._sampler, self._sampled = me, self._sampled + 1
