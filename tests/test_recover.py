@@ -142,6 +142,22 @@ class TestRecovers:
             assert not model.get_parameter(name)[mask].any()
             assert model.get_parameter(name).requires_grad
 
+    def test_under_autocast(self) -> None:
+        model, reference = lossy()
+        dtypes = [(name, tensor.dtype) for name, tensor in model.state_dict().items()]
+        before = error(model, reference)
+        with torch.autocast("cpu", torch.bfloat16):
+            nybble.recover(model, reference, data(), epochs=0)
+        assert error(model, reference) < 0.9 * before
+        assert [(name, tensor.dtype) for name, tensor in model.state_dict().items()] == dtypes
+
+    def test_many_batches_are_judged_by_a_few(self) -> None:
+        model, reference = lossy()
+        done = nybble.recover(model, reference, data(40), epochs=0, end_to_end=1, rate=1e-3)
+        assert done.stages[0].steps == 35
+        done = nybble.recover(model, reference, data(200), epochs=0, end_to_end=1, rate=1e-3)
+        assert done.stages[0].steps == 200 - 200 // 13
+
     def test_without_blocks_and_without_biases(self) -> None:
         for made in (Flat(), Stack(bias=False)):
             model, reference = lossy(model=made)

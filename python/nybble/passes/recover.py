@@ -43,8 +43,10 @@ def recover(
     arXiv:1308.3432; by blocks as in EfficientQAT, arXiv:2407.11062). A weight that is zero and not stored stays so.
     Schemes, shapes and all other parameters stay as they are.
 
-    Every eighth batch (the last of fewer) is held out. What a stage has learned is kept only where the held-out loss of
-    the layers as they run is lower than before, and that of all blocks only where the model's is.
+    Every eighth batch is held out, sixteen at most (of fewer than eight, the last). What a stage has learned is kept
+    only where the held-out loss of the layers as they run is lower than before, and that of all blocks only where the
+    model's is. Under ``torch.autocast`` products are in its dtype, which makes it faster: a few hundred steps, each on
+    other data, win back the most.
 
     Args:
         model: holds ``nybble.nn.Linear`` and ``SparseLinear`` layers, or ``nn.Linear`` layers of whose weights at least

@@ -19,7 +19,7 @@ from .sites import Pair, pairs
 from .store import Store
 from .train import Task, restore, search, state_of, train
 
-_JUDGE_ONE_IN = 8
+_JUDGE_ONE_IN, _JUDGE_MOST = 8, 16
 
 
 class Settings(NamedTuple):
@@ -58,7 +58,8 @@ class Work:
         self._pairs, self._left = pairs(model, reference)
         self._original = [pair.layer for pair in self._pairs]
         self._masks = whole(model, batches)[1]
-        self._judge = range(_JUDGE_ONE_IN - 1, len(batches), _JUDGE_ONE_IN) or range(len(batches) - 1, len(batches))
+        one_in = max(_JUDGE_ONE_IN, -(-len(batches) // _JUDGE_MOST))
+        self._judge = range(one_in - 1, len(batches), one_in) or range(len(batches) - 1, len(batches))
         self._teach = [b for b in range(len(batches)) if b not in self._judge]
         with torch.no_grad():
             self._kind = kind_of(asked.loss, call(reference, batches[0]))
