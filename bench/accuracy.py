@@ -13,7 +13,6 @@ from torch import nn
 from ..demo.accuracy.language import Language, load
 from ..demo.table import text_table
 from ..evaluate import evaluate
-from ..passes.recover import recover
 from .accuracy_methods import BARS, METHODS, Bar, Method
 from .accuracy_more import more
 from .figures import Figure
@@ -63,7 +62,7 @@ class Judge:
         method.make(model, self.language.calibrating(CALIBRATION, seed))
         yield self._nats(model) - self.dense
         if method.recovered:
-            recover(model, self.language.model, self.language.distilling(DISTILLING, seed))
+            self.language.recover(model, DISTILLING, seed)
             yield self._nats(model) - self.dense
 
 

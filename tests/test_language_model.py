@@ -65,7 +65,7 @@ def test_batches_are_drawn_by_the_seed(lm):
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
     assert torch.cat(lm.judged(32)).shape == (32, 256)
-    assert torch.cat(lm.distilling(2048, 0)).unique(dim=0).shape == (2048, 256)
+    assert lm.teaching.unique(dim=0).shape == (2048, 256)
 
 
 def test_a_folder_without_it_is_named(tmp_path):

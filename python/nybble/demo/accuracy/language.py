@@ -11,11 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ... import targets
+from ...passes.recover import recover
+from ...passes.recovery.report import Recovered
 from .. import DemoUnavailable
 from ..model import no_loading_bar
 
 FOLDER = Path("tests/data/lm")
-BATCH = 8  # sequences
+BATCH, DISTILLED = 8, 4  # sequences of a batch, and of one to distil with
 
 
 @dataclass(frozen=True)
@@ -37,16 +40,18 @@ class Language:
 
     def calibrating(self, sequences: int, seed: int) -> list[Tensor]:
         """Calibration batches, drawn by a seed."""
-        return _drawn(self.calibration, sequences, seed)
+        return _drawn(self.calibration, sequences, seed, BATCH)
 
-    def distilling(self, sequences: int, seed: int) -> list[Tensor]:
-        """Batches to distil with, drawn by a seed."""
-        return _drawn(self.teaching, sequences, seed)
+    def recover(self, model: nn.Module, sequences: int, seed: int) -> Recovered:
+        """Win back what a changed copy of the model lost, with text drawn by a seed; in bfloat16 where this CPU has it."""
+        batches = _drawn(self.teaching, sequences, seed, DISTILLED)
+        with torch.autocast("cpu", torch.bfloat16, enabled="avx512bf16" in targets.detect().targets):
+            return recover(model, self.model, batches, epochs=0, end_to_end=2)
 
 
-def _drawn(rows: Tensor, count: int, seed: int) -> list[Tensor]:
+def _drawn(rows: Tensor, count: int, seed: int, size: int) -> list[Tensor]:
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
-    return list(rows[order[:count]].split(BATCH))
+    return list(rows[order[:count]].split(size))
 
 
 def load(folder: Path = FOLDER) -> Language:

@@ -14,7 +14,6 @@ from ...evaluate.memory import held_bytes
 from ...passes.choose import ChosenPlan, plan
 from ...passes.optimize import optimize
 from ...passes.quantize import quantize
-from ...passes.recover import recover
 from .language import BATCH, Language
 
 UNIFORM = "w4a16g128"
@@ -56,16 +55,13 @@ class Story:
 
 def tell(language: Language, sizes: Sizes, advance: Callable[[str], None]) -> Story:
     """Make and judge every model; ``advance`` is told of each that is done."""
-    calibration, distilling = (
-        language.calibrating(sizes.calibration, seed=0),
-        language.distilling(sizes.distilling, seed=0),
-    )
+    calibration = language.calibrating(sizes.calibration, seed=0)
     chosen = plan(
         language.model, (UNIFORM, *CANDIDATES), calibration[: -(-sizes.planned // BATCH)], budget={"bytes": UNIFORM}
     )
     advance("plan")
     steps = []
-    for name, make in _makers(language.model, chosen, calibration, distilling).items():
+    for name, make in _makers(language, chosen, calibration, sizes.distilling).items():
         model = copy.deepcopy(language.model)
         make(model)
         found = evaluate(model, language.model, language.judged(sizes.judged), ("perplexity", "kl"))
@@ -75,14 +71,14 @@ def tell(language: Language, sizes: Sizes, advance: Callable[[str], None]) -> St
 
 
 def _makers(
-    dense: nn.Module, chosen: ChosenPlan, calibration: Sequence[Tensor], distilling: Sequence[Tensor]
+    language: Language, chosen: ChosenPlan, calibration: Sequence[Tensor], distilling: int
 ) -> Mapping[str, Callable[[nn.Module], object]]:
     def uniform(**options: Any) -> Callable[[nn.Module], object]:
         return lambda model: quantize(model, UNIFORM, goal="memory", **options)
 
     def recovered(model: nn.Module) -> object:
         optimize(model, chosen.recipe)
-        return recover(model, dense, distilling)
+        return language.recover(model, distilling, seed=0)
 
     return {
         DENSE: lambda model: None,

@@ -50,7 +50,8 @@ class Shadow(nn.Module):
         self.latent = nn.Parameter(values + left_over.clamp(-0.49, 0.49) if rounds else values)
         # A group whose scale is 0 has no codes either.
         usable = (self._spread(self._scale) > 0).expand_as(values)
-        self._keep = values != 0 if _is_sparse(layer) else None if bool(usable.all()) else usable
+        keep = values != 0 if _is_sparse(layer) else None if bool(usable.all()) else usable
+        self._keep = None if keep is None else keep.float()  # a product of floats is faster than one with booleans
         self.gain = nn.Parameter(torch.zeros_like(self._scale))
         bias = cast("nn.Parameter | None", layer.bias)
         self.bias = None if bias is None else nn.Parameter(bias.detach().float().clone())
