@@ -81,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
     add("--peers", default="*", help="glob on their names, or none")
     add("--budget", type=_argument(_seconds), default="10", help="seconds that a cell may time")
     add("--preset", choices=presets.PRESETS, help="a run that says which targets are met")
+    add("--resume", type=Path, metavar="FILE", help="with --preset accuracy: what this file of results has is taken")
     add("--model", nargs="?", const="*", metavar="GLOB", help="a whole model instead: decode, prefill and memory")
     add("--json", action="store_true", help="one JSON object a line")
     add("--out", type=Path, help="write the JSON lines to this file as they come")
@@ -127,16 +128,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _measure(args: argparse.Namespace) -> int:
     rivals = peers.matching(args.peers)
     threads = [presets.THREADS] if args.preset else args.threads
+    if args.resume and args.preset != "accuracy":
+        raise ValueError(f"--resume {args.resume}: goes with --preset accuracy")
+    done = load(args.resume) if args.resume else []  # before --out, which may be the same file
     limits = _ceilings(threads)
     with sink(args.out, args.json) as put:
         put([run_line(threads, limits)])
-        for text in _texts(args, rivals, limits, put):
+        for text in _texts(args, rivals, limits, put, done):
             print(text, file=sys.stderr if args.json else sys.stdout, flush=True)
     return 0
 
 
 def _texts(
-    args: argparse.Namespace, rivals: Sequence[peers.Peer], limits: dict[str, Any], put: presets.Put
+    args: argparse.Namespace,
+    rivals: Sequence[peers.Peer],
+    limits: dict[str, Any],
+    put: presets.Put,
+    done: Sequence[Row],
 ) -> Iterator[str]:
     """Runs what was asked for; yields what there is to say beside the lines of results."""
     if args.model:
@@ -144,7 +152,7 @@ def _texts(
     elif args.preset:
         run, steps = presets.PRESETS[args.preset]
         with progress(steps(args.shapes)) as advance:
-            yield from run(presets.Setup(rivals, args.shapes, args.budget, limits, put, advance))
+            yield from run(presets.Setup(rivals, args.shapes, args.budget, limits, put, advance, done))
     else:
         caches = [name for name in ("cold", "hot") if getattr(args, name)] or ["cold"]
         kernels = kernel_makers(args.kernel)

@@ -37,7 +37,7 @@ Put = Callable[[Sequence[Row]], None]
 @dataclass(frozen=True)
 class Setup:
     """What a preset is given: the peers, the shapes, where it has none of its own, seconds a cell may time, the
-    ceilings, where lines go, and who is told of each cell that is done."""
+    ceilings, where lines go, who is told of each cell that is done, and lines of a run that was cut off."""
 
     peers: Sequence[Peer]
     shapes: Sequence[Shape]
@@ -45,6 +45,7 @@ class Setup:
     ceilings: dict[str, Any]
     put: Put
     advance: Callable[[str], None]
+    done: Sequence[Row] = ()
 
 
 def cpu_targets(setup: Setup) -> Iterator[str]:
@@ -84,7 +85,7 @@ def sparse_targets(setup: Setup) -> Iterator[str]:
 
 def accuracy(setup: Setup) -> Iterator[str]:
     """Losses of every method on the language model; yields the table and each bar."""
-    yield from language.accuracy(setup.put, setup.advance)
+    yield from language.accuracy(setup.put, setup.advance, setup.done)
 
 
 def _with_peers(kind: WeightKind) -> bool:

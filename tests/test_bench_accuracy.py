@@ -50,6 +50,36 @@ def test_every_bar_is_of_a_method_that_runs():
     assert presets.PRESETS["accuracy"][1](()) == accuracy.STEPS
 
 
+def test_losses_that_a_file_has_are_taken_from_it(monkeypatch):
+    lines = [
+        {"kind": "accuracy", "setting": method.setting, "name": name, "seed": seed, "nats": 0.1 * (1 + seed)}
+        for method in accuracy_methods.METHODS
+        for name in method.names
+        for seed in method.seeds
+    ]
+    measured, missing = [], ("50%", "wanda", 1)
+
+    class Judge:
+        dense, language = 3.0, None
+
+        def __init__(self, _):
+            pass
+
+        def losses(self, method, seed):
+            measured.append((method.setting, method.name, seed))
+            yield 0.5
+
+    monkeypatch.setattr(accuracy, "Judge", Judge)
+    monkeypatch.setattr(accuracy, "load", lambda: None)
+    monkeypatch.setattr(accuracy, "more", ())
+    kept = [line for line in lines if (line["setting"], line["name"], line["seed"]) != missing]
+    put = []
+    texts = list(accuracy.accuracy(put.extend, lambda _: None, [{"kind": "run"}, *kept]))
+    assert measured == [missing]
+    assert len([line for line in put if line["kind"] == "accuracy"]) == len(lines)
+    assert "0.3000" in texts[1]  # (0.1 + 0.5 + 0.3) / 3
+
+
 def test_figures_and_table_are_of_the_means():
     losses = [Loss(method.setting, name, (0.1, 0.3)) for method in accuracy_methods.METHODS for name in method.names]
     losses = [Loss(one.setting, one.name, (0.1, 0.1, 0.2) if one.name == "gptq" else one.nats) for one in losses]

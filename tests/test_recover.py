@@ -14,10 +14,11 @@ from torch.nn import functional
 
 import nybble
 from nybble.nn import Linear, SparseLinear
+from nybble.passes.recovery import train as training
 from nybble.passes.recovery import work
 from nybble.passes.recovery.correct import Sums
 from nybble.passes.recovery.shadow import Shadow, round_through
-from nybble.passes.recovery.train import Task, search, train
+from nybble.passes.recovery.train import Fit, Task, search, train
 from nybble.recipe import Recipe, Stage
 
 SCHEMES = ["w8a8", "w8a16", "w4a16g32", "w4a8g32asym", "w4a16"]
@@ -376,8 +377,25 @@ class TestShadow:
         shadow = Shadow(Linear.from_dense(layer, "w8a16"), layer.weight)
         before = [p.clone() for p in shadow.parameters()]
         x, y = torch.randn(4, 8), torch.randn(4, 8)
-        assert search(Task([shadow], lambda _: (shadow(x) - y).square().mean(), [0, 1], [0]), 0) == 4e-3
+        assert search(Task([shadow], lambda _: (shadow(x) - y).square().mean(), [0, 1], [0]), 0, 2) == 4e-3
         assert all(torch.equal(a, b) for a, b in zip(before, shadow.parameters(), strict=True))
+
+    @pytest.mark.parametrize(
+        ("losses", "short", "long"),
+        [
+            ((0.9, 0.8, 0.95), 1.5e-3, 4e-3),
+            ((0.9, 0.8, 0.99), 1.5e-3, 1.5e-3),
+            ((0.8, 0.98, 1.0), 5e-4, 5e-4),
+            ((1.0, 1.0, 1.0), 5e-4, 5e-4),
+        ],
+    )
+    def test_a_long_run_takes_the_largest_rate_that_gets_somewhere(
+        self, monkeypatch: pytest.MonkeyPatch, losses: tuple[float, ...], short: float, long: float
+    ) -> None:
+        ends = dict(zip(training.RATES, losses, strict=True))
+        monkeypatch.setattr(training, "train", lambda _, rate, *__: Fit(1.0, ends[rate], 1, rate, ""))
+        task = Task([], lambda _: torch.zeros(()), [0], [0])
+        assert (search(task, 0, 8), search(task, 0, 10_000)) == (short, long)
 
 
 @pytest.mark.parametrize("has_bias", [True, False])

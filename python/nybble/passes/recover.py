@@ -57,7 +57,8 @@ def recover(
             that ``attention_mask`` leaves out do not count.
         epochs: over the data, for each block; 0: no blocks.
         end_to_end: epochs of the whole model; 0: none.
-        rate: relative size of a step; None: the best of three in short runs, of the first block and of the whole model.
+        rate: relative size of a step; None: of three tried in short runs, of the first block and of the whole model, the
+            best or, for 200 steps and more, the largest that gets somewhere.
         loss: end to end; "kl" of the outputs as logits, "mse" relative to the reference's, "auto": KL where the output
             names its logits.
         seed: of the order of batches.

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from .shadow import Shadow
 
-# Relative steps that the search tries, and on how many batches.
+# Relative steps that the search tries, and on how many batches. In a long run (of so many steps) one that is too large
+# for a short one gets further, if it gets anywhere: so much of what the best gains.
 RATES = (5e-4, 1.5e-3, 4e-3)
-_TRIAL = 12
+_TRIAL, _LONG, _LEAST_GAIN = 20, 200, 1 / 8
 _LAST = 1 / 20  # of the rate, at the end
 _PATIENCE = 2  # epochs
 
@@ -77,14 +78,20 @@ def train(task: Task, rate: float, epochs: int, seed: int) -> Fit:
     return Fit(before, best, steps, rate, ended)
 
 
-def search(task: Task, seed: int) -> float:
-    """Of a few rates, the one that gets furthest in a short run; the stand-ins are as they were afterwards."""
+def search(task: Task, seed: int, steps: int) -> float:
+    """The rate for a run of so many steps, by a short run of each; the stand-ins are as they were afterwards.
+
+    The one that gains most or, for a long run, the largest that gains an eighth of that.
+    """
     short = Task(task.shadows, task.loss, task.teach[:_TRIAL], task.judge)
-    start, found = state_of(task), []
+    start, gains = state_of(task), {}
     for rate in RATES:
-        found.append((train(short, rate, 1, seed).after, rate))
+        fit = train(short, rate, 1, seed)
+        gains[rate] = fit.before - fit.after
         restore(task, start)
-    return min(found)[1]
+    most = max(gains.values())
+    fits = [rate for rate, gain in gains.items() if gain > 0 and gain >= (_LEAST_GAIN if steps >= _LONG else 1) * most]
+    return max(fits, default=RATES[0])
 
 
 def _epoch(

@@ -157,7 +157,7 @@ class Work:
         task = Task(shadows, scene.loss, self._teach, self._judge)
         if scene.runs:
             self._correct(scene, task)
-        rate = rate or search(task, self._asked.seed)
+        rate = rate or search(task, self._asked.seed, epochs * len(self._teach))
         fit = train(task, rate, epochs, self._asked.seed)
         _place(scene.layers, [shadow.make() for shadow in shadows])
         after = self._held_out(scene)
