@@ -9,8 +9,8 @@ enum NybbleDtype { NYBBLE_F32 = 0, NYBBLE_BF16 = 1, NYBBLE_F16 = 2, NYBBLE_S32 =
 
 enum NybbleStatus { NYBBLE_OK = 0, NYBBLE_UNSUPPORTED = 1 };
 
-// What a kernel wants to read activations as. Int formats hold per-token codes q in [-128, 127]:
-// x = (q - act_zero) * act_scale.
+// What a kernel wants to read activations as. Int formats hold codes q in [-128, 127] with a scale and a zero point a
+// row: x = (q - act_zero) * act_scale.
 enum NybblePanel {
   NYBBLE_PANEL_F32 = 0,       // the activations, widened
   NYBBLE_PANEL_S8 = 1,        // codes
@@ -42,6 +42,10 @@ struct NybblePrepareArgs {
   int32_t* act_zero;      // [rows] codes of 0
   int32_t* act_sum;       // [rows][groups] sums of codes times sum_factor, or null
   int32_t sum_factor;
+  // 0: each row has the scale and the zero point of its own range. Else all have this scale, in [2^-126, 2^126], and
+  // this zero point, in [-128, 127]; values beyond the codes are cut. Int formats only.
+  float given_scale;
+  int32_t given_zero;
   int64_t block_begin, block_end;  // row blocks of this call
 };
 

@@ -85,7 +85,7 @@ class LinearPlan {
  public:
   // expand and few: "" where there is none.
   LinearPlan(const std::string& kernel, const std::string& prepare, const std::string& expand, const std::string& few,
-             const WeightShape& shape)
+             const WeightShape& shape, bool static_activations)
       : call_{} {
     const auto find = [](const std::string& name) { return name.empty() ? nullptr : &find_kernel(name); };
     call_.kernel = &find_kernel(kernel);
@@ -93,6 +93,7 @@ class LinearPlan {
     call_.expand = find(expand);
     call_.few = find(few);
     call_.shape = shape;
+    call_.static_activations = static_activations;
   }
 
   void run(const Pair& x, int x_dtype, int64_t rows, int64_t stride, const Pair& packed, const Pair& bias,
@@ -216,17 +217,31 @@ PYBIND11_MODULE(_C, m) {
       "prepare",
       [](const std::string& kernel, int panel_format, int dtype, const Pair& x, int64_t rows, int64_t stride, int64_t k,
          int64_t k_padded, int64_t block_rows, int64_t group, const Pair& panel, const Pair& scale, const Pair& zero,
-         const Pair& sums) {
-        run_prepare({&find_kernel(kernel), static_cast<NybblePanel>(panel_format), dtype_of(dtype), span(x), rows,
-                     stride, k, k_padded, block_rows, group, span(panel), span(scale), span(zero), span(sums)});
+         const Pair& sums, float given_scale, int32_t given_zero) {
+        run_prepare({&find_kernel(kernel),
+                     static_cast<NybblePanel>(panel_format),
+                     dtype_of(dtype),
+                     span(x),
+                     rows,
+                     stride,
+                     k,
+                     k_padded,
+                     block_rows,
+                     group,
+                     span(panel),
+                     span(scale),
+                     span(zero),
+                     span(sums),
+                     {given_scale, given_zero}});
       },
       py::kw_only(), py::arg("kernel"), py::arg("panel_format"), py::arg("dtype"), py::arg("x"), py::arg("rows"),
       py::arg("stride"), py::arg("k"), py::arg("k_padded"), py::arg("block_rows"), py::arg("group"), py::arg("panel"),
-      py::arg("scale"), py::arg("zero"), py::arg("sums"));
+      py::arg("scale"), py::arg("zero"), py::arg("sums"), py::arg("given_scale") = 0.0f, py::arg("given_zero") = 0);
 
   py::class_<LinearPlan>(m, "LinearPlan")
-      .def(py::init<const std::string&, const std::string&, const std::string&, const std::string&,
-                    const WeightShape&>(),
-           py::arg("kernel"), py::arg("prepare"), py::arg("expand"), py::arg("few"), py::arg("shape"))
+      .def(py::init<const std::string&, const std::string&, const std::string&, const std::string&, const WeightShape&,
+                    bool>(),
+           py::arg("kernel"), py::arg("prepare"), py::arg("expand"), py::arg("few"), py::arg("shape"),
+           py::arg("static_activations"))
       .def("run", &LinearPlan::run);
 }

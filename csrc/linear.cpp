@@ -165,6 +165,8 @@ NybblePrepareArgs prepare_args(const LinearCall& call, const Chunk& chunk, int64
   args.act_zero = chunk.act_zero;
   args.act_sum = call.shape.bits == 4 && call.kernel->int_activations() ? chunk.act_sum : nullptr;
   args.sum_factor = call.shape.symmetric ? -8 : -1;
+  args.given_scale = call.given.scale;
+  args.given_zero = call.given.zero;
   return args;
 }
 
@@ -261,6 +263,22 @@ bool run_chunk(const LinearCall& call, const Chunk& chunk, int64_t row, int64_t 
   return ok.load();
 }
 
+void check_given(const Given& given) {
+  if (!(given.scale >= 0x1p-126f && given.scale <= 0x1p126f)) refuse("act_scale: must be in [2^-126, 2^126]");
+  if (given.zero < -128 || given.zero > 127) refuse("act_zero_point: must be in [-128, 127]");
+}
+
+// Takes what stands before the packed weight off it.
+void take_given(LinearCall& call) {
+  require("packed", call.packed, kGivenBytes, 1);
+  const uint8_t* at = reinterpret_cast<const uint8_t*>(call.packed.address);
+  std::memcpy(&call.given.scale, at, 4);
+  std::memcpy(&call.given.zero, at + 4, 4);
+  check_given(call.given);
+  call.packed.address += kGivenBytes;
+  call.packed.bytes -= kGivenBytes;
+}
+
 void check(const LinearCall& call) {
   const WeightShape& shape = call.shape;
   if (!call.kernel->linear) refuse(std::string("kernel=\"") + call.kernel->name + "\": not a linear kernel");
@@ -271,6 +289,8 @@ void check(const LinearCall& call) {
   if (call.kernel->int_activations() && shape.k > most)
     refuse("in_features=" + std::to_string(shape.k) + ": above " + std::to_string(most) +
            ", an int32 accumulator could wrap");
+  if (call.static_activations && !call.kernel->int_activations())
+    refuse(std::string("kernel=\"") + call.kernel->name + "\": takes float activations, which have no scale");
   if (call.kernel->panel == NYBBLE_PANEL_BF16 && call.x_dtype != NYBBLE_BF16)
     refuse(std::string("kernel=\"") + call.kernel->name + "\": takes bfloat16 activations alone");
   if (call.x_dtype == NYBBLE_S32 || call.bias_dtype == NYBBLE_S32) refuse("dtype: activations and bias must be float");
@@ -310,6 +330,7 @@ void run_prepare(const PrepareCall& call) {
     require("scale", call.scale, call.rows, 4);
     require("zero", call.zero, call.rows, 4);
   }
+  if (call.given.scale != 0) check_given(call.given);
   if (call.sums.address) require("sums", call.sums, call.rows * groups, 4);
   NybblePrepareArgs args{};
   args.x = reinterpret_cast<const void*>(call.x.address);
@@ -327,6 +348,8 @@ void run_prepare(const PrepareCall& call) {
   args.act_zero = reinterpret_cast<int32_t*>(call.zero.address);
   args.act_sum = reinterpret_cast<int32_t*>(call.sums.address);
   args.sum_factor = 1;
+  args.given_scale = call.given.scale;
+  args.given_zero = call.given.zero;
   args.block_end = (call.rows + call.block_rows - 1) / call.block_rows;
   if (call.kernel->prepare(&args) != NYBBLE_OK) refuse(std::string(call.kernel->name) + ": refused its arguments");
 }
@@ -334,6 +357,7 @@ void run_prepare(const PrepareCall& call) {
 void run_linear(const LinearCall& asked, int threads) {
   asked.shape.validate();
   LinearCall call = asked;
+  if (call.static_activations) take_given(call);
   if (call.few && call.rows <= kFewBlocks * call.few->block_rows) {
     call.kernel = call.few;
     call.expand = nullptr;

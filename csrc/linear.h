@@ -15,6 +15,15 @@ struct Span {
   size_t bytes = 0;
 };
 
+// How static activations are rounded: see NybblePrepareArgs.
+struct Given {
+  float scale = 0;
+  int32_t zero = 0;
+};
+
+// Bytes before a packed weight that hold its activations' Given: float32 scale, int32 zero, then 0.
+constexpr size_t kGivenBytes = 64;
+
 struct PrepareCall {
   const KernelEntry* kernel;
   NybblePanel panel_format;
@@ -22,6 +31,7 @@ struct PrepareCall {
   Span x;  // [rows][stride] elements, the first k of each row used
   int64_t rows, stride, k, k_padded, block_rows, group;
   Span panel, scale, zero, sums;  // sums may be null
+  Given given{};                  // scale 0: found row by row
 };
 
 struct LinearCall {
@@ -33,6 +43,8 @@ struct LinearCall {
   Span x, packed, bias, y;  // bias may be null
   int64_t rows, stride;
   NybbleDtype x_dtype, bias_dtype, y_dtype;
+  bool static_activations;  // packed begins with a Given
+  Given given;              // what run_linear finds there
 };
 
 // Both throw std::invalid_argument where a span is too small or a number is out of range, std::bad_alloc without

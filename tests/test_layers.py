@@ -15,6 +15,7 @@ import nybble
 ORDER = (
     ("sparsity",),
     ("scheme",),
+    ("activations",),
     ("rounding",),
     ("layouts_gpu",),
     ("layouts",),

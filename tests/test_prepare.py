@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from nybble import native, targets
-from nybble.reference import quantize_activations
+from nybble.activations import ActScale
+from nybble.reference import quantize, quantize_activations
 from nybble.registry import FLOATS, all_specs
 from nybble.testing import guarded
 
@@ -18,8 +19,8 @@ WORD_SHAPES = ((1, 4, 4), (70, 96, 32), (129, 136, 136), (128, 128, 64), (12, 12
 LINE_SHAPES = ((1, 128, 128), (70, 128, 64), (129, 192, 192), (128, 128, 128), (300, 320, 64))
 
 
-def prepare(spec, x, k_padded, block_rows, group, panel_format):
-    """The panel as rows (M, k_padded), scales, zeros and group sums."""
+def prepare(spec, x, k_padded, block_rows, group, panel_format, act=None):
+    """The panel as rows (M, k_padded), scales, zeros and group sums. act: of static activations."""
     m, k = x.shape
     dtype = native.PANEL_DTYPES[panel_format]
     scale, zero = torch.full((m,), 7.0), torch.full((m,), 77, dtype=torch.int32)
@@ -40,6 +41,8 @@ def prepare(spec, x, k_padded, block_rows, group, panel_format):
             scale=native.memory(scale),
             zero=native.memory(zero),
             sums=native.memory(sums),
+            given_scale=0.0 if act is None else act.scale.item(),
+            given_zero=0 if act is None else act.zero_point.item(),
         )
         assert panel.intact()
         rows = torch.empty(m, k_padded, dtype=dtype)
@@ -74,21 +77,33 @@ def test_codes_equal_the_reference(spec, panel: str, dtype: torch.dtype) -> None
         with pytest.raises(ValueError, match="refused"):
             prepare(spec, hard_rows(12).to(dtype), 12, 4, 12, FORMATS[panel])
         return
+    for act in (None, ActScale.of_range(-1.5, 2.0), ActScale.of_range(0.0, 1e30), ActScale.of_range(-1e-35, 0.0)):
+        agree_with_the_reference(spec, panel, dtype, act)
+
+
+def agree_with_the_reference(spec, panel: str, dtype: torch.dtype, act: ActScale | None) -> None:
     for k, k_padded, group in LINE_SHAPES if panel == "u8_lines" else WORD_SHAPES:
         x = hard_rows(k).to(dtype)
         for block_rows in (1, 4, 12):
-            rows, scale, zero, sums = prepare(spec, x, k_padded, block_rows, group, FORMATS[panel])
+            rows, scale, zero, sums = prepare(spec, x, k_padded, block_rows, group, FORMATS[panel], act)
             if panel in ("f32", "bf16"):
                 assert torch.equal(rows[:, :k].float().nan_to_num(1.5), x.float().nan_to_num(1.5))
                 assert (rows[:, k:] == 0).all()
                 continue
             codes = rows.int() - (128 if panel in ("u8", "u8_lines") else 0)
-            expected = quantize_activations(x)
+            expected = quantize(x, act)
             assert torch.equal(codes[:, :k], expected.codes.int()), (k, block_rows)
             assert (codes[:, k:] == 0).all(), "padding is code 0"
             assert torch.equal(scale.nan_to_num(-1), expected.scale.nan_to_num(-1))
             assert torch.equal(zero, expected.zero)
             assert torch.equal(sums, codes.view(len(x), -1, group).sum(-1))
+
+
+@pytest.mark.parametrize(("scale", "zero"), [(-1.0, 0), (2.0**-127, 0), (torch.inf, 0), (1.0, 128), (1.0, -129)])
+def test_scales_and_zero_points_out_of_range_are_refused(scale: float, zero: int) -> None:
+    act = ActScale(torch.tensor([scale]), torch.tensor([zero]))
+    with pytest.raises(ValueError, match="act_scale|act_zero_point"):
+        prepare(SPECS[0], hard_rows(12), 12, 4, 12, FORMATS["s8"], act)
 
 
 @pytest.mark.parametrize(("k_padded", "group"), [(12, 12), (96, 96), (128, 32)])

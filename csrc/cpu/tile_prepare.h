@@ -1,6 +1,8 @@
 // Activations to panels, for every target. A row's range [low, high] always includes 0, so that 0 has a code:
 //   scale = (high - low) / 255, zero = round(-low * (255 / (high - low))) - 128
 //   q = min(round(x * (255 / (high - low))) + zero, 127), rounding half to even
+// With a scale and a zero point that are given (static activations) nothing is searched, and both ends are cut:
+//   q = round(min(max(x * (1 / scale), -128 - zero), 127 - zero)) + zero
 // A NaN or an Inf shows in the sum of the products with 0. Include after a target's tile header.
 #pragma once
 
@@ -32,6 +34,14 @@ struct RowPlan {
   bool scaled;  // factor is not 1
 };
 
+// Of a row with a NaN or an Inf: no codes, and a scale that makes its outputs NaN.
+inline RowPlan bad_row() {
+  const int32_t nan_bits = 0x7fc00000;
+  float quiet_nan;
+  memcpy(&quiet_nan, &nan_bits, 4);
+  return {quiet_nan, 1.0f, 0.0f, 0, 0, false};
+}
+
 template <int kDtype>
 inline RowPlan plan_row(const uint8_t* x, int64_t count) {
   // Several of each, so that no one's latency bounds the loop. `poison` is NaN where the row has a NaN or an Inf.
@@ -60,12 +70,7 @@ inline RowPlan plan_row(const uint8_t* x, int64_t count) {
     high[0] = vf_max(high[0], high[i]);
     poison[0] = vf_add(poison[0], poison[i]);
   }
-  if (vf_has_nan(poison[0])) {
-    const int32_t nan_bits = 0x7fc00000;
-    float quiet_nan;
-    memcpy(&quiet_nan, &nan_bits, 4);
-    return {quiet_nan, 1.0f, 0.0f, 0, 0, false};
-  }
+  if (vf_has_nan(poison[0])) return bad_row();
   float lowest = vf_least(low[0]);
   const float highest = vf_most(high[0]);
   const float magnitude = highest > -lowest ? highest : -lowest;
@@ -78,6 +83,24 @@ inline RowPlan plan_row(const uint8_t* x, int64_t count) {
   return {width / 255.0f / factor, factor, inverse, zero[0] - 128, count, factor != 1.0f};
 }
 
+// With the scale and the zero point that are given: all that is looked for is a NaN or an Inf.
+template <int kDtype>
+inline RowPlan given_row(const uint8_t* x, const NybblePrepareArgs& a) {
+  constexpr int n = 4;
+  const VF none = vf_set1(0.0f);
+  VF poison[n] = {none, none, none, none};
+  int64_t k = 0;
+  for (; k + n * W <= a.k; k += n * W) {
+#pragma GCC unroll 4
+    for (int i = 0; i < n; i++) poison[i] = vf_fma(load_x<kDtype>(x, k + i * W, k + i * W + W), none, poison[i]);
+  }
+  for (; k < a.k; k += W) poison[0] = vf_fma(load_x<kDtype>(x, k, a.k), none, poison[0]);
+#pragma GCC unroll 4
+  for (int i = 1; i < n; i++) poison[0] = vf_add(poison[0], poison[i]);
+  if (vf_has_nan(poison[0])) return bad_row();
+  return {a.given_scale, 1.0f, 1.0f / a.given_scale, a.given_zero, a.k, false};
+}
+
 constexpr int64_t kStep = 64;  // ks at a time
 constexpr int64_t kRows = 4;   // rows at a time: both passes over them meet the first-level cache
 
@@ -86,18 +109,24 @@ constexpr int64_t element_bytes(int format) {
 }
 
 // ks [begin, end) of one row as codes; returns their sum in each lane. kWhole: they are kStep, all below the count.
-template <int kFormat, int kDtype, bool kWhole>
+template <int kFormat, int kDtype, bool kGiven, bool kWhole>
 inline VI convert(const uint8_t* x, const RowPlan& plan, int64_t begin, int64_t end, uint8_t* to) {
   const VF factor = vf_set1(plan.factor), inverse = vf_set1(plan.inverse);
   const VI zero = vi_set1(plan.zero), most = vi_set1(127);
+  const VF lower = vf_set1(static_cast<float>(-128 - plan.zero)), upper = vf_set1(static_cast<float>(127 - plan.zero));
   const bool scaled = plan.scaled;
   const int64_t count = plan.count, ks = kWhole ? kStep : end - begin;
   VI sum = vi_set1(0);
 #pragma GCC unroll 4
   for (int64_t i = 0; i < ks; i += W) {
     VF v = kWhole ? load_x<kDtype>(x, begin + i, begin + i + W) : load_x<kDtype>(x, begin + i, count);
-    if (scaled) v = vf_mul(v, factor);
-    VI codes = vi_min(vi_add(vi_round(vf_mul(v, inverse)), zero), most);
+    VI codes;
+    if (kGiven) {  // cut before they are rounded: what lies far outside has no integer
+      codes = vi_add(vi_round(vf_min(vf_max(vf_mul(v, inverse), lower), upper)), zero);
+    } else {
+      if (scaled) v = vf_mul(v, factor);
+      codes = vi_min(vi_add(vi_round(vf_mul(v, inverse)), zero), most);
+    }
     if (!kWhole && begin + i + W > count) codes = vi_first(codes, begin + i < count ? count - begin - i : 0);
     sum = vi_add(sum, codes);
     store_codes<kFormat == NYBBLE_PANEL_U8_LINES ? NYBBLE_PANEL_U8 : kFormat>(to + i * element_bytes(kFormat), codes);
@@ -177,7 +206,7 @@ inline void interleave(const uint8_t* from, int64_t row_bytes, int64_t rows, int
 }
 
 // r rows of a block of `block` rows, from the i-th on.
-template <int kFormat, int kDtype>
+template <int kFormat, int kDtype, bool kGiven>
 inline void prepare_rows(const NybblePrepareArgs& a, int64_t row0, int64_t i, int64_t r, int64_t block) {
   constexpr bool is_codes = kFormat != NYBBLE_PANEL_F32 && kFormat != NYBBLE_PANEL_BF16;
   constexpr bool kExchange = kFormat == NYBBLE_PANEL_BF16, kLines = kFormat == NYBBLE_PANEL_U8_LINES;
@@ -189,7 +218,8 @@ inline void prepare_rows(const NybblePrepareArgs& a, int64_t row0, int64_t i, in
   alignas(64) uint8_t rows[kRows * kStep * bytes];
   RowPlan plans[kRows];
   for (int64_t j = 0; j < r && is_codes; j++) {
-    plans[j] = plan_row<kDtype>(x + j * row_bytes, a.k);
+    const uint8_t* row = x + j * row_bytes;
+    plans[j] = kGiven ? given_row<kDtype>(row, a) : plan_row<kDtype>(row, a.k);
     a.act_scale[row0 + i + j] = plans[j].scale;
     a.act_zero[row0 + i + j] = plans[j].zero;
   }
@@ -207,12 +237,13 @@ inline void prepare_rows(const NybblePrepareArgs& a, int64_t row0, int64_t i, in
       for (int64_t j = 0; j < r; j++) {
         uint8_t* to = rows + j * kStep * bytes;
         if (kLines) to = static_cast<uint8_t*>(a.panel) + row0 * a.k_padded + begin * block + (i + j) * NYBBLE_LINE_K;
+        const uint8_t* row = x + j * row_bytes;
         if constexpr (is_codes)
           sums[j] = vi_add(sums[j], begin + kStep == end && end <= plans[j].count
-                                        ? convert<kFormat, kDtype, true>(x + j * row_bytes, plans[j], begin, end, to)
-                                        : convert<kFormat, kDtype, false>(x + j * row_bytes, plans[j], begin, end, to));
+                                        ? convert<kFormat, kDtype, kGiven, true>(row, plans[j], begin, end, to)
+                                        : convert<kFormat, kDtype, kGiven, false>(row, plans[j], begin, end, to));
         else
-          widen<kFormat, kDtype>(x + j * row_bytes, a.k, begin, end, to);
+          widen<kFormat, kDtype>(row, a.k, begin, end, to);
       }
       if (!kLines) interleave<4 * bytes, kExchange>(rows, kStep * bytes, r, words, to_panel, stride);
     }
@@ -221,45 +252,50 @@ inline void prepare_rows(const NybblePrepareArgs& a, int64_t row0, int64_t i, in
   }
 }
 
-template <int kFormat, int kDtype>
+template <int kFormat, int kDtype, bool kGiven>
 inline NybbleStatus prepare_blocks(const NybblePrepareArgs* a) {
   for (int64_t block = a->block_begin; block < a->block_end; block++) {
     const int64_t row0 = block * a->block_rows, left = a->rows - row0;
     const int64_t rows = left < a->block_rows ? left : a->block_rows;
     for (int64_t i = 0; i < rows; i += kRows)
-      prepare_rows<kFormat, kDtype>(*a, row0, i, rows - i < kRows ? rows - i : kRows, rows);
+      prepare_rows<kFormat, kDtype, kGiven>(*a, row0, i, rows - i < kRows ? rows - i : kRows, rows);
   }
   return NYBBLE_OK;
 }
 
-template <int kFormat>
+template <int kFormat, bool kGiven>
 inline NybbleStatus prepare_dtype(const NybblePrepareArgs* a) {
   switch (a->x_dtype) {
     case NYBBLE_F32:
-      return prepare_blocks<kFormat, NYBBLE_F32>(a);
+      return prepare_blocks<kFormat, NYBBLE_F32, kGiven>(a);
     case NYBBLE_BF16:
-      return prepare_blocks<kFormat, NYBBLE_BF16>(a);
+      return prepare_blocks<kFormat, NYBBLE_BF16, kGiven>(a);
     case NYBBLE_F16:
-      return prepare_blocks<kFormat, NYBBLE_F16>(a);
+      return prepare_blocks<kFormat, NYBBLE_F16, kGiven>(a);
     default:
       return NYBBLE_UNSUPPORTED;
   }
 }
 
+template <int kFormat>
+inline NybbleStatus prepare_codes(const NybblePrepareArgs* a) {
+  return a->given_scale > 0 ? prepare_dtype<kFormat, true>(a) : prepare_dtype<kFormat, false>(a);
+}
+
 inline NybbleStatus prepare(const NybblePrepareArgs* a) {
   switch (a->panel_format) {
     case NYBBLE_PANEL_F32:
-      return prepare_dtype<NYBBLE_PANEL_F32>(a);
+      return prepare_dtype<NYBBLE_PANEL_F32, false>(a);
     case NYBBLE_PANEL_S8:
-      return prepare_dtype<NYBBLE_PANEL_S8>(a);
+      return prepare_codes<NYBBLE_PANEL_S8>(a);
     case NYBBLE_PANEL_S16:
-      return prepare_dtype<NYBBLE_PANEL_S16>(a);
+      return prepare_codes<NYBBLE_PANEL_S16>(a);
     case NYBBLE_PANEL_U8:
-      return prepare_dtype<NYBBLE_PANEL_U8>(a);
+      return prepare_codes<NYBBLE_PANEL_U8>(a);
     case NYBBLE_PANEL_U8_LINES:
-      return prepare_dtype<NYBBLE_PANEL_U8_LINES>(a);
+      return prepare_codes<NYBBLE_PANEL_U8_LINES>(a);
     case NYBBLE_PANEL_BF16:
-      return a->x_dtype == NYBBLE_BF16 ? prepare_blocks<NYBBLE_PANEL_BF16, NYBBLE_BF16>(a) : NYBBLE_UNSUPPORTED;
+      return a->x_dtype == NYBBLE_BF16 ? prepare_blocks<NYBBLE_PANEL_BF16, NYBBLE_BF16, false>(a) : NYBBLE_UNSUPPORTED;
     default:
       return NYBBLE_UNSUPPORTED;
   }

@@ -66,10 +66,14 @@ def prepare(
     scale: _Memory,
     zero: _Memory,
     sums: _Memory,
+    given_scale: float = 0.0,
+    given_zero: int = 0,
 ) -> None: ...
 
 class LinearPlan:
-    def __init__(self, kernel: str, prepare: str, expand: str, few: str, shape: WeightShape) -> None: ...
+    def __init__(
+        self, kernel: str, prepare: str, expand: str, few: str, shape: WeightShape, static_activations: bool
+    ) -> None: ...
     def run(
         self,
         x: _Memory,

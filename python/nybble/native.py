@@ -172,7 +172,10 @@ class LinearPlan:
 
     def __init__(self, kernels: KernelNames, scheme: Scheme, out_features: int, in_features: int) -> None:
         shape = weight_shape(scheme, out_features, in_features, kernels.layout)
-        self._run = _C.LinearPlan(kernels.linear, kernels.prepare, kernels.expand, kernels.few, shape).run
+        plan = _C.LinearPlan(
+            kernels.linear, kernels.prepare, kernels.expand, kernels.few, shape, static_activations=scheme.static
+        )
+        self._run = plan.run
         self._in_features = in_features
 
     def __call__(self, x: Tensor, packed: Tensor, bias: Tensor | None, out: Tensor) -> None:

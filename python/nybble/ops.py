@@ -15,6 +15,7 @@ from torch.autograd import forward_ad, profiler
 from torch.compiler import is_compiling
 
 from . import blocks_gpu, layouts, native
+from .activations import ActScale, split
 from .dispatch import layout_for, plan_for
 from .registry import FLOATS
 from .rounding import QuantizedWeight, dequantize_weight
@@ -29,19 +30,24 @@ _LIBRARY.define(
 _LIBRARY.define("dequantize(Tensor packed, str scheme, str layout, int out_features, int in_features) -> Tensor")
 
 
-def pack(quantized: QuantizedWeight, scheme: Scheme, in_features: int) -> tuple[Tensor, str]:
-    """A portable weight, packed for its device, and the name of the layout."""
+def pack(
+    quantized: QuantizedWeight, scheme: Scheme, in_features: int, act: ActScale | None = None
+) -> tuple[Tensor, str]:
+    """A portable weight, packed for its device, and the name of the layout; act, of static activations, stands before."""
     device = quantized.qweight.device.type
     layout = layout_for(scheme, quantized.qweight.shape[0], in_features, device)
     if layout in layouts.IN_TORCH:
-        return layouts.pack(quantized, layout, scheme, in_features), layout
-    if layout == blocks_gpu.LAYOUT:
-        return blocks_gpu.pack(quantized, scheme, in_features), layout
-    return native.pack(quantized, scheme, in_features, layout), layout
+        packed = layouts.pack(quantized, layout, scheme, in_features)
+    elif layout == blocks_gpu.LAYOUT:
+        packed = blocks_gpu.pack(quantized, scheme, in_features)
+    else:
+        packed = native.pack(quantized, scheme, in_features, layout)
+    return (packed if act is None else act.before(packed)), layout
 
 
 def unpack(packed: Tensor, layout: str, scheme: Scheme, out_features: int, in_features: int) -> QuantizedWeight:
-    """The portable weight of a packed one; the exact inverse of pack."""
+    """The portable weight of a packed one; the exact inverse of pack. What stands before it is for activations.split."""
+    packed = split(packed, scheme)[1]
     if layout in layouts.IN_TORCH:
         return layouts.unpack(packed, layout, scheme, out_features, in_features)
     if layout == blocks_gpu.LAYOUT:

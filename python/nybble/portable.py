@@ -6,6 +6,8 @@ sp...    mask uint8 (N, ceil(K / 8)): bit k % 8 of byte k / 8 is set where a cod
 bs...    block_start int32 (N / rows + 1,), block_index int32 (blocks,): a block CSR over K / columns; values int8
          (blocks, rows, columns); scale
 
+...static act_scale float32 (1,), act_zero_point int8 (1,): activations.ActScale
+
 A kept code may stand for 0; what is not kept does. All are checked before they are followed.
 """
 
@@ -17,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad as zero_pad
 
-from . import native
+from . import activations, native
+from .activations import ActScale
 from .rounding import QuantizedWeight, check_portable, portable_spec
 from .scheme import Scheme
 from .sparsity import Block
@@ -27,6 +30,11 @@ Spec = tuple[tuple[int, ...], torch.dtype]
 
 def spec_of(scheme: Scheme, out_features: int, in_features: int, stored: int = 0) -> dict[str, Spec]:
     """Shape and dtype of each tensor; stored: how many codes or blocks a sparse weight keeps."""
+    weight = _weight_spec(scheme, out_features, in_features, stored)
+    return {**weight, **activations.SPEC} if scheme.static else weight
+
+
+def _weight_spec(scheme: Scheme, out_features: int, in_features: int, stored: int = 0) -> dict[str, Spec]:
     dense = portable_spec(scheme, out_features, in_features)
     sparsity = scheme.sparsity
     if sparsity is None:
@@ -55,8 +63,21 @@ def stored_in(scheme: Scheme, tensors: Mapping[str, Tensor]) -> int:
     return 2 * count if scheme.weight_bits == 4 else count
 
 
-def to_portable(quantized: QuantizedWeight, scheme: Scheme, in_features: int) -> dict[str, Tensor]:
-    """The tensors of a weight whose zeros, if it is sparse, have the code of 0."""
+def to_portable(
+    quantized: QuantizedWeight, scheme: Scheme, in_features: int, act: ActScale | None = None
+) -> dict[str, Tensor]:
+    """The tensors of a weight whose zeros, if it is sparse, have the code of 0. act: of a static scheme.
+
+    Raises:
+        ValueError: the scheme is static and act is None, or the other way round.
+    """
+    if scheme.static is not (act is not None):
+        raise ValueError(f"act={act}: {scheme} needs {'one' if scheme.static else 'none'}")
+    weight = _to_weight(quantized, scheme, in_features)
+    return weight if act is None else {**weight, **act.tensors()}
+
+
+def _to_weight(quantized: QuantizedWeight, scheme: Scheme, in_features: int) -> dict[str, Tensor]:
     if scheme.sparsity is None:
         return quantized.tensors()
     device = quantized.qweight.device
@@ -80,12 +101,15 @@ def from_portable(
     names = set(spec_of(scheme, out_features, in_features))
     if set(tensors) != names:
         raise ValueError(f"{scheme} needs the tensors {sorted(names)}, got {sorted(tensors)}")
+    if scheme.static:
+        ActScale.of_tensors(tensors)
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in activations.SPEC}
     if scheme.sparsity is None:
         quantized = QuantizedWeight(**tensors)
     else:
         if tensors["values"].dim() < 1:
             raise ValueError(f"values: {tuple(tensors['values'].shape)}, must have a dimension of what is kept")
-        for name, (shape, dtype) in spec_of(scheme, out_features, in_features, stored_in(scheme, tensors)).items():
+        for name, (shape, dtype) in _weight_spec(scheme, out_features, in_features, stored_in(scheme, tensors)).items():
             tensor = tensors[name]
             if tuple(tensor.shape) != shape or tensor.dtype != dtype:
                 raise ValueError(f"{name}: {tuple(tensor.shape)} {tensor.dtype}, must be {shape} {dtype}")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import layouts
+from .activations import ActScale, split
 from .rounding import QuantizedWeight, dequantize_weight
 from .scheme import Scheme
 
@@ -47,13 +48,41 @@ def quantize_activations(x: Tensor) -> Activations:
     return Activations(codes.to(torch.int8), torch.where(finite, scale, torch.nan), zero.to(torch.int32))
 
 
+def quantize_static(x: Tensor, act: ActScale) -> Activations:
+    """Rounds activations (M, K) with a scale and a zero point that are given.
+
+    In float32: q = round_half_even(min(max(x * (1 / scale), -128 - zero), 127 - zero)) + zero. A row with a NaN or an Inf
+    has codes 0, zero 0 and scale NaN.
+    """
+    x = x.float()
+    finite = torch.isfinite(x).all(-1)
+    zero = act.zero_point.float()
+    steps = torch.where(finite[:, None], x, 0) * act.scale.reciprocal()
+    codes = steps.clamp(-128 - zero, 127 - zero).round() + zero
+    return Activations(
+        torch.where(finite[:, None], codes, 0).to(torch.int8),
+        torch.where(finite, act.scale, torch.nan),
+        torch.where(finite, zero, 0).to(torch.int32),
+    )
+
+
+def quantize(x: Tensor, act: ActScale | None) -> Activations:
+    """Static where a scale is given, else dynamic."""
+    return quantize_activations(x) if act is None else quantize_static(x, act)
+
+
 def linear(
-    x: Tensor, quantized: QuantizedWeight, bias: Tensor | None, scheme: Scheme, out_dtype: torch.dtype
+    x: Tensor,
+    quantized: QuantizedWeight,
+    bias: Tensor | None,
+    scheme: Scheme,
+    out_dtype: torch.dtype,
+    act: ActScale | None = None,
 ) -> Tensor:
-    """y (M, N) = x (M, K) w^T + bias, summed in float64 and rounded once to out_dtype."""
+    """y (M, N) = x (M, K) w^T + bias, summed in float64 and rounded once to out_dtype. act: of static activations."""
     weight = dequantize_weight(quantized, scheme, x.shape[-1]).double()
     if scheme.act_bits == 8:
-        codes, scale, zero = quantize_activations(x)
+        codes, scale, zero = quantize(x, act)
         y = ((codes.double() - zero.double()[:, None]) @ weight.t()) * scale.double()[:, None]
     else:
         y = x.double() @ weight.t()
@@ -70,6 +99,7 @@ class ReferencePlan:
 
     def __call__(self, x: Tensor, packed: Tensor, bias: Tensor | None, out: Tensor) -> None:
         scheme, out_features, in_features = self._shape
-        quantized = layouts.unpack(packed, layouts.PLAIN, scheme, out_features, in_features)
-        rows = linear(x.reshape(-1, in_features), quantized, bias, scheme, out.dtype)
+        act, weight = split(packed, scheme)
+        quantized = layouts.unpack(weight, layouts.PLAIN, scheme, out_features, in_features)
+        rows = linear(x.reshape(-1, in_features), quantized, bias, scheme, out.dtype, act)
         out.view(-1, out_features).copy_(rows)

@@ -72,12 +72,14 @@ class KernelSpec:
     rounds: torch.dtype | None = None  # what it rounds float32 activations to first
     rounds_weight: bool = False  # multiplies with the weight rounded to the activations' dtype
     built: bool = True
+    static: bool = False  # takes activations whose scale is known
 
     def why_not(self, problem: Problem) -> str | None:
         """The first reason that this kernel cannot solve the problem here; None if it can."""
         out_dtype = problem.out_dtype or problem.dtype
         checks = (
             (self.scheme == problem.scheme.family, f"computes {self.scheme}, not {problem.scheme.family}"),
+            (self.static or not problem.scheme.static, "finds a scale for each token, takes no static ones"),
             (self.built and self.make is not None, "not built"),
             (self.target in targets.detect().targets, targets.detect().missing.get(self.target, "")),
             (self.name not in DISTRUSTED, DISTRUSTED.get(self.name, "")),
@@ -147,6 +149,7 @@ def _reference(family: str) -> KernelSpec:
         group_sizes=_group_sizes(family),
         make=ReferencePlan,
         device=None,
+        static=family.endswith("a8"),
     )
 
 
@@ -243,6 +246,7 @@ def _compiled(row: Row, names: KernelNames) -> KernelSpec:
         least_zeros=LEAST_ZEROS.get(row["name"], LEAST_ZEROS.get(row["layout"], 0.0)),
         flushes_subnormals=bf16,
         built=row["built"],
+        static=family.endswith("a8"),
     )
 
 

@@ -14,26 +14,28 @@ _MAX_INT8_PRODUCTS = 65_793
 
 _NAME = re.compile(
     r"(?P<sparsity>sp\d{1,2}|sp\d{1,3}of\d{1,3}|bs\d{1,3}x\d{1,3})?w(?P<weight>[48])a(?P<act>8|16)(?:g(?P<group>32|64|128))?(?P<asymmetric>asym)?"
+    r"(?P<static>static)?"
 )
 _GRAMMAR = (
     "w8a8, w8a16, w4a8 or w4a16; the w4 ones may take g32, g64 or g128, then asym: w4a16g128, w4a8g32asym; "
-    "before it sp50 (percent of zeros), sp24 (2:4), sp32of128 or bs32x32 (blocks): sp50w8a8"
+    "the a8 ones may end in static: w8a8static; before it sp50 (percent of zeros), sp24 (2:4), sp32of128 or bs32x32 (blocks): sp50w8a8"
 )
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """Weights as integers times scales, with float (16) or dynamically quantized (8) activations.
+    """Weights as integers times scales, with float (16) or quantized (8) activations.
 
     Args:
         weight_bits: 8 (codes in [-127, 127], one float32 scale an output channel) or 4 (codes in [-8, 7], bfloat16
             scales).
-        act_bits: 16 (activations stay float) or 8 (codes in [-128, 127], one scale and zero point a token, found as the
-            layer runs).
+        act_bits: 16 (activations stay float) or 8 (codes in [-128, 127] with a scale and a zero point).
         group_size: inputs that share a scale: 32, 64 or 128; None: all of them. 4-bit weights alone.
         symmetric: zero is code 0; otherwise each group has its own zero point. 4-bit weights alone.
         sparsity: which weights are zero and take no memory; None: all are stored. Sparse weights are symmetric, and
             blocks have 8-bit weights and activations.
+        static: 8-bit activations have one scale and zero point a layer, found in calibration; otherwise (dynamic) one
+            a token, found as the layer runs.
 
     Raises:
         ValueError: a combination that nybble does not define.
@@ -44,6 +46,7 @@ class Scheme:
     group_size: int | None = None
     symmetric: bool = True
     sparsity: Sparsity | None = None
+    static: bool = False
 
     def __post_init__(self) -> None:
         if self.weight_bits not in (4, 8):
@@ -63,6 +66,8 @@ class Scheme:
             )
         if isinstance(self.sparsity, Block) and (self.weight_bits, self.act_bits) != (8, 8):
             raise ValueError(f"sparsity={self.sparsity}: blocks are for w8a8")
+        if self.static and self.act_bits != 8:
+            raise ValueError("static=True: float activations (a16) have no scale; static ones are for a8")
 
     @classmethod
     def parse(cls, name: str | Scheme) -> Scheme:
@@ -87,6 +92,7 @@ class Scheme:
                 group_size=int(group) if group else None,
                 symmetric=not match["asymmetric"],
                 sparsity=parse_name(match["sparsity"]) if match["sparsity"] else None,
+                static=bool(match["static"]),
             )
         except ValueError as error:
             raise ValueError(f"scheme={name!r}: {error}; use {_GRAMMAR}") from None
@@ -94,7 +100,8 @@ class Scheme:
     def __str__(self) -> str:
         group = f"g{self.group_size}" if self.group_size else ""
         sparsity = "" if self.sparsity is None else str(self.sparsity)
-        return f"{sparsity}w{self.weight_bits}a{self.act_bits}{group}{'' if self.symmetric else 'asym'}"
+        rest = f"{'' if self.symmetric else 'asym'}{'static' if self.static else ''}"
+        return f"{sparsity}w{self.weight_bits}a{self.act_bits}{group}{rest}"
 
     @property
     def family(self) -> str:
@@ -106,6 +113,11 @@ class Scheme:
     def dense(self) -> Scheme:
         """The scheme of the same numbers with all weights stored."""
         return replace(self, sparsity=None)
+
+    @property
+    def dynamic(self) -> Scheme:
+        """The scheme of the same numbers whose activations, if they are quantized, have a scale for each token."""
+        return replace(self, static=False)
 
     @property
     def max_in_features(self) -> int:

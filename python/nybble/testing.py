@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import layouts, native, reference
+from .activations import ActScale
 from .passes.layerwise.inputs import Inputs
 from .registry import KernelSpec
 from .rounding import QuantizedWeight, dequantize_weight, pack_nibbles
@@ -102,10 +103,17 @@ def random_mask(
     return (order < sparsity.n).flatten(1)[:, :in_features]
 
 
-def run(spec: KernelSpec, quantized: QuantizedWeight, scheme: Scheme, x: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A kernel's output (M, N) in x's dtype, whatever dispatch would have chosen."""
+def run(
+    spec: KernelSpec,
+    quantized: QuantizedWeight,
+    scheme: Scheme,
+    x: Tensor,
+    bias: Tensor | None = None,
+    act: ActScale | None = None,
+) -> Tensor:
+    """A kernel's output (M, N) in x's dtype, whatever dispatch would have chosen. act: of static activations."""
     out = torch.full((x.shape[0], quantized.qweight.shape[0]), torch.nan, dtype=x.dtype)
-    run_into(spec, quantized, scheme, x, bias, out)
+    run_into(spec, quantized, scheme, x, bias, out, act)
     return out
 
 
@@ -117,26 +125,41 @@ def pack_for(spec: KernelSpec, quantized: QuantizedWeight, scheme: Scheme, in_fe
 
 
 def run_into(
-    spec: KernelSpec, quantized: QuantizedWeight, scheme: Scheme, x: Tensor, bias: Tensor | None, out: Tensor
+    spec: KernelSpec,
+    quantized: QuantizedWeight,
+    scheme: Scheme,
+    x: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    act: ActScale | None = None,
 ) -> None:
     """As run, into `out` (M, N), contiguous; int32 for accumulators."""
     if spec.make is None:
         raise ValueError(f"spec: {spec.name} is not a linear kernel")
     packed = pack_for(spec, quantized, scheme, x.shape[1])
+    if act is not None:
+        packed = act.before(packed)
     spec.make(scheme, out.shape[1], x.shape[1])(x, packed, bias, out)
 
 
-def error_bound(x: Tensor, quantized: QuantizedWeight, scheme: Scheme, expected: Tensor, dtype: torch.dtype) -> Tensor:
+def error_bound(
+    x: Tensor,
+    quantized: QuantizedWeight,
+    scheme: Scheme,
+    expected: Tensor,
+    dtype: torch.dtype,
+    act: ActScale | None = None,
+) -> Tensor:
     """How far each output (M, N), computed in float32 and stored as dtype, may lie from the float64 result.
 
-    4 sqrt(K) u sum(|x| |w|) for the sum, and one rounding of the output. Dynamic activations add nothing: the
+    4 sqrt(K) u sum(|x| |w|) for the sum, and one rounding of the output. Quantized activations add nothing: the
     reference rounds them to the same codes. Sums below 2^-126 keep their absolute size alone.
     """
     weight = dequantize_weight(quantized, scheme, x.shape[1]).double().abs()
     magnitude = x.double().abs()
     if scheme.act_bits == 8:
         # Codes and zero point are multiplied apart, so neither's magnitude cancels.
-        codes, scale, zero = reference.quantize_activations(x)
+        codes, scale, zero = reference.quantize(x, act)
         magnitude = (codes.double().abs() + zero.double().abs()[:, None]) * scale.double()[:, None]
     total = magnitude @ weight.t() + expected.abs()
     bound: Tensor = (

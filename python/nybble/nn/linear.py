@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..activations import ActScale, split
 from ..dispatch import Explanation, explain
 from ..portable import from_portable, spec_of, to_portable
 from ..registry import Problem
 from ..rounding import QuantizedWeight, dequantize_weight, quantize_weight
 from ..scheme import Scheme
-from .weight import WeightView
+from .weight import WeightView, portable_tensor
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -36,22 +37,11 @@ def _renew_lock() -> None:
 os.register_at_fork(after_in_child=_renew_lock)
 
 
-def portable_tensor(name: str) -> property:
-    """A portable tensor: the Parameter while the weight is not packed, else derived from the packed one."""
-
-    def read(layer: Linear) -> Tensor | None:
-        if layer.packed is None:
-            return layer._parameters.get(name)
-        return layer.portable().get(name)
-
-    return property(read)
-
-
 class Linear(nn.Module):
     """y = x w^T + bias with w as integers: a drop-in for torch.nn.Linear.
 
-    `state_dict` holds the portable layout (`qweight`, `scale`, `zero_point` if asymmetric, `bias`; see
-    rounding.QuantizedWeight). In memory the weight lies packed for this machine, in the buffer `packed`; it is packed at
+    `state_dict` holds the portable layout (`qweight`, `scale`, `zero_point` if asymmetric, `act_scale` and
+    `act_zero_point` if static, `bias`; see portable.py). In memory the weight lies packed for this machine, in the buffer `packed`; it is packed at
     the first call, and the portable tensors are then derived from it whenever someone asks. A new layer's weight is 0
     until it is loaded.
 
@@ -59,6 +49,7 @@ class Linear(nn.Module):
         in_features, out_features: as in nn.Linear, at least 1.
         bias: whether there is one.
         scheme: name or Scheme, such as "w8a8" or "w4a16g128".
+            Static activations have the scale 1 until they are loaded.
         device, dtype: of the bias; the output takes the dtype of the input (float32, bfloat16 or float16).
 
     Raises:
@@ -78,6 +69,8 @@ class Linear(nn.Module):
     qweight = portable_tensor("qweight")
     scale = portable_tensor("scale")
     zero_point = portable_tensor("zero_point")
+    act_scale = portable_tensor("act_scale")
+    act_zero_point = portable_tensor("act_zero_point")
 
     def __init__(
         self,
@@ -98,26 +91,37 @@ class Linear(nn.Module):
         if (self.scheme.sparsity is not None) is not self._sparse:
             raise ValueError(f"scheme={str(self.scheme)!r}: {self._wants}")
         spec = spec_of(self.scheme, out_features, in_features)
-        self._hold({name: torch.zeros(shape, dtype=kind, device=device) for name, (shape, kind) in spec.items()})
+        new = {name: torch.zeros(shape, dtype=kind, device=device) for name, (shape, kind) in spec.items()}
+        if self.scheme.static:
+            new["act_scale"] = torch.ones_like(new["act_scale"])
+        self._hold(new)
         held = nn.Parameter(torch.zeros(out_features, device=device, dtype=self.dtype)) if bias else None
         self.register_parameter("bias", held)
 
     @classmethod
-    def from_dense(cls, dense: nn.Linear, scheme: str | Scheme, method: str = "rtn") -> Self:
+    def from_dense(
+        cls,
+        dense: nn.Linear,
+        scheme: str | Scheme,
+        method: str = "rtn",
+        act_range: tuple[float, float] | None = None,
+    ) -> Self:
         """A layer with the rounded weight of a dense one, which is left as it is; the bias Parameter is shared.
 
         Args:
             dense: an nn.Linear with finite weights.
             scheme: name or Scheme.
             method: "rtn", "mse" or "hqq", see rounding.quantize_weight.
+            act_range: of a static scheme, the lowest and the highest input that has a code of its own.
 
         Raises:
             TypeError: not an nn.Linear.
-            ValueError: an unknown scheme or method, or a weight that cannot be rounded.
+            ValueError: an unknown scheme or method, a weight that cannot be rounded, or a static scheme without a range
+                (or another with one).
         """
         if not isinstance(dense, nn.Linear):
             raise TypeError(f"dense: must be a torch.nn.Linear, got {type(dense).__name__}")
-        layer = cls.from_weight(dense.weight, dense.bias, scheme, method)
+        layer = cls.from_weight(dense.weight, dense.bias, scheme, method, act_range=act_range)
         return layer.train(dense.training)
 
     @classmethod
@@ -128,20 +132,31 @@ class Linear(nn.Module):
         scheme: str | Scheme,
         method: str = "rtn",
         dtype: torch.dtype | None = None,
+        act_range: tuple[float, float] | None = None,
     ) -> Self:
         """As from_dense, from a weight (N, K) and a bias (N,) or None; dtype is the weight's by default."""
         parsed = Scheme.parse(scheme)
+        act = None if act_range is None else ActScale.of_range(*act_range)
         quantized = quantize_weight(weight, parsed, method)
-        return cls.from_quantized(quantized, weight.shape[1], bias, parsed, dtype or weight.dtype)
+        return cls.from_quantized(quantized, weight.shape[1], bias, parsed, dtype or weight.dtype, act)
 
     @classmethod
     def from_quantized(
-        cls, quantized: QuantizedWeight, in_features: int, bias: Tensor | None, scheme: str | Scheme, dtype: torch.dtype
+        cls,
+        quantized: QuantizedWeight,
+        in_features: int,
+        bias: Tensor | None,
+        scheme: str | Scheme,
+        dtype: torch.dtype,
+        act: ActScale | None = None,
     ) -> Self:
-        """A layer with the codes of a weight (N, in_features); the zeros of a sparse one have the code of 0."""
+        """A layer with the codes of a weight (N, in_features); the zeros of a sparse one have the code of 0.
+
+        act: of a static scheme, how activations are rounded.
+        """
         out_features = quantized.qweight.shape[0]
         layer = cls(in_features, out_features, bias=False, scheme=scheme, device="meta", dtype=dtype)
-        layer._hold(to_portable(quantized, layer.scheme, in_features))
+        layer._hold(to_portable(quantized, layer.scheme, in_features, act))
         if bias is not None:
             layer.bias = bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias, requires_grad=False)
         layer.pack()
@@ -171,10 +186,19 @@ class Linear(nn.Module):
             packed, layout = self._pack()
             return ops.unpack(packed, layout, self.scheme, self.out_features, self.in_features)
 
+    def act(self) -> ActScale | None:
+        """How static activations are rounded; None of others."""
+        if not self.scheme.static:
+            return None
+        with _PACKING:
+            return ActScale.of_tensors(self._held()) if self.packed is None else split(self.packed, self.scheme)[0]
+
     def portable(self) -> dict[str, Tensor]:
         """The tensors of the state_dict without the bias, see portable.py."""
         with _PACKING:
-            return self._held() if self.packed is None else to_portable(self.quantized(), self.scheme, self.in_features)
+            if self.packed is None:
+                return self._held()
+            return to_portable(self.quantized(), self.scheme, self.in_features, self.act())
 
     def _held(self) -> dict[str, Tensor]:
         names = spec_of(self.scheme, self.out_features, self.in_features)
@@ -192,7 +216,7 @@ class Linear(nn.Module):
                     raise ValueError("layer: its weight is on the meta device; load it first")
                 # A caller in inference mode must not leave a tensor that autograd can never use.
                 with torch.inference_mode(False):
-                    self._hold_packed(*ops.pack(self.quantized(), self.scheme, self.in_features))
+                    self._hold_packed(*ops.pack(self.quantized(), self.scheme, self.in_features, self.act()))
             assert self.packed is not None and self.layout is not None, "packed above"  # noqa: S101, PT018
             return self.packed, self.layout
 
@@ -203,7 +227,7 @@ class Linear(nn.Module):
                 self._hold(self.portable())
 
     def tie_to(self, other: Linear) -> None:
-        """Shares the packed weight of another layer of the same scheme and shape.
+        """Shares the packed weight of another layer of the same scheme and shape, and how static activations are rounded.
 
         Raises:
             ValueError: scheme or shape differ, or the other is on the meta device.
@@ -284,16 +308,17 @@ class Linear(nn.Module):
             raise TypeError("dtype: Module.type() would turn the codes into numbers; use .to(dtype)")
         if moved.device != self.device:
             self.unpack()
-        scale = self._parameters["scale"]
-        self._parameters["scale"] = None
+        scales = {name: self._parameters.get(name) for name in ("scale", "act_scale") if name in self._parameters}
+        self._parameters.update(dict.fromkeys(scales))
         try:
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         finally:
-            self._parameters["scale"] = scale
-        if scale is not None:
-            bits = torch.int16 if scale.dtype.itemsize == 2 else torch.int32
-            moved_scale = fn(scale.data.view(bits)).view(scale.dtype)
-            self._parameters["scale"] = nn.Parameter(moved_scale, requires_grad=False)
+            self._parameters.update(scales)
+        for name, scale in scales.items():
+            if scale is not None:
+                bits = torch.int16 if scale.dtype.itemsize == 2 else torch.int32
+                moved_scale = fn(scale.data.view(bits)).view(scale.dtype)
+                self._parameters[name] = nn.Parameter(moved_scale, requires_grad=False)
         self.dtype = moved.dtype
         return self
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from multiprocessing.reduction import ForkingPickler
 
-from .linear import Linear, portable_tensor, send
+from .linear import Linear, send
+from .weight import portable_tensor
 
 
 class SparseLinear(Linear):

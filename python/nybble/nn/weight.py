@@ -1,4 +1,4 @@
-"""What `layer.weight` is for code that was written for nn.Linear."""
+"""A layer's tensors: the portable ones by name, and what `layer.weight` is for code that was written for nn.Linear."""
 
 from __future__ import annotations
 
@@ -11,6 +11,17 @@ from torch.utils._pytree import tree_map_only
 
 if TYPE_CHECKING:
     from .linear import Linear
+
+
+def portable_tensor(name: str) -> property:
+    """A portable tensor: the Parameter while the weight is not packed, else derived from the packed one."""
+
+    def read(layer: Linear) -> Tensor | None:
+        if layer.packed is None:
+            return layer._parameters.get(name)
+        return layer.portable().get(name)
+
+    return property(read)
 
 
 class WeightView:

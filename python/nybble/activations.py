@@ -1,0 +1,82 @@
+"""How static activations are rounded: one scale and one zero point for all that a layer multiplies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .scheme import Scheme
+
+# Where the scale and its inverse are normal float32 numbers.
+LEAST_SCALE, MOST_SCALE = 2.0**-126, 2.0**126
+# Bytes before a packed weight: float32 scale, int32 zero point, then 0 (csrc/linear.h).
+HEADER = 64
+
+SPEC: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+    "act_scale": ((1,), torch.float32),
+    "act_zero_point": ((1,), torch.int8),
+}
+
+
+class ActScale(NamedTuple):
+    """x = (q - zero_point) * scale for codes q in [-128, 127]; what lies beyond them is cut.
+
+    scale: float32 (1,) in [2^-126, 2^126]; zero_point: int8 (1,).
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    @classmethod
+    def of_range(cls, low: float, high: float) -> ActScale:
+        """For values from low to high, and 0, which always has a code.
+
+        Raises:
+            ValueError: the range is not finite, or has a scale beyond what float32 divides by.
+        """
+        low, high = min(low, 0.0), max(high, 0.0)
+        scale = torch.tensor([(high - low) / 255], dtype=torch.float32)
+        if not LEAST_SCALE <= scale.item() <= MOST_SCALE:
+            raise ValueError(f"range [{low:g}, {high:g}]: its scale {scale.item():g} must be in [2^-126, 2^126]")
+        zero = max(-128, min(127, round(-low / scale.item()) - 128))
+        return cls(scale, torch.tensor([zero], dtype=torch.int8))
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor]) -> ActScale:
+        """Of what ``tensors`` gave; others are ignored.
+
+        Raises:
+            ValueError: one has another shape or dtype, or is out of range.
+        """
+        for name, (shape, dtype) in SPEC.items():
+            tensor = tensors[name]
+            if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+                raise ValueError(f"{name}: {tuple(tensor.shape)} {tensor.dtype}, must be {shape} {dtype}")
+        found = cls(*(tensors[name].detach() for name in SPEC))
+        if not found.scale.is_meta and not LEAST_SCALE <= found.scale.item() <= MOST_SCALE:
+            raise ValueError(f"act_scale: {found.scale.item():g}, must be in [2^-126, 2^126]")
+        return found
+
+    def tensors(self) -> dict[str, Tensor]:
+        """As they stand in a state_dict."""
+        return dict(zip(SPEC, self, strict=True))
+
+    def before(self, packed: Tensor) -> Tensor:
+        """A packed weight with this in front."""
+        header = torch.zeros(HEADER, dtype=torch.uint8, device=packed.device)
+        header[:4] = self.scale.view(torch.uint8)
+        header[4:8] = self.zero_point.int().view(torch.uint8)
+        return torch.cat([header, packed])
+
+
+def split(packed: Tensor, scheme: Scheme) -> tuple[ActScale | None, Tensor]:
+    """What stands before a packed weight of a static scheme, as a copy, and the weight."""
+    if not scheme.static:
+        return None, packed
+    if packed.numel() < HEADER:
+        raise ValueError(f"packed: has {packed.numel()} bytes, needs {HEADER}")
+    head = packed[:8].clone()
+    return ActScale(head[:4].view(torch.float32), head[4:].view(torch.int32).to(torch.int8)), packed[HEADER:]
