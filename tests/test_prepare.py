@@ -102,7 +102,7 @@ def agree_with_the_reference(spec, panel: str, dtype: torch.dtype, act: ActScale
 @pytest.mark.parametrize(("scale", "zero"), [(-1.0, 0), (2.0**-127, 0), (torch.inf, 0), (1.0, 128), (1.0, -129)])
 def test_scales_and_zero_points_out_of_range_are_refused(scale: float, zero: int) -> None:
     act = ActScale(torch.tensor([scale]), torch.tensor([zero]))
-    with pytest.raises(ValueError, match="act_scale|act_zero_point"):
+    with pytest.raises(ValueError, match=r"act_scale|act_zero_point"):
         prepare(SPECS[0], hard_rows(12), 12, 4, 12, FORMATS["s8"], act)
 
 

@@ -13,6 +13,7 @@ from typing import Any, get_type_hints
 
 from .passes import options
 from .passes.digest import data_sha256
+from .passes.layerwise.observe import OBSERVERS
 from .passes.prune import weight as pruning
 from .passes.quantize import quantize
 from .passes.recover import recover
@@ -38,6 +39,8 @@ _CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
     ("sparsify", "method"): pruning.METHODS,
     ("quantize", "goal"): options.GOALS,
     ("sparsify", "goal"): options.GOALS,
+    ("quantize", "observer"): tuple(OBSERVERS),
+    ("sparsify", "observer"): tuple(OBSERVERS),
     ("recover", "loss"): LOSSES,
 }
 
@@ -198,7 +201,7 @@ def _required(name: str) -> frozenset[str]:
 def _check(name: str, key: str, value: Any) -> None:
     """Raise FieldError where a value of the right type means nothing."""
     allowed = _CHOICES.get((name, key))
-    if allowed is not None and value not in allowed:
+    if allowed is not None and value is not None and value not in allowed:
         raise FieldError((key,), f"{value!r} must be one of {', '.join(allowed)}")
     try:
         if key == "scheme" and value is not None:

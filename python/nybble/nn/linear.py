@@ -308,7 +308,9 @@ class Linear(nn.Module):
             raise TypeError("dtype: Module.type() would turn the codes into numbers; use .to(dtype)")
         if moved.device != self.device:
             self.unpack()
-        scales = {name: self._parameters.get(name) for name in ("scale", "act_scale") if name in self._parameters}
+        scales: dict[str, nn.Parameter | None] = {
+            name: self._parameters[name] for name in ("scale", "act_scale") if name in self._parameters
+        }
         self._parameters.update(dict.fromkeys(scales))
         try:
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -98,7 +98,8 @@ def _random_layer(layer: Linear, sparsity: Unstructured) -> Linear:
     weight = torch.randn(layer.out_features, layer.in_features, generator=generator)
     kept = torch.rand(weight.shape, generator=generator) >= sparsity.zeros
     scheme = replace(layer.scheme, sparsity=sparsity)
-    return type(layer).from_weight(weight * kept, layer.bias, scheme, dtype=layer.dtype)
+    act_range = (-1.0, 1.0) if scheme.static else None
+    return type(layer).from_weight(weight * kept, layer.bias, scheme, dtype=layer.dtype, act_range=act_range)
 
 
 def _measure(dense: nn.Module, layer: Linear, m: int, dtype: torch.dtype) -> float:

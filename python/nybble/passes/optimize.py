@@ -135,6 +135,8 @@ def _run(stage: Stage, model: nn.Module, given: Mapping[str, Any]) -> StageRepor
     for i, (scheme, names) in enumerate(groups.items()):
         own = {} if resume is None else {"resume": resume / str(i)}
         chosen = {**own, **_scheme(scheme), "include": [escape(name) for name in names]}
+        if scheme != OWN and not Scheme.parse(scheme).static:
+            chosen["observer"] = None
         done |= dict.fromkeys(names, run(model, **{**arguments, **chosen}))
     return _merged(done)
 

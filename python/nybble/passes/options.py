@@ -10,6 +10,7 @@ from torch import nn
 
 from ..scheme import Scheme
 from .eligible import is_linear_like
+from .layerwise.observe import OBSERVERS
 from .walk import Site
 
 GOALS: tuple[str, ...] = ("speed", "memory")
@@ -17,7 +18,8 @@ Patterns = str | Sequence[str] | None
 
 
 class Options(NamedTuple):
-    """What a pass was asked for. ``include`` is None where every layer is meant; ``scheme`` where weights stay floats."""
+    """What a pass was asked for. ``include`` is None where every layer is meant; ``scheme`` where weights stay floats;
+    ``observer`` where activations are not static."""
 
     scheme: Scheme | None
     include: tuple[str, ...] | None
@@ -25,6 +27,7 @@ class Options(NamedTuple):
     method: str
     m: tuple[int, ...]
     goal: str
+    observer: str | None = None
 
     def why_not_asked(self, names: Iterable[str]) -> str | None:
         """Why the user does not want the module with these names, or None when he does."""
@@ -43,6 +46,18 @@ def check_choice(argument: str, value: object, choices: tuple[str, ...]) -> str:
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{argument}={value!r}: wants one of {', '.join(map(repr, choices))}")
     return value
+
+
+def check_observer(observer: str | None, scheme: Scheme | None) -> str | None:
+    """The observer of a static scheme, the usual one for None; None for others. Raises ValueError."""
+    if scheme is not None and scheme.static:
+        return check_choice("observer", "mse" if observer is None else observer, tuple(OBSERVERS))
+    if observer is not None:
+        raise ValueError(
+            f"observer={observer!r}, scheme={None if scheme is None else str(scheme)!r}: only static activations are "
+            "observed, as of 'w8a8static'"
+        )
+    return None
 
 
 def check_flag(argument: str, value: object) -> None:

@@ -29,6 +29,7 @@ def quantize(
     method: str = "rtn",
     calibration: Iterable[Any] | None = None,
     smooth: bool | float = False,
+    observer: str | None = None,
     m: int | Sequence[int] = (1, 16, 256),
     goal: str = "speed",
     strict: bool = False,
@@ -43,7 +44,8 @@ def quantize(
 
     Args:
         model: any module; its Linear layers must be inside it, not the model itself.
-        scheme: what the weights and activations become, such as ``"w8a8"``, ``"w4a8g128"`` or a ``Scheme``.
+        scheme: what the weights and activations become, such as ``"w8a8"``, ``"w4a8g128"`` or a ``Scheme``. Static ones,
+            such as ``"w8a8static"``, need calibration data.
         include: glob patterns on full module names; only layers that match one are quantized. None means all.
         exclude: glob patterns on full module names; layers that match one are left alone.
         method: how weights are rounded: ``"rtn"`` (to nearest), ``"mse"`` (search for the scale), or by what the layer's
@@ -57,6 +59,10 @@ def quantize(
             weights, where a norm or a layer before can take the division; exact but for rounding. True looks for the
             scales in a grid, a number between 0 and 1 is the share of the inputs' spread that moves to the weights;
             both only where inputs held out agree. Needs calibration data, and goes with every method but "awq".
+        observer: for static schemes, such as ``"w8a8static"``, how the range of each layer's inputs is found: ``"minmax"``
+            (the extremes), ``"percentile"`` (99.9 % of the values), ``"mse"`` (the least squared error of rounding; the
+            default). A layer whose output error on inputs held out is then above 1 % and twice that with dynamic
+            activations gets these, and the report says so.
         m: the batch sizes (rows of the activation) at which speed counts.
         goal: ``"speed"`` swaps a layer only where the geometric mean over ``m`` of dense time / nybble time, measured
             here with the threads set now, is above 1. ``"memory"`` swaps every layer and times nothing.
@@ -85,6 +91,7 @@ def quantize(
         method=options.check_choice("method", method, METHODS),
         m=options.check_m(m),
         goal=options.check_choice("goal", goal, options.GOALS),
+        observer=options.check_observer(observer, numbers),
     )
     scaling = _scaling(smooth, asked.method, numbers)
     call = Call(calibration, strict, untie, progress, resume, settings=(scaling,))

@@ -27,6 +27,7 @@ def sparsify(
     method: str = "wanda",
     calibration: Iterable[Any] | None = None,
     scheme: str | Scheme | None = "w8a8",
+    observer: str | None = None,
     include: options.Patterns = None,
     exclude: options.Patterns = None,
     m: int | Sequence[int] = (1, 16, 256),
@@ -59,6 +60,7 @@ def sparsify(
             128 short texts. Tokens that a batch's ``attention_mask`` leaves out do not count. "magnitude" needs none.
         scheme: the numbers of the sparse layers, such as ``"w8a8"`` or ``"w4a16g128"``; or None: only the weights
             change, each a new Parameter of the dense layer.
+        observer: for static schemes, how the range of each layer's inputs is found, as in ``quantize``.
         include, exclude: glob patterns on full module names, as in ``quantize``.
         m: the batch sizes (rows of the activation) at which speed counts.
         goal: ``"speed"`` keeps a sparse layer only where it is faster than the dense one, as in ``quantize``; where it
@@ -97,6 +99,7 @@ def sparsify(
         method=options.check_choice("method", method, METHODS),
         m=options.check_m(m),
         goal="memory" if numbers is None else options.check_choice("goal", goal, options.GOALS),
+        observer=options.check_observer(observer, numbers),
     )
     wanted = Asked(form, per_layer, chains)
     call = Call(calibration, strict, untie, progress, resume, settings=wanted)

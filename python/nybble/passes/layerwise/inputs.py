@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .observe import Observer
+
 # One row in so many is held out, to judge the layer by inputs that its method did not see; so many in all.
 _HELD_ONE_IN = 8
 _HELD_MOST = 256
@@ -18,11 +20,13 @@ class Inputs:
     Args:
         in_features: K.
         hessian: whether to gather the Hessian, and the drift where there is one, as well: 4 * K * K bytes each.
+        observer: the kind of observer that looks for their range, or None.
 
     A batch with NaN or Inf is left out and counted in ``bad_batches``.
     """
 
-    def __init__(self, in_features: int, hessian: bool = False) -> None:
+    def __init__(self, in_features: int, hessian: bool = False, observer: str | None = None) -> None:
+        self.observer = None if observer is None else Observer(observer)
         self.rows = self.bad_batches = 0
         self._squares = torch.zeros(in_features, dtype=torch.float64)
         self._magnitudes = torch.zeros(in_features, dtype=torch.float64)
@@ -47,6 +51,8 @@ class Inputs:
         x = x[seen]
         if not len(x):
             return
+        if self.observer is not None:
+            self.observer.add(x)
         if not len(self._sample):
             self._sample = x[:_HELD_MOST].clone()
         self._squares += x.double().square().sum(0)
@@ -94,8 +100,9 @@ class Inputs:
         return self._sample
 
     def divide(self, scale: Tensor) -> None:
-        """Make these the statistics of inputs that are divided by a positive scale (K,)."""
+        """Make these the statistics of inputs that are divided by a positive scale (K,), but for the observer's: dropped."""
         s = scale.float()
+        self.observer = None
         self._squares /= s.double().square()
         self._magnitudes /= s.double()
         self._largest = self._largest / s

@@ -21,7 +21,8 @@ class Errors(NamedTuple):
 
 
 def judge(dense: nn.Module, new: nn.Module, scheme: Scheme | None, x: Tensor | None) -> Errors:
-    """The errors on inputs x (T, K) of a layer that replaces a dense one; scheme rounds the dense one, None does not."""
+    """The errors on inputs x (T, K) of a layer that replaces a dense one; scheme rounds the dense one, with dynamic
+    activations if any, None does not."""
     if x is None or not len(x):
         return Errors()
     weight = dense_weight(dense)
@@ -29,7 +30,7 @@ def judge(dense: nn.Module, new: nn.Module, scheme: Scheme | None, x: Tensor | N
     wanted = dense(x)
     if scheme is None:
         return Errors(0.0, relative_error(new(x), wanted))
-    rounded = Linear.from_weight(weight, dense._parameters.get("bias"), scheme)
+    rounded = Linear.from_weight(weight, dense._parameters.get("bias"), scheme.dynamic)
     return Errors(relative_error(rounded(x), wanted), relative_error(new(x), wanted))
 
 

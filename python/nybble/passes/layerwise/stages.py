@@ -29,9 +29,9 @@ class Stage:
     masks: tuple[Tensor | None, ...] = ()
     dense_runs: tuple[Callable[[], object], ...] = ()
 
-    def inputs(self, hessian: bool) -> dict[int, Inputs]:
+    def inputs(self, hessian: bool, observer: str | None = None) -> dict[int, Inputs]:
         """What each layer multiplies, by ``id(layer)``, over all batches; without padding tokens."""
-        found = {id(layer): Inputs(dense_weight(layer).shape[1], hessian) for layer in self.layers}
+        found = {id(layer): Inputs(dense_weight(layer).shape[1], hessian, observer) for layer in self.layers}
         for b, (run, mask) in enumerate(zip(self.runs, self.masks, strict=True)):
             before = self._seen(self.dense_runs[b], mask) if hessian and self.dense_runs else {}
             for key, calls in self._seen(run, mask).items():

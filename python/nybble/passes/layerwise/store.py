@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ... import activations
+from ...activations import ActScale
 from ...rounding import QuantizedWeight, check_portable, portable_spec
 from ...scheme import Scheme
 from .judge import Errors
@@ -101,15 +103,19 @@ class Store:
     def load_done(self, name: str, weight: Tensor, scheme: Scheme | None) -> Done | None:
         """A layer with this weight (N, K) and the dense scheme of its codes, or None where it was not saved."""
         codes = {} if scheme is None else portable_spec(scheme, *weight.shape)
-        found = self.load(name, {"weight": (tuple(weight.shape), weight.dtype), **codes})
+        scales = activations.SPEC if scheme is not None and scheme.static else {}
+        found = self.load(name, {"weight": (tuple(weight.shape), weight.dtype), **codes, **scales})
         if found is None:
             return None
         tensors = dict(found.tensors)
+        act = (
+            ActScale.of_tensors({key: tensors.pop(key) for key in scales}) if scales.keys() <= tensors.keys() else None
+        )
         new = tensors.pop("weight", None)
         quantized = QuantizedWeight(**tensors) if tensors else None
         if quantized is not None and scheme is not None:
             check_portable(quantized, scheme, *weight.shape)
-        return Done(Outcome(new, found.kind, found.notes, quantized), Errors(*found.numbers))
+        return Done(Outcome(new, found.kind, found.notes, quantized, act), Errors(*found.numbers))
 
     def _path(self, name: str) -> Path:
         return self.directory / f"layer-{hashlib.sha256(name.encode()).hexdigest()[:16]}"

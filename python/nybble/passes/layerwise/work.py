@@ -19,6 +19,7 @@ from .inputs import Inputs
 from .judge import Errors, dense_like, judge
 from .outcome import Outcome
 from .stages import Stage, stages
+from .static import with_scale
 from .store import Done, Store
 
 Sets = list[list[Layer]]
@@ -34,7 +35,7 @@ class Work:
 
     # Whether the methods look at Hessians, and at how the inputs were before any change.
     hessian = follow_dense = False
-    # The method that needs no data, and why another that was asked for does, if it does.
+    # What needs no data, and why what was asked for does, if it does.
     without_data = "rtn"
     needs_data: str | None = None
 
@@ -42,11 +43,19 @@ class Work:
         self.plan, self.asked, self.edits = plan, plan.options, edits
         self.builder = Builder(plan.options)
         self.sets: Sets = plan.twins()
+        if self.sets and self.is_static:
+            self.needs_data = f"scheme={str(self.scheme)!r}: static activations need calibration data"
+            self.without_data = str(self.scheme.dynamic) if self.scheme else ""
 
     @property
     def scheme(self) -> Scheme | None:
         """The dense scheme of the new codes; None: weights stay floats."""
         return self.asked.scheme
+
+    @property
+    def is_static(self) -> bool:
+        """Whether the inputs of layers are to have a scale that is found now."""
+        return self.scheme is not None and self.scheme.static
 
     @property
     def title(self) -> str:
@@ -84,8 +93,9 @@ class Work:
                 now = [twins for twins in sets if any(layer.site.module in here for layer in twins)]
                 sets = [twins for twins in sets if twins not in now]
                 done = {twins[0].site.name: self._load(twins[0], store) for twins in now}
-                inputs = stage.inputs(self.hessian) if not all(done.values()) else {}
+                inputs = stage.inputs(self.hessian, self.asked.observer) if not all(done.values()) else {}
                 self.prepare(stage, now, inputs, store)
+                self._observe_again(stage, inputs)
                 for twins in now:
                     name = twins[0].site.name
                     # Twins of one stage: the one that sees the most stands for all.
@@ -99,6 +109,12 @@ class Work:
             if layer.new is not None:
                 layer.new.train(layer.site.module.training)
 
+    def _observe_again(self, stage: Stage, inputs: dict[int, Inputs]) -> None:
+        """Where inputs have been scaled since they were observed."""
+        if self.is_static and any(one.observer is None for one in inputs.values()):
+            for key, seen in stage.inputs(hessian=False, observer=self.asked.observer).items():
+                inputs[key].observer = seen.observer
+
     def _load(self, layer: Layer, store: Store | None) -> Done | None:
         if store is None or self.is_kept(layer):
             return None
@@ -109,7 +125,12 @@ class Work:
         if self.builder.is_refused(twins):
             self.builder.leave_refused(twins)
             return
-        outcome = self.solve(first, inputs) if done is None else done.outcome
+        if done is not None:
+            outcome = done.outcome
+        else:
+            outcome = self.solve(first, inputs)
+            if self.is_static:
+                outcome = with_scale(twins, outcome, inputs, lambda one: self.make(first, one))
         errors = self._build(twins, outcome, None if inputs is None else inputs.held_out)
         if first.reason is not None:
             return

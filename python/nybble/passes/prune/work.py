@@ -10,6 +10,7 @@ from torch import nn
 
 from ...nn import Linear, SparseLinear
 from ...report import Pruned
+from ...rounding import quantize_weight
 from ...scheme import Scheme
 from ...sparsity import Pattern, Unstructured
 from ..eligible import dense_weight
@@ -59,7 +60,11 @@ class Pruning(Work):
         self._wanted = asked
         self.hessian = self.follow_dense = self.asked.method == "sparsegpt"
 
-        if self.asked.method != "magnitude" and not all(twins[0].is_sparse for twins in self.sets):
+        if (
+            self.needs_data is None
+            and self.asked.method != "magnitude"
+            and not all(twins[0].is_sparse for twins in self.sets)
+        ):
             self.needs_data = f"method={self.asked.method!r}: needs calibration data"
 
     @property
@@ -102,12 +107,11 @@ class Pruning(Work):
         """As Work.make."""
         assert self.asked.scheme is not None, "asked above"  # noqa: S101
         assert layer.pattern is not None, "open layers have one"  # noqa: S101
-        scheme = sparse_scheme(self.asked.scheme, layer.pattern)
-        if outcome.quantized is None:
-            assert outcome.weight is not None, "pruned weights are there"  # noqa: S101
-            return SparseLinear.from_weight(outcome.weight, layer.bias, scheme)
-        in_features = dense_weight(layer.site.module).shape[1]
-        return SparseLinear.from_quantized(outcome.quantized, in_features, layer.bias, scheme, layer.weight.dtype)
+        assert outcome.weight is not None, "pruned weights are there"  # noqa: S101
+        scheme = sparse_scheme(self.asked.scheme if outcome.act else self.asked.scheme.dynamic, layer.pattern)
+        quantized = outcome.quantized or quantize_weight(outcome.weight, scheme)
+        in_features, dtype = outcome.weight.shape[1], layer.weight.dtype
+        return SparseLinear.from_quantized(quantized, in_features, layer.bias, scheme, dtype, outcome.act)
 
     def is_kept(self, layer: Layer) -> bool:
         """As Work.is_kept."""

@@ -109,7 +109,8 @@ class Shadow(nn.Module):
         packed = whole.to(torch.int8) if layer.scheme.weight_bits == 8 else pack_nibbles(whole)
         quantized = QuantizedWeight(packed, scale.to(self._stored), layer.quantized().zero_point)
         kind = SparseLinear if isinstance(layer, SparseLinear) else Linear
-        return kind.from_quantized(quantized, layer.in_features, bias, layer.scheme, layer.dtype).eval()
+        scheme, dtype = layer.scheme, layer.dtype
+        return kind.from_quantized(quantized, layer.in_features, bias, scheme, dtype, layer.act()).eval()
 
     @property
     def _stored(self) -> torch.dtype:

@@ -160,7 +160,7 @@ def _error(parts: Llama, run: Any, scheme: Scheme) -> float:
             hooks.callback(layer.register_forward_pre_hook(see).remove)
         run()
     errors = [
-        relative_error(Linear.from_weight(layer.weight.float(), None, scheme)(x), x @ layer.weight.float().T)
+        relative_error(Linear.from_weight(layer.weight.float(), None, scheme.dynamic)(x), x @ layer.weight.float().T)
         for layer, x in rows.items()
         if isinstance(layer, nn.Linear)
     ]

@@ -58,7 +58,9 @@ class Awq:
 
 @dataclass(frozen=True)
 class Smooth:
-    """Losses are those of the layer as it will run, its inputs rounded too, on rows that are held out or not."""
+    """Losses are those of the layer as it will run, its inputs rounded too, on rows that are held out or not.
+    Static activations have the range of the rows that are not.
+    """
 
     alphas: tuple[float, ...] = SMOOTH_ALPHAS
 
@@ -71,7 +73,9 @@ class Smooth:
         """What a layer with scaled inputs loses."""
         weight, inputs = taker
         x = inputs.held_out if held else inputs.sample
-        layer = Linear.from_weight(weight * scale, None, scheme)
+        ends = torch.aminmax(inputs.sample / scale) if scheme.static else None
+        act_range = None if ends is None else (ends.min.item(), ends.max.item())
+        layer = Linear.from_weight(weight * scale, None, scheme, act_range=act_range)
         return float((layer(x / scale) - x @ weight.T).double().square().sum())
 
 

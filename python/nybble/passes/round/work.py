@@ -33,7 +33,7 @@ class Rounding(Work):
         self._scheme, self._scaling = scheme, scaling
         method = self.asked.method
         self.hessian, self.follow_dense = method in NEEDS_DATA, method == "gptq"
-        if self.sets and (self.hessian or scaling is not None):
+        if self.needs_data is None and self.sets and (self.hessian or scaling is not None):
             self.needs_data = (
                 f"method={method!r}: needs calibration data" if self.hessian else "smooth: needs calibration data"
             )
@@ -75,7 +75,9 @@ class Rounding(Work):
         """As Work.make."""
         assert outcome.quantized is not None, "rounded weights have codes"  # noqa: S101
         in_features = dense_weight(layer.site.module).shape[1]
-        return Linear.from_quantized(outcome.quantized, in_features, layer.bias, self._scheme, layer.weight.dtype)
+        scheme = self._scheme if outcome.act else self._scheme.dynamic
+        dtype = layer.weight.dtype
+        return Linear.from_quantized(outcome.quantized, in_features, layer.bias, scheme, dtype, outcome.act)
 
     def note(self, layer: Layer, outcome: Outcome, errors: Errors) -> None:
         """As Work.note."""

@@ -51,6 +51,8 @@ def check_schemes(argument: str, schemes: str | Scheme | Sequence[str | Scheme])
 def apply(model: nn.Module, scheme: Scheme, options: Mapping[str, Any]) -> dict[str, LayerReport]:
     """Give all layers of a model a scheme, for bytes alone; what became of each."""
     asked: dict[str, Any] = {"goal": "memory", **options}
+    if not scheme.static:
+        asked.pop("observer", None)
     if scheme.sparsity is None:
         report = quantize(model, scheme, **asked)
     else:

@@ -1,0 +1,152 @@
+"""Observers: the range of what a layer multiplies in calibration, for static activations.
+
+minmax: the extremes, as in Krishnamoorthi, arXiv:1806.08342, 3.1. percentile: without the 0.05 % of values at either end, so
+that 99.9 % are inside; calibration by percentile as in Wu et al., arXiv:2004.09602, 5.2. mse: the ends with the least
+squared error of rounding, as in Nagel et al., arXiv:2106.08295, 3.1: values inside are off by step^2 / 12 in the mean, those
+outside by their distance to the end; 0 is exact.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+PERCENTILE = 99.9
+BINS = 8192  # half of them for either sign
+_AT_ONCE = 1 << 20  # values
+# The most ends that are tried first on either side; around the best, all are.
+_COARSE = 256
+_STEPS = 255
+
+
+class Histogram:
+    """Counts of values in equal bins from -2^exponent to 2^exponent, the exponent growing with the values.
+
+    A bin of a larger exponent is two of the smaller one, so that counts do not depend on the order of what is added.
+    """
+
+    def __init__(self) -> None:
+        self.counts = torch.zeros(BINS, dtype=torch.int64)
+        self.zeros = 0
+        self._exponent: int | None = None
+
+    @property
+    def width(self) -> float:
+        """Of a bin."""
+        return math.ldexp(2.0, self._exponent or 0) / BINS
+
+    def add(self, x: Tensor) -> None:
+        """Count finite values, float32."""
+        for part in x.flatten().split(_AT_ONCE):
+            largest = part.abs().max().item()
+            self.zeros += int((part == 0).sum())
+            if largest == 0:
+                continue
+            self._grow(math.frexp(largest)[1])
+            at = (part[part != 0].double() / self.width).floor_().long() + BINS // 2
+            self.counts += torch.bincount(at, minlength=BINS)
+
+    def _grow(self, exponent: int) -> None:
+        if self._exponent is None:
+            self._exponent = exponent
+        for _ in range(min(exponent - self._exponent, BINS.bit_length())):
+            middle = self.counts.view(-1, 2).sum(1)
+            self.counts = torch.nn.functional.pad(middle, (BINS // 4, BINS // 4))
+        self._exponent = max(exponent, self._exponent)
+
+    def tail(self, positive: bool) -> Tensor:
+        """The counts of one sign, outwards from 0."""
+        return self.counts[BINS // 2 :] if positive else self.counts[: BINS // 2].flip(0)
+
+
+class Observer:
+    """The range of the rows (T, K) that it is given, from below or at 0 to above or at 0.
+
+    Args:
+        kind: one of OBSERVERS.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self._find = OBSERVERS[kind]
+        self.low = self.high = 0.0
+        self.histogram = Histogram()
+
+    def add(self, x: Tensor) -> None:
+        """Count finite rows, float32."""
+        if not x.numel():
+            return
+        low, high = torch.aminmax(x)
+        self.low, self.high = min(self.low, low.item()), max(self.high, high.item())
+        if self._find is not _extremes:
+            self.histogram.add(x)
+
+    def range(self) -> tuple[float, float]:
+        """Its ends; both 0 where nothing but 0 was seen."""
+        return self._find(self)
+
+
+def _extremes(seen: Observer) -> tuple[float, float]:
+    return seen.low, seen.high
+
+
+def _percentile(seen: Observer) -> tuple[float, float]:
+    """The outermost bins' outer edges that leave out no more values than they may."""
+    histogram = seen.histogram
+    total = int(histogram.counts.sum()) + histogram.zeros
+    may = total * (100 - PERCENTILE) / 200
+
+    def end(positive: bool) -> float:
+        outside = histogram.tail(positive).flip(0).cumsum(0).flip(0)  # from each edge outwards
+        return int((outside > may).sum()) * histogram.width
+
+    return max(seen.low, -end(positive=False)), min(seen.high, end(positive=True))
+
+
+def _least_error(seen: Observer) -> tuple[float, float]:
+    sides = [_Side(seen.histogram, positive, limit) for positive, limit in ((False, -seen.low), (True, seen.high))]
+    chosen = [torch.arange(0, len(side.ends), max(1, len(side.ends) // _COARSE)) for side in sides]
+    # The whole range is always among them.
+    chosen = [torch.cat([some, torch.tensor([len(side.ends) - 1])]) for some, side in zip(chosen, sides, strict=True)]
+    nonzero = int(seen.histogram.counts.sum())
+    best = _best(sides, chosen, nonzero)
+    around = [
+        torch.arange(max(0, at - reach), min(len(side.ends), at + reach + 1))
+        for side, at, reach in ((side, at, 1 + len(side.ends) // _COARSE) for side, at in zip(sides, best, strict=True))
+    ]
+    low, high = (side.ends[at].item() for side, at in zip(sides, _best(sides, around, nonzero), strict=True))
+    return -low, high
+
+
+class _Side:
+    """One sign: ends (E,), the distances from 0 at which it may end; how many values (E,) are then outside, and how far
+    these are from it, squared, in all (E,)."""
+
+    def __init__(self, histogram: Histogram, positive: bool, limit: float) -> None:
+        counts, width = histogram.tail(positive).double(), histogram.width
+        middles = (torch.arange(len(counts), dtype=torch.float64) + 0.5) * width
+
+        def beyond(values: Tensor) -> Tensor:
+            return torch.nn.functional.pad(values.flip(0).cumsum(0).flip(0), (0, 1))
+
+        ends = torch.arange(len(counts) + 1, dtype=torch.float64) * width
+        outside, sums, squares = beyond(counts), beyond(counts * middles), beyond(counts * middles.square())
+        excess = (squares - 2 * ends * sums + ends.square() * outside).clamp(min=0)
+        inner = ends < limit
+        self.ends = torch.cat([ends[inner], torch.tensor([limit], dtype=torch.float64)])
+        self.outside, self.excess = (torch.nn.functional.pad(values[inner], (0, 1)) for values in (outside, excess))
+
+
+def _best(sides: list[_Side], chosen: list[Tensor], nonzero: int) -> tuple[int, int]:
+    """Of the ends that are chosen on either side, the places of the two with the least squared error."""
+    low, high = (side.ends[some] for side, some in zip(sides, chosen, strict=True))
+    out_low, out_high = (side.outside[some] for side, some in zip(sides, chosen, strict=True))
+    cut_low, cut_high = (side.excess[some] for side, some in zip(sides, chosen, strict=True))
+    step = (low[:, None] + high) / _STEPS
+    error = step.square() / 12 * (nonzero - out_low[:, None] - out_high) + cut_low[:, None] + cut_high
+    row, column = divmod(int(error.argmin()), len(high))
+    return int(chosen[0][row]), int(chosen[1][column])
+
+
+OBSERVERS = {"minmax": _extremes, "percentile": _percentile, "mse": _least_error}
