@@ -118,8 +118,8 @@ def index_limit(model: nn.Module) -> int:
     """More bytes than the index of a checkpoint of this model can have."""
     names = [slot.name for name, module in named_modules(model) for slot in slots(name, module)]
     names += [name for name, _ in named_modules(model)]
-    # a layer has an entry and up to four tensors; each name stands in few places, escaped in at most 6 bytes a character
-    return (1 << 20) + sum(2048 + 48 * len(name) for name in names)
+    # a layer has an entry and up to six tensors; each name stands in few places, escaped in at most 6 bytes a character
+    return (1 << 20) + sum(2048 + 96 * len(name) for name in names)
 
 
 class Restore:

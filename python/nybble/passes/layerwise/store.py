@@ -107,10 +107,8 @@ class Store:
         found = self.load(name, {"weight": (tuple(weight.shape), weight.dtype), **codes, **scales})
         if found is None:
             return None
-        tensors = dict(found.tensors)
-        act = (
-            ActScale.of_tensors({key: tensors.pop(key) for key in scales}) if scales.keys() <= tensors.keys() else None
-        )
+        act = ActScale.of_tensors(found.tensors) if activations.SPEC.keys() <= found.tensors.keys() else None
+        tensors = {key: value for key, value in found.tensors.items() if key not in activations.SPEC}
         new = tensors.pop("weight", None)
         quantized = QuantizedWeight(**tensors) if tensors else None
         if quantized is not None and scheme is not None:
