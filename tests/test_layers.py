@@ -37,6 +37,7 @@ ORDER = (
     ("checkpoint", "evaluate", "monitor", "passes", "recipe", "report"),
     ("",),  # the package's own __init__
     ("testing",),
+    ("kernel_checks",),
     ("__main__", "bench", "commands", "demo"),
 )
 RANK = {name: rank for rank, row in enumerate(ORDER) for name in row}
@@ -57,7 +58,8 @@ FORBIDDEN = {
 ONLY_BY = {
     "_C": {"native"},
     "_cuda": {"native_cuda"},
-    "testing": {"bench"},
+    "testing": {"bench", "kernel_checks"},
+    "kernel_checks": set(),
     "bench": {"__main__"},
     "commands": {"__main__"},
     "demo": {"__main__", "bench", "commands"},

@@ -36,13 +36,17 @@ def pack(
     """A portable weight, packed for its device, and the name of the layout; act, of static activations, stands before."""
     device = quantized.qweight.device.type
     layout = layout_for(scheme, quantized.qweight.shape[0], in_features, device)
-    if layout in layouts.IN_TORCH:
-        packed = layouts.pack(quantized, layout, scheme, in_features)
-    elif layout == blocks_gpu.LAYOUT:
-        packed = blocks_gpu.pack(quantized, scheme, in_features)
-    else:
-        packed = native.pack(quantized, scheme, in_features, layout)
+    packed = pack_as(quantized, layout, scheme, in_features)
     return (packed if act is None else act.before(packed)), layout
+
+
+def pack_as(quantized: QuantizedWeight, layout: str, scheme: Scheme, in_features: int) -> Tensor:
+    """A portable weight in a layout, on its device; nothing stands before it."""
+    if layout in layouts.IN_TORCH:
+        return layouts.pack(quantized, layout, scheme, in_features)
+    if layout == blocks_gpu.LAYOUT:
+        return blocks_gpu.pack(quantized, scheme, in_features)
+    return native.pack(quantized, scheme, in_features, layout)
 
 
 def unpack(packed: Tensor, layout: str, scheme: Scheme, out_features: int, in_features: int) -> QuantizedWeight:

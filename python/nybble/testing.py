@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from . import layouts, native, reference
+from . import layouts, ops, reference
 from .activations import ActScale
 from .passes.layerwise.inputs import Inputs
 from .registry import KernelSpec
@@ -111,17 +111,20 @@ def run(
     bias: Tensor | None = None,
     act: ActScale | None = None,
 ) -> Tensor:
-    """A kernel's output (M, N) in x's dtype, whatever dispatch would have chosen. act: of static activations."""
-    out = torch.full((x.shape[0], quantized.qweight.shape[0]), torch.nan, dtype=x.dtype)
+    """A kernel's output (M, N) in x's dtype on x's device, whatever dispatch would have chosen.
+
+    act: of static activations.
+    """
+    out = torch.full((x.shape[0], quantized.qweight.shape[0]), torch.nan, dtype=x.dtype, device=x.device)
     run_into(spec, quantized, scheme, x, bias, out, act)
     return out
 
 
 def pack_for(spec: KernelSpec, quantized: QuantizedWeight, scheme: Scheme, in_features: int) -> Tensor:
-    """The weight as a kernel wants it: by the definition, or, of sparse weights, by the extension."""
+    """The weight as a kernel wants it, on its device: by the definition in torch, if there is one."""
     if scheme.sparsity is None or spec.layout == layouts.PLAIN:
         return layouts.pack(quantized, spec.layout, scheme, in_features)
-    return native.pack(quantized, scheme, in_features, spec.layout)
+    return ops.pack_as(quantized, spec.layout, scheme, in_features)
 
 
 def run_into(
@@ -139,7 +142,8 @@ def run_into(
     packed = pack_for(spec, quantized, scheme, x.shape[1])
     if act is not None:
         packed = act.before(packed)
-    spec.make(scheme, out.shape[1], x.shape[1])(x, packed, bias, out)
+    there = None if bias is None else bias.to(x.device)
+    spec.make(scheme, out.shape[1], x.shape[1])(x, packed.to(x.device), there, out)
 
 
 def error_bound(
