@@ -18,6 +18,7 @@ from .passes.prune import weight as pruning
 from .passes.quantize import quantize
 from .passes.recover import recover
 from .passes.recovery.losses import LOSSES
+from .passes.rotate.rotate import rotate
 from .passes.round.ladder import METHODS
 from .passes.sparsify import sparsify
 from .recipe_file import located, read, write
@@ -30,7 +31,12 @@ __all__ = ["DENSE", "PASSES", "SCHEMA", "Recipe", "Stage", "data_sha256"]
 SCHEMA = "nybble.recipe/1"
 DENSE = "dense"
 
-PASSES: dict[str, Callable[..., Any]] = {"quantize": quantize, "sparsify": sparsify, "recover": recover}
+PASSES: dict[str, Callable[..., Any]] = {
+    "quantize": quantize,
+    "sparsify": sparsify,
+    "recover": recover,
+    "rotate": rotate,
+}
 
 # What `optimize` gives a pass, and so no stage says.
 _GIVEN = {"model", "reference", "calibration", "data", "progress", "resume", "return"}
@@ -50,7 +56,7 @@ class Stage:
     """One pass over the model.
 
     Args:
-        name: "quantize", "sparsify" or "recover".
+        name: "quantize", "sparsify", "recover" or "rotate".
         arguments: keyword arguments of the pass, such as ``{"scheme": "w8a8", "m": (1, 16)}``. Instead of include and
             exclude there may be ``layers``: globs on full module names -> the scheme of the layers that match, the
             first that matches counting: "w4a16g128", of sparsify one with zeros, such as "sp24w8a8", or "dense": left

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -65,10 +66,19 @@ def _write(args: Namespace, model: Any, done: Optimized) -> None:
     aside.mkdir(parents=True)
     try:
         save(model, aside)
-        shutil.copyfile(args.model / CONFIG, aside / CONFIG)
+        _write_config(args.model / CONFIG, aside / CONFIG, model)
         done.recipe.save(aside / "recipe.json")
         (aside / "report.json").write_text(done.to_json(), encoding="utf-8")
         os.replace(aside, args.out)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+
+
+def _write_config(old: Path, new: Path, model: Any) -> None:
+    """The configuration as it was, but for a head that shares its weight no longer."""
+    text = old.read_text(encoding="utf-8")
+    config = json.loads(text)
+    if getattr(model.config, "tie_word_embeddings", None) is False and config.get("tie_word_embeddings") is not False:
+        text = json.dumps({**config, "tie_word_embeddings": False}, indent=2)
+    new.write_text(text, encoding="utf-8")

@@ -38,6 +38,15 @@ class Aside:
                         wanted = originals.get(id(value), value)
                         if mine[key] is not wanted:
                             edits.put(mine, key, wanted)
+                _adopt_tie(original, copied, edits)
         except BaseException:
             edits.undo()
             raise
+
+
+def _adopt_tie(original: nn.Module, copied: nn.Module, edits: Edits) -> None:
+    """What transformers' configuration says of the head and the embedding, which rotation parts."""
+    mine, other = (vars(model).get("config") for model in (original, copied))
+    key = "tie_word_embeddings"
+    if mine is not None and hasattr(mine, "__dict__") and vars(mine).get(key) != vars(other).get(key):
+        edits.put(vars(mine), key, vars(other)[key])

@@ -27,6 +27,7 @@ from .eligible import is_linear_like
 from .layerwise.batches import check_batches
 from .options import check_flag
 from .quantize import quantize
+from .rotate.rotate import Rotation, rotated
 from .walk import sites
 
 OWN = ""  # of a layer that no pattern of a stage matches: what the stage says for all
@@ -86,7 +87,7 @@ def optimize(
         recipe: the passes and their arguments. Where a stage names a scheme per layer, layers of one scheme are done
             together, in the order in which the schemes are named.
         calibration: batches, as for ``sparsify``; every pass that looks at data gets them. ``recover`` has the model as it
-            was for its reference, and the seed of the recipe.
+            was, rotated as it is now, for its reference, and the seed of the recipe.
         progress: show the passes' bars on stderr, if rich is installed.
         resume: a directory in which the passes that can be resumed keep what they have done.
 
@@ -104,17 +105,20 @@ def optimize(
     batches = check_batches(calibration, model)
     aside = Aside(model)
     reports: list[StageReport] = []
+    reference = model
     for i, stage in enumerate(recipe.stages):
         given: dict[str, Any] = {
             "calibration": batches,
             "data": batches,
-            "reference": model,
+            "reference": reference,
             "seed": recipe.seed,
             "progress": progress,
         }
         if resume is not None:
             given["resume"] = Path(resume) / f"stage-{i}"
         reports.append(_run(stage, aside.model, given))
+        if isinstance(reports[-1], Rotation) and reports[-1].seed is not None:
+            reference = rotated(reference, reports[-1].seed)  # so that what flows in both can be compared
     aside.adopt()
     return Optimized(recipe, tuple(reports), tuple(_differences(recipe, batches)))
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
 
 _READERS = (
     ("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
@@ -17,39 +19,53 @@ _WRITERS = ("self_attn.o_proj", "mlp.down_proj")
 _Kind = TypeVar("_Kind", bound=nn.Module)
 
 
+class Readers(NamedTuple):
+    """A norm, and the layers that alone read it. one_plus: it multiplies by 1 + its weight, as Gemma's do."""
+
+    norm: nn.Module
+    layers: tuple[nn.Linear, ...]
+    one_plus: bool
+
+
 @dataclass(frozen=True)
 class Llama:
-    """embedding: the first to write. readers: each norm, and the layers that alone read it. writers: layers that add.
+    """embedding: the first to write. readers: of each norm. writers: layers that add.
 
     values: of each block the layers that make the values of its heads, and that take what these are mixed to.
     head_size: of these heads, or None where the model does not say.
     """
 
     embedding: nn.Embedding
-    readers: tuple[tuple[nn.Module, tuple[nn.Linear, ...]], ...]
+    readers: tuple[Readers, ...]
     writers: tuple[nn.Linear, ...]
     values: tuple[tuple[nn.Linear, nn.Linear], ...]
     head_size: int | None
 
     def layers(self) -> list[nn.Linear]:
         """All readers and writers."""
-        return [layer for _, read in self.readers for layer in read] + list(self.writers)
+        return [layer for read in self.readers for layer in read.layers] + list(self.writers)
 
 
 def find(model: nn.Module) -> Llama:
-    """The parts, by the names that Llama's have. Raises ValueError that names what is missing, or of another type."""
+    """The parts, by the names that Llama's have.
+
+    Raises:
+        ValueError: names what is missing, of another type, or more than there may be.
+    """
     inner = _get(model, "model", nn.Module)
     blocks = list(_get(inner, "layers", nn.ModuleList))
+    for block in blocks:
+        _refuse_more_norms(block)
     readers = [
-        (_norm(block, norm), tuple(_get(block, name, nn.Linear) for name in names))
+        _readers(block, norm, tuple(_get(block, name, nn.Linear) for name in names))
         for block in blocks
         for norm, names in _READERS
     ]
-    readers.append((_norm(inner, "norm"), (_get(model, "lm_head", nn.Linear),)))
+    readers.append(_readers(inner, "norm", (_get(model, "lm_head", nn.Linear),)))
     values = [tuple(_get(block, name, nn.Linear) for name in _VALUES) for block in blocks]
     size = getattr(_get(blocks[0], "self_attn", nn.Module), "head_dim", None) if blocks else None
     return Llama(
-        embedding=_get(inner, "embed_tokens", nn.Embedding),
+        embedding=_embedding(inner),
         readers=tuple(readers),
         writers=tuple(_get(block, name, nn.Linear) for block in blocks for name in _WRITERS),
         values=tuple((v, o) for v, o in values),
@@ -67,10 +83,38 @@ def _get(parent: nn.Module, name: str, kind: type[_Kind]) -> _Kind:
     return found
 
 
-def _norm(parent: nn.Module, name: str) -> nn.Module:
+def _embedding(parent: nn.Module) -> nn.Embedding:
+    """One that gives its weight's rows, or, as Gemma's does, these times one number."""
+    found = getattr(parent, "embed_tokens", None)
+    if isinstance(found, nn.Embedding) and type(found) is not nn.Embedding:
+        ones = found.weight.detach().new_ones(1, 1).expand_as(found.weight)
+        given = functional_call(found, {"weight": ones}, (torch.zeros(1, 1, dtype=torch.int64, device=ones.device),))
+        if isinstance(given, Tensor) and given.shape == (1, 1, ones.shape[1]) and bool((given == given[0, 0, 0]).all()):
+            return found
+    return _get(parent, "embed_tokens", nn.Embedding)
+
+
+def _readers(parent: nn.Module, name: str, layers: tuple[nn.Linear, ...]) -> Readers:
     norm = _get(parent, name, nn.Module)
     if {key for key, value in norm._parameters.items() if value is not None} != {"weight"} or norm._modules:
         raise ValueError(
             f"model: not in Llama form, {name} is a {type(norm).__name__}, wants a norm with a weight alone"
         )
-    return norm
+    weight = cast(Tensor, norm.weight).detach()
+    x = torch.linspace(-1, 2, len(weight), dtype=weight.dtype, device=weight.device)[None]
+    for one_plus in (False, True):
+        # Its type does not say what it multiplies by; what weight makes it 0 does.
+        if not functional_call(norm, {"weight": torch.full_like(weight, -float(one_plus))}, (x,)).any():
+            return Readers(norm, layers, one_plus)
+    raise ValueError(
+        f"model: not in Llama form, {name} is a {type(norm).__name__}, which multiplies neither by its weight nor by 1 + "
+        "its weight"
+    )
+
+
+def _refuse_more_norms(block: nn.Module) -> None:
+    """A norm of what a layer writes does not let a rotation through."""
+    known = {name for name, _ in _READERS}
+    more = [name for name, child in block.named_children() if "norm" in name.lower() and name not in known]
+    if more:
+        raise ValueError(f"model: not in Llama form, its blocks have further norms: {', '.join(more)}")

@@ -1,7 +1,7 @@
 """Rotate what flows between the blocks of a transformer (QuaRot, arXiv:2404.00456; SpinQuant, arXiv:2405.16406).
 
 With Q = H diag(+-1) / sqrt(n), what flows becomes x Q: what writes it is multiplied by Q, what reads it by Q', and an
-RMSNorm, its weight moved into its readers, does not notice. So does what a head's values are mixed to, by a Hadamard
+RMSNorm, its weight moved into its readers (or 1 + its weight, where it multiplies by that), does not notice. So does what a head's values are mixed to, by a Hadamard
 matrix of the head's size. Nothing more runs than before; a channel that stood out is spread over all. The inputs of the
 MLP's last layer are left as they are: to rotate these takes a transform when the model runs.
 """
@@ -9,8 +9,9 @@ MLP's last layer are left as they are: to rotate these takes a transform when th
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from ...nn import Linear
 from ...scheme import Scheme
+from ..aside import Aside
 from ..build import check_model
 from ..layerwise.batches import check_batches, whole
 from ..layerwise.judge import moved, relative_error, tensors_of
@@ -45,6 +47,19 @@ class Rotation:
     error_before: float | None = None
     error: float | None = None
 
+    def __str__(self) -> str:
+        if self.seed is None:
+            return f"not rotated: {self.reason}"
+        before, after = (100 * (error or 0.0) for error in (self.error_before, self.error))
+        return (
+            f"rotated by the signs of seed {self.seed}: error of the layers {before:.2f} % -> {after:.2f} %, the model's "
+            f"output moved by {self.moved:.2g}"
+        )
+
+    def to_json(self) -> str:
+        """Every field as strict JSON."""
+        return json.dumps({"schema": "nybble.rotation/1", **asdict(self)}, indent=2, allow_nan=False)
+
 
 def rotate(
     model: nn.Module, scheme: str | Scheme = "w4a8g128", *, calibration: Iterable[Any], seeds: int = 8
@@ -55,7 +70,8 @@ def rotate(
     embedding gets its own. All or nothing: where the output moves, or no signs help, the model is as it was.
 
     Args:
-        model: with the module names of transformers' Llama, dense weights and RMSNorms.
+        model: with the module names of transformers' Llama, dense weights and RMSNorms, which may multiply by 1 + weight
+            as Gemma's do. Blocks with norms of what they add (Gemma 2 and 3) are refused.
         scheme: what its layers are to become.
         calibration: batches as in ``quantize``; the first is used.
         seeds: how many signs to try.
@@ -84,6 +100,14 @@ def rotate(
     if found.seed is None:
         edits.undo()
     return found
+
+
+def rotated(model: nn.Module, seed: int) -> nn.Module:
+    """A copy of a model that is rotated by the signs of a seed, on the same tensors where they stay. Raises ValueError."""
+    copied = Aside(model).model
+    with torch.no_grad():
+        turn(copied, find(copied), seed, Edits())
+    return copied
 
 
 def _best(model: nn.Module, parts: Llama, scheme: Scheme, batches: Sequence[Any], seeds: int, edits: Edits) -> Rotation:
@@ -119,10 +143,11 @@ def turn(model: nn.Module, parts: Llama, seed: int, edits: Edits) -> None:
         assert held is not None, "asked for before"  # noqa: S101
         return new.get((module, key), held.detach().double())
 
-    for norm, layers in parts.readers:
+    for norm, layers, one_plus in parts.readers:
+        gain = read(norm) + float(one_plus)
         for layer in layers:
-            new[layer, "weight"] = transform(read(layer) * read(norm)) * signs
-        new[norm, "weight"] = torch.ones_like(read(norm))
+            new[layer, "weight"] = transform(read(layer) * gain) * signs
+        new[norm, "weight"] = torch.full_like(gain, 1 - float(one_plus))
     new[parts.embedding, "weight"] = transform(read(parts.embedding)) * signs
     for layer in parts.writers:
         new[layer, "weight"] = (transform(read(layer).T) * signs).T
