@@ -12,6 +12,7 @@ from torch import nn
 import nybble
 from nybble.passes.choose import find, times
 from nybble.passes.choose.options import Candidate, Menu, best, front
+from nybble.testing import Residual
 
 WIDTH, LAYERS = 64, 4
 SCHEMES = ("w8a8", "w4a16", "w4a16g32")
@@ -22,21 +23,13 @@ def _one_thread(threads):
     threads(1)
 
 
-class Residual(nn.Module):
-    """Logits; its layers differ in how much they add and how badly they round."""
-
-    def __init__(self):
-        super().__init__()
-        draw = torch.Generator().manual_seed(0)
-        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(LAYERS))
-        for i, layer in enumerate(self.layers):
-            layer.weight.data = (i + 1) * torch.randn(WIDTH, WIDTH, generator=draw) / WIDTH**0.5
-        self.layers[1].weight.data[:, 7] *= 12
-
-    def forward(self, x):
-        for layer in self.layers:
-            x = x + layer(nn.functional.normalize(x, dim=-1))
-        return x
+def uneven():
+    """Its layers differ in how much they add and how badly they round."""
+    model = Residual()
+    for i, layer in enumerate(model.layers):
+        layer.weight.data *= (i + 1) / WIDTH**0.5
+    model.layers[1].weight.data[:, 7] *= 12
+    return model
 
 
 def data(batches=2, seed=1):
@@ -46,7 +39,7 @@ def data(batches=2, seed=1):
 
 def harm_of(schemes, batches):
     """KL of the whole model with these schemes, by hand."""
-    model, changed = Residual(), Residual()
+    model, changed = uneven(), uneven()
     for name, scheme in schemes.items():
         if scheme != "dense":
             index = int(name.split(".")[1])
@@ -57,7 +50,7 @@ def harm_of(schemes, batches):
 
 
 def bytes_of(schemes):
-    model = Residual()
+    model = uneven()
     sizes = []
     for name, scheme in schemes.items():
         dense = model.layers[int(name.split(".")[1])]
@@ -69,7 +62,7 @@ def bytes_of(schemes):
 @pytest.mark.parametrize("limit", ["w4a16", "w4a16g32", "w8a8", 24_000.0])
 def test_a_budget_of_bytes_holds_and_beats_the_uniform_scheme(limit):
     batches = data()
-    plan = nybble.plan(Residual(), SCHEMES, batches, budget={"bytes": limit})
+    plan = nybble.plan(uneven(), SCHEMES, batches, budget={"bytes": limit})
     want = bytes_of({f"layers.{i}": limit for i in range(LAYERS)}) if isinstance(limit, str) else limit
     assert plan.limit == want
     assert plan.chosen.nbytes == bytes_of(plan.chosen.schemes) <= want
@@ -80,7 +73,7 @@ def test_a_budget_of_bytes_holds_and_beats_the_uniform_scheme(limit):
 
 
 def test_the_tried_are_the_best_by_prediction_of_all_there_are():
-    plan = nybble.plan(Residual(), SCHEMES, data(), budget={"bytes": "w4a16g32"})
+    plan = nybble.plan(uneven(), SCHEMES, data(), budget={"bytes": "w4a16g32"})
     alone = {row.name: row.damage for row in plan.sensitivity.layers}
     names = list(plan.chosen.schemes)
     found = []
@@ -94,7 +87,7 @@ def test_the_tried_are_the_best_by_prediction_of_all_there_are():
 
 def test_prediction_and_measurement_go_together():
     batches = data()
-    plan = nybble.plan(Residual(), SCHEMES, batches, budget={"bytes": "w8a8"})
+    plan = nybble.plan(uneven(), SCHEMES, batches, budget={"bytes": "w8a8"})
     alone = {row.name: row.damage for row in plan.sensitivity.layers}
     draw = torch.Generator().manual_seed(0)
     predicted, true = [], []
@@ -107,30 +100,30 @@ def test_prediction_and_measurement_go_together():
 
 
 def test_the_recipe_makes_what_was_measured():
-    model, batches = Residual(), data()
+    model, batches = uneven(), data()
     plan = nybble.plan(model, SCHEMES, batches, budget={"bytes": "w4a16g32"})
     assert all(type(layer) is nn.Linear for layer in model.layers)
     nybble.optimize(model, plan.recipe)
     made = {f"layers.{i}": str(getattr(layer, "scheme", "dense")) for i, layer in enumerate(model.layers)}
     assert made == plan.chosen.schemes
-    found = nybble.evaluate(model, Residual(), batches, "kl")
+    found = nybble.evaluate(model, uneven(), batches, "kl")
     assert found["kl"] == pytest.approx(plan.chosen.measured.value, rel=1e-6)
 
 
 def test_the_recipe_keeps_the_methods_and_sparse_schemes():
-    model, batches = Residual(), data()
+    model, batches = uneven(), data()
     given = {"sparsify": {"method": "wanda", "calibration": batches}, "quantize": {"method": "mse"}}
     plan = nybble.plan(model, ("sp24w8a8", "w8a8", "w4a16"), batches, budget={"bytes": "sp24w8a8"}, **given)
     stages = {stage.name: stage.arguments for stage in plan.recipe.stages}
     assert stages["quantize"]["method"] == "mse"
     nybble.optimize(model, plan.recipe, calibration=batches)
-    found = nybble.evaluate(model, Residual(), batches, "kl")
+    found = nybble.evaluate(model, uneven(), batches, "kl")
     assert found["kl"] == pytest.approx(plan.chosen.measured.value, rel=0.2)
 
 
 @pytest.mark.parametrize("limit", [0.02, "w4a16", 0.0])
 def test_a_budget_of_harm_is_kept_by_the_measured_plan(limit):
-    plan = nybble.plan(Residual(), SCHEMES, data(), budget={"harm": limit})
+    plan = nybble.plan(uneven(), SCHEMES, data(), budget={"harm": limit})
     assert plan.chosen.measured.value <= plan.limit
     if limit == "w4a16":
         assert plan.chosen.nbytes <= plan.uniform["w4a16"].nbytes
@@ -141,10 +134,10 @@ def test_a_budget_of_harm_is_kept_by_the_measured_plan(limit):
 def test_a_budget_of_time_holds_by_what_was_measured(monkeypatch):
     made = {"dense": 8.0, "w8a8": 2.0, "w4a16": 3.0, "w4a16g32": 4.0}
     monkeypatch.setattr(times.Stopwatch, "times", lambda self, layers, dense: {name: made[name] for name in layers})
-    plan = nybble.plan(Residual(), SCHEMES, data(), budget={"ms": "w8a8"}, m=16)
+    plan = nybble.plan(uneven(), SCHEMES, data(), budget={"ms": "w8a8"}, m=16)
     assert (plan.limit, plan.m) == (4 * 2.0, 16)
     assert set(plan.chosen.schemes.values()) == {"w8a8"}
-    wider = nybble.plan(Residual(), SCHEMES, data(), budget={"ms": 14.0}, m=16)
+    wider = nybble.plan(uneven(), SCHEMES, data(), budget={"ms": 14.0}, m=16)
     assert wider.chosen.ms == 14
     assert wider.chosen.measured.value < plan.chosen.measured.value
     assert "dense" in wider.chosen.schemes.values()
@@ -164,11 +157,11 @@ def test_the_stopwatch_times_the_layers_themselves():
 def test_nothing_within_the_budget_says_what_the_cheapest_costs():
     least = bytes_of({f"layers.{i}": "w4a16" for i in range(LAYERS)})
     with pytest.raises(ValueError, match=f"no choice is within it; the cheapest costs {least:g}"):
-        nybble.plan(Residual(), SCHEMES, data(), budget={"bytes": 100})
+        nybble.plan(uneven(), SCHEMES, data(), budget={"bytes": 100})
 
 
 def test_layers_of_one_weight_have_one_scheme_and_count_once():
-    model = Residual()
+    model = uneven()
     model.layers[2].weight = model.layers[0].weight
     plan = nybble.plan(model, SCHEMES, data(), budget={"bytes": "w4a16g32"})
     assert plan.chosen.schemes["layers.2"] == plan.chosen.schemes["layers.0"]
@@ -190,7 +183,7 @@ def test_the_front_falls_and_holds_no_worse_point():
 
 
 def test_it_prints_is_json_and_draws(tmp_path):
-    plan = nybble.plan(Residual(), SCHEMES, data(), budget={"bytes": "w4a16"})
+    plan = nybble.plan(uneven(), SCHEMES, data(), budget={"bytes": "w4a16"})
     text = str(plan)
     assert "budget: bytes <= " in text
     assert "all w8a8" in text
@@ -203,7 +196,7 @@ def test_it_prints_is_json_and_draws(tmp_path):
 
 
 def test_the_model_is_left_as_it_was():
-    model = Residual().train()
+    model = uneven().train()
     before, layers = copy.deepcopy(model.state_dict()), list(model.layers)
     nybble.plan(model, SCHEMES, data(), budget={"bytes": "w4a16"})
     assert list(model.layers) == layers
@@ -229,4 +222,4 @@ def test_the_model_is_left_as_it_was():
 def test_wrong_arguments_are_named(arguments, error, words):
     given = {"candidates": "w8a8", "data": data(), "budget": {"bytes": 1e6}, **arguments}
     with pytest.raises(error, match=words):
-        nybble.plan(Residual(), **given)
+        nybble.plan(uneven(), **given)

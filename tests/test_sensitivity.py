@@ -11,6 +11,7 @@ import nybble
 from nybble.evaluate import Metric
 from nybble.passes.sensitivity import Damage, LayerSensitivity, Sensitivity
 from nybble.passes.sensitivity import outliers as channels
+from nybble.testing import Residual
 
 WIDTH, LAYERS = 64, 4
 
@@ -18,22 +19,6 @@ WIDTH, LAYERS = 64, 4
 @pytest.fixture(autouse=True)
 def _one_thread(threads):
     threads(1)
-
-
-class Residual(nn.Module):
-    """Logits; each of its layers adds as much as any other."""
-
-    def __init__(self):
-        super().__init__()
-        draw = torch.Generator().manual_seed(0)
-        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(LAYERS))
-        for layer in self.layers:
-            layer.weight.data = torch.randn(WIDTH, WIDTH, generator=draw) / WIDTH**0.5
-
-    def forward(self, x):
-        for layer in self.layers:
-            x = x + layer(nn.functional.normalize(x, dim=-1) * WIDTH**0.5)
-        return x
 
 
 def data(batches=3, seed=1):

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import copy
-import gc
 import json
-import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import nybble
 from nybble.nn import Linear, SparseLinear
-from nybble.passes.prune.masks import keep_mask, magnitude_scores, wanda_scores
+from nybble.passes.prune.masks import keep_mask, magnitude_scores
 from nybble.report import LayerReport, Pruned, Report
 from nybble.sparsity import NofM, Pattern
-from nybble.testing import Stack
+from nybble.testing import Stack, linears, snapshot, weight_of
+from nybble.testing import sparsify_small as small
 from nybble.testing import token_batches as ids
 
 PATTERNS = ["50%", "70%", "2:4", "32:128", "bs16x16:50%"]
@@ -29,10 +28,6 @@ def _one_thread(threads) -> None:
     threads(1)
 
 
-def small(model: nn.Module, pattern: Any = "50%", **kwargs: Any) -> Report:
-    return nybble.sparsify(model, pattern, **{"goal": "memory", "calibration": ids(), **kwargs})
-
-
 def rows(report: Report) -> dict[str, LayerReport]:
     return {layer.name: layer for layer in report.layers}
 
@@ -41,37 +36,6 @@ def pruned_of(report: Report, name: str) -> Pruned:
     found = rows(report)[name].pruned
     assert found is not None
     return found
-
-
-def weight_of(layer: nn.Module) -> Tensor:
-    return layer.dequantized_weight() if isinstance(layer, Linear) else layer.weight.detach()  # type: ignore[union-attr, operator, return-value]
-
-
-def linears(model: nn.Module) -> dict[str, nn.Module]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, (nn.Linear, Linear))}
-
-
-def snapshot(model: nn.Module) -> list[tuple[str, int, bool]]:
-    return [
-        *((name, id(module), module.training) for name, module in model.named_modules()),
-        *((name, id(tensor), False) for name, tensor in model.named_parameters()),
-        *((name, tensor.sum().item(), False) for name, tensor in model.named_parameters()),
-    ]
-
-
-def inputs_of(model: nn.Module, names: list[str], data: Tensor) -> dict[str, Tensor]:
-    """The rows that the named layers multiply when the model runs."""
-    seen: dict[str, Tensor] = {}
-    layers = {model.get_submodule(name): name for name in names}
-    hooks = [
-        layer.register_forward_pre_hook(lambda layer, args: seen.update({layers[layer]: args[0].flatten(0, -2)}))
-        for layer in layers
-    ]
-    with torch.no_grad():
-        model(data)
-    for hook in hooks:
-        hook.remove()
-    return seen
 
 
 class TestSwap:
@@ -185,119 +149,6 @@ class TestSwap:
         assert snapshot(model) == before
 
 
-class TestOrder:
-    def test_wanda_sees_what_the_pruned_layers_before_put_out(self) -> None:
-        model = Stack(depth=2)
-        original, data = copy.deepcopy(model), ids(1)
-        small(model, "50%", scheme=None, calibration=data)
-        manual = copy.deepcopy(original)
-        for stage in (["first"], ["blocks.0.up", "blocks.0.down"], ["blocks.1.up", "blocks.1.down"], ["head"]):
-            seen = inputs_of(manual, stage, data[0])
-            for name in stage:
-                rows_used = [i for i in range(len(seen[name])) if i % 8 != 7]  # one in eight is held out
-                layer = manual.get_submodule(name)
-                scores = wanda_scores(layer.weight, seen[name][rows_used].double().norm(dim=0))
-                with torch.no_grad():
-                    layer.weight.mul_(keep_mask(scores, Pattern.parse("50%")))
-        for name, tensor in manual.state_dict().items():
-            assert torch.equal(tensor, model.state_dict()[name]), name
-
-    def test_sparsegpt_sees_the_dense_models_inputs_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from nybble.passes.layerwise.inputs import Inputs
-
-        model, data = Stack(depth=3), ids(1)
-        wanted = inputs_of(model, ["blocks.0.up", "blocks.2.down"], data[0])
-        seen: list[Tensor | None] = []
-        original = Inputs.add
-
-        def watching(self: Inputs, x: Tensor, dense: Tensor | None = None) -> None:
-            seen.append(dense)
-            original(self, x, dense)
-
-        monkeypatch.setattr(Inputs, "add", watching)
-        small(model, method="sparsegpt", scheme=None, calibration=data)
-        # first; up and down of each block; head, whose dense inputs are gone by then.
-        assert [dense is not None for dense in seen] == [False, True, True, True, True, True, True, False]
-        assert seen[1] is not None
-        assert seen[6] is not None
-        assert torch.equal(seen[1], wanted["blocks.0.up"])
-        assert torch.equal(seen[6], wanted["blocks.2.down"])
-
-    def test_padding_does_not_count(self) -> None:
-        tokens = ids(1)[0]
-        padded = torch.cat((tokens, torch.zeros_like(tokens)), dim=1)
-        mask = torch.cat((torch.ones_like(tokens), torch.zeros_like(tokens)), dim=1)
-        a, b, c = Stack(), Stack(), Stack()
-        b.load_state_dict(a.state_dict())
-        c.load_state_dict(a.state_dict())
-        small(a, scheme=None, calibration=[tokens])
-        small(b, scheme=None, calibration=[{"ids": padded, "attention_mask": mask}])
-        small(c, scheme=None, calibration=[{"ids": padded}])
-        for name, tensor in a.state_dict().items():
-            assert torch.equal(tensor, b.state_dict()[name]), name
-        assert any(not torch.equal(tensor, c.state_dict()[name]) for name, tensor in a.state_dict().items())
-
-    @pytest.mark.parametrize("wrap", [lambda x: x, lambda x: (x,), lambda x: [x], lambda x: {"ids": x}])
-    def test_kinds_of_batches(self, wrap: Any) -> None:
-        model, plain = Stack(), Stack()
-        plain.load_state_dict(model.state_dict())
-        small(model, scheme=None, calibration=(wrap(x) for x in ids()))
-        small(plain, scheme=None)
-        assert all(torch.equal(t, plain.state_dict()[name]) for name, t in model.state_dict().items())
-
-    def test_blocks_that_are_no_chain_are_pruned_with_the_rest(self) -> None:
-        class Parallel(Stack):
-            def forward(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-                x = self.first(self.embed(ids))
-                return self.head(sum(block(x)[0] for block in self.blocks))
-
-        model = Parallel()
-        assert len(small(model, method="sparsegpt").swapped) == 8
-
-    def test_a_layer_that_no_data_reaches_gets_magnitude(self) -> None:
-        model = Stack()
-        model.idle = nn.Linear(8, 8)
-        report = small(model)
-        assert pruned_of(report, "idle").method == "magnitude"
-        assert "no calibration data" in pruned_of(report, "idle").notes[0]
-        assert "no calibration data" in str(report)
-
-    @pytest.mark.parametrize(("method", "times"), [("wanda", 1), ("sparsegpt", 4)])
-    def test_only_one_blocks_activations_are_held(self, method: str, times: int) -> None:
-        alive: list[weakref.ref[Tensor]] = []
-        most = [0]
-
-        def watch(_: nn.Module, __: Any, output: tuple[Tensor, None]) -> None:
-            alive.append(weakref.ref(output[0]))
-            gc.collect()
-            most[0] = max(most[0], sum(ref() is not None for ref in alive))
-
-        model = Stack(depth=8)
-        originals = list(model.blocks)
-        for block in originals:
-            block.register_forward_hook(watch)
-        gc.freeze()  # collecting looks at what comes from now on
-        try:
-            small(model, method=method, calibration=ids(3))
-        finally:
-            gc.unfreeze()
-        # Three batches between two blocks, one on its way, and one in the hands of the model.
-        assert len(alive) > 8 * 3
-        assert most[0] <= times * 3 + 2
-
-    def test_the_model_is_in_eval_mode_meanwhile_and_as_it_was_after(self) -> None:
-        model = Stack()
-        model.blocks[1].eval()
-        modes: list[bool] = []
-        model.embed.register_forward_hook(lambda *_: modes.append(model.training))
-        small(model)
-        assert modes
-        assert not any(modes)
-        assert model.training
-        assert model.head.training
-        assert not model.blocks[1].up.training
-
-
 class TestPerLayer:
     def test_the_mean_is_what_was_asked_and_the_sensitive_stay_denser(self) -> None:
         model = Stack(width=64)
@@ -377,133 +228,6 @@ class TestReport:
         report = nybble.quantize(Stack(), goal="memory")
         assert "kept %" not in str(report)
         assert json.loads(report.to_json())["layers"][0]["pruned"] is None
-
-
-def resumable(model: nn.Module, directory: Any, **kwargs: Any) -> None:
-    small(
-        model,
-        "2:4",
-        **{"method": "sparsegpt", "resume": directory, "permute": [("blocks.0.up", "blocks.0.down")], **kwargs},
-    )
-
-
-class TestResume:
-    @pytest.mark.parametrize(
-        "options", [{}, {"scheme": None}, {"scheme": "w4a16g32"}, {"method": "wanda", "permute": False}]
-    )
-    def test_a_run_that_was_cut_off_ends_with_the_same_bits(
-        self, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
-    ) -> None:
-        model = Stack()
-        whole, cut, again = copy.deepcopy(model), copy.deepcopy(model), copy.deepcopy(model)
-        resumable(whole, tmp_path / "whole", **options)
-        calls = self.counted(monkeypatch, stop_at=4)
-        with pytest.raises(KeyboardInterrupt):
-            resumable(cut, tmp_path / "cut", **options)
-        for name, tensor in cut.state_dict().items():
-            assert torch.equal(tensor, model.state_dict()[name])
-        assert calls == [4]
-        calls[0] = 100
-        resumable(again, tmp_path / "cut", **options)
-        assert calls == [100 + 8 - 3]
-        expected, found = whole.state_dict(), again.state_dict()
-        assert expected.keys() == found.keys()
-        for name, tensor in expected.items():
-            assert torch.equal(tensor, found[name]), name
-
-    def counted(self, monkeypatch: pytest.MonkeyPatch, stop_at: int) -> list[int]:
-        from nybble.passes.prune import work
-
-        original, calls = work.prune_weight, [0]
-
-        def counting(*args: Any) -> Any:
-            calls[0] += 1
-            if calls[0] == stop_at:
-                raise KeyboardInterrupt
-            return original(*args)
-
-        monkeypatch.setattr(work, "prune_weight", counting)
-        return calls
-
-    @pytest.mark.parametrize("what", ["data", "model", "method"])
-    def test_another_run_is_refused(self, tmp_path: Any, what: str) -> None:
-        model = Stack()
-        resumable(copy.deepcopy(model), tmp_path)
-        options: dict[str, Any] = {"data": {"calibration": ids(seed=9)}, "method": {"method": "wanda"}}.get(what, {})
-        other = Stack() if what == "model" else model
-        before = snapshot(other)
-        with pytest.raises(nybble.checkpoint.CheckpointError, match="another model, calibration or setting"):
-            resumable(other, tmp_path, **options)
-        assert snapshot(other) == before
-
-    def test_a_damaged_file_is_refused(self, tmp_path: Any) -> None:
-        model = Stack()
-        resumable(copy.deepcopy(model), tmp_path)
-        file = next(tmp_path.glob("*/*.safetensors"))
-        data = bytearray(file.read_bytes())
-        data[-1] ^= 1
-        file.write_bytes(data)
-        with pytest.raises(nybble.checkpoint.CheckpointError, match="is damaged"):
-            resumable(model, tmp_path)
-
-    @pytest.mark.parametrize("index", [b"", b"[]", b'{"schema": "nybble.layer/1"}'])
-    def test_a_foreign_index_is_refused(self, tmp_path: Any, index: bytes) -> None:
-        model = Stack()
-        resumable(copy.deepcopy(model), tmp_path)
-        next(tmp_path.glob("*/nybble.json")).write_bytes(index)
-        with pytest.raises(nybble.checkpoint.CheckpointError, match="is not a layer's"):
-            resumable(model, tmp_path)
-
-
-class TestUndo:
-    @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-    @pytest.mark.parametrize("scheme", ["w8a8", None])
-    @pytest.mark.parametrize("at", [1, 5, 8])
-    def test_after_an_exception_the_model_is_as_it_was(
-        self, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], scheme: str | None, at: int
-    ) -> None:
-        from nybble.passes.layerwise import work
-
-        original, calls = work.judge, [0]
-
-        def failing(*args: Any) -> Any:
-            calls[0] += 1
-            if calls[0] == at:
-                raise error("midway")
-            return original(*args)
-
-        monkeypatch.setattr(work, "judge", failing)
-        model = Stack()
-        before = snapshot(model)
-        with pytest.raises(error):
-            small(model, "2:4", scheme=scheme, permute=[("blocks.0.up", "blocks.0.down")])
-        assert snapshot(model) == before
-        assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
-
-    def test_a_model_that_fails_on_the_data(self) -> None:
-        model = Stack()
-        before = snapshot(model)
-        with pytest.raises(IndexError):
-            small(model, calibration=[torch.full((2, 3), 99)])
-        assert snapshot(model) == before
-
-    def test_strict(self) -> None:
-        model = Stack()
-        model.head.register_forward_hook(lambda *_: None)
-        before = snapshot(model)
-        with pytest.raises(ValueError, match="strict=True: 1 of 8 layers would be left alone: head: has forward hooks"):
-            small(model, strict=True)
-        assert snapshot(model) == before
-
-    def test_an_output_that_is_not_finite_leaves_the_layer(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from nybble.passes.layerwise import judge, work
-
-        monkeypatch.setattr(work, "judge", lambda *_: judge.Errors(0.0, float("nan")))
-        model = Stack()
-        before = snapshot(model)
-        report = small(model)
-        assert rows(report)["head"].reason == "its output would not be finite"
-        assert snapshot(model) == before
 
 
 def _endless() -> Iterator[str]:

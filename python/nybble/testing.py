@@ -8,14 +8,19 @@ import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import layouts, ops, reference
 from .activations import ActScale
+from .nn import Linear
 from .passes.layerwise.inputs import Inputs
+from .passes.sensitivity.variants import PRUNE, apply
+from .passes.sparsify import sparsify
 from .registry import KernelSpec
+from .report import Report
 from .rounding import QuantizedWeight, dequantize_weight, pack_nibbles
 from .scheme import GROUP_SIZES, Scheme
 from .sparsity import Block, Unstructured
@@ -261,3 +266,51 @@ def gathered(x: Tensor) -> Inputs:
     for batch in x.split(512):
         inputs.add(batch)
     return inputs
+
+
+class Residual(nn.Module):
+    """Logits (..., width) of x (..., width); each of its layers, without bias, adds as much as any other."""
+
+    def __init__(self, width: int = 64, layers: int = 4) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(0)
+        self.layers = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(layers))
+        for layer in self.layers:
+            layer.weight.data = torch.randn(width, width, generator=draw) / width**0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Layer after layer, on what is normalized to a root mean square of 1."""
+        for layer in self.layers:
+            x = x + layer(nn.functional.normalize(x, dim=-1) * x.shape[-1] ** 0.5)
+        return x
+
+
+def sparsify_small(model: nn.Module, pattern: Any = "50%", **options: Any) -> Report:
+    """``sparsify`` for bytes alone, on a Stack's data unless other data is given."""
+    return sparsify(model, pattern, **{"goal": "memory", "calibration": token_batches(), **options})
+
+
+def give_scheme(model: nn.Module, scheme: str) -> None:
+    """Gives all layers a scheme by rounding to nearest, and by magnitude where it names zeros."""
+    parsed = Scheme.parse(scheme)
+    apply(model, parsed, {} if parsed.sparsity is None else PRUNE)
+
+
+def linears(model: nn.Module) -> dict[str, nn.Module]:
+    """The Linear layers by name, quantized or not."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, (nn.Linear, Linear))}
+
+
+def weight_of(layer: nn.Module) -> Tensor:
+    """The dense weight (N, K) of a Linear layer."""
+    weight: Tensor = layer.dequantized_weight() if isinstance(layer, Linear) else layer.weight.detach()  # type: ignore[operator, assignment, union-attr]
+    return weight
+
+
+def snapshot(model: nn.Module) -> list[tuple[Any, ...]]:
+    """Every module and tensor of a model as it is: equal lists mean that nothing has changed."""
+    return [
+        *((name, id(module), module.training) for name, module in model.named_modules()),
+        *((name, id(tensor)) for name, tensor in (*model.named_parameters(), *model.named_buffers())),
+        *((name, tensor.double().sum().item()) for name, tensor in model.state_dict().items()),
+    ]
