@@ -303,7 +303,7 @@ def linears(model: nn.Module) -> dict[str, nn.Module]:
 
 def weight_of(layer: nn.Module) -> Tensor:
     """The dense weight (N, K) of a Linear layer."""
-    weight: Tensor = layer.dequantized_weight() if isinstance(layer, Linear) else layer.weight.detach()  # type: ignore[operator, assignment, union-attr]
+    weight: Tensor = layer.dequantized_weight() if isinstance(layer, Linear) else layer.weight.detach()  # type: ignore[operator]
     return weight
 
 
