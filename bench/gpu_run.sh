@@ -19,7 +19,7 @@ done
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 python=${PYTHON:-python3}
-tests=(tests/test_triton_*.py tests/test_native_cuda.py tests/test_selfcheck.py)
+tests=(tests/test_gpu*.py tests/test_triton_*.py tests/test_native_cuda.py tests/test_selfcheck.py)
 failed=0
 wanted() { [[ ,$only, == *,$1,* ]]; }
 step() { printf '\n== %s (%ss)\n' "$1" "$SECONDS"; }
@@ -31,17 +31,31 @@ fi
 if wanted test; then
   step "self-check and GPU tests"
   "$python" -m nybble kernels | tee "$out/kernels.txt"
-  timeout 150 "$python" -m pytest -q -p no:cacheprovider "${tests[@]}" --deselect tests/test_triton_aot.py \
-    > "$out/tests.log" 2>&1 || failed=1
-  tail -5 "$out/tests.log"
+  # In shares that run side by side: what takes long is Triton's compiler.
+  "$python" -m pytest -q -p no:cacheprovider --collect-only "${tests[@]}" --deselect tests/test_triton_aot.py \
+    > "$out/collected.txt" 2>&1 || { tail -5 "$out/collected.txt"; failed=1; }
+  mapfile -t ids < <(grep '^tests/.*::' "$out/collected.txt")
+  shares=$(nproc); shares=$((shares > 8 ? 8 : shares)) running=()
+  for ((share = 0; share < shares; share++)); do
+    mine=()
+    for ((i = share; i < ${#ids[@]}; i += shares)); do mine+=("${ids[i]}"); done
+    [ ${#mine[@]} -eq 0 ] && continue
+    timeout 170 "$python" -m pytest -q -p no:cacheprovider "${mine[@]}" > "$out/tests-$share.log" 2>&1 &
+    running+=($!)
+  done
+  for share in "${!running[@]}"; do
+    wait "${running[share]}" || { failed=1; grep -E '^(FAILED|ERROR)' "$out/tests-$share.log" || echo "share $share: cut off"; }
+    tail -1 "$out/tests-$share.log"
+  done
 fi
 if wanted sanitize; then
   step compute-sanitizer
   if command -v compute-sanitizer > /dev/null; then
     for tool in memcheck racecheck initcheck synccheck; do
       # Some hosts block it: then the log says so, and the run goes on.
-      timeout 20 compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" -m pytest -q -p no:cacheprovider \
-        tests/test_triton_plans.py tests/test_native_cuda.py > "$out/sanitize-$tool.log" 2>&1 && echo "$tool: clean" || echo "$tool: exit $?, see $out/sanitize-$tool.log"
+      timeout 25 compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" -m pytest -q -p no:cacheprovider \
+        tests/test_gpu.py -k "(integer_data or strides) and sm80" > "$out/sanitize-$tool.log" 2>&1 \
+        && echo "$tool: clean" || echo "$tool: exit $?, see $out/sanitize-$tool.log"
     done
   else
     echo "not installed"

@@ -36,7 +36,13 @@ GPU_SHAPES: dict[str, Shape] = {
     "split": (1, 64, 8192),
     "split-tail": (5, 70, 5000),
     "wide": (2, 2050, 96),
+}
+# Shapes of models: each is compared in a few ways alone.
+LARGE_SHAPES: dict[str, Shape] = {
+    "token-of-a-model": (1, 4096, 4096),
+    "tokens-of-a-model": (48, 2752, 2048),
     "large": (512, 1024, 2048),
+    "large-odd": (257, 1001, 3001),
 }
 # Values before and behind an output that no kernel may touch: whole cache lines.
 _GUARD = 64
