@@ -18,7 +18,7 @@ from ..registry import KernelSpec, Problem, specs
 from ..rounding import QuantizedWeight, dequantize_weight
 from ..scheme import Scheme
 from ..sparsity import Pattern
-from ..testing import error_bound, pack_for, schemes_of
+from ..testing import error_bound, pack_for, served_by
 from .peers.peer import OPENMP, Peer
 from .timing import Call
 from .weights import WeightKind
@@ -227,7 +227,7 @@ def kernel_makers(pattern: str | None) -> list[KernelMaker]:
         KernelMaker(spec, kind)
         for spec in specs()
         if spec.target != "torch"
-        for kind in dict.fromkeys((*_named(pattern), *map(WeightKind, schemes_of(spec.scheme))))
+        for kind in dict.fromkeys((*_named(pattern), *map(WeightKind, served_by(spec))))
         if fnmatchcase(f"{spec.name}-{kind}", pattern) and _usable(spec, kind.scheme)
     ]
     if not found:

@@ -43,9 +43,18 @@ def _quantize() -> Iterator[tuple[str, Launch]]:
 
 
 def _dequantize() -> Iterator[tuple[str, Launch]]:
-    for name in ("w8a16", "w4a16", "w4a16g32", "w4a16g32asym", "w4a16g128asym"):
+    for name in (
+        "w8a16",
+        "w4a16",
+        "w4a16g32",
+        "w4a16g32asym",
+        "w4a16g128asym",
+        "sp24w8a16",
+        "sp24w4a16g32",
+        "sp24w4a16g128",
+    ):
         scheme = Scheme.parse(name)
-        packed = _packed(dequantize_triton.LAYOUTS[scheme.weight_bits], scheme)
+        packed = _packed(dequantize_triton.layout_of(scheme), scheme)
         yield f"dequantize-{name}", partial(dequantize_triton.dequantize, packed, scheme, N, K, torch.bfloat16)
 
 
@@ -64,7 +73,7 @@ def _w4a8(target: str) -> Iterator[tuple[str, Launch]]:
 
 def _a16(target: str) -> Iterator[tuple[str, Launch]]:
     for scheme in map(Scheme.parse, ("w8a16", "w4a16", "w4a16g32", "w4a16g128asym")):
-        weight = _sections(dequantize_triton.LAYOUTS[scheme.weight_bits], scheme)
+        weight = _sections(dequantize_triton.layout_of(scheme), scheme)
         for name, config in _configs(f"{scheme.family}_triton", target, scheme):
             yield name, partial(a16_triton.multiply, empty(M, K), weight, empty(N), empty(M, N), scheme, config)
 

@@ -1,4 +1,4 @@
-"""weight (N, K) = (codes - zero_point) * scale from the layouts rows8 and frag4, rounded once to float32, bf16 or fp16.
+"""weight (N, K) = (codes - zero_point) * scale from the packed layouts, rounded once to float32, bf16 or fp16.
 
     a program has 64 outputs x 64 inputs; product and zero point in float32, as rounding.dequantize_weight has them
 
@@ -12,18 +12,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import layouts
+from .. import layouts, layouts_gpu
 from ..scheme import Scheme
 from .frag4 import load_codes, load_zero_points
 from .launch import current
+from .quads import load_quads
 
-LAYOUTS = {8: "rows8", 4: "frag4"}
 _TILE = 64
 
 
 @triton.jit
 def dequantize_kernel(
     codes,
+    places,
     scale,
     zero_point,
     weight,
@@ -35,39 +36,51 @@ def dequantize_kernel(
     GROUP: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """GROUP: inputs that share a scale; 0: all."""
+    """GROUP: inputs that share a scale; 0: all. places: None unless two of four are kept."""
     tile_row, begin = tl.program_id(1), tl.program_id(0) * TILE
     rows, ks = tile_row * TILE + tl.arange(0, TILE), begin + tl.arange(0, TILE)
-    if BITS == 8:
+    if places is not None:
+        integers = load_quads(codes, places, tile_row.to(tl.int64) * (k_padded // TILE) + begin // TILE, BITS)
+    elif BITS == 8:
         integers = tl.load(codes + rows[:, None].to(tl.int64) * k_padded + ks[None, :]).to(tl.int32)
-        factor = tl.load(scale + rows)[:, None]
     else:
         integers = load_codes(codes, tile_row, n_padded // TILE, k_padded // TILE, begin, TILE, TILE).to(tl.int32)
-        if GROUP == 32:
-            group = (ks // GROUP)[None, :] * n_padded + rows[:, None]
-            factor = tl.load(scale + group).to(tl.float32)
+    if BITS == 8:
+        factor = tl.load(scale + rows)[:, None]
+    elif GROUP == 32:
+        group = (ks // GROUP)[None, :] * n_padded + rows[:, None]
+        factor = tl.load(scale + group).to(tl.float32)
+        if places is None:
             if zero_point is None:
                 integers -= 8
             else:
                 integers -= tl.load(zero_point + group).to(tl.int32)
-        else:
-            group = begin // GROUP if GROUP else 0
-            factor = tl.load(scale + group * n_padded + rows).to(tl.float32)[:, None]
+    else:
+        group = begin // GROUP if GROUP else 0
+        factor = tl.load(scale + group * n_padded + rows).to(tl.float32)[:, None]
+        if places is None:
             integers -= load_zero_points(zero_point, group, rows, n_padded)[:, None]
     values = integers.to(tl.float32) * factor
     at = rows[:, None].to(tl.int64) * k + ks[None, :]
     tl.store(weight + at, values.to(weight.dtype.element_ty), mask=(rows < n)[:, None] & (ks < k)[None, :])
 
 
+def layout_of(scheme: Scheme) -> str:
+    """The layout that weights of a scheme are dequantized from."""
+    if scheme.sparsity is not None:
+        return "quads8" if scheme.weight_bits == 8 else "quads4"
+    return "rows8" if scheme.weight_bits == 8 else "frag4"
+
+
 def dequantize(packed: Tensor, scheme: Scheme, out_features: int, in_features: int, dtype: torch.dtype) -> Tensor:
     """The weight (N, K), of a float dtype, from its packed form, in the layout of its bits."""
-    parts = layouts.views(packed, LAYOUTS[scheme.weight_bits], scheme, out_features, in_features)
+    layout = layout_of(scheme)
+    parts = layouts.views(packed, layout, scheme, out_features, in_features)
     weight = packed.new_empty((out_features, in_features), dtype=dtype)
-    n_padded = parts["scale"].shape[-1]
-    k_padded = parts["codes"].numel() * (8 // scheme.weight_bits) // n_padded
+    n_padded, k_padded = layouts_gpu.padded(layout, scheme, out_features, in_features)
     with current(packed):
         dequantize_kernel[(triton.cdiv(in_features, _TILE), triton.cdiv(out_features, _TILE))](
-            parts["codes"], parts["scale"], parts.get("zero_point"), weight, out_features, in_features, n_padded, k_padded,
+            parts["codes"], parts.get("places"), parts["scale"], parts.get("zero_point"), weight, out_features, in_features, n_padded, k_padded,
             BITS=scheme.weight_bits, GROUP=scheme.group_size or 0, TILE=_TILE, num_warps=4,
             enable_fp_fusion=False,
         )  # fmt: skip

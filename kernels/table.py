@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..scheme import GROUP_SIZES, Scheme
+from ..sparsity import NofM, Sparsity
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 Plan = Callable[[Tensor, Tensor, "Tensor | None", Tensor], None]
@@ -23,6 +24,7 @@ class TritonKernel:
         native.LinearPlan is.
     min_m: rows of activations from which on it serves.
     rounds_weight: it multiplies with the weight rounded to the activations' dtype, as a dense layer does.
+    sparsity: the one pattern of the family that it takes; None: any.
     """
 
     name: str
@@ -35,6 +37,7 @@ class TritonKernel:
     op: str = "linear"
     min_m: int = 1
     rounds_weight: bool = False
+    sparsity: Sparsity | None = None
 
     def make(self, scheme: Scheme, out_features: int, in_features: int) -> Plan:
         """The kernel bound to a weight's shape. Imports Triton."""
@@ -46,6 +49,7 @@ class TritonKernel:
 _WITH_INT32 = (*_FLOATS, torch.int32)
 _GROUPS = (None, *GROUP_SIZES)
 _MATMUL = "matmul_triton:MatmulPlan"
+_TWO_OF_FOUR = NofM(2, 4)
 
 KERNELS = (
     TritonKernel("quantize_triton", "", "plain", "quantize_triton:quantize", op="quantize"),
@@ -57,5 +61,16 @@ KERNELS = (
     # Above what the CUDA kernels serve.
     TritonKernel("w8a16_triton_matmul", "w8a16", "rows8", _MATMUL, min_m=65, rounds_weight=True),
     TritonKernel("w4a16_triton_matmul", "w4a16", "frag4", _MATMUL, group_sizes=_GROUPS, min_m=65, rounds_weight=True),
+    # The CUDA kernels serve fewer tokens.
+    TritonKernel("sp24w8a16_triton_matmul", "spw8a16", "quads8", _MATMUL, rounds_weight=True, sparsity=_TWO_OF_FOUR),
+    TritonKernel(
+        "sp24w4a16_triton_matmul",
+        "spw4a16",
+        "quads4",
+        _MATMUL,
+        group_sizes=_GROUPS,
+        rounds_weight=True,
+        sparsity=_TWO_OF_FOUR,
+    ),
     TritonKernel("bsw8a8_triton", "bsw8a8", "bsr8", "blocks_triton:BlocksPlan", out_dtypes=_WITH_INT32),
 )

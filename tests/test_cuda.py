@@ -15,7 +15,13 @@ SOURCES = HERE.parent / "csrc" / "cuda"
 FILES = sorted(SOURCES.glob("*.cu"))
 ARCHITECTURES = ("80", "90a", "100", "120")
 # What the inner loop of a kernel must be made of, by the start of its file's name.
-MULTIPLY = {"w4a16": "HMMA.16816.F32", "w8a16": "HMMA.16816.F32", "w4a8": "IMMA.16832.S8.S8"}
+MULTIPLY = {
+    "sp24w8a16": "HMMA.SP.16832.F32",
+    "sp24w4a16": "HMMA.SP.16832.F32",
+    "w4a16": "HMMA.16816.F32",
+    "w8a16": "HMMA.16816.F32",
+    "w4a8": "IMMA.16832.S8.S8",
+}
 
 needs_sources = pytest.mark.skipif(not FILES, reason="needs the CUDA sources")
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")

@@ -12,13 +12,13 @@ from nybble import targets
 from nybble.kernel_checks import Subject, activations, seed_of
 from nybble.registry import FLOATS, KernelSpec, Problem, specs
 from nybble.scheme import Scheme
-from nybble.testing import SHAPES, random_weight, run, schemes_of
+from nybble.testing import SHAPES, random_weight, run, schemes_of, served_by
 
 CASES = [
     pytest.param(spec, scheme, id=f"{spec.name}-{scheme}")
     for spec in specs()
     if spec.device != "cuda"  # see test_gpu.py
-    for scheme in schemes_of(spec.scheme)
+    for scheme in served_by(spec)
 ]
 EXACT = [case for case in CASES if case.values[0].exact]
 COMPILED = [case for case in CASES if case.values[0].target != "torch"]

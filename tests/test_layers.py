@@ -17,6 +17,7 @@ ORDER = (
     ("scheme",),
     ("activations",),
     ("rounding",),
+    ("quads",),
     ("layouts_gpu",),
     ("layouts",),
     ("_C", "_cuda"),

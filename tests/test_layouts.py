@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
-from nybble import layouts, native
+from nybble import layouts, native, quads
+from nybble.rounding import QuantizedWeight, unpack_nibbles
 from nybble.scheme import Scheme
 from nybble.testing import random_weight, schemes_of
 
@@ -74,11 +76,18 @@ def test_padding_adds_nothing() -> None:
 # --- for GPUs: layouts_gpu.py
 
 
+GPU_SCHEMES = [*SCHEMES, *map(Scheme.parse, ("sp24w8a16", "sp24w4a16", "sp24w4a16g32", "sp24w4a16g128"))]
+
+BY_GPU_SCHEME = pytest.mark.parametrize("scheme", GPU_SCHEMES, ids=str)
+
+
 def gpu_layout_of(scheme: Scheme) -> str:
+    if scheme.sparsity is not None:
+        return "quads8" if scheme.weight_bits == 8 else "quads4"
     return "rows8" if scheme.weight_bits == 8 else "frag4"
 
 
-@BY_SCHEME
+@BY_GPU_SCHEME
 @pytest.mark.parametrize(("n", "k"), [*SHAPES, (64, 64), (65, 129), (130, 60)])
 def test_gpu_layouts_are_inverted_exactly(scheme: Scheme, n: int, k: int) -> None:
     quantized, layout = random_weight(scheme, n, k, seed=n + k), gpu_layout_of(scheme)
@@ -91,7 +100,7 @@ def test_gpu_layouts_are_inverted_exactly(scheme: Scheme, n: int, k: int) -> Non
         assert getattr(restored, name).is_contiguous()
 
 
-@BY_SCHEME
+@BY_GPU_SCHEME
 def test_where_a_code_lies_on_a_gpu(scheme: Scheme) -> None:
     n, k = 130, 200
     layout = gpu_layout_of(scheme)
@@ -100,6 +109,9 @@ def test_where_a_code_lies_on_a_gpu(scheme: Scheme) -> None:
     if layout == "rows8":
         assert parts["codes"].shape == (192, 256)
         assert torch.equal(parts["codes"][:n, :k], quantized.qweight)
+        return
+    if scheme.sparsity is not None:
+        check_quads(scheme, quantized, parts)
         return
     flat = parts["codes"].flatten()
     blocks = parts["codes"].shape[1]
@@ -116,7 +128,7 @@ def test_where_a_code_lies_on_a_gpu(scheme: Scheme) -> None:
             assert parts["zero_point"][group, row] == quantized.zero_point[row, group]
 
 
-@BY_SCHEME
+@BY_GPU_SCHEME
 def test_gpu_padding_is_zero_and_sections_are_aligned(scheme: Scheme) -> None:
     n, k = 70, 33
     layout = gpu_layout_of(scheme)
@@ -125,15 +137,59 @@ def test_gpu_padding_is_zero_and_sections_are_aligned(scheme: Scheme) -> None:
     assert all((view.data_ptr() - packed.data_ptr()) % 64 == 0 for view in parts.values())
     assert (parts["scale"][..., n:] == 0).all()
     dense = layouts.unpack(packed, layout, scheme, 128, k)
-    assert (dense.qweight[n:] == 0).all()
+    nothing = 8 if layout == "quads4" else 0  # where zeros are left out, what is beyond the edges is left out too
+    assert (codes_of(dense, scheme, k)[n:] == nothing).all()
     wide = layouts.padded_in_features(layout, scheme, k)
     assert wide % 64 == 0
     assert wide % (scheme.group_size or 1) == 0
-    assert (layouts.unpack(packed, layout, scheme, n, wide).qweight[:, (k + 1) // 2 if wide == 64 else k :] == 0).all()
+    assert (codes_of(layouts.unpack(packed, layout, scheme, n, wide), scheme, wide)[:, k:] == nothing).all()
 
 
-@pytest.mark.parametrize(("name", "bits"), [("w8a8", 8), ("w4a16", 4), ("w4a16g128", 4.125), ("w4a16g32asym", 4.75)])
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [
+        ("w8a8", 8),
+        ("w4a16", 4),
+        ("w4a16g128", 4.125),
+        ("w4a16g32asym", 4.75),
+        ("sp24w8a16", 5),
+        ("sp24w4a16g128", 3.125),
+    ],
+)
 def test_bytes_a_weight_on_a_gpu(name: str, bits: float) -> None:
     scheme = Scheme.parse(name)
     nbytes = layouts.packed_nbytes(gpu_layout_of(scheme), scheme, 4096, 4096)
     assert nbytes * 8 / 4096**2 == pytest.approx(bits, abs=0.02)
+
+
+def codes_of(quantized: QuantizedWeight, scheme: Scheme, k: int) -> Tensor:
+    return quantized.qweight if scheme.weight_bits == 8 else unpack_nibbles(quantized.qweight, k)
+
+
+def check_quads(scheme: Scheme, quantized: QuantizedWeight, parts: dict[str, Tensor]) -> None:
+    """Each code that is kept lies where mma.sp's tables say, see csrc/cuda/maps.h."""
+    codes, places = parts["codes"].flatten(), parts["places"].flatten()
+    blocks, k = parts["places"].shape[1], quantized.qweight.shape[1] * (8 // scheme.weight_bits)
+    dense = codes_of(quantized, scheme, k).int() - (0 if scheme.weight_bits == 8 else 8)
+    for row, quad in ((0, 0), (1, 1), (9, 2), (71, 7), (129, 49), (100, 40), (63, 15), (30, 22)):
+        tile = row // 64 * blocks + quad // 16
+        g, f, r = row % 64 // 8, row % 8 // 2, row % 2
+        h, p, s, u = quad % 16 // 8, quad % 8 // 4, quad % 4 // 2, quad % 2
+        byte = places[tile * 512 + (4 * g + 2 * (f % 2) + s) * 16 + 4 * (2 * h + f // 2) + 2 * r + u].item()
+        pair = byte >> 4 * p & 15
+        assert pair & 3 < pair >> 2
+        rebuilt = [0, 0, 0, 0]
+        for e, place in enumerate((pair & 3, pair >> 2)):
+            lane = 4 * g + 2 * u + p
+            if scheme.weight_bits == 8:
+                rebuilt[place] = codes[(tile * 4 + f) * 512 + lane * 16 + 8 * h + 4 * r + 2 * s + e].item()
+            else:
+                rebuilt[place] = (codes[(tile * 2 + h) * 512 + lane * 16 + 4 * f + 2 * e + s].item() >> 4 * r & 15) - 8
+        assert rebuilt == dense[row, 4 * quad : 4 * quad + 4].tolist(), (row, quad)
+
+
+def test_more_than_two_of_four_are_refused() -> None:
+    codes = torch.zeros(64, 64, dtype=torch.int8)
+    codes[5, 4:7] = 1
+    with pytest.raises(ValueError, match="more than two of four"):
+        quads.compress(codes, 0, 8)

@@ -10,13 +10,13 @@ from nybble.native import KernelNames
 from nybble.registry import KernelSpec, Problem, specs
 from nybble.rounding import QuantizedWeight, portable_spec
 from nybble.scheme import Scheme
-from nybble.testing import CANARY, error_bound, guarded, pack_for, random_weight, schemes_of
+from nybble.testing import CANARY, error_bound, guarded, pack_for, random_weight, schemes_of, served_by
 
 CASES = [
     pytest.param(spec, scheme, id=f"{spec.name}-{scheme}")
     for spec in specs()
     if spec.device == "cpu"
-    for scheme in schemes_of(spec.scheme)
+    for scheme in served_by(spec)
     if scheme.group_size in (None, 32)
 ]
 SHAPES = [(1, 1, 1), (1, 33, 70), (7, 17, 129), (13, 31, 64), (2, 16, 4), (12, 32, 96)]

@@ -69,7 +69,20 @@ def test_the_sections_and_the_groups(name: str, shift: int) -> None:
 def test_eight_bits_have_scales_and_sums_of_rows() -> None:
     shape, *_ = call("w8a16", "rows8", 5, 200, torch.randn(1, 200, dtype=torch.float16))
     assert (shape["n_padded"], shape["k_padded"], shape["group_shift"]) == (64, 256, 31)
-    assert shape["offsets"] == (0, 64 * 256, -1, 64 * 256 + 256, 64 * 256 + 512)
+    assert shape["offsets"] == [0, 64 * 256, -1, 64 * 256 + 256, -1, 64 * 256 + 512]
+
+
+@pytest.mark.parametrize(("name", "layout"), [("sp24w8a16", "quads8"), ("sp24w4a16g64", "quads4")])
+def test_two_of_four_have_places_and_no_sums(name: str, layout: str) -> None:
+    shape, made, packed, _ = call(name, layout, 5, 200, torch.randn(1, 200, dtype=torch.float16))
+    scheme = Scheme.parse(name)
+    assert (shape["n_padded"], shape["k_padded"]) == (64, 256)
+    views = layouts.views(packed, layout, scheme, 5, 200)
+    places = dict(zip(("codes", "scale", "zero_point", "sums", "places"), shape["offsets"], strict=False))
+    assert {part: at for part, at in places.items() if at != -1} == {
+        part: view.data_ptr() - packed.data_ptr() for part, view in views.items()
+    }
+    assert made["packed"] == (packed.data_ptr(), packed.numel())
 
 
 def test_aligned_rows_are_not_copied() -> None:

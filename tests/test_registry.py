@@ -16,6 +16,7 @@ from nybble.kernels.table import KERNELS
 from nybble.layouts import MASK_OF
 from nybble.registry import FAMILIES, LEAST_ZEROS, SPARSE_FAMILIES, Problem, all_specs, specs
 from nybble.scheme import Scheme
+from nybble.sparsity import NofM
 
 SOURCES = Path(__file__).parents[1] / "csrc"
 needs_sources = pytest.mark.skipif(
@@ -34,7 +35,8 @@ COMPILED = [target for target in targets.NAMES if target != "torch"]
 
 def scheme_for(spec):
     """The name of a scheme that a kernel serves, with zeros enough for its layout and not for another."""
-    family = spec.scheme.replace("sp", "sp90" if spec.least_zeros else "sp50").replace("bs", "bs32x32")
+    zeros = spec.sparsity or ("sp90" if spec.least_zeros else "sp50")
+    family = spec.scheme.replace("sp", str(zeros)).replace("bs", "bs32x32")
     return f"{family}g32" if "w4" in family else family
 
 
@@ -184,13 +186,26 @@ def test_a_kernel_that_is_built_and_fits_has_no_reason(name, scheme, machine):
         ({"target": "avx512vnni"}, {}, "no avx512vnni in this test"),
         ({}, {"scheme": Scheme.parse("w8a8")}, "computes w4a16, not w8a8"),
         ({}, {"device": "cuda"}, "runs on cpu, not on cuda"),
+        ({"sparsity": NofM(2, 4)}, {}, "is for sp24, not None"),
         ({}, {"layout": "plain"}, "reads layout n16k8, the weight is plain"),
         ({}, {"dtype": torch.float64}, "takes float32, bfloat16, float16, not torch.float64"),
         ({"act_dtypes": (torch.float32,)}, {"dtype": torch.float16}, "takes float32, not torch.float16"),
         ({}, {"out_dtype": torch.int32}, "gives float32, bfloat16, float16, not torch.int32"),
         ({"group_sizes": (None, 128)}, {}, "has no group_size 32"),
     ],
-    ids=["built", "make", "target", "scheme", "device", "layout", "dtype", "dtypes", "out_dtype", "group_size"],
+    ids=[
+        "built",
+        "make",
+        "target",
+        "scheme",
+        "device",
+        "sparsity",
+        "layout",
+        "dtype",
+        "dtypes",
+        "out_dtype",
+        "group_size",
+    ],
 )
 def test_why_not_gives_the_reason_for_each_field(change_spec, change_problem, reason, machine):
     machine("avx2")

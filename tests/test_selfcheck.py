@@ -68,7 +68,7 @@ def test_what_disagrees_is_said_and_left_out(monkeypatch) -> None:
         with pytest.warns(RuntimeWarning) as caught:
             selfcheck.check_once()
         assert "nybble: w4a16_sm80_gemv is not used on this GPU: it is wrong" in [str(one.message) for one in caught]
-        assert set(DISTRUSTED) == {"w4a16_sm80_gemv", "w8a16_sm80_gemv"}
+        assert set(DISTRUSTED) == {spec.name for spec in built if "gemv" in spec.name} > {"w8a16_sm80_gemv"}
         monkeypatch.setattr(targets, "detect", lambda: targets.Machine("", (), targets.NAMES, {}, None))
         spec = next(spec for spec in built if spec.name == "w4a16_sm80_gemv")
 

@@ -15,7 +15,7 @@ from nybble.activations import HEADER, ActScale, split
 from nybble.nn import Linear, SparseLinear
 from nybble.registry import FLOATS, Problem, specs
 from nybble.scheme import Scheme
-from nybble.testing import SHAPES, error_bound, random_weight, run, run_into, schemes_of
+from nybble.testing import SHAPES, error_bound, random_weight, run, run_into, served_by
 
 # Ranges by what is special about them.
 RANGES = {
@@ -30,7 +30,7 @@ SPECS = [spec for spec in specs() if spec.static and spec.device != "cuda"]
 CASES = [
     pytest.param(spec, scheme, id=f"{spec.name}-{scheme}")
     for spec in SPECS
-    for scheme in (Scheme.parse(f"{dense}static") for dense in schemes_of(spec.scheme))
+    for scheme in (Scheme.parse(f"{dense}static") for dense in served_by(spec))
 ]
 SPARSE = ("sp50w8a8static", "sp90w8a8static", "sp24w4a8g128static", "bs32x32w8a8static")
 

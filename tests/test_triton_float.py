@@ -11,7 +11,7 @@ pytest.importorskip("triton", reason="Triton is for Linux, x86-64 and aarch64")
 from nybble import layouts, reference
 from nybble.kernels import a16_triton, w4a8_triton
 from nybble.kernels.configs import SHIPPED, Config
-from nybble.kernels.dequantize_triton import LAYOUTS, dequantize
+from nybble.kernels.dequantize_triton import dequantize, layout_of
 from nybble.kernels.quantize_triton import quantize
 from nybble.registry import FLOATS, specs
 from nybble.rounding import QuantizedWeight, dequantize_weight
@@ -20,6 +20,7 @@ from nybble.testing import OUT_EPSILON, SHAPES, error_bound, random_weight, run,
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FLOAT = [*schemes_of("w8a16"), *schemes_of("w4a16")]
+QUADS = [Scheme.parse(name) for name in ("sp24w8a16", "sp24w4a16", "sp24w4a16g32", "sp24w4a16g64")]
 INTEGER = schemes_of("w4a8")
 SCALAR = next(spec for spec in specs() if spec.name == "w4a8_scalar")
 # What the tiles of 64 and the groups have tails for, and nothing that takes the interpreter long.
@@ -32,7 +33,7 @@ def _one_thread(threads) -> None:
 
 
 def weight_of(quantized: QuantizedWeight, scheme: Scheme, k: int) -> dict[str, Tensor]:
-    layout = LAYOUTS[scheme.weight_bits]
+    layout = layout_of(scheme)
     packed = layouts.pack(quantized, layout, scheme, k).to(DEVICE)
     return layouts.views(packed, layout, scheme, len(quantized.qweight), k)
 
@@ -135,11 +136,11 @@ def test_extreme_rows(scheme: Scheme) -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("scheme", FLOAT, ids=str)
+@pytest.mark.parametrize("scheme", [*FLOAT, *QUADS], ids=str)
 def test_dequantized_weights_are_the_definition(scheme: Scheme, dtype: torch.dtype) -> None:
     for n, k in ((1, 1), (17, 129), (130, 200), (64, 64)):
         quantized = random_weight(scheme, n, k)
-        packed = layouts.pack(quantized, LAYOUTS[scheme.weight_bits], scheme, k).to(DEVICE)
+        packed = layouts.pack(quantized, layout_of(scheme), scheme, k).to(DEVICE)
         got, expected = dequantize(packed, scheme, n, k, dtype).cpu(), dequantize_weight(quantized, scheme, k)
         if dtype == torch.bfloat16:
             assert ((got.float() - expected).abs() <= expected.abs() * 2.0**-7).all()
@@ -148,8 +149,8 @@ def test_dequantized_weights_are_the_definition(scheme: Scheme, dtype: torch.dty
 
 
 def test_packing_on_the_device_gives_the_same_bytes() -> None:
-    for scheme in (*FLOAT, *INTEGER):
-        quantized, layout = random_weight(scheme, 70, 200), LAYOUTS[scheme.weight_bits]
+    for scheme in (*FLOAT, *INTEGER, *QUADS):
+        quantized, layout = random_weight(scheme, 70, 200), layout_of(scheme)
         there = QuantizedWeight(**{name: tensor.to(DEVICE) for name, tensor in quantized.tensors().items()})
         packed = layouts.pack(there, layout, scheme, 200)
         assert torch.equal(packed.cpu(), layouts.pack(quantized, layout, scheme, 200))

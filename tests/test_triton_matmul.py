@@ -8,18 +8,19 @@ import torch
 pytest.importorskip("triton")
 
 from nybble import layouts, reference
+from nybble.kernels.dequantize_triton import layout_of
 from nybble.kernels.matmul_triton import MatmulPlan
 from nybble.scheme import Scheme
 from nybble.testing import random_weight
 
 
-@pytest.mark.parametrize("name", ["w8a16", "w4a16g32asym", "w4a16"])
+@pytest.mark.parametrize("name", ["w8a16", "w4a16g32asym", "w4a16", "sp24w8a16", "sp24w4a16g32"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_agrees_with_the_reference(name: str, dtype: torch.dtype, with_bias: bool) -> None:
     scheme, n, k = Scheme.parse(name), 70, 100
     quantized = random_weight(scheme, n, k)
-    packed = layouts.pack(quantized, "rows8" if name == "w8a16" else "frag4", scheme, k)
+    packed = layouts.pack(quantized, layout_of(scheme), scheme, k)
     x, bias = torch.randn(5, 3, k).to(dtype), torch.randn(n) if with_bias else None
     out = torch.full((5, 3, n), torch.nan, dtype=dtype)
     MatmulPlan(scheme, n, k)(x, packed, bias, out)

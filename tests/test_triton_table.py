@@ -33,7 +33,8 @@ def test_names_are_unique_and_say_what_they_compute() -> None:
     for kernel in KERNELS:
         assert kernel.name.endswith(("_triton", "_triton_matmul"))
         assert (kernel.op == "linear") == bool(kernel.family)
-        assert kernel.name.startswith(kernel.family or kernel.op)
+        family = kernel.family if kernel.sparsity is None else f"{kernel.sparsity}{kernel.family.removeprefix('sp')}"
+        assert kernel.name.startswith(family or kernel.op)
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)

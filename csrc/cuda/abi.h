@@ -13,6 +13,7 @@ struct NybbleCudaProduct {
   const float* act_scale;   // [m] and
   const int32_t* act_zero;  // [m]: of 8-bit activations, else null
   const uint8_t* codes;
+  const uint8_t* places;      // of weights of which two in four are kept, else null
   const uint16_t* scale;      // bf16 [groups][n_padded] of 4-bit weights
   const float* row_scale;     // [n_padded] of 8-bit weights
   const uint8_t* zero_point;  // [groups][n_padded], or null: 8

@@ -1,11 +1,12 @@
 // Python's view of the CUDA kernels: device addresses in, exceptions out. Nothing here waits for the device.
 #include <cuda_runtime.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <array>
 #include <cstring>
 #include <stdexcept>
 #include <string>
-#include <tuple>
 #include <utility>
 
 #include "maps.h"
@@ -24,6 +25,7 @@ int nybble_quantize_rows(const NybbleCudaRows*, void* stream);
 namespace {
 
 using Pair = std::pair<uintptr_t, size_t>;  // address and bytes
+using Offsets = std::array<int64_t, 6>;
 
 struct Kernel {
   const char *name, *scheme;
@@ -78,9 +80,9 @@ class OnDevice {
 // A kernel bound to a device and to a packed weight's shape.
 class Plan {
  public:
-  // offsets: of codes, scale, zero_point and sum in the packed weight, then its bytes; zero_point -1: absent.
+  // offsets: of codes, scale, zero_point, sums and places in the packed weight, -1 for what is absent; then its bytes.
   Plan(const std::string& kernel, int device, int64_t n, int64_t k, int64_t n_padded, int64_t k_padded, int group_shift,
-       const std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>& offsets)
+       const Offsets& offsets)
       : device_(device), offsets_(offsets) {
     for (const Kernel& each : kKernels)
       if (kernel == each.name) kernel_ = &each;
@@ -105,8 +107,10 @@ class Plan {
     if (m == 0) return;
     if (m < 0 || m > INT32_MAX || ldx < product_.k) refuse("x: rows or stride out of range");
     const bool codes = kernel_->codes();
-    const auto [codes_at, scale_at, zero_at, sum_at, total] = offsets_;
-    const uintptr_t weight = at(packed, total, "packed");
+    const uintptr_t weight = at(packed, offsets_.back(), "packed");
+    const auto section = [&](int i) {
+      return reinterpret_cast<const void*>(offsets_[i] < 0 ? 0 : weight + offsets_[i]);
+    };
     NybbleCudaLaunch how = launch(m);
     how.x_dtype = x_dtype;
     how.stream = reinterpret_cast<void*>(stream);
@@ -115,11 +119,12 @@ class Plan {
     p.splits = how.plan.splits;
     p.x = reinterpret_cast<const void*>(at(x, ((m - 1) * ldx + p.k) * bytes_of(x_dtype), "x"));
     p.ldx = ldx;
-    p.codes = reinterpret_cast<const uint8_t*>(weight + codes_at);
-    p.scale = reinterpret_cast<const uint16_t*>(weight + scale_at);
-    p.row_scale = reinterpret_cast<const float*>(weight + scale_at);
-    p.zero_point = zero_at < 0 ? nullptr : reinterpret_cast<const uint8_t*>(weight + zero_at);
-    p.weight_sum = reinterpret_cast<const float*>(weight + sum_at);
+    p.codes = static_cast<const uint8_t*>(section(0));
+    p.scale = static_cast<const uint16_t*>(section(1));
+    p.row_scale = static_cast<const float*>(section(1));
+    p.zero_point = static_cast<const uint8_t*>(section(2));
+    p.weight_sum = static_cast<const float*>(section(3));
+    p.places = static_cast<const uint8_t*>(section(4));
     p.bias = reinterpret_cast<const void*>(bias.first ? at(bias, p.n * bytes_of(bias_dtype), "bias") : 0);
     p.bias_dtype = bias_dtype;
     p.y = reinterpret_cast<void*>(at(y, m * p.n * bytes_of(y_dtype), "y"));
@@ -154,7 +159,7 @@ class Plan {
 
   const Kernel* kernel_ = nullptr;
   int device_;
-  std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t> offsets_;
+  Offsets offsets_;
   NybbleCudaProduct product_{};
   int32_t clusters_ = 0;
   int sms_ = 0;
@@ -165,10 +170,9 @@ class Plan {
 PYBIND11_MODULE(_cuda, m) {
   m.attr("version") = NYBBLE_VERSION;
   py::class_<Plan>(m, "Plan")
-      .def(py::init<const std::string&, int, int64_t, int64_t, int64_t, int64_t, int,
-                    const std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>&>(),
-           py::kw_only(), py::arg("kernel"), py::arg("device"), py::arg("n"), py::arg("k"), py::arg("n_padded"),
-           py::arg("k_padded"), py::arg("group_shift"), py::arg("offsets"))
+      .def(py::init<const std::string&, int, int64_t, int64_t, int64_t, int64_t, int, const Offsets&>(), py::kw_only(),
+           py::arg("kernel"), py::arg("device"), py::arg("n"), py::arg("k"), py::arg("n_padded"), py::arg("k_padded"),
+           py::arg("group_shift"), py::arg("offsets"))
       .def("scratch", &Plan::scratch)
       .def("run", &Plan::run);
 }

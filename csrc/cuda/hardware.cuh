@@ -91,6 +91,30 @@ __device__ __forceinline__ void mma_s8(uint32_t (&c)[4], const uint32_t (&a)[4],
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// c[16][8] += a[16][32] b[32][8], two of each four neighbours along k in a; places: which, of the lanes that Selector
+// names.
+template <int Selector>
+__device__ __forceinline__ void mma_sparse_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t* b,
+                                                uint32_t places) {
+  asm("mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+      "{%8,%9,%10,%11}, {%0,%1,%2,%3}, %12, %13;"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(b[2]), "r"(b[3]), "r"(places),
+        "n"(Selector));
+}
+template <int Selector>
+__device__ __forceinline__ void mma_sparse_f16(float (&c)[4], const uint32_t (&a)[4], const uint32_t* b,
+                                               uint32_t places) {
+  asm("mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+      "{%8,%9,%10,%11}, {%0,%1,%2,%3}, %12, %13;"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(b[2]), "r"(b[3]), "r"(places),
+        "n"(Selector));
+}
+
+// What the lane beside this one, of two, hands over.
+__device__ __forceinline__ uint32_t from_neighbour(uint32_t value) { return __shfl_xor_sync(0xFFFFFFFFu, value, 1); }
+
 // Blocks of one split-K sum form a cluster where the architecture has them; else the sums go through memory.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 constexpr bool kClusters = true;

@@ -1,5 +1,5 @@
 // From a product to launches: which instance of a kernel, with how much shared memory, as clusters or with a second
-// kernel that adds the splits.
+// kernel that adds the splits. NYBBLE_STREAM and NYBBLE_TILES define the functions of a line of kernels.def.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -68,5 +68,40 @@ int launch(const NybbleCudaProduct& product, const NybbleCudaLaunch& how) {
   return cudaGetLastError();
 }
 
+// Up to eight tokens, of weights W.
+template <class W>
+struct StreamKernels {
+  static int load_all(int32_t* clusters) { return load<StreamOf<W, Bf16>, StreamOf<W, F16>>(clusters); }
+  static int run(const NybbleCudaProduct& product, const NybbleCudaLaunch& how) {
+    return how.x_dtype == NYBBLE_BF16 ? launch<StreamOf<W, Bf16>>(product, how)
+                                      : launch<StreamOf<W, F16>>(product, how);
+  }
+};
+
+// More, in blocks of 16 or 32 tokens: a lane's registers hold the sums of 32.
+template <class W>
+struct TilesKernels {
+  static int load_all(int32_t* clusters) {
+    return load<TilesOf<W, Bf16, 2>, TilesOf<W, Bf16, 4>, TilesOf<W, F16, 2>, TilesOf<W, F16, 4>>(clusters);
+  }
+  static int run(const NybbleCudaProduct& product, const NybbleCudaLaunch& how) {
+    return how.x_dtype == NYBBLE_BF16 ? run_of<Bf16>(product, how) : run_of<F16>(product, how);
+  }
+
+ private:
+  template <class X>
+  static int run_of(const NybbleCudaProduct& product, const NybbleCudaLaunch& how) {
+    return how.token_groups == 2 ? launch<TilesOf<W, X, 2>>(product, how) : launch<TilesOf<W, X, 4>>(product, how);
+  }
+};
+
 }  // namespace cuda
 }  // namespace nybble
+
+#define NYBBLE_KERNELS_(name, Kernels)                                                                         \
+  extern "C" int nybble_##name##_load(int32_t* clusters) { return nybble::cuda::Kernels::load_all(clusters); } \
+  extern "C" int nybble_##name(const NybbleCudaProduct* product, const NybbleCudaLaunch* how) {                \
+    return nybble::cuda::Kernels::run(*product, *how);                                                         \
+  }
+#define NYBBLE_STREAM(name, W) NYBBLE_KERNELS_(name, StreamKernels<nybble::cuda::W>)
+#define NYBBLE_TILES(name, W) NYBBLE_KERNELS_(name, TilesKernels<nybble::cuda::W>)

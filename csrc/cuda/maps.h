@@ -6,6 +6,9 @@
 //
 //   frag4  32 h + 8 t ..+ 7     two steps of m16n8k16, or one of m16n8k32; groups of 32 are halves
 //   rows8  16 t + 8 h ..+ 7     so that 16 bytes of a row are one lane's
+//   quads  two of each four: mma.sp's quad q of m16n8k32 is the half's quad 4 (q % 2) + q / 2, so that two lanes'
+//   chunks
+//          hold what both need
 //
 // A chunk is 16 bytes of an activation row: eight 16-bit inputs, a lane's of one half. The right operand's fragments
 // are read from chunks: step s of a half takes words 2 s and 2 s + 1.
@@ -44,6 +47,16 @@ NYBBLE_HD constexpr int thread_in_group(int lane) { return lane & 3; }
 // Byte of frag4's codes: 16 of a lane and a fragment.
 NYBBLE_HD constexpr int64_t frag4_offset(int64_t tile, int64_t block, int64_t blocks, int fragment, int lane) {
   return (((tile * blocks + block) * 4 + fragment) * kLanes + lane) * 16;
+}
+
+// Byte of quads4's codes, 16 of a lane and a half; those of quads8 lie as frag4's.
+NYBBLE_HD constexpr int64_t quads4_offset(int64_t tile, int64_t block, int64_t blocks, int half, int lane) {
+  return (((tile * blocks + block) * 2 + half) * kLanes + lane) * 16;
+}
+
+// Byte of the places of what is kept: a lane's word 2 h + f / 2 is of fragment f, whose parity is its selector.
+NYBBLE_HD constexpr int64_t places_offset(int64_t tile, int64_t block, int64_t blocks, int lane) {
+  return ((tile * blocks + block) * kLanes + lane) * 16;
 }
 
 // Byte of rows8's codes: 16 of a lane's row 8 g + v.

@@ -1,5 +1,5 @@
 // What a multiply is made of: how activations of a type are multiplied (Bf16, F16, S8), and how weights of a layout
-// become their left operand (Frag4, Rows8).
+// become their left operand (Frag4, Rows8, Quads4, Quads8).
 //
 //   4 bits, bf16   (16 + n) - (16 + z): the code is put below the exponent of 16, four bits to a half register; exact
 //   4 bits, f16    likewise
@@ -20,6 +20,11 @@ struct Bf16 {
   static constexpr int kElementBytes = 2, kChunks = 8;
   static __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t* b) {
     mma_bf16(c, a, b);
+  }
+  template <int Selector>
+  static __device__ __forceinline__ void mma_sparse(float (&c)[4], const uint32_t (&a)[4], const uint32_t* b,
+                                                    uint32_t places) {
+    mma_sparse_bf16<Selector>(c, a, b, places);
   }
   // 16 + each nibble: registers i hold nibbles i and i + 4.
   static __device__ __forceinline__ void nibbles(uint32_t word, uint32_t (&a)[4]) {
@@ -44,6 +49,11 @@ struct F16 {
   static constexpr int kElementBytes = 2, kChunks = 8;
   static __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t* b) {
     mma_f16(c, a, b);
+  }
+  template <int Selector>
+  static __device__ __forceinline__ void mma_sparse(float (&c)[4], const uint32_t (&a)[4], const uint32_t* b,
+                                                    uint32_t places) {
+    mma_sparse_f16<Selector>(c, a, b, places);
   }
   static __device__ __forceinline__ void nibbles(uint32_t word, uint32_t (&a)[4]) {
     a[0] = (word << 6 & 0x03C003C0u) | 0x4C004C00u;
@@ -75,11 +85,74 @@ struct S8 {
   }
 };
 
+// Where the groups' values of a lane's eight rows begin, for a half of a tile.
+__device__ __forceinline__ int64_t group_at(const NybbleCudaProduct& p, int64_t tile, int64_t block, int half,
+                                            int lane) {
+  const int64_t row = tile * kTile + 8 * group_of_lane(lane);
+  return ((block * kTile + 32 * half) >> p.group_shift) * p.n_padded + row;
+}
+
+// Scales by group, in two vectors of a lane's stage from First on, one a half; of groups over 32 one is both's.
+template <int First>
+struct Scales {
+  static constexpr bool kGrouped = true;
+
+  static __device__ __forceinline__ void load_scales(const NybbleCudaProduct& p, int64_t tile, int64_t block, int lane,
+                                                     Vector* stage) {
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+      if (!half || p.group_shift == 5)
+        copy_async(stage + (First + half) * kLanes, p.scale + group_at(p, tile, block, half, lane));
+  }
+
+  // The scales of a half: words f hold those of rows 2 f and 2 f + 1.
+  static __device__ __forceinline__ Vector scales(const NybbleCudaProduct& p, const Vector* stage, int half) {
+    return load_shared(stage + (First + (p.group_shift == 5 ? half : 0)) * kLanes);
+  }
+};
+
+// Weights of a half of a tile, none left out: the two steps of m16n8k16 for four fragments.
+struct Dense {
+  struct Half {
+    uint32_t a[2][4][4];
+  };
+
+  static __device__ __forceinline__ Vector right(const Vector& x) { return x; }
+
+  template <class X>
+  static __device__ __forceinline__ void multiply(const Half& w, int f, const Vector& x, float (&sum)[4]) {
+    X::mma(sum, w.a[0][f], x.w);
+    X::mma(sum, w.a[1][f], x.w + 2);
+  }
+};
+
+// Two of each four: one m16n8k32 for each fragment.
+struct TwoOfFour {
+  struct Half {
+    uint32_t a[4][4];
+    uint32_t places[2];
+  };
+
+  // Of the pairs of four quads: two lanes hold two quads each, and the even one multiplies the first pairs of all.
+  static __device__ __forceinline__ Vector right(const Vector& x) {
+    const bool odd = threadIdx.x & 1;
+    const uint32_t first = from_neighbour(odd ? x.w[0] : x.w[1]), second = from_neighbour(odd ? x.w[2] : x.w[3]);
+    return odd ? Vector{{first, second, x.w[1], x.w[3]}} : Vector{{x.w[0], x.w[2], first, second}};
+  }
+
+  template <class X>
+  static __device__ __forceinline__ void multiply(const Half& w, int f, const Vector& x, float (&sum)[4]) {
+    if (f & 1)
+      X::template mma_sparse<1>(sum, w.a[f], x.w, w.places[f >> 1]);
+    else
+      X::template mma_sparse<0>(sum, w.a[f], x.w, w.places[f >> 1]);
+  }
+};
+
 // frag4. In a lane's stage: four vectors of codes, one a fragment; scales of its eight rows for each half; zero points
 // of both halves.
-struct Frag4 {
-  static constexpr int kVectors = 7, kScale = 4, kZero = 6;
-  static constexpr bool kGrouped = true;
+struct Frag4 : Dense, Scales<4> {
+  static constexpr int kVectors = 7, kZero = 6;
 
   static __device__ __forceinline__ int chunk(int half, int lane) { return frag4_chunk(half, lane); }
 
@@ -88,19 +161,12 @@ struct Frag4 {
     const int64_t blocks = p.k_padded / kTile;
 #pragma unroll
     for (int f = 0; f < 4; f++) copy_async(stage + f * kLanes, p.codes + frag4_offset(tile, block, blocks, f, lane));
-    const int64_t row = tile * kTile + 8 * group_of_lane(lane);
+    load_scales(p, tile, block, lane, stage);
+    if (!p.zero_point) return;
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-      if (half && p.group_shift != 5) break;
-      const int64_t at = ((block * kTile + 32 * half) >> p.group_shift) * p.n_padded + row;
-      copy_async(stage + (kScale + half) * kLanes, p.scale + at);
-      if (p.zero_point) copy_async_8(stage[kZero * kLanes].w + 2 * half, p.zero_point + at);
-    }
-  }
-
-  // The scales of a half: words f hold those of rows 2 f and 2 f + 1.
-  static __device__ __forceinline__ Vector scales(const NybbleCudaProduct& p, const Vector* stage, int half) {
-    return load_shared(stage + (kScale + (p.group_shift == 5 ? half : 0)) * kLanes);
+    for (int half = 0; half < 2; half++)
+      if (!half || p.group_shift == 5)
+        copy_async_8(stage[kZero * kLanes].w + 2 * half, p.zero_point + group_at(p, tile, block, half, lane));
   }
 
   // The zero points of a half: bytes of the two words.
@@ -117,8 +183,7 @@ struct Frag4 {
 
   // The weights of a half, less their zero points: a[step][fragment].
   template <class X>
-  static __device__ __forceinline__ void fragments(const NybbleCudaProduct& p, const Vector* stage, int half,
-                                                   uint32_t (&a)[2][4][4]) {
+  static __device__ __forceinline__ void fragments(const NybbleCudaProduct& p, const Vector* stage, int half, Half& w) {
     const Zeros zero = zeros(p, stage, half);
 #pragma unroll
     for (int f = 0; f < 4; f++) {
@@ -126,16 +191,16 @@ struct Frag4 {
       const uint32_t minus[2] = {X::minus_zero(zero.of(2 * f)), X::minus_zero(zero.of(2 * f + 1))};
 #pragma unroll
       for (int step = 0; step < 2; step++) {
-        X::nibbles(half ? codes.w[2 + step] : codes.w[step], a[step][f]);
+        X::nibbles(half ? codes.w[2 + step] : codes.w[step], w.a[step][f]);
 #pragma unroll
-        for (int i = 0; i < 4; i++) a[step][f][i] = X::add(a[step][f][i], minus[i & 1]);
+        for (int i = 0; i < 4; i++) w.a[step][f][i] = X::add(w.a[step][f][i], minus[i & 1]);
       }
     }
   }
 };
 
 // rows8. In a lane's stage: 16 codes of each of its eight rows.
-struct Rows8 {
+struct Rows8 : Dense {
   static constexpr int kVectors = 8;
   static constexpr bool kGrouped = false;
 
@@ -149,8 +214,7 @@ struct Rows8 {
   }
 
   template <class X>
-  static __device__ __forceinline__ void fragments(const NybbleCudaProduct&, const Vector* stage, int half,
-                                                   uint32_t (&a)[2][4][4]) {
+  static __device__ __forceinline__ void fragments(const NybbleCudaProduct&, const Vector* stage, int half, Half& w) {
 #pragma unroll
     for (int f = 0; f < 4; f++) {
 #pragma unroll
@@ -158,27 +222,86 @@ struct Rows8 {
         const Vector codes = load_shared(stage + (2 * f + row) * kLanes);
 #pragma unroll
         for (int step = 0; step < 2; step++)
-          X::bytes(half ? codes.w[2 + step] : codes.w[step], a[step][f][row], a[step][f][2 + row]);
+          X::bytes(half ? codes.w[2 + step] : codes.w[step], w.a[step][f][row], w.a[step][f][2 + row]);
       }
     }
   }
 };
 
-// One half of a tile against a chunk of each of eight tokens: acc[fragment] += scale * (a x).
+// quads8. In a lane's stage: four vectors of codes, one a fragment, and one of places.
+struct Quads8 : TwoOfFour {
+  static constexpr int kVectors = 5, kPlaces = 4;
+  static constexpr bool kGrouped = false;
+
+  static __device__ __forceinline__ int chunk(int half, int lane) { return frag4_chunk(half, lane); }
+
+  static __device__ __forceinline__ void load(const NybbleCudaProduct& p, int64_t tile, int64_t block, int lane,
+                                              Vector* stage) {
+    const int64_t blocks = p.k_padded / kTile;
+#pragma unroll
+    for (int f = 0; f < 4; f++) copy_async(stage + f * kLanes, p.codes + frag4_offset(tile, block, blocks, f, lane));
+    copy_async(stage + kPlaces * kLanes, p.places + places_offset(tile, block, blocks, lane));
+  }
+
+  template <class X>
+  static __device__ __forceinline__ void fragments(const NybbleCudaProduct&, const Vector* stage, int half, Half& w) {
+    const Vector places = load_shared(stage + kPlaces * kLanes);
+#pragma unroll
+    for (int i = 0; i < 2; i++) w.places[i] = half ? places.w[2 + i] : places.w[i];
+#pragma unroll
+    for (int f = 0; f < 4; f++) {
+      const Vector codes = load_shared(stage + f * kLanes);
+#pragma unroll
+      for (int row = 0; row < 2; row++) X::bytes(half ? codes.w[2 + row] : codes.w[row], w.a[f][row], w.a[f][2 + row]);
+    }
+  }
+};
+
+// quads4. In a lane's stage: two vectors of codes, one a half; one of places; scales.
+struct Quads4 : TwoOfFour, Scales<3> {
+  static constexpr int kVectors = 5, kPlaces = 2;
+
+  static __device__ __forceinline__ int chunk(int half, int lane) { return frag4_chunk(half, lane); }
+
+  static __device__ __forceinline__ void load(const NybbleCudaProduct& p, int64_t tile, int64_t block, int lane,
+                                              Vector* stage) {
+    const int64_t blocks = p.k_padded / kTile;
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+      copy_async(stage + half * kLanes, p.codes + quads4_offset(tile, block, blocks, half, lane));
+    copy_async(stage + kPlaces * kLanes, p.places + places_offset(tile, block, blocks, lane));
+    load_scales(p, tile, block, lane, stage);
+  }
+
+  template <class X>
+  static __device__ __forceinline__ void fragments(const NybbleCudaProduct&, const Vector* stage, int half, Half& w) {
+    const Vector places = load_shared(stage + kPlaces * kLanes), codes = load_shared(stage + half * kLanes);
+    const uint32_t minus = X::minus_zero(8);
+#pragma unroll
+    for (int i = 0; i < 2; i++) w.places[i] = half ? places.w[2 + i] : places.w[i];
+#pragma unroll
+    for (int f = 0; f < 4; f++) {
+      X::nibbles(codes.w[f], w.a[f]);
+#pragma unroll
+      for (int i = 0; i < 4; i++) w.a[f][i] = X::add(w.a[f][i], minus);
+    }
+  }
+};
+
+// One half of a tile against a chunk of each of eight tokens: acc[fragment] += scale * (w x).
 template <class W, class X>
-__device__ __forceinline__ void multiply_half(const uint32_t (&a)[2][4][4], const Vector& x, const Vector& scales,
+__device__ __forceinline__ void multiply_half(const typename W::Half& w, const Vector& chunk, const Vector& scales,
                                               float (&acc)[4][4]) {
+  const Vector x = W::right(chunk);
 #pragma unroll
   for (int f = 0; f < 4; f++) {
     float (&total)[4] = acc[f];
     if (!W::kGrouped) {
-      X::mma(total, a[0][f], x.w);
-      X::mma(total, a[1][f], x.w + 2);
+      W::template multiply<X>(w, f, x, total);
       continue;
     }
     float sum[4] = {0, 0, 0, 0};
-    X::mma(sum, a[0][f], x.w);
-    X::mma(sum, a[1][f], x.w + 2);
+    W::template multiply<X>(w, f, x, sum);
     const uint32_t pair = scales.w[f];
     const float scale[2] = {as_float(pair << 16), as_float(pair & 0xFFFF0000u)};
 #pragma unroll

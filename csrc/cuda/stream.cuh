@@ -58,11 +58,11 @@ __global__ void __launch_bounds__(kThreads) stream_kernel(const NybbleCudaProduc
     const Vector* here = stage(block);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      uint32_t a[2][4][4];
-      W::template fragments<X>(p, here, half, a);
+      typename W::Half w;
+      W::template fragments<X>(p, here, half, w);
       Vector scales{};
       if constexpr (W::kGrouped) scales = W::scales(p, here, half);
-      multiply_half<W, X>(a, load_shared(here + (W::kVectors + half) * kLanes), scales, acc);
+      multiply_half<W, X>(w, load_shared(here + (W::kVectors + half) * kLanes), scales, acc);
     }
   }
 

@@ -48,13 +48,13 @@ __device__ __forceinline__ void multiply(const NybbleCudaProduct& p, const Vecto
   for (int half = 0; half < 2; half++) {
     Vector scales{};
     if constexpr (W::kGrouped) scales = W::scales(p, weights, half);
-    uint32_t a[2][4][4];
-    W::template fragments<X>(p, weights, half, a);
+    typename W::Half w;
+    W::template fragments<X>(p, weights, half, w);
 #pragma unroll
     for (int mt = 0; mt < MT; mt++) {
       const int token = mt * kTokens + group_of_lane(lane);
       const Vector chunk = load_shared(x + x_vector<X>(token, W::chunk(half, lane)));
-      multiply_half<W, X>(a, chunk, scales, acc[mt]);
+      multiply_half<W, X>(w, chunk, scales, acc[mt]);
     }
   }
 }

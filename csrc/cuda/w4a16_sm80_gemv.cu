@@ -6,13 +6,4 @@
 // deterministic, and a token's result does not depend on its batch. Bound by the read of w.
 #include "launch.cuh"
 
-using namespace nybble::cuda;
-
-extern "C" int nybble_w4a16_sm80_gemv_load(int32_t* clusters) {
-  return load<StreamOf<Frag4, Bf16>, StreamOf<Frag4, F16>>(clusters);
-}
-
-extern "C" int nybble_w4a16_sm80_gemv(const NybbleCudaProduct* product, const NybbleCudaLaunch* how) {
-  return how->x_dtype == NYBBLE_BF16 ? launch<StreamOf<Frag4, Bf16>>(*product, *how)
-                                     : launch<StreamOf<Frag4, F16>>(*product, *how);
-}
+NYBBLE_STREAM(w4a16_sm80_gemv, Frag4)

@@ -3,13 +3,4 @@
 // As w4a16_sm80_gemv; the scale is applied to the whole sum. Bound by the read of w.
 #include "launch.cuh"
 
-using namespace nybble::cuda;
-
-extern "C" int nybble_w8a16_sm80_gemv_load(int32_t* clusters) {
-  return load<StreamOf<Rows8, Bf16>, StreamOf<Rows8, F16>>(clusters);
-}
-
-extern "C" int nybble_w8a16_sm80_gemv(const NybbleCudaProduct* product, const NybbleCudaLaunch* how) {
-  return how->x_dtype == NYBBLE_BF16 ? launch<StreamOf<Rows8, Bf16>>(*product, *how)
-                                     : launch<StreamOf<Rows8, F16>>(*product, *how);
-}
+NYBBLE_STREAM(w8a16_sm80_gemv, Rows8)

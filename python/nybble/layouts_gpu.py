@@ -1,4 +1,4 @@
-"""How packed weights lie for GPUs: the sections of rows8 and frag4, see layouts.py. Plain torch, on the weight's device.
+"""How packed weights lie for GPUs: the sections of these layouts, see layouts.py. Plain torch, on the weight's device.
 
 rows8   8 bits: codes int8 row by row, inputs contiguous; float32 scales; sums of the codes, which take out the
         activations' zero point
@@ -7,12 +7,15 @@ frag4   4 bits: tiles of 64 output features x 64 inputs, 2 KiB, in the order in 
         a lane's rows are eight neighbours, whose scales and outputs are one load and one store; bfloat16 scales by group,
         then output; sums of the weights
 
-A tile is [fragment 4][lane 8 x 4][word 2 x 2][byte 4]. The byte of (f; g, t; j, l; b) holds row 8 g + 2 f in its low nibble,
+quads8  8 bits, 2:4: codes and places as in quads.py; float32 scales
+quads4  4 bits, 2:4: likewise; bfloat16 scales by group, then output
+
+A tile of frag4 is [fragment 4][lane 8 x 4][word 2 x 2][byte 4]. The byte of (f; g, t; j, l; b) holds row 8 g + 2 f in its low nibble,
 the next row in its high one, both at input 32 j + 8 t + 4 l + (0, 2, 1, 3)[b]. A word's nibbles p and p + 4 are then the
 pair of bfloat16 in one register of a fragment, its even nibbles the four bytes of another: see csrc/cuda/fragment.h.
 
-Padding: output features to 64 with scale 0; inputs to 128 (rows8), to 64 or to the group (frag4), with code 0, which meets
-activations that are read as 0.
+Padding: output features to 64 with scale 0; inputs to 128 (rows8), to 64 or to the group (the others), with code 0, which
+meets activations that are read as 0, or where zeros are left out with the code of 0.
 """
 
 from __future__ import annotations
@@ -21,11 +24,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad as zero_pad
 
+from . import quads
 from .rounding import QuantizedWeight, dequantize_weight, pack_nibbles, unpack_nibbles
 from .scheme import Scheme
 
 TILE = 64
 ROWS_K = 128
+_ZERO = 8  # the code of 0 where 4 bits are symmetric
 # Axes of codes viewed as (tile, g, f, nibble; block, j, t, l, pair, place) -> as a tile lies in memory, and back.
 _TO_TILE = (0, 4, 2, 1, 6, 5, 7, 9, 8, 3)
 _FROM_TILE = tuple(_TO_TILE.index(axis) for axis in range(10))
@@ -44,8 +49,21 @@ def sections(
     n, k = padded(layout, scheme, out_features, in_features)
     if layout == "rows8":
         return {"codes": ((n, k), torch.int8), "scale": ((n,), torch.float32), "column_sum": ((n,), torch.int32)}
+    tiles = (n // TILE, k // TILE)
+    if layout == "quads8":
+        return {
+            "codes": ((*tiles, 4, 8, 2, 2, 2, 2, 2, 2), torch.int8),
+            "places": ((*tiles, 8, 2, 2, 2, 2, 2, 2), torch.uint8),
+            "scale": ((n,), torch.float32),
+        }
     groups = k // (scheme.group_size or k)
-    tile = (n // TILE, k // TILE, 4, 8, 4, 2, 2, 4)
+    if layout == "quads4":
+        return {
+            "codes": ((*tiles, 2, 8, 2, 2, 4, 2, 2), torch.uint8),
+            "places": ((*tiles, 8, 2, 2, 2, 2, 2, 2), torch.uint8),
+            "scale": ((groups, n), torch.bfloat16),
+        }
+    tile = (*tiles, 4, 8, 4, 2, 2, 4)
     spec: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
         "codes": (tile, torch.uint8),
         "scale": ((groups, n), torch.bfloat16),
@@ -69,15 +87,20 @@ def fill(quantized: QuantizedWeight, layout: str, scheme: Scheme, in_features: i
             "scale": zero_pad(quantized.scale[:, 0], rows),
             "column_sum": zero_pad(sums, rows),
         }
-    codes = zero_pad(unpack_nibbles(quantized.qweight, in_features), (*columns, *rows))
-    tiled = codes.view(n // TILE, 8, 4, 2, k // TILE, 2, 4, 2, 2, 2).permute(_TO_TILE)
-    filled = {"codes": tiled[..., 0] | (tiled[..., 1] << 4)}
+    if layout == "quads8":
+        codes = zero_pad(quantized.qweight, (*columns, *rows))
+        return {**quads.compress(codes, 0, 8), "scale": zero_pad(quantized.scale[:, 0], rows)}
+    sparse = layout == "quads4"
+    codes = zero_pad(unpack_nibbles(quantized.qweight, in_features), (*columns, *rows), value=_ZERO if sparse else 0)
+    filled = quads.compress(codes, _ZERO, 4) if sparse else {"codes": _to_tiles(codes)}
     for name in ("scale", "zero_point"):
         tensor = quantized.tensors().get(name)
         if tensor is not None:
             # Groups beyond the last input, where the padding is longer than a group, have scale 0.
             groups = k // (scheme.group_size or k)
             filled[name] = zero_pad(tensor, (0, groups - tensor.shape[1], *rows)).t()
+    if sparse:
+        return filled
     # Exact in float64 unless the scales span many octaves.
     total = dequantize_weight(quantized, scheme, in_features).double().sum(dim=1)
     filled["weight_sum"] = zero_pad(total, rows).float()
@@ -91,16 +114,32 @@ def collect(
     if layout == "rows8":
         codes = parts["codes"][:out_features, :in_features].contiguous()
         return QuantizedWeight(codes, parts["scale"][:out_features, None].clone())
-    packed = parts["codes"]
-    tiled = torch.stack((packed & 15, packed >> 4), dim=-1)
-    # The byte's place splits into the pair's two inputs: (0, 2, 1, 3).
-    tiled = tiled.unflatten(-2, (2, 2)).permute(_FROM_TILE)
-    codes = tiled.flatten(4).flatten(0, 3)[:out_features, :in_features]
+    if layout == "quads8":
+        codes = quads.expand(parts["codes"], parts["places"], 0, 8)[:out_features, :in_features].contiguous()
+        return QuantizedWeight(codes, parts["scale"][:out_features, None].clone())
+    if layout == "quads4":
+        codes = quads.expand(parts["codes"], parts["places"], _ZERO, 4)
+    else:
+        codes = _from_tiles(parts["codes"])
+    codes = codes[:out_features, :in_features]
     groups = scheme.groups(in_features)
     per_group = {
         name: parts[name][:groups, :out_features].t().contiguous() for name in ("scale", "zero_point") if name in parts
     }
     return QuantizedWeight(pack_nibbles(codes), **per_group)
+
+
+def _to_tiles(codes: Tensor) -> Tensor:
+    """The codes (N, K) of frag4, padded, as its tiles."""
+    n, k = codes.shape
+    tiled = codes.view(n // TILE, 8, 4, 2, k // TILE, 2, 4, 2, 2, 2).permute(_TO_TILE)
+    return tiled[..., 0] | (tiled[..., 1] << 4)
+
+
+def _from_tiles(packed: Tensor) -> Tensor:
+    tiled = torch.stack((packed & 15, packed >> 4), dim=-1)
+    # The byte's place splits into the pair's two inputs: (0, 2, 1, 3).
+    return tiled.unflatten(-2, (2, 2)).permute(_FROM_TILE).flatten(4).flatten(0, 3)
 
 
 def _round_up(value: int, multiple: int) -> int:

@@ -81,7 +81,8 @@ class CudaPlan:
     def _bind(self, device: int) -> Any:
         n, k = layouts_gpu.padded(self._layout, self._scheme, self._n, self._k)
         offsets = layouts.offsets(self._layout, self._scheme, self._n, self._k)
-        places = (*(offsets.get(name, -1) for name in ("codes", "scale", "zero_point")), _sum(offsets), offsets[""])
+        sums = "column_sum" if self._layout == "rows8" else "weight_sum"
+        names = ("codes", "scale", "zero_point", sums, "places")
         self._plans[device] = _extension().Plan(
             kernel=self._kernel,
             device=device,
@@ -90,13 +91,9 @@ class CudaPlan:
             n_padded=n,
             k_padded=k,
             group_shift=_SHIFTS[self._scheme.group_size],
-            offsets=places,
+            offsets=[*(offsets.get(name, -1) for name in names), offsets[""]],
         )
         return self._plans[device]
-
-
-def _sum(offsets: dict[str, int]) -> int:
-    return offsets["weight_sum"] if "weight_sum" in offsets else offsets["column_sum"]
 
 
 def _aligned(rows: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from .layouts import MASK_OF
 from .native import KernelNames
 from .reference import ReferencePlan
 from .scheme import GROUP_SIZES, Scheme
-from .sparsity import Block
+from .sparsity import Block, Sparsity
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 FAMILIES = ("w8a8", "w8a16", "w4a8", "w4a16")
@@ -71,6 +71,7 @@ class KernelSpec:
     flushes_subnormals: bool = False  # products of bfloat16 pairs below 2^-126 count as 0
     rounds: torch.dtype | None = None  # what it rounds float32 activations to first
     rounds_weight: bool = False  # multiplies with the weight rounded to the activations' dtype
+    sparsity: Sparsity | None = None  # the one pattern that it takes; None: any of the family
     built: bool = True
     static: bool = False  # takes activations whose scale is known
 
@@ -80,6 +81,10 @@ class KernelSpec:
         checks = (
             (self.scheme == problem.scheme.family, f"computes {self.scheme}, not {problem.scheme.family}"),
             (self.static or not problem.scheme.static, "finds a scale for each token, takes no static ones"),
+            (
+                self.sparsity in (None, problem.scheme.sparsity),
+                f"is for {self.sparsity}, not {problem.scheme.sparsity}",
+            ),
             (self.built and self.make is not None, "not built"),
             (self.target in targets.detect().targets, targets.detect().missing.get(self.target, "")),
             (self.name not in DISTRUSTED, DISTRUSTED.get(self.name, "")),
@@ -168,25 +173,27 @@ def _triton(kernel: TritonKernel) -> KernelSpec:
         m_range=(kernel.min_m, None),
         exact=kernel.family.endswith("a8"),
         rounds_weight=kernel.rounds_weight,
+        sparsity=kernel.sparsity,
     )
 
 
 def _cuda(row: Row) -> KernelSpec:
-    family = row["scheme"]
+    scheme = Scheme.parse(row["scheme"])
 
     def make(scheme: Scheme, out_features: int, in_features: int) -> Plan:
         return native_cuda.CudaPlan(row["name"], row["layout"], scheme, out_features, in_features)
 
     return KernelSpec(
         name=row["name"],
-        scheme=family,
+        scheme=scheme.family,
         target=row["target"],
         layout=row["layout"],
-        group_sizes=_group_sizes(family),
+        group_sizes=_group_sizes(scheme.family),
         make=make,
         device="cuda",
         m_range=(row["min_m"], row["max_m"] or None),
-        rounds=torch.bfloat16 if family.endswith("a16") else None,
+        rounds=torch.bfloat16 if scheme.act_bits == 16 else None,
+        sparsity=scheme.sparsity,
         built=native_cuda.built(),
     )
 

@@ -30,12 +30,22 @@ def check_once() -> None:
                 warnings.warn(f"nybble: {spec.name} is not used on this GPU: {reason}", RuntimeWarning, stacklevel=2)
 
 
+def _scheme(spec: KernelSpec) -> Scheme:
+    """One that a kernel computes: with groups and zero points where it has them."""
+    weight_bits, act_bits = map(int, spec.scheme.removeprefix("sp").removeprefix("w").split("a"))
+    four, sparse = weight_bits == 4, spec.sparsity is not None
+    return Scheme(weight_bits, act_bits, 64 if four else None, symmetric=not four or sparse, sparsity=spec.sparsity)
+
+
 def disagreement(spec: KernelSpec, device: str) -> str | None:
     """What is wrong with a kernel's outputs for its fewest and for its most tokens, up to 65; None: nothing."""
-    four = spec.scheme.startswith("w4")
-    scheme = Scheme(4 if four else 8, int(spec.scheme[3:]), 64 if four else None, symmetric=not four)
+    scheme = _scheme(spec)
     generator = torch.Generator().manual_seed(0)
-    quantized = quantize_weight(torch.randn(_N, _K, generator=generator), scheme)
+    weight = torch.randn(_N, _K, generator=generator)
+    if scheme.sparsity is not None:
+        # Two of each four, in any places.
+        weight *= torch.rand(_N, _K // 4, 4, generator=generator).argsort(-1).lt(2).view(_N, _K)
+    quantized = quantize_weight(weight, scheme)
     there = QuantizedWeight(**{name: tensor.to(device) for name, tensor in quantized.tensors().items()})
     packed = layouts.pack(there, spec.layout, scheme, _K)
     assert spec.make is not None, "linear kernels can run"  # noqa: S101

@@ -45,8 +45,8 @@ SHAPES = {
 }
 
 SPARSE_SCHEMES = {
-    "spw8": ("sp50{}", "sp32of128{}"),
-    "spw4": ("sp50{}", "sp50{}g32", "sp32of128{}g128"),
+    "spw8": ("sp50{}", "sp24{}", "sp32of128{}"),
+    "spw4": ("sp50{}", "sp50{}g32", "sp24{}g64", "sp32of128{}g128"),
     "bsw8": ("bs16x4{}", "bs48x64{}"),
 }
 
@@ -63,6 +63,11 @@ def schemes_of(family: str) -> list[Scheme]:
     if weight_bits == 8:
         return [Scheme(8, act_bits)]
     return [Scheme(4, act_bits, group, symmetric) for group in (None, *GROUP_SIZES) for symmetric in (True, False)]
+
+
+def served_by(spec: KernelSpec) -> list[Scheme]:
+    """The schemes of a kernel's family that it takes, of the many sparse ones a few."""
+    return [scheme for scheme in schemes_of(spec.scheme) if spec.sparsity in (None, scheme.sparsity)]
 
 
 def random_weight(

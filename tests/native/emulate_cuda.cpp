@@ -29,17 +29,22 @@ int64_t up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 // A weight, packed as layouts_gpu.py says, and what it stands for.
 struct Weight {
   int bits, n, k, group;  // group 0: one
+  bool sparse;            // two of four are kept at most
   int64_t n_padded, k_padded;
-  std::vector<nc::Vector> codes;
+  std::vector<nc::Vector> codes, places;
   std::vector<uint16_t> scale;
   std::vector<float> row_scale, weight_sum;
   std::vector<uint8_t> zero_point;
   std::vector<double> value;
 
-  Weight(int bits, int n, int k, int group, bool symmetric) : bits(bits), n(n), k(k), group(group) {
+  Weight(int bits, int n, int k, int group, bool symmetric, bool sparse = false)
+      : bits(bits), n(n), k(k), group(group), sparse(sparse) {
     n_padded = up(n, 64);
-    k_padded = up(k, bits == 8 ? 128 : group > 64 ? group : 64);
-    codes.assign(n_padded * k_padded * bits / 8 / 16, {});
+    k_padded = up(k, bits == 8 && !sparse ? 128 : group > 64 ? group : 64);
+    // What is kept beyond the edges is 0.
+    const uint32_t nothing = sparse && bits == 4 ? 0x88888888u : 0;
+    codes.assign(n_padded * k_padded * bits / 8 / 16 / (sparse ? 2 : 1), {{nothing, nothing, nothing, nothing}});
+    if (sparse) places.assign(n_padded * k_padded / 8 / 16, {{0x44444444u, 0x44444444u, 0x44444444u, 0x44444444u}});
     const int64_t groups = group ? k_padded / group : 1;
     scale.assign(groups * n_padded, 0);
     if (!symmetric) zero_point.assign(groups * n_padded, 0);
@@ -49,12 +54,45 @@ struct Weight {
     for (int row = 0; row < n; row++) fill(row);
   }
 
+  // Keeps two of the four from `at` on, or fewer.
+  void fill_quad(int row, int at) {
+    int first = integer(0, 2), second = integer(first + 1, 3);
+    uint8_t* bytes = reinterpret_cast<uint8_t*>(codes.data());
+    const int g = row % 64 / 8, f = row % 8 / 2, r = row % 2;
+    const int h = at % 64 / 32, p = at % 32 / 16, s = at % 16 / 8, th = at % 8 / 4, lane = 4 * g + 2 * th + p;
+    const int64_t tile = row / 64 * (k_padded / 64) + at / 64;
+    uint8_t& quads = reinterpret_cast<uint8_t*>(
+        places.data())[tile * 512 + (4 * g + 2 * (f & 1) + s) * 16 + 4 * (2 * h + f / 2) + 2 * r + th];
+    quads = static_cast<uint8_t>((quads & (p ? 0x0F : 0xF0)) | (first | second << 2) << (4 * p));
+    for (int e = 0; e < 2; e++) {
+      const int column = at + (e ? second : first);
+      const bool kept = column < k && integer(0, 7) > 0;
+      double step = row_scale[row];
+      int code = kept ? integer(-127, 127) : 0;
+      if (bits == 8) {
+        bytes[(tile * 4 + f) * 512 + lane * 16 + 8 * h + 4 * r + 2 * s + e] = static_cast<uint8_t>(code);
+      } else {
+        code = kept ? integer(-8, 7) : 0;
+        uint8_t& byte = bytes[(tile * 2 + h) * 512 + lane * 16 + 4 * f + 2 * e + s];
+        byte = static_cast<uint8_t>((byte & (r ? 0x0F : 0xF0)) | (code + 8) << (4 * r));
+        step = nc::emulated::value_of(scale[(group ? at / group : 0) * n_padded + row], true);
+      }
+      if (kept) value[static_cast<size_t>(row) * k + column] = code * step;
+    }
+  }
+
   void fill(int row) {
     uint8_t* bytes = reinterpret_cast<uint8_t*>(codes.data());
     row_scale[row] = std::ldexp(1 + integer(0, 127) / 128.0f, -7);
     double sum = 0;
     for (int at = 0; at < k; at++) {
       double& w = value[static_cast<size_t>(row) * k + at];
+      if (sparse) {
+        if (at % (group ? group : k) == 0)
+          scale[(group ? at / group : 0) * n_padded + row] = static_cast<uint16_t>(0x3C00 | integer(0, 127));
+        if (at % 4 == 0) fill_quad(row, at);
+        continue;
+      }
       if (bits == 8) {
         const int code = integer(-127, 127);
         bytes[row * k_padded + at] = static_cast<uint8_t>(code);
@@ -80,6 +118,7 @@ struct Weight {
   NybbleCudaProduct product() const {
     NybbleCudaProduct p{};
     p.codes = reinterpret_cast<const uint8_t*>(codes.data());
+    p.places = reinterpret_cast<const uint8_t*>(places.data());
     p.scale = scale.data();
     p.row_scale = row_scale.data();
     p.zero_point = zero_point.empty() ? nullptr : zero_point.data();
@@ -137,7 +176,8 @@ void launch(NybbleCudaProduct p, const Case& c, size_t shared, void (*kernel)(Ny
 // Runs a kernel on random activations; dtype is theirs and y's. Outputs beyond y must stay as they are.
 template <class W, class X, int Rows, int Tokens>
 void compare(const char* name, const Case& c, int dtype, size_t shared, void (*kernel)(NybbleCudaProduct)) {
-  const Weight weight(W::kGrouped ? 4 : 8, c.n, c.k, c.group, c.symmetric);
+  constexpr bool kSparse = std::is_base_of<nc::TwoOfFour, W>::value;
+  const Weight weight(W::kGrouped ? 4 : 8, c.n, c.k, c.group, c.symmetric || kSparse, kSparse);
   const int64_t ldx = up(c.k, 8) + 8;
   std::vector<nc::Vector> x((c.m * ldx + 7) / 8, {{0x7FC07FC0u, 0x7FC07FC0u, 0x7FC07FC0u, 0x7FC07FC0u}});
   uint16_t* xs = reinterpret_cast<uint16_t*>(x.data());
@@ -352,6 +392,14 @@ int main() {
   run_tiles<nc::Frag4, nc::S8, 1>("w4a8 tiles 1", NYBBLE_BF16);
   run_tiles<nc::Frag4, nc::S8, 2>("w4a8 tiles 2", NYBBLE_F16);
   run_tiles<nc::Frag4, nc::S8, 4>("w4a8 tiles 4", NYBBLE_BF16);
+  run_stream<nc::Quads8, nc::Bf16>("sp24w8a16 stream bf16", NYBBLE_BF16);
+  run_stream<nc::Quads8, nc::F16>("sp24w8a16 stream f16", NYBBLE_F16);
+  run_stream<nc::Quads4, nc::Bf16>("sp24w4a16 stream bf16", NYBBLE_BF16);
+  run_stream<nc::Quads4, nc::F16>("sp24w4a16 stream f16", NYBBLE_F16);
+  run_tiles<nc::Quads8, nc::Bf16, 4>("sp24w8a16 tiles bf16 4", NYBBLE_BF16);
+  run_tiles<nc::Quads8, nc::F16, 2>("sp24w8a16 tiles f16 2", NYBBLE_F16);
+  run_tiles<nc::Quads4, nc::Bf16, 2>("sp24w4a16 tiles bf16 2", NYBBLE_BF16);
+  run_tiles<nc::Quads4, nc::F16, 4>("sp24w4a16 tiles f16 4", NYBBLE_F16);
   const auto& m = nc::emulated::machine();
   check(m.reads > 0 && m.conflicts == 0, std::to_string(m.conflicts) + " bank conflicts");
   std::printf("%d passed, %d failed\n", passed, failed);

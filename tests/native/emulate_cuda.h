@@ -35,7 +35,12 @@ struct Exchange {
   const uint32_t *a, *b;
   void* c;
   int kind;
+  uint32_t places;
 };
+
+// What a warp does together: mma of bfloat16, float16, int8; of both floats with two of four, by either selector; a
+// word for the lane beside.
+enum Kind { kBf16, kF16, kS8, kSparseBf16, kSparseF16, kOtherSparseBf16, kOtherSparseF16, kNeighbour };
 
 struct Copy {
   void* to;
@@ -95,17 +100,33 @@ inline double value_of(uint16_t bits, bool bf16) {
   return sign * (exponent ? std::ldexp(1024 + mantissa, exponent - 25) : std::ldexp(mantissa, -24));
 }
 
+// Where what is kept as `column` of a row belongs: bits of the row's half of a word, two each, of the lanes that the
+// selector names; the first of them has columns 0-7.
+inline int column_of(Fiber* const* lanes, int row, int column, int selector) {
+  const uint32_t word = lanes[4 * (row % 8) + 2 * selector + column / 8]->exchange.places;
+  const uint32_t quad = word >> (16 * (row / 8) + 4 * (column / 2 % 4)) & 15;
+  if ((quad & 3) >= quad >> 2) fail("places are not in order");
+  return 4 * (column / 2) + static_cast<int>(column & 1 ? quad >> 2 : quad & 3);
+}
+
 // The warp whose lanes all wait: its multiply, from the PTX manual's tables (g = lane / 4, t = lane % 4).
 inline void multiply(Fiber* const* lanes) {
   const int kind = lanes[0]->exchange.kind;
   for (int lane = 1; lane < kLanes; lane++)
     if (lanes[lane]->exchange.kind != kind) fail("a warp's lanes multiply different types");
-  const int ks = kind == 2 ? 32 : 16;
+  if (kind == kNeighbour) {
+    for (int lane = 0; lane < kLanes; lane++)
+      *static_cast<uint32_t*>(lanes[lane]->exchange.c) = *lanes[lane ^ 1]->exchange.a;
+    return;
+  }
+  const bool sparse = kind >= kSparseBf16, bf16 = kind == kBf16 || kind == kSparseBf16 || kind == kOtherSparseBf16;
+  const int ks = kind == kS8 || sparse ? 32 : 16, selector = kind >= kOtherSparseBf16;
   static double a[16][32], b[32][8];
+  std::memset(a, 0, sizeof a);
   for (int lane = 0; lane < kLanes; lane++) {
     const Exchange& e = lanes[lane]->exchange;
     const int g = lane / 4, t = lane % 4;
-    if (kind == 2) {
+    if (kind == kS8) {
       for (int i = 0; i < 16;
            i++)  // a_i: row g for i in 0-3 and 8-11, else g + 8; column 4 t + i % 4, + 16 from i = 8 on
         a[(i < 4 || (i >= 8 && i < 12)) ? g : g + 8][4 * t + (i & 3) + (i >= 8 ? 16 : 0)] =
@@ -114,9 +135,11 @@ inline void multiply(Fiber* const* lanes) {
     } else {
       const uint16_t* ah = reinterpret_cast<const uint16_t*>(e.a);
       const uint16_t* bh = reinterpret_cast<const uint16_t*>(e.b);
-      for (int i = 0; i < 8; i++)  // row g for i in 0, 1, 4, 5, else g + 8; column 2 t + i % 2, + 8 from i = 4 on
-        a[(i & 2) ? g + 8 : g][2 * t + (i & 1) + (i >= 4 ? 8 : 0)] = value_of(ah[i], kind == 0);
-      for (int i = 0; i < 4; i++) b[2 * t + (i & 1) + (i >= 2 ? 8 : 0)][g] = value_of(bh[i], kind == 0);
+      for (int i = 0; i < 8; i++) {  // row g for i in 0, 1, 4, 5, else g + 8; column 2 t + i % 2, + 8 from i = 4 on
+        const int row = (i & 2) ? g + 8 : g, column = 2 * t + (i & 1) + (i >= 4 ? 8 : 0);
+        a[row][sparse ? column_of(lanes, row, column, selector) : column] += value_of(ah[i], bf16);
+      }
+      for (int i = 0; i < ks / 4; i++) b[2 * t + (i & 1) + 8 * (i / 2)][g] = value_of(bh[i], bf16);
     }
   }
   for (int lane = 0; lane < kLanes; lane++) {
@@ -124,7 +147,7 @@ inline void multiply(Fiber* const* lanes) {
     for (int i = 0; i < 4; i++) {  // row g for i in 0, 1, else g + 8; column 2 t + i % 2
       double sum = 0;
       for (int k = 0; k < ks; k++) sum += a[i < 2 ? g : g + 8][k] * b[k][2 * t + (i & 1)];
-      if (kind == 2)
+      if (kind == kS8)
         static_cast<uint32_t*>(lanes[lane]->exchange.c)[i] += static_cast<uint32_t>(static_cast<int32_t>(sum));
       else
         static_cast<float*>(lanes[lane]->exchange.c)[i] =
@@ -133,8 +156,8 @@ inline void multiply(Fiber* const* lanes) {
   }
 }
 
-inline void together(int kind, const uint32_t* a, const uint32_t* b, void* c) {
-  machine().now->exchange = {a, b, c, kind};
+inline void together(int kind, const uint32_t* a, const uint32_t* b, void* c, uint32_t places = 0) {
+  machine().now->exchange = {a, b, c, kind, places};
   pause(1);
 }
 
@@ -330,9 +353,28 @@ inline uint32_t add_pair(uint32_t a, uint32_t b, bool bf16) {
 inline uint32_t add_bf16(uint32_t a, uint32_t b) { return add_pair(a, b, true); }
 inline uint32_t add_f16(uint32_t a, uint32_t b) { return add_pair(a, b, false); }
 
-inline void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t* b) { emulated::together(0, a, b, c); }
-inline void mma_f16(float (&c)[4], const uint32_t (&a)[4], const uint32_t* b) { emulated::together(1, a, b, c); }
-inline void mma_s8(uint32_t (&c)[4], const uint32_t (&a)[4], const uint32_t* b) { emulated::together(2, a, b, c); }
+inline void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t* b) {
+  emulated::together(emulated::kBf16, a, b, c);
+}
+inline void mma_f16(float (&c)[4], const uint32_t (&a)[4], const uint32_t* b) {
+  emulated::together(emulated::kF16, a, b, c);
+}
+inline void mma_s8(uint32_t (&c)[4], const uint32_t (&a)[4], const uint32_t* b) {
+  emulated::together(emulated::kS8, a, b, c);
+}
+template <int Selector>
+inline void mma_sparse_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t* b, uint32_t places) {
+  emulated::together(Selector ? emulated::kOtherSparseBf16 : emulated::kSparseBf16, a, b, c, places);
+}
+template <int Selector>
+inline void mma_sparse_f16(float (&c)[4], const uint32_t (&a)[4], const uint32_t* b, uint32_t places) {
+  emulated::together(Selector ? emulated::kOtherSparseF16 : emulated::kSparseF16, a, b, c, places);
+}
+inline uint32_t from_neighbour(uint32_t value) {
+  uint32_t got = 0;
+  emulated::together(emulated::kNeighbour, &value, nullptr, &got);
+  return got;
+}
 
 // Both ways to add splits are the emulator's caller's choice.
 inline bool& with_clusters() {
