@@ -12,7 +12,7 @@ from nybble import kernel_checks as checks
 from nybble import ops
 from nybble.kernel_checks import GPU_SHAPES, LARGE_SHAPES, Subject, activations, seed_of
 from nybble.registry import KernelSpec, Problem, all_specs, specs
-from nybble.testing import SHAPES, pack_for, random_weight, run, schemes_of
+from nybble.testing import SHAPES, pack_for, random_weight, run, schemes_of, served_by
 
 KERNELS = [spec for spec in specs() if spec.device == "cuda"]
 # Kernels of other ops have test files of their own.
@@ -35,7 +35,7 @@ def problem(subject: Subject) -> Problem:
 
 def subjects(spec: KernelSpec) -> list[Subject]:
     """Of each scheme of its family that a kernel accepts."""
-    asked = {Subject(spec, scheme, "cuda"): None for scheme in schemes_of(spec.scheme)}
+    asked = {Subject(spec, scheme, "cuda"): None for scheme in served_by(spec)}
     reasons = {subject: spec.why_not(problem(subject)) for subject in asked}
     found = [subject for subject, reason in reasons.items() if reason is None]
     if not found:
@@ -57,7 +57,7 @@ def test_every_kernel_for_a_gpu_is_tested() -> None:
 @needs_gpu
 def test_a_gpu_has_its_kernels() -> None:
     """Nothing is left out for a reason that a working installation does not have."""
-    reasons = {spec.name: spec.why_not(problem(Subject(spec, schemes_of(spec.scheme)[-1], "cuda"))) for spec in KERNELS}
+    reasons = {spec.name: spec.why_not(problem(Subject(spec, served_by(spec)[-1], "cuda"))) for spec in KERNELS}
     built = {spec.name for spec in KERNELS if spec.built}
     assert {name: reason for name, reason in reasons.items() if reason is not None and name in built} == {}
 
@@ -175,7 +175,7 @@ def packs_alike(subject: Subject, n: int, k: int) -> None:
 
 def interpreted(spec: KernelSpec) -> list[Subject]:
     pytest.importorskip("triton", reason="Triton is for Linux, x86-64 and aarch64")
-    return [Subject(spec, scheme) for scheme in schemes_of(spec.scheme)]
+    return [Subject(spec, scheme) for scheme in served_by(spec)]
 
 
 @no_gpu
@@ -193,7 +193,7 @@ def test_triton_interpreted_agrees_with_the_oracle(spec: KernelSpec, threads) ->
 @no_gpu
 @each([spec for spec in KERNELS if spec.layout != "plain"])
 def test_packing_is_undone(spec: KernelSpec) -> None:
-    for scheme in schemes_of(spec.scheme):
+    for scheme in served_by(spec):
         packs_alike(Subject(spec, scheme), 70, 200)
 
 
