@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import ops
-from ..dispatch import plan_for, select
+from ..dispatch import layout_for, plan_for, select
 from ..registry import Problem
 from ..rounding import QuantizedWeight, dequantize_weight
-from . import gpu_timing
-from .gpu_goals import Goal
+from . import gpu_first, gpu_operations, gpu_timing
+from .gpu_goals import FIRST, HOST, OF_COPY, Goal, Limit
 from .gpu_peers import PEERS, GpuPeer
 from .gpu_timing import Sample
 from .weights import WeightKind
@@ -49,34 +49,44 @@ def _us(call: Callable[[], object]) -> float:
 
 
 def product(kind: WeightKind, m: int, n: int, k: int) -> Row:
-    """nybble's product of m rows, bfloat16: kernel time twice (A/A), eager time and the first call's.
+    """nybble's product of m rows, bfloat16: kernel time twice (A/A), a call's time on the host, eager and at first.
 
     Raises:
-        RuntimeError: its output is wrong.
+        RuntimeError: its output is wrong, or no kernel serves it.
     """
-    scheme = kind.scheme
-    drawn = kind.draw(n, k).tensors()
-    quantized = QuantizedWeight(**{name: tensor.to(_DEVICE) for name, tensor in drawn.items()})
-    packed, layout = ops.pack(quantized, scheme, k)
-    x = torch.randn(m, k, device=_DEVICE, dtype=torch.bfloat16)
-    out = torch.full((m, n), torch.nan, device=_DEVICE, dtype=torch.bfloat16)
-    problem = Problem(scheme, m=m, n=n, k=k, dtype=x.dtype, device=_DEVICE, layout=layout)
-    plan = plan_for(str(scheme), layout, n, k, x.dtype, _DEVICE)
+    scheme, dtype = kind.scheme, torch.bfloat16
+    layout = layout_for(scheme, n, k, _DEVICE)
+    chosen = select(Problem(scheme, m=m, n=n, k=k, dtype=dtype, device=_DEVICE, layout=layout))
+    if chosen.target == "torch":
+        raise RuntimeError(f"no kernel: {chosen.name} would run")
+    quantized = QuantizedWeight(**{name: tensor.to(_DEVICE) for name, tensor in _drawn(kind, n, k).tensors().items()})
+    packed = ops.pack_as(quantized, layout, scheme, k)
+    x = torch.randn(m, k, device=_DEVICE, dtype=dtype)
+    out = torch.full((m, n), torch.nan, device=_DEVICE, dtype=dtype)
+    plan = plan_for(str(scheme), layout, n, k, dtype, _DEVICE)
     once = gpu_timing.first(lambda: plan(x, packed, None, out))
     _check(out, x.float() @ dequantize_weight(quantized, scheme, k).t(), SANE)
     weights = [packed, *(packed.clone() for _ in range(gpu_timing.copies(packed.nbytes) - 1))]
     calls = [partial(plan, x, weight, None, out) for weight in weights]
     sample, again = gpu_timing.in_graph(calls), gpu_timing.in_graph(calls)
+    call = partial(ops.linear, x, packed, None, str(scheme), layout, n, k)
     moved = packed.nbytes + x.nbytes + out.nbytes
     return {
         **asdict(sample),
         "again_us": again.us,
-        "eager_us": gpu_timing.eager(calls[0]),
+        "host_us": gpu_timing.host(call),
+        "eager_us": gpu_timing.eager(call),
         "first_us": once,
         "gbps": moved / sample.us / 1e3,
         "tops": 2 * m * n * k / sample.us / 1e6,
-        "runs": select(problem).name,
+        "runs": chosen.name,
     }
+
+
+@lru_cache(maxsize=1)
+def _drawn(kind: WeightKind, n: int, k: int) -> QuantizedWeight:
+    """Large ones take seconds, and goals of one shape follow each other."""
+    return kind.draw(n, k)
 
 
 def peer(one: GpuPeer, m: int, n: int, k: int) -> Row:
@@ -117,7 +127,26 @@ def goal(wanted: Goal, done: Iterable[Row]) -> Row:
     row = {"step": "goals", "key": wanted.key, "over": wanted.over, **shape}
     if "reason" in against:
         return {**row, "reason": f"{wanted.over}: {against['reason']}"}
+    return {**row, **_or_reason(lambda: {**product(kind, **shape), "over_us": against["us"]})}
+
+
+def limit(wanted: Limit, done: Iterable[Row]) -> Row:
+    """The result of a limit, beside what copying reached in this run. {"reason"} where it failed."""
+    shape = {"m": wanted.m, "n": wanted.n, "k": wanted.k}
+    row = {"step": "goals", "key": wanted.key, **shape}
+    copies = [found["copy_gbps"] for found in done if found["step"] == "ceilings"]
+    if wanted.figure == OF_COPY and not copies:
+        return {**row, "reason": "no ceilings in this file"}
+    if wanted.figure == FIRST:
+        return {**row, **_or_reason(lambda: {"first_s": gpu_first.measure(wanted.what, **shape)})}
+    if wanted.figure == HOST:
+        return {**row, **_or_reason(lambda: product(WeightKind.parse(wanted.what), **shape))}
+    measured = _or_reason(lambda: gpu_operations.operation(wanted.what, **shape))
+    return {**row, **measured, **({"copy_gbps": copies[-1]} if copies else {})}
+
+
+def _or_reason(measure: Callable[[], Row]) -> Row:
     try:
-        return {**row, **product(kind, **shape), "over_us": against["us"]}
+        return measure()
     except RuntimeError as error:
-        return {**row, "reason": str(error).splitlines()[0]}
+        return {"reason": (str(error) or type(error).__name__).splitlines()[0]}

@@ -19,7 +19,9 @@ from typing import Any
 import torch
 
 from . import gpu_goals, gpu_measure, gpu_tune
+from .gpu_goals import Goal
 from .gpu_peers import PEERS
+from .gpu_state import state, state_text
 from .machine import commit, versions
 from .shapes import SETS
 
@@ -49,7 +51,7 @@ def read(path: Path) -> list[Row]:
 
 
 def machine_step(done: list[Row], until: float) -> Iterator[Row]:
-    """The GPU, its driver's CUDA and the versions."""
+    """The GPU, its driver, its clocks before anything runs, and the versions."""
     properties = torch.cuda.get_device_properties(0)
     yield {
         "step": "machine",
@@ -60,6 +62,7 @@ def machine_step(done: list[Row], until: float) -> Iterator[Row]:
         "capability": f"{properties.major}.{properties.minor}",
         "multiprocessors": properties.multi_processor_count,
         "cuda": torch.version.cuda,
+        "state": state(),
         "versions": versions(),
     }
 
@@ -70,10 +73,10 @@ def ceilings_step(done: list[Row], until: float) -> Iterator[Row]:
 
 
 def goals_step(done: list[Row], until: float) -> Iterator[Row]:
-    """Every goal."""
-    for goal in gpu_goals.GOALS:
+    """Every goal and every limit."""
+    for goal in (*gpu_goals.GOALS, *gpu_goals.LIMITS):
         if monotonic() < until and not has(done, "goals", goal.key):
-            yield gpu_measure.goal(goal, done)
+            yield gpu_measure.goal(goal, done) if isinstance(goal, Goal) else gpu_measure.limit(goal, done)
 
 
 def peers_step(done: list[Row], until: float) -> Iterator[Row]:
@@ -91,12 +94,18 @@ def tune_step(done: list[Row], until: float) -> Iterator[Row]:
         yield {"step": "tune", "key": f"{row['kernel']} {row['n']}x{row['k']} m={row['m']}", **row}
 
 
+def end_step(done: list[Row], until: float) -> Iterator[Row]:
+    """The clocks after all that: lower ones than at first were throttled."""
+    yield {"step": "end", "key": "end", "state": state()}
+
+
 STEPS: dict[str, Callable[[list[Row], float], Iterator[Row]]] = {
     "machine": machine_step,
     "ceilings": ceilings_step,
     "goals": goals_step,
     "peers": peers_step,
     "tune": tune_step,
+    "end": end_step,
 }
 
 
@@ -124,6 +133,9 @@ def report(rows: Sequence[Row]) -> str:
     for row in rows:
         if row["step"] == "machine":
             lines.append(f"{row['gpu']}  CUDA {row['cuda']}  torch {row['versions']['torch']}  {row['date']}")
+            lines.append(f"at first  {state_text(row['state'])}")
+        elif row["step"] == "end":
+            lines.append(f"at the end  {state_text(row['state'])}")
         elif row["step"] == "ceilings":
             lines.append(
                 f"copy {row['copy_gbps']:.0f} GB/s  read {row['read_gbps']:.0f} GB/s  "

@@ -13,6 +13,8 @@ Call = Callable[[], object]
 # Bytes of an H200's second-level cache, and how many times the copies of a weight must fill it to be cold.
 CACHE_BYTES, COLD_CACHES = 60 << 20, 3
 REPLAYS, LEAST_CALLS, EAGER_CALLS = 9, 20, 1000
+# A driver's queue holds some thousand launches, and a call may make three.
+HOST_CALLS = 200
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,18 @@ def eager(call: Call, count: int = EAGER_CALLS) -> float:
         call()
     torch.cuda.synchronize()
     return (perf_counter() - start) / count * 1e6
+
+
+def host(call: Call, count: int = HOST_CALLS) -> float:
+    """Microseconds that a call keeps the CPU: to launch `count` of them, while the GPU has still to work through them."""
+    call()
+    torch.cuda.synchronize()
+    start = perf_counter()
+    for _ in range(count):
+        call()
+    seconds = perf_counter() - start
+    torch.cuda.synchronize()
+    return seconds / count * 1e6
 
 
 def first(call: Call) -> float:

@@ -11,8 +11,8 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is for Linux, x86-64 and aarch64")
 
-from nybble.bench import gpu_measure, gpu_run, gpu_tune
-from nybble.bench.gpu_goals import GOALS, Goal, table
+from nybble.bench import gpu_first, gpu_measure, gpu_operations, gpu_run, gpu_state, gpu_tune
+from nybble.bench.gpu_goals import FIGURES, FIRST, GOALS, HOST, LIMITS, OF_COPY, Goal, table
 from nybble.bench.gpu_peers import PEERS
 from nybble.bench.gpu_timing import CACHE_BYTES, copies, rounds, summarize
 from nybble.bench.weights import WeightKind
@@ -29,6 +29,14 @@ MACHINE = {
     "cuda": "13.0",
     "versions": {"torch": "2.11"},
     "date": "a day",
+    "state": {
+        "driver": "580.1",
+        "sm_mhz": "345",
+        "sm_mhz_most": "1980",
+        "memory_mhz": "3201",
+        "celsius": "30",
+        "watts": "80",
+    },
 }
 CEILINGS = {"step": "ceilings", "key": "ceilings", "copy_gbps": 4300.0, "read_gbps": 4100.0}
 CEILINGS |= {"bf16_tops": 790.0, "int8_tops": 1400.0}
@@ -36,7 +44,7 @@ CEILINGS |= {"bf16_tops": 790.0, "int8_tops": 1400.0}
 
 def reached(goal: Goal, us: float, over_us: float) -> dict:
     shape = {"m": goal.m, "n": goal.n, "k": goal.k, "over": goal.over}
-    times = {"us": us, "us_p20": us - 0.1, "us_p80": us + 0.1, "over_us": over_us}
+    times = {"us": us, "us_p20": us - 0.1, "us_p80": us + 0.1, "again_us": 1.02 * us, "over_us": over_us}
     return {"step": "goals", "key": goal.key, **shape, **times, "runs": "w4a16_triton"}
 
 
@@ -67,7 +75,7 @@ def test_quantiles_are_microseconds() -> None:
 
 
 def test_goals_are_of_schemes_and_peers_that_exist() -> None:
-    assert len({goal.key for goal in GOALS}) == len(GOALS)
+    assert len({goal.key for goal in (*GOALS, *LIMITS)}) == len(GOALS) + len(LIMITS)
     peers = {peer.name for peer in PEERS}
     for goal in GOALS:
         WeightKind.parse(goal.scheme)
@@ -80,7 +88,7 @@ def test_goals_are_of_schemes_and_peers_that_exist() -> None:
 def test_the_table_shows_what_was_reached_missed_failed_and_not_measured() -> None:
     first, second, third, fourth = GOALS[:4]
     rows = [reached(first, 10, 100), reached(second, 10, 10), {"key": third.key, "reason": "off by 3"}]
-    lines = table(rows).splitlines()[-len(GOALS) :]
+    lines = table(rows).splitlines()[-len(GOALS) - len(LIMITS) :]
     assert lines[0].endswith("yes")
     assert "10.00x" in lines[0]
     assert lines[1].endswith("NO")
@@ -91,8 +99,137 @@ def test_the_table_shows_what_was_reached_missed_failed_and_not_measured() -> No
 
 def test_the_report_names_the_machine_and_its_ceilings() -> None:
     text = gpu_run.report([MACHINE, CEILINGS, reached(GOALS[0], 10, 100)])
-    assert text.startswith("a GPU  CUDA 13.0  torch 2.11  a day\ncopy 4300 GB/s  read 4100 GB/s")
-    assert text.count("not measured") == len(GOALS) - 1
+    machine, state, ceilings, *_ = text.splitlines()
+    assert machine == "a GPU  CUDA 13.0  torch 2.11  a day"
+    assert state == "at first  driver 580.1  SM 345 of 1980 MHz  memory 3201 MHz  30 C  80 W"
+    assert ceilings.startswith("copy 4300 GB/s  read 4100 GB/s")
+    assert text.count("not measured") == len(GOALS) + len(LIMITS) - 1
+
+
+def test_limits_are_of_figures_and_operations_that_exist() -> None:
+    for limit in LIMITS:
+        assert limit.figure in FIGURES
+        if limit.figure in (HOST, FIRST):
+            WeightKind.parse(limit.what)
+        else:
+            name, _, scheme = limit.what.partition(" ")
+            assert callable(getattr(gpu_operations.quantize_triton, name, gpu_operations.dequantize_triton.dequantize))
+            assert (name == "dequantize") == bool(scheme)
+    of_copy = [limit for limit in LIMITS if limit.figure == OF_COPY and limit.kernel == "K5"]
+    assert all(2 * limit.m * limit.k >= 32 << 20 for limit in of_copy)
+
+
+@pytest.mark.parametrize(
+    ("figure", "good", "bad", "texts"),
+    [
+        (
+            OF_COPY,
+            {"gbps": 3600.0, "copy_gbps": 4300.0},
+            {"gbps": 3000.0, "copy_gbps": 4300.0},
+            (">= 80%", "84%", "70%"),
+        ),
+        (HOST, {"host_us": 5.5}, {"host_us": 6.1}, ("<= 6.00", "5.50", "6.10")),
+        (FIRST, {"first_s": 1.25}, {"first_s": 2.5}, ("<= 2.00", "1.25", "2.50")),
+    ],
+)
+def test_the_table_judges_limits(figure: str, good: dict, bad: dict, texts: tuple[str, ...]) -> None:
+    limit = next(limit for limit in LIMITS if limit.figure == figure)
+    lines = [
+        next(line for line in table([{"key": limit.key, **row}]).splitlines() if line.endswith((" yes", " NO")))
+        for row in (good, bad)
+    ]
+    assert lines[0].endswith(f"{texts[0]}  {texts[1]:>7}  yes")
+    assert lines[1].endswith(f"{texts[0]}  {texts[2]:>7}  NO")
+
+
+def test_a_limit_is_measured_beside_the_copy_of_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = next(limit for limit in LIMITS if limit.figure == OF_COPY)
+    assert gpu_measure.limit(limit, [])["reason"] == "no ceilings in this file"
+    monkeypatch.setattr(gpu_operations, "operation", lambda *_, **shape: {"us": 1.0, "gbps": 4000.0})
+    row = gpu_measure.limit(limit, [CEILINGS])
+    assert (row["gbps"], row["copy_gbps"], row["key"]) == (4000.0, 4300.0, limit.key)
+
+    def fails(*_: object, **shape: int) -> dict:
+        raise RuntimeError("not the weight\nand more")
+
+    monkeypatch.setattr(gpu_operations, "operation", fails)
+    assert gpu_measure.limit(limit, [CEILINGS])["reason"] == "not the weight"
+
+
+@no_gpu
+@pytest.mark.parametrize(
+    "what", ["dequantize w8a16", "dequantize w4a16g128", "quantize", "rms_norm_quantize", "silu_mul_quantize"]
+)
+def test_operations_are_checked_before_they_are_timed(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_operations.gpu_timing, "copies", lambda nbytes: 2)
+    calls, moved = gpu_operations.calls(what, 4, 128, 256, device="cpu")
+    assert len(calls) == 2
+    assert moved > (2 * 128 * 256 if what.startswith("de") else 4 * 256)
+    calls[1]()
+    module = gpu_operations.dequantize_triton if what.startswith("de") else gpu_operations.quantize_triton
+    name = what.split()[0]
+    right = getattr(module, name)
+
+    def wrong(*arguments):
+        got = right(*arguments)
+        tensor = got if torch.is_tensor(got) else got.codes
+        tensor += 2
+        return got
+
+    monkeypatch.setattr(module, name, wrong)
+    with pytest.raises(RuntimeError, match="not timed"):
+        gpu_operations.calls(what, 4, 128, 256, device="cpu")
+    with pytest.raises(ValueError, match="what='nothing'"):
+        gpu_operations.calls("nothing", 1, 1, 1)
+
+
+def test_the_first_call_is_of_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    assert 0 < gpu_first.first_call("w8a8", 1, 64, 64, device="cpu") < 30
+    asked = {}
+
+    def process(command, env, **options):
+        asked.update(
+            command=command, cache=env["TRITON_CACHE_DIR"], empty=not list(Path(env["TRITON_CACHE_DIR"]).iterdir())
+        )
+        return subprocess.CompletedProcess(command, 0, "1.5\n", "")
+
+    monkeypatch.setattr(subprocess, "run", process)
+    assert gpu_first.measure("w8a8", 1, 64, 64) == 1.5
+    assert asked["command"][1:] == ["-m", "nybble.bench.gpu_first", "w8a8", "1", "64", "64"]
+    assert asked["empty"]
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 1, "", "a\nNo GPU\n"))
+    with pytest.raises(RuntimeError, match="first call: No GPU"):
+        gpu_first.measure("w8a8", 1, 64, 64)
+
+
+# --- the GPU's state
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("echo '580.65, 1980, 3201, 1980, 41, 120.5'", {"driver": "580.65", "sm_mhz": "1980", "watts": "120.5"}),
+        ("echo 'no devices'; exit 6", {"driver": "unknown", "why": "nvidia-smi: ['no devices']"}),
+        ("exit 1", {"driver": "unknown", "why": "nvidia-smi: no output"}),
+    ],
+    ids=["told", "refused", "silent"],
+)
+def test_the_state_is_what_nvidia_smi_tells(script: str, expected: dict, tmp_path: Path, monkeypatch) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\n{script}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    found = gpu_state.state()
+    assert expected.items() <= found.items()
+    assert ("unknown" in gpu_state.state_text(found)) == ("why" in found)
+
+
+def test_without_nvidia_smi_the_state_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = gpu_state.state()
+    assert {found[name] for name in gpu_state.QUERY.values()} == {"unknown"}
+    assert "nvidia-smi is not on PATH" in gpu_state.state_text(found)
 
 
 # --- runs
@@ -118,8 +255,9 @@ def test_a_run_goes_on_where_it_was_cut_off(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(KeyboardInterrupt):
         gpu_run.run(out, ["goals"], 1)
     assert [row["key"] for row in gpu_run.read(out)] == [goal.key for goal in GOALS[:2]]
+    monkeypatch.setattr(gpu_measure, "limit", lambda limit, done: {"step": "goals", "key": limit.key, "reason": "none"})
     rows = gpu_run.run(out, ["goals"], 1)
-    assert [row["key"] for row in rows] == [goal.key for goal in GOALS]
+    assert [row["key"] for row in rows] == [goal.key for goal in (*GOALS, *LIMITS)]
     assert gpu_run.read(out) == rows
     assert len(measured) == len(GOALS) + 1, "what was there was not measured again"
 

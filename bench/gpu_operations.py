@@ -1,0 +1,112 @@
+"""What is timed on a GPU besides products: weights to floats, and activations to codes, alone and after what made them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import rms_norm, silu
+
+from .. import layouts, reference
+from ..kernels import dequantize_triton, quantize_triton
+from ..rounding import dequantize_weight
+from ..scheme import Scheme
+from ..testing import random_weight
+from . import gpu_timing
+from .gpu_timing import Call
+
+Row = dict[str, Any]
+_EPSILON = 1e-6
+# Codes that may differ by one from the reference's, where a value stands at a tie in float32.
+_AT_TIES = 0.01
+
+
+def calls(what: str, m: int, n: int, k: int, device: str = "cuda") -> tuple[list[Call], int]:
+    """An operation on copies of its inputs, enough to keep each out of the cache, and the bytes that it moves.
+
+    what: "dequantize SCHEME" of a weight (n, k) to bfloat16, or a function of quantize_triton on rows (m, k).
+
+    Raises:
+        ValueError: another name.
+        RuntimeError: its result is wrong.
+    """
+    if what.startswith("dequantize "):
+        return _dequantize(Scheme.parse(what.removeprefix("dequantize ")), n, k, device)
+    if what not in _ROWS:
+        raise ValueError(f"what={what!r}: must be a dequantize or of {', '.join(_ROWS)}")
+    return _quantize(what, m, k, device)
+
+
+def operation(what: str, m: int, n: int, k: int) -> Row:
+    """Its kernel's time twice (A/A), and GB/s. Raises as `calls` does."""
+    made, moved = calls(what, m, n, k)
+    sample, again = gpu_timing.in_graph(made), gpu_timing.in_graph(made)
+    return {
+        **asdict(sample),
+        "again_us": again.us,
+        "gbps": moved / sample.us / 1e3,
+        "runs": f"{what.split()[0]}_triton",
+    }
+
+
+def _dequantize(scheme: Scheme, n: int, k: int, device: str) -> tuple[list[Call], int]:
+    quantized = random_weight(scheme, n, k)
+    layout = dequantize_triton.LAYOUTS[scheme.weight_bits]
+    packed = layouts.pack(quantized, layout, scheme, k).to(device)
+
+    def one(weight: Tensor) -> Tensor:
+        return dequantize_triton.dequantize(weight, scheme, n, k, torch.bfloat16)
+
+    expected = dequantize_weight(quantized, scheme, k)
+    if not torch.allclose(one(packed).float().cpu(), expected, rtol=2**-7, atol=0):
+        raise RuntimeError(f"dequantize {scheme}: not the weight: not timed")
+    moved = packed.nbytes + 2 * n * k
+    return [partial(one, packed.clone()) for _ in range(gpu_timing.copies(moved))], moved
+
+
+def _rows(x: Tensor) -> quantize_triton.Codes:
+    return quantize_triton.quantize(x, _padded(x))
+
+
+def _norm_rows(x: Tensor) -> quantize_triton.Codes:
+    return quantize_triton.rms_norm_quantize(x, _weight(x), _EPSILON, _padded(x))
+
+
+def _gated_rows(x: Tensor) -> quantize_triton.Codes:
+    half = x.shape[1] // 2
+    return quantize_triton.silu_mul_quantize(x[:, :half], x[:, half:], _padded(x[:, :half]))
+
+
+def _weight(x: Tensor) -> Tensor:
+    return x[0]  # as good as any
+
+
+def _padded(x: Tensor) -> int:
+    return -(-x.shape[1] // 128) * 128
+
+
+# The function, what it rounds in float32, and how wide the rows that it reads are, in those that it writes.
+_ROWS: dict[str, tuple[Callable[[Tensor], quantize_triton.Codes], Callable[[Tensor], Tensor], int]] = {
+    "quantize": (_rows, lambda x: x.float(), 1),
+    "rms_norm_quantize": (
+        _norm_rows,
+        lambda x: rms_norm(x.float(), (x.shape[1],), _weight(x).float(), _EPSILON),
+        1,
+    ),
+    "silu_mul_quantize": (_gated_rows, lambda x: silu(x.float().chunk(2, 1)[0]) * x.float().chunk(2, 1)[1], 2),
+}
+
+
+def _quantize(what: str, m: int, k: int, device: str) -> tuple[list[Call], int]:
+    one, values, wide = _ROWS[what]
+    x = torch.randn(m, wide * k, dtype=torch.bfloat16).to(device)
+    got, expected = one(x), reference.quantize_activations(values(x.cpu()))
+    off = (got.codes[:, :k].cpu().int() - expected.codes).abs()
+    if off.max() > 1 or (off > 0).float().mean() > _AT_TIES:
+        raise RuntimeError(f"{what}: not the reference's codes: not timed")
+    moved = x.nbytes + got.codes.nbytes + got.scale.nbytes + got.zero.nbytes
+    return [partial(one, x.clone()) for _ in range(gpu_timing.copies(moved))], moved
