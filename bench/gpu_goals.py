@@ -103,9 +103,10 @@ GOALS: tuple[Goal, ...] = (
     *_each("K8", "bs64x64w8a8:90%", BF16, _LARGE, {16: 5.0, 64: 5.0, 2048: 6.5}),
 )
 _QUANTIZE = ("quantize", "rms_norm_quantize", "silu_mul_quantize")
+_DEQUANTIZED = ("w8a16", "w4a16g128", "sp24w8a16", "sp24w4a16g128")
 _DAILY = ("w8a8", "w8a16", "w4a8g128", "w4a16g128")
 LIMITS: tuple[Limit, ...] = (
-    *(Limit("K0", f"dequantize {scheme}", 0, *_LARGE, OF_COPY, 0.8) for scheme in ("w8a16", "w4a16g128")),
+    *(Limit("K0", f"dequantize {scheme}", 0, *_LARGE, OF_COPY, 0.8) for scheme in _DEQUANTIZED),
     *(Limit("K5", what, 4096, 0, 8192, OF_COPY, 0.8) for what in _QUANTIZE),  # 64 MiB and more
     *(Limit("K5", what, m, 0, 4096, KERNEL, 3.0) for what in _QUANTIZE for m in (1, 64)),
     *(Limit("host", scheme, 1, 1024, 1024, HOST, 6.0) for scheme in _DAILY),

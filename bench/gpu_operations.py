@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import rms_norm, silu
 
-from .. import layouts, reference
+from .. import ops, reference
 from ..kernels import dequantize_triton, quantize_triton
 from ..rounding import dequantize_weight
 from ..scheme import Scheme
@@ -55,8 +55,7 @@ def operation(what: str, m: int, n: int, k: int) -> Row:
 
 def _dequantize(scheme: Scheme, n: int, k: int, device: str) -> tuple[list[Call], int]:
     quantized = random_weight(scheme, n, k)
-    layout = dequantize_triton.LAYOUTS[scheme.weight_bits]
-    packed = layouts.pack(quantized, layout, scheme, k).to(device)
+    packed = ops.pack_as(quantized, dequantize_triton.layout_of(scheme), scheme, k).to(device)
 
     def one(weight: Tensor) -> Tensor:
         return dequantize_triton.dequantize(weight, scheme, n, k, torch.bfloat16)

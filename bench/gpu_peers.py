@@ -22,7 +22,7 @@ _GROUP = 128
 
 @dataclass(frozen=True)
 class GpuPeer:
-    """make: from a weight (N, K), bfloat16 on the GPU, to a layer; raises RuntimeError or ValueError where it cannot.
+    """make: from a weight (N, K), bfloat16 on the GPU, to a layer; raises what its library raises where it cannot.
 
     needs: the module that must be installed; weight_bits: of what it reads.
     """
@@ -52,15 +52,28 @@ def _int_mm(weight: Tensor) -> Layer:
     return layer
 
 
+def _four_bits(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """int32 codes (N, K) in 0..15, scale and least value (N, groups) of groups of 128: weight = code * scale + least.
+
+    Raises:
+        ValueError: K is not whole groups.
+    """
+    n, k = weight.shape
+    if k % _GROUP:
+        raise ValueError(f"K={k}: it wants a multiple of {_GROUP}")
+    groups = weight.float().view(n, -1, _GROUP)
+    low, high = groups.amin(-1), groups.amax(-1)
+    scale = ((high - low) / 15).clamp(min=1e-20)
+    codes = ((groups - low[..., None]) / scale[..., None]).round().clamp(0, 15)
+    return codes.to(torch.int32).view(n, k), scale, low
+
+
 def _int4pack(weight: Tensor) -> Layer:
     """torch._weight_int4pack_mm with 128 inputs a group: weight = (code - 8) * scale + zero."""
     n, k = weight.shape
     if k % 1024 or n % 8:
         raise ValueError(f"N={n}, K={k}: it wants multiples of 8 and 1024")
-    groups = weight.float().view(n, -1, _GROUP)
-    low, high = groups.amin(-1), groups.amax(-1)
-    scale = ((high - low) / 15).clamp(min=1e-20)
-    codes = ((groups - low[..., None]) / scale[..., None]).round().clamp(0, 15).to(torch.int32).view(n, k)
+    codes, scale, low = _four_bits(weight)
     packed = torch._convert_weight_to_int4pack((codes[:, 0::2] << 4 | codes[:, 1::2]).to(torch.uint8), 8)
     scales = torch.stack((scale, low + 8 * scale), dim=-1).transpose(0, 1).contiguous().bfloat16()
     return lambda x: torch._weight_int4pack_mm(x, packed, _GROUP, scales)
@@ -112,6 +125,42 @@ def _nf4(weight: Tensor) -> Layer:
     return moved
 
 
+def _gemlite(weight: Tensor, of: str) -> Layer:
+    """One of gemlite.helper's converters from a float weight; its first call tunes itself."""
+    helper: Any = import_module("gemlite.helper")
+    layer: Layer = getattr(helper, of)(device=str(weight.device), dtype=weight.dtype).from_weights(weight.clone())
+    return layer
+
+
+def _gemlite_w4(weight: Tensor) -> Layer:
+    """gemlite's weight = (code - zero) * scale."""
+    helper: Any = import_module("gemlite.helper")
+    codes, scale, low = _four_bits(weight)
+    convert = helper.A16W4_HQQ_INT(device=str(weight.device), dtype=weight.dtype).from_weights
+    layer: Layer = convert(codes.to(torch.uint8), scale.to(weight.dtype), (-low / scale).to(weight.dtype))
+    return layer
+
+
+def _humming(weight: Tensor, weight_config: dict[str, Any], inputs: str | None = None) -> Layer:
+    """humming rounds the weight itself, and compiles at its first call; inputs: the dtype of dynamic activations."""
+    made: Any = (
+        import_module("humming.layer")
+        .HummingLayer(
+            shape_n=weight.shape[0],
+            shape_k=weight.shape[1],
+            weight_config=dict(weight_config),
+            input_config={"dtype": inputs} if inputs else None,
+            torch_dtype=weight.dtype,
+        )
+        .to(weight.device)
+    )
+    made.load_from_unquantized(weight)
+    made.transform()
+    layer: Layer = made
+    return layer
+
+
+_HUMMING_W4 = {"dtype": "uint4", "group_size": _GROUP}
 PEERS = (
     GpuPeer("torch bf16", 16, _bf16),
     GpuPeer("torch int_mm", 8, _int_mm),
@@ -120,4 +169,11 @@ PEERS = (
     GpuPeer("torch cslt 2:4", 9, _cslt),
     GpuPeer("torchao int8 dynamic", 8, _torchao, needs="torchao"),
     GpuPeer("bitsandbytes nf4", 4, _nf4, needs="bitsandbytes"),
+    GpuPeer("gemlite w4a16 g128", 4, _gemlite_w4, needs="gemlite"),
+    GpuPeer("gemlite w8a16", 8, partial(_gemlite, of="A16W8_INT8"), needs="gemlite"),
+    GpuPeer("gemlite w8a8", 8, partial(_gemlite, of="A8W8_INT8_dynamic"), needs="gemlite"),
+    GpuPeer("humming w4a16 g128", 4, partial(_humming, weight_config=_HUMMING_W4), needs="humming"),
+    GpuPeer("humming w8a16", 8, partial(_humming, weight_config={"dtype": "uint8"}), needs="humming"),
+    GpuPeer("humming w4a8 g128", 4, partial(_humming, weight_config=_HUMMING_W4, inputs="int8"), needs="humming"),
+    GpuPeer("humming w8a8", 8, partial(_humming, weight_config={"dtype": "uint8"}, inputs="int8"), needs="humming"),
 )

@@ -16,7 +16,7 @@ from nybble.nn import Linear, SparseLinear
 from nybble.testing import Stack, token_batches
 
 # One of each family and layout.
-SCHEMES = ("w8a8", "w8a16", "w4a8g64", "w4a16g128", "w4a16g32asym", "bs32x32w8a8")
+SCHEMES = ("w8a8", "w8a16", "w4a8g64", "w4a16g128", "w4a16g32asym", "bs32x32w8a8", "sp24w8a16", "sp24w4a16g64")
 # Tokens on both sides of every border between kernels.
 ROWS = (1, 8, 9, 64, 65)
 N, K = 257, 320
@@ -40,7 +40,10 @@ def make(scheme: str, device: str = "cuda", n: int = N, k: int = K, dtype: torch
     if scheme.startswith("bs"):  # a block in four is zero
         with torch.no_grad():
             dense.weight.view(n, -1, 32)[: 32 * (n // 32)].view(n // 32, 32, -1, 32)[::2, :, ::2] = 0
-    kind = SparseLinear if scheme.startswith("bs") else Linear
+    if scheme.startswith("sp24"):
+        with torch.no_grad():
+            dense.weight.view(-1, 4)[:, 1:3] = 0
+    kind = SparseLinear if scheme.startswith(("bs", "sp")) else Linear
     return kind.from_dense(dense, scheme).to(device)
 
 

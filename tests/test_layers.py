@@ -215,6 +215,15 @@ def dotted(node):
     return (node.id,) if isinstance(node, ast.Name) else ("?",)
 
 
+# Module -> the one of these that it is about: the bench for GPUs asks nvidia-smi, times a new process's first call, both
+# without a shell, and reports whatever a library that is measured raises, which may be Exception itself.
+ALLOWED = {
+    "bench.gpu_state": "import subprocess",
+    "bench.gpu_first": "import subprocess",
+    "bench.gpu_measure": "swallows Exception",
+}
+
+
 def dangers(name, tree):
     found = []
     calls = CALLS if unit(name) in COMMANDS else CALLS | SETTINGS
@@ -242,12 +251,17 @@ def dangers(name, tree):
             raises = any(isinstance(inner, ast.Raise) for inner in ast.walk(node))
             if node.type is None or (caught & {"Exception", "BaseException"} and not raises):
                 found.append(f"{node.lineno}: swallows {' '.join(sorted(caught)) or 'everything'}")
-    return sorted(set(found))
+    return sorted(line for line in set(found) if line.partition(": ")[2] != ALLOWED.get(name))
 
 
 @pytest.mark.parametrize("name", SOURCES, ids=lambda name: name or "__init__")
 def test_no_source_is_dangerous(name):
     assert dangers(name, TREES[name]) == []
+
+
+def test_what_is_allowed_is_used():
+    for name, danger in ALLOWED.items():
+        assert [line.partition(": ")[2] for line in dangers("bench", TREES[name])] == [danger]
 
 
 @pytest.mark.parametrize(
