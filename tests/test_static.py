@@ -14,6 +14,7 @@ from nybble import native, reference, targets
 from nybble.activations import HEADER, ActScale, split
 from nybble.nn import Linear, SparseLinear
 from nybble.registry import FLOATS, Problem, specs
+from nybble.rounding import quantize_weight
 from nybble.scheme import Scheme
 from nybble.testing import SHAPES, error_bound, random_weight, run, run_into, served_by
 
@@ -237,6 +238,15 @@ def test_checkpoint_round_trip(scheme: str, tmp_path) -> None:
     assert torch.equal(fresh(x), model(x))
 
 
+def test_a_checkpoint_with_a_damaged_scale_is_refused_by_name(tmp_path) -> None:
+    pytest.importorskip("safetensors")
+    model = nn.Sequential(small_layer("w8a8static"))
+    model[0].packed[:4] = 0
+    nybble.save(model, tmp_path)
+    with pytest.raises(nybble.checkpoint.CheckpointError, match=r"0\.act_scale: 0, must be in"):
+        nybble.load(nn.Sequential(nn.Linear(37, 24)), tmp_path)
+
+
 def test_states_of_the_other_kind_are_refused() -> None:
     static, dynamic = small_layer("w8a8static"), Linear(37, 24, scheme="w8a8")
     with pytest.raises(RuntimeError, match="act_scale"):
@@ -303,10 +313,12 @@ def test_names_and_relatives_of_schemes() -> None:
 
 def test_a_static_scheme_needs_a_range_and_a_dynamic_one_none() -> None:
     dense = nn.Linear(8, 4)
-    with pytest.raises(ValueError, match="w8a8static needs one"):
+    with pytest.raises(ValueError, match="scheme='w8a8static': static activations need the range of calibration"):
         Linear.from_dense(dense, "w8a8static")
-    with pytest.raises(ValueError, match="w8a8 needs none"):
+    with pytest.raises(ValueError, match="scheme='w8a8': the scheme is not static"):
         Linear.from_dense(dense, "w8a8", act_range=(-1, 1))
+    with pytest.raises(ValueError, match="static activations, and only they, have one"):
+        Linear.from_quantized(quantize_weight(dense.weight, Scheme.parse("w8a8")), 8, None, "w8a8static", torch.float32)
 
 
 def test_kernels_for_gpus_say_why_they_do_not_run_and_the_reference_does() -> None:

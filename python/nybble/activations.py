@@ -72,6 +72,14 @@ class ActScale(NamedTuple):
         return torch.cat([header, packed])
 
 
+def scale_of(scheme: Scheme, act_range: tuple[float, float] | None) -> ActScale | None:
+    """For a range where the scheme is static, None where it is not. Raises ValueError unless there is one just then."""
+    if scheme.static is not (act_range is not None):
+        needs = "static activations need the range of calibration" if scheme.static else "the scheme is not static"
+        raise ValueError(f"act_range={act_range}, scheme={str(scheme)!r}: {needs}")
+    return None if act_range is None else ActScale.of_range(*act_range)
+
+
 def split(packed: Tensor, scheme: Scheme) -> tuple[ActScale | None, Tensor]:
     """What stands before a packed weight of a static scheme, as a copy, and the weight."""
     if not scheme.static:

@@ -65,7 +65,8 @@ def linear(
     """y (..., out_features) = x (..., in_features) w^T + bias, in x's dtype.
 
     x: float32, bfloat16 or float16, any strides (a copy is made unless the last one is 1); packed: from `pack`;
-    bias: (out_features,), any of the same dtypes. The gradient flows to x and bias; rounding counts as identity.
+    bias: (out_features,), any of the same dtypes. The gradient flows to x and bias; rounding counts as
+    identity, and so does the cutting of static activations at the ends of their range.
 
     Raises:
         ValueError: a shape, dtype or device that does not fit, by name.

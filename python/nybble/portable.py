@@ -72,7 +72,7 @@ def to_portable(
         ValueError: the scheme is static and act is None, or the other way round.
     """
     if scheme.static is not (act is not None):
-        raise ValueError(f"act={act}: {scheme} needs {'one' if scheme.static else 'none'}")
+        raise ValueError(f"act={act}, scheme={str(scheme)!r}: static activations, and only they, have one")
     weight = _to_weight(quantized, scheme, in_features)
     return weight if act is None else {**weight, **act.tensors()}
 

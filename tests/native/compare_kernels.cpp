@@ -46,7 +46,7 @@ void run_by_hand(const LinearCall& call) {
   Bytes act_sum(codes_in && grouped ? rows * groups * 4 : 0);
   run_prepare({call.prepare, static_cast<NybblePanel>(call.kernel->panel), call.x_dtype, call.x, call.rows, call.stride,
                s.k, s.k_padded(), call.kernel->block_rows, s.group(), span(panel), span(act_scale), span(act_zero),
-               span(act_sum)});
+               span(act_sum), call.given});
   for (size_t i = 0; i < act_sum.size(); i += 4) {
     int32_t sum;
     std::memcpy(&sum, &act_sum[i], 4);
@@ -103,15 +103,26 @@ std::string check(const KernelEntry& kernel, int seed) {
   const NybbleDtype out_dtype = random.pick(dtypes);
   const bool with_bias = random.integer(0, 1), exact = kernel.int_activations();
   const int threads = static_cast<int>(random.integer(1, 3));
+  const bool given = exact && random.integer(0, 1);  // static activations
+  const Given fixed{
+      std::ldexp(1.0f + static_cast<float>(random.integer(0, 99)) / 100, -static_cast<int>(random.integer(0, 9))),
+      static_cast<int32_t>(random.integer(-128, 127))};
   char text[200];
-  std::snprintf(text, sizeof text,
-                "seed %d, m %d, n %d, k %d, group size %d, symmetric %d, dtype %d to %d, bias %d, threads %d: ", seed,
-                static_cast<int>(rows), static_cast<int>(shape.n), static_cast<int>(shape.k),
-                static_cast<int>(shape.group_size), shape.symmetric, dtype, out_dtype, with_bias, threads);
+  std::snprintf(
+      text, sizeof text,
+      "seed %d, m %d, n %d, k %d, group size %d, symmetric %d, dtype %d to %d, bias %d, threads %d, static %d: ", seed,
+      static_cast<int>(rows), static_cast<int>(shape.n), static_cast<int>(shape.k), static_cast<int>(shape.group_size),
+      shape.symmetric, dtype, out_dtype, with_bias, threads, given);
   const std::string problem = text;
   try {
     Weight weight = random_weight(shape, random, threads);
     Bytes x = random_activations(rows, stride, shape.k, dtype, exact, random);
+    Bytes held(given ? kGivenBytes : 0);
+    if (given) {
+      std::memcpy(&held[0], &fixed.scale, 4);
+      std::memcpy(&held[4], &fixed.zero, 4);
+    }
+    held.insert(held.end(), weight.packed.begin(), weight.packed.end());
     Bytes bias = with_bias ? random_activations(1, shape.n, shape.n, dtype, false, random) : Bytes();
     for (const NybbleDtype y_dtype : {out_dtype, NYBBLE_S32}) {
       if (y_dtype == NYBBLE_S32 && !(exact && shape.bits == 8)) continue;
@@ -122,7 +133,8 @@ std::string check(const KernelEntry& kernel, int seed) {
       call.prepare = &find_kernel("prepare_scalar");
       call.shape = shape;
       call.x = span(x);
-      call.packed = span(weight.packed);
+      call.packed = span(held);
+      call.static_activations = given;
       call.bias = span(bias);
       call.y = span(expected);
       call.rows = rows;
@@ -138,6 +150,8 @@ std::string check(const KernelEntry& kernel, int seed) {
       const auto agrees = [&](const Bytes& y) { return exact ? y == expected : close(y, expected, y_dtype, least); };
       if (!agrees(got)) return problem + "not as the scalar kernel";
       call.y = span(by_hand);
+      call.packed = span(weight.packed);
+      if (given) call.given = fixed;
       run_by_hand(call);
       if (!agrees(by_hand)) return problem + "not as the scalar kernel without the driver";
     }

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..activations import ActScale, split
+from ..activations import ActScale, scale_of, split
 from ..dispatch import Explanation, explain
 from ..portable import from_portable, spec_of, to_portable
 from ..registry import Problem
@@ -136,7 +136,7 @@ class Linear(nn.Module):
     ) -> Self:
         """As from_dense, from a weight (N, K) and a bias (N,) or None; dtype is the weight's by default."""
         parsed = Scheme.parse(scheme)
-        act = None if act_range is None else ActScale.of_range(*act_range)
+        act = scale_of(parsed, act_range)
         quantized = quantize_weight(weight, parsed, method)
         return cls.from_quantized(quantized, weight.shape[1], bias, parsed, dtype or weight.dtype, act)
 
