@@ -128,6 +128,20 @@ def test_where_a_code_lies_on_a_gpu(scheme: Scheme) -> None:
             assert parts["zero_point"][group, row] == quantized.zero_point[row, group]
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("zeros", [0.5, 0.9, 1.0])
+def test_places_are_in_order_where_fewer_than_two_of_four_are_left(bits: int, zeros: float) -> None:
+    """What mma.sp with ordered metadata asks of every quad, also of one with no weight."""
+    zero, dtype = (0, torch.int8) if bits == 8 else (8, torch.uint8)
+    codes = (torch.randint(1, 7, (64, 32, 4)).argsort(-1) < 2) * torch.randint(1, 7, (64, 32, 4)) + zero
+    codes[torch.rand(64, 32, 4) < zeros] = zero
+    whole = codes.flatten(1).to(dtype)
+    parts = quads.compress(whole, zero, bits)
+    for places in (parts["places"] & 15, parts["places"] >> 4):
+        assert (places & 3 < places >> 2).all()
+    assert torch.equal(quads.expand(parts["codes"], parts["places"], zero, bits), whole)
+
+
 @BY_GPU_SCHEME
 def test_gpu_padding_is_zero_and_sections_are_aligned(scheme: Scheme) -> None:
     n, k = 70, 33
