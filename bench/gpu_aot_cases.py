@@ -50,6 +50,7 @@ def _dequantize() -> Iterator[tuple[str, Launch]]:
         "w4a16g32asym",
         "w4a16g128asym",
         "sp24w8a16",
+        "sp24w16a16",
         "sp24w4a16g32",
         "sp24w4a16g128",
     ):

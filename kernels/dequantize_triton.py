@@ -45,7 +45,7 @@ def dequantize_kernel(
         integers = tl.load(codes + rows[:, None].to(tl.int64) * k_padded + ks[None, :]).to(tl.int32)
     else:
         integers = load_codes(codes, tile_row, n_padded // TILE, k_padded // TILE, begin, TILE, TILE).to(tl.int32)
-    if BITS == 8:
+    if BITS != 4:
         factor = tl.load(scale + rows)[:, None]
     elif GROUP == 32:
         group = (ks // GROUP)[None, :] * n_padded + rows[:, None]
@@ -68,7 +68,7 @@ def dequantize_kernel(
 def layout_of(scheme: Scheme) -> str:
     """The layout that weights of a scheme are dequantized from."""
     if scheme.sparsity is not None:
-        return "quads8" if scheme.weight_bits == 8 else "quads4"
+        return f"quads{scheme.weight_bits}"
     return "rows8" if scheme.weight_bits == 8 else "frag4"
 
 

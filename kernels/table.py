@@ -72,5 +72,6 @@ KERNELS = (
         rounds_weight=True,
         sparsity=_TWO_OF_FOUR,
     ),
+    TritonKernel("sp24w16a16_triton_matmul", "spw16a16", "quads16", _MATMUL, rounds_weight=True, sparsity=_TWO_OF_FOUR),
     TritonKernel("bsw8a8_triton", "bsw8a8", "bsr8", "blocks_triton:BlocksPlan", out_dtypes=_WITH_INT32),
 )

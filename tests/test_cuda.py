@@ -16,6 +16,7 @@ FILES = sorted(SOURCES.glob("*.cu"))
 ARCHITECTURES = ("80", "90a", "100", "120")
 # What the inner loop of a kernel must be made of, by the start of its file's name.
 MULTIPLY = {
+    "sp24w16a16": "HMMA.SP.16832.F32.BF16",
     "sp24w8a16": "HMMA.SP.16832.F32",
     "sp24w4a16": "HMMA.SP.16832.F32",
     "w4a16": "HMMA.16816.F32",

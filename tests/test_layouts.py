@@ -76,14 +76,14 @@ def test_padding_adds_nothing() -> None:
 # --- for GPUs: layouts_gpu.py
 
 
-GPU_SCHEMES = [*SCHEMES, *map(Scheme.parse, ("sp24w8a16", "sp24w4a16", "sp24w4a16g32", "sp24w4a16g128"))]
+GPU_SCHEMES = [*SCHEMES, *map(Scheme.parse, ("sp24w8a16", "sp24w16a16", "sp24w4a16", "sp24w4a16g32", "sp24w4a16g128"))]
 
 BY_GPU_SCHEME = pytest.mark.parametrize("scheme", GPU_SCHEMES, ids=str)
 
 
 def gpu_layout_of(scheme: Scheme) -> str:
     if scheme.sparsity is not None:
-        return "quads8" if scheme.weight_bits == 8 else "quads4"
+        return f"quads{scheme.weight_bits}"
     return "rows8" if scheme.weight_bits == 8 else "frag4"
 
 
@@ -167,6 +167,7 @@ def test_gpu_padding_is_zero_and_sections_are_aligned(scheme: Scheme) -> None:
         ("w4a16g128", 4.125),
         ("w4a16g32asym", 4.75),
         ("sp24w8a16", 5),
+        ("sp24w16a16", 9),
         ("sp24w4a16g128", 3.125),
     ],
 )
@@ -177,14 +178,14 @@ def test_bytes_a_weight_on_a_gpu(name: str, bits: float) -> None:
 
 
 def codes_of(quantized: QuantizedWeight, scheme: Scheme, k: int) -> Tensor:
-    return quantized.qweight if scheme.weight_bits == 8 else unpack_nibbles(quantized.qweight, k)
+    return unpack_nibbles(quantized.qweight, k) if scheme.weight_bits == 4 else quantized.qweight
 
 
 def check_quads(scheme: Scheme, quantized: QuantizedWeight, parts: dict[str, Tensor]) -> None:
     """Each code that is kept lies where mma.sp's tables say, see csrc/cuda/maps.h."""
     codes, places = parts["codes"].flatten(), parts["places"].flatten()
-    blocks, k = parts["places"].shape[1], quantized.qweight.shape[1] * (8 // scheme.weight_bits)
-    dense = codes_of(quantized, scheme, k).int() - (0 if scheme.weight_bits == 8 else 8)
+    bits, blocks = scheme.weight_bits, parts["places"].shape[1]
+    dense = codes_of(quantized, scheme, 200).float() - (8 if bits == 4 else 0)
     for row, quad in ((0, 0), (1, 1), (9, 2), (71, 7), (129, 49), (100, 40), (63, 15), (30, 22)):
         tile = row // 64 * blocks + quad // 16
         g, f, r = row % 64 // 8, row % 8 // 2, row % 2
@@ -195,7 +196,10 @@ def check_quads(scheme: Scheme, quantized: QuantizedWeight, parts: dict[str, Ten
         rebuilt = [0, 0, 0, 0]
         for e, place in enumerate((pair & 3, pair >> 2)):
             lane = 4 * g + 2 * u + p
-            if scheme.weight_bits == 8:
+            if bits == 16:
+                at = (tile * 8 + 4 * h + f) * 256 + lane * 8 + 4 * s + 2 * r + e
+                rebuilt[place] = codes[at].item()
+            elif bits == 8:
                 rebuilt[place] = codes[(tile * 4 + f) * 512 + lane * 16 + 8 * h + 4 * r + 2 * s + e].item()
             else:
                 rebuilt[place] = (codes[(tile * 2 + h) * 512 + lane * 16 + 4 * f + 2 * e + s].item() >> 4 * r & 15) - 8

@@ -72,7 +72,9 @@ def test_eight_bits_have_scales_and_sums_of_rows() -> None:
     assert shape["offsets"] == [0, 64 * 256, -1, 64 * 256 + 256, -1, 64 * 256 + 512]
 
 
-@pytest.mark.parametrize(("name", "layout"), [("sp24w8a16", "quads8"), ("sp24w4a16g64", "quads4")])
+@pytest.mark.parametrize(
+    ("name", "layout"), [("sp24w8a16", "quads8"), ("sp24w16a16", "quads16"), ("sp24w4a16g64", "quads4")]
+)
 def test_two_of_four_have_places_and_no_sums(name: str, layout: str) -> None:
     shape, made, packed, _ = call(name, layout, 5, 200, torch.randn(1, 200, dtype=torch.float16))
     scheme = Scheme.parse(name)

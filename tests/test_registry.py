@@ -14,7 +14,7 @@ from nybble import dispatch, native, native_cuda, registry, targets
 from nybble.dispatch import NoKernelError, explain, select
 from nybble.kernels.table import KERNELS
 from nybble.layouts import MASK_OF
-from nybble.registry import FAMILIES, LEAST_ZEROS, SPARSE_FAMILIES, Problem, all_specs, specs
+from nybble.registry import FAMILIES, FLOAT_FAMILIES, LEAST_ZEROS, SPARSE_FAMILIES, Problem, all_specs, specs
 from nybble.scheme import Scheme
 from nybble.sparsity import NofM
 
@@ -29,13 +29,13 @@ LINE = re.compile(
 )
 PANELS = {"F32": torch.float32, "S8": torch.int8, "S16": torch.int16, "U8": torch.uint8, "BF16": torch.bfloat16}
 PANELS["U8_LINES"] = torch.uint8
-ALL_FAMILIES = (*FAMILIES, *SPARSE_FAMILIES)
+ALL_FAMILIES = (*FAMILIES, *SPARSE_FAMILIES, *FLOAT_FAMILIES)
 COMPILED = [target for target in targets.NAMES if target != "torch"]
 
 
 def scheme_for(spec):
     """The name of a scheme that a kernel serves, with zeros enough for its layout and not for another."""
-    zeros = spec.sparsity or ("sp90" if spec.least_zeros else "sp50")
+    zeros = spec.sparsity or ("sp24" if "w16" in spec.scheme else "sp90" if spec.least_zeros else "sp50")
     family = spec.scheme.replace("sp", str(zeros)).replace("bs", "bs32x32")
     return f"{family}g32" if "w4" in family else family
 

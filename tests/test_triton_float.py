@@ -20,7 +20,7 @@ from nybble.testing import OUT_EPSILON, SHAPES, error_bound, random_weight, run,
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FLOAT = [*schemes_of("w8a16"), *schemes_of("w4a16")]
-QUADS = [Scheme.parse(name) for name in ("sp24w8a16", "sp24w4a16", "sp24w4a16g32", "sp24w4a16g64")]
+QUADS = [Scheme.parse(name) for name in ("sp24w8a16", "sp24w16a16", "sp24w4a16", "sp24w4a16g32", "sp24w4a16g64")]
 INTEGER = schemes_of("w4a8")
 SCALAR = next(spec for spec in specs() if spec.name == "w4a8_scalar")
 # What the tiles of 64 and the groups have tails for, and nothing that takes the interpreter long.

@@ -14,7 +14,7 @@ from nybble.scheme import Scheme
 from nybble.testing import random_weight
 
 
-@pytest.mark.parametrize("name", ["w8a16", "w4a16g32asym", "w4a16", "sp24w8a16", "sp24w4a16g32"])
+@pytest.mark.parametrize("name", ["w8a16", "w4a16g32asym", "w4a16", "sp24w8a16", "sp24w16a16", "sp24w4a16g32"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_agrees_with_the_reference(name: str, dtype: torch.dtype, with_bias: bool) -> None:

@@ -68,40 +68,41 @@ int launch(const NybbleCudaProduct& product, const NybbleCudaLaunch& how) {
   return cudaGetLastError();
 }
 
-// Up to eight tokens, of weights W.
-template <class W>
+// The instance for the activations of a launch.
+template <class ForBf16, class ForF16>
+int launch_of(const NybbleCudaProduct& product, const NybbleCudaLaunch& how) {
+  return how.x_dtype == NYBBLE_BF16 ? launch<ForBf16>(product, how) : launch<ForF16>(product, how);
+}
+
+// Up to eight tokens, of weights W. Other: the second type of activations that they are multiplied with.
+template <class W, class Other>
 struct StreamKernels {
-  static int load_all(int32_t* clusters) { return load<StreamOf<W, Bf16>, StreamOf<W, F16>>(clusters); }
+  static int load_all(int32_t* clusters) { return load<StreamOf<W, Bf16>, StreamOf<W, Other>>(clusters); }
   static int run(const NybbleCudaProduct& product, const NybbleCudaLaunch& how) {
-    return how.x_dtype == NYBBLE_BF16 ? launch<StreamOf<W, Bf16>>(product, how)
-                                      : launch<StreamOf<W, F16>>(product, how);
+    return launch_of<StreamOf<W, Bf16>, StreamOf<W, Other>>(product, how);
   }
 };
 
 // More, in blocks of 16 or 32 tokens: a lane's registers hold the sums of 32.
-template <class W>
+template <class W, class Other>
 struct TilesKernels {
   static int load_all(int32_t* clusters) {
-    return load<TilesOf<W, Bf16, 2>, TilesOf<W, Bf16, 4>, TilesOf<W, F16, 2>, TilesOf<W, F16, 4>>(clusters);
+    return load<TilesOf<W, Bf16, 2>, TilesOf<W, Bf16, 4>, TilesOf<W, Other, 2>, TilesOf<W, Other, 4>>(clusters);
   }
   static int run(const NybbleCudaProduct& product, const NybbleCudaLaunch& how) {
-    return how.x_dtype == NYBBLE_BF16 ? run_of<Bf16>(product, how) : run_of<F16>(product, how);
-  }
-
- private:
-  template <class X>
-  static int run_of(const NybbleCudaProduct& product, const NybbleCudaLaunch& how) {
-    return how.token_groups == 2 ? launch<TilesOf<W, X, 2>>(product, how) : launch<TilesOf<W, X, 4>>(product, how);
+    return how.token_groups == 2 ? launch_of<TilesOf<W, Bf16, 2>, TilesOf<W, Other, 2>>(product, how)
+                                 : launch_of<TilesOf<W, Bf16, 4>, TilesOf<W, Other, 4>>(product, how);
   }
 };
 
 }  // namespace cuda
 }  // namespace nybble
 
-#define NYBBLE_KERNELS_(name, Kernels)                                                                         \
-  extern "C" int nybble_##name##_load(int32_t* clusters) { return nybble::cuda::Kernels::load_all(clusters); } \
-  extern "C" int nybble_##name(const NybbleCudaProduct* product, const NybbleCudaLaunch* how) {                \
-    return nybble::cuda::Kernels::run(*product, *how);                                                         \
+#define NYBBLE_KERNELS_(name, ...)                                                                                 \
+  extern "C" int nybble_##name##_load(int32_t* clusters) { return nybble::cuda::__VA_ARGS__::load_all(clusters); } \
+  extern "C" int nybble_##name(const NybbleCudaProduct* product, const NybbleCudaLaunch* how) {                    \
+    return nybble::cuda::__VA_ARGS__::run(*product, *how);                                                         \
   }
-#define NYBBLE_STREAM(name, W) NYBBLE_KERNELS_(name, StreamKernels<nybble::cuda::W>)
-#define NYBBLE_TILES(name, W) NYBBLE_KERNELS_(name, TilesKernels<nybble::cuda::W>)
+// Weights W of both types of activations, or of bfloat16 alone (Other: Bf16).
+#define NYBBLE_STREAM(name, W, Other) NYBBLE_KERNELS_(name, StreamKernels<nybble::cuda::W, nybble::cuda::Other>)
+#define NYBBLE_TILES(name, W, Other) NYBBLE_KERNELS_(name, TilesKernels<nybble::cuda::W, nybble::cuda::Other>)

@@ -54,6 +54,12 @@ NYBBLE_HD constexpr int64_t quads4_offset(int64_t tile, int64_t block, int64_t b
   return (((tile * blocks + block) * 2 + half) * kLanes + lane) * 16;
 }
 
+// Byte of quads16's values, 16 of a lane, a half and a fragment.
+NYBBLE_HD constexpr int64_t quads16_offset(int64_t tile, int64_t block, int64_t blocks, int half, int fragment,
+                                           int lane) {
+  return (((tile * blocks + block) * 8 + 4 * half + fragment) * kLanes + lane) * 16;
+}
+
 // Byte of the places of what is kept: a lane's word 2 h + f / 2 is of fragment f, whose parity is its selector.
 NYBBLE_HD constexpr int64_t places_offset(int64_t tile, int64_t block, int64_t blocks, int lane) {
   return ((tile * blocks + block) * kLanes + lane) * 16;

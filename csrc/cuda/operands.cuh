@@ -1,5 +1,5 @@
 // What a multiply is made of: how activations of a type are multiplied (Bf16, F16, S8), and how weights of a layout
-// become their left operand (Frag4, Rows8, Quads4, Quads8).
+// become their left operand (Frag4, Rows8, Quads4, Quads8, Quads16).
 //
 //   4 bits, bf16   (16 + n) - (16 + z): the code is put below the exponent of 16, four bits to a half register; exact
 //   4 bits, f16    likewise
@@ -128,10 +128,18 @@ struct Dense {
 
 // Two of each four: one m16n8k32 for each fragment.
 struct TwoOfFour {
+  static __device__ __forceinline__ int chunk(int half, int lane) { return frag4_chunk(half, lane); }
+
   struct Half {
     uint32_t a[4][4];
     uint32_t places[2];
   };
+
+  static __device__ __forceinline__ void load_places(const Vector* from, int half, Half& w) {
+    const Vector places = load_shared(from);
+#pragma unroll
+    for (int i = 0; i < 2; i++) w.places[i] = half ? places.w[2 + i] : places.w[i];
+  }
 
   // Of the pairs of four quads: two lanes hold two quads each, and the even one multiplies the first pairs of all.
   static __device__ __forceinline__ Vector right(const Vector& x) {
@@ -233,8 +241,6 @@ struct Quads8 : TwoOfFour {
   static constexpr int kVectors = 5, kPlaces = 4;
   static constexpr bool kGrouped = false;
 
-  static __device__ __forceinline__ int chunk(int half, int lane) { return frag4_chunk(half, lane); }
-
   static __device__ __forceinline__ void load(const NybbleCudaProduct& p, int64_t tile, int64_t block, int lane,
                                               Vector* stage) {
     const int64_t blocks = p.k_padded / kTile;
@@ -245,9 +251,7 @@ struct Quads8 : TwoOfFour {
 
   template <class X>
   static __device__ __forceinline__ void fragments(const NybbleCudaProduct&, const Vector* stage, int half, Half& w) {
-    const Vector places = load_shared(stage + kPlaces * kLanes);
-#pragma unroll
-    for (int i = 0; i < 2; i++) w.places[i] = half ? places.w[2 + i] : places.w[i];
+    load_places(stage + kPlaces * kLanes, half, w);
 #pragma unroll
     for (int f = 0; f < 4; f++) {
       const Vector codes = load_shared(stage + f * kLanes);
@@ -261,8 +265,6 @@ struct Quads8 : TwoOfFour {
 struct Quads4 : TwoOfFour, Scales<3> {
   static constexpr int kVectors = 5, kPlaces = 2;
 
-  static __device__ __forceinline__ int chunk(int half, int lane) { return frag4_chunk(half, lane); }
-
   static __device__ __forceinline__ void load(const NybbleCudaProduct& p, int64_t tile, int64_t block, int lane,
                                               Vector* stage) {
     const int64_t blocks = p.k_padded / kTile;
@@ -275,15 +277,40 @@ struct Quads4 : TwoOfFour, Scales<3> {
 
   template <class X>
   static __device__ __forceinline__ void fragments(const NybbleCudaProduct&, const Vector* stage, int half, Half& w) {
-    const Vector places = load_shared(stage + kPlaces * kLanes), codes = load_shared(stage + half * kLanes);
+    load_places(stage + kPlaces * kLanes, half, w);
+    const Vector codes = load_shared(stage + half * kLanes);
     const uint32_t minus = X::minus_zero(8);
-#pragma unroll
-    for (int i = 0; i < 2; i++) w.places[i] = half ? places.w[2 + i] : places.w[i];
 #pragma unroll
     for (int f = 0; f < 4; f++) {
       X::nibbles(codes.w[f], w.a[f]);
 #pragma unroll
       for (int i = 0; i < 4; i++) w.a[f][i] = X::add(w.a[f][i], minus);
+    }
+  }
+};
+
+// quads16. In a lane's stage: eight vectors of values, four a half, and one of places. For bfloat16 activations.
+struct Quads16 : TwoOfFour {
+  static constexpr int kVectors = 9, kPlaces = 8;
+  static constexpr bool kGrouped = false;
+
+  static __device__ __forceinline__ void load(const NybbleCudaProduct& p, int64_t tile, int64_t block, int lane,
+                                              Vector* stage) {
+    const int64_t blocks = p.k_padded / kTile;
+#pragma unroll
+    for (int v = 0; v < 8; v++)
+      copy_async(stage + v * kLanes, p.codes + quads16_offset(tile, block, blocks, v / 4, v % 4, lane));
+    copy_async(stage + kPlaces * kLanes, p.places + places_offset(tile, block, blocks, lane));
+  }
+
+  template <class X>
+  static __device__ __forceinline__ void fragments(const NybbleCudaProduct&, const Vector* stage, int half, Half& w) {
+    load_places(stage + kPlaces * kLanes, half, w);
+#pragma unroll
+    for (int f = 0; f < 4; f++) {
+      const Vector values = load_shared(stage + (4 * half + f) * kLanes);
+#pragma unroll
+      for (int i = 0; i < 4; i++) w.a[f][i] = values.w[i];
     }
   }
 };

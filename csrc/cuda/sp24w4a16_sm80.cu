@@ -4,4 +4,4 @@
 // mma.sp m16n8k32; as w4a16_sm80 otherwise. Bound by the read of w.
 #include "launch.cuh"
 
-NYBBLE_TILES(sp24w4a16_sm80, Quads4)
+NYBBLE_TILES(sp24w4a16_sm80, Quads4, F16)

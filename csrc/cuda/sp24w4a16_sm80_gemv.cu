@@ -5,4 +5,4 @@
 // share of a scale. Bound by the read of w.
 #include "launch.cuh"
 
-NYBBLE_STREAM(sp24w4a16_sm80_gemv, Quads4)
+NYBBLE_STREAM(sp24w4a16_sm80_gemv, Quads4, F16)

@@ -4,4 +4,4 @@
 // mma.sp m16n8k32; as w8a16_sm80 otherwise. Bound by the read of w.
 #include "launch.cuh"
 
-NYBBLE_TILES(sp24w8a16_sm80, Quads8)
+NYBBLE_TILES(sp24w8a16_sm80, Quads8, F16)

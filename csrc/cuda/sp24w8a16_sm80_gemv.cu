@@ -5,4 +5,4 @@
 // its code's half and one its place's. Bound by the read of w.
 #include "launch.cuh"
 
-NYBBLE_STREAM(sp24w8a16_sm80_gemv, Quads8)
+NYBBLE_STREAM(sp24w8a16_sm80_gemv, Quads8, F16)

@@ -4,4 +4,4 @@
 // multiplied with all its tokens. Bound by the read of w up to some 32 tokens, then by mma.sync.
 #include "launch.cuh"
 
-NYBBLE_TILES(w4a16_sm80, Frag4)
+NYBBLE_TILES(w4a16_sm80, Frag4, F16)

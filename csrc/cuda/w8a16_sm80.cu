@@ -3,4 +3,4 @@
 // As w4a16_sm80; the scale is applied to the whole sum.
 #include "launch.cuh"
 
-NYBBLE_TILES(w8a16_sm80, Rows8)
+NYBBLE_TILES(w8a16_sm80, Rows8, F16)

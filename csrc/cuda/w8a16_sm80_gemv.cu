@@ -3,4 +3,4 @@
 // As w4a16_sm80_gemv; the scale is applied to the whole sum. Bound by the read of w.
 #include "launch.cuh"
 
-NYBBLE_STREAM(w8a16_sm80_gemv, Rows8)
+NYBBLE_STREAM(w8a16_sm80_gemv, Rows8, F16)

@@ -7,7 +7,7 @@ n16k8   4 bits: tiles of 16 output features, 8 inputs a 32-bit word, byte j = in
         the weights, which take out the activations' zero point
 
 mask8, mask4, gather8, blocks8: sparse weights, packed by csrc/sparse.cpp alone
-rows8, frag4, quads8, quads4: for GPUs, see layouts_gpu.py
+rows8, frag4, quads8, quads4, quads16: for GPUs, see layouts_gpu.py
 
 Padding: output features to 16 with code 0 and scale 0; inputs to 4 (n16k4), or to the group, or to 8 where one group
 spans them (n16k8), with code 0, which meets activation code 0 and so adds nothing.
@@ -27,7 +27,7 @@ ALIGNMENT = 64
 TILE_N = 16
 PLAIN = "plain"
 BLOCK_K = {"n16k4": 4, "n16k8": 8}
-GPU = ("rows8", "frag4", "quads8", "quads4")
+GPU = ("rows8", "frag4", "quads8", "quads4", "quads16")
 # Layouts that are packed in torch, on the weight's device.
 IN_TORCH = (PLAIN, *GPU)
 # The dense layout whose lines a mask layout thins out.

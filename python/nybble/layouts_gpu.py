@@ -8,6 +8,7 @@ frag4   4 bits: tiles of 64 output features x 64 inputs, 2 KiB, in the order in 
         then output; sums of the weights
 
 quads8  8 bits, 2:4: codes and places as in quads.py; float32 scales
+quads16 bfloat16, 2:4: likewise, with scales of 1
 quads4  4 bits, 2:4: likewise; bfloat16 scales by group, then output
 
 A tile of frag4 is [fragment 4][lane 8 x 4][word 2 x 2][byte 4]. The byte of (f; g, t; j, l; b) holds row 8 g + 2 f in its low nibble,
@@ -30,6 +31,7 @@ from .scheme import Scheme
 
 TILE = 64
 ROWS_K = 128
+_WHOLE = {"quads8": 8, "quads16": 16}  # layouts of 2:4 with a scale an output: bits of a code
 _ZERO = 8  # the code of 0 where 4 bits are symmetric
 # Axes of codes viewed as (tile, g, f, nibble; block, j, t, l, pair, place) -> as a tile lies in memory, and back.
 _TO_TILE = (0, 4, 2, 1, 6, 5, 7, 9, 8, 3)
@@ -50,9 +52,12 @@ def sections(
     if layout == "rows8":
         return {"codes": ((n, k), torch.int8), "scale": ((n,), torch.float32), "column_sum": ((n,), torch.int32)}
     tiles = (n // TILE, k // TILE)
-    if layout == "quads8":
+    if layout in _WHOLE:
+        codes = ((*tiles, 4, 8, 2, 2, 2, 2, 2, 2), torch.int8)
+        if layout == "quads16":
+            codes = ((*tiles, 2, 4, 8, 2, 2, 2, 2, 2), torch.bfloat16)
         return {
-            "codes": ((*tiles, 4, 8, 2, 2, 2, 2, 2, 2), torch.int8),
+            "codes": codes,
             "places": ((*tiles, 8, 2, 2, 2, 2, 2, 2), torch.uint8),
             "scale": ((n,), torch.float32),
         }
@@ -87,9 +92,9 @@ def fill(quantized: QuantizedWeight, layout: str, scheme: Scheme, in_features: i
             "scale": zero_pad(quantized.scale[:, 0], rows),
             "column_sum": zero_pad(sums, rows),
         }
-    if layout == "quads8":
+    if layout in _WHOLE:
         codes = zero_pad(quantized.qweight, (*columns, *rows))
-        return {**quads.compress(codes, 0, 8), "scale": zero_pad(quantized.scale[:, 0], rows)}
+        return {**quads.compress(codes, 0, _WHOLE[layout]), "scale": zero_pad(quantized.scale[:, 0], rows)}
     sparse = layout == "quads4"
     codes = zero_pad(unpack_nibbles(quantized.qweight, in_features), (*columns, *rows), value=_ZERO if sparse else 0)
     filled = quads.compress(codes, _ZERO, 4) if sparse else {"codes": _to_tiles(codes)}
@@ -114,8 +119,10 @@ def collect(
     if layout == "rows8":
         codes = parts["codes"][:out_features, :in_features].contiguous()
         return QuantizedWeight(codes, parts["scale"][:out_features, None].clone())
-    if layout == "quads8":
-        codes = quads.expand(parts["codes"], parts["places"], 0, 8)[:out_features, :in_features].contiguous()
+    if layout in _WHOLE:
+        codes = quads.expand(parts["codes"], parts["places"], 0, _WHOLE[layout])[
+            :out_features, :in_features
+        ].contiguous()
         return QuantizedWeight(codes, parts["scale"][:out_features, None].clone())
     if layout == "quads4":
         codes = quads.expand(parts["codes"], parts["places"], _ZERO, 4)

@@ -23,7 +23,7 @@ from . import activations, native
 from .activations import ActScale
 from .rounding import QuantizedWeight, check_portable, portable_spec
 from .scheme import Scheme
-from .sparsity import Block
+from .sparsity import Block, NofM
 
 Spec = tuple[tuple[int, ...], torch.dtype]
 
@@ -47,10 +47,10 @@ def _weight_spec(scheme: Scheme, out_features: int, in_features: int, stored: in
             "values": ((stored, sparsity.rows, sparsity.columns), torch.int8),
             "scale": dense["scale"],
         }
-    eight = scheme.weight_bits == 8
+    four = scheme.weight_bits == 4
     return {
         "mask": ((out_features, (in_features + 7) // 8), torch.uint8),
-        "values": ((stored if eight else (stored + 1) // 2,), torch.int8 if eight else torch.uint8),
+        "values": (((stored + 1) // 2 if four else stored,), dense["qweight"][1]),
         "scale": dense["scale"],
     }
 
@@ -85,7 +85,8 @@ def _to_weight(quantized: QuantizedWeight, scheme: Scheme, in_features: int) -> 
     if isinstance(scheme.sparsity, Block):
         codes = _to_blocks(qweight, scheme.sparsity)
     else:
-        mask, values = native.to_bitmask(qweight, scheme, in_features)
+        pack = _to_bitmask if scheme.weight_bits == 16 else native.to_bitmask
+        mask, values = pack(qweight, scheme, in_features)
         codes = {"mask": mask, "values": values}
     return {**{name: tensor.to(device) for name, tensor in codes.items()}, "scale": quantized.scale}
 
@@ -118,10 +119,39 @@ def from_portable(
         if isinstance(scheme.sparsity, Block):
             qweight = _from_blocks(held, scheme.sparsity, out_features, in_features)
         else:
-            qweight = native.from_bitmask(held["mask"], held["values"], scheme, out_features, in_features)
+            unpack = _from_bitmask if scheme.weight_bits == 16 else native.from_bitmask
+            qweight = unpack(held["mask"], held["values"], scheme, out_features, in_features)
         quantized = QuantizedWeight(qweight.to(device), tensors["scale"].detach())
     check_portable(quantized, scheme, out_features, in_features)
     return quantized
+
+
+def _to_bitmask(qweight: Tensor, _: Scheme, in_features: int) -> tuple[Tensor, Tensor]:
+    """As native.to_bitmask, of bfloat16 weights."""
+    kept = qweight != 0
+    bits = zero_pad(kept, (0, -in_features % 8)).view(len(kept), -1, 8)
+    return (bits * _BITS).sum(-1, dtype=torch.uint8), qweight[kept]
+
+
+def _from_bitmask(mask: Tensor, values: Tensor, scheme: Scheme, out_features: int, in_features: int) -> Tensor:
+    """As native.from_bitmask, of bfloat16 weights of which n of each m are kept at most."""
+    bits = ((mask[..., None] & _BITS) != 0).flatten(1)
+    kept, form = bits[:, :in_features], scheme.sparsity
+    if bits[:, in_features:].any():
+        raise ValueError("mask: has bits beyond the last input")
+    if int(kept.sum()) != len(values):
+        raise ValueError(f"values: {len(values)}, but the mask keeps {int(kept.sum())}")
+    if (
+        isinstance(form, NofM)
+        and (zero_pad(kept, (0, -in_features % form.m)).unflatten(1, (-1, form.m)).sum(-1) > form.n).any()
+    ):
+        raise ValueError(f"mask: keeps more than {form.n} of {form.m} inputs")
+    qweight = torch.zeros(out_features, in_features, dtype=values.dtype)
+    qweight[kept] = values
+    return qweight
+
+
+_BITS = torch.tensor([1 << i for i in range(8)], dtype=torch.uint8)
 
 
 def _to_blocks(qweight: Tensor, block: Block) -> dict[str, Tensor]:

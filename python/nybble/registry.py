@@ -22,6 +22,8 @@ from .sparsity import Block, Sparsity
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 FAMILIES = ("w8a8", "w8a16", "w4a8", "w4a16")
 SPARSE_FAMILIES = (*(f"sp{family}" for family in FAMILIES), "bsw8a8")
+# bfloat16 weights: on CPUs the reference alone multiplies with them.
+FLOAT_FAMILIES = ("w16a16", "spw16a16")
 # The share of zeros from which a layout is packed: below it another is faster (bench, preset sparse-crossover).
 # On AVX2 places are slow to follow for more than a few rows, so that they pay later.
 LEAST_ZEROS = {"gather8": 0.65, "spw8a8_avx2_gather": 0.85, "spw8a8_avxvnni_gather": 0.85}
@@ -116,7 +118,7 @@ def specs() -> tuple[KernelSpec, ...]:
 def all_specs() -> tuple[KernelSpec, ...]:
     """Every kernel of every op, ordered by target."""
     rows = native.kernel_table()
-    found = [_reference(family) for family in FAMILIES + SPARSE_FAMILIES]
+    found = [_reference(family) for family in FAMILIES + SPARSE_FAMILIES + FLOAT_FAMILIES]
     found += [_triton(kernel) for kernel in KERNELS]
     found += [_cuda(row) for row in native.cuda_kernel_table()]
     for row in rows:
@@ -191,6 +193,7 @@ def _cuda(row: Row) -> KernelSpec:
         group_sizes=_group_sizes(scheme.family),
         make=make,
         device="cuda",
+        act_dtypes=FLOATS[:2] if scheme.weight_bits == 16 else FLOATS,  # both operands are of one type
         m_range=(row["min_m"], row["max_m"] or None),
         rounds=torch.bfloat16 if scheme.act_bits == 16 else None,
         sparsity=scheme.sparsity,

@@ -78,18 +78,22 @@ class Ranges(NamedTuple):
         return _spread(self.zero, size, in_features)
 
 
+# What codes of a whole byte or more are stored as; 16 bits are the weights themselves, and their scale is 1.
+_STORED = {8: torch.int8, 16: torch.bfloat16}
+
+
 def join_codes(codes: Tensor, ranges: Ranges, scheme: Scheme) -> QuantizedWeight:
     """Codes (N, K), as numbers, in the portable layout."""
     codes = codes.contiguous()
-    if scheme.weight_bits == 8:
-        return QuantizedWeight(codes.to(torch.int8), ranges.scale)
+    if scheme.weight_bits != 4:
+        return QuantizedWeight(codes.to(_STORED[scheme.weight_bits]), ranges.scale)
     zero = None if scheme.symmetric else ranges.zero.to(torch.uint8)
     return QuantizedWeight(pack_nibbles(codes), ranges.scale, zero)
 
 
 def _middle(scheme: Scheme) -> float:
     """The code of 0 of symmetric weights."""
-    return 0.0 if scheme.weight_bits == 8 else 8.0
+    return 8.0 if scheme.weight_bits == 4 else 0.0
 
 
 def portable_spec(
@@ -97,8 +101,9 @@ def portable_spec(
 ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Shape and dtype of each portable tensor of an (out_features, in_features) weight."""
     groups = (out_features, scheme.groups(in_features))
-    if scheme.weight_bits == 8:
-        return {"qweight": ((out_features, in_features), torch.int8), "scale": (groups, torch.float32)}
+    if scheme.weight_bits != 4:
+        stored = _STORED[scheme.weight_bits]
+        return {"qweight": ((out_features, in_features), stored), "scale": (groups, torch.float32)}
     spec: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
         "qweight": ((out_features, (in_features + 1) // 2), torch.uint8),
         "scale": (groups, torch.bfloat16),
@@ -128,6 +133,8 @@ def check_portable(quantized: QuantizedWeight, scheme: Scheme, out_features: int
         raise ValueError("scale: must be finite and not negative")
     if scheme.weight_bits == 8 and (quantized.qweight == -128).any():
         raise ValueError("qweight: code -128 is outside [-127, 127]")
+    if scheme.weight_bits == 16 and not torch.isfinite(quantized.qweight).all():
+        raise ValueError("qweight: must be finite")
     if scheme.weight_bits == 4 and in_features % 2 and (quantized.qweight[:, -1] > 15).any():
         raise ValueError("qweight: the nibble beyond the last input must be 0")
     if quantized.zero_point is not None and (quantized.zero_point > 15).any():
@@ -170,7 +177,7 @@ def quantize_weight(weight: Tensor, scheme: Scheme, method: str = "rtn") -> Quan
 
 def dequantize_weight(quantized: QuantizedWeight, scheme: Scheme, in_features: int) -> Tensor:
     """The float32 weight (N, in_features) that the codes stand for."""
-    if scheme.weight_bits == 8:
+    if scheme.weight_bits != 4:
         return quantized.qweight.float() * quantized.scale
     codes = unpack_nibbles(quantized.qweight, in_features).float()
     size = scheme.group_size or in_features
@@ -239,7 +246,9 @@ def _quantize_rows(weight: Tensor, scheme: Scheme, method: str) -> tuple[Tensor,
 
 def group_scale(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
     """Stored scales and zero points (float) of groups whose values lie in [low, high], which includes 0."""
-    stored = torch.float32 if scheme.weight_bits == 8 else torch.bfloat16
+    if scheme.weight_bits == 16:
+        return torch.ones_like(low), torch.zeros_like(low)
+    stored = torch.bfloat16 if scheme.weight_bits == 4 else torch.float32
     if scheme.weight_bits == 8:
         span, zero = torch.maximum(-low, high) / 127, torch.zeros_like(low)
     elif scheme.symmetric:
@@ -256,6 +265,8 @@ def group_scale(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tensor, Tens
 
 def group_codes(values: Tensor, scale: Tensor, zero: Tensor, scheme: Scheme) -> Tensor:
     """The codes, as floats, that are nearest to values; scale and zero, as of group_scale, broadcast to them."""
+    if scheme.weight_bits == 16:
+        return values.to(torch.bfloat16).to(values.dtype)
     lowest, highest = (-127, 127) if scheme.weight_bits == 8 else (0, 15)
     usable = scale > 0
     divisor = torch.where(usable, scale.to(values.dtype), 1)

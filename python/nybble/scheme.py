@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from .sparsity import Block, Sparsity, parse_name
+from .sparsity import Block, NofM, Sparsity, parse_name
 
 GROUP_SIZES = (32, 64, 128)
 
@@ -13,12 +13,13 @@ GROUP_SIZES = (32, 64, 128)
 _MAX_INT8_PRODUCTS = 65_793
 
 _NAME = re.compile(
-    r"(?P<sparsity>sp\d{1,2}|sp\d{1,3}of\d{1,3}|bs\d{1,3}x\d{1,3})?w(?P<weight>[48])a(?P<act>8|16)(?:g(?P<group>32|64|128))?(?P<asymmetric>asym)?"
+    r"(?P<sparsity>sp\d{1,2}|sp\d{1,3}of\d{1,3}|bs\d{1,3}x\d{1,3})?w(?P<weight>4|8|16)a(?P<act>8|16)(?:g(?P<group>32|64|128))?(?P<asymmetric>asym)?"
     r"(?P<static>static)?"
 )
 _GRAMMAR = (
     "w8a8, w8a16, w4a8 or w4a16; the w4 ones may take g32, g64 or g128, then asym: w4a16g128, w4a8g32asym; "
-    "the a8 ones may end in static: w8a8static; before it sp50 (percent of zeros), sp24 (2:4), sp32of128 or bs32x32 (blocks): sp50w8a8"
+    "the a8 ones may end in static: w8a8static; before it sp50 (percent of zeros), sp24 (2:4), sp32of128 or bs32x32 (blocks): sp50w8a8; "
+    "sp24w16a16 has bfloat16 weights"
 )
 
 
@@ -27,8 +28,8 @@ class Scheme:
     """Weights as integers times scales, with float (16) or quantized (8) activations.
 
     Args:
-        weight_bits: 8 (codes in [-127, 127], one float32 scale an output channel) or 4 (codes in [-8, 7], bfloat16
-            scales).
+        weight_bits: 8 (codes in [-127, 127], one float32 scale an output channel), 4 (codes in [-8, 7], bfloat16
+            scales) or 16 (bfloat16 as they are, with a scale of 1; of 2:4 and float activations alone).
         act_bits: 16 (activations stay float) or 8 (codes in [-128, 127] with a scale and a zero point).
         group_size: inputs that share a scale: 32, 64 or 128; None: all of them. 4-bit weights alone.
         symmetric: zero is code 0; otherwise each group has its own zero point. 4-bit weights alone.
@@ -49,17 +50,19 @@ class Scheme:
     static: bool = False
 
     def __post_init__(self) -> None:
-        if self.weight_bits not in (4, 8):
-            raise ValueError(f"weight_bits={self.weight_bits!r}: must be 4 or 8")
+        if self.weight_bits not in (4, 8, 16):
+            raise ValueError(f"weight_bits={self.weight_bits!r}: must be 4, 8 or 16")
         if self.act_bits not in (8, 16):
             raise ValueError(f"act_bits={self.act_bits!r}: must be 8 or 16")
         if self.group_size is not None and self.group_size not in GROUP_SIZES:
             raise ValueError(f"group_size={self.group_size!r}: must be None or one of {GROUP_SIZES}")
-        if self.weight_bits == 8 and (self.group_size is not None or not self.symmetric):
+        if self.weight_bits != 4 and (self.group_size is not None or not self.symmetric):
             raise ValueError(
                 f"group_size={self.group_size!r}, symmetric={self.symmetric!r}: "
-                "8-bit weights are symmetric with one scale a channel"
+                f"{self.weight_bits}-bit weights are symmetric with one scale a channel"
             )
+        if self.weight_bits == 16 and (self.act_bits != 16 or self.sparsity not in (None, NofM(2, 4))):
+            raise ValueError("weight_bits=16: bfloat16 weights are for 2:4 with float activations, sp24w16a16")
         if self.sparsity is not None and not self.symmetric:
             raise ValueError(
                 f"symmetric=False: {self.sparsity} weights are symmetric, or their zeros would have a code"

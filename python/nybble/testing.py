@@ -46,6 +46,7 @@ SHAPES = {
 
 SPARSE_SCHEMES = {
     "spw8": ("sp50{}", "sp24{}", "sp32of128{}"),
+    "spw1": ("sp24{}",),
     "spw4": ("sp50{}", "sp50{}g32", "sp24{}g64", "sp32of128{}g128"),
     "bsw8": ("bs16x4{}", "bs48x64{}"),
 }
@@ -59,9 +60,9 @@ def schemes_of(family: str) -> list[Scheme]:
     """Every scheme of a family such as "w4a8"; of the many sparse ones, a few."""
     if family.startswith(("sp", "bs")):
         return [Scheme.parse(name.format(family[2:])) for name in SPARSE_SCHEMES[family[:4]]]
-    weight_bits, act_bits = int(family[1]), int(family[3:])
-    if weight_bits == 8:
-        return [Scheme(8, act_bits)]
+    weight_bits, act_bits = map(int, family.removeprefix("w").split("a"))
+    if weight_bits != 4:
+        return [Scheme(weight_bits, act_bits)]
     return [Scheme(4, act_bits, group, symmetric) for group in (None, *GROUP_SIZES) for symmetric in (True, False)]
 
 
@@ -87,6 +88,9 @@ def random_weight(
     octaves = torch.rand(groups, generator=generator) * 4 - 8
     scale = torch.ones(groups, dtype=dtype) if unit_scale else torch.exp2(octaves).to(dtype)
     kept = random_mask(scheme, out_features, in_features, generator)
+    if scheme.weight_bits == 16:
+        values = torch.randn(out_features, in_features, generator=generator) * kept
+        return QuantizedWeight(values.bfloat16(), torch.ones(groups))
     if scheme.weight_bits == 8:
         return QuantizedWeight((integers(-127, 127, (out_features, in_features)) * kept).to(torch.int8), scale)
     codes = integers(0, 15, (out_features, in_features)).where(kept, 8).to(torch.uint8)

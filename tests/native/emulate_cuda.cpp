@@ -69,6 +69,12 @@ struct Weight {
       const bool kept = column < k && integer(0, 7) > 0;
       double step = row_scale[row];
       int code = kept ? integer(-127, 127) : 0;
+      if (bits == 16) {
+        const uint16_t half = kept ? nc::bf16_of_float(real()) : 0;
+        std::memcpy(bytes + (tile * 8 + 4 * h + f) * 512 + lane * 16 + 8 * s + 4 * r + 2 * e, &half, 2);
+        if (kept) value[static_cast<size_t>(row) * k + column] = nc::emulated::value_of(half, true);
+        continue;
+      }
       if (bits == 8) {
         bytes[(tile * 4 + f) * 512 + lane * 16 + 8 * h + 4 * r + 2 * s + e] = static_cast<uint8_t>(code);
       } else {
@@ -83,7 +89,7 @@ struct Weight {
 
   void fill(int row) {
     uint8_t* bytes = reinterpret_cast<uint8_t*>(codes.data());
-    row_scale[row] = std::ldexp(1 + integer(0, 127) / 128.0f, -7);
+    row_scale[row] = bits == 16 ? 1.0f : std::ldexp(1 + integer(0, 127) / 128.0f, -7);
     double sum = 0;
     for (int at = 0; at < k; at++) {
       double& w = value[static_cast<size_t>(row) * k + at];
@@ -177,7 +183,8 @@ void launch(NybbleCudaProduct p, const Case& c, size_t shared, void (*kernel)(Ny
 template <class W, class X, int Rows, int Tokens>
 void compare(const char* name, const Case& c, int dtype, size_t shared, void (*kernel)(NybbleCudaProduct)) {
   constexpr bool kSparse = std::is_base_of<nc::TwoOfFour, W>::value;
-  const Weight weight(W::kGrouped ? 4 : 8, c.n, c.k, c.group, c.symmetric || kSparse, kSparse);
+  constexpr int kBits = std::is_same<W, nc::Quads16>::value ? 16 : W::kGrouped ? 4 : 8;
+  const Weight weight(kBits, c.n, c.k, c.group, c.symmetric || kSparse, kSparse);
   const int64_t ldx = up(c.k, 8) + 8;
   std::vector<nc::Vector> x((c.m * ldx + 7) / 8, {{0x7FC07FC0u, 0x7FC07FC0u, 0x7FC07FC0u, 0x7FC07FC0u}});
   uint16_t* xs = reinterpret_cast<uint16_t*>(x.data());
@@ -396,6 +403,9 @@ int main() {
   run_stream<nc::Quads8, nc::F16>("sp24w8a16 stream f16", NYBBLE_F16);
   run_stream<nc::Quads4, nc::Bf16>("sp24w4a16 stream bf16", NYBBLE_BF16);
   run_stream<nc::Quads4, nc::F16>("sp24w4a16 stream f16", NYBBLE_F16);
+  run_stream<nc::Quads16, nc::Bf16>("sp24w16a16 stream", NYBBLE_BF16);
+  run_tiles<nc::Quads16, nc::Bf16, 2>("sp24w16a16 tiles 2", NYBBLE_BF16);
+  run_tiles<nc::Quads16, nc::Bf16, 4>("sp24w16a16 tiles 4", NYBBLE_BF16);
   run_tiles<nc::Quads8, nc::Bf16, 4>("sp24w8a16 tiles bf16 4", NYBBLE_BF16);
   run_tiles<nc::Quads8, nc::F16, 2>("sp24w8a16 tiles f16 2", NYBBLE_F16);
   run_tiles<nc::Quads4, nc::Bf16, 2>("sp24w4a16 tiles bf16 2", NYBBLE_BF16);

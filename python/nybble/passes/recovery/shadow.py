@@ -45,7 +45,7 @@ class Shadow(nn.Module):
         left_over = (
             dense.detach().float() / self._spread(self._scale).clamp_min(torch.finfo(torch.float32).tiny) - values
         )
-        rounds = isinstance(layer, Linear)
+        rounds = isinstance(layer, Linear) and layer.scheme.weight_bits != 16
         # Short of the half, so that the codes are those of the layer.
         self.latent = nn.Parameter(values + left_over.clamp(-0.49, 0.49) if rounds else values)
         # A group whose scale is 0 has no codes either.
@@ -55,7 +55,7 @@ class Shadow(nn.Module):
         self.gain = nn.Parameter(torch.zeros_like(self._scale))
         bias = cast("nn.Parameter | None", layer.bias)
         self.bias = None if bias is None else nn.Parameter(bias.detach().float().clone())
-        self._range = _code_range(layer) if isinstance(layer, Linear) else None
+        self._range = _code_range(layer) if isinstance(layer, Linear) and rounds else None
         if self._keep is not None:
             self.latent.data.mul_(self._keep)
 
@@ -105,8 +105,10 @@ class Shadow(nn.Module):
             if bias is not None:
                 pruned.bias = bias
             return pruned.eval()
-        whole = (codes + self._zero).round()
-        packed = whole.to(torch.int8) if layer.scheme.weight_bits == 8 else pack_nibbles(whole)
+        whole = codes + self._zero
+        packed = (
+            pack_nibbles(whole.round()) if layer.scheme.weight_bits == 4 else whole.to(layer.quantized().qweight.dtype)
+        )
         quantized = QuantizedWeight(packed, scale.to(self._stored), layer.quantized().zero_point)
         kind = SparseLinear if isinstance(layer, SparseLinear) else Linear
         scheme, dtype = layer.scheme, layer.dtype
@@ -139,7 +141,7 @@ def _parts(layer: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
         weight = cast(Tensor, layer.weight).detach().float()
         return weight.clone(), torch.ones(len(weight), 1), torch.zeros(1)
     quantized, k = layer.quantized(), layer.in_features
-    if layer.scheme.weight_bits == 8:
+    if layer.scheme.weight_bits != 4:
         return quantized.qweight.float(), quantized.scale.float(), torch.zeros(1)
     codes = unpack_nibbles(quantized.qweight, k).float()
     zero = torch.full((1,), 8.0)
