@@ -113,6 +113,8 @@ struct Scales {
 
 // Weights of a half of a tile, none left out: the two steps of m16n8k16 for four fragments.
 struct Dense {
+  static constexpr int kBlocks = 0;  // with many tokens, that a multiprocessor has registers for; 0: as ptxas chooses
+
   struct Half {
     uint32_t a[2][4][4];
   };
@@ -128,6 +130,8 @@ struct Dense {
 
 // Two of each four: one m16n8k32 for each fragment.
 struct TwoOfFour {
+  static constexpr int kBlocks = 2;  // where it chooses, registers spill
+
   static __device__ __forceinline__ int chunk(int half, int lane) { return frag4_chunk(half, lane); }
 
   struct Half {

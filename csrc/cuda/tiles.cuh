@@ -105,9 +105,8 @@ __device__ __forceinline__ void multiply_s8(const NybbleCudaProduct& p, const Ve
   }
 }
 
-// Two blocks a multiprocessor are what kernels.def asks for; for more, ptxas would spill registers.
 template <class W, class X, int MT>
-__global__ void __launch_bounds__(kThreads, 2) tiles_kernel(const NybbleCudaProduct p) {
+__global__ void __launch_bounds__(kThreads, W::kBlocks) tiles_kernel(const NybbleCudaProduct p) {
   using T = Tiles<W, X, MT>;
   const int warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
   const int64_t tiles = p.n_padded / kTile, first_token = static_cast<int64_t>(blockIdx.z) * T::kBlockTokens;
