@@ -74,7 +74,7 @@ def ceilings_step(done: list[Row], until: float) -> Iterator[Row]:
 
 def goals_step(done: list[Row], until: float) -> Iterator[Row]:
     """Every goal and every limit."""
-    for goal in (*gpu_goals.GOALS, *gpu_goals.LIMITS):
+    for goal in gpu_goals.ALL:
         if monotonic() < until and not has(done, "goals", goal.key):
             yield gpu_measure.goal(goal, done) if isinstance(goal, Goal) else gpu_measure.limit(goal, done)
 

@@ -91,7 +91,9 @@ def _show_info(info: dict[str, Any]) -> None:
         ("targets", " ".join(info["targets"]) + (f" (NYBBLE_TARGET={info['cap']})" if info["cap"] else "")),
     ]
     rows += [(f"  no {target}", reason) for target, reason in info["missing"].items()]
-    rows.append(("CUDA kernels", "built" if info["cuda_kernels"] else "not built (no nvcc, or NYBBLE_CUDA=OFF, at build time)"))
+    rows.append(
+        ("CUDA kernels", "built" if info["cuda_kernels"] else "not built (no nvcc, or NYBBLE_CUDA=OFF, at build time)")
+    )
     for extra, absent in info["extras"].items():
         lacks = f"lacks {', '.join(absent)}: pip install 'nybble[{extra}]'"
         rows.append((f"extra {extra}", lacks if absent else "installed"))

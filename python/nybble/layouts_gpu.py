@@ -146,7 +146,8 @@ def _to_tiles(codes: Tensor) -> Tensor:
 def _from_tiles(packed: Tensor) -> Tensor:
     tiled = torch.stack((packed & 15, packed >> 4), dim=-1)
     # The byte's place splits into the pair's two inputs: (0, 2, 1, 3).
-    return tiled.unflatten(-2, (2, 2)).permute(_FROM_TILE).flatten(4).flatten(0, 3)
+    codes: Tensor = tiled.unflatten(-2, (2, 2)).permute(_FROM_TILE).flatten(4).flatten(0, 3)
+    return codes
 
 
 def _round_up(value: int, multiple: int) -> int:
