@@ -391,6 +391,8 @@ def test_why_not_names_the_rows_and_explain_the_rounding(gpu):
     assert spec_of("w4a16_sm80").why_not(problem) == "is for 1 to 64 tokens, not 65"
     text = str(explain(dataclasses.replace(problem, m=2)))
     assert "runs  w4a16_sm80_gemv, which rounds float32 activations to bfloat16" in text
+    text = str(explain(dataclasses.replace(problem, scheme=Scheme.parse("w8a8"))))
+    assert "runs  w8a8_triton, compiled when it is first called, which takes about a second" in text
 
 
 # --- nybble.kernels

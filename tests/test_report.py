@@ -129,6 +129,12 @@ def test_table_says_when_speed_was_not_measured() -> None:
     assert "slower" not in text
 
 
+def test_table_says_what_the_first_call_of_a_triton_kernel_costs() -> None:
+    text = str(report(swapped(kernel="w8a8_triton")))
+    assert "..._triton : compiled when it is first called, which takes about a second" in text
+    assert "_triton" not in str(report(swapped()))
+
+
 def test_table_of_nothing() -> None:
     assert "0 of 0 layers swapped" in str(report(weight_bytes=0, weight_bytes_changed=0))
 

@@ -13,6 +13,9 @@ from . import selfcheck
 from .registry import KernelSpec, Plan, Problem, specs
 from .scheme import Scheme
 
+# Of Triton's kernels: what whoever waits for it should know.
+FIRST_CALL = "compiled when it is first called, which takes about a second; Triton keeps the code for later processes"
+
 
 class NoKernelError(RuntimeError):
     """No kernel solves the problem; the message has every reason."""
@@ -34,9 +37,13 @@ class Explanation:
         return "\n".join(lines)
 
     def _note(self) -> str:
-        """What the kernel does to the activations that their dtype does not say."""
+        """What the kernel does to the activations that their dtype does not say, or to its first caller."""
         spec = next((spec for spec in specs() if spec.name == self.kernel), None)
-        if spec is None or spec.rounds is None or self.problem.dtype is not torch.float32:
+        if spec is None:
+            return ""
+        if spec.target == "triton":
+            return f", {FIRST_CALL}"
+        if spec.rounds is None or self.problem.dtype is not torch.float32:
             return ""
         return f", which rounds float32 activations to {str(spec.rounds).removeprefix('torch.')}"
 

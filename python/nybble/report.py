@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from .dispatch import FIRST_CALL
+
 SCHEMA = "nybble.report/1"
 
 
@@ -162,6 +164,8 @@ class Report:
             )
         else:
             lines.append("speed was not measured (goal='memory')")
+        if any("_triton" in (layer.kernel or "") for layer in self.layers):
+            lines.append(f"..._triton : {FIRST_CALL}")
         if any(_error_cells(layer) for layer in self.layers):
             lines.append(
                 "error % : of a layer's output on held-out calibration data, by rounding alone -> as it is now"
