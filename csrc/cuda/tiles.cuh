@@ -10,7 +10,8 @@ namespace cuda {
 template <class W, class X, int MT>
 struct Tiles {
   static constexpr int kRows = kWarps * kTile, kBlockTokens = MT * kTokens;
-  static constexpr int kWeights = kWarps * W::kVectors * kLanes;  // vectors of a stage, then those of x
+  static constexpr int kBlocks = X::kElementBytes == 1 ? 1 : W::kBlocks;  // of a multiprocessor; 0: as ptxas chooses
+  static constexpr int kWeights = kWarps * W::kVectors * kLanes;          // vectors of a stage, then those of x
   static constexpr int kStage = kWeights + kBlockTokens * X::kChunks;
   static constexpr int kRing = kStages * kStage * 16;
   static constexpr int kSums = kBlockTokens * (kRows + kPad) * 4;
@@ -106,7 +107,7 @@ __device__ __forceinline__ void multiply_s8(const NybbleCudaProduct& p, const Ve
 }
 
 template <class W, class X, int MT>
-__global__ void __launch_bounds__(kThreads, W::kBlocks) tiles_kernel(const NybbleCudaProduct p) {
+__global__ void __launch_bounds__(kThreads, (Tiles<W, X, MT>::kBlocks)) tiles_kernel(const NybbleCudaProduct p) {
   using T = Tiles<W, X, MT>;
   const int warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
   const int64_t tiles = p.n_padded / kTile, first_token = static_cast<int64_t>(blockIdx.z) * T::kBlockTokens;
