@@ -8,8 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..passes.choose import plan
+from ..passes.optimize import optimize
 from ..passes.quantize import quantize
 from ..passes.sparsify import sparsify
+from .accuracy_outliers import plant
 from .accuracy_simulated import simulate
 
 SEEDS = (0, 1, 2)  # of the calibration data
@@ -52,6 +55,9 @@ class Bar:
 
 W4, W4_CHANNEL, W3, W8A8 = "w4a16g128", "w4a16", "w3g128 (simulated)", "w8a8"
 FREE, MORE, NM = "50%", "70%", "2:4"
+OUTLIERS = (4, 16)  # of 384 channels
+CANDIDATES = ("w4a16", "w4a16g32", "w4a16g64", "w8a16", "sp50w4a16g128", "sp75w4a16g128")
+PLANNED = 3  # calibration batches that a plan is chosen by
 RECOVERED = (W4, "rtn"), (FREE, "sparsegpt"), (NM, "sparsegpt")
 
 
@@ -64,29 +70,48 @@ def _quantized(scheme: str, method: str, seeded: bool, **options: Any) -> Method
     return Method(scheme, name, make, seeded, (scheme, name) in RECOVERED)
 
 
-def _pruned(pattern: str, method: str) -> Method:
+def _pruned(pattern: str, method: str, outliers: int = 0) -> Method:
     seeded = method != "magnitude"
 
     def make(model: nn.Module, calibration: Sequence[Tensor]) -> object:
+        plant(model, outliers)
         data = calibration if seeded else None
         return sparsify(model, pattern, method=method, calibration=data, scheme=None, goal="memory")
 
-    return Method(pattern, method, make, seeded, (pattern, method) in RECOVERED)
+    setting = f"{pattern}, {outliers} outlier channels" if outliers else pattern
+    return Method(setting, method, make, seeded, (setting, method) in RECOVERED)
+
+
+def _planned(budget: str) -> Method:
+    """A scheme for each layer, by what GPTQ and SparseGPT make of it, in the bytes of uniform ``budget``."""
+
+    def make(model: nn.Module, calibration: Sequence[Tensor]) -> object:
+        made = {"quantize": {"method": "gptq"}, "sparsify": {"method": "sparsegpt"}}
+        arguments = {name: {**options, "calibration": calibration} for name, options in made.items()}
+        found = plan(model, CANDIDATES, calibration[:PLANNED], budget={"bytes": budget}, **arguments)
+        return optimize(model, found.recipe, calibration=calibration)
+
+    return Method(budget, "plan", make)
 
 
 METHODS = (
     *(_quantized(scheme, method, False) for scheme in (W4, W4_CHANNEL) for method in ("rtn", "mse")),
     *(_quantized(scheme, method, True) for scheme in (W4, W4_CHANNEL) for method in ("awq", "gptq")),
+    _planned(W4),
     Method(W3, "rtn", lambda model, _: simulate(model, 3, None), False),
     Method(W3, "gptq", lambda model, calibration: simulate(model, 3, calibration)),
     _quantized(W8A8, "rtn", False),
     _quantized(W8A8, "rtn", True, smooth=True),
     *(_pruned(pattern, method) for pattern in (FREE, MORE, NM) for method in ("magnitude", "wanda", "sparsegpt")),
+    # The model has none of the channels that Wanda is for; with some, its function the same:
+    *(_pruned(FREE, method, outliers) for outliers in OUTLIERS for method in ("magnitude", "wanda")),
 )
 BARS = (
     Bar(W4, "gptq", "rtn", 0.85),
     Bar(W4, "awq", "rtn", 0.9),
     Bar(W4, "best", "rtn", 0.75),
+    Bar(W4, "plan", "rtn", 0.7),
+    Bar(W4, "plan", "gptq", 0.7),  # what the mixture does, by the methods that made it
     Bar(W3, "gptq", "rtn", 0.6),
     Bar(W8A8, "rtn + smooth", None, 0.02),
     Bar(FREE, "sparsegpt", "magnitude", 0.35),

@@ -9,47 +9,35 @@ from functools import partial
 from statistics import mean
 
 import torch
-from torch import nn
 
 from ..demo.accuracy.language import Language
 from ..demo.data import all_sentences
 from ..demo.model import embed
 from ..demo.model import load as load_encoder
-from ..evaluate import evaluate
 from ..monitor import Monitor
-from ..passes.choose import ChosenPlan, plan
+from ..passes.choose import plan
 from ..passes.measure import interleaved
 from ..passes.optimize import optimize
 from ..passes.quantize import quantize
 from .figures import Figure
 
-UNIFORM, FAST = "w4a16g128", "w8a8"
-CANDIDATES = ("w4a16", "w4a16g32", "w8a8", "sp50w4a16g128")
-FAST_CANDIDATES = ("w4a8g128", "w8a16")
+FAST = "w8a8"
+CANDIDATES = ("w4a8g128", "w8a16")
 M = 16
-PLANNED, JUDGED = 24, 128  # sequences
+PLANNED = 24  # sequences
 SENTENCES, ROWS, SECONDS = 256, 32, 20.0
 LEAST_COSINE = {"w4a8g128": 0.99, "w8a8": 0.998}
 LEAST_NOISE = 0.01  # that two runs of one model differ by at least
 MOST_WATCHING = 0.02
 
 
-def by_bytes(language: Language) -> Iterator[Figure]:
-    """A mixed plan that is no larger than uniform w4, beside that."""
-    data = language.calibrating(PLANNED, seed=0)
-    chosen = plan(language.model, CANDIDATES, data, budget={"bytes": UNIFORM})
-    ours, uniform = _made(language, chosen), copy.deepcopy(language.model)
-    quantize(uniform, UNIFORM, goal="memory")
-    losses = [_loss(model, language) for model in (ours, uniform)]
-    yield Figure(f"plan at the bytes of {UNIFORM}, loss over its", losses[0] / losses[1], "", 0.7)
-
-
 def by_time(language: Language) -> Iterator[Figure]:
     """A plan that is as fast as uniform w8a8, beside that, one after the other."""
     data = language.calibrating(PLANNED, seed=0)
     with torch.inference_mode():
-        chosen = plan(language.model, FAST_CANDIDATES, data, budget={"ms": FAST}, m=M)
-        ours, uniform = _made(language, chosen), copy.deepcopy(language.model)
+        chosen = plan(language.model, CANDIDATES, data, budget={"ms": FAST}, m=M)
+        ours, uniform = copy.deepcopy(language.model), copy.deepcopy(language.model)
+        optimize(ours, chosen.recipe)
         quantize(uniform, FAST, goal="memory")
         ids = language.held_out[:1, :M]
         models = {"plan": ours, "uniform": uniform, "again": copy.deepcopy(uniform)}
@@ -95,15 +83,4 @@ def watched(_: Language) -> Iterator[Figure]:
     yield Figure(f"monitor, one call in {monitor.every}, of a call's time", share, "", MOST_WATCHING)
 
 
-def _made(language: Language, chosen: ChosenPlan) -> nn.Module:
-    model = copy.deepcopy(language.model)
-    optimize(model, chosen.recipe)
-    return model
-
-
-def _loss(model: nn.Module, language: Language) -> float:
-    """ln(perplexity / that of the dense model)."""
-    return evaluate(model, language.model, language.judged(JUDGED), "perplexity")["delta_ln_ppl"]
-
-
-more = (by_bytes, by_time, encoder, watched)
+more = (by_time, encoder, watched)

@@ -23,3 +23,13 @@ def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def narrow_llama():
+    """A language model in Llama form of two narrow blocks and 64 tokens, untrained."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    shape = {"hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.LlamaConfig(**shape, vocab_size=64, tie_word_embeddings=True)
+    return transformers.LlamaForCausalLM(config).eval()

@@ -1,11 +1,15 @@
 """--preset accuracy: its simulated formats, its bars and its table."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
-from nybble.bench import accuracy, accuracy_methods, accuracy_simulated, presets
+from nybble import sparsify
+from nybble.bench import accuracy, accuracy_methods, accuracy_outliers, accuracy_simulated, presets
 from nybble.bench.accuracy import Loss
+from nybble.evaluate.memory import held_bytes
 
 
 def correlated(n, k, rows, seed=0):
@@ -78,6 +82,37 @@ def test_losses_that_a_file_has_are_taken_from_it(monkeypatch):
     assert measured == [missing]
     assert len([line for line in put if line["kind"] == "accuracy"]) == len(lines)
     assert "0.3000" in texts[1]  # (0.1 + 0.5 + 0.3) / 3
+
+
+def test_planted_outliers_change_neither_the_model_nor_wandas_choice(narrow_llama):
+    model = narrow_llama
+    ids = torch.randint(64, (4, 16), generator=torch.Generator().manual_seed(0))
+    planted = copy.deepcopy(model)
+    accuracy_outliers.plant(planted, 3)
+    with torch.no_grad():
+        assert torch.equal(planted(ids).logits, model(ids).logits)
+    query = [one.model.layers[0].self_attn.q_proj for one in (model, planted)]
+    assert (query[0].weight != query[1].weight).any(0).sum() == 3
+    assert torch.equal(planted.lm_head.weight, model.lm_head.weight)
+    for method, equal in (("wanda", True), ("magnitude", False)):
+        made = [copy.deepcopy(one) for one in (model, planted)]
+        for one in made:
+            data = [ids] if method == "wanda" else None
+            sparsify(one, "50%", method=method, calibration=data, scheme=None, goal="memory", exclude=("lm_head",))
+        masks = [one.model.layers[0].self_attn.q_proj.weight != 0 for one in made]
+        assert torch.equal(*masks) == equal
+
+
+def test_a_plan_is_made_within_the_bytes_that_its_setting_takes(narrow_llama):
+    model = narrow_llama
+    data = torch.randint(64, (4, 2, 16), generator=torch.Generator().manual_seed(0)).unbind()
+    made = {}
+    for method in accuracy_methods.METHODS:
+        if method.setting == accuracy_methods.W4 and method.name in ("gptq", "plan"):
+            made[method.name] = copy.deepcopy(model)
+            method.make(made[method.name], data)
+    assert held_bytes(made["plan"]) <= held_bytes(made["gptq"]) < held_bytes(model)
+    assert not torch.equal(made["plan"](data[0]).logits, made["gptq"](data[0]).logits)
 
 
 def test_figures_and_table_are_of_the_means():

@@ -18,15 +18,10 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def story():
-    """The whole of it on a model of two narrow blocks that knows nothing."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    shape = {"hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
-    model = LlamaForCausalLM(LlamaConfig(**shape, vocab_size=64, tie_word_embeddings=True)).eval()
+def story(narrow_llama):
+    """The whole of it on a model that knows nothing."""
     ids = torch.randint(64, (2, 16, 32), generator=torch.Generator().manual_seed(0))
-    narrow = language.Language(model, ids[0], ids[1], ids[1], {})
+    narrow = language.Language(narrow_llama, ids[0], ids[1], ids[1], {})
     told = []
     found = steps.tell(narrow, steps.Sizes(judged=8, planned=8, calibration=16, distilling=16), told.append)
     assert len(told) == steps.STEPS

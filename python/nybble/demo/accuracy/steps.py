@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,8 +16,9 @@ from ...passes.quantize import quantize
 from .language import BATCH, Language
 
 UNIFORM = "w4a16g128"
-CANDIDATES = ("w4a16", "w4a16g32", "w8a8")
-DENSE, RTN = "dense, float32", f"all {UNIFORM}, rtn"
+CANDIDATES = ("sp50w4a16g128", "w4a16g32", "w8a16")
+METHODS = ("rtn", "awq", "gptq")
+DENSE, RTN, PLAN = "dense, float32", f"all {UNIFORM}, {METHODS[0]}", "plan of the same bytes, gptq and sparsegpt"
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Sizes:
     """Sequences to judge, to plan, to calibrate and to distil by."""
 
     judged: int = 128
-    planned: int = 24
-    calibration: int = 64
+    planned: int = 16
+    calibration: int = 32
     distilling: int = 512
 
 
@@ -57,37 +57,37 @@ def tell(language: Language, sizes: Sizes, advance: Callable[[str], None]) -> St
     """Make and judge every model; ``advance`` is told of each that is done."""
     calibration = language.calibrating(sizes.calibration, seed=0)
     chosen = plan(
-        language.model, (UNIFORM, *CANDIDATES), calibration[: -(-sizes.planned // BATCH)], budget={"bytes": UNIFORM}
+        language.model,
+        (UNIFORM, *CANDIDATES),
+        calibration[: -(-sizes.planned // BATCH)],
+        budget={"bytes": UNIFORM},
+        quantize={"method": "gptq", "calibration": calibration},
+        sparsify={"method": "sparsegpt", "calibration": calibration},
     )
     advance("plan")
     steps = []
-    for name, make in _makers(language, chosen, calibration, sizes.distilling).items():
-        model = copy.deepcopy(language.model)
-        make(model)
+    for name, model in _models(language, chosen, calibration, sizes.distilling):
         found = evaluate(model, language.model, language.judged(sizes.judged), ("perplexity", "kl"))
         steps.append(Step(name, held_bytes(model) / 1e6, found))
         advance(name)
     return Story(tuple(steps), chosen)
 
 
-def _makers(
+def _models(
     language: Language, chosen: ChosenPlan, calibration: Sequence[Tensor], distilling: int
-) -> Mapping[str, Callable[[nn.Module], object]]:
-    def uniform(**options: Any) -> Callable[[nn.Module], object]:
-        return lambda model: quantize(model, UNIFORM, goal="memory", **options)
-
-    def recovered(model: nn.Module) -> object:
-        optimize(model, chosen.recipe)
-        return language.recover(model, distilling, seed=0)
-
-    return {
-        DENSE: lambda model: None,
-        RTN: uniform(),
-        "plan of the same bytes, rtn": lambda model: optimize(model, chosen.recipe),
-        f"all {UNIFORM}, awq": uniform(method="awq", calibration=calibration),
-        f"all {UNIFORM}, gptq": uniform(method="gptq", calibration=calibration),
-        "plan, rtn, recovered": recovered,
-    }
+) -> Iterator[tuple[str, nn.Module]]:
+    """Each model of the story; a model is of use until the next is asked for."""
+    yield DENSE, language.model
+    for method in METHODS:
+        model = copy.deepcopy(language.model)
+        data = None if method == METHODS[0] else calibration
+        quantize(model, UNIFORM, goal="memory", method=method, calibration=data)
+        yield f"all {UNIFORM}, {method}", model
+    model = copy.deepcopy(language.model)
+    optimize(model, chosen.recipe, calibration=calibration)
+    yield PLAN, model
+    language.recover(model, distilling, seed=0)
+    yield f"{PLAN}, recovered", model
 
 
 STEPS = 7  # that `tell` advances by
