@@ -82,6 +82,7 @@ def parser() -> argparse.ArgumentParser:
     add("--budget", type=_argument(_seconds), default="10", help="seconds that a cell may time")
     add("--preset", choices=presets.PRESETS, help="a run that says which targets are met")
     add("--resume", type=Path, metavar="FILE", help="with --preset accuracy: what this file of results has is taken")
+    add("--only", action="append", default=[], metavar="GLOB", help="with --preset accuracy: settings such as '50%%*'")
     add("--model", nargs="?", const="*", metavar="GLOB", help="a whole model instead: decode, prefill and memory")
     add("--json", action="store_true", help="one JSON object a line")
     add("--out", type=Path, help="write the JSON lines to this file as they come")
@@ -128,8 +129,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _measure(args: argparse.Namespace) -> int:
     rivals = peers.matching(args.peers)
     threads = [presets.THREADS] if args.preset else args.threads
-    if args.resume and args.preset != "accuracy":
-        raise ValueError(f"--resume {args.resume}: goes with --preset accuracy")
+    for name in ("resume", "only"):
+        if getattr(args, name) and args.preset != "accuracy":
+            raise ValueError(f"--{name} {getattr(args, name)}: goes with --preset accuracy")
     done = load(args.resume) if args.resume else []  # before --out, which may be the same file
     limits = _ceilings(threads)
     with sink(args.out, args.json) as put:
@@ -151,8 +153,8 @@ def _texts(
         yield from _model(args, put)
     elif args.preset:
         run, steps = presets.PRESETS[args.preset]
-        with progress(steps(args.shapes)) as advance:
-            yield from run(presets.Setup(rivals, args.shapes, args.budget, limits, put, advance, done))
+        with progress(steps(args.shapes, args.only)) as advance:
+            yield from run(presets.Setup(rivals, args.shapes, args.budget, limits, put, advance, done, args.only))
     else:
         caches = [name for name in ("cold", "hot") if getattr(args, name)] or ["cold"]
         kernels = kernel_makers(args.kernel)

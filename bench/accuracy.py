@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from statistics import mean
 
 from torch import nn
@@ -20,7 +21,25 @@ from .results import Row
 
 CALIBRATION, DISTILLING, JUDGED = 64, 1024, 128  # sequences
 
-STEPS = sum(len(method.seeds) * len(method.names) for method in METHODS) + len(more)
+
+def _asked(only: Sequence[str]) -> tuple[list[Method], list[Callable[[Language], Iterator[Figure]]]]:
+    """Methods and other figures whose setting or name is like one of ``only``, all of them where that is empty.
+
+    Raises:
+        ValueError: one of ``only`` is like none.
+    """
+    names = [*dict.fromkeys(method.setting for method in METHODS), *(run.__name__ for run in more)]
+    for glob in only:
+        if not any(fnmatchcase(name, glob) for name in names):
+            raise ValueError(f"--only {glob}: like none of {'; '.join(names)}")
+    taken = {name for name in names if not only or any(fnmatchcase(name, glob) for glob in only)}
+    return [one for one in METHODS if one.setting in taken], [run for run in more if run.__name__ in taken]
+
+
+def steps(only: Sequence[str]) -> int:
+    """How often a run advances."""
+    methods, others = _asked(only)
+    return sum(len(method.seeds) * len(method.names) for method in methods) + len(others)
 
 
 @dataclass(frozen=True)
@@ -72,12 +91,16 @@ def known(lines: Iterable[Row]) -> Known:
 
 
 def accuracy(
-    put: Callable[[Sequence[Row]], None], advance: Callable[[str], None], done: Iterable[Row] = ()
+    put: Callable[[Sequence[Row]], None],
+    advance: Callable[[str], None],
+    done: Iterable[Row] = (),
+    only: Sequence[str] = (),
 ) -> Iterator[str]:
-    """Run everything but the losses that are ``done``; yields the table of losses, then each bar."""
+    """Run what ``only`` names but the losses that are ``done``; yields the table of losses, then each bar."""
+    methods, others = _asked(only)
     judge, before = Judge(load()), known(done)
     losses = []
-    for method in METHODS:
+    for method in methods:
         nats: dict[str, list[float]] = {name: [] for name in method.names}
         for seed in method.seeds:
             keys = [(method.setting, name, seed) for name in method.names]
@@ -88,11 +111,12 @@ def accuracy(
                 advance(f"{method.setting} {name}")
         losses += [Loss(method.setting, name, tuple(found)) for name, found in nats.items()]
     yield f"dense: perplexity {math.exp(judge.dense):.3f} on {JUDGED} held-out sequences of 256 tokens"
-    yield table(losses)
+    if losses:
+        yield table(losses)
     for figure in figures(losses):
         put([figure.line()])
         yield str(figure)
-    for run in more:
+    for run in others:
         for figure in run(judge.language):
             put([figure.line()])
             yield str(figure)
@@ -100,9 +124,9 @@ def accuracy(
 
 
 def figures(losses: Sequence[Loss]) -> Iterator[Figure]:
-    """Each bar with the mean over the seeds."""
+    """Each bar of the settings that there are, with the mean over the seeds."""
     means = {(loss.setting, loss.name): loss.mean for loss in losses}
-    for bar in BARS:
+    for bar in (one for one in BARS if any(loss.setting == one.setting for loss in losses)):
         value = _value(bar, means)
         if bar.over is None:
             yield Figure(f"{bar.setting} {bar.name}, loss in nats", value, "", bar.bound)

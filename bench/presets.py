@@ -37,7 +37,8 @@ Put = Callable[[Sequence[Row]], None]
 @dataclass(frozen=True)
 class Setup:
     """What a preset is given: the peers, the shapes, where it has none of its own, seconds a cell may time, the
-    ceilings, where lines go, who is told of each cell that is done, and lines of a run that was cut off."""
+    ceilings, where lines go, who is told of each cell that is done, lines of a run that was cut off, and globs of what
+    alone is to be run."""
 
     peers: Sequence[Peer]
     shapes: Sequence[Shape]
@@ -46,6 +47,7 @@ class Setup:
     put: Put
     advance: Callable[[str], None]
     done: Sequence[Row] = ()
+    only: Sequence[str] = ()
 
 
 def cpu_targets(setup: Setup) -> Iterator[str]:
@@ -85,7 +87,7 @@ def sparse_targets(setup: Setup) -> Iterator[str]:
 
 def accuracy(setup: Setup) -> Iterator[str]:
     """Losses of every method on the language model; yields the table and each bar."""
-    yield from language.accuracy(setup.put, setup.advance, setup.done)
+    yield from language.accuracy(setup.put, setup.advance, setup.done, setup.only)
 
 
 def _with_peers(kind: WeightKind) -> bool:
@@ -139,14 +141,14 @@ def hold_to_avx2(argv: Sequence[str]) -> None:
         raise ValueError("--preset avx2-targets: this CPU has no AVX2")
 
 
-# Name -> what runs it, and its steps for the progress bar, of the shapes asked for.
-PRESETS: dict[str, tuple[Callable[[Setup], Iterator[str]], Callable[[Sequence[Shape]], int]]] = {
-    "cpu-targets": (cpu_targets, lambda _: len(SETS["targets"]) * len(MS) + len(FIGURES)),
-    "avx2-targets": (avx2_targets, lambda _: 2),
-    "sparse-targets": (sparse_targets, lambda _: len(sparse_goals.SHAPES) * len(sparse_goals.MS)),
+# Name -> what runs it, and its steps for the progress bar, of the shapes and the globs asked for.
+PRESETS: dict[str, tuple[Callable[[Setup], Iterator[str]], Callable[[Sequence[Shape], Sequence[str]], int]]] = {
+    "cpu-targets": (cpu_targets, lambda *_: len(SETS["targets"]) * len(MS) + len(FIGURES)),
+    "avx2-targets": (avx2_targets, lambda *_: 2),
+    "sparse-targets": (sparse_targets, lambda *_: len(sparse_goals.SHAPES) * len(sparse_goals.MS)),
     "sparse-crossover": (
         sparse_crossover,
-        lambda shapes: len(shapes) * len(crossover.MS) * len(crossover.SERIES),
+        lambda shapes, _: len(shapes) * len(crossover.MS) * len(crossover.SERIES),
     ),
-    "accuracy": (accuracy, lambda _: language.STEPS),
+    "accuracy": (accuracy, lambda _, only: language.steps(only)),
 }

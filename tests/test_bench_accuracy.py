@@ -51,7 +51,18 @@ def test_every_bar_is_of_a_method_that_runs():
     for bar in accuracy_methods.BARS:
         assert bar.name == "best" or (bar.setting, bar.name) in there
         assert bar.over is None or (bar.setting, bar.over) in there
-    assert presets.PRESETS["accuracy"][1](()) == accuracy.STEPS
+
+
+def test_only_what_is_asked_for_runs():
+    steps = presets.PRESETS["accuracy"][1]
+    assert steps((), ["by_time"]) == 1
+    assert steps((), ["w3*"]) == 1 + 3
+    assert steps((), ["w4a16g128"]) + steps((), ["[!w]*", "w[!4]*", "w4a16"]) == steps((), ())
+    with pytest.raises(ValueError, match="--only w5: like none of .*w4a16g128; .*by_time"):
+        steps((), ["w4*", "w5"])
+    losses = [Loss(method.setting, method.name, (0.1,)) for method in accuracy_methods.METHODS if "%" in method.setting]
+    found = [figure.name for figure in accuracy.figures([one for one in losses if one.setting == "70%"])]
+    assert found == ["70% sparsegpt, loss over magnitude's", "70% wanda, loss over magnitude's"]
 
 
 def test_losses_that_a_file_has_are_taken_from_it(monkeypatch):

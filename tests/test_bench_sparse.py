@@ -376,7 +376,7 @@ def test_the_crossover_preset_runs(monkeypatch):
     setup = presets.Setup(bf16, ((32, 128),), 0.001, CEILINGS, rows.extend, steps.append)
     (text,) = presets.sparse_crossover(setup)
     assert {line["series"] for line in rows} == {"a", "b int4"}
-    assert len(steps) == presets.PRESETS["sparse-crossover"][1](((32, 128),)) == 4
+    assert len(steps) == presets.PRESETS["sparse-crossover"][1](((32, 128),), ()) == 4
     assert "dense int4" in text
     for found in crossover.maps(rows):
         assert all({"w8a8", "w4a8g128", "torch bf16"} <= set(cell.others) for cell in found.cells.values())
