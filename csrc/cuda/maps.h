@@ -6,9 +6,8 @@
 //
 //   frag4  32 h + 8 t ..+ 7     two steps of m16n8k16, or one of m16n8k32; groups of 32 are halves
 //   rows8  16 t + 8 h ..+ 7     so that 16 bytes of a row are one lane's
-//   quads  two of each four: mma.sp's quad q of m16n8k32 is the half's quad 4 (q % 2) + q / 2, so that two lanes'
-//   chunks
-//          hold what both need
+//   quads  two of each four: mma.sp's quad q of m16n8k32 is the half's quad 4 (q % 2) + q / 2, so that the chunks of
+//          two lanes hold what both need
 //
 // A chunk is 16 bytes of an activation row: eight 16-bit inputs, a lane's of one half. The right operand's fragments
 // are read from chunks: step s of a half takes words 2 s and 2 s + 1.

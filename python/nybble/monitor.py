@@ -89,9 +89,10 @@ class Monitor:
         print(monitor.report())
 
     Rows of a layer's inputs are counted in windows. Beyond a limit for three windows in a row, each of these is an
-    alarm: more than 0.1 % of values above the calibrated range; a range that is more than 1.5 or less than 0.5 of the
-    calibrated one; channels of more than 1.3 or less than 0.77 of their calibrated size, at the median; a population stability index above 0.2; a channel that is new near the largest and three times its
-    calibrated size. The model's outputs never change, and no input is kept. Any threads may call the model.
+    alarm: more than 0.1 % of values above the calibrated range; a range that is more than 1.5 or less than 0.5 of
+    the calibrated one; channels of more than 1.3 or less than 0.77 of their calibrated size, at the median; a
+    population stability index above 0.2; a channel that is new near the largest and three times its calibrated size.
+    The model's outputs never change, and no input is kept. Any threads may call the model.
 
     What calls a part of the model without the model itself is not seen.
 
