@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..demo.table import text_table
+from .goals import word
 
 BF16, INT8 = "torch bf16", "torch int_mm"
 Row = Mapping[str, Any]
@@ -126,24 +127,57 @@ def table(results: Iterable[Row]) -> str:
     return text_table(headers, lines, right=(3, 5, 7, 9, 10))
 
 
-def _line(goal: Goal | Limit, row: Row | None) -> tuple[str, ...]:
+UNMEASURED = "not measured on a GPU yet"
+
+
+def markdown(results: Iterable[Row] = ()) -> str:
+    """The same for a README, the tokens of one shape together."""
+    by_key = {row["key"]: row for row in results}
+    groups: dict[tuple[str, str, str], list[Goal | Limit]] = {}
+    for goal in ALL:
+        what, over, _ = _asked(goal)
+        groups.setdefault((what, _shape(goal), over), []).append(goal)
+    lines = ["| of | N x K | over | goal | reached |", "| --- | --- | --- | --- | --- |"]
+    for cells, goals in groups.items():
+        aims = "; ".join(f"{_tokens(goal)}{_asked(goal)[2]}" for goal in goals)
+        found = [(goal, *_outcome(goal, by_key[goal.key])) for goal in goals if goal.key in by_key]
+        reached = "; ".join(f"{_tokens(goal)}{value}{' ' * bool(value)}{verdict}" for goal, value, verdict in found)
+        lines.append(f"| {' | '.join((*cells, aims, reached or UNMEASURED))} |")
+    return "\n".join(lines)
+
+
+def _shape(goal: Goal | Limit) -> str:
+    return f"{goal.n or '-'}x{goal.k}"
+
+
+def _tokens(goal: Goal | Limit) -> str:
+    return f"M={goal.m} " if goal.m else ""
+
+
+def _asked(goal: Goal | Limit) -> tuple[str, str, str]:
+    """What is judged, over what or by which figure, and the bound."""
     if isinstance(goal, Goal):
-        what, over, aim = goal.scheme, goal.over, f"{goal.speedup:.2f}x"
-    else:
-        kind = FIGURES[goal.figure]
-        what, over = goal.what, goal.figure
-        aim = f"{'<=' if kind.at_most else '>='} {kind.text.format(goal.bound)}"
-    start = (goal.kernel, what, f"{goal.n or '-'}x{goal.k}", str(goal.m or "-"))
-    if row is None:
-        return (*start, "", "", "", "", over, aim, "", "not measured")
+        return goal.scheme, goal.over, f"{goal.speedup:.2f}x"
+    kind = FIGURES[goal.figure]
+    return goal.what, goal.figure, f"{'<=' if kind.at_most else '>='} {kind.text.format(goal.bound)}"
+
+
+def _outcome(goal: Goal | Limit, row: Row) -> tuple[str, str]:
+    """What was reached, and whether that is enough, or why nothing was."""
     if "reason" in row:
-        return (*start, "", "", "", "", over, aim, "", row["reason"])
+        return "", row["reason"]
     if isinstance(goal, Goal):
         speedup = row["over_us"] / row["us"]
-        reached, met = f"{speedup:.2f}x", speedup >= goal.speedup
-    else:
-        reached, met = FIGURES[goal.figure].text.format(goal.reached(row)), goal.met(row)
-    return (*start, row.get("runs", ""), *_times(row), over, aim, reached, "yes" if met else "NO")
+        return f"{speedup:.2f}x", word(speedup >= goal.speedup)
+    return FIGURES[goal.figure].text.format(goal.reached(row)), word(goal.met(row))
+
+
+def _line(goal: Goal | Limit, row: Row | None) -> tuple[str, ...]:
+    what, over, aim = _asked(goal)
+    start = (goal.kernel, what, _shape(goal), str(goal.m or "-"))
+    if row is None or "reason" in row:
+        return (*start, "", "", "", "", over, aim, "", UNMEASURED if row is None else row["reason"])
+    return (*start, row.get("runs", ""), *_times(row), over, aim, *_outcome(goal, row))
 
 
 def _times(row: Row) -> tuple[str, str, str]:

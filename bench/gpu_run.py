@@ -141,7 +141,12 @@ def report(rows: Sequence[Row]) -> str:
                 f"copy {row['copy_gbps']:.0f} GB/s  read {row['read_gbps']:.0f} GB/s  "
                 f"bf16 {row['bf16_tops']:.0f} TFLOP/s  int8 {row['int8_tops']:.0f} TOP/s"
             )
-    return "\n".join([*lines, gpu_goals.table([row for row in rows if row["step"] == "goals"])])
+    return "\n".join([*lines, gpu_goals.table(goals_of(rows))])
+
+
+def goals_of(rows: Sequence[Row]) -> list[Row]:
+    """The results of the goals."""
+    return [row for row in rows if row["step"] == "goals"]
 
 
 def run(out: Path, steps: Sequence[str], minutes: float) -> list[Row]:
@@ -164,6 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default=",".join(STEPS), metavar="STEP,...", help=f"of {', '.join(STEPS)}")
     parser.add_argument("--minutes", type=float, default=6, help="nothing new starts after them")
     parser.add_argument("--report", action="store_true", help="show what the file has, and measure nothing")
+    parser.add_argument("--markdown", action="store_true", help="of the report the table of goals alone, for a README")
     options = parser.parse_args(argv)
     try:
         steps, rows = steps_of(options.only), read(options.out)
@@ -174,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("gpu_run: no CUDA device that torch can use", file=sys.stderr)
             return 1
         rows = run(options.out, steps, options.minutes)
-    print(report(rows))
+    print(gpu_goals.markdown(goals_of(rows)) if options.markdown else report(rows))
     return 0
 
 

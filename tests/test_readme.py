@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from nybble.__main__ import kernel_markdown
+from nybble.bench import gpu_goals, gpu_run
 from nybble.bench.goals import TARGETS
 
 README = Path(__file__).parent.parent / "README.md"
@@ -28,6 +29,14 @@ def between(text: str, name: str) -> str:
 
 def test_the_kernel_table_is_the_registry(text: str) -> None:
     assert between(text, "kernels") == kernel_markdown(), "paste the output of `nybble kernels --markdown`"
+
+
+def test_the_gpu_table_is_what_was_measured(text: str) -> None:
+    runs = sorted((README.parent / "bench" / "results").glob("gpu-*.jsonl"))
+    table = gpu_goals.markdown(gpu_run.goals_of(gpu_run.read(runs[-1])) if runs else ())
+    assert between(text, "gpu").endswith(table), (
+        "paste the output of `python -m nybble.bench.gpu_run --report --markdown`"
+    )
 
 
 def test_the_demo_table_is_there_with_its_date_and_cpu(text: str) -> None:

@@ -13,7 +13,7 @@ import torch
 pytest.importorskip("triton", reason="Triton is for Linux, x86-64 and aarch64")
 
 from nybble.bench import gpu_first, gpu_measure, gpu_operations, gpu_peers, gpu_run, gpu_state, gpu_tune
-from nybble.bench.gpu_goals import FIGURES, FIRST, GOALS, HOST, LIMITS, OF_COPY, Goal, table
+from nybble.bench.gpu_goals import FIGURES, FIRST, GOALS, HOST, LIMITS, OF_COPY, UNMEASURED, Goal, markdown, table
 from nybble.bench.gpu_peers import PEERS, GpuPeer
 from nybble.bench.gpu_timing import CACHE_BYTES, copies, rounds, summarize
 from nybble.bench.weights import WeightKind
@@ -90,12 +90,24 @@ def test_the_table_shows_what_was_reached_missed_failed_and_not_measured() -> No
     first, second, third, fourth = GOALS[:4]
     rows = [reached(first, 10, 100), reached(second, 10, 10), {"key": third.key, "reason": "off by 3"}]
     lines = table(rows).splitlines()[-len(GOALS) - len(LIMITS) :]
-    assert lines[0].endswith("yes")
+    assert lines[0].endswith("met")
     assert "10.00x" in lines[0]
-    assert lines[1].endswith("NO")
+    assert lines[1].endswith("MISSED")
     assert lines[2].endswith("off by 3")
-    assert lines[3].endswith("not measured")
+    assert lines[3].endswith(UNMEASURED)
     assert fourth.scheme in lines[3]
+
+
+def test_the_table_for_a_readme_has_every_goal_and_what_was_reached() -> None:
+    lines = markdown().splitlines()[2:]
+    assert all(line.endswith(f"| {UNMEASURED} |") for line in lines)
+    aims = [aim for line in lines for aim in line.split(" | ")[3].split("; ")]
+    assert len(aims) == len(GOALS) + len(LIMITS)
+    first, last = GOALS[0], LIMITS[-1]
+    rows = [reached(first, 10, 100), {"key": last.key, "reason": "off by 3"}]
+    lines = markdown(rows).splitlines()[2:]
+    assert lines[0] == f"| {first.scheme} | 4096x4096 | torch bf16 | M=1 1.80x | M=1 10.00x met |"
+    assert lines[-1].endswith("| M=128 off by 3 |")
 
 
 def test_the_report_names_the_machine_and_its_ceilings() -> None:
@@ -104,7 +116,7 @@ def test_the_report_names_the_machine_and_its_ceilings() -> None:
     assert machine == "a GPU  CUDA 13.0  torch 2.11  a day"
     assert state == "at first  driver 580.1  SM 345 of 1980 MHz  memory 3201 MHz  30 C  80 W"
     assert ceilings.startswith("copy 4300 GB/s  read 4100 GB/s")
-    assert text.count("not measured") == len(GOALS) + len(LIMITS) - 1
+    assert text.count(UNMEASURED) == len(GOALS) + len(LIMITS) - 1
 
 
 def test_limits_are_of_figures_and_operations_that_exist() -> None:
@@ -136,11 +148,11 @@ def test_limits_are_of_figures_and_operations_that_exist() -> None:
 def test_the_table_judges_limits(figure: str, good: dict, bad: dict, texts: tuple[str, ...]) -> None:
     limit = next(limit for limit in LIMITS if limit.figure == figure)
     lines = [
-        next(line for line in table([{"key": limit.key, **row}]).splitlines() if line.endswith((" yes", " NO")))
+        next(line for line in table([{"key": limit.key, **row}]).splitlines() if line.endswith((" met", " MISSED")))
         for row in (good, bad)
     ]
-    assert lines[0].endswith(f"{texts[0]}  {texts[1]:>7}  yes")
-    assert lines[1].endswith(f"{texts[0]}  {texts[2]:>7}  NO")
+    assert lines[0].endswith(f"{texts[0]}  {texts[1]:>7}  met")
+    assert lines[1].endswith(f"{texts[0]}  {texts[2]:>7}  MISSED")
 
 
 def test_a_limit_is_measured_beside_the_copy_of_its_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,7 +123,10 @@ def kernel_markdown() -> str:
     from .registry import all_specs
     from .targets import TARGETS
 
-    needs = {target.name: "a CUDA device" if target.gpu else ", ".join(target.needs) or "any CPU" for target in TARGETS}
+    needs = {
+        target.name: "a CUDA device; not measured on a GPU yet" if target.gpu else ", ".join(target.needs) or "any CPU"
+        for target in TARGETS
+    }
     rows = [("kernel", "computes", "target", "needs", "weight layout"), ("---",) * 5]
     for spec in all_specs():
         computes = spec.scheme or _HELPS[spec.op]
