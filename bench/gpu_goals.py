@@ -139,9 +139,8 @@ def markdown(results: Iterable[Row] = ()) -> str:
         groups.setdefault((what, _shape(goal), over), []).append(goal)
     lines = ["| of | N x K | over | goal | reached |", "| --- | --- | --- | --- | --- |"]
     for cells, goals in groups.items():
-        aims = "; ".join(f"{_tokens(goal)}{_asked(goal)[2]}" for goal in goals)
-        found = [(goal, *_outcome(goal, by_key[goal.key])) for goal in goals if goal.key in by_key]
-        reached = "; ".join(f"{_tokens(goal)}{value}{' ' * bool(value)}{verdict}" for goal, value, verdict in found)
+        aims = "; ".join(_words(goal, _asked(goal)[2]) for goal in goals)
+        reached = "; ".join(_words(goal, *_outcome(goal, by_key[goal.key])) for goal in goals if goal.key in by_key)
         lines.append(f"| {' | '.join((*cells, aims, reached or UNMEASURED))} |")
     return "\n".join(lines)
 
@@ -150,8 +149,8 @@ def _shape(goal: Goal | Limit) -> str:
     return f"{goal.n or '-'}x{goal.k}"
 
 
-def _tokens(goal: Goal | Limit) -> str:
-    return f"M={goal.m} " if goal.m else ""
+def _words(goal: Goal | Limit, *words: str) -> str:
+    return " ".join(part for part in (f"M={goal.m}" if goal.m else "", *words) if part)
 
 
 def _asked(goal: Goal | Limit) -> tuple[str, str, str]:
