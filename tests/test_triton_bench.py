@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="Triton is for Linux, x86-64 and aarch64")
 
-from nybble.bench import gpu_first, gpu_measure, gpu_operations, gpu_peers, gpu_run, gpu_state, gpu_tune
+from nybble.bench import gpu_first, gpu_measure, gpu_operations, gpu_run, gpu_state, gpu_tune
 from nybble.bench.gpu_goals import FIGURES, FIRST, GOALS, HOST, LIMITS, OF_COPY, UNMEASURED, Goal, markdown, table
-from nybble.bench.gpu_peers import PEERS, GpuPeer
+from nybble.bench.gpu_peers import PEERS
 from nybble.bench.gpu_timing import CACHE_BYTES, copies, rounds, summarize
 from nybble.bench.weights import WeightKind
-from nybble.kernels.configs import SHIPPED, Config, read_tuned
 
 SCRIPT = Path(__file__).parents[1] / "bench" / "gpu_run.sh"
 needs_sources = pytest.mark.skipif(not SCRIPT.is_file(), reason="bench/gpu_run.sh is not here: no source tree")
@@ -326,144 +324,6 @@ def test_a_wrong_product_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_measure, "product", wrong)
     monkeypatch.setattr(gpu_measure, "peer", lambda *_, **shape: {"us": 7.0})
     assert gpu_measure.goal(GOALS[0], [])["reason"] == "relative error 3"
-
-
-# --- peers
-
-
-def test_peers_that_are_not_installed_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nybble.bench.gpu_peers.find_spec", lambda name: None)
-    for peer in PEERS:
-        reason = gpu_measure.peer(peer, 1, 16, 16).get("reason") if peer.needs else "is not installed"
-        assert "is not installed" in reason
-
-
-@pytest.mark.parametrize("name", ["torch bf16", "torch int_mm"])
-def test_peers_that_run_anywhere_compute_the_product(name: str) -> None:
-    peer = next(peer for peer in PEERS if peer.name == name)
-    weight, x = torch.randn(32, 64).bfloat16(), torch.randn(32, 64).bfloat16()
-    expected = x.float() @ weight.float().t()
-    gpu_measure._check(peer.make(weight)(x), expected, gpu_measure.SANE_PEER[peer.weight_bits])
-
-
-# What gemlite 0.6.0.post2 and humming-kernels 0.1.19 accept, read in their sources.
-
-
-class Gemlite:
-    """gemlite.helper: each converter as its class, which computes with the weight that it was given."""
-
-    class A16W8_INT8:
-        def __init__(self, device="cuda:0", dtype=None, fp32_scale=True, post_scale=False):
-            self.made = (device, dtype)
-
-        def from_weights(self, weight, bias=None, scales=None):
-            assert weight.dtype is self.made[1] is torch.bfloat16
-            return lambda x: x @ weight.t()
-
-    class A8W8_INT8_dynamic(A16W8_INT8):
-        def __init__(self, device="cuda:0", dtype=None, block_quant=False):
-            self.made = (device, dtype)
-
-    class A16W4_HQQ_INT:
-        def __init__(self, device="cuda:0", dtype=None):
-            self.dtype = dtype
-
-        def from_weights(self, W_q, scales, zeros, bias=None):
-            assert W_q.dtype is torch.uint8
-            assert scales.dtype is zeros.dtype is self.dtype
-            assert W_q.numel() // scales.numel() == 128
-            held = (W_q.float().view(*scales.shape, 128) - zeros[..., None]) * scales[..., None]
-            return lambda x: (x.float() @ held.view(W_q.shape).t()).to(x.dtype)
-
-
-class HummingLayer(torch.nn.Module):
-    """humming.layer.HummingLayer: empty, then loaded, then transformed, then called."""
-
-    def __init__(self, shape_n, shape_k, weight_config, input_config=None, pad_n_to_multiple=1, pad_k_to_multiple=1,
-                 num_experts=None, has_bias=False, torch_dtype=None):  # fmt: skip
-        super().__init__()
-        assert weight_config["dtype"] in ("uint4", "uint8")
-        assert weight_config.get("group_size", 0) in (0, 128)
-        assert input_config is None or input_config["dtype"] == "int8"
-        self.shape, self.dtype, self.ready = (shape_n, shape_k), torch_dtype, False
-        weight_config["quant_method"] = "humming"  # it keeps, and changes, what it is given
-
-    def load_from_unquantized(self, tensor):
-        assert tensor.shape == self.shape
-        assert tensor.dtype is self.dtype
-        self.weight = tensor
-
-    def transform(self):
-        assert self.weight is not None
-        self.ready = True
-
-    def forward(self, inputs, outputs=None, input_scale=None):
-        assert self.ready
-        return inputs @ self.weight.t()
-
-
-@pytest.mark.parametrize("peer", [p for p in PEERS if p.needs in ("gemlite", "humming")], ids=lambda peer: peer.name)
-def test_peers_are_called_as_they_want_it(peer: GpuPeer, monkeypatch: pytest.MonkeyPatch) -> None:
-    humming = ModuleType("humming.layer")
-    humming.HummingLayer = HummingLayer
-    monkeypatch.setattr(
-        "nybble.bench.gpu_peers.import_module", {"gemlite.helper": Gemlite, "humming.layer": humming}.get
-    )
-    weight, x = torch.randn(64, 256).bfloat16(), torch.randn(4, 256).bfloat16()
-    for _ in range(2):
-        layer = peer.make(weight)
-        gpu_measure._check(layer(x), x.float() @ weight.float().t(), gpu_measure.SANE_PEER[peer.weight_bits])
-
-
-def test_a_peer_that_fails_in_any_way_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Own(Exception):
-        pass
-
-    def fails(*_: object) -> None:
-        raise Own("no such GPU\nand more")
-
-    monkeypatch.setattr(gpu_measure, "_peer", fails)
-    assert gpu_measure.peer(PEERS[0], 1, 16, 16) == {"peer": PEERS[0].name, "reason": "Own: no such GPU"}
-
-
-def test_a_four_bit_peer_refuses_half_groups() -> None:
-    with pytest.raises(ValueError, match="K=100: it wants a multiple of 128"):
-        gpu_peers._four_bits(torch.randn(2, 100))
-
-
-# --- tuning
-
-
-def test_the_fastest_configuration_wins_and_ties_go_to_the_first() -> None:
-    a, b, c = SHIPPED["w8a8_triton"].configs[:3]
-    assert gpu_tune.best([(a, 10.0), (b, 5.0), (c, 7.0)]) == b
-    assert gpu_tune.best([(a, 10.0), (b, 9.8), (c, 9.75)]) == a
-    with pytest.raises(ValueError, match="at least one"):
-        gpu_tune.best([])
-
-
-def test_what_the_tuner_writes_is_what_configs_reads() -> None:
-    config = SHIPPED["w4a16_triton"].configs[1]
-    made = {"bm": 16, "bn": 64, "bk": 64, "stages": 4, "warps": 4, "split_k": 4}
-    row = {"kernel": "w4a16_triton", "n": 4096, "k": 4096, "m": 16, "config": made, "us": 9.0}
-    text = gpu_tune.document([row], "a GPU")
-    assert json.loads(text)["gpu"] == "a GPU"
-    assert read_tuned(text, "sm90", "a test") == {("w4a16_triton", 4096, 4096): {16: config}}
-    assert isinstance(config, Config)
-
-
-def test_tuning_ends_with_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One cell is timed at second 0; the next would start at 5."""
-    seconds = iter((0.0, 5.0))
-    monkeypatch.setattr(gpu_tune, "machine", lambda device: ("sm90", 132))
-    monkeypatch.setattr(gpu_tune, "calls_of", lambda *problem: lambda config: [lambda: config])
-    monkeypatch.setattr(gpu_tune.gpu_timing, "in_graph", lambda calls, replays: summarize([calls[0]().bn * 1e-6]))
-    (row,) = gpu_tune.tune([(64, 64)], 5.0, clock=lambda: next(seconds))
-    assert (row["m"], row["config"]["bn"], row["us"]) == (16, 32, pytest.approx(32))
-
-
-def test_every_kernel_with_configurations_is_tuned() -> None:
-    assert set(gpu_tune.SCHEMES) == set(SHIPPED)
 
 
 # --- commands

@@ -1,0 +1,113 @@
+"""The libraries that the bench for GPUs compares with: called as they want it, and what they refuse or break is told."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is for Linux, x86-64 and aarch64")
+
+from nybble.bench import gpu_measure, gpu_peers
+from nybble.bench.gpu_peers import PEERS, GpuPeer
+
+
+def test_peers_that_are_not_installed_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nybble.bench.gpu_peers.find_spec", lambda name: None)
+    for peer in PEERS:
+        reason = gpu_measure.peer(peer, 1, 16, 16).get("reason") if peer.needs else "is not installed"
+        assert "is not installed" in reason
+
+
+@pytest.mark.parametrize("name", ["torch bf16", "torch int_mm"])
+def test_peers_that_run_anywhere_compute_the_product(name: str) -> None:
+    peer = next(peer for peer in PEERS if peer.name == name)
+    weight, x = torch.randn(32, 64).bfloat16(), torch.randn(32, 64).bfloat16()
+    expected = x.float() @ weight.float().t()
+    gpu_measure._check(peer.make(weight)(x), expected, gpu_measure.SANE_PEER[peer.weight_bits])
+
+
+# What gemlite 0.6.0.post2 and humming-kernels 0.1.19 accept, read in their sources.
+
+
+class Gemlite:
+    """gemlite.helper: each converter as its class, which computes with the weight that it was given."""
+
+    class A16W8_INT8:
+        def __init__(self, device="cuda:0", dtype=None, fp32_scale=True, post_scale=False):
+            self.made = (device, dtype)
+
+        def from_weights(self, weight, bias=None, scales=None):
+            assert weight.dtype is self.made[1] is torch.bfloat16
+            return lambda x: x @ weight.t()
+
+    class A8W8_INT8_dynamic(A16W8_INT8):
+        def __init__(self, device="cuda:0", dtype=None, block_quant=False):
+            self.made = (device, dtype)
+
+    class A16W4_HQQ_INT:
+        def __init__(self, device="cuda:0", dtype=None):
+            self.dtype = dtype
+
+        def from_weights(self, W_q, scales, zeros, bias=None):
+            assert W_q.dtype is torch.uint8
+            assert scales.dtype is zeros.dtype is self.dtype
+            assert W_q.numel() // scales.numel() == 128
+            held = (W_q.float().view(*scales.shape, 128) - zeros[..., None]) * scales[..., None]
+            return lambda x: (x.float() @ held.view(W_q.shape).t()).to(x.dtype)
+
+
+class HummingLayer(torch.nn.Module):
+    """humming.layer.HummingLayer: empty, then loaded, then transformed, then called."""
+
+    def __init__(self, shape_n, shape_k, weight_config, input_config=None, pad_n_to_multiple=1, pad_k_to_multiple=1,
+                 num_experts=None, has_bias=False, torch_dtype=None):  # fmt: skip
+        super().__init__()
+        assert weight_config["dtype"] in ("uint4", "uint8")
+        assert weight_config.get("group_size", 0) in (0, 128)
+        assert input_config is None or input_config["dtype"] == "int8"
+        self.shape, self.dtype, self.ready = (shape_n, shape_k), torch_dtype, False
+        weight_config["quant_method"] = "humming"  # it keeps, and changes, what it is given
+
+    def load_from_unquantized(self, tensor):
+        assert tensor.shape == self.shape
+        assert tensor.dtype is self.dtype
+        self.weight = tensor
+
+    def transform(self):
+        assert self.weight is not None
+        self.ready = True
+
+    def forward(self, inputs, outputs=None, input_scale=None):
+        assert self.ready
+        return inputs @ self.weight.t()
+
+
+@pytest.mark.parametrize("peer", [p for p in PEERS if p.needs in ("gemlite", "humming")], ids=lambda peer: peer.name)
+def test_peers_are_called_as_they_want_it(peer: GpuPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    humming = ModuleType("humming.layer")
+    humming.HummingLayer = HummingLayer
+    monkeypatch.setattr(
+        "nybble.bench.gpu_peers.import_module", {"gemlite.helper": Gemlite, "humming.layer": humming}.get
+    )
+    weight, x = torch.randn(64, 256).bfloat16(), torch.randn(4, 256).bfloat16()
+    for _ in range(2):
+        layer = peer.make(weight)
+        gpu_measure._check(layer(x), x.float() @ weight.float().t(), gpu_measure.SANE_PEER[peer.weight_bits])
+
+
+def test_a_peer_that_fails_in_any_way_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(Exception):
+        pass
+
+    def fails(*_: object) -> None:
+        raise Own("no such GPU\nand more")
+
+    monkeypatch.setattr(gpu_measure, "_peer", fails)
+    assert gpu_measure.peer(PEERS[0], 1, 16, 16) == {"peer": PEERS[0].name, "reason": "Own: no such GPU"}
+
+
+def test_a_four_bit_peer_refuses_half_groups() -> None:
+    with pytest.raises(ValueError, match="K=100: it wants a multiple of 128"):
+        gpu_peers._four_bits(torch.randn(2, 100))
