@@ -13,7 +13,7 @@ from ... import __version__, targets
 from ..table import progress, show_table
 from .language import FOLDER, load
 from .page import write
-from .steps import HEADERS, STEPS, Sizes, Story, rows, tell
+from .steps import HEADERS, STEPS, UNIFORM, Sizes, Story, rows, tell
 
 FULL, QUICK = Sizes(), Sizes(judged=16, planned=8, calibration=16, distilling=32)
 WORST = 3  # layers that are named
@@ -46,14 +46,9 @@ def _heading(story: Story, facts: dict[str, object]) -> list[str]:
 
 
 def _worst(story: Story) -> list[str]:
-    found = story.plan.sensitivity
-    lines = []
-    for layer in found.layers[:WORST]:
-        scheme, damage = max(layer.damage.items(), key=lambda item: item[1].harm.value)
-        lines.append(
-            f"{layer.name}: KL {damage.harm.value:.1e} as {scheme}; the plan: {story.plan.chosen.schemes[layer.name]}"
-        )
-    return lines
+    harms = {one.name: one.damage[UNIFORM].harm.value for one in story.plan.sensitivity.layers if UNIFORM in one.damage}
+    worst = sorted(harms, key=lambda name: -harms[name])[:WORST]
+    return [f"{name}: KL {harms[name]:.1e} as {UNIFORM}; the plan: {story.plan.chosen.schemes[name]}" for name in worst]
 
 
 def _json(story: Story) -> str:
