@@ -86,9 +86,14 @@ def _planned(budget: str) -> Method:
     """A scheme for each layer, by what GPTQ and SparseGPT make of it, in the bytes of uniform ``budget``."""
 
     def make(model: nn.Module, calibration: Sequence[Tensor]) -> object:
-        made = {"quantize": {"method": "gptq"}, "sparsify": {"method": "sparsegpt"}}
-        arguments = {name: {**options, "calibration": calibration} for name, options in made.items()}
-        found = plan(model, CANDIDATES, calibration[:PLANNED], budget={"bytes": budget}, **arguments)
+        found = plan(
+            model,
+            CANDIDATES,
+            calibration[:PLANNED],
+            budget={"bytes": budget},
+            quantize={"method": "gptq", "calibration": calibration},
+            sparsify={"method": "sparsegpt", "calibration": calibration},
+        )
         return optimize(model, found.recipe, calibration=calibration)
 
     return Method(budget, "plan", make)
