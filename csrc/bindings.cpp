@@ -75,6 +75,7 @@ py::list cuda_table() {
     row["layout"] = e.layout;
     row["min_m"] = e.min_m;
     row["max_m"] = e.max_m;
+    row["built"] = e.built;
     rows.append(row);
   }
   return rows;

@@ -1,6 +1,8 @@
 #include "table.h"
 
+#include <set>
 #include <stdexcept>
+#include <string>
 
 // NYBBLE_IF_<target>(fn) is fn where CMake built that target, else null.
 #define NYBBLE_IF_scalar(fn) fn
@@ -49,9 +51,14 @@ const std::vector<KernelEntry>& kernel_table() {
 }
 
 const std::vector<CudaKernelEntry>& cuda_kernel_table() {
+  static const std::set<std::string> built = {
+#define NYBBLE_CUDA(name, ...) #name,
+#include "cuda_built.def"
+#undef NYBBLE_CUDA
+  };
   static const std::vector<CudaKernelEntry> table = {
 #define NYBBLE_CUDA(name, scheme, target, layout, min_m, max_m, rows, least, most, per_sm) \
-  {#name, #scheme, #target, #layout, min_m, max_m},
+  {#name, #scheme, #target, #layout, min_m, max_m, built.count(#name) > 0},
 #include "cuda/kernels.def"
 #undef NYBBLE_CUDA
   };

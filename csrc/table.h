@@ -27,10 +27,12 @@ struct KernelEntry {
 
 const std::vector<KernelEntry>& kernel_table();
 
-// cuda/kernels.def as data, whether or not it was built: the kernels are in an extension of their own.
+// cuda/kernels.def as data: the kernels are in an extension of their own, and some are for GPUs that it was not built
+// for.
 struct CudaKernelEntry {
   const char *name, *scheme, *target, *layout;
   int min_m, max_m;  // max_m 0: any number
+  bool built;
 };
 const std::vector<CudaKernelEntry>& cuda_kernel_table();
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import subprocess
 import sys
@@ -54,3 +56,80 @@ def test_what_cannot_be_built_is_refused(options: list[str], said: str, tmp_path
     code, text = configure(tmp_path, *options)
     assert code != 0
     assert said in text
+
+
+needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+TABLE = ROOT / "csrc" / "cuda" / "kernels.def"
+
+
+def cuda_kernels(*targets: str) -> set[str]:
+    """The kernels of the table, of the targets that are named."""
+    found = re.findall(r"^NYBBLE_CUDA\((\w+), \w+, (\w+),", TABLE.read_text(), re.MULTILINE)
+    return {name for name, target in found if target in targets}
+
+
+def built(folder: Path) -> set[str]:
+    return set(re.findall(r"^NYBBLE_CUDA\((\w+),", (folder / "cuda_built.def").read_text(), re.MULTILINE))
+
+
+def compiled_for(folder: Path) -> dict[str, list[str]]:
+    """The -gencode of each CUDA kernel, from the commands that would compile it."""
+    commands = json.loads((folder / "compile_commands.json").read_text())
+    return {
+        Path(entry["file"]).stem: re.findall(r"-gencode=arch=(\S+?),code=(\S+)", entry["command"])
+        for entry in commands
+        if entry["file"].endswith(".cu")
+    }
+
+
+@needs_nvcc
+def test_kernels_are_compiled_for_every_generation(tmp_path: Path) -> None:
+    code, text = configure(tmp_path, "-DNYBBLE_CUDA=ON", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON")
+    assert code == 0, text
+    assert built(tmp_path) == cuda_kernels("sm80", "sm90") != set()
+    everywhere = [*((f"compute_{a}", f"sm_{a}") for a in ("80", "90a", "100", "120")), ("compute_80", "compute_80")]
+    found = compiled_for(tmp_path)
+    assert all(sorted(found[name]) == sorted(everywhere) for name in cuda_kernels("sm80"))
+    assert all(found[name] == [("compute_90a", "sm_90a")] for name in cuda_kernels("sm90"))
+
+
+@needs_nvcc
+@pytest.mark.parametrize(
+    ("architectures", "code_of_sm80", "has_sm90"),
+    [
+        ("90a", [("compute_90a", "sm_90a")], True),
+        ("80;86", [("compute_80", "sm_80"), ("compute_80", "compute_80"), ("compute_86", "sm_86")], False),
+    ],
+)
+def test_kernels_are_compiled_for_the_generations_that_are_asked_for(
+    architectures: str, code_of_sm80: list[tuple[str, str]], has_sm90: bool, tmp_path: Path
+) -> None:
+    options = ["-DNYBBLE_CUDA=ON", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON", f"-DNYBBLE_CUDA_ARCHITECTURES={architectures}"]
+    code, text = configure(tmp_path, *options)
+    assert code == 0, text
+    found, sm90 = compiled_for(tmp_path), cuda_kernels("sm90")
+    assert built(tmp_path) == set(found) == cuda_kernels("sm80") | (sm90 if has_sm90 else set())
+    assert all(found[name] == code_of_sm80 for name in cuda_kernels("sm80"))
+    for name in set() if has_sm90 else sm90:
+        assert f"without {name} (for none of {architectures})" in text
+
+
+@pytest.mark.parametrize(
+    ("architectures", "said"),
+    [
+        ("", "NYBBLE_CUDA_ARCHITECTURES is empty: must be a list of 80, 86"),
+        ("90a;75", "NYBBLE_CUDA_ARCHITECTURES=90a;75: 75 must be of 80, 86"),
+        ("sm_80", "NYBBLE_CUDA_ARCHITECTURES=sm_80: sm_80 must be of 80, 86"),
+    ],
+    ids=["none", "too old", "not a number"],
+)
+def test_generations_that_cannot_be_built_for_are_refused(architectures: str, said: str, tmp_path: Path) -> None:
+    code, text = configure(tmp_path, f"-DNYBBLE_CUDA_ARCHITECTURES={architectures}")
+    assert code != 0
+    assert said in text
+
+
+def test_without_cuda_no_kernel_is_said_to_be_built(tmp_path: Path) -> None:
+    code, text = configure(tmp_path, "-DNYBBLE_CUDA=OFF")
+    assert code == 0, text
+    assert built(tmp_path) == set()

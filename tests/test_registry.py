@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import nybble
-from nybble import dispatch, native, native_cuda, registry, targets
+from nybble import dispatch, native, registry, targets
 from nybble.dispatch import NoKernelError, explain, select
 from nybble.kernels.table import KERNELS
 from nybble.layouts import MASK_OF
@@ -335,10 +335,16 @@ def test_the_kernel_that_is_named_is_the_one_that_runs(name, scheme, machine, mo
 # --- the number of rows
 
 
+def cuda_kernels(monkeypatch, built):
+    """Says of each CUDA kernel whether it was built."""
+    rows = [{**row, "built": built(row)} for row in native.cuda_kernel_table()]
+    monkeypatch.setattr(native, "cuda_kernel_table", lambda: rows)
+
+
 @pytest.fixture
 def gpu(machine, monkeypatch):
     """Makes this machine one with a GPU, and with the CUDA kernels."""
-    monkeypatch.setattr(native_cuda, "built", lambda: True)
+    cuda_kernels(monkeypatch, built=lambda row: True)
     machine("sm80")
     all_specs.cache_clear()
     yield
@@ -376,7 +382,7 @@ def test_the_number_of_rows_chooses_on_a_gpu(scheme, kernels, gpu, monkeypatch):
 
 
 def test_cuda_kernels_that_are_not_built_stay_in_the_table(gpu, monkeypatch):
-    monkeypatch.setattr(native_cuda, "built", lambda: False)
+    cuda_kernels(monkeypatch, built=lambda row: False)
     all_specs.cache_clear()
     problem = Problem(Scheme.parse("w4a16"), m=1, n=16, k=64, device="cuda")
     assert {spec.why_not(problem) for spec in specs() if (spec.target, spec.scheme) == ("sm80", "w4a16")} == {
@@ -384,6 +390,14 @@ def test_cuda_kernels_that_are_not_built_stay_in_the_table(gpu, monkeypatch):
     }
     assert {row["why_not"] for row in nybble.kernels() if row["target"] == "sm80"} == {"not built"}
     assert select(problem).name == "w4a16_triton"
+
+
+def test_one_cuda_kernel_may_be_left_out_alone(gpu, monkeypatch):
+    cuda_kernels(monkeypatch, built=lambda row: row["name"] != "w4a16_sm80_gemv")
+    all_specs.cache_clear()
+    problem = Problem(Scheme.parse("w4a16"), m=1, n=16, k=64, device="cuda")
+    assert spec_of("w4a16_sm80_gemv").why_not(problem) == "not built"
+    assert select(problem).name == "w4a16_sm80"
 
 
 def test_why_not_names_the_rows_and_explain_the_rounding(gpu):

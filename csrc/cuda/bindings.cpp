@@ -17,7 +17,7 @@ extern "C" {
 #define NYBBLE_CUDA(name, scheme, target, layout, min_m, max_m, rows, least, most, per_sm) \
   int nybble_##name##_load(int32_t*);                                                      \
   int nybble_##name(const NybbleCudaProduct*, const NybbleCudaLaunch*);
-#include "kernels.def"
+#include "cuda_built.def"
 #undef NYBBLE_CUDA
 int nybble_quantize_rows(const NybbleCudaRows*, void* stream);
 }
@@ -38,7 +38,7 @@ struct Kernel {
 constexpr Kernel kKernels[] = {
 #define NYBBLE_CUDA(name, scheme, target, layout, min_m, max_m, rows, least, most, per_sm) \
   {#name, #scheme, nybble_##name##_load, nybble_##name, rows, least, most, per_sm},
-#include "kernels.def"
+#include "cuda_built.def"
 #undef NYBBLE_CUDA
 };
 

@@ -57,9 +57,9 @@ def _openmp() -> dict[str, Any]:
 def _info() -> dict[str, Any]:
     import torch
 
-    from . import __version__, kernels, native_cuda, targets
+    from . import __version__, kernels, targets
 
-    kernels()  # load the extension, so that the OpenMP line shows what it brings
+    table = kernels()  # loads the extension, so that the OpenMP line shows what it brings
     machine = targets.detect()
     return {
         "versions": {
@@ -73,7 +73,7 @@ def _info() -> dict[str, Any]:
         "targets": list(machine.targets),
         "missing": dict(machine.missing),
         "cap": machine.cap,
-        "cuda_kernels": native_cuda.built(),
+        "cuda_kernels": any(row["built"] for row in table if row["target"].startswith("sm")),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "openmp": _openmp(),

@@ -28,7 +28,7 @@ def kernel_table() -> list[dict[str, Any]]:
 
 
 def cuda_kernel_table() -> list[dict[str, Any]]:
-    """The rows of csrc/cuda/kernels.def: name, scheme, target, layout, min_m, max_m (0: any)."""
+    """The rows of csrc/cuda/kernels.def: name, scheme, target, layout, min_m, max_m (0: any), built."""
     return _C.cuda_kernel_table()
 
 

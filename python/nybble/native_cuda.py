@@ -4,7 +4,6 @@ GPU: the extension brings its own runtime, and finds the driver when it is first
 from __future__ import annotations
 
 from functools import lru_cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -18,11 +17,6 @@ from .scheme import Scheme
 # csrc/cuda/abi.h: the group of k is k >> shift.
 _SHIFTS = {None: 31, 32: 5, 64: 6, 128: 7}
 _NOTHING = (0, 0)
-
-
-def built() -> bool:
-    """Whether this installation has the CUDA kernels. Looks for the extension, without loading it."""
-    return find_spec("nybble._cuda") is not None
 
 
 @lru_cache

@@ -197,7 +197,7 @@ def _cuda(row: Row) -> KernelSpec:
         m_range=(row["min_m"], row["max_m"] or None),
         rounds=torch.bfloat16 if scheme.act_bits == 16 else None,
         sparsity=scheme.sparsity,
-        built=native_cuda.built(),
+        built=row["built"],
     )
 
 
