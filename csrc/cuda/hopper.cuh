@@ -1,0 +1,138 @@
+// The instructions of sm_90a that its kernels are built on, each as a function: barriers in shared memory, copies by
+// the TMA, and wgmma. tests/native/emulate_hopper.h has the same functions for a CPU.
+#pragma once
+
+#if defined(NYBBLE_EMULATE_CUDA)
+#include "emulate_hopper.h"
+#else
+
+#include <cuda.h>
+
+#include "hardware.cuh"
+
+namespace nybble {
+namespace cuda {
+
+using TensorMap = CUtensorMap;  // a matrix in memory and the box of it that a copy takes
+using Barrier = uint64_t;       // in shared memory
+
+// The next phase is complete when this many threads have arrived and the bytes that they expect have come.
+__device__ __forceinline__ void init_barrier(Barrier* barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+}
+// The TMA sees the barriers that this thread has set up.
+__device__ __forceinline__ void publish_barriers() {
+  asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async.shared::cta;" ::: "memory");
+}
+__device__ __forceinline__ void arrive(Barrier* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+__device__ __forceinline__ void arrive_expecting(Barrier* barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+               : "memory");
+}
+// Until a phase of this parity is complete: of a new barrier, the one before the first counts as complete, parity 1.
+__device__ __forceinline__ void wait(Barrier* barrier, uint32_t parity) {
+  asm volatile(
+      "{\n.reg .pred done;\n"
+      "again:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n}" ::"r"(shared_address(barrier)),
+      "r"(parity)
+      : "memory");
+}
+
+__device__ __forceinline__ void prefetch_map(const TensorMap* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+// A box of a matrix, from a column and a row on; zeros beyond the matrix. Its bytes count at the barrier as they come.
+__device__ __forceinline__ void copy_box(void* to, const TensorMap* map, Barrier* barrier, int column, int row) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
+          shared_address(to)),
+      "l"(map), "r"(shared_address(barrier)), "r"(column), "r"(row)
+      : "memory");
+}
+// Bytes that lie together, a multiple of 16, of addresses that are too.
+__device__ __forceinline__ void copy_bytes(void* to, const void* from, int bytes, Barrier* barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(to)),
+               "l"(from), "r"(bytes), "r"(shared_address(barrier))
+               : "memory");
+}
+
+__device__ __forceinline__ void store_vector(void* to, const Vector& v) {
+  *static_cast<uint4*>(to) = make_uint4(v.w[0], v.w[1], v.w[2], v.w[3]);
+}
+__device__ __forceinline__ void store_pair(void* to, uint32_t first, uint32_t second) {
+  *static_cast<uint2*>(to) = make_uint2(first, second);
+}
+__device__ __forceinline__ uint32_t from_lane_xor(uint32_t value, int mask) {
+  return __shfl_xor_sync(0xFFFFFFFFu, value, mask);
+}
+// Of the 128 threads of a warpgroup; `name` 1 to 15 is one for each warpgroup.
+__device__ __forceinline__ void sync_warpgroup(int name) { asm volatile("bar.sync %0, 128;" ::"r"(name) : "memory"); }
+
+// A warpgroup gives registers back to its multiprocessor, or takes them, until each of its threads has so many.
+template <int Registers>
+__device__ __forceinline__ void shrink_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Registers));
+}
+template <int Registers>
+__device__ __forceinline__ void grow_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Registers));
+}
+
+// Registers that wgmma reads or adds to are as the program left them.
+__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// All but the last `Pending` commits are done; those that add to c, if all are.
+template <int Pending, int N>
+__device__ __forceinline__ void wgmma_wait(int32_t (&c)[N]) {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
+#pragma unroll
+  for (int i = 0; i < N; i++) asm volatile("" : "+r"(c[i])::"memory");  // nothing reads c before
+}
+
+#define NYBBLE_R4(c, i) "+r"(c[i]), "+r"(c[i + 1]), "+r"(c[i + 2]), "+r"(c[i + 3])
+#define NYBBLE_R16(c, i) NYBBLE_R4(c, i), NYBBLE_R4(c, i + 4), NYBBLE_R4(c, i + 8), NYBBLE_R4(c, i + 12)
+#define NYBBLE_R64(c, i) NYBBLE_R16(c, i), NYBBLE_R16(c, i + 16), NYBBLE_R16(c, i + 32), NYBBLE_R16(c, i + 48)
+#define NYBBLE_NAMES_0_63                                                                                              \
+  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30," \
+  "%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,"   \
+  "%59,%60,%61,%62,%63"
+#define NYBBLE_NAMES_64_127                                                                                          \
+  "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91," \
+  "%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115," \
+  "%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
+
+// c[64][256] (+)= a[64][32] b[256][32]^T of a warpgroup, 8-bit integers from shared memory as their descriptors say.
+// add: 0 where c counts as 0. c[4 j + 2 h + e] is row 16 warp + g + 8 h, column 8 j + 2 t + e.
+__device__ __forceinline__ void wgmma_s8(int32_t (&c)[128], uint64_t a, uint64_t b, int add) {
+  asm volatile(
+      "{\n.reg .pred add;\nsetp.ne.b32 add, %130, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n256k32.s32.s8.s8 {" NYBBLE_NAMES_0_63 "," NYBBLE_NAMES_64_127
+      "}, %128, %129, add;\n}"
+      : NYBBLE_R64(c, 0), NYBBLE_R64(c, 64)
+      : "l"(a), "l"(b), "r"(add));
+}
+
+// c[64][128] (+)= a[64][32] b[128][32]^T; a from registers: a[h] and a[2 + h] are row 16 warp + g + 8 h, k 4 t ..+ 3
+// and 16 + 4 t ..+ 3.
+__device__ __forceinline__ void wgmma_s8(int32_t (&c)[64], const uint32_t* a, uint64_t b, int add) {
+  asm volatile(
+      "{\n.reg .pred add;\nsetp.ne.b32 add, %69, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 {" NYBBLE_NAMES_0_63 "}, {%64,%65,%66,%67}, %68, add;\n}"
+      : NYBBLE_R64(c, 0)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
+}
+
+#undef NYBBLE_R4
+#undef NYBBLE_R16
+#undef NYBBLE_R64
+#undef NYBBLE_NAMES_0_63
+#undef NYBBLE_NAMES_64_127
+
+}  // namespace cuda
+}  // namespace nybble
+
+#endif

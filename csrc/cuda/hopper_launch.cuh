@@ -1,0 +1,48 @@
+// From a product to the launch of a kernel for wgmma: the matrices that the TMA reads, and blocks that take tiles in
+// turn, one a multiprocessor.
+#pragma once
+
+#include <cuda.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+
+#include "abi.h"
+#include "wgmma_maps.h"
+
+namespace nybble {
+namespace cuda {
+
+// A matrix of 8-bit integers, rows of a multiple of 16 bytes, read in boxes of 128 columns in the order of
+// wgmma_maps.h. The function is the driver's, which is looked for where a kernel runs: the library does not link it.
+inline cudaError_t map_codes(CUtensorMap* map, const void* codes, int64_t rows, int64_t columns, int box_rows) {
+  static const auto encode = [] {
+    void* found = nullptr;
+    cudaDriverEntryPointQueryResult result = cudaDriverEntryPointSymbolNotFound;
+    const cudaError_t error =
+        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result);
+    return error == cudaSuccess && result == cudaDriverEntryPointSuccess
+               ? reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found)
+               : nullptr;
+  }();
+  if (!encode) return cudaErrorInsufficientDriver;
+  const cuuint64_t size[2] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
+  const cuuint64_t stride[1] = {static_cast<cuuint64_t>(columns)};
+  const cuuint32_t box[2] = {kRowBytes, static_cast<cuuint32_t>(box_rows)}, step[2] = {1, 1};
+  const CUresult result = encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<void*>(codes), size, stride, box,
+                                 step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+// Blocks for so many tiles, on the current device.
+inline cudaError_t persistent_blocks(int64_t tiles, unsigned* blocks) {
+  int device = 0, multiprocessors = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  *blocks = static_cast<unsigned>(std::min<int64_t>(tiles, multiprocessors));
+  return error;
+}
+
+}  // namespace cuda
+}  // namespace nybble

@@ -1,0 +1,240 @@
+// See w8a8_sm90.cu. A block has two warpgroups that multiply, one for each half of its tokens, and a third whose first
+// thread copies. A ring of stages joins them: `full` is complete when a stage's bytes have come, `empty` when all eight
+// warps have read it. A block takes tiles in turn, and the copies for the next one start while the last is written.
+#pragma once
+
+#include "finish.cuh"
+#include "hopper.cuh"
+#include "wgmma_maps.h"
+
+namespace nybble {
+namespace cuda {
+
+struct W8A8 {
+  static constexpr int kTokens = 128, kOutputs = 256, kK = kRowBytes;  // of a tile
+  static constexpr int kWarpgroups = 2, kStages = 4;
+  static constexpr int kThreads = (kWarpgroups + 1) * kWarpgroup;
+  static constexpr int kFew = 24, kMany = 240;         // registers: three warps of a scheduler share 504
+  static constexpr int kRows = kTokens / kWarpgroups;  // of a warpgroup
+  static constexpr int kX = kTokens * kRowBytes, kStage = kX + kOutputs * kRowBytes;
+  static constexpr int kEnds = kWarpgroups * kOutputs * 16;
+  static constexpr int kShared =
+      kAtomBytes + kStages * kStage + kEnds + 2 * kStages * static_cast<int>(sizeof(Barrier));
+};
+
+// What turns a sum into an output: of a token, and of an output feature.
+struct W8A8Token {
+  int64_t index;
+  float scale;
+  int32_t zero;
+};
+struct alignas(16) W8A8Output {
+  float scale, bias;
+  int32_t sum;
+};
+
+// A block's shared memory.
+struct W8A8Ring {
+  unsigned char* stages;
+  W8A8Output* outputs;
+  Barrier *full, *empty;
+
+  __device__ __forceinline__ unsigned char* x(int slot) const { return stages + slot * W8A8::kStage; }
+  __device__ __forceinline__ unsigned char* w(int slot) const { return x(slot) + W8A8::kX; }
+};
+
+__device__ __forceinline__ W8A8Ring w8a8_ring() {
+  unsigned char* memory = shared_memory();
+  W8A8Ring ring;
+  ring.stages = memory + to_atom(shared_address(memory));
+  ring.outputs = reinterpret_cast<W8A8Output*>(ring.stages + W8A8::kStages * W8A8::kStage);
+  ring.full = reinterpret_cast<Barrier*>(ring.outputs + W8A8::kWarpgroups * W8A8::kOutputs);
+  ring.empty = ring.full + W8A8::kStages;
+  return ring;
+}
+
+// The tiles of a product, of which a block takes every gridDim.x-th.
+struct W8A8Tiles {
+  int64_t tall, wide, count;
+  int steps;
+};
+NYBBLE_HD W8A8Tiles w8a8_tiles(const NybbleCudaProduct& p) {
+  const int64_t tall = (p.m + W8A8::kTokens - 1) / W8A8::kTokens, wide = (p.n + W8A8::kOutputs - 1) / W8A8::kOutputs;
+  return {tall, wide, tall * wide, static_cast<int>(p.k_padded / W8A8::kK)};
+}
+
+__device__ __forceinline__ void w8a8_copy(const W8A8Ring& ring, const W8A8Tiles& tiles, const TensorMap* x,
+                                          const TensorMap* w) {
+  Slot slot{0, 0};
+  for (int64_t tile = blockIdx.x; tile < tiles.count; tile += gridDim.x) {
+    const OutputTile at = output_tile(tile, tiles.tall, tiles.wide);
+    for (int step = 0; step < tiles.steps; step++) {
+      wait(ring.empty + slot.index, slot.parity ^ 1);
+      Barrier* full = ring.full + slot.index;
+      arrive_expecting(full, W8A8::kStage);
+      copy_box(ring.x(slot.index), x, full, step * W8A8::kK, static_cast<int>(at.row * W8A8::kTokens));
+      copy_box(ring.w(slot.index), w, full, step * W8A8::kK, static_cast<int>(at.column * W8A8::kOutputs));
+      advance(slot, W8A8::kStages);
+    }
+  }
+}
+
+// The sums of a tile: while a step is multiplied the next one is under way, and the one before gives its stage back.
+__device__ __forceinline__ void w8a8_multiply(const W8A8Ring& ring, int steps, int warpgroup, bool first_lane,
+                                              Slot& slot, int32_t (&c)[128]) {
+  int before = 0;
+  for (int step = 0; step < steps; step++) {
+    wait(ring.full + slot.index, slot.parity);
+    const uint64_t x = operand(shared_address(ring.x(slot.index)) + warpgroup * W8A8::kRows * kRowBytes);
+    const uint64_t w = operand(shared_address(ring.w(slot.index)));
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < W8A8::kK / kStepBytes; k++)
+      wgmma_s8(c, x + k * (kStepBytes / 16), w + k * (kStepBytes / 16), step + k);
+    wgmma_commit();
+    wgmma_wait<1>(c);
+    if (step && first_lane) arrive(ring.empty + before);
+    before = slot.index;
+    advance(slot, W8A8::kStages);
+  }
+  wgmma_wait<0>(c);
+  if (first_lane) arrive(ring.empty + before);
+}
+
+__device__ __forceinline__ W8A8Token w8a8_token(const NybbleCudaProduct& p, int64_t m) {
+  return m < p.m ? W8A8Token{m, p.act_scale[m], p.act_zero[m]} : W8A8Token{m, 0, 0};
+}
+__device__ __forceinline__ W8A8Output w8a8_output(const NybbleCudaProduct& p, int64_t n) {
+  if (n >= p.n) return {0, 0, 0};
+  const int32_t* sums = reinterpret_cast<const int32_t*>(p.weight_sum);
+  return {p.row_scale[n], p.bias ? read(p.bias, p.bias_dtype, n) : 0.0f, sums[n]};
+}
+
+// The operations of finish_w8a8 (kernels/tiles.py), for the same bits.
+__device__ __forceinline__ float w8a8_finish(int32_t sum, const W8A8Token& token, const W8A8Output& output) {
+  const float centred = static_cast<float>(sum - token.zero * output.sum);
+  return fused(centred, token.scale * output.scale, output.bias);
+}
+
+// Four words of each of four neighbouring lanes, transposed: lane t gets the words t of all.
+__device__ __forceinline__ void transpose(uint32_t (&v)[4], int lane) {
+#pragma unroll
+  for (int mask = 1; mask <= 2; mask *= 2) {
+    const bool upper = lane & mask;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      if (i & mask) continue;
+      const uint32_t got = from_lane_xor(upper ? v[i] : v[i ^ mask], mask);
+      upper ? v[i] = got : v[i ^ mask] = got;
+    }
+  }
+}
+
+template <int Dtype>
+__device__ __forceinline__ uint32_t pair_of(const float (&y)[2]) {
+  if (Dtype == NYBBLE_BF16) return bf16_of_float(y[0]) | static_cast<uint32_t>(bf16_of_float(y[1])) << 16;
+  return f16_of_float(y[0]) | static_cast<uint32_t>(f16_of_float(y[1])) << 16;
+}
+
+// 32 outputs of a token from column n on, y[j][e] a lane's 8 j + 2 t + e. whole: y's rows are made of whole vectors.
+template <int Dtype>
+__device__ __forceinline__ void w8a8_store(const NybbleCudaProduct& p, int64_t token, int64_t n, bool whole, int lane,
+                                           const float (&y)[4][2]) {
+  const int t = thread_in_group(lane);
+  char* row = static_cast<char*>(p.y) + token * p.n * (Dtype == NYBBLE_F32 ? 4 : 2);
+  if (whole && Dtype == NYBBLE_F32) {
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+      const int64_t at = n + 8 * j + 2 * t;
+      if (token < p.m && at < p.n) store_pair(row + at * 4, as_bits(y[j][0]), as_bits(y[j][1]));
+    }
+  } else if (whole) {
+    uint32_t words[4];
+#pragma unroll
+    for (int j = 0; j < 4; j++) words[j] = pair_of<Dtype>(y[j]);
+    transpose(words, lane);
+    const int64_t at = n + 8 * t;
+    if (token < p.m && at < p.n) store_vector(row + at * 2, {{words[0], words[1], words[2], words[3]}});
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+      const int64_t at = n + 8 * (i / 2) + 2 * t + i % 2;
+      if (token < p.m && at < p.n) write(row, Dtype, at, y[i / 2][i % 2]);
+    }
+  }
+}
+
+// What a thread reads while its tile is multiplied: its tokens, and two outputs, which its warpgroup shares then.
+struct W8A8Ends {
+  W8A8Token tokens[2];
+  W8A8Output outputs[2];
+};
+__device__ __forceinline__ W8A8Ends w8a8_ends(const NybbleCudaProduct& p, const OutputTile& at, int warp, int lane) {
+  const int64_t m = at.row * W8A8::kTokens + warp * 16 + group_of_lane(lane);
+  const int64_t n = at.column * W8A8::kOutputs + threadIdx.x % kWarpgroup;
+  return {{w8a8_token(p, m), w8a8_token(p, m + 8)}, {w8a8_output(p, n), w8a8_output(p, n + kWarpgroup)}};
+}
+
+// outputs: the warpgroup's, in shared memory, of all columns of the tile.
+template <int Dtype>
+__device__ __forceinline__ void w8a8_write(const NybbleCudaProduct& p, const OutputTile& at, int lane,
+                                           const W8A8Token (&tokens)[2], const W8A8Output* outputs,
+                                           const int32_t (&c)[128]) {
+  constexpr int kBytes = Dtype == NYBBLE_F32 ? 4 : 2;
+  const bool whole = (reinterpret_cast<uintptr_t>(p.y) | static_cast<uintptr_t>(p.n) * kBytes) % 16 == 0;
+#pragma unroll
+  for (int eight = 0; eight < W8A8::kOutputs / 8; eight += 4) {
+    float y[2][4][2];
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+      const int j = eight + i / 2, e = i % 2;
+      const Vector v = load_shared(reinterpret_cast<const Vector*>(outputs + 8 * j + 2 * thread_in_group(lane) + e));
+      const W8A8Output output{as_float(v.w[0]), as_float(v.w[1]), static_cast<int32_t>(v.w[2])};
+#pragma unroll
+      for (int h = 0; h < 2; h++) y[h][i / 2][e] = w8a8_finish(c[4 * j + 2 * h + e], tokens[h], output);
+    }
+#pragma unroll
+    for (int h = 0; h < 2; h++)
+      w8a8_store<Dtype>(p, tokens[h].index, at.column * W8A8::kOutputs + 8 * eight, whole, lane, y[h]);
+  }
+}
+
+template <int Dtype>
+__global__ void __launch_bounds__(W8A8::kThreads, 1)
+    w8a8_sm90_kernel(const NybbleCudaProduct p, const __grid_constant__ TensorMap x,
+                     const __grid_constant__ TensorMap w) {
+  const int warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
+  const W8A8Ring ring = w8a8_ring();
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < W8A8::kStages; i++) {
+      init_barrier(ring.full + i, 1);
+      init_barrier(ring.empty + i, W8A8::kWarpgroups * kWarps);
+    }
+    publish_barriers();
+  }
+  __syncthreads();
+  const W8A8Tiles tiles = w8a8_tiles(p);
+  if (warp >= W8A8::kWarpgroups * kWarps) {
+    shrink_registers<W8A8::kFew>();
+    if (threadIdx.x == W8A8::kWarpgroups * kWarpgroup) w8a8_copy(ring, tiles, &x, &w);
+    return;
+  }
+  grow_registers<W8A8::kMany>();
+  const int warpgroup = warp / kWarps;
+  W8A8Output* outputs = ring.outputs + warpgroup * W8A8::kOutputs;
+  Slot slot{0, 0};
+  for (int64_t tile = blockIdx.x; tile < tiles.count; tile += gridDim.x) {
+    const OutputTile at = output_tile(tile, tiles.tall, tiles.wide);
+    const W8A8Ends ends = w8a8_ends(p, at, warp, lane);
+    int32_t c[128];
+    w8a8_multiply(ring, tiles.steps, warpgroup, lane == 0, slot, c);
+    sync_warpgroup(1 + warpgroup);  // the last tile's outputs have been read
+    outputs[threadIdx.x % kWarpgroup] = ends.outputs[0];
+    outputs[threadIdx.x % kWarpgroup + kWarpgroup] = ends.outputs[1];
+    sync_warpgroup(1 + warpgroup);
+    w8a8_write<Dtype>(p, at, lane, ends.tokens, outputs, c);
+  }
+}
+
+}  // namespace cuda
+}  // namespace nybble

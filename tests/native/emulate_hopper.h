@@ -1,0 +1,375 @@
+// csrc/cuda/hopper.cuh for a CPU, after the PTX manual: barriers in shared memory with phases and bytes, copies by the
+// TMA with their swizzle, wgmma from descriptors and registers. A block's threads are fibers, as in emulate_cuda.h,
+// whose warps run in any order: a few are always preferred, and others take their place from time to time.
+//
+// Copies arrive either at once, or only when no thread can go on, in any order. A wgmma reads its operands either when
+// a warp issues it, or only in the wait that completes it. So a stage that is read too early, or written too early,
+// shows.
+#pragma once
+
+#include <algorithm>
+#include <numeric>
+
+#include "emulate_cuda.h"
+
+#define __grid_constant__
+
+namespace nybble {
+namespace cuda {
+
+using Barrier = uint64_t;
+
+struct TensorMap {
+  const uint8_t* codes;
+  int64_t rows, columns;
+  int box_rows;
+};
+
+namespace emulated {
+
+constexpr uint32_t kSharedBase = 0x410;  // where shared memory begins: a multiple of 16 alone
+constexpr int kWarpWaits = 1, kBlockWaits = 2, kNameWaits = 4, kBarrierWaits = 5;  // Fiber::waits
+
+struct BarrierState {
+  int arrivals, left;
+  int64_t bytes = 0;
+  uint32_t phase = 0;
+  bool published = false;
+};
+
+struct Wgmma {
+  int32_t* c;
+  const uint32_t* a;  // in registers, or null
+  uint64_t a_operand, b_operand;
+  int n, add, group;
+};
+
+// What a thread has under way beside its fiber.
+struct Thread {
+  Barrier* barrier = nullptr;
+  uint32_t parity = 0;
+  int name = 0, committed = 0, issued = 0;
+  bool fenced = false;
+  std::vector<Wgmma> products;
+  std::function<void(Fiber* const*)> together;  // what its warp does when all lanes wait
+};
+
+struct Hopper {
+  bool late_copies = true, late_products = true;
+  std::map<Barrier*, BarrierState> barriers;
+  std::vector<std::function<void()>> copies;
+  std::vector<std::pair<const uint8_t*, size_t>> readable;  // what copy_bytes may read
+  std::vector<Thread> threads;
+};
+
+inline Hopper& hopper() {
+  static Hopper one;
+  return one;
+}
+inline Thread& mine() { return hopper().threads[machine().now->thread.x]; }
+
+inline unsigned drawn(unsigned below) {
+  Machine& m = machine();
+  m.order = m.order * 1664525u + 1013904223u;
+  return (m.order >> 8) % below;
+}
+
+inline BarrierState& state_of(Barrier* barrier) {
+  const auto found = hopper().barriers.find(barrier);
+  if (found == hopper().barriers.end()) fail("a barrier that was not set up");
+  return found->second;
+}
+inline void turn(BarrierState& state) {
+  if (state.left < 0) fail("a barrier has more arrivals than it counts");
+  if (state.left || state.bytes) return;
+  state.left = state.arrivals;
+  state.phase++;
+}
+inline bool complete(Barrier* barrier, uint32_t parity) { return (state_of(barrier).phase & 1) != parity; }
+inline void come(Barrier* barrier, int64_t bytes) {
+  BarrierState& state = state_of(barrier);
+  if (!state.published) fail("a copy to a barrier that the TMA may not see yet");
+  state.bytes -= bytes;
+  if (state.bytes < 0) fail("a barrier expects fewer bytes than come");
+  turn(state);
+}
+
+inline uint8_t* shared_byte(uint32_t address) {
+  auto& shared = machine().shared[0];
+  if (address < kSharedBase || address - kSharedBase >= shared.size() * 16) fail("an address outside shared memory");
+  return reinterpret_cast<uint8_t*>(shared.data()) + (address - kSharedBase);
+}
+// The 128-byte swizzle: bits 4-6 of an address are exchanged with bits 7-9.
+inline uint32_t swizzled(uint32_t address) { return address ^ (address >> 3 & 0x70); }
+
+// 32 inputs of a row of an operand in shared memory, K-major with the 128-byte swizzle.
+inline void operand_row(uint64_t operand, int row, int8_t* to) {
+  const uint32_t start = static_cast<uint32_t>(operand & 0x3FFF) << 4;
+  const uint32_t eight_rows = static_cast<uint32_t>(operand >> 32 & 0x3FFF) << 4;
+  if (operand >> 62 != 1 || (operand >> 49 & 7)) fail("an operand without the 128-byte swizzle");
+  for (int chunk = 0; chunk < 2; chunk++)
+    std::memcpy(to + 16 * chunk, shared_byte(swizzled(start + row / 8 * eight_rows + row % 8 * 128 + 16 * chunk)), 16);
+}
+
+// The sixteen rows of a warpgroup's product that are one warp's.
+inline void multiply_rows(Fiber* const* lanes, const Wgmma* (&of)[kLanes]) {
+  static int8_t a[16][32], b[256][32];
+  const int first = 16 * (lanes[0]->warp % 4);
+  for (int lane = 0; lane < kLanes; lane++) {
+    const Wgmma &one = *of[lane], &same = *of[0];
+    if (one.a_operand != same.a_operand || one.b_operand != same.b_operand || one.n != same.n || one.add != same.add)
+      fail("a warp's lanes multiply different operands");
+    if (!one.a) continue;
+    for (int i = 0; i < 16; i++)  // a[i / 4]: row g + 8 (i / 4 % 2), column 16 (i / 8) + 4 t + i % 4
+      a[lane / 4 + 8 * (i / 4 % 2)][16 * (i / 8) + 4 * (lane % 4) + i % 4] =
+          static_cast<int8_t>(one.a[i / 4] >> 8 * (i % 4));
+  }
+  if (!of[0]->a)
+    for (int row = 0; row < 16; row++) operand_row(of[0]->a_operand, first + row, a[row]);
+  for (int row = 0; row < of[0]->n; row++) operand_row(of[0]->b_operand, row, b[row]);
+  for (int lane = 0; lane < kLanes; lane++)
+    for (int i = 0; i < of[0]->n / 2; i++) {  // row g + 8 (i / 2 % 2), column 8 (i / 4) + 2 t + i % 2
+      const int8_t *x = a[lane / 4 + 8 * (i / 2 % 2)], *y = b[8 * (i / 4) + 2 * (lane % 4) + i % 2];
+      int32_t sum = 0;
+      for (int k = 0; k < 32; k++) sum += x[k] * y[k];
+      int32_t& c = of[lane]->c[i];
+      c = (of[lane]->add ? c : 0) + sum;
+    }
+}
+
+// Does a warp's products of groups below `end`, and forgets them.
+inline void finish_products(Fiber* const* lanes, int pending) {
+  std::vector<Thread*> threads;
+  for (int lane = 0; lane < kLanes; lane++) threads.push_back(&hopper().threads[lanes[lane]->thread.x]);
+  const auto& first = *threads[0];
+  size_t count = 0;
+  while (count < first.products.size() && first.products[count].group < first.committed - pending) count++;
+  for (Thread* thread : threads)
+    if (thread->committed != first.committed || thread->products.size() != first.products.size())
+      fail("a warp's lanes issue different products");
+  for (size_t i = 0; i < count; i++) {
+    const Wgmma* of[kLanes];
+    for (int lane = 0; lane < kLanes; lane++) of[lane] = &threads[lane]->products[i];
+    multiply_rows(lanes, of);
+  }
+  for (Thread* thread : threads) thread->products.erase(thread->products.begin(), thread->products.begin() + count);
+}
+
+inline void as_warp(std::function<void(Fiber* const*)> act) {
+  mine().together = std::move(act);
+  pause(kWarpWaits);
+}
+
+inline void issue(const Wgmma& product) {
+  Thread& me = mine();
+  if (!me.fenced) fail("a wgmma without wgmma_fence since the last wait");
+  me.products.push_back(product);
+  me.products.back().group = me.committed;
+  me.issued++;
+  if (!hopper().late_products) as_warp([](Fiber* const* lanes) { finish_products(lanes, -1); });
+}
+
+inline void copy_when_it_comes(std::function<void()> copy) {
+  if (hopper().late_copies)
+    hopper().copies.push_back(std::move(copy));
+  else
+    copy();
+}
+
+// Lets the threads of a warp run until each waits.
+inline bool run_warp(size_t warp) {
+  Machine& m = machine();
+  bool moved = false;
+  for (size_t i = warp * kLanes; i < (warp + 1) * kLanes; i++) {
+    Fiber* fiber = m.fibers[i].get();
+    const Thread& thread = hopper().threads[i];
+    if (fiber->waits == kBarrierWaits && complete(thread.barrier, thread.parity)) fiber->waits = 0;
+    if (fiber->done || fiber->waits) continue;
+    m.now = fiber;
+    swapcontext(&m.scheduler, &fiber->context);
+    moved = true;
+  }
+  return moved;
+}
+
+// Whether all `count` fibers from `begin` wait for each other, which then go on.
+inline bool release(size_t begin, size_t count, int kind, int name = 0) {
+  Machine& m = machine();
+  for (size_t i = begin; i < begin + count; i++) {
+    if (m.fibers[i]->waits != kind || (kind == kNameWaits && hopper().threads[i].name != name)) return false;
+  }
+  if (kind == kWarpWaits) {
+    Fiber* lanes[kLanes];
+    for (int i = 0; i < kLanes; i++) lanes[i] = m.fibers[begin + i].get();
+    hopper().threads[begin].together(lanes);
+  }
+  for (size_t i = begin; i < begin + count; i++) m.fibers[i]->waits = 0;
+  return true;
+}
+
+// One move of the block: the first warp of `preferred` that can go on, else a barrier, else a late copy.
+inline bool step(const std::vector<size_t>& preferred) {
+  Machine& m = machine();
+  for (size_t warp : preferred) {
+    if (!run_warp(warp)) continue;
+    release(warp * kLanes, kLanes, kWarpWaits);
+    const size_t group = warp / kWarps * kWarps;
+    release(group * kLanes, kWarps * kLanes, kNameWaits, hopper().threads[group * kLanes].name);
+    return true;
+  }
+  if (release(0, m.fibers.size(), kBlockWaits)) return true;
+  auto& copies = hopper().copies;
+  if (copies.empty()) return false;
+  std::swap(copies[drawn(static_cast<unsigned>(copies.size()))], copies.back());
+  const auto copy = std::move(copies.back());
+  copies.pop_back();
+  copy();
+  return true;
+}
+
+inline void add_fiber(int thread, Index3 block, uintptr_t kernel) {
+  auto fiber = std::make_unique<Fiber>();
+  fiber->thread.x = thread;
+  fiber->block = block;
+  fiber->lane = thread % kLanes;
+  fiber->warp = thread / kLanes;
+  constexpr size_t kStack = 1 << 16;
+  fiber->stack.reset(new char[kStack]);
+  getcontext(&fiber->context);
+  fiber->context.uc_stack.ss_sp = fiber->stack.get();
+  fiber->context.uc_stack.ss_size = kStack;
+  makecontext(&fiber->context, reinterpret_cast<void (*)()>(trampoline), 2, static_cast<unsigned>(kernel >> 32),
+              static_cast<unsigned>(kernel));
+  machine().fibers.push_back(std::move(fiber));
+}
+
+// Runs block x of a grid of blocks of so many threads.
+inline void run_block(int blocks, int x, int threads, size_t shared_bytes, std::function<void()> kernel) {
+  Machine& m = machine();
+  Hopper& h = hopper();
+  m.fibers.clear();
+  m.shared.assign(1, std::vector<Vector>(shared_bytes / 16));
+  std::memset(m.shared[0].data(), 0xFB, shared_bytes);
+  m.pending_reads.clear();
+  m.grid = {blocks, 1, 1};
+  h.barriers.clear();
+  h.threads.assign(threads, Thread{});
+  for (int i = 0; i < threads; i++) add_fiber(i, {x, 0, 0}, reinterpret_cast<uintptr_t>(&kernel));
+  std::vector<size_t> preferred(threads / kLanes);
+  std::iota(preferred.begin(), preferred.end(), 0);
+  for (size_t i = preferred.size(); i > 1; i--) std::swap(preferred[i - 1], preferred[drawn(static_cast<unsigned>(i))]);
+  do {
+    if (drawn(16) == 0) std::swap(preferred[drawn(threads / kLanes)], preferred[drawn(threads / kLanes)]);
+  } while (step(preferred));
+  for (int i = 0; i < threads; i++) {
+    if (!m.fibers[i]->done) fail("a deadlock");
+    if (!h.threads[i].products.empty()) fail("a thread left before its products were done");
+    if (h.threads[i].issued != h.threads[i / kThreads * kThreads].issued)
+      fail("a warpgroup's warps issue different products");
+  }
+  if (!h.copies.empty()) fail("a block left before its copies came");
+}
+
+}  // namespace emulated
+
+inline uint32_t shared_address(const void* p) {
+  const auto* begin = reinterpret_cast<const uint8_t*>(emulated::machine().shared[0].data());
+  return static_cast<uint32_t>(static_cast<const uint8_t*>(p) - begin) + emulated::kSharedBase;
+}
+
+inline void init_barrier(Barrier* barrier, int arrivals) {
+  if (reinterpret_cast<uintptr_t>(barrier) % 8) emulated::fail("a barrier is not aligned");
+  emulated::hopper().barriers[barrier] = {arrivals, arrivals};
+}
+inline void publish_barriers() {
+  for (auto& each : emulated::hopper().barriers) each.second.published = true;
+}
+inline void arrive(Barrier* barrier) {
+  auto& state = emulated::state_of(barrier);
+  state.left--;
+  emulated::turn(state);
+}
+inline void arrive_expecting(Barrier* barrier, int bytes) {
+  emulated::state_of(barrier).bytes += bytes;
+  arrive(barrier);
+}
+inline void wait(Barrier* barrier, uint32_t parity) {
+  auto& me = emulated::mine();
+  me.barrier = barrier;
+  me.parity = parity;
+  if (!emulated::complete(barrier, parity)) emulated::pause(emulated::kBarrierWaits);
+}
+
+inline void copy_box(void* to, const TensorMap* map, Barrier* barrier, int column, int row) {
+  const uint32_t address = shared_address(to);
+  if (address % 1024) emulated::fail("a swizzled box is not aligned");
+  const TensorMap of = *map;
+  emulated::copy_when_it_comes([=] {
+    for (int r = 0; r < of.box_rows; r++)
+      for (int i = 0; i < 128; i++) {
+        const bool inside = row + r < of.rows && column + i < of.columns;
+        *emulated::shared_byte(emulated::swizzled(address + 128 * r + i)) =
+            inside ? of.codes[(row + r) * of.columns + column + i] : 0;
+      }
+    emulated::come(barrier, 128 * of.box_rows);
+  });
+}
+inline void copy_bytes(void* to, const void* from, int bytes, Barrier* barrier) {
+  const uint8_t* bytes_from = static_cast<const uint8_t*>(from);
+  if (shared_address(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16 || bytes % 16 || bytes <= 0)
+    emulated::fail("a copy is not aligned");
+  bool inside = false;
+  for (const auto& range : emulated::hopper().readable)
+    inside = inside || (bytes_from >= range.first && bytes_from + bytes <= range.first + range.second);
+  if (!inside) emulated::fail("a copy reads beyond what it may");
+  emulated::copy_when_it_comes([=] {
+    std::memcpy(to, from, bytes);
+    emulated::come(barrier, bytes);
+  });
+}
+
+inline void store_vector(void* to, const Vector& v) {
+  if (reinterpret_cast<uintptr_t>(to) % 16) emulated::fail("a store is not aligned");
+  std::memcpy(to, &v, 16);
+}
+inline void store_pair(void* to, uint32_t first, uint32_t second) {
+  if (reinterpret_cast<uintptr_t>(to) % 8) emulated::fail("a store is not aligned");
+  const uint32_t pair[2] = {first, second};
+  std::memcpy(to, pair, 8);
+}
+inline uint32_t from_lane_xor(uint32_t value, int mask) {
+  uint32_t got = 0;
+  emulated::machine().now->exchange = {&value, nullptr, &got, mask, 0};
+  emulated::as_warp([](emulated::Fiber* const* lanes) {
+    for (int lane = 0; lane < kLanes; lane++) {
+      const auto& e = lanes[lane]->exchange;
+      *static_cast<uint32_t*>(e.c) = *lanes[lane ^ e.kind]->exchange.a;
+    }
+  });
+  return got;
+}
+inline void sync_warpgroup(int name) {
+  emulated::mine().name = name;
+  emulated::pause(emulated::kNameWaits);
+}
+template <int>
+inline void shrink_registers() {}
+template <int>
+inline void grow_registers() {}
+
+inline void wgmma_fence() { emulated::mine().fenced = true; }
+inline void wgmma_commit() { emulated::mine().committed++; }
+template <int Pending, int N>
+inline void wgmma_wait(int32_t (&)[N]) {
+  emulated::mine().fenced = false;
+  emulated::as_warp([](emulated::Fiber* const* lanes) { emulated::finish_products(lanes, Pending); });
+}
+inline void wgmma_s8(int32_t (&c)[128], uint64_t a, uint64_t b, int add) {
+  emulated::issue({c, nullptr, a, b, 256, add, 0});
+}
+inline void wgmma_s8(int32_t (&c)[64], const uint32_t* a, uint64_t b, int add) {
+  emulated::issue({c, a, 0, b, 128, add, 0});
+}
+
+}  // namespace cuda
+}  // namespace nybble
