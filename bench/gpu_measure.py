@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,8 +13,8 @@ from torch import Tensor
 from .. import ops
 from ..dispatch import layout_for, plan_for, select
 from ..registry import Problem
-from ..rounding import QuantizedWeight, dequantize_weight
-from . import gpu_first, gpu_operations, gpu_timing
+from ..rounding import dequantize_weight
+from . import gpu_first, gpu_operations, gpu_timing, gpu_weights
 from .gpu_goals import FIRST, HOST, OF_COPY, Goal, Limit
 from .gpu_peers import PEERS, GpuPeer
 from .gpu_timing import Sample
@@ -26,15 +26,15 @@ Row = dict[str, Any]
 SANE = 2e-2
 # Of a peer, which rounds the weights as it likes: as of the CPU's, by bits of the weight.
 SANE_PEER = {16: 0.01, 9: 1.0, 8: 0.05, 4: 0.2}
-_DEVICE = "cuda"
+DEVICE = "cuda"  # gpu_dry: "cpu"
 
 
 def ceilings(size: int = 8192, nbytes: int = 1 << 30) -> Row:
     """What nothing exceeds here: GB/s of a copy (read and write) and of a read-only sum, TOP/s of dense products."""
-    source = torch.randn(nbytes // 4, device=_DEVICE)
+    source = torch.randn(nbytes // 4, device=DEVICE)
     target = torch.empty_like(source)
-    a, b = (torch.randn(size, size, device=_DEVICE, dtype=torch.bfloat16) for _ in range(2))
-    c, d = (torch.randint(-127, 128, (size, size), device=_DEVICE, dtype=torch.int8) for _ in range(2))
+    a, b = (torch.randn(size, size, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
+    c, d = (torch.randint(-127, 128, (size, size), device=DEVICE, dtype=torch.int8) for _ in range(2))
     products = 2 * size**3
     return {
         "copy_gbps": 2 * nbytes / _us(lambda: target.copy_(source)) / 1e3,
@@ -55,15 +55,14 @@ def product(kind: WeightKind, m: int, n: int, k: int) -> Row:
         RuntimeError: its output is wrong, or no kernel serves it.
     """
     scheme, dtype = kind.scheme, torch.bfloat16
-    layout = layout_for(scheme, n, k, _DEVICE)
-    chosen = select(Problem(scheme, m=m, n=n, k=k, dtype=dtype, device=_DEVICE, layout=layout))
+    layout = layout_for(scheme, n, k, DEVICE)
+    chosen = select(Problem(scheme, m=m, n=n, k=k, dtype=dtype, device=DEVICE, layout=layout))
     if chosen.target == "torch":
         raise RuntimeError(f"no kernel: {chosen.name} would run")
-    quantized = QuantizedWeight(**{name: tensor.to(_DEVICE) for name, tensor in _drawn(kind, n, k).tensors().items()})
-    packed = ops.pack_as(quantized, layout, scheme, k)
-    x = torch.randn(m, k, device=_DEVICE, dtype=dtype)
-    out = torch.full((m, n), torch.nan, device=_DEVICE, dtype=dtype)
-    plan = plan_for(str(scheme), layout, n, k, dtype, _DEVICE)
+    packed, quantized = gpu_weights.packed(kind, layout, n, k, DEVICE)
+    x = torch.randn(m, k, device=DEVICE, dtype=dtype)
+    out = torch.full((m, n), torch.nan, device=DEVICE, dtype=dtype)
+    plan = plan_for(str(scheme), layout, n, k, dtype, DEVICE)
     once = gpu_timing.first(lambda: plan(x, packed, None, out))
     _check(out, x.float() @ dequantize_weight(quantized, scheme, k).t(), SANE)
     weights = [packed, *(packed.clone() for _ in range(gpu_timing.copies(packed.nbytes) - 1))]
@@ -83,12 +82,6 @@ def product(kind: WeightKind, m: int, n: int, k: int) -> Row:
     }
 
 
-@lru_cache(maxsize=1)
-def _drawn(kind: WeightKind, n: int, k: int) -> QuantizedWeight:
-    """Large ones take seconds, and goals of one shape follow each other."""
-    return kind.draw(n, k)
-
-
 def peer(one: GpuPeer, m: int, n: int, k: int) -> Row:
     """A peer's product of m rows; {"reason"} where it cannot."""
     reason = one.why_not()
@@ -101,8 +94,8 @@ def peer(one: GpuPeer, m: int, n: int, k: int) -> Row:
 
 
 def _peer(one: GpuPeer, m: int, n: int, k: int) -> Sample:
-    weight = torch.randn(n, k, device=_DEVICE, dtype=torch.bfloat16) / k**0.5
-    x = torch.randn(m, k, device=_DEVICE, dtype=torch.bfloat16)
+    weight = torch.randn(n, k, device=DEVICE, dtype=torch.bfloat16) / k**0.5
+    x = torch.randn(m, k, device=DEVICE, dtype=torch.bfloat16)
     count = gpu_timing.copies(n * k * one.weight_bits // 8)
     layers = [one.make(weight) for _ in range(count)]
     _check(layers[0](x), x.float() @ weight.float().t(), SANE_PEER[one.weight_bits])

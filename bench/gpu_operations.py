@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import rms_norm, silu
 
-from .. import ops, reference
+from .. import reference
 from ..kernels import dequantize_triton, quantize_triton
 from ..rounding import dequantize_weight
 from ..scheme import Scheme
-from ..testing import random_weight
-from . import gpu_timing
+from . import gpu_timing, gpu_weights
 from .gpu_timing import Call
+from .weights import WeightKind
 
 Row = dict[str, Any]
 _EPSILON = 1e-6
@@ -54,14 +54,13 @@ def operation(what: str, m: int, n: int, k: int) -> Row:
 
 
 def _dequantize(scheme: Scheme, n: int, k: int, device: str) -> tuple[list[Call], int]:
-    quantized = random_weight(scheme, n, k)
-    packed = ops.pack_as(quantized, dequantize_triton.layout_of(scheme), scheme, k).to(device)
+    packed, quantized = gpu_weights.packed(WeightKind(scheme), dequantize_triton.layout_of(scheme), n, k, device)
 
     def one(weight: Tensor) -> Tensor:
         return dequantize_triton.dequantize(weight, scheme, n, k, torch.bfloat16)
 
     expected = dequantize_weight(quantized, scheme, k)
-    if not torch.allclose(one(packed).float().cpu(), expected, rtol=2**-7, atol=0):
+    if not torch.allclose(one(packed).float(), expected, rtol=2**-7, atol=0):
         raise RuntimeError(f"dequantize {scheme}: not the weight: not timed")
     moved = packed.nbytes + 2 * n * k
     return [partial(one, packed.clone()) for _ in range(gpu_timing.copies(moved))], moved
@@ -102,9 +101,9 @@ _ROWS: dict[str, tuple[Callable[[Tensor], quantize_triton.Codes], Callable[[Tens
 
 def _quantize(what: str, m: int, k: int, device: str) -> tuple[list[Call], int]:
     one, values, wide = _ROWS[what]
-    x = torch.randn(m, wide * k, dtype=torch.bfloat16).to(device)
-    got, expected = one(x), reference.quantize_activations(values(x.cpu()))
-    off = (got.codes[:, :k].cpu().int() - expected.codes).abs()
+    x = torch.randn(m, wide * k, device=device, dtype=torch.bfloat16)
+    got, expected = one(x), reference.quantize_activations(values(x))
+    off = (got.codes[:, :k].int() - expected.codes).abs()
     if off.max() > 1 or (off > 0).float().mean() > _AT_TIES:
         raise RuntimeError(f"{what}: not the reference's codes: not timed")
     moved = x.nbytes + got.codes.nbytes + got.scale.nbytes + got.zero.nbytes

@@ -28,10 +28,10 @@ from ..kernels.configs import SHIPPED, Config
 from ..kernels.launch import machine
 from ..kernels.quantize_triton import quantize
 from ..scheme import Scheme
-from ..testing import random_weight
-from . import gpu_timing
+from . import gpu_timing, gpu_weights
 from .gpu_timing import Call
 from .shapes import parse_shapes
+from .weights import WeightKind
 
 ROWS = (16, 32, 64, 128, 256, 1024, 4096)
 # The scheme that a kernel is tuned with.
@@ -60,7 +60,7 @@ def calls_of(kernel: str, m: int, n: int, k: int) -> Callable[[Config], list[Cal
     """From a configuration to the calls of a kernel on copies of a weight."""
     scheme = Scheme.parse(SCHEMES[kernel])
     layout = "rows8" if scheme.weight_bits == 8 else "frag4"
-    packed = layouts.pack(random_weight(scheme, n, k), layout, scheme, k).cuda()
+    packed, _ = gpu_weights.packed(WeightKind(scheme), layout, n, k, "cuda")
     count = gpu_timing.copies(packed.nbytes)
     weights = [layouts.views(packed.clone(), layout, scheme, n, k) for _ in range(count)]
     x = torch.randn(m, k, device="cuda", dtype=torch.bfloat16)

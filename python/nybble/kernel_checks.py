@@ -20,7 +20,7 @@ from . import reference
 from .registry import KernelSpec
 from .rounding import QuantizedWeight, dequantize_weight, quantize_weight
 from .scheme import Scheme
-from .testing import OUT_EPSILON, SHAPES, error_bound, random_weight, run_into
+from .testing import SHAPES, expected_output, random_weight, run_into
 
 Shape = tuple[int, int, int]
 # What the GPU kernels' tiles, groups and splits of K make special, besides SHAPES.
@@ -84,16 +84,7 @@ class Subject:
 
     def expected(self, x: Tensor, quantized: QuantizedWeight, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The float64 result, and how far each output may lie from it."""
-        dtype, x = x.dtype, x.cpu()
-        if self.spec.rounds is not None and dtype == torch.float32:
-            x = x.to(self.spec.rounds)
-        right = reference.linear(x, quantized, bias, self.scheme, torch.float64)
-        bound = error_bound(x, quantized, self.scheme, right, dtype)
-        if self.spec.rounds_weight:  # each weight on its own, and the bias
-            weight = dequantize_weight(quantized, self.scheme, x.shape[1]).double()
-            size = (x.double().square() @ weight.square().t()).sqrt() + right.abs()
-            bound = bound + 8 * OUT_EPSILON[dtype] * (size if bias is None else size + bias.double().abs())
-        return right, bound
+        return expected_output(self.spec, self.scheme, x.cpu(), quantized, bias)
 
     def compare(self, case: object, quantized: QuantizedWeight, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """The output, which must lie within the bound."""

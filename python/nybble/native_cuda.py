@@ -28,6 +28,20 @@ def _extension() -> Any:
     return _cuda
 
 
+def instances(device: int) -> list[dict[str, Any]]:
+    """Of each instance of each kernel what the driver gives it on a device: its shared memory and registers, the blocks
+    that a multiprocessor holds at once, and the clusters that are active at once by the number of blocks of one.
+
+    Raises:
+        RuntimeError: this build of the kernels cannot tell, or CUDA refuses; the message says which.
+    """
+    extension = _extension()
+    if not hasattr(extension, "instances"):
+        raise RuntimeError("this build of nybble._cuda has no instances()")
+    found: list[dict[str, Any]] = extension.instances(device)
+    return found
+
+
 class CudaPlan:
     """A CUDA kernel bound to a scheme and a weight shape, with native.LinearPlan's convention.
 

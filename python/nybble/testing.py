@@ -186,6 +186,22 @@ def error_bound(
     return bound
 
 
+def expected_output(
+    spec: KernelSpec, scheme: Scheme, x: Tensor, quantized: QuantizedWeight, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The float64 result that a kernel is to come to, and how far each of its outputs may lie from it, on x's device."""
+    dtype = x.dtype
+    if spec.rounds is not None and dtype == torch.float32:
+        x = x.to(spec.rounds)
+    right = reference.linear(x, quantized, bias, scheme, torch.float64)
+    bound = error_bound(x, quantized, scheme, right, dtype)
+    if spec.rounds_weight:  # each weight on its own, and the bias
+        weight = dequantize_weight(quantized, scheme, x.shape[1]).double()
+        size = (x.double().square() @ weight.square().t()).sqrt() + right.abs()
+        bound = bound + 8 * OUT_EPSILON[dtype] * (size if bias is None else size + bias.double().abs())
+    return right, bound
+
+
 @dataclass
 class Guarded:
     """Memory that ends (or starts) at a page that faults, and the tensor that lies there."""

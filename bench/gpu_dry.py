@@ -1,0 +1,72 @@
+"""What stands in for a GPU in dry runs, so that the commands for one are tried where there is none: a clock that stands
+still, the CPU, small shapes, and the reference's arithmetic in place of the CUDA kernels. Triton's kernels are
+interpreted (TRITON_INTERPRET=1). Nothing that a dry run prints was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import ops, reference
+from ..scheme import Scheme
+from . import gpu_measure, gpu_timing
+from .gpu_timing import Call, Sample
+
+# Triton's interpreter cuts off the bfloat16 values that it stores, and multiplies them wrongly.
+DTYPES = (torch.float16,)
+INSTANCES: tuple[dict[str, Any], ...] = (
+    {"kernel": "a kernel", "instance": "stands in", "shared_bytes": 73728, "registers": 96, "blocks_per_sm": 3,
+     "clusters": {"1": 396, "3": 132}},
+)  # fmt: skip
+
+
+class FromReference:
+    """A plan, as of native_cuda.CudaPlan, that computes from the packed weight as the reference does."""
+
+    def __init__(self, layout: str, scheme: Scheme, out_features: int, in_features: int) -> None:
+        self._shape = (layout, scheme, out_features, in_features)
+
+    def __call__(self, x: Tensor, packed: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        layout, scheme, n, k = self._shape
+        out.copy_(reference.linear(x, ops.unpack(packed, layout, scheme, n, k), bias, scheme, out.dtype))
+
+
+def smaller(m: int, n: int, k: int) -> tuple[int, int, int]:
+    """A shape that a CPU multiplies at once, with as many groups of 128 inputs as the large one allows."""
+    return min(m, 24), min(n, 128), min(k, 1024 if k % 1024 == 0 else 128)
+
+
+def _in_graph(calls: Sequence[Call], replays: int = gpu_timing.REPLAYS) -> Sample:
+    for call in calls:
+        call()
+    return Sample(1.0, 0.9, 1.1)
+
+
+def _once(call: Call, count: int = 1) -> float:
+    call()
+    return 1.0
+
+
+@contextmanager
+def stand_in() -> Iterator[None]:
+    """For as long as it lasts, what measures runs on the CPU, once, and says that it took a microsecond."""
+    changes: tuple[tuple[Any, str, Any], ...] = (
+        (gpu_timing, "in_graph", _in_graph),
+        *((gpu_timing, name, _once) for name in ("first", "eager", "host")),
+        (gpu_timing, "copies", lambda nbytes: 2),
+        (gpu_measure, "DEVICE", "cpu"),
+        (gpu_measure, "ceilings", partial(gpu_measure.ceilings, 64, 1 << 16)),
+    )
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
+    try:
+        for owner, name, value in changes:
+            setattr(owner, name, value)
+        yield
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, value)
