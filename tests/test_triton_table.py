@@ -59,27 +59,74 @@ def test_the_registry_lists_each_with_its_reason() -> None:
             assert "no CUDA device" in rows[kernel.name]["why_not"]
 
 
-def test_why_no_gpu_names_what_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
-    triton, sm80 = (next(target for target in targets.TARGETS if target.name == name) for name in ("triton", "sm80"))
+def target_of(name: str) -> targets.Target:
+    return next(target for target in targets.TARGETS if target.name == name)
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch):
+    """Makes this machine one with GPUs of the compute capabilities."""
+
+    def become(*capabilities: tuple[int, int]) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(capabilities))
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capabilities[device])
+        monkeypatch.setattr(torch.version, "hip", None)
+
+    return become
+
+
+def test_why_no_gpu_names_what_is_absent(gpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    triton, sm80 = target_of("triton"), target_of("sm80")
     monkeypatch.setattr(targets, "find_spec", lambda name: None)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    gpus()
     assert targets._why_no_gpu(triton) == "no CUDA device that torch can use; triton is not installed"
     assert targets._why_no_gpu(sm80) == "no CUDA device that torch can use"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    gpus((8, 6))
     assert targets._why_no_gpu(triton) == "triton is not installed"
     monkeypatch.setattr(targets, "find_spec", lambda name: object())
     assert targets._why_no_gpu(triton) is None
 
 
+AT_LEAST = "needs compute capability 8.0 or higher, this GPU has 7.5"
+EXACTLY = "needs compute capability 9.0, this GPU has {}"
+
+
 @pytest.mark.parametrize(
-    ("devices", "reason"),
-    [([(9, 0)], None), ([(8, 0)], None), ([(9, 0), (7, 5)], "a GPU of compute capability 7.5, below 8.0")],
+    ("devices", "sm80", "sm90"),
+    [
+        ([(9, 0)], None, None),
+        ([(8, 0)], None, EXACTLY.format("8.0")),
+        ([(12, 0)], None, EXACTLY.format("12.0")),
+        ([(9, 0), (7, 5)], AT_LEAST, EXACTLY.format("7.5")),
+        ([(9, 0), (9, 0)], None, None),
+        ([(9, 0), (10, 0)], None, EXACTLY.format("10.0")),
+    ],
 )
-def test_why_no_gpu_asks_the_least_of_the_devices(devices, reason, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(devices))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: devices[device])
-    assert targets._why_no_gpu(next(target for target in targets.TARGETS if target.name == "sm80")) == reason
+def test_every_gpu_must_have_what_a_target_needs(devices, sm80, sm90, gpus) -> None:
+    gpus(*devices)
+    assert targets._why_no_gpu(target_of("sm80")) == sm80
+    assert targets._why_no_gpu(target_of("triton")) == sm80
+    assert targets._why_no_gpu(target_of("sm90")) == sm90
+
+
+def test_no_kernel_is_for_amd_gpus(gpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus((9, 4))
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    for target in targets.TARGETS:
+        if target.gpu:
+            assert "never run on an AMD" in (targets._why_no_gpu(target) or "")
+
+
+def test_the_reasons_show_in_the_table_and_in_what_was_detected(gpus) -> None:
+    gpus((7, 5))
+    targets.detect.cache_clear()
+    try:
+        assert targets.detect().missing["triton"] == AT_LEAST
+        reasons = {row["name"]: row["why_not"] for row in nybble.kernels()}
+        assert reasons["w8a8_triton"] == AT_LEAST
+    finally:
+        targets.detect.cache_clear()
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w8a16", "w4a8g32", "w4a16g128asym", "bs32x32w8a8"])

@@ -16,12 +16,16 @@ CAP_VARIABLE = "NYBBLE_TARGET"
 
 @dataclass(frozen=True)
 class Target:
-    """A level of hardware that kernels are written for, and the CPU features that it needs, or that it is a GPU's."""
+    """A level of hardware that kernels are written for: the CPU features that it needs, or a GPU's compute capability.
+
+    exact: no other compute capability will do, since machine code for it (sm_90a) runs nowhere else.
+    """
 
     name: str
     needs: tuple[str, ...] = ()
     gpu: bool = False
-    capability: tuple[int, int] = (0, 0)  # of a GPU, at least
+    capability: tuple[int, int] = (0, 0)
+    exact: bool = False
 
 
 _AVX2 = ("avx2", "fma", "f16c")
@@ -30,8 +34,9 @@ _AVX512VNNI = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnn
 # From the slowest to the fastest; the last ones are the CPU's.
 TARGETS = (
     Target("torch"),
-    Target("triton", gpu=True),
+    Target("triton", gpu=True, capability=(8, 0)),  # bfloat16 and cp.async
     Target("sm80", gpu=True, capability=(8, 0)),
+    Target("sm90", gpu=True, capability=(9, 0), exact=True),  # wgmma
     Target("scalar"),
     Target("avx2", _AVX2),
     Target("avxvnni", (*_AVX2, "avxvnni")),
@@ -89,10 +94,19 @@ def _why_no_gpu(target: Target) -> str | None:
     absent = []
     if not torch.cuda.is_available():
         absent.append("no CUDA device that torch can use")
-    elif any(target.capability):
-        least = min(map(torch.cuda.get_device_capability, range(torch.cuda.device_count())))
-        if least < target.capability:
-            absent.append("a GPU of compute capability {}.{}, below {}.{}".format(*least, *target.capability))
+    elif torch.version.hip is not None:
+        absent.append("these kernels are for NVIDIA GPUs and were never run on an AMD one (this torch is for ROCm)")
+    elif (unfit := _unfit_capability(target)) is not None:
+        least = "{}.{}".format(*target.capability) + ("" if target.exact else " or higher")
+        absent.append("needs compute capability {}, this GPU has {}.{}".format(least, *unfit))
     if target.name == "triton" and find_spec("triton") is None:
         absent.append("triton is not installed")
     return "; ".join(absent) or None
+
+
+def _unfit_capability(target: Target) -> tuple[int, int] | None:
+    """The first compute capability among the GPUs that the target cannot use: a kernel must run on all of them."""
+    for capability in map(torch.cuda.get_device_capability, range(torch.cuda.device_count())):
+        if capability != target.capability if target.exact else capability < target.capability:
+            return capability
+    return None
