@@ -82,14 +82,14 @@ def _multiply(
 
 def tune(shapes: Sequence[tuple[int, int]], until: float, clock: Callable[[], float] = monotonic) -> Iterator[Row]:
     """The rows of the table, until the clock says so."""
-    target, _ = machine(torch.device("cuda"))
+    gpu = machine(torch.device("cuda"))
     for kernel, shipped in SHIPPED.items():
         for n, k in shapes:
             for m in ROWS:
                 if clock() >= until:
                     return
                 make = calls_of(kernel, m, n, k)
-                timed = [(config, gpu_timing.in_graph(make(config), 5).us) for config in shipped.on(target)]
+                timed = [(config, gpu_timing.in_graph(make(config), 5).us) for config in shipped.fitting(gpu)]
                 chosen = best(timed)
                 yield {"kernel": kernel, "n": n, "k": k, "m": m, "config": asdict(chosen), "us": dict(timed)[chosen]}
 

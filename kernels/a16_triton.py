@@ -22,12 +22,12 @@ from ..scheme import Scheme
 from .configs import Config, choose
 from .frag4 import load_codes, load_zero_points
 from .launch import compute_type, current, machine
-from .tiles import row_vector, store_tile, tile_of
+from .tiles import row_block, row_vector, store_tile, tile_of
 
 _SUM_BLOCK = 1024
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m"])
 def a16_kernel(
     x,
     codes,
@@ -78,11 +78,10 @@ def a16_kernel(
     store_tile(y + part.to(tl.int64) * m * n, tl.trans(total), rows, columns, m, n)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m"])
 def a16_sum_kernel(parts, bias, y, m, n, SPLIT_K: tl.constexpr, BLOCK: tl.constexpr):
     """A block of one row of y: the parts (SPLIT_K, m, n), in order, and the bias."""
-    row = tl.program_id(1)
-    columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    row, columns = row_block(n, BLOCK)
     at = row.to(tl.int64) * n + columns
     total = tl.zeros((BLOCK,), tl.float32)
     for part in range(SPLIT_K):
@@ -111,7 +110,7 @@ def multiply(
             num_warps=config.warps, num_stages=config.stages, enable_fp_fusion=True,
         )  # fmt: skip
         if split > 1:
-            a16_sum_kernel[(triton.cdiv(n, _SUM_BLOCK), m)](
+            a16_sum_kernel[(triton.cdiv(n, _SUM_BLOCK) * m,)](
                 to, bias, out, m, n, SPLIT_K=split, BLOCK=_SUM_BLOCK, num_warps=4, enable_fp_fusion=False
             )
 
@@ -130,5 +129,5 @@ class A16Plan:
         scheme, n, k = self._shape
         rows = x.reshape(-1, k)
         weight = layouts.views(packed, self._layout, scheme, n, k)
-        config = choose(self._name, len(rows), n, k, *machine(x.device))
+        config = choose(self._name, len(rows), n, k, machine(x.device))
         multiply(rows, weight, bias, out.view(-1, n), scheme, config)

@@ -20,13 +20,14 @@ from torch import Tensor
 from .. import blocks_gpu
 from ..scheme import Scheme
 from .configs import bucket
-from .launch import compute_type, current
+from .launch import compute_type, current, machine
 from .quantize_triton import Codes, quantize
 from .tiles import finish_w8a8, row_vector, store_tile
 
 NAME = "bsw8a8_triton"
-# Rows of y that a program takes at most, and the shared memory that its blocks in flight may take.
-MOST_ROWS, _SHARED = 128, 160 << 10
+# Rows of y that a program takes at most, and the shared memory that its blocks in flight take at most: some is left to
+# their places.
+MOST_ROWS, _MOST_SHARED, _PLACES = 128, 160 << 10, 1 << 10
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class BlockShape:
     of_columns: int
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m"])
 def blocks_kernel(
     x,
     start,
@@ -63,8 +64,9 @@ def blocks_kernel(
     BM: tl.constexpr,
 ):
     """k: inputs that a row of x has. COMPUTE: what the products are computed in."""
-    strip = tl.program_id(0)
-    rows = tl.program_id(1) * BM + tl.arange(0, BM)
+    strips = tl.cdiv(n, OF_ROWS)
+    strip = tl.program_id(0) % strips
+    rows = tl.program_id(0) // strips * BM + tl.arange(0, BM)
     places, ks = tl.arange(0, R), tl.arange(0, C)
     columns = tl.where(places < OF_ROWS, strip * OF_ROWS + places, n)
     x += (rows % m).to(tl.int64)[None, :] * stride_x + ks[:, None]
@@ -94,9 +96,11 @@ def rows_of(m: int) -> int:
     return min(MOST_ROWS, bucket(m))
 
 
-def stages_of(shape: BlockShape, rows: int, itemsize: int) -> int:
-    """Stages that keep four blocks in flight, or as many as fit: a block takes two, one for its place."""
-    return 2 * max(1, min(4, _SHARED // ((shape.rows + rows) * shape.columns * itemsize)))
+def stages_of(shape: BlockShape, rows: int, itemsize: int, shared: int) -> int:
+    """Stages that keep four blocks in flight, or as many as fit in the shared memory that a block of threads may have: a
+    block of weights takes two, one for its place."""
+    room = min(_MOST_SHARED, shared - _PLACES)
+    return 2 * max(1, min(4, room // ((shape.rows + rows) * shape.columns * itemsize)))
 
 
 def multiply_codes(x: Codes, weight: dict[str, Tensor], bias: Tensor | None, out: Tensor, shape: BlockShape) -> None:
@@ -123,11 +127,11 @@ def _launch(
     rows = rows_of(m)
     strips = triton.cdiv(n, shape.of_rows)
     with current(out):
-        blocks_kernel[(strips, triton.cdiv(m, rows))](
+        blocks_kernel[(strips * triton.cdiv(m, rows),)](
             x, weight["start"], weight["index"], weight["codes"], *rest, x.stride(0), m, n, x.shape[1],
             OF_ROWS=shape.of_rows, OF_COLUMNS=shape.of_columns, R=shape.rows, C=shape.columns, COMPUTE=compute, BM=rows,
             num_warps=8 if shape.rows * rows >= 128 * 128 else 4,
-            num_stages=stages_of(shape, rows, x.element_size()), enable_fp_fusion=False,
+            num_stages=stages_of(shape, rows, x.element_size(), machine(x.device).shared), enable_fp_fusion=False,
         )  # fmt: skip
 
 

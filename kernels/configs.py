@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 TUNED_FOLDER = Path(__file__).parent / "tuned"
 
@@ -20,6 +20,18 @@ _LATENCY, _BYTES_A_CLOCK, _START, _LAUNCH = 1000, 64, 1500, 3000
 # Multiply-adds a clock of operands of 8 and 16 bits, on tensor cores, with few rows (mma) and with 64 or more (wgmma).
 _RATES = {("sm80", False): {8: 2048, 16: 1024}, ("sm80", True): {8: 2048, 16: 1024}}
 _RATES |= {("sm90", False): {8: 2500, 16: 1250}, ("sm90", True): {8: 4096, 16: 2048}}
+
+
+class Gpu(NamedTuple):
+    """What a configuration is chosen for.
+
+    target: "sm90" where there is wgmma, else "sm80"; shared: bytes of shared memory that a block may have at most, which
+    differ among GPUs of a target: 99 KiB on GeForce 30 to 50, 163 on an A100, 227 on an H100.
+    """
+
+    target: str
+    multiprocessors: int
+    shared: int
 
 
 @dataclass(frozen=True)
@@ -48,7 +60,7 @@ class Config:
 class Shipped:
     """A kernel's configurations, and the bits of its operands: activations, weights in memory, and in the multiply.
 
-    large: more configurations for sm90 alone, where accumulators do not need registers for a second copy.
+    large: more configurations for sm90 alone, whose wgmma needs no registers for a second copy of the accumulators.
     """
 
     act_bits: int
@@ -60,6 +72,17 @@ class Shipped:
     def on(self, target: str) -> tuple[Config, ...]:
         """What there is for a target."""
         return (*self.configs, *self.large) if target == "sm90" else self.configs
+
+    def fitting(self, gpu: Gpu) -> tuple[Config, ...]:
+        """What there is for a GPU: of its target's, those whose blocks have enough shared memory."""
+        return tuple(config for config in self.on(gpu.target) if self.shared_bytes(config) <= gpu.shared)
+
+    def shared_bytes(self, config: Config) -> int:
+        """Shared memory that a block takes at most: the operands of all stages as they lie in memory, and once more the
+        weights where the multiply takes them in another type."""
+        operands = config.stages * config.bk * (config.bm * self.act_bits + config.bn * self.weight_bits)
+        converted = config.bk * config.bn * self.product_bits if self.weight_bits != self.product_bits else 0
+        return (operands + converted) // 8
 
 
 _INT8 = (
@@ -88,11 +111,12 @@ SHIPPED: dict[str, Shipped] = {
 }
 
 
-def choose(kernel: str, m: int, n: int, k: int, target: str, multiprocessors: int) -> Config:
+def choose(kernel: str, m: int, n: int, k: int, gpu: Gpu) -> Config:
     """The configuration of a kernel for y (m, n) with k inputs: measured if the target's table has it, else estimated."""
-    found = tuned(target).get((kernel, n, k), {})
-    fits = [limit for limit in found if m <= limit]
-    return found[min(fits)] if fits else estimate(kernel, bucket(m), n, k, target, multiprocessors)
+    fitting = SHIPPED[kernel].fitting(gpu)
+    found = tuned(gpu.target).get((kernel, n, k), {})
+    limits = [limit for limit, config in found.items() if m <= limit and config in fitting]
+    return found[min(limits)] if limits else estimate(kernel, bucket(m), n, k, gpu)
 
 
 def bucket(m: int) -> int:
@@ -101,13 +125,13 @@ def bucket(m: int) -> int:
 
 
 @lru_cache(maxsize=4096)
-def estimate(kernel: str, m: int, n: int, k: int, target: str, multiprocessors: int) -> Config:
+def estimate(kernel: str, m: int, n: int, k: int, gpu: Gpu) -> Config:
     """The configuration that the model finds fastest; of equals, the first."""
     shipped = SHIPPED[kernel]
-    return min(shipped.on(target), key=lambda config: clocks(shipped, config, m, n, k, target, multiprocessors))
+    return min(shipped.fitting(gpu), key=lambda config: clocks(shipped, config, m, n, k, gpu))
 
 
-def clocks(shipped: Shipped, config: Config, m: int, n: int, k: int, target: str, multiprocessors: int) -> float:
+def clocks(shipped: Shipped, config: Config, m: int, n: int, k: int, gpu: Gpu) -> float:
     """The model's clocks: programs follow each other on a multiprocessor; a step takes the longer of loads and multiplies.
 
     Loads come as fast as the cache gives them, or as what is in flight lets them.
@@ -116,10 +140,10 @@ def clocks(shipped: Shipped, config: Config, m: int, n: int, k: int, target: str
     steps = -(-k // (config.bk * config.split_k))
     loaded = config.bk * (config.bm * shipped.act_bits + config.bn * shipped.weight_bits) / 8
     rate = min(_BYTES_A_CLOCK, config.stages * loaded / _LATENCY)
-    multiplies = config.bm * config.bn * config.bk / _RATES[target, config.bm >= 64][shipped.product_bits]
-    total = -(-programs // multiprocessors) * (_START + steps * max(loaded / rate, multiplies))
+    multiplies = config.bm * config.bn * config.bk / _RATES[gpu.target, config.bm >= 64][shipped.product_bits]
+    total = -(-programs // gpu.multiprocessors) * (_START + steps * max(loaded / rate, multiplies))
     if config.split_k > 1:
-        total += _LAUNCH + 8 * config.split_k * m * n / (multiprocessors * _BYTES_A_CLOCK)
+        total += _LAUNCH + 8 * config.split_k * m * n / (gpu.multiprocessors * _BYTES_A_CLOCK)
     return total
 
 

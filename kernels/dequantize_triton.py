@@ -37,7 +37,8 @@ def dequantize_kernel(
     TILE: tl.constexpr,
 ):
     """GROUP: inputs that share a scale; 0: all. places: None unless two of four are kept."""
-    tile_row, begin = tl.program_id(1), tl.program_id(0) * TILE
+    tiles_k = tl.cdiv(k, TILE)
+    tile_row, begin = tl.program_id(0) // tiles_k, tl.program_id(0) % tiles_k * TILE
     rows, ks = tile_row * TILE + tl.arange(0, TILE), begin + tl.arange(0, TILE)
     if places is not None:
         integers = load_quads(codes, places, tile_row.to(tl.int64) * (k_padded // TILE) + begin // TILE, BITS)
@@ -79,7 +80,7 @@ def dequantize(packed: Tensor, scheme: Scheme, out_features: int, in_features: i
     weight = packed.new_empty((out_features, in_features), dtype=dtype)
     n_padded, k_padded = layouts_gpu.padded(layout, scheme, out_features, in_features)
     with current(packed):
-        dequantize_kernel[(triton.cdiv(in_features, _TILE), triton.cdiv(out_features, _TILE))](
+        dequantize_kernel[(triton.cdiv(in_features, _TILE) * triton.cdiv(out_features, _TILE),)](
             parts["codes"], parts.get("places"), parts["scale"], parts.get("zero_point"), weight, out_features, in_features, n_padded, k_padded,
             BITS=scheme.weight_bits, GROUP=scheme.group_size or 0, TILE=_TILE, num_warps=4,
             enable_fp_fusion=False,

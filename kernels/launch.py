@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from .configs import Gpu
+
 # The interpreter computes bf16 products silently wrong, so there they are widened first.
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
 _PRODUCTS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-# Multiprocessors where none can be asked: the interpreter's, and of what is compiled for another machine (an H100's).
-_NO_DEVICE = 132
+# An H100's: what the interpreter takes, and what is compiled for another machine.
+_NO_DEVICE = Gpu("sm90", 132, 227 << 10)
 
 
 def compute_type(dtype: torch.dtype) -> tl.dtype:
@@ -31,9 +34,10 @@ def current(tensor: Tensor) -> AbstractContextManager[object]:
 
 
 @lru_cache
-def machine(device: torch.device) -> tuple[str, int]:
-    """The target ("sm90") whose configurations a device takes, and how many multiprocessors it has."""
+def machine(device: torch.device) -> Gpu:
+    """What configurations are chosen for on a device."""
     if device.type != "cuda":
-        return "sm90", _NO_DEVICE
-    properties = torch.cuda.get_device_properties(device)
-    return ("sm90" if properties.major >= 9 else "sm80"), properties.multi_processor_count
+        return _NO_DEVICE
+    found: Any = torch.cuda.get_device_properties(device)  # torch's stubs lack shared_memory_per_block_optin
+    target = "sm90" if (found.major, found.minor) == (9, 0) else "sm80"
+    return Gpu(target, found.multi_processor_count, found.shared_memory_per_block_optin)

@@ -21,6 +21,13 @@ def tile_of(m, n, BM: tl.constexpr, BN: tl.constexpr):
 
 
 @triton.jit
+def row_block(n, BLOCK: tl.constexpr):
+    """Row, and the columns of a block of it, of this program: a grid's first axis alone has room for every row."""
+    program, blocks = tl.program_id(0), tl.cdiv(n, BLOCK)
+    return program // blocks, program % blocks * BLOCK + tl.arange(0, BLOCK)
+
+
+@triton.jit
 def row_vector(p, at, inside):
     """float32 values at `at`, 0 beyond; all 0 where there is no p."""
     if p is None:

@@ -27,7 +27,7 @@ NAME = "w4a8_triton"
 LAYOUT = "frag4"
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m"])
 def w4a8_kernel(
     x,
     codes,
@@ -115,5 +115,5 @@ class W4A8Plan:
         rows, weight = x.reshape(-1, k), layouts.views(packed, LAYOUT, *self._shape)
         n_padded = weight["scale"].shape[-1]
         codes = quantize(rows, weight["codes"].numel() * 2 // n_padded, scheme.group_size, sums=True)
-        config = choose(NAME, len(rows), n, codes.codes.shape[1], *machine(x.device))
+        config = choose(NAME, len(rows), n, codes.codes.shape[1], machine(x.device))
         multiply(codes, weight, bias, out.view(-1, n), scheme, config)

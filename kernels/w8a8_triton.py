@@ -20,7 +20,7 @@ from ..scheme import Scheme
 from .configs import Config, choose
 from .launch import current, machine
 from .quantize_triton import Codes, quantize
-from .tiles import finish_w8a8, store_tile, tile_of
+from .tiles import finish_w8a8, row_block, store_tile, tile_of
 
 NAME = "w8a8_triton"
 LAYOUT = "rows8"
@@ -28,7 +28,7 @@ LAYOUT = "rows8"
 _SUM_BLOCK = 1024
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m"])
 def w8a8_kernel(
     x,
     w,
@@ -69,13 +69,13 @@ def w8a8_kernel(
         finish_w8a8(products, rows, columns, m, n, act_scale, act_zero, scale, column_sum, bias, y)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m"])
 def w8a8_sum_kernel(
     parts, act_scale, act_zero, scale, column_sum, bias, y, m, n, SPLIT_K: tl.constexpr, BLOCK: tl.constexpr
 ):
     """A block of one row of y from the parts int32 (SPLIT_K, m, n)."""
-    row = tl.program_id(1)
-    rows, columns = row + tl.arange(0, 1), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    row, columns = row_block(n, BLOCK)
+    rows = row + tl.arange(0, 1)
     at = row.to(tl.int64) * n + columns
     products = tl.zeros((BLOCK,), tl.int32)
     for part in range(SPLIT_K):
@@ -103,7 +103,7 @@ def multiply(x: Codes, weight: dict[str, Tensor], bias: Tensor | None, out: Tens
             num_warps=config.warps, num_stages=config.stages, enable_fp_fusion=False,
         )  # fmt: skip
         if split > 1:
-            w8a8_sum_kernel[(triton.cdiv(n, _SUM_BLOCK), m)](
+            w8a8_sum_kernel[(triton.cdiv(n, _SUM_BLOCK) * m,)](
                 to, *rest, out, m, n, SPLIT_K=split, BLOCK=_SUM_BLOCK, num_warps=4, enable_fp_fusion=False
             )  # fmt: skip
 
@@ -120,5 +120,5 @@ class W8A8Plan:
         _, n, k = self._shape
         rows, weight = x.reshape(-1, k), layouts.views(packed, LAYOUT, *self._shape)
         codes = quantize(rows, weight["codes"].shape[1])
-        config = choose(NAME, len(rows), n, codes.codes.shape[1], *machine(x.device))
+        config = choose(NAME, len(rows), n, codes.codes.shape[1], machine(x.device))
         multiply(codes, weight, bias, out.view(-1, n), config)

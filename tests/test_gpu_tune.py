@@ -10,7 +10,7 @@ pytest.importorskip("triton", reason="Triton is for Linux, x86-64 and aarch64")
 
 from nybble.bench import gpu_tune
 from nybble.bench.gpu_timing import summarize
-from nybble.kernels.configs import SHIPPED, Config, read_tuned
+from nybble.kernels.configs import SHIPPED, Config, Gpu, read_tuned
 
 
 def test_the_fastest_configuration_wins_and_ties_go_to_the_first() -> None:
@@ -34,7 +34,7 @@ def test_what_the_tuner_writes_is_what_configs_reads() -> None:
 def test_tuning_ends_with_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """One cell is timed at second 0; the next would start at 5."""
     seconds = iter((0.0, 5.0))
-    monkeypatch.setattr(gpu_tune, "machine", lambda device: ("sm90", 132))
+    monkeypatch.setattr(gpu_tune, "machine", lambda device: Gpu("sm90", 132, 227 << 10))
     monkeypatch.setattr(gpu_tune, "calls_of", lambda *problem: lambda config: [lambda: config])
     monkeypatch.setattr(gpu_tune.gpu_timing, "in_graph", lambda calls, replays: summarize([calls[0]().bn * 1e-6]))
     (row,) = gpu_tune.tune([(64, 64)], 5.0, clock=lambda: next(seconds))

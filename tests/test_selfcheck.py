@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from nybble import selfcheck, targets
+from nybble import dispatch, selfcheck, targets
 from nybble.registry import DISTRUSTED, KernelSpec, Problem, specs
 from nybble.scheme import Scheme
 
 DENSE = ("w8a8", "w8a16", "w4a8", "w4a16")
+GPU = [spec for spec in specs() if spec.device == "cuda"]
 
 
 def spec_on_cpu(family: str) -> KernelSpec:
@@ -24,7 +27,7 @@ def test_a_right_kernel_is_trusted(family: str) -> None:
     assert selfcheck.disagreement(spec_on_cpu(family), "cpu") is None
 
 
-@pytest.mark.parametrize("wrong_m", [1, 65])
+@pytest.mark.parametrize("wrong_m", [1, 17, 192])
 def test_wrong_outputs_are_found(wrong_m: int) -> None:
     right = spec_on_cpu("w4a16")
 
@@ -40,7 +43,9 @@ def test_wrong_outputs_are_found(wrong_m: int) -> None:
 
     reason = selfcheck.disagreement(dataclasses.replace(right, make=make), "cpu")
     assert reason is not None
-    assert reason.startswith(f"its outputs for {wrong_m} tokens are off by")
+    assert reason.startswith(
+        f"its bfloat16 outputs for {wrong_m} tokens and (72, 1096) weights of w4a16g32asym are off"
+    )
 
 
 def test_outputs_that_are_not_written_are_found() -> None:
@@ -59,21 +64,187 @@ def test_a_refusal_is_a_reason() -> None:
     assert selfcheck.disagreement(spec, "cpu") == "w4a16_sm80: no kernel image"
 
 
-def test_what_disagrees_is_said_and_left_out(monkeypatch) -> None:
-    monkeypatch.setattr(selfcheck, "disagreement", lambda spec, device: "it is wrong" if "gemv" in spec.name else None)
-    built = tuple(dataclasses.replace(spec, built=True) for spec in specs() if spec.target == "sm80")
-    monkeypatch.setattr(selfcheck, "specs", lambda: built)
-    selfcheck.check_once.cache_clear()
-    try:
-        with pytest.warns(RuntimeWarning) as caught:
-            selfcheck.check_once()
-        assert "nybble: w4a16_sm80_gemv is not used on this GPU: it is wrong" in [str(one.message) for one in caught]
-        assert set(DISTRUSTED) == {spec.name for spec in built if "gemv" in spec.name} > {"w8a16_sm80_gemv"}
-        monkeypatch.setattr(targets, "detect", lambda: targets.Machine("", (), targets.NAMES, {}, None))
-        spec = next(spec for spec in built if spec.name == "w4a16_sm80_gemv")
+@pytest.mark.parametrize(("field", "value"), [("dtype", torch.float16), ("symmetric", True), ("n", 320), ("k", 2600)])
+def test_each_type_scheme_and_shape_is_tried(field: str, value: object) -> None:
+    """A kernel that is wrong for one of them alone is found."""
+    right = spec_on_cpu("w4a16")
 
-        problem = Problem(Scheme.parse("w4a16"), m=1, n=8, k=8, dtype=torch.bfloat16, device="cuda")
-        assert spec.why_not(problem) == "it is wrong"
+    def make(scheme, n, k):
+        plan = right.make(scheme, n, k)
+
+        def call(x, packed, bias, out):
+            plan(x, packed, bias, out)
+            if {"dtype": x.dtype, "symmetric": scheme.symmetric, "n": n, "k": k}[field] == value:
+                out.zero_()
+
+        return call
+
+    assert selfcheck.disagreement(dataclasses.replace(right, make=make), "cpu") is not None
+
+
+def test_one_shape_fills_a_cluster_of_8_and_several_blocks() -> None:
+    """As csrc/cuda/maps.h cuts them: splits of 8 blocks of 64 inputs at least, blocks of 256 outputs."""
+    assert any(k // 64 // 8 >= 8 and n > 256 for n, k in selfcheck._SHAPES)
+    assert any(3 <= k // 64 // 8 < 8 and k % 64 for n, k in selfcheck._SHAPES)
+
+
+@pytest.mark.parametrize("spec", GPU, ids=lambda spec: spec.name)
+def test_every_gpu_kernel_has_schemes_and_tokens_that_it_accepts(spec: KernelSpec, monkeypatch) -> None:
+    monkeypatch.setattr(targets, "detect", lambda: targets.Machine("", (), targets.NAMES, {}, None))
+    spec = dataclasses.replace(spec, built=True)
+    for scheme in selfcheck.schemes(spec):
+        for m in selfcheck._tokens(spec):
+            for dtype in set(selfcheck._DTYPES) & set(spec.act_dtypes):
+                problem = Problem(scheme, m, n=72, k=1096, dtype=dtype, device="cuda", layout=spec.layout)
+                assert spec.why_not(problem) is None
+
+
+@pytest.mark.parametrize("family", ["w8a8", "bsw8a8"])
+def test_triton_kernels_are_compared(family: str, threads) -> None:
+    pytest.importorskip("triton", reason="Triton is for Linux, x86-64 and aarch64")
+    threads(1)
+    spec = next(spec for spec in GPU if (spec.scheme, spec.target) == (family, "triton"))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    assert selfcheck.disagreement(spec, device) is None
+
+
+# --- what check does with the result
+
+
+@pytest.fixture
+def on_gpu(monkeypatch):
+    """Makes this machine one with a GPU; found[name] is what a comparison gives, an error that it raises."""
+    found: dict[str, str | Exception | None] = {}
+    compared: list[str] = []
+
+    def disagreement(spec: KernelSpec, device: str) -> str | None:
+        compared.append(spec.name)
+        result = found.get(spec.name)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(targets, "detect", lambda: targets.Machine("", (), targets.NAMES, {}, None))
+    built = tuple(dataclasses.replace(spec, built=True) for spec in specs())
+    monkeypatch.setattr(dispatch, "specs", lambda: built)
+    monkeypatch.setattr(selfcheck, "disagreement", disagreement)
+    monkeypatch.setattr(selfcheck, "_compared", set())
+    monkeypatch.setattr(selfcheck, "_not_before", {})
+    dispatch.plan_for.cache_clear()
+    yield SimpleNamespace(found=found, compared=compared)
+    DISTRUSTED.clear()
+    dispatch.plan_for.cache_clear()
+
+
+W4A16 = Problem(Scheme.parse("w4a16"), m=1, n=8, k=8, dtype=torch.bfloat16, device="cuda")
+
+
+def test_a_kernel_is_compared_once_and_alone(on_gpu) -> None:
+    for _ in range(3):
+        assert dispatch.select(W4A16).name == "w4a16_sm80_gemv"
+    assert on_gpu.compared == ["w4a16_sm80_gemv"]
+
+
+def test_what_disagrees_is_said_and_left_out(on_gpu) -> None:
+    on_gpu.found["w4a16_sm80_gemv"] = "it is wrong"
+    with pytest.warns(RuntimeWarning, match="w4a16_sm80_gemv is not used on this GPU: it is wrong"):
+        assert dispatch.select(W4A16).name == "w4a16_sm80"
+    assert set(DISTRUSTED) == {"w4a16_sm80_gemv"}
+    explained = dispatch.explain(W4A16)
+    assert (explained.kernel, explained.rejected["w4a16_sm80_gemv"]) == ("w4a16_sm80", "it is wrong")
+    assert on_gpu.compared == ["w4a16_sm80_gemv", "w4a16_sm80"]
+
+
+def test_a_triton_kernel_that_cannot_run_leaves_the_reference(on_gpu) -> None:
+    on_gpu.found["w8a8_triton"] = "ptxas: cp.async requires sm_80"
+    problem = dataclasses.replace(W4A16, scheme=Scheme.parse("w8a8"))
+    while "triton" in (chosen := dispatch.explain(problem).kernel or "") or "sm" in chosen:
+        on_gpu.found[chosen] = "no"
+        with pytest.warns(RuntimeWarning, match="is not used"):
+            dispatch.select(problem)
+    assert dispatch.select(problem).name == "w8a8_reference"
+
+
+def test_explaining_runs_nothing(on_gpu) -> None:
+    text = str(dispatch.explain(W4A16))
+    assert "runs  w4a16_sm80_gemv, compared with the reference before it is first used here" in text
+    assert on_gpu.compared == []
+    dispatch.select(W4A16)
+    assert "compared" not in str(dispatch.explain(W4A16))
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_memory_that_is_full_says_nothing_about_a_kernel(on_gpu, monkeypatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(selfcheck, "monotonic", clock)
+    on_gpu.found["w4a16_sm80_gemv"] = selfcheck.CheckLaterError("CUDA out of memory")
+    ran, plan = plan_that_notes(monkeypatch)
+    with pytest.warns(RuntimeWarning, match="used before it was compared with the reference.*CUDA out of memory"):
+        plan(torch.empty(1, 8), None, None, None)
+    assert not DISTRUSTED
+    plan(torch.empty(1, 8), None, None, None)  # at once: not tried again, and not said again
+    assert on_gpu.compared == ["w4a16_sm80_gemv"]
+    clock.now += 60
+    on_gpu.found["w4a16_sm80_gemv"] = "it is wrong"
+    with pytest.warns(RuntimeWarning, match="is not used"):
+        plan(torch.empty(1, 8), None, None, None)
+    assert ran == ["w4a16_sm80_gemv", "w4a16_sm80_gemv", "w4a16_sm80"]
+
+
+def plan_that_notes(monkeypatch):
+    """A plan whose kernels only take down their names."""
+    ran: list[str] = []
+
+    def naming(name: str):
+        return lambda *shape: lambda *tensors: ran.append(name)
+
+    made = tuple(dataclasses.replace(spec, make=naming(spec.name)) for spec in dispatch.specs())
+    monkeypatch.setattr(dispatch, "specs", lambda: made)
+    return ran, dispatch.plan_for("w4a16", "frag4", 8, 8, torch.bfloat16, "cuda")
+
+
+def test_nothing_is_compared_while_a_graph_is_captured(on_gpu, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    on_gpu.found["w4a16_sm80_gemv"] = "it is wrong"
+    ran, plan = plan_that_notes(monkeypatch)
+    plan(torch.empty(1, 8), None, None, None)
+    assert (ran, on_gpu.compared) == (["w4a16_sm80_gemv"], [])
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    with pytest.warns(RuntimeWarning, match="is not used"):
+        plan(torch.empty(1, 8), None, None, None)
+    assert ran == ["w4a16_sm80_gemv", "w4a16_sm80"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"),
+        RuntimeError("w4a16_sm80: out of memory"),
+        RuntimeError("CUDA error: operation not permitted when stream is capturing"),
+    ],
+    ids=["torch", "extension", "capture"],
+)
+def test_what_passes_is_no_disagreement(error: Exception) -> None:
+    def make(*shape):
+        raise error
+
+    with pytest.raises(selfcheck.CheckLaterError, match=re.escape(str(error))):
+        selfcheck.disagreement(dataclasses.replace(spec_on_cpu("w4a16"), make=make), "cpu")
+
+
+def test_the_default_device_and_dtype_of_the_caller_do_not_matter(monkeypatch) -> None:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"):
+            assert selfcheck.disagreement(spec_on_cpu("w8a16"), "cpu") is None
     finally:
-        DISTRUSTED.clear()
-        selfcheck.check_once.cache_clear()
+        torch.set_default_dtype(before)

@@ -89,6 +89,18 @@ def test_compiles_without_spills_and_fits(compiled: dict, case: str, arch: int) 
         assert row["registers"] <= 255
 
 
+@pytest.mark.parametrize(("case", "arch"), [(case, arch) for case, arch in CASES if case.split("-")[0] in SHIPPED])
+def test_configurations_take_no_more_shared_memory_than_they_are_chosen_by(
+    compiled: dict, case: str, arch: int
+) -> None:
+    kernel, *_, tile = case.split("-")
+    shipped = SHIPPED[kernel]
+    (config,) = (one for one in shipped.on(f"sm{arch}") if f"{one.bm}x{one.bn}x{one.bk}x{one.split_k}" == tile)
+    taken = max(row["shared_bytes"] for row in compiled[case, arch])
+    assert taken <= shipped.shared_bytes(config)
+    assert shipped.shared_bytes(config) <= 4 * taken, "so much more that configurations are left out that would fit"
+
+
 @pytest.mark.parametrize(("case", "arch"), [(case, arch) for case, arch in CASES if case.split("-")[0] in BUILT_ON])
 def test_built_on_the_expected_multiply(compiled: dict, case: str, arch: int) -> None:
     """mma's on sm_80; on sm_90 the warp groups' wherever the first operand has their 64 rows. Loads run ahead."""

@@ -136,12 +136,15 @@ def test_wrong_sizes_are_refused() -> None:
         blocks_gpu.block_of(Scheme.parse("w8a8"))
 
 
-def test_what_is_in_flight_fits() -> None:
+@pytest.mark.parametrize("shared", [99 << 10, 163 << 10, 227 << 10])
+def test_what_is_in_flight_fits(shared: int) -> None:
     for size in (32, 64, 128):
         shape = BlockShape(size, size, size, size)
         for m in (1, 16, 17, 100, 5000):
             rows = rows_of(m)
             assert rows >= min(m, 128)
             for itemsize in (1, 2):
-                stages = stages_of(shape, rows, itemsize)
-                assert stages // 2 * (size + rows) * size * itemsize <= 160 << 10
+                stages = stages_of(shape, rows, itemsize, shared)
+                in_flight, most = stages // 2 * (size + rows) * size * itemsize, min(160 << 10, shared - 1024)
+                assert in_flight <= most
+                assert stages == 8 or in_flight > most // 2

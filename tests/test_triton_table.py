@@ -6,6 +6,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,12 +15,13 @@ import nybble
 from nybble import targets
 from nybble.dispatch import explain, layout_for, select
 from nybble.kernels import configs
-from nybble.kernels.configs import SHIPPED, Config, bucket, choose, clocks, estimate, read_tuned
+from nybble.kernels.configs import SHIPPED, Config, Gpu, bucket, choose, clocks, estimate, read_tuned
 from nybble.kernels.table import KERNELS
 from nybble.registry import Problem
 from nybble.scheme import Scheme
 
-TARGETS = {"sm80": 108, "sm90": 132}
+A100, H100, RTX = Gpu("sm80", 108, 163 << 10), Gpu("sm90", 132, 227 << 10), Gpu("sm80", 170, 99 << 10)
+GPUS = {"a100": A100, "h100": H100, "rtx-5090": RTX}
 SHAPES = [(n, k) for n in (1, 70, 1024, 4096, 14336) for k in (1, 4096, 14336)]
 ROWS = (1, 2, 16, 17, 64, 100, 256, 1024, 4096)
 
@@ -168,18 +170,44 @@ def test_w4a8_is_not_split_so_that_its_bits_are_the_cpus() -> None:
     assert all(config.split_k == 1 for config in SHIPPED["w4a8_triton"].on("sm90"))
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
 @pytest.mark.parametrize("kernel", SHIPPED)
-def test_every_problem_gets_a_configuration_that_ships_for_the_target(kernel: str, target: str) -> None:
-    chosen = {choose(kernel, m, n, k, target, TARGETS[target]) for m in ROWS for n, k in SHAPES}
-    assert chosen <= set(SHIPPED[kernel].on(target))
+def test_every_problem_gets_a_configuration_that_ships_and_fits(kernel: str, gpu: Gpu) -> None:
+    chosen = {choose(kernel, m, n, k, gpu) for m in ROWS for n, k in SHAPES}
+    assert chosen <= set(SHIPPED[kernel].on(gpu.target))
+    assert max(SHIPPED[kernel].shared_bytes(config) for config in chosen) <= gpu.shared
     assert len(chosen) > 2, "the model prefers the same whatever the shape"
 
 
 @pytest.mark.parametrize("kernel", SHIPPED)
 def test_a_few_rows_get_the_same_whatever_their_number(kernel: str) -> None:
     for n, k in SHAPES:
-        assert len({choose(kernel, m, n, k, "sm90", 132) for m in range(1, 17)}) == 1
+        assert len({choose(kernel, m, n, k, H100) for m in range(1, 17)}) == 1
+
+
+def test_a_gpu_of_hopper_with_less_shared_memory_takes_smaller_blocks() -> None:
+    (large,) = SHIPPED["w8a8_triton"].large
+    assert SHIPPED["w8a8_triton"].shared_bytes(large) == 147_456
+    assert choose("w8a8_triton", 4096, 8192, 8192, H100) == large
+    assert choose("w8a8_triton", 4096, 8192, 8192, H100._replace(shared=99 << 10)) != large
+
+
+@pytest.mark.parametrize(
+    ("capability", "target"),
+    [((8, 0), "sm80"), ((8, 9), "sm80"), ((9, 0), "sm90"), ((10, 0), "sm80"), ((12, 0), "sm80")],
+)
+def test_only_compute_capability_9_0_takes_the_configurations_of_wgmma(capability, target, monkeypatch) -> None:
+    pytest.importorskip("triton")
+    from nybble.kernels import launch
+
+    major, minor = capability
+    found = SimpleNamespace(major=major, minor=minor, multi_processor_count=7, shared_memory_per_block_optin=101376)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+    launch.machine.cache_clear()
+    try:
+        assert launch.machine(torch.device("cuda", 5)) == Gpu(target, 7, 101376)
+    finally:
+        launch.machine.cache_clear()
 
 
 def test_buckets_are_powers_of_two_from_16_on() -> None:
@@ -187,15 +215,15 @@ def test_buckets_are_powers_of_two_from_16_on() -> None:
 
 
 def test_the_model_splits_k_only_where_tiles_are_few() -> None:
-    assert estimate("w8a8_triton", 16, 1024, 14336, "sm90", 132).split_k > 1
-    assert estimate("w8a8_triton", 16, 28672, 8192, "sm90", 132).split_k == 1
-    assert estimate("w8a8_triton", 4096, 4096, 4096, "sm90", 132).bm >= 128
+    assert estimate("w8a8_triton", 16, 1024, 14336, H100).split_k > 1
+    assert estimate("w8a8_triton", 16, 28672, 8192, H100).split_k == 1
+    assert estimate("w8a8_triton", 4096, 4096, 4096, H100).bm >= 128
 
 
 def test_the_model_grows_with_the_work() -> None:
     shipped = SHIPPED["w8a8_triton"]
     for config in shipped.configs:
-        small, large = (clocks(shipped, config, m, 4096, 4096, "sm90", 132) for m in (16, 4096))
+        small, large = (clocks(shipped, config, m, 4096, 4096, H100) for m in (16, 4096))
         assert 0 < small < large
 
 
@@ -212,12 +240,13 @@ def test_what_was_measured_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     other = {"bm": 32, "bn": 64, "bk": 128, "stages": 4, "warps": 4}
     table = read_tuned(written(config=other), "sm90", "a test")
     monkeypatch.setattr(configs, "tuned", lambda target: table)
-    assert choose("w8a8_triton", 3, 4096, 4096, "sm90", 132) == Config(16, 32, 256, 4, 4)
-    assert choose("w8a8_triton", 17, 4096, 4096, "sm90", 132) == Config(32, 64, 128, 4, 4)
+    assert choose("w8a8_triton", 3, 4096, 4096, H100) == Config(16, 32, 256, 4, 4)
+    assert choose("w8a8_triton", 17, 4096, 4096, H100) == Config(32, 64, 128, 4, 4)
+    small = H100._replace(shared=40 << 10)  # where the second does not fit
+    assert SHIPPED["w8a8_triton"].shared_bytes(Config(16, 32, 256, 4, 4)) == 49_152
+    assert choose("w8a8_triton", 3, 4096, 4096, small) == estimate("w8a8_triton", 16, 4096, 4096, small)
     for m, n in ((65, 4096), (3, 4000)):
-        assert choose("w8a8_triton", m, n, 4096, "sm90", 132) == estimate(
-            "w8a8_triton", bucket(m), n, 4096, "sm90", 132
-        )
+        assert choose("w8a8_triton", m, n, 4096, H100) == estimate("w8a8_triton", bucket(m), n, 4096, H100)
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from . import selfcheck
-from .registry import KernelSpec, Plan, Problem, specs
+from .registry import DISTRUSTED, KernelSpec, Plan, Problem, specs
 from .scheme import Scheme
 
 # Of Triton's kernels: what whoever waits for it should know.
 FIRST_CALL = "compiled when it is first called, which takes about a second; Triton keeps the code for later processes"
+# Of kernels that no call has chosen yet on this machine's GPU.
+UNCHECKED = "compared with the reference before it is first used here; one that disagrees is left out"
 
 
 class NoKernelError(RuntimeError):
@@ -41,6 +43,8 @@ class Explanation:
         spec = next((spec for spec in specs() if spec.name == self.kernel), None)
         if spec is None:
             return ""
+        if selfcheck.pending(spec):
+            return f", {UNCHECKED}"
         if spec.target == "triton":
             return f", {FIRST_CALL}"
         if spec.rounds is None or self.problem.dtype is not torch.float32:
@@ -49,8 +53,7 @@ class Explanation:
 
 
 def explain(problem: Problem) -> Explanation:
-    """The choice for a problem, with the reason against each other kernel."""
-    _check_device(problem)
+    """The choice for a problem, with the reason against each other kernel. Nothing runs."""
     chosen, rejected = None, {}
     for spec in reversed(specs()):
         reason = spec.why_not(problem)
@@ -62,21 +65,22 @@ def explain(problem: Problem) -> Explanation:
 
 
 def select(problem: Problem) -> KernelSpec:
-    """The preferred kernel that accepts the problem.
+    """The preferred kernel that accepts the problem; of a GPU's, one that agrees with the reference there (selfcheck).
 
     Raises:
         NoKernelError: none does; the message says why for each.
     """
-    _check_device(problem)
+    return _select(problem)[0]
+
+
+def _select(problem: Problem) -> tuple[KernelSpec, bool]:
+    """As select, and whether the choice is settled: not while the kernel could not be compared yet."""
     for spec in reversed(specs()):
         if spec.why_not(problem) is None:
-            return spec
+            settled = selfcheck.check(spec)
+            if spec.name not in DISTRUSTED:
+                return spec, settled
     raise NoKernelError(str(explain(problem)))
-
-
-def _check_device(problem: Problem) -> None:
-    if problem.device == "cuda" and torch.cuda.is_available():
-        selfcheck.check_once()
 
 
 def layout_for(scheme: Scheme, n: int, k: int, device: str) -> str:
@@ -86,27 +90,43 @@ def layout_for(scheme: Scheme, n: int, k: int, device: str) -> str:
 
 @lru_cache(maxsize=4096)
 def plan_for(scheme: str, layout: str, n: int, k: int, dtype: torch.dtype, device: str) -> Plan:
-    """The callable for a packed weight and activations of a dtype, whatever their number."""
+    """The callable for a packed weight and activations of a dtype, whatever their number.
+
+    Raises:
+        NoKernelError: no kernel accepts the problem; on a GPU the callable raises it.
+    """
     problem = Problem(Scheme.parse(scheme), m=1, n=n, k=k, dtype=dtype, device=device, layout=layout)
-    starts = [1, *_boundaries(problem)]
-    chosen = [select(replace(problem, m=m)) for m in starts]
-    made = {spec.name: _make(spec, problem) for spec in chosen}
-    return made[chosen[0].name] if len(made) == 1 else ByRows(k, starts, [made[spec.name] for spec in chosen])
+    starts = [0, *_boundaries(problem)]
+    return ByRows(problem, starts) if device == "cuda" or len(starts) > 1 else _make(select(problem), problem)
 
 
 class ByRows:
-    """Plans for one packed weight, of which the number of rows chooses: plans[i] from starts[i] rows on."""
+    """Plans for one packed weight, of which the number of rows chooses. Each is chosen when it is first needed, so that no
+    kernel is compared or compiled that nobody calls."""
 
-    def __init__(self, k: int, starts: list[int], plans: list[Plan]) -> None:
-        self._k, self._starts, self._plans = k, starts, plans
+    def __init__(self, problem: Problem, starts: list[int]) -> None:
+        self._problem, self._k, self._starts = problem, problem.k, starts
+        self._plans: list[Plan | None] = [None] * len(starts)
+        self._made: dict[str, Plan] = {}
 
     def __call__(self, x: Tensor, packed: Tensor, bias: Tensor | None, out: Tensor) -> None:
-        self._plans[bisect_right(self._starts, max(x.numel() // self._k, 1)) - 1](x, packed, bias, out)
+        i = bisect_right(self._starts, x.numel() // self._k) - 1
+        plan = self._plans[i] or self._choose(i)
+        plan(x, packed, bias, out)
+
+    def _choose(self, i: int) -> Plan:
+        problem = replace(self._problem, m=max(self._starts[i], 1))
+        spec, settled = _select(problem)
+        plan = self._made.get(spec.name) or self._made.setdefault(spec.name, _make(spec, problem))
+        if settled:
+            self._plans[i] = plan
+        return plan
 
 
 def _boundaries(problem: Problem) -> list[int]:
     """Numbers of rows at which another kernel may begin to serve a problem, in order."""
-    ranges = [spec.m_range for spec in specs() if spec.scheme == problem.scheme.family]
+    here = (None, problem.device)
+    ranges = [spec.m_range for spec in specs() if spec.scheme == problem.scheme.family and spec.device in here]
     starts = {least for least, _ in ranges} | {most + 1 for _, most in ranges if most}
     return sorted(starts - {1})
 

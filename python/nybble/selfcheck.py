@@ -1,66 +1,161 @@
-"""The first use of a GPU: each compiled CUDA kernel multiplies one small weight, next to the reference. One that disagrees,
-or that the driver refuses, is said and left out from then on, so that the next kernel takes over."""
+"""The first use of a kernel on a GPU: it multiplies small weights, next to the reference, before it is first chosen. One
+that disagrees, or that compiler or driver refuse, is said and left out from then on, so that the next kernel takes over."""
 
 from __future__ import annotations
 
 import warnings
-from functools import lru_cache
+from collections.abc import Iterator
+from itertools import product
+from time import monotonic
 
 import torch
+from torch import Tensor
 
-from . import layouts, reference
-from .registry import DISTRUSTED, KernelSpec, specs
+from . import blocks_gpu, layouts, reference
+from .registry import DISTRUSTED, KernelSpec
 from .rounding import QuantizedWeight, quantize_weight
 from .scheme import Scheme
+from .sparsity import Block
 
-# Outputs, groups and inputs that fill no tile, and K that is split.
-_N, _K = 72, 1096
+# Outputs and inputs of the weights: some fill no tile and some fill several, and K is split in 2, in an odd number of
+# uneven parts and in 8, as many as a cluster may have.
+_SHAPES = ((72, 1096), (300, 2600), (320, 4096))
+# The least tokens that need each size of a block, and the most that are tried where any number is served.
+_TOKENS, _MOST_TOKENS = (9, 17, 33), 192
+_DTYPES = (torch.bfloat16, torch.float16)
+_BLOCK = Block(32, 32)
 # Of the largest output: bfloat16 has 2^-8.
 _TOLERANCE = 0.02
+# Seconds until a comparison that could not be made is tried again.
+_RETRY = 10.0
+
+# Names of kernels that were compared, and when others may be tried again.
+_compared: set[str] = set()
+_not_before: dict[str, float] = {}
 
 
-@lru_cache
-def check_once() -> None:
-    """Fills registry.DISTRUSTED, with a warning for each entry. Waits for the device: never in a captured graph."""
-    for spec in specs():
-        if spec.target == "sm80" and spec.built:
-            reason = disagreement(spec, "cuda")
-            if reason is not None:
-                DISTRUSTED[spec.name] = reason
-                warnings.warn(f"nybble: {spec.name} is not used on this GPU: {reason}", RuntimeWarning, stacklevel=2)
+class CheckLaterError(RuntimeError):
+    """A kernel could not be compared for a reason that says nothing about it, such as memory that is full."""
 
 
-def _scheme(spec: KernelSpec) -> Scheme:
-    """One that a kernel computes: with groups and zero points where it has them."""
-    weight_bits, act_bits = map(int, spec.scheme.removeprefix("sp").removeprefix("w").split("a"))
-    four, sparse = weight_bits == 4, spec.sparsity is not None
-    return Scheme(weight_bits, act_bits, 64 if four else None, symmetric=not four or sparse, sparsity=spec.sparsity)
+def pending(spec: KernelSpec) -> bool:
+    """Whether a kernel is still to be compared on this machine's GPU."""
+    return spec.device == "cuda" and spec.name not in _compared and torch.cuda.is_available()
+
+
+def check(spec: KernelSpec) -> bool:
+    """Compares a GPU's kernel, once, and notes one that disagrees in registry.DISTRUSTED, with a warning.
+
+    It waits for the device, so while a CUDA graph is captured nothing is compared.
+
+    Returns:
+        Whether that is settled: if not, the kernel may be used now, and whoever chooses it must ask again.
+    """
+    if not pending(spec):
+        return True
+    if torch.cuda.is_current_stream_capturing() or monotonic() < _not_before.get(spec.name, 0):
+        return False
+    try:
+        reason = disagreement(spec, "cuda")
+    except CheckLaterError as error:
+        if spec.name not in _not_before:
+            _warn(f"{spec.name} is used before it was compared with the reference on this GPU: {error}")
+        _not_before[spec.name] = monotonic() + _RETRY
+        return False
+    _compared.add(spec.name)
+    if reason is not None:
+        DISTRUSTED[spec.name] = reason
+        _warn(f"{spec.name} is not used on this GPU: {reason}")
+    return True
 
 
 def disagreement(spec: KernelSpec, device: str) -> str | None:
-    """What is wrong with a kernel's outputs for its fewest and for its most tokens, up to 65; None: nothing."""
-    scheme = _scheme(spec)
+    """What is wrong with a kernel's outputs; None: nothing.
+
+    CUDA kernels are compared for both types of 16 bits, each kind of scheme, several shapes and from the fewest to the most tokens;
+    of Triton's, which compile anew for each of these, the first of each.
+
+    Raises:
+        CheckLaterError: memory is full, or a CUDA graph is being captured.
+    """
     generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(_N, _K, generator=generator)
-    if scheme.sparsity is not None:
-        # Two of each four, in any places.
-        weight *= torch.rand(_N, _K // 4, 4, generator=generator).argsort(-1).lt(2).view(_N, _K)
+    try:
+        # The caller's default device may be another.
+        with torch.no_grad(), torch.device("cpu"):
+            reasons = (_compare(spec, scheme, shape, generator, device) for scheme, shape in _weights(spec))
+            return next((reason for reason in reasons if reason is not None), None)
+    except Exception as error:
+        # Compilers and drivers raise what they like: it is the finding.
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error) or "captur" in str(error):
+            raise CheckLaterError(lines[0]) from error
+        return lines[0]
+
+
+def schemes(spec: KernelSpec) -> list[Scheme]:
+    """What a kernel is compared for: with the smallest groups and zero points, and with the largest and none."""
+    blocks = spec.scheme.startswith("bs")
+    dense = Scheme.parse(spec.scheme.removeprefix("sp").removeprefix("bs"))
+    if dense.weight_bits != 4:
+        return [Scheme(dense.weight_bits, dense.act_bits, sparsity=_BLOCK if blocks else spec.sparsity)]
+    sizes = [size for size in spec.group_sizes if size is not None]
+    zero_points = (True,) if spec.sparsity is not None else (False, True)
+    ends = (min(sizes), max(sizes))[-len(zero_points) :]
+    return [
+        Scheme(4, dense.act_bits, size, symmetric, spec.sparsity)
+        for size, symmetric in zip(ends, zero_points, strict=True)
+    ]
+
+
+def _weights(spec: KernelSpec) -> Iterator[tuple[Scheme, tuple[int, int]]]:
+    every = list(product(schemes(spec), _SHAPES))
+    yield from every[:1] if spec.target == "triton" else every
+
+
+def _tokens(spec: KernelSpec) -> list[int]:
+    least, most = spec.m_range
+    if spec.target == "triton":
+        return [least]
+    return sorted({least, min(most or _MOST_TOKENS, _MOST_TOKENS), *filter(spec.takes, _TOKENS)})
+
+
+def _compare(
+    spec: KernelSpec, scheme: Scheme, shape: tuple[int, int], generator: torch.Generator, device: str
+) -> str | None:
+    n, k = shape
+    weight = torch.randn(n, k, generator=generator, dtype=torch.float32) * _kept(scheme, n, k, generator)
     quantized = quantize_weight(weight, scheme)
     there = QuantizedWeight(**{name: tensor.to(device) for name, tensor in quantized.tensors().items()})
-    packed = layouts.pack(there, spec.layout, scheme, _K)
+    if spec.layout == blocks_gpu.LAYOUT:
+        packed = blocks_gpu.pack(there, scheme, k)
+    else:
+        packed = layouts.pack(there, spec.layout, scheme, k)
     assert spec.make is not None, "linear kernels can run"  # noqa: S101
-    plan = spec.make(scheme, _N, _K)
-    least, most = spec.m_range
-    for m in (least, min(most or 65, 65)):
-        x = torch.randn(m, _K, generator=generator).to(torch.bfloat16)
-        out = torch.full((m, _N), torch.nan, dtype=x.dtype, device=device)
-        try:
-            plan(x.to(device), packed, None, out)
-            got = out.cpu().double()
-        except RuntimeError as error:
-            return str(error).partition("\n")[0]
+    plan, tokens = spec.make(scheme, n, k), _tokens(spec)
+    dtypes = [dtype for dtype in _DTYPES if dtype in spec.act_dtypes]
+    for dtype in dtypes[:1] if spec.target == "triton" else dtypes:
+        x = torch.randn(tokens[-1], k, generator=generator, dtype=torch.float32).to(dtype)
         expected = reference.linear(x, quantized, None, scheme, torch.float64)
-        worst = float((got - expected).abs().max() / expected.abs().max())
-        if not worst <= _TOLERANCE:
-            return f"its outputs for {m} tokens are off by {worst:.2g} of the largest"
+        for m in tokens:
+            out = torch.full((m, n), torch.nan, dtype=dtype, device=device)
+            plan(x[:m].to(device), packed, None, out)
+            worst = float((out.cpu().double() - expected[:m]).abs().max() / expected[:m].abs().max())
+            if not worst <= _TOLERANCE:
+                of = f"{m} tokens and ({n}, {k}) weights of {scheme}"
+                return f"its {str(dtype).removeprefix('torch.')} outputs for {of} are off by {worst:.2g} of the largest"
     return None
+
+
+def _kept(scheme: Scheme, n: int, k: int, generator: torch.Generator) -> Tensor:
+    """Which weights are not zero, in any places: half of the blocks, or two of each four, or all."""
+    if isinstance(scheme.sparsity, Block):
+        rows, columns = scheme.sparsity.rows, scheme.sparsity.columns
+        blocks = torch.rand(-(-n // rows), -(-k // columns), generator=generator) < 0.5
+        return blocks.repeat_interleave(rows, 0).repeat_interleave(columns, 1)[:n, :k]
+    if scheme.sparsity is not None:
+        return torch.rand(n, k // 4, 4, generator=generator).argsort(-1).lt(2).view(n, k)
+    return torch.ones(n, k, dtype=torch.bool)
+
+
+def _warn(what: str) -> None:
+    warnings.warn(f"nybble: {what}", RuntimeWarning, stacklevel=3)
