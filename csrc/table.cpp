@@ -57,7 +57,7 @@ const std::vector<CudaKernelEntry>& cuda_kernel_table() {
 #undef NYBBLE_CUDA
   };
   static const std::vector<CudaKernelEntry> table = {
-#define NYBBLE_CUDA(name, scheme, target, layout, min_m, max_m, rows, least, most, per_sm) \
+#define NYBBLE_CUDA(name, scheme, target, layout, min_m, max_m, rows, least, most) \
   {#name, #scheme, #target, #layout, min_m, max_m, built.count(#name) > 0},
 #include "cuda/kernels.def"
 #undef NYBBLE_CUDA

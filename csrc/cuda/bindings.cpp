@@ -3,19 +3,21 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <stdexcept>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "maps.h"
 
 namespace py = pybind11;
 
 extern "C" {
-#define NYBBLE_CUDA(name, scheme, target, layout, min_m, max_m, rows, least, most, per_sm) \
-  int nybble_##name##_load(int32_t*);                                                      \
+#define NYBBLE_CUDA(name, scheme, target, layout, min_m, max_m, rows, least, most) \
+  int nybble_##name##_load(NybbleCudaInstance*, int32_t, int32_t*);                \
   int nybble_##name(const NybbleCudaProduct*, const NybbleCudaLaunch*);
 #include "cuda_built.def"
 #undef NYBBLE_CUDA
@@ -28,16 +30,16 @@ using Pair = std::pair<uintptr_t, size_t>;  // address and bytes
 using Offsets = std::array<int64_t, 6>;
 
 struct Kernel {
-  const char *name, *scheme;
+  const char *name, *scheme, *layout;
   NybbleCudaLoadFn load;
   NybbleCudaRunFn run;
-  int rows, least, most, per_sm;
+  int rows, least, most;
   bool codes() const { return std::strcmp(scheme + 2, "a8") == 0; }
 };
 
 constexpr Kernel kKernels[] = {
-#define NYBBLE_CUDA(name, scheme, target, layout, min_m, max_m, rows, least, most, per_sm) \
-  {#name, #scheme, nybble_##name##_load, nybble_##name, rows, least, most, per_sm},
+#define NYBBLE_CUDA(name, scheme, target, layout, min_m, max_m, rows, least, most) \
+  {#name, #scheme, #layout, nybble_##name##_load, nybble_##name, rows, least, most},
 #include "cuda_built.def"
 #undef NYBBLE_CUDA
 };
@@ -77,6 +79,46 @@ class OnDevice {
   bool changed_ = false;
 };
 
+constexpr int kMostInstances = 64;  // of a kernel
+using Instances = std::vector<NybbleCudaInstance>;
+
+// Makes the current device ready for a kernel; its compiled forms there.
+Instances load(const Kernel& kernel) {
+  Instances found(kMostInstances);
+  int32_t count = 0;
+  check(kernel.load(found.data(), kMostInstances, &count), kernel.name);
+  found.resize(count);
+  return found;
+}
+
+// What a device runs at once of a kernel, whatever the form: blocks, by how many of them share K.
+struct Occupancy {
+  std::array<int32_t, NYBBLE_MAX_SPLITS + 1> slots{};
+  bool clusters = false;  // splits add their sums as clusters, of the sizes that have slots
+
+  Occupancy() = default;
+  Occupancy(const Instances& instances, int multiprocessors) {
+    const auto least = [&](auto of) {
+      int32_t found = INT32_MAX;
+      for (const NybbleCudaInstance& each : instances) found = std::min(found, of(each));
+      return found;
+    };
+    const int32_t blocks = least([](const auto& each) { return each.blocks_per_sm; }) * multiprocessors;
+    slots.fill(blocks);
+    for (int s = 2; s <= NYBBLE_MAX_SPLITS; s++)
+      clusters |= least([=](const auto& each) { return each.clusters[s]; }) > 0;
+    if (!clusters) return;
+    for (int s = 2; s <= NYBBLE_MAX_SPLITS; s++)
+      slots[s] = s * least([=](const auto& each) { return each.clusters[s]; });
+  }
+};
+
+int multiprocessors(int device) {
+  int count = 0;
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
+  return count;
+}
+
 // A kernel bound to a device and to a packed weight's shape.
 class Plan {
  public:
@@ -95,12 +137,11 @@ class Plan {
     product_.k_padded = k_padded;
     product_.group_shift = group_shift;
     OnDevice here(device);
-    check(kernel_->load(&clusters_), kernel_->name);
-    check(cudaDeviceGetAttribute(&sms_, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
+    occupancy_ = Occupancy(load(*kernel_), multiprocessors(device));
   }
 
   // Bytes that run wants as scratch for m tokens.
-  int64_t scratch(int64_t m) const { return codes_bytes(m) + (clusters_ ? 0 : launch(m).plan.parts_bytes); }
+  int64_t scratch(int64_t m) const { return codes_bytes(m) + (occupancy_.clusters ? 0 : launch(m).plan.parts_bytes); }
 
   void run(const Pair& x, int x_dtype, int64_t m, int64_t ldx, const Pair& packed, const Pair& bias, int bias_dtype,
            const Pair& y, int y_dtype, const Pair& scratch, uintptr_t stream) const {
@@ -117,6 +158,8 @@ class Plan {
     NybbleCudaProduct p = product_;
     p.m = static_cast<int32_t>(m);
     p.splits = how.plan.splits;
+    p.token_tiles = how.plan.token_tiles;
+    p.clusters = occupancy_.clusters;
     p.x = reinterpret_cast<const void*>(at(x, ((m - 1) * ldx + p.k) * bytes_of(x_dtype), "x"));
     p.ldx = ldx;
     p.codes = static_cast<const uint8_t*>(section(0));
@@ -124,6 +167,7 @@ class Plan {
     p.row_scale = static_cast<const float*>(section(1));
     p.zero_point = static_cast<const uint8_t*>(section(2));
     p.weight_sum = static_cast<const float*>(section(3));
+    p.column_sum = static_cast<const int32_t*>(section(3));
     p.places = static_cast<const uint8_t*>(section(4));
     p.bias = reinterpret_cast<const void*>(bias.first ? at(bias, p.n * bytes_of(bias_dtype), "bias") : 0);
     p.bias_dtype = bias_dtype;
@@ -135,7 +179,9 @@ class Plan {
       refuse("x: must be bfloat16 or float16, with rows aligned to 16 bytes");
     OnDevice here(device_);
     if (codes) {
-      NybbleCudaRows rows{p.x, ldx, x_dtype, p.m, p.k, p.k_padded, reinterpret_cast<int8_t*>(extra), nullptr, nullptr};
+      const int32_t order = std::strcmp(kernel_->layout, "frag4") ? NYBBLE_PLAIN_ORDER : NYBBLE_FRAG4_ORDER;
+      NybbleCudaRows rows{p.x,     ldx,    x_dtype, p.m, p.k, p.k_padded, order, reinterpret_cast<int8_t*>(extra),
+                          nullptr, nullptr};
       rows.act_scale = reinterpret_cast<float*>(extra + m * p.k_padded);
       rows.act_zero = reinterpret_cast<int32_t*>(extra + m * (p.k_padded + 4));
       check(nybble_quantize_rows(&rows, how.stream), "quantize_rows");
@@ -151,8 +197,8 @@ class Plan {
   NybbleCudaLaunch launch(int64_t m) const {
     const int groups = nybble::cuda::token_groups(m, kernel_->least, kernel_->most);
     const NybbleCudaPlan plan =
-        nybble::cuda::plan(m, product_.n_padded, product_.k_padded, sms_, kernel_->rows, 8 * groups, kernel_->per_sm);
-    return {0, groups, clusters_, plan, nullptr};
+        nybble::cuda::plan(m, product_.n_padded, product_.k_padded, occupancy_.slots.data(), kernel_->rows, 8 * groups);
+    return {0, groups, plan, nullptr};
   }
   // Of the activations' codes, scales and zeros, up to a whole vector.
   int64_t codes_bytes(int64_t m) const { return kernel_->codes() ? (m * (product_.k_padded + 8) + 15) / 16 * 16 : 0; }
@@ -161,14 +207,34 @@ class Plan {
   int device_;
   Offsets offsets_;
   NybbleCudaProduct product_{};
-  int32_t clusters_ = 0;
-  int sms_ = 0;
+  Occupancy occupancy_;
 };
+
+// Every compiled form of every kernel, and how much of it a device runs at once.
+std::vector<py::dict> instances(int device) {
+  OnDevice here(device);
+  std::vector<py::dict> found;
+  for (const Kernel& kernel : kKernels)
+    for (const NybbleCudaInstance& each : load(kernel)) {
+      py::dict clusters;
+      for (int blocks = 2; blocks <= NYBBLE_MAX_SPLITS; blocks++) clusters[py::int_(blocks)] = each.clusters[blocks];
+      py::dict row;
+      row["kernel"] = kernel.name;
+      row["instance"] = each.name;
+      row["shared_bytes"] = each.shared_bytes;
+      row["registers"] = each.registers;
+      row["blocks_per_sm"] = each.blocks_per_sm;
+      row["clusters"] = clusters;
+      found.push_back(row);
+    }
+  return found;
+}
 
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
   m.attr("version") = NYBBLE_VERSION;
+  m.def("instances", &instances, py::arg("device"));
   py::class_<Plan>(m, "Plan")
       .def(py::init<const std::string&, int, int64_t, int64_t, int64_t, int64_t, int, const Offsets&>(), py::kw_only(),
            py::arg("kernel"), py::arg("device"), py::arg("n"), py::arg("k"), py::arg("n_padded"), py::arg("k_padded"),

@@ -2,7 +2,7 @@
 // gives the same bits; then scales that do not depend on k, bias and rounding.
 #pragma once
 
-#include "operands.cuh"
+#include "multiply.cuh"
 
 namespace nybble {
 namespace cuda {
@@ -13,38 +13,78 @@ __device__ __forceinline__ float read(const void* p, int dtype, int64_t at) {
   return dtype == NYBBLE_BF16 ? float_of_bf16(bits) : float_of_f16(bits);
 }
 
+// Bits of a value in a 16-bit type.
+__device__ __forceinline__ uint32_t half_bits(int dtype, float value) {
+  return dtype == NYBBLE_BF16 ? bf16_of_float(value) : f16_of_float(value);
+}
+
 __device__ __forceinline__ void write(void* p, int dtype, int64_t at, float value) {
   if (dtype == NYBBLE_F32)
     static_cast<float*>(p)[at] = value;
   else
-    static_cast<uint16_t*>(p)[at] = dtype == NYBBLE_BF16 ? bf16_of_float(value) : f16_of_float(value);
+    static_cast<uint16_t*>(p)[at] = static_cast<uint16_t>(half_bits(dtype, value));
 }
 
+// Four neighbours, of which the first is aligned to all four.
+__device__ __forceinline__ void write_four(void* p, int dtype, int64_t at, const float (&y)[4]) {
+  if (dtype == NYBBLE_F32) {
+    store_global(static_cast<float*>(p) + at, Vector{{as_bits(y[0]), as_bits(y[1]), as_bits(y[2]), as_bits(y[3])}});
+    return;
+  }
+  store_global_8(static_cast<uint16_t*>(p) + at, half_bits(dtype, y[0]) | half_bits(dtype, y[1]) << 16,
+                 half_bits(dtype, y[2]) | half_bits(dtype, y[3]) << 16);
+}
+
+template <bool Exact>
 __device__ __forceinline__ Vector add(const Vector& a, const Vector& b) {
   Vector sum;
 #pragma unroll
-  for (int i = 0; i < 4; i++) sum.w[i] = as_bits(as_float(a.w[i]) + as_float(b.w[i]));
+  for (int i = 0; i < 4; i++) sum.w[i] = Exact ? a.w[i] + b.w[i] : as_bits(as_float(a.w[i]) + as_float(b.w[i]));
   return sum;
+}
+
+// The output of row n for a token.
+template <class W, class X>
+__device__ __forceinline__ float finished(const NybbleCudaProduct& p, int64_t token, int64_t n, uint32_t sum) {
+  const float bias = p.bias ? read(p.bias, p.bias_dtype, n) : 0.0f;
+  if (kExact<W, X>) {
+    // Operations and order are those of the CPU's kernels: the same bits.
+    const int32_t centred = static_cast<int32_t>(sum) - p.act_zero[token] * p.column_sum[n];
+    return fused(static_cast<float>(centred), p.act_scale[token] * p.row_scale[n], bias);
+  }
+  float y = as_float(sum);
+  if (X::kElementBytes == 1) {
+    const float zero = static_cast<float>(p.act_zero[token]);
+    return fused(fused(-zero, p.weight_sum[n], y * (W::kSymmetric ? 0.0625f : 1.0f)), p.act_scale[token], bias);
+  }
+  if (!W::kGrouped) y *= p.row_scale[n];
+  return y + bias;
 }
 
 // Four neighbouring outputs of a token.
 template <class W, class X>
 __device__ __forceinline__ void finish(const NybbleCudaProduct& p, int64_t token, int64_t row, const Vector& sums) {
-  if (token >= p.m) return;
+  if (token >= p.m || row >= p.n) return;
+  const bool together = p.n % 4 == 0;
+  float y[4];
 #pragma unroll
-  for (int i = 0; i < 4; i++) {
-    const int64_t n = row + i;
-    if (n >= p.n) return;
-    float y = as_float(sums.w[i]);
-    if (!W::kGrouped) y *= p.row_scale[n];
-    const float bias = p.bias ? read(p.bias, p.bias_dtype, n) : 0.0f;
-    if (X::kElementBytes == 1) {
-      const float zero = static_cast<float>(p.act_zero[token]);
-      y = fused(fused(-zero, p.weight_sum[n], y * 0.0625f), p.act_scale[token], bias);
-    } else {
-      y += bias;
-    }
-    write(p.y, p.y_dtype, token * p.n + n, y);
+  for (int i = 0; i < 4; i++)
+    if (together || row + i < p.n) y[i] = finished<W, X>(p, token, row + i, sums.w[i]);
+  if (together) return write_four(p.y, p.y_dtype, token * p.n + row, y);
+#pragma unroll
+  for (int i = 0; i < 4; i++)
+    if (row + i < p.n) write(p.y, p.y_dtype, token * p.n + row + i, y[i]);
+}
+
+// A lane's sums of an eight of tokens to [token][rows + kPad] in shared memory.
+template <class T>
+__device__ __forceinline__ void store_sums(const T (&acc)[4][4], float* sums, int token, int row, int rows, int lane) {
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    // acc[f][2 h + i]: row 8 g + 2 f + h of token 2 t + i.
+    float* at = sums + sum_offset(token + 2 * thread_in_group(lane) + i, row + 8 * group_of_lane(lane), rows);
+    store_shared(at, {{as_bits(acc[0][i]), as_bits(acc[0][2 + i]), as_bits(acc[1][i]), as_bits(acc[1][2 + i])}});
+    store_shared(at + 4, {{as_bits(acc[2][i]), as_bits(acc[2][2 + i]), as_bits(acc[3][i]), as_bits(acc[3][2 + i])}});
   }
 }
 
@@ -53,36 +93,36 @@ struct Corner {
   int64_t row, token;
 };
 
-// sums: `Parts` areas of [Tokens][Rows + kPad] floats in shared memory, written by this block.
-template <class W, class X, int Rows, int Tokens, int Parts>
+// sums: `Parts` areas of [Tokens][Rows + kPad] in shared memory, written by this block of `Threads`.
+template <class W, class X, int Rows, int Tokens, int Parts, int Threads>
 __device__ __forceinline__ void reduce(const NybbleCudaProduct& p, float* sums, const Corner& at) {
   constexpr int kItems = Rows * Tokens / 4, kArea = Tokens * (Rows + kPad);
+  constexpr bool kWhole = kExact<W, X>;
   __syncthreads();
-  const bool through_cluster = kClusters && p.splits > 1;
+  const bool through_cluster = kClusters && p.clusters && p.splits > 1;
   const int split = blockIdx.y;
-  const int64_t block = blockIdx.z * static_cast<int64_t>(gridDim.x) + blockIdx.x;
-  for (int i = threadIdx.x; i < kItems; i += kThreads) {
+  for (int i = threadIdx.x; i < kItems; i += Threads) {
     const Item item = item_of(i, Rows);
     float* own = sums + sum_offset(item.token, item.row, Rows);
     Vector sum = load_shared(reinterpret_cast<const Vector*>(own));
 #pragma unroll
     for (int part = 1; part < Parts; part++)
-      sum = add(sum, load_shared(reinterpret_cast<const Vector*>(own + part * kArea)));
+      sum = add<kWhole>(sum, load_shared(reinterpret_cast<const Vector*>(own + part * kArea)));
     if (p.splits == 1)
       finish<W, X>(p, at.token + item.token, at.row + item.row, sum);
     else if (through_cluster)
       store_shared(own, sum);
     else
-      *reinterpret_cast<Vector*>(p.parts + ((block * p.splits + split) * kItems + i) * 4) = sum;
+      store_global(p.parts + ((static_cast<int64_t>(blockIdx.x) * p.splits + split) * kItems + i) * 4, sum);
   }
   if (!through_cluster) return;
   sync_cluster();
-  // Each block of the cluster finishes every splits-th item.
-  for (int i = threadIdx.x * p.splits + split; i < kItems; i += kThreads * p.splits) {
+  // The blocks of the cluster finish runs of items in turn.
+  for (int i = split * Threads + threadIdx.x; i < kItems; i += Threads * p.splits) {
     const Item item = item_of(i, Rows);
     const float* own = sums + sum_offset(item.token, item.row, Rows);
     Vector sum = load_cluster(own, 0);
-    for (int other = 1; other < p.splits; other++) sum = add(sum, load_cluster(own, other));
+    for (int other = 1; other < p.splits; other++) sum = add<kWhole>(sum, load_cluster(own, other));
     finish<W, X>(p, at.token + item.token, at.row + item.row, sum);
   }
   sync_cluster();  // nobody leaves while others read
@@ -90,16 +130,17 @@ __device__ __forceinline__ void reduce(const NybbleCudaProduct& p, float* sums, 
 
 // Adds the splits' parts where they went through memory. One thread an item; grid (blocks, items / kThreads).
 template <class W, class X, int Rows, int Tokens>
-__global__ void __launch_bounds__(kThreads) finish_kernel(const NybbleCudaProduct p, int columns) {
+__global__ void __launch_bounds__(kThreads) finish_kernel(const NybbleCudaProduct p) {
   constexpr int kItems = Rows * Tokens / 4;
   const int i = blockIdx.y * kThreads + threadIdx.x;
   if (i >= kItems) return;
   const int64_t block = blockIdx.x;
   const Vector* parts = reinterpret_cast<const Vector*>(p.parts) + block * p.splits * kItems + i;
   Vector sum = parts[0];
-  for (int split = 1; split < p.splits; split++) sum = add(sum, parts[static_cast<int64_t>(split) * kItems]);
+  for (int split = 1; split < p.splits; split++)
+    sum = add<kExact<W, X>>(sum, parts[static_cast<int64_t>(split) * kItems]);
   const Item item = item_of(i, Rows);
-  finish<W, X>(p, block / columns * Tokens + item.token, block % columns * Rows + item.row, sum);
+  finish<W, X>(p, block % p.token_tiles * Tokens + item.token, block / p.token_tiles * Rows + item.row, sum);
 }
 
 }  // namespace cuda

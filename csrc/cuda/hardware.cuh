@@ -27,6 +27,13 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
 __device__ __forceinline__ void copy_async(Vector* to, const void* from, int bytes = 16) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(bytes));
 }
+// Copies 16 bytes, or writes 16 zeros and reads nothing.
+__device__ __forceinline__ void copy_async_or_zero(Vector* to, const void* from, bool there) {
+  asm volatile(
+      "{\n.reg .pred absent;\nsetp.eq.s32 absent, %2, 0;\ncp.async.cg.shared.global [%0], [%1], 16, absent;\n}" ::"r"(
+          shared_address(to)),
+      "l"(from), "r"(static_cast<int>(there)));
+}
 __device__ __forceinline__ void copy_async_8(void* to, const void* from) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(shared_address(to)), "l"(from));
 }
@@ -44,14 +51,37 @@ __device__ __forceinline__ Vector load_shared(const Vector* from) {
 __device__ __forceinline__ void store_shared(void* to, const Vector& v) {
   *static_cast<uint4*>(to) = make_uint4(v.w[0], v.w[1], v.w[2], v.w[3]);
 }
+__device__ __forceinline__ Vector load_global(const void* from) {
+  const uint4 v = *static_cast<const uint4*>(from);
+  return {{v.x, v.y, v.z, v.w}};
+}
+__device__ __forceinline__ void store_global(void* to, const Vector& v) {
+  *static_cast<uint4*>(to) = make_uint4(v.w[0], v.w[1], v.w[2], v.w[3]);
+}
+__device__ __forceinline__ void store_global_8(void* to, uint32_t first, uint32_t second) {
+  *static_cast<uint2*>(to) = make_uint2(first, second);
+}
 
 // Bytes of the eight of b : a that the nibbles of `which` name.
 __device__ __forceinline__ uint32_t select_bytes(uint32_t a, uint32_t b, uint32_t which) {
   return __byte_perm(a, b, which);
 }
 
+// (a & mask) | with and (a & mask) ^ with in one instruction each; the compiler makes two of two constants.
+__device__ __forceinline__ uint32_t and_or(uint32_t a, uint32_t mask, uint32_t with) {
+  uint32_t result;
+  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(result) : "r"(a), "r"(mask), "r"(with));
+  return result;
+}
+__device__ __forceinline__ uint32_t and_xor(uint32_t a, uint32_t mask, uint32_t with) {
+  uint32_t result;
+  asm("lop3.b32 %0, %1, %2, %3, 0x6A;" : "=r"(result) : "r"(a), "r"(mask), "r"(with));
+  return result;
+}
+
 __device__ __forceinline__ float as_float(uint32_t bits) { return __uint_as_float(bits); }
 __device__ __forceinline__ uint32_t as_bits(float value) { return __float_as_uint(value); }
+__device__ __forceinline__ uint32_t as_bits(uint32_t bits) { return bits; }
 __device__ __forceinline__ float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 
 __device__ __forceinline__ float float_of_f16(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
@@ -73,6 +103,12 @@ __device__ __forceinline__ uint32_t add_f16(uint32_t a, uint32_t b) {
   asm("add.rn.f16x2 %0, %1, %2;" : "=r"(sum) : "r"(a), "r"(b));
   return sum;
 }
+// Pairs: a / 16 + b, where the sums are exact.
+__device__ __forceinline__ uint32_t add_sixteenth_f16(uint32_t a, uint32_t b) {
+  uint32_t sum;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(0x2C002C00u), "r"(b));
+  return sum;
+}
 
 // c[16][8] += a[16][k] b[k][8] of a warp; k is 16, or 32 of 8-bit integers.
 __device__ __forceinline__ void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t* b) {
@@ -85,10 +121,12 @@ __device__ __forceinline__ void mma_f16(float (&c)[4], const uint32_t (&a)[4], c
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
-__device__ __forceinline__ void mma_s8(uint32_t (&c)[4], const uint32_t (&a)[4], const uint32_t* b) {
-  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+// sum = c + a b.
+__device__ __forceinline__ void mma_s8(uint32_t (&sum)[4], const uint32_t (&a)[4], const uint32_t* b,
+                                       const uint32_t (&c)[4]) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
+      : "=r"(sum[0]), "=r"(sum[1]), "=r"(sum[2]), "=r"(sum[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(c[3]));
 }
 
 // c[16][8] += a[16][32] b[32][8], two of each four neighbours along k in a; places: which, of the lanes that Selector

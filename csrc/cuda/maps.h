@@ -30,11 +30,10 @@ constexpr int kTile = 64;  // rows, and inputs, of a tile
 constexpr int kLanes = 32;
 constexpr int kWarps = 4;  // of a block
 constexpr int kThreads = kWarps * kLanes;
-constexpr int kStages = 4;     // tiles that a warp has under way
-constexpr int kTokens = 8;     // columns of an mma
-constexpr int kMaxSplits = 8;  // blocks of a portable cluster
-constexpr int kMinBlocks = 8;  // tiles along K that a split should have
-constexpr int kPad = 4;        // floats after each token's sums
+constexpr int kTokens = 8;                     // columns of an mma
+constexpr int kMaxSplits = NYBBLE_MAX_SPLITS;  // blocks of a portable cluster
+constexpr int kMinBlocks = 8;                  // tiles along K that a split should have
+constexpr int kPad = 4;                        // floats after each token's sums
 
 struct alignas(16) Vector {
   uint32_t w[4];
@@ -43,25 +42,10 @@ struct alignas(16) Vector {
 NYBBLE_HD constexpr int group_of_lane(int lane) { return lane >> 2; }
 NYBBLE_HD constexpr int thread_in_group(int lane) { return lane & 3; }
 
-// Byte of frag4's codes: 16 of a lane and a fragment.
-NYBBLE_HD constexpr int64_t frag4_offset(int64_t tile, int64_t block, int64_t blocks, int fragment, int lane) {
-  return (((tile * blocks + block) * 4 + fragment) * kLanes + lane) * 16;
-}
-
-// Byte of quads4's codes, 16 of a lane and a half; those of quads8 lie as frag4's.
-NYBBLE_HD constexpr int64_t quads4_offset(int64_t tile, int64_t block, int64_t blocks, int half, int lane) {
-  return (((tile * blocks + block) * 2 + half) * kLanes + lane) * 16;
-}
-
-// Byte of quads16's values, 16 of a lane, a half and a fragment.
-NYBBLE_HD constexpr int64_t quads16_offset(int64_t tile, int64_t block, int64_t blocks, int half, int fragment,
-                                           int lane) {
-  return (((tile * blocks + block) * 8 + 4 * half + fragment) * kLanes + lane) * 16;
-}
-
-// Byte of the places of what is kept: a lane's word 2 h + f / 2 is of fragment f, whose parity is its selector.
-NYBBLE_HD constexpr int64_t places_offset(int64_t tile, int64_t block, int64_t blocks, int lane) {
-  return ((tile * blocks + block) * kLanes + lane) * 16;
+// Byte at which a lane's first vector of a tile lies, where a tile is `vectors` rows of one 16-byte vector a lane: four
+// of frag4's and quads8's codes, one a fragment; two of quads4's, one a half; eight of quads16's; one of places.
+NYBBLE_HD constexpr int64_t tile_offset(int64_t tile, int64_t block, int64_t blocks, int vectors, int lane) {
+  return ((tile * blocks + block) * vectors * kLanes + lane) * 16;
 }
 
 // Byte of rows8's codes: 16 of a lane's row 8 g + v.
@@ -77,26 +61,26 @@ NYBBLE_HD constexpr int rows8_chunk(int half, int lane) { return 2 * thread_in_g
 // chunks must fill all banks.
 NYBBLE_HD constexpr int swizzle(int token, int chunk) { return chunk ^ (5 * (token & 1)); }
 
-// Bytes that an activation row holds of a chunk's 16; the rest is read as 0.
-NYBBLE_HD constexpr int chunk_bytes(int64_t k, int64_t at, int element_bytes) {
-  const int64_t left = (k - at) * element_bytes;
-  return left <= 0 ? 0 : left < 16 ? static_cast<int>(left) : 16;
+// Bytes that an activation row of k inputs holds of the chunk from `at` on; the rest of its 16 are read as 0.
+NYBBLE_HD constexpr int chunk_bytes(int k, int at, int element_bytes) {
+  const int most = 16 / element_bytes, left = k - at < 0 ? 0 : k - at;
+  return (left < most ? left : most) * element_bytes;
 }
 
-// Where quantize_sm80 puts input k of a 64-input block: a lane's 16 codes of both halves lie together, each four in the
-// order in which a word of frag4 has its weights.
+// Where the quantization puts input k for frag4: of a 64-input block, a lane's 16 codes of both halves lie together,
+// each four in the order in which a word of frag4 has its weights. Eight neighbours keep to eight bytes.
 NYBBLE_HD constexpr int64_t permuted_code(int64_t k) {
   const int half = static_cast<int>(k >> 5 & 1), t = static_cast<int>(k >> 3 & 3), u = static_cast<int>(k >> 2 & 1);
   const int place = static_cast<int>((k & 1) << 1 | (k >> 1 & 1));
   return (k & ~int64_t{63}) + 16 * t + 8 * half + 4 * u + place;
 }
 
-// Tiles along K of a split: [begin, end).
+// Steps along K of a split: [begin, end).
 struct Range {
-  int64_t begin, end;
+  int begin, end;
 };
-NYBBLE_HD constexpr Range split_range(int64_t blocks, int splits, int split) {
-  return {blocks * split / splits, blocks * (split + 1) / splits};
+NYBBLE_HD constexpr Range split_range(int64_t steps, int splits, int split) {
+  return {static_cast<int>(steps * split / splits), static_cast<int>(steps * (split + 1) / splits)};
 }
 
 // Four neighbouring outputs of a token among a block's sums.
@@ -113,16 +97,26 @@ constexpr int token_groups(int64_t m, int least, int most) {
   return groups;
 }
 
-// The cut of a product into blocks of `rows` outputs and `tokens` tokens, `per_sm` of which a multiprocessor runs at
-// once. Only N and K decide along K, so that a token's sum is the same in every batch.
-constexpr NybbleCudaPlan plan(int64_t m, int64_t n_padded, int64_t k_padded, int sms, int rows, int tokens,
-                              int per_sm) {
+// Time that a block takes besides its tiles along K, in tiles: to start, to fill its ring, to add its sums.
+constexpr int64_t kBlockCost = 4;
+
+// The cut of a product into blocks of `rows` outputs and `tokens` tokens. slots[s]: blocks that the device runs at once
+// where s of them share K. Splits are chosen by waves: the fewest tiles that follow each other. Only N and K decide
+// along K, so that a token's sum is the same in every batch.
+constexpr NybbleCudaPlan plan(int64_t m, int64_t n_padded, int64_t k_padded, const int32_t* slots, int rows,
+                              int tokens) {
   const int64_t columns = (n_padded + rows - 1) / rows, blocks = k_padded / kTile;
-  int64_t splits = static_cast<int64_t>(sms) * per_sm / columns;
-  if (splits > blocks / kMinBlocks) splits = blocks / kMinBlocks;
-  if (splits > kMaxSplits) splits = kMaxSplits;
-  if (splits < 1) splits = 1;
   const int64_t token_tiles = (m + tokens - 1) / tokens;
+  int64_t best = 0, splits = 1;
+  for (int64_t s = 1; s <= kMaxSplits && (s == 1 || blocks / s >= kMinBlocks); s++) {
+    if (slots[s] < s) continue;
+    const int64_t waves = (columns * s + slots[s] - 1) / slots[s];
+    const int64_t time = waves * ((blocks + s - 1) / s + kBlockCost);
+    if (best == 0 || time < best) {
+      best = time;
+      splits = s;
+    }
+  }
   const int64_t parts = splits == 1 ? 0 : splits * columns * token_tiles * rows * tokens * 4;
   return {static_cast<int32_t>(columns), static_cast<int32_t>(token_tiles), static_cast<int32_t>(splits), parts};
 }

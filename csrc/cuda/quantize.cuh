@@ -26,19 +26,65 @@ NYBBLE_HD int code_of(float value, const Rounding& r) {
   return static_cast<int>(code < 127.0f ? code : 127.0f);
 }
 
+// Eight neighbouring values of a row from k on; 0 beyond the last. vectors: all rows are aligned to 16 bytes.
+__device__ __forceinline__ void load_eight(const NybbleCudaRows& rows, int64_t row, int64_t k, bool vectors,
+                                           float (&values)[8]) {
+  const int64_t at = row + k;
+  if (vectors && k + 8 <= rows.k) {
+    if (rows.dtype == NYBBLE_F32) {
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        const Vector v = load_global(static_cast<const float*>(rows.x) + at + 4 * half);
+#pragma unroll
+        for (int i = 0; i < 4; i++) values[4 * half + i] = as_float(v.w[i]);
+      }
+      return;
+    }
+    const Vector v = load_global(static_cast<const uint16_t*>(rows.x) + at);
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+      const uint16_t bits = static_cast<uint16_t>(v.w[i / 2] >> (16 * (i % 2)));
+      values[i] = rows.dtype == NYBBLE_BF16 ? float_of_bf16(bits) : float_of_f16(bits);
+    }
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 8; i++) values[i] = k + i < rows.k ? read(rows.x, rows.dtype, at + i) : 0.0f;
+}
+
+// Eight codes to their places from the one of k on.
+__device__ __forceinline__ void store_eight(const NybbleCudaRows& rows, int8_t* codes, int64_t k,
+                                            const int (&code)[8]) {
+  const bool frag4 = rows.order == NYBBLE_FRAG4_ORDER;
+  uint32_t words[2] = {0, 0};
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    const int place = frag4 ? static_cast<int>(permuted_code(i) & 7) : i;
+    words[place / 4] |= static_cast<uint32_t>(code[i] & 255) << (8 * (place % 4));
+  }
+  store_global_8(codes + (frag4 ? permuted_code(k) : k), words[0], words[1]);
+}
+
 // A block a token.
 __global__ void __launch_bounds__(kThreads) quantize_kernel(const NybbleCudaRows rows) {
   float* low = reinterpret_cast<float*>(shared_memory());
   float* high = low + kThreads;
   float* bad = high + kThreads;
   const int thread = threadIdx.x;
-  const int64_t token = blockIdx.x, at = token * rows.ldx;
+  const int64_t token = blockIdx.x, row = token * rows.ldx;
+  const int64_t row_bytes = rows.ldx * (rows.dtype == NYBBLE_F32 ? 4 : 2);
+  const bool vectors = (reinterpret_cast<uintptr_t>(rows.x) | static_cast<uintptr_t>(row_bytes)) % 16 == 0;
   float least = 0, most = 0, wrong = 0;
-  for (int64_t k = thread; k < rows.k; k += kThreads) {
-    const float value = read(rows.x, rows.dtype, at + k);
-    if (!(value - value == 0)) wrong = 1;
-    least = value < least ? value : least;
-    most = value > most ? value : most;
+#pragma unroll 4
+  for (int64_t k = 8 * thread; k < rows.k; k += 8 * kThreads) {
+    float values[8];
+    load_eight(rows, row, k, vectors, values);
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+      if (!(values[i] - values[i] == 0)) wrong = 1;
+      least = values[i] < least ? values[i] : least;
+      most = values[i] > most ? values[i] : most;
+    }
   }
   low[thread] = least;
   high[thread] = most;
@@ -54,9 +100,14 @@ __global__ void __launch_bounds__(kThreads) quantize_kernel(const NybbleCudaRows
   const bool finite = bad[0] == 0;
   const Rounding rounding = finite ? rounding_of(low[0], high[0]) : rounding_of(0, 0);
   int8_t* codes = rows.codes + token * rows.k_padded;
-  for (int64_t k = thread; k < rows.k_padded; k += kThreads) {
-    const bool there = finite && k < rows.k;
-    codes[permuted_code(k)] = static_cast<int8_t>(there ? code_of(read(rows.x, rows.dtype, at + k), rounding) : 0);
+#pragma unroll 4
+  for (int64_t k = 8 * thread; k < rows.k_padded; k += 8 * kThreads) {
+    float values[8];
+    load_eight(rows, row, k, vectors, values);
+    int code[8];
+#pragma unroll
+    for (int i = 0; i < 8; i++) code[i] = finite && k + i < rows.k ? code_of(values[i], rounding) : 0;
+    store_eight(rows, codes, k, code);
   }
   if (thread) return;
   rows.act_scale[token] = finite ? rounding.scale : as_float(0x7FC00000u);

@@ -3,4 +3,6 @@
 // mma.sp m16n8k32; as w4a16_sm80 otherwise. Bound by the read of w.
 #include "launch.cuh"
 
-NYBBLE_TILES(sp24w16a16_sm80, Quads16, Bf16)
+using namespace nybble::cuda;
+
+NYBBLE_KERNEL(sp24w16a16_sm80, TilesOf, Each<Quads16>, Each<Bf16>, 2, 4)

@@ -4,4 +4,6 @@
 // the read of w.
 #include "launch.cuh"
 
-NYBBLE_STREAM(sp24w16a16_sm80_gemv, Quads16, Bf16)
+using namespace nybble::cuda;
+
+NYBBLE_KERNEL(sp24w16a16_sm80_gemv, StreamOf, Each<Quads16>, Each<Bf16>, 1)

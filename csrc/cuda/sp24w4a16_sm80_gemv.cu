@@ -5,4 +5,6 @@
 // share of a scale. Bound by the read of w.
 #include "launch.cuh"
 
-NYBBLE_STREAM(sp24w4a16_sm80_gemv, Quads4, F16)
+using namespace nybble::cuda;
+
+NYBBLE_KERNEL(sp24w4a16_sm80_gemv, StreamOf, Quads4Forms, Floats, 1)

@@ -4,4 +4,6 @@
 // mma.sp m16n8k32; as w8a16_sm80 otherwise. Bound by the read of w.
 #include "launch.cuh"
 
-NYBBLE_TILES(sp24w8a16_sm80, Quads8, F16)
+using namespace nybble::cuda;
+
+NYBBLE_KERNEL(sp24w8a16_sm80, TilesOf, Each<Quads8>, Floats, 2, 4)

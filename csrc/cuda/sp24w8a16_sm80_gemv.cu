@@ -5,4 +5,6 @@
 // its code's half and one its place's. Bound by the read of w.
 #include "launch.cuh"
 
-NYBBLE_STREAM(sp24w8a16_sm80_gemv, Quads8, F16)
+using namespace nybble::cuda;
+
+NYBBLE_KERNEL(sp24w8a16_sm80_gemv, StreamOf, Each<Quads8>, Floats, 1)

@@ -10,74 +10,83 @@ namespace cuda {
 
 template <class W>
 struct Stream {
-  static constexpr int kRows = kTile, kVectors = W::kVectors + 2;  // and the lane's chunks of x
-  static constexpr int kRing = kWarps * kStages * kVectors * kLanes * 16;
+  static constexpr int kStages = 4, kRows = kTile, kVectors = W::kVectors + 2;  // and the lane's chunks of x
+  static constexpr int kStage = kVectors * kLanes;
+  static constexpr int kRing = kWarps * kStages * kStage * 16;
   static constexpr int kSums = kWarps * kTokens * (kRows + kPad) * 4;
   static constexpr int kShared = kRing > kSums ? kRing : kSums;
 };
 
-// A tile's weights, and the lane's chunks of token g, to a lane's stage.
+// A lane's chunks of token g, tile by tile. Tokens beyond the last are read as 0, and so are inputs beyond K.
 template <class W, class X>
-__device__ __forceinline__ void stream_load(const NybbleCudaProduct& p, int64_t tile, int64_t block, int lane,
-                                            Vector* stage) {
-  W::load(p, tile, block, lane, stage);
-  const int token = group_of_lane(lane);
-  const uint8_t* row = static_cast<const uint8_t*>(p.x) + token * p.ldx * X::kElementBytes;
-#pragma unroll
-  for (int half = 0; half < 2; half++) {
-    const int64_t k = block * kTile + 8 * W::chunk(half, lane);
-    const int bytes = token < p.m ? chunk_bytes(p.k, k, X::kElementBytes) : 0;
-    copy_async(stage + (W::kVectors + half) * kLanes, bytes ? row + k * X::kElementBytes : p.x, bytes);
+struct StreamInputs {
+  static constexpr int kBytes = kTile * X::kElementBytes;  // of a token in a tile
+  const uint8_t* first;
+  bool there;
+  int k, whole;  // tiles below `whole` have all inputs
+
+  __device__ __forceinline__ StreamInputs(const NybbleCudaProduct& p, int64_t block, int lane)
+      : there(group_of_lane(lane) < p.m), k(p.k), whole(p.k / kTile) {
+    const uint8_t* row = static_cast<const uint8_t*>(p.x) + group_of_lane(lane) * p.ldx * X::kElementBytes;
+    first = row + block * kBytes + 16 * W::chunk(0, lane);
   }
-}
+  __device__ __forceinline__ void forward(int blocks) { first += blocks * kBytes; }
+  __device__ __forceinline__ void copy(const NybbleCudaProduct& p, int block, int lane, Vector* to) const {
+    const int apart = 16 * (W::chunk(1, 0) - W::chunk(0, 0));
+    if (block < whole) {
+      copy_async_or_zero(to, first, there);
+      copy_async_or_zero(to + kLanes, first + apart, there);
+      return;
+    }
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const int bytes = there ? chunk_bytes(k, block * kTile + 8 * W::chunk(half, lane), X::kElementBytes) : 0;
+      copy_async(to + half * kLanes, bytes ? first + half * apart : p.x, bytes);
+    }
+  }
+};
 
 template <class W, class X>
 __global__ void __launch_bounds__(kThreads) stream_kernel(const NybbleCudaProduct p) {
-  constexpr int kVectors = Stream<W>::kVectors;
+  using S = Stream<W>;
+  constexpr int kStages = S::kStages;
   const int warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
   const int64_t tile = blockIdx.x;
-  const Range range = split_range(p.k_padded / kTile, p.splits, blockIdx.y);
-  Vector* ring = reinterpret_cast<Vector*>(shared_memory()) + warp * kStages * kVectors * kLanes + lane;
-  const auto stage = [&](int64_t block) {
-    return ring + (block - range.begin) / kWarps % kStages * (kVectors * kLanes);
-  };
+  const Range range = split_range(static_cast<int>(p.k_padded / kTile), p.splits, blockIdx.y);
+  Vector* ring = reinterpret_cast<Vector*>(shared_memory()) + warp * kStages * S::kStage + lane;
 
-  const int64_t first = range.begin + warp;
-#pragma unroll
-  for (int i = 0; i < kStages - 1; i++) {
-    const int64_t block = first + i * kWarps;
-    if (block < range.end) stream_load<W, X>(p, tile, block, lane, stage(block));
-    commit();
-  }
-  float acc[4][4] = {};
-  for (int64_t block = first; block < range.end; block += kWarps) {
-    arrived<kStages - 2>();
-    const int64_t next = block + (kStages - 1) * kWarps;
-    if (next < range.end) stream_load<W, X>(p, tile, next, lane, stage(next));
-    commit();
-    const Vector* here = stage(block);
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      typename W::Half w;
-      W::template fragments<X>(p, here, half, w);
-      Vector scales{};
-      if constexpr (W::kGrouped) scales = W::scales(p, here, half);
-      multiply_half<W, X>(w, load_shared(here + (W::kVectors + half) * kLanes), scales, acc);
+  const int first = range.begin + warp, end = range.end;
+  typename W::Reader weights(p, tile, first, lane);
+  StreamInputs<W, X> inputs(p, first, lane);
+  const auto load = [&](int block, Vector* stage) {
+    if (block < end) {
+      weights.copy(block, stage);
+      inputs.copy(p, block, lane, stage + W::kVectors * kLanes);
+      weights.forward(kWarps);
+      inputs.forward(kWarps);
     }
+    commit();
+  };
+#pragma unroll
+  for (int i = 0; i < kStages - 1; i++) load(first + i * kWarps, ring + i * S::kStage);
+  float acc[1][4][4] = {};
+  int here = 0, fill = (kStages - 1) * S::kStage;
+#pragma unroll 1
+  for (int block = first; block < end; block += kWarps) {
+    arrived<kStages - 2>();
+    load(block + (kStages - 1) * kWarps, ring + fill);
+    const Vector* stage = ring + here;
+    multiply_floats<W, X>(
+        stage, [&](int, int half) { return load_shared(stage + (W::kVectors + half) * kLanes); }, acc);
+    fill = here;
+    here = here == (kStages - 1) * S::kStage ? 0 : here + S::kStage;
   }
 
   arrived<0>();
   __syncthreads();  // the sums take the ring's place
   float* sums = reinterpret_cast<float*>(shared_memory());
-  float* own = sums + warp * kTokens * (kTile + kPad);
-#pragma unroll
-  for (int i = 0; i < 2; i++) {
-    // acc[f][2 h + i]: row 8 g + 2 f + h of token 2 t + i.
-    float* at = own + sum_offset(2 * thread_in_group(lane) + i, 8 * group_of_lane(lane), kTile);
-    store_shared(at, {{as_bits(acc[0][i]), as_bits(acc[0][2 + i]), as_bits(acc[1][i]), as_bits(acc[1][2 + i])}});
-    store_shared(at + 4, {{as_bits(acc[2][i]), as_bits(acc[2][2 + i]), as_bits(acc[3][i]), as_bits(acc[3][2 + i])}});
-  }
-  reduce<W, X, kTile, kTokens, kWarps>(p, sums, {tile * kTile, 0});
+  store_sums(acc[0], sums + warp * kTokens * (kTile + kPad), 0, 0, kTile, lane);
+  reduce<W, X, kTile, kTokens, kWarps, kThreads>(p, sums, {tile * kTile, 0});
 }
 
 }  // namespace cuda

@@ -6,4 +6,6 @@
 // deterministic, and a token's result does not depend on its batch. Bound by the read of w.
 #include "launch.cuh"
 
-NYBBLE_STREAM(w4a16_sm80_gemv, Frag4, F16)
+using namespace nybble::cuda;
+
+NYBBLE_KERNEL(w4a16_sm80_gemv, StreamOf, Frag4Forms, Floats, 1)

@@ -1,6 +1,8 @@
-// y = (x w^T) * scale + bias for up to 32 tokens a block: x bf16 or f16 (M, K), w int8 in rows8, a scale an output.
+// y = x w^T + bias for 9 to 192 tokens: x bf16 or f16 (M, K), w int8 (N, K) in rows8, one scale a row.
 //
-// As w4a16_sm80; the scale is applied to the whole sum.
+// mma.sync m16n8k16 as w4a16_sm80; each code is widened to 16 bits once for a block of up to 64 tokens.
 #include "launch.cuh"
 
-NYBBLE_TILES(w8a16_sm80, Rows8, F16)
+using namespace nybble::cuda;
+
+NYBBLE_KERNEL(w8a16_sm80, TilesOf, Each<Rows8>, Floats, 2, 4, 8)

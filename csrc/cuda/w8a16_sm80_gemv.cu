@@ -3,4 +3,6 @@
 // As w4a16_sm80_gemv; the scale is applied to the whole sum. Bound by the read of w.
 #include "launch.cuh"
 
-NYBBLE_STREAM(w8a16_sm80_gemv, Rows8, F16)
+using namespace nybble::cuda;
+
+NYBBLE_KERNEL(w8a16_sm80_gemv, StreamOf, Each<Rows8>, Floats, 1)

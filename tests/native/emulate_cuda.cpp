@@ -5,9 +5,8 @@
 #include <random>
 #include <set>
 
+#include "../../csrc/cuda/instances.cuh"
 #include "../../csrc/cuda/quantize.cuh"
-#include "../../csrc/cuda/stream.cuh"
-#include "../../csrc/cuda/tiles.cuh"
 
 namespace nc = nybble::cuda;
 using nc::kTile;
@@ -26,6 +25,8 @@ int integer(int low, int high) { return std::uniform_int_distribution<int>(low, 
 float real() { return std::normal_distribution<float>()(generator); }
 int64_t up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 
+int shift_of(int group) { return group == 32 ? 5 : group == 64 ? 6 : group == 128 ? 7 : 31; }
+
 // A weight, packed as layouts_gpu.py says, and what it stands for.
 struct Weight {
   int bits, n, k, group;  // group 0: one
@@ -34,6 +35,7 @@ struct Weight {
   std::vector<nc::Vector> codes, places;
   std::vector<uint16_t> scale;
   std::vector<float> row_scale, weight_sum;
+  std::vector<int32_t> column_sum;
   std::vector<uint8_t> zero_point;
   std::vector<double> value;
 
@@ -50,6 +52,7 @@ struct Weight {
     if (!symmetric) zero_point.assign(groups * n_padded, 0);
     row_scale.assign(n_padded, 0);
     weight_sum.assign(n_padded, 0);
+    column_sum.assign(n_padded, 0);
     value.assign(static_cast<size_t>(n) * k, 0);
     for (int row = 0; row < n; row++) fill(row);
   }
@@ -102,6 +105,7 @@ struct Weight {
       if (bits == 8) {
         const int code = integer(-127, 127);
         bytes[row * k_padded + at] = static_cast<uint8_t>(code);
+        column_sum[row] += code;
         w = code * static_cast<double>(row_scale[row]);
         continue;
       }
@@ -129,11 +133,12 @@ struct Weight {
     p.row_scale = row_scale.data();
     p.zero_point = zero_point.empty() ? nullptr : zero_point.data();
     p.weight_sum = weight_sum.data();
+    p.column_sum = column_sum.data();
     p.n = n;
     p.k = k;
     p.n_padded = n_padded;
     p.k_padded = k_padded;
-    p.group_shift = group == 32 ? 5 : group == 64 ? 6 : group == 128 ? 7 : 31;
+    p.group_shift = shift_of(group);
     return p;
   }
 };
@@ -155,33 +160,38 @@ uint16_t bits_of(float value, int dtype) {
   return dtype == NYBBLE_BF16 ? nc::bf16_of_float(value) : nc::f16_of_float(value);
 }
 
-template <class W, class X, int Rows, int Tokens>
-void launch(NybbleCudaProduct p, const Case& c, size_t shared, void (*kernel)(NybbleCudaProduct)) {
+// Of is StreamOf or TilesOf.
+template <class Of>
+void launch(NybbleCudaProduct p, const Case& c) {
   auto& m = nc::emulated::machine();
-  nc::with_clusters() = c.clusters;
+  nc::with_clusters() = m.order >> 8 & 1;  // of hardware without clusters, too
   m.lazy = c.lazy;
-  const int columns = static_cast<int>(up(p.n_padded, Rows) / Rows), token_tiles = (p.m + Tokens - 1) / Tokens;
+  const int columns = static_cast<int>(up(p.n_padded, Of::kRows) / Of::kRows);
+  p.token_tiles = (p.m + Of::kTokensOfBlock - 1) / Of::kTokensOfBlock;
   p.splits = c.splits;
-  std::vector<nc::Vector> parts(static_cast<size_t>(columns) * token_tiles * c.splits * Rows * Tokens / 4);
+  p.clusters = c.clusters;
+  if (c.clusters) nc::with_clusters() = true;
+  const int blocks = columns * p.token_tiles, items = Of::kRows * Of::kTokensOfBlock / 4;
+  std::vector<nc::Vector> parts(static_cast<size_t>(blocks) * c.splits * items);
   p.parts = reinterpret_cast<float*>(parts.data());
-  const Index3 grid{columns, c.splits, token_tiles};
-  for (int z = 0; z < token_tiles; z++)
-    for (int x = 0; x < columns; x++) {
-      if (c.clusters)
-        nc::emulated::run_cluster(grid, x, 0, c.splits, z, shared, [=] { kernel(p); });
-      else
-        for (int y = 0; y < c.splits; y++) nc::emulated::run_cluster(grid, x, y, 1, z, shared, [=] { kernel(p); });
-    }
+  const Index3 grid{blocks, c.splits, 1};
+  const auto kernel = [=] { Of::kernel(p); };
+  for (int x = 0; x < blocks; x++)
+    for (int y = 0; y < (c.clusters ? 1 : c.splits); y++)
+      nc::emulated::run_cluster(grid, x, y, c.clusters ? c.splits : 1, Of::kBlockThreads, Of::kShared, kernel);
   if (c.clusters || c.splits == 1) return;
-  const int items = Rows * Tokens / 4;
-  for (int x = 0; x < columns * token_tiles; x++)
+  for (int x = 0; x < blocks; x++)
     for (int y = 0; y < (items + nc::kThreads - 1) / nc::kThreads; y++)
-      nc::emulated::run_cluster({}, x, y, 1, 0, 16, [=] { nc::finish_kernel<W, X, Rows, Tokens>(p, columns); });
+      nc::emulated::run_cluster({}, x, y, 1, nc::kThreads, 16, [=] {
+        nc::finish_kernel<typename Of::W, typename Of::X, Of::kRows, Of::kTokensOfBlock>(p);
+      });
 }
 
 // Runs a kernel on random activations; dtype is theirs and y's. Outputs beyond y must stay as they are.
-template <class W, class X, int Rows, int Tokens>
-void compare(const char* name, const Case& c, int dtype, size_t shared, void (*kernel)(NybbleCudaProduct)) {
+template <class Of>
+void compare(const char* name, const Case& c, int dtype) {
+  using W = typename Of::W;
+  using X = typename Of::X;
   constexpr bool kSparse = std::is_base_of<nc::TwoOfFour, W>::value;
   constexpr int kBits = std::is_same<W, nc::Quads16>::value ? 16 : W::kGrouped ? 4 : 8;
   const Weight weight(kBits, c.n, c.k, c.group, c.symmetric || kSparse, kSparse);
@@ -210,18 +220,19 @@ void compare(const char* name, const Case& c, int dtype, size_t shared, void (*k
       rounded[static_cast<size_t>(m) * c.k + k] = nc::emulated::value_of(xs[m * ldx + k], dtype == NYBBLE_BF16);
   if (X::kElementBytes == 1) {
     int8_t* q = reinterpret_cast<int8_t*>(codes.data());
-    const NybbleCudaRows rows{x.data(), ldx, dtype, c.m, c.k, weight.k_padded, q, act_scale.data(), act_zero.data()};
-    for (int m = 0; m < c.m; m++) {
-      nc::emulated::run_cluster({c.m, 1, 1}, m, 0, 1, 0, 3 * nc::kThreads * 4, [=] { nc::quantize_kernel(rows); });
-    }
+    const int order = W::kGrouped ? NYBBLE_FRAG4_ORDER : NYBBLE_PLAIN_ORDER;
+    const NybbleCudaRows rows{x.data(),       ldx, dtype, c.m, c.k, weight.k_padded, order, q, act_scale.data(),
+                              act_zero.data()};
+    for (int m = 0; m < c.m; m++)
+      nc::emulated::run_cluster({c.m, 1, 1}, m, 0, 1, nc::kThreads, 3 * nc::kThreads * 4,
+                                [=] { nc::quantize_kernel(rows); });
     double worst = 0;
     for (int m = 0; m < c.m; m++)
       for (int k = 0; k < c.k; k++) {
         double& value = rounded[static_cast<size_t>(m) * c.k + k];
-        const int64_t at = k / 64 * 64 + k % 32 / 8 * 16 + k % 64 / 32 * 8 + k % 8 / 4 * 4 +
-                           (k % 4 == 1   ? 2
-                            : k % 4 == 2 ? 1
-                                         : k % 4);
+        const int swapped[4] = {0, 2, 1, 3};
+        const int64_t frag4 = k / 64 * 64 + k % 32 / 8 * 16 + k % 64 / 32 * 8 + k % 8 / 4 * 4 + swapped[k % 4];
+        const int64_t at = W::kGrouped ? frag4 : k;
         const double code = (q[m * weight.k_padded + at] - act_zero[m]) * static_cast<double>(act_scale[m]);
         worst = std::fmax(worst, std::fabs(code - value) / act_scale[m]);
         value = code;
@@ -232,7 +243,7 @@ void compare(const char* name, const Case& c, int dtype, size_t shared, void (*k
     p.act_scale = act_scale.data();
     p.act_zero = act_zero.data();
   }
-  launch<W, X, Rows, Tokens>(p, c, shared, kernel);
+  launch<Of>(p, c);
 
   bool close = true;
   for (int m = 0; m < c.m; m++)
@@ -248,6 +259,11 @@ void compare(const char* name, const Case& c, int dtype, size_t shared, void (*k
         size += std::fabs(act_zero[m] * static_cast<double>(act_scale[m]) * weight.weight_sum[n]) + size;
       const double got = y[static_cast<size_t>(m) * c.n + n];
       if (!(std::fabs(got - (sum + bias[n])) <= 4e-6 * (size + std::fabs(bias[n])) + 1e-6)) close = false;
+      if (nc::kExact<W, X>) {  // bit for bit: what is multiplied is whole
+        const double whole = sum / (act_scale[m] * static_cast<double>(weight.row_scale[n]));
+        const float exact = std::fma(std::nearbyint(whole), act_scale[m] * weight.row_scale[n], bias[n]);
+        close = close && static_cast<float>(got) == exact;
+      }
     }
   for (size_t i = static_cast<size_t>(c.m) * c.n; i < y.size(); i++) close = close && y[i] == -77.0f;
   check(close, text(name, c));
@@ -264,38 +280,70 @@ std::vector<Case> cases(int most_m, bool grouped) {
       const int ms[] = {1, most_m, (most_m + 1) / 2 + 1};
       turn++;
       const int splits = turn % 3 + 1;
-      found.push_back({ms[turn % 3], shape[0], shape[1], group, turn % 2 == 0, splits, turn % 4 < 2, turn % 5 < 3});
+      const bool symmetric = (turn / 4 + turn) % 2 == 0, clusters = turn % 8 < 4;
+      found.push_back({ms[turn % 3], shape[0], shape[1], group, symmetric, splits, clusters, turn % 5 < 3});
     }
   return found;
 }
 
-template <class W, class X>
-void run_stream(const char* name, int dtype) {
-  for (const Case& c : cases(8, W::kGrouped))
-    compare<W, X, kTile, nc::kTokens>(name, c, dtype, nc::Stream<W>::kShared, &nc::stream_kernel<W, X>);
+// Every instance of a list with the cases that it serves.
+template <class Of>
+void run_instance(const char* name, int dtype) {
+  if (Of::X::kElementBytes == 2 && Of::X::kDtype != dtype) return;
+  int served = 0;
+  for (const Case& c : cases(Of::kTokensOfBlock + (Of::kRows > kTile ? 3 : 0), Of::W::kGrouped)) {
+    NybbleCudaProduct form{};
+    form.group_shift = shift_of(c.group);
+    const uint8_t some = 0;
+    form.zero_point = c.symmetric ? nullptr : &some;
+    if (std::is_base_of<nc::TwoOfFour, typename Of::W>::value) form.zero_point = nullptr;
+    if (!Of::W::serves(form)) continue;
+    compare<Of>(name, c, dtype);
+    served++;
+  }
+  check(served > 2, std::string(name) + ": cases for every instance");
+}
+template <class... Of>
+void run_all(const char* name, nc::Each<Of...>) {
+  for (int dtype : {NYBBLE_BF16, NYBBLE_F16}) (run_instance<Of>(name, dtype), ...);
 }
 
-template <class W, class X, int MT>
-void run_tiles(const char* name, int dtype) {
-  using T = nc::Tiles<W, X, MT>;
-  for (const Case& c : cases(MT * 8 + 3, W::kGrouped))
-    compare<W, X, T::kRows, T::kBlockTokens>(name, c, dtype, T::kShared, &nc::tiles_kernel<W, X, MT>);
+// Every form of 4-bit weights has one instance.
+template <class... Of>
+void one_serves_each(const char* name, nc::Each<Of...>) {
+  bool right = true;
+  const uint8_t some = 0;
+  for (int group : {0, 32, 64, 128})
+    for (const uint8_t* zero : {static_cast<const uint8_t*>(nullptr), &some})
+      for (int dtype : {NYBBLE_BF16, NYBBLE_F16})
+        for (int groups : {1, 2, 4, 8}) {
+          NybbleCudaProduct p{};
+          p.group_shift = shift_of(group);
+          p.zero_point = zero;
+          NybbleCudaLaunch how{};
+          how.x_dtype = dtype;
+          how.token_groups = groups;
+          const int found = (static_cast<int>(nc::serves<Of>(p, how)) + ...);
+          right = right && found == ((Of::kGroups == groups) || ...);
+        }
+  check(right, std::string(name) + ": one instance serves each form");
 }
 
 // Every code and nibble becomes the float that it stands for, bit for bit.
 template <class X>
 void weights_are_exact(const char* name, bool bf16) {
   bool right = true;
-  for (uint32_t zero = 0; zero < 16; zero++)
+  for (uint32_t z = 0; z < 16; z++)
     for (uint32_t n = 0; n < 16; n++) {
+      const nc::Zeros zero{{z * 0x01010101u, z << 24}};
+      const uint32_t first = X::minus_first(zero.twice(2)), second = X::minus_second(zero.twice(7));
+      if (z == 8) right = right && first == X::kFirstMinusEight && second == X::kSecondMinusEight;
       uint32_t a[4];
-      X::nibbles(0x11111111u * n, a);
-      for (uint32_t half : a) {
-        const uint32_t sum = X::add(half, X::minus_zero(zero));
+      X::nibbles(0x11111111u * n, first, second, a);
+      for (uint32_t pair : a)
         for (int i = 0; i < 2; i++)
           right =
-              right && nc::emulated::value_of(static_cast<uint16_t>(sum >> (16 * i)), bf16) == double(n) - double(zero);
-      }
+              right && nc::emulated::value_of(static_cast<uint16_t>(pair >> (16 * i)), bf16) == double(n) - double(z);
     }
   for (int code = -128; code < 128; code++) {
     uint32_t low, high;
@@ -307,16 +355,18 @@ void weights_are_exact(const char* name, bool bf16) {
   check(right, std::string("the values of codes in ") + name);
 }
 
-// Splits cover K once, in order, none empty; the plan depends on the tokens in its tiles alone.
+// Splits cover K once, in order, none empty; the plan depends on the tokens in its tiles alone, and keeps to what runs.
 void plans_cover_once() {
   bool right = true;
   for (int i = 0; i < 20000; i++) {
     const int64_t m = integer(1, 5000), n = up(integer(1, 60000), 64), k = up(integer(1, 60000), 64);
-    const int sms = integer(1, 200), rows = integer(0, 1) ? 64 : 256, tokens = 8 << integer(0, 2),
-              per_sm = integer(1, 4);
-    const NybbleCudaPlan plan = nc::plan(m, n, k, sms, rows, tokens, per_sm);
-    const NybbleCudaPlan one = nc::plan(1, n, k, sms, rows, 8, per_sm);
+    const int sms = integer(1, 200), rows = integer(0, 1) ? 64 : 256, tokens = 8 << integer(0, 3);
+    int32_t slots[nc::kMaxSplits + 1] = {};
+    for (int s = 1; s <= nc::kMaxSplits; s++) slots[s] = s == 1 || integer(0, 3) ? sms * integer(1, 4) : 0;
+    const NybbleCudaPlan plan = nc::plan(m, n, k, slots, rows, tokens);
+    const NybbleCudaPlan one = nc::plan(1, n, k, slots, rows, 8);
     right = right && plan.splits >= 1 && plan.splits <= nc::kMaxSplits && plan.splits == one.splits;
+    right = right && (plan.splits == 1 || slots[plan.splits] >= plan.splits);
     right = right && int64_t{plan.columns} * rows >= n && (plan.columns - 1) * int64_t{rows} < n;
     right = right && int64_t{plan.token_tiles} * tokens >= m && (plan.token_tiles - 1) * int64_t{tokens} < m;
     int64_t at = 0;
@@ -329,6 +379,23 @@ void plans_cover_once() {
     right = right && (plan.splits > 1) == (plan.parts_bytes > 0);
   }
   check(right, "every tile belongs to one split of one block");
+}
+
+// The share of an H100's block slots x time that a plan uses.
+double filled(int64_t n, int64_t k, int rows, int slots_at_once) {
+  int32_t slots[nc::kMaxSplits + 1];
+  for (int32_t& each : slots) each = slots_at_once;
+  const NybbleCudaPlan plan = nc::plan(1, n, k, slots, rows, 8);
+  const int blocks = plan.columns * plan.splits, waves = (blocks + slots_at_once - 1) / slots_at_once;
+  return static_cast<double>(blocks) / waves / slots_at_once;
+}
+
+void plans_fill_waves() {
+  const int64_t shapes[][2] = {{4096, 4096}, {8192, 8192}, {6144, 4096}, {28672, 4096}, {14336, 8192}, {57344, 8192}};
+  bool right = true;
+  for (const auto& shape : shapes)
+    for (int slots : {132, 264, 396}) right = right && filled(shape[0], shape[1], 64, slots) > 0.72;
+  check(right, "splits fill the waves of the usual shapes");
 }
 
 // Items, sums, chunks and permuted codes are each one to one.
@@ -370,8 +437,7 @@ void batches_agree() {
       p.y = y.data();
       p.y_dtype = NYBBLE_F32;
       const Case c{m, 70, 1100, 32, false, 2, clusters, true};
-      launch<nc::Frag4, nc::Bf16, kTile, nc::kTokens>(p, c, nc::Stream<nc::Frag4>::kShared,
-                                                      &nc::stream_kernel<nc::Frag4, nc::Bf16>);
+      launch<nc::StreamOf<nc::Frag4<false, 2>, nc::Bf16, 1>>(p, c);
       y.resize(70);
       results.push_back(y);
     }
@@ -386,30 +452,24 @@ int main() {
   weights_are_exact<nc::Bf16>("bf16", true);
   weights_are_exact<nc::F16>("f16", false);
   plans_cover_once();
+  plans_fill_waves();
   places_are_distinct();
   batches_agree();
-  run_stream<nc::Frag4, nc::Bf16>("w4a16 stream bf16", NYBBLE_BF16);
-  run_stream<nc::Frag4, nc::F16>("w4a16 stream f16", NYBBLE_F16);
-  run_stream<nc::Rows8, nc::Bf16>("w8a16 stream bf16", NYBBLE_BF16);
-  run_stream<nc::Rows8, nc::F16>("w8a16 stream f16", NYBBLE_F16);
-  run_tiles<nc::Frag4, nc::Bf16, 2>("w4a16 tiles bf16 2", NYBBLE_BF16);
-  run_tiles<nc::Frag4, nc::F16, 4>("w4a16 tiles f16 4", NYBBLE_F16);
-  run_tiles<nc::Rows8, nc::Bf16, 4>("w8a16 tiles bf16 4", NYBBLE_BF16);
-  run_tiles<nc::Rows8, nc::F16, 2>("w8a16 tiles f16 2", NYBBLE_F16);
-  run_tiles<nc::Frag4, nc::S8, 1>("w4a8 tiles 1", NYBBLE_BF16);
-  run_tiles<nc::Frag4, nc::S8, 2>("w4a8 tiles 2", NYBBLE_F16);
-  run_tiles<nc::Frag4, nc::S8, 4>("w4a8 tiles 4", NYBBLE_BF16);
-  run_stream<nc::Quads8, nc::Bf16>("sp24w8a16 stream bf16", NYBBLE_BF16);
-  run_stream<nc::Quads8, nc::F16>("sp24w8a16 stream f16", NYBBLE_F16);
-  run_stream<nc::Quads4, nc::Bf16>("sp24w4a16 stream bf16", NYBBLE_BF16);
-  run_stream<nc::Quads4, nc::F16>("sp24w4a16 stream f16", NYBBLE_F16);
-  run_stream<nc::Quads16, nc::Bf16>("sp24w16a16 stream", NYBBLE_BF16);
-  run_tiles<nc::Quads16, nc::Bf16, 2>("sp24w16a16 tiles 2", NYBBLE_BF16);
-  run_tiles<nc::Quads16, nc::Bf16, 4>("sp24w16a16 tiles 4", NYBBLE_BF16);
-  run_tiles<nc::Quads8, nc::Bf16, 4>("sp24w8a16 tiles bf16 4", NYBBLE_BF16);
-  run_tiles<nc::Quads8, nc::F16, 2>("sp24w8a16 tiles f16 2", NYBBLE_F16);
-  run_tiles<nc::Quads4, nc::Bf16, 2>("sp24w4a16 tiles bf16 2", NYBBLE_BF16);
-  run_tiles<nc::Quads4, nc::F16, 4>("sp24w4a16 tiles f16 4", NYBBLE_F16);
+  using namespace nc;
+  one_serves_each("w4a16 stream", Compiled<StreamOf, Frag4Forms, Floats, 1>::Type{});
+  one_serves_each("w4a16 tiles", Compiled<TilesOf, Frag4Forms, Floats, 2, 4, 8>::Type{});
+  run_all("w4a16 stream", Compiled<StreamOf, Frag4Forms, Floats, 1>::Type{});
+  run_all("w8a16 stream", Compiled<StreamOf, Each<Rows8>, Floats, 1>::Type{});
+  run_all("w4a16 tiles", Compiled<TilesOf, Frag4Forms, Floats, 2, 4, 8>::Type{});
+  run_all("w8a16 tiles", Compiled<TilesOf, Each<Rows8>, Floats, 2, 4, 8>::Type{});
+  run_all("w4a8 tiles", Compiled<TilesOf, Frag4FormsS8, Each<S8>, 1, 2, 4, 8>::Type{});
+  run_all("w8a8 tiles", Compiled<TilesOf, Each<Rows8>, Each<S8>, 1, 2, 4, 8>::Type{});
+  run_all("sp24w8a16 stream", Compiled<StreamOf, Each<Quads8>, Floats, 1>::Type{});
+  run_all("sp24w4a16 stream", Compiled<StreamOf, Quads4Forms, Floats, 1>::Type{});
+  run_all("sp24w16a16 stream", Compiled<StreamOf, Each<Quads16>, Each<Bf16>, 1>::Type{});
+  run_all("sp24w8a16 tiles", Compiled<TilesOf, Each<Quads8>, Floats, 2, 4>::Type{});
+  run_all("sp24w4a16 tiles", Compiled<TilesOf, Quads4Forms, Floats, 2, 4>::Type{});
+  run_all("sp24w16a16 tiles", Compiled<TilesOf, Each<Quads16>, Each<Bf16>, 2, 4>::Type{});
   const auto& m = nc::emulated::machine();
   check(m.reads > 0 && m.conflicts == 0, std::to_string(m.conflicts) + " bank conflicts");
   std::printf("%d passed, %d failed\n", passed, failed);

@@ -42,6 +42,8 @@ struct Exchange {
 // word for the lane beside.
 enum Kind { kBf16, kF16, kS8, kSparseBf16, kSparseF16, kOtherSparseBf16, kOtherSparseF16, kNeighbour };
 
+constexpr int kMostWarps = 32;  // of a block
+
 struct Copy {
   void* to;
   std::vector<unsigned char> bytes;
@@ -69,6 +71,7 @@ struct Machine {
   Fiber* now = nullptr;
   ucontext_t scheduler;
   Index3 grid;
+  int threads = kThreads;  // of a block
 };
 
 inline Machine& machine() {
@@ -169,10 +172,10 @@ inline void arrive(Fiber* fiber, size_t pending) {
 }
 
 inline void copy(void* to, const void* from, size_t bytes, size_t whole) {
-  if (reinterpret_cast<uintptr_t>(to) % whole || reinterpret_cast<uintptr_t>(from) % whole)
+  if (reinterpret_cast<uintptr_t>(to) % whole || (bytes && reinterpret_cast<uintptr_t>(from) % whole))
     fail("a copy is not aligned");
   Copy one{to, std::vector<unsigned char>(whole, 0)};
-  std::memcpy(one.bytes.data(), from, bytes);
+  if (bytes) std::memcpy(one.bytes.data(), from, bytes);
   if (machine().lazy)
     machine().now->groups.back().push_back(one);
   else
@@ -182,7 +185,7 @@ inline void copy(void* to, const void* from, size_t bytes, size_t whole) {
 // Reads of a warp's instruction come eight lanes at a time: each eight should touch all 32 banks once.
 inline void count_banks(const void* from) {
   Fiber* me = machine().now;
-  auto& seen = machine().pending_reads[{me->rank * kWarps + me->warp, me->reads++}];
+  auto& seen = machine().pending_reads[{me->rank * kMostWarps + me->warp, me->reads++}];
   seen.resize(kLanes);
   seen[me->lane] = reinterpret_cast<uintptr_t>(from);
   for (uintptr_t address : seen)
@@ -196,7 +199,7 @@ inline void count_banks(const void* from) {
     }
   }
   machine().reads++;
-  machine().pending_reads.erase({me->rank * kWarps + me->warp, me->reads - 1});
+  machine().pending_reads.erase({me->rank * kMostWarps + me->warp, me->reads - 1});
 }
 
 inline void trampoline(unsigned high, unsigned low) {
@@ -206,10 +209,11 @@ inline void trampoline(unsigned high, unsigned low) {
   swapcontext(&machine().now->context, &machine().scheduler);
 }
 
-// Runs one cluster: blocks (x, 0 .. ranks - 1, z) of a grid.
-inline void run_cluster(Index3 grid, int x, int first_y, int ranks, int z, size_t shared_bytes,
+// Runs one cluster of blocks of `threads`: (x, first_y .. first_y + ranks - 1) of a grid.
+inline void run_cluster(Index3 grid, int x, int first_y, int ranks, int threads, size_t shared_bytes,
                         std::function<void()> kernel) {
   Machine& m = machine();
+  m.threads = threads;
   m.fibers.clear();
   m.shared.assign(ranks, std::vector<Vector>(shared_bytes / 16));
   for (auto& block : m.shared) std::memset(block.data(), 0xFB, shared_bytes);
@@ -217,10 +221,10 @@ inline void run_cluster(Index3 grid, int x, int first_y, int ranks, int z, size_
   m.grid = grid;
   const uintptr_t pointer = reinterpret_cast<uintptr_t>(&kernel);
   for (int rank = 0; rank < ranks; rank++) {
-    for (int i = 0; i < kThreads; i++) {
+    for (int i = 0; i < threads; i++) {
       auto fiber = std::make_unique<Fiber>();
       fiber->thread.x = i;
-      fiber->block = {x, first_y + rank, z};
+      fiber->block = {x, first_y + rank, 0};
       fiber->rank = rank;
       fiber->lane = i % kLanes;
       fiber->warp = i / kLanes;
@@ -264,7 +268,7 @@ inline void run_cluster(Index3 grid, int x, int first_y, int ranks, int z, size_
     }
     for (size_t w = 0; w < count; w += kLanes) moved |= release(w, kLanes, 1);
     if (moved) continue;
-    for (size_t b = 0; b < count; b += kThreads) moved |= release(b, kThreads, 2);
+    for (size_t b = 0; b < count; b += threads) moved |= release(b, threads, 2);
     if (!moved) moved = release(0, count, 3);
   }
   for (const auto& fiber : m.fibers)
@@ -284,6 +288,9 @@ inline unsigned char* shared_memory() {
 }
 
 inline void copy_async(Vector* to, const void* from, int bytes = 16) { emulated::copy(to, from, bytes, 16); }
+inline void copy_async_or_zero(Vector* to, const void* from, bool there) {
+  emulated::copy(to, from, there ? 16 : 0, 16);
+}
 inline void copy_async_8(void* to, const void* from) { emulated::copy(to, from, 8, 8); }
 inline void commit() { emulated::machine().now->groups.emplace_back(); }
 template <int Pending>
@@ -297,6 +304,27 @@ inline Vector load_shared(const Vector* from) {
 }
 inline void store_shared(void* to, const Vector& v) { std::memcpy(to, &v, 16); }
 
+// Global memory, in whole vectors where it is aligned to them.
+inline void check_aligned(const void* at, size_t to) {
+  if (reinterpret_cast<uintptr_t>(at) % to) emulated::fail("an access is not aligned");
+}
+inline Vector load_global(const void* from) {
+  check_aligned(from, 16);
+  return *static_cast<const Vector*>(from);
+}
+inline void store_global(void* to, const Vector& v) {
+  check_aligned(to, 16);
+  std::memcpy(to, &v, 16);
+}
+inline void store_global_8(void* to, uint32_t first, uint32_t second) {
+  check_aligned(to, 8);
+  const uint32_t both[2] = {first, second};
+  std::memcpy(to, both, 8);
+}
+
+inline uint32_t and_or(uint32_t a, uint32_t mask, uint32_t with) { return (a & mask) | with; }
+inline uint32_t and_xor(uint32_t a, uint32_t mask, uint32_t with) { return (a & mask) ^ with; }
+
 inline uint32_t select_bytes(uint32_t a, uint32_t b, uint32_t which) {
   const uint64_t all = static_cast<uint64_t>(b) << 32 | a;
   uint32_t out = 0;
@@ -309,6 +337,7 @@ inline float as_float(uint32_t bits) {
   std::memcpy(&value, &bits, 4);
   return value;
 }
+inline uint32_t as_bits(uint32_t bits) { return bits; }
 inline uint32_t as_bits(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, 4);
@@ -340,10 +369,10 @@ inline uint16_t f16_of_float(float value) {
   return static_cast<uint16_t>(sign | (exponent + 14) << 10 | (static_cast<int>(std::ldexp(fraction, 11)) & 1023));
 }
 
-inline uint32_t add_pair(uint32_t a, uint32_t b, bool bf16) {
+inline uint32_t add_pair(uint32_t a, uint32_t b, bool bf16, double factor = 1) {
   uint32_t sum = 0;
   for (int i = 0; i < 2; i++) {
-    const double exact = emulated::value_of(static_cast<uint16_t>(a >> (16 * i)), bf16) +
+    const double exact = emulated::value_of(static_cast<uint16_t>(a >> (16 * i)), bf16) * factor +
                          emulated::value_of(static_cast<uint16_t>(b >> (16 * i)), bf16);
     const uint16_t half = bf16 ? bf16_of_float(static_cast<float>(exact)) : f16_of_float(static_cast<float>(exact));
     sum |= static_cast<uint32_t>(half) << (16 * i);
@@ -352,6 +381,7 @@ inline uint32_t add_pair(uint32_t a, uint32_t b, bool bf16) {
 }
 inline uint32_t add_bf16(uint32_t a, uint32_t b) { return add_pair(a, b, true); }
 inline uint32_t add_f16(uint32_t a, uint32_t b) { return add_pair(a, b, false); }
+inline uint32_t add_sixteenth_f16(uint32_t a, uint32_t b) { return add_pair(a, b, false, 1.0 / 16); }
 
 inline void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t* b) {
   emulated::together(emulated::kBf16, a, b, c);
@@ -359,8 +389,9 @@ inline void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t* b) {
 inline void mma_f16(float (&c)[4], const uint32_t (&a)[4], const uint32_t* b) {
   emulated::together(emulated::kF16, a, b, c);
 }
-inline void mma_s8(uint32_t (&c)[4], const uint32_t (&a)[4], const uint32_t* b) {
-  emulated::together(emulated::kS8, a, b, c);
+inline void mma_s8(uint32_t (&sum)[4], const uint32_t (&a)[4], const uint32_t* b, const uint32_t (&c)[4]) {
+  for (int i = 0; i < 4; i++) sum[i] = c[i];
+  emulated::together(emulated::kS8, a, b, sum);
 }
 template <int Selector>
 inline void mma_sparse_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t* b, uint32_t places) {
