@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
+import warnings
 from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nybble import layouts, native_cuda
 from nybble.native import DTYPES
 from nybble.scheme import Scheme
 from nybble.testing import random_weight
+
+# As in _cuda.pyi, where each address is followed by the bytes there.
+NAMES = ("x", "x_dtype", "m", "ldx", "packed", "bias", "bias_dtype", "y", "y_dtype", "scratch", "stream")
+MEMORY = {"x", "packed", "bias", "y", "scratch"}
 
 
 class Notes:
@@ -27,14 +34,16 @@ class Notes:
         return 32 * m
 
     def run(self, *arguments):
-        names = ["x", "x_dtype", "m", "ldx", "packed", "bias", "bias_dtype", "y", "y_dtype", "scratch", "stream"]
-        self.calls.append(dict(zip(names, arguments, strict=True)))
+        each = iter(arguments)
+        made = {name: (next(each), next(each)) if name in MEMORY else next(each) for name in NAMES}
+        assert next(each, None) is None
+        self.calls.append(made)
 
 
 @pytest.fixture(autouse=True)
 def extension(monkeypatch):
     monkeypatch.setattr(native_cuda, "_extension", lambda: SimpleNamespace(Plan=Notes))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=77))
+    monkeypatch.setattr(native_cuda, "stream_of", lambda device: 77)
     monkeypatch.setattr(Notes, "made", [])
 
 
@@ -127,7 +136,79 @@ def test_integer_activations_are_rounded_from_any_float() -> None:
 
 def test_a_weight_on_another_device_is_refused() -> None:
     plan = native_cuda.CudaPlan("a kernel", "frag4", Scheme.parse("w4a16"), 8, 64)
-    x = torch.randn(1, 64)
-    with pytest.raises(ValueError, match="packed: on meta, x is on cpu"):
-        plan(x, torch.empty(4096, dtype=torch.uint8, device="meta"), None, x.new_empty(1, 8))
+    x, packed = torch.randn(1, 64), SimpleNamespace(get_device=lambda: 1, device=torch.device("cuda:1"))
+    with pytest.raises(ValueError, match="packed: on cuda:1, x is on cpu"):
+        plan(x, packed, None, x.new_empty(1, 8))
     assert not Notes.made
+
+
+def test_a_packed_weight_amid_a_buffer_reaches_the_kernel_aligned() -> None:
+    """One of vectors at odd addresses would be an error that the CUDA context does not survive."""
+    scheme = Scheme.parse("w4a16g64")
+    packed = layouts.pack(random_weight(scheme, 70, 200), "frag4", scheme, 200)
+    flat = torch.cat([torch.zeros(8, dtype=torch.uint8), packed])
+    assert flat.data_ptr() % 16 == 0
+    plan, x = native_cuda.CudaPlan("a kernel", "frag4", scheme, 70, 200), torch.randn(1, 200).half()
+    read: list[torch.Tensor] = []
+
+    def note(*arguments: int) -> None:
+        address, size = arguments[5:7]
+        assert address % 16 == 0
+        read.append(torch.frombuffer((ctypes.c_uint8 * size).from_address(address), dtype=torch.uint8).clone())
+
+    plan._bind(-1)
+    plan._bound[-1] = plan._bound[-1]._replace(run=note)
+    with pytest.warns(RuntimeWarning, match=r"packed: begins at address 0x[0-9a-f]+8, .*copied at every call"):
+        plan(x, flat[8:], None, x.new_empty(1, 70))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plan(x, packed, None, x.new_empty(1, 70))
+    assert torch.equal(read[0], packed)
+    assert torch.equal(read[1], packed)
+
+
+# --- what a call costs beside the launch
+
+
+def test_a_call_allocates_the_scratch_that_the_kernel_wants_and_nothing_else(monkeypatch) -> None:
+    x, scheme = torch.randn(4, 256, dtype=torch.bfloat16), Scheme.parse("w4a16")
+    packed = layouts.pack(random_weight(scheme, 64, 256), "frag4", scheme, 256)
+    plan, out = native_cuda.CudaPlan("a kernel", "frag4", scheme, 64, 256), x.new_empty(4, 64)
+    with Allocations() as made:
+        plan(x, packed, None, out)
+    assert made.ops == ["aten.new_empty.default"]
+    monkeypatch.setattr(Notes, "scratch", lambda self, m: 0)
+    plan = native_cuda.CudaPlan("a kernel", "frag4", scheme, 64, 256)
+    with Allocations() as made:
+        plan(x, packed, None, out)
+    assert made.ops == []
+    assert Notes.made[-1].calls[0]["scratch"] == (0, 0)
+
+
+class Allocations(TorchDispatchMode):
+    """Notes every torch op."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ops: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.ops.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_captured_call_launches_on_the_captures_stream_and_waits_for_nothing(monkeypatch) -> None:
+    scheme, x = Scheme.parse("w4a8"), torch.randn(4, 256)
+    packed = layouts.pack(random_weight(scheme, 64, 256), "frag4", scheme, 256)
+    plan, out = native_cuda.CudaPlan("a kernel", "frag4", scheme, 64, 256), x.new_empty(4, 64)
+    plan(x, packed, None, out)
+    monkeypatch.setattr(native_cuda, "stream_of", lambda device: 99)  # that of torch.cuda.graph
+    with Allocations() as made:
+        plan(x, packed, None, out)
+    assert [call["stream"] for call in Notes.made[-1].calls] == [77, 99]
+    assert made.ops == ["aten.new_empty.default"], "the scratch, of the graph's own pool, and no copy to the host"
+
+
+def test_without_torchs_short_way_the_public_stream_is_taken(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=10 + device))
+    assert native_cuda._public_stream(3) == 13

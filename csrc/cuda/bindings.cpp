@@ -8,7 +8,6 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "maps.h"
@@ -26,7 +25,12 @@ int nybble_quantize_rows(const NybbleCudaRows*, void* stream);
 
 namespace {
 
-using Pair = std::pair<uintptr_t, size_t>;  // address and bytes
+// Device memory as Python hands it over, and what lies there.
+struct Memory {
+  uintptr_t address;
+  int64_t bytes;
+  int dtype;
+};
 using Offsets = std::array<int64_t, 6>;
 
 struct Kernel {
@@ -51,10 +55,17 @@ void check(int error, const char* what) {
     throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(static_cast<cudaError_t>(error)));
 }
 
-uintptr_t at(const Pair& pair, int64_t needed, const char* name) {
-  if (needed && (!pair.first || static_cast<int64_t>(pair.second) < needed))
-    refuse(std::string(name) + ": has " + std::to_string(pair.second) + " bytes, needs " + std::to_string(needed));
-  return pair.first;
+uintptr_t at(const Memory& memory, int64_t needed, const char* name) {
+  if (needed && (!memory.address || memory.bytes < needed))
+    refuse(std::string(name) + ": has " + std::to_string(memory.bytes) + " bytes, needs " + std::to_string(needed));
+  return memory.address;
+}
+
+// Kernels load vectors of 16 bytes: another address is an error that the process's CUDA context does not survive.
+uintptr_t vectors_at(const Memory& memory, int64_t needed, const char* name) {
+  if (memory.address % 16)
+    refuse(std::string(name) + ": begins at address " + std::to_string(memory.address) + ", must be a multiple of 16");
+  return at(memory, needed, name);
 }
 
 int64_t bytes_of(int dtype) {
@@ -143,24 +154,26 @@ class Plan {
   // Bytes that run wants as scratch for m tokens.
   int64_t scratch(int64_t m) const { return codes_bytes(m) + (occupancy_.clusters ? 0 : launch(m).plan.parts_bytes); }
 
-  void run(const Pair& x, int x_dtype, int64_t m, int64_t ldx, const Pair& packed, const Pair& bias, int bias_dtype,
-           const Pair& y, int y_dtype, const Pair& scratch, uintptr_t stream) const {
+  void run(const Memory& x, int64_t m, int64_t ldx, const Memory& packed, const Memory& bias, const Memory& y,
+           const Memory& scratch, uintptr_t stream) const {
     if (m == 0) return;
-    if (m < 0 || m > INT32_MAX || ldx < product_.k) refuse("x: rows or stride out of range");
+    if (m < 0 || m > INT32_MAX || ldx < product_.k)
+      refuse("x: has " + std::to_string(m) + " rows of stride " + std::to_string(ldx) +
+             ", must have 0 to 2^31 - 1, of " + std::to_string(product_.k) + " at least");
     const bool codes = kernel_->codes();
-    const uintptr_t weight = at(packed, offsets_.back(), "packed");
+    const uintptr_t weight = vectors_at(packed, offsets_.back(), "packed");
     const auto section = [&](int i) {
       return reinterpret_cast<const void*>(offsets_[i] < 0 ? 0 : weight + offsets_[i]);
     };
     NybbleCudaLaunch how = launch(m);
-    how.x_dtype = x_dtype;
+    how.x_dtype = x.dtype;
     how.stream = reinterpret_cast<void*>(stream);
     NybbleCudaProduct p = product_;
     p.m = static_cast<int32_t>(m);
     p.splits = how.plan.splits;
     p.token_tiles = how.plan.token_tiles;
     p.clusters = occupancy_.clusters;
-    p.x = reinterpret_cast<const void*>(at(x, ((m - 1) * ldx + p.k) * bytes_of(x_dtype), "x"));
+    p.x = reinterpret_cast<const void*>(at(x, ((m - 1) * ldx + p.k) * bytes_of(x.dtype), "x"));
     p.ldx = ldx;
     p.codes = static_cast<const uint8_t*>(section(0));
     p.scale = static_cast<const uint16_t*>(section(1));
@@ -169,18 +182,19 @@ class Plan {
     p.weight_sum = static_cast<const float*>(section(3));
     p.column_sum = static_cast<const int32_t*>(section(3));
     p.places = static_cast<const uint8_t*>(section(4));
-    p.bias = reinterpret_cast<const void*>(bias.first ? at(bias, p.n * bytes_of(bias_dtype), "bias") : 0);
-    p.bias_dtype = bias_dtype;
-    p.y = reinterpret_cast<void*>(at(y, m * p.n * bytes_of(y_dtype), "y"));
-    p.y_dtype = y_dtype;
-    const uintptr_t extra = at(scratch, this->scratch(m), "scratch");
+    p.bias = reinterpret_cast<const void*>(bias.address ? at(bias, p.n * bytes_of(bias.dtype), "bias") : 0);
+    p.bias_dtype = bias.dtype;
+    p.y = reinterpret_cast<void*>(at(y, m * p.n * bytes_of(y.dtype), "y"));
+    p.y_dtype = y.dtype;
+    const uintptr_t extra = vectors_at(scratch, this->scratch(m), "scratch");
     p.parts = reinterpret_cast<float*>(extra + codes_bytes(m));
-    if (!codes && (x_dtype == NYBBLE_F32 || reinterpret_cast<uintptr_t>(p.x) % 16 || ldx % 8))
-      refuse("x: must be bfloat16 or float16, with rows aligned to 16 bytes");
+    if (!codes && (x.dtype == NYBBLE_F32 || x.address % 16 || ldx % 8))
+      refuse("x: dtype=" + std::to_string(x.dtype) + " at address " + std::to_string(x.address) + " with stride " +
+             std::to_string(ldx) + ", must be bfloat16 or float16, and each row begin at a multiple of 16 bytes");
     OnDevice here(device_);
     if (codes) {
       const int32_t order = std::strcmp(kernel_->layout, "frag4") ? NYBBLE_PLAIN_ORDER : NYBBLE_FRAG4_ORDER;
-      NybbleCudaRows rows{p.x,     ldx,    x_dtype, p.m, p.k, p.k_padded, order, reinterpret_cast<int8_t*>(extra),
+      NybbleCudaRows rows{p.x,     ldx,    x.dtype, p.m, p.k, p.k_padded, order, reinterpret_cast<int8_t*>(extra),
                           nullptr, nullptr};
       rows.act_scale = reinterpret_cast<float*>(extra + m * p.k_padded);
       rows.act_zero = reinterpret_cast<int32_t*>(extra + m * (p.k_padded + 4));
@@ -240,5 +254,12 @@ PYBIND11_MODULE(_cuda, m) {
            py::arg("kernel"), py::arg("device"), py::arg("n"), py::arg("k"), py::arg("n_padded"), py::arg("k_padded"),
            py::arg("group_shift"), py::arg("offsets"))
       .def("scratch", &Plan::scratch)
-      .def("run", &Plan::run);
+      // Numbers alone, which cost less to hand over than tuples of them; Python's time is most of a small product's.
+      .def("run",
+           [](const Plan& plan, uintptr_t x, int64_t x_bytes, int x_dtype, int64_t m, int64_t ldx, uintptr_t packed,
+              int64_t packed_bytes, uintptr_t bias, int64_t bias_bytes, int bias_dtype, uintptr_t y, int64_t y_bytes,
+              int y_dtype, uintptr_t scratch, int64_t scratch_bytes, uintptr_t stream) {
+             plan.run({x, x_bytes, x_dtype}, m, ldx, {packed, packed_bytes, 0}, {bias, bias_bytes, bias_dtype},
+                      {y, y_bytes, y_dtype}, {scratch, scratch_bytes, 0}, stream);
+           });
 }

@@ -1,8 +1,4 @@
-from typing import TypeAlias
-
 version: str
-
-_Memory: TypeAlias = tuple[int, int]
 
 class Plan:
     def __init__(
@@ -15,20 +11,25 @@ class Plan:
         n_padded: int,
         k_padded: int,
         group_shift: int,
-        offsets: tuple[int, int, int, int, int],
+        offsets: list[int],
     ) -> None: ...
     def scratch(self, m: int) -> int: ...
     def run(
         self,
-        x: _Memory,
+        x: int,
+        x_bytes: int,
         x_dtype: int,
         m: int,
         ldx: int,
-        packed: _Memory,
-        bias: _Memory,
+        packed: int,
+        packed_bytes: int,
+        bias: int,
+        bias_bytes: int,
         bias_dtype: int,
-        y: _Memory,
+        y: int,
+        y_bytes: int,
         y_dtype: int,
-        scratch: _Memory,
+        scratch: int,
+        scratch_bytes: int,
         stream: int,
     ) -> None: ...

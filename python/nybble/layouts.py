@@ -15,6 +15,8 @@ spans them (n16k8), with code 0, which meets activation code 0 and so adds nothi
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad as zero_pad
@@ -94,6 +96,20 @@ def offsets(layout: str, scheme: Scheme, out_features: int, in_features: int) ->
         found[name] = at
         at += _round_up(_nbytes(shape, dtype), ALIGNMENT)
     return {**found, "": at}
+
+
+def aligned(packed: Tensor) -> Tensor:
+    """A packed weight for a GPU's kernels, which load vectors of 16 bytes: itself, or a copy where it begins elsewhere."""
+    address = packed.data_ptr()
+    if address % 16 == 0:
+        return packed
+    warnings.warn(
+        f"packed: begins at address {address:#x}, which is no multiple of 16, so it is copied at every call; "
+        "packed.clone() need not be",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+    return packed.clone()
 
 
 def views(packed: Tensor, layout: str, scheme: Scheme, out_features: int, in_features: int) -> dict[str, Tensor]:

@@ -3,8 +3,9 @@ GPU: the extension brings its own runtime, and finds the driver when it is first
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +17,15 @@ from .scheme import Scheme
 
 # csrc/cuda/abi.h: the group of k is k >> shift.
 _SHIFTS = {None: 31, 32: 5, 64: 6, 128: 7}
-_NOTHING = (0, 0)
+
+
+def _public_stream(device: int) -> int:
+    stream: int = torch.cuda.current_stream(device).cuda_stream
+    return stream
+
+
+# The handle of a device's current stream: torch's own short way where this torch has it, which makes no Stream object.
+stream_of: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream", _public_stream)
 
 
 @lru_cache
@@ -53,45 +62,68 @@ class CudaPlan:
         scheme.check_shape(out_features, in_features)
         self._kernel, self._layout, self._scheme = kernel, layout, scheme
         self._n, self._k = out_features, in_features
-        self._plans: dict[int, Any] = {}
+        self._floats = scheme.act_bits == 16
+        self._bound: dict[int, _Bound] = {}
 
     def __call__(self, x: Tensor, packed: Tensor, bias: Tensor | None, out: Tensor) -> None:
         """out (..., N), contiguous, = x (..., K) w^T + bias.
 
-        x is contiguous, or (M, K) with unit stride along K.
+        x is contiguous, or (M, K) with unit stride along K. A packed weight that begins at no multiple of 16 bytes is
+        copied, with a warning.
 
         Raises:
             ValueError: a tensor is smaller than its shape says, or packed is on another device than x.
             RuntimeError: CUDA refuses the launch; the message has its reason.
         """
-        if packed.device != x.device:
+        device, k = x.get_device(), self._k
+        if packed.get_device() != device:
             raise ValueError(f"packed: on {packed.device}, x is on {x.device}")
-        rows = x.reshape(-1, self._k)
-        if self._scheme.act_bits == 16:
-            rows = _aligned(rows if rows.dtype is not torch.float32 else rows.to(torch.bfloat16))
-        plan = self._plans.get(x.device.index) or self._bind(x.device.index)
-        m = len(rows)
-        scratch = x.new_empty(plan.scratch(m), dtype=torch.uint8)
-        plan.run(
-            memory(rows),
-            DTYPES[rows.dtype],
+        weight = packed.data_ptr()
+        if weight & 15:
+            packed = layouts.aligned(packed)
+            weight = packed.data_ptr()
+        m, stride, dtype, address = x.numel() // k, k, x.dtype, x.data_ptr()
+        if x.is_contiguous() and not (self._floats and (address & 15 or k & 7 or dtype is torch.float32)):
+            nbytes = x.nbytes
+        else:
+            x, stride = self._rows(x)
+            dtype, (address, nbytes) = x.dtype, memory(x)
+        bound = self._bound.get(device) or self._bind(device)
+        size = bound.scratch(m)
+        # Of torch at each call: its memory belongs to the stream, or to the graph that is captured.
+        scratch = x.new_empty(size, dtype=torch.uint8) if size else None
+        bound.run(
+            address,
+            nbytes,
+            DTYPES[dtype],
             m,
-            rows.stride(0) if m > 1 else -(-self._k // 8) * 8,
-            memory(packed),
-            _NOTHING if bias is None else memory(bias),
-            DTYPES[out.dtype if bias is None else bias.dtype],
-            memory(out),
+            stride,
+            weight,
+            packed.numel(),
+            0 if bias is None else bias.data_ptr(),
+            0 if bias is None else bias.nbytes,
+            0 if bias is None else DTYPES[bias.dtype],
+            out.data_ptr(),
+            out.nbytes,
             DTYPES[out.dtype],
-            memory(scratch),
-            torch.cuda.current_stream(x.device).cuda_stream,
+            0 if scratch is None else scratch.data_ptr(),
+            size,
+            stream_of(device),
         )
 
-    def _bind(self, device: int) -> Any:
+    def _rows(self, x: Tensor) -> tuple[Tensor, int]:
+        """x as rows that the kernel takes, copied where it must be, and their stride."""
+        rows = x.reshape(-1, self._k)
+        if self._floats:
+            rows = _aligned(rows if rows.dtype is not torch.float32 else rows.to(torch.bfloat16))
+        return rows, rows.stride(0) if len(rows) > 1 else -(-self._k // 8) * 8
+
+    def _bind(self, device: int) -> _Bound:
         n, k = layouts_gpu.padded(self._layout, self._scheme, self._n, self._k)
         offsets = layouts.offsets(self._layout, self._scheme, self._n, self._k)
         sums = "column_sum" if self._layout == "rows8" else "weight_sum"
         names = ("codes", "scale", "zero_point", sums, "places")
-        self._plans[device] = _extension().Plan(
+        plan = _extension().Plan(
             kernel=self._kernel,
             device=device,
             n=self._n,
@@ -101,7 +133,14 @@ class CudaPlan:
             group_shift=_SHIFTS[self._scheme.group_size],
             offsets=[*(offsets.get(name, -1) for name in names), offsets[""]],
         )
-        return self._plans[device]
+        return self._bound.setdefault(device, _Bound(plan.run, lru_cache(maxsize=1024)(plan.scratch)))
+
+
+class _Bound(NamedTuple):
+    """A plan on one device: what launches it, and the bytes of scratch that it wants for a number of rows."""
+
+    run: Callable[..., None]
+    scratch: Callable[[int], int]
 
 
 def _aligned(rows: Tensor) -> Tensor:

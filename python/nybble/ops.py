@@ -120,10 +120,11 @@ def _linear(
     if dtype not in FLOATS:
         raise ValueError(f"x: {dtype}, must be one of {FLOATS}")
     _check_packed(packed)
-    device = "cpu" if x.is_cpu else x.device.type
+    device = "cpu" if x.is_cpu else "cuda" if x.is_cuda else x.device.type
     if bias is not None:
         bias = _checked_bias(bias, x, out_features)
-    out = x.new_empty(*shape[:-1], out_features)
+    # Cutting a shape takes as long as asking for its tensor.
+    out = x.new_empty(shape[0], out_features) if len(shape) == 2 else x.new_empty(*shape[:-1], out_features)
     if not x.is_contiguous():
         x = x.reshape(-1, in_features)
         if x.stride(1) != 1 or 0 < x.stride(0) < in_features:
