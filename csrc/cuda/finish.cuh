@@ -43,33 +43,43 @@ __device__ __forceinline__ Vector add(const Vector& a, const Vector& b) {
   return sum;
 }
 
-// The output of row n for a token.
+// What is left to do with a sum: of exact sums of codes, of codes with groups (sixteen times as large where Symmetric),
+// of floats without groups, or of floats.
+template <int ElementBytes, bool Grouped, bool Symmetric>
+struct Ending {
+  static constexpr bool kCodes = ElementBytes == 1, kGrouped = Grouped, kSymmetric = Symmetric;
+  static constexpr bool kExact = kCodes && !kGrouped;
+};
 template <class W, class X>
+using EndingOf = Ending<X::kElementBytes, W::kGrouped, W::kSymmetric || X::kElementBytes != 1>;
+
+// The output of row n for a token.
+template <class End>
 __device__ __forceinline__ float finished(const NybbleCudaProduct& p, int64_t token, int64_t n, uint32_t sum) {
   const float bias = p.bias ? read(p.bias, p.bias_dtype, n) : 0.0f;
-  if (kExact<W, X>) {
+  if (End::kExact) {
     // Operations and order are those of the CPU's kernels: the same bits.
     const int32_t centred = static_cast<int32_t>(sum) - p.act_zero[token] * p.column_sum[n];
     return fused(static_cast<float>(centred), p.act_scale[token] * p.row_scale[n], bias);
   }
   float y = as_float(sum);
-  if (X::kElementBytes == 1) {
+  if (End::kCodes) {
     const float zero = static_cast<float>(p.act_zero[token]);
-    return fused(fused(-zero, p.weight_sum[n], y * (W::kSymmetric ? 0.0625f : 1.0f)), p.act_scale[token], bias);
+    return fused(fused(-zero, p.weight_sum[n], y * (End::kSymmetric ? 0.0625f : 1.0f)), p.act_scale[token], bias);
   }
-  if (!W::kGrouped) y *= p.row_scale[n];
+  if (!End::kGrouped) y *= p.row_scale[n];
   return y + bias;
 }
 
 // Four neighbouring outputs of a token.
-template <class W, class X>
+template <class End>
 __device__ __forceinline__ void finish(const NybbleCudaProduct& p, int64_t token, int64_t row, const Vector& sums) {
   if (token >= p.m || row >= p.n) return;
   const bool together = p.n % 4 == 0;
   float y[4];
 #pragma unroll
   for (int i = 0; i < 4; i++)
-    if (together || row + i < p.n) y[i] = finished<W, X>(p, token, row + i, sums.w[i]);
+    if (together || row + i < p.n) y[i] = finished<End>(p, token, row + i, sums.w[i]);
   if (together) return write_four(p.y, p.y_dtype, token * p.n + row, y);
 #pragma unroll
   for (int i = 0; i < 4; i++)
@@ -94,22 +104,22 @@ struct Corner {
 };
 
 // sums: `Parts` areas of [Tokens][Rows + kPad] in shared memory, written by this block of `Threads`.
-template <class W, class X, int Rows, int Tokens, int Parts, int Threads>
+template <class End, int Rows, int Tokens, int Parts, int Threads>
 __device__ __forceinline__ void reduce(const NybbleCudaProduct& p, float* sums, const Corner& at) {
   constexpr int kItems = Rows * Tokens / 4, kArea = Tokens * (Rows + kPad);
-  constexpr bool kWhole = kExact<W, X>;
   __syncthreads();
   const bool through_cluster = kClusters && p.clusters && p.splits > 1;
   const int split = blockIdx.y;
+#pragma unroll 1  // short code starts sooner
   for (int i = threadIdx.x; i < kItems; i += Threads) {
     const Item item = item_of(i, Rows);
     float* own = sums + sum_offset(item.token, item.row, Rows);
     Vector sum = load_shared(reinterpret_cast<const Vector*>(own));
 #pragma unroll
     for (int part = 1; part < Parts; part++)
-      sum = add<kWhole>(sum, load_shared(reinterpret_cast<const Vector*>(own + part * kArea)));
+      sum = add<End::kExact>(sum, load_shared(reinterpret_cast<const Vector*>(own + part * kArea)));
     if (p.splits == 1)
-      finish<W, X>(p, at.token + item.token, at.row + item.row, sum);
+      finish<End>(p, at.token + item.token, at.row + item.row, sum);
     else if (through_cluster)
       store_shared(own, sum);
     else
@@ -118,18 +128,20 @@ __device__ __forceinline__ void reduce(const NybbleCudaProduct& p, float* sums, 
   if (!through_cluster) return;
   sync_cluster();
   // The blocks of the cluster finish runs of items in turn.
+#pragma unroll 1
   for (int i = split * Threads + threadIdx.x; i < kItems; i += Threads * p.splits) {
     const Item item = item_of(i, Rows);
     const float* own = sums + sum_offset(item.token, item.row, Rows);
     Vector sum = load_cluster(own, 0);
-    for (int other = 1; other < p.splits; other++) sum = add<kWhole>(sum, load_cluster(own, other));
-    finish<W, X>(p, at.token + item.token, at.row + item.row, sum);
+#pragma unroll 1
+    for (int other = 1; other < p.splits; other++) sum = add<End::kExact>(sum, load_cluster(own, other));
+    finish<End>(p, at.token + item.token, at.row + item.row, sum);
   }
   sync_cluster();  // nobody leaves while others read
 }
 
 // Adds the splits' parts where they went through memory. One thread an item; grid (blocks, items / kThreads).
-template <class W, class X, int Rows, int Tokens>
+template <class End, int Rows, int Tokens>
 __global__ void __launch_bounds__(kThreads) finish_kernel(const NybbleCudaProduct p) {
   constexpr int kItems = Rows * Tokens / 4;
   const int i = blockIdx.y * kThreads + threadIdx.x;
@@ -137,10 +149,11 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(const NybbleCudaProduc
   const int64_t block = blockIdx.x;
   const Vector* parts = reinterpret_cast<const Vector*>(p.parts) + block * p.splits * kItems + i;
   Vector sum = parts[0];
+#pragma unroll 1
   for (int split = 1; split < p.splits; split++)
-    sum = add<kExact<W, X>>(sum, parts[static_cast<int64_t>(split) * kItems]);
+    sum = add<End::kExact>(sum, parts[static_cast<int64_t>(split) * kItems]);
   const Item item = item_of(i, Rows);
-  finish<W, X>(p, block % p.token_tiles * Tokens + item.token, block / p.token_tiles * Rows + item.row, sum);
+  finish<End>(p, block % p.token_tiles * Tokens + item.token, block / p.token_tiles * Rows + item.row, sum);
 }
 
 }  // namespace cuda

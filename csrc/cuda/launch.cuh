@@ -70,7 +70,7 @@ int launch(const NybbleCudaProduct& product, const NybbleCudaLaunch& how) {
   if (error != cudaSuccess || plan.splits == 1 || product.clusters) return error;
   constexpr int kTokensOfBlock = Of::kTokensOfBlock, kItems = Of::kRows * kTokensOfBlock / 4;
   const dim3 items(grid.x, (kItems + kThreads - 1) / kThreads);
-  finish_kernel<typename Of::W, typename Of::X, Of::kRows, kTokensOfBlock>
+  finish_kernel<EndingOf<typename Of::W, typename Of::X>, Of::kRows, kTokensOfBlock>
       <<<items, kThreads, 0, config.stream>>>(product);
   return cudaGetLastError();
 }

@@ -15,6 +15,7 @@ struct Stream {
   static constexpr int kRing = kWarps * kStages * kStage * 16;
   static constexpr int kSums = kWarps * kTokens * (kRows + kPad) * 4;
   static constexpr int kShared = kRing > kSums ? kRing : kSums;
+  static_assert(kShared <= kMostShared, "more shared memory than every GPU has");
 };
 
 // A lane's chunks of token g, tile by tile. Tokens beyond the last are read as 0, and so are inputs beyond K.
@@ -67,7 +68,7 @@ __global__ void __launch_bounds__(kThreads) stream_kernel(const NybbleCudaProduc
     }
     commit();
   };
-#pragma unroll
+#pragma unroll 1
   for (int i = 0; i < kStages - 1; i++) load(first + i * kWarps, ring + i * S::kStage);
   float acc[1][4][4] = {};
   int here = 0, fill = (kStages - 1) * S::kStage;
@@ -86,7 +87,7 @@ __global__ void __launch_bounds__(kThreads) stream_kernel(const NybbleCudaProduc
   __syncthreads();  // the sums take the ring's place
   float* sums = reinterpret_cast<float*>(shared_memory());
   store_sums(acc[0], sums + warp * kTokens * (kTile + kPad), 0, 0, kTile, lane);
-  reduce<W, X, kTile, kTokens, kWarps, kThreads>(p, sums, {tile * kTile, 0});
+  reduce<EndingOf<W, X>, kTile, kTokens, kWarps, kThreads>(p, sums, {tile * kTile, 0});
 }
 
 }  // namespace cuda

@@ -15,12 +15,13 @@ struct Tiles {
   static constexpr int kBlockThreads = kTeams * kThreads;
   // Blocks that a multiprocessor has registers for; 0: as ptxas chooses.
   static constexpr int kBlocks = kTeams > 1 ? 1 : X::kElementBytes == 1 ? 2 : W::kBlocks;
-  static constexpr int kStages = W::kTiles > 1 ? 3 : 4;
   static constexpr int kWeights = kWarps * W::kVectors * kLanes;  // vectors of a stage, then those of x
   static constexpr int kStage = kWeights + kBlockTokens * kChunks;
+  static constexpr int kStages = W::kTiles == 1 ? 4 : 3 * kStage * 16 <= kMostShared ? 3 : 2;
   static constexpr int kRing = kStages * kStage * 16;
   static constexpr int kSums = kBlockTokens * (kRows + kPad) * 4;
   static constexpr int kShared = kRing > kSums ? kRing : kSums;
+  static_assert(kShared <= kMostShared, "more shared memory than every GPU has");
 };
 
 // Vector of x's part of a stage that holds a chunk of a token. Of four chunks a token, neighbours fill all banks.
@@ -95,7 +96,7 @@ __global__ void __launch_bounds__((Tiles<W, X, MT>::kBlockThreads), (Tiles<W, X,
     }
     commit();
   };
-#pragma unroll
+#pragma unroll 1
   for (int i = 0; i < kStages - 1; i++) load(begin + i * W::kTiles, ring + i * T::kStage);
   Sum<W, X> acc[kEights][4][4] = {};
   int here = 0, fill = (kStages - 1) * T::kStage;
@@ -126,7 +127,7 @@ __global__ void __launch_bounds__((Tiles<W, X, MT>::kBlockThreads), (Tiles<W, X,
   for (int mt = 0; mt < kEights; mt++)
     store_sums(acc[mt], sums, (team * kEights + mt) * kTokens, warp * kTile, T::kRows, lane);
   const Corner corner{static_cast<int64_t>(column) * T::kRows, first_token};
-  reduce<W, X, T::kRows, T::kBlockTokens, 1, T::kBlockThreads>(p, sums, corner);
+  reduce<EndingOf<W, X>, T::kRows, T::kBlockTokens, 1, T::kBlockThreads>(p, sums, corner);
 }
 
 }  // namespace cuda

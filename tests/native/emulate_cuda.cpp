@@ -183,7 +183,7 @@ void launch(NybbleCudaProduct p, const Case& c) {
   for (int x = 0; x < blocks; x++)
     for (int y = 0; y < (items + nc::kThreads - 1) / nc::kThreads; y++)
       nc::emulated::run_cluster({}, x, y, 1, nc::kThreads, 16, [=] {
-        nc::finish_kernel<typename Of::W, typename Of::X, Of::kRows, Of::kTokensOfBlock>(p);
+        nc::finish_kernel<nc::EndingOf<typename Of::W, typename Of::X>, Of::kRows, Of::kTokensOfBlock>(p);
       });
 }
 
