@@ -87,7 +87,7 @@ def main_kernels(arch: str) -> dict[tuple, str]:
         if match := KERNEL.search(name):
             kind, weights, symmetric, parts, tiles, quads_parts, activations, eights = match.groups()
             form = (symmetric == "0", int(parts or quads_parts or 1), int(tiles or 1))
-            found[kind, weights, activations, int(eights or 1), *form] = sass
+            found[(kind, weights, activations, int(eights or 1), *form)] = sass
     return found
 
 
