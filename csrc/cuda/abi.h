@@ -62,6 +62,7 @@ struct NybbleCudaLaunch {
 #define NYBBLE_MAX_SPLITS 8
 struct NybbleCudaInstance {
   char name[64];
+  int32_t token_groups;  // eights of tokens of a block
   int32_t shared_bytes, registers;
   int32_t blocks_per_sm;
   int32_t clusters[NYBBLE_MAX_SPLITS + 1];  // by blocks of a cluster: how many run at once; 0: none, or one block

@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <map>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -102,16 +104,16 @@ Instances load(const Kernel& kernel) {
   return found;
 }
 
-// What a device runs at once of a kernel, whatever the form: blocks, by how many of them share K.
+// What a device runs at once of the forms of a kernel that have as many tokens: blocks, by how many of them share K.
 struct Occupancy {
   std::array<int32_t, NYBBLE_MAX_SPLITS + 1> slots{};
   bool clusters = false;  // splits add their sums as clusters, of the sizes that have slots
 
-  Occupancy() = default;
-  Occupancy(const Instances& instances, int multiprocessors) {
+  Occupancy(const Instances& instances, int token_groups, int multiprocessors) {
     const auto least = [&](auto of) {
       int32_t found = INT32_MAX;
-      for (const NybbleCudaInstance& each : instances) found = std::min(found, of(each));
+      for (const NybbleCudaInstance& each : instances)
+        if (each.token_groups == token_groups) found = std::min(found, of(each));
       return found;
     };
     const int32_t blocks = least([](const auto& each) { return each.blocks_per_sm; }) * multiprocessors;
@@ -128,6 +130,24 @@ int multiprocessors(int device) {
   int count = 0;
   check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
   return count;
+}
+
+// By eights of tokens of a block.
+using Occupancies = std::map<int, Occupancy>;
+
+// What the current device runs at once of a kernel, asked once: it takes some milliseconds.
+const Occupancies& occupancies_of(const Kernel& kernel, int device) {
+  static std::mutex mutex;
+  static std::map<std::pair<const Kernel*, int>, Occupancies> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  Occupancies& found = known[{&kernel, device}];
+  if (found.empty()) {
+    const Instances instances = load(kernel);
+    const int count = multiprocessors(device);
+    for (const NybbleCudaInstance& each : instances)
+      found.emplace(each.token_groups, Occupancy(instances, each.token_groups, count));
+  }
+  return found;
 }
 
 // A kernel bound to a device and to a packed weight's shape.
@@ -148,11 +168,11 @@ class Plan {
     product_.k_padded = k_padded;
     product_.group_shift = group_shift;
     OnDevice here(device);
-    occupancy_ = Occupancy(load(*kernel_), multiprocessors(device));
+    occupancies_ = &occupancies_of(*kernel_, device);
   }
 
   // Bytes that run wants as scratch for m tokens.
-  int64_t scratch(int64_t m) const { return codes_bytes(m) + (occupancy_.clusters ? 0 : launch(m).plan.parts_bytes); }
+  int64_t scratch(int64_t m) const { return codes_bytes(m) + (occupancy(m).clusters ? 0 : launch(m).plan.parts_bytes); }
 
   void run(const Memory& x, int64_t m, int64_t ldx, const Memory& packed, const Memory& bias, const Memory& y,
            const Memory& scratch, uintptr_t stream) const {
@@ -172,7 +192,7 @@ class Plan {
     p.m = static_cast<int32_t>(m);
     p.splits = how.plan.splits;
     p.token_tiles = how.plan.token_tiles;
-    p.clusters = occupancy_.clusters;
+    p.clusters = occupancy(m).clusters;
     p.x = reinterpret_cast<const void*>(at(x, ((m - 1) * ldx + p.k) * bytes_of(x.dtype), "x"));
     p.ldx = ldx;
     p.codes = static_cast<const uint8_t*>(section(0));
@@ -184,7 +204,7 @@ class Plan {
     p.places = static_cast<const uint8_t*>(section(4));
     p.bias = reinterpret_cast<const void*>(bias.address ? at(bias, p.n * bytes_of(bias.dtype), "bias") : 0);
     p.bias_dtype = bias.dtype;
-    p.y = reinterpret_cast<void*>(at(y, m * p.n * bytes_of(y.dtype), "y"));
+    p.y = reinterpret_cast<void*>(vectors_at(y, m * p.n * bytes_of(y.dtype), "y"));
     p.y_dtype = y.dtype;
     const uintptr_t extra = vectors_at(scratch, this->scratch(m), "scratch");
     p.parts = reinterpret_cast<float*>(extra + codes_bytes(m));
@@ -208,11 +228,14 @@ class Plan {
   }
 
  private:
+  int token_groups(int64_t m) const { return nybble::cuda::token_groups(m, kernel_->least, kernel_->most); }
+  const Occupancy& occupancy(int64_t m) const { return occupancies_->at(token_groups(m)); }
   NybbleCudaLaunch launch(int64_t m) const {
-    const int groups = nybble::cuda::token_groups(m, kernel_->least, kernel_->most);
-    const NybbleCudaPlan plan =
-        nybble::cuda::plan(m, product_.n_padded, product_.k_padded, occupancy_.slots.data(), kernel_->rows, 8 * groups);
-    return {0, groups, plan, nullptr};
+    const int groups = token_groups(m);
+    return {0, groups,
+            nybble::cuda::plan(m, product_.n_padded, product_.k_padded, occupancy(m).slots.data(), kernel_->rows,
+                               groups * nybble::cuda::kTokens),
+            nullptr};
   }
   // Of the activations' codes, scales and zeros, up to a whole vector.
   int64_t codes_bytes(int64_t m) const { return kernel_->codes() ? (m * (product_.k_padded + 8) + 15) / 16 * 16 : 0; }
@@ -221,7 +244,7 @@ class Plan {
   int device_;
   Offsets offsets_;
   NybbleCudaProduct product_{};
-  Occupancy occupancy_;
+  const Occupancies* occupancies_ = nullptr;
 };
 
 // Every compiled form of every kernel, and how much of it a device runs at once.

@@ -40,6 +40,7 @@ int load(NybbleCudaInstance& found) {
     error =
         cudaOccupancyMaxActiveBlocksPerMultiprocessor(&found.blocks_per_sm, Of::kernel, Of::kBlockThreads, Of::kShared);
   if (error) return error;
+  found.token_groups = Of::kGroups;
   found.shared_bytes = Of::kShared;
   found.registers = attributes.numRegs;
   std::snprintf(found.name, sizeof found.name, "x%d tokens%d%s%s", Of::X::kElementBytes == 1 ? 8 : Of::X::kDtype,

@@ -103,7 +103,7 @@ constexpr int64_t kBlockCost = 4;
 
 // The cut of a product into blocks of `rows` outputs and `tokens` tokens. slots[s]: blocks that the device runs at once
 // where s of them share K. Splits are chosen by waves: the fewest tiles that follow each other. Only N and K decide
-// along K, so that a token's sum is the same in every batch.
+// along K, so that blocks of as many tokens give a token the same sum in every batch.
 constexpr NybbleCudaPlan plan(int64_t m, int64_t n_padded, int64_t k_padded, const int32_t* slots, int rows,
                               int tokens) {
   const int64_t columns = (n_padded + rows - 1) / rows, blocks = k_padded / kTile;
