@@ -22,6 +22,7 @@ from ..scheme import Scheme
 from .configs import Config, choose
 from .frag4 import load_codes, load_zero_points
 from .launch import compute_type, current, machine
+from .replay import ReplayedPlan, launch
 from .tiles import row_block, row_vector, store_tile, tile_of
 
 _SUM_BLOCK = 1024
@@ -103,31 +104,35 @@ def multiply(
     split, step = config.split_k, min(config.bk, group or config.bk)
     to = out if split == 1 else out.new_empty((split, m, n), dtype=torch.float32)
     with current(out):
-        a16_kernel[(config.tiles(m, n), split)](
+        launch(
+            a16_kernel, (config.tiles(m, n), split),
             x, codes, scale, weight.get("zero_point"), bias, to, x.stride(0), m, n, k, n_padded, k_padded,
             BITS=scheme.weight_bits, GROUP=group, COMPUTE=compute_type(x.dtype),
             BM=config.bm, BN=config.bn, BK=step, SPLIT_K=split,
             num_warps=config.warps, num_stages=config.stages, enable_fp_fusion=True,
         )  # fmt: skip
         if split > 1:
-            a16_sum_kernel[(triton.cdiv(n, _SUM_BLOCK) * m,)](
-                to, bias, out, m, n, SPLIT_K=split, BLOCK=_SUM_BLOCK, num_warps=4, enable_fp_fusion=False
+            launch(
+                a16_sum_kernel,
+                (triton.cdiv(n, _SUM_BLOCK) * m,),
+                to,
+                bias,
+                out,
+                m,
+                n,
+                SPLIT_K=split,
+                BLOCK=_SUM_BLOCK,
+                num_warps=4,
+                enable_fp_fusion=False,
             )
 
 
-class A16Plan:
-    """The kernel bound to a weight's shape, with native.LinearPlan's convention."""
+class A16Plan(ReplayedPlan):
+    """The kernel bound to a weight's shape; sums are of float32."""
 
-    def __init__(self, scheme: Scheme, out_features: int, in_features: int) -> None:
-        scheme.check_shape(out_features, in_features)
-        self._shape = (scheme, out_features, in_features)
-        self._layout = "rows8" if scheme.weight_bits == 8 else "frag4"
-        self._name = f"{scheme.family}_triton"
-
-    def __call__(self, x: Tensor, packed: Tensor, bias: Tensor | None, out: Tensor) -> None:
-        """out (..., N) = x (..., K) w^T + bias, summed in float32."""
+    def launch(self, x: Tensor, packed: Tensor, bias: Tensor | None, out: Tensor) -> None:
         scheme, n, k = self._shape
         rows = x.reshape(-1, k)
-        weight = layouts.views(packed, self._layout, scheme, n, k)
-        config = choose(self._name, len(rows), n, k, machine(x.device))
+        weight = layouts.views(packed, "rows8" if scheme.weight_bits == 8 else "frag4", scheme, n, k)
+        config = choose(f"{scheme.family}_triton", len(rows), n, k, machine(x.device))
         multiply(rows, weight, bias, out.view(-1, n), scheme, config)

@@ -22,6 +22,7 @@ from ..scheme import Scheme
 from .configs import bucket
 from .launch import compute_type, current, machine
 from .quantize_triton import Codes, quantize
+from .replay import ReplayedPlan, launch
 from .tiles import finish_w8a8, row_vector, store_tile
 
 NAME = "bsw8a8_triton"
@@ -127,7 +128,8 @@ def _launch(
     rows = rows_of(m)
     strips = triton.cdiv(n, shape.of_rows)
     with current(out):
-        blocks_kernel[(strips * triton.cdiv(m, rows),)](
+        launch(
+            blocks_kernel, (strips * triton.cdiv(m, rows),),
             x, weight["start"], weight["index"], weight["codes"], *rest, x.stride(0), m, n, x.shape[1],
             OF_ROWS=shape.of_rows, OF_COLUMNS=shape.of_columns, R=shape.rows, C=shape.columns, COMPUTE=compute, BM=rows,
             num_warps=8 if shape.rows * rows >= 128 * 128 else 4,
@@ -135,17 +137,15 @@ def _launch(
         )  # fmt: skip
 
 
-class BlocksPlan:
-    """bsw8a8 bound to a weight's shape, with native.LinearPlan's convention."""
+class BlocksPlan(ReplayedPlan):
+    """bsw8a8 bound to a weight's shape; int32 out takes the products of the codes."""
 
     def __init__(self, scheme: Scheme, out_features: int, in_features: int) -> None:
-        scheme.check_shape(out_features, in_features)
+        super().__init__(scheme, out_features, in_features)
         block = blocks_gpu.block_of(scheme)
-        self._shape = (scheme, out_features, in_features)
         self._block = BlockShape(*blocks_gpu.padded(block), block.rows, block.columns)
 
-    def __call__(self, x: Tensor, packed: Tensor, bias: Tensor | None, out: Tensor) -> None:
-        """out (..., N) = x (..., K) w^T + bias; int32 out takes the products of the codes."""
+    def launch(self, x: Tensor, packed: Tensor, bias: Tensor | None, out: Tensor) -> None:
         _, n, k = self._shape
         weight = blocks_gpu.views(packed, *self._shape)
         multiply_codes(quantize(x.reshape(-1, k), -(-k // 16) * 16), weight, bias, out.view(-1, n), self._block)

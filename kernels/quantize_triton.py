@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import current
+from .replay import launch
 
 # Adding it rounds a float32 below 2^22 to an integer, half to even.
 _SHIFT = tl.constexpr(1.5 * 2**23)
@@ -174,7 +175,8 @@ def _quantize(
     block, warps = block_of(k_padded)
     if m:
         with current(x):
-            quantize_kernel[(m,)](
+            launch(
+                quantize_kernel, (m,),
                 x, second, codes, scale, zero, sums, x.stride(0), stride_second, k, k_padded, eps,
                 INPUT=kind, GROUP=group_size or 0, BLOCK=block, num_warps=warps, enable_fp_fusion=False,
             )  # fmt: skip

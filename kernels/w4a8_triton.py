@@ -21,6 +21,7 @@ from .configs import Config, choose
 from .frag4 import load_codes, load_zero_points
 from .launch import current, machine
 from .quantize_triton import Codes, quantize
+from .replay import ReplayedPlan, launch
 from .tiles import row_vector, store_tile, tile_of
 
 NAME = "w4a8_triton"
@@ -93,7 +94,8 @@ def multiply(
     groups, n_padded = weight["scale"].shape
     group = scheme.group_size or 0
     with current(out):
-        w4a8_kernel[(config.tiles(m, n),)](
+        launch(
+            w4a8_kernel, (config.tiles(m, n),),
             x.codes, weight["codes"], x.scale, x.zero, x.sums,
             weight["scale"], weight.get("zero_point"), weight["weight_sum"], bias, out,
             m, n, n_padded, k_padded, groups,
@@ -102,15 +104,10 @@ def multiply(
         )  # fmt: skip
 
 
-class W4A8Plan:
-    """The kernel bound to a weight's shape, with native.LinearPlan's convention."""
+class W4A8Plan(ReplayedPlan):
+    """The kernel bound to a weight's shape."""
 
-    def __init__(self, scheme: Scheme, out_features: int, in_features: int) -> None:
-        scheme.check_shape(out_features, in_features)
-        self._shape = (scheme, out_features, in_features)
-
-    def __call__(self, x: Tensor, packed: Tensor, bias: Tensor | None, out: Tensor) -> None:
-        """out (..., N) = x (..., K) w^T + bias."""
+    def launch(self, x: Tensor, packed: Tensor, bias: Tensor | None, out: Tensor) -> None:
         scheme, n, k = self._shape
         rows, weight = x.reshape(-1, k), layouts.views(packed, LAYOUT, *self._shape)
         n_padded = weight["scale"].shape[-1]

@@ -16,10 +16,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import layouts
-from ..scheme import Scheme
 from .configs import Config, choose
 from .launch import current, machine
 from .quantize_triton import Codes, quantize
+from .replay import ReplayedPlan, launch
 from .tiles import finish_w8a8, row_block, store_tile, tile_of
 
 NAME = "w8a8_triton"
@@ -98,25 +98,22 @@ def multiply(x: Codes, weight: dict[str, Tensor], bias: Tensor | None, out: Tens
     to = out if split == 1 else out.new_empty((split, m, n), dtype=torch.int32)
     rest = (x.scale, x.zero, weight["scale"], weight["column_sum"], bias)
     with current(out):
-        w8a8_kernel[(config.tiles(m, n), split)](
+        launch(
+            w8a8_kernel, (config.tiles(m, n), split),
             x.codes, weight["codes"], *rest, to, m, n, k, **config.blocks(), SPLIT_K=split, WHOLE_K=k % config.bk == 0,
             num_warps=config.warps, num_stages=config.stages, enable_fp_fusion=False,
         )  # fmt: skip
         if split > 1:
-            w8a8_sum_kernel[(triton.cdiv(n, _SUM_BLOCK) * m,)](
-                to, *rest, out, m, n, SPLIT_K=split, BLOCK=_SUM_BLOCK, num_warps=4, enable_fp_fusion=False
+            launch(
+                w8a8_sum_kernel, (triton.cdiv(n, _SUM_BLOCK) * m,),
+                to, *rest, out, m, n, SPLIT_K=split, BLOCK=_SUM_BLOCK, num_warps=4, enable_fp_fusion=False,
             )  # fmt: skip
 
 
-class W8A8Plan:
-    """The kernel bound to a weight's shape, with native.LinearPlan's convention."""
+class W8A8Plan(ReplayedPlan):
+    """The kernel bound to a weight's shape; int32 out takes the products of the codes."""
 
-    def __init__(self, scheme: Scheme, out_features: int, in_features: int) -> None:
-        scheme.check_shape(out_features, in_features)
-        self._shape = (scheme, out_features, in_features)
-
-    def __call__(self, x: Tensor, packed: Tensor, bias: Tensor | None, out: Tensor) -> None:
-        """out (..., N) = x (..., K) w^T + bias; int32 out takes the products of the codes."""
+    def launch(self, x: Tensor, packed: Tensor, bias: Tensor | None, out: Tensor) -> None:
         _, n, k = self._shape
         rows, weight = x.reshape(-1, k), layouts.views(packed, LAYOUT, *self._shape)
         codes = quantize(rows, weight["codes"].shape[1])
