@@ -79,7 +79,7 @@ class Replay:
         """tensors: x, packed, bias, out as they were recorded; every other tensor of a launch is scratch."""
         self.nbytes = 0
         self._scratch: dict[int, int] = {}  # from storages to their places in a block of scratch
-        self._launches = [(made.compiled, made.grid, *self._split(made, tensors)) for made in launches]
+        self._launches = [(made.compiled[made.grid], *self._split(made, tensors)) for made in launches]
 
     @classmethod
     def of(cls, launches: list[Launch], tensors: tuple[Tensor | None, ...]) -> Replay | None:
@@ -107,11 +107,11 @@ class Replay:
 
     def run(self, addresses: tuple[int, ...], stream: int) -> None:
         """addresses: of x, packed, bias, out and of `nbytes` of scratch."""
-        for compiled, grid, fixed, holes in self._launches:
+        for launcher, fixed, holes in self._launches:
             arguments = fixed.copy()  # another thread may be here too
             for i, tensor, offset in holes:
                 arguments[i] = addresses[tensor] + offset
-            compiled[grid](*arguments, stream=stream)
+            launcher(*arguments, stream=stream)
 
 
 class ReplayedPlan:

@@ -88,11 +88,11 @@ class CudaPlan:
         else:
             x, stride = self._rows(x)
             dtype, (address, nbytes) = x.dtype, memory(x)
-        bound = self._bound.get(device) or self._bind(device)
-        size = bound.scratch(m)
+        run, scratch_of = self._bound.get(device) or self._bind(device)
+        size = scratch_of(m)
         # Of torch at each call: its memory belongs to the stream, or to the graph that is captured.
         scratch = x.new_empty(size, dtype=torch.uint8) if size else None
-        bound.run(
+        run(
             address,
             nbytes,
             DTYPES[dtype],

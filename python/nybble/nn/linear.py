@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch._C import _is_any_autocast_enabled
 
 from .. import ops
 from ..activations import ActScale, scale_of, split
@@ -167,7 +168,7 @@ class Linear(nn.Module):
 
         Under autocast, in autocast's dtype. See ops.linear for gradients and errors.
         """
-        if torch._C._is_any_autocast_enabled():
+        if _is_any_autocast_enabled():
             x = _autocast(x)
         # Straight from the dictionaries: nn.Module's attribute lookup costs as much as a small layer.
         packed, layout = self._buffers["packed"], self.layout

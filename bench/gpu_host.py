@@ -1,0 +1,238 @@
+"""Microseconds of Python in one call of a layer for GPUs, on a machine without one: launches are stubs that return at once.
+
+    python -m nybble.bench.gpu_host [--calls N] [--repeats N] [--json]
+
+Tensors are the CPU's, which the code for GPUs handles alike; the CUDA extension is replaced by one that does nothing, and
+Triton compiles for an H100 (once: its cache is kept) but loads and launches nothing. What a GPU adds is the driver's
+launch, and the difference between torch's allocators.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from statistics import median
+from time import thread_time
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import triton
+from torch.utils._python_dispatch import TorchDispatchMode
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from .. import dispatch, layouts, native_cuda, nn, ops
+from ..demo.table import text_table
+from ..kernels import replay
+from ..registry import KernelSpec, Plan, Problem, specs
+from ..scheme import Scheme
+
+# A layer of a language model that makes one token.
+M, N, K = 1, 4096, 4096
+_SHARED = 227 << 10
+_HEADERS = ("scheme", "kernel", "launches", "torch ops", "op us", "module us", "bound us", "")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A call, the target whose kernel serves it, and the most microseconds that Python may take."""
+
+    scheme: str
+    target: str
+    bound: float
+
+
+WANTED = (
+    Wanted("w4a16g128", "sm80", 4),
+    Wanted("w8a16", "sm80", 4),
+    Wanted("w4a8g128", "sm80", 8),
+    Wanted("w8a8", "sm80", 8),
+    Wanted("w8a8", "triton", 8),
+    Wanted("w4a8g128", "triton", 8),
+)
+
+
+class _Counts:
+    """Launches that were asked for."""
+
+    launches = 0
+
+
+class _Extension:
+    """Stands for _cuda.Plan: a GPU with clusters, where only 8-bit activations want scratch."""
+
+    def __init__(self, *, k_padded: int, kernel: str, **shape: Any) -> None:
+        codes = kernel.partition("_")[0].endswith("a8")
+        self._row = k_padded + 8 if codes else 0
+
+    def scratch(self, m: int) -> int:
+        return m * self._row
+
+    def run(self, *arguments: int) -> None:
+        _Counts.launches += 1
+
+
+class _Utilities:
+    """Of a driver: binaries that are not loaded."""
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": _SHARED}
+
+    def load_binary(self, *arguments: Any) -> tuple[int, ...]:
+        return 1, 1, 0, 0, 1024
+
+    def unload_module(self, module: int) -> None:
+        pass
+
+
+class _Driver:
+    """What Triton asks of a GPU's driver."""
+
+    utils = _Utilities()
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> Any:
+        return GPUTarget("cuda", 90, 32)
+
+    def launcher_cls(self, source: Any, metadata: Any) -> Callable[..., None]:
+        return self._launch
+
+    def _launch(self, *arguments: Any) -> None:
+        _Counts.launches += 1
+
+
+@contextmanager
+def stubbed() -> Iterator[None]:
+    """Within, GPU plans run on the CPU's tensors, and launch nothing but counts."""
+    stubs = (
+        patch.object(driver, "_active", _Driver()),
+        patch.object(native_cuda, "_extension", lambda: SimpleNamespace(Plan=_Extension)),
+        patch.object(native_cuda, "stream_of", lambda device: 7),
+        patch.object(replay, "device_of", lambda: -1),
+    )
+    with ExitStack() as stack:
+        for stub in stubs:
+            stack.enter_context(stub)
+        yield
+
+
+def plan_for_of(spec: KernelSpec) -> Callable[..., Plan]:
+    """What stands for dispatch.plan_for: a kernel on a GPU where another serves many rows."""
+
+    @lru_cache(maxsize=4096)
+    def plan_for(scheme: str, layout: str, n: int, k: int, dtype: torch.dtype, device: str) -> Plan:
+        problem = Problem(Scheme.parse(scheme), m=1, n=n, k=k, dtype=dtype, device="cuda", layout=layout)
+        by_rows = dispatch.ByRows(problem, [0, 65])
+        assert spec.make is not None, "linear kernels can run"  # noqa: S101
+        by_rows._plans[0] = spec.make(problem.scheme, n, k)
+        return by_rows
+
+    return plan_for
+
+
+def kernel_of(wanted: Wanted) -> KernelSpec:
+    """The preferred kernel of a target for one row.
+
+    Raises:
+        ValueError: there is none.
+    """
+    scheme = Scheme.parse(wanted.scheme)
+    for spec in reversed(specs()):
+        if (spec.scheme, spec.target) == (scheme.family, wanted.target) and spec.takes(M):
+            return spec
+    raise ValueError(f"scheme={wanted.scheme}, target={wanted.target}: no kernel")
+
+
+def measure(wanted: Wanted, calls: int, repeats: int) -> dict[str, Any]:
+    """Microseconds of ops.linear and of a module's forward, and the launches and torch ops of a call."""
+    spec, scheme = kernel_of(wanted), Scheme.parse(wanted.scheme)
+    x, bias = torch.zeros(M, K, dtype=torch.bfloat16), torch.zeros(N, dtype=torch.bfloat16)
+    packed = torch.zeros(layouts.packed_nbytes(spec.layout, scheme, N, K), dtype=torch.uint8)
+    layer = nn.Linear(K, N, bias=False, scheme=scheme, device="meta", dtype=torch.bfloat16)
+    layer.bias = torch.nn.Parameter(bias, requires_grad=False)
+    layer._hold_packed(packed, spec.layout)
+    op = partial(ops.linear, x, packed, layer.bias, wanted.scheme, spec.layout, N, K)
+    with stubbed(), patch.object(ops, "plan_for", plan_for_of(spec)), torch.no_grad():
+        op()  # binds, and compiles
+        before = _Counts.launches
+        with _Ops() as made:
+            ops._linear(x, packed, layer.bias, wanted.scheme, spec.layout, N, K)
+        return {
+            "scheme": wanted.scheme,
+            "kernel": spec.name,
+            "launches": _Counts.launches - before,
+            "torch_ops": made.names,
+            "op_us": timed(op, calls, repeats),
+            "module_us": timed(partial(layer, x), calls, repeats),
+            "bound_us": wanted.bound,
+        }
+
+
+class _Ops(TorchDispatchMode):
+    """Notes the torch ops of a call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def timed(call: Callable[[], object], calls: int, repeats: int) -> float:
+    """The median over repeats of the microseconds that a call takes of this thread, whatever else the machine runs."""
+    found = []
+    for _ in range(repeats):
+        begin = thread_time()
+        for _ in range(calls):
+            call()
+        found.append((thread_time() - begin) / calls * 1e6)
+    return median(found)
+
+
+def text(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as a table."""
+    lines = [
+        (
+            row["scheme"],
+            row["kernel"],
+            str(row["launches"]),
+            str(len(row["torch_ops"])),
+            f"{row['op_us']:.2f}",
+            f"{row['module_us']:.2f}",
+            f"{row['bound_us']:.0f}",
+            "met" if max(row["op_us"], row["module_us"]) <= row["bound_us"] else "MISSED",
+        )
+        for row in rows
+    ]
+    return text_table(_HEADERS, lines, right=range(2, 7))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("python -m nybble.bench.gpu_host", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--calls", type=int, default=2000, help="calls of a repeat")
+    parser.add_argument("--repeats", type=int, default=9, help="repeats, whose median is told")
+    parser.add_argument("--json", action="store_true", help="a JSON object a line")
+    options = parser.parse_args(argv)
+    if triton.knobs.runtime.interpret:
+        parser.error("TRITON_INTERPRET is set: kernels would be interpreted")
+    rows = [measure(wanted, options.calls, options.repeats) for wanted in WANTED]
+    print("\n".join(map(json.dumps, rows)) if options.json else text(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
