@@ -64,7 +64,7 @@ struct Frag4 : Dense, Scales<4 * Tiles, Parts, Tiles> {
 
   // Whether the weights of a product are of this form.
   static bool serves(const NybbleCudaProduct& p) {
-    const bool fine = 1 << p.group_shift < Tiles * kTile && p.group_shift < 31;
+    const bool fine = p.group_shift < 31 && 1 << p.group_shift < Tiles * kTile;  // 31: one group
     return (p.zero_point == nullptr) == Symmetric && fine == (Parts > 1);
   }
 
