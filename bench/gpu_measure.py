@@ -15,8 +15,8 @@ from ..dispatch import layout_for, plan_for, select
 from ..registry import Problem
 from ..rounding import dequantize_weight
 from . import gpu_first, gpu_operations, gpu_timing, gpu_weights
-from .gpu_goals import FIRST, HOST, OF_COPY, Goal, Limit
-from .gpu_peers import PEERS, GpuPeer
+from .gpu_goals import FIRST, HOST, OF_COPY, PEERS_OF, Goal, Limit
+from .gpu_peers import PEERS, GpuPeer, Layer
 from .gpu_timing import Sample
 from .weights import WeightKind
 
@@ -86,19 +86,20 @@ def peer(one: GpuPeer, m: int, n: int, k: int) -> Row:
     """A peer's product of m rows; {"reason"} where it cannot."""
     reason = one.why_not()
     if reason is None:
+        assert one.make is not None, "why_not has said so"  # noqa: S101
         try:
-            return {**asdict(_peer(one, m, n, k)), "peer": one.name}
+            return {**asdict(_peer(one.make, one.weight_bits, m, n, k)), "peer": one.name}
         except Exception as error:  # noqa: BLE001 (libraries raise what they like, and here it is the result)
             reason = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
     return {"peer": one.name, "reason": reason}
 
 
-def _peer(one: GpuPeer, m: int, n: int, k: int) -> Sample:
+def _peer(make: Callable[[Tensor], Layer], weight_bits: int, m: int, n: int, k: int) -> Sample:
     weight = torch.randn(n, k, device=DEVICE, dtype=torch.bfloat16) / k**0.5
     x = torch.randn(m, k, device=DEVICE, dtype=torch.bfloat16)
-    count = gpu_timing.copies(n * k * one.weight_bits // 8)
-    layers = [one.make(weight) for _ in range(count)]
-    _check(layers[0](x), x.float() @ weight.float().t(), SANE_PEER[one.weight_bits])
+    count = gpu_timing.copies(n * k * weight_bits // 8)
+    layers = [make(weight) for _ in range(count)]
+    _check(layers[0](x), x.float() @ weight.float().t(), SANE_PEER[weight_bits])
     return gpu_timing.in_graph([partial(layer, x) for layer in layers])
 
 
@@ -112,15 +113,45 @@ def goal(wanted: Goal, done: Iterable[Row]) -> Row:
     """The result of a goal; peers that `done` has of the same shape are not timed again. {"reason"} where it failed."""
     kind = WeightKind.parse(wanted.scheme)
     shape = {"m": wanted.m, "n": wanted.n, "k": wanted.k}
+    done = list(done)
     known = [row for row in done if row.get("over") == wanted.over and shape.items() <= row.items() and "us" in row]
-    if known:
-        against: Row = {"us": known[0]["over_us"]}
+    if wanted.over in PEERS_OF:
+        against = fastest(wanted.over, shape, done)
+    elif known:
+        against = {"over_us": known[0]["over_us"]}
     else:
-        against = peer(next(one for one in PEERS if one.name == wanted.over), **shape)
+        timed = peer(next(one for one in PEERS if one.name == wanted.over), **shape)
+        against = {"over_us": timed["us"]} if "us" in timed else timed
     row = {"step": "goals", "key": wanted.key, "over": wanted.over, **shape}
     if "reason" in against:
         return {**row, "reason": f"{wanted.over}: {against['reason']}"}
-    return {**row, **_or_reason(lambda: {**product(kind, **shape), "over_us": against["us"]})}
+    measured = _or_reason(lambda: {**product(kind, **shape), **against})
+    return {**row, **measured, **roofline(kind, measured, done)}
+
+
+def fastest(over: str, shape: Row, done: Iterable[Row]) -> Row:
+    """The time and the name of the fastest of several peers that `done` has of a shape; {"reason"} where none ran."""
+    rows = [row for row in done if row["step"] == "peers" and row["peer"] in PEERS_OF[over]]
+    rows = [row for row in rows if shape.items() <= row.items()]
+    timed = [row for row in rows if "us" in row]
+    if not timed:
+        reasons = dict.fromkeys(f"{row['peer']}: {row['reason']}" for row in rows)
+        return {"reason": "; ".join(reasons) or "none was timed"}
+    best = min(timed, key=lambda row: float(row["us"]))
+    return {"over_us": best["us"], "fastest": best["peer"]}
+
+
+def roofline(kind: WeightKind, measured: Row, done: Iterable[Row]) -> Row:
+    """{"roofline": what a product reached of the ceilings of its run, by name}; nothing where either is not there."""
+    ceilings = [row for row in done if row["step"] == "ceilings"]
+    if "us" not in measured or not ceilings:
+        return {}
+    products = "int8" if kind.scheme.act_bits == 8 else "bf16"
+    shares = {
+        "read": measured["gbps"] / ceilings[-1]["read_gbps"],
+        products: measured["tops"] / ceilings[-1][f"{products}_tops"],
+    }
+    return {"roofline": shares}
 
 
 def limit(wanted: Limit, done: Iterable[Row]) -> Row:
@@ -134,12 +165,12 @@ def limit(wanted: Limit, done: Iterable[Row]) -> Row:
         return {**row, **_or_reason(lambda: {"first_s": gpu_first.measure(wanted.what, **shape)})}
     if wanted.figure == HOST:
         return {**row, **_or_reason(lambda: product(WeightKind.parse(wanted.what), **shape))}
-    measured = _or_reason(lambda: gpu_operations.operation(wanted.what, **shape))
+    measured = _or_reason(lambda: gpu_operations.operation(wanted.what, **shape, device=DEVICE))
     return {**row, **measured, **({"copy_gbps": copies[-1]} if copies else {})}
 
 
 def _or_reason(measure: Callable[[], Row]) -> Row:
     try:
         return measure()
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         return {"reason": (str(error) or type(error).__name__).splitlines()[0]}

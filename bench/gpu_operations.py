@@ -41,9 +41,9 @@ def calls(what: str, m: int, n: int, k: int, device: str = "cuda") -> tuple[list
     return _quantize(what, m, k, device)
 
 
-def operation(what: str, m: int, n: int, k: int) -> Row:
+def operation(what: str, m: int, n: int, k: int, device: str = "cuda") -> Row:
     """Its kernel's time twice (A/A), and GB/s. Raises as `calls` does."""
-    made, moved = calls(what, m, n, k)
+    made, moved = calls(what, m, n, k, device)
     sample, again = gpu_timing.in_graph(made), gpu_timing.in_graph(made)
     return {
         **asdict(sample),

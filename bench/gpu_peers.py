@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from .gpu_wheels import LEFT_OUT, WHEELS
 from .peers.torch_int import int8_rows
 
 # x (M, K) bfloat16 -> y (M, N)
@@ -24,15 +25,25 @@ _GROUP = 128
 class GpuPeer:
     """make: from a weight (N, K), bfloat16 on the GPU, to a layer; raises what its library raises where it cannot.
 
-    needs: the module that must be installed; weight_bits: of what it reads.
+    needs: the module that must be installed; weight_bits: of what it reads; absent: why it is not compared with at all,
+    and then there is no make.
     """
 
     name: str
     weight_bits: int
-    make: Callable[[Tensor], Layer]
+    make: Callable[[Tensor], Layer] | None
     needs: str | None = None
+    absent: str | None = None
+
+    @property
+    def travels(self) -> bool:
+        """Whether a machine without a network has it: it comes with torch, or gpu_prepare.sh carries its wheel."""
+        return self.absent is None and (self.needs is None or self.needs in {wheel.module for wheel in WHEELS})
 
     def why_not(self) -> str | None:
+        """The reason that it cannot be timed here; None if it can."""
+        if self.absent:
+            return self.absent
         return f"{self.needs} is not installed" if self.needs and find_spec(self.needs) is None else None
 
 
@@ -176,4 +187,5 @@ PEERS = (
     GpuPeer("humming w8a16", 8, partial(_humming, weight_config={"dtype": "uint8"}), needs="humming"),
     GpuPeer("humming w4a8 g128", 4, partial(_humming, weight_config=_HUMMING_W4, inputs="int8"), needs="humming"),
     GpuPeer("humming w8a8", 8, partial(_humming, weight_config={"dtype": "uint8"}, inputs="int8"), needs="humming"),
+    *(GpuPeer(name, 4, None, absent=why) for name, why in LEFT_OUT.items()),
 )

@@ -1,6 +1,6 @@
-"""The measured part of gpu_run.sh: ceilings, goals and peers, tuning; JSON lines, and a table last.
+"""The measured part of gpu_goals.sh: ceilings, goals and peers, tuning; JSON lines, and a table last.
 
-    python -m nybble.bench.gpu_run --out FILE [--only STEP,...] [--minutes N]
+    python -m nybble.bench.gpu_run --out FILE [--only STEP,...] [--seconds N] [--first] [--dry-run]
 
 What FILE already has is not measured again: a run that was cut off goes on where it was. Delete a line to repeat it.
 """
@@ -9,25 +9,75 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from time import monotonic
+from types import FrameType
 from typing import Any
 
 import torch
 
-from . import gpu_goals, gpu_measure, gpu_tune
-from .gpu_goals import Goal
+from . import gpu_dry, gpu_goals, gpu_measure, gpu_tune
+from .gpu_goals import FIRST, PEERS_OF, Goal, Limit
 from .gpu_peers import PEERS
 from .gpu_state import state, state_text
 from .machine import commit, versions
 from .shapes import SETS
 
 Row = dict[str, Any]
-# Rows, outputs and inputs at which every peer is timed.
-PEER_SHAPES = tuple((m, 8192, 8192) for m in (1, 16, 64, 256, 4096))
+# A result that takes longer is given up: a library that tunes itself must not take the time of all others.
+RESULT_S = 25.0
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run measures: goals and limits, and the rows, outputs and inputs at which every peer is timed."""
+
+    goals: tuple[Goal | Limit, ...]
+    peer_shapes: tuple[tuple[int, int, int], ...] = tuple((m, 8192, 8192) for m in (1, 16, 4096, 64, 256))
+
+    @classmethod
+    def whole(cls, first: bool) -> Work:
+        """All that there is; first: with the limits of first calls, of which each takes a process."""
+        return cls(tuple(goal for goal in gpu_goals.ALL if first or not (_is_first(goal))))
+
+    def smaller(self) -> Work:
+        """Each goal on a shape that a CPU multiplies at once."""
+        goals = {}
+        for goal in self.goals:
+            m, n, k = gpu_dry.smaller(goal.m, goal.n, goal.k)
+            little = replace(goal, m=m, n=n, k=k)
+            goals[little.key] = little
+        return Work(tuple(goals.values()), tuple(dict.fromkeys(gpu_dry.smaller(*shape) for shape in self.peer_shapes)))
+
+
+def _is_first(goal: Goal | Limit) -> bool:
+    return isinstance(goal, Limit) and goal.figure == FIRST
+
+
+class TookTooLongError(RuntimeError):
+    """A result that was given up."""
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Raises TookTooLongError in what runs longer, where Python gets to run at all."""
+
+    def late(number: int, frame: FrameType | None) -> None:
+        raise TookTooLongError(f"took more than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def read(path: Path) -> list[Row]:
@@ -50,56 +100,76 @@ def read(path: Path) -> list[Row]:
     return rows
 
 
-def machine_step(done: list[Row], until: float) -> Iterator[Row]:
+def machine_step(done: list[Row], until: float, work: Work) -> Iterator[Row]:
     """The GPU, its driver, its clocks before anything runs, and the versions."""
-    properties = torch.cuda.get_device_properties(0)
     yield {
         "step": "machine",
         "key": "machine",
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": commit(),
-        "gpu": properties.name,
-        "capability": f"{properties.major}.{properties.minor}",
-        "multiprocessors": properties.multi_processor_count,
+        **(_gpu() if gpu_measure.DEVICE == "cuda" else gpu_dry.GPU),
         "cuda": torch.version.cuda,
         "state": state(),
         "versions": versions(),
     }
 
 
-def ceilings_step(done: list[Row], until: float) -> Iterator[Row]:
+def _gpu() -> Row:
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "gpu": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+    }
+
+
+def ceilings_step(done: list[Row], until: float, work: Work) -> Iterator[Row]:
     """What nothing exceeds."""
     yield {"step": "ceilings", "key": "ceilings", **gpu_measure.ceilings()}
 
 
-def goals_step(done: list[Row], until: float) -> Iterator[Row]:
-    """Every goal and every limit."""
-    for goal in gpu_goals.ALL:
-        if monotonic() < until and not has(done, "goals", goal.key):
-            yield gpu_measure.goal(goal, done) if isinstance(goal, Goal) else gpu_measure.limit(goal, done)
+def goals_step(done: list[Row], until: float, work: Work) -> Iterator[Row]:
+    """Every goal and every limit; before a goal over the fastest of several peers, those."""
+    for goal in work.goals:
+        if has(done, "goals", goal.key):
+            continue
+        if isinstance(goal, Goal) and goal.over in PEERS_OF:
+            yield from _peers(PEERS_OF[goal.over], (goal.m, goal.n, goal.k), done, until)
+        if monotonic() >= until:
+            return
+        with at_most(RESULT_S):
+            row = gpu_measure.goal(goal, done) if isinstance(goal, Goal) else gpu_measure.limit(goal, done)
+        yield row
 
 
-def peers_step(done: list[Row], until: float) -> Iterator[Row]:
+def peers_step(done: list[Row], until: float, work: Work) -> Iterator[Row]:
     """Every peer on a few shapes."""
-    for one in PEERS:
-        for m, n, k in PEER_SHAPES:
-            key = f"{one.name} {n}x{k} m={m}"
-            if monotonic() < until and not has(done, "peers", key):
-                yield {"step": "peers", "key": key, "m": m, "n": n, "k": k, **gpu_measure.peer(one, m, n, k)}
+    for shape in work.peer_shapes:
+        yield from _peers([one.name for one in PEERS], shape, done, until)
 
 
-def tune_step(done: list[Row], until: float) -> Iterator[Row]:
+def _peers(names: Sequence[str], shape: tuple[int, int, int], done: list[Row], until: float) -> Iterator[Row]:
+    m, n, k = shape
+    for one in (one for one in PEERS if one.name in names):
+        key = f"{one.name} {n}x{k} m={m}"
+        if monotonic() < until and not has(done, "peers", key):
+            with at_most(RESULT_S):
+                row = gpu_measure.peer(one, m, n, k)
+            yield {"step": "peers", "key": key, "m": m, "n": n, "k": k, **row}
+
+
+def tune_step(done: list[Row], until: float, work: Work) -> Iterator[Row]:
     """Configurations, in what time is left."""
     for row in gpu_tune.tune(SETS["llama-8b"], until):
         yield {"step": "tune", "key": f"{row['kernel']} {row['n']}x{row['k']} m={row['m']}", **row}
 
 
-def end_step(done: list[Row], until: float) -> Iterator[Row]:
+def end_step(done: list[Row], until: float, work: Work) -> Iterator[Row]:
     """The clocks after all that: lower ones than at first were throttled."""
     yield {"step": "end", "key": "end", "state": state()}
 
 
-STEPS: dict[str, Callable[[list[Row], float], Iterator[Row]]] = {
+STEPS: dict[str, Callable[[list[Row], float, Work], Iterator[Row]]] = {
     "machine": machine_step,
     "ceilings": ceilings_step,
     "goals": goals_step,
@@ -107,6 +177,8 @@ STEPS: dict[str, Callable[[list[Row], float], Iterator[Row]]] = {
     "tune": tune_step,
     "end": end_step,
 }
+# Once in a file, and not in pieces.
+_ONCE = ("machine", "ceilings", "tune")
 
 
 def has(done: Sequence[Row], step: str, key: str | None = None) -> bool:
@@ -127,8 +199,8 @@ def steps_of(text: str) -> list[str]:
     return [name for name in STEPS if name in wanted]
 
 
-def report(rows: Sequence[Row]) -> str:
-    """What was measured, as text: the machine, its ceilings, the goals."""
+def report(rows: Sequence[Row], work: Work) -> str:
+    """What was measured, as text: the machine, its ceilings, the goals, the peers."""
     lines = []
     for row in rows:
         if row["step"] == "machine":
@@ -141,46 +213,62 @@ def report(rows: Sequence[Row]) -> str:
                 f"copy {row['copy_gbps']:.0f} GB/s  read {row['read_gbps']:.0f} GB/s  "
                 f"bf16 {row['bf16_tops']:.0f} TFLOP/s  int8 {row['int8_tops']:.0f} TOP/s"
             )
-    return "\n".join([*lines, gpu_goals.table(goals_of(rows))])
+    peers = [f"{row['key']}  {row['reason'] if 'reason' in row else format(row['us'], '.1f') + ' us'}"
+             for row in rows if row["step"] == "peers"]  # fmt: skip
+    return "\n".join([*lines, gpu_goals.table(rows, work.goals), *peers])
 
 
-def goals_of(rows: Sequence[Row]) -> list[Row]:
-    """The results of the goals."""
-    return [row for row in rows if row["step"] == "goals"]
-
-
-def run(out: Path, steps: Sequence[str], minutes: float) -> list[Row]:
+def run(out: Path, steps: Sequence[str], seconds: float, work: Work) -> list[Row]:
     """Takes the steps that `out` does not have whole, and adds their results to it as they come."""
-    done, until = read(out), monotonic() + 60 * minutes
+    done, until = read(out), monotonic() + seconds
     with out.open("a", encoding="utf-8") as file:
         for name in steps:
-            if name in ("machine", "ceilings", "tune") and has(done, name):
+            if (name in _ONCE and has(done, name)) or (name != "end" and monotonic() >= until):
                 continue
-            for row in STEPS[name](done, until):
+            for row in STEPS[name](done, until, work):
                 file.write(json.dumps(row) + "\n")
                 file.flush()
                 done.append(row)
     return done
 
 
+def summary(rows: Sequence[Row], work: Work, seconds: float) -> str:
+    """How much there is, in a line."""
+    done = [row for row in rows if row["step"] == "goals"]
+    failed = sum("reason" in row for row in done)
+    peers = [row for row in rows if row["step"] == "peers"]
+    timed = sum("us" in row for row in peers)
+    return f"goals: {len(done)} of {len(work.goals)} measured, {failed} failed, {timed} of {len(peers)} peers timed, {seconds:.0f} s"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m nybble.bench.gpu_run", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON lines; goes on where it ends")
     parser.add_argument("--only", default=",".join(STEPS), metavar="STEP,...", help=f"of {', '.join(STEPS)}")
-    parser.add_argument("--minutes", type=float, default=6, help="nothing new starts after them")
+    parser.add_argument("--seconds", type=float, default=360, help="nothing new starts after them")
+    parser.add_argument("--first", action="store_true", help="first calls too, each in a process of its own")
     parser.add_argument("--report", action="store_true", help="show what the file has, and measure nothing")
     parser.add_argument("--markdown", action="store_true", help="of the report the table of goals alone, for a README")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="on the CPU, on small shapes, with a clock that stands still"
+    )
     options = parser.parse_args(argv)
+    begin, work = monotonic(), Work.whole(options.first or options.report)
     try:
         steps, rows = steps_of(options.only), read(options.out)
     except ValueError as error:
         parser.error(str(error))
+    if options.dry_run:
+        work = work.smaller()
     if not options.report:
-        if not torch.cuda.is_available():
+        if not (torch.cuda.is_available() or options.dry_run):
             print("gpu_run: no CUDA device that torch can use", file=sys.stderr)
             return 1
-        rows = run(options.out, steps, options.minutes)
-    print(gpu_goals.markdown(goals_of(rows)) if options.markdown else report(rows))
+        with gpu_dry.stand_in() if options.dry_run else nullcontext():
+            rows = run(options.out, steps, options.seconds, work)
+    print(gpu_goals.markdown(rows, work.goals) if options.markdown else report(rows, work))
+    if not options.report:
+        print(summary(rows, work, monotonic() - begin))
     return 0
 
 

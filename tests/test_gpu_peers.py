@@ -10,7 +10,9 @@ import torch
 pytest.importorskip("triton", reason="Triton is for Linux, x86-64 and aarch64")
 
 from nybble.bench import gpu_measure, gpu_peers
+from nybble.bench.gpu_goals import PEERS_OF, W4A16
 from nybble.bench.gpu_peers import PEERS, GpuPeer
+from nybble.bench.gpu_wheels import LEFT_OUT, WHEELS
 
 
 def test_peers_that_are_not_installed_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,3 +113,22 @@ def test_a_peer_that_fails_in_any_way_is_reported(monkeypatch: pytest.MonkeyPatc
 def test_a_four_bit_peer_refuses_half_groups() -> None:
     with pytest.raises(ValueError, match="K=100: it wants a multiple of 128"):
         gpu_peers._four_bits(torch.randn(2, 100))
+
+
+def test_peers_are_carried_or_come_with_torch_or_say_why_not() -> None:
+    for peer in PEERS:
+        assert (peer.make is None) == bool(peer.absent)
+        assert peer.travels != bool(peer.absent), f"{peer.name}: {peer.needs} is not among gpu_wheels.WHEELS"
+    assert {peer.name for peer in PEERS if peer.absent} == set(LEFT_OUT)
+    assert {wheel.module for wheel in WHEELS if wheel.module} == {peer.needs for peer in PEERS if peer.needs}
+
+
+def test_a_peer_that_is_not_compared_with_says_why() -> None:
+    absent = next(peer for peer in PEERS if peer.absent)
+    assert gpu_measure.peer(absent, 1, 16, 16) == {"peer": absent.name, "reason": absent.absent}
+
+
+def test_the_fastest_is_of_peers_that_exist() -> None:
+    names = {peer.name for peer in PEERS}
+    assert all(names.issuperset(group) for group in PEERS_OF.values())
+    assert any("marlin" in name for name in PEERS_OF[W4A16])

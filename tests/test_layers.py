@@ -221,6 +221,8 @@ ALLOWED = {
     "bench.gpu_state": "import subprocess",
     "bench.gpu_first": "import subprocess",
     "bench.gpu_smoke": "import subprocess",
+    "bench.gpu_wheels": "import subprocess",
+    "bench.gpu_wheels_check": "import subprocess",
     "bench.gpu_measure": "swallows Exception",
 }
 

@@ -33,7 +33,7 @@ def test_the_kernel_table_is_the_registry(text: str) -> None:
 
 def test_the_gpu_table_is_what_was_measured(text: str) -> None:
     runs = sorted((README.parent / "bench" / "results").glob("gpu-*.jsonl"))
-    table = gpu_goals.markdown(gpu_run.goals_of(gpu_run.read(runs[-1])) if runs else ())
+    table = gpu_goals.markdown(gpu_run.read(runs[-1]) if runs else ())
     assert between(text, "gpu").endswith(table), (
         "paste the output of `python -m nybble.bench.gpu_run --report --markdown`"
     )

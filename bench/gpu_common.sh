@@ -1,0 +1,62 @@
+# Sourced by the scripts for a machine with a GPU: options, limits of time, the installation, one tar of all results.
+# A step that fails is told and the next one runs; the tar is written whatever happens, and the last line sums it up.
+#   NAME, TOTAL   set before: the script's name, and the seconds that it may take
+#   limited SECONDS STEP COMMAND...   runs it, its output to the terminal and to STEP.txt
+set -uo pipefail
+python=${PYTHON:-python3}
+out=gpu-results wheels=.whl dry=""
+while [ $# -gt 0 ]; do
+  case $1 in
+    --out) out=$2; shift 2 ;;
+    --wheels) wheels=$2; shift 2 ;;
+    --dry-run) dry=--dry-run; shift ;;
+    *) sed -n '2,/^[^#]/{/^#/p}' "bench/$NAME.sh" >&2; exit 2 ;;
+  esac
+done
+mkdir -p "$out" || exit 2
+out=$(cd "$out" && pwd)
+work=$(mktemp -d)
+results=$work/results site=$work/site
+mkdir "$results" "$site"
+export PYTHONUNBUFFERED=1 PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH}
+export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-${TMPDIR:-/tmp}/nybble-triton}
+said=() failed=0
+
+finish() {
+  tar -czf "$out/$NAME.tar.gz" -C "$results" . || failed=1
+  rm -rf "$work"
+  echo "$NAME: $(printf '%s, ' "${said[@]}")$SECONDS s of $TOTAL, $out/$NAME.tar.gz"
+  exit "$failed"
+}
+trap finish EXIT
+trap 'failed=1; exit' INT TERM
+
+limited() {
+  local seconds=$1 step=$2 code
+  shift 2
+  local left=$((TOTAL - SECONDS - 5))
+  seconds=$((seconds < left ? seconds : left))
+  printf '\n== %s (%ss, at most %ss)\n' "$step" "$SECONDS" "$seconds"
+  if [ "$seconds" -lt 1 ]; then
+    said+=("$step had no time left"); failed=1
+    return 1
+  fi
+  timeout -k 3 "$seconds" "$@" 2>&1 | tee "$results/$step.txt"
+  code=${PIPESTATUS[0]}
+  case $code in
+    0) said+=("$step ok") ;;
+    124 | 137) said+=("$step took more than $seconds s"); failed=1 ;;
+    *) said+=("$step failed ($code)"); failed=1 ;;
+  esac
+  return "$code"
+}
+
+if [ -n "$dry" ]; then
+  export TRITON_INTERPRET=1
+  # A wheel of nothing: what travels is for another Python, and nybble is here.
+  wheels=$work/wheels
+  "$python" -m bench.gpu_wheels "$wheels" --empty || exit 1
+fi
+limited 40 install "$python" -m pip install -q --disable-pip-version-check --no-index --no-deps --no-compile \
+  --target "$site" "$wheels"/*.whl || exit
+if command -v nvidia-smi > /dev/null; then nvidia-smi -q -d CLOCK,POWER > "$results/nvidia-smi.txt"; fi

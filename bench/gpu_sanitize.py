@@ -1,0 +1,130 @@
+"""Launches what gpu_sanitize_plan wrote down, for compute-sanitizer: the driver and nybble's extension, without torch.
+
+    compute-sanitizer python -m bench.gpu_sanitize FILE --site DIR [--dry-run]      in the sources
+
+DIR: where nybble was installed. Each argument has memory of its own, so that what is read or written beside it is found.
+Outputs are not looked at: gpu_smoke does that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import ctypes
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from .gpu_wheels_check import load
+
+
+class Driver:
+    """Memory of GPU 0, by the CUDA driver alone, in the context that the runtime of the extension uses as well."""
+
+    def __init__(self) -> None:
+        self._cuda = ctypes.CDLL("libcuda.so.1")
+        context, device = ctypes.c_void_p(), ctypes.c_int()
+        self._call("cuInit", 0)
+        self._call("cuDeviceGet", ctypes.byref(device), 0)
+        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
+        self._call("cuCtxSetCurrent", context)
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        code = getattr(self._cuda, name)(*arguments)
+        if code != 0:
+            raise RuntimeError(f"{name}: error {code}")
+
+    def copy(self, data: bytes) -> int:
+        """The address of memory that holds the data."""
+        address = ctypes.c_uint64()
+        self._call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(len(data)))
+        self._call("cuMemcpyHtoD_v2", address, data, ctypes.c_size_t(len(data)))
+        return address.value
+
+    def free(self, address: int) -> None:
+        """Gives it back."""
+        self._call("cuMemFree_v2", ctypes.c_uint64(address))
+
+    def wait(self) -> None:
+        """Until all is done; raises what went wrong there."""
+        self._call("cuCtxSynchronize")
+
+
+class NoDriver(Driver):
+    """Stands for it in a dry run."""
+
+    def __init__(self) -> None:
+        self._held: dict[int, Any] = {}
+
+    def copy(self, data: bytes) -> int:
+        """In this process."""
+        held = ctypes.create_string_buffer(data, len(data))
+        self._held[ctypes.addressof(held)] = held
+        return ctypes.addressof(held)
+
+    def free(self, address: int) -> None:
+        """Gives it back."""
+        del self._held[address]
+
+    def wait(self) -> None:
+        """There is nothing to wait for."""
+
+
+class _NoPlan:
+    """Stands for a class of the extension: takes what it is given."""
+
+    def __init__(self, **made: Any) -> None:
+        self._kernel = made["kernel"]
+
+    def scratch(self, *arguments: Any) -> int:
+        return 64
+
+    def run(self, *arguments: Any) -> None:
+        if any(isinstance(argument, tuple) and argument[1] and not argument[0] for argument in arguments):
+            raise ValueError(f"{self._kernel}: bytes without an address")
+
+
+def launch(extension: Any, driver: Driver, row: dict[str, Any]) -> None:
+    """One launch, and waits for it."""
+    plan = getattr(extension, row["class"])(**{**row["made"], "device": 0})
+    held, arguments = [], []
+    for value in row["run"]:
+        if not isinstance(value, dict):
+            arguments.append(value)
+            continue
+        data = base64.b64decode(value["bytes"]) if value else bytes(plan.scratch(*row["scratch"]))
+        address = driver.copy(data) if data else 0
+        held += [address] if data else []
+        arguments.append((address, len(data)))
+    try:
+        plan.run(*arguments)
+        driver.wait()
+    finally:
+        for address in held:
+            driver.free(address)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("python -m bench.gpu_sanitize", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--site", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--dry-run", action="store_true", help="without a driver, and without the extension")
+    options = parser.parse_args(argv)
+    rows = json.loads(options.file.read_text(encoding="utf-8"))
+    if options.dry_run:
+        driver: Driver = NoDriver()
+        extension: Any = SimpleNamespace(**{row["class"]: _NoPlan for row in rows})
+    else:
+        driver, extension = Driver(), load(next(options.site.glob("nybble/_cuda.*.so")))
+    for row in rows:
+        print(f"{row['kernel']} {row['case']}", flush=True)  # what the next message is about
+        launch(extension, driver, row)
+    print(f"sanitize: {len(rows)} launches, none refused")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

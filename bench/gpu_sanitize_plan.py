@@ -1,0 +1,122 @@
+"""What gpu_sanitize launches, as JSON: each CUDA kernel on small shapes, with the bytes of what it reads.
+
+    python -m nybble.bench.gpu_sanitize_plan FILE [--dry-run]
+
+The package's own calls are taken down instead of run: the arguments of the extension, with the contents of memory in place
+of its address. --dry-run: also of kernels that were not built.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import ctypes
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from .. import native_cuda
+from ..registry import KernelSpec, all_specs
+from . import gpu_weights
+from .gpu_smoke_check import schemes
+from .weights import WeightKind
+
+Row = dict[str, Any]
+# Outputs and inputs that fill no tile, and K that is split; and how many tokens more than the fewest.
+N, K, MORE = 72, 1096, 8
+# Bytes of scratch that the plan gives a kernel while it is taken down: gpu_sanitize gives it what it asks for.
+SCRATCH = 8 * 12343
+# Numbers from here on are addresses of this process.
+_ADDRESS = 1 << 40
+
+
+class Recorder:
+    """Stands for an object of the extension: notes how it is made and called."""
+
+    def __init__(self, noted: list[Row], what: str, **made: Any) -> None:
+        self._noted, self._row = noted, {"class": what, "made": made, "scratch": []}
+
+    def scratch(self, *arguments: Any) -> int:
+        """As Plan.scratch."""
+        self._row["scratch"] = list(arguments)
+        return SCRATCH
+
+    def run(self, *arguments: Any) -> None:
+        """As Plan.run."""
+        self._noted.append({**self._row, "run": [_argument(argument) for argument in arguments]})
+
+
+def _argument(value: Any) -> Any:
+    """A number as it is; a pair of address and bytes as what is there, or as {} where it is the scratch."""
+    if not isinstance(value, tuple):
+        if isinstance(value, int) and value >= _ADDRESS:
+            raise ValueError(f"argument {value:#x}: an address without the number of its bytes")
+        return value
+    address, nbytes = value
+    if nbytes == SCRATCH:
+        return {}
+    return {"bytes": base64.b64encode(ctypes.string_at(address, nbytes)).decode() if address else ""}
+
+
+class _Extension:
+    """Stands for the extension."""
+
+    def __init__(self, noted: list[Row]) -> None:
+        self._noted = noted
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda **made: Recorder(self._noted, name, **made)
+
+
+@contextmanager
+def taking_down() -> Iterator[list[Row]]:
+    """Calls of CUDA kernels are noted, into the list that is yielded, for tensors on the CPU."""
+    noted: list[Row] = []
+    before = native_cuda._extension, torch.cuda.current_stream
+    native_cuda._extension = lambda: _Extension(noted)  # type: ignore[assignment]
+    torch.cuda.current_stream = lambda device=None: SimpleNamespace(cuda_stream=0)  # type: ignore[assignment]
+    try:
+        yield noted
+    finally:
+        native_cuda._extension, torch.cuda.current_stream = before  # type: ignore[assignment]
+
+
+def launches(specs: Sequence[KernelSpec]) -> list[Row]:
+    """Of each kernel: its fewest tokens and a few more, on a symmetric weight and on an asymmetric one."""
+    found = []
+    for spec in specs:
+        least, most = spec.m_range
+        for scheme in schemes(spec)[:2]:
+            packed, _ = gpu_weights.packed(WeightKind(scheme), spec.layout, N, K, "cpu")
+            for m in sorted({least, min(least + MORE, most or least + MORE)}):
+                x = torch.randn(m, K, generator=torch.Generator().manual_seed(m)).bfloat16()
+                out = torch.zeros(m, N, dtype=x.dtype)
+                with taking_down() as noted:
+                    assert spec.make is not None, "products alone come here"  # noqa: S101
+                    spec.make(scheme, N, K)(x, packed, None, out)
+                found += [{"kernel": spec.name, "case": f"{scheme} m={m}", **row} for row in noted]
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        "python -m nybble.bench.gpu_sanitize_plan", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--dry-run", action="store_true")
+    options = parser.parse_args(argv)
+    specs = [spec for spec in all_specs() if spec.target.startswith("sm") and (spec.built or options.dry_run)]
+    rows = launches(specs)
+    options.file.write_text(json.dumps(rows), encoding="utf-8")
+    print(f"plan: {len(rows)} launches of {len(specs)} kernels")
+    return 0 if rows else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""The launches for compute-sanitizer: every CUDA kernel, with the bytes that it reads, and run without torch."""
+
+from __future__ import annotations
+
+import base64
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is for Linux, x86-64 and aarch64")
+
+from nybble import layouts, native_cuda
+from nybble.bench import gpu_sanitize, gpu_sanitize_plan
+from nybble.bench.gpu_sanitize_plan import SCRATCH, K, N, Recorder, launches
+from nybble.registry import specs
+from nybble.scheme import Scheme
+
+CUDA = [spec for spec in specs() if spec.target.startswith("sm")]
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict]:
+    return launches(CUDA)
+
+
+def test_every_kernel_is_launched_for_few_and_for_more_tokens(rows: list[dict]) -> None:
+    assert {row["kernel"] for row in rows} == {spec.name for spec in CUDA}
+    for spec in CUDA:
+        cases = {row["case"] for row in rows if row["kernel"] == spec.name}
+        assert len(cases) >= 2, spec.name
+        assert spec.scheme not in ("w4a16", "w4a8") or any("asym" in case for case in cases)
+
+
+def test_what_is_noted_is_what_the_kernel_reads(rows: list[dict]) -> None:
+    row = next(row for row in rows if row["kernel"] == "w4a16_sm80_gemv" and row["case"] == "w4a16g128 m=1")
+    assert row["made"]["kernel"] == "w4a16_sm80_gemv"
+    assert (row["made"]["n"], row["made"]["k"]) == (N, K)
+    sizes = [len(base64.b64decode(value["bytes"])) for value in row["run"] if isinstance(value, dict) and value]
+    assert layouts.packed_nbytes("frag4", Scheme.parse("w4a16g128"), N, K) in sizes
+    assert 2 * K in sizes
+    assert 2 * N in sizes, "the output, with its size"
+    assert {} in row["run"], "the scratch"
+    json.dumps(rows)
+
+
+def test_nothing_is_left_changed() -> None:
+    before = native_cuda._extension, torch.cuda.current_stream
+    with pytest.raises(KeyError), gpu_sanitize_plan.taking_down():
+        raise KeyError
+    assert (native_cuda._extension, torch.cuda.current_stream) == before
+
+
+def test_an_address_without_its_bytes_is_refused() -> None:
+    with pytest.raises(ValueError, match="an address without the number of its bytes"):
+        Recorder([], "Plan").run(torch.ones(4).data_ptr())
+
+
+def test_a_launch_gives_each_argument_memory_of_its_own_and_frees_it() -> None:
+    seen = []
+
+    class Plan:
+        def __init__(self, **made):
+            seen.append(made)
+
+        def scratch(self, m):
+            return 3 * m
+
+        def run(self, *arguments):
+            seen.append(arguments)
+
+    data = base64.b64encode(b"12345").decode()
+    noted = {"class": "Plan", "made": {"kernel": "one", "device": 7}, "scratch": [5]}
+    driver = gpu_sanitize.NoDriver()
+    gpu_sanitize.launch(SimpleNamespace(Plan=Plan), driver, {**noted, "run": [{"bytes": data}, 9, {"bytes": ""}, {}]})
+    made, (x, m, bias, scratch) = seen
+    assert made == {"kernel": "one", "device": 0}
+    assert (x[1], m, bias, scratch[1]) == (5, 9, (0, 0), 15)
+    assert len({x[0], scratch[0], 0}) == 3
+    assert not driver._held, "all of it is given back"
+    assert SCRATCH > 15
+
+
+def test_an_error_of_the_driver_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def library(name):
+        assert name == "libcuda.so.1"
+        return SimpleNamespace(
+            **dict.fromkeys(("cuInit", "cuDeviceGet", "cuDevicePrimaryCtxRetain", "cuCtxSetCurrent"), lambda *_: 0),
+            cuMemAlloc_v2=lambda *_: 2,
+            cuCtxSynchronize=lambda: 700,
+        )
+
+    monkeypatch.setattr(gpu_sanitize.ctypes, "CDLL", library)
+    driver = gpu_sanitize.Driver()
+    with pytest.raises(RuntimeError, match="cuMemAlloc_v2: error 2"):
+        driver.copy(b"1")
+    with pytest.raises(RuntimeError, match="cuCtxSynchronize: error 700"):
+        driver.wait()
