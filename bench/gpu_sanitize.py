@@ -83,8 +83,8 @@ class _NoPlan:
         return 64
 
     def run(self, *arguments: Any) -> None:
-        if any(isinstance(argument, tuple) and argument[1] and not argument[0] for argument in arguments):
-            raise ValueError(f"{self._kernel}: bytes without an address")
+        if not all(isinstance(argument, int) for argument in arguments):
+            raise TypeError(f"{self._kernel}: {arguments}: must be numbers")
 
 
 def launch(extension: Any, driver: Driver, row: dict[str, Any]) -> None:
@@ -98,7 +98,7 @@ def launch(extension: Any, driver: Driver, row: dict[str, Any]) -> None:
         data = base64.b64decode(value["bytes"]) if value else bytes(plan.scratch(*row["scratch"]))
         address = driver.copy(data) if data else 0
         held += [address] if data else []
-        arguments.append((address, len(data)))
+        arguments += [address, len(data)]
     try:
         plan.run(*arguments)
         driver.wait()

@@ -16,7 +16,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -49,19 +48,24 @@ class Recorder:
 
     def run(self, *arguments: Any) -> None:
         """As Plan.run."""
-        self._noted.append({**self._row, "run": [_argument(argument) for argument in arguments]})
+        self._noted.append({**self._row, "run": list(_contents(arguments))})
 
 
-def _argument(value: Any) -> Any:
-    """A number as it is; a pair of address and bytes as what is there, or as {} where it is the scratch."""
-    if not isinstance(value, tuple):
-        if isinstance(value, int) and value >= _ADDRESS:
+def _contents(arguments: Sequence[int]) -> Iterator[Any]:
+    """Numbers as they are; an address and the bytes behind it, which follow it, as what is there, or as {} of the scratch.
+
+    Raises:
+        ValueError: an address is not followed by a number of bytes.
+    """
+    rest = iter(arguments)
+    for value in rest:
+        if value < _ADDRESS:
+            yield value
+            continue
+        nbytes = next(rest, 0)
+        if not 0 < nbytes < _ADDRESS:
             raise ValueError(f"argument {value:#x}: an address without the number of its bytes")
-        return value
-    address, nbytes = value
-    if nbytes == SCRATCH:
-        return {}
-    return {"bytes": base64.b64encode(ctypes.string_at(address, nbytes)).decode() if address else ""}
+        yield {} if nbytes == SCRATCH else {"bytes": base64.b64encode(ctypes.string_at(value, nbytes)).decode()}
 
 
 class _Extension:
@@ -78,13 +82,13 @@ class _Extension:
 def taking_down() -> Iterator[list[Row]]:
     """Calls of CUDA kernels are noted, into the list that is yielded, for tensors on the CPU."""
     noted: list[Row] = []
-    before = native_cuda._extension, torch.cuda.current_stream
+    before = native_cuda._extension, native_cuda.stream_of
     native_cuda._extension = lambda: _Extension(noted)  # type: ignore[assignment]
-    torch.cuda.current_stream = lambda device=None: SimpleNamespace(cuda_stream=0)  # type: ignore[assignment]
+    native_cuda.stream_of = lambda device: 0
     try:
         yield noted
     finally:
-        native_cuda._extension, torch.cuda.current_stream = before  # type: ignore[assignment]
+        native_cuda._extension, native_cuda.stream_of = before  # type: ignore[assignment]
 
 
 def launches(specs: Sequence[KernelSpec]) -> list[Row]:

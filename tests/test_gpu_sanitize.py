@@ -46,15 +46,17 @@ def test_what_is_noted_is_what_the_kernel_reads(rows: list[dict]) -> None:
 
 
 def test_nothing_is_left_changed() -> None:
-    before = native_cuda._extension, torch.cuda.current_stream
+    before = native_cuda._extension, native_cuda.stream_of
     with pytest.raises(KeyError), gpu_sanitize_plan.taking_down():
         raise KeyError
-    assert (native_cuda._extension, torch.cuda.current_stream) == before
+    assert (native_cuda._extension, native_cuda.stream_of) == before
 
 
 def test_an_address_without_its_bytes_is_refused() -> None:
-    with pytest.raises(ValueError, match="an address without the number of its bytes"):
-        Recorder([], "Plan").run(torch.ones(4).data_ptr())
+    address = torch.ones(4).data_ptr()
+    for arguments in ((address,), (address, 0), (1, address, address)):
+        with pytest.raises(ValueError, match="an address without the number of its bytes"):
+            Recorder([], "Plan").run(*arguments)
 
 
 def test_a_launch_gives_each_argument_memory_of_its_own_and_frees_it() -> None:
@@ -73,11 +75,11 @@ def test_a_launch_gives_each_argument_memory_of_its_own_and_frees_it() -> None:
     data = base64.b64encode(b"12345").decode()
     noted = {"class": "Plan", "made": {"kernel": "one", "device": 7}, "scratch": [5]}
     driver = gpu_sanitize.NoDriver()
-    gpu_sanitize.launch(SimpleNamespace(Plan=Plan), driver, {**noted, "run": [{"bytes": data}, 9, {"bytes": ""}, {}]})
-    made, (x, m, bias, scratch) = seen
+    gpu_sanitize.launch(SimpleNamespace(Plan=Plan), driver, {**noted, "run": [{"bytes": data}, 9, {}]})
+    made, (x, x_bytes, m, scratch, scratch_bytes) = seen
     assert made == {"kernel": "one", "device": 0}
-    assert (x[1], m, bias, scratch[1]) == (5, 9, (0, 0), 15)
-    assert len({x[0], scratch[0], 0}) == 3
+    assert (x_bytes, m, scratch_bytes) == (5, 9, 15)
+    assert len({x, scratch, 0}) == 3
     assert not driver._held, "all of it is given back"
     assert SCRATCH > 15
 

@@ -1,4 +1,8 @@
+from typing import Any
+
 version: str
+
+def instances(device: int) -> list[dict[str, Any]]: ...
 
 class Plan:
     def __init__(

@@ -42,12 +42,9 @@ def instances(device: int) -> list[dict[str, Any]]:
     that a multiprocessor holds at once, and the clusters that are active at once by the number of blocks of one.
 
     Raises:
-        RuntimeError: this build of the kernels cannot tell, or CUDA refuses; the message says which.
+        RuntimeError: CUDA refuses; the message says why.
     """
-    extension = _extension()
-    if not hasattr(extension, "instances"):
-        raise RuntimeError("this build of nybble._cuda has no instances()")
-    found: list[dict[str, Any]] = extension.instances(device)
+    found: list[dict[str, Any]] = _extension().instances(device)
     return found
 
 
