@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import warnings
 from types import SimpleNamespace
 from typing import ClassVar
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nybble import layouts, native_cuda
+from nybble import dispatch, layouts, native_cuda, registry, selfcheck, targets
 from nybble.native import DTYPES
 from nybble.scheme import Scheme
 from nybble.testing import random_weight
@@ -207,6 +208,36 @@ def test_a_captured_call_launches_on_the_captures_stream_and_waits_for_nothing(m
         plan(x, packed, None, out)
     assert [call["stream"] for call in Notes.made[-1].calls] == [77, 99]
     assert made.ops == ["aten.new_empty.default"], "the scratch, of the graph's own pool, and no copy to the host"
+
+
+def test_a_first_call_that_is_captured_compares_nothing_and_waits_for_nothing(monkeypatch) -> None:
+    """From the choice of the kernel to its launch; the call after the capture compares it."""
+    capturing, compared = [True], []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
+    monkeypatch.setattr(targets, "detect", lambda: targets.Machine("", (), targets.NAMES, {}, None))
+    built = tuple(dataclasses.replace(spec, built=True) for spec in registry.specs())
+    monkeypatch.setattr(dispatch, "specs", lambda: built)
+    monkeypatch.setattr(selfcheck, "_compared", set())
+    monkeypatch.setattr(selfcheck, "disagreement", lambda spec, device: compared.append(spec.name))
+    monkeypatch.setattr(native_cuda, "stream_of", lambda device: 99 if capturing[0] else 77)
+    scheme, x = Scheme.parse("w4a16"), torch.randn(4, 256, dtype=torch.bfloat16)
+    packed = layouts.pack(random_weight(scheme, 64, 256), "frag4", scheme, 256)
+    out = x.new_empty(4, 64)
+    dispatch.plan_for.cache_clear()
+    plan = dispatch.plan_for("w4a16", "frag4", 64, 256, torch.bfloat16, "cuda")
+    with Allocations() as made:
+        plan(x, packed, None, out)
+        plan(x, packed, None, out)
+    assert set(made.ops) == {"aten.new_empty.default"}
+    assert compared == []
+    capturing[0] = False
+    plan(x, packed, None, out)
+    plan(x, packed, None, out)
+    assert compared == ["w4a16_sm80_gemv"]
+    (bound,) = Notes.made
+    assert [call["stream"] for call in bound.calls] == [99, 99, 77, 77]
+    dispatch.plan_for.cache_clear()
 
 
 def test_without_torchs_short_way_the_public_stream_is_taken(monkeypatch) -> None:

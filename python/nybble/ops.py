@@ -136,7 +136,7 @@ def _linear(
 def _checked_bias(bias: Tensor, x: Tensor, out_features: int) -> Tensor:
     if bias.dtype not in FLOATS or bias.numel() != out_features or bias.dim() != 1:
         raise ValueError(f"bias: {tuple(bias.shape)} {bias.dtype}, must be ({out_features},) and one of {FLOATS}")
-    if bias.get_device() != x.get_device() or bias.is_cpu is not x.is_cpu:
+    if not (bias.is_cpu if x.is_cpu else bias.get_device() == x.get_device()):
         raise ValueError(f"bias: on {bias.device}, x is on {x.device}")
     return bias.contiguous()
 
