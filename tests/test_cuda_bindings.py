@@ -126,5 +126,5 @@ def test_every_kernel_is_bound(extension, kernel: str) -> None:
 
 def test_what_the_device_runs_at_once_is_told(extension) -> None:
     rows = extension.instances(0)
-    assert [row["kernel"] for row in rows] == KERNELS
+    assert list(dict.fromkeys(row["kernel"] for row in rows)) == KERNELS
     assert rows[0]["clusters"] == dict(zip(range(2, 9), (190, 120, 90, 70, 60, 50, 40), strict=True))
