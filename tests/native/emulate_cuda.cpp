@@ -126,6 +126,11 @@ struct Weight {
   }
 
   NybbleCudaProduct product() const {
+    nc::emulated::machine().readable.clear();
+    nc::emulated::may_read(codes);
+    nc::emulated::may_read(places);
+    nc::emulated::may_read(scale);
+    nc::emulated::may_read(zero_point);
     NybbleCudaProduct p{};
     p.codes = reinterpret_cast<const uint8_t*>(codes.data());
     p.places = reinterpret_cast<const uint8_t*>(places.data());
@@ -204,6 +209,7 @@ void compare(const char* name, const Case& c, int dtype) {
   for (float& b : bias) b = real();
   std::vector<float> y(static_cast<size_t>(c.m) * c.n + 64, -77.0f);
   NybbleCudaProduct p = weight.product();
+  nc::emulated::may_read(x);
   p.x = x.data();
   p.ldx = ldx;
   p.m = c.m;
@@ -238,6 +244,7 @@ void compare(const char* name, const Case& c, int dtype) {
         value = code;
       }
     check(c.k == 1 || worst < 0.51, text("rounding", c));
+    nc::emulated::may_read(codes);
     p.x = codes.data();
     p.ldx = weight.k_padded;
     p.act_scale = act_scale.data();
@@ -431,6 +438,7 @@ void batches_agree() {
     for (bool clusters : {true, false}) {
       std::vector<float> y(8 * 70);
       NybbleCudaProduct p = weight.product();
+      nc::emulated::may_read(x);
       p.x = xs;
       p.ldx = 1104;
       p.m = m;

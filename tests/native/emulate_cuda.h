@@ -70,6 +70,7 @@ struct Machine {
   std::map<std::pair<int, size_t>, std::vector<uintptr_t>> pending_reads;
   Fiber* now = nullptr;
   ucontext_t scheduler;
+  std::vector<std::pair<uintptr_t, uintptr_t>> readable;  // where copies may read: [first, second)
   Index3 grid;
   int threads = kThreads;  // of a block
 };
@@ -171,11 +172,27 @@ inline void arrive(Fiber* fiber, size_t pending) {
   }
 }
 
+// A copy from elsewhere would fault on a GPU, or bring what another tensor holds.
+inline void check_readable(const void* from, size_t bytes) {
+  const uintptr_t at = reinterpret_cast<uintptr_t>(from);
+  for (const auto& range : machine().readable)
+    if (at >= range.first && at + bytes <= range.second) return;
+  fail("a copy reads beyond its tensor");
+}
+template <class T>
+void may_read(const std::vector<T>& tensor) {
+  const uintptr_t at = reinterpret_cast<uintptr_t>(tensor.data());
+  machine().readable.emplace_back(at, at + tensor.size() * sizeof(T));
+}
+
 inline void copy(void* to, const void* from, size_t bytes, size_t whole) {
   if (reinterpret_cast<uintptr_t>(to) % whole || (bytes && reinterpret_cast<uintptr_t>(from) % whole))
     fail("a copy is not aligned");
   Copy one{to, std::vector<unsigned char>(whole, 0)};
-  if (bytes) std::memcpy(one.bytes.data(), from, bytes);
+  if (bytes) {
+    check_readable(from, bytes);
+    std::memcpy(one.bytes.data(), from, bytes);
+  }
   if (machine().lazy)
     machine().now->groups.back().push_back(one);
   else
@@ -254,6 +271,7 @@ inline void run_cluster(Index3 grid, int x, int first_y, int ranks, int threads,
     for (size_t i = begin; i < begin + count; i++) m.fibers[i]->waits = 0;
     return true;
   };
+  std::vector<int> left(ranks, 0);  // threads that are done, by block
   for (bool moved = true; moved;) {
     moved = false;
     const size_t count = m.fibers.size();
@@ -265,6 +283,8 @@ inline void run_cluster(Index3 grid, int x, int first_y, int ranks, int threads,
       m.now = fiber;
       swapcontext(&m.scheduler, &fiber->context);
       moved = true;
+      // The shared memory of a block that has left is another's.
+      if (fiber->done && ++left[fiber->rank] == threads) std::memset(m.shared[fiber->rank].data(), 0xFB, shared_bytes);
     }
     for (size_t w = 0; w < count; w += kLanes) moved |= release(w, kLanes, 1);
     if (moved) continue;
