@@ -356,11 +356,17 @@ def gpu(machine, monkeypatch):
     [
         (
             "w4a16g128",
-            {0: "w4a16_sm80_gemv", 8: "w4a16_sm80_gemv", 9: "w4a16_sm80", 64: "w4a16_sm80", 65: "w4a16_triton_matmul"},
+            {
+                0: "w4a16_sm80_gemv",
+                8: "w4a16_sm80_gemv",
+                9: "w4a16_sm80",
+                192: "w4a16_sm80",
+                193: "w4a16_triton_matmul",
+            },
         ),
         ("w8a16", {1: "w8a16_sm80_gemv", 9: "w8a16_sm80", 64: "w8a16_sm80", 1000: "w8a16_triton_matmul"}),
-        ("w4a8", {1: "w4a8_sm80", 1000: "w4a8_sm80"}),
-        ("w8a8", {1: "w8a8_triton", 1000: "w8a8_triton"}),
+        ("w4a8", {1: "w4a8_sm80", 64: "w4a8_sm80", 65: "w4a8_triton"}),
+        ("w8a8", {1: "w8a8_sm80", 64: "w8a8_sm80", 65: "w8a8_triton"}),
     ],
 )
 def test_the_number_of_rows_chooses_on_a_gpu(scheme, kernels, gpu, monkeypatch):
@@ -401,8 +407,8 @@ def test_one_cuda_kernel_may_be_left_out_alone(gpu, monkeypatch):
 
 
 def test_why_not_names_the_rows_and_explain_the_rounding(gpu):
-    problem = Problem(Scheme.parse("w4a16"), m=65, n=16, k=64, device="cuda")
-    assert spec_of("w4a16_sm80").why_not(problem) == "is for 1 to 64 tokens, not 65"
+    problem = Problem(Scheme.parse("w4a16"), m=193, n=16, k=64, device="cuda")
+    assert spec_of("w4a16_sm80").why_not(problem) == "is for 1 to 192 tokens, not 193"
     text = str(explain(dataclasses.replace(problem, m=2)))
     assert "runs  w4a16_sm80_gemv, which rounds float32 activations to bfloat16" in text
     text = str(explain(dataclasses.replace(problem, scheme=Scheme.parse("w8a8"))))
