@@ -16,7 +16,7 @@ from ..registry import Problem
 from ..rounding import dequantize_weight
 from . import gpu_first, gpu_operations, gpu_timing, gpu_weights
 from .gpu_goals import FIRST, HOST, OF_COPY, PEERS_OF, Goal, Limit
-from .gpu_peers import PEERS, GpuPeer, Layer
+from .gpu_peers import PEERS, GpuPeer
 from .gpu_timing import Sample
 from .weights import WeightKind
 
@@ -86,20 +86,19 @@ def peer(one: GpuPeer, m: int, n: int, k: int) -> Row:
     """A peer's product of m rows; {"reason"} where it cannot."""
     reason = one.why_not()
     if reason is None:
-        assert one.make is not None, "why_not has said so"  # noqa: S101
         try:
-            return {**asdict(_peer(one.make, one.weight_bits, m, n, k)), "peer": one.name}
+            return {**asdict(_peer(one, m, n, k)), "peer": one.name}
         except Exception as error:  # noqa: BLE001 (libraries raise what they like, and here it is the result)
             reason = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
     return {"peer": one.name, "reason": reason}
 
 
-def _peer(make: Callable[[Tensor], Layer], weight_bits: int, m: int, n: int, k: int) -> Sample:
+def _peer(one: GpuPeer, m: int, n: int, k: int) -> Sample:
     weight = torch.randn(n, k, device=DEVICE, dtype=torch.bfloat16) / k**0.5
     x = torch.randn(m, k, device=DEVICE, dtype=torch.bfloat16)
-    count = gpu_timing.copies(n * k * weight_bits // 8)
-    layers = [make(weight) for _ in range(count)]
-    _check(layers[0](x), x.float() @ weight.float().t(), SANE_PEER[weight_bits])
+    count = gpu_timing.copies(n * k * one.weight_bits // 8)
+    layers = [one.make(weight) for _ in range(count)]
+    _check(layers[0](x), x.float() @ weight.float().t(), SANE_PEER[one.weight_bits])
     return gpu_timing.in_graph([partial(layer, x) for layer in layers])
 
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from .gpu_wheels import LEFT_OUT, WHEELS
+from .gpu_wheels import WHEELS
 from .peers.torch_int import int8_rows
 
 # x (M, K) bfloat16 -> y (M, N)
@@ -25,25 +26,21 @@ _GROUP = 128
 class GpuPeer:
     """make: from a weight (N, K), bfloat16 on the GPU, to a layer; raises what its library raises where it cannot.
 
-    needs: the module that must be installed; weight_bits: of what it reads; absent: why it is not compared with at all,
-    and then there is no make.
+    needs: the module that must be installed; weight_bits: of what it reads.
     """
 
     name: str
     weight_bits: int
-    make: Callable[[Tensor], Layer] | None
+    make: Callable[[Tensor], Layer]
     needs: str | None = None
-    absent: str | None = None
 
     @property
     def travels(self) -> bool:
         """Whether a machine without a network has it: it comes with torch, or gpu_prepare.sh carries its wheel."""
-        return self.absent is None and (self.needs is None or self.needs in {wheel.module for wheel in WHEELS})
+        return self.needs is None or self.needs in {wheel.module for wheel in WHEELS}
 
     def why_not(self) -> str | None:
         """The reason that it cannot be timed here; None if it can."""
-        if self.absent:
-            return self.absent
         return f"{self.needs} is not installed" if self.needs and find_spec(self.needs) is None else None
 
 
@@ -171,6 +168,46 @@ def _humming(weight: Tensor, weight_config: dict[str, Any], inputs: str | None =
     return layer
 
 
+# How vllm's Marlin names its types: here 4 bits of an unsigned integer (bits 8 on) from which 8 is taken (bits 17 on).
+_UINT4_LESS_8 = 4 << 8 | 8 << 17 | 1 << 50
+# A row of 64 scales in the order in which the threads of Marlin want them.
+_MARLIN_SCALES = [i + 8 * j for i in range(8) for j in range(8)]
+
+
+def _marlin(weight: Tensor) -> Layer:
+    """Marlin as vllm compiles it, of which the library alone is installed: symmetric codes, 128 inputs a scale."""
+    ops = _vllm_ops()
+    n, k = weight.shape
+    groups = weight.float().view(n, -1, _GROUP)
+    scale = (groups.abs().amax(-1) / 7).clamp(min=1e-20).to(weight.dtype)
+    codes = ((groups / scale.float()[..., None]).round() + 8).clamp(0, 15).to(torch.int32).view(n, k // 8, 8)
+    words = torch.zeros(n, k // 8, dtype=torch.int32, device=weight.device)
+    for place in range(8):
+        words |= codes[..., place] << 4 * place
+    nothing = torch.empty(0, dtype=torch.int32, device=weight.device)
+    packed = ops.gptq_marlin_repack(words.t().contiguous(), nothing, k, n, 4, False)
+    scales = scale.t().reshape(-1, 64)[:, _MARLIN_SCALES].reshape(-1, n).contiguous()
+    blocks = torch.cuda.get_device_properties(weight.device).multi_processor_count
+    locks = torch.zeros(blocks, dtype=torch.int32, device=weight.device)
+
+    def layer(x: Tensor) -> Tensor:
+        sizes, flags = (len(x), n, k), (True, False, True, False)
+        made: Tensor = ops.marlin_gemm(
+            x, None, packed, None, scales, None, None, None, None, None, locks, _UINT4_LESS_8, *sizes, *flags
+        )
+        return made
+
+    return layer
+
+
+def _vllm_ops() -> Any:
+    """The ops of vllm's compiled library, without its Python."""
+    spec = find_spec("vllm")
+    folders = spec.submodule_search_locations if spec else None
+    torch.ops.load_library(str(Path(next(iter(folders or ["vllm"]))) / "_C.abi3.so"))
+    return torch.ops._C
+
+
 _HUMMING_W4 = {"dtype": "uint4", "group_size": _GROUP}
 PEERS = (
     GpuPeer("torch bf16", 16, _bf16),
@@ -187,5 +224,5 @@ PEERS = (
     GpuPeer("humming w8a16", 8, partial(_humming, weight_config={"dtype": "uint8"}), needs="humming"),
     GpuPeer("humming w4a8 g128", 4, partial(_humming, weight_config=_HUMMING_W4, inputs="int8"), needs="humming"),
     GpuPeer("humming w8a8", 8, partial(_humming, weight_config={"dtype": "uint8"}, inputs="int8"), needs="humming"),
-    *(GpuPeer(name, 4, None, absent=why) for name, why in LEFT_OUT.items()),
+    GpuPeer("marlin w4a16 g128", 4, _marlin, needs="vllm"),
 )

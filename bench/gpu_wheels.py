@@ -1,4 +1,4 @@
-"""The wheels that a machine with a GPU and without a network is given: what is carried, what is not and why.
+"""The wheels that a machine with a GPU and without a network is given, and how they are made small enough to travel.
 
     python -m bench.gpu_wheels DIR [--most MIB] [--empty]      in the sources
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import struct
 import subprocess
 import sys
 import zipfile
@@ -25,12 +26,15 @@ MOST_MIB = 60.0  # a working tree travels with at most 64
 @dataclass(frozen=True)
 class Wheel:
     """requirement: as pip takes it; why: what it is for; module: of a peer, what is imported; drop: files that the machine
-    has no use for, a pattern."""
+    has no use for, a pattern; part: it is not the package any more, and what that needs is not needed; capability: of the
+    only GPUs whose machine code is kept, 90 for 9.0."""
 
     requirement: str
     why: str
     module: str | None = None
     drop: str | None = None
+    part: bool = False
+    capability: int | None = None
 
     @property
     def name(self) -> str:
@@ -47,13 +51,17 @@ WHEELS = (
     Wheel("humming-kernels", "peer; compiles with the NVRTC and the headers that come with torch", "humming"),
     Wheel("torchao", "peer", "torchao"),
     Wheel("nvidia-cuda-sanitizer-api==13.0.*", "compute-sanitizer", drop=r"/docs/"),
+    # Of the version that is compiled for the torch of the machine, the library that has Marlin, for Hopper.
+    Wheel(
+        "vllm==0.20.2",
+        "peer: Marlin alone",
+        "vllm",
+        drop=r"^(?!vllm/_C\.abi3\.so|[^/]+\.dist-info/(METADATA|WHEEL|RECORD|licenses/))",
+        part=True,
+        capability=90,
+    ),
     Wheel("bitsandbytes", "peer", "bitsandbytes", drop=r"libbitsandbytes_(cuda11|cuda12|rocm|xpu)"),
 )
-# Peers that are worth comparing with and cannot be carried.
-LEFT_OUT = {
-    "marlin w4a16 g128": "no wheel: marlin-kernels and gptqmodel are published as sources alone, which nvcc compiles for "
-    "minutes against the torch of the machine; the wheels of vllm and sgl-kernel exceed what travels",
-}
 # What comes with torch there, and what torch's wheels bring along.
 ON_THE_MACHINE = frozenset(
     "torch triton numpy jinja2 markupsafe sympy mpmath networkx fsspec filelock typing-extensions setuptools packaging "
@@ -82,8 +90,7 @@ def collect(wheel: Wheel, folder: Path, most: float) -> str:
         if done.returncode != 0 or len(found) != 1:
             lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["no wheel"]
             return f"left out {wheel.requirement}: pip: {lines[-1]}"
-        if wheel.drop:
-            without(found[0], wheel.drop)
+        trim(found[0], wheel)
         size = found[0].stat().st_size / 2**20
         if _size(folder) + size > most:
             return f"left out {wheel.requirement}: {size:.1f} MiB, more than are left of {most:.0f}"
@@ -95,20 +102,51 @@ def collect(wheel: Wheel, folder: Path, most: float) -> str:
         part.rmdir()
 
 
-def without(wheel: Path, pattern: str) -> None:
-    """Takes the files whose name matches out of a wheel, and out of the list that it has of them."""
-    whole = wheel.with_suffix(".whole")
-    wheel.replace(whole)
-    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as target:
+def trim(path: Path, wheel: Wheel) -> None:
+    """Takes out of a wheel's file, and off the list that it has of its files, what the machine has no use for."""
+    if wheel.drop is None:
+        return
+    whole = path.with_suffix(".whole")
+    path.replace(whole)
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
         for entry in source.infolist():
-            if re.search(pattern, entry.filename):
+            if re.search(wheel.drop, entry.filename):
                 continue
             data = source.read(entry)
-            if entry.filename.endswith(".dist-info/RECORD"):
+            if entry.filename.endswith(".so") and wheel.capability:
+                data = code_for(wheel.capability, data)
+            elif entry.filename.endswith(".dist-info/RECORD"):
                 lines = data.decode().splitlines(keepends=True)
-                data = "".join(line for line in lines if not re.search(pattern, line)).encode()
+                data = "".join(line for line in lines if not re.search(wheel.drop, line)).encode()
             target.writestr(entry, data)
     whole.unlink()
+
+
+_FATBIN, _ENTRY = struct.Struct("<IHHQ"), struct.Struct("<HHIQIIHHI")
+_MAGIC, _MACHINE_CODE = 0xBA55ED50, 2
+
+
+def code_for(capability: int, library: bytes) -> bytes:
+    """A library of nvcc's with the GPU code for all others zeroed, which then takes no room in a wheel.
+
+    The driver takes the code that fits the GPU best, and reads no other. A container ("fatbin") is a header (magic, version,
+    its size, bytes that follow) and entries: a header (kind, version, its size, bytes that follow, and at last the
+    capability) and the code, 2 being machine code.
+    """
+    changed, at = bytearray(library), 0
+    magic = _MAGIC.to_bytes(4, "little")
+    while (at := library.find(magic, at)) >= 0:
+        _, version, header, size = _FATBIN.unpack_from(library, at)
+        if (version, header) != (1, _FATBIN.size):  # these four bytes are something else
+            at += 1
+            continue
+        at, end = at + header, at + header + size
+        while at < end:
+            kind, _, header, size, *_, found = _ENTRY.unpack_from(library, at)
+            if (kind, found) != (_MACHINE_CODE, capability):
+                changed[at + header : at + header + size] = bytes(size)
+            at += header + size
+    return bytes(changed)
 
 
 def empty(folder: Path) -> None:
@@ -127,8 +165,11 @@ def missing(wheels: Iterable[Path]) -> list[str]:
     """What each wheel needs, extras and other systems aside, that neither the others nor the machine have."""
     wheels = list(wheels)
     there = ON_THE_MACHINE | {_normal(path.name.split("-")[0]) for path in wheels}
+    parts = {wheel.name for wheel in WHEELS if wheel.part}
     found = []
     for path in wheels:
+        if _normal(path.name.split("-")[0]) in parts:
+            continue
         with zipfile.ZipFile(path) as archive:
             (name,) = (name for name in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", name))
             metadata = message_from_string(archive.read(name).decode())
@@ -155,8 +196,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"there    {wheel.requirement}")
             continue
         print(collect(wheel, options.folder, options.most), flush=True)
-    for name, why in LEFT_OUT.items():
-        print(f"left out {name}: {why}")
     for line in missing(sorted(options.folder.glob("*.whl"))):
         print(f"lacks    {line}")
     return 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from types import ModuleType
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ pytest.importorskip("triton", reason="Triton is for Linux, x86-64 and aarch64")
 from nybble.bench import gpu_measure, gpu_peers
 from nybble.bench.gpu_goals import PEERS_OF, W4A16
 from nybble.bench.gpu_peers import PEERS, GpuPeer
-from nybble.bench.gpu_wheels import LEFT_OUT, WHEELS
+from nybble.bench.gpu_wheels import WHEELS
 
 
 def test_peers_that_are_not_installed_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,17 +117,52 @@ def test_a_four_bit_peer_refuses_half_groups() -> None:
         gpu_peers._four_bits(torch.randn(2, 100))
 
 
-def test_peers_are_carried_or_come_with_torch_or_say_why_not() -> None:
+def test_peers_are_carried_or_come_with_torch() -> None:
     for peer in PEERS:
-        assert (peer.make is None) == bool(peer.absent)
-        assert peer.travels != bool(peer.absent), f"{peer.name}: {peer.needs} is not among gpu_wheels.WHEELS"
-    assert {peer.name for peer in PEERS if peer.absent} == set(LEFT_OUT)
+        assert peer.travels, f"{peer.name}: {peer.needs} is not among gpu_wheels.WHEELS"
     assert {wheel.module for wheel in WHEELS if wheel.module} == {peer.needs for peer in PEERS if peer.needs}
+    assert not replace(PEERS[0], needs="another").travels
 
 
-def test_a_peer_that_is_not_compared_with_says_why() -> None:
-    absent = next(peer for peer in PEERS if peer.absent)
-    assert gpu_measure.peer(absent, 1, 16, 16) == {"peer": absent.name, "reason": absent.absent}
+class Marlin:
+    """vllm's ops of Marlin, 0.20.2: the order of the words and of the scales is undone, and the product is of floats."""
+
+    def gptq_marlin_repack(self, b_q_weight, perm, size_k, size_n, num_bits, is_a_8bit):
+        assert (b_q_weight.shape, b_q_weight.dtype) == ((size_k // 8, size_n), torch.int32)
+        assert (perm.numel(), num_bits, is_a_8bit) == (0, 4, False)
+        return b_q_weight
+
+    def marlin_gemm(self, a, c, b_q_weight, b_bias, b_scales, a_scales, global_scale, b_zeros, g_idx, perm, workspace,
+                    b_type_id, size_m, size_n, size_k, is_k_full, use_atomic_add, use_fp32_reduce, is_zp_float):  # fmt: skip
+        assert a.shape == (size_m, size_k)
+        assert b_type_id == 1125899907892224, "uint4b8"
+        assert (is_k_full, use_atomic_add, use_fp32_reduce, is_zp_float) == (True, False, True, False)
+        assert workspace.dtype is torch.int32
+        assert {c, b_bias, a_scales, global_scale, b_zeros, g_idx, perm} == {None}
+        codes = torch.stack([b_q_weight >> 4 * i & 15 for i in range(8)], 1).view(size_k, size_n)
+        scales = (
+            b_scales.view(-1, 8, 8).transpose(1, 2).reshape(b_scales.shape)
+        )  # an 8 x 8 transposed is its own inverse
+        weight = (codes - 8).float() * scales.float().repeat_interleave(size_k // len(scales), 0)
+        return (a.float() @ weight).to(a.dtype)
+
+
+def test_marlin_is_called_as_it_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_peers, "_vllm_ops", Marlin)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=3))
+    marlin = next(peer for peer in PEERS if peer.needs == "vllm")
+    weight, x = torch.randn(128, 512).bfloat16(), torch.randn(4, 512).bfloat16()
+    gpu_measure._check(marlin.make(weight)(x), x.float() @ weight.float().t(), gpu_measure.SANE_PEER[4])
+
+
+def test_the_library_of_marlin_is_loaded_without_its_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "vllm").mkdir()
+    (tmp_path / "vllm" / "_C.abi3.so").write_bytes(b"")
+    monkeypatch.syspath_prepend(tmp_path)
+    loaded: list[str] = []
+    monkeypatch.setattr(torch.ops, "load_library", loaded.append)
+    gpu_peers._vllm_ops()
+    assert loaded == [str(tmp_path / "vllm" / "_C.abi3.so")]
 
 
 def test_the_fastest_is_of_peers_that_exist() -> None:

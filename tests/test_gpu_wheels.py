@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
 import zipfile
@@ -11,7 +12,7 @@ import pytest
 
 import nybble
 from nybble.bench import gpu_wheels, gpu_wheels_check
-from nybble.bench.gpu_wheels import LEFT_OUT, WHEELS, Wheel
+from nybble.bench.gpu_wheels import WHEELS, Wheel
 
 PACKAGE = Path(nybble.__file__).parent
 
@@ -59,17 +60,16 @@ def test_what_pip_cannot_give_is_said(pip, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_all_are_asked_for_once(pip, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_all_are_asked_for_once(pip, tmp_path: Path) -> None:
     assert gpu_wheels.main([str(tmp_path)]) == 0
     assert pip[0] == [wheel.requirement for wheel in WHEELS]
-    assert all(f"left out {name}: {why}" in capsys.readouterr().out for name, why in LEFT_OUT.items())
     assert gpu_wheels.main([str(tmp_path)]) == 0
     assert len(pip[0]) == len(WHEELS), "what is there is not fetched again"
 
 
 def test_files_of_no_use_are_taken_out_and_off_the_list(tmp_path: Path) -> None:
     path = wheel(tmp_path, "one", files={"one/lib_cuda12.so": b"12", "one/lib_cuda13.so": b"13"})
-    gpu_wheels.without(path, r"cuda12")
+    gpu_wheels.trim(path, Wheel("one", "peer", drop=r"cuda12"))
     with zipfile.ZipFile(path) as archive:
         assert archive.read("one/lib_cuda13.so") == b"13"
         assert not [name for name in archive.namelist() if "cuda12" in name]
@@ -77,6 +77,41 @@ def test_files_of_no_use_are_taken_out_and_off_the_list(tmp_path: Path) -> None:
     assert "cuda13" in record
     assert "cuda12" not in record
     assert list(tmp_path.iterdir()) == [path]
+
+
+def fatbin(*entries: tuple[int, int, bytes]) -> bytes:
+    """A container of (kind, capability, code), as nvcc writes it."""
+    body = b"".join(
+        struct.pack("<HHIQIIHHI", kind, 0x101, 64, len(code), 0, 0, 0, 0, capability) + bytes(32) + code
+        for kind, capability, code in entries
+    )
+    return struct.pack("<IHHQ", 0xBA55ED50, 1, 16, len(body)) + body
+
+
+def test_the_code_for_other_gpus_is_zeroed() -> None:
+    entries = [(2, 80, b"a" * 40), (2, 90, b"b" * 48), (1, 90, b"ptx" * 8), (2, 120, b"c" * 24)]
+    others = [(kind, at, code if (kind, at) == (2, 90) else bytes(len(code))) for kind, at, code in entries]
+    magic = (0xBA55ED50).to_bytes(4, "little")
+    start, end = b"host" + magic + b"not a container", magic + b"cmp" * 9
+    library = start + fatbin(*entries) + b"host" + fatbin((2, 75, b"d" * 8)) + end
+    kept = start + fatbin(*others) + b"host" + fatbin((2, 75, bytes(8))) + end
+    assert gpu_wheels.code_for(90, library) == kept
+
+
+def test_a_part_of_a_package_needs_nothing_and_has_nothing_else(tmp_path: Path) -> None:
+    part = next(wheel for wheel in WHEELS if wheel.part)
+    files = {"vllm/_C.abi3.so": b"x" + fatbin((2, 80, b"a" * 40)), "vllm/_moe_C.abi3.so": b"y", "vllm/__init__.py": b""}
+    path = wheel(tmp_path, part.name, "Requires-Dist: much\n", files)
+    gpu_wheels.trim(path, part)
+    assert gpu_wheels.missing([path]) == []
+    with zipfile.ZipFile(path) as archive:
+        assert {name for name in archive.namelist() if ".dist-info/" not in name} == {"vllm/_C.abi3.so"}
+        assert archive.read("vllm/_C.abi3.so") == b"x" + fatbin((2, 80, bytes(40)))
+        record = archive.read(f"{part.name}-1.0.dist-info/RECORD").decode()
+    assert [line.split(",")[0] for line in record.splitlines()] == [
+        "vllm/_C.abi3.so",
+        f"{part.name}-1.0.dist-info/METADATA",
+    ]
 
 
 def test_what_a_wheel_needs_and_nobody_has_is_told(tmp_path: Path) -> None:
