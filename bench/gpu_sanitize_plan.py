@@ -83,7 +83,7 @@ def taking_down() -> Iterator[list[Row]]:
     """Calls of CUDA kernels are noted, into the list that is yielded, for tensors on the CPU."""
     noted: list[Row] = []
     before = native_cuda._extension, native_cuda.stream_of
-    native_cuda._extension = lambda: _Extension(noted)
+    native_cuda._extension = lambda: _Extension(noted)  # type: ignore[assignment]
     native_cuda.stream_of = lambda device: 0
     try:
         yield noted
