@@ -279,7 +279,7 @@ void compare(const char* name, const Case& c, int dtype) {
 // What varies: groups, zero points, N and K that fill no tile, tokens, splits.
 std::vector<Case> cases(int most_m, bool grouped) {
   std::vector<Case> found;
-  const int shapes[][2] = {{1, 1}, {64, 64}, {70, 200}, {130, 515}, {257, 96}, {64, 1024}};
+  const int shapes[][2] = {{1, 1}, {64, 64}, {70, 200}, {130, 515}, {257, 96}, {33, 2120}};
   int turn = 0;
   for (const auto& shape : shapes)
     for (int group : {0, 32, 64, 128}) {
