@@ -137,7 +137,7 @@ def plan_for_of(spec: KernelSpec) -> Callable[..., Plan]:
         problem = Problem(Scheme.parse(scheme), m=1, n=n, k=k, dtype=dtype, device="cuda", layout=layout)
         by_rows = dispatch.ByRows(problem, [0, 65])
         assert spec.make is not None, "linear kernels can run"  # noqa: S101
-        by_rows._plans[0] = spec.make(problem.scheme, n, k)
+        by_rows._plans[M * K] = spec.make(problem.scheme, n, k)
         return by_rows
 
     return plan_for

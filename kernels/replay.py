@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import pairwise
+from operator import add, itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +27,9 @@ from ..scheme import Scheme
 _MOST = 1024
 # Of a block of scratch: what Triton's loads and stores may want of an address, and a line of the cache.
 _ALIGNMENT = 128
+# Where the 0 stands among the addresses of a call.
+_ZERO = 5
+Places = Callable[[tuple[int, ...]], tuple[int, ...]]
 
 
 def _public_device() -> int:
@@ -88,11 +92,16 @@ class Replay:
         overlap = any(before[1] > after[0] for before, after in pairwise(spans))
         return None if overlap or any(made.compiled is None for made in launches) else cls(launches, tensors)
 
-    def _split(self, made: Launch, tensors: tuple[Tensor | None, ...]) -> tuple[list[Any], list[tuple[int, int, int]]]:
-        """Arguments without the addresses, and of those: which argument, of which tensor, how far into it."""
-        fixed: list[Any] = [None if isinstance(value, Tensor) else value for value in made.arguments]
-        holes = [(i, *self._place(one, tensors)) for i, one in enumerate(made.arguments) if isinstance(one, Tensor)]
-        return fixed, holes
+    def _split(self, made: Launch, tensors: tuple[Tensor | None, ...]) -> tuple[Places, list[int], tuple[Any, ...]]:
+        """The arguments up to the last tensor, as what of `addresses` begins them and how far they lie beyond, and the
+        others as they are. Numbers begin at 0, and so does None, which Triton has compiled in and reads no more."""
+        last = max(i for i, value in enumerate(made.arguments) if isinstance(value, Tensor))
+        begins, beyond = [], []
+        for value in made.arguments[: last + 1]:
+            begin, offset = self._place(value, tensors) if isinstance(value, Tensor) else (_ZERO, value or 0)
+            begins.append(begin)
+            beyond.append(offset)
+        return itemgetter(*begins), beyond, made.arguments[last + 1 :]
 
     def _place(self, argument: Tensor, tensors: tuple[Tensor | None, ...]) -> tuple[int, int]:
         address = argument.data_ptr()
@@ -105,13 +114,10 @@ class Replay:
             self.nbytes += -(-storage.nbytes() // _ALIGNMENT) * _ALIGNMENT
         return len(tensors), self._scratch[storage.data_ptr()] + address - storage.data_ptr()
 
-    def run(self, addresses: tuple[int, ...], stream: int) -> None:
-        """addresses: of x, packed, bias, out and of `nbytes` of scratch."""
-        for launcher, fixed, holes in self._launches:
-            arguments = fixed.copy()  # another thread may be here too
-            for i, tensor, offset in holes:
-                arguments[i] = addresses[tensor] + offset
-            launcher(*arguments, stream=stream)
+    def run(self, addresses: tuple[int, int, int, int, int, int], stream: int) -> None:
+        """addresses: of x, packed, bias, out, of `nbytes` of scratch, and 0."""
+        for launcher, begins, beyond, rest in self._launches:
+            launcher(*map(add, begins(addresses), beyond), *rest, stream=stream)
 
 
 class ReplayedPlan:
@@ -150,7 +156,7 @@ class ReplayedPlan:
             return self._record(key, x, packed, bias, out)
         # Of torch at each call: its memory belongs to the stream, or to the graph that is captured.
         scratch = x.new_empty(replay.nbytes, dtype=torch.uint8) if replay.nbytes else None
-        addresses = (at, weight, term, to, 0 if scratch is None else scratch.data_ptr())
+        addresses = (at, weight, term, to, 0 if scratch is None else scratch.data_ptr(), 0)
         return replay.run(addresses, native_cuda.stream_of(device))
 
     def _record(self, key: tuple[Any, ...], x: Tensor, packed: Tensor, bias: Tensor | None, out: Tensor) -> None:

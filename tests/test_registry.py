@@ -387,6 +387,23 @@ def test_the_number_of_rows_chooses_on_a_gpu(scheme, kernels, gpu, monkeypatch):
         assert ran.pop() == name
 
 
+def test_a_range_of_rows_is_chosen_for_once(gpu, monkeypatch):
+    made = tuple(dataclasses.replace(spec, make=lambda *shape: lambda *tensors: None) for spec in specs())
+    monkeypatch.setattr(dispatch, "specs", lambda: made)
+    monkeypatch.setattr(dispatch, "_MOST_COUNTS", 3)
+    dispatch.plan_for.cache_clear()
+    plan = dispatch.plan_for("w4a16", "frag4", 16, 64, torch.bfloat16, "cuda")
+    plan(torch.empty(1, 64), None, None, None)
+    asked = []
+    monkeypatch.setattr(dispatch, "_select", lambda problem: asked.append(problem.m) or (made[0], True))
+    for m in (0, 1, 2, 3, 4, 5, 6, 7, 8):
+        plan(torch.empty(m, 64), None, None, None)
+        assert len(plan._plans) <= 3
+    assert asked == []
+    plan(torch.empty(9, 64), None, None, None)
+    assert asked == [9]
+
+
 def test_cuda_kernels_that_are_not_built_stay_in_the_table(gpu, monkeypatch):
     cuda_kernels(monkeypatch, built=lambda row: False)
     all_specs.cache_clear()

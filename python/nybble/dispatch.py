@@ -18,6 +18,9 @@ FIRST_CALL = "compiled when it is first called, which takes about a second; Trit
 # Of kernels that no call has chosen yet on this machine's GPU.
 UNCHECKED = "compared with the reference before it is first used here; one that disagrees is left out"
 
+# Numbers of rows of which a plan remembers the kernel.
+_MOST_COUNTS = 4096
+
 
 class NoKernelError(RuntimeError):
     """No kernel solves the problem; the message has every reason."""
@@ -105,22 +108,32 @@ class ByRows:
     kernel is compared or compiled that nobody calls."""
 
     def __init__(self, problem: Problem, starts: list[int]) -> None:
-        self._problem, self._k, self._starts = problem, problem.k, starts
-        self._plans: list[Plan | None] = [None] * len(starts)
+        self._problem, self._starts = problem, starts
         self._made: dict[str, Plan] = {}
+        self._chosen: list[Plan | None] = [None] * len(starts)
+        self._plans: dict[int, Plan] = {}  # by the inputs of all rows, so that a call neither divides nor searches
 
     def __call__(self, x: Tensor, packed: Tensor, bias: Tensor | None, out: Tensor) -> None:
-        i = bisect_right(self._starts, x.numel() // self._k) - 1
-        plan = self._plans[i] or self._choose(i)
+        count = x.numel()
+        plan = self._plans.get(count) or self._of(count)
         plan(x, packed, bias, out)
 
-    def _choose(self, i: int) -> Plan:
-        problem = replace(self._problem, m=max(self._starts[i], 1))
-        spec, settled = _select(problem)
-        plan = self._made.get(spec.name) or self._made.setdefault(spec.name, _make(spec, problem))
-        if settled:
-            self._plans[i] = plan
+    def _of(self, count: int) -> Plan:
+        i = bisect_right(self._starts, count // self._problem.k) - 1
+        plan = self._chosen[i]
+        if plan is None:
+            plan, settled = self._choose(replace(self._problem, m=max(self._starts[i], 1)))
+            if not settled:
+                return plan
+            self._chosen[i] = plan
+        if len(self._plans) >= _MOST_COUNTS:
+            self._plans.clear()
+        self._plans[count] = plan
         return plan
+
+    def _choose(self, problem: Problem) -> tuple[Plan, bool]:
+        spec, settled = _select(problem)
+        return self._made.get(spec.name) or self._made.setdefault(spec.name, _make(spec, problem)), settled
 
 
 def _boundaries(problem: Problem) -> list[int]:
