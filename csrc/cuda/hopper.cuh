@@ -95,11 +95,13 @@ __device__ __forceinline__ void wgmma_wait(int32_t (&c)[N]) {
 
 #define NYBBLE_R4(c, i) "+r"(c[i]), "+r"(c[i + 1]), "+r"(c[i + 2]), "+r"(c[i + 3])
 #define NYBBLE_R16(c, i) NYBBLE_R4(c, i), NYBBLE_R4(c, i + 4), NYBBLE_R4(c, i + 8), NYBBLE_R4(c, i + 12)
-#define NYBBLE_R64(c, i) NYBBLE_R16(c, i), NYBBLE_R16(c, i + 16), NYBBLE_R16(c, i + 32), NYBBLE_R16(c, i + 48)
-#define NYBBLE_NAMES_0_63                                                                                              \
+#define NYBBLE_R32(c, i) NYBBLE_R16(c, i), NYBBLE_R16(c, i + 16)
+#define NYBBLE_NAMES_0_31                                                                                              \
   "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30," \
-  "%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,"   \
-  "%59,%60,%61,%62,%63"
+  "%31"
+#define NYBBLE_NAMES_32_63                                                                                            \
+  "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%" \
+  "60,%61,%62,%63"
 #define NYBBLE_NAMES_64_127                                                                                          \
   "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91," \
   "%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115," \
@@ -110,26 +112,34 @@ __device__ __forceinline__ void wgmma_wait(int32_t (&c)[N]) {
 __device__ __forceinline__ void wgmma_s8(int32_t (&c)[128], uint64_t a, uint64_t b, int add) {
   asm volatile(
       "{\n.reg .pred add;\nsetp.ne.b32 add, %130, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n256k32.s32.s8.s8 {" NYBBLE_NAMES_0_63 "," NYBBLE_NAMES_64_127
-      "}, %128, %129, add;\n}"
-      : NYBBLE_R64(c, 0), NYBBLE_R64(c, 64)
+      "wgmma.mma_async.sync.aligned.m64n256k32.s32.s8.s8 {" NYBBLE_NAMES_0_31 "," NYBBLE_NAMES_32_63
+      "," NYBBLE_NAMES_64_127 "}, %128, %129, add;\n}"
+      : NYBBLE_R32(c, 0), NYBBLE_R32(c, 32), NYBBLE_R32(c, 64), NYBBLE_R32(c, 96)
       : "l"(a), "l"(b), "r"(add));
 }
-
-// c[64][128] (+)= a[64][32] b[128][32]^T; a from registers: a[h] and a[2 + h] are row 16 warp + g + 8 h, k 4 t ..+ 3
-// and 16 + 4 t ..+ 3.
-__device__ __forceinline__ void wgmma_s8(int32_t (&c)[64], const uint32_t* a, uint64_t b, int add) {
+// 128 columns.
+__device__ __forceinline__ void wgmma_s8(int32_t (&c)[64], uint64_t a, uint64_t b, int add) {
   asm volatile(
-      "{\n.reg .pred add;\nsetp.ne.b32 add, %69, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 {" NYBBLE_NAMES_0_63 "}, {%64,%65,%66,%67}, %68, add;\n}"
-      : NYBBLE_R64(c, 0)
+      "{\n.reg .pred add;\nsetp.ne.b32 add, %66, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 {" NYBBLE_NAMES_0_31 "," NYBBLE_NAMES_32_63
+      "}, %64, %65, add;\n}"
+      : NYBBLE_R32(c, 0), NYBBLE_R32(c, 32)
+      : "l"(a), "l"(b), "r"(add));
+}
+// 64 columns, a from registers: a[h] and a[2 + h] are row 16 warp + g + 8 h, k 4 t ..+ 3 and 16 + 4 t ..+ 3.
+__device__ __forceinline__ void wgmma_s8(int32_t (&c)[32], const uint32_t* a, uint64_t b, int add) {
+  asm volatile(
+      "{\n.reg .pred add;\nsetp.ne.b32 add, %37, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k32.s32.s8.s8 {" NYBBLE_NAMES_0_31 "}, {%32,%33,%34,%35}, %36, add;\n}"
+      : NYBBLE_R32(c, 0)
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
 }
 
 #undef NYBBLE_R4
 #undef NYBBLE_R16
-#undef NYBBLE_R64
-#undef NYBBLE_NAMES_0_63
+#undef NYBBLE_R32
+#undef NYBBLE_NAMES_0_31
+#undef NYBBLE_NAMES_32_63
 #undef NYBBLE_NAMES_64_127
 
 }  // namespace cuda

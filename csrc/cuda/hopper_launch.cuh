@@ -35,13 +35,11 @@ inline cudaError_t map_codes(CUtensorMap* map, const void* codes, int64_t rows, 
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
-// Blocks for so many tiles, on the current device.
-inline cudaError_t persistent_blocks(int64_t tiles, unsigned* blocks) {
-  int device = 0, multiprocessors = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-  *blocks = static_cast<unsigned>(std::min<int64_t>(tiles, multiprocessors));
-  return error;
+// Of the current device.
+inline cudaError_t count_multiprocessors(int* count) {
+  int device = 0;
+  const cudaError_t error = cudaGetDevice(&device);
+  return error == cudaSuccess ? cudaDeviceGetAttribute(count, cudaDevAttrMultiProcessorCount, device) : error;
 }
 
 }  // namespace cuda

@@ -13,31 +13,54 @@ using namespace nybble::cuda;
 
 namespace {
 
-template <int Dtype>
+using Wide = W8A8<256>;
+using Narrow = W8A8<128>;
+
+template <class T, int Dtype>
 cudaError_t load_one() {
-  return cudaFuncSetAttribute(w8a8_sm90_kernel<Dtype>, cudaFuncAttributeMaxDynamicSharedMemorySize, W8A8::kShared);
+  return cudaFuncSetAttribute(w8a8_sm90_kernel<T, Dtype>, cudaFuncAttributeMaxDynamicSharedMemorySize, T::kShared);
+}
+
+template <class T>
+cudaError_t load_tiles() {
+  for (const auto load : {load_one<T, NYBBLE_F32>, load_one<T, NYBBLE_BF16>, load_one<T, NYBBLE_F16>})
+    if (const cudaError_t error = load()) return error;
+  return cudaSuccess;
+}
+
+template <class T>
+cudaError_t run(const NybbleCudaProduct& p, void* stream, int multiprocessors) {
+  CUtensorMap x, w;
+  cudaError_t error = map_codes(&x, p.x, p.m, p.k_padded, T::kTokens);
+  if (error == cudaSuccess) error = map_codes(&w, p.codes, p.n_padded, p.k_padded, T::kOutputs);
+  if (error != cudaSuccess) return error;
+  const auto blocks = static_cast<unsigned>(std::min<int64_t>(w8a8_tiles<T>(p).count, multiprocessors));
+  const auto kernel = p.y_dtype == NYBBLE_F32    ? w8a8_sm90_kernel<T, NYBBLE_F32>
+                      : p.y_dtype == NYBBLE_BF16 ? w8a8_sm90_kernel<T, NYBBLE_BF16>
+                                                 : w8a8_sm90_kernel<T, NYBBLE_F16>;
+  kernel<<<blocks, T::kThreads, T::kShared, static_cast<cudaStream_t>(stream)>>>(p, x, w);
+  return cudaGetLastError();
+}
+
+// Clocks that the tiles which a multiprocessor takes in turn cost, in those of a narrow one. A wide one multiplies
+// twice as much, but reads three quarters as much for it, which narrow ones wait for.
+int64_t cost(int64_t tiles, int multiprocessors, int of_one) {
+  return (tiles + multiprocessors - 1) / multiprocessors * of_one;
 }
 
 }  // namespace
 
 extern "C" int nybble_w8a8_sm90_load(int32_t* clusters) {
   *clusters = 0;
-  for (const auto load : {load_one<NYBBLE_F32>, load_one<NYBBLE_BF16>, load_one<NYBBLE_F16>})
-    if (const cudaError_t error = load()) return error;
-  return cudaSuccess;
+  const cudaError_t error = load_tiles<Wide>();
+  return error == cudaSuccess ? load_tiles<Narrow>() : error;
 }
 
 extern "C" int nybble_w8a8_sm90(const NybbleCudaProduct* product, const NybbleCudaLaunch* how) {
-  const NybbleCudaProduct& p = *product;
-  CUtensorMap x, w;
-  unsigned blocks = 0;
-  cudaError_t error = map_codes(&x, p.x, p.m, p.k_padded, W8A8::kTokens);
-  if (error == cudaSuccess) error = map_codes(&w, p.codes, p.n_padded, p.k_padded, W8A8::kOutputs);
-  if (error == cudaSuccess) error = persistent_blocks(w8a8_tiles(p).count, &blocks);
+  int multiprocessors = 0;
+  const cudaError_t error = count_multiprocessors(&multiprocessors);
   if (error != cudaSuccess) return error;
-  const auto kernel = p.y_dtype == NYBBLE_F32    ? w8a8_sm90_kernel<NYBBLE_F32>
-                      : p.y_dtype == NYBBLE_BF16 ? w8a8_sm90_kernel<NYBBLE_BF16>
-                                                 : w8a8_sm90_kernel<NYBBLE_F16>;
-  kernel<<<blocks, W8A8::kThreads, W8A8::kShared, static_cast<cudaStream_t>(how->stream)>>>(p, x, w);
-  return cudaGetLastError();
+  const bool wide = cost(w8a8_tiles<Wide>(*product).count, multiprocessors, 7) <=
+                    cost(w8a8_tiles<Narrow>(*product).count, multiprocessors, 4);
+  return wide ? run<Wide>(*product, how->stream, multiprocessors) : run<Narrow>(*product, how->stream, multiprocessors);
 }

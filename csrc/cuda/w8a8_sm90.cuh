@@ -1,25 +1,26 @@
 // See w8a8_sm90.cu. A block has two warpgroups that multiply, one for each half of its tokens, and a third whose first
-// thread copies. A ring of stages joins them: `full` is complete when a stage's bytes have come, `empty` when all eight
-// warps have read it. A block takes tiles in turn, and the copies for the next one start while the last is written.
+// thread copies. It takes tiles in turn, and the copies for the next one start while the last is written.
 #pragma once
 
 #include "finish.cuh"
-#include "hopper.cuh"
-#include "wgmma_maps.h"
+#include "ring.cuh"
 
 namespace nybble {
 namespace cuda {
 
+// Tiles of 128 tokens and 256 outputs, or 128 where there would be too few of them.
+template <int Outputs>
 struct W8A8 {
-  static constexpr int kTokens = 128, kOutputs = 256, kK = kRowBytes;  // of a tile
-  static constexpr int kWarpgroups = 2, kStages = 4;
+  static constexpr int kTokens = 128, kOutputs = Outputs, kK = kRowBytes;  // of a tile
+  static constexpr int kWarpgroups = 2, kStages = Outputs == 256 ? 4 : 6;
+  static constexpr int kSums = Outputs / 2;  // of a thread
   static constexpr int kThreads = (kWarpgroups + 1) * kWarpgroup;
   static constexpr int kFew = 24, kMany = 240;         // registers: three warps of a scheduler share 504
   static constexpr int kRows = kTokens / kWarpgroups;  // of a warpgroup
   static constexpr int kX = kTokens * kRowBytes, kStage = kX + kOutputs * kRowBytes;
-  static constexpr int kEnds = kWarpgroups * kOutputs * 16;
-  static constexpr int kShared =
-      kAtomBytes + kStages * kStage + kEnds + 2 * kStages * static_cast<int>(sizeof(Barrier));
+  using Stages = Ring<kStages, kStage>;
+  static constexpr int kEnds = kWarpgroups * kOutputs * 16;  // bytes of what each warpgroup knows of the outputs
+  static constexpr int kShared = Stages::kBytes + kEnds;
 };
 
 // What turns a sum into an output: of a token, and of an output feature.
@@ -33,72 +34,54 @@ struct alignas(16) W8A8Output {
   int32_t sum;
 };
 
-// A block's shared memory.
-struct W8A8Ring {
-  unsigned char* stages;
-  W8A8Output* outputs;
-  Barrier *full, *empty;
-
-  __device__ __forceinline__ unsigned char* x(int slot) const { return stages + slot * W8A8::kStage; }
-  __device__ __forceinline__ unsigned char* w(int slot) const { return x(slot) + W8A8::kX; }
-};
-
-__device__ __forceinline__ W8A8Ring w8a8_ring() {
-  unsigned char* memory = shared_memory();
-  W8A8Ring ring;
-  ring.stages = memory + to_atom(shared_address(memory));
-  ring.outputs = reinterpret_cast<W8A8Output*>(ring.stages + W8A8::kStages * W8A8::kStage);
-  ring.full = reinterpret_cast<Barrier*>(ring.outputs + W8A8::kWarpgroups * W8A8::kOutputs);
-  ring.empty = ring.full + W8A8::kStages;
-  return ring;
-}
-
 // The tiles of a product, of which a block takes every gridDim.x-th.
 struct W8A8Tiles {
   int64_t tall, wide, count;
   int steps;
 };
+template <class T>
 NYBBLE_HD W8A8Tiles w8a8_tiles(const NybbleCudaProduct& p) {
-  const int64_t tall = (p.m + W8A8::kTokens - 1) / W8A8::kTokens, wide = (p.n + W8A8::kOutputs - 1) / W8A8::kOutputs;
-  return {tall, wide, tall * wide, static_cast<int>(p.k_padded / W8A8::kK)};
+  const int64_t tall = (p.m + T::kTokens - 1) / T::kTokens, wide = (p.n + T::kOutputs - 1) / T::kOutputs;
+  return {tall, wide, tall * wide, static_cast<int>(p.k_padded / T::kK)};
 }
 
-__device__ __forceinline__ void w8a8_copy(const W8A8Ring& ring, const W8A8Tiles& tiles, const TensorMap* x,
+template <class T>
+__device__ __forceinline__ void w8a8_copy(const typename T::Stages& ring, const W8A8Tiles& tiles, const TensorMap* x,
                                           const TensorMap* w) {
   Slot slot{0, 0};
   for (int64_t tile = blockIdx.x; tile < tiles.count; tile += gridDim.x) {
     const OutputTile at = output_tile(tile, tiles.tall, tiles.wide);
     for (int step = 0; step < tiles.steps; step++) {
-      wait(ring.empty + slot.index, slot.parity ^ 1);
-      Barrier* full = ring.full + slot.index;
-      arrive_expecting(full, W8A8::kStage);
-      copy_box(ring.x(slot.index), x, full, step * W8A8::kK, static_cast<int>(at.row * W8A8::kTokens));
-      copy_box(ring.w(slot.index), w, full, step * W8A8::kK, static_cast<int>(at.column * W8A8::kOutputs));
-      advance(slot, W8A8::kStages);
+      Barrier* full = ring.fill(slot, T::kStage);
+      unsigned char* stage = ring.stage(slot);
+      copy_box(stage, x, full, step * T::kK, static_cast<int>(at.row * T::kTokens));
+      copy_box(stage + T::kX, w, full, step * T::kK, static_cast<int>(at.column * T::kOutputs));
+      ring.advance(slot);
     }
   }
 }
 
 // The sums of a tile: while a step is multiplied the next one is under way, and the one before gives its stage back.
-__device__ __forceinline__ void w8a8_multiply(const W8A8Ring& ring, int steps, int warpgroup, bool first_lane,
-                                              Slot& slot, int32_t (&c)[128]) {
+template <class T>
+__device__ __forceinline__ void w8a8_multiply(const typename T::Stages& ring, int steps, int warpgroup, Slot& slot,
+                                              int32_t (&c)[T::kSums]) {
   int before = 0;
   for (int step = 0; step < steps; step++) {
-    wait(ring.full + slot.index, slot.parity);
-    const uint64_t x = operand(shared_address(ring.x(slot.index)) + warpgroup * W8A8::kRows * kRowBytes);
-    const uint64_t w = operand(shared_address(ring.w(slot.index)));
+    ring.wait_full(slot);
+    const uint32_t stage = shared_address(ring.stage(slot));
+    const uint64_t x = operand(stage + warpgroup * T::kRows * kRowBytes), w = operand(stage + T::kX);
     wgmma_fence();
 #pragma unroll
-    for (int k = 0; k < W8A8::kK / kStepBytes; k++)
+    for (int k = 0; k < T::kK / kStepBytes; k++)
       wgmma_s8(c, x + k * (kStepBytes / 16), w + k * (kStepBytes / 16), step + k);
     wgmma_commit();
     wgmma_wait<1>(c);
-    if (step && first_lane) arrive(ring.empty + before);
+    if (step) ring.give_back(before);
     before = slot.index;
-    advance(slot, W8A8::kStages);
+    ring.advance(slot);
   }
   wgmma_wait<0>(c);
-  if (first_lane) arrive(ring.empty + before);
+  ring.give_back(before);
 }
 
 __device__ __forceinline__ W8A8Token w8a8_token(const NybbleCudaProduct& p, int64_t m) {
@@ -164,26 +147,31 @@ __device__ __forceinline__ void w8a8_store(const NybbleCudaProduct& p, int64_t t
   }
 }
 
-// What a thread reads while its tile is multiplied: its tokens, and two outputs, which its warpgroup shares then.
+// What a thread reads while its tile is multiplied: its tokens, and outputs that its warpgroup shares then.
+template <class T>
 struct W8A8Ends {
   W8A8Token tokens[2];
-  W8A8Output outputs[2];
+  W8A8Output outputs[T::kOutputs / kWarpgroup];
 };
-__device__ __forceinline__ W8A8Ends w8a8_ends(const NybbleCudaProduct& p, const OutputTile& at, int warp, int lane) {
-  const int64_t m = at.row * W8A8::kTokens + warp * 16 + group_of_lane(lane);
-  const int64_t n = at.column * W8A8::kOutputs + threadIdx.x % kWarpgroup;
-  return {{w8a8_token(p, m), w8a8_token(p, m + 8)}, {w8a8_output(p, n), w8a8_output(p, n + kWarpgroup)}};
+template <class T>
+__device__ __forceinline__ W8A8Ends<T> w8a8_ends(const NybbleCudaProduct& p, const OutputTile& at, int warp, int lane) {
+  const int64_t m = at.row * T::kTokens + warp * 16 + group_of_lane(lane);
+  const int64_t n = at.column * T::kOutputs + threadIdx.x % kWarpgroup;
+  W8A8Ends<T> ends{{w8a8_token(p, m), w8a8_token(p, m + 8)}, {}};
+#pragma unroll
+  for (int i = 0; i < T::kOutputs / kWarpgroup; i++) ends.outputs[i] = w8a8_output(p, n + i * kWarpgroup);
+  return ends;
 }
 
 // outputs: the warpgroup's, in shared memory, of all columns of the tile.
-template <int Dtype>
+template <class T, int Dtype>
 __device__ __forceinline__ void w8a8_write(const NybbleCudaProduct& p, const OutputTile& at, int lane,
                                            const W8A8Token (&tokens)[2], const W8A8Output* outputs,
-                                           const int32_t (&c)[128]) {
+                                           const int32_t (&c)[T::kSums]) {
   constexpr int kBytes = Dtype == NYBBLE_F32 ? 4 : 2;
   const bool whole = (reinterpret_cast<uintptr_t>(p.y) | static_cast<uintptr_t>(p.n) * kBytes) % 16 == 0;
 #pragma unroll
-  for (int eight = 0; eight < W8A8::kOutputs / 8; eight += 4) {
+  for (int eight = 0; eight < T::kOutputs / 8; eight += 4) {
     float y[2][4][2];
 #pragma unroll
     for (int i = 0; i < 8; i++) {
@@ -195,44 +183,38 @@ __device__ __forceinline__ void w8a8_write(const NybbleCudaProduct& p, const Out
     }
 #pragma unroll
     for (int h = 0; h < 2; h++)
-      w8a8_store<Dtype>(p, tokens[h].index, at.column * W8A8::kOutputs + 8 * eight, whole, lane, y[h]);
+      w8a8_store<Dtype>(p, tokens[h].index, at.column * T::kOutputs + 8 * eight, whole, lane, y[h]);
   }
 }
 
-template <int Dtype>
-__global__ void __launch_bounds__(W8A8::kThreads, 1)
+template <class T, int Dtype>
+__global__ void __launch_bounds__(T::kThreads, 1)
     w8a8_sm90_kernel(const NybbleCudaProduct p, const __grid_constant__ TensorMap x,
                      const __grid_constant__ TensorMap w) {
   const int warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
-  const W8A8Ring ring = w8a8_ring();
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < W8A8::kStages; i++) {
-      init_barrier(ring.full + i, 1);
-      init_barrier(ring.empty + i, W8A8::kWarpgroups * kWarps);
-    }
-    publish_barriers();
-  }
-  __syncthreads();
-  const W8A8Tiles tiles = w8a8_tiles(p);
-  if (warp >= W8A8::kWarpgroups * kWarps) {
-    shrink_registers<W8A8::kFew>();
-    if (threadIdx.x == W8A8::kWarpgroups * kWarpgroup) w8a8_copy(ring, tiles, &x, &w);
+  const auto ring = T::Stages::here();
+  ring.set_up(T::kWarpgroups * kWarps);
+  const W8A8Tiles tiles = w8a8_tiles<T>(p);
+  if (warp >= T::kWarpgroups * kWarps) {
+    shrink_registers<T::kFew>();
+    if (threadIdx.x == T::kWarpgroups * kWarpgroup) w8a8_copy<T>(ring, tiles, &x, &w);
     return;
   }
-  grow_registers<W8A8::kMany>();
+  grow_registers<T::kMany>();
   const int warpgroup = warp / kWarps;
-  W8A8Output* outputs = ring.outputs + warpgroup * W8A8::kOutputs;
+  W8A8Output* outputs = reinterpret_cast<W8A8Output*>(ring.after()) + warpgroup * T::kOutputs;
   Slot slot{0, 0};
   for (int64_t tile = blockIdx.x; tile < tiles.count; tile += gridDim.x) {
     const OutputTile at = output_tile(tile, tiles.tall, tiles.wide);
-    const W8A8Ends ends = w8a8_ends(p, at, warp, lane);
-    int32_t c[128];
-    w8a8_multiply(ring, tiles.steps, warpgroup, lane == 0, slot, c);
+    const W8A8Ends<T> ends = w8a8_ends<T>(p, at, warp, lane);
+    int32_t c[T::kSums];
+    w8a8_multiply<T>(ring, tiles.steps, warpgroup, slot, c);
     sync_warpgroup(1 + warpgroup);  // the last tile's outputs have been read
-    outputs[threadIdx.x % kWarpgroup] = ends.outputs[0];
-    outputs[threadIdx.x % kWarpgroup + kWarpgroup] = ends.outputs[1];
+#pragma unroll
+    for (int i = 0; i < T::kOutputs / kWarpgroup; i++)
+      outputs[threadIdx.x % kWarpgroup + i * kWarpgroup] = ends.outputs[i];
     sync_warpgroup(1 + warpgroup);
-    w8a8_write<Dtype>(p, at, lane, ends.tokens, outputs, c);
+    w8a8_write<T, Dtype>(p, at, lane, ends.tokens, outputs, c);
   }
 }
 

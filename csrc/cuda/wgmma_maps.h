@@ -25,17 +25,6 @@ NYBBLE_HD constexpr uint64_t operand(uint32_t shared_address) {
 // Bytes from an address to the next tile's.
 NYBBLE_HD constexpr uint32_t to_atom(uint32_t shared_address) { return (0u - shared_address) & (kAtomBytes - 1); }
 
-// Where the stage of step i of a ring is, and how often the ring has been round before.
-struct Slot {
-  int index;
-  uint32_t parity;
-};
-NYBBLE_HD constexpr void advance(Slot& slot, int stages) {
-  if (++slot.index < stages) return;
-  slot.index = 0;
-  slot.parity ^= 1;
-}
-
 // Row and column of output tile i: down a few rows of tiles, then to the next column, so that tiles computed at the
 // same time share what they read in the second-level cache.
 struct OutputTile {

@@ -112,7 +112,9 @@ void run(const Case& c, int threads, int shared, const std::function<void()>& ke
   for (int x = 0; x < c.blocks; x++) nc::emulated::run_block(c.blocks, x, threads, shared / 16 * 16 + 16, kernel);
 }
 
+template <int Outputs>
 void compare_w8a8(const Case& c) {
+  using T = nc::W8A8<Outputs>;
   const int64_t n_padded = up(c.n, 64), k_padded = up(c.k, 128);
   std::vector<nc::Vector> w(n_padded * k_padded / 16);
   std::vector<float> scale(n_padded);
@@ -130,12 +132,12 @@ void compare_w8a8(const Case& c) {
   p.n_padded = n_padded;
   p.k_padded = k_padded;
   tokens.into(c, p);
-  const nc::TensorMap x_map{reinterpret_cast<const uint8_t*>(p.x), c.m, k_padded, nc::W8A8::kTokens};
-  const nc::TensorMap w_map{p.codes, n_padded, k_padded, nc::W8A8::kOutputs};
-  run(c, nc::W8A8::kThreads, nc::W8A8::kShared, [=] {
-    if (p.y_dtype == NYBBLE_F32) nc::w8a8_sm90_kernel<NYBBLE_F32>(p, x_map, w_map);
-    if (p.y_dtype == NYBBLE_BF16) nc::w8a8_sm90_kernel<NYBBLE_BF16>(p, x_map, w_map);
-    if (p.y_dtype == NYBBLE_F16) nc::w8a8_sm90_kernel<NYBBLE_F16>(p, x_map, w_map);
+  const nc::TensorMap x_map{reinterpret_cast<const uint8_t*>(p.x), c.m, k_padded, T::kTokens};
+  const nc::TensorMap w_map{p.codes, n_padded, k_padded, T::kOutputs};
+  run(c, T::kThreads, T::kShared, [=] {
+    if (p.y_dtype == NYBBLE_F32) nc::w8a8_sm90_kernel<T, NYBBLE_F32>(p, x_map, w_map);
+    if (p.y_dtype == NYBBLE_BF16) nc::w8a8_sm90_kernel<T, NYBBLE_BF16>(p, x_map, w_map);
+    if (p.y_dtype == NYBBLE_F16) nc::w8a8_sm90_kernel<T, NYBBLE_F16>(p, x_map, w_map);
   });
   bool same = tokens.margins(c);
   Values expected(c.y_dtype, 1);
@@ -147,7 +149,7 @@ void compare_w8a8(const Case& c) {
       expected.set(0, std::fma(static_cast<float>(sum), tokens.scale[m] * scale[n], bias));
       same = same && expected.get(0) == tokens.y.get(static_cast<size_t>(m) * c.n + n + c.shift);
     }
-  check(same, text("w8a8_sm90", c));
+  check(same, text(Outputs == 256 ? "w8a8_sm90 wide" : "w8a8_sm90 narrow", c));
 }
 
 // Every edge, kind of output, and order of events.
@@ -172,8 +174,10 @@ void run_w8a8() {
                               {300, 257, 1664, 1},
                               {5, 600, 520, 2},
                               {270, 80, 1030, 3},
-                              {1100, 520, 128, 4}}))
-    compare_w8a8(c);
+                              {1100, 520, 128, 4}})) {
+    compare_w8a8<256>(c);
+    compare_w8a8<128>(c);
+  }
 }
 
 // Every output tile is one block's, and no tall group is left for another column's before it is done.

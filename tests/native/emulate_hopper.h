@@ -367,8 +367,11 @@ inline void wgmma_wait(int32_t (&)[N]) {
 inline void wgmma_s8(int32_t (&c)[128], uint64_t a, uint64_t b, int add) {
   emulated::issue({c, nullptr, a, b, 256, add, 0});
 }
-inline void wgmma_s8(int32_t (&c)[64], const uint32_t* a, uint64_t b, int add) {
-  emulated::issue({c, a, 0, b, 128, add, 0});
+inline void wgmma_s8(int32_t (&c)[64], uint64_t a, uint64_t b, int add) {
+  emulated::issue({c, nullptr, a, b, 128, add, 0});
+}
+inline void wgmma_s8(int32_t (&c)[32], const uint32_t* a, uint64_t b, int add) {
+  emulated::issue({c, a, 0, b, 64, add, 0});
 }
 
 }  // namespace cuda

@@ -1,0 +1,69 @@
+// A ring of stages in shared memory between the thread that copies and the warps that multiply. Of each stage one
+// barrier is complete when its bytes have come, `full`, and one when all warps have read it, `empty`. Steps take stages
+// in turn; what lies after the ring is the kernel's own.
+#pragma once
+
+#include "hopper.cuh"
+#include "wgmma_maps.h"
+
+namespace nybble {
+namespace cuda {
+
+// Where a step's stage is, and whether the ring has been round an odd number of times before.
+struct Slot {
+  int index;
+  uint32_t parity;
+};
+
+template <int Stages, int StageBytes>
+struct Ring {
+  static_assert(StageBytes % kAtomBytes == 0, "a stage starts where the swizzle does");
+  static constexpr int kBarriers = Stages * 2 * static_cast<int>(sizeof(Barrier));
+  static constexpr int kBytes = kAtomBytes + Stages * StageBytes + kBarriers;  // the first of them to align it
+
+  unsigned char* stages;
+
+  static __device__ __forceinline__ Ring here() {
+    unsigned char* memory = shared_memory();
+    return {memory + to_atom(shared_address(memory))};
+  }
+  __device__ __forceinline__ unsigned char* stage(const Slot& slot) const { return stages + slot.index * StageBytes; }
+  __device__ __forceinline__ Barrier* full(int index) const {
+    return reinterpret_cast<Barrier*>(stages + Stages * StageBytes) + index;
+  }
+  __device__ __forceinline__ Barrier* empty(int index) const { return full(Stages + index); }
+  __device__ __forceinline__ unsigned char* after() const { return stages + Stages * StageBytes + kBarriers; }
+
+  // All threads of the block: the barriers, for so many warps that read.
+  __device__ __forceinline__ void set_up(int readers) const {
+    if (threadIdx.x == 0) {
+      for (int i = 0; i < Stages; i++) {
+        init_barrier(full(i), 1);
+        init_barrier(empty(i), readers);
+      }
+      publish_barriers();
+    }
+    __syncthreads();
+  }
+
+  // The thread that copies: the stage is free, and so many bytes will come.
+  __device__ __forceinline__ Barrier* fill(const Slot& slot, int bytes) const {
+    wait(empty(slot.index), slot.parity ^ 1);
+    arrive_expecting(full(slot.index), bytes);
+    return full(slot.index);
+  }
+  // The warps that read.
+  __device__ __forceinline__ void wait_full(const Slot& slot) const { wait(full(slot.index), slot.parity); }
+  __device__ __forceinline__ void give_back(int index) const {
+    if (threadIdx.x % kLanes == 0) arrive(empty(index));
+  }
+
+  static __device__ __forceinline__ void advance(Slot& slot) {
+    if (++slot.index < Stages) return;
+    slot.index = 0;
+    slot.parity ^= 1;
+  }
+};
+
+}  // namespace cuda
+}  // namespace nybble
