@@ -13,7 +13,7 @@ import pytest
 HERE = Path(__file__).resolve().parent
 FILES = sorted((HERE.parent / "csrc" / "cuda").glob("*_sm90.cu"))
 # The multiply that the main loop of a file's kernels must be made of, and how many instructions it may have for each.
-MULTIPLY = {"w8a8_sm90": (r"IGMMA\.64x(256|128)x32\.S8\.S8", 30)}
+MULTIPLY = {"w4a8_sm90": (r"IGMMA\.64x64x32\.S8\.S8", 200), "w8a8_sm90": (r"IGMMA\.64x(256|128)x32\.S8\.S8", 30)}
 
 needs_sources = pytest.mark.skipif(not FILES, reason="needs the CUDA sources")
 

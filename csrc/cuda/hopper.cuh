@@ -41,9 +41,6 @@ __device__ __forceinline__ void wait(Barrier* barrier, uint32_t parity) {
       : "memory");
 }
 
-__device__ __forceinline__ void prefetch_map(const TensorMap* map) {
-  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
-}
 // A box of a matrix, from a column and a row on; zeros beyond the matrix. Its bytes count at the barrier as they come.
 __device__ __forceinline__ void copy_box(void* to, const TensorMap* map, Barrier* barrier, int column, int row) {
   asm volatile(

@@ -5,6 +5,7 @@
 #include <random>
 #include <string>
 
+#include "../../csrc/cuda/w4a8_sm90.cuh"
 #include "../../csrc/cuda/w8a8_sm90.cuh"
 
 namespace nc = nybble::cuda;
@@ -180,6 +181,121 @@ void run_w8a8() {
   }
 }
 
+// A weight in frag4, as layouts_gpu.py says, and its codes.
+struct Frag4 {
+  int64_t n_padded, k_padded, group;  // of inputs
+  std::vector<nc::Vector> tiles;
+  std::vector<uint16_t> scale;
+  std::vector<uint8_t> zero, codes;
+  std::vector<float> sum;
+
+  explicit Frag4(const Case& c)
+      : n_padded(up(c.n, 64)),
+        k_padded(up(c.k, c.group > 64 ? c.group : 64)),
+        group(c.group ? c.group : k_padded),
+        tiles(n_padded * k_padded / 32),
+        scale(k_padded / group * n_padded),
+        zero(scale.size(), c.symmetric ? 8 : 0),
+        codes(n_padded * k_padded),
+        sum(n_padded) {
+    uint8_t* bytes = reinterpret_cast<uint8_t*>(tiles.data());
+    const int place[4] = {0, 2, 1, 3};
+    for (int n = 0; n < c.n; n++) {
+      for (int64_t g = 0; g < k_padded / group; g++) {
+        scale[g * n_padded + n] = static_cast<uint16_t>((integer(0, 1) << 15) | 0x3C00 | integer(0, 255));
+        if (!c.symmetric) zero[g * n_padded + n] = static_cast<uint8_t>(integer(0, 15));
+      }
+      double total = 0;
+      for (int k = 0; k < c.k; k++) {
+        const int code = codes[n * k_padded + k] = static_cast<uint8_t>(integer(0, 15));
+        const int64_t tile = (n / 64 * (k_padded / 64) + k / 64) * 2048;
+        const int64_t word = n % 8 / 2 * 512 + n % 64 / 8 * 64 + k % 32 / 8 * 16 + k % 64 / 32 * 8 + k % 8 / 4 * 4;
+        bytes[tile + word + place[k % 4]] |= static_cast<uint8_t>(code << (n % 2 ? 4 : 0));
+        total += scale_of(n, k) * (code - zero_of(n, k));
+      }
+      sum[n] = static_cast<float>(total);
+    }
+  }
+  float scale_of(int n, int k) const {
+    return static_cast<float>(nc::emulated::value_of(scale[k / group * n_padded + n], true));
+  }
+  int zero_of(int n, int k) const { return zero[k / group * n_padded + n]; }
+};
+
+// An output in the kernel's own operations, and how far it is from float64, relative to its terms.
+float w4a8_expected(const Case& c, const Frag4& weight, Tokens& tokens, int m, int n, double& error) {
+  const int8_t* q = tokens.rows() + m * weight.k_padded;
+  float total = 0;
+  double exact = 0, size = 0;
+  for (int first = 0; first < weight.k_padded; first += static_cast<int>(weight.group)) {
+    int32_t sum = 0;
+    for (int k = first; k < first + weight.group && k < c.k; k++) {
+      const int product = q[nc::wgmma_code(k)] * (weight.codes[n * weight.k_padded + k] - weight.zero_of(n, k));
+      sum += product;
+      exact += static_cast<double>(product) * weight.scale_of(n, k);
+      size += std::fabs(static_cast<double>(product) * weight.scale_of(n, k));
+    }
+    total = std::fma(weight.scale_of(n, first), static_cast<float>(sum), total);
+  }
+  const float bias = c.bias_dtype < 0 ? 0.0f : tokens.bias.get(n), zero = static_cast<float>(tokens.zero[m]);
+  const float y = std::fma(std::fma(-zero, weight.sum[n], total), tokens.scale[m], bias);
+  size += std::fabs(static_cast<double>(zero) * weight.sum[n]);
+  exact = (exact - static_cast<double>(zero) * weight.sum[n]) * tokens.scale[m] + bias;
+  error = std::fabs(y - exact) / (size * tokens.scale[m] + std::fabs(bias) + 1e-30);
+  return y;
+}
+
+template <int Warpgroups, int Steps, bool Whole, bool Symmetric>
+void compare_w4a8(const Case& c) {
+  using T = nc::W4A8<Warpgroups, Steps, Whole, Symmetric>;
+  const Frag4 weight(c);
+  Tokens tokens(c, weight.k_padded, nc::wgmma_code);
+  NybbleCudaProduct p{};
+  p.codes = reinterpret_cast<const uint8_t*>(weight.tiles.data());
+  p.scale = weight.scale.data();
+  p.zero_point = c.symmetric ? nullptr : weight.zero.data();
+  p.weight_sum = weight.sum.data();
+  p.n_padded = weight.n_padded;
+  p.k_padded = weight.k_padded;
+  tokens.into(c, p);
+  nc::emulated::hopper().readable = {{p.codes, weight.tiles.size() * 16}};
+  const nc::TensorMap x_map{reinterpret_cast<const uint8_t*>(p.x), c.m, p.k_padded, T::kTokens};
+  run(c, T::kThreads, T::kShared, [=] { nc::w4a8_sm90_kernel<T>(p, x_map); });
+  bool same = tokens.margins(c), close = true;
+  Values expected(c.y_dtype, 1);
+  for (int m = 0; m < c.m; m++)
+    for (int n = 0; n < c.n; n++) {
+      double error = 0;
+      expected.set(0, w4a8_expected(c, weight, tokens, m, n, error));
+      same = same && expected.get(0) == tokens.y.get(static_cast<size_t>(m) * c.n + n + c.shift);
+      close = close && error < 2e-6;
+    }
+  check(same, text(Warpgroups == 2 ? "w4a8_sm90 wide" : "w4a8_sm90 narrow", c));
+  check(close, text("w4a8_sm90 against float64", c));
+}
+
+template <int Warpgroups>
+void run_w4a8(Case c) {
+  for (const bool symmetric : {true, false}) {
+    c.symmetric = symmetric;
+    c.group = 0;
+    compare_w4a8<Warpgroups, 4, true, false>(c);
+    c.group = 32;
+    symmetric ? compare_w4a8<Warpgroups, 1, false, true>(c) : compare_w4a8<Warpgroups, 1, false, false>(c);
+    c.group = 64;
+    symmetric ? compare_w4a8<Warpgroups, 2, false, true>(c) : compare_w4a8<Warpgroups, 2, false, false>(c);
+    c.group = 128;
+    symmetric ? compare_w4a8<Warpgroups, 4, false, true>(c) : compare_w4a8<Warpgroups, 4, false, false>(c);
+  }
+}
+
+void run_w4a8() {
+  int turn = 0;
+  for (const Case& c :
+       cases({{1, 1, 1, 1}, {128, 128, 256, 1}, {130, 200, 300, 2}, {70, 66, 1600, 1}, {200, 70, 960, 3}}))
+    turn++ % 2 ? run_w4a8<1>(c) : run_w4a8<2>(c);
+}
+
 // Every output tile is one block's, and no tall group is left for another column's before it is done.
 void tiles_cover_once() {
   bool right = true;
@@ -200,6 +316,7 @@ void tiles_cover_once() {
 int main() {
   tiles_cover_once();
   run_w8a8();
+  run_w4a8();
   const auto& m = nc::emulated::machine();
   check(m.reads > 0 && m.conflicts == 0, std::to_string(m.conflicts) + " bank conflicts");
   std::printf("%d passed, %d failed\n", passed, failed);

@@ -207,15 +207,14 @@ inline bool release(size_t begin, size_t count, int kind, int name = 0) {
   return true;
 }
 
-// One move of the block: the first warp of `preferred` that can go on, else a barrier, else a late copy.
+// One move of the block: of the first warp of `preferred` that can go on, else a barrier, else a late copy. What a warp
+// does together is a move of its own, which others may come before.
 inline bool step(const std::vector<size_t>& preferred) {
   Machine& m = machine();
   for (size_t warp : preferred) {
-    if (!run_warp(warp)) continue;
-    release(warp * kLanes, kLanes, kWarpWaits);
-    const size_t group = warp / kWarps * kWarps;
-    release(group * kLanes, kWarps * kLanes, kNameWaits, hopper().threads[group * kLanes].name);
-    return true;
+    const size_t group = warp / kWarps * kWarps * kLanes;
+    if (release(warp * kLanes, kLanes, kWarpWaits) || run_warp(warp)) return true;
+    if (release(group, kWarps * kLanes, kNameWaits, hopper().threads[group].name)) return true;
   }
   if (release(0, m.fibers.size(), kBlockWaits)) return true;
   auto& copies = hopper().copies;
@@ -259,7 +258,7 @@ inline void run_block(int blocks, int x, int threads, size_t shared_bytes, std::
   std::iota(preferred.begin(), preferred.end(), 0);
   for (size_t i = preferred.size(); i > 1; i--) std::swap(preferred[i - 1], preferred[drawn(static_cast<unsigned>(i))]);
   do {
-    if (drawn(16) == 0) std::swap(preferred[drawn(threads / kLanes)], preferred[drawn(threads / kLanes)]);
+    if (drawn(4) == 0) std::swap(preferred[drawn(threads / kLanes)], preferred[drawn(threads / kLanes)]);
   } while (step(preferred));
   for (int i = 0; i < threads; i++) {
     if (!m.fibers[i]->done) fail("a deadlock");

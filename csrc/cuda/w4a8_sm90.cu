@@ -1,0 +1,84 @@
+// y = act_scale * (sum_g scale_g * sum_k q (n - z_g) - act_zero * weight_sum) + bias for many tokens: q int8 codes of
+// dynamically rounded activations, one scale and zero a token; n 4 bits in frag4, scales by group of 32, 64, 128 or K.
+//
+// wgmma m64n64k32, s8 x s8: the weights are the left operand, unpacked from shared memory to registers (six integer
+// operations for 16 of them, eight for 16 with zero points), and tiles have 128 tokens. A group's int32 sums are exact
+// and become float once, in the order of the groups: the bits of w4a8_triton. A ring of stages of 128 inputs is filled
+// by the TMA. Bound by wgmma for groups from 128 on, by the conversions of sums for smaller ones.
+#include "w4a8_sm90.cuh"
+
+#include "hopper_launch.cuh"
+
+using namespace nybble::cuda;
+
+namespace {
+
+template <class T>
+struct Instance {
+  static constexpr auto kernel = &w4a8_sm90_kernel<T>;
+
+  static cudaError_t load() {
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, T::kShared);
+  }
+  static cudaError_t run(const NybbleCudaProduct& p, void* stream, int multiprocessors) {
+    CUtensorMap x;
+    const cudaError_t error = map_codes(&x, p.x, p.m, p.k_padded, T::kTokens);
+    if (error != cudaSuccess) return error;
+    const auto blocks = static_cast<unsigned>(std::min<int64_t>(w4a8_tiles<T>(p).count, multiprocessors));
+    kernel<<<blocks, T::kThreads, T::kShared, static_cast<cudaStream_t>(stream)>>>(p, x);
+    return cudaGetLastError();
+  }
+};
+
+struct Functions {
+  cudaError_t (*load)();
+  cudaError_t (*run)(const NybbleCudaProduct&, void* stream, int multiprocessors);
+};
+template <class T>
+constexpr Functions functions() {
+  return {Instance<T>::load, Instance<T>::run};
+}
+
+// For a group size, by whether weights are symmetric; one scale for all inputs is applied to n - z.
+template <int Warpgroups>
+constexpr Functions kFunctions[4][2] = {
+    {functions<W4A8<Warpgroups, 1, false, false>>(), functions<W4A8<Warpgroups, 1, false, true>>()},
+    {functions<W4A8<Warpgroups, 2, false, false>>(), functions<W4A8<Warpgroups, 2, false, true>>()},
+    {functions<W4A8<Warpgroups, 4, false, false>>(), functions<W4A8<Warpgroups, 4, false, true>>()},
+    {functions<W4A8<Warpgroups, 4, true, false>>(), functions<W4A8<Warpgroups, 4, true, false>>()},
+};
+
+template <int Warpgroups>
+cudaError_t load_all() {
+  for (const auto& row : kFunctions<Warpgroups>)
+    for (const Functions& each : row)
+      if (const cudaError_t error = each.load()) return error;
+  return cudaSuccess;
+}
+
+// Of the tiles that a multiprocessor takes in turn. A narrow one has half the outputs, but its one warpgroup waits
+// where two would take turns.
+template <int Warpgroups>
+int64_t cost(const NybbleCudaProduct& p, int multiprocessors) {
+  const int64_t tiles = w4a8_tiles<W4A8<Warpgroups, 4, true, false>>(p).count;
+  return (tiles + multiprocessors - 1) / multiprocessors * (Warpgroups == 2 ? 3 : 2);
+}
+
+}  // namespace
+
+extern "C" int nybble_w4a8_sm90_load(int32_t* clusters) {
+  *clusters = 0;
+  const cudaError_t error = load_all<1>();
+  return error == cudaSuccess ? load_all<2>() : error;
+}
+
+extern "C" int nybble_w4a8_sm90(const NybbleCudaProduct* product, const NybbleCudaLaunch* how) {
+  int multiprocessors = 0;
+  const cudaError_t error = count_multiprocessors(&multiprocessors);
+  if (error != cudaSuccess) return error;
+  const NybbleCudaProduct& p = *product;
+  const int group = p.group_shift > 7 ? 3 : p.group_shift - 5;
+  const bool narrow = cost<1>(p, multiprocessors) < cost<2>(p, multiprocessors), symmetric = !p.zero_point;
+  const Functions& chosen = narrow ? kFunctions<1>[group][symmetric] : kFunctions<2>[group][symmetric];
+  return chosen.run(p, how->stream, multiprocessors);
+}
