@@ -31,7 +31,8 @@ struct NybbleCudaProduct {
   int32_t clusters;     // whether splits add their sums as a cluster, else through `parts`
 };
 
-enum { NYBBLE_PLAIN_ORDER, NYBBLE_FRAG4_ORDER };
+// Of an activation row's codes: as they come, or as maps.h puts them for frag4 and mma.sync, or wgmma.
+enum { NYBBLE_PLAIN_ORDER, NYBBLE_FRAG4_ORDER, NYBBLE_WGMMA_ORDER };
 
 // How a product is cut into blocks: a function of the shape and of what the device runs at once.
 struct NybbleCudaPlan {
@@ -45,7 +46,7 @@ struct NybbleCudaRows {
   int64_t ldx;
   int32_t dtype, m, k;
   int64_t k_padded;
-  int32_t order;  // NYBBLE_PLAIN_ORDER, or where maps.h puts them for a layout
+  int32_t order;  // NYBBLE_PLAIN_ORDER and so on
   int8_t* codes;
   float* act_scale;
   int32_t* act_zero;
@@ -65,6 +66,7 @@ struct NybbleCudaInstance {
   int32_t token_groups;  // eights of tokens of a block
   int32_t shared_bytes, registers;
   int32_t blocks_per_sm;
+  int32_t whole_k;                          // whether each of its blocks takes all of K
   int32_t clusters[NYBBLE_MAX_SPLITS + 1];  // by blocks of a cluster: how many run at once; 0: none, or one block
 };
 

@@ -36,16 +36,20 @@ struct Memory {
 using Offsets = std::array<int64_t, 6>;
 
 struct Kernel {
-  const char *name, *scheme, *layout;
+  const char *name, *scheme, *target, *layout;
   NybbleCudaLoadFn load;
   NybbleCudaRunFn run;
   int rows, least, most;
   bool codes() const { return std::strcmp(scheme + 2, "a8") == 0; }
+  int32_t order() const {  // of the codes
+    if (std::strcmp(layout, "frag4")) return NYBBLE_PLAIN_ORDER;
+    return std::strcmp(target, "sm90") ? NYBBLE_FRAG4_ORDER : NYBBLE_WGMMA_ORDER;
+  }
 };
 
 constexpr Kernel kKernels[] = {
 #define NYBBLE_CUDA(name, scheme, target, layout, min_m, max_m, rows, least, most) \
-  {#name, #scheme, #layout, nybble_##name##_load, nybble_##name, rows, least, most},
+  {#name, #scheme, #target, #layout, nybble_##name##_load, nybble_##name, rows, least, most},
 #include "cuda_built.def"
 #undef NYBBLE_CUDA
 };
@@ -118,6 +122,10 @@ struct Occupancy {
     };
     const int32_t blocks = least([](const auto& each) { return each.blocks_per_sm; }) * multiprocessors;
     slots.fill(blocks);
+    if (least([](const auto& each) { return !each.whole_k; }) == 0) {
+      std::fill(slots.begin() + 2, slots.end(), 0);
+      return;
+    }
     for (int s = 2; s <= NYBBLE_MAX_SPLITS; s++)
       clusters |= least([=](const auto& each) { return each.clusters[s]; }) > 0;
     if (!clusters) return;
@@ -213,8 +221,8 @@ class Plan {
              std::to_string(ldx) + ", must be bfloat16 or float16, and each row begin at a multiple of 16 bytes");
     OnDevice here(device_);
     if (codes) {
-      const int32_t order = std::strcmp(kernel_->layout, "frag4") ? NYBBLE_PLAIN_ORDER : NYBBLE_FRAG4_ORDER;
-      NybbleCudaRows rows{p.x,     ldx,    x.dtype, p.m, p.k, p.k_padded, order, reinterpret_cast<int8_t*>(extra),
+      NybbleCudaRows rows{p.x,     ldx,        x.dtype,          p.m,
+                          p.k,     p.k_padded, kernel_->order(), reinterpret_cast<int8_t*>(extra),
                           nullptr, nullptr};
       rows.act_scale = reinterpret_cast<float*>(extra + m * p.k_padded);
       rows.act_zero = reinterpret_cast<int32_t*>(extra + m * (p.k_padded + 4));

@@ -58,6 +58,7 @@ __device__ __forceinline__ Vector load_global(const void* from) {
 __device__ __forceinline__ void store_global(void* to, const Vector& v) {
   *static_cast<uint4*>(to) = make_uint4(v.w[0], v.w[1], v.w[2], v.w[3]);
 }
+__device__ __forceinline__ void store_global_4(void* to, uint32_t value) { *static_cast<uint32_t*>(to) = value; }
 __device__ __forceinline__ void store_global_8(void* to, uint32_t first, uint32_t second) {
   *static_cast<uint2*>(to) = make_uint2(first, second);
 }

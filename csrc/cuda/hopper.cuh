@@ -57,10 +57,7 @@ __device__ __forceinline__ void copy_bytes(void* to, const void* from, int bytes
                : "memory");
 }
 
-__device__ __forceinline__ void store_vector(void* to, const Vector& v) {
-  *static_cast<uint4*>(to) = make_uint4(v.w[0], v.w[1], v.w[2], v.w[3]);
-}
-__device__ __forceinline__ void store_pair(void* to, uint32_t first, uint32_t second) {
+__device__ __forceinline__ void store_shared_8(void* to, uint32_t first, uint32_t second) {
   *static_cast<uint2*>(to) = make_uint2(first, second);
 }
 __device__ __forceinline__ uint32_t from_lane_xor(uint32_t value, int mask) {

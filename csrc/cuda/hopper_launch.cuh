@@ -6,6 +6,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <cstdio>
 
 #include "abi.h"
 #include "wgmma_maps.h"
@@ -33,6 +34,24 @@ inline cudaError_t map_codes(CUtensorMap* map, const void* codes, int64_t rows, 
                                  step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                                  CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+// Lets the current device run an instance, of so many eights of tokens, and tells how much of it at once.
+template <class Kernel>
+int load_instance(Kernel kernel, int threads, int shared, int token_groups, const char* name,
+                  NybbleCudaInstance& found) {
+  cudaFuncAttributes attributes{};
+  int error = cudaFuncGetAttributes(&attributes, kernel);
+  if (!error) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+  found = {};
+  if (!error) error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&found.blocks_per_sm, kernel, threads, shared);
+  if (error) return error;
+  found.token_groups = token_groups;
+  found.shared_bytes = shared;
+  found.registers = attributes.numRegs;
+  found.whole_k = 1;
+  std::snprintf(found.name, sizeof found.name, "%s", name);
+  return cudaSuccess;
 }
 
 // Of the current device.

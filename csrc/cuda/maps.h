@@ -76,6 +76,14 @@ NYBBLE_HD constexpr int64_t permuted_code(int64_t k) {
   return (k & ~int64_t{63}) + 16 * t + 8 * half + 4 * u + place;
 }
 
+// Where the quantization puts input k for frag4 as wgmma's left operand: word (half, u) of a lane meets the four inputs
+// from 32 half + 16 u + 4 t on, each four in the order in which the word has its weights.
+NYBBLE_HD constexpr int64_t wgmma_code(int64_t k) {
+  const int t = static_cast<int>(k >> 3 & 3), u = static_cast<int>(k >> 2 & 1);
+  const int place = static_cast<int>((k & 1) << 1 | (k >> 1 & 1));
+  return (k & ~int64_t{31}) + 16 * u + 4 * t + place;
+}
+
 // Steps along K of a split: [begin, end).
 struct Range {
   int begin, end;

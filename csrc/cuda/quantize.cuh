@@ -52,17 +52,22 @@ __device__ __forceinline__ void load_eight(const NybbleCudaRows& rows, int64_t r
   for (int i = 0; i < 8; i++) values[i] = k + i < rows.k ? read(rows.x, rows.dtype, at + i) : 0.0f;
 }
 
-// Eight codes to their places from the one of k on.
+// Eight codes to their places from the one of k on: together, or for wgmma four each.
 __device__ __forceinline__ void store_eight(const NybbleCudaRows& rows, int8_t* codes, int64_t k,
                                             const int (&code)[8]) {
-  const bool frag4 = rows.order == NYBBLE_FRAG4_ORDER;
+  const bool permuted = rows.order != NYBBLE_PLAIN_ORDER;
   uint32_t words[2] = {0, 0};
 #pragma unroll
   for (int i = 0; i < 8; i++) {
-    const int place = frag4 ? static_cast<int>(permuted_code(i) & 7) : i;
+    const int place = permuted ? static_cast<int>(permuted_code(i) & 7) : i;
     words[place / 4] |= static_cast<uint32_t>(code[i] & 255) << (8 * (place % 4));
   }
-  store_global_8(codes + (frag4 ? permuted_code(k) : k), words[0], words[1]);
+  if (rows.order == NYBBLE_WGMMA_ORDER) {
+    store_global_4(codes + wgmma_code(k), words[0]);
+    store_global_4(codes + wgmma_code(k + 4), words[1]);
+  } else {
+    store_global_8(codes + (permuted ? permuted_code(k) : k), words[0], words[1]);
+  }
 }
 
 // A block a token.

@@ -17,8 +17,12 @@ template <class T>
 struct Instance {
   static constexpr auto kernel = &w4a8_sm90_kernel<T>;
 
-  static cudaError_t load() {
-    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, T::kShared);
+  static int load(NybbleCudaInstance& found) {
+    char name[sizeof found.name];
+    const char* zeros = T::kSymmetric || T::kWhole ? "" : " zero points";
+    std::snprintf(name, sizeof name, "tokens%d outputs%d group%d%s", T::kTokens, T::kOutputs, T::kWhole ? 0 : T::kUnit,
+                  zeros);
+    return load_instance(kernel, T::kThreads, T::kShared, T::kTokens / kTokens, name, found);
   }
   static cudaError_t run(const NybbleCudaProduct& p, void* stream, int multiprocessors) {
     CUtensorMap x;
@@ -31,7 +35,7 @@ struct Instance {
 };
 
 struct Functions {
-  cudaError_t (*load)();
+  int (*load)(NybbleCudaInstance&);
   cudaError_t (*run)(const NybbleCudaProduct&, void* stream, int multiprocessors);
 };
 template <class T>
@@ -39,22 +43,15 @@ constexpr Functions functions() {
   return {Instance<T>::load, Instance<T>::run};
 }
 
-// For a group size, by whether weights are symmetric; one scale for all inputs is applied to n - z.
+// Groups of 32, 64 and 128, with zero points and without; then one scale for all inputs, which takes either.
+constexpr int kForms = 7;
 template <int Warpgroups>
-constexpr Functions kFunctions[4][2] = {
-    {functions<W4A8<Warpgroups, 1, false, false>>(), functions<W4A8<Warpgroups, 1, false, true>>()},
-    {functions<W4A8<Warpgroups, 2, false, false>>(), functions<W4A8<Warpgroups, 2, false, true>>()},
-    {functions<W4A8<Warpgroups, 4, false, false>>(), functions<W4A8<Warpgroups, 4, false, true>>()},
-    {functions<W4A8<Warpgroups, 4, true, false>>(), functions<W4A8<Warpgroups, 4, true, false>>()},
+constexpr Functions kFunctions[kForms] = {
+    functions<W4A8<Warpgroups, 1, false, false>>(), functions<W4A8<Warpgroups, 1, false, true>>(),
+    functions<W4A8<Warpgroups, 2, false, false>>(), functions<W4A8<Warpgroups, 2, false, true>>(),
+    functions<W4A8<Warpgroups, 4, false, false>>(), functions<W4A8<Warpgroups, 4, false, true>>(),
+    functions<W4A8<Warpgroups, 4, true, false>>(),
 };
-
-template <int Warpgroups>
-cudaError_t load_all() {
-  for (const auto& row : kFunctions<Warpgroups>)
-    for (const Functions& each : row)
-      if (const cudaError_t error = each.load()) return error;
-  return cudaSuccess;
-}
 
 // Of the tiles that a multiprocessor takes in turn. A narrow one has half the outputs, but its one warpgroup waits
 // where two would take turns.
@@ -66,10 +63,12 @@ int64_t cost(const NybbleCudaProduct& p, int multiprocessors) {
 
 }  // namespace
 
-extern "C" int nybble_w4a8_sm90_load(int32_t* clusters) {
-  *clusters = 0;
-  const cudaError_t error = load_all<1>();
-  return error == cudaSuccess ? load_all<2>() : error;
+extern "C" int nybble_w4a8_sm90_load(NybbleCudaInstance* found, int32_t most, int32_t* count) {
+  *count = 0;
+  for (const auto& functions : {kFunctions<1>, kFunctions<2>})
+    for (int i = 0; i < kForms && *count < most; i++)
+      if (const int error = functions[i].load(found[(*count)++])) return error;
+  return cudaSuccess;
 }
 
 extern "C" int nybble_w4a8_sm90(const NybbleCudaProduct* product, const NybbleCudaLaunch* how) {
@@ -77,8 +76,8 @@ extern "C" int nybble_w4a8_sm90(const NybbleCudaProduct* product, const NybbleCu
   const cudaError_t error = count_multiprocessors(&multiprocessors);
   if (error != cudaSuccess) return error;
   const NybbleCudaProduct& p = *product;
-  const int group = p.group_shift > 7 ? 3 : p.group_shift - 5;
-  const bool narrow = cost<1>(p, multiprocessors) < cost<2>(p, multiprocessors), symmetric = !p.zero_point;
-  const Functions& chosen = narrow ? kFunctions<1>[group][symmetric] : kFunctions<2>[group][symmetric];
+  const int form = p.group_shift > 7 ? kForms - 1 : 2 * (p.group_shift - 5) + (p.zero_point == nullptr);
+  const bool narrow = cost<1>(p, multiprocessors) < cost<2>(p, multiprocessors);
+  const Functions& chosen = narrow ? kFunctions<1>[form] : kFunctions<2>[form];
   return chosen.run(p, how->stream, multiprocessors);
 }

@@ -105,8 +105,8 @@ __device__ __forceinline__ void w4a8_unpack(uint32_t first, uint32_t second, con
 #pragma unroll
   for (int i = 0; i < 2; i++) {
     if (T::kSymmetric) {
-      a[2 * i] = (words[i] << 4 & 0xF0F0F0F0u) ^ 0x80808080u;
-      a[2 * i + 1] = (words[i] & 0xF0F0F0F0u) ^ 0x80808080u;
+      a[2 * i] = and_xor(words[i] << 4, 0xF0F0F0F0u, 0x80808080u);
+      a[2 * i + 1] = and_xor(words[i], 0xF0F0F0F0u, 0x80808080u);
     } else {
       a[2 * i] = ((words[i] & 0x0F0F0F0Fu) + plus[0]) ^ 0x80808080u;
       a[2 * i + 1] = ((words[i] >> 4 & 0x0F0F0F0Fu) + plus[1]) ^ 0x80808080u;
@@ -242,28 +242,18 @@ __device__ __forceinline__ W4A8Output w4a8_output(const NybbleCudaProduct& p, in
   return output;
 }
 
-// whole: y's rows are made of whole fours.
 __device__ __forceinline__ void w4a8_store(const NybbleCudaProduct& p, int64_t token, const W4A8Output& output,
-                                           bool whole, const float (&sums)[4]) {
+                                           const float (&sums)[4]) {
   if (token >= p.m || output.n >= p.n) return;
   const float zero = static_cast<float>(p.act_zero[token]), scale = p.act_scale[token];
   float y[4];
 #pragma unroll
   for (int i = 0; i < 4; i++) y[i] = fused(fused(-zero, output.sum[i], sums[i]), scale, output.bias[i]);
   const int64_t at = token * p.n + output.n;
-  if (whole && p.y_dtype == NYBBLE_F32) {
-    store_vector(static_cast<float*>(p.y) + at, {{as_bits(y[0]), as_bits(y[1]), as_bits(y[2]), as_bits(y[3])}});
-  } else if (whole) {
-    uint16_t half[4];
+  if (p.n % 4 == 0) return write_four(p.y, p.y_dtype, at, y);
 #pragma unroll
-    for (int i = 0; i < 4; i++) half[i] = p.y_dtype == NYBBLE_BF16 ? bf16_of_float(y[i]) : f16_of_float(y[i]);
-    store_pair(static_cast<uint16_t*>(p.y) + at, half[0] | static_cast<uint32_t>(half[1]) << 16,
-               half[2] | static_cast<uint32_t>(half[3]) << 16);
-  } else {
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-      if (output.n + i < p.n) write(p.y, p.y_dtype, at + i, y[i]);
-  }
+  for (int i = 0; i < 4; i++)
+    if (output.n + i < p.n) write(p.y, p.y_dtype, at + i, y[i]);
 }
 
 // A warpgroup's tile, transposed in shared memory, half of the tokens at a time.
@@ -273,8 +263,6 @@ __device__ __forceinline__ void w4a8_write(const NybbleCudaProduct& p, const Out
   constexpr int kVectors = kTile / 4;  // of a token
   const int thread = threadIdx.x % kWarpgroup, vector = thread % kVectors;
   const W4A8Output output = w4a8_output(p, at.column * T::kOutputs + warp / kWarps * kTile + 4 * vector);
-  const int64_t bytes = p.y_dtype == NYBBLE_F32 ? 16 : 8;
-  const bool whole = p.n % 4 == 0 && reinterpret_cast<uintptr_t>(p.y) % bytes == 0;
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     sync_warpgroup(1 + warp / kWarps);  // what lay here has been read
@@ -282,7 +270,7 @@ __device__ __forceinline__ void w4a8_write(const NybbleCudaProduct& p, const Out
     for (int i = 0; i < 16; i++) {
       const int token = 8 * (i / 2) + 2 * thread_in_group(lane) + i % 2, first = 4 * (i / 2) + i % 2;
       const int pair = w4a8_place(token, 4 * group_of_lane(lane) + warp % kWarps);
-      store_pair(memory + 8 * pair, as_bits(total[half][first]), as_bits(total[half][first + 2]));
+      store_shared_8(memory + 8 * pair, as_bits(total[half][first]), as_bits(total[half][first + 2]));
     }
     sync_warpgroup(1 + warp / kWarps);
 #pragma unroll 4
@@ -291,7 +279,7 @@ __device__ __forceinline__ void w4a8_write(const NybbleCudaProduct& p, const Out
       const bool swapped = token >> 1 & 1;
       const float sums[4] = {as_float(swapped ? v.w[2] : v.w[0]), as_float(swapped ? v.w[3] : v.w[1]),
                              as_float(swapped ? v.w[0] : v.w[2]), as_float(swapped ? v.w[1] : v.w[3])};
-      w4a8_store(p, at.row * T::kTokens + half * T::kHalf + token, output, whole, sums);
+      w4a8_store(p, at.row * T::kTokens + half * T::kHalf + token, output, sums);
     }
   }
 }

@@ -17,16 +17,15 @@ using Wide = W8A8<256>;
 using Narrow = W8A8<128>;
 
 template <class T, int Dtype>
-cudaError_t load_one() {
-  return cudaFuncSetAttribute(w8a8_sm90_kernel<T, Dtype>, cudaFuncAttributeMaxDynamicSharedMemorySize, T::kShared);
+int load(NybbleCudaInstance& found) {
+  char name[sizeof found.name];
+  std::snprintf(name, sizeof name, "y%d tokens%d outputs%d", Dtype, T::kTokens, T::kOutputs);
+  return load_instance(w8a8_sm90_kernel<T, Dtype>, T::kThreads, T::kShared, T::kTokens / kTokens, name, found);
 }
 
-template <class T>
-cudaError_t load_tiles() {
-  for (const auto load : {load_one<T, NYBBLE_F32>, load_one<T, NYBBLE_BF16>, load_one<T, NYBBLE_F16>})
-    if (const cudaError_t error = load()) return error;
-  return cudaSuccess;
-}
+constexpr int (*kLoads[])(NybbleCudaInstance&) = {load<Wide, NYBBLE_F32>,    load<Wide, NYBBLE_BF16>,
+                                                  load<Wide, NYBBLE_F16>,    load<Narrow, NYBBLE_F32>,
+                                                  load<Narrow, NYBBLE_BF16>, load<Narrow, NYBBLE_F16>};
 
 template <class T>
 cudaError_t run(const NybbleCudaProduct& p, void* stream, int multiprocessors) {
@@ -50,10 +49,12 @@ int64_t cost(int64_t tiles, int multiprocessors, int of_one) {
 
 }  // namespace
 
-extern "C" int nybble_w8a8_sm90_load(int32_t* clusters) {
-  *clusters = 0;
-  const cudaError_t error = load_tiles<Wide>();
-  return error == cudaSuccess ? load_tiles<Narrow>() : error;
+extern "C" int nybble_w8a8_sm90_load(NybbleCudaInstance* found, int32_t most, int32_t* count) {
+  *count = 0;
+  for (const auto each : kLoads)
+    if (*count < most)
+      if (const int error = each(found[(*count)++])) return error;
+  return cudaSuccess;
 }
 
 extern "C" int nybble_w8a8_sm90(const NybbleCudaProduct* product, const NybbleCudaLaunch* how) {

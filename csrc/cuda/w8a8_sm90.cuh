@@ -89,11 +89,10 @@ __device__ __forceinline__ W8A8Token w8a8_token(const NybbleCudaProduct& p, int6
 }
 __device__ __forceinline__ W8A8Output w8a8_output(const NybbleCudaProduct& p, int64_t n) {
   if (n >= p.n) return {0, 0, 0};
-  const int32_t* sums = reinterpret_cast<const int32_t*>(p.weight_sum);
-  return {p.row_scale[n], p.bias ? read(p.bias, p.bias_dtype, n) : 0.0f, sums[n]};
+  return {p.row_scale[n], p.bias ? read(p.bias, p.bias_dtype, n) : 0.0f, p.column_sum[n]};
 }
 
-// The operations of finish_w8a8 (kernels/tiles.py), for the same bits.
+// The operations of `finished` (finish.cuh), for the same bits, on what a thread has at hand.
 __device__ __forceinline__ float w8a8_finish(int32_t sum, const W8A8Token& token, const W8A8Output& output) {
   const float centred = static_cast<float>(sum - token.zero * output.sum);
   return fused(centred, token.scale * output.scale, output.bias);
@@ -113,12 +112,6 @@ __device__ __forceinline__ void transpose(uint32_t (&v)[4], int lane) {
   }
 }
 
-template <int Dtype>
-__device__ __forceinline__ uint32_t pair_of(const float (&y)[2]) {
-  if (Dtype == NYBBLE_BF16) return bf16_of_float(y[0]) | static_cast<uint32_t>(bf16_of_float(y[1])) << 16;
-  return f16_of_float(y[0]) | static_cast<uint32_t>(f16_of_float(y[1])) << 16;
-}
-
 // 32 outputs of a token from column n on, y[j][e] a lane's 8 j + 2 t + e. whole: y's rows are made of whole vectors.
 template <int Dtype>
 __device__ __forceinline__ void w8a8_store(const NybbleCudaProduct& p, int64_t token, int64_t n, bool whole, int lane,
@@ -129,15 +122,15 @@ __device__ __forceinline__ void w8a8_store(const NybbleCudaProduct& p, int64_t t
 #pragma unroll
     for (int j = 0; j < 4; j++) {
       const int64_t at = n + 8 * j + 2 * t;
-      if (token < p.m && at < p.n) store_pair(row + at * 4, as_bits(y[j][0]), as_bits(y[j][1]));
+      if (token < p.m && at < p.n) store_global_8(row + at * 4, as_bits(y[j][0]), as_bits(y[j][1]));
     }
   } else if (whole) {
     uint32_t words[4];
 #pragma unroll
-    for (int j = 0; j < 4; j++) words[j] = pair_of<Dtype>(y[j]);
+    for (int j = 0; j < 4; j++) words[j] = half_bits(Dtype, y[j][0]) | half_bits(Dtype, y[j][1]) << 16;
     transpose(words, lane);
     const int64_t at = n + 8 * t;
-    if (token < p.m && at < p.n) store_vector(row + at * 2, {{words[0], words[1], words[2], words[3]}});
+    if (token < p.m && at < p.n) store_global(row + at * 2, {{words[0], words[1], words[2], words[3]}});
   } else {
 #pragma unroll
     for (int i = 0; i < 8; i++) {
@@ -168,8 +161,7 @@ template <class T, int Dtype>
 __device__ __forceinline__ void w8a8_write(const NybbleCudaProduct& p, const OutputTile& at, int lane,
                                            const W8A8Token (&tokens)[2], const W8A8Output* outputs,
                                            const int32_t (&c)[T::kSums]) {
-  constexpr int kBytes = Dtype == NYBBLE_F32 ? 4 : 2;
-  const bool whole = (reinterpret_cast<uintptr_t>(p.y) | static_cast<uintptr_t>(p.n) * kBytes) % 16 == 0;
+  const bool whole = p.n % (Dtype == NYBBLE_F32 ? 4 : 8) == 0;
 #pragma unroll
   for (int eight = 0; eight < T::kOutputs / 8; eight += 4) {
     float y[2][4][2];

@@ -25,14 +25,6 @@ NYBBLE_HD constexpr uint64_t operand(uint32_t shared_address) {
 // Bytes from an address to the next tile's.
 NYBBLE_HD constexpr uint32_t to_atom(uint32_t shared_address) { return (0u - shared_address) & (kAtomBytes - 1); }
 
-// Where the quantization puts input k for frag4 as wgmma's left operand: a lane's word (j, l) of a tile meets the four
-// inputs from 32 j + 16 l + 4 t on, each four in the order in which a word has its weights.
-NYBBLE_HD constexpr int64_t wgmma_code(int64_t k) {
-  const int t = static_cast<int>(k >> 3 & 3), l = static_cast<int>(k >> 2 & 1);
-  const int place = static_cast<int>((k & 1) << 1 | (k >> 1 & 1));
-  return (k & ~int64_t{31}) + 16 * l + 4 * t + place;
-}
-
 // Row and column of output tile i: down a few rows of tiles, then to the next column, so that tiles computed at the
 // same time share what they read in the second-level cache.
 struct OutputTile {

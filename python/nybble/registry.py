@@ -197,6 +197,8 @@ def _cuda(row: Row) -> KernelSpec:
         m_range=(row["min_m"], row["max_m"] or None),
         rounds=torch.bfloat16 if scheme.act_bits == 16 else None,
         sparsity=scheme.sparsity,
+        # w4a8_sm80 adds the groups of each part of K on their own.
+        exact=scheme.act_bits == 8 and not (scheme.weight_bits == 4 and row["target"] == "sm80"),
         built=row["built"],
     )
 

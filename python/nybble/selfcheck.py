@@ -20,6 +20,8 @@ from .sparsity import Block
 # Outputs and inputs of the weights: some fill no tile and some fill several, and K is split in 2, in an odd number of
 # uneven parts and in 8, as many as a cluster may have.
 _SHAPES = ((72, 1096), (300, 2600), (320, 4096))
+# Of kernels for wgmma: more tiles than a GPU has multiprocessors, so that they take the wide ones, and several in turn.
+_WIDE = (8456, 392)
 # The least tokens that need each size of a block, and the most that are tried where any number is served.
 _TOKENS, _MOST_TOKENS = (9, 17, 33), 192
 _DTYPES = (torch.bfloat16, torch.float16)
@@ -108,7 +110,7 @@ def schemes(spec: KernelSpec) -> list[Scheme]:
 
 
 def _weights(spec: KernelSpec) -> Iterator[tuple[Scheme, tuple[int, int]]]:
-    every = list(product(schemes(spec), _SHAPES))
+    every = list(product(schemes(spec), (*_SHAPES, _WIDE) if spec.target == "sm90" else _SHAPES))
     yield from every[:1] if spec.target == "triton" else every
 
 
@@ -116,7 +118,7 @@ def _tokens(spec: KernelSpec) -> list[int]:
     least, most = spec.m_range
     if spec.target == "triton":
         return [least]
-    return sorted({least, min(most or _MOST_TOKENS, _MOST_TOKENS), *filter(spec.takes, _TOKENS)})
+    return sorted({least, max(least, min(most or _MOST_TOKENS, _MOST_TOKENS)), *filter(spec.takes, _TOKENS)})
 
 
 def _compare(

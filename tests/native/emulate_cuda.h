@@ -221,9 +221,28 @@ inline void count_banks(const void* from) {
 
 inline void trampoline(unsigned high, unsigned low) {
   const uintptr_t pointer = static_cast<uintptr_t>(high) << 32 | low;
-  (*reinterpret_cast<std::function<void()>*>(pointer))();
+  (*reinterpret_cast<const std::function<void()>*>(pointer))();
   machine().now->done = true;
   swapcontext(&machine().now->context, &machine().scheduler);
+}
+
+// A thread of a block, not yet begun.
+inline void add_fiber(int thread, Index3 block, int rank, const std::function<void()>& kernel) {
+  auto fiber = std::make_unique<Fiber>();
+  fiber->thread.x = thread;
+  fiber->block = block;
+  fiber->rank = rank;
+  fiber->lane = thread % kLanes;
+  fiber->warp = thread / kLanes;
+  constexpr size_t kStack = 1 << 16;
+  fiber->stack.reset(new char[kStack]);
+  getcontext(&fiber->context);
+  fiber->context.uc_stack.ss_sp = fiber->stack.get();
+  fiber->context.uc_stack.ss_size = kStack;
+  const uintptr_t pointer = reinterpret_cast<uintptr_t>(&kernel);
+  makecontext(&fiber->context, reinterpret_cast<void (*)()>(trampoline), 2, static_cast<unsigned>(pointer >> 32),
+              static_cast<unsigned>(pointer));
+  machine().fibers.push_back(std::move(fiber));
 }
 
 // Runs one cluster of blocks of `threads`: (x, first_y .. first_y + ranks - 1) of a grid.
@@ -236,25 +255,8 @@ inline void run_cluster(Index3 grid, int x, int first_y, int ranks, int threads,
   for (auto& block : m.shared) std::memset(block.data(), 0xFB, shared_bytes);
   m.pending_reads.clear();
   m.grid = grid;
-  const uintptr_t pointer = reinterpret_cast<uintptr_t>(&kernel);
-  for (int rank = 0; rank < ranks; rank++) {
-    for (int i = 0; i < threads; i++) {
-      auto fiber = std::make_unique<Fiber>();
-      fiber->thread.x = i;
-      fiber->block = {x, first_y + rank, 0};
-      fiber->rank = rank;
-      fiber->lane = i % kLanes;
-      fiber->warp = i / kLanes;
-      constexpr size_t kStack = 1 << 16;
-      fiber->stack.reset(new char[kStack]);
-      getcontext(&fiber->context);
-      fiber->context.uc_stack.ss_sp = fiber->stack.get();
-      fiber->context.uc_stack.ss_size = kStack;
-      makecontext(&fiber->context, reinterpret_cast<void (*)()>(trampoline), 2, static_cast<unsigned>(pointer >> 32),
-                  static_cast<unsigned>(pointer));
-      m.fibers.push_back(std::move(fiber));
-    }
-  }
+  for (int rank = 0; rank < ranks; rank++)
+    for (int i = 0; i < threads; i++) add_fiber(i, {x, first_y + rank, 0}, rank, kernel);
   const auto release = [&](size_t begin, size_t count, int kind) {
     size_t waiting = 0, done = 0;
     for (size_t i = begin; i < begin + count; i++) {
@@ -335,6 +337,10 @@ inline Vector load_global(const void* from) {
 inline void store_global(void* to, const Vector& v) {
   check_aligned(to, 16);
   std::memcpy(to, &v, 16);
+}
+inline void store_global_4(void* to, uint32_t value) {
+  check_aligned(to, 4);
+  std::memcpy(to, &value, 4);
 }
 inline void store_global_8(void* to, uint32_t first, uint32_t second) {
   check_aligned(to, 8);

@@ -5,6 +5,7 @@
 #include <random>
 #include <string>
 
+#include "../../csrc/cuda/quantize.cuh"
 #include "../../csrc/cuda/w4a8_sm90.cuh"
 #include "../../csrc/cuda/w8a8_sm90.cuh"
 
@@ -29,7 +30,6 @@ struct Case {
   bool symmetric;
   int blocks;               // that share the tiles
   int y_dtype, bias_dtype;  // bias_dtype -1: none
-  int shift;                // elements that y is shifted by
   bool late_copies, late_products;
 };
 
@@ -43,7 +43,7 @@ std::string text(const char* kernel, const Case& c) {
                                                 {"blocks", c.blocks},
                                                 {"y", c.y_dtype},
                                                 {"bias", c.bias_dtype},
-                                                {"shift", c.shift},
+
                                                 {"late_copies", c.late_copies},
                                                 {"late_products", c.late_products}};
   for (const auto& field : fields) all += std::string(" ") + field.first + "=" + std::to_string(field.second);
@@ -71,14 +71,14 @@ struct Tokens {
   Tokens(const Case& c, int64_t k_padded, int64_t (*place)(int64_t))
       : codes(c.m * k_padded / 16),
         bias(c.bias_dtype < 0 ? NYBBLE_F32 : c.bias_dtype, c.n),
-        y(c.y_dtype, static_cast<size_t>(c.m) * c.n + c.shift + 64) {
+        y(c.y_dtype, static_cast<size_t>(c.m) * c.n + 64) {
     for (int m = 0; m < c.m; m++) {
       for (int k = 0; k < c.k; k++) rows()[m * k_padded + place(k)] = static_cast<int8_t>(integer(-128, 127));
       scale.push_back(std::ldexp(1 + integer(0, 1000) / 999.0f, -9));
       zero.push_back(integer(-128, 127));
     }
     for (int n = 0; n < c.n; n++) bias.set(n, real());
-    for (size_t i = 0; i < static_cast<size_t>(c.m) * c.n + c.shift + 64; i++) y.set(i, -77.0f);
+    for (size_t i = 0; i < static_cast<size_t>(c.m) * c.n + 64; i++) y.set(i, -77.0f);
   }
 
   void into(const Case& c, NybbleCudaProduct& p) {
@@ -91,17 +91,16 @@ struct Tokens {
     p.k = c.k;
     p.bias = c.bias_dtype < 0 ? nullptr : bias.bytes.data();
     p.bias_dtype = bias.dtype;
-    p.y = reinterpret_cast<char*>(y.bytes.data()) + c.shift * (c.y_dtype == NYBBLE_F32 ? 4 : 2);
+    p.y = y.bytes.data();
     p.y_dtype = c.y_dtype;
     p.splits = 1;
   }
 
-  // What lies around y is as it was.
+  // What lies behind y is as it was.
   bool margins(const Case& c) const {
     const size_t size = static_cast<size_t>(c.m) * c.n;
     bool same = true;
-    for (int i = 0; i < c.shift; i++) same = same && y.get(i) == -77.0f;
-    for (size_t i = 0; i < 64; i++) same = same && y.get(size + c.shift + i) == -77.0f;
+    for (size_t i = 0; i < 64; i++) same = same && y.get(size + i) == -77.0f;
     return same;
   }
 };
@@ -129,7 +128,7 @@ void compare_w8a8(const Case& c) {
   NybbleCudaProduct p{};
   p.codes = reinterpret_cast<const uint8_t*>(w.data());
   p.row_scale = scale.data();
-  p.weight_sum = reinterpret_cast<const float*>(sums.data());
+  p.column_sum = sums.data();
   p.n_padded = n_padded;
   p.k_padded = k_padded;
   tokens.into(c, p);
@@ -148,7 +147,7 @@ void compare_w8a8(const Case& c) {
       for (int k = 0; k < c.k; k++) sum += tokens.rows()[m * k_padded + k] * codes[n * k_padded + k];
       const float bias = c.bias_dtype < 0 ? 0.0f : tokens.bias.get(n);
       expected.set(0, std::fma(static_cast<float>(sum), tokens.scale[m] * scale[n], bias));
-      same = same && expected.get(0) == tokens.y.get(static_cast<size_t>(m) * c.n + n + c.shift);
+      same = same && expected.get(0) == tokens.y.get(static_cast<size_t>(m) * c.n + n);
     }
   check(same, text(Outputs == 256 ? "w8a8_sm90 wide" : "w8a8_sm90 narrow", c));
 }
@@ -159,9 +158,8 @@ std::vector<Case> cases(const std::vector<std::array<int, 4>>& shapes) {
   int turn = 0;
   for (const auto& s : shapes)
     for (int events = 0; events < 4; events++) {
-      const int y_dtype = (turn + turn / 4) % 3, bias_dtype = turn % 4 - 1, shift = turn % 5 == 4;
-      found.push_back(
-          {s[0], s[1], s[2], 0, true, s[3], y_dtype, bias_dtype, shift, (events & 1) > 0, (events & 2) > 0});
+      const int y_dtype = (turn + turn / 4) % 3, bias_dtype = turn % 4 - 1;
+      found.push_back({s[0], s[1], s[2], 0, true, s[3], y_dtype, bias_dtype, (events & 1) > 0, (events & 2) > 0});
       turn++;
     }
   return found;
@@ -267,7 +265,7 @@ void compare_w4a8(const Case& c) {
     for (int n = 0; n < c.n; n++) {
       double error = 0;
       expected.set(0, w4a8_expected(c, weight, tokens, m, n, error));
-      same = same && expected.get(0) == tokens.y.get(static_cast<size_t>(m) * c.n + n + c.shift);
+      same = same && expected.get(0) == tokens.y.get(static_cast<size_t>(m) * c.n + n);
       close = close && error < 2e-6;
     }
   check(same, text(Warpgroups == 2 ? "w4a8_sm90 wide" : "w4a8_sm90 narrow", c));
@@ -296,6 +294,27 @@ void run_w4a8() {
     turn++ % 2 ? run_w4a8<1>(c) : run_w4a8<2>(c);
 }
 
+// The quantization's codes for wgmma are those of the plain order, each at its place.
+void codes_find_their_places() {
+  bool right = true;
+  for (const int k : {1, 60, 64, 200}) {
+    const int64_t k_padded = up(k, 64);
+    Values x(NYBBLE_F32, k);
+    for (int i = 0; i < k; i++) x.set(i, real());
+    std::vector<int8_t> codes[2];
+    for (const int order : {NYBBLE_PLAIN_ORDER, NYBBLE_WGMMA_ORDER}) {
+      auto& to = codes[order == NYBBLE_WGMMA_ORDER];
+      to.assign(k_padded, 99);
+      float scale = 0;
+      int32_t zero = 0;
+      const NybbleCudaRows rows{x.bytes.data(), k, NYBBLE_F32, 1, k, k_padded, order, to.data(), &scale, &zero};
+      nc::emulated::run_block(1, 0, nc::kThreads, 3 * nc::kThreads * 4, [=] { nc::quantize_kernel(rows); });
+    }
+    for (int64_t i = 0; i < k_padded; i++) right = right && codes[0][i] == codes[1][nc::wgmma_code(i)];
+  }
+  check(right, "codes find their places");
+}
+
 // Every output tile is one block's, and no tall group is left for another column's before it is done.
 void tiles_cover_once() {
   bool right = true;
@@ -315,6 +334,7 @@ void tiles_cover_once() {
 
 int main() {
   tiles_cover_once();
+  codes_find_their_places();
   run_w8a8();
   run_w4a8();
   const auto& m = nc::emulated::machine();

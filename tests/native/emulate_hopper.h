@@ -226,22 +226,6 @@ inline bool step(const std::vector<size_t>& preferred) {
   return true;
 }
 
-inline void add_fiber(int thread, Index3 block, uintptr_t kernel) {
-  auto fiber = std::make_unique<Fiber>();
-  fiber->thread.x = thread;
-  fiber->block = block;
-  fiber->lane = thread % kLanes;
-  fiber->warp = thread / kLanes;
-  constexpr size_t kStack = 1 << 16;
-  fiber->stack.reset(new char[kStack]);
-  getcontext(&fiber->context);
-  fiber->context.uc_stack.ss_sp = fiber->stack.get();
-  fiber->context.uc_stack.ss_size = kStack;
-  makecontext(&fiber->context, reinterpret_cast<void (*)()>(trampoline), 2, static_cast<unsigned>(kernel >> 32),
-              static_cast<unsigned>(kernel));
-  machine().fibers.push_back(std::move(fiber));
-}
-
 // Runs block x of a grid of blocks of so many threads.
 inline void run_block(int blocks, int x, int threads, size_t shared_bytes, std::function<void()> kernel) {
   Machine& m = machine();
@@ -251,9 +235,10 @@ inline void run_block(int blocks, int x, int threads, size_t shared_bytes, std::
   std::memset(m.shared[0].data(), 0xFB, shared_bytes);
   m.pending_reads.clear();
   m.grid = {blocks, 1, 1};
+  m.threads = threads;
   h.barriers.clear();
   h.threads.assign(threads, Thread{});
-  for (int i = 0; i < threads; i++) add_fiber(i, {x, 0, 0}, reinterpret_cast<uintptr_t>(&kernel));
+  for (int i = 0; i < threads; i++) add_fiber(i, {x, 0, 0}, 0, kernel);
   std::vector<size_t> preferred(threads / kLanes);
   std::iota(preferred.begin(), preferred.end(), 0);
   for (size_t i = preferred.size(); i > 1; i--) std::swap(preferred[i - 1], preferred[drawn(static_cast<unsigned>(i))]);
@@ -327,12 +312,8 @@ inline void copy_bytes(void* to, const void* from, int bytes, Barrier* barrier) 
   });
 }
 
-inline void store_vector(void* to, const Vector& v) {
-  if (reinterpret_cast<uintptr_t>(to) % 16) emulated::fail("a store is not aligned");
-  std::memcpy(to, &v, 16);
-}
-inline void store_pair(void* to, uint32_t first, uint32_t second) {
-  if (reinterpret_cast<uintptr_t>(to) % 8) emulated::fail("a store is not aligned");
+inline void store_shared_8(void* to, uint32_t first, uint32_t second) {
+  if (shared_address(to) % 8) emulated::fail("a store is not aligned");
   const uint32_t pair[2] = {first, second};
   std::memcpy(to, pair, 8);
 }
