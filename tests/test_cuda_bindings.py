@@ -124,6 +124,13 @@ def test_every_kernel_is_bound(extension, kernel: str) -> None:
     run(made, scratch=1 << 44 if size else 0, scratch_bytes=size)
 
 
+@pytest.mark.parametrize("kernel", [name for name in KERNELS if name.endswith("_sm90")])
+def test_kernels_that_keep_k_whole_want_no_room_for_sums(extension, kernel: str) -> None:
+    shape = {"n": 128, "k": 8192, "n_padded": 128, "k_padded": 8192, "group_shift": 31}
+    whole = extension.Plan(kernel=kernel, device=0, offsets=[0, 0, -1, 0, -1, 1 << 20], **shape)
+    assert 300 * (8192 + 8) <= whole.scratch(300) < 300 * (8192 + 8) + 16
+
+
 def test_what_the_device_runs_at_once_is_told(extension) -> None:
     rows = extension.instances(0)
     assert list(dict.fromkeys(row["kernel"] for row in rows)) == KERNELS

@@ -122,10 +122,7 @@ struct Occupancy {
     };
     const int32_t blocks = least([](const auto& each) { return each.blocks_per_sm; }) * multiprocessors;
     slots.fill(blocks);
-    if (least([](const auto& each) { return !each.whole_k; }) == 0) {
-      std::fill(slots.begin() + 2, slots.end(), 0);
-      return;
-    }
+    if (least([](const auto& each) { return 1 - each.whole_k; }) == 0) std::fill(slots.begin() + 2, slots.end(), 0);
     for (int s = 2; s <= NYBBLE_MAX_SPLITS; s++)
       clusters |= least([=](const auto& each) { return each.clusters[s]; }) > 0;
     if (!clusters) return;
