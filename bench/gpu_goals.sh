@@ -8,6 +8,6 @@ cd "$(dirname "$0")/.." || exit
 . bench/gpu_common.sh
 
 limited 195 measure "$python" -m nybble.bench.gpu_run --out "$results/results.jsonl" \
-  --only machine,ceilings,goals,peers,end --seconds 165 $dry
+  --only machine,ceilings,goals,peers,end --seconds 160 $dry
 # Once more from the file, which is whole where measuring was cut off.
 limited 25 table "$python" -m nybble.bench.gpu_run --out "$results/results.jsonl" --report $dry
