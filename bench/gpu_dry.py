@@ -18,7 +18,7 @@ from . import gpu_measure, gpu_timing
 from .gpu_timing import Call, Sample
 
 # Triton's interpreter cuts off the bfloat16 values that it stores, and multiplies them wrongly.
-DTYPES = (torch.float16,)
+INTERPRETED = (torch.float16,)
 GPU = {"gpu": "no GPU: a dry run", "capability": "0.0", "multiprocessors": 0}
 INSTANCES: tuple[dict[str, Any], ...] = (
     {"kernel": "a kernel", "instance": "stands in", "shared_bytes": 73728, "registers": 96, "blocks_per_sm": 3,

@@ -140,7 +140,8 @@ def kernel_rows(spec: KernelSpec, small: bool, device: str) -> Iterator[Row]:
             yield {"case": f"{what} {m}x{n}x{k}"}
             yield _guarded(partial(_operation, what, m, n, k, device))
         return
-    for case in cases(spec, small, DTYPES if device == "cuda" else gpu_dry.DTYPES):
+    interpreted = device == "cpu" and spec.target == "triton"
+    for case in cases(spec, small, gpu_dry.INTERPRETED if interpreted else DTYPES):
         yield {"case": str(case)}
         yield _guarded(partial(check, spec, case, device))
 

@@ -42,6 +42,11 @@ def test_a_kernel_is_checked_over_its_range_in_both_dtypes_and_symmetries(spec) 
         assert {case.scheme for case in found} == set(schemes(spec))
 
 
+@pytest.mark.parametrize("spec", LINEAR, ids=lambda spec: spec.name)
+def test_a_dry_run_has_cases_of_every_kernel(spec) -> None:
+    assert cases(spec, True, gpu_dry.INTERPRETED if spec.target == "triton" else DTYPES)
+
+
 def test_one_of_each_has_every_target_and_op() -> None:
     found = gpu_smoke.one_of_each(SPECS)
     assert {(spec.target, spec.op) for spec in found} == {(spec.target, spec.op) for spec in SPECS}
@@ -69,7 +74,7 @@ def test_the_first_failure_is_told_in_detail() -> None:
 @no_gpu
 def test_a_wrong_kernel_and_one_that_writes_beside_its_output_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = next(spec for spec in LINEAR if spec.target != "triton")
-    case = cases(spec, True, gpu_dry.DTYPES)[0]
+    case = cases(spec, True, DTYPES)[0]
     assert gpu_smoke_check.check(spec, case, "cpu")["ok"] <= 1
     right = gpu_dry.FromReference.__call__
 
