@@ -99,6 +99,22 @@ def test_every_gpu_kernel_has_schemes_and_tokens_that_it_accepts(spec: KernelSpe
                 assert spec.why_not(problem) is None
 
 
+@pytest.mark.parametrize(
+    ("m_range", "tokens"),
+    [
+        ((1, 8), [1, 8]),
+        ((1, 64), [1, 9, 17, 33, 64]),
+        ((1, None), [1, 9, 17, 33, 192]),
+        ((65, None), [65, 194]),
+        ((512, None), [512, 641]),
+        ((256, 300), [256, 300]),
+    ],
+)
+def test_the_fewest_and_the_most_tokens_are_tried(m_range, tokens) -> None:
+    spec = dataclasses.replace(next(spec for spec in GPU if spec.target == "sm80"), m_range=m_range)
+    assert selfcheck._tokens(spec) == tokens
+
+
 @pytest.mark.parametrize("family", ["w8a8", "bsw8a8"])
 def test_triton_kernels_are_compared(family: str, threads) -> None:
     pytest.importorskip("triton", reason="Triton is for Linux, x86-64 and aarch64")

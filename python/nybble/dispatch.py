@@ -46,13 +46,12 @@ class Explanation:
         spec = next((spec for spec in specs() if spec.name == self.kernel), None)
         if spec is None:
             return ""
+        notes = [FIRST_CALL] if spec.target == "triton" else []
+        if spec.rounds is not None and self.problem.dtype is torch.float32:
+            notes.append(f"which rounds float32 activations to {str(spec.rounds).removeprefix('torch.')}")
         if selfcheck.pending(spec):
-            return f", {UNCHECKED}"
-        if spec.target == "triton":
-            return f", {FIRST_CALL}"
-        if spec.rounds is None or self.problem.dtype is not torch.float32:
-            return ""
-        return f", which rounds float32 activations to {str(spec.rounds).removeprefix('torch.')}"
+            notes.append(UNCHECKED)
+        return "".join(f", {note}" for note in notes)
 
 
 def explain(problem: Problem) -> Explanation:

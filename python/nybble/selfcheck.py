@@ -22,8 +22,9 @@ from .sparsity import Block
 _SHAPES = ((72, 1096), (300, 2600), (320, 4096))
 # Of kernels for wgmma: more tiles than a GPU has multiprocessors, so that they take the wide ones, and several in turn.
 _WIDE = (8456, 392)
-# The least tokens that need each size of a block, and the most that are tried where any number is served.
-_TOKENS, _MOST_TOKENS = (9, 17, 33), 192
+# The least tokens that need each size of a block, and the most that are tried: of a kernel for many, so many more than
+# its fewest that they need another block.
+_TOKENS, _MOST_TOKENS, _MORE_TOKENS = (9, 17, 33), 192, 129
 _DTYPES = (torch.bfloat16, torch.float16)
 _BLOCK = Block(32, 32)
 # Of the largest output: bfloat16 has 2^-8.
@@ -64,10 +65,10 @@ def check(spec: KernelSpec) -> bool:
             _warn(f"{spec.name} is used before it was compared with the reference on this GPU: {error}")
         _not_before[spec.name] = monotonic() + _RETRY
         return False
-    _compared.add(spec.name)
     if reason is not None:
         DISTRUSTED[spec.name] = reason
         _warn(f"{spec.name} is not used on this GPU: {reason}")
+    _compared.add(spec.name)
     return True
 
 
@@ -118,7 +119,8 @@ def _tokens(spec: KernelSpec) -> list[int]:
     least, most = spec.m_range
     if spec.target == "triton":
         return [least]
-    return sorted({least, max(least, min(most or _MOST_TOKENS, _MOST_TOKENS)), *filter(spec.takes, _TOKENS)})
+    last = max(_MOST_TOKENS, least + _MORE_TOKENS)
+    return sorted({least, last if most is None else min(most, last), *filter(spec.takes, _TOKENS)})
 
 
 def _compare(
