@@ -220,6 +220,7 @@ def dotted(node):
 ALLOWED = {
     "bench.gpu_state": "import subprocess",
     "bench.gpu_first": "import subprocess",
+    "bench.gpu_sass": "import subprocess",
     "bench.gpu_smoke": "import subprocess",
     "bench.gpu_wheels": "import subprocess",
     "bench.gpu_wheels_check": "import subprocess",
