@@ -27,6 +27,14 @@ __device__ __forceinline__ void publish_barriers() {
 __device__ __forceinline__ void arrive(Barrier* barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
+// At the barrier that is this one in another block of the cluster.
+__device__ __forceinline__ void arrive_at(Barrier* barrier, int block) {
+  asm volatile(
+      "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(shared_address(barrier)),
+      "r"(block)
+      : "memory");
+}
 __device__ __forceinline__ void arrive_expecting(Barrier* barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
                : "memory");
@@ -49,6 +57,15 @@ __device__ __forceinline__ void copy_box(void* to, const TensorMap* map, Barrier
       "l"(map), "r"(shared_address(barrier)), "r"(column), "r"(row)
       : "memory");
 }
+// To the same place in the blocks of the cluster that `blocks` has bits for, and counted at this barrier of each.
+__device__ __forceinline__ void copy_box_to(uint16_t blocks, void* to, const TensorMap* map, Barrier* barrier,
+                                            int column, int row) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+      "[%0], [%1, {%3, %4}], [%2], %5;" ::"r"(shared_address(to)),
+      "l"(map), "r"(shared_address(barrier)), "r"(column), "r"(row), "h"(blocks)
+      : "memory");
+}
 // Bytes that lie together, a multiple of 16, of addresses that are too.
 __device__ __forceinline__ void copy_bytes(void* to, const void* from, int bytes, Barrier* barrier) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
@@ -59,6 +76,15 @@ __device__ __forceinline__ void copy_bytes(void* to, const void* from, int bytes
 
 __device__ __forceinline__ void store_shared_8(void* to, uint32_t first, uint32_t second) {
   *static_cast<uint2*>(to) = make_uint2(first, second);
+}
+__device__ __forceinline__ int block_of_cluster() {
+  int block;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(block));
+  return block;
+}
+// All threads of the cluster, which may come one by one.
+__device__ __forceinline__ void sync_blocks() {
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 }
 __device__ __forceinline__ uint32_t from_lane_xor(uint32_t value, int mask) {
   return __shfl_xor_sync(0xFFFFFFFFu, value, mask);

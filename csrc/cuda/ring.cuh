@@ -1,6 +1,7 @@
 // A ring of stages in shared memory between the thread that copies and the warps that multiply. Of each stage one
 // barrier is complete when its bytes have come, `full`, and one when all warps have read it, `empty`. Steps take stages
-// in turn; what lies after the ring is the kernel's own.
+// in turn; what lies after the ring is the kernel's own. In a cluster a block copies for the others too: a stage is
+// empty when the warps of all blocks have read theirs.
 #pragma once
 
 #include "hopper.cuh"
@@ -15,7 +16,7 @@ struct Slot {
   uint32_t parity;
 };
 
-template <int Stages, int StageBytes>
+template <int Stages, int StageBytes, int Blocks = 1>
 struct Ring {
   static_assert(StageBytes % kAtomBytes == 0, "a stage starts where the swizzle does");
   static constexpr int kBarriers = Stages * 2 * static_cast<int>(sizeof(Barrier));
@@ -39,11 +40,18 @@ struct Ring {
     if (threadIdx.x == 0) {
       for (int i = 0; i < Stages; i++) {
         init_barrier(full(i), 1);
-        init_barrier(empty(i), readers);
+        init_barrier(empty(i), readers * Blocks);
       }
       publish_barriers();
     }
-    __syncthreads();
+    if (Blocks > 1)
+      sync_blocks();
+    else
+      __syncthreads();
+  }
+  // All threads of the block, at their end: a block's memory is there until the others have done with it.
+  __device__ __forceinline__ void leave() const {
+    if (Blocks > 1) sync_blocks();
   }
 
   // The thread that copies: the stage is free, and so many bytes will come.
@@ -55,7 +63,9 @@ struct Ring {
   // The warps that read.
   __device__ __forceinline__ void wait_full(const Slot& slot) const { wait(full(slot.index), slot.parity); }
   __device__ __forceinline__ void give_back(int index) const {
-    if (threadIdx.x % kLanes == 0) arrive(empty(index));
+    const int lane = threadIdx.x % kLanes;
+    if (Blocks == 1 && lane == 0) arrive(empty(index));
+    if (Blocks > 1 && lane < Blocks) arrive_at(empty(index), lane);
   }
 
   static __device__ __forceinline__ void advance(Slot& slot) {

@@ -1,10 +1,11 @@
 // y = (q w^T - act_zero * column_sum) * (act_scale * scale) + bias for many tokens: q int8 codes of dynamically rounded
 // activations (M, k_padded), one scale and zero a token; w int8 in rows8, a scale an output.
 //
-// wgmma m64n256k32, s8 x s8, both operands from shared memory, in tiles of 128 tokens x 256 outputs; int32 sums, exact:
-// the bits of the other w8a8 kernels. A ring of four stages of 128 inputs, 48 KiB each, filled by the TMA; one step's
-// wgmma is always under way while the next is issued. Bound by wgmma, then by the second-level cache: a tile reads 48
-// bytes for each 1024 clocks of wgmma and multiprocessor.
+// wgmma m64n256k32 or m64n128k32, s8 x s8, both operands from shared memory, in tiles of 128 tokens x 256 or 128
+// outputs; int32 sums, exact: the bits of the other w8a8 kernels. A ring of stages of 128 inputs is filled by the TMA;
+// one step's wgmma is always under way while the next is issued. Bound by wgmma and by the second-level cache: for 1024
+// clocks of wgmma a multiprocessor reads 48 KiB for wide tiles and 64 KiB for narrow ones; blocks in pairs, which share
+// their weights, read 32 and 48.
 #include "w8a8_sm90.cuh"
 
 #include "hopper_launch.cuh"
@@ -13,47 +14,79 @@ using namespace nybble::cuda;
 
 namespace {
 
-using Wide = W8A8<256>;
-using Narrow = W8A8<128>;
-
 template <class T, int Dtype>
 int load(NybbleCudaInstance& found) {
   char name[sizeof found.name];
-  std::snprintf(name, sizeof name, "y%d tokens%d outputs%d", Dtype, T::kTokens, T::kOutputs);
+  std::snprintf(name, sizeof name, "y%d tokens%d outputs%d%s", Dtype, T::kTokens, T::kOutputs,
+                T::kBlocks > 1 ? " pairs" : "");
   return load_instance(w8a8_sm90_kernel<T, Dtype>, T::kThreads, T::kShared, T::kTokens / kTokens, name, found);
 }
 
-constexpr int (*kLoads[])(NybbleCudaInstance&) = {load<Wide, NYBBLE_F32>,    load<Wide, NYBBLE_BF16>,
-                                                  load<Wide, NYBBLE_F16>,    load<Narrow, NYBBLE_F32>,
-                                                  load<Narrow, NYBBLE_BF16>, load<Narrow, NYBBLE_F16>};
+template <class T, int Dtype>
+cudaError_t launch(const NybbleCudaProduct& p, const TensorMap& x, const TensorMap& w, int blocks, void* stream) {
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = T::kBlocks;
+  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(T::kThreads);
+  config.dynamicSmemBytes = T::kShared;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &cluster;
+  config.numAttrs = T::kBlocks > 1;
+  return cudaLaunchKernelEx(&config, w8a8_sm90_kernel<T, Dtype>, p, x, w);
+}
+
+// Clusters that the device runs at once, of T's size.
+template <class T>
+int64_t clusters(int multiprocessors) {
+  return multiprocessors / T::kBlocks;
+}
 
 template <class T>
-cudaError_t run(const NybbleCudaProduct& p, void* stream, int multiprocessors) {
+cudaError_t run(const NybbleCudaProduct& p, int multiprocessors, void* stream) {
   CUtensorMap x, w;
   cudaError_t error = map_codes(&x, p.x, p.m, p.k_padded, T::kTokens);
-  if (error == cudaSuccess) error = map_codes(&w, p.codes, p.n_padded, p.k_padded, T::kOutputs);
+  if (error == cudaSuccess) error = map_codes(&w, p.codes, p.n_padded, p.k_padded, T::kShare);
   if (error != cudaSuccess) return error;
-  const auto blocks = static_cast<unsigned>(std::min<int64_t>(w8a8_tiles<T>(p).count, multiprocessors));
-  const auto kernel = p.y_dtype == NYBBLE_F32    ? w8a8_sm90_kernel<T, NYBBLE_F32>
-                      : p.y_dtype == NYBBLE_BF16 ? w8a8_sm90_kernel<T, NYBBLE_BF16>
-                                                 : w8a8_sm90_kernel<T, NYBBLE_F16>;
-  kernel<<<blocks, T::kThreads, T::kShared, static_cast<cudaStream_t>(stream)>>>(p, x, w);
-  return cudaGetLastError();
+  const int64_t blocks = std::min(w8a8_tiles<T>(p).count, clusters<T>(multiprocessors)) * T::kBlocks;
+  const auto launch_it = p.y_dtype == NYBBLE_F32    ? launch<T, NYBBLE_F32>
+                         : p.y_dtype == NYBBLE_BF16 ? launch<T, NYBBLE_BF16>
+                                                    : launch<T, NYBBLE_F16>;
+  return launch_it(p, x, w, static_cast<int>(blocks), stream);
 }
 
-// Clocks that the tiles which a multiprocessor takes in turn cost, in those of a narrow one. A wide one multiplies
-// twice as much, but reads three quarters as much for it, which narrow ones wait for.
-int64_t cost(int64_t tiles, int multiprocessors, int of_one) {
-  return (tiles + multiprocessors - 1) / multiprocessors * of_one;
+// Time of the tiles that a block takes in turn, where one costs `Cost`.
+template <class T, int Cost>
+int64_t time(const NybbleCudaProduct& p, int multiprocessors) {
+  const int64_t at_once = clusters<T>(multiprocessors);
+  return (w8a8_tiles<T>(p).count + at_once - 1) / at_once * Cost;
 }
+
+struct Form {
+  int (*load[3])(NybbleCudaInstance&);  // by type of y
+  int64_t (*time)(const NybbleCudaProduct&, int multiprocessors);
+  cudaError_t (*run)(const NybbleCudaProduct&, int multiprocessors, void* stream);
+};
+template <class T, int Cost>
+constexpr Form form() {
+  return {{load<T, NYBBLE_F32>, load<T, NYBBLE_BF16>, load<T, NYBBLE_F16>}, time<T, Cost>, run<T>};
+}
+
+// What a step of a tile costs, in 256 clocks: of wgmma, or of the second-level cache, if a multiprocessor gets 32 bytes
+// a clock from it.
+constexpr Form kForms[] = {form<W8A8<256, 2>, 4>(), form<W8A8<256, 1>, 6>(), form<W8A8<128, 2>, 3>(),
+                           form<W8A8<128, 1>, 4>()};
 
 }  // namespace
 
 extern "C" int nybble_w8a8_sm90_load(NybbleCudaInstance* found, int32_t most, int32_t* count) {
   *count = 0;
-  for (const auto each : kLoads)
-    if (*count < most)
-      if (const int error = each(found[(*count)++])) return error;
+  for (const Form& each : kForms)
+    for (const auto load : each.load)
+      if (*count < most)
+        if (const int error = load(found[(*count)++])) return error;
   return cudaSuccess;
 }
 
@@ -61,7 +94,9 @@ extern "C" int nybble_w8a8_sm90(const NybbleCudaProduct* product, const NybbleCu
   int multiprocessors = 0;
   const cudaError_t error = count_multiprocessors(&multiprocessors);
   if (error != cudaSuccess) return error;
-  const bool wide = cost(w8a8_tiles<Wide>(*product).count, multiprocessors, 7) <=
-                    cost(w8a8_tiles<Narrow>(*product).count, multiprocessors, 4);
-  return wide ? run<Wide>(*product, how->stream, multiprocessors) : run<Narrow>(*product, how->stream, multiprocessors);
+  const auto sooner = [&](const Form& a, const Form& b) {
+    return a.time(*product, multiprocessors) < b.time(*product, multiprocessors);
+  };
+  const Form& best = *std::min_element(std::begin(kForms), std::end(kForms), sooner);
+  return best.run(*product, multiprocessors, how->stream);
 }

@@ -1,5 +1,6 @@
 // See w8a8_sm90.cu. A block has two warpgroups that multiply, one for each half of its tokens, and a third whose first
-// thread copies. It takes tiles in turn, and the copies for the next one start while the last is written.
+// thread copies. It takes tiles in turn, and the copies for the next one start while the last is written. Two blocks
+// with tiles one above the other may form a cluster: each copies half of their weights, for both.
 #pragma once
 
 #include "finish.cuh"
@@ -9,16 +10,18 @@ namespace nybble {
 namespace cuda {
 
 // Tiles of 128 tokens and 256 outputs, or 128 where there would be too few of them.
-template <int Outputs>
+template <int Outputs, int Blocks>
 struct W8A8 {
   static constexpr int kTokens = 128, kOutputs = Outputs, kK = kRowBytes;  // of a tile
+  static constexpr int kBlocks = Blocks;                                   // of a cluster
   static constexpr int kWarpgroups = 2, kStages = Outputs == 256 ? 4 : 6;
   static constexpr int kSums = Outputs / 2;  // of a thread
   static constexpr int kThreads = (kWarpgroups + 1) * kWarpgroup;
-  static constexpr int kFew = 24, kMany = 240;         // registers: three warps of a scheduler share 504
+  static constexpr int kFew = 40, kMany = 232;         // registers: three warps of a scheduler share 504
   static constexpr int kRows = kTokens / kWarpgroups;  // of a warpgroup
   static constexpr int kX = kTokens * kRowBytes, kStage = kX + kOutputs * kRowBytes;
-  using Stages = Ring<kStages, kStage>;
+  static constexpr int kShare = kOutputs / Blocks;  // rows of weights that a block copies
+  using Stages = Ring<kStages, kStage, Blocks>;
   static constexpr int kEnds = kWarpgroups * kOutputs * 16;  // bytes of what each warpgroup knows of the outputs
   static constexpr int kShared = Stages::kBytes + kEnds;
 };
@@ -34,28 +37,48 @@ struct alignas(16) W8A8Output {
   int32_t sum;
 };
 
-// The tiles of a product, of which a block takes every gridDim.x-th.
+// The tiles of a product, `tall` by `wide` of as many as a cluster has blocks.
 struct W8A8Tiles {
   int64_t tall, wide, count;
   int steps;
 };
 template <class T>
 NYBBLE_HD W8A8Tiles w8a8_tiles(const NybbleCudaProduct& p) {
-  const int64_t tall = (p.m + T::kTokens - 1) / T::kTokens, wide = (p.n + T::kOutputs - 1) / T::kOutputs;
+  const int64_t tall = (p.m + T::kTokens * T::kBlocks - 1) / (T::kTokens * T::kBlocks),
+                wide = (p.n + T::kOutputs - 1) / T::kOutputs;
   return {tall, wide, tall * wide, static_cast<int>(p.k_padded / T::kK)};
 }
 
+// The first that a block takes, and how many further the next.
+struct W8A8Turn {
+  int64_t first, step;
+  int block;  // of its cluster
+};
 template <class T>
-__device__ __forceinline__ void w8a8_copy(const typename T::Stages& ring, const W8A8Tiles& tiles, const TensorMap* x,
-                                          const TensorMap* w) {
+__device__ __forceinline__ W8A8Turn w8a8_turn() {
+  return {blockIdx.x / T::kBlocks, gridDim.x / T::kBlocks, T::kBlocks > 1 ? block_of_cluster() : 0};
+}
+template <class T>
+__device__ __forceinline__ OutputTile w8a8_tile(const W8A8Tiles& tiles, const W8A8Turn& turn, int64_t i) {
+  const OutputTile at = output_tile(i, tiles.tall, tiles.wide);
+  return {at.row * T::kBlocks + turn.block, at.column};
+}
+
+template <class T>
+__device__ __forceinline__ void w8a8_copy(const typename T::Stages& ring, const W8A8Tiles& tiles, const W8A8Turn& turn,
+                                          const TensorMap* x, const TensorMap* w) {
   Slot slot{0, 0};
-  for (int64_t tile = blockIdx.x; tile < tiles.count; tile += gridDim.x) {
-    const OutputTile at = output_tile(tile, tiles.tall, tiles.wide);
+  for (int64_t tile = turn.first; tile < tiles.count; tile += turn.step) {
+    const OutputTile at = w8a8_tile<T>(tiles, turn, tile);
     for (int step = 0; step < tiles.steps; step++) {
       Barrier* full = ring.fill(slot, T::kStage);
       unsigned char* stage = ring.stage(slot);
       copy_box(stage, x, full, step * T::kK, static_cast<int>(at.row * T::kTokens));
-      copy_box(stage + T::kX, w, full, step * T::kK, static_cast<int>(at.column * T::kOutputs));
+      const int first = turn.block * T::kShare, row = static_cast<int>(at.column * T::kOutputs) + first;
+      if (T::kBlocks > 1)
+        copy_box_to((1 << T::kBlocks) - 1, stage + T::kX + first * kRowBytes, w, full, step * T::kK, row);
+      else
+        copy_box(stage + T::kX, w, full, step * T::kK, row);
       ring.advance(slot);
     }
   }
@@ -187,17 +210,18 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   const auto ring = T::Stages::here();
   ring.set_up(T::kWarpgroups * kWarps);
   const W8A8Tiles tiles = w8a8_tiles<T>(p);
+  const W8A8Turn turn = w8a8_turn<T>();
   if (warp >= T::kWarpgroups * kWarps) {
     shrink_registers<T::kFew>();
-    if (threadIdx.x == T::kWarpgroups * kWarpgroup) w8a8_copy<T>(ring, tiles, &x, &w);
-    return;
+    if (threadIdx.x == T::kWarpgroups * kWarpgroup) w8a8_copy<T>(ring, tiles, turn, &x, &w);
+    return ring.leave();
   }
   grow_registers<T::kMany>();
   const int warpgroup = warp / kWarps;
   W8A8Output* outputs = reinterpret_cast<W8A8Output*>(ring.after()) + warpgroup * T::kOutputs;
   Slot slot{0, 0};
-  for (int64_t tile = blockIdx.x; tile < tiles.count; tile += gridDim.x) {
-    const OutputTile at = output_tile(tile, tiles.tall, tiles.wide);
+  for (int64_t tile = turn.first; tile < tiles.count; tile += turn.step) {
+    const OutputTile at = w8a8_tile<T>(tiles, turn, tile);
     const W8A8Ends<T> ends = w8a8_ends<T>(p, at, warp, lane);
     int32_t c[T::kSums];
     w8a8_multiply<T>(ring, tiles.steps, warpgroup, slot, c);
@@ -208,6 +232,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
     sync_warpgroup(1 + warpgroup);
     w8a8_write<T, Dtype>(p, at, lane, ends.tokens, outputs, c);
   }
+  ring.leave();
 }
 
 }  // namespace cuda

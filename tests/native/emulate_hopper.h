@@ -1,6 +1,7 @@
 // csrc/cuda/hopper.cuh for a CPU, after the PTX manual: barriers in shared memory with phases and bytes, copies by the
-// TMA with their swizzle, wgmma from descriptors and registers. A block's threads are fibers, as in emulate_cuda.h,
-// whose warps run in any order: a few are always preferred, and others take their place from time to time.
+// TMA with their swizzle, wgmma from descriptors and registers. The threads of a cluster are fibers, as in
+// emulate_cuda.h, whose warps run in any order: a few are always preferred, and others take their place from time to
+// time.
 //
 // Copies arrive either at once, or only when no thread can go on, in any order. A wgmma reads its operands either when
 // a warp issues it, or only in the wait that completes it. So a stage that is read too early, or written too early,
@@ -28,7 +29,7 @@ struct TensorMap {
 namespace emulated {
 
 constexpr uint32_t kSharedBase = 0x410;  // where shared memory begins: a multiple of 16 alone
-constexpr int kWarpWaits = 1, kBlockWaits = 2, kNameWaits = 4, kBarrierWaits = 5;  // Fiber::waits
+constexpr int kWarpWaits = 1, kBlockWaits = 2, kClusterWaits = 3, kNameWaits = 4, kBarrierWaits = 5;  // Fiber::waits
 
 struct BarrierState {
   int arrivals, left;
@@ -60,13 +61,17 @@ struct Hopper {
   std::vector<std::function<void()>> copies;
   std::vector<std::pair<const uint8_t*, size_t>> readable;  // what copy_bytes may read
   std::vector<Thread> threads;
+  std::vector<int> left;  // threads of each block that have ended
 };
 
 inline Hopper& hopper() {
   static Hopper one;
   return one;
 }
-inline Thread& mine() { return hopper().threads[machine().now->thread.x]; }
+inline Thread& thread_of(const Fiber* fiber) {
+  return hopper().threads[fiber->rank * machine().threads + fiber->thread.x];
+}
+inline Thread& mine() { return thread_of(machine().now); }
 
 inline unsigned drawn(unsigned below) {
   Machine& m = machine();
@@ -90,25 +95,29 @@ inline void come(Barrier* barrier, int64_t bytes) {
   BarrierState& state = state_of(barrier);
   if (!state.published) fail("a copy to a barrier that the TMA may not see yet");
   state.bytes -= bytes;
-  if (state.bytes < 0) fail("a barrier expects fewer bytes than come");
   turn(state);
 }
 
-inline uint8_t* shared_byte(uint32_t address) {
-  auto& shared = machine().shared[0];
+// A byte of the shared memory of a block that has not left.
+inline uint8_t* shared_byte(int block, uint32_t address) {
+  Machine& m = machine();
+  auto& shared = m.shared[block];
   if (address < kSharedBase || address - kSharedBase >= shared.size() * 16) fail("an address outside shared memory");
+  if (hopper().left[block] == m.threads) fail("the memory of a block that has left");
   return reinterpret_cast<uint8_t*>(shared.data()) + (address - kSharedBase);
 }
 // The 128-byte swizzle: bits 4-6 of an address are exchanged with bits 7-9.
 inline uint32_t swizzled(uint32_t address) { return address ^ (address >> 3 & 0x70); }
 
 // 32 inputs of a row of an operand in shared memory, K-major with the 128-byte swizzle.
-inline void operand_row(uint64_t operand, int row, int8_t* to) {
+inline void operand_row(int block, uint64_t operand, int row, int8_t* to) {
   const uint32_t start = static_cast<uint32_t>(operand & 0x3FFF) << 4;
   const uint32_t eight_rows = static_cast<uint32_t>(operand >> 32 & 0x3FFF) << 4;
   if (operand >> 62 != 1 || (operand >> 49 & 7)) fail("an operand without the 128-byte swizzle");
-  for (int chunk = 0; chunk < 2; chunk++)
-    std::memcpy(to + 16 * chunk, shared_byte(swizzled(start + row / 8 * eight_rows + row % 8 * 128 + 16 * chunk)), 16);
+  for (int chunk = 0; chunk < 2; chunk++) {
+    const uint32_t address = swizzled(start + row / 8 * eight_rows + row % 8 * 128 + 16 * chunk);
+    std::memcpy(to + 16 * chunk, shared_byte(block, address), 16);
+  }
 }
 
 // The sixteen rows of a warpgroup's product that are one warp's.
@@ -125,8 +134,8 @@ inline void multiply_rows(Fiber* const* lanes, const Wgmma* (&of)[kLanes]) {
           static_cast<int8_t>(one.a[i / 4] >> 8 * (i % 4));
   }
   if (!of[0]->a)
-    for (int row = 0; row < 16; row++) operand_row(of[0]->a_operand, first + row, a[row]);
-  for (int row = 0; row < of[0]->n; row++) operand_row(of[0]->b_operand, row, b[row]);
+    for (int row = 0; row < 16; row++) operand_row(lanes[0]->rank, of[0]->a_operand, first + row, a[row]);
+  for (int row = 0; row < of[0]->n; row++) operand_row(lanes[0]->rank, of[0]->b_operand, row, b[row]);
   for (int lane = 0; lane < kLanes; lane++)
     for (int i = 0; i < of[0]->n / 2; i++) {  // row g + 8 (i / 2 % 2), column 8 (i / 4) + 2 t + i % 2
       const int8_t *x = a[lane / 4 + 8 * (i / 2 % 2)], *y = b[8 * (i / 4) + 2 * (lane % 4) + i % 2];
@@ -140,7 +149,7 @@ inline void multiply_rows(Fiber* const* lanes, const Wgmma* (&of)[kLanes]) {
 // Does a warp's products of groups below `end`, and forgets them.
 inline void finish_products(Fiber* const* lanes, int pending) {
   std::vector<Thread*> threads;
-  for (int lane = 0; lane < kLanes; lane++) threads.push_back(&hopper().threads[lanes[lane]->thread.x]);
+  for (int lane = 0; lane < kLanes; lane++) threads.push_back(&thread_of(lanes[lane]));
   const auto& first = *threads[0];
   size_t count = 0;
   while (count < first.products.size() && first.products[count].group < first.committed - pending) count++;
@@ -187,6 +196,7 @@ inline bool run_warp(size_t warp) {
     if (fiber->done || fiber->waits) continue;
     m.now = fiber;
     swapcontext(&m.scheduler, &fiber->context);
+    hopper().left[fiber->rank] += fiber->done;
     moved = true;
   }
   return moved;
@@ -215,8 +225,9 @@ inline bool step(const std::vector<size_t>& preferred) {
     const size_t group = warp / kWarps * kWarps * kLanes;
     if (release(warp * kLanes, kLanes, kWarpWaits) || run_warp(warp)) return true;
     if (release(group, kWarps * kLanes, kNameWaits, hopper().threads[group].name)) return true;
+    if (release(warp * kLanes / m.threads * m.threads, m.threads, kBlockWaits)) return true;
   }
-  if (release(0, m.fibers.size(), kBlockWaits)) return true;
+  if (release(0, m.fibers.size(), kClusterWaits)) return true;
   auto& copies = hopper().copies;
   if (copies.empty()) return false;
   std::swap(copies[drawn(static_cast<unsigned>(copies.size()))], copies.back());
@@ -226,26 +237,31 @@ inline bool step(const std::vector<size_t>& preferred) {
   return true;
 }
 
-// Runs block x of a grid of blocks of so many threads.
-inline void run_block(int blocks, int x, int threads, size_t shared_bytes, std::function<void()> kernel) {
+// Runs the blocks of a cluster, from x on, of a grid of blocks of so many threads.
+inline void run_blocks(int grid, int x, int blocks, int threads, size_t shared_bytes, std::function<void()> kernel) {
   Machine& m = machine();
   Hopper& h = hopper();
   m.fibers.clear();
-  m.shared.assign(1, std::vector<Vector>(shared_bytes / 16));
-  std::memset(m.shared[0].data(), 0xFB, shared_bytes);
+  m.shared.assign(blocks, std::vector<Vector>(shared_bytes / 16));
+  for (auto& block : m.shared) std::memset(block.data(), 0xFB, shared_bytes);
   m.pending_reads.clear();
-  m.grid = {blocks, 1, 1};
+  m.grid = {grid, 1, 1};
   m.threads = threads;
+  h.left.assign(blocks, 0);
   h.barriers.clear();
-  h.threads.assign(threads, Thread{});
-  for (int i = 0; i < threads; i++) add_fiber(i, {x, 0, 0}, 0, kernel);
-  std::vector<size_t> preferred(threads / kLanes);
+  h.threads.assign(blocks * threads, Thread{});
+  for (int i = 0; i < blocks * threads; i++) add_fiber(i % threads, {x + i / threads, 0, 0}, i / threads, kernel);
+  std::vector<size_t> preferred(blocks * threads / kLanes);
   std::iota(preferred.begin(), preferred.end(), 0);
   for (size_t i = preferred.size(); i > 1; i--) std::swap(preferred[i - 1], preferred[drawn(static_cast<unsigned>(i))]);
+  const size_t early = drawn(2), half = preferred.size() / blocks;  // a block that all others may wait for
+  if (blocks > 1)
+    std::stable_partition(preferred.begin(), preferred.end(), [=](size_t w) { return w / half == early; });
   do {
-    if (drawn(4) == 0) std::swap(preferred[drawn(threads / kLanes)], preferred[drawn(threads / kLanes)]);
+    const auto warps = static_cast<unsigned>(preferred.size());
+    if (drawn(4) == 0) std::swap(preferred[drawn(warps)], preferred[drawn(warps)]);
   } while (step(preferred));
-  for (int i = 0; i < threads; i++) {
+  for (int i = 0; i < blocks * threads; i++) {
     if (!m.fibers[i]->done) fail("a deadlock");
     if (!h.threads[i].products.empty()) fail("a thread left before its products were done");
     if (h.threads[i].issued != h.threads[i / kThreads * kThreads].issued)
@@ -257,7 +273,8 @@ inline void run_block(int blocks, int x, int threads, size_t shared_bytes, std::
 }  // namespace emulated
 
 inline uint32_t shared_address(const void* p) {
-  const auto* begin = reinterpret_cast<const uint8_t*>(emulated::machine().shared[0].data());
+  const auto* begin =
+      reinterpret_cast<const uint8_t*>(emulated::machine().shared[emulated::machine().now->rank].data());
   return static_cast<uint32_t>(static_cast<const uint8_t*>(p) - begin) + emulated::kSharedBase;
 }
 
@@ -273,6 +290,10 @@ inline void arrive(Barrier* barrier) {
   state.left--;
   emulated::turn(state);
 }
+inline Barrier* barrier_of(Barrier* barrier, int block) {
+  return reinterpret_cast<Barrier*>(emulated::shared_byte(block, shared_address(barrier)));
+}
+inline void arrive_at(Barrier* barrier, int block) { arrive(barrier_of(barrier, block)); }
 inline void arrive_expecting(Barrier* barrier, int bytes) {
   emulated::state_of(barrier).bytes += bytes;
   arrive(barrier);
@@ -284,19 +305,26 @@ inline void wait(Barrier* barrier, uint32_t parity) {
   if (!emulated::complete(barrier, parity)) emulated::pause(emulated::kBarrierWaits);
 }
 
-inline void copy_box(void* to, const TensorMap* map, Barrier* barrier, int column, int row) {
+inline void copy_box_to(uint16_t blocks, void* to, const TensorMap* map, Barrier* barrier, int column, int row) {
   const uint32_t address = shared_address(to);
   if (address % 1024) emulated::fail("a swizzled box is not aligned");
   const TensorMap of = *map;
-  emulated::copy_when_it_comes([=] {
-    for (int r = 0; r < of.box_rows; r++)
-      for (int i = 0; i < 128; i++) {
-        const bool inside = row + r < of.rows && column + i < of.columns;
-        *emulated::shared_byte(emulated::swizzled(address + 128 * r + i)) =
-            inside ? of.codes[(row + r) * of.columns + column + i] : 0;
-      }
-    emulated::come(barrier, 128 * of.box_rows);
-  });
+  for (int block = 0; block < 16; block++) {
+    if (!(blocks >> block & 1)) continue;
+    Barrier* there = barrier_of(barrier, block);
+    emulated::copy_when_it_comes([=] {
+      for (int r = 0; r < of.box_rows; r++)
+        for (int i = 0; i < 128; i++) {
+          const bool inside = row + r < of.rows && column + i < of.columns;
+          *emulated::shared_byte(block, emulated::swizzled(address + 128 * r + i)) =
+              inside ? of.codes[(row + r) * of.columns + column + i] : 0;
+        }
+      emulated::come(there, 128 * of.box_rows);
+    });
+  }
+}
+inline void copy_box(void* to, const TensorMap* map, Barrier* barrier, int column, int row) {
+  copy_box_to(static_cast<uint16_t>(1 << emulated::machine().now->rank), to, map, barrier, column, row);
 }
 inline void copy_bytes(void* to, const void* from, int bytes, Barrier* barrier) {
   const uint8_t* bytes_from = static_cast<const uint8_t*>(from);
@@ -332,6 +360,8 @@ inline void sync_warpgroup(int name) {
   emulated::mine().name = name;
   emulated::pause(emulated::kNameWaits);
 }
+inline int block_of_cluster() { return emulated::machine().now->rank; }
+inline void sync_blocks() { emulated::pause(emulated::kClusterWaits); }
 template <int>
 inline void shrink_registers() {}
 template <int>
