@@ -2,8 +2,8 @@
 Triton binds, specialises and looks up a kernel at every launch, which takes 8 us.
 
 So what a plan launches is recorded at its first call for a number of rows: the compiled kernels, their grids and
-arguments. The next calls launch those again, as compiled[grid](*arguments) (see Triton's tutorial on fused softmax), with
-the addresses of their own tensors. Addresses are multiples of 16, as in the recorded call, since code is compiled for
+arguments. The next calls launch those again, as compiled[grid](*arguments) (see Triton's tutorial on fused softmax) or by
+what is behind that, with the addresses of their own tensors. Addresses are multiples of 16, as in the recorded call, since code is compiled for
 that; what is not so, and other strides, takes the usual way.
 """
 
@@ -13,11 +13,14 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from itertools import pairwise
 from operator import add, itemgetter
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
+import triton
 from torch import Tensor
 
 from .. import layouts, native_cuda
@@ -76,6 +79,50 @@ def recording() -> Iterator[list[Launch]]:
         _launches.reset(token)
 
 
+class Launcher:
+    """compiled[grid], which takes arguments and a stream, and what that comes to: compiled.run(*grid, stream, *between,
+    *arguments). The rest of its time goes into the data of launch hooks, of which most processes have none."""
+
+    def __init__(self, compiled: Any, grid: tuple[int, int, int]) -> None:
+        self.usual: Callable[..., None] = compiled[grid]
+        self.run: Callable[..., None] | None = None
+        self.between: tuple[Any, ...] = ()
+        if _runs_as_known(compiled, grid):
+            self.run = partial(compiled.run, *grid)
+            self.between = (compiled.function, compiled.packed_metadata, None, None, None)
+
+
+def _runs_as_known(compiled: Any, grid: tuple[int, int, int]) -> bool:
+    """Whether compiled[grid] calls run as Launcher does, but for the hooks: Triton's own code, with a stand-in for itself,
+    shows what it hands over."""
+    seen: list[tuple[Any, ...]] = []
+    try:
+        stand_in = SimpleNamespace(
+            _init_handles=lambda: None,
+            launch_metadata=lambda *ignored: "metadata",
+            run=lambda *handed: seen.append(handed),
+            function=compiled.function,
+            packed_metadata=compiled.packed_metadata,
+        )
+        type(compiled).__getitem__(stand_in, grid)("argument", stream="stream")
+    except (AttributeError, TypeError):  # another version of Triton: the usual way remains
+        return False
+    between = (compiled.function, compiled.packed_metadata, "metadata", *_hooks())
+    return seen == [(*grid, "stream", *between, "argument")]
+
+
+def _hooks() -> tuple[Any, Any]:
+    """What Triton calls before and after each launch: profilers."""
+    runtime = triton.knobs.runtime
+    return runtime.launch_enter_hook, runtime.launch_exit_hook
+
+
+def hooked() -> bool:
+    """Whether there are hooks: none, or chains of them that may be empty."""
+    before, after = _hooks()
+    return bool(getattr(before, "calls", before) or getattr(after, "calls", after))
+
+
 class Replay:
     """Recorded launches, of which x, packed, bias, out and scratch may lie elsewhere."""
 
@@ -83,7 +130,7 @@ class Replay:
         """tensors: x, packed, bias, out as they were recorded; every other tensor of a launch is scratch."""
         self.nbytes = 0
         self._scratch: dict[int, int] = {}  # from storages to their places in a block of scratch
-        self._launches = [(made.compiled[made.grid], *self._split(made, tensors)) for made in launches]
+        self._launches = [(Launcher(made.compiled, made.grid), *self._split(made, tensors)) for made in launches]
 
     @classmethod
     def of(cls, launches: list[Launch], tensors: tuple[Tensor | None, ...]) -> Replay | None:
@@ -116,8 +163,12 @@ class Replay:
 
     def run(self, addresses: tuple[int, int, int, int, int, int], stream: int) -> None:
         """addresses: of x, packed, bias, out, of `nbytes` of scratch, and 0."""
+        usual = hooked()
         for launcher, begins, beyond, rest in self._launches:
-            launcher(*map(add, begins(addresses), beyond), *rest, stream=stream)
+            if usual or launcher.run is None:
+                launcher.usual(*map(add, begins(addresses), beyond), *rest, stream=stream)
+            else:
+                launcher.run(stream, *launcher.between, *map(add, begins(addresses), beyond), *rest)
 
 
 class ReplayedPlan:
