@@ -138,7 +138,7 @@ def _checked_bias(bias: Tensor, x: Tensor, out_features: int) -> Tensor:
         raise ValueError(f"bias: {tuple(bias.shape)} {bias.dtype}, must be ({out_features},) and one of {FLOATS}")
     if not (bias.is_cpu if x.is_cpu else bias.get_device() == x.get_device()):
         raise ValueError(f"bias: on {bias.device}, x is on {x.device}")
-    return bias.contiguous()
+    return bias if bias.is_contiguous() else bias.contiguous()
 
 
 def _check_packed(packed: Tensor) -> None:
