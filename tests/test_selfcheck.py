@@ -48,6 +48,25 @@ def test_wrong_outputs_are_found(wrong_m: int) -> None:
     )
 
 
+def test_a_second_launch_that_is_wrong_is_found() -> None:
+    right = spec_on_cpu("w4a16")
+
+    def make(*shape):
+        plan, calls = right.make(*shape), []
+
+        def call(x, packed, bias, out):
+            plan(x, packed, bias, out)
+            calls.append(out)
+            if len(calls) == 2:
+                out[-1, -1] += out.abs().max()
+
+        return call
+
+    reason = selfcheck.disagreement(dataclasses.replace(right, make=make, target="triton"), "cpu")
+    assert reason is not None
+    assert "are off by" in reason
+
+
 def test_outputs_that_are_not_written_are_found() -> None:
     spec = dataclasses.replace(spec_on_cpu("w8a16"), make=lambda *shape: lambda *tensors: None)
     assert "off by nan" in (selfcheck.disagreement(spec, "cpu") or "")
