@@ -54,6 +54,24 @@ int load_instance(Kernel kernel, int threads, int shared, int token_groups, cons
   return cudaSuccess;
 }
 
+// Launches so many clusters of blocks.
+template <int Blocks, class... Arguments>
+cudaError_t launch_clusters(void (*kernel)(Arguments...), int64_t clusters, int threads, int shared, void* stream,
+                            const Arguments&... arguments) {
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = Blocks;
+  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(clusters * Blocks));
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &cluster;
+  config.numAttrs = Blocks > 1;
+  return cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
 // Of the current device.
 inline cudaError_t count_multiprocessors(int* count) {
   int device = 0;

@@ -75,5 +75,15 @@ struct Ring {
   }
 };
 
+// Which tiles a block takes, where clusters take them in turn, and which block of its cluster it is.
+struct Turn {
+  int64_t first, step;
+  int block;
+};
+template <int Blocks>
+__device__ __forceinline__ Turn turn_of_block() {
+  return {blockIdx.x / Blocks, gridDim.x / Blocks, Blocks > 1 ? block_of_cluster() : 0};
+}
+
 }  // namespace cuda
 }  // namespace nybble

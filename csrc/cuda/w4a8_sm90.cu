@@ -26,11 +26,10 @@ struct Instance {
   }
   static cudaError_t run(const NybbleCudaProduct& p, void* stream, int multiprocessors) {
     CUtensorMap x;
-    const cudaError_t error = map_codes(&x, p.x, p.m, p.k_padded, T::kTokens);
+    const cudaError_t error = map_codes(&x, p.x, p.m, p.k_padded, T::kShare);
     if (error != cudaSuccess) return error;
-    const auto blocks = static_cast<unsigned>(std::min<int64_t>(w4a8_tiles<T>(p).count, multiprocessors));
-    kernel<<<blocks, T::kThreads, T::kShared, static_cast<cudaStream_t>(stream)>>>(p, x);
-    return cudaGetLastError();
+    const int64_t clusters = std::min<int64_t>(w4a8_tiles<T>(p).count, multiprocessors / T::kBlocks);
+    return launch_clusters<T::kBlocks>(kernel, clusters, T::kThreads, T::kShared, stream, p, x);
   }
 };
 
@@ -53,12 +52,12 @@ constexpr Functions kFunctions[kForms] = {
     functions<W4A8<Warpgroups, 4, true, false>>(),
 };
 
-// Of the tiles that a multiprocessor takes in turn. A narrow one has half the outputs, but its one warpgroup waits
-// where two would take turns.
+// Time of the tiles that a block takes in turn. A narrow one has half the outputs, but reads three quarters as much.
 template <int Warpgroups>
 int64_t cost(const NybbleCudaProduct& p, int multiprocessors) {
-  const int64_t tiles = w4a8_tiles<W4A8<Warpgroups, 4, true, false>>(p).count;
-  return (tiles + multiprocessors - 1) / multiprocessors * (Warpgroups == 2 ? 3 : 2);
+  using T = W4A8<Warpgroups, 4, true, false>;
+  const int64_t at_once = multiprocessors / T::kBlocks;
+  return (w4a8_tiles<T>(p).count + at_once - 1) / at_once * (Warpgroups == 2 ? 4 : 3);
 }
 
 }  // namespace

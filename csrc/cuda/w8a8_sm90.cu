@@ -22,22 +22,6 @@ int load(NybbleCudaInstance& found) {
   return load_instance(w8a8_sm90_kernel<T, Dtype>, T::kThreads, T::kShared, T::kTokens / kTokens, name, found);
 }
 
-template <class T, int Dtype>
-cudaError_t launch(const NybbleCudaProduct& p, const TensorMap& x, const TensorMap& w, int blocks, void* stream) {
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = T::kBlocks;
-  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(T::kThreads);
-  config.dynamicSmemBytes = T::kShared;
-  config.stream = static_cast<cudaStream_t>(stream);
-  config.attrs = &cluster;
-  config.numAttrs = T::kBlocks > 1;
-  return cudaLaunchKernelEx(&config, w8a8_sm90_kernel<T, Dtype>, p, x, w);
-}
-
 // Clusters that the device runs at once, of T's size.
 template <class T>
 int64_t clusters(int multiprocessors) {
@@ -50,11 +34,11 @@ cudaError_t run(const NybbleCudaProduct& p, int multiprocessors, void* stream) {
   cudaError_t error = map_codes(&x, p.x, p.m, p.k_padded, T::kTokens);
   if (error == cudaSuccess) error = map_codes(&w, p.codes, p.n_padded, p.k_padded, T::kShare);
   if (error != cudaSuccess) return error;
-  const int64_t blocks = std::min(w8a8_tiles<T>(p).count, clusters<T>(multiprocessors)) * T::kBlocks;
-  const auto launch_it = p.y_dtype == NYBBLE_F32    ? launch<T, NYBBLE_F32>
-                         : p.y_dtype == NYBBLE_BF16 ? launch<T, NYBBLE_BF16>
-                                                    : launch<T, NYBBLE_F16>;
-  return launch_it(p, x, w, static_cast<int>(blocks), stream);
+  const auto kernel = p.y_dtype == NYBBLE_F32    ? w8a8_sm90_kernel<T, NYBBLE_F32>
+                      : p.y_dtype == NYBBLE_BF16 ? w8a8_sm90_kernel<T, NYBBLE_BF16>
+                                                 : w8a8_sm90_kernel<T, NYBBLE_F16>;
+  const int64_t count = std::min(w8a8_tiles<T>(p).count, clusters<T>(multiprocessors));
+  return launch_clusters<T::kBlocks>(kernel, count, T::kThreads, T::kShared, stream, p, x, w);
 }
 
 // Time of the tiles that a block takes in turn, where one costs `Cost`.

@@ -49,23 +49,14 @@ NYBBLE_HD W8A8Tiles w8a8_tiles(const NybbleCudaProduct& p) {
   return {tall, wide, tall * wide, static_cast<int>(p.k_padded / T::kK)};
 }
 
-// The first that a block takes, and how many further the next.
-struct W8A8Turn {
-  int64_t first, step;
-  int block;  // of its cluster
-};
 template <class T>
-__device__ __forceinline__ W8A8Turn w8a8_turn() {
-  return {blockIdx.x / T::kBlocks, gridDim.x / T::kBlocks, T::kBlocks > 1 ? block_of_cluster() : 0};
-}
-template <class T>
-__device__ __forceinline__ OutputTile w8a8_tile(const W8A8Tiles& tiles, const W8A8Turn& turn, int64_t i) {
+__device__ __forceinline__ OutputTile w8a8_tile(const W8A8Tiles& tiles, const Turn& turn, int64_t i) {
   const OutputTile at = output_tile(i, tiles.tall, tiles.wide);
   return {at.row * T::kBlocks + turn.block, at.column};
 }
 
 template <class T>
-__device__ __forceinline__ void w8a8_copy(const typename T::Stages& ring, const W8A8Tiles& tiles, const W8A8Turn& turn,
+__device__ __forceinline__ void w8a8_copy(const typename T::Stages& ring, const W8A8Tiles& tiles, const Turn& turn,
                                           const TensorMap* x, const TensorMap* w) {
   Slot slot{0, 0};
   for (int64_t tile = turn.first; tile < tiles.count; tile += turn.step) {
@@ -210,7 +201,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   const auto ring = T::Stages::here();
   ring.set_up(T::kWarpgroups * kWarps);
   const W8A8Tiles tiles = w8a8_tiles<T>(p);
-  const W8A8Turn turn = w8a8_turn<T>();
+  const Turn turn = turn_of_block<T::kBlocks>();
   if (warp >= T::kWarpgroups * kWarps) {
     shrink_registers<T::kFew>();
     if (threadIdx.x == T::kWarpgroups * kWarpgroup) w8a8_copy<T>(ring, tiles, turn, &x, &w);

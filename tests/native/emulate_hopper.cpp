@@ -261,8 +261,8 @@ void compare_w4a8(const Case& c) {
   p.k_padded = weight.k_padded;
   tokens.into(c, p);
   nc::emulated::hopper().readable = {{p.codes, weight.tiles.size() * 16}};
-  const nc::TensorMap x_map{reinterpret_cast<const uint8_t*>(p.x), c.m, p.k_padded, T::kTokens};
-  run(c, 1, T::kThreads, T::kShared, [=] { nc::w4a8_sm90_kernel<T>(p, x_map); });
+  const nc::TensorMap x_map{reinterpret_cast<const uint8_t*>(p.x), c.m, p.k_padded, T::kShare};
+  run(c, T::kBlocks, T::kThreads, T::kShared, [=] { nc::w4a8_sm90_kernel<T>(p, x_map); });
   bool same = tokens.margins(c), close = true;
   Values expected(c.y_dtype, 1);
   for (int m = 0; m < c.m; m++)
