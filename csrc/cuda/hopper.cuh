@@ -24,9 +24,6 @@ __device__ __forceinline__ void init_barrier(Barrier* barrier, int arrivals) {
 __device__ __forceinline__ void publish_barriers() {
   asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async.shared::cta;" ::: "memory");
 }
-__device__ __forceinline__ void arrive(Barrier* barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
-}
 // At the barrier that is this one in another block of the cluster.
 __device__ __forceinline__ void arrive_at(Barrier* barrier, int block) {
   asm volatile(

@@ -9,7 +9,7 @@
 #include <cstdio>
 
 #include "abi.h"
-#include "wgmma_maps.h"
+#include "ring.cuh"
 
 namespace nybble {
 namespace cuda {
@@ -54,30 +54,35 @@ int load_instance(Kernel kernel, int threads, int shared, int token_groups, cons
   return cudaSuccess;
 }
 
-// Launches so many clusters of blocks.
-template <int Blocks, class... Arguments>
-cudaError_t launch_clusters(void (*kernel)(Arguments...), int64_t clusters, int threads, int shared, void* stream,
-                            const Arguments&... arguments) {
+// Launches so many clusters of two blocks.
+template <class... Arguments>
+cudaError_t launch_pairs(void (*kernel)(Arguments...), int64_t pairs, int threads, int shared, void* stream,
+                         const Arguments&... arguments) {
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = Blocks;
+  cluster.val.clusterDim.x = kPair;
   cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(clusters * Blocks));
+  config.gridDim = dim3(static_cast<unsigned>(pairs * kPair));
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared;
   config.stream = static_cast<cudaStream_t>(stream);
   config.attrs = &cluster;
-  config.numAttrs = Blocks > 1;
+  config.numAttrs = 1;
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
-// Of the current device.
-inline cudaError_t count_multiprocessors(int* count) {
-  int device = 0;
-  const cudaError_t error = cudaGetDevice(&device);
-  return error == cudaSuccess ? cudaDeviceGetAttribute(count, cudaDevAttrMultiProcessorCount, device) : error;
+// Clusters of two that the current device runs at once, of blocks that fill a multiprocessor.
+inline cudaError_t count_pairs(int* pairs) {
+  int device = 0, multiprocessors = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  *pairs = multiprocessors / kPair;
+  return error;
 }
+
+// Time of `count` tiles, `at_once` of them at a time, of which one costs `cost`.
+inline int64_t time_of(int64_t count, int at_once, int cost) { return (count + at_once - 1) / at_once * cost; }
 
 }  // namespace cuda
 }  // namespace nybble

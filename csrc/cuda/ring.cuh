@@ -1,7 +1,7 @@
 // A ring of stages in shared memory between the thread that copies and the warps that multiply. Of each stage one
 // barrier is complete when its bytes have come, `full`, and one when all warps have read it, `empty`. Steps take stages
-// in turn; what lies after the ring is the kernel's own. In a cluster a block copies for the others too: a stage is
-// empty when the warps of all blocks have read theirs.
+// in turn; what lies after the ring is the kernel's own. Two blocks form a cluster and each copies for both, so a stage
+// is empty when the warps of both have read theirs.
 #pragma once
 
 #include "hopper.cuh"
@@ -10,13 +10,16 @@
 namespace nybble {
 namespace cuda {
 
+constexpr int kPair = 2;                            // blocks of a cluster
+constexpr uint16_t kBothBlocks = (1 << kPair) - 1;  // as the multicast wants them
+
 // Where a step's stage is, and whether the ring has been round an odd number of times before.
 struct Slot {
   int index;
   uint32_t parity;
 };
 
-template <int Stages, int StageBytes, int Blocks = 1>
+template <int Stages, int StageBytes>
 struct Ring {
   static_assert(StageBytes % kAtomBytes == 0, "a stage starts where the swizzle does");
   static constexpr int kBarriers = Stages * 2 * static_cast<int>(sizeof(Barrier));
@@ -40,19 +43,14 @@ struct Ring {
     if (threadIdx.x == 0) {
       for (int i = 0; i < Stages; i++) {
         init_barrier(full(i), 1);
-        init_barrier(empty(i), readers * Blocks);
+        init_barrier(empty(i), readers * kPair);
       }
       publish_barriers();
     }
-    if (Blocks > 1)
-      sync_blocks();
-    else
-      __syncthreads();
+    sync_blocks();
   }
-  // All threads of the block, at their end: a block's memory is there until the others have done with it.
-  __device__ __forceinline__ void leave() const {
-    if (Blocks > 1) sync_blocks();
-  }
+  // All threads of the block, at their end: its memory is there until the other block has done with it.
+  __device__ __forceinline__ void leave() const { sync_blocks(); }
 
   // The thread that copies: the stage is free, and so many bytes will come.
   __device__ __forceinline__ Barrier* fill(const Slot& slot, int bytes) const {
@@ -64,8 +62,7 @@ struct Ring {
   __device__ __forceinline__ void wait_full(const Slot& slot) const { wait(full(slot.index), slot.parity); }
   __device__ __forceinline__ void give_back(int index) const {
     const int lane = threadIdx.x % kLanes;
-    if (Blocks == 1 && lane == 0) arrive(empty(index));
-    if (Blocks > 1 && lane < Blocks) arrive_at(empty(index), lane);
+    if (lane < kPair) arrive_at(empty(index), lane);
   }
 
   static __device__ __forceinline__ void advance(Slot& slot) {
@@ -75,15 +72,12 @@ struct Ring {
   }
 };
 
-// Which tiles a block takes, where clusters take them in turn, and which block of its cluster it is.
+// Which tiles a block takes, where clusters take pairs of them in turn, and which block of its cluster it is.
 struct Turn {
   int64_t first, step;
   int block;
 };
-template <int Blocks>
-__device__ __forceinline__ Turn turn_of_block() {
-  return {blockIdx.x / Blocks, gridDim.x / Blocks, Blocks > 1 ? block_of_cluster() : 0};
-}
+__device__ __forceinline__ Turn turn_of_block() { return {blockIdx.x / kPair, gridDim.x / kPair, block_of_cluster()}; }
 
 }  // namespace cuda
 }  // namespace nybble

@@ -24,18 +24,18 @@ struct Instance {
                   zeros);
     return load_instance(kernel, T::kThreads, T::kShared, T::kTokens / kTokens, name, found);
   }
-  static cudaError_t run(const NybbleCudaProduct& p, void* stream, int multiprocessors) {
+  static cudaError_t run(const NybbleCudaProduct& p, int at_once, void* stream) {
     CUtensorMap x;
     const cudaError_t error = map_codes(&x, p.x, p.m, p.k_padded, T::kShare);
     if (error != cudaSuccess) return error;
-    const int64_t clusters = std::min<int64_t>(w4a8_tiles<T>(p).count, multiprocessors / T::kBlocks);
-    return launch_clusters<T::kBlocks>(kernel, clusters, T::kThreads, T::kShared, stream, p, x);
+    const int64_t pairs = std::min<int64_t>(w4a8_tiles<T>(p).count, at_once);
+    return launch_pairs(kernel, pairs, T::kThreads, T::kShared, stream, p, x);
   }
 };
 
 struct Functions {
   int (*load)(NybbleCudaInstance&);
-  cudaError_t (*run)(const NybbleCudaProduct&, void* stream, int multiprocessors);
+  cudaError_t (*run)(const NybbleCudaProduct&, int at_once, void* stream);
 };
 template <class T>
 constexpr Functions functions() {
@@ -52,12 +52,9 @@ constexpr Functions kFunctions[kForms] = {
     functions<W4A8<Warpgroups, 4, true, false>>(),
 };
 
-// Time of the tiles that a block takes in turn. A narrow one has half the outputs, but reads three quarters as much.
 template <int Warpgroups>
-int64_t cost(const NybbleCudaProduct& p, int multiprocessors) {
-  using T = W4A8<Warpgroups, 4, true, false>;
-  const int64_t at_once = multiprocessors / T::kBlocks;
-  return (w4a8_tiles<T>(p).count + at_once - 1) / at_once * (Warpgroups == 2 ? 4 : 3);
+int64_t tiles(const NybbleCudaProduct& p) {
+  return w4a8_tiles<W4A8<Warpgroups, 4, true, false>>(p).count;
 }
 
 }  // namespace
@@ -71,12 +68,13 @@ extern "C" int nybble_w4a8_sm90_load(NybbleCudaInstance* found, int32_t most, in
 }
 
 extern "C" int nybble_w4a8_sm90(const NybbleCudaProduct* product, const NybbleCudaLaunch* how) {
-  int multiprocessors = 0;
-  const cudaError_t error = count_multiprocessors(&multiprocessors);
+  int at_once = 0;
+  const cudaError_t error = count_pairs(&at_once);
   if (error != cudaSuccess) return error;
   const NybbleCudaProduct& p = *product;
   const int form = p.group_shift > 7 ? kForms - 1 : 2 * (p.group_shift - 5) + (p.zero_point == nullptr);
-  const bool narrow = cost<1>(p, multiprocessors) < cost<2>(p, multiprocessors);
+  // A narrow tile has half the outputs, but reads three quarters as much.
+  const bool narrow = time_of(tiles<1>(p), at_once, 3) < time_of(tiles<2>(p), at_once, 4);
   const Functions& chosen = narrow ? kFunctions<1>[form] : kFunctions<2>[form];
-  return chosen.run(p, how->stream, multiprocessors);
+  return chosen.run(p, at_once, how->stream);
 }

@@ -1,7 +1,7 @@
 // See w4a8_sm90.cu. A block has warpgroups that multiply, each 64 outputs with the same 128 tokens, and one whose first
-// thread copies. Two blocks with tiles side by side form a cluster: each copies half of their activations, for both.
+// thread copies. The two blocks of a cluster have tiles side by side: each copies half of their activations, for both.
 // The sums of a group of inputs are kept in int32, in two halves of the tokens: while one half becomes float, the other
-// is multiplied, so that the tensor cores wait for nobody.
+// is multiplied, so that the tensor cores seldom wait.
 #pragma once
 
 #include "finish.cuh"
@@ -19,17 +19,16 @@ struct W4A8 {
   static constexpr bool kWhole = Whole, kSymmetric = Symmetric;
   static constexpr int kThreads = (Warpgroups + 1) * kWarpgroup;
   static constexpr int kFew = 56, kMany = 224;  // registers: three warps of a scheduler share 504
-  static constexpr int kBlocks = 2;             // of a cluster
   static constexpr int kX = kTokens * kRowBytes, kTileBytes = kTile * kTile / 2, kW = 2 * kTileBytes;
   static constexpr int kStage = kX + Warpgroups * kW;
-  using Stages = Ring<Warpgroups == 2 ? 7 : 4, kStage, kBlocks>;
-  static constexpr int kShare = kTokens / kBlocks;  // that a block copies
-  static constexpr int kHalf = kTokens / 2;         // that are multiplied together
-  static constexpr int kOut = kHalf * kTile * 4;    // bytes of half a warpgroup's outputs
+  using Stages = Ring<Warpgroups == 2 ? 7 : 4, kStage>;
+  static constexpr int kShare = kTokens / kPair;  // that a block copies
+  static constexpr int kHalf = kTokens / 2;       // that are multiplied together
+  static constexpr int kOut = kHalf * kTile * 4;  // bytes of half a warpgroup's outputs
   static constexpr int kShared = Stages::kBytes + Warpgroups * kOut;
 };
 
-// The tiles of a product, `tall` by `wide` of as many as a cluster has blocks.
+// The tiles of a product, `tall` by `wide` pairs of them.
 struct W4A8Tiles {
   int64_t tall, wide, count;
   int stages, units;  // of a tile
@@ -37,7 +36,7 @@ struct W4A8Tiles {
 template <class T>
 NYBBLE_HD W4A8Tiles w4a8_tiles(const NybbleCudaProduct& p) {
   const int64_t tall = (p.m + T::kTokens - 1) / T::kTokens,
-                wide = (p.n + T::kOutputs * T::kBlocks - 1) / (T::kOutputs * T::kBlocks);
+                wide = (p.n + T::kOutputs * kPair - 1) / (T::kOutputs * kPair);
   // Of an even number, so that they go in pairs: a unit beyond K has activations of 0.
   const int units = static_cast<int>((p.k_padded + 2 * T::kUnit - 1) / (2 * T::kUnit)) * 2;
   return {tall, wide, tall * wide, (units + T::kUnits - 1) / T::kUnits, units};
@@ -46,7 +45,7 @@ NYBBLE_HD W4A8Tiles w4a8_tiles(const NybbleCudaProduct& p) {
 template <class T>
 __device__ __forceinline__ OutputTile w4a8_tile(const W4A8Tiles& tiles, const Turn& turn, int64_t i) {
   const OutputTile at = output_tile(i, tiles.tall, tiles.wide);
-  return {at.row, at.column * T::kBlocks + turn.block};
+  return {at.row, at.column * kPair + turn.block};
 }
 
 // The tile of weights of a warpgroup; beyond the last tile it is the last again, and not stored.
@@ -69,7 +68,7 @@ __device__ __forceinline__ void w4a8_copy(const NybbleCudaProduct& p, const type
       Barrier* full = ring.fill(slot, T::kX + T::kWarpgroups * bytes);
       unsigned char* stage = ring.stage(slot);
       const int first = turn.block * T::kShare, row = static_cast<int>(at.row * T::kTokens) + first;
-      copy_box_to((1 << T::kBlocks) - 1, stage + first * kRowBytes, x, full, i * T::kK, row);
+      copy_box_to(kBothBlocks, stage + first * kRowBytes, x, full, i * T::kK, row);
 #pragma unroll
       for (int w = 0; w < T::kWarpgroups; w++) {
         const uint8_t* codes = p.codes + (w4a8_weights<T>(p, at.column, w) * blocks + 2 * i) * T::kTileBytes;
@@ -303,7 +302,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   const auto ring = T::Stages::here();
   ring.set_up(T::kWarpgroups * kWarps);
   const W4A8Tiles tiles = w4a8_tiles<T>(p);
-  const Turn turn = turn_of_block<T::kBlocks>();
+  const Turn turn = turn_of_block();
   if (warp >= T::kWarpgroups * kWarps) {
     shrink_registers<T::kFew>();
     if (threadIdx.x == T::kWarpgroups * kWarpgroup) w4a8_copy<T>(p, ring, tiles, turn, &x);

@@ -3,9 +3,9 @@
 //
 // wgmma m64n256k32 or m64n128k32, s8 x s8, both operands from shared memory, in tiles of 128 tokens x 256 or 128
 // outputs; int32 sums, exact: the bits of the other w8a8 kernels. A ring of stages of 128 inputs is filled by the TMA;
-// one step's wgmma is always under way while the next is issued. Bound by wgmma and by the second-level cache: for 1024
-// clocks of wgmma a multiprocessor reads 48 KiB for wide tiles and 64 KiB for narrow ones; blocks in pairs, which share
-// their weights, read 32 and 48.
+// one step's wgmma is always under way while the next is issued. Bound by wgmma, and by the second-level cache: for
+// 1024 clocks of wgmma a multiprocessor reads 32 KiB from it for wide tiles, 48 for narrow ones; alone, not in pairs
+// that share their weights, it would be 48 and 64.
 #include "w8a8_sm90.cuh"
 
 #include "hopper_launch.cuh"
@@ -17,19 +17,12 @@ namespace {
 template <class T, int Dtype>
 int load(NybbleCudaInstance& found) {
   char name[sizeof found.name];
-  std::snprintf(name, sizeof name, "y%d tokens%d outputs%d%s", Dtype, T::kTokens, T::kOutputs,
-                T::kBlocks > 1 ? " pairs" : "");
+  std::snprintf(name, sizeof name, "y%d tokens%d outputs%d", Dtype, T::kTokens, T::kOutputs);
   return load_instance(w8a8_sm90_kernel<T, Dtype>, T::kThreads, T::kShared, T::kTokens / kTokens, name, found);
 }
 
-// Clusters that the device runs at once, of T's size.
 template <class T>
-int64_t clusters(int multiprocessors) {
-  return multiprocessors / T::kBlocks;
-}
-
-template <class T>
-cudaError_t run(const NybbleCudaProduct& p, int multiprocessors, void* stream) {
+cudaError_t run(const NybbleCudaProduct& p, int at_once, void* stream) {
   CUtensorMap x, w;
   cudaError_t error = map_codes(&x, p.x, p.m, p.k_padded, T::kTokens);
   if (error == cudaSuccess) error = map_codes(&w, p.codes, p.n_padded, p.k_padded, T::kShare);
@@ -37,50 +30,30 @@ cudaError_t run(const NybbleCudaProduct& p, int multiprocessors, void* stream) {
   const auto kernel = p.y_dtype == NYBBLE_F32    ? w8a8_sm90_kernel<T, NYBBLE_F32>
                       : p.y_dtype == NYBBLE_BF16 ? w8a8_sm90_kernel<T, NYBBLE_BF16>
                                                  : w8a8_sm90_kernel<T, NYBBLE_F16>;
-  const int64_t count = std::min(w8a8_tiles<T>(p).count, clusters<T>(multiprocessors));
-  return launch_clusters<T::kBlocks>(kernel, count, T::kThreads, T::kShared, stream, p, x, w);
+  const int64_t pairs = std::min<int64_t>(w8a8_tiles<T>(p).count, at_once);
+  return launch_pairs(kernel, pairs, T::kThreads, T::kShared, stream, p, x, w);
 }
 
-// Time of the tiles that a block takes in turn, where one costs `Cost`.
-template <class T, int Cost>
-int64_t time(const NybbleCudaProduct& p, int multiprocessors) {
-  const int64_t at_once = clusters<T>(multiprocessors);
-  return (w8a8_tiles<T>(p).count + at_once - 1) / at_once * Cost;
-}
-
-struct Form {
-  int (*load[3])(NybbleCudaInstance&);  // by type of y
-  int64_t (*time)(const NybbleCudaProduct&, int multiprocessors);
-  cudaError_t (*run)(const NybbleCudaProduct&, int multiprocessors, void* stream);
-};
-template <class T, int Cost>
-constexpr Form form() {
-  return {{load<T, NYBBLE_F32>, load<T, NYBBLE_BF16>, load<T, NYBBLE_F16>}, time<T, Cost>, run<T>};
-}
-
-// What a step of a tile costs, in 256 clocks: of wgmma, or of the second-level cache, if a multiprocessor gets 32 bytes
-// a clock from it.
-constexpr Form kForms[] = {form<W8A8<256, 2>, 4>(), form<W8A8<256, 1>, 6>(), form<W8A8<128, 2>, 3>(),
-                           form<W8A8<128, 1>, 4>()};
+using Wide = W8A8<256>;
+using Narrow = W8A8<128>;
 
 }  // namespace
 
 extern "C" int nybble_w8a8_sm90_load(NybbleCudaInstance* found, int32_t most, int32_t* count) {
   *count = 0;
-  for (const Form& each : kForms)
-    for (const auto load : each.load)
-      if (*count < most)
-        if (const int error = load(found[(*count)++])) return error;
+  for (const auto each : {load<Wide, NYBBLE_F32>, load<Wide, NYBBLE_BF16>, load<Wide, NYBBLE_F16>,
+                          load<Narrow, NYBBLE_F32>, load<Narrow, NYBBLE_BF16>, load<Narrow, NYBBLE_F16>})
+    if (*count < most)
+      if (const int error = each(found[(*count)++])) return error;
   return cudaSuccess;
 }
 
 extern "C" int nybble_w8a8_sm90(const NybbleCudaProduct* product, const NybbleCudaLaunch* how) {
-  int multiprocessors = 0;
-  const cudaError_t error = count_multiprocessors(&multiprocessors);
+  const NybbleCudaProduct& p = *product;
+  int at_once = 0;
+  const cudaError_t error = count_pairs(&at_once);
   if (error != cudaSuccess) return error;
-  const auto sooner = [&](const Form& a, const Form& b) {
-    return a.time(*product, multiprocessors) < b.time(*product, multiprocessors);
-  };
-  const Form& best = *std::min_element(std::begin(kForms), std::end(kForms), sooner);
-  return best.run(*product, multiprocessors, how->stream);
+  // A narrow tile takes half the wgmma, but reads three quarters as much.
+  const bool wide = time_of(w8a8_tiles<Wide>(p).count, at_once, 4) <= time_of(w8a8_tiles<Narrow>(p).count, at_once, 3);
+  return wide ? run<Wide>(p, at_once, how->stream) : run<Narrow>(p, at_once, how->stream);
 }

@@ -1,6 +1,6 @@
 // See w8a8_sm90.cu. A block has two warpgroups that multiply, one for each half of its tokens, and a third whose first
-// thread copies. It takes tiles in turn, and the copies for the next one start while the last is written. Two blocks
-// with tiles one above the other may form a cluster: each copies half of their weights, for both.
+// thread copies. It takes tiles in turn, and the copies for the next one start while the last is written. The two
+// blocks of a cluster have tiles one above the other: each copies half of their weights, for both.
 #pragma once
 
 #include "finish.cuh"
@@ -10,18 +10,17 @@ namespace nybble {
 namespace cuda {
 
 // Tiles of 128 tokens and 256 outputs, or 128 where there would be too few of them.
-template <int Outputs, int Blocks>
+template <int Outputs>
 struct W8A8 {
   static constexpr int kTokens = 128, kOutputs = Outputs, kK = kRowBytes;  // of a tile
-  static constexpr int kBlocks = Blocks;                                   // of a cluster
   static constexpr int kWarpgroups = 2, kStages = Outputs == 256 ? 4 : 6;
   static constexpr int kSums = Outputs / 2;  // of a thread
   static constexpr int kThreads = (kWarpgroups + 1) * kWarpgroup;
   static constexpr int kFew = 40, kMany = 232;         // registers: three warps of a scheduler share 504
   static constexpr int kRows = kTokens / kWarpgroups;  // of a warpgroup
   static constexpr int kX = kTokens * kRowBytes, kStage = kX + kOutputs * kRowBytes;
-  static constexpr int kShare = kOutputs / Blocks;  // rows of weights that a block copies
-  using Stages = Ring<kStages, kStage, Blocks>;
+  static constexpr int kShare = kOutputs / kPair;  // rows of weights that a block copies
+  using Stages = Ring<kStages, kStage>;
   static constexpr int kEnds = kWarpgroups * kOutputs * 16;  // bytes of what each warpgroup knows of the outputs
   static constexpr int kShared = Stages::kBytes + kEnds;
 };
@@ -37,14 +36,14 @@ struct alignas(16) W8A8Output {
   int32_t sum;
 };
 
-// The tiles of a product, `tall` by `wide` of as many as a cluster has blocks.
+// The tiles of a product, `tall` by `wide` pairs of them.
 struct W8A8Tiles {
   int64_t tall, wide, count;
   int steps;
 };
 template <class T>
 NYBBLE_HD W8A8Tiles w8a8_tiles(const NybbleCudaProduct& p) {
-  const int64_t tall = (p.m + T::kTokens * T::kBlocks - 1) / (T::kTokens * T::kBlocks),
+  const int64_t tall = (p.m + T::kTokens * kPair - 1) / (T::kTokens * kPair),
                 wide = (p.n + T::kOutputs - 1) / T::kOutputs;
   return {tall, wide, tall * wide, static_cast<int>(p.k_padded / T::kK)};
 }
@@ -52,7 +51,7 @@ NYBBLE_HD W8A8Tiles w8a8_tiles(const NybbleCudaProduct& p) {
 template <class T>
 __device__ __forceinline__ OutputTile w8a8_tile(const W8A8Tiles& tiles, const Turn& turn, int64_t i) {
   const OutputTile at = output_tile(i, tiles.tall, tiles.wide);
-  return {at.row * T::kBlocks + turn.block, at.column};
+  return {at.row * kPair + turn.block, at.column};
 }
 
 template <class T>
@@ -66,10 +65,7 @@ __device__ __forceinline__ void w8a8_copy(const typename T::Stages& ring, const 
       unsigned char* stage = ring.stage(slot);
       copy_box(stage, x, full, step * T::kK, static_cast<int>(at.row * T::kTokens));
       const int first = turn.block * T::kShare, row = static_cast<int>(at.column * T::kOutputs) + first;
-      if (T::kBlocks > 1)
-        copy_box_to((1 << T::kBlocks) - 1, stage + T::kX + first * kRowBytes, w, full, step * T::kK, row);
-      else
-        copy_box(stage + T::kX, w, full, step * T::kK, row);
+      copy_box_to(kBothBlocks, stage + T::kX + first * kRowBytes, w, full, step * T::kK, row);
       ring.advance(slot);
     }
   }
@@ -201,7 +197,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   const auto ring = T::Stages::here();
   ring.set_up(T::kWarpgroups * kWarps);
   const W8A8Tiles tiles = w8a8_tiles<T>(p);
-  const Turn turn = turn_of_block<T::kBlocks>();
+  const Turn turn = turn_of_block();
   if (warp >= T::kWarpgroups * kWarps) {
     shrink_registers<T::kFew>();
     if (threadIdx.x == T::kWarpgroups * kWarpgroup) w8a8_copy<T>(ring, tiles, turn, &x, &w);

@@ -90,6 +90,11 @@ inline void turn(BarrierState& state) {
   state.left = state.arrivals;
   state.phase++;
 }
+inline void arrive_once(Barrier* barrier) {
+  BarrierState& state = state_of(barrier);
+  state.left--;
+  turn(state);
+}
 inline bool complete(Barrier* barrier, uint32_t parity) { return (state_of(barrier).phase & 1) != parity; }
 inline void come(Barrier* barrier, int64_t bytes) {
   BarrierState& state = state_of(barrier);
@@ -285,18 +290,13 @@ inline void init_barrier(Barrier* barrier, int arrivals) {
 inline void publish_barriers() {
   for (auto& each : emulated::hopper().barriers) each.second.published = true;
 }
-inline void arrive(Barrier* barrier) {
-  auto& state = emulated::state_of(barrier);
-  state.left--;
-  emulated::turn(state);
-}
 inline Barrier* barrier_of(Barrier* barrier, int block) {
   return reinterpret_cast<Barrier*>(emulated::shared_byte(block, shared_address(barrier)));
 }
-inline void arrive_at(Barrier* barrier, int block) { arrive(barrier_of(barrier, block)); }
+inline void arrive_at(Barrier* barrier, int block) { emulated::arrive_once(barrier_of(barrier, block)); }
 inline void arrive_expecting(Barrier* barrier, int bytes) {
   emulated::state_of(barrier).bytes += bytes;
-  arrive(barrier);
+  emulated::arrive_once(barrier);
 }
 inline void wait(Barrier* barrier, uint32_t parity) {
   auto& me = emulated::mine();
