@@ -21,7 +21,7 @@ struct W4A8 {
   static constexpr int kFew = 56, kMany = 224;  // registers: three warps of a scheduler share 504
   static constexpr int kX = kTokens * kRowBytes, kTileBytes = kTile * kTile / 2, kW = 2 * kTileBytes;
   static constexpr int kStage = kX + Warpgroups * kW;
-  using Stages = Ring<Warpgroups == 2 ? 7 : 4, kStage>;
+  using Stages = Ring<Warpgroups == 2 ? 7 : 9, kStage>;
   static constexpr int kShare = kTokens / kPair;  // that a block copies
   static constexpr int kHalf = kTokens / 2;       // that are multiplied together
   static constexpr int kOut = kHalf * kTile * 4;  // bytes of half a warpgroup's outputs
