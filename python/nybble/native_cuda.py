@@ -17,6 +17,8 @@ from .scheme import Scheme
 
 # csrc/cuda/abi.h: the group of k is k >> shift.
 _SHIFTS = {None: 31, 32: 5, 64: 6, 128: 7}
+# By the number of a dtype.
+_ITEM_BYTES = {number: dtype.itemsize for dtype, number in DTYPES.items()}
 
 
 def _public_stream(device: int) -> int:
@@ -79,27 +81,33 @@ class CudaPlan:
         if weight & 15:
             packed = layouts.aligned(packed)
             weight = packed.data_ptr()
-        m, stride, dtype, address = x.numel() // k, k, x.dtype, x.data_ptr()
+        count, stride, dtype, address = x.numel(), k, x.dtype, x.data_ptr()
+        # Each question to a tensor costs as much as a line of Python: what follows from another is not asked.
         if x.is_contiguous() and not (self._floats and (address & 15 or k & 7 or dtype is torch.float32)):
-            nbytes = x.nbytes
+            kind = DTYPES[dtype]
+            nbytes = count * _ITEM_BYTES[kind]
         else:
             x, stride = self._rows(x)
-            dtype, (address, nbytes) = x.dtype, memory(x)
+            kind, (address, nbytes) = DTYPES[x.dtype], memory(x)
         run, scratch_of = self._bound.get(device) or self._bind(device)
+        m = count // k
         size = scratch_of(m)
         # Of torch at each call: its memory belongs to the stream, or to the graph that is captured.
         scratch = x.new_empty(size, dtype=torch.uint8) if size else None
+        term = term_bytes = term_kind = 0
+        if bias is not None:
+            term, term_bytes, term_kind = bias.data_ptr(), bias.nbytes, DTYPES[bias.dtype]
         run(
             address,
             nbytes,
-            DTYPES[dtype],
+            kind,
             m,
             stride,
             weight,
             packed.numel(),
-            0 if bias is None else bias.data_ptr(),
-            0 if bias is None else bias.nbytes,
-            0 if bias is None else DTYPES[bias.dtype],
+            term,
+            term_bytes,
+            term_kind,
             out.data_ptr(),
             out.nbytes,
             DTYPES[out.dtype],
