@@ -135,3 +135,25 @@ def test_what_the_device_runs_at_once_is_told(extension) -> None:
     rows = extension.instances(0)
     assert list(dict.fromkeys(row["kernel"] for row in rows)) == KERNELS
     assert rows[0]["clusters"] == dict(zip(range(2, 9), (190, 120, 90, 70, 60, 50, 40), strict=True))
+
+
+def test_a_failure_is_not_the_next_kernels(extension, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = {"n": N, "k": K, "n_padded": 128, "k_padded": 256, "group_shift": 31, "offsets": [0, 1, -1, 2, -1, 3]}
+    other = 1  # a device on which no test has loaded a kernel before
+    monkeypatch.setenv("FAKE_REFUSES", "w4a8_sm80")
+    monkeypatch.setenv("FAKE_ERROR", "2")
+    with pytest.raises(RuntimeError, match="w4a8_sm80: an error"):
+        extension.Plan(kernel="w4a8_sm80", device=other, **shape)
+    made = extension.Plan(kernel="w8a8_sm80", device=other, **shape)
+    run(made, scratch=1 << 43, scratch_bytes=made.scratch(M))  # its launch asks the runtime for the last error
+
+
+@pytest.mark.parametrize("error", ["98", "209"])
+def test_kernels_without_code_for_the_device_are_left_out(extension, monkeypatch, error: str) -> None:
+    everything = {row["kernel"] for row in extension.instances(0)}
+    monkeypatch.setenv("FAKE_REFUSES", "w8a8_sm90")
+    monkeypatch.setenv("FAKE_ERROR", error)
+    assert {row["kernel"] for row in extension.instances(0)} == everything - {"w8a8_sm90"}
+    monkeypatch.setenv("FAKE_ERROR", "2")
+    with pytest.raises(RuntimeError, match="w8a8_sm90: an error"):
+        extension.instances(0)

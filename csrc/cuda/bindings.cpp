@@ -56,9 +56,11 @@ constexpr Kernel kKernels[] = {
 
 void refuse(const std::string& what) { throw std::invalid_argument(what); }
 
+// Throws a failure of a call, and takes it back from the runtime, which would report it to a later one too.
 void check(int error, const char* what) {
-  if (error != cudaSuccess)
-    throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(static_cast<cudaError_t>(error)));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();
+  throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(static_cast<cudaError_t>(error)));
 }
 
 uintptr_t at(const Memory& memory, int64_t needed, const char* name) {
@@ -99,13 +101,13 @@ class OnDevice {
 constexpr int kMostInstances = 64;  // of a kernel
 using Instances = std::vector<NybbleCudaInstance>;
 
-// Makes the current device ready for a kernel; its compiled forms there.
-Instances load(const Kernel& kernel) {
-  Instances found(kMostInstances);
+// Makes the current device ready for a kernel, and gives its compiled forms there.
+int load(const Kernel& kernel, Instances& found) {
+  found.resize(kMostInstances);
   int32_t count = 0;
-  check(kernel.load(found.data(), kMostInstances, &count), kernel.name);
+  const int error = kernel.load(found.data(), kMostInstances, &count);
   found.resize(count);
-  return found;
+  return error;
 }
 
 // What a device runs at once of the forms of a kernel that have as many tokens: blocks, by how many of them share K.
@@ -122,7 +124,7 @@ struct Occupancy {
     };
     const int32_t blocks = least([](const auto& each) { return each.blocks_per_sm; }) * multiprocessors;
     slots.fill(blocks);
-    if (least([](const auto& each) { return 1 - each.whole_k; }) == 0) std::fill(slots.begin() + 2, slots.end(), 0);
+    if (least([](const auto& each) { return each.whole_k; })) std::fill(slots.begin() + 2, slots.end(), 0);
     for (int s = 2; s <= NYBBLE_MAX_SPLITS; s++)
       clusters |= least([=](const auto& each) { return each.clusters[s]; }) > 0;
     if (!clusters) return;
@@ -147,7 +149,8 @@ const Occupancies& occupancies_of(const Kernel& kernel, int device) {
   const std::lock_guard<std::mutex> lock(mutex);
   Occupancies& found = known[{&kernel, device}];
   if (found.empty()) {
-    const Instances instances = load(kernel);
+    Instances instances;
+    check(load(kernel, instances), kernel.name);
     const int count = multiprocessors(device);
     for (const NybbleCudaInstance& each : instances)
       found.emplace(each.token_groups, Occupancy(instances, each.token_groups, count));
@@ -252,12 +255,19 @@ class Plan {
   const Occupancies* occupancies_ = nullptr;
 };
 
-// Every compiled form of every kernel, and how much of it a device runs at once.
+// Every compiled form of every kernel that has code for a device, and how much of it the device runs at once.
 std::vector<py::dict> instances(int device) {
   OnDevice here(device);
   std::vector<py::dict> found;
-  for (const Kernel& kernel : kKernels)
-    for (const NybbleCudaInstance& each : load(kernel)) {
+  for (const Kernel& kernel : kKernels) {
+    Instances forms;
+    const int error = load(kernel, forms);
+    if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction) {
+      cudaGetLastError();
+      continue;
+    }
+    check(error, kernel.name);
+    for (const NybbleCudaInstance& each : forms) {
       py::dict clusters;
       for (int blocks = 2; blocks <= NYBBLE_MAX_SPLITS; blocks++) clusters[py::int_(blocks)] = each.clusters[blocks];
       py::dict row;
@@ -269,6 +279,7 @@ std::vector<py::dict> instances(int device) {
       row["clusters"] = clusters;
       found.push_back(row);
     }
+  }
   return found;
 }
 

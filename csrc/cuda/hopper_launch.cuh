@@ -72,7 +72,7 @@ cudaError_t launch_pairs(void (*kernel)(Arguments...), int64_t pairs, int thread
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
-// Clusters of two that the current device runs at once, of blocks that fill a multiprocessor.
+// Clusters of two that the current device runs at once at most, of blocks that fill a multiprocessor.
 inline cudaError_t count_pairs(int* pairs) {
   int device = 0, multiprocessors = 0;
   cudaError_t error = cudaGetDevice(&device);

@@ -11,6 +11,18 @@
 namespace nybble {
 namespace cuda {
 
+// A launch without attributes. Its error is returned, and is no other launch's.
+template <class... Arguments>
+cudaError_t launch_plain(void (*kernel)(Arguments...), const dim3& grid, int shared, cudaStream_t stream,
+                         const Arguments&... arguments) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = shared;
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
 // Blocks in a row that add their sums as a cluster where `as_cluster`.
 template <class Of>
 cudaLaunchConfig_t config_of(const dim3& grid, cudaLaunchAttribute& attribute, bool as_cluster) {
@@ -71,9 +83,8 @@ int launch(const NybbleCudaProduct& product, const NybbleCudaLaunch& how) {
   if (error != cudaSuccess || plan.splits == 1 || product.clusters) return error;
   constexpr int kTokensOfBlock = Of::kTokensOfBlock, kItems = Of::kRows * kTokensOfBlock / 4;
   const dim3 items(grid.x, (kItems + kThreads - 1) / kThreads);
-  finish_kernel<EndingOf<typename Of::W, typename Of::X>, Of::kRows, kTokensOfBlock>
-      <<<items, kThreads, 0, config.stream>>>(product);
-  return cudaGetLastError();
+  const auto finish = &finish_kernel<EndingOf<typename Of::W, typename Of::X>, Of::kRows, kTokensOfBlock>;
+  return launch_plain(finish, items, 0, config.stream, product);
 }
 
 // A kernel: every instance of a list.

@@ -13,6 +13,6 @@ NYBBLE_KERNEL(w4a8_sm80, TilesOf, Frag4FormsS8, Each<S8>, 1, 2, 4, 8)
 
 // Of every kernel whose activations are 8-bit codes.
 extern "C" int nybble_quantize_rows(const NybbleCudaRows* rows, void* stream) {
-  quantize_kernel<<<rows->m, kThreads, 3 * kThreads * sizeof(float), static_cast<cudaStream_t>(stream)>>>(*rows);
-  return cudaGetLastError();
+  return launch_plain(&quantize_kernel, dim3(rows->m), 3 * kThreads * sizeof(float), static_cast<cudaStream_t>(stream),
+                      *rows);
 }

@@ -73,7 +73,7 @@ extern "C" int nybble_w4a8_sm90(const NybbleCudaProduct* product, const NybbleCu
   if (error != cudaSuccess) return error;
   const NybbleCudaProduct& p = *product;
   const int form = p.group_shift > 7 ? kForms - 1 : 2 * (p.group_shift - 5) + (p.zero_point == nullptr);
-  // A narrow tile has half the outputs, but reads three quarters as much.
+  // Guessed until a GPU has timed both: a narrow tile has half the wgmma and reads three quarters as much.
   const bool narrow = time_of(tiles<1>(p), at_once, 3) < time_of(tiles<2>(p), at_once, 4);
   const Functions& chosen = narrow ? kFunctions<1>[form] : kFunctions<2>[form];
   return chosen.run(p, at_once, how->stream);

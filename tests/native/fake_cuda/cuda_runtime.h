@@ -1,11 +1,21 @@
-// What csrc/cuda/bindings.cpp asks of CUDA's runtime, for a test that has no GPU: one device, on which all succeeds.
+// What csrc/cuda/bindings.cpp asks of CUDA's runtime, for a test that has no GPU: one device. As in
+// the real one, an error is kept until somebody asks for the last.
 #pragma once
 
 typedef int cudaError_t;
 typedef int cudaDeviceAttr;
-constexpr cudaError_t cudaSuccess = 0;
+constexpr cudaError_t cudaSuccess = 0, cudaErrorInvalidDeviceFunction = 98, cudaErrorNoKernelImageForDevice = 209;
 constexpr cudaDeviceAttr cudaDevAttrMultiProcessorCount = 16;
 
+inline cudaError_t& fake_last_error() {
+  static cudaError_t last = cudaSuccess;
+  return last;
+}
+inline cudaError_t cudaGetLastError() {
+  const cudaError_t last = fake_last_error();
+  fake_last_error() = cudaSuccess;
+  return last;
+}
 inline const char* cudaGetErrorString(cudaError_t) { return "an error"; }
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 inline cudaError_t cudaGetDevice(int* device) {

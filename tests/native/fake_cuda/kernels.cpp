@@ -1,12 +1,19 @@
-// The functions of the CUDA kernels, which launch nothing and succeed; of each the device runs as much as an H100
-// might.
-#include "../../../csrc/cuda/abi.h"
-
+// The functions of the CUDA kernels, which launch nothing; of each the device runs as much as an H100 might. They
+// succeed, but for a kernel that the environment variable FAKE_REFUSES names, whose error is its code in FAKE_ERROR.
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
+
+#include "../../../csrc/cuda/abi.h"
+#include "cuda_runtime.h"
 
 // A form for each size of a block. Kernels for wgmma keep K whole, and no clusters share it.
 static int load_fake(const char* name, NybbleCudaInstance* found, int32_t* count) {
+  const char* refused = std::getenv("FAKE_REFUSES");
+  if (refused && !std::strcmp(refused, name)) {
+    *count = 0;
+    return fake_last_error() = std::atoi(std::getenv("FAKE_ERROR"));
+  }
   const bool whole_k = std::strstr(name, "sm90");
   const int32_t clusters[] = {0, 0, 190, 120, 90, 70, 60, 50, 40};
   *count = 5;
@@ -28,5 +35,5 @@ extern "C" {
   int nybble_##name(const NybbleCudaProduct*, const NybbleCudaLaunch*) { return 0; }
 #include "cuda_built.def"
 #undef NYBBLE_CUDA
-int nybble_quantize_rows(const NybbleCudaRows*, void*) { return 0; }
+int nybble_quantize_rows(const NybbleCudaRows*, void*) { return cudaGetLastError(); }
 }
