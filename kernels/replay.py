@@ -1,10 +1,10 @@
 """Launches of Triton kernels again, at other addresses. Python's part of a call is most of a small product's time, and
 Triton binds, specialises and looks up a kernel at every launch, which takes 8 us.
 
-So what a plan launches is recorded at its first call for a number of rows: the compiled kernels, their grids and
-arguments. The next calls launch those again, as compiled[grid](*arguments) (see Triton's tutorial on fused softmax) or by
-what is behind that, with the addresses of their own tensors. Addresses are multiples of 16, as in the recorded call, since code is compiled for
-that; what is not so, and other strides, takes the usual way.
+So the launches of a plan's first call for a number of rows are recorded: compiled kernels, grids and arguments. Later
+calls launch them again, as compiled[grid](*arguments) (see Triton's tutorial on fused softmax), with the addresses of
+their own tensors. Code is compiled for addresses that are multiples of 16, as the recorded ones are: a call with another
+address, or with other strides, is launched through Triton as the first one was.
 """
 
 from __future__ import annotations
@@ -13,14 +13,12 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
+from functools import lru_cache
 from itertools import pairwise
 from operator import add, itemgetter
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from .. import layouts, native_cuda
@@ -54,6 +52,11 @@ class Launch(NamedTuple):
     arguments: tuple[Any, ...]
 
 
+@lru_cache
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(function)
+
+
 _launches: ContextVar[list[Launch] | None] = ContextVar("launches", default=None)
 
 
@@ -61,7 +64,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **named: Any) ->
     """kernel[grid](*arguments, **named), noted where a recording is on."""
     compiled = kernel[grid](*arguments, **named)
     if (made := _launches.get()) is not None:
-        signature = inspect.signature(kernel.fn)
+        signature = _signature(kernel.fn)
         constants = {name: value for name, value in named.items() if name in signature.parameters}
         bound = signature.bind(*arguments, **constants)
         x, y, z = (*grid, 1, 1)[:3]
@@ -79,50 +82,6 @@ def recording() -> Iterator[list[Launch]]:
         _launches.reset(token)
 
 
-class Launcher:
-    """compiled[grid], which takes arguments and a stream, and what that comes to: compiled.run(*grid, stream, *between,
-    *arguments). The rest of its time goes into the data of launch hooks, of which most processes have none."""
-
-    def __init__(self, compiled: Any, grid: tuple[int, int, int]) -> None:
-        self.usual: Callable[..., None] = compiled[grid]
-        self.run: Callable[..., None] | None = None
-        self.between: tuple[Any, ...] = ()
-        if _runs_as_known(compiled, grid):
-            self.run = partial(compiled.run, *grid)
-            self.between = (compiled.function, compiled.packed_metadata, None, None, None)
-
-
-def _runs_as_known(compiled: Any, grid: tuple[int, int, int]) -> bool:
-    """Whether compiled[grid] calls run as Launcher does, but for the hooks: Triton's own code, with a stand-in for itself,
-    shows what it hands over."""
-    seen: list[tuple[Any, ...]] = []
-    try:
-        stand_in = SimpleNamespace(
-            _init_handles=lambda: None,
-            launch_metadata=lambda *ignored: "metadata",
-            run=lambda *handed: seen.append(handed),
-            function=compiled.function,
-            packed_metadata=compiled.packed_metadata,
-        )
-        type(compiled).__getitem__(stand_in, grid)("argument", stream="stream")
-    except (AttributeError, TypeError):  # another version of Triton: the usual way remains
-        return False
-    between = (compiled.function, compiled.packed_metadata, "metadata", *_hooks())
-    return seen == [(*grid, "stream", *between, "argument")]
-
-
-def _hooks() -> tuple[Any, Any]:
-    """What Triton calls before and after each launch: profilers."""
-    runtime = triton.knobs.runtime
-    return runtime.launch_enter_hook, runtime.launch_exit_hook
-
-
-def hooked() -> bool:
-    """Whether there are hooks: none, or chains of them that may be empty."""
-    before, after = _hooks()
-    return bool(getattr(before, "calls", before) or getattr(after, "calls", after))
-
-
 class Replay:
     """Recorded launches, of which x, packed, bias, out and scratch may lie elsewhere."""
 
@@ -130,7 +89,7 @@ class Replay:
         """tensors: x, packed, bias, out as they were recorded; every other tensor of a launch is scratch."""
         self.nbytes = 0
         self._scratch: dict[int, int] = {}  # from storages to their places in a block of scratch
-        self._launches = [(Launcher(made.compiled, made.grid), *self._split(made, tensors)) for made in launches]
+        self._launches = [(made.compiled[made.grid], *self._split(made, tensors)) for made in launches]
 
     @classmethod
     def of(cls, launches: list[Launch], tensors: tuple[Tensor | None, ...]) -> Replay | None:
@@ -163,12 +122,8 @@ class Replay:
 
     def run(self, addresses: tuple[int, int, int, int, int, int], stream: int) -> None:
         """addresses: of x, packed, bias, out, of `nbytes` of scratch, and 0."""
-        usual = hooked()
         for launcher, begins, beyond, rest in self._launches:
-            if usual or launcher.run is None:
-                launcher.usual(*map(add, begins(addresses), beyond), *rest, stream=stream)
-            else:
-                launcher.run(stream, *launcher.between, *map(add, begins(addresses), beyond), *rest)
+            launcher(*map(add, begins(addresses), beyond), *rest, stream=stream)
 
 
 class ReplayedPlan:
@@ -215,5 +170,5 @@ class ReplayedPlan:
             self.launch(x, packed, bias, out)
         if (replay := Replay.of(launches, (x, packed, bias, out))) is not None:
             if len(self._replays) >= _MOST:
-                self._replays.clear()
+                del self._replays[next(iter(self._replays))]  # the oldest
             self._replays[key] = replay

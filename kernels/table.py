@@ -58,7 +58,7 @@ KERNELS = (
     TritonKernel("w8a16_triton", "w8a16", "rows8", "a16_triton:A16Plan"),
     TritonKernel("w4a8_triton", "w4a8", "frag4", "w4a8_triton:W4A8Plan", group_sizes=_GROUPS),
     TritonKernel("w4a16_triton", "w4a16", "frag4", "a16_triton:A16Plan", group_sizes=_GROUPS),
-    # Above what the CUDA kernels serve.
+    # With many tokens, beyond those of the CUDA kernels where there are any.
     TritonKernel("w8a16_triton_matmul", "w8a16", "rows8", _MATMUL, min_m=65, rounds_weight=True),
     TritonKernel("w4a16_triton_matmul", "w4a16", "frag4", _MATMUL, group_sizes=_GROUPS, min_m=65, rounds_weight=True),
     # The CUDA kernels serve fewer tokens.

@@ -150,92 +150,19 @@ class Allocations(TorchDispatchMode):
         return out
 
 
-class Known:
-    """A compiled kernel that launches as Triton 3.6 to 3.9 do."""
+def test_a_launch_is_what_triton_makes_of_compiled_and_grid() -> None:
+    ran = []
 
-    function, packed_metadata = object(), object()
+    class Compiled:
+        def __getitem__(self, grid):
+            return lambda *arguments, stream: ran.append((grid, stream, arguments))
 
-    def __init__(self) -> None:
-        self.ran: list[tuple] = []
-        self.usual: list[tuple] = []
-
-    def _init_handles(self) -> None:
-        pass
-
-    def launch_metadata(self, grid, stream, *arguments):
-        return {"stream": stream}
-
-    def run(self, *handed) -> None:
-        self.ran.append(handed)
-
-    def __getitem__(self, grid):
-        self._init_handles()
-
-        def runner(*arguments, stream=None):
-            data = self.launch_metadata(grid, stream, *arguments)
-            self.usual_way(*grid, stream, self.function, self.packed_metadata, data, *replay._hooks(), *arguments)
-
-        return runner
-
-    def usual_way(self, *handed) -> None:
-        self.usual.append(handed)
-
-
-def replayed(compiled) -> None:
-    """One launch of a kernel whose arguments are x and y."""
     x, y = torch.empty(4), torch.empty(4)
-    tensors = (x, None, None, y)
-    found = replay.Replay.of([replay.Launch(compiled, (2, 3, 1), (x, None, y, 5, True))], tensors)
+    launches = [replay.Launch(Compiled(), (2, 3, 1), (x, None, y, 5, True))]
+    found = replay.Replay.of(launches, (x, None, None, y))
     assert found is not None
     found.run((160, 0, 0, 320, 0, 0), 7)
-
-
-class Short(Known):
-    def __getitem__(self, grid):
-        def runner(*arguments, stream=None):
-            data = self.launch_metadata(grid, stream, *arguments)
-            self.run(*grid, stream, self.function, self.packed_metadata, data, *replay._hooks(), *arguments)
-
-        return runner
-
-
-def test_launches_take_the_short_way_where_triton_has_it() -> None:
-    compiled = Short()
-    replayed(compiled)
-    between = (compiled.function, compiled.packed_metadata, None, None, None)
-    assert compiled.ran == [(2, 3, 1, 7, *between, 160, 0, 320, 5, True)]
-
-
-def test_the_triton_that_is_installed_has_it() -> None:
-    from triton.compiler import CompiledKernel
-
-    class Compiled(CompiledKernel):
-        def __init__(self) -> None:  # without a binary
-            self.module, self.function, self.packed_metadata = None, 17, (1, 2)
-
-    assert replay._runs_as_known(Compiled(), (1, 1, 1))
-
-
-def test_launch_hooks_are_called_with_their_data() -> None:
-    hooks, compiled = triton.knobs.runtime.launch_exit_hook, Short()
-    assert not replay.hooked()
-    hooks.add(print)
-    try:
-        replayed(compiled)
-    finally:
-        hooks.remove(print)
-    ((*_, data, before, after, _, _, _, _, _),) = compiled.ran
-    assert data == {"stream": 7}
-    assert (before, after) == (triton.knobs.runtime.launch_enter_hook, hooks)
-
-
-def test_launches_take_the_usual_way_where_triton_has_another() -> None:
-    compiled = Known()
-    replayed(compiled)
-    assert compiled.ran == []
-    ((*begin, data, _, _, x, none, y, five, true),) = compiled.usual
-    assert begin == [2, 3, 1, 7, compiled.function, compiled.packed_metadata]
-    assert (data, x, none, y, five, true) == ({"stream": 7}, 160, 0, 320, 5, True)
+    assert ran == [((2, 3, 1), 7, (160, 0, 320, 5, True))]
 
 
 def w8a8():

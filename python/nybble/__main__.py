@@ -14,7 +14,10 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .targets import Target
 
 _LIBRARIES = ("torch", "numpy", "transformers", "triton", "safetensors")
 
@@ -118,13 +121,20 @@ _HELPS = {
 }
 
 
+def _capability(target: Target) -> str:
+    """The GPUs that a target is for."""
+    return "a GPU of compute capability {}.{}{}".format(*target.capability, "" if target.exact else " or more")
+
+
 def kernel_markdown() -> str:
     """The kernel table of README.md: the same on every machine, so that a test can hold the README to it."""
     from .registry import all_specs
     from .targets import TARGETS
 
     needs = {
-        target.name: "a CUDA device; not measured on a GPU yet" if target.gpu else ", ".join(target.needs) or "any CPU"
+        target.name: f"{_capability(target)}; not measured on a GPU yet"
+        if target.gpu
+        else ", ".join(target.needs) or "any CPU"
         for target in TARGETS
     }
     rows = [("kernel", "computes", "target", "needs", "weight layout"), ("---",) * 5]

@@ -13,7 +13,8 @@ quads4  4 bits, 2:4: likewise; bfloat16 scales by group, then output
 
 A tile of frag4 is [fragment 4][lane 8 x 4][word 2 x 2][byte 4]. The byte of (f; g, t; j, l; b) holds row 8 g + 2 f in its low nibble,
 the next row in its high one, both at input 32 j + 8 t + 4 l + (0, 2, 1, 3)[b]. A word's nibbles p and p + 4 are then the
-pair of bfloat16 in one register of a fragment, its even nibbles the four bytes of another: see csrc/cuda/fragment.h.
+pair of bfloat16 in one register of a fragment, its even nibbles the four bytes of another: see csrc/cuda/activations.cuh. The
+codes of 8-bit activations are put in the order that meets them: see csrc/cuda/maps.h, for mma.sync and for wgmma.
 
 Padding: output features to 64 with scale 0; inputs to 128 (rows8), to 64 or to the group (the others), with code 0, which
 meets activations that are read as 0, or where zeros are left out with the code of 0.

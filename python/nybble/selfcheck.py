@@ -25,7 +25,7 @@ _WIDE = (8456, 392)
 # The least tokens that need each size of a block, and the most that are tried: of a kernel for many, so many more than
 # its fewest that they need another block.
 _TOKENS, _MOST_TOKENS, _MORE_TOKENS = (9, 17, 33), 192, 129
-_DTYPES = (torch.bfloat16, torch.float16)
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _BLOCK = Block(32, 32)
 # Of the largest output: bfloat16 has 2^-8.
 _TOLERANCE = 0.02
@@ -75,7 +75,7 @@ def check(spec: KernelSpec) -> bool:
 def disagreement(spec: KernelSpec, device: str) -> str | None:
     """What is wrong with a kernel's outputs; None: nothing.
 
-    CUDA kernels are compared for both types of 16 bits, each kind of scheme, several shapes and from the fewest to the most tokens;
+    CUDA kernels are compared for every type of activations, each kind of scheme, several shapes and from the fewest to the most tokens;
     of Triton's, which compile anew for each of these, the first of each, twice: the second call launches it again.
 
     Raises:
@@ -140,9 +140,11 @@ def _compare(
     for dtype in dtypes[:1] if spec.target == "triton" else dtypes:
         x = torch.randn(tokens[-1], k, generator=generator, dtype=torch.float32).to(dtype)
         expected = reference.linear(x, quantized, None, scheme, torch.float64)
+        kept = []  # so that every call's tensors lie elsewhere
         for m in tokens:
             out = torch.full((m, n), torch.nan, dtype=dtype, device=device)
-            plan(x[:m].to(device), packed, None, out)
+            kept += [out, x[:m].to(device), packed.clone()]
+            plan(*kept[-2:], None, out)
             worst = float((out.cpu().double() - expected[:m]).abs().max() / expected[:m].abs().max())
             if not worst <= _TOLERANCE:
                 of = f"{m} tokens and ({n}, {k}) weights of {scheme}"

@@ -6,6 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+: > "$work/cuda_built.def"  # no CUDA kernels here
 
 # As in CMakeLists.txt.
 avx2="-mavx2 -mfma -mf16c -mpopcnt"
@@ -15,7 +16,7 @@ avx512vnni="$avx2 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mpref
 avx512vbmi="$avx512vnni -mavx512vbmi -mavx512vbmi2"
 avx512bf16="$avx512vnni -mavx512bf16"
 emulated="$avx2 -Og -DNYBBLE_EMULATE -Wno-psabi -Wno-ignored-attributes"  # -O1 takes g++ ten times as long here
-common="-std=c++17 -O1 -g1 -Wall -Wextra -ffp-contract=off -fopenmp -DNYBBLE_BUILT_X86 \
+common="-I$work -std=c++17 -O1 -g1 -Wall -Wextra -ffp-contract=off -fopenmp -DNYBBLE_BUILT_X86 \
   -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all"
 
 # compile FLAGS FILE...: two at a time. What both programs share is *.lib.o.
