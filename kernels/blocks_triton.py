@@ -26,8 +26,8 @@ from .replay import ReplayedPlan, launch
 from .tiles import finish_w8a8, row_vector, store_tile
 
 NAME = "bsw8a8_triton"
-# Rows of y that a program takes at most, and the shared memory that its blocks in flight take at most: some is left to
-# their places.
+# Rows of y that a program takes at most; bytes of shared memory for the blocks in flight, at most; bytes of those that are
+# kept for the blocks' column numbers.
 MOST_ROWS, _MOST_SHARED, _PLACES = 128, 160 << 10, 1 << 10
 
 

@@ -102,7 +102,7 @@ __device__ __forceinline__ void grow_registers() {
 // Registers that wgmma reads or adds to are as the program left them.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-// All but the last `Pending` commits are done; those that add to c, if all are.
+// Until all but the last `Pending` commits are done. c may be read after it only where none of those adds to c.
 template <int Pending, int N>
 __device__ __forceinline__ void wgmma_wait(int32_t (&c)[N]) {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");

@@ -123,7 +123,7 @@ def _linear(
     device = "cpu" if x.is_cpu else "cuda" if x.is_cuda else x.device.type
     if bias is not None:
         bias = _checked_bias(bias, x, out_features)
-    # Cutting a shape takes as long as asking for its tensor.
+    # A slice of a shape costs as much time as another question to a tensor, so the usual case does without.
     out = x.new_empty(shape[0], out_features) if len(shape) == 2 else x.new_empty(*shape[:-1], out_features)
     if not x.is_contiguous():
         x = x.reshape(-1, in_features)
