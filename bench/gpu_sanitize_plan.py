@@ -1,4 +1,4 @@
-"""What gpu_sanitize launches, as JSON: each CUDA kernel on small shapes, with the bytes of what it reads.
+"""What gpu_sanitize launches, as JSON: each CUDA kernel on a few shapes, with the bytes of what it reads.
 
     python -m nybble.bench.gpu_sanitize_plan FILE [--dry-run]
 
@@ -23,14 +23,19 @@ import torch
 from .. import native_cuda
 from ..registry import KernelSpec, all_specs
 from . import gpu_weights
-from .gpu_smoke_check import schemes
+from .gpu_smoke_check import Case, schemes
 from .weights import WeightKind
 
 Row = dict[str, Any]
 # Outputs and inputs that fill no tile, and K that is split; and how many tokens more than the fewest.
 N, K, MORE = 72, 1096, 8
+# Of kernels for wgmma: so many outputs, and so many tokens more than the fewest, that a GPU of 132 multiprocessors takes
+# their wide tiles, and several in turn.
+WIDE_N, WIDE_K, WIDE_MORE = 8456, 136, 129
 # Bytes of scratch that the plan gives a kernel while it is taken down: gpu_sanitize gives it what it asks for.
 SCRATCH = 8 * 12343
+# The target of kernels that take tiles in turn.
+_TURNS = "sm90"
 # Numbers from here on are addresses of this process.
 _ADDRESS = 1 << 40
 
@@ -91,21 +96,38 @@ def taking_down() -> Iterator[list[Row]]:
         native_cuda._extension, native_cuda.stream_of = before
 
 
-def launches(specs: Sequence[KernelSpec]) -> list[Row]:
-    """Of each kernel: its fewest tokens and a few more, on a symmetric weight and on an asymmetric one."""
-    found = []
-    for spec in specs:
-        least, most = spec.m_range
-        for scheme in schemes(spec)[:2]:
-            packed, _ = gpu_weights.packed(WeightKind(scheme), spec.layout, N, K, "cpu")
-            for m in sorted({least, min(least + MORE, most or least + MORE)}):
-                x = torch.randn(m, K, generator=torch.Generator().manual_seed(m)).bfloat16()
-                out = torch.zeros(m, N, dtype=x.dtype)
-                with taking_down() as noted:
-                    assert spec.make is not None, "products alone come here"  # noqa: S101
-                    spec.make(scheme, N, K)(x, packed, None, out)
-                found += [{"kernel": spec.name, "case": f"{scheme} m={m}", **row} for row in noted]
+def cases(spec: KernelSpec) -> list[Case]:
+    """Of a kernel: its fewest tokens and a few more, on a symmetric weight and on an asymmetric one; where it may take
+    several tiles in turn, enough of them, and float32."""
+    least, most = spec.m_range
+    found, tokens = [], sorted({least, min(least + MORE, most or least + MORE)})
+    for scheme in schemes(spec)[:2]:
+        found += [Case(scheme, torch.bfloat16, m, N, K) for m in tokens]
+        if spec.target == _TURNS:
+            found.append(Case(scheme, torch.bfloat16, least + WIDE_MORE, WIDE_N, WIDE_K))
+    if spec.target == _TURNS:
+        found.append(Case(found[0].scheme, torch.float32, tokens[-1], N, K))
     return found
+
+
+def launches(specs: Sequence[KernelSpec]) -> list[Row]:
+    """Of each kernel its cases; first those of kernels whose threads depend on each other most, as time may run out."""
+    found = []
+    for spec in sorted(specs, key=_order):
+        for case in cases(spec):
+            packed, _ = gpu_weights.packed(WeightKind(case.scheme), spec.layout, case.n, case.k, "cpu")
+            x = torch.randn(case.m, case.k, generator=torch.Generator().manual_seed(case.m)).to(case.dtype)
+            out = torch.zeros(case.m, case.n, dtype=x.dtype)
+            with taking_down() as noted:
+                assert spec.make is not None, "products alone come here"  # noqa: S101
+                spec.make(case.scheme, case.n, case.k)(x, packed, None, out)
+            found += [{"kernel": spec.name, "case": str(case), **row} for row in noted]
+    return found
+
+
+def _order(spec: KernelSpec) -> tuple[bool, bool]:
+    """Kernels for wgmma, whose copies run beside the products, then those that split K over a cluster of blocks."""
+    return spec.target != _TURNS, spec.name.endswith("_gemv")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,7 +13,7 @@ pytest.importorskip("triton", reason="Triton is for Linux, x86-64 and aarch64")
 
 from nybble import layouts, native_cuda
 from nybble.bench import gpu_sanitize, gpu_sanitize_plan
-from nybble.bench.gpu_sanitize_plan import SCRATCH, K, N, Recorder, launches
+from nybble.bench.gpu_sanitize_plan import SCRATCH, WIDE_N, K, N, Recorder, cases, launches
 from nybble.registry import specs
 from nybble.scheme import Scheme
 
@@ -33,8 +33,27 @@ def test_every_kernel_is_launched_for_few_and_for_more_tokens(rows: list[dict]) 
         assert spec.scheme not in ("w4a16", "w4a8") or any("asym" in case for case in cases)
 
 
+@pytest.mark.parametrize("spec", [spec for spec in CUDA if spec.target == "sm90"], ids=lambda spec: spec.name)
+def test_kernels_for_wgmma_take_wide_tiles_in_turn(spec) -> None:
+    """By the rule of their launches, on 132 multiprocessors, for which tiles go in pairs."""
+    at_once, tokens = 66, {"w8a8": 256, "w4a8": 128}[spec.scheme]
+    (m, *_) = [case.m for case in cases(spec) if case.n == WIDE_N]
+    wide, narrow = (-(-m // tokens) * -(-WIDE_N // outputs) for outputs in (256, 128))
+    assert 4 * -(-wide // at_once) <= 3 * -(-narrow // at_once)
+    assert wide > at_once
+    assert torch.float32 in {case.dtype for case in cases(spec)}
+
+
+def test_what_races_most_comes_first(rows: list[dict]) -> None:
+    kernels = list(dict.fromkeys(row["kernel"] for row in rows))
+    for_wgmma = [spec.name for spec in CUDA if spec.target == "sm90"]
+    assert set(kernels[: len(for_wgmma)]) == set(for_wgmma)
+
+
 def test_what_is_noted_is_what_the_kernel_reads(rows: list[dict]) -> None:
-    row = next(row for row in rows if row["kernel"] == "w4a16_sm80_gemv" and row["case"] == "w4a16g128 m=1")
+    row = next(
+        row for row in rows if row["kernel"] == "w4a16_sm80_gemv" and row["case"] == f"w4a16g128 bfloat16 1x{N}x{K}"
+    )
     assert row["made"]["kernel"] == "w4a16_sm80_gemv"
     assert (row["made"]["n"], row["made"]["k"]) == (N, K)
     sizes = [len(base64.b64decode(value["bytes"])) for value in row["run"] if isinstance(value, dict) and value]
