@@ -27,13 +27,20 @@ INSTANCES: tuple[dict[str, Any], ...] = (
 
 
 class FromReference:
-    """A plan, as of native_cuda.CudaPlan, that computes from the packed weight as the reference does."""
+    """A plan, as of native_cuda.CudaPlan, that computes from the packed weight as the reference does.
 
-    def __init__(self, layout: str, scheme: Scheme, out_features: int, in_features: int) -> None:
-        self._shape = (layout, scheme, out_features, in_features)
+    rounds: as of a KernelSpec, what float32 activations are rounded to.
+    """
+
+    def __init__(
+        self, layout: str, scheme: Scheme, out_features: int, in_features: int, rounds: torch.dtype | None = None
+    ) -> None:
+        self._shape, self._rounds = (layout, scheme, out_features, in_features), rounds
 
     def __call__(self, x: Tensor, packed: Tensor, bias: Tensor | None, out: Tensor) -> None:
         layout, scheme, n, k = self._shape
+        if x.dtype is torch.float32 and self._rounds is not None:
+            x = x.to(self._rounds)
         out.copy_(reference.linear(x, ops.unpack(packed, layout, scheme, n, k), bias, scheme, out.dtype))
 
 

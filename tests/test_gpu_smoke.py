@@ -21,17 +21,16 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, a
 
 
 def test_it_fits_its_time_on_sixteen_cores() -> None:
-    assert 40 < gpu_smoke.estimate(SPECS, gpu_smoke.JOBS) <= 150
-    assert gpu_smoke.estimate(SPECS, gpu_smoke.JOBS) <= gpu_smoke.LIMIT_S
+    assert 40 < gpu_smoke.estimate(SPECS, gpu_smoke.JOBS) <= gpu_smoke.LIMIT_S
     assert gpu_smoke.estimate(SPECS, 1) > sum(map(gpu_smoke.cost, SPECS))
 
 
 @pytest.mark.parametrize("spec", LINEAR, ids=lambda spec: spec.name)
-def test_a_kernel_is_checked_over_its_range_in_both_dtypes_and_symmetries(spec) -> None:
+def test_a_kernel_is_checked_over_its_range_in_every_dtype_and_both_symmetries(spec) -> None:
     found = cases(spec, False, DTYPES)
     assert {(case.n, case.k) for case in found} == set(SHAPES)
     assert all(spec.takes(case.m) for case in found)
-    assert {case.dtype for case in found} == set(DTYPES) & set(spec.act_dtypes)
+    assert {case.dtype for case in found} == set(spec.act_dtypes)
     assert {case.scheme.symmetric for case in found} == ({True, False} if spec.scheme in ("w4a16", "w4a8") else {True})
     tokens = {case.m for case in found}
     assert min(tokens) == spec.m_range[0]
@@ -91,6 +90,16 @@ def test_a_wrong_kernel_and_one_that_writes_beside_its_output_are_found(monkeypa
 
     monkeypatch.setattr(gpu_dry.FromReference, "__call__", beside)
     assert gpu_smoke_check.check(spec, case, "cpu") == {"wrong": "it writes beside its output"}
+
+    def once(self, x, packed, bias, out):
+        self.seen = getattr(self, "seen", (x.data_ptr(), packed.data_ptr()))
+        if self.seen == (x.data_ptr(), packed.data_ptr()):
+            right(self, x, packed, bias, out)
+
+    monkeypatch.setattr(gpu_dry.FromReference, "__call__", once)
+    found = gpu_smoke_check.check(spec, case, "cpu")
+    assert found["wrong"] == f"{case.m * case.n} of {case.m * case.n} outputs, {case.m * case.n} of them NaN"
+    assert found["call"] == "the second"
 
     def refuses(self, x, packed, bias, out):
         raise RuntimeError("misaligned address\nand more")
@@ -158,16 +167,19 @@ def test_one_that_says_nothing_has_failed(monkeypatch: pytest.MonkeyPatch) -> No
     assert one().failed
 
 
-def test_what_the_driver_says_comes_first_and_timings_last(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    seen = []
+def test_timings_come_last_with_time_of_their_own(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    seen = {}
 
     def process(what, flags, until):
-        seen.append(what)
+        seen[what] = until
         return gpu_smoke.Outcome(what, 1.0, [{"case": what}, {"ok": 0.1}])
 
     monkeypatch.setattr(gpu_smoke, "run_one", process)
-    outcomes = gpu_smoke.smoke(SPECS, [], 4, monotonic() + 10)
-    assert (seen[0], seen[-1]) == (INSTANCES, TIMES)
+    outcomes = gpu_smoke.smoke(SPECS, [], 4, 1000)
+    assert list(seen)[-1] == TIMES
+    assert seen.pop(TIMES) == 1000
+    assert set(seen.values()) == {1000 - gpu_smoke.TIMES_S}
+    assert (outcomes[0].name, outcomes[-1].name) == (INSTANCES, TIMES)
     assert {outcome.name for outcome in outcomes[1:-1]} == {spec.name for spec in SPECS}
     assert len(capsys.readouterr().out.splitlines()) == len(SPECS) + 4
 
@@ -182,7 +194,7 @@ def test_a_dry_run_ends_with_its_summary(tmp_path, capsys: pytest.CaptureFixture
     assert gpu_smoke.main(["--dry-run", "--jobs", "2", "--only", spec.name, "--out", str(out)]) == 0
     text = capsys.readouterr().out
     assert text.splitlines()[-1].startswith("smoke: 1 kernels, 0 failed, ")
-    assert text.index("== instances") < text.index(spec.name) < text.index("== times")
+    assert max(text.index("== instances"), text.index(spec.name)) < text.index("== times")
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["name"] for row in rows] == [INSTANCES, spec.name, TIMES]
     assert len(rows[-1]["results"]) == len(gpu_smoke_check.TIMED)
@@ -195,7 +207,17 @@ def test_without_a_gpu_every_kernel_is_skipped(capsys: pytest.CaptureFixture, mo
     assert gpu_smoke.main([]) == 1
     text = capsys.readouterr().out
     assert text.count("skipped ") == len(SPECS)
-    assert text.splitlines()[-1].startswith("smoke: 0 kernels, 0 failed")
+    assert text.splitlines()[-1].startswith("smoke: 0 kernels, 2 failed"), "what the driver says, and the timings"
+
+
+@pytest.mark.parametrize("what", [INSTANCES, TIMES])
+def test_it_fails_where_one_that_is_no_kernel_does(what: str, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    def process(name, *_):
+        return gpu_smoke.Outcome(name, 0.0, [{"case": name}, {"ok": 0.1}], died="it" if name == what else "")
+
+    monkeypatch.setattr(gpu_smoke, "run_one", process)
+    assert gpu_smoke.main(["--dry-run"]) == 1
+    assert ", 1 failed, " in capsys.readouterr().out
 
 
 def test_a_name_that_no_kernel_has_is_refused(capsys: pytest.CaptureFixture) -> None:
