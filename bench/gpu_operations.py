@@ -23,6 +23,8 @@ Row = dict[str, Any]
 _EPSILON = 1e-6
 # Codes that may differ by one from the reference's, where a value stands at a tie in float32.
 _AT_TIES = 0.01
+# Of a token's scale, relative to the reference's: both are float32.
+_SCALE = 1e-6
 
 
 def calls(what: str, m: int, n: int, k: int, device: str = "cuda") -> tuple[list[Call], int]:
@@ -106,5 +108,9 @@ def _quantize(what: str, m: int, k: int, device: str) -> tuple[list[Call], int]:
     off = (got.codes[:, :k].int() - expected.codes).abs()
     if off.max() > 1 or (off > 0).float().mean() > _AT_TIES:
         raise RuntimeError(f"{what}: not the reference's codes: not timed")
+    if not torch.allclose(got.scale, expected.scale, rtol=_SCALE, atol=0):
+        raise RuntimeError(f"{what}: not the reference's scales: not timed")
+    if (got.zero - expected.zero).abs().max() > 1:
+        raise RuntimeError(f"{what}: not the reference's zero points: not timed")
     moved = x.nbytes + got.codes.nbytes + got.scale.nbytes + got.zero.nbytes
     return [partial(one, x.clone()) for _ in range(gpu_timing.copies(moved))], moved

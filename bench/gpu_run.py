@@ -3,12 +3,14 @@
     python -m nybble.bench.gpu_run --out FILE [--only STEP,...] [--seconds N] [--first] [--dry-run]
 
 What FILE already has is not measured again: a run that was cut off goes on where it was. Delete a line to repeat it.
+A kernel whose fault makes CUDA useless for this process ends it with exit code 3; run it again for what is left.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +34,8 @@ from .shapes import SETS
 Row = dict[str, Any]
 # A result that takes longer is given up: a library that tunes itself must not take the time of all others.
 RESULT_S = 30.0
+# The exit code where another process is needed for the rest.
+LOST = 3
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,10 @@ class Work:
 
 def _is_first(goal: Goal | Limit) -> bool:
     return isinstance(goal, Limit) and goal.figure == FIRST
+
+
+class DeviceLostError(RuntimeError):
+    """CUDA refuses everything more in this process."""
 
 
 class TookTooLongError(RuntimeError):
@@ -183,8 +191,8 @@ _ONCE = ("machine", "ceilings", "tune")
 
 
 def has(done: Sequence[Row], step: str, key: str | None = None) -> bool:
-    """Whether a step, or one result of it, is there already."""
-    return any(row["step"] == step and key in (None, row["key"]) for row in done)
+    """Whether a step, or one result of it, is there already: not a result that was not tried."""
+    return any(row["step"] == step and key in (None, row["key"]) and row.get("ran", True) for row in done)
 
 
 def steps_of(text: str) -> list[str]:
@@ -220,7 +228,11 @@ def report(rows: Sequence[Row], work: Work) -> str:
 
 
 def run(out: Path, steps: Sequence[str], seconds: float, work: Work) -> list[Row]:
-    """Takes the steps that `out` does not have whole, and adds their results to it as they come."""
+    """Takes the steps that `out` does not have whole, and adds their results to it as they come.
+
+    Raises:
+        DeviceLostError: after a result that failed, which is the last in `out`, CUDA refuses everything more.
+    """
     done, until = read(out), monotonic() + seconds
     with out.open("a", encoding="utf-8") as file:
         for name in steps:
@@ -230,13 +242,15 @@ def run(out: Path, steps: Sequence[str], seconds: float, work: Work) -> list[Row
                 file.write(json.dumps(row) + "\n")
                 file.flush()
                 done.append(row)
+                if "reason" in row and (error := gpu_measure.lasting_error()):
+                    raise DeviceLostError(f"{row['key']}: CUDA refuses everything more in this process: {error}")
     return done
 
 
 def summary(rows: Sequence[Row], work: Work, seconds: float) -> str:
     """How much there is, in a line."""
-    done = [row for row in rows if row["step"] == "goals"]
-    failed = sum("reason" in row for row in done)
+    done = {row["key"]: row for row in rows if row["step"] == "goals"}
+    failed = sum("reason" in row for row in done.values())
     peers = [row for row in rows if row["step"] == "peers"]
     timed = sum("us" in row for row in peers)
     return f"goals: {len(done)} of {len(work.goals)} measured, {failed} failed, {timed} of {len(peers)} peers timed, {seconds:.0f} s"
@@ -261,17 +275,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     if options.dry_run:
         work = work.smaller()
+    lost = None
     if not options.report:
         if not (torch.cuda.is_available() or options.dry_run):
             print("gpu_run: no CUDA device that torch can use", file=sys.stderr)
             return 1
-        with gpu_dry.stand_in() if options.dry_run else nullcontext():
-            rows = run(options.out, steps, options.seconds, work)
+        try:
+            with gpu_dry.stand_in() if options.dry_run else nullcontext():
+                rows = run(options.out, steps, options.seconds, work)
+        except DeviceLostError as error:
+            rows, lost = read(options.out), error
     print(gpu_goals.markdown(rows, work.goals) if options.markdown else report(rows, work))
     if not options.report:
         print(summary(rows, work, monotonic() - begin))
+    if lost is not None:
+        print(f"gpu_run: {lost}; run it again for the rest", file=sys.stderr)
+        return LOST
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if code == LOST:  # what torch frees at the end may abort the process after such an error, with another code
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

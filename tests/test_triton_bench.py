@@ -14,7 +14,7 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is for Linux, x86-64 and aarch64")
 
-from nybble.bench import gpu_first, gpu_measure, gpu_operations, gpu_run, gpu_state, gpu_tune
+from nybble.bench import gpu_dry, gpu_first, gpu_measure, gpu_operations, gpu_run, gpu_state, gpu_tune
 from nybble.bench.gpu_goals import (
     ALL,
     BF16,
@@ -34,6 +34,8 @@ from nybble.bench.gpu_goals import (
 from nybble.bench.gpu_peers import PEERS
 from nybble.bench.gpu_timing import CACHE_BYTES, copies, rounds, summarize
 from nybble.bench.weights import WeightKind
+from nybble.registry import specs
+from nybble.scheme import Scheme
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
@@ -165,7 +167,7 @@ def test_goals_over_other_libraries_are_over_the_fastest_that_ran() -> None:
     where = {"m": goal.m, "n": goal.n, "k": goal.k}
     assert gpu_measure.fastest(W4A16, where, rows) == {"over_us": 5.0, "fastest": fast}
     assert gpu_measure.fastest(W4A16, where, rows[2:3]) == {"reason": f"{failed}: broken"}
-    assert gpu_measure.fastest(W4A16, where, []) == {"reason": "none was timed"}
+    assert gpu_measure.fastest(W4A16, where, []) == {"reason": "none was timed", "ran": False}
     row = {**reached(goal, 4, 5), "fastest": fast}
     assert f"1.25x met ({fast})" in " ".join(table([MACHINE, row]).split())
 
@@ -353,6 +355,7 @@ def test_a_run_goes_on_where_it_was_cut_off(tmp_path: Path, monkeypatch: pytest.
     assert [row["key"] for row in gpu_run.read(out)] == [goal.key for goal in GOALS[:2]]
     assert GOALS[:2] == ALL[:2]
     monkeypatch.setattr(gpu_measure, "limit", lambda limit, done: {"step": "goals", "key": limit.key, "reason": "none"})
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     rows = gpu_run.run(out, ["goals"], 60, WORK)
     assert [row["key"] for row in rows if row["step"] == "goals"] == [goal.key for goal in ALL]
     peers = [row for row in rows if row["step"] == "peers"]
@@ -360,6 +363,46 @@ def test_a_run_goes_on_where_it_was_cut_off(tmp_path: Path, monkeypatch: pytest.
     assert rows.index(peers[0]) > len(GOALS) / 2, "what compiles itself comes last"
     assert gpu_run.read(out) == rows
     assert len(measured) == len(GOALS) + 1, "what was there was not measured again"
+
+
+def test_a_run_ends_where_cuda_refuses_everything_and_goes_on_behind_it(tmp_path: Path, monkeypatch, capsys) -> None:
+    out, measured, lost = tmp_path / "results.jsonl", [], []
+
+    def one(goal: Goal, done: list) -> dict:
+        measured.append(goal.key)
+        if len(measured) != 2:
+            return reached(goal, 1, 2)
+        lost.append(goal)
+        return {"step": "goals", "key": goal.key, "reason": "CUDA error: misaligned address"}
+
+    def synchronize() -> None:
+        if lost:
+            raise RuntimeError("CUDA error: misaligned address\nand more")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(gpu_measure, "goal", one)
+    monkeypatch.setattr(gpu_run.Work, "whole", lambda first: gpu_run.Work(ALL[:4]))
+    arguments = ["--out", str(out), "--only", "goals"]
+    assert gpu_run.main(arguments) == gpu_run.LOST
+    said = capsys.readouterr()
+    assert f"gpu_run: {ALL[1].key}: CUDA refuses everything more in this process: CUDA error: misaligned" in said.err
+    assert said.out.splitlines()[-1].startswith("goals: 2 of 4 measured, 1 failed, ")
+    assert [row["key"] for row in gpu_run.read(out)] == [goal.key for goal in ALL[:2]]
+    lost.clear()
+    assert gpu_run.main(arguments) == 0
+    assert measured == [goal.key for goal in ALL[:4]], "the one that broke it is not tried again"
+
+
+def test_a_result_that_was_not_tried_is_tried_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    copied = next(limit for limit in LIMITS if limit.figure == OF_COPY)
+    row = gpu_measure.limit(copied, [])
+    assert row["reason"] == "no ceilings in this file"
+    assert not gpu_run.has([row], "goals", copied.key)
+    monkeypatch.setattr(gpu_operations, "operation", lambda *_, **__: {"us": 1.0, "gbps": 9.0})
+    later = gpu_measure.limit(copied, [CEILINGS])
+    assert gpu_run.has([row, later], "goals", copied.key)
+    assert gpu_run.summary([row, later], gpu_run.Work((copied,)), 1).startswith("goals: 1 of 1 measured, 0 failed")
 
 
 def test_no_time_left_measures_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -441,6 +484,47 @@ def test_a_wrong_product_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_measure, "product", wrong)
     monkeypatch.setattr(gpu_measure, "peer", lambda *_, **shape: {"us": 7.0})
     assert gpu_measure.goal(GOALS[0], [])["reason"] == "relative error 3"
+
+
+@no_gpu
+def test_the_calls_that_are_timed_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Once(gpu_dry.FromReference):
+        """Right at its first call; later ones write nothing."""
+
+        def __call__(self, *arguments: object) -> None:
+            if not hasattr(self, "called"):
+                self.called = True
+                super().__call__(*arguments)
+
+    spec = next(spec for spec in specs() if spec.name == "w8a16_sm80")
+    for plan, reason in ((gpu_dry.FromReference, None), (Once, "relative error nan")):
+        monkeypatch.setattr(gpu_measure, "layout_for", lambda *_: spec.layout)
+        monkeypatch.setattr(gpu_measure, "select", lambda problem: spec)
+        made = plan(spec.layout, Scheme.parse("w8a16"), 40, 136)
+        monkeypatch.setattr(gpu_measure, "plan_for", lambda *_, made=made: made)
+        monkeypatch.setattr(gpu_measure.ops, "linear", lambda *_: None)
+        with gpu_dry.stand_in():
+            if reason is None:
+                assert gpu_measure.product(WeightKind.parse("w8a16"), 3, 40, 136)["runs"] == spec.name
+            else:
+                with pytest.raises(RuntimeError, match=reason):
+                    gpu_measure.product(WeightKind.parse("w8a16"), 3, 40, 136)
+
+
+@no_gpu
+@pytest.mark.parametrize(("of", "said"), [("codes", "codes"), ("scale", "scales"), ("zero", "zero points")])
+def test_a_wrong_operation_is_not_timed(of: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, *rest = gpu_operations._ROWS["quantize"]
+
+    def spoiled(x: torch.Tensor) -> object:
+        got = one(x)
+        value = getattr(got, of)
+        return got._replace(**{of: value * (1 + 1e-5) if of == "scale" else value.int() + 2})
+
+    gpu_operations.calls("quantize", 2, 8, 256, "cpu")
+    monkeypatch.setitem(gpu_operations._ROWS, "quantize", (spoiled, *rest))
+    with pytest.raises(RuntimeError, match=f"not the reference's {said}: not timed"):
+        gpu_operations.calls("quantize", 2, 8, 256, "cpu")
 
 
 # --- commands
