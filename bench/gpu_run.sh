@@ -8,12 +8,12 @@ cd "$(dirname "$0")/.." || exit
 . bench/gpu_common.sh
 
 jobs=$(nproc); jobs=$((jobs > 10 ? 10 : jobs))
-limited 185 smoke "$python" -m nybble.bench.gpu_smoke --jobs "$jobs" --limit 175 --out "$results/smoke.jsonl" $dry
+limited 150 smoke "$python" -m nybble.bench.gpu_smoke --jobs "$jobs" --limit 140 --out "$results/smoke.jsonl" $dry
 
 limited 25 sanitize-plan "$python" -m nybble.bench.gpu_sanitize_plan "$work/plan.json" $dry
 for tool in memcheck racecheck; do
   sanitizer=$(command -v compute-sanitizer || echo "$site/nvidia/cu13/bin/compute-sanitizer")
   under=("$sanitizer" --tool "$tool" --error-exitcode 9)
   [ -n "$dry" ] && under=(env)
-  limited 25 "$tool" "${under[@]}" "$python" -m bench.gpu_sanitize "$work/plan.json" --site "$site" $dry
+  limited 30 "$tool" "${under[@]}" "$python" -m bench.gpu_sanitize "$work/plan.json" --site "$site" $dry
 done
