@@ -295,3 +295,4 @@ def test_the_host_bench_prints_every_row(tmp_path) -> None:
         assert launches == (2 if wanted.target == "triton" else 1)
         assert allocations == (2 if wanted.scheme.startswith(("w8a8", "w4a8")) else 1)
         assert line[8] in ("met", "MISSED")
+        assert (line[8] == "met") == (float(line[6]) <= float(line[7]))
