@@ -143,8 +143,9 @@ def _compare(
         kept = []  # so that every call's tensors lie elsewhere
         for m in tokens:
             out = torch.full((m, n), torch.nan, dtype=dtype, device=device)
-            kept += [out, x[:m].to(device), packed.clone()]
-            plan(*kept[-2:], None, out)
+            rows, weights = x[:m].to(device), packed.clone()
+            plan(rows, weights, None, out)
+            kept += [rows, weights, out]
             worst = float((out.cpu().double() - expected[:m]).abs().max() / expected[:m].abs().max())
             if not worst <= _TOLERANCE:
                 of = f"{m} tokens and ({n}, {k}) weights of {scheme}"
