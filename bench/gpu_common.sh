@@ -7,13 +7,15 @@ python=${PYTHON:-python3}
 out=gpu-results wheels=.whl dry=""
 while [ $# -gt 0 ]; do
   case $1 in
+    --out | --wheels) [ $# -gt 1 ] || { echo "$1: needs a folder after it" >&2; exit 2; } ;;&
     --out) out=$2; shift 2 ;;
     --wheels) wheels=$2; shift 2 ;;
     --dry-run) dry=--dry-run; shift ;;
-    *) sed -n '2,/^[^#]/{/^#/p}' "bench/$NAME.sh" >&2; exit 2 ;;
+    *) echo "$1: not an option" >&2; sed -n '2,/^[^#]/{/^#/p}' "bench/$NAME.sh" >&2; exit 2 ;;
   esac
 done
-mkdir -p "$out" || exit 2
+mkdir -p "$out" || { echo "--out $out: must be a folder, or one that can be made" >&2; exit 2; }
+command -v "$python" > /dev/null || { echo "PYTHON=$python: must be a Python; a relative path is from $PWD" >&2; exit 2; }
 out=$(cd "$out" && pwd)
 work=$(mktemp -d)
 results=$work/results site=$work/site
@@ -55,7 +57,11 @@ if [ -n "$dry" ]; then
   export TRITON_INTERPRET=1
   # A wheel of nothing: what travels is for another Python, and nybble is here.
   wheels=$work/wheels
-  "$python" -m bench.gpu_wheels "$wheels" --empty || exit 1
+  "$python" -m bench.gpu_wheels "$wheels" --empty || { said+=("no wheel for the dry run"); failed=1; exit; }
+elif ! compgen -G "$wheels/*.whl" > /dev/null; then
+  echo "--wheels $wheels: has no wheel; bench/gpu_prepare.sh makes them, on a machine with nvcc" >&2
+  said+=("no wheels"); failed=1
+  exit
 fi
 limited 40 install "$python" -m pip install -q --disable-pip-version-check --no-index --no-deps --no-compile \
   --target "$site" "$wheels"/*.whl || exit

@@ -8,12 +8,14 @@ cd "$(dirname "$0")/.."
 out=.whl only=wheel,peers,check
 while [ $# -gt 0 ]; do
   case $1 in
+    --out | --only) [ $# -gt 1 ] || { echo "$1: needs a value after it" >&2; exit 2; } ;;&
     --out) out=$2; shift 2 ;;
     --only) only=$2; shift 2 ;;
-    *) sed -n '2,5p' "$0" >&2; exit 2 ;;
+    *) echo "$1: not an option" >&2; sed -n '2,5p' "$0" >&2; exit 2 ;;
   esac
 done
-for name in ${only//,/ }; do
+IFS=, read -ra names <<< "$only,"
+for name in "${names[@]}"; do
   case $name in wheel | peers | check) ;; *) echo "--only $name: must be of wheel, peers, check" >&2; exit 2 ;; esac
 done
 wanted() { [[ ,$only, == *,$1,* ]]; }

@@ -120,8 +120,9 @@ def test_kernels_are_compiled_for_the_generations_that_are_asked_for(
         ("", "NYBBLE_CUDA_ARCHITECTURES is empty: must be a list of 80, 86"),
         ("90a;75", "NYBBLE_CUDA_ARCHITECTURES=90a;75: 75 must be of 80, 86"),
         ("sm_80", "NYBBLE_CUDA_ARCHITECTURES=sm_80: sm_80 must be of 80, 86"),
+        ("80, 86", "NYBBLE_CUDA_ARCHITECTURES=80, 86: 80, 86 must be of 80, 86, 87"),
     ],
-    ids=["none", "too old", "not a number"],
+    ids=["none", "too old", "not a number", "commas"],
 )
 def test_generations_that_cannot_be_built_for_are_refused(architectures: str, said: str, tmp_path: Path) -> None:
     code, text = configure(tmp_path, f"-DNYBBLE_CUDA_ARCHITECTURES={architectures}")

@@ -83,7 +83,8 @@ def test_a_dry_run_does_every_step_and_leaves_one_tar(path, steps, files, said, 
 
 @pytest.mark.parametrize("path", [RUN, GOALS], ids=["run", "goals"])
 def test_where_nothing_can_be_installed_the_tar_is_left_all_the_same(path: Path, tmp_path: Path) -> None:
-    done = script(path, "--out", tmp_path / "out", "--wheels", tmp_path / "nothing", cwd=tmp_path)
+    (tmp_path / "broken.whl").touch()
+    done = script(path, "--out", tmp_path / "out", "--wheels", tmp_path, cwd=tmp_path)
     assert done.returncode == 1
     assert re.fullmatch(rf"{path.stem}: install failed \(\d+\), \d+ s of .*", done.stdout.splitlines()[-1])
     assert "install.txt" in results(tmp_path / "out", path.stem)
@@ -108,7 +109,8 @@ def test_measuring_goes_on_in_another_process_where_cuda_refuses_the_first(tmp_p
         f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n[ $(grep -c -e --only {tmp_path}/calls) != 1 ] || exit 3\n'
     )
     python.chmod(0o755)
-    done = script(GOALS, "--out", tmp_path / "out", cwd=tmp_path, python=python)
+    (tmp_path / "nybble.whl").touch()
+    done = script(GOALS, "--out", tmp_path / "out", "--wheels", tmp_path, cwd=tmp_path, python=python)
     assert done.returncode == 1, "a fault is not forgotten"
     calls = (tmp_path / "calls").read_text().splitlines()
     measured = [call for call in calls if "--only" in call]
@@ -137,3 +139,13 @@ def test_what_a_script_does_not_know_is_refused(path: Path, arguments: list[str]
     assert done.returncode == 2
     assert f"bench/{path.name}" in done.stderr or "--only x: must be of wheel, peers, check" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_without_wheels_or_python_nothing_is_called_right(tmp_path: Path) -> None:
+    done = script(RUN, "--out", tmp_path / "out", "--wheels", tmp_path / "none", cwd=tmp_path)
+    assert done.returncode == 1
+    assert f"--wheels {tmp_path}/none: has no wheel" in done.stderr
+    assert "gpu_run: no wheels, " in done.stdout
+    done = script(RUN, "--out", tmp_path / "other", "--dry-run", cwd=tmp_path, python=tmp_path / "nothing")
+    assert done.returncode == 2
+    assert f"PYTHON={tmp_path}/nothing: must be a Python" in done.stderr
