@@ -17,7 +17,7 @@ from ..demo.accuracy.language import Language
 from ..demo.data import all_sentences
 from ..demo.model import embed
 from ..demo.model import load as load_encoder
-from ..monitor import Monitor
+from ..monitor.monitor import Monitor
 from ..passes.choose import plan
 from ..passes.measure import interleaved
 from ..passes.optimize import optimize

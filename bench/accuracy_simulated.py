@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..passes.eligible import is_linear_like
+from ..model.eligible import is_linear_like
+from ..model.stages import calm, stages
 from ..passes.layerwise.factor import factorize, without_dead
-from ..passes.layerwise.stages import calm, stages
 from ..passes.layerwise.sweep import Fixed, Rounder, sweep
 
 GROUP = 128

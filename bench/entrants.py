@@ -12,13 +12,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .. import dispatch, reference, targets
+from ..dispatch import reference, selection, targets
+from ..dispatch.registry import KernelSpec, Problem, specs
 from ..nn import Linear
-from ..registry import KernelSpec, Problem, specs
-from ..rounding import QuantizedWeight, dequantize_weight
-from ..scheme import Scheme
-from ..sparsity import Pattern
-from ..testing import error_bound, pack_for, served_by
+from ..testing.oracle import error_bound, pack_for, served_by
+from ..weights.rounding import QuantizedWeight, dequantize_weight
+from ..weights.scheme import Scheme
+from ..weights.sparsity import Pattern
 from .peers.peer import OPENMP, Peer
 from .timing import Call
 from .weights import WeightKind
@@ -251,8 +251,8 @@ def _usable(spec: KernelSpec, scheme: Scheme) -> bool:
 def chosen(text: str, dtype: torch.dtype) -> KernelMaker:
     """The kernel that dispatch selects for a kind of weight, see WeightKind.parse."""
     kind = WeightKind.parse(text)
-    layout = dispatch.layout_for(kind.scheme, 1, 1, "cpu")
-    return KernelMaker(dispatch.select(Problem(kind.scheme, m=1, n=1, k=1, dtype=dtype, layout=layout)), kind)
+    layout = selection.layout_for(kind.scheme, 1, 1, "cpu")
+    return KernelMaker(selection.select(Problem(kind.scheme, m=1, n=1, k=1, dtype=dtype, layout=layout)), kind)
 
 
 def each_layout(text: str) -> list[KernelMaker]:

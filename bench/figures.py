@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..scheme import GROUP_SIZES, Scheme
+from ..weights.scheme import GROUP_SIZES, Scheme
 from .entrants import COLD_CACHES, Entrant, LayerMaker, Site, WrongKernelError
 from .goals import MS, word
 from .machine import last_level_cache

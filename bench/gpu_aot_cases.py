@@ -12,7 +12,7 @@ from .. import layouts
 from ..kernels import a16_triton, blocks_triton, dequantize_triton, quantize_triton, w4a8_triton, w8a8_triton
 from ..kernels.configs import SHIPPED, Config
 from ..kernels.quantize_triton import Codes
-from ..scheme import Scheme
+from ..weights.scheme import Scheme
 
 Launch = Callable[[], object]
 # Rows, outputs and inputs of every case: divided by every block.

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import ops, reference
-from ..scheme import Scheme
+from .. import ops
+from ..dispatch import reference
+from ..weights.scheme import Scheme
 from . import gpu_measure, gpu_timing
 from .gpu_timing import Call, Sample
 

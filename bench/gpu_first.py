@@ -3,7 +3,7 @@
     python -m nybble.bench.gpu_first SCHEME M N K
 
 Triton's cache is an empty folder. The context of the GPU is there before, as in a process that holds a model; the check of
-the kernels (nybble.selfcheck) is within.
+the kernels (nybble.dispatch.selfcheck) is within.
 """
 
 from __future__ import annotations

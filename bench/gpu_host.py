@@ -30,11 +30,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from .. import dispatch, layouts, native_cuda, nn, ops
+from .. import layouts, nn, ops
 from ..demo.table import text_table
+from ..dispatch import native_cuda, selection
+from ..dispatch.registry import KernelSpec, Plan, Problem, specs
 from ..kernels import replay
-from ..registry import KernelSpec, Plan, Problem, specs
-from ..scheme import Scheme
+from ..weights.scheme import Scheme
 
 # A layer of a language model that makes one token.
 M, N, K = 1, 4096, 4096
@@ -133,12 +134,12 @@ def stubbed() -> Iterator[None]:
 
 
 def plan_for_of(spec: KernelSpec) -> Callable[..., Plan]:
-    """What stands for dispatch.plan_for: a kernel on a GPU where another serves many rows."""
+    """What stands for selection.plan_for: a kernel on a GPU where another serves many rows."""
 
     @lru_cache(maxsize=4096)
     def plan_for(scheme: str, layout: str, n: int, k: int, dtype: torch.dtype, device: str) -> Plan:
         problem = Problem(Scheme.parse(scheme), m=1, n=n, k=k, dtype=dtype, device="cuda", layout=layout)
-        by_rows = dispatch.ByRows(problem, [0, 65])
+        by_rows = selection.ByRows(problem, [0, 65])
         assert spec.make is not None, "linear kernels can run"  # noqa: S101
         by_rows._plans[M * K] = spec.make(problem.scheme, n, k)
         return by_rows

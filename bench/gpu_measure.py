@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..dispatch import layout_for, plan_for, select
-from ..registry import Problem
-from ..rounding import dequantize_weight
+from ..dispatch.registry import Problem
+from ..dispatch.selection import layout_for, plan_for, select
+from ..weights.rounding import dequantize_weight
 from . import gpu_first, gpu_operations, gpu_timing, gpu_weights
 from .gpu_goals import FIRST, HOST, OF_COPY, PEERS_OF, Goal, Limit
 from .gpu_peers import PEERS, GpuPeer

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import rms_norm, silu
 
-from .. import reference
+from ..dispatch import reference
 from ..kernels import dequantize_triton, quantize_triton
-from ..rounding import dequantize_weight
-from ..scheme import Scheme
+from ..weights.rounding import dequantize_weight
+from ..weights.scheme import Scheme
 from . import gpu_timing, gpu_weights
 from .gpu_timing import Call
 from .weights import WeightKind

@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from .. import native_cuda
-from ..registry import KernelSpec, all_specs
+from ..dispatch import native_cuda
+from ..dispatch.registry import KernelSpec, all_specs
 from . import gpu_weights
 from .gpu_smoke_check import Case, schemes
 from .weights import WeightKind

@@ -24,7 +24,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from ..registry import KernelSpec, all_specs, kernels
+from ..dispatch.registry import KernelSpec, all_specs, kernels
 from .gpu_smoke_check import DTYPES, INSTANCES, OPERATIONS, SHAPES, TIMES, cases, schemes
 
 Row = dict[str, Any]

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import native_cuda
-from ..registry import KernelSpec, all_specs
-from ..scheme import Scheme
-from ..testing import expected_output, served_by
+from ..dispatch import native_cuda
+from ..dispatch.registry import KernelSpec, all_specs
+from ..testing.oracle import expected_output, served_by
+from ..weights.scheme import Scheme
 from . import gpu_dry, gpu_measure, gpu_operations, gpu_weights
 from .gpu_goals import BF16
 from .gpu_peers import PEERS, GpuPeer

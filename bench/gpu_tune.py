@@ -27,7 +27,7 @@ from ..kernels import a16_triton, w4a8_triton, w8a8_triton
 from ..kernels.configs import SHIPPED, Config
 from ..kernels.launch import machine
 from ..kernels.quantize_triton import quantize
-from ..scheme import Scheme
+from ..weights.scheme import Scheme
 from . import gpu_timing, gpu_weights
 from .gpu_timing import Call
 from .shapes import parse_shapes

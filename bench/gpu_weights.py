@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..rounding import QuantizedWeight, pack_nibbles
-from ..sparsity import Block, NofM
+from ..weights.rounding import QuantizedWeight, pack_nibbles
+from ..weights.sparsity import Block, NofM
 from .weights import WeightKind
 
 # Which two of each four inputs are kept: every way there is.

@@ -10,7 +10,8 @@ from pathlib import Path
 from platform import python_version
 from typing import Any
 
-from .. import __version__, targets
+from .. import __version__
+from ..dispatch import targets
 
 _LIBRARIES = ("torch", "numpy", "transformers", "torchao", "onnxruntime", "openvino", "bitsandbytes", "scipy")
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")

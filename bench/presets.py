@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from .. import targets
-from ..sparsity import NofM
+from ..dispatch import targets
+from ..weights.sparsity import NofM
 from . import accuracy as language
 from . import crossover, sparse_goals
 from .entrants import Maker, PeerMaker, chosen, each_layout, layer_makers, peer_makers

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from ..rounding import QuantizedWeight, pack_nibbles, unpack_nibbles
-from ..scheme import Scheme
-from ..sparsity import Block, Pattern
-from ..testing import random_mask, random_weight
+from ..testing.oracle import random_mask, random_weight
+from ..weights.rounding import QuantizedWeight, pack_nibbles, unpack_nibbles
+from ..weights.scheme import Scheme
+from ..weights.sparsity import Block, Pattern
 
 
 @dataclass(frozen=True)

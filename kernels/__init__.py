@@ -10,7 +10,7 @@ from typing import Any
 class _Kernels(ModuleType):
     def __call__(self) -> list[dict[str, Any]]:
         """The table of kernels: name, op, scheme, target, layout, built, usable here, and why not."""
-        from ..registry import kernels
+        from ..dispatch.registry import kernels
 
         return kernels()
 

@@ -17,8 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import blocks_gpu
-from ..scheme import Scheme
+from ..layouts import blocks as blocks_gpu
+from ..weights.scheme import Scheme
 from .configs import bucket
 from .launch import compute_type, current, machine
 from .quantize_triton import Codes, quantize

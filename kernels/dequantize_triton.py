@@ -12,8 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import layouts, layouts_gpu
-from ..scheme import Scheme
+from .. import layouts
+from ..layouts import gpu as layouts_gpu
+from ..weights.scheme import Scheme
 from .frag4 import load_codes, load_zero_points
 from .launch import current
 from .quads import load_quads

@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..scheme import Scheme
+from ..weights.scheme import Scheme
 from .dequantize_triton import dequantize
 
 

@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import layouts, native_cuda
-from ..scheme import Scheme
+from .. import layouts
+from ..dispatch import native_cuda
+from ..weights.scheme import Scheme
 
 # Recorded calls that a plan keeps.
 _MOST = 1024

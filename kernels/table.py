@@ -9,8 +9,8 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-from ..scheme import GROUP_SIZES, Scheme
-from ..sparsity import NofM, Sparsity
+from ..weights.scheme import GROUP_SIZES, Scheme
+from ..weights.sparsity import NofM, Sparsity
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 Plan = Callable[[Tensor, Tensor, "Tensor | None", Tensor], None]

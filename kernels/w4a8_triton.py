@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import layouts
-from ..scheme import Scheme
+from ..weights.scheme import Scheme
 from .configs import Config, choose
 from .frag4 import load_codes, load_zero_points
 from .launch import current, machine

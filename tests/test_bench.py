@@ -13,7 +13,7 @@ import torch
 from nybble.bench import entrants, machine, output, peers, results, run, shapes, timing
 from nybble.bench.peers.peer import Peer
 from nybble.bench.weights import WeightKind
-from nybble.registry import specs
+from nybble.dispatch.registry import specs
 
 cli = importlib.import_module("nybble.bench.__main__")
 

@@ -17,7 +17,7 @@ from nybble.bench.peers import torch_sparse
 from nybble.bench.report import report
 from nybble.bench.report_html import page
 from nybble.bench.weights import WeightKind
-from nybble.rounding import dequantize_weight, unpack_nibbles
+from nybble.weights.rounding import dequantize_weight, unpack_nibbles
 
 cli = importlib.import_module("nybble.bench.__main__")
 

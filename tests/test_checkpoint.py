@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 import nybble
-from nybble import checkpoint_files
-from nybble.checkpoint import CheckpointError
+from nybble.checkpoint import files as checkpoint_files
+from nybble.checkpoint.io import CheckpointError
 from nybble.nn import Linear
 
 pytest.importorskip("safetensors")
@@ -233,7 +233,7 @@ class TestTies:
 
 class TestLoadFailure:
     def test_interrupt_while_applying_leaves_the_model(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        from nybble.passes.walk import Place
+        from nybble.model.walk import Place
 
         nybble.save(quantized(), tmp_path)
         original, calls = Place.put, [0]

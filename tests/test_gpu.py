@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nybble import kernel_checks as checks
 from nybble import ops
-from nybble.kernel_checks import GPU_SHAPES, LARGE_SHAPES, Subject, activations, seed_of
-from nybble.registry import KernelSpec, Problem, all_specs, specs
-from nybble.testing import SHAPES, pack_for, random_weight, run, schemes_of, served_by
+from nybble.dispatch.registry import KernelSpec, Problem, all_specs, specs
+from nybble.testing import checks
+from nybble.testing.checks import GPU_SHAPES, LARGE_SHAPES, Subject, activations, seed_of
+from nybble.testing.oracle import SHAPES, pack_for, random_weight, run, schemes_of, served_by
 
 KERNELS = [spec for spec in specs() if spec.device == "cuda"]
 # Kernels of other ops have test files of their own.

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nybble import dispatch, native, targets
+from nybble import native
 from nybble.bench import gpu_sass
 from nybble.bench.gpu_goals import BF16, GOALS, Goal
 from nybble.bench.weights import WeightKind
-from nybble.registry import Problem, specs
+from nybble.dispatch import selection, targets
+from nybble.dispatch.registry import Problem, specs
 
 # An H100: multiprocessors, clocks a microsecond, instructions that one issues a clock, bytes a microsecond from memory.
 MULTIPROCESSORS, CLOCK, ISSUES, MEMORY = 132, 1.7e3, 4, 3.0e6
@@ -39,7 +40,7 @@ def kernel_of(goal: Goal) -> str:
     """The kernel that an H100 runs for a goal."""
     scheme = WeightKind.parse(goal.scheme).scheme
     problem = Problem(scheme, m=goal.m, n=goal.n, k=goal.k, dtype=torch.bfloat16, device="cuda")
-    chosen = dispatch.explain(problem).kernel
+    chosen = selection.explain(problem).kernel
     assert chosen is not None
     return chosen
 

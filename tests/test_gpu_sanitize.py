@@ -11,11 +11,12 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is for Linux, x86-64 and aarch64")
 
-from nybble import layouts, native_cuda
+from nybble import layouts
 from nybble.bench import gpu_sanitize, gpu_sanitize_plan
 from nybble.bench.gpu_sanitize_plan import SCRATCH, WIDE_N, K, N, Recorder, cases, launches
-from nybble.registry import specs
-from nybble.scheme import Scheme
+from nybble.dispatch import native_cuda
+from nybble.dispatch.registry import specs
+from nybble.weights.scheme import Scheme
 
 CUDA = [spec for spec in specs() if spec.target.startswith("sm")]
 

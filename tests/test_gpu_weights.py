@@ -8,10 +8,10 @@ import torch
 from nybble import layouts
 from nybble.bench import gpu_weights
 from nybble.bench.weights import WeightKind
-from nybble.registry import all_specs
-from nybble.rounding import check_portable, dequantize_weight
-from nybble.sparsity import Block
-from nybble.testing import served_by
+from nybble.dispatch.registry import all_specs
+from nybble.testing.oracle import served_by
+from nybble.weights.rounding import check_portable, dequantize_weight
+from nybble.weights.sparsity import Block
 
 KINDS = sorted(
     {

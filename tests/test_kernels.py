@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nybble import kernel_checks as checks
-from nybble import targets
-from nybble.kernel_checks import Subject, activations, seed_of
-from nybble.registry import FLOATS, KernelSpec, Problem, specs
-from nybble.scheme import Scheme
-from nybble.testing import SHAPES, random_weight, run, schemes_of, served_by
+from nybble.dispatch import targets
+from nybble.dispatch.registry import FLOATS, KernelSpec, Problem, specs
+from nybble.testing import checks
+from nybble.testing.checks import Subject, activations, seed_of
+from nybble.testing.oracle import SHAPES, random_weight, run, schemes_of, served_by
+from nybble.weights.scheme import Scheme
 
 CASES = [
     pytest.param(spec, scheme, id=f"{spec.name}-{scheme}")

@@ -11,56 +11,48 @@ import pytest
 
 import nybble
 
-# From the bottom up: a module imports only what stands above it here, or in its own row.
+# From the bottom up: a room, or a module, imports only what stands above it here, or in its own row.
 ORDER = (
-    ("sparsity",),
-    ("scheme",),
-    ("activations",),
-    ("rounding",),
-    ("quads",),
-    ("layouts_gpu",),
-    ("layouts",),
+    ("_moved",),  # where old import paths went
+    ("weights",),
     ("_C", "_cuda"),
     ("native",),
-    ("portable",),  # sparse codes are checked by the compiled library
-    ("blocks_gpu",),
-    ("targets",),  # asks the compiled library what the CPU is
-    ("reference",),
-    ("native_cuda",),
+    ("layouts",),
     ("kernels.table",),  # what Triton kernels there are
-    ("registry",),
-    ("kernels",),  # Triton's, and the table's public name
-    ("selfcheck",),
     ("dispatch",),
+    ("kernels",),  # Triton's, and the table's public name
     ("ops",),
     ("nn",),
-    # checkpoint: with checkpoint_*; monitor and recipe alike
-    ("checkpoint", "evaluate", "monitor", "passes", "recipe", "report"),
+    ("model",),
+    ("report",),
+    ("checkpoint",),
+    ("evaluate",),
+    ("monitor", "passes", "recipe"),
     ("",),  # the package's own __init__
     ("testing",),
-    ("kernel_checks",),
     ("__main__", "bench", "commands", "demo"),
 )
 RANK = {name: rank for rank, row in enumerate(ORDER) for name in row}
 # What stands above, and is still none of their business.
+_LOW = {"_C", "native", "dispatch.reference", "kernels", "dispatch.targets", "layouts", "ops"}
 FORBIDDEN = {
-    "nn": {"_C", "native", "targets", "reference", "kernels"},
-    "passes": {"_C", "native", "reference", "kernels", "layouts", "ops"},
-    "checkpoint": {"_C", "native", "reference", "kernels", "targets", "ops"},
-    "monitor": {"_C", "native", "reference", "kernels", "targets", "layouts", "ops"},
-    "recipe": {"_C", "native", "reference", "kernels", "targets", "layouts", "ops"},
-    "report": {"_C", "native", "reference", "kernels", "targets", "layouts", "ops", "nn"},
-    "demo": {"_C", "native", "reference", "layouts", "ops", "testing"},
-    "__main__": {"_C", "native", "reference", "layouts", "ops", "testing"},
-    "commands": {"_C", "native", "reference", "layouts", "ops", "testing"},
-    "": {"_C", "native", "targets", "reference", "layouts", "ops"},
+    "nn": {"_C", "native", "dispatch.targets", "dispatch.reference", "kernels"},
+    "model": _LOW,
+    "passes": _LOW - {"dispatch.targets"},
+    "checkpoint": _LOW - {"layouts"},
+    "monitor": _LOW,
+    "recipe": _LOW,
+    "report": _LOW | {"nn"},
+    "demo": {"_C", "native", "dispatch.reference", "layouts", "ops", "testing"},
+    "__main__": {"_C", "native", "dispatch.reference", "layouts", "ops", "testing"},
+    "commands": {"_C", "native", "dispatch.reference", "layouts", "ops", "testing"},
+    "": _LOW - {"kernels"},
 }
 # A module without a name here may be imported by any that stands below it.
 ONLY_BY = {
     "_C": {"native"},
-    "_cuda": {"native_cuda"},
-    "testing": {"bench", "kernel_checks"},
-    "kernel_checks": set(),
+    "_cuda": {"dispatch"},
+    "testing": {"bench"},
     "bench": {"__main__"},
     "commands": {"__main__"},
     "demo": {"__main__", "bench", "commands"},
@@ -90,11 +82,8 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8"), str(path)) for name, 
 
 
 def unit(name):
-    """The row entry that a module belongs to: nn.linear -> nn, checkpoint_files -> checkpoint."""
-    if name in RANK:
-        return name
-    first = name.split(".")[0]
-    return next((whole for whole in ("checkpoint", "monitor", "recipe") if first.startswith(f"{whole}_")), first)
+    """The room that a module belongs to, or the module itself where the table names it."""
+    return name if name in RANK else name.split(".")[0]
 
 
 def is_package(name):
@@ -141,7 +130,7 @@ def complaints(name, tree):
             found.append(f"{where}: not in ORDER")
         elif RANK[other] > RANK[mine]:
             found.append(f"{where}: which stands below it")
-        elif other in FORBIDDEN.get(mine, ()):
+        elif {other, module} & FORBIDDEN.get(mine, set()):
             found.append(f"{where}: which is none of its business")
         elif mine not in ONLY_BY.get(other, {mine}):
             found.append(f"{where}: which only {sorted(ONLY_BY[other])} may")
@@ -155,7 +144,7 @@ def test_imports_follow_the_order_of_the_layers(name):
 
 
 def test_the_sources_are_the_installed_ones():
-    assert {"", "scheme", "native", "nn", "nn.linear", "passes", "kernels", "bench", "__main__"} <= set(SOURCES)
+    assert {"", "weights.scheme", "native", "nn.linear", "passes", "kernels", "bench", "__main__"} <= set(SOURCES)
     assert SOURCES[""] == Path(nybble.__file__)
     assert all(tree.body for tree in TREES.values())
 
@@ -163,25 +152,64 @@ def test_the_sources_are_the_installed_ones():
 @pytest.mark.parametrize(
     ("name", "code", "complaint"),
     [
-        ("scheme", "from .rounding import METHODS", "scheme:1 imports rounding: which stands below it"),
-        ("scheme", "def f():\n    import nybble.ops", "scheme:2 imports ops: which stands below it"),
+        ("weights.scheme", "from ..ops import linear", "weights.scheme:1 imports ops: which stands below it"),
+        ("weights.scheme", "def f():\n    import nybble.ops", "weights.scheme:2 imports ops: which stands below it"),
         ("nn.linear", "from .. import native", "nn.linear:1 imports native: which is none of its business"),
-        ("nn", "from ..targets import detect", "nn:1 imports targets: which is none of its business"),
+        (
+            "nn",
+            "from ..dispatch.targets import detect",
+            "nn:1 imports dispatch.targets: which is none of its business",
+        ),
         ("ops", "from . import _C", "ops:1 imports _C: which only ['native'] may"),
         ("ops", "from nybble._C import pack", "ops:1 imports _C: which only ['native'] may"),
-        ("rounding", "from . import quantize", "rounding:1 imports the package: which stands below it"),
-        ("passes.walk", "from ..kernels import x", "passes.walk:1 imports kernels: which is none of its business"),
-        ("passes.walk", "from nybble import testing", "passes.walk:1 imports testing: which stands below it"),
+        ("native", "from . import quantize", "native:1 imports the package: which stands below it"),
+        ("model.walk", "from ..kernels import x", "model.walk:1 imports kernels: which is none of its business"),
+        ("model.walk", "from nybble import testing", "model.walk:1 imports testing: which stands below it"),
         ("demo.run", "from ..testing import x", "demo.run:1 imports testing: which is none of its business"),
-        ("registry", "from .dispatch import select", "registry:1 imports dispatch: which stands below it"),
-        ("native", "from . import _C, scheme", None),
-        ("registry", "from . import __version__", None),
-        ("checkpoint_model", "from .passes.walk import swap\nfrom .checkpoint_files import x\nimport torch", None),
+        ("dispatch.registry", "from ..ops import linear", "dispatch.registry:1 imports ops: which stands below it"),
+        ("native", "from . import _C\nfrom .weights import scheme", None),
+        ("dispatch.registry", "from .. import __version__", None),
+        ("checkpoint.model", "from ..model.walk import swap\nfrom .files import x\nimport torch", None),
         ("bench", "from ..testing import error_bound", None),
     ],
 )
 def test_a_wrong_import_is_found(name, code, complaint):
     assert complaints(name, ast.parse(code)) == ([complaint] if complaint else [])
+
+
+def circles(graph):
+    """The sets of modules that import each other, in the end (Tarjan's strongly connected components)."""
+    index, low, stack, found = {}, {}, [], []
+
+    def visit(name):
+        index[name] = low[name] = len(index)
+        stack.append(name)
+        for other in graph[name]:
+            if other not in index:
+                visit(other)
+            if other in stack:
+                low[name] = min(low[name], low[other])
+        if low[name] == index[name]:
+            circle = stack[stack.index(name) :]
+            del stack[stack.index(name) :]
+            if len(circle) > 1:
+                found.append(sorted(circle))
+
+    for name in graph:
+        if name not in index:
+            visit(name)
+    return found
+
+
+def test_no_modules_import_each_other():
+    """A package's own face imports its modules, which may not import the face; types alone count too."""
+    graph = {name: {other for _, other, _ in imports(name, tree) if other in SOURCES} for name, tree in TREES.items()}
+    graph = {name: {other for other in others if other not in ("", name)} for name, others in graph.items()}
+    assert circles(graph) == []
+
+
+def test_a_circle_is_found():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [["b", "c"]]
 
 
 # --- what no source may contain

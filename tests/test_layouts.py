@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from nybble import layouts, native, quads
-from nybble.rounding import QuantizedWeight, unpack_nibbles
-from nybble.scheme import Scheme
-from nybble.testing import random_weight, schemes_of
+from nybble import layouts, native
+from nybble.layouts import quads
+from nybble.testing.oracle import random_weight, schemes_of
+from nybble.weights.rounding import QuantizedWeight, unpack_nibbles
+from nybble.weights.scheme import Scheme
 
 SCHEMES = [scheme for family in ("w8a8", "w4a8") for scheme in schemes_of(family)]
 BY_SCHEME = pytest.mark.parametrize("scheme", SCHEMES, ids=str)

@@ -11,7 +11,7 @@ from torch import nn
 import nybble
 from nybble import ops
 from nybble.nn import Linear
-from nybble.scheme import Scheme
+from nybble.weights.scheme import Scheme
 
 N, K = 33, 70
 SCHEMES = ["w8a8", "w8a16", "w4a8", "w4a16g32", "w4a8g64asym"]

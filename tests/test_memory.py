@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nybble import layouts, native, reference
+from nybble import layouts, native
+from nybble.dispatch import reference
+from nybble.dispatch.registry import KernelSpec, Problem, specs
 from nybble.native import KernelNames
-from nybble.registry import KernelSpec, Problem, specs
-from nybble.rounding import QuantizedWeight, portable_spec
-from nybble.scheme import Scheme
-from nybble.testing import CANARY, error_bound, guarded, pack_for, random_weight, schemes_of, served_by
+from nybble.testing.oracle import CANARY, error_bound, guarded, pack_for, random_weight, schemes_of, served_by
+from nybble.weights.rounding import QuantizedWeight, portable_spec
+from nybble.weights.scheme import Scheme
 
 CASES = [
     pytest.param(spec, scheme, id=f"{spec.name}-{scheme}")

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import nybble
-from nybble.checkpoint_files import CheckpointError
-from nybble.monitor import Monitor
+from nybble.checkpoint.files import CheckpointError
+from nybble.monitor.monitor import Monitor
 
 
 @pytest.fixture(autouse=True)

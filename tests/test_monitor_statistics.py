@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from nybble.monitor_statistics import BINS, Reading, Statistics, Tally, anchor_of, compare, psi
-from nybble.monitor_watch import LIMITS, PATIENCE, Watch, pick_rows
+from nybble.monitor.statistics import BINS, Reading, Statistics, Tally, anchor_of, compare, psi
+from nybble.monitor.watch import LIMITS, PATIENCE, Watch, pick_rows
 
 CHANNELS, WINDOW = 48, 128
 

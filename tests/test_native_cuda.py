@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nybble import dispatch, layouts, native_cuda, registry, selfcheck, targets
+from nybble import layouts
+from nybble.dispatch import native_cuda, registry, selection, selfcheck, targets
 from nybble.native import DTYPES
-from nybble.scheme import Scheme
-from nybble.testing import random_weight
+from nybble.testing.oracle import random_weight
+from nybble.weights.scheme import Scheme
 
 # As in _cuda.pyi, where each address is followed by the bytes there.
 NAMES = ("x", "x_dtype", "m", "ldx", "packed", "bias", "bias_dtype", "y", "y_dtype", "scratch", "stream")
@@ -217,15 +218,15 @@ def test_a_first_call_that_is_captured_compares_nothing_and_waits_for_nothing(mo
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
     monkeypatch.setattr(targets, "detect", lambda: targets.Machine("", (), targets.NAMES, {}, None))
     built = tuple(dataclasses.replace(spec, built=True) for spec in registry.specs())
-    monkeypatch.setattr(dispatch, "specs", lambda: built)
+    monkeypatch.setattr(selection, "specs", lambda: built)
     monkeypatch.setattr(selfcheck, "_compared", set())
     monkeypatch.setattr(selfcheck, "disagreement", lambda spec, device: compared.append(spec.name))
     monkeypatch.setattr(native_cuda, "stream_of", lambda device: 99 if capturing[0] else 77)
     scheme, x = Scheme.parse("w4a16"), torch.randn(4, 256, dtype=torch.bfloat16)
     packed = layouts.pack(random_weight(scheme, 64, 256), "frag4", scheme, 256)
     out = x.new_empty(4, 64)
-    dispatch.plan_for.cache_clear()
-    plan = dispatch.plan_for("w4a16", "frag4", 64, 256, torch.bfloat16, "cuda")
+    selection.plan_for.cache_clear()
+    plan = selection.plan_for("w4a16", "frag4", 64, 256, torch.bfloat16, "cuda")
     with Allocations() as made:
         plan(x, packed, None, out)
         plan(x, packed, None, out)
@@ -237,7 +238,7 @@ def test_a_first_call_that_is_captured_compares_nothing_and_waits_for_nothing(mo
     assert compared == ["w4a16_sm80_gemv"]
     (bound,) = Notes.made
     assert [call["stream"] for call in bound.calls] == [99, 99, 77, 77]
-    dispatch.plan_for.cache_clear()
+    selection.plan_for.cache_clear()
 
 
 def test_without_torchs_short_way_the_public_stream_is_taken(monkeypatch) -> None:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from nybble import reference
-from nybble.activations import ActScale
-from nybble.passes.layerwise.observe import BINS, OBSERVERS, Histogram, Observer
+from nybble.dispatch import reference
+from nybble.model.observe import BINS, OBSERVERS, Histogram, Observer
+from nybble.weights.activations import ActScale
 
 
 def observed(kind: str, *batches: Tensor) -> tuple[float, float]:

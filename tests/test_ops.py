@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from nybble import ops
-from nybble.dispatch import NoKernelError
+from nybble.dispatch.selection import NoKernelError
 from nybble.nn import Linear
 
 N, K = 33, 70

@@ -15,7 +15,7 @@ from nybble import Recipe
 from nybble.nn import Linear, SparseLinear
 from nybble.passes import optimize as module
 from nybble.passes.aside import Aside
-from nybble.recipe import Stage, data_sha256
+from nybble.recipe.recipe import Stage, data_sha256
 
 
 @pytest.fixture(autouse=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nybble import native, targets
-from nybble.activations import ActScale
-from nybble.reference import quantize, quantize_activations
-from nybble.registry import FLOATS, all_specs
-from nybble.testing import guarded
+from nybble import native
+from nybble.dispatch import targets
+from nybble.dispatch.reference import quantize, quantize_activations
+from nybble.dispatch.registry import FLOATS, all_specs
+from nybble.testing.oracle import guarded
+from nybble.weights.activations import ActScale
 
 SPECS = [spec for spec in all_specs() if spec.op == "prepare"]
 FORMATS = {"f32": 0, "s8": 1, "s16": 2, "u8": 3, "bf16": 4, "u8_lines": 5}

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import nybble
-from nybble import targets
-from nybble.registry import specs
+from nybble.dispatch import targets
+from nybble.dispatch.registry import specs
 
 TIMEOUT = 120
 

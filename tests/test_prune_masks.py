@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nybble.passes.prune.masks import keep_mask, magnitude_scores, wanda_scores
 from nybble.passes.prune.recognize import recognize, satisfies
-from nybble.sparsity import Block, NofM, Pattern, Unstructured
+from nybble.weights.sparsity import Block, NofM, Pattern, Unstructured
 
 PATTERNS = ["1%", "29%", "50%", "70%", "99%", "2:4", "4:8", "1:3", "32:128", "16:128", "bs16x4:30%", "bs32x32:75%"]
 

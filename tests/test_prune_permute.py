@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import nybble
 from nybble.passes.prune.permute import kept_score, search
-from nybble.sparsity import NofM
+from nybble.weights.sparsity import NofM
 
 TWO_OF_FOUR = NofM(2, 4)
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from nybble.model.inputs import Inputs
 from nybble.passes.layerwise import factor as factor_module
 from nybble.passes.layerwise.factor import factorize
-from nybble.passes.layerwise.inputs import Inputs
 from nybble.passes.layerwise.outcome import Outcome
 from nybble.passes.layerwise.sweep import Fixed, Rounder, sweep
 from nybble.passes.prune.choosers import chooser
@@ -16,11 +16,11 @@ from nybble.passes.prune.masks import keep_mask, wanda_scores
 from nybble.passes.prune.refit import refit
 from nybble.passes.prune.sparsegpt import sparsegpt
 from nybble.passes.prune.weight import Task, prune_weight
-from nybble.rounding import check_portable, dequantize_weight, unpack_nibbles
-from nybble.scheme import Scheme
-from nybble.sparsity import Block, Pattern
-from nybble.testing import correlated_inputs as ar_inputs
-from nybble.testing import gathered
+from nybble.testing.oracle import correlated_inputs as ar_inputs
+from nybble.testing.oracle import gathered
+from nybble.weights.rounding import check_portable, dequantize_weight, unpack_nibbles
+from nybble.weights.scheme import Scheme
+from nybble.weights.sparsity import Block, Pattern
 
 PATTERNS = ["50%", "70%", "2:4", "4:8", "24:48", "64:128", "32:128", "16:128", "bs16x16:50%"]
 

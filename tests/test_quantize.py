@@ -12,7 +12,7 @@ from torch import nn
 
 import nybble
 from nybble.nn import Linear
-from nybble.report import LayerReport, Report
+from nybble.report.report import LayerReport, Report
 
 
 def mlp(**kwargs: Any) -> nn.Sequential:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 import nybble
 from nybble.nn import Linear
 from nybble.passes.layerwise import work
-from nybble.report import Report, Rounded
-from nybble.testing import Stack, token_batches
+from nybble.report.report import Report, Rounded
+from nybble.testing.oracle import Stack, token_batches
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +73,7 @@ def test_the_model_loses_less_than_by_rtn() -> None:
 
 
 def test_layers_see_what_the_quantized_layers_before_put_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    from nybble.passes.layerwise.inputs import Inputs
+    from nybble.model.inputs import Inputs
 
     model, seen = Stack(depth=2), []
     original = Inputs.add

@@ -15,7 +15,7 @@ from torch import nn
 import nybble
 from nybble.nn import Linear
 from nybble.passes import measure
-from nybble.report import LayerReport, Report
+from nybble.report.report import LayerReport, Report
 
 
 def mlp(**kwargs: Any) -> nn.Sequential:
@@ -251,7 +251,7 @@ class TestFailureMidway:
     @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
     @pytest.mark.parametrize("after", [0, 1, 2, 3])
     def test_in_swapping(self, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], after: int) -> None:
-        walk = importlib.import_module("nybble.passes.walk")
+        walk = importlib.import_module("nybble.model.walk")
         fc = nn.Linear(16, 16)
         model = nn.ModuleList([fc, nn.Linear(16, 16), nn.Sequential(fc, nn.Linear(16, 4))])
         before, original, count = snapshot(model), walk.Place.put, [0]

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 import nybble
+from nybble.model.observe import OBSERVERS, Observer
 from nybble.nn import Linear
 from nybble.passes.layerwise import static
-from nybble.passes.layerwise.observe import OBSERVERS, Observer
 from nybble.passes.recovery.shadow import Shadow
-from nybble.report import Report
-from nybble.testing import Stack, token_batches
+from nybble.report.report import Report
+from nybble.testing.oracle import Stack, token_batches
 
 
 @pytest.fixture(autouse=True)

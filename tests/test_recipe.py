@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from nybble import Recipe
-from nybble.recipe import Stage, data_sha256
-from nybble.recipe_schema import FieldError, Plain, fit
+from nybble.recipe.recipe import Stage, data_sha256
+from nybble.recipe.schema import FieldError, Plain, fit
 
 FULL = Recipe(
     stages=(

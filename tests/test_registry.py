@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 import nybble
-from nybble import dispatch, native, registry, targets
-from nybble.dispatch import NoKernelError, explain, select
+from nybble import native
+from nybble.dispatch import registry, selection, targets
+from nybble.dispatch.registry import FAMILIES, FLOAT_FAMILIES, LEAST_ZEROS, SPARSE_FAMILIES, Problem, all_specs, specs
+from nybble.dispatch.selection import NoKernelError, explain, select
 from nybble.kernels.table import KERNELS
-from nybble.layouts import MASK_OF
-from nybble.registry import FAMILIES, FLOAT_FAMILIES, LEAST_ZEROS, SPARSE_FAMILIES, Problem, all_specs, specs
-from nybble.scheme import Scheme
-from nybble.sparsity import NofM
+from nybble.layouts.packed import MASK_OF
+from nybble.weights.scheme import Scheme
+from nybble.weights.sparsity import NofM
 
 SOURCES = Path(__file__).parents[1] / "csrc"
 needs_sources = pytest.mark.skipif(
@@ -76,11 +77,11 @@ def machine(monkeypatch):
         missing = {name: f"no {name} in this test" for name in targets.NAMES if name not in usable}
         other = targets.Machine("a CPU", (), usable, missing, None)
         monkeypatch.setattr(targets, "detect", lambda: other)
-        dispatch.plan_for.cache_clear()
+        selection.plan_for.cache_clear()
 
     yield become
     monkeypatch.undo()
-    dispatch.plan_for.cache_clear()
+    selection.plan_for.cache_clear()
 
 
 # --- kernels.def
@@ -377,10 +378,10 @@ def test_the_number_of_rows_chooses_on_a_gpu(scheme, kernels, gpu, monkeypatch):
         return lambda *shape: lambda *tensors: ran.append(name)
 
     made = tuple(dataclasses.replace(spec, make=naming(spec.name)) for spec in specs())
-    monkeypatch.setattr(dispatch, "specs", lambda: made)
-    dispatch.plan_for.cache_clear()
+    monkeypatch.setattr(selection, "specs", lambda: made)
+    selection.plan_for.cache_clear()
     layout = select(problem).layout
-    plan = dispatch.plan_for(scheme, layout, 16, 64, torch.bfloat16, "cuda")
+    plan = selection.plan_for(scheme, layout, 16, 64, torch.bfloat16, "cuda")
     for m, name in kernels.items():
         assert select(dataclasses.replace(problem, m=m, layout=layout)).name == name
         plan(torch.empty(m, 64), None, None, None)
@@ -389,13 +390,13 @@ def test_the_number_of_rows_chooses_on_a_gpu(scheme, kernels, gpu, monkeypatch):
 
 def test_a_range_of_rows_is_chosen_for_once(gpu, monkeypatch):
     made = tuple(dataclasses.replace(spec, make=lambda *shape: lambda *tensors: None) for spec in specs())
-    monkeypatch.setattr(dispatch, "specs", lambda: made)
-    monkeypatch.setattr(dispatch, "_MOST_COUNTS", 3)
-    dispatch.plan_for.cache_clear()
-    plan = dispatch.plan_for("w4a16", "frag4", 16, 64, torch.bfloat16, "cuda")
+    monkeypatch.setattr(selection, "specs", lambda: made)
+    monkeypatch.setattr(selection, "_MOST_COUNTS", 3)
+    selection.plan_for.cache_clear()
+    plan = selection.plan_for("w4a16", "frag4", 16, 64, torch.bfloat16, "cuda")
     plan(torch.empty(1, 64), None, None, None)
     asked = []
-    monkeypatch.setattr(dispatch, "_select", lambda problem: asked.append(problem.m) or (made[0], True))
+    monkeypatch.setattr(selection, "_select", lambda problem: asked.append(problem.m) or (made[0], True))
     for m in (0, 1, 2, 3, 4, 5, 6, 7, 8):
         plan(torch.empty(m, 64), None, None, None)
         assert len(plan._plans) <= 3

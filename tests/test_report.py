@@ -8,7 +8,7 @@ import math
 
 import pytest
 
-from nybble.report import LayerReport, Report, geometric_mean
+from nybble.report.report import LayerReport, Report, geometric_mean
 
 
 def swapped(**changes: object) -> LayerReport:

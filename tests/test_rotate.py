@@ -13,10 +13,10 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GemmaConfig, GemmaForC
 
 import nybble
 from nybble.commands.quantize import _write_config
+from nybble.model.walk import Edits
 from nybble.passes.rotate.hadamard import ORDERS, base, base_of, transform
 from nybble.passes.rotate.llama import find
 from nybble.passes.rotate.rotate import rotated, turn
-from nybble.passes.walk import Edits
 
 
 @pytest.fixture(autouse=True)

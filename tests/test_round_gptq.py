@@ -9,9 +9,9 @@ from torch import Tensor
 from nybble.passes.layerwise.outcome import Outcome
 from nybble.passes.round.gptq import gptq
 from nybble.passes.round.ladder import round_weight
-from nybble.rounding import QuantizedWeight, check_portable, dequantize_weight, quantize_weight
-from nybble.scheme import Scheme
-from nybble.testing import correlated_inputs, gathered
+from nybble.testing.oracle import correlated_inputs, gathered
+from nybble.weights.rounding import QuantizedWeight, check_portable, dequantize_weight, quantize_weight
+from nybble.weights.scheme import Scheme
 
 SCHEMES = ["w8a8", "w4a16", "w4a8g32", "w4a16g128", "w4a16g64asym"]
 

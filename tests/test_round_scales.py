@@ -12,19 +12,19 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 
 import nybble
-from nybble.passes.layerwise.batches import whole
-from nybble.passes.layerwise.stages import Stage
-from nybble.passes.options import Options
+from nybble.model.batches import whole
+from nybble.model.options import Options
+from nybble.model.stages import Stage
+from nybble.model.walk import Edits, sites
 from nybble.passes.plan import Plan
 from nybble.passes.round.clip import clip
 from nybble.passes.round.folds import Fold, find_folds, try_fold
 from nybble.passes.round.ladder import round_weight
 from nybble.passes.round.scales import Awq, Smooth, Taker, choose
-from nybble.passes.walk import Edits, sites
-from nybble.report import Report
-from nybble.rounding import dequantize_weight, quantize_weight
-from nybble.scheme import Scheme
-from nybble.testing import Stack, correlated_inputs, gathered, token_batches
+from nybble.report.report import Report
+from nybble.testing.oracle import Stack, correlated_inputs, gathered, token_batches
+from nybble.weights.rounding import dequantize_weight, quantize_weight
+from nybble.weights.scheme import Scheme
 
 HEADS, SIZE = 4, 8
 

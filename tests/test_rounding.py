@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nybble.rounding import (
+from nybble.testing.oracle import random_weight, schemes_of
+from nybble.weights.rounding import (
     METHODS,
     QuantizedWeight,
     check_portable,
@@ -14,8 +15,7 @@ from nybble.rounding import (
     quantize_weight,
     unpack_nibbles,
 )
-from nybble.scheme import Scheme
-from nybble.testing import random_weight, schemes_of
+from nybble.weights.scheme import Scheme
 
 SCHEMES = [scheme for family in ("w8a8", "w4a16") for scheme in schemes_of(family)]
 # HQQ is for groups.

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nybble import dispatch, selfcheck, targets
-from nybble.registry import DISTRUSTED, KernelSpec, Problem, specs
-from nybble.scheme import Scheme
+from nybble.dispatch import selection, selfcheck, targets
+from nybble.dispatch.registry import DISTRUSTED, KernelSpec, Problem, specs
+from nybble.weights.scheme import Scheme
 
 DENSE = ("w8a8", "w8a16", "w4a8", "w4a16")
 GPU = [spec for spec in specs() if spec.device == "cuda"]
@@ -163,14 +163,14 @@ def on_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(targets, "detect", lambda: targets.Machine("", (), targets.NAMES, {}, None))
     built = tuple(dataclasses.replace(spec, built=True) for spec in specs())
-    monkeypatch.setattr(dispatch, "specs", lambda: built)
+    monkeypatch.setattr(selection, "specs", lambda: built)
     monkeypatch.setattr(selfcheck, "disagreement", disagreement)
     monkeypatch.setattr(selfcheck, "_compared", set())
     monkeypatch.setattr(selfcheck, "_not_before", {})
-    dispatch.plan_for.cache_clear()
+    selection.plan_for.cache_clear()
     yield SimpleNamespace(found=found, compared=compared)
     DISTRUSTED.clear()
-    dispatch.plan_for.cache_clear()
+    selection.plan_for.cache_clear()
 
 
 W4A16 = Problem(Scheme.parse("w4a16"), m=1, n=8, k=8, dtype=torch.bfloat16, device="cuda")
@@ -178,16 +178,16 @@ W4A16 = Problem(Scheme.parse("w4a16"), m=1, n=8, k=8, dtype=torch.bfloat16, devi
 
 def test_a_kernel_is_compared_once_and_alone(on_gpu) -> None:
     for _ in range(3):
-        assert dispatch.select(W4A16).name == "w4a16_sm80_gemv"
+        assert selection.select(W4A16).name == "w4a16_sm80_gemv"
     assert on_gpu.compared == ["w4a16_sm80_gemv"]
 
 
 def test_what_disagrees_is_said_and_left_out(on_gpu) -> None:
     on_gpu.found["w4a16_sm80_gemv"] = "it is wrong"
     with pytest.warns(RuntimeWarning, match="w4a16_sm80_gemv is not used on this GPU: it is wrong"):
-        assert dispatch.select(W4A16).name == "w4a16_sm80"
+        assert selection.select(W4A16).name == "w4a16_sm80"
     assert set(DISTRUSTED) == {"w4a16_sm80_gemv"}
-    explained = dispatch.explain(W4A16)
+    explained = selection.explain(W4A16)
     assert (explained.kernel, explained.rejected["w4a16_sm80_gemv"]) == ("w4a16_sm80", "it is wrong")
     assert on_gpu.compared == ["w4a16_sm80_gemv", "w4a16_sm80"]
 
@@ -195,19 +195,19 @@ def test_what_disagrees_is_said_and_left_out(on_gpu) -> None:
 def test_a_triton_kernel_that_cannot_run_leaves_the_reference(on_gpu) -> None:
     on_gpu.found["w8a8_triton"] = "ptxas: cp.async requires sm_80"
     problem = dataclasses.replace(W4A16, scheme=Scheme.parse("w8a8"))
-    while "triton" in (chosen := dispatch.explain(problem).kernel or "") or "sm" in chosen:
+    while "triton" in (chosen := selection.explain(problem).kernel or "") or "sm" in chosen:
         on_gpu.found[chosen] = "no"
         with pytest.warns(RuntimeWarning, match="is not used"):
-            dispatch.select(problem)
-    assert dispatch.select(problem).name == "w8a8_reference"
+            selection.select(problem)
+    assert selection.select(problem).name == "w8a8_reference"
 
 
 def test_explaining_runs_nothing(on_gpu) -> None:
-    text = str(dispatch.explain(W4A16))
+    text = str(selection.explain(W4A16))
     assert "runs  w4a16_sm80_gemv, compared with the reference before it is first used here" in text
     assert on_gpu.compared == []
-    dispatch.select(W4A16)
-    assert "compared" not in str(dispatch.explain(W4A16))
+    selection.select(W4A16)
+    assert "compared" not in str(selection.explain(W4A16))
 
 
 class Clock:
@@ -241,9 +241,9 @@ def plan_that_notes(monkeypatch):
     def naming(name: str):
         return lambda *shape: lambda *tensors: ran.append(name)
 
-    made = tuple(dataclasses.replace(spec, make=naming(spec.name)) for spec in dispatch.specs())
-    monkeypatch.setattr(dispatch, "specs", lambda: made)
-    return ran, dispatch.plan_for("w4a16", "frag4", 8, 8, torch.bfloat16, "cuda")
+    made = tuple(dataclasses.replace(spec, make=naming(spec.name)) for spec in selection.specs())
+    monkeypatch.setattr(selection, "specs", lambda: made)
+    return ran, selection.plan_for("w4a16", "frag4", 8, 8, torch.bfloat16, "cuda")
 
 
 def test_nothing_is_compared_while_a_graph_is_captured(on_gpu, monkeypatch) -> None:

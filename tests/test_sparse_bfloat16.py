@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 import nybble
+from nybble.layouts.portable import from_portable, to_portable
 from nybble.nn import SparseLinear
-from nybble.portable import from_portable, to_portable
-from nybble.rounding import dequantize_weight
-from nybble.scheme import Scheme
-from nybble.testing import random_weight
+from nybble.testing.oracle import random_weight
+from nybble.weights.rounding import dequantize_weight
+from nybble.weights.scheme import Scheme
 
 SCHEME = Scheme.parse("sp24w16a16")
 

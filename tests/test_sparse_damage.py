@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 import nybble
-from nybble import checkpoint_files, native
-from nybble.checkpoint import CheckpointError
+from nybble import native
+from nybble.checkpoint import files as checkpoint_files
+from nybble.checkpoint.io import CheckpointError
 from nybble.native import KernelNames
 from nybble.nn import SparseLinear
-from nybble.scheme import Scheme
-from nybble.testing import guarded, random_weight
+from nybble.testing.oracle import guarded, random_weight
+from nybble.weights.scheme import Scheme
 
 pytest.importorskip("safetensors")
 from safetensors.torch import load_file, save_file

@@ -8,13 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nybble import native, reference, targets
-from nybble.layouts import padded_in_features
-from nybble.registry import KernelSpec, specs
-from nybble.rounding import QuantizedWeight, pack_nibbles, unpack_nibbles
-from nybble.scheme import Scheme
-from nybble.sparsity import Block
-from nybble.testing import error_bound, pack_for, random_weight, run, run_into
+from nybble import native
+from nybble.dispatch import reference, targets
+from nybble.dispatch.registry import KernelSpec, specs
+from nybble.layouts.packed import padded_in_features
+from nybble.testing.oracle import error_bound, pack_for, random_weight, run, run_into
+from nybble.weights.rounding import QuantizedWeight, pack_nibbles, unpack_nibbles
+from nybble.weights.scheme import Scheme
+from nybble.weights.sparsity import Block
 
 SPARSE = [spec for spec in specs() if spec.scheme.startswith(("sp", "bs")) and spec.target in targets.detect().targets]
 COMPILED = [spec for spec in SPARSE if spec.target != "torch"]

@@ -14,9 +14,9 @@ from torch import nn
 
 import nybble
 from nybble.nn import Linear, SparseLinear
-from nybble.scheme import Scheme
-from nybble.sparsity import Block
-from nybble.testing import random_mask
+from nybble.testing.oracle import random_mask
+from nybble.weights.scheme import Scheme
+from nybble.weights.sparsity import Block
 
 SCHEMES = ["sp50w8a8", "sp90w8a8", "sp50w8a16", "sp24w4a8", "sp24w4a16g32", "sp50w4a8g128", "sp32of128w8a8"]
 BLOCKS = ["bs32x32w8a8", "bs16x4w8a8"]

@@ -14,11 +14,11 @@ from torch import nn
 import nybble
 from nybble.nn import Linear, SparseLinear
 from nybble.passes.prune.masks import keep_mask, magnitude_scores
-from nybble.report import LayerReport, Pruned, Report
-from nybble.sparsity import NofM, Pattern
-from nybble.testing import Stack, linears, snapshot, weight_of
-from nybble.testing import sparsify_small as small
-from nybble.testing import token_batches as ids
+from nybble.report.report import LayerReport, Pruned, Report
+from nybble.testing.oracle import Stack, linears, snapshot, weight_of
+from nybble.testing.oracle import sparsify_small as small
+from nybble.testing.oracle import token_batches as ids
+from nybble.weights.sparsity import NofM, Pattern
 
 PATTERNS = ["50%", "70%", "2:4", "32:128", "bs16x16:50%"]
 

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import nybble
-from nybble.testing import Stack, snapshot
-from nybble.testing import sparsify_small as small
-from nybble.testing import token_batches as ids
+from nybble.testing.oracle import Stack, snapshot
+from nybble.testing.oracle import sparsify_small as small
+from nybble.testing.oracle import token_batches as ids
 
 
 @pytest.fixture(autouse=True)

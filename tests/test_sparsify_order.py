@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from nybble.passes.prune.masks import keep_mask, wanda_scores
-from nybble.sparsity import Pattern
-from nybble.testing import Stack
-from nybble.testing import sparsify_small as small
-from nybble.testing import token_batches as ids
+from nybble.testing.oracle import Stack
+from nybble.testing.oracle import sparsify_small as small
+from nybble.testing.oracle import token_batches as ids
+from nybble.weights.sparsity import Pattern
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +56,7 @@ class TestOrder:
             assert torch.equal(tensor, model.state_dict()[name]), name
 
     def test_sparsegpt_sees_the_dense_models_inputs_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from nybble.passes.layerwise.inputs import Inputs
+        from nybble.model.inputs import Inputs
 
         model, data = Stack(depth=3), ids(1)
         wanted = inputs_of(model, ["blocks.0.up", "blocks.2.down"], data[0])

@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 import nybble
-from nybble import native, reference, targets
-from nybble.activations import HEADER, ActScale, split
+from nybble import native
+from nybble.dispatch import reference, targets
+from nybble.dispatch.registry import FLOATS, Problem, specs
 from nybble.nn import Linear, SparseLinear
-from nybble.registry import FLOATS, Problem, specs
-from nybble.rounding import quantize_weight
-from nybble.scheme import Scheme
-from nybble.testing import SHAPES, error_bound, random_weight, run, run_into, served_by
+from nybble.testing.oracle import SHAPES, error_bound, random_weight, run, run_into, served_by
+from nybble.weights.activations import HEADER, ActScale, split
+from nybble.weights.rounding import quantize_weight
+from nybble.weights.scheme import Scheme
 
 # Ranges by what is special about them.
 RANGES = {

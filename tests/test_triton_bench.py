@@ -34,8 +34,8 @@ from nybble.bench.gpu_goals import (
 from nybble.bench.gpu_peers import PEERS
 from nybble.bench.gpu_timing import CACHE_BYTES, copies, rounds, summarize
 from nybble.bench.weights import WeightKind
-from nybble.registry import specs
-from nybble.scheme import Scheme
+from nybble.dispatch.registry import specs
+from nybble.weights.scheme import Scheme
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 

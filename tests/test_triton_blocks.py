@@ -8,12 +8,12 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is for Linux, x86-64 and aarch64")
 
-from nybble import blocks_gpu
+from nybble.dispatch.registry import FLOATS, specs
 from nybble.kernels.blocks_triton import BlockShape, BlocksPlan, multiply, rows_of, stages_of
-from nybble.registry import FLOATS, specs
-from nybble.rounding import QuantizedWeight
-from nybble.scheme import Scheme
-from nybble.testing import SHAPES, random_weight, run
+from nybble.layouts import blocks as blocks_gpu
+from nybble.testing.oracle import SHAPES, random_weight, run
+from nybble.weights.rounding import QuantizedWeight
+from nybble.weights.scheme import Scheme
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SCALAR = next(spec for spec in specs() if spec.name == "bsw8a8_scalar")

@@ -8,15 +8,16 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is for Linux, x86-64 and aarch64")
 
-from nybble import layouts, reference
+from nybble import layouts
+from nybble.dispatch import reference
+from nybble.dispatch.registry import FLOATS, specs
 from nybble.kernels import a16_triton, w4a8_triton
 from nybble.kernels.configs import SHIPPED, Config
 from nybble.kernels.dequantize_triton import dequantize, layout_of
 from nybble.kernels.quantize_triton import quantize
-from nybble.registry import FLOATS, specs
-from nybble.rounding import QuantizedWeight, dequantize_weight
-from nybble.scheme import Scheme
-from nybble.testing import OUT_EPSILON, SHAPES, error_bound, random_weight, run, schemes_of
+from nybble.testing.oracle import OUT_EPSILON, SHAPES, error_bound, random_weight, run, schemes_of
+from nybble.weights.rounding import QuantizedWeight, dequantize_weight
+from nybble.weights.scheme import Scheme
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FLOAT = [*schemes_of("w8a16"), *schemes_of("w4a16")]

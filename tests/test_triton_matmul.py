@@ -7,11 +7,12 @@ import torch
 
 pytest.importorskip("triton")
 
-from nybble import layouts, reference
+from nybble import layouts
+from nybble.dispatch import reference
 from nybble.kernels.dequantize_triton import layout_of
 from nybble.kernels.matmul_triton import MatmulPlan
-from nybble.scheme import Scheme
-from nybble.testing import random_weight
+from nybble.testing.oracle import random_weight
+from nybble.weights.scheme import Scheme
 
 
 @pytest.mark.parametrize("name", ["w8a16", "w4a16g32asym", "w4a16", "sp24w8a16", "sp24w16a16", "sp24w4a16g32"])

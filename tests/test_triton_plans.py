@@ -8,12 +8,14 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is for Linux, x86-64 and aarch64")
 
-from nybble import blocks_gpu, layouts, reference
+from nybble import layouts
+from nybble.dispatch import reference
+from nybble.dispatch.registry import specs
 from nybble.kernels.table import KERNELS, TritonKernel
-from nybble.registry import specs
-from nybble.rounding import QuantizedWeight, dequantize_weight
-from nybble.scheme import Scheme
-from nybble.testing import error_bound, random_weight, run, schemes_of
+from nybble.layouts import blocks as blocks_gpu
+from nybble.testing.oracle import error_bound, random_weight, run, schemes_of
+from nybble.weights.rounding import QuantizedWeight, dequantize_weight
+from nybble.weights.scheme import Scheme
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 N, K = 70, 200

@@ -9,10 +9,10 @@ from torch.nn.functional import pad, rms_norm, silu
 
 pytest.importorskip("triton", reason="Triton is for Linux, x86-64 and aarch64")
 
-from nybble import reference
+from nybble.dispatch import reference
+from nybble.dispatch.registry import FLOATS
 from nybble.kernels import quantize_triton
 from nybble.kernels.quantize_triton import Codes, block_of, quantize, rms_norm_quantize, silu_mul_quantize
-from nybble.registry import FLOATS
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = [(0, 5), (1, 1), (3, 70), (5, 256), (7, 129), (2, 9000)]

@@ -15,12 +15,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 triton = pytest.importorskip("triton", reason="Triton is for Linux, x86-64 and aarch64")
 
-from nybble import blocks_gpu, layouts, native_cuda
+from nybble import layouts
+from nybble.dispatch import native_cuda
 from nybble.kernels import a16_triton, blocks_triton, quantize_triton, replay, w4a8_triton, w8a8_triton
 from nybble.kernels.configs import SHIPPED, Config
 from nybble.kernels.table import KERNELS, TritonKernel
-from nybble.scheme import Scheme
-from nybble.testing import random_weight, schemes_of
+from nybble.layouts import blocks as blocks_gpu
+from nybble.testing.oracle import random_weight, schemes_of
+from nybble.weights.scheme import Scheme
 
 REPLAYED = [kernel for kernel in KERNELS if kernel.op == "linear" and not kernel.entry.startswith("matmul_triton:")]
 N, K = 70, 200

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 import nybble
-from nybble import targets
-from nybble.dispatch import explain, layout_for, select
+from nybble.dispatch import targets
+from nybble.dispatch.registry import Problem
+from nybble.dispatch.selection import explain, layout_for, select
 from nybble.kernels import configs
 from nybble.kernels.configs import SHIPPED, Config, Gpu, bucket, choose, clocks, estimate, read_tuned
 from nybble.kernels.table import KERNELS
-from nybble.registry import Problem
-from nybble.scheme import Scheme
+from nybble.weights.scheme import Scheme
 
 A100, H100, RTX = Gpu("sm80", 108, 163 << 10), Gpu("sm90", 132, 227 << 10), Gpu("sm80", 170, 99 << 10)
 GPUS = {"a100": A100, "h100": H100, "rtx-5090": RTX}

@@ -9,13 +9,13 @@ from torch.nn.functional import pad
 
 pytest.importorskip("triton", reason="Triton is for Linux, x86-64 and aarch64")
 
+from nybble.dispatch.registry import FLOATS, specs
 from nybble.kernels.configs import SHIPPED, Config
 from nybble.kernels.quantize_triton import quantize
 from nybble.kernels.w8a8_triton import NAME, multiply
-from nybble.registry import FLOATS, specs
-from nybble.rounding import QuantizedWeight
-from nybble.scheme import Scheme
-from nybble.testing import SHAPES, random_weight, run
+from nybble.testing.oracle import SHAPES, random_weight, run
+from nybble.weights.rounding import QuantizedWeight
+from nybble.weights.scheme import Scheme
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SCHEME = Scheme.parse("w8a8")

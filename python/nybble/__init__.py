@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-from . import nn
-from .checkpoint import load, save
-from .dispatch import Explanation
+from . import _moved, nn
+from .checkpoint.io import load, save
+from .dispatch.selection import Explanation
 from .evaluate import Evaluation, evaluate
-from .monitor import Monitor
+from .monitor.monitor import Monitor
 from .passes.choose import ChosenPlan, plan
 from .passes.optimize import optimize
 from .passes.quantize import quantize
@@ -22,15 +22,18 @@ from .passes.recover import recover
 from .passes.rotate import rotate
 from .passes.sensitivity import Sensitivity, sensitivity
 from .passes.sparsify import sparsify
-from .recipe import Recipe
-from .report import Report
-from .scheme import Scheme
+from .recipe.recipe import Recipe
+from .report.report import Report
+from .weights.scheme import Scheme
 
 if TYPE_CHECKING:
-    from .registry import kernels
+    from .dispatch.registry import kernels
 else:
     # The package of Triton kernels, callable: one name is both the table and the folder.
     from . import kernels
+
+_moved.install()
+__getattr__ = _moved.attribute
 
 
 def explain(layer: nn.Linear, m: int = 1) -> Explanation:

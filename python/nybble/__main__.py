@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .targets import Target
+    from .dispatch.targets import Target
 
 _LIBRARIES = ("torch", "numpy", "transformers", "triton", "safetensors")
 
@@ -60,7 +60,8 @@ def _openmp() -> dict[str, Any]:
 def _info() -> dict[str, Any]:
     import torch
 
-    from . import __version__, kernels, targets
+    from . import __version__, kernels
+    from .dispatch import targets
 
     table = kernels()  # loads the extension, so that the OpenMP line shows what it brings
     machine = targets.detect()
@@ -128,8 +129,8 @@ def _capability(target: Target) -> str:
 
 def kernel_markdown() -> str:
     """The kernel table of README.md: the same on every machine, so that a test can hold the README to it."""
-    from .registry import all_specs
-    from .targets import TARGETS
+    from .dispatch.registry import all_specs
+    from .dispatch.targets import TARGETS
 
     needs = {
         target.name: f"{_capability(target)}; not measured on a GPU yet"
@@ -224,9 +225,9 @@ def _fail(error: Exception) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     args = _parser().parse_args(argv)
-    from . import targets
     from .commands import CommandFailed
     from .demo import DemoUnavailable
+    from .dispatch import targets
 
     try:
         targets.detect()

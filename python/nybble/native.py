@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from . import _C, __version__
-from .rounding import QuantizedWeight, portable_spec
-from .scheme import Scheme
-from .sparsity import Block, NofM
+from .weights.rounding import QuantizedWeight, portable_spec
+from .weights.scheme import Scheme
+from .weights.sparsity import Block, NofM
 
 if _C.version != __version__:
     raise ImportError(f"nybble {__version__} found a compiled extension of version {_C.version}: reinstall it")

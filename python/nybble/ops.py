@@ -14,12 +14,13 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad, profiler
 from torch.compiler import is_compiling
 
-from . import blocks_gpu, layouts, native
-from .activations import ActScale, split
-from .dispatch import layout_for, plan_for
-from .registry import FLOATS
-from .rounding import QuantizedWeight, dequantize_weight
-from .scheme import Scheme
+from . import layouts, native
+from .dispatch.registry import FLOATS
+from .dispatch.selection import layout_for, plan_for
+from .layouts import blocks as blocks_gpu
+from .weights.activations import ActScale, split
+from .weights.rounding import QuantizedWeight, dequantize_weight
+from .weights.scheme import Scheme
 
 _BIAS_TYPES = (torch.nn.Parameter, Tensor, type(None))
 

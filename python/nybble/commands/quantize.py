@@ -11,9 +11,9 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import save
+from ..checkpoint.io import save
 from ..passes.optimize import Optimized, optimize
-from ..recipe import Recipe
+from ..recipe.recipe import Recipe
 from . import CommandFailed
 from .model_dir import CONFIG, load_model, load_texts
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from .. import __version__, targets
+from .. import __version__
+from ..dispatch import targets
 from ..evaluate.memory import held_bytes
 from .breakdown import breakdown
 from .data import all_sentences

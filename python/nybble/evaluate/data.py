@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..passes.layerwise.batches import arguments
+from ..model.batches import arguments
 
 ON_BAD = ("error", "skip")
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..passes.layerwise.bar import bar
-from ..passes.layerwise.batches import call
-from ..passes.layerwise.stages import calm
-from ..passes.options import check_choice
-from ..targets import detect
+from ..dispatch.targets import detect
+from ..model.bar import bar
+from ..model.batches import call
+from ..model.options import check_choice
+from ..model.stages import calm
 from .data import ON_BAD, Batches, sequences, sift
 from .memory import has_peak, held_bytes, peak_mb
 from .result import Evaluation, Metric

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..passes.layerwise.batches import call
+from ..model.batches import call
 from .bootstrap import interval
 from .data import sequences
 from .outputs import Sums, cosine_sums, kl_sums, loss_sums, main_output

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch._C import _is_any_autocast_enabled
 
 from .. import ops
-from ..activations import ActScale, scale_of, split
-from ..dispatch import Explanation, explain
-from ..portable import from_portable, spec_of, to_portable
-from ..registry import Problem
-from ..rounding import QuantizedWeight, dequantize_weight, quantize_weight
-from ..scheme import Scheme
+from ..dispatch.registry import Problem
+from ..dispatch.selection import Explanation, explain
+from ..layouts.portable import from_portable, spec_of, to_portable
+from ..weights.activations import ActScale, scale_of, split
+from ..weights.rounding import QuantizedWeight, dequantize_weight, quantize_weight
+from ..weights.scheme import Scheme
 from .weight import WeightView, portable_tensor
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import copy
 
 from torch import nn
 
-from .walk import Edits
+from ..model.walk import Edits
 
 
 class Aside:

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
+from ..model.eligible import ALREADY, dense_weight, is_linear_like
+from ..model.options import Options
 from ..nn import Linear
-from ..report import geometric_mean
-from ..sparsity import Block
+from ..report.report import geometric_mean
+from ..weights.sparsity import Block
 from . import measure
-from .eligible import ALREADY, dense_weight, is_linear_like
-from .options import Options
 from .plan import Layer, Plan
 
 

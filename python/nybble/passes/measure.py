@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import nn
 
-from ..report import geometric_mean
-from ..sparsity import Unstructured
+from ..report.report import geometric_mean
+from ..weights.sparsity import Unstructured
 
 if TYPE_CHECKING:
     from ..nn import Linear

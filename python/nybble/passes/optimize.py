@@ -15,20 +15,20 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from ..model.batches import check_batches
+from ..model.digest import data_sha256
+from ..model.eligible import is_linear_like
+from ..model.options import check_flag
+from ..model.walk import sites
 from ..nn import Linear
-from ..recipe import DENSE, PASSES, Recipe, Stage
-from ..report import Report
-from ..scheme import Scheme
-from ..sparsity import Block, Pattern
+from ..recipe.recipe import DENSE, PASSES, Recipe, Stage
+from ..report.report import Report
+from ..weights.scheme import Scheme
+from ..weights.sparsity import Block, Pattern
 from .aside import Aside
 from .build import check_model
-from .digest import data_sha256
-from .eligible import is_linear_like
-from .layerwise.batches import check_batches
-from .options import check_flag
 from .quantize import quantize
 from .rotate.rotate import Rotation, rotated
-from .walk import sites
 
 OWN = ""  # of a layer that no pattern of a stage matches: what the stage says for all
 # The argument that says it.

@@ -9,12 +9,12 @@ from typing import NamedTuple, cast
 import torch
 from torch import nn
 
+from ..model.eligible import is_conv1d, is_linear_like, why_left
+from ..model.options import Options
+from ..model.walk import Site, memory_groups
 from ..nn import Linear
-from ..report import Pruned, Rounded
-from ..sparsity import Pattern
-from .eligible import is_conv1d, is_linear_like, why_left
-from .options import Options
-from .walk import Site, memory_groups
+from ..report.report import Pruned, Rounded
+from ..weights.sparsity import Pattern
 
 
 @dataclass

@@ -8,16 +8,16 @@ from typing import Any
 
 from torch import nn
 
-from ..report import Report
-from ..rounding import check_hqq
-from ..scheme import Scheme
-from . import options
+from ..model import options
+from ..model.walk import sites
+from ..report.report import Report
+from ..weights.rounding import check_hqq
+from ..weights.scheme import Scheme
 from .build import check_model
 from .layerwise.carry import Call, carry_out
 from .round.ladder import METHODS
 from .round.scales import Awq, Smooth
 from .round.work import Rounding
-from .walk import sites
 
 
 def quantize(

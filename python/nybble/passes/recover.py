@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from .. import __version__
-from . import options
+from ..model import options
+from ..model.bar import bar
+from ..model.batches import check_batches
+from ..model.digest import data_sha256
+from ..model.stages import calm
 from .build import check_model
-from .digest import data_sha256
-from .layerwise.bar import bar
-from .layerwise.batches import check_batches
-from .layerwise.stages import calm
 from .recovery.losses import LOSSES
 from .recovery.report import Recovered
 from .recovery.store import Store

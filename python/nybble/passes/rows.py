@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from ..dispatch.targets import detect
+from ..model.eligible import dense_weight, is_conv1d, name_of
+from ..model.walk import Site
 from ..nn import Linear
-from ..report import LayerReport, Report
-from ..targets import detect
-from .eligible import dense_weight, is_conv1d, name_of
+from ..report.report import LayerReport, Report
 from .measure import slower_at, weight_sqnr_db
 from .plan import Layer, Plan
-from .walk import Site
 
 
 class _Memory:

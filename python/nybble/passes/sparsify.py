@@ -8,16 +8,16 @@ from typing import Any
 
 from torch import nn
 
-from ..report import Report
-from ..scheme import Scheme
-from ..sparsity import Pattern, Unstructured
-from . import options
+from ..model import options
+from ..model.walk import sites
+from ..report.report import Report
+from ..weights.scheme import Scheme
+from ..weights.sparsity import Pattern, Unstructured
 from .build import check_model
 from .layerwise.carry import Call, carry_out
 from .prune.fold import check_permute
 from .prune.weight import METHODS
 from .prune.work import Asked, Pruning, sparse_scheme
-from .walk import sites
 
 
 def sparsify(

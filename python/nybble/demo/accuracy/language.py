@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ... import targets
+from ...dispatch import targets
 from ...passes.recover import recover
 from ...passes.recovery.report import Recovered
 from .. import DemoUnavailable

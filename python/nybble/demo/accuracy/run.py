@@ -9,7 +9,8 @@ from time import perf_counter
 
 import torch
 
-from ... import __version__, targets
+from ... import __version__
+from ...dispatch import targets
 from ..table import progress, show_table
 from .language import FOLDER, load
 from .page import write

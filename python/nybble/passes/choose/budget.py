@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from ...scheme import Scheme
+from ...weights.scheme import Scheme
 
 KINDS = ("bytes", "ms", "harm")
 

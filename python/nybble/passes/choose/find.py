@@ -11,11 +11,11 @@ from torch import nn
 
 from ... import __version__
 from ...evaluate.data import ON_BAD, sift
-from ...scheme import Scheme
+from ...model.digest import data_sha256
+from ...model.options import check_choice, check_m
+from ...model.stages import calm
+from ...weights.scheme import Scheme
 from ..build import check_model
-from ..digest import data_sha256
-from ..layerwise.stages import calm
-from ..options import check_choice, check_m
 from ..sensitivity.find import measure
 from ..sensitivity.harm import DAMAGES, Harm
 from ..sensitivity.result import LayerSensitivity, Sensitivity

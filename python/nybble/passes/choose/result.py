@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
 from ...evaluate.result import Metric
-from ...recipe import Recipe
-from ...report import table
+from ...recipe.recipe import Recipe
+from ...report.report import table
 from ..sensitivity.result import Sensitivity, finite
 
 SCHEMA = "nybble.plan/1"

@@ -8,7 +8,7 @@ from statistics import median
 import torch
 from torch import nn
 
-from ..eligible import dense_weight
+from ...model.eligible import dense_weight
 from ..measure import interleaved
 
 # Races of all candidates of a shape, and seconds that each may take.

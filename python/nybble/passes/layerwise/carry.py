@@ -12,14 +12,14 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from ... import __version__
-from ...report import Report
+from ...model.batches import check_batches
+from ...model.options import Options, check_flag
+from ...model.stages import calm
+from ...model.walk import Edits, Site
+from ...report.report import Report
 from ..build import refuse_left
-from ..options import Options, check_flag
 from ..plan import Plan
 from ..rows import make_report
-from ..walk import Edits, Site
-from .batches import check_batches
-from .stages import calm
 from .store import open_store
 from .work import Work
 

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ...model.eligible import dense_weight
 from ...nn import Linear
-from ...scheme import Scheme
-from ..eligible import dense_weight
+from ...weights.scheme import Scheme
 
 
 class Errors(NamedTuple):

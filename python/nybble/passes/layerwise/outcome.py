@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ...activations import ActScale
-from ...rounding import QuantizedWeight
+from ...weights.activations import ActScale
+from ...weights.rounding import QuantizedWeight
 
 
 @dataclass(frozen=True)

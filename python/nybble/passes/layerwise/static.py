@@ -8,10 +8,10 @@ from dataclasses import replace
 
 from torch import nn
 
-from ...activations import ActScale
-from ..eligible import dense_weight
+from ...model.eligible import dense_weight
+from ...model.inputs import NO_DATA, Inputs
+from ...weights.activations import ActScale
 from ..plan import Layer
-from .inputs import NO_DATA, Inputs
 from .judge import relative_error
 from .outcome import Outcome
 

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ... import activations
-from ...activations import ActScale
-from ...rounding import QuantizedWeight, check_portable, portable_spec
-from ...scheme import Scheme
+from ...weights import activations
+from ...weights.activations import ActScale
+from ...weights.rounding import QuantizedWeight, check_portable, portable_spec
+from ...weights.scheme import Scheme
 from .judge import Errors
 from .outcome import Outcome
 
@@ -59,8 +59,8 @@ class Store:
 
     def save(self, name: str, entry: Entry) -> None:
         """Write one entry; a kill leaves it whole or absent. Raises OSError."""
-        from ...checkpoint_files import Digest, digest, replace_checkpoint
-        from ...checkpoint_tensors import write_tensors
+        from ...checkpoint.files import Digest, digest, replace_checkpoint
+        from ...checkpoint.tensors import write_tensors
 
         facts = {"kind": entry.kind, "notes": list(entry.notes), "numbers": list(entry.numbers)}
 
@@ -78,8 +78,8 @@ class Store:
 
         Raises CheckpointError where it is not this run's.
         """
-        from ...checkpoint_files import INDEX, WEIGHTS_NAME, CheckpointError, digest, read_index
-        from ...checkpoint_tensors import open_tensors
+        from ...checkpoint.files import INDEX, WEIGHTS_NAME, CheckpointError, digest, read_index
+        from ...checkpoint.tensors import open_tensors
 
         path = self._path(name)
         if not (path / INDEX).exists():
@@ -121,7 +121,7 @@ class Store:
 
 def open_store(directory: object, settings: Iterable[object], tensors: Iterable[Tensor]) -> Store:
     """The store of a run with these settings, weights and data. Raises TypeError, or ImportError without safetensors."""
-    from ...checkpoint_tensors import require_safetensors
+    from ...checkpoint.tensors import require_safetensors
 
     if not isinstance(directory, (str, os.PathLike)):
         raise TypeError(f"resume={directory!r}: wants the path of a directory")

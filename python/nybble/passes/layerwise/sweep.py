@@ -13,8 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ...rounding import QuantizedWeight, Ranges, group_codes, group_scale, join_codes
-from ...scheme import Scheme
+from ...weights.rounding import QuantizedWeight, Ranges, group_codes, group_scale, join_codes
+from ...weights.scheme import Scheme
 
 COLUMNS = 128
 

@@ -8,17 +8,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ...model.bar import bar
+from ...model.eligible import dense_weight, is_conv1d
+from ...model.inputs import Inputs
+from ...model.stages import Stage, stages
+from ...model.walk import Edits
 from ...nn import Linear
-from ...scheme import Scheme
+from ...weights.scheme import Scheme
 from ..build import Builder
-from ..eligible import dense_weight, is_conv1d
 from ..plan import Layer, Plan
-from ..walk import Edits
-from .bar import bar
-from .inputs import Inputs
 from .judge import Errors, dense_like, judge
 from .outcome import Outcome
-from .stages import Stage, stages
 from .static import with_scale
 from .store import Done, Store
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...sparsity import Block, NofM, Pattern
+from ...weights.sparsity import Block, NofM, Pattern
 from ..layerwise.sweep import COLUMNS, Chooser
 from .masks import block_sums, share, smallest, spread_blocks
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...sparsity import NofM
-from ..eligible import dense_weight, is_conv1d
+from ...model.eligible import dense_weight, is_conv1d
+from ...model.walk import Edits
+from ...weights.sparsity import NofM
 from ..layerwise.judge import moved, tensors_of
 from ..plan import Layer, Plan
-from ..walk import Edits
 from .permute import kept_score, search
 
 Names = tuple[str, ...]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ...sparsity import Block, NofM, Pattern, Unstructured
+from ...weights.sparsity import Block, NofM, Pattern, Unstructured
 
 
 def keep_mask(scores: Tensor, pattern: Pattern) -> Tensor:

@@ -13,7 +13,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from ...sparsity import NofM
+from ...weights.sparsity import NofM
 
 _SWEEPS = 100
 _LEAST_GAIN = 1e-6  # of the whole score, for one exchange

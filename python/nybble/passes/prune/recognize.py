@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ...sparsity import Block, NofM, Pattern, Unstructured
+from ...weights.sparsity import Block, NofM, Pattern, Unstructured
 from .masks import block_sums
 
 _GROUPS = (4, 8, 16, 32, 64, 128)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..layerwise.inputs import Inputs
+from ...model.inputs import Inputs
 from .masks import magnitude_scores, share, smallest, wanda_scores
 
 # Percent to either side of what was asked for, measured every so many.

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...rounding import QuantizedWeight
-from ...scheme import Scheme
-from ...sparsity import Pattern
+from ...weights.rounding import QuantizedWeight
+from ...weights.scheme import Scheme
+from ...weights.sparsity import Pattern
 from ..layerwise.factor import Factor, factorize, made_up, without_dead
 from ..layerwise.sweep import Fixed, Rounder, sweep
 from .choosers import chooser

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...rounding import dequantize_weight, quantize_weight
-from ...scheme import Scheme
-from ...sparsity import Pattern
-from ..layerwise.inputs import NO_DATA, Inputs
+from ...model.inputs import NO_DATA, Inputs
+from ...weights.rounding import dequantize_weight, quantize_weight
+from ...weights.scheme import Scheme
+from ...weights.sparsity import Pattern
 from ..layerwise.judge import weight_loss
 from ..layerwise.outcome import Outcome
 from .masks import keep_mask, magnitude_scores, wanda_scores

@@ -8,20 +8,20 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from ...model.batches import whole
+from ...model.eligible import dense_weight
+from ...model.inputs import Inputs
+from ...model.stages import Stage
+from ...model.walk import Edits
 from ...nn import Linear, SparseLinear
-from ...report import Pruned
-from ...rounding import quantize_weight
-from ...scheme import Scheme
-from ...sparsity import Pattern, Unstructured
-from ..eligible import dense_weight
-from ..layerwise.batches import whole
-from ..layerwise.inputs import Inputs
+from ...report.report import Pruned
+from ...weights.rounding import quantize_weight
+from ...weights.scheme import Scheme
+from ...weights.sparsity import Pattern, Unstructured
 from ..layerwise.judge import Errors
 from ..layerwise.outcome import Outcome
-from ..layerwise.stages import Stage
 from ..layerwise.work import Work
 from ..plan import Layer, Plan
-from ..walk import Edits
 from .fold import Folder, Names
 from .recognize import recognize, satisfies
 from .shares import grid, harm, spread

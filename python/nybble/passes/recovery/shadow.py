@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...nn import Linear, SparseLinear
-from ...rounding import QuantizedWeight, pack_nibbles, unpack_nibbles
+from ...weights.rounding import QuantizedWeight, pack_nibbles, unpack_nibbles
 from ..layerwise.judge import dense_like
 
 _LEAST_GAIN = 0.05

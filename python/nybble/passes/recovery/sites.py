@@ -6,9 +6,9 @@ from typing import NamedTuple, cast
 
 from torch import nn
 
+from ...model.eligible import dense_weight, is_linear_like
+from ...model.walk import Site, sites
 from ...nn import Linear
-from ..eligible import dense_weight, is_linear_like
-from ..walk import Site, sites
 from .shadow import Shadow
 
 _LEAST_ZEROS = 0.05  # of an nn.Linear that counts as pruned

@@ -30,14 +30,14 @@ class Store:
 
     def save(self, name: str, layers: Sequence[nn.Module], facts: dict[str, Any]) -> None:
         """Write one stage; a kill leaves it whole or absent. Raises OSError."""
-        from ...checkpoint import save
+        from ...checkpoint.io import save
 
         save(_Held(layers, json.dumps(facts, sort_keys=True).encode()), self._path(name))
 
     def load(self, name: str, layers: Sequence[nn.Module]) -> Done | None:
         """A stage whose layers are these, as it was saved, or None. Raises CheckpointError where it is damaged."""
-        from ...checkpoint import load
-        from ...checkpoint_files import INDEX
+        from ...checkpoint.files import INDEX
+        from ...checkpoint.io import load
 
         path = self._path(name)
         if not (path / INDEX).exists():

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..layerwise.batches import call, whole
-from ..layerwise.chain import Chain, survey
+from ...model.batches import call, whole
+from ...model.chain import Chain, survey
 from .correct import Run, correct
 from .losses import kind_of, relative, whole_loss
 from .report import Recovered, RecoveredStage

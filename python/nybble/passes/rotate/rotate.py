@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...model.batches import check_batches, whole
+from ...model.stages import calm
+from ...model.walk import Edits
 from ...nn import Linear
-from ...scheme import Scheme
+from ...weights.scheme import Scheme
 from ..aside import Aside
 from ..build import check_model
-from ..layerwise.batches import check_batches, whole
 from ..layerwise.judge import moved, relative_error, tensors_of
-from ..layerwise.stages import calm
-from ..walk import Edits
 from .hadamard import base_of, transform
 from .llama import Llama, find
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ...rounding import QuantizedWeight, Ranges, dequantize_weight, group_ranges, round_to
-from ...scheme import Scheme
+from ...weights.rounding import QuantizedWeight, Ranges, dequantize_weight, group_ranges, round_to
+from ...weights.scheme import Scheme
 
 _STEPS = 10  # of a twentieth of the range
 

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..eligible import dense_weight, is_conv1d, is_linear_like
+from ...model.eligible import dense_weight, is_conv1d, is_linear_like
+from ...model.stages import Stage
+from ...model.walk import Edits
 from ..layerwise.judge import moved, tensors_of
-from ..layerwise.stages import Stage
 from ..plan import Layer, Plan
-from ..walk import Edits
 
 # How far the output may move by scales that round nothing: another order of summation at the most.
 _STILL = 1e-6

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...rounding import QuantizedWeight, Ranges, quantize_weight
-from ...scheme import Scheme
+from ...weights.rounding import QuantizedWeight, Ranges, quantize_weight
+from ...weights.scheme import Scheme
 from ..layerwise.factor import Factor, factorize, made_up, without_dead
 from ..layerwise.sweep import COLUMNS, Fixed, Rounder, sweep
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ...rounding import METHODS as PLAIN
-from ...rounding import QuantizedWeight, dequantize_weight, quantize_weight
-from ...scheme import Scheme
-from ..layerwise.inputs import NO_DATA, Inputs
+from ...model.inputs import NO_DATA, Inputs
+from ...weights.rounding import METHODS as PLAIN
+from ...weights.rounding import QuantizedWeight, dequantize_weight, quantize_weight
+from ...weights.scheme import Scheme
 from ..layerwise.judge import weight_loss
 from ..layerwise.outcome import Outcome
 from .clip import clip

@@ -15,11 +15,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...model.eligible import dense_weight
+from ...model.inputs import Inputs
 from ...nn import Linear
-from ...rounding import dequantize_weight, quantize_weight
-from ...scheme import Scheme
-from ..eligible import dense_weight
-from ..layerwise.inputs import Inputs
+from ...weights.rounding import dequantize_weight, quantize_weight
+from ...weights.scheme import Scheme
 from ..layerwise.judge import weight_loss
 from ..plan import Layer
 

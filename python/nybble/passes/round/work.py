@@ -5,18 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...model.eligible import dense_weight
+from ...model.inputs import Inputs
+from ...model.stages import Stage
+from ...model.walk import Edits
 from ...nn import Linear
-from ...report import Rounded
-from ...scheme import Scheme
-from ..eligible import dense_weight
-from ..layerwise.inputs import Inputs
+from ...report.report import Rounded
+from ...weights.scheme import Scheme
 from ..layerwise.judge import Errors
 from ..layerwise.outcome import Outcome
-from ..layerwise.stages import Stage
 from ..layerwise.store import Entry, Store
 from ..layerwise.work import Sets, Work
 from ..plan import Layer, Plan
-from ..walk import Edits
 from .folds import Fold, find_folds, try_fold
 from .ladder import NEEDS_DATA, round_weight
 from .scales import Awq, Smooth, choose

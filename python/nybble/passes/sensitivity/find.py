@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from ...evaluate.data import ON_BAD, sift
-from ...scheme import Scheme
+from ...model.bar import bar
+from ...model.batches import call
+from ...model.options import check_choice
+from ...model.stages import calm
+from ...weights.scheme import Scheme
 from ..build import check_model
-from ..layerwise.bar import bar
-from ..layerwise.batches import call
-from ..layerwise.stages import calm
-from ..options import check_choice
 from .harm import DAMAGES, Harm
 from .outliers import Outliers, largest_inputs, outliers
 from .result import Damage, LayerSensitivity, Sensitivity

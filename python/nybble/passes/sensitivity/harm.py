@@ -12,7 +12,7 @@ from ...evaluate.data import sequences
 from ...evaluate.outputs import Sums, kl_sums, main_output, output_error_sums
 from ...evaluate.result import Metric
 from ...evaluate.table import mean_metric
-from ..layerwise.batches import call
+from ...model.batches import call
 
 DAMAGES = {"kl": kl_sums, "output": output_error_sums}
 

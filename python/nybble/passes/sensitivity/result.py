@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ...evaluate.result import Metric
-from ...report import table
+from ...report.report import table
 
 SCHEMA = "nybble.sensitivity/1"
 _SHOWN = 4  # outlier channels that a table names

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from ...model.walk import Edits, Site, sites
 from ...nn import Linear
-from ...report import LayerReport
-from ...scheme import Scheme
-from ...sparsity import Block, Pattern
+from ...report.report import LayerReport
+from ...weights.scheme import Scheme
+from ...weights.sparsity import Block, Pattern
 from ..aside import Aside
 from ..quantize import quantize
 from ..sparsify import sparsify
-from ..walk import Edits, Site, sites
 
 # What `sparsify` does where nothing else is asked for: it needs no data.
 PRUNE = {"method": "magnitude"}

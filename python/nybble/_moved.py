@@ -1,0 +1,108 @@
+"""Old import paths: for one release, `import nybble.scheme` and its like still work, with a warning that names the new path."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+# Old module -> new one, both without "nybble.".
+MOVED = {
+    "activations": "weights.activations",
+    "blocks_gpu": "layouts.blocks",
+    "checkpoint_files": "checkpoint.files",
+    "checkpoint_index": "checkpoint.index",
+    "checkpoint_model": "checkpoint.model",
+    "checkpoint_tensors": "checkpoint.tensors",
+    "kernel_checks": "testing.checks",
+    "layouts_gpu": "layouts.gpu",
+    "monitor_statistics": "monitor.statistics",
+    "monitor_watch": "monitor.watch",
+    "native_cuda": "dispatch.native_cuda",
+    "passes.digest": "model.digest",
+    "passes.eligible": "model.eligible",
+    "passes.layerwise.bar": "model.bar",
+    "passes.layerwise.batches": "model.batches",
+    "passes.layerwise.chain": "model.chain",
+    "passes.layerwise.inputs": "model.inputs",
+    "passes.layerwise.observe": "model.observe",
+    "passes.layerwise.stages": "model.stages",
+    "passes.options": "model.options",
+    "passes.walk": "model.walk",
+    "portable": "layouts.portable",
+    "quads": "layouts.quads",
+    "recipe_file": "recipe.file",
+    "recipe_schema": "recipe.schema",
+    "reference": "dispatch.reference",
+    "registry": "dispatch.registry",
+    "rounding": "weights.rounding",
+    "scheme": "weights.scheme",
+    "selfcheck": "dispatch.selfcheck",
+    "sparsity": "weights.sparsity",
+    "targets": "dispatch.targets",
+}
+_PACKAGE = __name__.rpartition(".")[0]
+_PREFIX = f"{_PACKAGE}."
+
+
+class _Alias(Loader):
+    """Gives the module at the new path to whoever imports the old one."""
+
+    def __init__(self, old: str, new: str) -> None:
+        self._old, self._new = old, new
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        _warn(self._old, self._new)
+        module = import_module(self._new)
+        self._spec = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Nothing to run. The import system has just written the old path's spec over the module's own."""
+        module.__spec__ = self._spec
+
+
+class _Finder(MetaPathFinder):
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        new = MOVED.get(fullname.removeprefix(_PREFIX)) if fullname.startswith(_PREFIX) else None
+        return None if new is None else ModuleSpec(fullname, _Alias(fullname, f"{_PREFIX}{new}"))
+
+
+def install() -> None:
+    """Makes the old paths importable. The finder is asked last, so it costs nothing while nobody uses one."""
+    sys.meta_path.append(_Finder())
+
+
+def attribute(name: str) -> ModuleType:
+    """The package's ``__getattr__``: ``nybble.scheme`` of code that only said ``import nybble``."""
+    if name not in MOVED:
+        raise AttributeError(f"module {_PACKAGE!r} has no attribute {name!r}")
+    old, new = f"{_PREFIX}{name}", f"{_PREFIX}{MOVED[name]}"
+    _warn(old, new)
+    return import_module(new)
+
+
+def names_in(module: str) -> Callable[[str], Any]:
+    """The ``__getattr__`` of a package that was a module before: its names are now in ``module`` (dotted, whole)."""
+
+    def find(name: str) -> Any:
+        package = module.rpartition(".")[0]
+        if name.startswith("__") or not hasattr(found := import_module(module), name):
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        _warn(f"{package}.{name}", f"{module}.{name}")
+        return getattr(found, name)
+
+    return find
+
+
+def _warn(old: str, new: str) -> None:
+    warnings.warn(
+        f"{old} has moved to {new}; the old path goes with the next release", DeprecationWarning, stacklevel=3
+    )

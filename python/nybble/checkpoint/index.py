@@ -1,0 +1,260 @@
+"""``nybble.json``: what a checkpoint's index holds, and its strict reader."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from ..weights.scheme import Scheme
+from .files import INDEX, WEIGHTS_NAME, CheckpointError
+
+SCHEMA = "nybble.checkpoint"
+VERSION = 1
+DTYPES = ("float32", "bfloat16", "float16")
+
+_MAX_DEPTH = 8
+_MAX_SIZE = (1 << 31) - 1
+_MAX_BYTES = 1 << 50
+_MAX_NAME = 4096
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+
+
+@dataclass(frozen=True)
+class LayerEntry:
+    """A quantized layer: enough to build it without its tensors. ``dtype`` is that of its bias and activations.
+
+    ``stored`` counts the codes or blocks that a sparse weight keeps; 0 for a dense one.
+    ``tied_to`` names the earlier layer whose codes this one shares, or is None.
+    """
+
+    name: str
+    kind: str
+    scheme: str
+    in_features: int
+    out_features: int
+    bias: bool
+    dtype: str
+    stored: int
+    tied_to: str | None
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where a tensor lies in the weights file: bytes [begin, end), and their crc32, so that damage has a name."""
+
+    begin: int
+    end: int
+    crc32: int
+
+
+@dataclass(frozen=True)
+class Index:
+    """The whole index. ``aliases`` maps the name of a tensor that is not stored to the one that stands for it."""
+
+    nybble: str
+    file: str
+    nbytes: int
+    sha256: str
+    layers: tuple[LayerEntry, ...]
+    tensors: dict[str, TensorEntry]
+    aliases: dict[str, str]
+
+    def to_json(self) -> bytes:
+        """The index as it is written."""
+        weights = {"file": self.file, "bytes": self.nbytes, "sha256": self.sha256}
+        data = {
+            "schema": SCHEMA,
+            "version": VERSION,
+            "nybble": self.nybble,
+            "weights": weights,
+            "layers": [asdict(layer) for layer in self.layers],
+            "tensors": {name: [entry.begin, entry.end, entry.crc32] for name, entry in self.tensors.items()},
+            "aliases": self.aliases,
+        }
+        return json.dumps(data, indent=1).encode()
+
+
+def parse_index(data: bytes) -> Index:
+    """Read an index and check every field on its own. Raises CheckpointError that names the field."""
+    top = _object("the index", _parse(data))
+    if top.get("schema") != SCHEMA:
+        raise CheckpointError(
+            f"{INDEX}: schema is {_short(top.get('schema'))}, not {SCHEMA!r}: not a nybble checkpoint"
+        )
+    version = _integer("version", top.get("version"), 1, _MAX_SIZE)
+    if version != VERSION:
+        raise CheckpointError(f"{INDEX}: version is {version}, this nybble reads {VERSION}; update nybble")
+    _keys("the index", top, ("schema", "version", "nybble", "weights", "layers", "tensors", "aliases"))
+    weights = _object("weights", top["weights"])
+    _keys("weights", weights, ("file", "bytes", "sha256"))
+    layers = top["layers"]
+    if not isinstance(layers, list):
+        raise CheckpointError(f"{INDEX}: layers is {_short(layers)}, must be a list")
+    nbytes = _integer("weights.bytes", weights["bytes"], 8, _MAX_BYTES)
+    return Index(
+        nybble=_string("nybble", top["nybble"]),
+        file=_pattern("weights.file", weights["file"], WEIGHTS_NAME),
+        nbytes=nbytes,
+        sha256=_pattern("weights.sha256", weights["sha256"], re.compile("[0-9a-f]{64}")),
+        layers=_layers(layers),
+        tensors=_tensors(_object("tensors", top["tensors"]), nbytes),
+        aliases={
+            _string("aliases", name): _string(f"aliases[{name!r}]", target)
+            for name, target in _object("aliases", top["aliases"]).items()
+        },
+    )
+
+
+def _layers(values: list[Any]) -> tuple[LayerEntry, ...]:
+    entries: dict[str, LayerEntry] = {}
+    for i, value in enumerate(values):
+        entry = _layer(f"layers[{i}]", _object(f"layers[{i}]", value))
+        if entry.name in entries:
+            raise CheckpointError(f"{INDEX}: layers[{i}].name: {_short(entry.name)} is there twice")
+        if entry.tied_to is not None:
+            _check_tie(f"layers[{i}].tied_to", entry, entries.get(entry.tied_to))
+        entries[entry.name] = entry
+    return tuple(entries.values())
+
+
+def _layer(where: str, value: dict[str, Any]) -> LayerEntry:
+    _keys(where, value, tuple(field.name for field in fields(LayerEntry)))
+    scheme = _string(f"{where}.scheme", value["scheme"])
+    try:
+        sparse = Scheme.parse(scheme).sparsity is not None
+    except ValueError as error:
+        raise CheckpointError(f"{INDEX}: {where}.{error}") from error
+    kind = _choice(f"{where}.kind", value["kind"], ("Linear", "SparseLinear"))
+    if (kind == "SparseLinear") is not sparse:
+        raise CheckpointError(f"{INDEX}: {where}.kind: {kind} cannot have the scheme {_short(scheme)}")
+    return LayerEntry(
+        name=_string(f"{where}.name", value["name"]),
+        kind=kind,
+        scheme=scheme,
+        in_features=_integer(f"{where}.in_features", value["in_features"], 1, _MAX_SIZE),
+        out_features=_integer(f"{where}.out_features", value["out_features"], 1, _MAX_SIZE),
+        bias=_boolean(f"{where}.bias", value["bias"]),
+        dtype=_choice(f"{where}.dtype", value["dtype"], DTYPES),
+        stored=_integer(f"{where}.stored", value["stored"], 0, 1 << 40),
+        tied_to=None if value["tied_to"] is None else _string(f"{where}.tied_to", value["tied_to"]),
+    )
+
+
+def _check_tie(where: str, entry: LayerEntry, first: LayerEntry | None) -> None:
+    if first is None or first.tied_to is not None:
+        raise CheckpointError(f"{INDEX}: {where} is {_short(entry.tied_to)}, not an earlier layer with its own weight")
+    for field in ("scheme", "in_features", "out_features", "stored"):
+        if getattr(entry, field) != getattr(first, field):
+            raise CheckpointError(f"{INDEX}: {where}: {field} differs from that of {_short(first.name)}")
+
+
+def _tensors(values: dict[str, Any], nbytes: int) -> dict[str, TensorEntry]:
+    entries = {}
+    position = 0
+    for name, value in values.items():
+        where = f"tensors[{_short(_string('tensors', name))}]"
+        if not isinstance(value, list) or len(value) != 3:
+            raise CheckpointError(f"{INDEX}: {where} is {_short(value)}, must be [begin, end, crc32]")
+        begin = _integer(f"{where}.begin", value[0], position, nbytes)
+        end = _integer(f"{where}.end", value[1], begin, nbytes)
+        entries[name] = TensorEntry(begin, end, _integer(f"{where}.crc32", value[2], 0, (1 << 32) - 1))
+        position = end
+    return entries
+
+
+def _parse(data: bytes) -> Any:
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{INDEX}: not UTF-8 at byte {error.start}") from error
+    _check_depth(text)
+    try:
+        return json.loads(
+            text,
+            object_pairs_hook=_no_duplicates,
+            parse_float=_no_float,
+            parse_constant=_no_float,
+            parse_int=_small_int,
+        )
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{INDEX}: not JSON: {error}") from error
+
+
+def _check_depth(text: str) -> None:
+    """The parser recurses, so the depth has to be known before it runs."""
+    depth = 0
+    for bracket in re.findall(r"[][{}]", _STRING.sub("", text)):
+        depth += 1 if bracket in "[{" else -1
+        if depth > _MAX_DEPTH:
+            raise CheckpointError(f"{INDEX}: nested deeper than {_MAX_DEPTH}")
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise CheckpointError(f"{INDEX}: the key {_short(twice)} is there twice")
+    return result
+
+
+def _no_float(text: str) -> Any:
+    raise CheckpointError(f"{INDEX}: {_short(text)}: numbers must be integers")
+
+
+def _small_int(text: str) -> int:
+    if len(text) > 18:
+        raise CheckpointError(f"{INDEX}: the number {text[:18]}... is too large")
+    return int(text)
+
+
+def _short(value: object) -> str:
+    """A value for a message: a hostile file must not fill the terminal."""
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def _keys(where: str, value: Mapping[str, Any], names: tuple[str, ...]) -> None:
+    missing = [name for name in names if name not in value]
+    extra = [name for name in value if name not in names]
+    if missing or extra:
+        raise CheckpointError(f"{INDEX}: {where}: missing keys {_short(missing)}, unknown keys {_short(extra)}")
+
+
+def _object(where: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{INDEX}: {where} is {_short(value)}, must be an object")
+    return value
+
+
+def _integer(where: str, value: Any, low: int, high: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise CheckpointError(f"{INDEX}: {where} is {_short(value)}, must be an integer in {low}..{high}")
+    return value
+
+
+def _boolean(where: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise CheckpointError(f"{INDEX}: {where} is {_short(value)}, must be true or false")
+    return value
+
+
+def _string(where: str, value: Any) -> str:
+    if not isinstance(value, str) or not 1 <= len(value) <= _MAX_NAME:
+        raise CheckpointError(f"{INDEX}: {where} is {_short(value)}, must be a string of 1..{_MAX_NAME} characters")
+    return value
+
+
+def _choice(where: str, value: Any, choices: tuple[str, ...]) -> str:
+    if not isinstance(value, str) or value not in choices:
+        raise CheckpointError(f"{INDEX}: {where} is {_short(value)}, must be one of {', '.join(choices)}")
+    return value
+
+
+def _pattern(where: str, value: Any, pattern: re.Pattern[str]) -> str:
+    if not isinstance(value, str) or not pattern.fullmatch(value):
+        raise CheckpointError(f"{INDEX}: {where} is {_short(value)}, must match {pattern.pattern}")
+    return value

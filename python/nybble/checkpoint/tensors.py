@@ -1,0 +1,120 @@
+"""Tensors to and from a safetensors file."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..model.walk import memory_groups
+from .files import CheckpointError, digest, open_file
+from .index import Index
+
+# The dtypes that a checkpoint may hold, by their names in a safetensors header.
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+Spec = tuple[tuple[int, ...], torch.dtype]
+
+
+def require_safetensors() -> None:
+    """Raise ImportError that says what to install."""
+    try:
+        import safetensors.torch  # noqa: F401
+    except ImportError as error:
+        raise ImportError("nybble.save and nybble.load need safetensors: pip install 'nybble[save]'") from error
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, tuple[int, int]]:
+    """Write a safetensors file and return each tensor's bytes in it, (begin, end), in ascending order.
+
+    Raises OSError when the file cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(_separate(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{path.parent}: {error}") from error
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    header.pop("__metadata__")
+    spans = {
+        name: (8 + size + entry["data_offsets"][0], 8 + size + entry["data_offsets"][1])
+        for name, entry in header.items()
+    }
+    return dict(sorted(spans.items(), key=lambda item: item[1]))
+
+
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, contiguous, none overlapping another: safetensors refuses anything else."""
+    result = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    groups = memory_groups(result.values())
+    used: set[int] = set()
+    for name, tensor in result.items():
+        group = groups[id(tensor)]
+        if group in used:
+            result[name] = tensor.clone()
+        used.add(group)
+    return result
+
+
+def check_content(path: Path, index: Index) -> None:
+    """Raise CheckpointError, with the names of the damaged tensors, unless the file is the one that was saved."""
+    with open_file(path) as (_, size):
+        if size != index.nbytes:
+            cut = [name for name, entry in index.tensors.items() if entry.end > size]
+            raise CheckpointError(f"{path}: {size} bytes instead of {index.nbytes}: truncated tensors: {listed(cut)}")
+    found = digest(path, {name: (entry.begin, entry.end) for name, entry in index.tensors.items()})
+    if found.sha256 != index.sha256:
+        wrong = [name for name, entry in index.tensors.items() if found.crc32[name] != entry.crc32]
+        raise CheckpointError(f"{path}: sha256 is not that of {index.file}: damaged tensors: {listed(wrong)}")
+
+
+@contextlib.contextmanager
+def open_tensors(path: Path, specs: Mapping[str, Spec]) -> Iterator[Callable[[str], Tensor]]:
+    """Yield a reader of tensors by name, after checking that the file holds exactly ``specs``.
+
+    Raises CheckpointError that names the tensor.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        opened = safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: not a safetensors file: {error}") from error
+    with opened as file:
+        names = set(file.keys())
+        if names != specs.keys():
+            missing, extra = sorted(specs.keys() - names), sorted(names - specs.keys())
+            raise CheckpointError(f"{path}: missing tensors: {listed(missing)}; unknown tensors: {listed(extra)}")
+        for name, (shape, dtype) in specs.items():
+            part = file.get_slice(name)
+            held = tuple(part.get_shape()), DTYPES.get(part.get_dtype(), part.get_dtype())
+            if held != (shape, dtype):
+                raise CheckpointError(f"{name}: the checkpoint has {held[0]} {held[1]}, the model {shape} {dtype}")
+        # a copy, because the reader's tensors are views of the mapped file, which may change or shrink later
+        yield lambda name: file.get_tensor(name).clone()
+
+
+def listed(names: list[str]) -> str:
+    """Some names for a message."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "none"

@@ -1,0 +1,12 @@
+"""Which kernel runs a layer here: targets, the kernel registry, the choice and its explanation."""
+
+from __future__ import annotations
+
+from .. import _moved
+from .registry import KernelSpec, Problem
+from .selection import Explanation, NoKernelError, explain, select
+from .targets import Target, detect
+
+__all__ = ["Explanation", "KernelSpec", "NoKernelError", "Problem", "Target", "detect", "explain", "select"]
+
+__getattr__ = _moved.names_in(f"{__name__}.selection")

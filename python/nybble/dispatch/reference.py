@@ -1,0 +1,105 @@
+"""The linear layer in plain torch, in float64: the oracle of the tests, and what runs where there is no kernel."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import layouts
+from ..weights.activations import ActScale, split
+from ..weights.rounding import QuantizedWeight, dequantize_weight
+from ..weights.scheme import Scheme
+
+# Rows whose range would overflow float32 arithmetic are scaled by a power of two first, which is exact.
+_TINY, _TINY_FACTOR = 2.0**-100, 2.0**100
+_HUGE, _HUGE_FACTOR = 2.0**126, 2.0**-4
+
+
+class Activations(NamedTuple):
+    """codes int8 (M, K) in [-128, 127], scale float32 (M,), zero int32 (M,): x = (codes - zero) * scale."""
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor
+
+
+def quantize_activations(x: Tensor) -> Activations:
+    """Rounds activations (M, K) row by row.
+
+    In float32, with [low, high] the range of the row and 0: scale = (high - low) / 255, inverse = 255 / (high - low),
+    zero = round_half_even(-low * inverse) - 128, q = min(round_half_even(x * inverse) + zero, 127). A row with a NaN or
+    an Inf has codes 0 and scale NaN; a row of zeros has scale 0.
+    """
+    x = x.float()
+    finite = torch.isfinite(x).all(-1)
+    x = torch.where(finite[:, None], x, 0)
+    low, high = x.amin(-1).clamp(max=0), x.amax(-1).clamp(min=0)
+    magnitude = torch.maximum(-low, high)
+    factor = torch.where(magnitude < _TINY, _TINY_FACTOR, torch.where(magnitude > _HUGE, _HUGE_FACTOR, 1.0)).float()
+    live = magnitude > 0
+    low, width = low * factor, torch.where(live, high * factor - low * factor, 1)
+    full = torch.full_like(width, 255)
+    inverse = torch.where(live, full / width, 0)  # a scalar numerator would become a product with the reciprocal
+    zero = torch.where(live, (-low * inverse).round() - 128, 0)
+    codes = ((x * factor[:, None] * inverse[:, None]).round() + zero[:, None]).clamp(max=127)
+    scale = torch.where(live, width / full / factor, 0)
+    return Activations(codes.to(torch.int8), torch.where(finite, scale, torch.nan), zero.to(torch.int32))
+
+
+def quantize_static(x: Tensor, act: ActScale) -> Activations:
+    """Rounds activations (M, K) with a scale and a zero point that are given.
+
+    In float32: q = round_half_even(min(max(x * (1 / scale), -128 - zero), 127 - zero)) + zero. A row with a NaN or an Inf
+    has codes 0, zero 0 and scale NaN.
+    """
+    x = x.float()
+    finite = torch.isfinite(x).all(-1)
+    zero = act.zero_point.float()
+    steps = torch.where(finite[:, None], x, 0) * act.scale.reciprocal()
+    codes = steps.clamp(-128 - zero, 127 - zero).round() + zero
+    return Activations(
+        torch.where(finite[:, None], codes, 0).to(torch.int8),
+        torch.where(finite, act.scale, torch.nan),
+        torch.where(finite, zero, 0).to(torch.int32),
+    )
+
+
+def quantize(x: Tensor, act: ActScale | None) -> Activations:
+    """Static where a scale is given, else dynamic."""
+    return quantize_activations(x) if act is None else quantize_static(x, act)
+
+
+def linear(
+    x: Tensor,
+    quantized: QuantizedWeight,
+    bias: Tensor | None,
+    scheme: Scheme,
+    out_dtype: torch.dtype,
+    act: ActScale | None = None,
+) -> Tensor:
+    """y (M, N) = x (M, K) w^T + bias, summed in float64 and rounded once to out_dtype. act: of static activations."""
+    weight = dequantize_weight(quantized, scheme, x.shape[-1]).double()
+    if scheme.act_bits == 8:
+        codes, scale, zero = quantize(x, act)
+        y = ((codes.double() - zero.double()[:, None]) @ weight.t()) * scale.double()[:, None]
+    else:
+        y = x.double() @ weight.t()
+    if bias is not None:
+        y = y + bias.double()
+    return y.to(out_dtype)
+
+
+class ReferencePlan:
+    """The reference with the calling convention of native.LinearPlan, for the plain layout."""
+
+    def __init__(self, scheme: Scheme, out_features: int, in_features: int) -> None:
+        self._shape = (scheme, out_features, in_features)
+
+    def __call__(self, x: Tensor, packed: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        scheme, out_features, in_features = self._shape
+        act, weight = split(packed, scheme)
+        quantized = layouts.unpack(weight, layouts.PLAIN, scheme, out_features, in_features)
+        rows = linear(x.reshape(-1, in_features), quantized, bias, scheme, out.dtype, act)
+        out.view(-1, out_features).copy_(rows)

@@ -1,0 +1,170 @@
+"""The first use of a kernel on a GPU: it multiplies small weights, next to the reference, before it is first chosen. One
+that disagrees, or that compiler or driver refuse, is said and left out from then on, so that the next kernel takes over."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from itertools import product
+from time import monotonic
+
+import torch
+from torch import Tensor
+
+from .. import layouts
+from ..layouts import blocks as blocks_gpu
+from ..weights.rounding import QuantizedWeight, quantize_weight
+from ..weights.scheme import Scheme
+from ..weights.sparsity import Block
+from . import reference
+from .registry import DISTRUSTED, KernelSpec
+
+# Outputs and inputs of the weights: some fill no tile and some fill several, and K is split in 2, in an odd number of
+# uneven parts and in 8, as many as a cluster may have.
+_SHAPES = ((72, 1096), (300, 2600), (320, 4096))
+# Of kernels for wgmma: more tiles than a GPU has multiprocessors, so that they take the wide ones, and several in turn.
+_WIDE = (8456, 392)
+# The least tokens that need each size of a block, and the most that are tried: of a kernel for many, so many more than
+# its fewest that they need another block.
+_TOKENS, _MOST_TOKENS, _MORE_TOKENS = (9, 17, 33), 192, 129
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_BLOCK = Block(32, 32)
+# Of the largest output: bfloat16 has 2^-8.
+_TOLERANCE = 0.02
+# Seconds until a comparison that could not be made is tried again.
+_RETRY = 10.0
+
+# Names of kernels that were compared, and when others may be tried again.
+_compared: set[str] = set()
+_not_before: dict[str, float] = {}
+
+
+class CheckLaterError(RuntimeError):
+    """A kernel could not be compared for a reason that says nothing about it, such as memory that is full."""
+
+
+def pending(spec: KernelSpec) -> bool:
+    """Whether a kernel is still to be compared on this machine's GPU."""
+    return spec.device == "cuda" and spec.name not in _compared and torch.cuda.is_available()
+
+
+def check(spec: KernelSpec) -> bool:
+    """Compares a GPU's kernel, once, and notes one that disagrees in registry.DISTRUSTED, with a warning.
+
+    It waits for the device, so while a CUDA graph is captured nothing is compared.
+
+    Returns:
+        Whether that is settled: if not, the kernel may be used now, and whoever chooses it must ask again.
+    """
+    if not pending(spec):
+        return True
+    if torch.cuda.is_current_stream_capturing() or monotonic() < _not_before.get(spec.name, 0):
+        return False
+    try:
+        reason = disagreement(spec, "cuda")
+    except CheckLaterError as error:
+        if spec.name not in _not_before:
+            _warn(f"{spec.name} is used before it was compared with the reference on this GPU: {error}")
+        _not_before[spec.name] = monotonic() + _RETRY
+        return False
+    if reason is not None:
+        DISTRUSTED[spec.name] = reason
+        _warn(f"{spec.name} is not used on this GPU: {reason}")
+    _compared.add(spec.name)
+    return True
+
+
+def disagreement(spec: KernelSpec, device: str) -> str | None:
+    """What is wrong with a kernel's outputs; None: nothing.
+
+    CUDA kernels are compared for every type of activations, each kind of scheme, several shapes and from the fewest to the most tokens;
+    of Triton's, which compile anew for each of these, the first of each, twice: the second call launches it again.
+
+    Raises:
+        CheckLaterError: memory is full, or a CUDA graph is being captured.
+    """
+    generator = torch.Generator().manual_seed(0)
+    try:
+        # The caller's default device may be another.
+        with torch.no_grad(), torch.device("cpu"):
+            reasons = (_compare(spec, scheme, shape, generator, device) for scheme, shape in _weights(spec))
+            return next((reason for reason in reasons if reason is not None), None)
+    except Exception as error:
+        # Compilers and drivers raise what they like: it is the finding.
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error) or "captur" in str(error):
+            raise CheckLaterError(lines[0]) from error
+        return lines[0]
+
+
+def schemes(spec: KernelSpec) -> list[Scheme]:
+    """What a kernel is compared for: with the smallest groups and zero points, and with the largest and none."""
+    blocks = spec.scheme.startswith("bs")
+    dense = Scheme.parse(spec.scheme.removeprefix("sp").removeprefix("bs"))
+    if dense.weight_bits != 4:
+        return [Scheme(dense.weight_bits, dense.act_bits, sparsity=_BLOCK if blocks else spec.sparsity)]
+    sizes = [size for size in spec.group_sizes if size is not None]
+    zero_points = (True,) if spec.sparsity is not None else (False, True)
+    ends = (min(sizes), max(sizes))[-len(zero_points) :]
+    return [
+        Scheme(4, dense.act_bits, size, symmetric, spec.sparsity)
+        for size, symmetric in zip(ends, zero_points, strict=True)
+    ]
+
+
+def _weights(spec: KernelSpec) -> Iterator[tuple[Scheme, tuple[int, int]]]:
+    every = list(product(schemes(spec), (*_SHAPES, _WIDE) if spec.target == "sm90" else _SHAPES))
+    yield from every[:1] if spec.target == "triton" else every
+
+
+def _tokens(spec: KernelSpec) -> list[int]:
+    least, most = spec.m_range
+    if spec.target == "triton":
+        return [least, least]  # later calls launch again what the first one compiled
+    last = max(_MOST_TOKENS, least + _MORE_TOKENS)
+    return sorted({least, last if most is None else min(most, last), *filter(spec.takes, _TOKENS)})
+
+
+def _compare(
+    spec: KernelSpec, scheme: Scheme, shape: tuple[int, int], generator: torch.Generator, device: str
+) -> str | None:
+    n, k = shape
+    weight = torch.randn(n, k, generator=generator, dtype=torch.float32) * _kept(scheme, n, k, generator)
+    quantized = quantize_weight(weight, scheme)
+    there = QuantizedWeight(**{name: tensor.to(device) for name, tensor in quantized.tensors().items()})
+    if spec.layout == blocks_gpu.LAYOUT:
+        packed = blocks_gpu.pack(there, scheme, k)
+    else:
+        packed = layouts.pack(there, spec.layout, scheme, k)
+    assert spec.make is not None, "linear kernels can run"  # noqa: S101
+    plan, tokens = spec.make(scheme, n, k), _tokens(spec)
+    dtypes = [dtype for dtype in _DTYPES if dtype in spec.act_dtypes]
+    for dtype in dtypes[:1] if spec.target == "triton" else dtypes:
+        x = torch.randn(tokens[-1], k, generator=generator, dtype=torch.float32).to(dtype)
+        expected = reference.linear(x, quantized, None, scheme, torch.float64)
+        kept = []  # so that every call's tensors lie elsewhere
+        for m in tokens:
+            out = torch.full((m, n), torch.nan, dtype=dtype, device=device)
+            rows, weights = x[:m].to(device), packed.clone()
+            plan(rows, weights, None, out)
+            kept += [rows, weights, out]
+            worst = float((out.cpu().double() - expected[:m]).abs().max() / expected[:m].abs().max())
+            if not worst <= _TOLERANCE:
+                of = f"{m} tokens and ({n}, {k}) weights of {scheme}"
+                return f"its {str(dtype).removeprefix('torch.')} outputs for {of} are off by {worst:.2g} of the largest"
+    return None
+
+
+def _kept(scheme: Scheme, n: int, k: int, generator: torch.Generator) -> Tensor:
+    """Which weights are not zero, in any places: half of the blocks, or two of each four, or all."""
+    if isinstance(scheme.sparsity, Block):
+        rows, columns = scheme.sparsity.rows, scheme.sparsity.columns
+        blocks = torch.rand(-(-n // rows), -(-k // columns), generator=generator) < 0.5
+        return blocks.repeat_interleave(rows, 0).repeat_interleave(columns, 1)[:n, :k]
+    if scheme.sparsity is not None:
+        return torch.rand(n, k // 4, 4, generator=generator).argsort(-1).lt(2).view(n, k)
+    return torch.ones(n, k, dtype=torch.bool)
+
+
+def _warn(what: str) -> None:
+    warnings.warn(f"nybble: {what}", RuntimeWarning, stacklevel=3)

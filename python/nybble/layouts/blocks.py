@@ -1,0 +1,113 @@
+"""How weights of blocks lie packed for GPUs: the layout bsr8. Plain torch, on the weight's device.
+
+One uint8 tensor of sections, each aligned to 64 bytes but the last, so that its size tells how many blocks there are:
+
+    start       int32    (strips + 1,)                blocks before each strip of outputs
+    scale       float32  (strips * rows,)             padding 0
+    column_sum  int32    (strips * rows,)             sums of the codes
+    codes       int8     (blocks, rows, columns)      padded to powers of two, at least 16 x 32, with 0
+    index       int32    (blocks,)                    place of a block along K, ascending in a strip
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad as zero_pad
+
+from ..weights.rounding import QuantizedWeight
+from ..weights.scheme import Scheme
+from ..weights.sparsity import Block
+from .packed import ALIGNMENT
+from .portable import from_portable, to_portable
+
+LAYOUT = "bsr8"
+# What a multiply of the tensor cores takes at least.
+_LEAST_ROWS, _LEAST_COLUMNS = 16, 32
+
+
+def block_of(scheme: Scheme) -> Block:
+    """The blocks of a scheme.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if scheme.family != "bsw8a8" or not isinstance(scheme.sparsity, Block):
+        raise ValueError(f"scheme={scheme}: has no blocks")
+    return scheme.sparsity
+
+
+def padded(block: Block) -> tuple[int, int]:
+    """Rows and columns that a block takes."""
+    return max(_LEAST_ROWS, _power(block.rows)), max(_LEAST_COLUMNS, _power(block.columns))
+
+
+def pack(quantized: QuantizedWeight, scheme: Scheme, in_features: int) -> Tensor:
+    """The packed form, uint8, of a portable weight whose zero blocks have codes 0."""
+    block, out_features = block_of(scheme), quantized.qweight.shape[0]
+    tensors = to_portable(quantized, scheme, in_features)
+    rows, columns = padded(block)
+    edge = -out_features % block.rows
+    column_sum = quantized.qweight.sum(dim=1, dtype=torch.int32)
+    sections = (
+        tensors["block_start"],
+        zero_pad(quantized.scale.flatten(), (0, edge)),
+        zero_pad(column_sum, (0, edge)),
+        zero_pad(tensors["values"], (0, columns - block.columns, 0, rows - block.rows)),
+    )
+    parts = [section.contiguous().view(-1).view(torch.uint8) for section in sections]
+    aligned = [zero_pad(part, (0, -part.numel() % ALIGNMENT)) for part in parts]
+    return torch.cat([*aligned, tensors["block_index"].contiguous().view(torch.uint8)])
+
+
+def views(packed: Tensor, scheme: Scheme, out_features: int, in_features: int) -> dict[str, Tensor]:
+    """The sections by name, sharing the packed tensor's memory.
+
+    Raises:
+        ValueError: the tensor's size is that of no number of blocks.
+    """
+    block = block_of(scheme)
+    strips, (rows, columns) = -(-out_features // block.rows), padded(block)
+    fixed = (
+        ("start", strips + 1, torch.int32),
+        ("scale", strips * block.rows, torch.float32),
+        ("column_sum", strips * block.rows, torch.int32),
+    )
+    found, at = {}, 0
+    for name, count, dtype in fixed:
+        found[name] = packed[at : at + 4 * count].view(dtype)
+        at += -(-4 * count // ALIGNMENT) * ALIGNMENT
+    size = rows * columns
+    blocks, rest = divmod(packed.numel() - at, size + 4)
+    if rest or blocks < 0:
+        raise ValueError(f"packed: {packed.numel()} bytes, not a whole number of {scheme} blocks")
+    found["codes"] = packed[at : at + blocks * size].view(torch.int8).view(blocks, rows, columns)
+    found["index"] = packed[at + blocks * size :].view(torch.int32)
+    return found
+
+
+def unpack(packed: Tensor, scheme: Scheme, out_features: int, in_features: int) -> QuantizedWeight:
+    """The portable weight of a packed one; the exact inverse of pack.
+
+    Raises:
+        ValueError: the packed tensor is damaged.
+    """
+    block, found = block_of(scheme), views(packed, scheme, out_features, in_features)
+    tensors = {
+        "block_start": found["start"],
+        "block_index": found["index"],
+        "values": found["codes"][:, : block.rows, : block.columns],
+        "scale": found["scale"][:out_features, None].clone(),
+    }
+    return from_portable(tensors, scheme, out_features, in_features)
+
+
+def check(packed: Tensor, scheme: Scheme, out_features: int, in_features: int) -> None:
+    """Raises ValueError where a kernel could not follow the packed tensor, or it is not what pack makes."""
+    again = pack(unpack(packed, scheme, out_features, in_features), scheme, in_features)
+    if not torch.equal(again, packed):
+        raise ValueError("packed: is not what its blocks pack to")
+
+
+def _power(value: int) -> int:
+    return 1 << (value - 1).bit_length()

@@ -1,0 +1,184 @@
+"""The tensors that stand for a weight on disk and in a state_dict, the same on every machine.
+
+dense    qweight, scale, zero_point: rounding.QuantizedWeight
+sp...    mask uint8 (N, ceil(K / 8)): bit k % 8 of byte k / 8 is set where a code is kept; values: the kept codes, row by
+         row, int8 (count,), or uint8 (ceil(count / 2),), even ones in the low nibble; scale
+bs...    block_start int32 (N / rows + 1,), block_index int32 (blocks,): a block CSR over K / columns; values int8
+         (blocks, rows, columns); scale
+
+...static act_scale float32 (1,), act_zero_point int8 (1,): activations.ActScale
+
+A kept code may stand for 0; what is not kept does. All are checked before they are followed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad as zero_pad
+
+from .. import native
+from ..weights import activations
+from ..weights.activations import ActScale
+from ..weights.rounding import QuantizedWeight, check_portable, portable_spec
+from ..weights.scheme import Scheme
+from ..weights.sparsity import Block, NofM
+
+Spec = tuple[tuple[int, ...], torch.dtype]
+
+
+def spec_of(scheme: Scheme, out_features: int, in_features: int, stored: int = 0) -> dict[str, Spec]:
+    """Shape and dtype of each tensor; stored: how many codes or blocks a sparse weight keeps."""
+    weight = _weight_spec(scheme, out_features, in_features, stored)
+    return {**weight, **activations.SPEC} if scheme.static else weight
+
+
+def _weight_spec(scheme: Scheme, out_features: int, in_features: int, stored: int = 0) -> dict[str, Spec]:
+    dense = portable_spec(scheme, out_features, in_features)
+    sparsity = scheme.sparsity
+    if sparsity is None:
+        return dense
+    if isinstance(sparsity, Block):
+        strips = -(-out_features // sparsity.rows)
+        return {
+            "block_start": ((strips + 1,), torch.int32),
+            "block_index": ((stored,), torch.int32),
+            "values": ((stored, sparsity.rows, sparsity.columns), torch.int8),
+            "scale": dense["scale"],
+        }
+    four = scheme.weight_bits == 4
+    return {
+        "mask": ((out_features, (in_features + 7) // 8), torch.uint8),
+        "values": (((stored + 1) // 2 if four else stored,), dense["qweight"][1]),
+        "scale": dense["scale"],
+    }
+
+
+def stored_in(scheme: Scheme, tensors: Mapping[str, Tensor]) -> int:
+    """How many codes or blocks a sparse weight's tensors keep: what spec_of needs; 0 of a dense weight."""
+    if scheme.sparsity is None:
+        return 0
+    count = tensors["values"].shape[0]
+    return 2 * count if scheme.weight_bits == 4 else count
+
+
+def to_portable(
+    quantized: QuantizedWeight, scheme: Scheme, in_features: int, act: ActScale | None = None
+) -> dict[str, Tensor]:
+    """The tensors of a weight whose zeros, if it is sparse, have the code of 0. act: of a static scheme.
+
+    Raises:
+        ValueError: the scheme is static and act is None, or the other way round.
+    """
+    if scheme.static is not (act is not None):
+        raise ValueError(f"act={act}, scheme={str(scheme)!r}: static activations, and only they, have one")
+    weight = _to_weight(quantized, scheme, in_features)
+    return weight if act is None else {**weight, **act.tensors()}
+
+
+def _to_weight(quantized: QuantizedWeight, scheme: Scheme, in_features: int) -> dict[str, Tensor]:
+    if scheme.sparsity is None:
+        return quantized.tensors()
+    device = quantized.qweight.device
+    qweight = quantized.qweight.cpu()
+    if isinstance(scheme.sparsity, Block):
+        codes = _to_blocks(qweight, scheme.sparsity)
+    else:
+        pack = _to_bitmask if scheme.weight_bits == 16 else native.to_bitmask
+        mask, values = pack(qweight, scheme, in_features)
+        codes = {"mask": mask, "values": values}
+    return {**{name: tensor.to(device) for name, tensor in codes.items()}, "scale": quantized.scale}
+
+
+def from_portable(
+    tensors: Mapping[str, Tensor], scheme: Scheme, out_features: int, in_features: int
+) -> QuantizedWeight:
+    """The weight of its tensors, which are checked.
+
+    Raises:
+        ValueError: a tensor is missing, has another shape or dtype, or holds what no weight of the scheme does.
+    """
+    names = set(spec_of(scheme, out_features, in_features))
+    if set(tensors) != names:
+        raise ValueError(f"{scheme} needs the tensors {sorted(names)}, got {sorted(tensors)}")
+    if scheme.static:
+        ActScale.of_tensors(tensors)
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in activations.SPEC}
+    if scheme.sparsity is None:
+        quantized = QuantizedWeight(**tensors)
+    else:
+        if tensors["values"].dim() < 1:
+            raise ValueError(f"values: {tuple(tensors['values'].shape)}, must have a dimension of what is kept")
+        for name, (shape, dtype) in _weight_spec(scheme, out_features, in_features, stored_in(scheme, tensors)).items():
+            tensor = tensors[name]
+            if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+                raise ValueError(f"{name}: {tuple(tensor.shape)} {tensor.dtype}, must be {shape} {dtype}")
+        device = tensors["scale"].device
+        held = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+        if isinstance(scheme.sparsity, Block):
+            qweight = _from_blocks(held, scheme.sparsity, out_features, in_features)
+        else:
+            unpack = _from_bitmask if scheme.weight_bits == 16 else native.from_bitmask
+            qweight = unpack(held["mask"], held["values"], scheme, out_features, in_features)
+        quantized = QuantizedWeight(qweight.to(device), tensors["scale"].detach())
+    check_portable(quantized, scheme, out_features, in_features)
+    return quantized
+
+
+def _to_bitmask(qweight: Tensor, _: Scheme, in_features: int) -> tuple[Tensor, Tensor]:
+    """As native.to_bitmask, of bfloat16 weights."""
+    kept = qweight != 0
+    bits = zero_pad(kept, (0, -in_features % 8)).view(len(kept), -1, 8)
+    return (bits * _BITS).sum(-1, dtype=torch.uint8), qweight[kept]
+
+
+def _from_bitmask(mask: Tensor, values: Tensor, scheme: Scheme, out_features: int, in_features: int) -> Tensor:
+    """As native.from_bitmask, of bfloat16 weights of which n of each m are kept at most."""
+    bits = ((mask[..., None] & _BITS) != 0).flatten(1)
+    kept, form = bits[:, :in_features], scheme.sparsity
+    if bits[:, in_features:].any():
+        raise ValueError("mask: has bits beyond the last input")
+    if int(kept.sum()) != len(values):
+        raise ValueError(f"values: {len(values)}, but the mask keeps {int(kept.sum())}")
+    if (
+        isinstance(form, NofM)
+        and (zero_pad(kept, (0, -in_features % form.m)).unflatten(1, (-1, form.m)).sum(-1) > form.n).any()
+    ):
+        raise ValueError(f"mask: keeps more than {form.n} of {form.m} inputs")
+    qweight = torch.zeros(out_features, in_features, dtype=values.dtype)
+    qweight[kept] = values
+    return qweight
+
+
+_BITS = torch.tensor([1 << i for i in range(8)], dtype=torch.uint8)
+
+
+def _to_blocks(qweight: Tensor, block: Block) -> dict[str, Tensor]:
+    tiled = _tiled(qweight, block)
+    kept = tiled.flatten(2).any(-1)
+    strip, index = kept.nonzero(as_tuple=True)
+    start = zero_pad(kept.sum(1).cumsum(0), (1, 0)).int()
+    return {"block_start": start, "block_index": index.int(), "values": tiled[strip, index].contiguous()}
+
+
+def _tiled(qweight: Tensor, block: Block) -> Tensor:
+    """(strips, width, rows, columns) of (N, K), padded with 0."""
+    n, k = qweight.shape
+    padded = zero_pad(qweight, (0, -k % block.columns, 0, -n % block.rows))
+    strips, width = padded.shape[0] // block.rows, padded.shape[1] // block.columns
+    return padded.view(strips, block.rows, width, block.columns).transpose(1, 2)
+
+
+def _from_blocks(tensors: Mapping[str, Tensor], block: Block, out_features: int, in_features: int) -> Tensor:
+    start, index, values = tensors["block_start"], tensors["block_index"], tensors["values"]
+    strips, width = len(start) - 1, -(-in_features // block.columns)
+    native.check_blocks(start, index, width)
+    tiled = torch.zeros(strips, width, block.rows, block.columns, dtype=torch.int8)
+    strip = torch.arange(strips).repeat_interleave(start.diff().long())
+    tiled[strip, index.long()] = values
+    whole = tiled.transpose(1, 2).reshape(strips * block.rows, width * block.columns)
+    if whole[out_features:].any() or whole[:, in_features:].any():
+        raise ValueError("values: must be 0 beyond the weight's edges")
+    return whole[:out_features, :in_features].contiguous()

@@ -1,0 +1,115 @@
+"""The arguments of ``quantize`` and ``sparsify``, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+from torch import nn
+
+from ..weights.scheme import Scheme
+from .eligible import is_linear_like
+from .observe import OBSERVERS
+from .walk import Site
+
+GOALS: tuple[str, ...] = ("speed", "memory")
+Patterns = str | Sequence[str] | None
+
+
+class Options(NamedTuple):
+    """What a pass was asked for. ``include`` is None where every layer is meant; ``scheme`` where weights stay floats;
+    ``observer`` where activations are not static."""
+
+    scheme: Scheme | None
+    include: tuple[str, ...] | None
+    exclude: tuple[str, ...]
+    method: str
+    m: tuple[int, ...]
+    goal: str
+    observer: str | None = None
+
+    def why_not_asked(self, names: Iterable[str]) -> str | None:
+        """Why the user does not want the module with these names, or None when he does."""
+        names = tuple(names)
+        if self.include is not None and not any(_matches(name, self.include) for name in names):
+            return "not matched by include"
+        for name in names:
+            for pattern in self.exclude:
+                if fnmatchcase(name, pattern):
+                    return f"excluded by {pattern!r}"
+        return None
+
+
+def check_choice(argument: str, value: object, choices: tuple[str, ...]) -> str:
+    """``value`` when it is one of ``choices``. Raises ValueError."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{argument}={value!r}: wants one of {', '.join(map(repr, choices))}")
+    return value
+
+
+def check_observer(observer: str | None, scheme: Scheme | None) -> str | None:
+    """The observer of a static scheme, the usual one for None; None for others. Raises ValueError."""
+    if scheme is not None and scheme.static:
+        return check_choice("observer", "mse" if observer is None else observer, tuple(OBSERVERS))
+    if observer is not None:
+        raise ValueError(
+            f"observer={observer!r}, scheme={None if scheme is None else str(scheme)!r}: only static activations are "
+            "observed, as of 'w8a8static'"
+        )
+    return None
+
+
+def check_flag(argument: str, value: object) -> None:
+    """Raise TypeError unless ``value`` is a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{argument}={value!r}: wants True or False, got {type(value).__name__}")
+
+
+def check_m(m: int | Sequence[int]) -> tuple[int, ...]:
+    """The batch sizes without repetitions, in the order given. Raises TypeError or ValueError."""
+    values = (m,) if isinstance(m, int) else m
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise TypeError(f"m={m!r}: wants an int or a sequence of ints, got {type(m).__name__}")
+    for value in values:
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"m={m!r}: wants ints, got {value!r}")
+        if not 1 <= value <= 1 << 20:
+            raise ValueError(f"m={m!r}: each M must be in 1..{1 << 20}, got {value}")
+    if not values:
+        raise ValueError(f"m={m!r}: must name at least one batch size")
+    return tuple(dict.fromkeys(values))
+
+
+def check_patterns(argument: str, patterns: Patterns, sites: Sequence[Site]) -> tuple[str, ...]:
+    """The glob patterns as a tuple. Each must match something, or a slip would pass without a word.
+
+    A pattern of ``include`` must match a Linear-like layer, one of ``exclude`` any module without children.
+    Raises TypeError or ValueError.
+    """
+    values = (patterns,) if isinstance(patterns, str) else patterns
+    if values is None:
+        return ()
+    if not isinstance(values, Sequence):
+        raise TypeError(f"{argument}={patterns!r}: wants a glob pattern or a sequence of them")
+    fits = is_linear_like if argument == "include" else _is_leaf
+    what = "Linear layer" if argument == "include" else "layer"
+    names = [name for site in sites if fits(site.module) for name in site.names]
+    for pattern in values:
+        if not isinstance(pattern, str):
+            raise TypeError(f"{argument}={patterns!r}: wants strings, got {pattern!r}")
+        if not any(fnmatchcase(name, pattern) for name in names):
+            some = ", ".join(names[:3]) or "none"
+            raise ValueError(
+                f"{argument}={patterns!r}: {pattern!r} matches no {what}; patterns are globs on full module names "
+                f"('encoder.*' for all inside encoder), and this model has {some}{', ...' if len(names) > 3 else ''}"
+            )
+    return tuple(values)
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    return not any(True for _ in module.children()) or is_linear_like(module)
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -1,0 +1,223 @@
+"""The text of a recipe, YAML or JSON, and the lines on which its fields stand."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from .schema import Field, FieldError, Plain
+
+_MOST_BYTES = 1 << 20
+_MOST_DEPTH = 8
+_YAML_KINDS = {
+    f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "map", "seq", "timestamp")
+}
+_JSON_SPACE = " \t\r\n"
+
+Lines = dict[Field, int]
+
+
+def read(path: Path) -> tuple[Any, Lines]:
+    """The value in a file, its unquoted scalars as ``Plain``, and the line of every field.
+
+    Raises:
+        ValueError: not YAML or JSON by its name, too large or too deep, no text, or not of its grammar.
+        OSError: cannot be read.
+        ImportError: YAML, and PyYAML is not installed.
+    """
+    parse = _form(path)[0]
+    with open(path, "rb") as file:
+        data = file.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise ValueError(f"{path}: more than {_MOST_BYTES} bytes")
+    lines: Lines = {}
+    try:
+        return parse(data.decode("utf-8-sig"), lines), lines
+    except (_Grammar, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def write(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a value in the form that the file's name says; a kill leaves the old or the new file whole.
+
+    Raises as ``read`` does.
+    """
+    text = _form(path)[1](value)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(aside, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def located(path: Path, error: FieldError, lines: Lines) -> str:
+    """The message of an error with the line of its field, or of what should hold it."""
+    field = error.field
+    while field not in lines:
+        field = field[:-1]
+    return f"{path}: line {lines[field]}: {error}"
+
+
+class _Grammar(ValueError):
+    """The text is not what its form allows."""
+
+
+def _form(path: Path) -> tuple[Callable[[str, Lines], Any], Callable[[Any], str]]:
+    if path.suffix not in _FORMS:
+        raise ValueError(f"{path}: must end in {', '.join(_FORMS)}")
+    return _FORMS[path.suffix]
+
+
+def _enter(field: Field, line: int, lines: Lines) -> None:
+    if field in lines:
+        raise _Grammar(f"line {line}: {field[-1]!r} is there twice, first on line {lines[field]}")
+    if len(field) > _MOST_DEPTH:
+        raise _Grammar(f"line {line}: nested more than {_MOST_DEPTH} deep")
+    lines[field] = line
+
+
+# --- JSON: the standard decoder reads scalars, the walk around it knows where it is
+
+
+def _parse_json(text: str, lines: Lines) -> Any:
+    walk = _Json(text, lines)
+    value = walk.value(())
+    if walk.at < len(text):
+        walk.fail("nothing may follow the recipe")
+    return value
+
+
+class _Json:
+    def __init__(self, text: str, lines: Lines) -> None:
+        self.text, self.lines, self.at = text, lines, 0
+        self._scalar = json.JSONDecoder(parse_int=Plain, parse_float=Plain, parse_constant=Plain)
+        self._space()
+
+    def value(self, field: Field) -> Any:
+        _enter(field, self._line(), self.lines)
+        if self._skip("{"):
+            return self._members(field)
+        if self._skip("["):
+            return self._items(field)
+        return self._read_scalar()
+
+    def fail(self, why: str) -> None:
+        raise _Grammar(f"line {self._line()}: {why}")
+
+    def _members(self, field: Field) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        while not self._skip("}"):
+            if found and not self._skip(","):
+                self.fail("',' or '}' is missing")
+            key = self._read_scalar()
+            if type(key) is not str:
+                self.fail("a name in double quotes is missing")
+            if not self._skip(":"):
+                self.fail("':' is missing")
+            found[key] = self.value((*field, key))
+        return found
+
+    def _items(self, field: Field) -> list[Any]:
+        found: list[Any] = []
+        while not self._skip("]"):
+            if found and not self._skip(","):
+                self.fail("',' or ']' is missing")
+            found.append(self.value((*field, len(found))))
+        return found
+
+    def _read_scalar(self) -> Any:
+        if self.text[self.at : self.at + 1] in ("{", "[", ""):
+            self.fail("a value is missing")
+        try:
+            value, self.at = self._scalar.raw_decode(self.text, self.at)
+        except json.JSONDecodeError as error:
+            raise _Grammar(f"line {error.lineno}: {error.msg}") from error
+        self._space()
+        return value
+
+    def _skip(self, character: str) -> bool:
+        found = self.text.startswith(character, self.at)
+        if found:
+            self.at += 1
+            self._space()
+        return found
+
+    def _space(self) -> None:
+        while self.at < len(self.text) and self.text[self.at] in _JSON_SPACE:
+            self.at += 1
+
+    def _line(self) -> int:
+        return self.text.count("\n", 0, self.at) + 1
+
+
+def _write_json(value: Any) -> str:
+    return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+# --- YAML: PyYAML's safe loader composes nodes, which are read as text; nothing is constructed
+
+
+def _yaml() -> ModuleType:
+    try:
+        import yaml
+    except ImportError as error:
+        raise ImportError("recipes in YAML need PyYAML: pip install 'nybble[recipe]'; JSON works without") from error
+    module: ModuleType = yaml
+    return module
+
+
+def _parse_yaml(text: str, lines: Lines) -> Any:
+    yaml = _yaml()
+    try:
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise _Grammar(f"line {event.start_mark.line + 1}: aliases are not allowed; quote '*{event.anchor}'")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _MOST_DEPTH:  # before anything recurses
+                raise _Grammar(f"line {event.start_mark.line + 1}: nested more than {_MOST_DEPTH} deep")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark else ""
+        raise _Grammar(f"{where}{getattr(error, 'problem', None) or str(error).splitlines()[0]}") from error
+    if node is None:
+        raise _Grammar("is empty")
+    return _yaml_value(node, (), lines)
+
+
+def _yaml_value(node: Any, field: Field, lines: Lines) -> Any:
+    line = node.start_mark.line + 1
+    _enter(field, line, lines)
+    if node.tag not in _YAML_KINDS:
+        raise _Grammar(f"line {line}: the tag {node.tag} is not allowed")
+    if node.id == "sequence":
+        return [_yaml_value(item, (*field, i), lines) for i, item in enumerate(node.value)]
+    if node.id == "mapping":
+        found = {}
+        for key, item in node.value:
+            if key.id != "scalar":
+                raise _Grammar(f"line {key.start_mark.line + 1}: a name must be text")
+            found[str(key.value)] = _yaml_value(item, (*field, str(key.value)), lines)
+        return found
+    return str(node.value) if node.style else Plain(node.value)
+
+
+def _write_yaml(value: Any) -> str:
+    return str(_yaml().safe_dump(value, sort_keys=False, allow_unicode=True, width=120))
+
+
+_FORMS: dict[str, tuple[Callable[[str, Lines], Any], Callable[[Any], str]]] = {
+    ".yaml": (_parse_yaml, _write_yaml),
+    ".yml": (_parse_yaml, _write_yaml),
+    ".json": (_parse_json, _write_json),
+}
