@@ -180,7 +180,7 @@ def _show_ceilings(args: argparse.Namespace) -> int:
 
 def _model(args: argparse.Namespace, put: presets.Put) -> Iterator[str]:
     from .model import run
-    from .report import model_table
+    from .report_rows import model_table
 
     for threads in args.threads:
         rows = []

@@ -8,16 +8,8 @@ from pathlib import Path
 from ..demo.table import text_table
 from . import atomic, ceilings, crossover
 from .report_cells import Row, WinMap, win_maps
-
-# Key of a line of kind "model", its heading and how it is written.
-MODEL_COLUMNS = {
-    "decode_tokens_s": ("decode tokens/s", ".1f"),
-    "prefill_tokens_s": ("prefill tokens/s", ".0f"),
-    "decode_outside_ms": ("not linear, ms", ".1f"),
-    "prefill_outside_ms": ("in prefill, ms", ".0f"),
-    "weights_mb": ("weights MB", ".0f"),
-    "peak_mb": ("peak MB", ".0f"),
-}
+from .report_html import page
+from .report_rows import headline, model_table, of_kind
 
 
 def report(rows: Sequence[Row], html: Path | None = None, png: Path | None = None) -> str:
@@ -30,13 +22,11 @@ def report(rows: Sequence[Row], html: Path | None = None, png: Path | None = Non
     """
     maps = win_maps(rows)
     crossings = crossover.maps(rows)
-    if not maps and not crossings and not _of(rows, "model"):
+    if not maps and not crossings and not of_kind(rows, "model"):
         raise ValueError("no results: nothing to report")
     if png is not None:
         atomic.write(png, _png(rows, crossings), 0o644)
     if html is not None:
-        from .report_html import page
-
         atomic.write(html, page(rows).encode(), 0o644)
     return "\n\n".join(_parts(rows, maps))
 
@@ -47,15 +37,11 @@ def _png(rows: Sequence[Row], crossings: Sequence[crossover.Map]) -> bytes:
 
     if not crossings:
         return roofline_png(rows)
-    return crossover_png(crossings, ", ".join(f"{run['cpu']}, {run['date'][:10]}" for run in _of(rows, "run")))
-
-
-def _of(rows: Sequence[Row], kind: str) -> list[Row]:
-    return [row for row in rows if row["kind"] == kind]
+    return crossover_png(crossings, ", ".join(f"{run['cpu']}, {run['date'][:10]}" for run in of_kind(rows, "run")))
 
 
 def _parts(rows: Sequence[Row], maps: Sequence[WinMap]) -> Iterator[str]:
-    for run in _of(rows, "run"):
+    for run in of_kind(rows, "run"):
         yield headline(run)
         yield ceilings.table(run["ceilings"])
     for found in maps:
@@ -67,15 +53,9 @@ def _parts(rows: Sequence[Row], maps: Sequence[WinMap]) -> Iterator[str]:
     models = model_table(rows)
     if models:
         yield text_table(*models, right=range(1, len(models[0])))
-    skipped = dict.fromkeys(f"not run: {row['contestant']}: {row['reason']}" for row in _of(rows, "skip"))
+    skipped = dict.fromkeys(f"not run: {row['contestant']}: {row['reason']}" for row in of_kind(rows, "skip"))
     if skipped:
         yield "\n".join(skipped)
-
-
-def headline(run: Row) -> str:
-    """Where, when and of what the results are."""
-    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
-    return f"{run['cpu']}, {run['date']}, commit {run['commit'] or 'unknown'}\n{versions}"
 
 
 def _map_rows(found: WinMap) -> Iterator[tuple[str, ...]]:
@@ -83,16 +63,3 @@ def _map_rows(found: WinMap) -> Iterator[tuple[str, ...]]:
         scheme, n, k = place
         cells = (found.cells.get((place, m)) for m in found.ms)
         yield scheme, f"{n}x{k}", *("" if cell is None else str(cell) for cell in cells)
-
-
-def model_table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]] | None:
-    """Heading and lines of the whole-model results; None without any."""
-    models = _of(rows, "model")
-    if not models:
-        return None
-    columns = {key: column for key, column in MODEL_COLUMNS.items() if all(key in row for row in models)}
-    lines = [
-        (row["contestant"], str(row["threads"]), *(format(row[key], how) for key, (_, how) in columns.items()))
-        for row in models
-    ]
-    return ("model", "threads", *(heading for heading, _ in columns.values())), lines

@@ -9,8 +9,8 @@ from html import escape
 
 from . import ceilings, crossover
 from .crossover_html import crossover_parts
-from .report import headline, model_table
 from .report_cells import Cell, Place, Row, WinMap, win_maps
+from .report_rows import headline, model_table
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #fff; --ink: #1f2328; --soft: #656d76; --line: #d8dee4; --none: #f0f2f4;

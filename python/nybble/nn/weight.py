@@ -3,20 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-if TYPE_CHECKING:
-    from .linear import Linear
+from ..weights.scheme import Scheme
+
+
+class PortableWeight(Protocol):
+    """A layer that holds its weight either as portable tensors or packed."""
+
+    packed: Tensor | None
+    _parameters: dict[str, nn.Parameter | None]
+
+    def portable(self) -> dict[str, Tensor]:
+        """The portable tensors by name."""
+
+
+class DenseWeight(Protocol):
+    """A layer that can compute its dense weight (N, K)."""
+
+    in_features: int
+    out_features: int
+    scheme: Scheme
+    dtype: torch.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weight."""
+
+    def dequantized_weight(self) -> Tensor:
+        """The dense weight (N, K) in the layer's dtype."""
 
 
 def portable_tensor(name: str) -> property:
-    """A portable tensor: the Parameter while the weight is not packed, else derived from the packed one."""
+    """A property that reads one portable tensor: the Parameter while unpacked, else derived from the packed weight."""
 
-    def read(layer: Linear) -> Tensor | None:
+    def read(layer: PortableWeight) -> Tensor | None:
         if layer.packed is None:
             return layer._parameters.get(name)
         return layer.portable().get(name)
@@ -33,7 +58,7 @@ class WeightView:
 
     requires_grad = False
 
-    def __init__(self, layer: Linear) -> None:
+    def __init__(self, layer: DenseWeight) -> None:
         self._layer = layer
 
     @property

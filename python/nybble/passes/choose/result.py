@@ -12,6 +12,7 @@ from ...evaluate.result import Metric
 from ...recipe.recipe import Recipe
 from ...report.report import table
 from ..sensitivity.result import Sensitivity, finite
+from .plot import Chart, draw
 
 SCHEMA = "nybble.plan/1"
 
@@ -85,9 +86,24 @@ class ChosenPlan:
         Raises:
             ImportError: matplotlib is not installed.
         """
-        from .plot import draw
+        timed = self.kind == "ms"
+        unit = 1.0 if timed else 1e6
 
-        draw(self, path)
+        def cost(point: Point) -> float:
+            return ((point.ms or 0.0) if timed else point.nbytes) / unit
+
+        def measured(point: Point) -> tuple[float, float]:
+            return cost(point), point.predicted if point.measured is None else point.measured.value
+
+        chart = Chart(
+            front=[(cost(point), point.predicted) for point in self.front],
+            uniform={name: measured(point) for name, point in self.uniform.items()},
+            tried=[measured(point) for point in self.tried],
+            chosen=measured(self.chosen),
+            limit=None if self.kind == "harm" else self.limit / unit,
+            cost_label=f"ms at M={self.m}" if timed else "MB of weights",
+        )
+        draw(chart, path)
 
 
 def _cells(name: str, point: Point) -> list[str]:

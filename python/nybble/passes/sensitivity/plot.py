@@ -1,38 +1,49 @@
-"""Bars of harm, a row for each layer."""
+"""A plot of harm with one row for each layer."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
-if TYPE_CHECKING:
-    from .result import Sensitivity
+from ...evaluate.result import Metric
 
-_MOST = 40  # layers that are drawn
+MOST_LAYERS = 40  # that are drawn
 
 
-def draw(found: Sensitivity, path: str | os.PathLike[str]) -> None:
-    """The layers that suffer most, by scheme, on a logarithmic axis. Raises ImportError without matplotlib."""
+def draw(
+    layers: Sequence[str], harm: Mapping[str, Mapping[str, Metric]], label: str, path: str | os.PathLike[str]
+) -> None:
+    """Draw the harm on a logarithmic axis.
+
+    Args:
+        layers: names, from top to bottom; the first 40 are drawn.
+        harm: scheme -> layer -> harm; a layer may be missing.
+        label: of the axis.
+        path: a file that matplotlib can write.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("plots need matplotlib: pip install 'nybble[bench]'") from error
 
-    layers = found.layers[:_MOST]
+    layers = layers[:MOST_LAYERS]
     figure = Figure(figsize=(9, 1.2 + 0.22 * len(layers)), layout="constrained")
     axes = figure.subplots()
-    for scheme in found.schemes:
-        known = [(i, layer.damage[scheme].harm) for i, layer in enumerate(layers) if scheme in layer.damage]
-        places, values = [i for i, _ in known], [harm.value for _, harm in known]
+    for scheme, by_layer in harm.items():
+        known = [(i, by_layer[name]) for i, name in enumerate(layers) if name in by_layer]
+        places, values = [i for i, _ in known], [metric.value for _, metric in known]
         axes.plot(values, places, "o", label=scheme, markersize=5)
         color = axes.lines[-1].get_color()
-        for place, harm in known:
-            if harm.low is not None and harm.high is not None:
-                axes.plot((harm.low, harm.high), (place, place), "-", color=color, alpha=0.5)
-    axes.set_yticks(range(len(layers)), [layer.name for layer in layers], fontsize=7)
+        for place, metric in known:
+            if metric.low is not None and metric.high is not None:
+                axes.plot((metric.low, metric.high), (place, place), "-", color=color, alpha=0.5)
+    axes.set_yticks(range(len(layers)), layers, fontsize=7)
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.set_xlabel({"kl": "KL, nats a token", "output": "squared change of the output over its square"}[found.damage])
+    axes.set_xlabel(label)
     axes.set_title("Harm of each scheme in this layer alone, with 95 % intervals")
     axes.grid(axis="x", alpha=0.3)
     axes.legend()

@@ -11,6 +11,7 @@ from typing import Any
 
 from ...evaluate.result import Metric
 from ...report.report import table
+from .plot import draw
 
 SCHEMA = "nybble.sensitivity/1"
 _SHOWN = 4  # outlier channels that a table names
@@ -83,9 +84,13 @@ class Sensitivity:
         Raises:
             ImportError: matplotlib is not installed.
         """
-        from .plot import draw
-
-        draw(self, path)
+        names = [layer.name for layer in self.layers]
+        harm = {
+            scheme: {layer.name: layer.damage[scheme].harm for layer in self.layers if scheme in layer.damage}
+            for scheme in self.schemes
+        }
+        label = {"kl": "KL, nats a token", "output": "squared change of the output over its square"}[self.damage]
+        draw(names, harm, label, path)
 
 
 def _decibels(value: float | None) -> str:
