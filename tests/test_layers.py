@@ -13,7 +13,7 @@ import nybble
 
 # From the bottom up: a room, or a module, imports only what stands above it here, or in its own row.
 ORDER = (
-    ("_moved",),  # where old import paths went
+    ("_moved", "plugins"),  # where old import paths went; rows of other packages
     ("weights",),
     ("_C", "_cuda"),
     ("native",),
