@@ -1,4 +1,4 @@
-"""Triton kernels will live here. The package is also what `nybble.kernels()` calls: it returns the kernel table."""
+"""The Triton kernels. The package itself is callable: `nybble.kernels()` returns the table of all kernels."""
 
 from __future__ import annotations
 

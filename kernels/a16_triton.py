@@ -4,10 +4,11 @@
     8 bits, layout rows8:  codes int8 (N_padded, k_padded) row by row, scale float32 (N_padded,)
     4 bits, layout frag4:  tiles of 64 x 64 codes, scale bfloat16 and zero_point uint8 (groups, N_padded)
 
-The weights are the first operand of tl.dot, y transposed its result: codes - zero_point, small integers that are exact in
-the activations' dtype, go from registers into the tensor cores, and scales are multiplied with the sums of a group, in
-float32. Few rows are bound by the read of the codes: then K is split among programs, and a second kernel adds the parts
-in order. Portable twin of the CUDA kernels. float32 activations are multiplied as such, without tensor cores.
+Built on tl.dot with the weights as its first operand; the result is y transposed. codes - zero_point is a small integer,
+exact in the activations' dtype, and goes from registers to the tensor cores. The sum of each group is multiplied by its
+scale in float32. float32 activations run without tensor cores. With few rows the kernel is bound by reading the codes:
+K is then split over programs (split-K), and a second kernel adds the parts in a fixed order. The CUDA kernels compute
+the same product faster.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def a16_kernel(
     BK: tl.constexpr,
     SPLIT_K: tl.constexpr,
 ):
-    """GROUP: inputs that share a scale, of BK a multiple; 0: all. SPLIT_K above 1: y is float32 (SPLIT_K, m, n)."""
+    """GROUP: inputs that share a scale, a multiple of BK; 0: all. With SPLIT_K > 1, y is float32 (SPLIT_K, m, n)."""
     tile_row, tile_column = tile_of(m, n, BM, BN)
     rows, columns, ks = tile_row * BM + tl.arange(0, BM), tile_column * BN + tl.arange(0, BN), tl.arange(0, BK)
     x += (rows % m).to(tl.int64)[None, :] * stride_x + ks[:, None]
@@ -81,7 +82,7 @@ def a16_kernel(
 
 @triton.jit(do_not_specialize=["m"])
 def a16_sum_kernel(parts, bias, y, m, n, SPLIT_K: tl.constexpr, BLOCK: tl.constexpr):
-    """A block of one row of y: the parts (SPLIT_K, m, n), in order, and the bias."""
+    """One block of one row of y: the sum of the parts (SPLIT_K, m, n), in order, plus the bias."""
     row, columns = row_block(n, BLOCK)
     at = row.to(tl.int64) * n + columns
     total = tl.zeros((BLOCK,), tl.float32)
@@ -94,7 +95,7 @@ def a16_sum_kernel(parts, bias, y, m, n, SPLIT_K: tl.constexpr, BLOCK: tl.conste
 def multiply(
     x: Tensor, weight: dict[str, Tensor], bias: Tensor | None, out: Tensor, scheme: Scheme, config: Config
 ) -> None:
-    """out (M, N), contiguous, from x (M, K) with unit stride along K; weight: the sections of the layout."""
+    """Writes out (M, N), contiguous, from x (M, K) with unit stride along K; weight: the sections of its layout."""
     (m, n), k = out.shape, x.shape[1]
     if not m:
         return
@@ -128,7 +129,7 @@ def multiply(
 
 
 class A16Plan(ReplayedPlan):
-    """The kernel bound to a weight's shape; sums are of float32."""
+    """The kernel for one weight shape. Accumulates in float32."""
 
     def launch(self, x: Tensor, packed: Tensor, bias: Tensor | None, out: Tensor) -> None:
         scheme, n, k = self._shape

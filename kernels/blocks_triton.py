@@ -1,12 +1,12 @@
-"""Block-sparse: y = x w^T + bias over the stored blocks of w alone, int8 codes (bsw8a8) or bf16, fp16 and fp32 values.
+"""Block-sparse: y = x w^T + bias over the stored blocks of w only, int8 codes (bsw8a8) or bf16, fp16 and fp32 values.
 
     w: start int32 (strips + 1,), index int32 (blocks,), values (blocks, R, C), R and C powers of two, layout bsr8
-    int8: x codes (M, k_padded) and what w8a8_triton takes beside them; y has the bits of the CPU's kernels
-    float: x (M, K), values of its dtype; y = sums in float32 + bias
+    int8: x codes (M, k_padded) and the operands of w8a8_triton; y is bit-identical to the CPU kernels
+    float: x (M, K), values of its dtype; sums in float32
 
-A program has a strip of outputs and BM rows. The block is the first operand of tl.dot and y transposed its result, so that
-a few rows fill a multiply: IMMA and HMMA, IGMMA and HGMMA on sm_90 for blocks of 64 rows and more. Few rows are bound by
-the read of the blocks, many by the multiplies, or by x where blocks are small.
+A program computes one strip of outputs for BM rows. The block is the first operand of tl.dot and the result is y
+transposed, so that a few rows fill an instruction: IMMA and HMMA, on sm_90 IGMMA and HGMMA for blocks of 64 rows or more.
+Few rows are bound by reading the blocks, many by the multiplies, or by reading x where blocks are small.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from .replay import ReplayedPlan, launch
 from .tiles import finish_w8a8, row_vector, store_tile
 
 NAME = "bsw8a8_triton"
-# Rows of y that a program takes at most; bytes of shared memory for the blocks in flight, at most; bytes of those that are
-# kept for the blocks' column numbers.
-MOST_ROWS, _MOST_SHARED, _PLACES = 128, 160 << 10, 1 << 10
+# Largest number of rows of y per program; largest shared memory, in bytes, for the blocks in flight; bytes reserved for
+# the blocks' column indices.
+MOST_ROWS, _MOST_SHARED, _INDEX_BYTES = 128, 160 << 10, 1 << 10
 
 
 @dataclass(frozen=True)
 class BlockShape:
-    """rows x columns weights, of which `of_rows` x `of_columns` are the layer's and the rest padding."""
+    """A stored block of rows x columns weights: the layer's block of of_rows x of_columns, padded."""
 
     rows: int
     columns: int
@@ -64,7 +64,7 @@ def blocks_kernel(
     COMPUTE: tl.constexpr,
     BM: tl.constexpr,
 ):
-    """k: inputs that a row of x has. COMPUTE: what the products are computed in."""
+    """k: inputs in a row of x. COMPUTE: dtype of the multiplied operands."""
     strips = tl.cdiv(n, OF_ROWS)
     strip = tl.program_id(0) % strips
     rows = tl.program_id(0) // strips * BM + tl.arange(0, BM)
@@ -75,7 +75,7 @@ def blocks_kernel(
     INT8: tl.constexpr = COMPUTE.is_int8()
     SUM: tl.constexpr = tl.int32 if INT8 else tl.float32
     total = tl.zeros((R, BM), SUM)
-    # Of 64 bits, as the blocks' offsets are.
+    # 64-bit, because block offsets can exceed 2^31.
     first, end = tl.load(start + strip).to(tl.int64), tl.load(start + strip + 1).to(tl.int64)
     for block in range(first, end):
         begin = tl.load(index + block) * OF_COLUMNS
@@ -93,27 +93,27 @@ def blocks_kernel(
 
 
 def rows_of(m: int) -> int:
-    """Rows of y that a program takes, for m of them."""
+    """Rows of y per program, for m rows in all."""
     return min(MOST_ROWS, bucket(m))
 
 
 def stages_of(shape: BlockShape, rows: int, itemsize: int, shared: int) -> int:
-    """Stages that keep four blocks in flight, or as many as fit in the shared memory that a block of threads may have: a
-    block of weights takes two, one for its place."""
-    room = min(_MOST_SHARED, shared - _PLACES)
+    """Pipeline stages that keep four blocks in flight, or as many as fit into `shared` bytes of shared memory. A block
+    takes two stages: one loads its column index, one its weights."""
+    room = min(_MOST_SHARED, shared - _INDEX_BYTES)
     return 2 * max(1, min(4, room // ((shape.rows + rows) * shape.columns * itemsize)))
 
 
 def multiply_codes(x: Codes, weight: dict[str, Tensor], bias: Tensor | None, out: Tensor, shape: BlockShape) -> None:
-    """out (M, N), contiguous, from the codes of the activations; weight: the sections of bsr8.
+    """Writes out (M, N), contiguous, from the quantized activations; weight: the sections of bsr8.
 
-    int32 out takes the products, without scales and bias.
+    An int32 out receives the integer products, without scales and bias.
     """
     _launch(x.codes, weight, (x.scale, x.zero, weight["scale"], weight["column_sum"], bias, out), shape, tl.int8)
 
 
 def multiply(x: Tensor, weight: dict[str, Tensor], bias: Tensor | None, out: Tensor, shape: BlockShape) -> None:
-    """out (M, N), contiguous, from x (M, K), unit stride along K; weight: start, index and codes of x's dtype."""
+    """Writes out (M, N), contiguous, from x (M, K), unit stride along K; weight: start, index and codes of x's dtype."""
     _launch(x, weight, (None, None, None, None, bias, out), shape, compute_type(x.dtype))
 
 
@@ -121,7 +121,7 @@ def _launch(
     x: Tensor, weight: dict[str, Tensor], rest: tuple[Tensor | None, ...], shape: BlockShape, compute: tl.dtype
 ) -> None:
     out = rest[-1]
-    assert out is not None, "the callers above give it"  # noqa: S101
+    assert out is not None, "both callers pass it"  # noqa: S101
     m, n = out.shape
     if not m:
         return
@@ -138,7 +138,7 @@ def _launch(
 
 
 class BlocksPlan(ReplayedPlan):
-    """bsw8a8 bound to a weight's shape; int32 out takes the products of the codes."""
+    """bsw8a8 for one weight shape. An int32 out receives the integer products."""
 
     def __init__(self, scheme: Scheme, out_features: int, in_features: int) -> None:
         super().__init__(scheme, out_features, in_features)

@@ -1,7 +1,7 @@
-"""Which tiles a product is cut into: the configurations that ship, as data, and how one of them is chosen.
+"""Tile configurations of the Triton kernels, as data, and how one is chosen.
 
-A table that `python -m nybble.bench.gpu_tune` wrote on a GPU comes first; what it lacks is estimated by a model of a
-multiprocessor. Only what SHIPPED lists is ever compiled: a first call compiles one kernel, and the tests all of them.
+A table measured on a GPU by `python -m nybble.bench.gpu_tune` takes precedence; what it lacks is estimated with a cost
+model of a multiprocessor. Only the configurations in SHIPPED are ever compiled: the first call compiles one of them.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ from typing import Any, NamedTuple
 
 TUNED_FOLDER = Path(__file__).parent / "tuned"
 
-# The model's multiprocessor: clocks from asking for data to having it, bytes a clock that it takes from the second-level
-# cache at most, clocks to start a program and to launch a kernel. Round numbers between an A100's and an H200's.
+# Cost model of a multiprocessor: memory latency in clocks, bytes per clock from the L2 cache, clocks to start a program,
+# clocks to launch a kernel. Round numbers between an A100's and an H200's.
 _LATENCY, _BYTES_A_CLOCK, _START, _LAUNCH = 1000, 64, 1500, 3000
-# Multiply-adds a clock of operands of 8 and 16 bits, on tensor cores, with few rows (mma) and with 64 or more (wgmma).
+# Multiply-adds per clock on tensor cores by operand bits: (target, False) below 64 rows (mma), True from 64 on (wgmma).
 _RATES = {("sm80", False): {8: 2048, 16: 1024}, ("sm80", True): {8: 2048, 16: 1024}}
 _RATES |= {("sm90", False): {8: 2500, 16: 1250}, ("sm90", True): {8: 4096, 16: 2048}}
 
 
 class Gpu(NamedTuple):
-    """What a configuration is chosen for.
+    """The properties of a GPU that decide the configuration.
 
-    target: "sm90" where there is wgmma, else "sm80"; shared: bytes of shared memory that a block may have at most, which
-    differ among GPUs of a target: 99 KiB on GeForce 30 to 50, 163 on an A100, 227 on an H100.
+    target: "sm90" for a GPU with wgmma, else "sm80".
+    shared: maximum shared memory of a block, in bytes. It differs within a target: 99 KiB on GeForce 30 to 50, 163 KiB on
+        an A100, 227 KiB on an H100.
     """
 
     target: str
@@ -36,7 +37,7 @@ class Gpu(NamedTuple):
 
 @dataclass(frozen=True)
 class Config:
-    """bm x bn outputs a program, bk inputs a step, `stages` steps in flight, `split_k` programs along K."""
+    """bm x bn outputs per program, bk inputs per step, `stages` steps in flight, `split_k` programs along K."""
 
     bm: int
     bn: int
@@ -52,15 +53,15 @@ class Config:
         return -(-m // self.bm) * -(-n // self.bn)
 
     def blocks(self) -> dict[str, int]:
-        """As a kernel takes them."""
+        """The tile sizes as keyword arguments of a kernel."""
         return {"BM": self.bm, "BN": self.bn, "BK": self.bk}
 
 
 @dataclass(frozen=True)
 class Shipped:
-    """A kernel's configurations, and the bits of its operands: activations, weights in memory, and in the multiply.
+    """A kernel's configurations and operand widths: activations and weights in memory, and both in the multiply.
 
-    large: more configurations for sm90 alone, whose wgmma needs no registers for a second copy of the accumulators.
+    large: further configurations for sm90 only, whose wgmma needs no registers for a second copy of the accumulators.
     """
 
     act_bits: int
@@ -70,16 +71,16 @@ class Shipped:
     large: tuple[Config, ...] = ()
 
     def on(self, target: str) -> tuple[Config, ...]:
-        """What there is for a target."""
+        """The configurations for a target."""
         return (*self.configs, *self.large) if target == "sm90" else self.configs
 
     def fitting(self, gpu: Gpu) -> tuple[Config, ...]:
-        """What there is for a GPU: of its target's, those whose blocks have enough shared memory."""
+        """The target's configurations that fit into the GPU's shared memory."""
         return tuple(config for config in self.on(gpu.target) if self.shared_bytes(config) <= gpu.shared)
 
     def shared_bytes(self, config: Config) -> int:
-        """Shared memory that a block takes at most: the operands of all stages as they lie in memory, and once more the
-        weights where the multiply takes them in another type."""
+        """Upper bound of a block's shared memory: the operands of all stages, plus one converted copy of the weights where
+        the multiply takes another type."""
         operands = config.stages * config.bk * (config.bm * self.act_bits + config.bn * self.weight_bits)
         converted = config.bk * config.bn * self.product_bits if self.weight_bits != self.product_bits else 0
         return (operands + converted) // 8
@@ -94,7 +95,7 @@ _INT8 = (
     Config(64, 128, 128, 4, 4),
     Config(128, 128, 128, 3, 8),
 )
-# Of the kernels whose weights are the first operand, with their rows (bn) of 64s.
+# For kernels whose weights are the first operand of tl.dot: bn is a multiple of 64.
 _WEIGHTS_FIRST = (
     Config(16, 64, 64, 4, 4),
     Config(16, 64, 64, 4, 4, split_k=4),
@@ -112,7 +113,7 @@ SHIPPED: dict[str, Shipped] = {
 
 
 def choose(kernel: str, m: int, n: int, k: int, gpu: Gpu) -> Config:
-    """The configuration of a kernel for y (m, n) with k inputs: measured if the target's table has it, else estimated."""
+    """The configuration for y (m, n) with k inputs: from the target's measured table, else estimated."""
     fitting = SHIPPED[kernel].fitting(gpu)
     found = tuned(gpu.target).get((kernel, n, k), {})
     limits = [limit for limit, config in found.items() if m <= limit and config in fitting]
@@ -120,21 +121,20 @@ def choose(kernel: str, m: int, n: int, k: int, gpu: Gpu) -> Config:
 
 
 def bucket(m: int) -> int:
-    """The power of two from 16 on that m counts as, so that a few rows give the same bits whatever their number."""
+    """m rounded up to a power of two, at least 16, so that nearby numbers of rows share a configuration and its bits."""
     return max(16, 1 << (m - 1).bit_length())
 
 
 @lru_cache(maxsize=4096)
 def estimate(kernel: str, m: int, n: int, k: int, gpu: Gpu) -> Config:
-    """The configuration that the model finds fastest; of equals, the first."""
+    """The configuration with the lowest modelled time; the first one on a tie."""
     shipped = SHIPPED[kernel]
     return min(shipped.fitting(gpu), key=lambda config: clocks(shipped, config, m, n, k, gpu))
 
 
 def clocks(shipped: Shipped, config: Config, m: int, n: int, k: int, gpu: Gpu) -> float:
-    """The model's clocks: programs follow each other on a multiprocessor; a step takes the longer of loads and multiplies.
-
-    Loads come as fast as the cache gives them, or as what is in flight lets them.
+    """Modelled time in clocks: programs run one after another on a multiprocessor; a step takes the longer of its loads
+    and its multiplies. Loads are limited by L2 bandwidth, or by the bytes in flight over the latency.
     """
     programs = config.tiles(m, n) * config.split_k
     steps = -(-k // (config.bk * config.split_k))
@@ -149,17 +149,17 @@ def clocks(shipped: Shipped, config: Config, m: int, n: int, k: int, gpu: Gpu) -
 
 @lru_cache
 def tuned(target: str) -> dict[tuple[str, int, int], dict[int, Config]]:
-    """(kernel, n, k) -> largest m -> configuration, as measured for a target; empty where nobody has.
+    """The measured table of a target: (kernel, n, k) -> largest m -> configuration. Empty if there is none.
 
     Raises:
-        ValueError: the table names a configuration that does not ship.
+        ValueError: the table names a configuration that is not in SHIPPED.
     """
     path = TUNED_FOLDER / f"{target}.json"
     return read_tuned(path.read_text(encoding="utf-8"), target, str(path)) if path.is_file() else {}
 
 
 def read_tuned(text: str, target: str, source: str) -> dict[tuple[str, int, int], dict[int, Config]]:
-    """What gpu_tune wrote: {"rows": [{"kernel", "n", "k", "m", "config": {...}}]}, as tuned gives it."""
+    """Parses a table written by gpu_tune, {"rows": [{"kernel", "n", "k", "m", "config": {...}}]}; see `tuned`."""
     found: dict[tuple[str, int, int], dict[int, Config]] = {}
     rows: list[dict[str, Any]] = json.loads(text)["rows"]
     for row in rows:

@@ -1,8 +1,8 @@
 """weight (N, K) = (codes - zero_point) * scale from the packed layouts, rounded once to float32, bf16 or fp16.
 
-    a program has 64 outputs x 64 inputs; product and zero point in float32, as rounding.dequantize_weight has them
+    a program writes 64 outputs x 64 inputs; computed in float32, as rounding.dequantize_weight defines it
 
-What a product without a kernel of its own falls back to, before a dense one. Bound by the write of the weight.
+The first half of the matmul fallback (matmul_triton). Bound by writing the weight.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def dequantize_kernel(
     GROUP: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """GROUP: inputs that share a scale; 0: all. places: None unless two of four are kept."""
+    """GROUP: inputs that share a scale; 0: all. places: positions of the kept weights (2:4), else None."""
     tiles_k = tl.cdiv(k, TILE)
     tile_row, begin = tl.program_id(0) // tiles_k, tl.program_id(0) % tiles_k * TILE
     rows, ks = tile_row * TILE + tl.arange(0, TILE), begin + tl.arange(0, TILE)
@@ -68,14 +68,14 @@ def dequantize_kernel(
 
 
 def layout_of(scheme: Scheme) -> str:
-    """The layout that weights of a scheme are dequantized from."""
+    """The layout from which weights of a scheme are dequantized."""
     if scheme.sparsity is not None:
         return f"quads{scheme.weight_bits}"
     return "rows8" if scheme.weight_bits == 8 else "frag4"
 
 
 def dequantize(packed: Tensor, scheme: Scheme, out_features: int, in_features: int, dtype: torch.dtype) -> Tensor:
-    """The weight (N, K), of a float dtype, from its packed form, in the layout of its bits."""
+    """The dense weight (N, K), in a float dtype, from its packed form (see layout_of)."""
     layout = layout_of(scheme)
     parts = layouts.views(packed, layout, scheme, out_features, in_features)
     weight = packed.new_empty((out_features, in_features), dtype=dtype)

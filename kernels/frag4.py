@@ -1,7 +1,7 @@
-"""4-bit weights out of the layout frag4, whose tiles of 64 x 64 lie in the order of the tensor cores' fragments.
+"""Loads 4-bit weights of the layout frag4: tiles of 64 x 64 in the order of the tensor cores' fragments.
 
-A tile's 2,048 bytes are [4 f][8 g][4 t][2 j][2 l][4 b]: the low nibble is row 8 g + 2 f, the high one the row after it,
-both of k = 32 j + 8 t + 4 l + (0, 2, 1, 3)[b]. Loads are as wide as they lie; registers change places afterwards.
+A tile's 2,048 bytes are [4 f][8 g][4 t][2 j][2 l][4 b]: the low nibble is row 8 g + 2 f, the high nibble the next row,
+both at k = 32 j + 8 t + 4 l + (0, 2, 1, 3)[b]. Bytes are loaded contiguously and permuted in registers.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import triton.language as tl
 
 @triton.jit
 def load_codes(codes, first_tile, tiles_n, tiles_k, begin, BN: tl.constexpr, BK: tl.constexpr):
-    """Codes 0..15, uint8 (BN, BK), of rows from 64 * first_tile and ks from `begin`; BN: of 64s; BK: 32 or 64.
+    """Codes 0..15, uint8 (BN, BK): rows from 64 * first_tile, inputs from `begin`. BN: a multiple of 64; BK: 32 or 64.
 
-    Rows beyond the last tile are those of the first ones again.
+    Rows beyond the last tile wrap around to the first.
     """
     TILES: tl.constexpr = BN // 64
     HALVES: tl.constexpr = BK // 32
@@ -26,14 +26,14 @@ def load_codes(codes, first_tile, tiles_n, tiles_k, begin, BN: tl.constexpr, BK:
     pairs = tl.load(codes + tile * 2048 + within)
     split = tl.reshape(pairs, (TILES, 4, 8, 4, HALVES, 2, 2, 2))
     both = tl.join(split & 15, split >> 4)
-    # tile, g, f, nibble; then j, t, l and the two bits of b, of which the last counts twice
+    # tile, g, f, nibble; then j, t, l and the two bits of b, low bit first
     ordered = tl.permute(both, (0, 2, 1, 8, 4, 3, 5, 7, 6))
     return tl.reshape(ordered, (BN, BK))
 
 
 @triton.jit
 def load_zero_points(zero_point, group, columns, n_padded):
-    """int32 zero points of columns in a group; 8 where the layout has none."""
+    """int32 zero points of the columns in a group; 8 for a symmetric layout."""
     if zero_point is None:
         return tl.full(columns.shape, 8, tl.int32)
     else:

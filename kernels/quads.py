@@ -1,4 +1,4 @@
-"""Weights out of the layouts quads8, quads4 and quads16 (see nybble/quads.py), two of each four inputs kept."""
+"""Loads 2:4-sparse weights of the layouts quads8, quads4 and quads16 (see nybble/layouts/quads.py)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import triton.language as tl
 
 @triton.jit
 def load_quads(codes, places, tile, BITS: tl.constexpr):
-    """Codes less the zero point, (64, 64), of a tile, with the zeros that were left out; int32, of quads16 float32.
+    """A dense tile (64, 64) of codes minus the zero point, pruned weights as 0; int32, for quads16 float32 values.
 
-    tile: int64.
+    tile: int64 index.
     """
     pairs = tl.load(places + tile * 512 + tl.arange(0, 512)).to(tl.int32)
     nibbles = tl.join(pairs & 15, pairs >> 4)
@@ -31,7 +31,7 @@ def load_quads(codes, places, tile, BITS: tl.constexpr):
         split = tl.reshape(tl.join(bytes_ & 15, bytes_ >> 4), (2, 8, 2, 2, 4, 2, 2, 2))
         values = tl.permute(split, (1, 4, 7, 0, 3, 6, 2, 5)) - 8
     first, second = tl.split(tl.reshape(values, (64, 16, 2)))
-    # Pairs of the places 0 and 2, 1 and 3 become neighbours in their order.
+    # Joining (0, 2) and (1, 3) interleaves to the order 0, 1, 2, 3.
     even = tl.join(_at(place, first, second, 0), _at(place, first, second, 2))
     odd = tl.join(_at(place, first, second, 1), _at(place, first, second, 3))
     return tl.reshape(tl.join(even, odd), (64, 64))
@@ -39,5 +39,5 @@ def load_quads(codes, places, tile, BITS: tl.constexpr):
 
 @triton.jit
 def _at(place, first, second, WHERE: tl.constexpr):
-    """What stands at a place of each quad."""
+    """The value at position WHERE of each quad; 0 if it was pruned."""
     return tl.where((place & 3) == WHERE, first, tl.where((place >> 2) == WHERE, second, 0))

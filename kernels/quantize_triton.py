@@ -1,12 +1,12 @@
-"""Activations to int8 codes, row by row, alone or at the end of what made them.
+"""Dynamic per-token quantization of activations to int8, alone or fused with RMSNorm or SiLU * up.
 
-    x = (codes - zero) * scale, as reference.quantize_activations defines it, bit for bit
-    values v (M, K): x | x * rsqrt(mean(x^2) + eps) * weight | silu(gate) * up, in float32 and not rounded before
+    x = (codes - zero) * scale, bit-identical to reference.quantize_activations
+    values v (M, K): x | x * rsqrt(mean(x^2) + eps) * weight | silu(gate) * up, kept in float32 before quantization
     codes int8 (M, k_padded), 0 from K on; scale float32 (M,); zero int32 (M,); sums int32 (M, groups) of the codes
 
-A program has a row: it finds the range (after RMSNorm's sum of squares) and then the codes; the values are loaded for
-each pass, which the first-level cache serves. Bound by the read of x and the write of the codes. A row with a NaN or an
-Inf has codes 0 and scale NaN. Fused multiply-adds are off: they would round x * inverse and the shift as one.
+A program handles one row: it finds the range (after RMSNorm's sum of squares), then the codes. Each pass loads the
+values again, from the L1 cache. Bound by reading x and writing the codes. A row with a NaN or an Inf gets codes 0 and
+scale NaN. Fused multiply-adds are off, because they would skip a rounding step.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from .replay import launch
 _SHIFT = tl.constexpr(1.5 * 2**23)
 _TINY, _TINY_FACTOR = tl.constexpr(2.0**-100), tl.constexpr(2.0**100)
 _HUGE, _HUGE_FACTOR = tl.constexpr(2.0**126), tl.constexpr(2.0**-4)
-# Values of a row at a time: the first holds most rows of language models whole.
+# Limits of the values processed at a time; the largest holds a whole row of most language models.
 LARGEST_BLOCK, LEAST_BLOCK = 8192, 128
 
 
 class Codes(NamedTuple):
-    """What quantize_kernel writes; sums None: not asked for."""
+    """Quantized activations; sums is None unless requested."""
 
     codes: Tensor
     scale: Tensor
@@ -40,7 +40,7 @@ class Codes(NamedTuple):
 
 @triton.jit
 def _values(x, second, at, inside, inverse_rms, INPUT: tl.constexpr):
-    """float32 values of a row; second: RMSNorm's weight, or the gate's partner."""
+    """float32 values of a row; second: RMSNorm's weight, or `up` of SiLU * up."""
     v = tl.load(x + at, mask=inside, other=0).to(tl.float32)
     if INPUT == "rms_norm":
         v = v * inverse_rms * tl.load(second + at, mask=inside, other=0).to(tl.float32)
@@ -61,7 +61,7 @@ def _inverse_rms(x, k, eps, BLOCK: tl.constexpr):
 
 @triton.jit
 def _plan(low, high, finite):
-    """inverse, factor, scale and zero point of a row with the range [low, high]; see reference.quantize_activations."""
+    """inverse, factor, scale and zero point of a row with range [low, high]; see reference.quantize_activations."""
     magnitude = tl.maximum(-low, high)
     factor = tl.where(magnitude < _TINY, _TINY_FACTOR, tl.where(magnitude > _HUGE, _HUGE_FACTOR, 1.0))
     live = (magnitude > 0) & finite
@@ -89,7 +89,7 @@ def quantize_kernel(
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """stride_second: 0 where every row has the same. GROUP: inputs a sum, of BLOCK a divisor; 0: all of them."""
+    """stride_second: 0 if all rows share `second`. GROUP: inputs per sum, a divisor of BLOCK; 0: one sum per row."""
     row = tl.program_id(0).to(tl.int64)
     x += row * stride_x
     codes += row * k_padded
@@ -136,10 +136,10 @@ def quantize_kernel(
 
 
 def quantize(x: Tensor, k_padded: int, group_size: int | None = None, sums: bool = False) -> Codes:
-    """The codes of activations (M, K), unit stride along K: float32, bfloat16 or float16.
+    """Quantizes activations (M, K) of float32, bfloat16 or float16, unit stride along K.
 
-    k_padded: columns of the codes, at least K; with sums, a multiple of group_size. sums: also the codes' sums over
-    each group of group_size inputs (None: over all).
+    k_padded: columns of the codes, at least K; with sums, a multiple of group_size.
+    sums: also compute the sums of the codes over each group of group_size inputs (None: over the row).
     """
     return _quantize(x, None, 0, 0.0, "plain", (k_padded, group_size, sums))
 
@@ -147,19 +147,19 @@ def quantize(x: Tensor, k_padded: int, group_size: int | None = None, sums: bool
 def rms_norm_quantize(
     x: Tensor, weight: Tensor, eps: float, k_padded: int, group_size: int | None = None, sums: bool = False
 ) -> Codes:
-    """The codes of RMSNorm(x) * weight (K,); otherwise as quantize."""
+    """Quantizes RMSNorm(x) * weight (K,); otherwise like `quantize`."""
     return _quantize(x, weight, 0, eps, "rms_norm", (k_padded, group_size, sums))
 
 
 def silu_mul_quantize(
     gate: Tensor, up: Tensor, k_padded: int, group_size: int | None = None, sums: bool = False
 ) -> Codes:
-    """The codes of silu(gate) * up, both (M, K) with unit stride along K; otherwise as quantize."""
+    """Quantizes silu(gate) * up, both (M, K) with unit stride along K; otherwise like `quantize`."""
     return _quantize(gate, up, up.stride(0), 0.0, "silu_mul", (k_padded, group_size, sums))
 
 
 def block_of(k: int) -> tuple[int, int]:
-    """Values of a row of k at a time, and the warps that share them: 16 values a thread at most."""
+    """Block size for rows of k values, and warps per program: at most 16 values per thread."""
     block = min(LARGEST_BLOCK, max(LEAST_BLOCK, triton.next_power_of_2(k)))
     return block, max(1, min(16, block // 512))
 

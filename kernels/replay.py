@@ -1,10 +1,9 @@
-"""Launches of Triton kernels again, at other addresses. Python's part of a call is most of a small product's time, and
-Triton binds, specialises and looks up a kernel at every launch, which takes 8 us.
+"""Records the Triton launches of a call and replays them with other tensors. Host time dominates small products: Triton
+binds, specialises and looks up a kernel at every launch, which takes 8 us.
 
-So the launches of a plan's first call for a number of rows are recorded: compiled kernels, grids and arguments. Later
-calls launch them again, as compiled[grid](*arguments) (see Triton's tutorial on fused softmax), with the addresses of
-their own tensors. Code is compiled for addresses that are multiples of 16, as the recorded ones are: a call with another
-address, or with other strides, is launched through Triton as the first one was.
+The launches of a plan's first call for a number of rows are recorded: compiled kernels, grids and arguments. Later calls
+run compiled[grid](*arguments) directly (see Triton's tutorial on fused softmax) with the addresses of their own tensors.
+The code was compiled for addresses that are multiples of 16 and contiguous x: other calls go through Triton's launcher.
 """
 
 from __future__ import annotations
@@ -25,28 +24,28 @@ from .. import layouts
 from ..dispatch import native_cuda
 from ..weights.scheme import Scheme
 
-# Recorded calls that a plan keeps.
+# Largest number of recorded calls per plan.
 _MOST = 1024
-# Of a block of scratch: what Triton's loads and stores may want of an address, and a line of the cache.
+# Alignment of scratch buffers: a cache line, more than Triton's loads and stores need.
 _ALIGNMENT = 128
-# Where the 0 stands among the addresses of a call.
+# Index of the constant 0 among the addresses of a call.
 _ZERO = 5
-Places = Callable[[tuple[int, ...]], tuple[int, ...]]
+Bases = Callable[[tuple[int, ...]], tuple[int, ...]]
 
 
 def _public_device() -> int:
     return torch.cuda.current_device() if torch.cuda.is_available() else -1
 
 
-# The current device's number, and where there is none -1, as tensors of the CPU say; torch's own short way where this
-# torch has it.
+# Index of the current device, or -1 without one, as get_device() of a CPU tensor returns. Uses torch's faster private
+# function where it exists.
 device_of: Callable[[], int] = (
     getattr(torch._C, "_cuda_getDevice", _public_device) if torch.cuda.is_available() else _public_device
 )
 
 
 class Launch(NamedTuple):
-    """A launch that was made: what Triton compiled (None: nothing), the grid, and all arguments in the kernel's order."""
+    """A recorded launch: the compiled kernel (None in the interpreter), the grid, all arguments in signature order."""
 
     compiled: Any
     grid: tuple[int, int, int]
@@ -62,7 +61,7 @@ _launches: ContextVar[list[Launch] | None] = ContextVar("launches", default=None
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **named: Any) -> None:
-    """kernel[grid](*arguments, **named), noted where a recording is on."""
+    """Runs kernel[grid](*arguments, **named); inside `recording`, also records it."""
     compiled = kernel[grid](*arguments, **named)
     if (made := _launches.get()) is not None:
         signature = _signature(kernel.fn)
@@ -74,7 +73,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **named: Any) ->
 
 @contextmanager
 def recording() -> Iterator[list[Launch]]:
-    """The launches that are made within."""
+    """Yields a list that receives the launches made inside the context."""
     made: list[Launch] = []
     token = _launches.set(made)
     try:
@@ -84,33 +83,34 @@ def recording() -> Iterator[list[Launch]]:
 
 
 class Replay:
-    """Recorded launches, of which x, packed, bias, out and scratch may lie elsewhere."""
+    """Recorded launches that can run with another x, packed, bias, out and scratch buffer."""
 
     def __init__(self, launches: list[Launch], tensors: tuple[Tensor | None, ...]) -> None:
-        """tensors: x, packed, bias, out as they were recorded; every other tensor of a launch is scratch."""
+        """tensors: x, packed, bias, out of the recorded call; every other tensor of a launch is scratch."""
         self.nbytes = 0
-        self._scratch: dict[int, int] = {}  # from storages to their places in a block of scratch
+        self._scratch: dict[int, int] = {}  # address of a storage -> its offset in the scratch buffer
         self._launches = [(made.compiled[made.grid], *self._split(made, tensors)) for made in launches]
 
     @classmethod
     def of(cls, launches: list[Launch], tensors: tuple[Tensor | None, ...]) -> Replay | None:
-        """None where nothing was compiled (Triton's interpreter), or the tensors share memory: which is which?"""
+        """None if nothing was compiled (Triton's interpreter), or if the tensors overlap and so cannot be told apart."""
         spans = sorted((one.data_ptr(), one.data_ptr() + one.nbytes) for one in tensors if one is not None)
         overlap = any(before[1] > after[0] for before, after in pairwise(spans))
         return None if overlap or any(made.compiled is None for made in launches) else cls(launches, tensors)
 
-    def _split(self, made: Launch, tensors: tuple[Tensor | None, ...]) -> tuple[Places, list[int], tuple[Any, ...]]:
-        """The arguments up to the last tensor, as what of `addresses` begins them and how far they lie beyond, and the
-        others as they are. Numbers begin at 0, and so does None, which Triton has compiled in and reads no more."""
+    def _split(self, made: Launch, tensors: tuple[Tensor | None, ...]) -> tuple[Bases, list[int], tuple[Any, ...]]:
+        """Splits the arguments after the last tensor. Each one up to it becomes base address + offset; the rest stay as
+        they are. A number is 0 + itself, and None is 0: Triton compiled it in and ignores the argument."""
         last = max(i for i, value in enumerate(made.arguments) if isinstance(value, Tensor))
-        begins, beyond = [], []
+        bases, offsets = [], []
         for value in made.arguments[: last + 1]:
-            begin, offset = self._place(value, tensors) if isinstance(value, Tensor) else (_ZERO, value or 0)
-            begins.append(begin)
-            beyond.append(offset)
-        return itemgetter(*begins), beyond, made.arguments[last + 1 :]
+            base, offset = self._base(value, tensors) if isinstance(value, Tensor) else (_ZERO, value or 0)
+            bases.append(base)
+            offsets.append(offset)
+        return itemgetter(*bases), offsets, made.arguments[last + 1 :]
 
-    def _place(self, argument: Tensor, tensors: tuple[Tensor | None, ...]) -> tuple[int, int]:
+    def _base(self, argument: Tensor, tensors: tuple[Tensor | None, ...]) -> tuple[int, int]:
+        """Index of the argument's base among the addresses of a call, and its offset from there."""
         address = argument.data_ptr()
         for i, one in enumerate(tensors):
             if one is not None and one.data_ptr() <= address < one.data_ptr() + one.nbytes:
@@ -122,14 +122,14 @@ class Replay:
         return len(tensors), self._scratch[storage.data_ptr()] + address - storage.data_ptr()
 
     def run(self, addresses: tuple[int, int, int, int, int, int], stream: int) -> None:
-        """addresses: of x, packed, bias, out, of `nbytes` of scratch, and 0."""
-        for launcher, begins, beyond, rest in self._launches:
-            launcher(*map(add, begins(addresses), beyond), *rest, stream=stream)
+        """addresses: x, packed, bias, out, a scratch buffer of `nbytes` bytes, and the constant 0."""
+        for launcher, bases, offsets, rest in self._launches:
+            launcher(*map(add, bases(addresses), offsets), *rest, stream=stream)
 
 
 class ReplayedPlan:
-    """A plan, with native.LinearPlan's convention, that launches Triton kernels and nothing else; which, and on how much
-    scratch, depends on shapes and dtypes alone. A subclass has `launch`, which makes the launches the usual way."""
+    """Base of plans that run Triton kernels only, called like native.LinearPlan. The launches and their scratch must depend
+    on shapes and dtypes alone. A subclass implements `launch` with ordinary launches."""
 
     def __init__(self, scheme: Scheme, out_features: int, in_features: int) -> None:
         scheme.check_shape(out_features, in_features)
@@ -137,15 +137,15 @@ class ReplayedPlan:
         self._replays: dict[tuple[Any, ...], Replay] = {}
 
     def launch(self, x: Tensor, packed: Tensor, bias: Tensor | None, out: Tensor) -> None:
-        """out (..., N) = x (..., K) w^T + bias."""
+        """Writes x (..., K) w^T + bias to out (..., N)."""
         raise NotImplementedError
 
     def __call__(self, x: Tensor, packed: Tensor, bias: Tensor | None, out: Tensor) -> None:
-        """out (..., N), contiguous, = x (..., K) w^T + bias. A packed weight that begins at no multiple of 16 bytes is
-        copied, with a warning.
+        """Writes x (..., K) w^T + bias to out (..., N), contiguous. A packed weight whose address is not a multiple of 16
+        is copied, with a warning.
 
         Raises:
-            ValueError: packed is on another device than x, or smaller than its shape says.
+            ValueError: packed is on another device than x, or too small for its shape.
         """
         device = x.get_device()
         if packed.get_device() != device:
@@ -161,7 +161,7 @@ class ReplayedPlan:
         replay = self._replays.get(key)
         if replay is None:
             return self._record(key, x, packed, bias, out)
-        # Of torch at each call: its memory belongs to the stream, or to the graph that is captured.
+        # Allocated by torch at each call, so that the memory belongs to the current stream or the captured CUDA graph.
         scratch = x.new_empty(replay.nbytes, dtype=torch.uint8) if replay.nbytes else None
         addresses = (at, weight, term, to, 0 if scratch is None else scratch.data_ptr(), 0)
         return replay.run(addresses, native_cuda.stream_of(device))

@@ -1,17 +1,17 @@
-"""What the matrix kernels share: which tile a program has, and the ends of their integer products."""
+"""Shared by the matrix kernels: the mapping of programs to tiles, loads and stores at edges, the w8a8 epilogue."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-# Rows of tiles that run side by side, so that they share the weights in the second-level cache.
+# Rows of tiles that run at the same time, so that they share the weights in the L2 cache.
 _GROUP_M = tl.constexpr(8)
 
 
 @triton.jit
 def tile_of(m, n, BM: tl.constexpr, BN: tl.constexpr):
-    """Row and column of this program's tile: down a few rows of tiles, then to the next column."""
+    """Row and column of this program's tile, ordered down _GROUP_M rows of tiles, then to the next column."""
     program = tl.program_id(0)
     tall, wide = tl.cdiv(m, BM), tl.cdiv(n, BN)
     first = program // (_GROUP_M * wide) * _GROUP_M
@@ -22,14 +22,14 @@ def tile_of(m, n, BM: tl.constexpr, BN: tl.constexpr):
 
 @triton.jit
 def row_block(n, BLOCK: tl.constexpr):
-    """Row, and the columns of a block of it, of this program: a grid's first axis alone has room for every row."""
+    """This program's row and block of columns. Both share the grid's first axis: the others are too small for all rows."""
     program, blocks = tl.program_id(0), tl.cdiv(n, BLOCK)
     return program // blocks, program % blocks * BLOCK + tl.arange(0, BLOCK)
 
 
 @triton.jit
 def row_vector(p, at, inside):
-    """float32 values at `at`, 0 beyond; all 0 where there is no p."""
+    """p[at] as float32, 0 where not `inside`; all 0 if p is None."""
     if p is None:
         return tl.zeros(at.shape, tl.float32)
     else:
@@ -38,7 +38,7 @@ def row_vector(p, at, inside):
 
 @triton.jit
 def store_tile(y, values, rows, columns, m, n):
-    """values (rows, columns) to y (m, n), contiguous, in y's dtype; what lies beyond is left out."""
+    """Stores values (rows, columns) to y (m, n), contiguous, in y's dtype; skips positions outside y."""
     inside = (rows < m)[:, None] & (columns < n)[None, :]
     at = rows[:, None].to(tl.int64) * n + columns[None, :]
     tl.store(y + at, values.to(y.dtype.element_ty), mask=inside)
@@ -46,7 +46,7 @@ def store_tile(y, values, rows, columns, m, n):
 
 @triton.jit
 def finish_w8a8(products, rows, columns, m, n, act_scale, act_zero, scale, column_sum, bias, y):
-    """y = (products - act_zero * column_sum) * (act_scale * scale) + bias, in this order, as the CPU's kernels do."""
+    """y = (products - act_zero * column_sum) * (act_scale * scale) + bias, in the order of the CPU kernels."""
     zero = tl.load(act_zero + rows, mask=rows < m, other=0)
     row_scale = tl.load(act_scale + rows, mask=rows < m, other=0)
     column_scale = tl.load(scale + columns, mask=columns < n, other=0)

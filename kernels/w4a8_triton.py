@@ -4,9 +4,9 @@
     layout frag4: tiles of 64 x 64 codes 0..15, scale bfloat16 and zero_point uint8 (groups, N_padded), weight_sum float32
     (N_padded,); bias (N,); y (M, N)
 
-Built on the int8 tl.dot with the weights as its first operand, y transposed its result: IMMA, and IGMMA on sm_90. Groups are added in
-order with fused multiply-adds, as the CPU's kernels do: the same bits. That leaves no K to split, so few rows on a narrow
-layer do not fill a GPU: portable twin of the CUDA kernel.
+Built on the int8 tl.dot (IMMA, on sm_90 IGMMA) with the weights as its first operand; the result is y transposed. Groups
+are added in order with fused multiply-adds, so the result is bit-identical to the CPU kernels. K cannot be split for that
+reason, so few rows on a narrow layer do not fill a GPU. The CUDA kernels compute the same product faster.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def w4a8_kernel(
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """GROUP: inputs that share a scale, of BK a multiple; 0: all."""
+    """GROUP: inputs that share a scale, a multiple of BK; 0: all."""
     tile_row, tile_column = tile_of(m, n, BM, BN)
     rows, columns, ks = tile_row * BM + tl.arange(0, BM), tile_column * BN + tl.arange(0, BN), tl.arange(0, BK)
     row, column = rows % m, columns % n_padded
@@ -77,7 +77,7 @@ def w4a8_kernel(
 
 @triton.jit
 def _add_group(total, products, group, row, column, n_padded, groups, sums, scale, zero_point):
-    """total + scale * (products - zero_point * sums) of a group."""
+    """total + scale * (products - zero_point * sums) for one group."""
     act_sum = tl.load(sums + row.to(tl.int64) * groups + group)
     centred = products - load_zero_points(zero_point, group, column, n_padded)[:, None] * act_sum[None, :]
     of_group = tl.load(scale + group * n_padded + column).to(tl.float32)
@@ -87,7 +87,7 @@ def _add_group(total, products, group, row, column, n_padded, groups, sums, scal
 def multiply(
     x: Codes, weight: dict[str, Tensor], bias: Tensor | None, out: Tensor, scheme: Scheme, config: Config
 ) -> None:
-    """out (M, N), contiguous, from the codes of the activations with their sums; weight: the sections of frag4."""
+    """Writes out (M, N), contiguous, from quantized activations with sums; weight: the sections of frag4."""
     (m, n), k_padded = out.shape, x.codes.shape[1]
     if not m:
         return
@@ -105,7 +105,7 @@ def multiply(
 
 
 class W4A8Plan(ReplayedPlan):
-    """The kernel bound to a weight's shape."""
+    """The kernel for one weight shape."""
 
     def launch(self, x: Tensor, packed: Tensor, bias: Tensor | None, out: Tensor) -> None:
         scheme, n, k = self._shape

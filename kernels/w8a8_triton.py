@@ -1,11 +1,11 @@
-"""y = (x codes . w codes - act_zero * column_sum) * (act_scale * scale) + bias, or the int32 products alone.
+"""y = (x codes . w codes - act_zero * column_sum) * (act_scale * scale) + bias, or only the int32 products.
 
     x (M, K) float -> codes int8 (M, k_padded), act_scale float32 (M,), act_zero int32 (M,)   (quantize_triton)
     w int8 (N_padded, k_padded) row by row; scale float32 and column_sum int32 (N_padded,); bias (N,); y (M, N)
 
-Built on the int8 tl.dot, both operands K-major: IMMA, and IGMMA from 64 rows on sm_90. Few rows are bound by the read of w:
-then K is split among programs, whose int32 sums a second kernel adds, so that any order gives the same bits. Many are
-bound by the multiplies. Operations and order are those of the CPU's kernels: the same bits.
+Built on the int8 tl.dot, both operands K-major: IMMA, on sm_90 IGMMA from 64 rows on. Few rows are bound by reading w: K
+is then split over programs (split-K), and a second kernel adds their int32 sums. Many rows are bound by the multiplies.
+The epilogue has the operations and order of the CPU kernels, so the result is bit-identical to theirs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .tiles import finish_w8a8, row_block, store_tile, tile_of
 
 NAME = "w8a8_triton"
 LAYOUT = "rows8"
-# Elements of a block of the kernel that adds the parts.
+# Elements per program of the kernel that adds the parts.
 _SUM_BLOCK = 1024
 
 
@@ -47,10 +47,10 @@ def w8a8_kernel(
     SPLIT_K: tl.constexpr,
     WHOLE_K: tl.constexpr,
 ):
-    """k: as padded. WHOLE_K: BK divides it. y of int32: the products, of each of SPLIT_K parts of K in turn."""
+    """k: padded. WHOLE_K: BK divides k. An int32 y receives the products of the SPLIT_K parts, (SPLIT_K, m, n)."""
     tile_row, tile_column = tile_of(m, n, BM, BN)
     rows, columns, ks = tile_row * BM + tl.arange(0, BM), tile_column * BN + tl.arange(0, BN), tl.arange(0, BK)
-    # Beyond the edge stand other rows again, which are not stored.
+    # Rows and columns beyond the edge wrap around; their results are not stored.
     x += (rows % m).to(tl.int64)[:, None] * k + ks[None, :]
     w += (columns % n).to(tl.int64)[None, :] * k + ks[:, None]
     products = tl.zeros((BM, BN), tl.int32)
@@ -73,7 +73,7 @@ def w8a8_kernel(
 def w8a8_sum_kernel(
     parts, act_scale, act_zero, scale, column_sum, bias, y, m, n, SPLIT_K: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """A block of one row of y from the parts int32 (SPLIT_K, m, n)."""
+    """One block of one row of y from the int32 parts (SPLIT_K, m, n)."""
     row, columns = row_block(n, BLOCK)
     rows = row + tl.arange(0, 1)
     at = row.to(tl.int64) * n + columns
@@ -87,9 +87,9 @@ def w8a8_sum_kernel(
 
 
 def multiply(x: Codes, weight: dict[str, Tensor], bias: Tensor | None, out: Tensor, config: Config) -> None:
-    """out (M, N), contiguous, from the codes of the activations; weight: codes, scale and column_sum as laid out.
+    """Writes out (M, N), contiguous, from quantized activations; weight: codes, scale and column_sum of rows8.
 
-    int32 out takes the products, without scales and bias.
+    An int32 out receives the integer products, without scales and bias.
     """
     (m, n), k = out.shape, x.codes.shape[1]
     if not m:
@@ -111,7 +111,7 @@ def multiply(x: Codes, weight: dict[str, Tensor], bias: Tensor | None, out: Tens
 
 
 class W8A8Plan(ReplayedPlan):
-    """The kernel bound to a weight's shape; int32 out takes the products of the codes."""
+    """The kernel for one weight shape. An int32 out receives the integer products."""
 
     def launch(self, x: Tensor, packed: Tensor, bias: Tensor | None, out: Tensor) -> None:
         _, n, k = self._shape
