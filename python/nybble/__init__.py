@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 from . import _moved, nn
 from .checkpoint.io import load, save
-from .dispatch.selection import Explanation
+from .dispatch.explanation import Explanation
 from .evaluate import Evaluation, evaluate
 from .monitor.monitor import Monitor
 from .passes.choose import ChosenPlan, plan
@@ -36,15 +36,20 @@ _moved.install()
 __getattr__ = _moved.attribute
 
 
-def explain(layer: nn.Linear, m: int = 1) -> Explanation:
-    """Which kernel runs a layer for m tokens, and each other's reason for not running.
+def explain(layer: nn.Linear, m: int = 1, verbose: bool = False) -> Explanation:
+    """Which kernel runs a layer for m tokens, and why each other kernel of its scheme does not.
+
+    Args:
+        layer: a ``nybble.nn.Linear`` or ``nybble.nn.SparseLinear``.
+        m: rows of the activation.
+        verbose: print the kernels of other schemes too; ``rejected`` always has all of them.
 
     Raises:
         TypeError: not a nybble layer.
     """
     if not isinstance(layer, nn.Linear):
-        raise TypeError(f"layer: must be a nybble.nn.Linear, got {type(layer).__name__}")
-    return layer.explain(m)
+        raise TypeError(f"layer={type(layer).__name__}: must be a nybble.nn.Linear, such as quantize puts into a model")
+    return layer.explain(m, verbose)
 
 
 __all__ = [

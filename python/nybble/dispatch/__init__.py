@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from .. import _moved
+from .explanation import Explanation, NoKernelError
 from .registry import KernelSpec, Problem
-from .selection import Explanation, NoKernelError, explain, select
+from .selection import explain, select
 from .targets import Target, detect
 
 __all__ = ["Explanation", "KernelSpec", "NoKernelError", "Problem", "Target", "detect", "explain", "select"]

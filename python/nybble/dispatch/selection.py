@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -11,59 +12,47 @@ from torch import Tensor
 
 from ..weights.scheme import Scheme
 from . import selfcheck
+from .explanation import Explanation, NoKernelError
 from .registry import DISTRUSTED, KernelSpec, Plan, Problem, specs
 
-# Of Triton's kernels: what whoever waits for it should know.
+# A note on Triton's kernels.
 FIRST_CALL = "compiled when it is first called, which takes about a second; Triton keeps the code for later processes"
-# Of kernels that no call has chosen yet on this machine's GPU.
+# A note on GPU kernels that no call has chosen yet on this machine.
 UNCHECKED = "compared with the reference before it is first used here; one that disagrees is left out"
 
 # Numbers of rows of which a plan remembers the kernel.
 _MOST_COUNTS = 4096
 
 
-class NoKernelError(RuntimeError):
-    """No kernel solves the problem; the message has every reason."""
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """Which kernel runs, and why each other does not."""
-
-    problem: Problem
-    kernel: str | None
-    rejected: dict[str, str]
-
-    def __str__(self) -> str:
-        p = self.problem
-        lines = [f"{p.scheme} m={p.m} n={p.n} k={p.k} {str(p.dtype).removeprefix('torch.')} on {p.device}"]
-        lines.append(f"  runs  {self.kernel or 'nothing: no kernel accepts this'}{self._note()}")
-        lines.extend(f"  not   {name}: {reason}" for name, reason in self.rejected.items())
-        return "\n".join(lines)
-
-    def _note(self) -> str:
-        """What the kernel does to the activations that their dtype does not say, or to its first caller."""
-        spec = next((spec for spec in specs() if spec.name == self.kernel), None)
-        if spec is None:
-            return ""
-        notes = [FIRST_CALL] if spec.target == "triton" else []
-        if spec.rounds is not None and self.problem.dtype is torch.float32:
-            notes.append(f"which rounds float32 activations to {str(spec.rounds).removeprefix('torch.')}")
-        if selfcheck.pending(spec):
-            notes.append(UNCHECKED)
-        return "".join(f", {note}" for note in notes)
-
-
 def explain(problem: Problem) -> Explanation:
     """The choice for a problem, with the reason against each other kernel. Nothing runs."""
-    chosen, rejected = None, {}
+    chosen: KernelSpec | None = None
+    rejected, others = {}, set()
     for spec in reversed(specs()):
         reason = spec.why_not(problem)
         if reason is None and chosen is None:
-            chosen = spec.name
-        else:
-            rejected[spec.name] = reason or f"{chosen} is faster"
-    return Explanation(problem, chosen, rejected)
+            chosen = spec
+            continue
+        rejected[spec.name] = reason or f"{chosen and chosen.name} is faster"
+        if spec.scheme != problem.scheme.family:
+            others.add(spec.name)
+    notes = () if chosen is None else tuple(_notes(chosen, problem))
+    return Explanation(problem, chosen and chosen.name, rejected, frozenset(others), notes)
+
+
+def _notes(spec: KernelSpec, problem: Problem) -> Iterator[str]:
+    """What the kernel does to the activations; when it is compiled, and checked."""
+    if problem.scheme.act_bits == 8:
+        scale = "the static scale of the layer" if problem.scheme.static else "a scale per token"
+        yield f"which rounds activations to int8 with {scale}"
+    elif spec.rounds is not None and problem.dtype is torch.float32:
+        yield f"which rounds float32 activations to {str(spec.rounds).removeprefix('torch.')}"
+    else:
+        yield f"which takes activations as they are, in {str(problem.dtype).removeprefix('torch.')}"
+    if spec.target == "triton":
+        yield FIRST_CALL
+    if selfcheck.pending(spec):
+        yield UNCHECKED
 
 
 def select(problem: Problem) -> KernelSpec:
@@ -82,7 +71,7 @@ def _select(problem: Problem) -> tuple[KernelSpec, bool]:
             settled = selfcheck.check(spec)
             if spec.name not in DISTRUSTED:
                 return spec, settled
-    raise NoKernelError(str(explain(problem)))
+    raise NoKernelError.of(explain(problem))
 
 
 def layout_for(scheme: Scheme, n: int, k: int, device: str) -> str:

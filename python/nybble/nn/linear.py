@@ -6,6 +6,7 @@ import copy
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from torch._C import _is_any_autocast_enabled
 
 from .. import ops
+from ..dispatch.explanation import Explanation
 from ..dispatch.registry import Problem
-from ..dispatch.selection import Explanation, explain
+from ..dispatch.selection import explain
 from ..layouts.portable import from_portable, spec_of, to_portable
 from ..weights.activations import ActScale, scale_of, split
 from ..weights.rounding import QuantizedWeight, dequantize_weight, quantize_weight
@@ -275,12 +277,11 @@ class Linear(nn.Module):
             dense.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=self.bias.requires_grad)
         return dense.train(self.training)
 
-    def explain(self, m: int = 1) -> Explanation:
-        """Which kernel runs for m tokens, and why each other does not."""
+    def explain(self, m: int = 1, verbose: bool = False) -> Explanation:
+        """Which kernel runs for m tokens, and why each other does not; ``verbose`` prints kernels of other schemes too."""
         dtype = self.dtype if self.dtype.is_floating_point else torch.float32
-        return explain(
-            Problem(self.scheme, m, self.out_features, self.in_features, dtype, self.device.type, layout=self.layout)
-        )
+        n, k, device = self.out_features, self.in_features, self.device.type
+        return replace(explain(Problem(self.scheme, m, n, k, dtype, device, layout=self.layout)), verbose=verbose)
 
     def extra_repr(self) -> str:
         kernel = "none (meta)" if self.device.type == "meta" else self.explain().kernel

@@ -1,0 +1,85 @@
+"""Tables: columns two blanks apart under a rule."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from .lines import WIDTH, shorten
+
+_GAP = "  "
+_KEY = 44  # columns that the first one keeps before a table is cut
+_CELL = 40  # the most that any other one takes
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells, the header first; ``left`` holds the numbers of the columns that are set to the left.
+
+    A table wider than ``width`` is cut into several, one below the other, each with the first column: before the columns
+    in ``cuts`` where that helps, else wherever the width ends. Cells that are still too long lose their middle. With
+    ``width`` None nothing is cut.
+    """
+
+    rows: Sequence[Sequence[str]]
+    left: Collection[int] = (0,)
+    cuts: Collection[int] = ()
+    width: int | None = WIDTH
+
+    def lines(self) -> list[str]:
+        """The table as text."""
+        rows = [[" ".join(cell.split()) for cell in row] for row in self.rows]
+        columns = range(1, len(rows[0]))
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        if self.width is None:
+            return self._draw(rows, [0, *columns], widths)
+        widths = [widths[0], *(min(width, _CELL) for width in widths[1:])]
+        lines: list[str] = []
+        for part in self._parts(widths):
+            rest = sum(widths[i] + len(_GAP) for i in part)
+            key = min(widths[0], self.width - rest)
+            lines += ["", *self._draw(rows, [0, *part], [key, *widths[1:]])]
+        return lines[1:]
+
+    def _parts(self, widths: Sequence[int]) -> list[list[int]]:
+        """The columns, without the first, of each table that this one is cut into."""
+        assert self.width is not None, "there is something to fit into"  # noqa: S101
+        room = self.width - min(widths[0], _KEY)
+        parts: list[list[int]] = [[]]
+        for group in self._groups(len(widths)):
+            if parts[-1] and sum(widths[i] + len(_GAP) for i in parts[-1] + group) > room:
+                parts.append([])
+            for i in group:
+                if parts[-1] and sum(widths[j] + len(_GAP) for j in [*parts[-1], i]) > room:
+                    parts.append([])
+                parts[-1].append(i)
+        return parts
+
+    def _groups(self, count: int) -> list[list[int]]:
+        """The columns between two cuts."""
+        groups: list[list[int]] = [[]]
+        for i in range(1, count):
+            if i in self.cuts:
+                groups.append([])
+            groups[-1].append(i)
+        return groups
+
+    def _draw(self, rows: Sequence[Sequence[str]], columns: Sequence[int], widths: Sequence[int]) -> list[str]:
+        lines = []
+        for row in rows:
+            cells = [(i, shorten(row[i], widths[i])) for i in columns]
+            set_cells = [cell.ljust(widths[i]) if i in self.left else cell.rjust(widths[i]) for i, cell in cells]
+            lines.append(_GAP.join(set_cells).rstrip())
+        return [lines[0], _GAP.join("-" * widths[i] for i in columns), *lines[1:]]
+
+    def html(self) -> str:
+        """The table as HTML, with every cell whole."""
+        lines = ["<table>"]
+        for tag, row in (("th", self.rows[0]), *(("td", row) for row in self.rows[1:])):
+            cells = (
+                f'<{tag} style="text-align:{"left" if i in self.left else "right"}">{escape(cell)}</{tag}>'
+                for i, cell in enumerate(row)
+            )
+            lines.append(f"<tr>{''.join(cells)}</tr>")
+        return "\n".join([*lines, "</table>"])
