@@ -14,7 +14,6 @@ import nybble
 # From the bottom up: a room, or a module, imports only what stands above it here, or in its own row.
 ORDER = (
     ("_moved", "plugins"),  # where old import paths went; rows of other packages
-    ("_moved",),  # where old import paths went
     ("text",),  # how reports are printed
     ("weights",),
     ("_C", "_cuda"),
