@@ -1,4 +1,4 @@
-"""A layer's tensors: the portable ones by name, and what `layer.weight` is for code that was written for nn.Linear."""
+"""How a quantized module shows its weight: the portable tensors by name, and ``module.weight`` as a view."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..weights.scheme import Scheme
 
 
 class PortableWeight(Protocol):
-    """A layer that holds its weight either as portable tensors or packed."""
+    """A module that holds its weight either as portable tensors or packed."""
 
     packed: Tensor | None
     _parameters: dict[str, nn.Parameter | None]
@@ -23,7 +23,7 @@ class PortableWeight(Protocol):
 
 
 class DenseWeight(Protocol):
-    """A layer that can compute its dense weight (N, K)."""
+    """A module that can compute its dense weight (N, K)."""
 
     in_features: int
     out_features: int
@@ -35,43 +35,43 @@ class DenseWeight(Protocol):
         """The device of the weight."""
 
     def dequantized_weight(self) -> Tensor:
-        """The dense weight (N, K) in the layer's dtype."""
+        """The dense weight (N, K) in the module's dtype."""
 
 
 def portable_tensor(name: str) -> property:
-    """A property that reads one portable tensor: the Parameter while unpacked, else derived from the packed weight."""
+    """A property that reads a portable tensor: the Parameter, or, if the weight is packed, a tensor derived from it."""
 
-    def read(layer: PortableWeight) -> Tensor | None:
-        if layer.packed is None:
-            return layer._parameters.get(name)
-        return layer.portable().get(name)
+    def read(module: PortableWeight) -> Tensor | None:
+        if module.packed is None:
+            return module._parameters.get(name)
+        return module.portable().get(name)
 
     return property(read)
 
 
 class WeightView:
-    """Shape, dtype and device of a layer's dense weight; any torch function gets the dequantized weight.
+    """Shape, dtype and device of a module's dense weight. Any torch function dequantizes it first.
 
-    Not a tensor: torch's fused paths (nn.TransformerEncoderLayer's, for one) would otherwise take the weight and pass
-    by the layer.
+    It is not a tensor. If it were, torch's fused paths, such as the one of nn.TransformerEncoderLayer, would use the
+    weight directly and never call the module.
     """
 
     requires_grad = False
 
-    def __init__(self, layer: DenseWeight) -> None:
-        self._layer = layer
+    def __init__(self, module: DenseWeight) -> None:
+        self._module = module
 
     @property
     def shape(self) -> torch.Size:
-        return torch.Size((self._layer.out_features, self._layer.in_features))
+        return torch.Size((self._module.out_features, self._module.in_features))
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._layer.dtype
+        return self._module.dtype
 
     @property
     def device(self) -> torch.device:
-        return self._layer.device
+        return self._module.device
 
     def size(self, dim: int | None = None) -> torch.Size | int:
         """As Tensor.size."""
@@ -79,7 +79,7 @@ class WeightView:
 
     def dequantize(self) -> Tensor:
         """The dense weight (N, K)."""
-        return self._layer.dequantized_weight()
+        return self._module.dequantized_weight()
 
     @classmethod
     def __torch_function__(
@@ -89,4 +89,4 @@ class WeightView:
         return func(*args, **kwargs)
 
     def __repr__(self) -> str:
-        return f"WeightView(shape={tuple(self.shape)}, dtype={self.dtype}, scheme={self._layer.scheme})"
+        return f"WeightView(shape={tuple(self.shape)}, dtype={self.dtype}, scheme={self._module.scheme})"

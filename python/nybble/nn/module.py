@@ -1,0 +1,92 @@
+"""The base class of nybble's modules: what the passes, the report and checkpoints need to know of each of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ..dispatch.registry import Problem
+from ..dispatch.selection import Explanation, explain
+from ..layouts.portable import to_portable
+from ..weights.activations import ActScale, scale_of
+from ..weights.rounding import QuantizedWeight, quantize_weight
+from ..weights.scheme import Scheme
+from .state import StatefulModule
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class QuantizedModule(StatefulModule):
+    """A module that replaces a dense one: an integer weight (N, K), and a bias (N,) or None.
+
+    A subclass adds its own arguments, ``forward``, ``on_meta`` and ``dequantize``.
+    """
+
+    @classmethod
+    def on_meta(cls, out_features: int, in_features: int, scheme: str | Scheme, dtype: torch.dtype) -> Self:
+        """A module without a bias whose weight (N, K) is on the meta device."""
+        raise NotImplementedError
+
+    def dequantize(self) -> nn.Module:
+        """A dense module with the rounded weight and a copy of the bias."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_weight(
+        cls,
+        weight: Tensor,
+        bias: Tensor | None,
+        scheme: str | Scheme,
+        method: str = "rtn",
+        dtype: torch.dtype | None = None,
+        act_range: tuple[float, float] | None = None,
+    ) -> Self:
+        """A module with the rounded values of a dense weight.
+
+        Args:
+            weight: (N, K), finite.
+            bias: (N,) or None. A Parameter is shared, not copied.
+            scheme: name or Scheme.
+            method: how weights are rounded: "rtn", "mse" or "hqq", see ``weights.rounding.quantize_weight``.
+            dtype: of the module; None is that of the weight.
+            act_range: for a static scheme, the lowest and the highest input that is not clipped.
+
+        Raises:
+            ValueError: an unknown scheme or method, a weight that cannot be rounded, a static scheme without act_range,
+                or another scheme with it.
+        """
+        parsed = Scheme.parse(scheme)
+        act = scale_of(parsed, act_range)
+        quantized = quantize_weight(weight, parsed, method)
+        return cls.from_quantized(quantized, weight.shape[1], bias, parsed, dtype or weight.dtype, act)
+
+    @classmethod
+    def from_quantized(
+        cls,
+        quantized: QuantizedWeight,
+        in_features: int,
+        bias: Tensor | None,
+        scheme: str | Scheme,
+        dtype: torch.dtype,
+        act: ActScale | None = None,
+    ) -> Self:
+        """A module with an integer weight (N, in_features). In a sparse weight, the integers that stand for 0 are zeros.
+
+        act: for a static scheme, scale and zero point of the activations.
+        """
+        module = cls.on_meta(quantized.qweight.shape[0], in_features, scheme, dtype)
+        module._hold_portable(to_portable(quantized, module.scheme, in_features, act))
+        if bias is not None:
+            module.bias = bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias, requires_grad=False)
+        module.pack()
+        return module
+
+    def explain(self, m: int = 1) -> Explanation:
+        """Which kernel runs for m tokens, and why each other kernel does not."""
+        dtype = self.dtype if self.dtype.is_floating_point else torch.float32
+        return explain(
+            Problem(self.scheme, m, self.out_features, self.in_features, dtype, self.device.type, layout=self.layout)
+        )

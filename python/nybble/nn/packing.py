@@ -1,0 +1,203 @@
+"""A module's integer weight in memory: as portable tensors, or packed for this machine."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from ..layouts.portable import from_portable, spec_of, to_portable
+from ..weights.activations import ActScale, split
+from ..weights.rounding import QuantizedWeight, dequantize_weight
+from ..weights.scheme import Scheme
+from .weight import WeightView, portable_tensor
+
+# One lock for all modules: the first call of a module, from any thread, exchanges its portable tensors for the packed
+# weight.
+_lock = threading.RLock()
+
+
+def lock() -> threading.RLock:
+    """The lock to hold while the two forms of a weight are read or exchanged."""
+    return _lock
+
+
+def _renew_lock() -> None:
+    """A thread that held the lock at a fork does not exist in the child, so the child needs a new one."""
+    global _lock
+    _lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
+
+
+class PackedModule(nn.Module):
+    """A module with one integer weight (N, K) and a bias (N,) or None.
+
+    The weight is held in one of two forms, never in both. The portable form is one Parameter for each tensor of the
+    portable layout, see ``layouts.portable``. The packed form is the buffer ``packed``, in the layout that the kernels of
+    this machine read. ``pack`` and ``unpack`` go from one to the other. The portable tensors can be read in either form.
+
+    The weight of a new module is 0. Static activations have the scale 1.
+
+    Args:
+        out_features, in_features: N and K, at least 1.
+        bias: whether the module has a bias.
+        scheme: of the weight and the activations.
+        device: of the weight and the bias.
+        dtype: of the bias; None is torch's default dtype.
+
+    Raises:
+        ValueError: the scheme cannot hold the shape, or is sparse where the class is dense (or the other way round).
+    """
+
+    # Whether the scheme must be sparse, and what the error says if it is not as it must be.
+    is_sparse: ClassVar[bool] = False
+    sparsity_rule: ClassVar[str] = "a sparse scheme is for nybble.nn.SparseLinear"
+
+    in_features: int
+    out_features: int
+    scheme: Scheme
+    dtype: torch.dtype
+    packed: Tensor | None
+    layout: str | None
+    bias: nn.Parameter | None
+    qweight = portable_tensor("qweight")
+    scale = portable_tensor("scale")
+    zero_point = portable_tensor("zero_point")
+    act_scale = portable_tensor("act_scale")
+    act_zero_point = portable_tensor("act_zero_point")
+
+    def __init__(
+        self,
+        out_features: int,
+        in_features: int,
+        bias: bool,
+        scheme: str | Scheme,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        self.scheme = Scheme.parse(scheme)
+        self.scheme.check_shape(out_features, in_features)
+        self.in_features, self.out_features = in_features, out_features
+        self.dtype = dtype or torch.get_default_dtype()
+        if (self.scheme.sparsity is not None) is not self.is_sparse:
+            raise ValueError(f"scheme={str(self.scheme)!r}: {self.sparsity_rule}")
+        spec = self._spec()
+        new = {name: torch.zeros(shape, dtype=kind, device=device) for name, (shape, kind) in spec.items()}
+        if self.scheme.static:
+            new["act_scale"] = torch.ones_like(new["act_scale"])
+        self._hold_portable(new)
+        held = nn.Parameter(torch.zeros(out_features, device=device, dtype=self.dtype)) if bias else None
+        self.register_parameter("bias", held)
+
+    def _spec(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        return spec_of(self.scheme, self.out_features, self.in_features)
+
+    def quantized(self) -> QuantizedWeight:
+        """The integer weight with its scales and zero points, in the portable layout of a dense weight."""
+        with lock():
+            if self.packed is None:
+                return from_portable(self._portable_parameters(), self.scheme, self.out_features, self.in_features)
+            packed, layout = self._pack()
+            return ops.unpack(packed, layout, self.scheme, self.out_features, self.in_features)
+
+    def act(self) -> ActScale | None:
+        """Scale and zero point of static activations; None if activations are dynamic or floats."""
+        if not self.scheme.static:
+            return None
+        with lock():
+            if self.packed is None:
+                return ActScale.of_tensors(self._portable_parameters())
+            return split(self.packed, self.scheme)[0]
+
+    def portable(self) -> dict[str, Tensor]:
+        """The portable tensors by name: the module's state_dict without the bias."""
+        with lock():
+            if self.packed is None:
+                return self._portable_parameters()
+            return to_portable(self.quantized(), self.scheme, self.in_features, self.act())
+
+    def _portable_parameters(self) -> dict[str, Tensor]:
+        return {name: tensor.detach() for name in self._spec() if (tensor := self._parameters.get(name)) is not None}
+
+    def pack(self) -> None:
+        """Replace the portable tensors by the packed weight. Does nothing on the meta device, or if it is packed."""
+        if self.device.type != "meta":
+            self._pack()
+
+    def _pack(self) -> tuple[Tensor, str]:
+        """Pack if necessary; returns the packed weight and its layout."""
+        with lock():
+            if self.packed is None or self.layout is None:
+                if self.device.type == "meta":
+                    raise ValueError("layer: its weight is on the meta device; load it first")
+                # Tensors made in the caller's inference mode could never be used by autograd.
+                with torch.inference_mode(False):
+                    self._hold_packed(*ops.pack(self.quantized(), self.scheme, self.in_features, self.act()))
+            assert self.packed is not None and self.layout is not None, "packed above"  # noqa: S101, PT018
+            return self.packed, self.layout
+
+    def unpack(self) -> None:
+        """Replace the packed weight by the portable tensors, for code that edits or shards them."""
+        with lock():
+            if self.packed is not None:
+                self._hold_portable(self.portable())
+
+    def tie_to(self, other: PackedModule) -> None:
+        """Share the packed weight, and the static activation scale, of a module with the same scheme and shape.
+
+        Raises:
+            ValueError: scheme or shape differ, or the other module is on the meta device.
+        """
+        mine, theirs = (f"{layer.scheme} of ({layer.out_features}, {layer.in_features})" for layer in (self, other))
+        if mine != theirs:
+            raise ValueError(f"other: is {theirs}, this layer is {mine}")
+        if other.device.type == "meta":
+            raise ValueError("other: its weight is on the meta device and cannot be shared; load it first")
+        self._hold_packed(*other._pack())
+
+    @property
+    def weight_id(self) -> int:
+        """Equal for modules that share their weight."""
+        return id(self.packed) if self.packed is not None else id(self._parameters.get("scale"))
+
+    @property
+    def weight(self) -> WeightView:
+        """A view with the shape, dtype and device of the dense weight (N, K). Any torch function dequantizes it first."""
+        return WeightView(self)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weight."""
+        held = self.packed if self.packed is not None else self._parameters["scale"]
+        assert held is not None, "one of the two forms is always there"  # noqa: S101
+        return held.device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weight, its scales and zero points, and the bias, in the form in which they are held now."""
+        held = [self.packed] if self.packed is not None else list(self._portable_parameters().values())
+        return sum(tensor.nbytes for tensor in (*held, self.bias) if tensor is not None)
+
+    def dequantized_weight(self) -> Tensor:
+        """The dense weight (N, K) in the module's dtype."""
+        return dequantize_weight(self.quantized(), self.scheme, self.in_features).to(self.dtype)
+
+    def _hold_portable(self, tensors: dict[str, Tensor]) -> None:
+        for name in self._spec():
+            self._parameters[name] = nn.Parameter(tensors[name], requires_grad=False)
+        self.register_buffer("packed", None, persistent=False)
+        self.layout = None
+
+    def _hold_packed(self, packed: Tensor, layout: str) -> None:
+        # The layout is set first: another thread's forward must not see a packed weight without it.
+        self.layout = layout
+        self.packed = packed
+        no_parameters: dict[str, Any] = dict.fromkeys(self._spec())
+        self._parameters.update(no_parameters)
