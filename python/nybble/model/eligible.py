@@ -1,4 +1,4 @@
-"""Which modules are Linear-like, and why one of them cannot be swapped."""
+"""Which modules can be swapped for a quantized one, and why a module cannot."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ..dispatch.registry import FLOATS
-from ..nn import Linear
+from ..nn.kinds import find_kind, kind_of
+from ..nn.module import QuantizedModule
 from ..weights.scheme import Scheme
 
 ALREADY = "already quantized"
 
-# what a module may carry besides its parameters and what a swap would lose without a word
+# What a module may have besides its parameters, and a swap would lose.
 _HOOKS = {
     "_forward_pre_hooks": "forward pre-hooks",
     "_forward_hooks": "forward hooks",
@@ -27,79 +28,73 @@ _HOOKS = {
 }
 
 
-def _is_conv1d(cls: type) -> bool:
-    """Whether the class is transformers' Conv1D, known by name so that transformers need not be installed."""
-    return cls.__name__ == "Conv1D" and cls.__module__ == "transformers.pytorch_utils"
-
-
-def is_conv1d(module: nn.Module) -> bool:
-    """Whether the module is exactly transformers' ``Conv1D``: a Linear layer whose weight is (K, N)."""
-    return _is_conv1d(type(module))
-
-
 def is_linear_like(module: nn.Module) -> bool:
-    """Whether the module is a Linear layer of any kind: torch's, transformers' Conv1D, nybble's, or a subclass."""
-    return isinstance(module, (nn.Linear, Linear)) or any(_is_conv1d(cls) for cls in type(module).__mro__)
+    """Whether the module is quantized, or has a module kind, by its own class or by one that it inherits from."""
+    return isinstance(module, QuantizedModule) or find_kind(module) is not None
 
 
 def dense_weight(module: nn.Module) -> torch.Tensor:
-    """The weight of an eligible dense layer as (N, K)."""
-    weight = cast(torch.Tensor, module.weight)
-    return weight.t() if is_conv1d(module) else weight
+    """The weight of a Linear-like module as a matrix (N, K). For a quantized one, only its shape, dtype and device."""
+    if isinstance(module, QuantizedModule):
+        return cast(torch.Tensor, module.weight)
+    return kind_of(module).matrix_of(module)
 
 
 def why_left(module: nn.Module, scheme: Scheme | None) -> str | None:
-    """Why a Linear-like module has to stay as it is, or None when ``scheme`` (None: its own floats) can hold it.
+    """Why a Linear-like module cannot be swapped, or None if it can.
 
-    Looks at the module alone; a weight that is shared with other modules is for the caller.
+    Does not check whether the weight is shared with other modules. Without a scheme the weight keeps its dtype.
     """
-    if isinstance(module, Linear):
+    if isinstance(module, QuantizedModule):
         return ALREADY
     return why_structure(module) or _why_weight(module) or (_why_scheme(module, scheme) if scheme else None)
 
 
 def why_structure(module: nn.Module) -> str | None:
-    """Why a quantized layer cannot stand where this dense module does, whatever its weight, or None."""
+    """Why a dense module cannot be swapped for a quantized one, whatever the values of its weight; or None."""
     return _why_type(module) or why_bound(module) or _why_content(module)
 
 
 def _why_type(module: nn.Module) -> str | None:
     if parametrize.is_parametrized(module):
         names = ", ".join(module.parametrizations)  # type: ignore[arg-type]
-        return f"parametrized ({names}); see torch.nn.utils.parametrize.remove_parametrizations"
+        return f"parametrized ({names}); torch.nn.utils.parametrize.remove_parametrizations makes it plain"
     if any(nn.parameter.is_lazy(parameter) for parameter in module._parameters.values() if parameter is not None):
-        return "lazy, its weight does not exist yet; run one forward first"
-    if type(module) is not nn.Linear and not is_conv1d(module):
+        return "lazy: its weight does not exist yet; run the model once first"
+    kind = kind_of(module)
+    if not kind.replaces(type(module)):
         name = f"{type(module).__module__}.{type(module).__qualname__}"
-        return f"{name} is a subclass that may do more than a Linear layer"
+        return f"{name} is a subclass of {kind.name} that may do more"
     return None
 
 
 def why_bound(module: nn.Module) -> str | None:
-    """The hooks, or the replaced ``forward``, that a swap of this module would lose, or None."""
+    """The hooks, or the replaced ``forward``, that a swap of the module would lose; or None."""
     for attribute, words in _HOOKS.items():
         hooks = getattr(module, attribute, None)
         if hooks:
             names = sorted({getattr(hook, "__qualname__", type(hook).__qualname__) for hook in hooks.values()})
             return f"has {words} ({', '.join(names)})"
-    return "its forward was replaced on the instance" if "forward" in vars(module) else None
+    return "its forward method was replaced on the instance" if "forward" in vars(module) else None
 
 
 def _why_content(module: nn.Module) -> str | None:
-    if not isinstance(module._parameters.get("weight"), torch.Tensor):
+    weight = kind_of(module).weight
+    if not isinstance(module._parameters.get(weight.key), torch.Tensor):
         return "its weight is not a parameter"
     extra = [
         *module._modules,
         *module._buffers,
-        *(name for name in module._parameters if name not in ("weight", "bias")),
+        *(name for name in module._parameters if name not in (weight.key, weight.bias)),
     ]
-    return f"carries more than weight and bias: {', '.join(extra)}" if extra else None
+    return f"has more than a weight and a bias: {', '.join(extra)}" if extra else None
 
 
 def _why_weight(module: nn.Module) -> str | None:
-    weight, bias = cast(torch.Tensor, module.weight), module._parameters.get("bias")
+    kind = kind_of(module)
+    weight, bias = kind.parameter_of(module), kind.bias_of(module)
     if type(weight) is not nn.Parameter or weight.layout is not torch.strided:
-        return f"its weight is a {type(weight).__name__} of layout {weight.layout}, not a plain dense parameter"
+        return f"its weight is a {type(weight).__name__} of layout {weight.layout}, must be a Parameter of layout torch.strided"
     if weight.device.type != "cpu":
         return f"its weight is on {weight.device}, only cpu is supported"
     if weight.dtype not in FLOATS:
@@ -108,8 +103,9 @@ def _why_weight(module: nn.Module) -> str | None:
         return (
             f"its bias is {name_of(bias.dtype)} on {bias.device}, its weight {name_of(weight.dtype)} on {weight.device}"
         )
-    if weight.dim() != 2 or weight.numel() == 0:
-        return f"its weight has the shape {tuple(weight.shape)}, (N, K) with N, K >= 1 is supported"
+    shape = tuple(kind.weight.to_matrix(weight).shape)
+    if len(shape) != 2 or weight.numel() == 0:
+        return f"its weight has the shape {shape}, only (N, K) with N, K >= 1 is supported"
     if not torch.isfinite(weight).all():
         return "its weight has NaN or Inf"
     return None

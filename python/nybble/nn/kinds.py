@@ -1,0 +1,183 @@
+"""The table of module kinds: which dense layers nybble replaces, and with which of its modules.
+
+A package adds kinds with an entry point of the group ``nybble.modules``, see ``nybble.plugins``:
+
+    [project.entry-points."nybble.modules"]
+    toy = "toy_package.kinds:TOY"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from .. import plugins
+from ..weights.scheme import Scheme
+from .linear import Linear
+from .module import QuantizedModule
+from .sparse import SparseLinear
+
+
+def _same(weight: Tensor) -> Tensor:
+    return weight
+
+
+def _as_it_is(matrix: Tensor, shape: torch.Size) -> Tensor:
+    return matrix
+
+
+@dataclass(frozen=True)
+class MatrixWeight:
+    """A weight of a dense layer, and how it is read as a matrix (N, K): N outputs, K inputs.
+
+    ``key`` is the name of the weight's parameter, ``bias`` that of the bias (N,), or None if the class has none.
+    ``to_matrix`` gives the matrix, if possible as a view of the weight. ``from_matrix`` is the inverse: it takes the
+    matrix and the weight's shape, and gives a contiguous tensor of that shape.
+    """
+
+    key: str = "weight"
+    bias: str | None = "bias"
+    to_matrix: Callable[[Tensor], Tensor] = _same
+    from_matrix: Callable[[Tensor, torch.Size], Tensor] = _as_it_is
+
+
+@dataclass(frozen=True)
+class ModuleKind:
+    """A class of dense layers, and the modules that replace it.
+
+    The dense layer maps (..., K) to (..., N) with its weight and bias alone: it has no other state. Only instances of
+    exactly the class are replaced. Those of a subclass stay, since they may do more.
+
+    ``dense`` is the class, or its full name ("package.module.Class"), which saves importing it. ``module`` replaces it
+    under a dense scheme, ``sparse_module`` under a sparse one; None if it cannot be sparse. ``weights`` must be one
+    ``MatrixWeight``; kinds with several are not supported yet.
+    """
+
+    name: str
+    dense: type[nn.Module] | str
+    module: type[QuantizedModule]
+    sparse_module: type[QuantizedModule] | None = None
+    weights: tuple[MatrixWeight, ...] = (MatrixWeight(),)
+
+    def __post_init__(self) -> None:
+        if len(self.weights) != 1:
+            raise ValueError(f"module kind {self.name!r}: weights must be one MatrixWeight, got {len(self.weights)}")
+        for argument, cls, sparse in (("module", self.module, False), ("sparse_module", self.sparse_module, True)):
+            if cls is not None and not (issubclass(cls, QuantizedModule) and cls.is_sparse is sparse):
+                rule = f"must be a subclass of QuantizedModule with is_sparse = {sparse}"
+                raise ValueError(f"module kind {self.name!r}: {argument}={cls.__name__} {rule}")
+
+    @property
+    def weight(self) -> MatrixWeight:
+        """The only weight."""
+        return self.weights[0]
+
+    @property
+    def modules(self) -> tuple[type[QuantizedModule], ...]:
+        """The classes that replace the dense layer."""
+        return (self.module,) if self.sparse_module is None else (self.module, self.sparse_module)
+
+    def module_for(self, scheme: Scheme) -> type[QuantizedModule]:
+        """The class that replaces the dense layer under a scheme. Raises ValueError if there is none."""
+        found = self.module if scheme.sparsity is None else self.sparse_module
+        if found is None:
+            raise ValueError(f"scheme={str(scheme)!r}: nybble has no sparse {self.name}")
+        return found
+
+    def replaces(self, cls: type) -> bool:
+        """Whether this is exactly the dense class."""
+        if isinstance(self.dense, str):
+            return f"{cls.__module__}.{cls.__qualname__}" == self.dense
+        return cls is self.dense
+
+    def parameter_of(self, dense: nn.Module) -> nn.Parameter:
+        """The weight of a dense layer as the layer holds it."""
+        return cast(nn.Parameter, getattr(dense, self.weight.key))
+
+    def matrix_of(self, dense: nn.Module) -> Tensor:
+        """The weight of a dense layer as a matrix (N, K)."""
+        return self.weight.to_matrix(self.parameter_of(dense))
+
+    def bias_of(self, dense: nn.Module) -> nn.Parameter | None:
+        """The bias (N,) of a dense layer, or None."""
+        return None if self.weight.bias is None else dense._parameters.get(self.weight.bias)
+
+    def stored(self, dense: nn.Module, matrix: Tensor) -> nn.Parameter:
+        """A parameter for a dense layer that holds a matrix (N, K) as its weight."""
+        old = self.parameter_of(dense)
+        return nn.Parameter(self.weight.from_matrix(matrix, old.shape), requires_grad=old.requires_grad)
+
+    def dense_like(self, dense: nn.Module, matrix: Tensor, bias: nn.Parameter | None) -> nn.Module:
+        """A copy of a dense layer with another weight, a matrix (N, K), and bias (N,)."""
+        new = dense.__class__.__new__(dense.__class__)
+        # Dictionaries such as those of hooks are the copy's own; what they hold is shared.
+        new.__dict__.update({key: value.copy() if isinstance(value, dict) else value for key, value in vars(dense).items()})
+        new._parameters[self.weight.key] = self.stored(dense, matrix)
+        if self.weight.bias is not None:
+            new._parameters[self.weight.bias] = bias
+        return new
+
+
+BUILT_IN = (
+    ModuleKind("Linear", nn.Linear, Linear, SparseLinear),
+    ModuleKind(
+        "Conv1D",
+        "transformers.pytorch_utils.Conv1D",
+        Linear,
+        SparseLinear,
+        weights=(MatrixWeight(to_matrix=torch.t, from_matrix=lambda matrix, shape: matrix.t().contiguous()),),
+    ),
+)
+
+
+@lru_cache
+def kinds() -> tuple[ModuleKind, ...]:
+    """The table: nybble's kinds and those of plug-ins.
+
+    Raises:
+        PluginError: a plug-in cannot be loaded, or adds a class that another kind has.
+    """
+    table = plugins.rows("nybble.modules", ModuleKind, BUILT_IN)
+    owners: dict[object, str] = {}
+    for kind in table:
+        dense = kind.dense if isinstance(kind.dense, str) else f"{kind.dense.__module__}.{kind.dense.__qualname__}"
+        if dense in owners:
+            raise plugins.PluginError(f"module kind {kind.name!r}: {dense} is replaced by {owners[dense]!r} already")
+        owners[dense] = kind.name
+    quantized_classes(table)
+    return table
+
+
+def quantized_classes(table: tuple[ModuleKind, ...]) -> dict[str, type[QuantizedModule]]:
+    """The modules of a table by class name, as checkpoints call them. Raises PluginError for a name of two classes."""
+    found: dict[str, type[QuantizedModule]] = {}
+    for kind in table:
+        for cls in kind.modules:
+            if found.setdefault(cls.__name__, cls) is not cls:
+                raise plugins.PluginError(
+                    f"module kind {kind.name!r}: another quantized module is called {cls.__name__!r}; names must be unique"
+                )
+    return found
+
+
+def find_kind(module: nn.Module) -> ModuleKind | None:
+    """The kind of a dense module: of its class, or of the nearest class that it inherits from; None if there is none."""
+    for cls in type(module).__mro__:
+        for kind in kinds():
+            if kind.replaces(cls):
+                return kind
+    return None
+
+
+def kind_of(module: nn.Module) -> ModuleKind:
+    """As find_kind. Raises TypeError if there is none."""
+    found = find_kind(module)
+    if found is None:
+        known = ", ".join(kind.name for kind in kinds())
+        raise TypeError(f"module={type(module).__name__}: must be one of the module kinds {known}")
+    return found
