@@ -36,18 +36,18 @@ _moved.install()
 __getattr__ = _moved.attribute
 
 
-def explain(layer: nn.Linear, m: int = 1, verbose: bool = False) -> Explanation:
+def explain(layer: nn.QuantizedModule, m: int = 1, verbose: bool = False) -> Explanation:
     """Which kernel runs a layer for m tokens, and why each other kernel of its scheme does not.
 
     Args:
-        layer: a ``nybble.nn.Linear`` or ``nybble.nn.SparseLinear``.
+        layer: a quantized module, such as ``nybble.nn.Linear``.
         m: rows of the activation.
         verbose: print the kernels of other schemes too; ``rejected`` always has all of them.
 
     Raises:
         TypeError: not a nybble layer.
     """
-    if not isinstance(layer, nn.Linear):
+    if not isinstance(layer, nn.QuantizedModule):
         raise TypeError(f"layer={type(layer).__name__}: must be a nybble.nn.Linear, such as quantize puts into a model")
     return layer.explain(m, verbose)
 

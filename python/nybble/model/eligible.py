@@ -75,7 +75,7 @@ def why_bound(module: nn.Module) -> str | None:
         if hooks:
             names = sorted({getattr(hook, "__qualname__", type(hook).__qualname__) for hook in hooks.values()})
             return f"has {words} ({', '.join(names)})"
-    return "its forward method was replaced on the instance" if "forward" in vars(module) else None
+    return "its forward was replaced on the instance" if "forward" in vars(module) else None
 
 
 def _why_content(module: nn.Module) -> str | None:
@@ -87,7 +87,7 @@ def _why_content(module: nn.Module) -> str | None:
         *module._buffers,
         *(name for name in module._parameters if name not in (weight.key, weight.bias)),
     ]
-    return f"has more than a weight and a bias: {', '.join(extra)}" if extra else None
+    return f"has more than weight and bias: {', '.join(extra)}" if extra else None
 
 
 def _why_weight(module: nn.Module) -> str | None:

@@ -24,7 +24,7 @@ from ..model.batches import call, check_batches
 from ..model.eligible import dense_weight, is_linear_like
 from ..model.stages import calm
 from ..model.walk import sites
-from ..nn import Linear
+from ..nn.module import QuantizedModule
 from .statistics import Statistics
 from .watch import LayerDrift, Watch, pick_rows
 
@@ -328,7 +328,7 @@ def _layers(model: nn.Module, include: options.Patterns, exclude: options.Patter
         goal="",
     )
     linear = [site for site in found if is_linear_like(site.module) and asked.why_not_asked(site.names) is None]
-    quantized = [site for site in linear if isinstance(site.module, Linear)]
+    quantized = [site for site in linear if isinstance(site.module, QuantizedModule)]
     layers = {site.name: site.module for site in quantized or linear}
     if not layers:
         raise ValueError("model: has no Linear layer to watch")

@@ -116,7 +116,9 @@ class ModuleKind:
         """A copy of a dense layer with another weight, a matrix (N, K), and bias (N,)."""
         new = dense.__class__.__new__(dense.__class__)
         # Dictionaries such as those of hooks are the copy's own; what they hold is shared.
-        new.__dict__.update({key: value.copy() if isinstance(value, dict) else value for key, value in vars(dense).items()})
+        new.__dict__.update(
+            {key: value.copy() if isinstance(value, dict) else value for key, value in vars(dense).items()}
+        )
         new._parameters[self.weight.key] = self.stored(dense, matrix)
         if self.weight.bias is not None:
             new._parameters[self.weight.bias] = bias

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from ..dispatch.explanation import Explanation
 from ..dispatch.registry import Problem
-from ..dispatch.selection import Explanation, explain
+from ..dispatch.selection import explain
 from ..layouts.portable import to_portable
 from ..weights.activations import ActScale, scale_of
 from ..weights.rounding import QuantizedWeight, quantize_weight
@@ -84,9 +86,8 @@ class QuantizedModule(StatefulModule):
         module.pack()
         return module
 
-    def explain(self, m: int = 1) -> Explanation:
-        """Which kernel runs for m tokens, and why each other kernel does not."""
+    def explain(self, m: int = 1, verbose: bool = False) -> Explanation:
+        """Which kernel runs for m tokens, and why each other does not; ``verbose`` prints kernels of other schemes too."""
         dtype = self.dtype if self.dtype.is_floating_point else torch.float32
-        return explain(
-            Problem(self.scheme, m, self.out_features, self.in_features, dtype, self.device.type, layout=self.layout)
-        )
+        n, k, device = self.out_features, self.in_features, self.device.type
+        return replace(explain(Problem(self.scheme, m, n, k, dtype, device, layout=self.layout)), verbose=verbose)

@@ -8,7 +8,7 @@ from torch import nn
 
 from ..model.eligible import ALREADY, dense_weight, is_linear_like
 from ..model.options import Options
-from ..nn import Linear
+from ..nn.module import QuantizedModule
 from ..report.report import geometric_mean
 from ..weights.sparsity import Block
 from . import measure
@@ -45,7 +45,7 @@ class Builder:
         """Whether a layer like one of these was built before and did not pay."""
         return any(_problem(layer) in self._refused for layer in twins)
 
-    def build(self, twins: Sequence[Layer], make: Callable[[Layer], Linear]) -> None:
+    def build(self, twins: Sequence[Layer], make: Callable[[Layer], QuantizedModule]) -> None:
         """Set ``new`` of every twin, or a ``reason``; ``make`` gives the new layer of the first."""
         if not self.is_refused(twins):
             for layer in twins:
@@ -56,7 +56,7 @@ class Builder:
                     self._refused[_problem(layer)] = layer
         self.leave_refused(twins)
 
-    def _why_drop(self, layer: Layer, new: Linear) -> str | None:
+    def _why_drop(self, layer: Layer, new: QuantizedModule) -> str | None:
         """Find the kernels and the speed of a built layer; say why it should not be swapped, if so."""
         asked = self._options
         for m in asked.m:
@@ -72,7 +72,7 @@ class Builder:
                 return slower + self._where_it_pays(layer, new)
         return None
 
-    def _where_it_pays(self, layer: Layer, new: Linear) -> str:
+    def _where_it_pays(self, layer: Layer, new: QuantizedModule) -> str:
         """Of a sparse layer that does not pay: at how many zeros it would."""
         if new.scheme.sparsity is None or isinstance(new.scheme.sparsity, Block):
             return ""
@@ -94,12 +94,11 @@ class Builder:
                 layer.reason, layer.kernels, layer.speedup = culprit.reason, culprit.kernels, culprit.speedup
 
 
-def _tied(layer: Layer, first: Layer) -> Linear:
+def _tied(layer: Layer, first: Layer) -> QuantizedModule:
     """A new layer on the packed weight of its twin's."""
     assert first.new is not None, "twins are built in order"  # noqa: S101
     n, k = dense_weight(layer.site.module).shape
-    kind, scheme = type(first.new), first.new.scheme
-    new = kind(k, n, bias=False, scheme=scheme, device="meta", dtype=layer.weight.dtype)
+    new = type(first.new).on_meta(n, k, first.new.scheme, layer.weight.dtype)
     new.tie_to(first.new)
     new.bias = layer.bias
     layer.tied_to = first

@@ -6,16 +6,14 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
 
+from ..nn.kinds import kind_of
+from ..nn.module import QuantizedModule
 from ..report.report import geometric_mean
 from ..weights.sparsity import Unstructured
-
-if TYPE_CHECKING:
-    from ..nn import Linear
 
 BUDGET_S = 0.03
 # Percent of zeros at which a layer that does not pay is tried.
@@ -61,26 +59,26 @@ def _undisturbed(times: Sequence[float]) -> float:
     return (kept[(len(kept) - 1) // 2] + kept[len(kept) // 2]) / 2
 
 
-def speedups(dense: nn.Module, layer: Linear, kernels: Mapping[int, str]) -> dict[int, float]:
+def speedups(dense: nn.Module, layer: QuantizedModule, kernels: Mapping[int, str]) -> dict[int, float]:
     """Dense time over nybble time for each M, in the grad mode of the caller.
 
     ``dense`` maps (M, K) to (M, N) in its own dtype; ``kernels`` maps each M to the kernel that ``layer`` runs there.
     The answer is kept for the process, keyed by layer kind, shape, bias, dtype, scheme, size, threads, M and kernel.
     """
-    weight = cast(torch.Tensor, dense.weight)
-    shape, bias = (layer.out_features, layer.in_features), dense.bias is not None
+    dtype, bias = kind_of(dense).parameter_of(dense).dtype, kind_of(dense).bias_of(dense) is not None
+    shape = (layer.out_features, layer.in_features)
     size = layer.nbytes * _SIZES // (shape[0] * shape[1])
     result = {}
     for m, kernel in kernels.items():
         kind, threads = type(dense).__name__, torch.get_num_threads()
-        key = (kind, shape, bias, weight.dtype, str(layer.scheme), size, threads, m, kernel)
+        key = (kind, shape, bias, dtype, str(layer.scheme), size, threads, m, kernel)
         if key not in _memo:
-            _memo[key] = _measure(dense, layer, m, weight.dtype)
+            _memo[key] = _measure(dense, layer, m, dtype)
         result[m] = _memo[key]
     return result
 
 
-def pays_from(dense: nn.Module, layer: Linear, ms: Sequence[int]) -> int | None:
+def pays_from(dense: nn.Module, layer: QuantizedModule, ms: Sequence[int]) -> int | None:
     """The least percent of zeros, of a few, from which a sparse layer of this shape is faster than ``dense``.
 
     Random weights stand for the layer's: what counts is how many are zero. None where not even the most zeros pay.
@@ -93,7 +91,7 @@ def pays_from(dense: nn.Module, layer: Linear, ms: Sequence[int]) -> int | None:
     return None
 
 
-def _random_layer(layer: Linear, sparsity: Unstructured) -> Linear:
+def _random_layer(layer: QuantizedModule, sparsity: Unstructured) -> QuantizedModule:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(layer.out_features, layer.in_features, generator=generator)
     kept = torch.rand(weight.shape, generator=generator) >= sparsity.zeros
@@ -102,7 +100,7 @@ def _random_layer(layer: Linear, sparsity: Unstructured) -> Linear:
     return type(layer).from_weight(weight * kept, layer.bias, scheme, dtype=layer.dtype, act_range=act_range)
 
 
-def _measure(dense: nn.Module, layer: Linear, m: int, dtype: torch.dtype) -> float:
+def _measure(dense: nn.Module, layer: QuantizedModule, m: int, dtype: torch.dtype) -> float:
     # an own generator: measuring must not move the caller's random state
     x = torch.randn(m, layer.in_features, generator=torch.Generator().manual_seed(0)).to(dtype)
     times = interleaved({"dense": lambda: dense(x), "nybble": lambda: layer(x)}, BUDGET_S)
@@ -114,9 +112,9 @@ def slower_at(speedup: Mapping[int, float]) -> tuple[int, ...]:
     return tuple(m for m, ratio in speedup.items() if ratio < 1)
 
 
-def weight_sqnr_db(weight: torch.Tensor, layer: Linear) -> float:
+def weight_sqnr_db(weight: torch.Tensor, layer: QuantizedModule) -> float:
     """10 * log10(sum W^2 / sum (W - W_hat)^2) of a dense weight (N, K), ``inf`` where both are equal."""
-    stored = layer.dequantize().weight.detach()
+    stored = layer.dequantized_weight()
     signal = noise = 0.0
     # rows in pieces: float64 copies of a whole vocabulary matrix would be large
     step = max(1, (1 << 22) // weight.shape[1])

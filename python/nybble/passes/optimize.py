@@ -20,7 +20,7 @@ from ..model.digest import data_sha256
 from ..model.eligible import is_linear_like
 from ..model.options import check_flag
 from ..model.walk import sites
-from ..nn import Linear
+from ..nn.module import QuantizedModule
 from ..recipe.recipe import DENSE, PASSES, Recipe, Stage
 from ..report.report import Report
 from ..weights.scheme import Scheme
@@ -154,7 +154,7 @@ def _groups(model: nn.Module, layers: Mapping[str, str], default: str) -> dict[s
             continue
         matching = [pattern for pattern in layers if any(fnmatchcase(name, pattern) for name in site.names)]
         unused -= set(matching)
-        if not isinstance(site.module, Linear):
+        if not isinstance(site.module, QuantizedModule):
             groups[layers[matching[0]] if matching else default].append(site.name)
     if unused:
         raise ValueError(

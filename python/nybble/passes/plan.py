@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from ..model.eligible import is_conv1d, is_linear_like, why_left
+from ..model.eligible import is_linear_like, why_left
 from ..model.options import Options
 from ..model.walk import Site, memory_groups
-from ..nn import Linear
+from ..nn.kinds import ModuleKind, kind_of
+from ..nn.module import QuantizedModule
 from ..report.report import Pruned, Rounded
 from ..weights.sparsity import Pattern
 
@@ -24,7 +25,7 @@ class Layer:
     site: Site
     asked: bool
     reason: str | None
-    new: Linear | None = None
+    new: QuantizedModule | None = None
     tied_to: Layer | None = None
     kernels: dict[int, str] = field(default_factory=dict)
     speedup: dict[int, float] = field(default_factory=dict)
@@ -37,18 +38,23 @@ class Layer:
     rounded: Rounded | None = None
 
     @property
+    def kind(self) -> ModuleKind:
+        """The kind of a dense layer."""
+        return kind_of(self.site.module)
+
+    @property
     def weight(self) -> nn.Parameter:
         """The dense weight of a layer that can be swapped."""
-        return cast(nn.Parameter, self.site.module.weight)
+        return self.kind.parameter_of(self.site.module)
 
     @property
     def bias(self) -> nn.Parameter | None:
         """The dense bias of a layer that can be swapped."""
-        return self.site.module._parameters.get("bias")
+        return self.kind.bias_of(self.site.module)
 
-    def twin_key(self) -> tuple[bool, int, torch.Size, tuple[int, ...]]:
+    def twin_key(self) -> tuple[str, int, torch.Size, tuple[int, ...]]:
         """Equal for layers that use the same memory in the same way."""
-        return is_conv1d(self.site.module), self.weight.data_ptr(), self.weight.shape, self.weight.stride()
+        return self.kind.name, self.weight.data_ptr(), self.weight.shape, self.weight.stride()
 
 
 class Owner(NamedTuple):
@@ -84,7 +90,7 @@ class Plan:
             self.owners.setdefault(self.group(owner.parameter), []).append(owner)
 
     def _layer(self, site: Site) -> Layer:
-        refusal = None if isinstance(site.module, Linear) else self.options.why_not_asked(site.names)
+        refusal = None if isinstance(site.module, QuantizedModule) else self.options.why_not_asked(site.names)
         return Layer(site, asked=refusal is None, reason=refusal or why_left(site.module, self.options.scheme))
 
     def group(self, parameter: torch.Tensor) -> int:

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from ..dispatch.targets import detect
-from ..model.eligible import dense_weight, is_conv1d, name_of
+from ..model.eligible import dense_weight, name_of
 from ..model.walk import Site
-from ..nn import Linear
+from ..nn.kinds import kind_of
+from ..nn.module import QuantizedModule
 from ..report.report import LayerReport, Report
 from .measure import slower_at, weight_sqnr_db
 from .plan import Layer, Plan
@@ -31,7 +32,7 @@ class _Memory:
         group = self.plan.group(parameter)
         return 0 if (leaves and group in self.kept) or self._again(group) else _nbytes(parameter)
 
-    def codes(self, layer: Linear) -> int:
+    def codes(self, layer: QuantizedModule) -> int:
         """Bytes of a nybble layer without its bias."""
         bias = 0 if layer.bias is None else _nbytes(layer.bias)
         return 0 if self._again(("codes", layer.weight_id)) else layer.nbytes - bias
@@ -72,7 +73,7 @@ def make_report(plan: Plan, scheme: str) -> Report:
     )
 
 
-def _swapped_row(layer: Layer, new: Linear, memory: _Memory) -> LayerReport:
+def _swapped_row(layer: Layer, new: QuantizedModule, memory: _Memory) -> LayerReport:
     module, first = layer.site.module, layer.tied_to
     if first is None:
         layer.sqnr_db = weight_sqnr_db(dense_weight(module), new)
@@ -98,7 +99,7 @@ def _swapped_row(layer: Layer, new: Linear, memory: _Memory) -> LayerReport:
 
 def _left_row(layer: Layer, memory: _Memory) -> LayerReport:
     module = layer.site.module
-    if isinstance(module, Linear):
+    if isinstance(module, QuantizedModule):
         kind = str(module.scheme)
         nbytes = memory.codes(module) + memory.dense(module.bias)
     else:
@@ -155,9 +156,12 @@ def _nbytes(tensor: torch.Tensor) -> int:
 
 
 def _shape(module: nn.Module) -> tuple[int, ...]:
-    weight = module._parameters.get("weight")
-    if isinstance(weight, torch.Tensor) and not nn.parameter.is_lazy(weight):
-        return tuple(weight.t().shape) if is_conv1d(module) else tuple(weight.shape)
+    if isinstance(module, QuantizedModule):
+        return module.out_features, module.in_features
+    weight = kind_of(module).weight
+    held = module._parameters.get(weight.key)
+    if isinstance(held, torch.Tensor) and not nn.parameter.is_lazy(held):
+        return tuple(weight.to_matrix(held).shape)
     return tuple(int(getattr(module, name, 0)) for name in ("out_features", "in_features"))
 
 
@@ -166,7 +170,7 @@ def _weight_bytes(plan: Plan, kept: set[int]) -> tuple[int, int]:
     total: dict[object, int] = {}
     changed: set[object] = set()
     for group, owners in plan.owners.items():
-        dense = [owner.parameter for owner in owners if not isinstance(owner.site.module, Linear)]
+        dense = [owner.parameter for owner in owners if not isinstance(owner.site.module, QuantizedModule)]
         sizes = [_nbytes(p) for p in dense if not nn.parameter.is_lazy(p) and p.dim() >= 2]
         if sizes:
             total[group] = max(sizes)
@@ -174,7 +178,7 @@ def _weight_bytes(plan: Plan, kept: set[int]) -> tuple[int, int]:
             changed.add(group)
     for layer in plan.layers:
         module = layer.site.module
-        if isinstance(module, Linear):
+        if isinstance(module, QuantizedModule):
             total[module.weight_id, "codes"] = module.out_features * module.in_features * module.dtype.itemsize
             changed.add((module.weight_id, "codes"))
     return sum(total.values()), sum(size for key, size in total.items() if key in changed)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ...model.eligible import dense_weight
-from ...nn import Linear
+from ...nn.kinds import kind_of
 from ...weights.scheme import Scheme
 
 
@@ -30,7 +30,8 @@ def judge(dense: nn.Module, new: nn.Module, scheme: Scheme | None, x: Tensor | N
     wanted = dense(x)
     if scheme is None:
         return Errors(0.0, relative_error(new(x), wanted))
-    rounded = Linear.from_weight(weight, dense._parameters.get("bias"), scheme.dynamic)
+    kind = kind_of(dense)
+    rounded = kind.module.from_weight(weight, kind.bias_of(dense), scheme.dynamic)
     return Errors(relative_error(rounded(x), wanted), relative_error(new(x), wanted))
 
 
@@ -56,12 +57,7 @@ def moved(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
     return max((relative_error(a, b) for a, b in zip(found, wanted, strict=True)), default=0.0)
 
 
-def dense_like(dense: nn.Module, weight: Tensor) -> nn.Linear:
-    """An nn.Linear with this weight (N, K) and the dense layer's bias."""
-    n, k = weight.shape
-    bias = dense._parameters.get("bias")
-    layer = nn.Linear(k, n, bias is not None, device="meta", dtype=weight.dtype)
-    layer.weight = nn.Parameter(weight, requires_grad=False)
-    if bias is not None:
-        layer.bias = bias
-    return layer
+def dense_like(dense: nn.Module, weight: Tensor) -> nn.Module:
+    """A copy of a dense layer with this weight (N, K) and the same bias."""
+    kind = kind_of(dense)
+    return kind.dense_like(dense, weight, kind.bias_of(dense))

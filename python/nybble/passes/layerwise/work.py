@@ -9,11 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...model.bar import bar
-from ...model.eligible import dense_weight, is_conv1d
+from ...model.eligible import dense_weight
 from ...model.inputs import Inputs
 from ...model.stages import Stage, stages
 from ...model.walk import Edits
-from ...nn import Linear
+from ...nn.module import QuantizedModule
 from ...weights.scheme import Scheme
 from ..build import Builder
 from ..plan import Layer, Plan
@@ -72,7 +72,7 @@ class Work:
         """The new weight of a layer."""
         raise NotImplementedError
 
-    def make(self, layer: Layer, outcome: Outcome) -> Linear:
+    def make(self, layer: Layer, outcome: Outcome) -> QuantizedModule:
         """The new layer; not asked for where weights stay floats."""
         raise NotImplementedError
 
@@ -165,7 +165,6 @@ class Work:
 
     def _place_weight(self, layer: Layer, weight: Tensor) -> None:
         old, module = layer.weight, layer.site.module
-        held = weight.T.contiguous() if is_conv1d(module) else weight
-        new = nn.Parameter(held, requires_grad=old.requires_grad)
+        new = layer.kind.stored(module, weight)
         self.plan.renew(old, new)
-        self.edits.put(module._parameters, "weight", new)
+        self.edits.put(module._parameters, layer.kind.weight.key, new)

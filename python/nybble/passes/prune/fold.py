@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...model.eligible import dense_weight, is_conv1d
+from ...model.eligible import dense_weight
 from ...model.walk import Edits
 from ...weights.sparsity import NofM
 from ..layerwise.judge import moved, tensors_of
@@ -131,11 +131,11 @@ class Folder:
 
     def _reorder(self, trial: Edits, layer: Layer, order: Tensor, side: int) -> None:
         """Outputs (side 0) or inputs (side 1) in another order."""
-        module = layer.site.module
-        axis = 1 - side if is_conv1d(module) else side
-        changes = {"weight": layer.weight.detach().index_select(axis, order)}
-        if side == 0 and layer.bias is not None:
-            changes["bias"] = layer.bias.detach()[order]
+        module, weight = layer.site.module, layer.kind.weight
+        reordered = weight.to_matrix(layer.weight.detach()).index_select(side, order)
+        changes = {weight.key: weight.from_matrix(reordered, layer.weight.shape)}
+        if side == 0 and weight.bias is not None and layer.bias is not None:
+            changes[weight.bias] = layer.bias.detach()[order]
         for key, value in changes.items():
             old = module._parameters[key]
             assert old is not None, "read above"  # noqa: S101

@@ -13,7 +13,7 @@ from ...model.eligible import dense_weight
 from ...model.inputs import Inputs
 from ...model.stages import Stage
 from ...model.walk import Edits
-from ...nn import Linear, SparseLinear
+from ...nn.module import QuantizedModule
 from ...report.report import Pruned
 from ...weights.rounding import quantize_weight
 from ...weights.scheme import Scheme
@@ -103,7 +103,7 @@ class Pruning(Work):
             return Outcome(dense_weight(layer.site.module), "as it was")
         return prune_weight(dense_weight(layer.site.module), self._task(layer), inputs)
 
-    def make(self, layer: Layer, outcome: Outcome) -> Linear:
+    def make(self, layer: Layer, outcome: Outcome) -> QuantizedModule:
         """As Work.make."""
         assert self.asked.scheme is not None, "asked above"  # noqa: S101
         assert layer.pattern is not None, "open layers have one"  # noqa: S101
@@ -111,7 +111,8 @@ class Pruning(Work):
         scheme = sparse_scheme(self.asked.scheme if outcome.act else self.asked.scheme.dynamic, layer.pattern)
         quantized = outcome.quantized or quantize_weight(outcome.weight, scheme)
         in_features, dtype = outcome.weight.shape[1], layer.weight.dtype
-        return SparseLinear.from_quantized(quantized, in_features, layer.bias, scheme, dtype, outcome.act)
+        module = layer.kind.module_for(scheme)
+        return module.from_quantized(quantized, in_features, layer.bias, scheme, dtype, outcome.act)
 
     def is_kept(self, layer: Layer) -> bool:
         """As Work.is_kept."""
@@ -149,6 +150,6 @@ def _set_pattern(scheme: Scheme | None, layer: Layer, pattern: Pattern | None) -
     layer.is_sparse = pattern is None or satisfies(weight, layer.pattern)
     try:
         if scheme is not None:
-            sparse_scheme(scheme, layer.pattern)
+            layer.kind.module_for(sparse_scheme(scheme, layer.pattern))
     except ValueError as error:
         layer.reason = str(error)

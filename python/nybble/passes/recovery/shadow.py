@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...nn import Linear, SparseLinear
+from ...model.eligible import dense_weight
+from ...nn.kinds import kind_of
+from ...nn.module import QuantizedModule
 from ...weights.rounding import QuantizedWeight, pack_nibbles, unpack_nibbles
-from ..layerwise.judge import dense_like
 
 _LEAST_GAIN = 0.05
 
@@ -33,7 +32,7 @@ class Shadow(nn.Module):
     times 1 + gain.
 
     Args:
-        layer: a Linear of nybble, or an nn.Linear with zeros.
+        layer: a quantized layer, or a dense one with zeros.
         dense: the weight (N, K) that the layer was made of; what its rounding left over is where learning starts.
     """
 
@@ -41,11 +40,11 @@ class Shadow(nn.Module):
         super().__init__()
         self._layer = [layer]  # in a list, not to be a module of this one
         values, self._scale, self._zero = _parts(layer)
-        self._size = layer.scheme.group_size if isinstance(layer, Linear) else None
+        self._size = layer.scheme.group_size if isinstance(layer, QuantizedModule) else None
         left_over = (
             dense.detach().float() / self._spread(self._scale).clamp_min(torch.finfo(torch.float32).tiny) - values
         )
-        rounds = isinstance(layer, Linear) and layer.scheme.weight_bits != 16
+        rounds = isinstance(layer, QuantizedModule) and layer.scheme.weight_bits != 16
         # Short of the half, so that the codes are those of the layer.
         self.latent = nn.Parameter(values + left_over.clamp(-0.49, 0.49) if rounds else values)
         # A group whose scale is 0 has no codes either.
@@ -53,9 +52,9 @@ class Shadow(nn.Module):
         keep = values != 0 if _is_sparse(layer) else None if bool(usable.all()) else usable
         self._keep = None if keep is None else keep.float()  # a product of floats is faster than one with booleans
         self.gain = nn.Parameter(torch.zeros_like(self._scale))
-        bias = cast("nn.Parameter | None", layer.bias)
+        bias = _bias(layer)
         self.bias = None if bias is None else nn.Parameter(bias.detach().float().clone())
-        self._range = _code_range(layer) if isinstance(layer, Linear) and rounds else None
+        self._range = _code_range(layer) if isinstance(layer, QuantizedModule) and rounds else None
         if self._keep is not None:
             self.latent.data.mul_(self._keep)
 
@@ -95,50 +94,49 @@ class Shadow(nn.Module):
         """The layer with what was learned: a new one in eval mode, its bias a new Parameter."""
         layer = self._layer[0]
         codes, scale = self.codes(), self.scale()
-        bias = cast("nn.Parameter | None", layer.bias)
+        bias = _bias(layer)
         if bias is not None and self.bias is not None:
             bias = nn.Parameter(self.bias.detach().to(bias.dtype), requires_grad=bias.requires_grad)
-        if not isinstance(layer, Linear):
-            weight = cast(Tensor, layer.weight)
-            pruned = dense_like(layer, (codes * self._spread(scale)).to(weight.dtype))
-            pruned.weight.requires_grad_(weight.requires_grad)
-            if bias is not None:
-                pruned.bias = bias
-            return pruned.eval()
+        if not isinstance(layer, QuantizedModule):
+            weight = (codes * self._spread(scale)).to(dense_weight(layer).dtype)
+            return kind_of(layer).dense_like(layer, weight, bias).eval()
         whole = codes + self._zero
         packed = (
             pack_nibbles(whole.round()) if layer.scheme.weight_bits == 4 else whole.to(layer.quantized().qweight.dtype)
         )
         quantized = QuantizedWeight(packed, scale.to(self._stored), layer.quantized().zero_point)
-        kind = SparseLinear if isinstance(layer, SparseLinear) else Linear
         scheme, dtype = layer.scheme, layer.dtype
-        return kind.from_quantized(quantized, layer.in_features, bias, scheme, dtype, layer.act()).eval()
+        return type(layer).from_quantized(quantized, layer.in_features, bias, scheme, dtype, layer.act()).eval()
 
     @property
     def _stored(self) -> torch.dtype:
         layer = self._layer[0]
-        return torch.bfloat16 if isinstance(layer, Linear) and layer.scheme.weight_bits == 4 else torch.float32
+        return torch.bfloat16 if isinstance(layer, QuantizedModule) and layer.scheme.weight_bits == 4 else torch.float32
 
     def _spread(self, per_group: Tensor) -> Tensor:
         """(N, groups) as it multiplies (N, K)."""
         if self._size is None:
             return per_group
-        n, k = cast(Tensor, self._layer[0].weight).shape
+        n, k = dense_weight(self._layer[0]).shape
         return per_group[..., None].expand(-1, -1, self._size).reshape(n, -1)[:, :k]
 
 
 def _is_sparse(layer: nn.Module) -> bool:
-    return not isinstance(layer, Linear) or isinstance(layer, SparseLinear)
+    return not isinstance(layer, QuantizedModule) or layer.is_sparse
 
 
-def _code_range(layer: Linear) -> tuple[int, int]:
+def _bias(layer: nn.Module) -> nn.Parameter | None:
+    return layer.bias if isinstance(layer, QuantizedModule) else kind_of(layer).bias_of(layer)
+
+
+def _code_range(layer: QuantizedModule) -> tuple[int, int]:
     return (-127, 127) if layer.scheme.weight_bits == 8 else (0, 15)
 
 
 def _parts(layer: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
     """Codes less their zero points (N, K), scales (N, groups), zero points that broadcast to (N, K); float32."""
-    if not isinstance(layer, Linear):
-        weight = cast(Tensor, layer.weight).detach().float()
+    if not isinstance(layer, QuantizedModule):
+        weight = dense_weight(layer).detach().float()
         return weight.clone(), torch.ones(len(weight), 1), torch.zeros(1)
     quantized, k = layer.quantized(), layer.in_features
     if layer.scheme.weight_bits != 4:

@@ -8,10 +8,11 @@ from torch import nn
 
 from ...model.eligible import dense_weight, is_linear_like
 from ...model.walk import Site, sites
-from ...nn import Linear
+from ...nn.kinds import kind_of
+from ...nn.module import QuantizedModule
 from .shadow import Shadow
 
-_LEAST_ZEROS = 0.05  # of an nn.Linear that counts as pruned
+_LEAST_ZEROS = 0.05  # of a dense layer that counts as pruned
 
 
 class Pair(NamedTuple):
@@ -50,7 +51,7 @@ def pairs(model: nn.Module, reference: nn.Module) -> tuple[list[Pair], dict[str,
         users[_weight_id(site.module)] = users.get(_weight_id(site.module), 0) + 1
     for site in changed:
         other = dense.get(site.name)
-        if other is None or not is_linear_like(other) or isinstance(other, Linear):
+        if other is None or not is_linear_like(other) or isinstance(other, QuantizedModule):
             raise ValueError(f"reference: has no dense Linear layer {site.name!r} to compare with")
         shape, wanted = tuple(dense_weight(other).shape), tuple(dense_weight(site.module).shape)
         if shape != wanted:
@@ -65,11 +66,12 @@ def pairs(model: nn.Module, reference: nn.Module) -> tuple[list[Pair], dict[str,
 
 
 def _is_changed(module: nn.Module) -> bool:
-    if isinstance(module, Linear):
+    if isinstance(module, QuantizedModule):
         return True
-    weight = module._parameters.get("weight")
-    return type(module) is nn.Linear and weight is not None and (weight == 0).float().mean().item() >= _LEAST_ZEROS
+    kind = kind_of(module)
+    weight = module._parameters.get(kind.weight.key)
+    return kind.replaces(type(module)) and weight is not None and (weight == 0).float().mean().item() >= _LEAST_ZEROS
 
 
 def _weight_id(module: nn.Module) -> int:
-    return module.weight_id if isinstance(module, Linear) else id(module.weight)
+    return module.weight_id if isinstance(module, QuantizedModule) else id(kind_of(module).parameter_of(module))

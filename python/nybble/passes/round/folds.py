@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...model.eligible import dense_weight, is_conv1d, is_linear_like
+from ...model.eligible import dense_weight, is_linear_like
 from ...model.stages import Stage
 from ...model.walk import Edits
+from ...nn.kinds import find_kind
 from ..layerwise.judge import moved, tensors_of
 from ..plan import Layer, Plan
 
@@ -53,13 +54,14 @@ class Fold:
             if parameter is not None:
                 _put(self.maker, key, self._divided(key, parameter.detach().float(), own.float()), plan, edits)
         for layer in self.takers:
-            weight = layer.weight.detach().float()
-            wide = scale.float()[:, None] if is_conv1d(layer.site.module) else scale.float()
-            _put(layer.site.module, "weight", weight * wide, plan, edits)
+            weight, held = layer.kind.weight, layer.weight
+            scaled = weight.to_matrix(held.detach().float()) * scale.float()
+            _put(layer.site.module, weight.key, weight.from_matrix(scaled, held.shape), plan, edits)
 
     def _divided(self, key: str, value: Tensor, scale: Tensor) -> Tensor:
-        if value.dim() == 2:
-            return value / (scale if is_conv1d(self.maker) else scale[:, None])
+        kind = find_kind(self.maker)
+        if kind is not None and key == kind.weight.key:
+            return kind.weight.from_matrix(kind.weight.to_matrix(value) / scale[:, None], value.shape)
         return (1 + value) / scale - 1 if self.one_plus and key == "weight" else value / scale
 
 

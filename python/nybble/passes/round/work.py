@@ -9,7 +9,7 @@ from ...model.eligible import dense_weight
 from ...model.inputs import Inputs
 from ...model.stages import Stage
 from ...model.walk import Edits
-from ...nn import Linear
+from ...nn.module import QuantizedModule
 from ...report.report import Rounded
 from ...weights.scheme import Scheme
 from ..layerwise.judge import Errors
@@ -71,13 +71,13 @@ class Rounding(Work):
         """As Work.solve."""
         return round_weight(dense_weight(layer.site.module), self._scheme, self.asked.method, inputs)
 
-    def make(self, layer: Layer, outcome: Outcome) -> Linear:
+    def make(self, layer: Layer, outcome: Outcome) -> QuantizedModule:
         """As Work.make."""
         assert outcome.quantized is not None, "rounded weights have codes"  # noqa: S101
         in_features = dense_weight(layer.site.module).shape[1]
         scheme = self._scheme if outcome.act else self._scheme.dynamic
         dtype = layer.weight.dtype
-        return Linear.from_quantized(outcome.quantized, in_features, layer.bias, scheme, dtype, outcome.act)
+        return layer.kind.module.from_quantized(outcome.quantized, in_features, layer.bias, scheme, dtype, outcome.act)
 
     def note(self, layer: Layer, outcome: Outcome, errors: Errors) -> None:
         """As Work.note."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ...model.walk import Edits, Site, sites
-from ...nn import Linear
+from ...nn.module import QuantizedModule
 from ...report.report import LayerReport
 from ...weights.scheme import Scheme
 from ...weights.sparsity import Block, Pattern
@@ -82,7 +82,7 @@ def variants(
     for name, site in places.items():
         known = {scheme: found[name] for scheme, found in rows.items() if name in found}
         swapped = [scheme for scheme, row in known.items() if row.swapped]
-        if not swapped or name in tied or isinstance(site.module, Linear):
+        if not swapped or name in tied or isinstance(site.module, QuantizedModule):
             continue
         group = [name, *(other for other, first in tied.items() if first == name)]
         units.append(
