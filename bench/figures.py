@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..weights.scheme import GROUP_SIZES, Scheme
+from ..weights.scheme import Scheme, numbers_of
 from .entrants import COLD_CACHES, Entrant, LayerMaker, Site, WrongKernelError
 from .goals import MS, word
 from .machine import last_level_cache
@@ -110,7 +110,7 @@ def odd(budget_s: float) -> Iterator[Figure]:
 def groups(budget_s: float) -> Iterator[Figure]:
     """The slowest group size over the fastest, and zero points over none, cold."""
     for family in ("w4a8", "w4a16"):
-        sizes = [family, *(f"{family}g{size}" for size in GROUP_SIZES)]
+        sizes = [family, *(f"{family}g{size}" for size in numbers_of(family)[0].group_sizes)]
         schemes = [*sizes, f"{family}g128asym"]
         for m in MS:
             seconds = duel([(scheme, LARGE) for scheme in schemes], m, torch.bfloat16, "cold", budget_s)

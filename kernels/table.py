@@ -9,7 +9,7 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-from ..weights.scheme import GROUP_SIZES, Scheme
+from ..weights.scheme import Scheme
 from ..weights.sparsity import NofM, Sparsity
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -47,7 +47,7 @@ class TritonKernel:
 
 
 _WITH_INT32 = (*_FLOATS, torch.int32)
-_GROUPS = (None, *GROUP_SIZES)
+_GROUPS = (None, 32, 64, 128)
 _MATMUL = "matmul_triton:MatmulPlan"
 _TWO_OF_FOUR = NofM(2, 4)
 

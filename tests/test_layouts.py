@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nybble import layouts, native
-from nybble.layouts import quads
+from nybble.layouts import portable, quads
 from nybble.testing.oracle import random_weight, schemes_of
 from nybble.weights.rounding import QuantizedWeight, unpack_nibbles
 from nybble.weights.scheme import Scheme
@@ -212,3 +212,30 @@ def test_more_than_two_of_four_are_refused() -> None:
     codes[5, 4:7] = 1
     with pytest.raises(ValueError, match="more than two of four"):
         quads.compress(codes, 0, 8)
+
+
+@pytest.mark.parametrize("name", ["sp50w8a8", "sp24w8a8", "sp50w4a16", "sp24w4a8g32"])
+def test_masks_in_torch_equal_the_native_ones(name):
+    """What sparse weights of other types use."""
+    scheme = Scheme.parse(name)
+    for n, k in ((5, 33), (16, 64), (1, 1), (7, 130)):
+        qweight = random_weight(scheme, n, k).qweight
+        mask, values = portable._to_bitmask(qweight, scheme, k)
+        expected = native.to_bitmask(qweight, scheme, k)
+        assert torch.equal(mask, expected[0])
+        assert torch.equal(values, expected[1])
+        assert torch.equal(portable._from_bitmask(mask, values, scheme, n, k), qweight)
+
+
+@pytest.mark.parametrize("pack", [portable._from_bitmask, native.from_bitmask], ids=["torch", "native"])
+def test_masks_that_are_damaged_are_refused_in_torch_too(pack):
+    scheme = Scheme.parse("sp24w4a8")
+    mask, values = native.to_bitmask(random_weight(scheme, 3, 6).qweight, scheme, 6)
+    for change, reason in (
+        ((mask | 0x80, values), "mask: "),
+        ((mask, values[1:]), "values: "),
+        ((mask | 7, torch.cat((values, values))), "mask: |values: "),
+        ((mask, values | 0xF0), "values: "),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            pack(*change, scheme, 3, 6)

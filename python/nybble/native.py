@@ -19,6 +19,9 @@ DTYPES = {torch.float32: _C.F32, torch.bfloat16: _C.BF16, torch.float16: _C.F16,
 # By the panel number of csrc/abi.h.
 PANEL_DTYPES = (torch.float32, torch.int8, torch.int16, torch.uint8, torch.bfloat16, torch.uint8)
 
+# Weight bits of the sparse weights that it packs.
+SPARSE_BITS = (8, 4)
+
 _NOTHING = (0, 0)
 
 
@@ -127,8 +130,8 @@ def to_bitmask(qweight: Tensor, scheme: Scheme, in_features: int) -> tuple[Tenso
     shape, codes = weight_shape(scheme, out_features, in_features), memory(qweight.contiguous())
     kept = _C.count_kept(shape, codes)
     mask = torch.empty(out_features, (in_features + 7) // 8, dtype=torch.uint8)
-    eight = scheme.weight_bits == 8
-    values = torch.empty(kept if eight else (kept + 1) // 2, dtype=torch.int8 if eight else torch.uint8)
+    kind = scheme.weight_type
+    values = torch.empty(-(-kept // kind.per_byte), dtype=kind.stored)
     _C.to_bitmask(shape, codes, memory(mask), memory(values))
     return mask, values
 

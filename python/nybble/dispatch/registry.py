@@ -15,7 +15,7 @@ from .. import layouts, native
 from ..kernels.table import KERNELS, TritonKernel
 from ..layouts.packed import MASK_OF
 from ..native import KernelNames
-from ..weights.scheme import GROUP_SIZES, Scheme
+from ..weights.scheme import Scheme, numbers_of
 from ..weights.sparsity import Block, Sparsity
 from . import native_cuda, targets
 from .reference import ReferencePlan
@@ -264,7 +264,7 @@ def _compiled(row: Row, names: KernelNames) -> KernelSpec:
 
 
 def _group_sizes(family: str) -> tuple[int | None, ...]:
-    return (None, *GROUP_SIZES) if "w4" in family else (None,)
+    return (None, *numbers_of(family)[0].group_sizes) if family else (None,)
 
 
 def _zeros(scheme: Scheme) -> float:

@@ -48,10 +48,10 @@ def _weight_spec(scheme: Scheme, out_features: int, in_features: int, stored: in
             "values": ((stored, sparsity.rows, sparsity.columns), torch.int8),
             "scale": dense["scale"],
         }
-    four = scheme.weight_bits == 4
+    kind = scheme.weight_type
     return {
         "mask": ((out_features, (in_features + 7) // 8), torch.uint8),
-        "values": (((stored + 1) // 2 if four else stored,), dense["qweight"][1]),
+        "values": ((-(-stored // kind.per_byte),), kind.stored),
         "scale": dense["scale"],
     }
 
@@ -60,8 +60,7 @@ def stored_in(scheme: Scheme, tensors: Mapping[str, Tensor]) -> int:
     """How many codes or blocks a sparse weight's tensors keep: what spec_of needs; 0 of a dense weight."""
     if scheme.sparsity is None:
         return 0
-    count = tensors["values"].shape[0]
-    return 2 * count if scheme.weight_bits == 4 else count
+    return tensors["values"].shape[0] * scheme.weight_type.per_byte
 
 
 def to_portable(
@@ -86,7 +85,7 @@ def _to_weight(quantized: QuantizedWeight, scheme: Scheme, in_features: int) -> 
     if isinstance(scheme.sparsity, Block):
         codes = _to_blocks(qweight, scheme.sparsity)
     else:
-        pack = _to_bitmask if scheme.weight_bits == 16 else native.to_bitmask
+        pack = native.to_bitmask if scheme.weight_bits in native.SPARSE_BITS else _to_bitmask
         mask, values = pack(qweight, scheme, in_features)
         codes = {"mask": mask, "values": values}
     return {**{name: tensor.to(device) for name, tensor in codes.items()}, "scale": quantized.scale}
@@ -120,36 +119,43 @@ def from_portable(
         if isinstance(scheme.sparsity, Block):
             qweight = _from_blocks(held, scheme.sparsity, out_features, in_features)
         else:
-            unpack = _from_bitmask if scheme.weight_bits == 16 else native.from_bitmask
+            unpack = native.from_bitmask if scheme.weight_bits in native.SPARSE_BITS else _from_bitmask
             qweight = unpack(held["mask"], held["values"], scheme, out_features, in_features)
         quantized = QuantizedWeight(qweight.to(device), tensors["scale"].detach())
     check_portable(quantized, scheme, out_features, in_features)
     return quantized
 
 
-def _to_bitmask(qweight: Tensor, _: Scheme, in_features: int) -> tuple[Tensor, Tensor]:
-    """As native.to_bitmask, of bfloat16 weights."""
-    kept = qweight != 0
+def _to_bitmask(qweight: Tensor, scheme: Scheme, in_features: int) -> tuple[Tensor, Tensor]:
+    """As native.to_bitmask, for any type of weights."""
+    kind = scheme.weight_type
+    codes = kind.unpack(qweight, in_features)
+    kept = codes != kind.middle
     bits = zero_pad(kept, (0, -in_features % 8)).view(len(kept), -1, 8)
-    return (bits * _BITS).sum(-1, dtype=torch.uint8), qweight[kept]
+    return (bits * _BITS).sum(-1, dtype=torch.uint8), kind.pack(codes[kept][None])[0]
 
 
 def _from_bitmask(mask: Tensor, values: Tensor, scheme: Scheme, out_features: int, in_features: int) -> Tensor:
-    """As native.from_bitmask, of bfloat16 weights of which n of each m are kept at most."""
+    """As native.from_bitmask, for any type of weights."""
+    kind, form = scheme.weight_type, scheme.sparsity
     bits = ((mask[..., None] & _BITS) != 0).flatten(1)
-    kept, form = bits[:, :in_features], scheme.sparsity
+    kept = bits[:, :in_features]
     if bits[:, in_features:].any():
         raise ValueError("mask: has bits beyond the last input")
-    if int(kept.sum()) != len(values):
-        raise ValueError(f"values: {len(values)}, but the mask keeps {int(kept.sum())}")
+    count = int(kept.sum())
+    if -(-count // kind.per_byte) != len(values):
+        raise ValueError(f"values: {len(values)}, but the mask keeps {count}")
     if (
         isinstance(form, NofM)
         and (zero_pad(kept, (0, -in_features % form.m)).unflatten(1, (-1, form.m)).sum(-1) > form.n).any()
     ):
         raise ValueError(f"mask: keeps more than {form.n} of {form.m} inputs")
-    qweight = torch.zeros(out_features, in_features, dtype=values.dtype)
-    qweight[kept] = values
-    return qweight
+    stored = kind.unpack(values[None], len(values) * kind.per_byte)[0]
+    if stored[count:].any():
+        raise ValueError("values: the bits beyond the last code must be 0")
+    codes = torch.full((out_features, in_features), kind.middle, dtype=stored.dtype)
+    codes[kept] = stored[:count]
+    return kind.pack(codes)
 
 
 _BITS = torch.tensor([1 << i for i in range(8)], dtype=torch.uint8)

@@ -11,8 +11,8 @@ from torch import nn
 from ..model import options
 from ..model.walk import sites
 from ..report.report import Report
-from ..weights.rounding import check_hqq
 from ..weights.scheme import Scheme
+from ..weights.search import check_hqq
 from .build import check_model
 from .layerwise.carry import Call, carry_out
 from .round.ladder import METHODS

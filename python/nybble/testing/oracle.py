@@ -22,9 +22,10 @@ from ..passes.sensitivity.variants import PRUNE, apply
 from ..passes.sparsify import sparsify
 from ..report.report import Report
 from ..weights.activations import ActScale
-from ..weights.rounding import QuantizedWeight, dequantize_weight, pack_nibbles
-from ..weights.scheme import GROUP_SIZES, Scheme
+from ..weights.rounding import QuantizedWeight, dequantize_weight
+from ..weights.scheme import Scheme, numbers_of
 from ..weights.sparsity import Block, Unstructured
+from ..weights.weight_type import FloatType
 
 CANARY = 0xCD
 
@@ -61,10 +62,10 @@ def schemes_of(family: str) -> list[Scheme]:
     """Every scheme of a family such as "w4a8"; of the many sparse ones, a few."""
     if family.startswith(("sp", "bs")):
         return [Scheme.parse(name.format(family[2:])) for name in SPARSE_SCHEMES[family[:4]]]
-    weight_bits, act_bits = map(int, family.removeprefix("w").split("a"))
-    if weight_bits != 4:
-        return [Scheme(weight_bits, act_bits)]
-    return [Scheme(4, act_bits, group, symmetric) for group in (None, *GROUP_SIZES) for symmetric in (True, False)]
+    kind, act_bits = numbers_of(family)
+    symmetries = (True,) if kind.zero_point is None else (True, False)
+    sizes = (None, *kind.group_sizes)
+    return [Scheme(kind.bits, act_bits, group, symmetric) for group in sizes for symmetric in symmetries]
 
 
 def served_by(spec: KernelSpec) -> list[Scheme]:
@@ -84,19 +85,19 @@ def random_weight(
     def integers(low: int, high: int, shape: tuple[int, ...]) -> Tensor:
         return torch.randint(low, high + 1, shape, generator=generator)
 
+    shape, kind = (out_features, in_features), scheme.weight_type
     groups = (out_features, scheme.groups(in_features))
-    dtype = torch.float32 if scheme.weight_bits == 8 else torch.bfloat16
     octaves = torch.rand(groups, generator=generator) * 4 - 8
-    scale = torch.ones(groups, dtype=dtype) if unit_scale else torch.exp2(octaves).to(dtype)
+    scale = torch.ones(groups, dtype=kind.scale) if unit_scale else torch.exp2(octaves).to(kind.scale)
     kept = random_mask(scheme, out_features, in_features, generator)
-    if scheme.weight_bits == 16:
-        values = torch.randn(out_features, in_features, generator=generator) * kept
-        return QuantizedWeight(values.bfloat16(), torch.ones(groups))
-    if scheme.weight_bits == 8:
-        return QuantizedWeight((integers(-127, 127, (out_features, in_features)) * kept).to(torch.int8), scale)
-    codes = integers(0, 15, (out_features, in_features)).where(kept, 8).to(torch.uint8)
-    zero_point = None if scheme.symmetric else integers(0, 15, groups).to(torch.uint8)
-    return QuantizedWeight(pack_nibbles(codes), scale, zero_point)
+    if isinstance(kind, FloatType):
+        values = torch.randn(shape, generator=generator) * kept
+        return QuantizedWeight(kind.pack(values), torch.ones(groups))
+    codes = integers(kind.lowest, kind.highest, shape).where(kept, kind.middle)
+    zero_point = None
+    if not scheme.symmetric and kind.zero_point is not None:
+        zero_point = integers(kind.lowest, kind.highest, groups).to(kind.zero_point)
+    return QuantizedWeight(kind.pack(codes), scale, zero_point)
 
 
 def random_mask(

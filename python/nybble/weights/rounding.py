@@ -1,7 +1,7 @@
-"""Weights to codes and back: round to nearest, with scales from the range or from the least error.
+"""Weights to codes and back: the portable form of a weight, and rounding to nearest.
 
-Formulas: the group-wise rounding of GPTQ and its MSE search over clipped ranges (IST-DASLab/gptq, quant.py); here the
-scale is rounded to the dtype that it is stored in before the codes are computed, and nothing has an absolute floor.
+Formulas: the group-wise rounding of GPTQ (IST-DASLab/gptq, quant.py), with two differences: codes are computed with the
+scale as it is stored, and no scale has an absolute minimum.
 """
 
 from __future__ import annotations
@@ -11,30 +11,25 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad as zero_pad
 
 from .scheme import Scheme
+from .search import Rounded, check_hqq, clipped, half_quadratic, round_range
+from .weight_type import pack_codes, unpack_codes
 
 METHODS = ("rtn", "mse", "hqq")
 
-# Share of the range that the MSE search tries to give up, in hundredths, and the norm it minimises.
-_CLIP_STEPS = 80
-_CLIP_NORM = 2.4
-# HQQ: the norm it minimises, how hard it first holds the errors, by what that rises, and its rounds.
-_HQQ_NORM = 0.7
-_HQQ_BETA, _HQQ_RISE, _HQQ_ROUNDS = 10.0, 1.01, 20
 _ROWS_AT_ONCE = 1 << 22  # elements
 
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """A weight in the portable layout.
+    """A weight in the portable layout. weight = (code - zero_point) * scale.
 
-    qweight: int8 (N, K) codes in [-127, 127]; or uint8 (N, ceil(K / 2)), unsigned 4-bit codes 0..15, even k in the low
-        nibble, an unused last nibble 0.
-    scale: (N, groups), float32 for 8 bits, bfloat16 for 4.
-    zero_point: uint8 (N, groups) in 0..15, or None: 0 for 8 bits, 8 for 4.
-
-    weight = (code - zero_point) * scale.
+    qweight: (N, K) codes, int8 in [-127, 127]; or, with several codes in a byte, uint8 (N, ceil(K / codes in a byte)),
+        the first input in the lowest bits and unused bits 0. See WeightType.
+    scale: (N, groups).
+    zero_point: (N, groups), or None where the weight is symmetric: then it is WeightType.middle.
     """
 
     qweight: Tensor
@@ -42,7 +37,7 @@ class QuantizedWeight:
     zero_point: Tensor | None = None
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors by name, without the absent one."""
+        """The tensors by name, without zero_point if that is None."""
         named = {"qweight": self.qweight, "scale": self.scale, "zero_point": self.zero_point}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
@@ -52,70 +47,52 @@ class QuantizedWeight:
 
 
 class Ranges(NamedTuple):
-    """How each group is rounded. scale: (N, groups) in its stored dtype; zero: (N, groups), float32 codes of 0."""
+    """Scales and zero points of all groups. scale: (N, groups) as stored; zero: (N, groups), float32."""
 
     scale: Tensor
     zero: Tensor
 
     @classmethod
     def empty(cls, out_features: int, in_features: int, scheme: Scheme) -> Ranges:
-        """Scales of 0, to be filled."""
+        """Scales of 0, to be filled in."""
         shape, dtype = portable_spec(scheme, out_features, in_features)["scale"]
-        scale = torch.zeros(shape, dtype=dtype)
-        return cls(scale, torch.full(shape, _middle(scheme)))
+        return cls(torch.zeros(shape, dtype=dtype), torch.full(shape, float(scheme.weight_type.middle)))
 
     @classmethod
     def of(cls, quantized: QuantizedWeight, scheme: Scheme) -> Ranges:
         """Those of a quantized weight."""
-        zero = quantized.zero_point
-        return cls(
-            quantized.scale,
-            torch.full_like(quantized.scale, _middle(scheme), dtype=torch.float32) if zero is None else zero.float(),
-        )
+        scale, zero, middle = quantized.scale, quantized.zero_point, scheme.weight_type.middle
+        return cls(scale, torch.full_like(scale, middle, dtype=torch.float32) if zero is None else zero.float())
 
     def spread_zeros(self, size: int, in_features: int) -> Tensor:
-        """The code of 0 of each weight, float32 (N, in_features), in groups of size."""
+        """The zero points, float32, as they broadcast to (N, in_features) in groups of size."""
         return _spread(self.zero, size, in_features)
-
-
-# What codes of a whole byte or more are stored as; 16 bits are the weights themselves, and their scale is 1.
-_STORED = {8: torch.int8, 16: torch.bfloat16}
 
 
 def join_codes(codes: Tensor, ranges: Ranges, scheme: Scheme) -> QuantizedWeight:
     """Codes (N, K), as numbers, in the portable layout."""
-    codes = codes.contiguous()
-    if scheme.weight_bits != 4:
-        return QuantizedWeight(codes.to(_STORED[scheme.weight_bits]), ranges.scale)
-    zero = None if scheme.symmetric else ranges.zero.to(torch.uint8)
-    return QuantizedWeight(pack_nibbles(codes), ranges.scale, zero)
-
-
-def _middle(scheme: Scheme) -> float:
-    """The code of 0 of symmetric weights."""
-    return 8.0 if scheme.weight_bits == 4 else 0.0
+    kind = scheme.weight_type
+    zero = None if scheme.symmetric or kind.zero_point is None else ranges.zero.to(kind.zero_point)
+    return QuantizedWeight(kind.pack(codes.contiguous()), ranges.scale, zero)
 
 
 def portable_spec(
     scheme: Scheme, out_features: int, in_features: int
 ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Shape and dtype of each portable tensor of an (out_features, in_features) weight."""
-    groups = (out_features, scheme.groups(in_features))
-    if scheme.weight_bits != 4:
-        stored = _STORED[scheme.weight_bits]
-        return {"qweight": ((out_features, in_features), stored), "scale": (groups, torch.float32)}
+    kind, groups = scheme.weight_type, (out_features, scheme.groups(in_features))
     spec: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
-        "qweight": ((out_features, (in_features + 1) // 2), torch.uint8),
-        "scale": (groups, torch.bfloat16),
+        "qweight": ((out_features, -(-in_features // kind.per_byte)), kind.stored),
+        "scale": (groups, kind.scale),
     }
-    if not scheme.symmetric:
-        spec["zero_point"] = (groups, torch.uint8)
+    if not scheme.symmetric and kind.zero_point is not None:
+        spec["zero_point"] = (groups, kind.zero_point)
     return spec
 
 
 def check_portable(quantized: QuantizedWeight, scheme: Scheme, out_features: int, in_features: int) -> None:
     """Raises ValueError, naming the tensor, where the tensors are not a weight of this scheme and shape."""
-    tensors = quantized.tensors()
+    tensors, kind = quantized.tensors(), scheme.weight_type
     spec = portable_spec(scheme, out_features, in_features)
     if tensors.keys() != spec.keys():
         raise ValueError(f"{scheme} needs the tensors {sorted(spec)}, got {sorted(tensors)}")
@@ -131,18 +108,14 @@ def check_portable(quantized: QuantizedWeight, scheme: Scheme, out_features: int
     scale = quantized.scale.float()
     if not torch.isfinite(scale).all() or (scale < 0).any():
         raise ValueError("scale: must be finite and not negative")
-    if scheme.weight_bits == 8 and (quantized.qweight == -128).any():
-        raise ValueError("qweight: code -128 is outside [-127, 127]")
-    if scheme.weight_bits == 16 and not torch.isfinite(quantized.qweight).all():
-        raise ValueError("qweight: must be finite")
-    if scheme.weight_bits == 4 and in_features % 2 and (quantized.qweight[:, -1] > 15).any():
-        raise ValueError("qweight: the nibble beyond the last input must be 0")
-    if quantized.zero_point is not None and (quantized.zero_point > 15).any():
-        raise ValueError("zero_point: must be in [0, 15]")
+    kind.check(quantized.qweight, in_features)
+    zero = quantized.zero_point
+    if zero is not None and ((zero > kind.highest).any() or (zero < kind.lowest).any()):
+        raise ValueError(f"zero_point: must be in [{kind.lowest}, {kind.highest}]")
     if (scale == 0).any():
-        unscaled = QuantizedWeight(quantized.qweight, (scale == 0).to(quantized.scale.dtype), quantized.zero_point)
+        unscaled = QuantizedWeight(quantized.qweight, (scale == 0).to(quantized.scale.dtype), zero)
         if dequantize_weight(unscaled, scheme, in_features).any():
-            raise ValueError("scale: is 0 where codes are not")
+            raise ValueError("scale: is 0 for weights that are not 0")
 
 
 def quantize_weight(weight: Tensor, scheme: Scheme, method: str = "rtn") -> QuantizedWeight:
@@ -151,9 +124,9 @@ def quantize_weight(weight: Tensor, scheme: Scheme, method: str = "rtn") -> Quan
     Args:
         weight: finite values; any float dtype, on any device.
         scheme: see Scheme.
-        method: "rtn" takes the range of each group; "mse" the share of it, in steps of 1 %, with the least error
-            (2.4-norm), never worse than "rtn"; "hqq" the scale and zero point that half-quadratic splitting finds for
-            the 0.7-norm, of which the same is true. The last is for 4-bit weights in groups.
+        method: "rtn" (round to nearest) uses the whole range of each group. "mse" clips the range, in steps of 1 %, to
+            the least error in the 2.4-norm. "hqq" finds scale and zero point by half-quadratic splitting for the
+            0.7-norm; it needs groups. Neither is worse than "rtn" in its own norm.
 
     Raises:
         ValueError: an unknown method, a wrong shape, or values that are not finite.
@@ -175,165 +148,67 @@ def quantize_weight(weight: Tensor, scheme: Scheme, method: str = "rtn") -> Quan
     return join_codes(codes, Ranges(scales, zeros), scheme)
 
 
+def _quantize_rows(weight: Tensor, scheme: Scheme, method: str) -> Rounded:
+    """Rounds float32 rows (n, K); the codes of the result are (n, K)."""
+    grouped = _grouped(weight, scheme)
+    low, high = _range(grouped)
+    if method == "mse":
+        found = clipped(grouped, low, high, scheme)
+    else:
+        found = round_range(grouped, low, high, scheme)
+        if method == "hqq":
+            found = half_quadratic(grouped, found, scheme)
+    return found._replace(codes=found.codes.flatten(1)[:, : weight.shape[1]])
+
+
 def dequantize_weight(quantized: QuantizedWeight, scheme: Scheme, in_features: int) -> Tensor:
-    """The float32 weight (N, in_features) that the codes stand for."""
-    if scheme.weight_bits != 4:
-        return quantized.qweight.float() * quantized.scale
-    codes = unpack_nibbles(quantized.qweight, in_features).float()
-    size = scheme.group_size or in_features
-    zero = Ranges.of(quantized, scheme).spread_zeros(size, in_features)
-    return (codes - zero) * _spread(quantized.scale.float(), size, in_features)
+    """The float32 weight (N, in_features) of the codes."""
+    kind, size = scheme.weight_type, scheme.group_size or in_features
+    codes, zero = kind.unpack(quantized.qweight, in_features).float(), quantized.zero_point
+    if zero is not None:
+        codes = codes - _spread(zero.float(), size, in_features)
+    elif kind.middle:
+        codes = codes - kind.middle
+    return codes * _spread(quantized.scale.float(), size, in_features)
 
 
 def pack_nibbles(codes: Tensor) -> Tensor:
     """Codes 0..15 (N, K) to bytes (N, ceil(K / 2)), even k in the low nibble."""
-    codes = torch.nn.functional.pad(codes.to(torch.uint8), (0, codes.shape[1] % 2))
-    return codes[:, 0::2] | (codes[:, 1::2] << 4)
+    return pack_codes(codes, 2)
 
 
 def unpack_nibbles(packed: Tensor, in_features: int) -> Tensor:
     """The inverse of pack_nibbles: uint8 (N, in_features)."""
-    both = torch.stack((packed & 15, packed >> 4), dim=-1)
-    return both.flatten(1)[:, :in_features]
-
-
-def _spread(per_group: Tensor, size: int, in_features: int) -> Tensor:
-    """(N, groups) to (N, in_features): each group's value at its inputs."""
-    return per_group.repeat_interleave(size, dim=1)[:, :in_features]
+    return unpack_codes(packed, 2, in_features)
 
 
 def group_ranges(weight: Tensor, scheme: Scheme, share: float = 1.0) -> Ranges:
-    """How a share of the range of each group of a weight (N, K), float32, is rounded."""
-    grouped = _grouped(weight, scheme)
-    low, high = grouped.amin(-1).clamp(max=0), grouped.amax(-1).clamp(min=0)
-    return Ranges(*group_scale(low * share, high * share, scheme))
+    """Scales and zero points for a share of the range of each group of a weight (N, K), float32."""
+    low, high = _range(_grouped(weight, scheme))
+    return Ranges(*scheme.weight_type.scales(low * share, high * share, scheme.symmetric))
 
 
 def round_to(weight: Tensor, ranges: Ranges, scheme: Scheme) -> QuantizedWeight:
-    """The nearest codes to a weight (N, K), float32, with scales and zero points that are given."""
-    codes = group_codes(_grouped(weight, scheme), ranges.scale[..., None], ranges.zero[..., None], scheme)
+    """Rounds a weight (N, K), float32, to nearest with given scales and zero points."""
+    grouped = _grouped(weight, scheme)
+    codes = scheme.weight_type.nearest(grouped, ranges.scale[..., None], ranges.zero[..., None])
     return join_codes(codes.flatten(1)[:, : weight.shape[1]], ranges, scheme)
 
 
 def _grouped(weight: Tensor, scheme: Scheme) -> Tensor:
-    """A weight (N, K) as (N, groups, size); zeros beyond K never widen a range, since the range always includes 0."""
+    """A weight (N, K) as (N, groups, size), padded with 0, which is in every range already."""
     n, k = weight.shape
     size, groups = scheme.group_size or k, scheme.groups(k)
-    return torch.nn.functional.pad(weight, (0, groups * size - k)).view(n, groups, size)
+    return zero_pad(weight, (0, groups * size - k)).view(n, groups, size)
 
 
-def _quantize_rows(weight: Tensor, scheme: Scheme, method: str) -> tuple[Tensor, Tensor, Tensor]:
-    """float32 rows (n, K) to codes (n, K), scales (n, groups) as stored, zero points (n, groups)."""
-    n, k = weight.shape
-    grouped = _grouped(weight, scheme)
-    low, high = grouped.amin(-1).clamp(max=0), grouped.amax(-1).clamp(min=0)
-    codes, scale, zero = _round(grouped, low, high, scheme)
-    if method == "hqq":
-        codes, scale, zero = _half_quadratic(grouped, (codes, scale, zero), scheme)
-    if method == "mse":
-        best = _error(grouped, codes, scale, zero, _CLIP_NORM)
-        for step in range(1, _CLIP_STEPS):
-            share = 1 - step / 100
-            tried = _round(grouped, low * share, high * share, scheme)
-            error = _error(grouped, *tried, _CLIP_NORM)
-            better = error < best
-            best = torch.where(better, error, best)
-            codes = torch.where(better[..., None], tried[0], codes)
-            scale = torch.where(better, tried[1], scale)
-            zero = torch.where(better, tried[2], zero)
-    return codes.view(n, -1)[:, :k], scale, zero
+def _range(grouped: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the largest value of each group, and 0."""
+    return grouped.amin(-1).clamp(max=0), grouped.amax(-1).clamp(min=0)
 
 
-def group_scale(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
-    """Stored scales and zero points (float) of groups whose values lie in [low, high], which includes 0."""
-    if scheme.weight_bits == 16:
-        return torch.ones_like(low), torch.zeros_like(low)
-    stored = torch.bfloat16 if scheme.weight_bits == 4 else torch.float32
-    if scheme.weight_bits == 8:
-        span, zero = torch.maximum(-low, high) / 127, torch.zeros_like(low)
-    elif scheme.symmetric:
-        # The largest magnitude takes the long side of [-8, 7] if it is negative, and fits the short one if not.
-        span, zero = torch.maximum(-low / 8, high / 7), torch.full_like(low, 8)
-    else:
-        span = (high - low) / 15
-        zero = (-low / torch.where(span > 0, span, 1)).round().clamp(0, 15)
-    scale = span.to(stored)
-    # A group whose scale is 0 as stored, or subnormal, holds nothing that the codes could tell apart.
-    usable = scale.float() > torch.finfo(stored).tiny
-    return torch.where(usable, scale, torch.zeros_like(scale)), zero
-
-
-def group_codes(values: Tensor, scale: Tensor, zero: Tensor, scheme: Scheme) -> Tensor:
-    """The codes, as floats, that are nearest to values; scale and zero, as of group_scale, broadcast to them."""
-    if scheme.weight_bits == 16:
-        return values.to(torch.bfloat16).to(values.dtype)
-    lowest, highest = (-127, 127) if scheme.weight_bits == 8 else (0, 15)
-    usable = scale > 0
-    divisor = torch.where(usable, scale.to(values.dtype), 1)
-    codes = ((values / divisor).round() + zero).clamp(lowest, highest)
-    return torch.where(usable, codes, zero)
-
-
-def _round(grouped: Tensor, low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes, stored scales and zero points for the ranges [low, high] of the groups (n, groups, size)."""
-    scale, zero = group_scale(low, high, scheme)
-    return group_codes(grouped, scale[..., None], zero[..., None], scheme), scale, zero
-
-
-def check_hqq(scheme: Scheme) -> None:
-    """Raises ValueError where the scheme has no groups: one scale for a whole row loses more by HQQ than it gains."""
-    if scheme.group_size is None:
-        raise ValueError(f"method='hqq', scheme={str(scheme)!r}: wants 4-bit weights in groups, such as 'w4a16g64'")
-
-
-def _half_quadratic(
-    grouped: Tensor, start: tuple[Tensor, Tensor, Tensor], scheme: Scheme
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes, scales and zero points of a smaller 0.7-norm error of each group than those it starts from.
-
-    Half-quadratic splitting (Badri and Shaji, HQQ, 2023): e, what errors may stay, by shrinkage, then what fits W - e
-    best. The original moves a float zero point, which here is whole and moves nothing but the ends of the range; so the
-    scale moves too, by least squares. (Of all shares of a range the best by this norm gives up far too much of it: the
-    start is the whole.) A step counts for a group only where its codes, with scale and zero point as they are stored, have a smaller error.
-    """
-    largest = grouped.abs().amax(-1, keepdim=True)
-    unit = torch.where(largest > 0, largest, 1)
-    values = grouped / unit
-    stored = start[1].dtype
-    codes, scale, zero = start
-    current = scale.float() / unit[..., 0]
-    best, beta = _error(grouped, *start, _HQQ_NORM), _HQQ_BETA
-    tried_codes, tried_zero = codes, zero
-    for _ in range(_HQQ_ROUNDS):
-        error = values - (tried_codes - tried_zero[..., None]) * current[..., None]
-        size = error.abs()
-        # |e|^(p - 1) is infinite at 0, where the shrinkage is 0 all the same.
-        kept = error.sign() * (size - size.clamp_min(torch.finfo(size.dtype).tiny).pow(_HQQ_NORM - 1) / beta).clamp_min(
-            0
-        )
-        wanted = values - kept
-        if not scheme.symmetric:
-            divisor = torch.where(current > 0, current, 1)
-            tried_zero = (tried_codes - wanted / divisor[..., None]).mean(-1).round().clamp(0, 15)
-        steps = tried_codes - tried_zero[..., None]
-        square = steps.square().sum(-1)
-        current = torch.where(square > 0, (wanted * steps).sum(-1) / torch.where(square > 0, square, 1), current)
-        tried_scale = (current * unit[..., 0]).to(stored)
-        usable = tried_scale.float() > torch.finfo(stored).tiny
-        tried_scale = torch.where(usable, tried_scale, scale)
-        current = tried_scale.float() / unit[..., 0]
-        tried_codes = group_codes(grouped, tried_scale[..., None], tried_zero[..., None], scheme)
-        loss = _error(grouped, tried_codes, tried_scale, tried_zero, _HQQ_NORM)
-        better = loss < best
-        best = torch.where(better, loss, best)
-        codes = torch.where(better[..., None], tried_codes, codes)
-        scale, zero = torch.where(better, tried_scale, scale), torch.where(better, tried_zero, zero)
-        beta *= _HQQ_RISE
-    return codes, scale, zero
-
-
-def _error(grouped: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, norm: float) -> Tensor:
-    """The error of each group in a norm, relative to its largest value so that it neither under- nor overflows."""
-    largest = grouped.abs().amax(-1, keepdim=True)
-    restored = (codes - zero[..., None]) * scale.float()[..., None]
-    return ((restored - grouped) / torch.where(largest > 0, largest, 1)).abs().pow(norm).sum(-1)
+def _spread(per_group: Tensor, size: int, in_features: int) -> Tensor:
+    """The value of each group at its inputs, (N, groups) to (N, in_features); one group stays (N, 1) and broadcasts."""
+    if per_group.shape[1] == 1:
+        return per_group
+    return per_group.repeat_interleave(size, dim=1)[:, :in_features]

@@ -1,45 +1,43 @@
-"""What the numbers of a layer mean: the integers of its weights and activations, how they are scaled, which are zero."""
+"""Schemes: what the numbers of a layer mean. The types of weights and activations, their scales, and which weights are zero."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
-from .sparsity import Block, NofM, Sparsity, parse_name
+from .sparsity import Block, Sparsity, parse_name
+from .weight_type import WeightType, weight_types
 
-GROUP_SIZES = (32, 64, 128)
-
-# Products of an activation, 255 steps from its zero point, and a code of 7 bits that an int32 holds without wrapping.
-_MAX_INT8_PRODUCTS = 65_793
+# Quantized activations are at most 255 steps from their zero point.
+_ACT_STEPS = 255
+_MOST_INT32 = 2**31 - 1
 
 _NAME = re.compile(
-    r"(?P<sparsity>sp\d{1,2}|sp\d{1,3}of\d{1,3}|bs\d{1,3}x\d{1,3})?w(?P<weight>4|8|16)a(?P<act>8|16)(?:g(?P<group>32|64|128))?(?P<asymmetric>asym)?"
-    r"(?P<static>static)?"
+    r"(?P<sparsity>sp\d{1,2}|sp\d{1,3}of\d{1,3}|bs\d{1,3}x\d{1,3})?w(?P<weight>[1-9]\d?)a(?P<act>[1-9]\d?)"
+    r"(?:g(?P<group>[1-9]\d{0,4}))?(?P<asymmetric>asym)?(?P<static>static)?"
 )
-_GRAMMAR = (
-    "w8a8, w8a16, w4a8 or w4a16; the w4 ones may take g32, g64 or g128, then asym: w4a16g128, w4a8g32asym; "
-    "the a8 ones may end in static: w8a8static; before it sp50 (percent of zeros), sp24 (2:4), sp32of128 or bs32x32 (blocks): sp50w8a8; "
-    "sp24w16a16 has bfloat16 weights"
-)
+_FAMILY = re.compile(r"(?:sp|bs)?w(\d+)a(\d+)")
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """Weights as integers times scales, with float (16) or quantized (8) activations.
+    """Quantized weights, with float or quantized activations.
 
     Args:
-        weight_bits: 8 (codes in [-127, 127], one float32 scale an output channel), 4 (codes in [-8, 7], bfloat16
-            scales) or 16 (bfloat16 as they are, with a scale of 1; of 2:4 and float activations alone).
-        act_bits: 16 (activations stay float) or 8 (codes in [-128, 127] with a scale and a zero point).
-        group_size: inputs that share a scale: 32, 64 or 128; None: all of them. 4-bit weights alone.
-        symmetric: zero is code 0; otherwise each group has its own zero point. 4-bit weights alone.
-        sparsity: which weights are zero and take no memory; None: all are stored. Sparse weights are symmetric, and
-            blocks have 8-bit weights and activations.
-        static: 8-bit activations have one scale and zero point a layer, found in calibration; otherwise (dynamic) one
-            a token, found as the layer runs.
+        weight_bits: 8 (codes in [-127, 127] and one float32 scale for each output channel), 4 (codes in [-8, 7] and
+            bfloat16 scales), 16 (bfloat16 weights, for 2:4 sparsity with float activations), or what a plug-in adds.
+        act_bits: 16 (float activations) or 8 (int8 codes with a scale and a zero point).
+        group_size: number of inputs that share a scale: 32, 64 or 128, for 4-bit weights; None: all inputs.
+        symmetric: False: each group has its own zero point, for 4-bit weights.
+        sparsity: the pattern of the zero weights, which are not stored; None: a dense weight. Sparse weights are
+            symmetric. Blocks need 8-bit weights and 8-bit activations.
+        static: True: 8-bit activations have one scale and one zero point for the layer, found by calibration. False
+            (dynamic): one for each token, found at run time.
 
     Raises:
-        ValueError: a combination that nybble does not define.
+        ValueError: an unsupported combination.
     """
 
     weight_bits: int
@@ -50,34 +48,39 @@ class Scheme:
     static: bool = False
 
     def __post_init__(self) -> None:
-        if self.weight_bits not in (4, 8, 16):
-            raise ValueError(f"weight_bits={self.weight_bits!r}: must be 4, 8 or 16")
+        if self.weight_bits not in weight_types():
+            raise ValueError(f"weight_bits={self.weight_bits!r}: must be {_or(weight_types())}")
         if self.act_bits not in (8, 16):
             raise ValueError(f"act_bits={self.act_bits!r}: must be 8 or 16")
-        if self.group_size is not None and self.group_size not in GROUP_SIZES:
-            raise ValueError(f"group_size={self.group_size!r}: must be None or one of {GROUP_SIZES}")
-        if self.weight_bits != 4 and (self.group_size is not None or not self.symmetric):
-            raise ValueError(
-                f"group_size={self.group_size!r}, symmetric={self.symmetric!r}: "
-                f"{self.weight_bits}-bit weights are symmetric with one scale a channel"
-            )
-        if self.weight_bits == 16 and (self.act_bits != 16 or self.sparsity not in (None, NofM(2, 4))):
-            raise ValueError("weight_bits=16: bfloat16 weights are for 2:4 with float activations, sp24w16a16")
-        if self.sparsity is not None and not self.symmetric:
-            raise ValueError(
-                f"symmetric=False: {self.sparsity} weights are symmetric, or their zeros would have a code"
-            )
-        if isinstance(self.sparsity, Block) and (self.weight_bits, self.act_bits) != (8, 8):
-            raise ValueError(f"sparsity={self.sparsity}: blocks are for w8a8")
+        kind = self.weight_type
+        if self.act_bits not in kind.act_bits:
+            raise ValueError(f"act_bits={self.act_bits!r}: must be {_or(kind.act_bits)} with {kind.name}")
+        if self.group_size is not None and self.group_size not in kind.group_sizes:
+            allowed = f"None or one of {kind.group_sizes}" if kind.group_sizes else "None"
+            raise ValueError(f"group_size={self.group_size!r}: must be {allowed} with {kind.name}")
+        if not self.symmetric and (kind.zero_point is None or self.sparsity is not None):
+            why = kind.name if kind.zero_point is None else f"sparse weights ({self.sparsity})"
+            raise ValueError(f"symmetric=False: {why} must be symmetric")
         if self.static and self.act_bits != 8:
-            raise ValueError("static=True: float activations (a16) have no scale; static ones are for a8")
+            raise ValueError("static=True: only quantized activations (a8) have a scale; must be False with a16")
+        self._check_sparsity()
+
+    def _check_sparsity(self) -> None:
+        patterns = self.weight_type.patterns
+        if self.sparsity is None:
+            return
+        if isinstance(self.sparsity, Block) and (Block not in patterns or self.act_bits != 8):
+            raise ValueError(f"sparsity={self.sparsity}: blocks are for w8a8")
+        if self.sparsity not in patterns and type(self.sparsity) not in patterns:
+            allowed = _or(p.__name__ if isinstance(p, type) else p for p in (*patterns, None))
+            raise ValueError(f"sparsity={self.sparsity}: must be {allowed} with {self.weight_type.name}")
 
     @classmethod
     def parse(cls, name: str | Scheme) -> Scheme:
-        """The scheme of a name such as ``"w8a8"`` or ``"w4a16g128asym"``; a Scheme is returned as it is.
+        """The scheme of a name such as ``"w8a8"`` or ``"w4a16g128asym"``. A Scheme is returned unchanged.
 
         Raises:
-            ValueError: the name is not one of the grammar's.
+            ValueError: not the name of a scheme. The message has the grammar.
             TypeError: neither a string nor a Scheme.
         """
         if isinstance(name, Scheme):
@@ -86,7 +89,7 @@ class Scheme:
             raise TypeError(f"scheme={name!r}: must be a string or a Scheme")
         match = _NAME.fullmatch(name)
         if match is None:
-            raise ValueError(f"scheme={name!r}: not a scheme; use {_GRAMMAR}")
+            raise ValueError(f"scheme={name!r}: not a scheme; use {grammar()}")
         group = match["group"]
         try:
             return cls(
@@ -98,7 +101,7 @@ class Scheme:
                 static=bool(match["static"]),
             )
         except ValueError as error:
-            raise ValueError(f"scheme={name!r}: {error}; use {_GRAMMAR}") from None
+            raise ValueError(f"scheme={name!r}: not a scheme: {error}; use {grammar()}") from None
 
     def __str__(self) -> str:
         group = f"g{self.group_size}" if self.group_size else ""
@@ -107,41 +110,88 @@ class Scheme:
         return f"{sparsity}w{self.weight_bits}a{self.act_bits}{group}{rest}"
 
     @property
+    def weight_type(self) -> WeightType:
+        """How its weights are rounded and stored."""
+        return weight_types()[self.weight_bits]
+
+    @property
     def family(self) -> str:
-        """What a kernel is written for: bits, and whether zeros are skipped one by one (sp) or in blocks (bs)."""
+        """What a kernel is written for: the bits, after "sp" (zeros anywhere, or n:m) or "bs" (blocks) if sparse."""
         kind = "" if self.sparsity is None else "bs" if isinstance(self.sparsity, Block) else "sp"
         return f"{kind}w{self.weight_bits}a{self.act_bits}"
 
     @property
     def dense(self) -> Scheme:
-        """The scheme of the same numbers with all weights stored."""
+        """The same scheme with all weights stored."""
         return replace(self, sparsity=None)
 
     @property
     def dynamic(self) -> Scheme:
-        """The scheme of the same numbers whose activations, if they are quantized, have a scale for each token."""
+        """The same scheme with the scales of quantized activations found at run time."""
         return replace(self, static=False)
 
     @property
     def max_in_features(self) -> int:
-        """The largest K whose integer accumulators cannot wrap."""
-        if self.act_bits == 8 and self.weight_bits == 8:
-            return _MAX_INT8_PRODUCTS
-        return 2**31 // (15 * 255) if self.act_bits == 8 else 2**31 - 1
+        """The largest K for which int32 accumulators cannot overflow."""
+        return _MOST_INT32 if self.act_bits != 8 else _MOST_INT32 // (_ACT_STEPS * self.weight_type.largest_step)
 
     def groups(self, in_features: int) -> int:
-        """Scales an output channel has; the last group may be short."""
+        """Number of scales of an output channel; the last group may be short."""
         return -(-in_features // self.group_size) if self.group_size else 1
 
     def check_shape(self, out_features: int, in_features: int) -> None:
         """Raises ValueError where the scheme cannot hold an (out_features, in_features) weight."""
         for name, value in (("out_features", out_features), ("in_features", in_features)):
-            if not 1 <= value <= 2**31 - 1:
+            if not 1 <= value <= _MOST_INT32:
                 raise ValueError(f"{name}={value}: must be in [1, 2**31 - 1]")
         if out_features * in_features > 2**40:
             raise ValueError(f"out_features * in_features = {out_features * in_features}: must be at most 2**40")
         if in_features > self.max_in_features:
             raise ValueError(
-                f"in_features={in_features}: above {self.max_in_features}, "
-                f"where the int32 accumulators of {self} could wrap"
+                f"in_features={in_features}: must be at most {self.max_in_features}, "
+                f"or the int32 accumulators of {self} could overflow"
             )
+
+
+@lru_cache
+def families() -> tuple[str, ...]:
+    """The family of every scheme, see Scheme.family."""
+    found = []
+    for kind in weight_types().values():
+        for act_bits in kind.act_bits:
+            found.append(f"{kind.name}a{act_bits}")
+            if set(kind.patterns) - {Block}:
+                found.append(f"sp{kind.name}a{act_bits}")
+            if Block in kind.patterns and act_bits == 8:
+                found.append(f"bs{kind.name}a{act_bits}")
+    return tuple(found)
+
+
+def numbers_of(family: str) -> tuple[WeightType, int]:
+    """The type of the weights and the bits of the activations of a family.
+
+    Raises:
+        ValueError: an unknown family.
+    """
+    match = _FAMILY.fullmatch(family)
+    if match is None or family not in families():
+        raise ValueError(f"scheme={family!r}: must be one of the families {', '.join(families())}")
+    return weight_types()[int(match[1])], int(match[2])
+
+
+def grammar() -> str:
+    """The names of schemes, for messages."""
+    kinds = weight_types().values()
+    names = _or(f"{kind.name}a{act_bits}" for kind in kinds for act_bits in sorted(kind.act_bits))
+    groups = "; ".join(f"{k.name}: {_or(f'g{size}' for size in k.group_sizes)}" for k in kinds if k.group_sizes)
+    asymmetric = _or(kind.name for kind in kinds if kind.zero_point is not None)
+    return (
+        f"{names}; after it a group size ({groups}), asym ({asymmetric}), static (a8): w4a16g128, w4a8g32asym, "
+        "w8a8static; before it a pattern of zeros: sp50 (percent), sp24 (2:4), sp32of128 (n of m) or bs32x32 (blocks, "
+        "w8a8): sp50w8a8"
+    )
+
+
+def _or(values: Iterable[object]) -> str:
+    words = [str(value) for value in values]
+    return " or ".join(part for part in (", ".join(words[:-1]), *words[-1:]) if part)

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ...weights.rounding import QuantizedWeight, Ranges, group_codes, group_scale, join_codes
+from ...weights.rounding import QuantizedWeight, Ranges, join_codes
 from ...weights.scheme import Scheme
 
 COLUMNS = 128
@@ -94,9 +94,9 @@ class Rounder:
         if self._moving and first == 0:
             members = self._columns[i : i + self._size]
             low, high = members.amin(0).clamp(max=0), members.amax(0).clamp(min=0)
-            scales[:, group], zeros[:, group] = group_scale(low, high, self._scheme)
+            scales[:, group], zeros[:, group] = self._scheme.weight_type.scales(low, high, self._scheme.symmetric)
         scale, zero = scales[:, group].to(self._columns.dtype), zeros[:, group].to(self._columns.dtype)
-        codes = group_codes(self._columns[i], scale, zero, self._scheme)
+        codes = self._scheme.weight_type.nearest(self._columns[i], scale, zero)
         self._codes[i] = codes
         return (codes - zero) * scale
 

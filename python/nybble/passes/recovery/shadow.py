@@ -9,7 +9,8 @@ from torch.nn import functional
 from ...model.eligible import dense_weight
 from ...nn.kinds import kind_of
 from ...nn.module import QuantizedModule
-from ...weights.rounding import QuantizedWeight, pack_nibbles, unpack_nibbles
+from ...weights.rounding import QuantizedWeight, Ranges
+from ...weights.weight_type import FloatType
 
 _LEAST_GAIN = 0.05
 
@@ -44,7 +45,7 @@ class Shadow(nn.Module):
         left_over = (
             dense.detach().float() / self._spread(self._scale).clamp_min(torch.finfo(torch.float32).tiny) - values
         )
-        rounds = isinstance(layer, QuantizedModule) and layer.scheme.weight_bits != 16
+        rounds = isinstance(layer, QuantizedModule) and not isinstance(layer.scheme.weight_type, FloatType)
         # Short of the half, so that the codes are those of the layer.
         self.latent = nn.Parameter(values + left_over.clamp(-0.49, 0.49) if rounds else values)
         # A group whose scale is 0 has no codes either.
@@ -101,9 +102,9 @@ class Shadow(nn.Module):
             weight = (codes * self._spread(scale)).to(dense_weight(layer).dtype)
             return kind_of(layer).dense_like(layer, weight, bias).eval()
         whole = codes + self._zero
-        packed = (
-            pack_nibbles(whole.round()) if layer.scheme.weight_bits == 4 else whole.to(layer.quantized().qweight.dtype)
-        )
+        if self._range is not None:
+            whole = whole.round()
+        packed = layer.scheme.weight_type.pack(whole)
         quantized = QuantizedWeight(packed, scale.to(self._stored), layer.quantized().zero_point)
         scheme, dtype = layer.scheme, layer.dtype
         return type(layer).from_quantized(quantized, layer.in_features, bias, scheme, dtype, layer.act()).eval()
@@ -111,7 +112,7 @@ class Shadow(nn.Module):
     @property
     def _stored(self) -> torch.dtype:
         layer = self._layer[0]
-        return torch.bfloat16 if isinstance(layer, QuantizedModule) and layer.scheme.weight_bits == 4 else torch.float32
+        return layer.scheme.weight_type.scale if isinstance(layer, QuantizedModule) else torch.float32
 
     def _spread(self, per_group: Tensor) -> Tensor:
         """(N, groups) as it multiplies (N, K)."""
@@ -130,7 +131,7 @@ def _bias(layer: nn.Module) -> nn.Parameter | None:
 
 
 def _code_range(layer: QuantizedModule) -> tuple[int, int]:
-    return (-127, 127) if layer.scheme.weight_bits == 8 else (0, 15)
+    return layer.scheme.weight_type.lowest, layer.scheme.weight_type.highest
 
 
 def _parts(layer: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
@@ -138,11 +139,8 @@ def _parts(layer: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
     if not isinstance(layer, QuantizedModule):
         weight = dense_weight(layer).detach().float()
         return weight.clone(), torch.ones(len(weight), 1), torch.zeros(1)
-    quantized, k = layer.quantized(), layer.in_features
-    if layer.scheme.weight_bits != 4:
-        return quantized.qweight.float(), quantized.scale.float(), torch.zeros(1)
-    codes = unpack_nibbles(quantized.qweight, k).float()
-    zero = torch.full((1,), 8.0)
+    quantized, k, kind = layer.quantized(), layer.in_features, layer.scheme.weight_type
+    zero = torch.full((1,), float(kind.middle))
     if quantized.zero_point is not None:
-        zero = quantized.zero_point.float().repeat_interleave(layer.scheme.group_size or k, 1)[:, :k]
-    return codes - zero, quantized.scale.float(), zero
+        zero = Ranges.of(quantized, layer.scheme).spread_zeros(layer.scheme.group_size or k, k)
+    return kind.unpack(quantized.qweight, k).float() - zero, quantized.scale.float(), zero

@@ -1,0 +1,153 @@
+"""The types of weights, w4, w8 and w16: how each is rounded and stored. A row of the table is a type.
+
+A plug-in adds a type by an entry point of the group nybble.schemes. Its schemes are then parsed, rounded, saved and
+loaded, and run by the reference, or by a kernel of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad as zero_pad
+
+from .. import plugins
+from .sparsity import Block, NofM, Sparsity, Unstructured
+
+
+@dataclass(frozen=True)
+class WeightType:
+    """Weights as integer codes: weight = (code - zero_point) * scale.
+
+    Args:
+        bits: the number in the name of a scheme, w4; no two types have the same.
+        lowest, highest: the range of the codes.
+        middle: the zero point of symmetric weights.
+        largest_step: the largest abs(code - zero_point), which limits the length of an int32 sum.
+        stored: dtype of the tensor of codes.
+        per_byte: codes in an element of that tensor: 1, or 2, 4 or 8 in a uint8, the first in the lowest bits.
+        scale: dtype of the scales.
+        zero_point: dtype of the zero points of asymmetric weights; None: the weights are symmetric.
+        group_sizes: numbers of inputs that may share a scale, besides a whole row.
+        act_bits: the activations that go with it, 16 (float) and 8 (quantized).
+        patterns: the patterns of zeros that a sparse weight may have: classes of them, or single ones.
+    """
+
+    bits: int
+    lowest: int
+    highest: int
+    middle: int
+    largest_step: int
+    stored: torch.dtype
+    per_byte: int = 1
+    scale: torch.dtype = torch.float32
+    zero_point: torch.dtype | None = None
+    group_sizes: tuple[int, ...] = ()
+    act_bits: tuple[int, ...] = (8, 16)
+    patterns: tuple[type[Sparsity] | Sparsity, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f"w{self.bits}"
+
+    def scales(self, low: Tensor, high: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
+        """Scales, as stored, and zero points (float) of groups whose values lie in [low, high], which includes 0."""
+        if symmetric:
+            # The range of codes may be longer on one side of the zero point: both ends must fit.
+            span = torch.maximum(-low / (self.middle - self.lowest), high / (self.highest - self.middle))
+            zero = torch.full_like(low, self.middle)
+        else:
+            span = (high - low) / (self.highest - self.lowest)
+            zero = ((-low / torch.where(span > 0, span, 1)).round() + self.lowest).clamp(self.lowest, self.highest)
+        scale = span.to(self.scale)
+        # A scale that is 0 or subnormal as stored cannot tell codes apart: the whole group becomes 0.
+        usable = scale.float() > torch.finfo(self.scale).tiny
+        return torch.where(usable, scale, torch.zeros_like(scale)), zero
+
+    def nearest(self, values: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+        """The codes (float) nearest to values; scale and zero point broadcast to them."""
+        usable = scale > 0
+        divisor = torch.where(usable, scale.to(values.dtype), 1)
+        codes = ((values / divisor).round() + zero).clamp(self.lowest, self.highest)
+        return torch.where(usable, codes, zero)
+
+    def pack(self, codes: Tensor) -> Tensor:
+        """Codes (N, K), numbers of any dtype, as they are stored, (N, ceil(K / per_byte))."""
+        return codes.to(self.stored) if self.per_byte == 1 else pack_codes(codes, self.per_byte)
+
+    def unpack(self, stored: Tensor, in_features: int) -> Tensor:
+        """The inverse of pack."""
+        return stored if self.per_byte == 1 else unpack_codes(stored, self.per_byte, in_features)
+
+    def check(self, stored: Tensor, in_features: int) -> None:
+        """Raises ValueError where the stored codes of a weight are not in range, or unused bits are not 0."""
+        used = in_features % self.per_byte
+        if used and (stored[:, -1] >> (used * 8 // self.per_byte)).any():
+            raise ValueError("qweight: the bits beyond the last input must be 0")
+        least, most = (int(end) for end in self.unpack(stored, in_features).aminmax())
+        for code in (least, most):
+            if not self.lowest <= code <= self.highest:
+                raise ValueError(f"qweight: code {code} is outside [{self.lowest}, {self.highest}]")
+
+
+@dataclass(frozen=True)
+class FloatType(WeightType):
+    """Weights that stay floating-point numbers: each code is the weight itself, with a scale of 1."""
+
+    def scales(self, low: Tensor, high: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(low), torch.zeros_like(low)
+
+    def nearest(self, values: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+        return values.to(self.stored).to(values.dtype)
+
+    def check(self, stored: Tensor, in_features: int) -> None:
+        if not torch.isfinite(stored).all():
+            raise ValueError("qweight: must be finite")
+
+
+_BUILT_IN = (
+    WeightType(8, -127, 127, 0, largest_step=128, stored=torch.int8, patterns=(Unstructured, NofM, Block)),
+    WeightType(
+        4,
+        0,
+        15,
+        8,
+        largest_step=15,
+        stored=torch.uint8,
+        per_byte=2,
+        scale=torch.bfloat16,
+        zero_point=torch.uint8,
+        group_sizes=(32, 64, 128),
+        patterns=(Unstructured, NofM),
+    ),
+    FloatType(16, 0, 0, 0, largest_step=0, stored=torch.bfloat16, act_bits=(16,), patterns=(NofM(2, 4),)),
+)
+
+
+@lru_cache
+def weight_types() -> dict[int, WeightType]:
+    """The table, by bits: nybble's own types, then those of plug-ins.
+
+    Raises:
+        plugins.PluginError: a plug-in breaks a rule.
+    """
+    return {row.bits: row for row in plugins.rows("nybble.schemes", WeightType, _BUILT_IN)}
+
+
+def pack_codes(codes: Tensor, per_byte: int) -> Tensor:
+    """Unsigned codes (N, K) to bytes (N, ceil(K / per_byte)), the first code of each in the lowest bits."""
+    bits = 8 // per_byte
+    parts = zero_pad(codes.to(torch.uint8), (0, -codes.shape[1] % per_byte)).unflatten(1, (-1, per_byte))
+    packed: Tensor = parts[..., 0]
+    for i in range(1, per_byte):
+        packed = packed | (parts[..., i] << (bits * i))
+    return packed
+
+
+def unpack_codes(packed: Tensor, per_byte: int, in_features: int) -> Tensor:
+    """The inverse of pack_codes: uint8 (N, in_features)."""
+    bits = 8 // per_byte
+    parts = [(packed >> (bits * i)) & ((1 << bits) - 1) for i in range(per_byte)]
+    return torch.stack(parts, dim=-1).flatten(1)[:, :in_features]
