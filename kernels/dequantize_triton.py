@@ -13,7 +13,6 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import layouts
-from ..layouts import gpu as layouts_gpu
 from ..weights.scheme import Scheme
 from .frag4 import load_codes, load_zero_points
 from .launch import current
@@ -79,7 +78,7 @@ def dequantize(packed: Tensor, scheme: Scheme, out_features: int, in_features: i
     layout = layout_of(scheme)
     parts = layouts.views(packed, layout, scheme, out_features, in_features)
     weight = packed.new_empty((out_features, in_features), dtype=dtype)
-    n_padded, k_padded = layouts_gpu.padded(layout, scheme, out_features, in_features)
+    n_padded, k_padded = layouts.padded(layout, scheme, out_features, in_features)
     with current(packed):
         dequantize_kernel[(triton.cdiv(in_features, _TILE) * triton.cdiv(out_features, _TILE),)](
             parts["codes"], parts.get("places"), parts["scale"], parts.get("zero_point"), weight, out_features, in_features, n_padded, k_padded,

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from nybble import layouts, native
-from nybble.layouts import portable, quads
+from nybble import layouts, native, ops
+from nybble.layouts import Layout, portable, quads
 from nybble.testing.oracle import random_weight, schemes_of
 from nybble.weights.rounding import QuantizedWeight, unpack_nibbles
 from nybble.weights.scheme import Scheme
@@ -28,6 +28,53 @@ def test_native_packing_equals_the_definition(scheme: Scheme, n: int, k: int) ->
     packed = layouts.pack(quantized, layout_of(scheme), scheme, k)
     assert torch.equal(native.pack(quantized, scheme, k, layout_of(scheme)), packed)
     assert packed.numel() == layouts.packed_nbytes(layout_of(scheme), scheme, n, k)
+
+
+def test_every_layout_is_complete_and_native_ones_are_on_the_cpu() -> None:
+    expected = "plain n16k4 n16k8 mask8 mask4 gather8 blocks8 rows8 frag4 quads8 quads4 quads16 bsr8"
+    assert list(layouts.table()) == expected.split()
+    for layout in layouts.table().values():
+        assert layout.incomplete() is None
+        assert (layout.device == "cpu") == (layout.own_pack is not None and layout.name != "bsr8")
+        assert layout.mask in ("", *layouts.table())
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        Layout("x"),
+        Layout("x", sections=lambda *shape: {}),
+        Layout("x", own_pack=lambda *shape: torch.empty(0)),
+        Layout("x", own_pack=lambda *shape: torch.empty(0), collect=lambda *shape: None),
+    ],
+)
+def test_a_row_without_a_way_to_pack_is_incomplete(row: Layout) -> None:
+    assert "needs" in (row.incomplete() or "")
+
+
+def test_an_unknown_layout_is_refused_by_name() -> None:
+    quantized, scheme = random_weight(SCHEMES[0], 4, 8), SCHEMES[0]
+    for call in (
+        lambda: layouts.pack(quantized, "n32", scheme, 8),
+        lambda: layouts.packed_nbytes("n32", scheme, 4, 8),
+        lambda: ops.pack_as(quantized, "n32", scheme, 8),
+        lambda: ops.unpack(torch.empty(64, dtype=torch.uint8), "n32", scheme, 4, 8),
+    ):
+        with pytest.raises(ValueError, match=r"layout='n32': unknown; must be one of plain, n16k4, .*bsr8$"):
+            call()
+    with pytest.raises(ValueError, match="layout='bsr8': has no sections of fixed size"):
+        layouts.sections("bsr8", Scheme.parse("bs32x32w8a8"), 64, 64)
+
+
+def test_a_weight_elsewhere_is_not_packed_by_the_compiled_library() -> None:
+    """It would read the address as one of the CPU's."""
+    quantized = random_weight(SCHEMES[0], 4, 8)
+    there = QuantizedWeight(quantized.qweight.to("meta"), quantized.scale.to("meta"))
+    with pytest.raises(ValueError, match="weight: is on meta; layout 'n16k4' is packed on cpu"):
+        ops.pack_as(there, "n16k4", SCHEMES[0], 8)
+    packed = ops.pack_as(quantized, "n16k4", SCHEMES[0], 8).to("meta")
+    with pytest.raises(ValueError, match="weight: is on meta"):
+        ops.unpack(packed, "n16k4", SCHEMES[0], 4, 8)
 
 
 @BY_SCHEME
@@ -74,7 +121,7 @@ def test_padding_adds_nothing() -> None:
     assert (packed[2 * 2 * 64 :].view(torch.float32)[17:32] == 0).all()
 
 
-# --- for GPUs: layouts_gpu.py
+# --- for GPUs
 
 
 GPU_SCHEMES = [*SCHEMES, *map(Scheme.parse, ("sp24w8a16", "sp24w16a16", "sp24w4a16", "sp24w4a16g32", "sp24w4a16g128"))]

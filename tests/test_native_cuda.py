@@ -160,7 +160,9 @@ def test_a_packed_weight_amid_a_buffer_reaches_the_kernel_aligned() -> None:
 
     plan._bind(-1)
     plan._bound[-1] = plan._bound[-1]._replace(run=note)
-    with pytest.warns(RuntimeWarning, match=r"packed: begins at address 0x[0-9a-f]+8, .*copied at every call"):
+    with pytest.warns(
+        RuntimeWarning, match=r"packed: its address 0x[0-9a-f]+8 is not a multiple of 16, so every call copies it"
+    ):
         plan(x, flat[8:], None, x.new_empty(1, 70))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -79,6 +79,17 @@ def test_a_row_that_breaks_a_rule_is_refused_by_name(site, code, rule):
         assert "NYBBLE_PLUGINS=0" in str(error.value)
 
 
+def test_a_row_that_is_wrong_by_its_tables_rule_is_refused(site):
+    install(
+        site,
+        "toy_h",
+        "from nybble.dispatch.targets import Target\nROW = Target('odd')",
+        "[nybble.kernels]\nmine = toy_h.rows:ROW\n",
+    )
+    with pytest.raises(PluginError, match=r"toy_h 1\.0.*: Target 'odd' is odd"):
+        rows("nybble.kernels", Target, BUILT_IN, lambda row: "is odd" if row.name == "odd" else None)
+
+
 def test_two_plugins_with_one_name_are_refused(site):
     code = "from nybble.dispatch.targets import Target\nROW = Target('same')"
     install(site, "toy_d", code, "[nybble.kernels]\nmine = toy_d.rows:ROW\n")

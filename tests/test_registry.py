@@ -10,12 +10,11 @@ import torch
 from torch import nn
 
 import nybble
-from nybble import native
+from nybble import layouts, native
 from nybble.dispatch import registry, selection, targets
 from nybble.dispatch.registry import FAMILIES, FLOAT_FAMILIES, LEAST_ZEROS, SPARSE_FAMILIES, Problem, all_specs, specs
 from nybble.dispatch.selection import NoKernelError, explain, select
 from nybble.kernels.table import KERNELS
-from nybble.layouts.packed import MASK_OF
 from nybble.weights.scheme import Scheme
 from nybble.weights.sparsity import NofM
 
@@ -31,6 +30,7 @@ LINE = re.compile(
 PANELS = {"F32": torch.float32, "S8": torch.int8, "S16": torch.int16, "U8": torch.uint8, "BF16": torch.bfloat16}
 PANELS["U8_LINES"] = torch.uint8
 ALL_FAMILIES = (*FAMILIES, *SPARSE_FAMILIES, *FLOAT_FAMILIES)
+MASK_OF = {layout.name: layout.mask for layout in layouts.table().values() if layout.mask}
 COMPILED = [target for target in targets.NAMES if target != "torch"]
 
 

@@ -12,7 +12,6 @@ from nybble import layouts
 from nybble.dispatch import reference
 from nybble.dispatch.registry import specs
 from nybble.kernels.table import KERNELS, TritonKernel
-from nybble.layouts import blocks as blocks_gpu
 from nybble.testing.oracle import error_bound, random_weight, run, schemes_of
 from nybble.weights.rounding import QuantizedWeight, dequantize_weight
 from nybble.weights.scheme import Scheme
@@ -34,8 +33,6 @@ def scheme_of(kernel: TritonKernel) -> Scheme:
 
 
 def packed_of(kernel: TritonKernel, quantized: QuantizedWeight, scheme: Scheme) -> Tensor:
-    if kernel.layout == blocks_gpu.LAYOUT:
-        return blocks_gpu.pack(quantized, scheme, K).to(DEVICE)
     return layouts.pack(quantized, kernel.layout, scheme, K).to(DEVICE)
 
 

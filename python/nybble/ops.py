@@ -14,10 +14,9 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad, profiler
 from torch.compiler import is_compiling
 
-from . import layouts, native
+from . import layouts
 from .dispatch.registry import FLOATS
 from .dispatch.selection import layout_for, plan_for
-from .layouts import blocks as blocks_gpu
 from .weights.activations import ActScale, split
 from .weights.rounding import QuantizedWeight, dequantize_weight
 from .weights.scheme import Scheme
@@ -34,7 +33,10 @@ _LIBRARY.define("dequantize(Tensor packed, str scheme, str layout, int out_featu
 def pack(
     quantized: QuantizedWeight, scheme: Scheme, in_features: int, act: ActScale | None = None
 ) -> tuple[Tensor, str]:
-    """A portable weight, packed for its device, and the name of the layout; act, of static activations, stands before."""
+    """A portable weight packed for its device, and the name of the layout.
+
+    act: the scale of static activations, which is put before the packed weight.
+    """
     device = quantized.qweight.device.type
     layout = layout_for(scheme, quantized.qweight.shape[0], in_features, device)
     packed = pack_as(quantized, layout, scheme, in_features)
@@ -42,22 +44,13 @@ def pack(
 
 
 def pack_as(quantized: QuantizedWeight, layout: str, scheme: Scheme, in_features: int) -> Tensor:
-    """A portable weight in a layout, on its device; nothing stands before it."""
-    if layout in layouts.IN_TORCH:
-        return layouts.pack(quantized, layout, scheme, in_features)
-    if layout == blocks_gpu.LAYOUT:
-        return blocks_gpu.pack(quantized, scheme, in_features)
-    return native.pack(quantized, scheme, in_features, layout)
+    """A portable weight packed in a layout, on its device, without the scale of static activations."""
+    return layouts.find(layout).pack(quantized, scheme, in_features)
 
 
 def unpack(packed: Tensor, layout: str, scheme: Scheme, out_features: int, in_features: int) -> QuantizedWeight:
-    """The portable weight of a packed one; the exact inverse of pack. What stands before it is for activations.split."""
-    packed = split(packed, scheme)[1]
-    if layout in layouts.IN_TORCH:
-        return layouts.unpack(packed, layout, scheme, out_features, in_features)
-    if layout == blocks_gpu.LAYOUT:
-        return blocks_gpu.unpack(packed, scheme, out_features, in_features)
-    return native.unpack(packed, scheme, out_features, in_features, layout)
+    """The portable weight of a packed one; the exact inverse of pack. activations.split has the static scale."""
+    return layouts.find(layout).unpack(split(packed, scheme)[1], scheme, out_features, in_features)
 
 
 def linear(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Protocol, TypeVar
@@ -35,7 +35,9 @@ class PluginError(RuntimeError):
     """A plug-in cannot be used. The message names the distribution, the entry point and the rule that it breaks."""
 
 
-def rows(group: str, kind: type[R], built_in: Iterable[R] = ()) -> tuple[R, ...]:
+def rows(
+    group: str, kind: type[R], built_in: Iterable[R] = (), wrong: Callable[[R], str | None] | None = None
+) -> tuple[R, ...]:
     """A table: nybble's own rows, then those of the plug-ins, ordered by distribution and entry point.
 
     The plug-ins are loaded at the first call and cached; a caller on a hot path caches the whole table.
@@ -44,9 +46,11 @@ def rows(group: str, kind: type[R], built_in: Iterable[R] = ()) -> tuple[R, ...]
         group: one of GROUPS.
         kind: the type of the rows.
         built_in: nybble's own rows.
+        wrong: says which rule a plug-in's row breaks; None: none.
 
     Raises:
-        PluginError: an entry point cannot be imported, its value is not a row or a tuple of rows, or a row has a name that is already taken.
+        PluginError: an entry point cannot be imported, its value is not a row or a tuple of rows, a row has a name
+            that is already taken, or it breaks a rule.
     """
     table = tuple(built_in)
     owners = {row.name: "nybble itself" for row in table}
@@ -54,6 +58,8 @@ def rows(group: str, kind: type[R], built_in: Iterable[R] = ()) -> tuple[R, ...]
         for row in _load(entry, kind):
             if row.name in owners:
                 raise _refused(entry, f"the name {row.name!r} is taken by {owners[row.name]}; names must be unique")
+            if wrong is not None and (rule := wrong(row)) is not None:
+                raise _refused(entry, f"{kind.__name__} {row.name!r} {rule}")
             owners[row.name] = _origin(entry)
             table += (row,)
     return table

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn.functional import pad as zero_pad
 
 from .. import __version__, layouts
-from ..layouts import gpu as layouts_gpu
 from ..native import DTYPES, memory
 from ..weights.scheme import Scheme
 
@@ -125,7 +124,7 @@ class CudaPlan:
         return rows, rows.stride(0) if len(rows) > 1 else -(-self._k // 8) * 8
 
     def _bind(self, device: int) -> _Bound:
-        n, k = layouts_gpu.padded(self._layout, self._scheme, self._n, self._k)
+        n, k = layouts.padded(self._layout, self._scheme, self._n, self._k)
         offsets = layouts.offsets(self._layout, self._scheme, self._n, self._k)
         sums = "column_sum" if self._layout == "rows8" else "weight_sum"
         names = ("codes", "scale", "zero_point", sums, "places")

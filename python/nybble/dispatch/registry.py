@@ -13,7 +13,6 @@ from torch import Tensor
 
 from .. import layouts, native
 from ..kernels.table import KERNELS, TritonKernel
-from ..layouts.packed import MASK_OF
 from ..native import KernelNames
 from ..weights.scheme import Scheme, numbers_of
 from ..weights.sparsity import Block, Sparsity
@@ -32,7 +31,6 @@ LEAST_ZEROS = {"gather8": 0.65, "spw8a8_avx2_gather": 0.85, "spw8a8_avxvnni_gath
 # Kernels that disagreed with the reference on this machine, and how: see selfcheck.py.
 DISTRUSTED: dict[str, str] = {}
 
-MASKS = tuple(MASK_OF.values())
 
 Plan = Callable[[Tensor, Tensor, Tensor | None, Tensor], None]
 Row = dict[str, Any]
@@ -118,16 +116,16 @@ def specs() -> tuple[KernelSpec, ...]:
 @lru_cache
 def all_specs() -> tuple[KernelSpec, ...]:
     """Every kernel of every op, ordered by target."""
-    rows = native.kernel_table()
+    rows, masks = native.kernel_table(), {layout.mask for layout in layouts.table().values() if layout.mask}
     found = [_reference(family) for family in FAMILIES + SPARSE_FAMILIES + FLOAT_FAMILIES]
     found += [_triton(kernel) for kernel in KERNELS]
     found += [_cuda(row) for row in native.cuda_kernel_table()]
     for row in rows:
-        if row["layout"] in MASKS:
+        if row["layout"] in masks:
             found.append(_masked(row, rows))
             continue
         found.append(_compiled(row, KernelNames(row["name"], _nearest("prepare", row, rows), row["layout"])))
-        if row["layout"] in MASK_OF:
+        if row["layout"] and layouts.find(row["layout"]).mask:
             found.append(_expanding(row, rows))
     return tuple(sorted(found, key=lambda spec: targets.NAMES.index(spec.target)))
 
@@ -218,7 +216,7 @@ def _level(row: Row) -> int:
 
 def _expanding(row: Row, rows: list[Row]) -> KernelSpec:
     """A dense kernel, for weights whose zeros are left out."""
-    layout = MASK_OF[row["layout"]]
+    layout = layouts.find(row["layout"]).mask
     names = KernelNames(row["name"], _nearest("prepare", row, rows), layout, expand=_nearest("expand", row, rows))
     return _compiled({**row, "name": f"sp{row['name']}", "scheme": f"sp{row['scheme']}", "layout": layout}, names)
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from .. import layouts
-from ..layouts import blocks as blocks_gpu
 from ..weights.rounding import QuantizedWeight, quantize_weight
 from ..weights.scheme import Scheme
 from ..weights.sparsity import Block
@@ -132,10 +131,7 @@ def _compare(
     weight = torch.randn(n, k, generator=generator, dtype=torch.float32) * _kept(scheme, n, k, generator)
     quantized = quantize_weight(weight, scheme)
     there = QuantizedWeight(**{name: tensor.to(device) for name, tensor in quantized.tensors().items()})
-    if spec.layout == blocks_gpu.LAYOUT:
-        packed = blocks_gpu.pack(there, scheme, k)
-    else:
-        packed = layouts.pack(there, spec.layout, scheme, k)
+    packed = layouts.pack(there, spec.layout, scheme, k)
     assert spec.make is not None, "linear kernels can run"  # noqa: S101
     plan, tokens = spec.make(scheme, n, k), _tokens(spec)
     dtypes = [dtype for dtype in _DTYPES if dtype in spec.act_dtypes]

@@ -1,32 +1,36 @@
-"""How the bytes of a weight lie: in a checkpoint, packed for CPUs, packed for GPUs."""
+"""How the bytes of a weight lie: portable in a checkpoint, packed for CPUs and for GPUs."""
 
 from __future__ import annotations
 
 from .. import _moved
+from .layout import Layout
 from .packed import (
-    IN_TORCH,
-    MASK_OF,
-    PLAIN,
     aligned,
+    find,
     offsets,
     pack,
     packed_nbytes,
+    padded,
     padded_in_features,
     sections,
+    table,
     unpack,
     views,
 )
+from .plain import PLAIN
 
 __all__ = [
-    "IN_TORCH",
-    "MASK_OF",
     "PLAIN",
+    "Layout",
     "aligned",
+    "find",
     "offsets",
     "pack",
     "packed_nbytes",
+    "padded",
     "padded_in_features",
     "sections",
+    "table",
     "unpack",
     "views",
 ]

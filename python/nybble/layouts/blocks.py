@@ -1,6 +1,6 @@
-"""How weights of blocks lie packed for GPUs: the layout bsr8. Plain torch, on the weight's device.
+"""Block-sparse weights for GPUs: the layout bsr8. Plain torch, on the weight's device.
 
-One uint8 tensor of sections, each aligned to 64 bytes but the last, so that its size tells how many blocks there are:
+One uint8 tensor of sections, each aligned to 64 bytes but the last, so that the number of blocks follows from its size:
 
     start       int32    (strips + 1,)                blocks before each strip of outputs
     scale       float32  (strips * rows,)             padding 0
@@ -18,19 +18,19 @@ from torch.nn.functional import pad as zero_pad
 from ..weights.rounding import QuantizedWeight
 from ..weights.scheme import Scheme
 from ..weights.sparsity import Block
-from .packed import ALIGNMENT
+from .layout import ALIGNMENT, Layout
 from .portable import from_portable, to_portable
 
 LAYOUT = "bsr8"
-# What a multiply of the tensor cores takes at least.
+# The smallest operand of a tensor core.
 _LEAST_ROWS, _LEAST_COLUMNS = 16, 32
 
 
 def block_of(scheme: Scheme) -> Block:
-    """The blocks of a scheme.
+    """The block size of a scheme.
 
     Raises:
-        ValueError: it has none.
+        ValueError: the scheme has no blocks.
     """
     if scheme.family != "bsw8a8" or not isinstance(scheme.sparsity, Block):
         raise ValueError(f"scheme={scheme}: has no blocks")
@@ -38,12 +38,12 @@ def block_of(scheme: Scheme) -> Block:
 
 
 def padded(block: Block) -> tuple[int, int]:
-    """Rows and columns that a block takes."""
+    """Rows and columns of a block as it is stored."""
     return max(_LEAST_ROWS, _power(block.rows)), max(_LEAST_COLUMNS, _power(block.columns))
 
 
 def pack(quantized: QuantizedWeight, scheme: Scheme, in_features: int) -> Tensor:
-    """The packed form, uint8, of a portable weight whose zero blocks have codes 0."""
+    """The packed weight, uint8. Blocks whose codes are all 0 are not stored."""
     block, out_features = block_of(scheme), quantized.qweight.shape[0]
     tensors = to_portable(quantized, scheme, in_features)
     rows, columns = padded(block)
@@ -64,7 +64,7 @@ def views(packed: Tensor, scheme: Scheme, out_features: int, in_features: int) -
     """The sections by name, sharing the packed tensor's memory.
 
     Raises:
-        ValueError: the tensor's size is that of no number of blocks.
+        ValueError: the size of the tensor is not that of a whole number of blocks.
     """
     block = block_of(scheme)
     strips, (rows, columns) = -(-out_features // block.rows), padded(block)
@@ -103,11 +103,14 @@ def unpack(packed: Tensor, scheme: Scheme, out_features: int, in_features: int) 
 
 
 def check(packed: Tensor, scheme: Scheme, out_features: int, in_features: int) -> None:
-    """Raises ValueError where a kernel could not follow the packed tensor, or it is not what pack makes."""
+    """Raises ValueError where the packed tensor is damaged: it differs from its weight packed again."""
     again = pack(unpack(packed, scheme, out_features, in_features), scheme, in_features)
     if not torch.equal(again, packed):
-        raise ValueError("packed: is not what its blocks pack to")
+        raise ValueError("packed: is damaged: its weight packs to other bytes")
 
 
 def _power(value: int) -> int:
     return 1 << (value - 1).bit_length()
+
+
+LAYOUTS = (Layout(LAYOUT, own_pack=pack, own_unpack=unpack),)
