@@ -62,7 +62,7 @@ class Scheme:
             why = kind.name if kind.zero_point is None else f"sparse weights ({self.sparsity})"
             raise ValueError(f"symmetric=False: {why} must be symmetric")
         if self.static and self.act_bits != 8:
-            raise ValueError("static=True: only quantized activations (a8) have a scale; must be False with a16")
+            raise ValueError("static=True: float activations (a16) have no scale; must be False")
         self._check_sparsity()
 
     def _check_sparsity(self) -> None:
