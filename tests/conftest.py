@@ -1,15 +1,68 @@
-"""Fixtures that several test files share."""
+"""Which tests run, in which order, and fixtures that several files share.
+
+fast     the default, and what README's command runs: under five minutes on two cores
+full     what CI runs: also tests that compile, emulate a GPU, or sweep every case of a product
+nightly  what repeats `full` in another way, for hours that nobody waits for
+
+`--tests full` and `--tests nightly` choose. Files or tests that are named on the command line run whole, up to `full`.
+"""
 
 from __future__ import annotations
 
 import os
+from itertools import count
 
 import pytest
+
+# Read when torch loads libgomp: threads that wait sleep, so two runs side by side don't take each other's cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import torch
 
 if not torch.cuda.is_available():
     # Read when a module with Triton kernels is imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+LEVELS = ("fast", "full", "nightly")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--tests", choices=LEVELS, help="fast (the default), full (as CI) or nightly (all there are)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for line in (
+        "full: left out of the fast tests",
+        "nightly: left out of the fast and the full tests",
+        "sampled(every): of the cases of this test, the fast tests run one in so many",
+    ):
+        config.addinivalue_line("markers", line)
+
+
+def level_of(config: pytest.Config) -> str:
+    """What was asked for: tests that are named run whole."""
+    named = config.args_source is pytest.Config.ArgsSource.ARGS
+    return config.getoption("--tests") or ("full" if named else "fast")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks what is left out of samples, leaves out what the level leaves out, puts the slowest files first."""
+    cases: dict[object, count[int]] = {}
+    for item in items:
+        sampled = item.get_closest_marker("sampled")
+        if sampled is not None:
+            number = next(cases.setdefault(item.function, count()))  # type: ignore[attr-defined]
+            if number % sampled.kwargs["every"]:
+                item.add_marker(pytest.mark.full)
+    most = LEVELS.index(level_of(config))
+    chosen = [item for item in items if _level(item) <= most]
+    config.hook.pytest_deselected(items=[item for item in items if _level(item) > most])
+    items[:] = sorted(chosen, key=_level, reverse=True)
+
+
+def _level(item: pytest.Item) -> int:
+    return next((LEVELS.index(name) for name in reversed(LEVELS) if item.get_closest_marker(name)), 0)
 
 
 @pytest.fixture(autouse=True)

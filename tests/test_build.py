@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 pybind11 = pytest.importorskip("pybind11", reason="needs pybind11, of the build")
 pytestmark = [
+    pytest.mark.full,
     pytest.mark.skipif(shutil.which("cmake") is None, reason="needs cmake"),
     pytest.mark.skipif(not (ROOT / "CMakeLists.txt").is_file(), reason="needs the sources"),
 ]

@@ -63,6 +63,7 @@ def run(*command: object) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not SOURCES.is_dir(), reason="needs the CUDA sources")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 def test_kernels_agree_with_float64_in_the_emulator(tmp_path: Path) -> None:
@@ -93,6 +94,7 @@ def main_kernels(arch: str) -> dict[tuple, str]:
 
 @needs_extension
 @needs_tool
+@pytest.mark.full
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_is_compiled_without_spills_to_the_expected_instructions(arch: str) -> None:
     kernels = main_kernels(arch)
@@ -108,6 +110,7 @@ def test_is_compiled_without_spills_to_the_expected_instructions(arch: str) -> N
 
 @needs_extension
 @needs_tool
+@pytest.mark.full
 @pytest.mark.parametrize("limit", MOST.items(), ids=lambda item: "-".join(map(str, item[0])))
 def test_a_tile_takes_few_instructions(limit: tuple[tuple, int]) -> None:
     (kind, weights, activations, eights), most = limit

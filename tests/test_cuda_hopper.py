@@ -19,6 +19,9 @@ W4A8 = re.compile(r"w4a8_sm90_kernelINS0_4W4A8ILi(\d)ELi(\d)ELb(\d)E")  # warpgr
 MOST_W4A8 = {0: 20, 1: 120, 2: 64, 4: 38}
 
 
+pytestmark = pytest.mark.full
+
+
 def run(*command: object) -> str:
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -221,6 +221,7 @@ def test_every_pattern_is_pruned_by_every_method_and_only_by_text_that_is_not_me
 
 
 @needs_encoder
+@pytest.mark.full
 def test_tiny_sparse_run_from_end_to_end(monkeypatch, capsys):
     monkeypatch.setattr(sparse, "PATTERNS", ("50%",))
     outcome = run.run(dataclasses.replace(TINY, calibration=16), sparse=True)

@@ -69,6 +69,7 @@ def results(out: Path, name: str) -> set[str]:
     ],
     ids=["run", "goals"],
 )
+@pytest.mark.full
 def test_a_dry_run_does_every_step_and_leaves_one_tar(path, steps, files, said, tmp_path: Path) -> None:
     done = script(path, "--dry-run", "--out", tmp_path / "out", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

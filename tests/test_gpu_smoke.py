@@ -188,6 +188,7 @@ def test_timings_come_last_with_time_of_their_own(monkeypatch: pytest.MonkeyPatc
 
 
 @no_gpu
+@pytest.mark.full
 def test_a_dry_run_ends_with_its_summary(tmp_path, capsys: pytest.CaptureFixture) -> None:
     spec = next(spec for spec in LINEAR if spec.target != "triton")
     out = tmp_path / "smoke.jsonl"

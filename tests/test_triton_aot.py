@@ -17,6 +17,8 @@ from nybble.bench.gpu_aot_cases import cases
 from nybble.kernels.configs import SHIPPED
 from nybble.kernels.table import KERNELS
 
+pytestmark = pytest.mark.full
+
 CASES = [(name, arch) for arch in (80, 90) for name, _ in cases(f"sm{arch}")]
 # Bytes of shared memory that a block may have.
 SHARED = {80: 163 << 10, 90: 227 << 10}

@@ -430,6 +430,7 @@ def test_a_result_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatc
 
 
 @no_gpu
+@pytest.mark.full
 def test_a_dry_run_measures_every_goal(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "results.jsonl"
     assert gpu_run.main(["--out", str(out), "--only", "machine,ceilings,goals,end", "--dry-run"]) == 0

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds compare_kernels and compare_sparse with g++'s address and undefined-behaviour sanitizers and runs them for the targets of this CPU.
-# The AVX-512 sources run in plain C++ too, whatever the CPU: NYBBLE_EMULATE. Leaves nothing behind.
+# AVX-512 sources that this CPU cannot run are built in plain C++ (NYBBLE_EMULATE); `sanitize.sh all` runs all of them
+# that way too. Leaves nothing behind.
 # No thread sanitizer: it does not know libgomp's barriers and reports races that are none.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -47,25 +48,30 @@ suffix=.o compile "" compare_{kernels,sparse}.cpp
 compile "" ../../csrc/{table,pack,linear,portable,sparse}.cpp ../../csrc/cpu/*_scalar*.cpp
 compile "$avx2" ../../csrc/cpu/*_avx2*.cpp
 compile "$avxvnni" ../../csrc/cpu/*_avxvnni*.cpp
-compile "$emulated" ../../csrc/cpu/*_avx512{bf16,vnni,vbmi}*.cpp  # the slowest first
 here=(scalar)
+real=()
 if has avx2 fma f16c popcnt; then
-  here+=(avx2 avx512vnni avx512vbmi avx512bf16)
+  here+=(avx2)
   if has avx_vnni; then here+=(avxvnni); fi
+  if has avx512f avx512bw avx512dq avx512vl avx512_vnni; then
+    real+=(avx512vnni)
+    if has avx512vbmi avx512_vbmi2; then real+=(avx512vbmi); fi
+    if has avx512_bf16; then real+=(avx512bf16); fi
+  fi
 fi
+emulate=()
+for target in avx512bf16 avx512vnni avx512vbmi; do # the slowest to compile first
+  if [[ " ${real[*]} " == *" $target "* ]]; then
+    compile "${!target}" ../../csrc/cpu/*_"$target"*.cpp
+  else
+    emulate+=(../../csrc/cpu/*_"$target"*.cpp)
+  fi
+done
+if [ "${#emulate[@]}" -gt 0 ]; then compile "$emulated" "${emulate[@]}"; fi
+if [ "${#here[@]}" -gt 1 ]; then here+=(avx512vnni avx512vbmi avx512bf16); fi
 compare "${here[@]}"
 
-here=()
-if has avx2 fma f16c avx512f avx512bw avx512dq avx512vl avx512_vnni; then
-  compile "$avx512vnni" ../../csrc/cpu/*_avx512vnni.cpp
-  here+=(avx512vnni)
-  if has avx512vbmi avx512_vbmi2 popcnt; then
-    compile "$avx512vbmi" ../../csrc/cpu/*_avx512vbmi*.cpp
-    here+=(avx512vbmi)
-  fi
-  if has avx512_bf16; then
-    compile "$avx512bf16" ../../csrc/cpu/*_avx512bf16.cpp
-    here+=(avx512bf16)
-  fi
-  compare "${here[@]}"
+if [ "${1:-}" = all ] && [ "${#real[@]}" -gt 0 ]; then
+  compile "$emulated" ../../csrc/cpu/*_avx512{bf16,vnni,vbmi}*.cpp
+  compare "${real[@]}"
 fi
