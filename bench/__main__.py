@@ -87,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="one JSON object a line")
     add("--out", type=Path, help="write the JSON lines to this file as they come")
     main.set_defaults(run=_measure)
-    forms = main.add_subparsers(metavar="report | compare | ceilings")
+    forms = main.add_subparsers(metavar="report | compare | ceilings | docs")
     report = forms.add_parser("report", help="show a file of results")
     report.add_argument("file", type=Path)
     report.add_argument("--html", type=Path, help="write a page")
@@ -103,6 +103,10 @@ def parser() -> argparse.ArgumentParser:
     limits.add_argument("--threads", type=_argument(numbers), default="1,2")
     limits.add_argument("--remeasure", action="store_true", help="do not take them from the cache")
     limits.set_defaults(run=_show_ceilings)
+    pages = forms.add_parser("docs", help="write the generated tables of README.md and docs/")
+    pages.add_argument("--root", type=Path, default=Path(), help="nybble's repository (default: this folder)")
+    pages.add_argument("--check", action="store_true", help="write nothing; exit 1 where a table is out of date")
+    pages.set_defaults(run=_docs)
     return main
 
 
@@ -176,6 +180,15 @@ def _show_ceilings(args: argparse.Namespace) -> int:
 
     show(args.threads, args.remeasure)
     return 0
+
+
+def _docs(args: argparse.Namespace) -> int:
+    from . import docs
+
+    changed = docs.update(args.root, args.check)
+    for page in changed:
+        print(f"{page}: {'out of date' if args.check else 'written'}")
+    return 1 if args.check and changed else 0
 
 
 def _model(args: argparse.Namespace, put: presets.Put) -> Iterator[str]:

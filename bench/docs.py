@@ -1,0 +1,137 @@
+"""``python -m nybble.bench docs``: writes the generated parts of README.md and docs/.
+
+A part stands between ``<!-- generated: NAME -->`` and ``<!-- /generated -->``. What it shows comes from the registry of
+kernels and from ``bench/results/``, so that no table is copied by hand.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..__main__ import kernel_markdown
+from . import atomic, gpu_goals
+from .docs_results import WHATS, Result, markdown_table, newest, ratio, read_machines, read_results, single_speedup
+
+RESULTS = Path("bench", "results")
+_PART = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(\n<!-- /generated -->)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the parts are made from: descriptions of the machines, and results, of each kind the newest."""
+
+    machines: Mapping[str, str]
+    results: Sequence[Result]
+
+    @classmethod
+    def read(cls, root: Path) -> Source:
+        """From the repository at ``root``. Raises ValueError as ``read_results`` does."""
+        return cls(read_machines(root / RESULTS), newest(read_results(root / RESULTS)))
+
+    def of(self, what: str) -> list[Result]:
+        """The results of one kind, in the order of the machines."""
+        found = {result.machine: result for result in self.results if result.what == what}
+        return [found[machine] for machine in self.machines if machine in found]
+
+
+def picture(source: Source) -> str:
+    """The demo on every machine: each contestant's speed over torch fp32, the fastest in bold."""
+    lines: list[tuple[str, ...]] = []
+    for result in source.of("demo"):
+        (outcome,) = result.rows
+        rows = [row for row in outcome["rows"] if row["name"] != "torch fp32"]
+        batch = [row["speedup"] for row in rows]
+        single = [single_speedup(row, outcome["rows"]) for row in rows]
+        for i, row in enumerate(rows):
+            cosine = row.get("accuracy", {}).get("mean_cosine")
+            lines.append(
+                (
+                    f"{source.machines[result.machine]}, {result.date}" if i == 0 else "",
+                    row["name"],
+                    _bold(batch[i], batch),
+                    _bold(single[i], single),
+                    "-" if cosine is None else f"{cosine:.4f}",
+                )
+            )
+    if not lines:
+        return "Nothing has been measured yet."
+    return markdown_table(("machine, date", "contestant", "batch 32", "batch 1", "cosine"), lines)
+
+
+def _bold(value: float | None, values: Sequence[float | None]) -> str:
+    best = max((other for other in values if other is not None), default=None)
+    return f"**{ratio(value)}**" if value is not None and value == best else ratio(value)
+
+
+def benchmarks(source: Source) -> str:
+    """Every table of every machine but those of GPUs, each with the name of its file."""
+    parts = []
+    for machine, description in source.machines.items():
+        found = [(what, result) for name, what in WHATS.items() for result in source.of(name)
+                 if result.machine == machine and name != "gpu"]  # fmt: skip
+        if found:
+            parts.append(f"## {description}")
+        for what, result in found:
+            note = next((row["note"] for row in result.rows if "note" in row), "")
+            parts.append(f"### {what.heading}")
+            parts.append(f"{result.date}, from `{RESULTS / result.name}`{f': {note}' if note else ''}.")
+            parts.append(what.markdown(result.rows))
+    return "\n\n".join(parts) or "Nothing has been measured yet."
+
+
+def gpu(source: Source) -> str:
+    """The goals on GPUs: one table for each GPU that was measured, or the goals alone."""
+    found = source.of("gpu")
+    tables = [f"{source.machines[one.machine]}, {one.date}:\n\n{gpu_goals.markdown(one.rows)}" for one in found]
+    return "\n\n".join(tables) or gpu_goals.markdown()
+
+
+PARTS: dict[str, Callable[[Source], str]] = {
+    "picture": picture,
+    "benchmarks": benchmarks,
+    "gpu-goals": gpu,
+    "kernels": lambda _: kernel_markdown(),
+}
+
+
+def pages(root: Path) -> list[Path]:
+    """The pages that may have generated parts."""
+    return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+
+
+def generated(text: str, source: Source) -> str:
+    """A page with its generated parts as they should be.
+
+    Raises:
+        ValueError: a part has no generator.
+    """
+
+    def part(found: re.Match[str]) -> str:
+        if found[2] not in PARTS:
+            raise ValueError(f"generated: {found[2]}: must be one of {', '.join(PARTS)}")
+        return f"{found[1]}\n{PARTS[found[2]](source)}\n{found[3]}"
+
+    return _PART.sub(part, text)
+
+
+def update(root: Path, check: bool) -> list[Path]:
+    """Writes the pages whose generated parts are out of date, or with ``check`` only finds them; returns these.
+
+    Raises:
+        ValueError: ``root`` is not nybble's repository, or a page or a file of results is wrong.
+        OSError: a page cannot be written.
+    """
+    if not (root / "mkdocs.yml").is_file():
+        raise ValueError(f"--root {root}: no mkdocs.yml there; it must be a clone of nybble's repository")
+    source, changed = Source.read(root), []
+    for page in pages(root):
+        old = page.read_text(encoding="utf-8")
+        new = generated(old, source)
+        if new != old:
+            changed.append(page)
+            if not check:
+                atomic.write(page, new.encode(), 0o644)
+    return changed

@@ -1,0 +1,409 @@
+"""README, CONTRIBUTING and the pages of docs/: what they show runs, what they name exists, and tables are what they are made of."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+import nybble
+from nybble import Recipe, plugins
+from nybble.__main__ import _parser
+from nybble.bench import docs
+from nybble.bench.__main__ import main as bench
+from nybble.bench.__main__ import parser as bench_parser
+from nybble.bench.docs_results import read_results
+
+ROOT = Path(__file__).resolve().parents[1]
+if not (ROOT / "mkdocs.yml").is_file():
+    pytest.skip("the pages are not beside the tests", allow_module_level=True)
+
+PAGES = {str(path.relative_to(ROOT)): path for path in (ROOT / "CONTRIBUTING.md", *docs.pages(ROOT))}
+TEXTS = {name: path.read_text(encoding="utf-8") for name, path in PAGES.items()}
+BLOCK = re.compile(r"^(?P<indent> *)```(?P<language>[^\n]*)\n(?P<code>.*?)^ *```$", re.MULTILINE | re.DOTALL)
+# Languages whose blocks are run, parsed or looked at here; text is for what cannot be.
+LANGUAGES = {"python", "bash", "yaml", "toml", "mermaid", "text"}
+
+
+def blocks(text, language):
+    """The code of each block of a language."""
+    return [found["code"] for found in BLOCK.finditer(text) if found["language"] == language]
+
+
+def pages_with(language):
+    return [name for name, text in TEXTS.items() if blocks(text, language)]
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_block_has_a_language_that_is_tested(name):
+    found = list(BLOCK.finditer(TEXTS[name]))
+    assert TEXTS[name].count("```") == 2 * len(found), "a fence is not closed, or is within a line"
+    for block in found:
+        assert block["language"] in LANGUAGES, block[0]
+        assert not block["indent"], f"indented, so that it is not run: {block[0]}"
+
+
+# --- python
+
+
+@pytest.mark.parametrize("name", pages_with("python"))
+def test_python_runs(name, tmp_path, monkeypatch):
+    """The blocks of a page one after another, in one namespace."""
+    pytest.importorskip("safetensors")
+    for module in re.findall(r"<!-- needs: ([\w.]+) -->", TEXTS[name]):
+        pytest.importorskip(module)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("nybble.passes.measure._measure", lambda *_: 2.0)  # a busy machine may measure otherwise
+    names: dict[str, object] = {"__name__": "page"}
+    for i, code in enumerate(blocks(TEXTS[name], "python")):
+        exec(compile(code, f"{name}, block {i}", "exec"), names)  # noqa: S102
+
+
+def test_the_readmes_example_does_what_it_says(tmp_path, monkeypatch):
+    pytest.importorskip("safetensors")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("nybble.passes.measure._measure", lambda *_: 2.0)
+    names: dict[str, object] = {}
+    exec(compile(blocks(TEXTS["README.md"], "python")[0], "README.md", "exec"), names)  # noqa: S102
+    assert (tmp_path / "quantized").is_dir()
+    assert repr(names["fresh"]) == repr(names["model"])
+    assert repr(names["dense"]).count("scheme=sp24w8a8") == 2
+
+
+# --- command lines
+
+
+def commands(code):
+    """The words of each command of a bash block, without variables set before it; comments left out."""
+    for line in re.sub(r"\\\n", " ", code).splitlines():
+        words: list[str] = []
+        lexer = shlex.shlex(line, posix=True, punctuation_chars="&|;><")
+        lexer.whitespace_split = True
+        for word in [*lexer, "&&"]:
+            if word in ("&&", ";", "|"):
+                while words and re.fullmatch(r"\w+=.*", words[0]):
+                    words.pop(0)
+                if words:
+                    yield words
+                words = []
+            else:
+                words.append(word)
+
+
+def extras():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    section = re.search(r"\[project.optional-dependencies\]\n(.*?)\n\n", text, re.DOTALL)
+    assert section
+    return set(re.findall(r"^([\w-]+) =", section[1], re.MULTILINE))
+
+
+def check_pip(words, config):
+    assert words[0] == "install"
+    wanted = [name for word in words for name in re.findall(r"\[([\w,-]+)\]", word)]
+    assert {name for names in wanted for name in names.split(",")} <= extras()
+    if "-c" in words:
+        assert (ROOT / words[words.index("-c") + 1]).is_file()
+    for option in words:
+        if option.startswith("-Ccmake.define."):
+            name = option.removeprefix("-Ccmake.define.").partition("=")[0]
+            assert name in (ROOT / "CMakeLists.txt").read_text(encoding="utf-8"), name
+
+
+def check_parser(parser):
+    def check(words, config):
+        if ">" in words:
+            words = words[: words.index(">")]
+        try:
+            parser().parse_args(words)
+        except (SystemExit, argparse.ArgumentError) as error:
+            raise AssertionError(f"{' '.join(words)}: wrong usage") from error
+
+    return check
+
+
+def check_pytest(words, config):
+    for word in words:
+        if word.startswith("--"):
+            config.getoption(word.partition("=")[0].removeprefix("--").replace("-", "_"))
+        elif not word.startswith("-") and "/" in word:
+            assert (ROOT / word.partition("::")[0]).exists(), word
+
+
+def check_options(source):
+    def check(words, config):
+        text = source.read_text(encoding="utf-8")
+        for word in words:
+            if word.startswith("--"):
+                assert word.partition("=")[0] in text, f"{source.name} has no {word}"
+
+    return check
+
+
+def check_script(words, config):
+    script = ROOT / words[0]
+    assert script.is_file(), words[0]
+    check_options(script)(words[1:], config)
+
+
+def check_module(words, config):
+    module = words[1]
+    assert words[0] == "-m"
+    known = {"nybble": check_parser(_parser), "nybble.bench": check_parser(bench_parser), "pytest": check_pytest}
+    spec = importlib.util.find_spec(module)
+    assert spec is not None, module
+    assert spec.origin is not None
+    (known.get(module) or check_options(Path(spec.origin)))(words[2:], config)
+
+
+def check_file(name):
+    return lambda words, config: (ROOT / name).is_file() or pytest.fail(f"no {name}")
+
+
+CHECKS = {
+    "nybble": check_parser(_parser),
+    "python": check_module,
+    "pip": check_pip,
+    "bash": check_script,
+    "mkdocs": check_file("mkdocs.yml"),
+    "pre-commit": check_file(".pre-commit-config.yaml"),
+    "ruff": check_file("pyproject.toml"),
+}
+
+
+@pytest.mark.parametrize("name", pages_with("bash"))
+def test_commands_exist(name, pytestconfig):
+    for code in blocks(TEXTS[name], "bash"):
+        for words in commands(code):
+            assert words[0] in CHECKS, f"{words[0]}: an unknown command; make it a block of text"
+            CHECKS[words[0]](words[1:], pytestconfig)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "nybble demo --fast",
+        "nybble nothing",
+        "python -m nybble.bench --preset none",
+        "python -m nybble.bench.gpu_run --speed",
+        "python -m pytest tests/test_none.py",
+        "python -m pytest --no-such-option",
+        "pip install '.[none]'",
+        "pip install -Ccmake.define.NYBBLE_NONE=1 .",
+        "bash bench/none.sh",
+        "bash bench/gpu_run.sh --none",
+    ],
+)
+def test_a_wrong_command_is_found(line, pytestconfig):
+    (words,) = commands(line)
+    with pytest.raises((AssertionError, ValueError, ModuleNotFoundError)):
+        CHECKS[words[0]](words[1:], pytestconfig)
+
+
+# --- what else pages hold
+
+
+@pytest.mark.parametrize("name", pages_with("yaml"))
+def test_yaml_is_a_recipe(name, tmp_path):
+    pytest.importorskip("yaml")
+    for code in blocks(TEXTS[name], "yaml"):
+        (tmp_path / "recipe.yaml").write_text(code, encoding="utf-8")
+        assert Recipe.load(tmp_path / "recipe.yaml").stages
+
+
+@pytest.mark.parametrize("name", pages_with("toml"))
+def test_entry_points_are_of_known_groups(name):
+    for code in blocks(TEXTS[name], "toml"):
+        groups = re.findall(r'^\[project\.entry-points\."([\w.]+)"\]$', code, re.MULTILINE)
+        assert groups
+        assert set(groups) <= set(plugins.GROUPS)
+
+
+def anchors(text):
+    """The ids of a page's headings, as both GitHub and the site make them."""
+    heads = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_links_and_images_lead_somewhere(name):
+    text = BLOCK.sub("", TEXTS[name])
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        page = (PAGES[name].parent / path).resolve() if path else PAGES[name]
+        assert page.exists(), target
+        if anchor:
+            assert anchor in anchors(page.read_text(encoding="utf-8")), target
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_paths_in_code_exist(name):
+    """`csrc/kernels.def` and its like, within the text."""
+    text = BLOCK.sub("", TEXTS[name])
+    folders = "|".join(sorted(path.name for path in ROOT.iterdir() if path.is_dir() and path.name[0] not in "."))
+    for path in re.findall(rf"`((?:{folders})/[\w./]+)`", text):
+        assert (ROOT / path).exists(), path
+
+
+def test_every_page_is_in_the_navigation():
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    listed = re.findall(r"([\w/-]+\.md)$", text, re.MULTILINE)
+    there = [str(path.relative_to(ROOT / "docs")) for path in docs.pages(ROOT)[1:]]
+    assert sorted(listed) == sorted(there)
+
+
+def test_every_public_name_is_in_the_api_reference():
+    shown = set(re.findall(r"^::: nybble\.([\w.]+)$", TEXTS["docs/api.md"], re.MULTILINE))
+    assert {name for name in nybble.__all__ if name != "nn"} <= shown | {name.rpartition(".")[2] for name in shown}
+
+
+def test_the_readme_is_one_page():
+    assert len(TEXTS["README.md"].splitlines()) <= 150
+
+
+# --- generated parts
+
+
+def test_generated_parts_are_what_they_are_made_of():
+    changed = [str(path.relative_to(ROOT)) for path in docs.update(ROOT, check=True)]
+    assert not changed, "run `python -m nybble.bench docs`"
+
+
+def test_each_generated_part_has_a_page():
+    assert set(re.findall(r"^<!-- generated: ([\w-]+) -->$", "\n".join(TEXTS.values()), re.MULTILINE)) == set(docs.PARTS)
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A repository of one page, which has every generated part, and no results."""
+    (tmp_path / "mkdocs.yml").touch()
+    (tmp_path / "bench" / "results").mkdir(parents=True)
+    page = "\n\n".join(f"<!-- generated: {name} -->\nold\n<!-- /generated -->" for name in docs.PARTS)
+    (tmp_path / "README.md").write_text(page, encoding="utf-8")
+    return tmp_path
+
+
+def add(repository, name, *rows):
+    folder = repository / "bench" / "results"
+    machines = {"one": "The first CPU", "two": "The second CPU", "h100": "NVIDIA H100"}
+    (folder / "machines.json").write_text(json.dumps(machines), encoding="utf-8")
+    (folder / name).write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+
+
+def demo(speedup, single):
+    accuracy = {"mean_cosine": 0.5, "worst_cosine": 0.25, "top1": 1.0}
+    base = {"name": "torch fp32", "batch_rate": 10.0, "single_rate": 2.0, "megabytes": 9.0, "speedup": 1.0}
+    return {
+        "machine": {},
+        "rows": [
+            {**base, "accuracy": accuracy},
+            {**base, "name": "peer", "speedup": 1.5, "single_rate": 3.0, "accuracy": accuracy},
+            {**base, "name": "ours", "speedup": speedup, "single_rate": 2.0 * single, "accuracy": accuracy},
+        ],
+    }
+
+
+def test_without_results_the_parts_say_so(repository):
+    assert docs.update(repository, check=False) == [repository / "README.md"]
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    assert text.count("Nothing has been measured yet.") == 2
+    assert "old" not in text.split()
+    assert "not measured on a GPU yet" in text
+    assert docs.update(repository, check=True) == []
+
+
+def test_the_picture_shows_the_newest_demo_of_each_machine_and_who_wins(repository):
+    add(repository, "two-demo-2026-01-02.json", demo(3.0, 4.0))
+    add(repository, "one-demo-2026-01-03.json", demo(1.25, 1.75))
+    add(repository, "one-demo-2026-01-01.json", demo(9.0, 9.0))
+    docs.update(repository, check=False)
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    assert "| The first CPU, 2026-01-03 | peer | **1.50x** | 1.50x | 0.5000 |" in text
+    assert "|  | ours | 1.25x | **1.75x** | 0.5000 |" in text
+    assert "| The second CPU, 2026-01-02 | peer | 1.50x | 1.50x | 0.5000 |" in text
+    assert "9.00x" not in text
+
+
+def test_every_kind_of_result_has_a_table(repository):
+    figure = {"kind": "figure", "name": "overhead", "value": 3.0, "unit": " us", "bound": 5.0, "at_most": True}
+    result = {"kind": "result", "scheme": "w8a8", "m": 1, "n": 64, "k": 64, "vs_peer": 1.5, "vs_bf16": 2.0,
+              "best_peer": "peer", "roofline": 0.5, "gops": 1.0}  # fmt: skip
+    sparse = {**result, "scheme": "sp50w8a8", "vs_dense": 1.45, "bytes_vs_dense": 2.0}
+    model = {"kind": "model", "contestant": "nybble w8a8", "threads": 2, "decode_tokens_s": 59.7}
+    loss = {"kind": "accuracy", "setting": "w8a8", "name": "rtn", "seed": 0, "nats": 0.0005}
+    add(repository, "one-cpu-targets-2026-01-01.jsonl", result, figure)
+    add(repository, "one-avx2-targets-2026-01-01.jsonl", figure)
+    add(repository, "one-sparse-targets-2026-01-01.jsonl", sparse)
+    add(repository, "one-model-2026-01-01.jsonl", model)
+    add(repository, "two-accuracy-2026-01-01.jsonl", loss)
+    add(repository, "two-demo-sparse-2026-01-01.json", demo(2.0, 2.0))
+    add(repository, "h100-gpu-2026-01-01.jsonl", {"step": "machine", "key": "machine", "gpu": "NVIDIA H100 80GB HBM3"},
+        {"step": "goals", "key": "K1 w4a16g128 8192x8192 m=1 over torch bf16", "us": 10.0, "over_us": 35.0})  # fmt: skip
+    docs.update(repository, check=False)
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    for shown in (
+        "## The first CPU\n\n### Layers",
+        "2026-01-01, from `bench/results/one-cpu-targets-2026-01-01.jsonl`.",
+        "| w8a8 | 1.50x (1.50x) / 1x met |",
+        "- overhead: 3 us (<= 5 us) met",
+        "| sp50w8a8 | 1.45x (1.45x) / 1.4x met",
+        "| nybble w8a8 | 2 | 59.7 |",
+        "w8a8     rtn       0.0005",
+        "| ours | 10.0 | 4.0 | 9.0 | 2.00x | 2.00x | 0.5000 | 0.2500 | 1.0000 |",
+        "NVIDIA H100, 2026-01-01:",
+        "M=1 3.50x met",
+    ):
+        assert shown in text, shown
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "said"),
+    [
+        ("none.jsonl", {}, "the name must be <machine>-<what>-<date>"),
+        ("three-demo-2026-01-01.json", demo(1, 1), "does not describe the machine 'three'"),
+        ("one-demo-2026-01-01.jsonl", demo(1, 1), "results of demo end in .json"),
+        ("one-demo-2026-01-01.json", {"rows": []}, "not what `nybble demo --json` prints"),
+        ("one-cpu-targets-2026-01-01.jsonl", {"no": "kind"}, "not a line of results"),
+    ],
+)
+def test_a_wrong_file_of_results_is_refused(repository, name, row, said):
+    add(repository, name, row)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        read_results(repository / "bench" / "results")
+
+
+def test_the_command_writes_and_checks(repository, capsys):
+    assert bench(["docs", "--root", str(repository), "--check"]) == 1
+    assert "README.md: out of date" in capsys.readouterr().out
+    assert bench(["docs", "--root", str(repository)]) == 0
+    assert bench(["docs", "--root", str(repository), "--check"]) == 0
+    (repository / "README.md").write_text("<!-- generated: none -->\n\n<!-- /generated -->", encoding="utf-8")
+    assert bench(["docs", "--root", str(repository)]) == 1
+    assert "generated: none: must be one of picture" in capsys.readouterr().err
+    assert bench(["docs", "--root", str(repository / "bench")]) == 1
+    assert "no mkdocs.yml there" in capsys.readouterr().err
+
+
+# --- the site
+
+
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("mkdocs", "material", "mkdocstrings")),
+    reason="needs the extra `docs`",
+)
+def test_the_site_builds_without_a_warning(tmp_path):
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+
+    build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path / "site"), strict=True))
+    page = (tmp_path / "site" / "api" / "index.html").read_text(encoding="utf-8")
+    assert 'id="nybble.quantize"' in page
+    assert "in place and report on every layer" in page
+    shutil.rmtree(tmp_path / "site")
