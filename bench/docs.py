@@ -16,7 +16,7 @@ from . import atomic, gpu_goals
 from .docs_results import WHATS, Result, markdown_table, newest, ratio, read_machines, read_results, single_speedup
 
 RESULTS = Path("bench", "results")
-_PART = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(\n<!-- /generated -->)", re.DOTALL)
+_PART = re.compile(r"(<!-- generated: ([\w-]+) -->\n)(?:.*?\n)??(<!-- /generated -->)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -106,13 +106,15 @@ def generated(text: str, source: Source) -> str:
     """A page with its generated parts as they should be.
 
     Raises:
-        ValueError: a part has no generator.
+        ValueError: a part has no generator, or no end.
     """
+    if len(_PART.findall(text)) != text.count("<!-- generated: "):
+        raise ValueError("generated: a part does not end in <!-- /generated -->")
 
     def part(found: re.Match[str]) -> str:
         if found[2] not in PARTS:
             raise ValueError(f"generated: {found[2]}: must be one of {', '.join(PARTS)}")
-        return f"{found[1]}\n{PARTS[found[2]](source)}\n{found[3]}"
+        return f"{found[1]}\n{PARTS[found[2]](source)}\n\n{found[3]}"
 
     return _PART.sub(part, text)
 

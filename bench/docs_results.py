@@ -13,7 +13,7 @@ from . import accuracy, crossover, gpu_goals, gpu_run, sparse_goals
 from .figures import Figure
 from .goals import table, verdicts
 from .output import load
-from .report import model_table
+from .report_rows import model_table
 
 Row = Mapping[str, Any]
 
@@ -56,7 +56,9 @@ def read_results(folder: Path) -> list[Result]:
             continue
         parts = _NAME.fullmatch(path.name)
         if parts is None:
-            raise ValueError(f"{path}: the name must be <machine>-<what>-<date>{{.json,.jsonl}}, what: {', '.join(WHATS)}")
+            raise ValueError(
+                f"{path}: the name must be <machine>-<what>-<date>{{.json,.jsonl}}, what: {', '.join(WHATS)}"
+            )
         machine, what, date, suffix = parts.groups()
         if suffix != WHATS[what].suffix:
             raise ValueError(f"{path}: results of {what} end in {WHATS[what].suffix}")
@@ -76,7 +78,7 @@ def single_speedup(row: Row, rows: Sequence[Row]) -> float | None:
     """Of a contestant of the demo: sentences a second one by one, over the baseline's; None where it is not known."""
     if "single_speedup" in row:
         return float(row["single_speedup"])
-    base = next((other["single_rate"] for other in rows if other["name"] == BASELINE), None)
+    base = next((other.get("single_rate") for other in rows if other["name"] == BASELINE), None)
     return row["single_rate"] / base if base and "single_rate" in row else None
 
 
@@ -116,7 +118,15 @@ def _demo(rows: Sequence[Row]) -> str:
                 *(_digits(row.get("accuracy", {}).get(key)) for key in ("mean_cosine", "worst_cosine", "top1")),
             )
         )
-    headers = ("contestant", *_DEMO_COLUMNS, "batch 32 vs fp32", "batch 1 vs fp32", "cosine mean", "worst", "same top-1")
+    headers = (
+        "contestant",
+        *_DEMO_COLUMNS,
+        "batch 32 vs fp32",
+        "batch 1 vs fp32",
+        "cosine mean",
+        "worst",
+        "same top-1",
+    )
     return markdown_table(headers, lines)
 
 
@@ -185,6 +195,4 @@ WHATS: dict[str, What] = {
     "accuracy": What("What a language model loses (`--preset accuracy`)", _accuracy),
     "gpu": What("Goals on a GPU (`gpu_goals.sh`)", gpu_goals.markdown, read=gpu_run.read),
 }
-_NAME = re.compile(
-    rf"([a-z0-9_]+)-({'|'.join(sorted(WHATS, key=len, reverse=True))})-(20\d\d-\d\d-\d\d)(\.jsonl?)"
-)
+_NAME = re.compile(rf"([a-z0-9_]+)-({'|'.join(sorted(WHATS, key=len, reverse=True))})-(20\d\d-\d\d-\d\d)(\.jsonl?)")

@@ -52,25 +52,31 @@ def test_every_block_has_a_language_that_is_tested(name):
 # --- python
 
 
-@pytest.mark.parametrize("name", pages_with("python"))
-def test_python_runs(name, tmp_path, monkeypatch):
-    """The blocks of a page one after another, in one namespace."""
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs the blocks of a page one after another, in one namespace, which it gives back, and an empty folder."""
     pytest.importorskip("safetensors")
-    for module in re.findall(r"<!-- needs: ([\w.]+) -->", TEXTS[name]):
-        pytest.importorskip(module)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("nybble.passes.measure._measure", lambda *_: 2.0)  # a busy machine may measure otherwise
-    names: dict[str, object] = {"__name__": "page"}
-    for i, code in enumerate(blocks(TEXTS[name], "python")):
-        exec(compile(code, f"{name}, block {i}", "exec"), names)  # noqa: S102
+
+    def run(name):
+        for module in re.findall(r"<!-- needs: ([\w.]+) -->", TEXTS[name]):
+            pytest.importorskip(module)
+        names: dict[str, object] = {"__name__": "page"}
+        for i, code in enumerate(blocks(TEXTS[name], "python")):
+            exec(compile(code, f"{name}, block {i}", "exec"), names)  # noqa: S102
+        return names
+
+    return run
 
 
-def test_the_readmes_example_does_what_it_says(tmp_path, monkeypatch):
-    pytest.importorskip("safetensors")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("nybble.passes.measure._measure", lambda *_: 2.0)
-    names: dict[str, object] = {}
-    exec(compile(blocks(TEXTS["README.md"], "python")[0], "README.md", "exec"), names)  # noqa: S102
+@pytest.mark.parametrize("name", [name for name in pages_with("python") if name != "README.md"])
+def test_python_runs(name, run):
+    run(name)
+
+
+def test_the_readmes_example_does_what_it_says(run, tmp_path):
+    names = run("README.md")
     assert (tmp_path / "quantized").is_dir()
     assert repr(names["fresh"]) == repr(names["model"])
     assert repr(names["dense"]).count("scheme=sp24w8a8") == 2
@@ -277,7 +283,9 @@ def test_generated_parts_are_what_they_are_made_of():
 
 
 def test_each_generated_part_has_a_page():
-    assert set(re.findall(r"^<!-- generated: ([\w-]+) -->$", "\n".join(TEXTS.values()), re.MULTILINE)) == set(docs.PARTS)
+    assert set(re.findall(r"^<!-- generated: ([\w-]+) -->$", "\n".join(TEXTS.values()), re.MULTILINE)) == set(
+        docs.PARTS
+    )
 
 
 @pytest.fixture
@@ -387,6 +395,9 @@ def test_the_command_writes_and_checks(repository, capsys):
     (repository / "README.md").write_text("<!-- generated: none -->\n\n<!-- /generated -->", encoding="utf-8")
     assert bench(["docs", "--root", str(repository)]) == 1
     assert "generated: none: must be one of picture" in capsys.readouterr().err
+    (repository / "README.md").write_text("<!-- generated: kernels -->\n", encoding="utf-8")
+    assert bench(["docs", "--root", str(repository)]) == 1
+    assert "does not end in" in capsys.readouterr().err
     assert bench(["docs", "--root", str(repository / "bench")]) == 1
     assert "no mkdocs.yml there" in capsys.readouterr().err
 
