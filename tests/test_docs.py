@@ -405,6 +405,7 @@ def test_the_command_writes_and_checks(repository, capsys):
 # --- the site
 
 
+@pytest.mark.full
 @pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("mkdocs", "material", "mkdocstrings")),
     reason="needs the extra `docs`",
