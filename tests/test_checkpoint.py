@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 import nybble
+from nybble.checkpoint import CheckpointError
 from nybble.checkpoint import files as checkpoint_files
-from nybble.checkpoint.io import CheckpointError
 from nybble.nn import Linear
 
 pytest.importorskip("safetensors")

@@ -132,6 +132,7 @@ class TestUnsavable:
                 nybble.load(wrong, tmp_path)  # type: ignore[arg-type]
 
     def test_missing_safetensors_says_what_to_install(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        nybble.save(quantized(), tmp_path)
         monkeypatch.setitem(sys.modules, "safetensors.torch", None)
         monkeypatch.setitem(sys.modules, "safetensors", None)
         for call in (nybble.save, nybble.load):

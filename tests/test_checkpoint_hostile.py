@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 import nybble
+from nybble.checkpoint import CheckpointError
 from nybble.checkpoint import files as checkpoint_files
-from nybble.checkpoint.io import CheckpointError
 
 pytest.importorskip("safetensors")
 from safetensors.torch import load_file, save_file

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import nybble
 from nybble import native
+from nybble.checkpoint import CheckpointError
 from nybble.checkpoint import files as checkpoint_files
-from nybble.checkpoint.io import CheckpointError
 from nybble.native import KernelNames
 from nybble.nn import SparseLinear
 from nybble.testing.oracle import guarded, random_weight
@@ -268,7 +268,7 @@ def test_wrong_shapes_and_dtypes_of_a_bitmask(name: str, damage) -> None:
 @pytest.mark.parametrize("name", ["mask", "values", "scale"])
 def test_a_tensor_that_is_missing(name: str) -> None:
     good = state("sp50w8a8")
-    refused("sp50w8a8", {key: tensor for key, tensor in good.items() if key != name}, rf"without \['{name}'\]")
+    refused("sp50w8a8", {key: tensor for key, tensor in good.items() if key != name}, rf"but not \['{name}'\]")
 
 
 @pytest.mark.parametrize("value", [2**31 - 1, -1, -(2**31), 1000])

@@ -1,8 +1,9 @@
-"""A model's state as safetensors plus a JSON index: save, load, and what is wrong with a file."""
+"""A model's state on disk: save, load, and the table of formats."""
 
 from __future__ import annotations
 
 from .files import CheckpointError
+from .formats import Format, formats
 from .io import load, save
 
-__all__ = ["CheckpointError", "load", "save"]
+__all__ = ["CheckpointError", "Format", "formats", "load", "save"]

@@ -1,7 +1,8 @@
-"""The files of a checkpoint directory: read with bounds, written so that a kill leaves the old or the new one whole.
+"""The files of a checkpoint directory, read with size limits, and written so that a kill never damages a checkpoint.
 
-A checkpoint is ``nybble.json`` and the one weights file that it names. The weights file carries its own hash in its
-name, so a new one never overwrites the old; renaming the index over its predecessor is the single step that switches.
+A checkpoint is the index ``nybble.json`` and the weights file that the index names. The name of a weights file contains
+the hash of its content, so a new file never overwrites the old one. The new index then replaces the old one in one
+rename.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ _CHUNK = 1 << 20
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is missing, damaged, foreign, or does not fit the model. The message names the tensor or field."""
+    """A checkpoint is missing, damaged, of another format, or does not fit the model."""
 
 
 class Digest(NamedTuple):
-    """What a weights file holds: its size, its sha256 and the crc32 of each byte range."""
+    """Size and sha256 of a weights file, and the crc32 of each byte range."""
 
     nbytes: int
     sha256: str
@@ -43,12 +44,12 @@ class Digest(NamedTuple):
 
 @contextlib.contextmanager
 def open_file(path: Path) -> Iterator[tuple[int, int]]:
-    """Yield (descriptor, size) of a regular file that is no symbolic link. Raises CheckpointError."""
+    """Yield (descriptor, size) of a regular file. Raises CheckpointError, also for a symbolic link."""
     try:
-        # O_NONBLOCK: a named pipe must not block the loader
+        # O_NONBLOCK: opening a named pipe must not block
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be opened as a plain file: {error.strerror}") from error
+        raise CheckpointError(f"{path}: cannot be opened as a regular file: {error.strerror}") from error
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -59,7 +60,7 @@ def open_file(path: Path) -> Iterator[tuple[int, int]]:
 
 
 def read_index(directory: Path, limit: int) -> bytes:
-    """The bytes of the index. Raises CheckpointError when there is none or it is larger than ``limit``."""
+    """The bytes of the index. Raises CheckpointError if there is none, or if it is larger than ``limit``."""
     path = directory / INDEX
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such directory")
@@ -71,7 +72,7 @@ def read_index(directory: Path, limit: int) -> bytes:
 
 
 def digest(path: Path, ranges: Mapping[str, tuple[int, int]]) -> Digest:
-    """Read the file once. ``ranges`` are (begin, end) in ascending order that do not overlap."""
+    """Read a file once, for its hash and checksums. ``ranges`` are (begin, end), ascending, without overlaps."""
     crc32 = {}
     with open_file(path) as (descriptor, size), os.fdopen(descriptor, "rb", closefd=False) as file:
         sha256 = hashlib.sha256()
@@ -96,15 +97,16 @@ def digest(path: Path, ranges: Mapping[str, tuple[int, int]]) -> Digest:
 def replace_checkpoint(
     directory: Path, write_weights: Callable[[Path], Digest], make_index: Callable[[Digest], bytes]
 ) -> None:
-    """Write a weights file and its index into ``directory`` and remove what they replace.
+    """Write a weights file and its index into ``directory``, then remove the files of the former checkpoint.
 
-    ``write_weights`` fills the path it is given. After any exception the former checkpoint stands and the new files
-    are gone; after a kill the leftovers go with the next call. One writer at a time.
+    ``write_weights`` writes the file at the path that it gets. After any exception the former checkpoint is unchanged
+    and the new files are removed. Files that a kill leaves behind are removed by the next call. Only one process may
+    write at a time.
     """
     directory.mkdir(parents=True, exist_ok=True)
     _remove(directory, lambda name: _TEMPORARY.fullmatch(name) is not None)
     before = set(os.listdir(directory))
-    # safetensors makes a temporary file of its own beside its target; in a directory of ours it is ours to remove
+    # safetensors creates a temporary file next to its target. In this directory, both are removed together.
     aside = Path(tempfile.mkdtemp(prefix=".nybble-", suffix=".tmp", dir=directory))
     try:
         weights, index = aside / "weights", aside / INDEX
@@ -113,14 +115,14 @@ def replace_checkpoint(
             file.write(make_index(content))
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(weights, stat.S_IMODE(os.stat(index).st_mode))  # the user's umask; safetensors sets 0600
+        os.chmod(weights, stat.S_IMODE(os.stat(index).st_mode))  # as the umask says; safetensors sets 0600
         _sync(weights)
         os.replace(weights, directory / content.file_name)
         _sync(directory)
         os.replace(index, directory / INDEX)
         _sync(directory)
     except BaseException:
-        # an index that was renamed already is valid and stays, with its weights
+        # If the index was renamed already, the new checkpoint is complete, and stays.
         if (aside / INDEX).exists():
             _remove(directory, lambda name: WEIGHTS_NAME.fullmatch(name) is not None and name not in before)
         raise

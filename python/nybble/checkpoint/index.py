@@ -1,4 +1,4 @@
-"""``nybble.json``: what a checkpoint's index holds, and its strict reader."""
+"""``nybble.json``: the index of a checkpoint, and a reader that checks every field."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from ..nn.kinds import kinds, quantized_classes
 from ..weights.scheme import Scheme
 from .files import INDEX, WEIGHTS_NAME, CheckpointError
 
@@ -24,10 +25,11 @@ _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 @dataclass(frozen=True)
 class LayerEntry:
-    """A quantized layer: enough to build it without its tensors. ``dtype`` is that of its bias and activations.
+    """A quantized layer: what is needed to make it without its tensors.
 
-    ``stored`` counts the codes or blocks that a sparse weight keeps; 0 for a dense one.
-    ``tied_to`` names the earlier layer whose codes this one shares, or is None.
+    ``kind`` is the name of its class, see ``nn.kinds``. ``dtype`` is that of its bias and activations. ``stored`` is
+    the number of values or blocks that a sparse weight stores, 0 for a dense one. ``tied_to`` is the name of an
+    earlier layer with the same weight, or None.
     """
 
     name: str
@@ -43,7 +45,7 @@ class LayerEntry:
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where a tensor lies in the weights file: bytes [begin, end), and their crc32, so that damage has a name."""
+    """A tensor's bytes [begin, end) in the weights file, and their crc32, which finds the damaged tensor."""
 
     begin: int
     end: int
@@ -52,7 +54,7 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class Index:
-    """The whole index. ``aliases`` maps the name of a tensor that is not stored to the one that stands for it."""
+    """The whole index. ``aliases`` maps the name of a tensor to the name under which it is stored."""
 
     nybble: str
     file: str
@@ -63,7 +65,7 @@ class Index:
     aliases: dict[str, str]
 
     def to_json(self) -> bytes:
-        """The index as it is written."""
+        """The content of the file."""
         weights = {"file": self.file, "bytes": self.nbytes, "sha256": self.sha256}
         data = {
             "schema": SCHEMA,
@@ -78,15 +80,15 @@ class Index:
 
 
 def parse_index(data: bytes) -> Index:
-    """Read an index and check every field on its own. Raises CheckpointError that names the field."""
+    """Read an index and check every field. Raises CheckpointError with the name of the field."""
     top = _object("the index", _parse(data))
     if top.get("schema") != SCHEMA:
         raise CheckpointError(
-            f"{INDEX}: schema is {_short(top.get('schema'))}, not {SCHEMA!r}: not a nybble checkpoint"
+            f"{INDEX}: schema is {_short(top.get('schema'))}, must be {SCHEMA!r}; not a nybble checkpoint"
         )
     version = _integer("version", top.get("version"), 1, _MAX_SIZE)
     if version != VERSION:
-        raise CheckpointError(f"{INDEX}: version is {version}, this nybble reads {VERSION}; update nybble")
+        raise CheckpointError(f"{INDEX}: version is {version}, this nybble reads version {VERSION}; update nybble")
     _keys("the index", top, ("schema", "version", "nybble", "weights", "layers", "tensors", "aliases"))
     weights = _object("weights", top["weights"])
     _keys("weights", weights, ("file", "bytes", "sha256"))
@@ -127,9 +129,10 @@ def _layer(where: str, value: dict[str, Any]) -> LayerEntry:
         sparse = Scheme.parse(scheme).sparsity is not None
     except ValueError as error:
         raise CheckpointError(f"{INDEX}: {where}.{error}") from error
-    kind = _choice(f"{where}.kind", value["kind"], ("Linear", "SparseLinear"))
-    if (kind == "SparseLinear") is not sparse:
-        raise CheckpointError(f"{INDEX}: {where}.kind: {kind} cannot have the scheme {_short(scheme)}")
+    classes = quantized_classes(kinds())
+    kind = _choice(f"{where}.kind", value["kind"], tuple(classes))
+    if classes[kind].is_sparse is not sparse:
+        raise CheckpointError(f"{INDEX}: {where}.kind: a {kind} cannot have the scheme {_short(scheme)}")
     return LayerEntry(
         name=_string(f"{where}.name", value["name"]),
         kind=kind,
@@ -145,7 +148,9 @@ def _layer(where: str, value: dict[str, Any]) -> LayerEntry:
 
 def _check_tie(where: str, entry: LayerEntry, first: LayerEntry | None) -> None:
     if first is None or first.tied_to is not None:
-        raise CheckpointError(f"{INDEX}: {where} is {_short(entry.tied_to)}, not an earlier layer with its own weight")
+        raise CheckpointError(
+            f"{INDEX}: {where} is {_short(entry.tied_to)}, must be an earlier layer with its own weight"
+        )
     for field in ("scheme", "in_features", "out_features", "stored"):
         if getattr(entry, field) != getattr(first, field):
             raise CheckpointError(f"{INDEX}: {where}: {field} differs from that of {_short(first.name)}")
@@ -184,7 +189,7 @@ def _parse(data: bytes) -> Any:
 
 
 def _check_depth(text: str) -> None:
-    """The parser recurses, so the depth has to be known before it runs."""
+    """Raise CheckpointError if the text is nested too deep for the JSON parser, which is recursive."""
     depth = 0
     for bracket in re.findall(r"[][{}]", _STRING.sub("", text)):
         depth += 1 if bracket in "[{" else -1
@@ -212,7 +217,7 @@ def _small_int(text: str) -> int:
 
 
 def _short(value: object) -> str:
-    """A value for a message: a hostile file must not fill the terminal."""
+    """A value for a message, shortened: a damaged or hostile file may hold very long values."""
     text = repr(value)
     return text if len(text) <= 120 else f"{text[:117]}..."
 

@@ -1,4 +1,4 @@
-"""Tensors to and from a safetensors file."""
+"""Write tensors to a safetensors file, and read them from one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..model.walk import memory_groups
 from .files import CheckpointError, digest, open_file
 from .index import Index
 
-# The dtypes that a checkpoint may hold, by their names in a safetensors header.
+# The dtypes that a checkpoint may hold, by the names that safetensors gives them.
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -34,7 +34,7 @@ Spec = tuple[tuple[int, ...], torch.dtype]
 
 
 def require_safetensors() -> None:
-    """Raise ImportError that says what to install."""
+    """Raise ImportError with the command that installs safetensors, if it is missing."""
     try:
         import safetensors.torch  # noqa: F401
     except ImportError as error:
@@ -44,7 +44,7 @@ def require_safetensors() -> None:
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, tuple[int, int]]:
     """Write a safetensors file and return each tensor's bytes in it, (begin, end), in ascending order.
 
-    Raises OSError when the file cannot be written.
+    Raises OSError if the file cannot be written.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -65,7 +65,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, tuple[
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors on the CPU, contiguous, none overlapping another: safetensors refuses anything else."""
+    """The tensors on the CPU, contiguous, without overlaps: safetensors refuses anything else."""
     result = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     groups = memory_groups(result.values())
     used: set[int] = set()
@@ -78,7 +78,7 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def check_content(path: Path, index: Index) -> None:
-    """Raise CheckpointError, with the names of the damaged tensors, unless the file is the one that was saved."""
+    """Raise CheckpointError with the names of the damaged tensors, unless the file has the content that was saved."""
     with open_file(path) as (_, size):
         if size != index.nbytes:
             cut = [name for name, entry in index.tensors.items() if entry.end > size]
@@ -86,14 +86,14 @@ def check_content(path: Path, index: Index) -> None:
     found = digest(path, {name: (entry.begin, entry.end) for name, entry in index.tensors.items()})
     if found.sha256 != index.sha256:
         wrong = [name for name, entry in index.tensors.items() if found.crc32[name] != entry.crc32]
-        raise CheckpointError(f"{path}: sha256 is not that of {index.file}: damaged tensors: {listed(wrong)}")
+        raise CheckpointError(f"{path}: its sha256 is not the one in the index: damaged tensors: {listed(wrong)}")
 
 
 @contextlib.contextmanager
 def open_tensors(path: Path, specs: Mapping[str, Spec]) -> Iterator[Callable[[str], Tensor]]:
     """Yield a reader of tensors by name, after checking that the file holds exactly ``specs``.
 
-    Raises CheckpointError that names the tensor.
+    Raises CheckpointError with the name of the tensor.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -111,10 +111,10 @@ def open_tensors(path: Path, specs: Mapping[str, Spec]) -> Iterator[Callable[[st
             held = tuple(part.get_shape()), DTYPES.get(part.get_dtype(), part.get_dtype())
             if held != (shape, dtype):
                 raise CheckpointError(f"{name}: the checkpoint has {held[0]} {held[1]}, the model {shape} {dtype}")
-        # a copy, because the reader's tensors are views of the mapped file, which may change or shrink later
+        # A copy: the reader's tensors are views of the mapped file, which may change or shrink later.
         yield lambda name: file.get_tensor(name).clone()
 
 
 def listed(names: list[str]) -> str:
-    """Some names for a message."""
+    """The first few names, for a message."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "none"

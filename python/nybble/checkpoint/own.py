@@ -1,0 +1,75 @@
+"""nybble's own checkpoint format: one safetensors file, and a JSON index that describes it."""
+
+from __future__ import annotations
+
+import os.path
+from pathlib import Path
+
+import torch
+from torch import nn
+
+# The other modules of this package are imported where they are used, to keep `import nybble` fast.
+from .files import INDEX, Digest, digest, read_index, replace_checkpoint
+
+
+def detect(directory: Path) -> bool:
+    """Whether the index is there, in whatever state."""
+    return os.path.lexists(directory / INDEX)
+
+
+def save(model: nn.Module, directory: Path) -> None:
+    """Write a model. See ``nybble.save``.
+
+    The former checkpoint in the directory is replaced in a single step: after an exception, a full disk or a kill, the
+    old or the new one is complete. Only one process may write at a time.
+
+    Raises:
+        ValueError: the model holds something that safetensors cannot store. Nothing is written.
+        OSError: the files could not be written.
+        ImportError: safetensors is not installed.
+    """
+    from .. import __version__
+    from .index import Index, TensorEntry
+    from .model import aliases_of, layer_entries, state_of
+    from .tensors import require_safetensors, write_tensors
+
+    require_safetensors()
+    layers = layer_entries(model)
+    state = state_of(model)
+    aliases = aliases_of(state, layers)
+    stored = {name: tensor for name, tensor in state.items() if name not in aliases}
+    spans: dict[str, tuple[int, int]] = {}
+
+    def write_weights(path: Path) -> Digest:
+        spans.update(write_tensors(stored, path))
+        return digest(path, spans)
+
+    def make_index(content: Digest) -> bytes:
+        tensors = {name: TensorEntry(*span, content.crc32[name]) for name, span in spans.items()}
+        index = Index(__version__, content.file_name, content.nbytes, content.sha256, layers, tensors, aliases)
+        return index.to_json()
+
+    replace_checkpoint(directory, write_weights, make_index)
+
+
+def load(model: nn.Module, directory: Path) -> None:
+    """Fill a model from what ``save`` wrote. See ``nybble.load``.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged or does not fit the model.
+        ImportError: safetensors is not installed.
+    """
+    from .index import parse_index
+    from .model import index_limit
+    from .restore import Restore
+    from .tensors import check_content, open_tensors, require_safetensors
+
+    require_safetensors()
+    index = parse_index(read_index(directory, index_limit(model)))
+    restore = Restore(model, index)
+    path = directory / index.file
+    check_content(path, index)
+    # Tensors made in the caller's inference mode could never be used by autograd.
+    with open_tensors(path, restore.stored_specs()) as read, torch.inference_mode(False), torch.no_grad():
+        restore.fill(read)
+        restore.apply()
