@@ -14,7 +14,8 @@ import nybble
 from nybble.nn import Linear
 from nybble.passes import measure
 from nybble.passes.round import work
-from nybble.report.report import LayerReport, Report
+from nybble.report.data import LayerReport
+from nybble.report.report import Report
 
 Rule = Callable[[int, tuple[int, int]], float]
 

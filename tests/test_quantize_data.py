@@ -18,7 +18,8 @@ from torch import Tensor, nn
 import nybble
 from nybble.nn import Linear
 from nybble.passes.layerwise import work
-from nybble.report.report import Report, Rounded
+from nybble.report.data import Rounded
+from nybble.report.report import Report
 from nybble.testing.oracle import Stack, token_batches
 
 

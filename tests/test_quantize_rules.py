@@ -15,7 +15,8 @@ from torch import nn
 import nybble
 from nybble.nn import Linear
 from nybble.passes import measure
-from nybble.report.report import LayerReport, Report
+from nybble.report.data import LayerReport
+from nybble.report.report import Report
 
 
 def mlp(**kwargs: Any) -> nn.Sequential:

@@ -8,7 +8,8 @@ import math
 
 import pytest
 
-from nybble.report.report import LayerReport, Report, geometric_mean
+from nybble.report.data import LayerReport, geometric_mean
+from nybble.report.report import Report
 
 
 def swapped(**changes: object) -> LayerReport:

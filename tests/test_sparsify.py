@@ -14,7 +14,8 @@ from torch import nn
 import nybble
 from nybble.nn import Linear, SparseLinear
 from nybble.passes.prune.masks import keep_mask, magnitude_scores
-from nybble.report.report import LayerReport, Pruned, Report
+from nybble.report.data import LayerReport, Pruned
+from nybble.report.report import Report
 from nybble.testing.oracle import Stack, linears, snapshot, weight_of
 from nybble.testing.oracle import sparsify_small as small
 from nybble.testing.oracle import token_batches as ids

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..text import Block, Items, Shown
+from ..text import Items, Part, Shown
 from .registry import FLOATS, Problem
 
 # How the lines below the problem begin.
@@ -34,8 +34,8 @@ class Explanation(Shown):
         """Each reason of the layer's own family once, with its kernels: "not built: a, b"."""
         return _grouped(self.rejected, [name for name in self.rejected if name not in self.others])
 
-    def blocks(self) -> Sequence[Block]:
-        """As Shown.blocks."""
+    def parts(self) -> Sequence[Part]:
+        """As Shown.parts."""
         p = self.problem
         title = f"{p.scheme} m={p.m} n={p.n} k={p.k} {_name(p.dtype)} on {p.device}"
         kernel = self.kernel or "nothing: no kernel accepts this"

@@ -36,8 +36,9 @@ def explain(problem: Problem) -> Explanation:
         rejected[spec.name] = reason or f"{chosen and chosen.name} is faster"
         if spec.scheme != problem.scheme.family:
             others.add(spec.name)
-    notes = () if chosen is None else tuple(_notes(chosen, problem))
-    return Explanation(problem, chosen and chosen.name, rejected, frozenset(others), notes)
+    if chosen is None:
+        return Explanation(problem, None, rejected, frozenset(others))
+    return Explanation(problem, chosen.name, rejected, frozenset(others), tuple(_notes(chosen, problem)))
 
 
 def _notes(spec: KernelSpec, problem: Problem) -> Iterator[str]:

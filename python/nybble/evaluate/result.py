@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from ..text import Part, Shown, Table
 
 SCHEMA = "nybble.evaluation/1"
 
@@ -19,13 +21,17 @@ class Metric:
     low: float | None = None
     high: float | None = None
 
+    @property
+    def interval(self) -> str:
+        """The interval as text."""
+        return "" if self.low is None else f"[{self.low:.5g}, {self.high:.5g}]"
+
     def __str__(self) -> str:
-        interval = "" if self.low is None else f"   [{self.low:.5g}, {self.high:.5g}]"
-        return f"{self.value:.5g}{interval}"
+        return f"{self.value:.5g}   {self.interval}".rstrip()
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Shown):
     """The metrics by name, see ``evaluate``. ``skipped``: reason -> batches that were left out for it."""
 
     metrics: Mapping[str, Metric]
@@ -41,12 +47,15 @@ class Evaluation:
             raise KeyError(f"{name!r}: not measured; there are {', '.join(self.metrics)}")
         return self.metrics[name].value
 
-    def __str__(self) -> str:
-        width = max(map(len, self.metrics), default=0)
-        lines = [f"{name:{width}}  {metric}" for name, metric in self.metrics.items()]
-        lines.append(f"{self.sequences} sequences in {self.batches} batches; [95 % by bootstrap over sequences]")
-        lines += [f"{count} batches left out: {reason}" for reason, count in self.skipped.items()]
-        return "\n".join([*lines, f"machine: {self.machine}, threads: {self.threads}"])
+    def parts(self) -> Sequence[Part]:
+        """As Shown.parts."""
+        rows = [(name, f"{metric.value:.5g}", metric.interval) for name, metric in self.metrics.items()]
+        return [
+            Table([("metric", "value", "95 % interval"), *rows], left=(0, 1, 2)),
+            f"{self.sequences} sequences in {self.batches} batches; intervals by bootstrap over sequences",
+            *(f"{count} batches left out: {reason}" for reason, count in self.skipped.items()),
+            f"machine: {self.machine}, threads: {self.threads}",
+        ]
 
     def to_json(self) -> str:
         """Everything as strict JSON; what is not finite is a string such as "nan"."""

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,7 @@ from ..model.eligible import dense_weight, is_linear_like
 from ..model.stages import calm
 from ..model.walk import sites
 from ..nn.module import QuantizedModule
+from ..text import Part, Shown
 from .statistics import Statistics
 from .watch import LayerDrift, Watch, pick_rows
 
@@ -36,7 +37,7 @@ _MOST_ROWS = 64  # of one call that are looked at
 
 
 @dataclass(frozen=True)
-class Drift:
+class Drift(Shown):
     """What a monitor has seen so far. ``print(drift)`` shows the layers that are not as they were, and what to do."""
 
     layers: tuple[LayerDrift, ...]
@@ -59,7 +60,8 @@ class Drift:
         some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         return f"the inputs of {some} are no longer those of calibration: calibrate again on current data"
 
-    def __str__(self) -> str:
+    def parts(self) -> Sequence[Part]:
+        """As Shown.parts."""
         state = "on" if self.is_on else "off"
         lines = [f"monitor {state}: {self.calls} calls, {self.sampled_calls} sampled, {len(self.layers)} layers"]
         for layer in sorted(self.layers, key=lambda one: (not one.alarms, one.state != "warn")):
@@ -68,7 +70,7 @@ class Drift:
                 lines.append(
                     f"{layer.state:5}  {layer.name}: {'; '.join([*layer.alarms.values(), *bad]) or 'one to watch'}"
                 )
-        return "\n".join([*lines, *([self.suggestion] if self.suggestion else [])])
+        return [*lines, *([self.suggestion] if self.suggestion else [])]
 
     def to_json(self) -> str:
         """All of it as strict JSON."""

@@ -9,7 +9,7 @@ from torch import nn
 from ..model.eligible import ALREADY, dense_weight, is_linear_like
 from ..model.options import Options
 from ..nn.module import QuantizedModule
-from ..report.report import geometric_mean
+from ..report.data import geometric_mean
 from ..weights.sparsity import Block
 from . import measure
 from .plan import Layer, Plan
@@ -62,7 +62,7 @@ class Builder:
         for m in asked.m:
             choice = new.explain(m)
             if choice.kernel is None:
-                return f"no kernel runs it at M={m}: " + "; ".join(f"{k}: {why}" for k, why in choice.rejected.items())
+                return f"no kernel runs it at M={m}: {'; '.join(choice.reasons())}"
             layer.kernels[m] = choice.kernel
         if asked.goal == "speed":
             layer.speedup = measure.speedups(layer.site.module, new, layer.kernels)

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..nn.kinds import kind_of
 from ..nn.module import QuantizedModule
-from ..report.report import geometric_mean
+from ..report.data import geometric_mean
 from ..weights.sparsity import Unstructured
 
 BUDGET_S = 0.03

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from glob import escape
@@ -22,7 +22,9 @@ from ..model.options import check_flag
 from ..model.walk import sites
 from ..nn.module import QuantizedModule
 from ..recipe.recipe import DENSE, PASSES, Recipe, Stage
+from ..report.advice import Advice, advise
 from ..report.report import Report
+from ..text import Items, Part, Shown
 from ..weights.scheme import Scheme
 from ..weights.sparsity import Block, Pattern
 from .aside import Aside
@@ -41,21 +43,27 @@ class StageReport(Protocol):
     def to_json(self) -> str:
         """As strict JSON."""
 
+    def parts(self) -> Sequence[Part]:
+        """As Shown.parts."""
+
 
 @dataclass(frozen=True)
-class Optimized:
+class Optimized(Shown):
     """What each stage of a recipe did; ``notes``: in what the run differs from the one that the recipe is of."""
 
     recipe: Recipe
     reports: tuple[StageReport, ...]
     notes: tuple[str, ...] = ()
 
-    def __str__(self) -> str:
-        parts = [
-            f"stage {i} of {len(self.reports)}: {stage.name}\n{report}"
-            for i, (stage, report) in enumerate(zip(self.recipe.stages, self.reports, strict=True), 1)
-        ]
-        return "\n\n".join([*parts, *(f"note: {note}" for note in self.notes)])
+    def parts(self) -> Sequence[Part]:
+        """As Shown.parts: each stage, then the notes, and what all of them advise to do next."""
+        found: list[Part] = []
+        for i, (stage, report) in enumerate(zip(self.recipe.stages, self.reports, strict=True), 1):
+            found += [Items(f"stage {i} of {len(self.reports)}: {stage.name}", ()), *report.parts()]
+        lines = [text for part in found if isinstance(part, Advice) for _, text in part.items]
+        last = advise(lines)
+        stages = [part for part in found if not isinstance(part, Advice)]
+        return [*stages, *([Items.dashed("notes:", self.notes)] if self.notes else []), *([last] if last else [])]
 
     def to_json(self) -> str:
         """The recipe, the notes and each stage's report as strict JSON."""

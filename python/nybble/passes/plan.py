@@ -14,7 +14,7 @@ from ..model.options import Options
 from ..model.walk import Site, memory_groups
 from ..nn.kinds import ModuleKind, kind_of
 from ..nn.module import QuantizedModule
-from ..report.report import Pruned, Rounded
+from ..report.data import Pruned, Rounded
 from ..weights.sparsity import Pattern
 
 

@@ -12,7 +12,8 @@ from ..model.eligible import dense_weight, name_of
 from ..model.walk import Site
 from ..nn.kinds import kind_of
 from ..nn.module import QuantizedModule
-from ..report.report import LayerReport, Report
+from ..report.data import NOT_LINEAR, LayerReport
+from ..report.report import Report
 from .measure import slower_at, weight_sqnr_db
 from .plan import Layer, Plan
 
@@ -137,7 +138,7 @@ def _other_rows(site: Site, memory: _Memory) -> Iterator[LayerReport]:
             after=name_of(parameter.dtype),
             nbytes_before=nbytes,
             nbytes_after=nbytes,
-            reason="not a Linear layer",
+            reason=NOT_LINEAR,
             also=tuple(names[1:]),
         )
 

@@ -1,10 +1,11 @@
-"""What a pass did to each layer of a model."""
+"""What a pass did to each layer of a model: as data, as a folded table, and what to do next."""
 
 from __future__ import annotations
 
 from .. import _moved
-from .report import LayerReport, Report
+from .data import LayerReport, Pruned, Rounded
+from .report import Report
 
-__all__ = ["LayerReport", "Report"]
+__all__ = ["LayerReport", "Pruned", "Report", "Rounded"]
 
-__getattr__ = _moved.names_in(f"{__name__}.report")
+__getattr__ = _moved.names_in(f"{__name__}.data")

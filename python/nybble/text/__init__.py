@@ -1,9 +1,9 @@
-"""How nybble prints: blocks of text and tables that fit a terminal of 120 columns, and the same blocks as HTML."""
+"""How nybble prints: parts of reports that fit a terminal of 120 columns, and the same parts as HTML."""
 
 from __future__ import annotations
 
 from .lines import WIDTH, shorten, span, wrap
-from .shown import Block, Items, Shown
+from .shown import Items, Part, Shown
 from .table import Table
 
-__all__ = ["WIDTH", "Block", "Items", "Shown", "Table", "shorten", "span", "wrap"]
+__all__ = ["WIDTH", "Items", "Part", "Shown", "Table", "shorten", "span", "wrap"]

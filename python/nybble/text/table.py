@@ -11,13 +11,15 @@ from .lines import WIDTH, shorten
 _GAP = "  "
 _KEY = 44  # columns that the first one keeps before a table is cut
 _CELL = 40  # the most that any other one takes
+_NOTHING = ("", "-")
 
 
 @dataclass(frozen=True)
 class Table:
     """Rows of cells, the header first; ``left`` holds the numbers of the columns that are set to the left.
 
-    A table wider than ``width`` is cut into several, one below the other, each with the first column: before the columns
+    A table wider than ``width`` is cut into several, one below the other, each with the first column and the rows that have
+    something there: before the columns
     in ``cuts`` where that helps, else wherever the width ends. Cells that are still too long lose their middle. With
     ``width`` None nothing is cut.
     """
@@ -39,7 +41,8 @@ class Table:
         for part in self._parts(widths):
             rest = sum(widths[i] + len(_GAP) for i in part)
             key = min(widths[0], self.width - rest)
-            lines += ["", *self._draw(rows, [0, *part], [key, *widths[1:]])]
+            filled = [row for row in rows[1:] if not lines or any(row[i] not in _NOTHING for i in part)]
+            lines += ["", *self._draw([rows[0], *filled], [0, *part], [key, *widths[1:]])]
         return lines[1:]
 
     def _parts(self, widths: Sequence[int]) -> list[list[int]]:

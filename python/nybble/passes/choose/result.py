@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
 from ...evaluate.result import Metric
 from ...recipe.recipe import Recipe
-from ...report.report import table
+from ...text import Part, Shown, Table
 from ..sensitivity.result import Sensitivity, finite
 from .plot import Chart, draw
 
@@ -33,7 +33,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class ChosenPlan:
+class ChosenPlan(Shown):
     """What ``nybble.plan`` chose.
 
     ``chosen`` is the measured best of ``tried``; ``uniform`` holds each candidate on all layers; ``front`` the points
@@ -61,7 +61,8 @@ class ChosenPlan:
             dict(self.chosen.schemes), quantize=passes["quantize"], sparsify=passes["sparsify"], **known
         )
 
-    def __str__(self) -> str:
+    def parts(self) -> Sequence[Part]:
+        """As Shown.parts."""
         names = list(self.uniform)
         rows = [["layer", "scheme", *names]]
         alone = {layer.name: layer.damage for layer in self.sensitivity.layers}
@@ -72,7 +73,7 @@ class ChosenPlan:
         points += [_cells(f"all {name}", point) for name, point in self.uniform.items()]
         points += [_cells("chosen", self.chosen)]
         foot = f"budget: {self.kind} <= {self.limit:.6g}; harm: {self.sensitivity.damage}, of a layer alone above"
-        return "\n".join([*table(rows, {0, 1}), *table(points, {0}), foot])
+        return [Table(rows, {0, 1}), Table(points), foot]
 
     def to_json(self) -> str:
         """Everything as strict JSON, the recipe too; what is not finite is a string such as "inf"."""

@@ -14,7 +14,8 @@ from ...model.inputs import Inputs
 from ...model.stages import Stage
 from ...model.walk import Edits
 from ...nn.module import QuantizedModule
-from ...report.report import Pruned
+
+from ...report.data import Pruned
 from ...weights.rounding import quantize_weight
 from ...weights.scheme import Scheme
 from ...weights.sparsity import Pattern, Unstructured

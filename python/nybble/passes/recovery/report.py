@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+
+from ...text import Part, Shown
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class RecoveredStage:
 
 
 @dataclass(frozen=True)
-class Recovered:
+class Recovered(Shown):
     """All stages, and the held-out loss of the whole model. ``left``: layers that were not touched -> why."""
 
     loss: str
@@ -39,7 +42,8 @@ class Recovered:
         """The share of the held-out loss that is gone."""
         return 1 - self.after / self.before if self.before else 0.0
 
-    def __str__(self) -> str:
+    def parts(self) -> Sequence[Part]:
+        """As Shown.parts."""
         lines = [
             f"{stage.name}: held-out loss {stage.before:.4g} -> {stage.after:.4g}, {len(stage.layers)} layers, "
             f"{stage.steps} steps at {stage.rate:g}, {stage.note}{'' if stage.kept else '; not better, as it was'}"
@@ -47,7 +51,7 @@ class Recovered:
         ]
         lines += [f"left alone: {name}: {why}" for name, why in self.left.items()]
         whole = f"the model: held-out {self.loss} to the reference {self.before:.4g} -> {self.after:.4g}"
-        return "\n".join([*lines, f"{whole}, {self.removed:.0%} of it removed"])
+        return [*lines, f"{whole}, {self.removed:.0%} of it removed"]
 
     def to_json(self) -> str:
         """All of it as strict JSON."""

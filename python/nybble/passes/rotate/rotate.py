@@ -21,6 +21,7 @@ from ...model.batches import check_batches, whole
 from ...model.stages import calm
 from ...model.walk import Edits
 from ...nn import Linear
+from ...text import Part, Shown
 from ...weights.scheme import Scheme
 from ..aside import Aside
 from ..build import check_model
@@ -34,7 +35,7 @@ _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-3, torch.bfloat16: 0.05, t
 
 
 @dataclass(frozen=True)
-class Rotation:
+class Rotation(Shown):
     """What became of the model. ``seed``: of the signs; None where it is as it was, for a ``reason``.
 
     ``moved`` is the relative change of the model's output; ``error_before`` and ``error`` the mean relative output
@@ -47,14 +48,13 @@ class Rotation:
     error_before: float | None = None
     error: float | None = None
 
-    def __str__(self) -> str:
+    def parts(self) -> Sequence[Part]:
+        """As Shown.parts."""
         if self.seed is None:
-            return f"not rotated: {self.reason}"
+            return [f"not rotated: {self.reason}"]
         before, after = (100 * (error or 0.0) for error in (self.error_before, self.error))
-        return (
-            f"rotated by the signs of seed {self.seed}: error of the layers {before:.2f} % -> {after:.2f} %, the model's "
-            f"output moved by {self.moved:.2g}"
-        )
+        moved = f"error of the layers {before:.2f} % -> {after:.2f} %, the model's output moved by {self.moved:.2g}"
+        return [f"rotated by the signs of seed {self.seed}: {moved}"]
 
     def to_json(self) -> str:
         """Every field as strict JSON."""

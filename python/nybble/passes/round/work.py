@@ -10,7 +10,7 @@ from ...model.inputs import Inputs
 from ...model.stages import Stage
 from ...model.walk import Edits
 from ...nn.module import QuantizedModule
-from ...report.report import Rounded
+from ...report.data import Rounded
 from ...weights.scheme import Scheme
 from ..layerwise.judge import Errors
 from ..layerwise.outcome import Outcome

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ...evaluate.result import Metric
-from ...report.report import table
+from ...text import Part, Shown, Table
 from .plot import draw
 
 SCHEMA = "nybble.sensitivity/1"
@@ -46,7 +46,7 @@ class LayerSensitivity:
 
 
 @dataclass(frozen=True)
-class Sensitivity:
+class Sensitivity(Shown):
     """The layers, the one that suffers most first. ``damage`` is the measure, see ``nybble.sensitivity``."""
 
     layers: tuple[LayerSensitivity, ...]
@@ -54,7 +54,8 @@ class Sensitivity:
     damage: str
     skipped: Mapping[str, int] = field(default_factory=dict)
 
-    def __str__(self) -> str:
+    def parts(self) -> Sequence[Part]:
+        """As Shown.parts."""
         header = ["layer", "shape"]
         for scheme in self.schemes:
             header += [scheme, "dB"]
@@ -64,7 +65,7 @@ class Sensitivity:
         foot = [f"of each scheme in this layer alone: {meaning}, and the weight's signal over noise in dB"]
         foot.append("peak: largest input channel over the median one; outliers: channels above 6 times the median")
         foot += [f"{count} batches left out: {reason}" for reason, count in self.skipped.items()]
-        return "\n".join([*table(rows, {0, len(header) - 1}), *foot])
+        return [Table(rows, {0, len(header) - 1}, cuts=range(2, len(header) - 1, 2)), *foot]
 
     def _cells(self, layer: LayerSensitivity) -> list[str]:
         cells = [layer.name, "x".join(map(str, layer.shape))]

@@ -10,7 +10,7 @@ from torch import nn
 
 from ...model.walk import Edits, Site, sites
 from ...nn.module import QuantizedModule
-from ...report.report import LayerReport
+from ...report.data import LayerReport
 from ...weights.scheme import Scheme
 from ...weights.sparsity import Block, Pattern
 from ..aside import Aside

@@ -1,0 +1,228 @@
+"""What to do next, as rules: each looks for something in a report, and names the call that answers it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ..dispatch.registry import specs
+from ..text import Items, span
+from ..weights.scheme import Scheme
+from .columns import error_of, method_of, size
+from .data import NOT_LINEAR, LayerReport, ReportData
+from .fold import fold_names
+
+Facts = Mapping[str, object]
+_COVERED = 90.0  # percent of the weight bytes from which on coverage is not worth a line
+_WORTH = 0.01  # the share of them from which on a weight is named
+_LARGE_ERROR = 0.1
+_GROUP = 128
+_NAMED = 3  # names in one line
+_NO_VNNI = {"scalar", "avx2", "torch"}
+_WITHOUT_DATA = {"rtn", "mse", "hqq"}
+# What a layer gets where it does not allow the method that was asked for.
+_SIMPLER = {"rtn", "mse", "magnitude", "wanda"}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """``finds`` gives what ``says`` has places for, or None where there is nothing to say."""
+
+    finds: Callable[[ReportData], Facts | None]
+    says: str
+
+
+@dataclass(frozen=True)
+class Advice(Items):
+    """Lines of advice: what stands for several reports shows them once, below all."""
+
+
+def advice(report: ReportData) -> Advice | None:
+    """The lines of all rules that find something, in their order."""
+    lines = [rule.says.format_map(facts) for rule in RULES if (facts := rule.finds(report)) is not None]
+    return advise(lines)
+
+
+def advise(lines: Iterable[str]) -> Advice | None:
+    """Lines of advice under their title, each once; None where there are none."""
+    different = list(dict.fromkeys(lines))
+    return Advice("what to do next:", [("- ", line) for line in different]) if different else None
+
+
+def call_of(report: ReportData, argument: str) -> str:
+    """The call that runs the report's pass again with another argument."""
+    schemes = report.scheme.split(", ")
+    if len(schemes) > 1 or report.scheme == "dense":
+        return f"the same recipe with {argument}"
+    pattern, _, numbers = report.scheme.rpartition(" ")
+    if not pattern:
+        return f'nybble.quantize(model, "{numbers}", {argument})'
+    scheme = "None" if numbers == "floats" else f'"{numbers}"'
+    return f'nybble.sparsify(model, "{pattern}", scheme={scheme}, {argument})'
+
+
+def _named(layers: Sequence[LayerReport]) -> str:
+    """The first names, folded, and how many more there are."""
+    names = list(fold_names(layer.name for layer in layers))
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+
+
+def _counted(layers: Sequence[LayerReport]) -> str:
+    return f"{len(layers)} layers" if len(layers) != 1 else "1 layer"
+
+
+def _bytes(layers: Iterable[LayerReport]) -> str:
+    return size(sum(layer.nbytes_before for layer in layers))
+
+
+def _nothing_swapped(report: ReportData) -> Facts | None:
+    if report.swapped or not report.layers:
+        return None
+    slow = {layer.name for layer in _too_slow(report)}
+    whys = ("slower than the dense layer here" if layer.name in slow else layer.reason for layer in report.left)
+    reasons = Counter(whys).most_common(_NAMED)
+    return {"why": "; ".join(f"{count} x {reason}" for reason, count in reasons)}
+
+
+def _too_slow(report: ReportData) -> list[LayerReport]:
+    """Layers that were left alone for their speed."""
+    return [layer for layer in report.left if (mean := layer.mean_speedup) is not None and mean <= 1]
+
+
+def _left_for_speed(report: ReportData) -> Facts | None:
+    left = _too_slow(report)
+    if not left:
+        return None
+    call = call_of(report, 'goal="memory"')
+    return {"count": _counted(left), "bytes": _bytes(left), "m": ", ".join(map(str, report.m)), "call": call}
+
+
+def _faster_at_some(report: ReportData) -> Facts | None:
+    left = _too_slow(report)
+    pays = [m for m in report.m if left and all(layer.speedup.get(m, 0.0) > 1 for layer in left)]
+    if not pays:
+        return None
+    speeds = span([layer.speedup[m] for layer in left for m in pays], ".2f")
+    sizes = f"m={pays[0]}" if len(pays) == 1 else f"m=({', '.join(map(str, pays))})"
+    return {"m": ", ".join(map(str, pays)), "speeds": speeds, "call": call_of(report, sizes)}
+
+
+def _slower_at_some(report: ReportData) -> Facts | None:
+    slower = [layer for layer in report.swapped if layer.slower_at]
+    if not slower:
+        return None
+    at = sorted({m for layer in slower for m in layer.slower_at})
+    worst = min(layer.speedup[m] for layer in slower for m in layer.slower_at)
+    call = call_of(report, f"m={at[0]}" if len(at) == 1 else f"m=({', '.join(map(str, at))})")
+    return {"count": _counted(slower), "m": ", ".join(map(str, at)), "worst": f"{worst:.2f}", "call": call}
+
+
+def _shared_weight(report: ReportData) -> Facts | None:
+    shared = [layer for layer in report.left if "untie=True" in (layer.reason or "")]
+    return {"names": _named(shared), "call": call_of(report, "untie=True")} if shared else None
+
+
+def _not_linear(report: ReportData) -> Facts | None:
+    """The largest weights that no pass of this kind changes."""
+    least = report.weight_bytes * _WORTH
+    others = [layer for layer in report.left if layer.reason == NOT_LINEAR and layer.nbytes_before > least]
+    if report.coverage >= _COVERED or not others or not report.swapped:
+        return None
+    largest = sorted(others, key=lambda layer: -layer.nbytes_before)[:_NAMED]
+    names = ", ".join(f"{layer.name} ({layer.kind}, {layer.before}, {size(layer.nbytes_before)})" for layer in largest)
+    return {"coverage": f"{report.coverage:.1f}", "names": names}
+
+
+def _four_bits_without_data(report: ReportData) -> Facts | None:
+    four = [layer for layer in report.swapped if layer.pruned is None and _scheme(layer).weight_bits == 4]
+    if not four or report.method not in _WITHOUT_DATA or any(error_of(layer) is not None for layer in four):
+        return None
+    return {"method": report.method, "call": call_of(report, 'method="gptq", calibration=batches')}
+
+
+def _four_bits_without_groups(report: ReportData) -> Facts | None:
+    four = [layer for layer in report.swapped if layer.pruned is None and _scheme(layer).weight_bits == 4]
+    if not any(_scheme(layer).group_size is None and layer.shape[1] > _GROUP for layer in four) or ", " in report.scheme:
+        return None
+    return {"scheme": report.scheme, "groups": replace(Scheme.parse(report.scheme), group_size=_GROUP)}
+
+
+def _scheme(layer: LayerReport) -> Scheme:
+    return Scheme.parse(layer.after)
+
+
+def _without_vnni(report: ReportData) -> Facts | None:
+    targets = {spec.name: spec.target for spec in specs()}
+    found = {
+        targets[name]
+        for layer in report.layers
+        for name in (layer.kernel or "").split(", ")
+        if name in targets and name.split("_")[0].endswith("a8")
+    }
+    return {"target": ", ".join(sorted(found))} if found and found <= _NO_VNNI else None
+
+
+def _simpler_method(report: ReportData) -> Facts | None:
+    simpler = [layer for layer in report.swapped if method_of(layer) in _SIMPLER - {report.method}]
+    return {"count": _counted(simpler), "method": report.method} if simpler else None
+
+
+def _large_error(report: ReportData) -> Facts | None:
+    found = [(error, layer.name) for layer in report.layers if (error := error_of(layer)) is not None]
+    error, name = max(found, default=(0.0, ""))
+    if error <= _LARGE_ERROR:
+        return None
+    return {"error": f"{100 * error:.1f}", "name": name}
+
+
+def _swapped(report: ReportData) -> Facts | None:
+    return {} if report.swapped else None
+
+
+RULES = (
+    Rule(_nothing_swapped, "nothing was swapped: {why}"),
+    Rule(
+        _left_for_speed,
+        "{count} ({bytes}) left alone because they are slower here, on the mean over M={m}; to save their memory all the "
+        "same: {call}",
+    ),
+    Rule(_faster_at_some, "at M={m} those layers are {speeds} times as fast as now; if you run only these M: {call}"),
+    Rule(
+        _slower_at_some,
+        "{count} slower than before at M={m} ({worst}x at worst) and faster on the mean; if you run only these M, on the "
+        "original model: {call}",
+    ),
+    Rule(_shared_weight, "{names}: shares its weight with another module; to quantize a copy: {call}"),
+    Rule(
+        _not_linear,
+        "coverage is {coverage} %: only Linear layers are swapped, and the largest other weights are {names}; float32 ones "
+        "take half with model.to(torch.bfloat16) before the pass",
+    ),
+    Rule(
+        _four_bits_without_data, "4 bits by method {method!r} see no data; more accurate, on the original model: {call}"
+    ),
+    Rule(
+        _four_bits_without_groups,
+        'more accurate for 4 bits, with a scale for each 128 inputs, on the original model: scheme="{groups}" instead of '
+        '"{scheme}"',
+    ),
+    Rule(
+        _without_vnni,
+        "int8 kernels run on {target}: this machine has no VNNI instructions (see `nybble info`), so that expect less speed "
+        "than on CPUs with AVX-VNNI or AVX512-VNNI; the memory saved is the same",
+    ),
+    Rule(
+        _simpler_method,
+        "{count} got a simpler method than {method!r}, for the reasons in the notes; more calibration data helps most",
+    ),
+    Rule(
+        _large_error,
+        "the largest output error is {error} %, of {name}: on the original model, exclude={name!r} leaves that layer alone",
+    ),
+    Rule(
+        _swapped,
+        "nybble.evaluate(model, original, batches) compares outputs, speed and memory with the model as it was",
+    ),
+    Rule(_swapped, 'nybble.save(model, "directory") writes the model; nybble.load(fresh, "directory") reads it back'),
+)

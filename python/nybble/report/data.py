@@ -1,0 +1,162 @@
+"""What a pass did to each layer of a model, as data and as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+SCHEMA = "nybble.report/1"
+# The reason of weights that no pass for Linear layers changes.
+NOT_LINEAR = "not a Linear layer"
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What pruning did to one layer.
+
+    ``pattern`` is such as "sp50"; ``kept`` the share of weights that are not zero; ``method`` the one that made the
+    mask in the end, with ``notes`` on why it was not the one that was asked for, and what else happened. ``error`` is
+    the relative output error (Frobenius norm) of the new layer on calibration data that the method did not see, and
+    ``error_dense`` that of rounding alone (0 where nothing is rounded); None where there was no data.
+    ``permutation_gain`` is the relative gain in kept magnitude by permuting the inputs; None where they stand as they
+    stood.
+    """
+
+    pattern: str
+    kept: float
+    method: str
+    error_dense: float | None = None
+    error: float | None = None
+    permutation_gain: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """How the weight of one layer was rounded.
+
+    ``method`` is the one that rounded it in the end, with ``notes`` on why it was not the one that was asked for, and
+    what else happened. ``error`` is the relative output error (Frobenius norm) of the new layer on calibration data that
+    the method did not see, and ``error_rtn`` that of rounding to nearest; None where there was no data.
+    """
+
+    method: str
+    error_rtn: float | None = None
+    error: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer, or one weight that is not a Linear layer's.
+
+    ``shape`` is (N, K) for a Linear layer and the parameter's own shape otherwise. ``nbytes_before`` and
+    ``nbytes_after`` count memory once: of layers that share a weight, only one carries its bytes. ``sqnr_db`` is
+    ``inf`` where quantization is exact and None where nothing was quantized. ``speedup`` maps M to dense time over
+    nybble time and is empty where nothing was timed. ``reason`` says why the layer was left alone; it is None for a
+    layer that was swapped. ``also`` holds the further names of a module that stands at several places.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    before: str
+    after: str
+    nbytes_before: int
+    nbytes_after: int
+    sqnr_db: float | None = None
+    kernel: str | None = None
+    speedup: dict[int, float] = field(default_factory=dict)
+    slower_at: tuple[int, ...] = ()
+    reason: str | None = None
+    tied_to: str | None = None
+    also: tuple[str, ...] = ()
+    pruned: Pruned | None = None
+    rounded: Rounded | None = None
+
+    @property
+    def swapped(self) -> bool:
+        """Whether the layer was replaced."""
+        return self.reason is None
+
+    @property
+    def mean_speedup(self) -> float | None:
+        """Geometric mean of ``speedup`` over M, or None where nothing was timed."""
+        return geometric_mean(tuple(self.speedup.values())) if self.speedup else None
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """All layers of a model after a pass; ``to_json`` gives everything.
+
+    ``weight_bytes`` counts every parameter of rank 2 and more once, Linear or not; ``weight_bytes_changed`` is the
+    part of it that belongs to quantized layers. A layer that was quantized before the call counts as changed, with
+    the bytes that its weight would take in its own dtype.
+    """
+
+    layers: tuple[LayerReport, ...]
+    scheme: str
+    goal: str
+    method: str
+    m: tuple[int, ...]
+    machine: str
+    threads: int
+    weight_bytes: int
+    weight_bytes_changed: int
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def coverage(self) -> float:
+        """Percent of the model's weight bytes that changed; 0.0 for a model without weights."""
+        return 100.0 * self.weight_bytes_changed / self.weight_bytes if self.weight_bytes else 0.0
+
+    @property
+    def swapped(self) -> tuple[LayerReport, ...]:
+        """The layers that were replaced."""
+        return tuple(layer for layer in self.layers if layer.swapped)
+
+    @property
+    def left(self) -> tuple[LayerReport, ...]:
+        """The layers and weights that were left alone, each with its ``reason``."""
+        return tuple(layer for layer in self.layers if not layer.swapped)
+
+    @property
+    def nbytes_before(self) -> int:
+        """Bytes of all listed layers before the pass."""
+        return sum(layer.nbytes_before for layer in self.layers)
+
+    @property
+    def nbytes_after(self) -> int:
+        """Bytes of all listed layers after the pass."""
+        return sum(layer.nbytes_after for layer in self.layers)
+
+    def to_json(self) -> str:
+        """Every field of the report and its layers, and the totals, as strict JSON.
+
+        An infinite ``sqnr_db`` is the string "inf"; the keys of ``speedup`` are strings.
+        """
+        layers = []
+        for layer in self.layers:
+            entry: dict[str, Any] = asdict(layer)
+            if layer.sqnr_db is not None and math.isinf(layer.sqnr_db):
+                entry["sqnr_db"] = "inf"
+            layers.append({**entry, "swapped": layer.swapped, "mean_speedup": layer.mean_speedup})
+        totals = {
+            "schema": SCHEMA,
+            **{name: value for name, value in vars(self).items() if name != "layers"},
+            "nbytes_before": self.nbytes_before,
+            "nbytes_after": self.nbytes_after,
+            "coverage": self.coverage,
+            "layers": layers,
+        }
+        return json.dumps(totals, indent=2, allow_nan=False)
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """Geometric mean of positive numbers. Raises ValueError when there are none."""
+    if not values:
+        raise ValueError("geometric_mean: values must not be empty")
+    return math.exp(math.fsum(math.log(value) for value in values) / len(values))
