@@ -5,10 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 
 import pytest
+import torch
 
-from nybble.report.data import LayerReport, geometric_mean
+from nybble.report.advice import advice
+from nybble.report.data import LayerReport, Pruned, Rounded, geometric_mean
+from nybble.report.fold import fold_names
 from nybble.report.report import Report
 
 
@@ -99,9 +103,9 @@ def test_table_has_every_layer_and_fact() -> None:
     header, _, first, second = text.splitlines()[:4]
     assert header.split()[:5] == ["layer", "kind", "shape", "before", "after"]
     for word in (
-        "encoder.0.fc = decoder.fc",
+        "encoder.0.fc = decoder.fc [1]",
         "64x32",
-        "w8a8_avx2",
+        "w8a8",
         "8.2 KiB",
         "2.5 KiB",
         "41.3",
@@ -110,10 +114,26 @@ def test_table_has_every_layer_and_fact() -> None:
         "1.41",
     ):
         assert word in first
-    assert first.endswith("slower at M=1")
-    assert second.endswith("left alone: not a Linear layer")
-    for word in ("1 of 2 layers swapped", "coverage 99.0 %", "Some CPU, threads: 2", "3.23x smaller"):
+    assert second.startswith("embed [2]")
+    for line in ("  [1] slower at M=1", "  [2] left alone: not a Linear layer"):
+        assert line in text.splitlines()
+    for word in (
+        "1 of 2 layers swapped",
+        "coverage 99.0 %",
+        "Some CPU, threads: 2, kernel: w8a8_avx2",
+        "3.23x smaller",
+    ):
         assert word in text
+
+
+def test_kernels_have_a_column_where_they_differ() -> None:
+    both = report(swapped(), swapped(name="b", kernel="w8a8_a, w8a8_b, w8a8_c"))
+    lines = str(both).splitlines()
+    assert any(line.startswith("layer") and "kernel" in line.split() for line in lines)
+    assert any(line.startswith("encoder.0.fc") and "w8a8_avx2" in line.split() for line in lines)
+    assert any(line.startswith("b ") and "w8a8_a +2" in line for line in lines)
+    assert "kernels, by M: w8a8_a, w8a8_b, w8a8_c" in str(both)
+    assert "kernel:" not in str(both)
 
 
 def test_table_columns_are_aligned() -> None:
@@ -138,6 +158,262 @@ def test_table_says_what_the_first_call_of_a_triton_kernel_costs() -> None:
 
 def test_table_of_nothing() -> None:
     assert "0 of 0 layers swapped" in str(report(weight_bytes=0, weight_bytes_changed=0))
+    assert "what to do" not in str(report(weight_bytes=0, weight_bytes_changed=0))
+
+
+# --- rows that share what they say
+
+STACK = [swapped(name=f"model.layers.{i}.fc", sqnr_db=40 + i / 4, speedup={1: 0.5, 16: 3 + i / 10}) for i in range(12)]
+
+
+def folded(*layers: LayerReport) -> list[str]:
+    """The first column of the rows of the first table."""
+    table = report(*layers).table().split("\n\n")[0].splitlines()
+    return [line.split("  ")[0].split(" [")[0] for line in table[2:]]
+
+
+def test_layers_that_differ_in_their_index_share_a_row() -> None:
+    lines = report(*STACK, left()).table().splitlines()
+    assert [line.split()[2:] for line in lines if "layers" in line] == [
+        ["12x", "Linear", "64x32", "float32", "w8a8", "99.0", "KiB", "30.0", "KiB", "40.0-42.8"],
+        ["0.50", "3.00-4.10", "1.22-1.43"],
+    ]
+    assert sum("embed" in line for line in lines) == 1, "it has nothing to say in the second part"
+    text = report(*STACK).table(fold=False)
+    assert all(f"model.layers.{i}.fc" in text for i in range(12))
+    assert "{" not in text
+    assert "12x" not in text
+    assert "report.table(fold=False)" in str(report(*STACK))
+    assert "report.table(fold=False)" not in str(report(STACK[0], left()))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"reason": "excluded by 'x'"},
+        {"shape": (64, 64)},
+        {"after": "w4a8"},
+        {"before": "bfloat16"},
+        {"kernel": "w8a8_scalar"},
+        {"slower_at": ()},
+        {"sqnr_db": math.inf},
+        {"sqnr_db": None},
+        {"kind": "Conv1D"},
+        {"tied_to": "model.layers.0.fc"},
+        {"also": ("other",)},
+        {"pruned": Pruned("sp50", 0.5, "wanda")},
+        {"rounded": Rounded("gptq", 0.2, 0.1)},
+        {"rounded": Rounded("rtn", notes=("not gptq: no usable Hessian",))},
+    ],
+    ids=str,
+)
+def test_layers_of_another_outcome_have_a_row_of_their_own(change: dict[str, object]) -> None:
+    layers = [*STACK[:5], dataclasses.replace(STACK[5], **change), *STACK[6:]]
+    first, last = folded(*layers)
+    assert first == "model.layers.{0..4,6..11}.fc"
+    assert last.split(" = ")[0] == "model.layers.5.fc"
+
+
+def test_numbers_in_notes_become_ranges() -> None:
+    layers = [
+        swapped(
+            name=f"h.{i}.fc",
+            rounded=Rounded("rtn", notes=(f"not gptq: its loss on inputs held out is 1.{i} of rtn's",)),
+        )
+        for i in range(1, 4)
+    ]
+    assert "not gptq: its loss on inputs held out is 1.1-1.3 of rtn's" in report(*layers).table()
+    assert folded(*layers) == ["h.{1..3}.fc"]
+
+
+@pytest.mark.parametrize(
+    ("names", "rows"),
+    [
+        (["a.0", "a.2"], {"a.{0,2}"}),
+        (["0", "1", "2"], {"{0..2}"}),
+        (["a.0.b", "a.0.c"], {"a.0.b", "a.0.c"}),
+        (["a.0.x.0", "a.0.x.1", "a.1.x.0", "a.1.x.1"], {"a.{0,1}.x.{0,1}"}),
+        (["a.0.x.0", "a.0.x.1", "a.1.x.0"], {"a.0.x.{0,1}", "a.1.x.0"}),
+        (["a.00", "a.01"], {"a.00", "a.01"}),
+        (["a1.fc", "a2.fc"], {"a1.fc", "a2.fc"}),
+        (["*.0", "*.1"], {"*.{0,1}"}),
+    ],
+    ids=str,
+)
+def test_folded_names_stand_for_just_the_names_there_are(names: list[str], rows: set[str]) -> None:
+    found = fold_names(names)
+    assert set(found) == rows
+    assert sorted(name for members in found.values() for name in members) == sorted(names)
+
+
+def unfolded(pattern: str) -> list[str]:
+    """All names that a pattern stands for."""
+    found = re.search(r"\{(.*?)\}", pattern)
+    if found is None:
+        return [pattern]
+    ends = [part.partition("..") for part in found[1].split(",")]
+    values = [i for first, _, last in ends for i in range(int(first), int(last or first) + 1)]
+    return [name for i in values for name in unfolded(pattern.replace(found[0], str(i), 1))]
+
+
+def test_any_set_of_indices_is_folded_without_loss() -> None:
+    for count in range(1, 60):
+        names = {"a.{}.b.{}.c.{}".format(*index) for index in torch.randint(4, (count, 3)).tolist()}
+        found = fold_names(sorted(names))
+        assert sorted(name for members in found.values() for name in members) == sorted(names)
+        assert all(sorted(unfolded(pattern)) == sorted(members) for pattern, members in found.items())
+
+
+# --- what to do next
+
+
+def advised(*layers: LayerReport, **changes: object) -> str:
+    found = advice(report(*layers, **changes))
+    return "" if found is None else "\n".join(text for _, text in found.items)
+
+
+SLOW = {"reason": "slower here", "speedup": {1: 0.5, 16: 1.5}, "after": "float32", "nbytes_before": 4096}
+W4 = {"after": "w4a8", "kernel": "w4a8_avx512vnni", "slower_at": (), "shape": (64, 512)}
+
+
+@pytest.mark.parametrize(
+    ("layers", "changes", "line"),
+    [
+        (
+            [left(reason="excluded by 'x'"), left(reason="excluded by 'x'"), left()],
+            {},
+            "nothing was swapped: 2 x excluded by 'x'; 1 x not a Linear layer",
+        ),
+        (
+            [left(**SLOW), swapped()],
+            {},
+            (
+                "1 layer (4.0 KiB) left alone because they are slower here, on the mean over M=1, 16; to save their memory all "
+                'the same: nybble.quantize(model, "w8a8", goal="memory")'
+            ),
+        ),
+        (
+            [left(**SLOW)],
+            {},
+            (
+                "at M=16 those layers are 1.50 times as fast as now; if you run only these M: "
+                'nybble.quantize(model, "w8a8", m=16)'
+            ),
+        ),
+        (
+            [left(**SLOW)],
+            {"scheme": "sp50 w8a8"},
+            'all the same: nybble.sparsify(model, "50%", scheme="w8a8", goal="memory")',
+        ),
+        (
+            [left(**SLOW)],
+            {"scheme": "sp32of128 floats"},
+            'nybble.sparsify(model, "32:128", scheme=None, goal="memory")',
+        ),
+        ([left(**SLOW)], {"scheme": "w8a8, w4a8"}, 'the same recipe with goal="memory"'),
+        (
+            [swapped(), swapped(name="b")],
+            {},
+            (
+                "2 layers slower than before at M=1 (0.50x at worst) and faster on the mean; if you run only these M, on the "
+                'original model: nybble.quantize(model, "w8a8", m=1)'
+            ),
+        ),
+        (
+            [
+                left(
+                    name="head",
+                    kind="Linear",
+                    reason="shares its weight with embed.weight (untie=True quantizes a copy)",
+                )
+            ],
+            {},
+            (
+                "head: shares its weight with another module; to quantize a copy: nybble.quantize(model, "
+                '"w8a8", untie=True)'
+            ),
+        ),
+        (
+            [swapped(), left(nbytes_before=3 << 20, before="float32")],
+            {"weight_bytes": 4 << 20, "weight_bytes_changed": 1 << 20},
+            (
+                "coverage is 25.0 %: only Linear layers are swapped, and the largest other weights are embed (Embedding, "
+                "float32, 3.0 MiB)"
+            ),
+        ),
+        (
+            [swapped(**W4)],
+            {"scheme": "w4a8g128"},
+            (
+                "4 bits by method 'rtn' see no data; more accurate, on the original model: "
+                'nybble.quantize(model, "w4a8g128", method="gptq", calibration=batches)'
+            ),
+        ),
+        (
+            [swapped(**W4)],
+            {"scheme": "w4a8"},
+            'on the original model: scheme="w4a8g128" instead of "w4a8"',
+        ),
+        ([swapped(kernel="w8a8_avx2")], {}, "int8 kernels run on avx2: this machine has no VNNI instructions"),
+        (
+            [swapped(rounded=Rounded("rtn", 0.2, 0.2, notes=("not gptq: no usable Hessian",)))],
+            {"method": "gptq"},
+            "1 layer got a simpler method than 'gptq', for the reasons in the notes",
+        ),
+        (
+            [swapped(rounded=Rounded("rtn", 0.2, 0.25)), swapped(name="b", rounded=Rounded("rtn", 0.2, 0.125))],
+            {},
+            "the largest output error is 25.0 %, of encoder.0.fc: on the original model, exclude='encoder.0.fc'",
+        ),
+        ([swapped()], {}, "nybble.evaluate(model, original, batches) compares"),
+        ([swapped()], {}, 'nybble.save(model, "directory") writes the model'),
+    ],
+)
+def test_the_report_says_what_to_do_next(layers: list[LayerReport], changes: dict[str, object], line: str) -> None:
+    assert line in advised(*layers, **changes)
+    good = swapped(kernel="w8a8_avx512vnni", slower_at=(), speedup={1: 1.5, 16: 2.0})
+    assert line not in advised(good) or line.startswith("nybble."), "said where there is nothing to say"
+    assert line.split(":")[0] in " ".join(str(report(*layers, **changes)).split("what to do next:")[1].split())
+
+
+def test_a_good_report_advises_to_evaluate_and_save_only() -> None:
+    good = swapped(kernel="w8a8_avx512vnni", slower_at=(), speedup={1: 1.5, 16: 2.0})
+    assert [line.split("(")[0] for line in advised(good).splitlines()] == ["nybble.evaluate", "nybble.save"]
+
+
+# --- the width, and notebooks
+
+
+@pytest.mark.parametrize("fold", [True, False])
+def test_every_line_fits_120_columns(fold: bool) -> None:
+    ms = tuple(2**i for i in range(20))
+    layers = [
+        swapped(
+            name="x" * 300 + f".{i}." + "y" * 100,
+            kind="Z" * 90,
+            kernel="w8a8_" + "k" * 150,
+            speedup=dict.fromkeys(ms, 0.123456 + i),
+            slower_at=ms,
+            pruned=Pruned("sp50", 0.5, "m" * 60, 0.1, 0.9, 0.1, notes=("word " * 60, "w" * 400)),
+        )
+        for i in range(3)
+    ]
+    found = report(*layers, left(reason="r" * 500), m=ms, machine="cpu " * 80)
+    for text in (str(found), found.table(fold)):
+        assert max(map(len, text.splitlines())) <= 120
+    assert all(f"M={m}" in str(found) for m in ms)
+    assert "xxx...yyy" in str(found) or "x..." in str(found)
+
+
+def test_a_notebook_shows_the_same_rows_escaped() -> None:
+    shown = report(*STACK, left(name="<b>", reason="<i>&")).__getattribute__("_repr_html_")()
+    assert "<td" in shown
+    assert "model.layers.{0..11}.fc [1]</td>" in shown
+    assert "&lt;b&gt; [2]" in shown
+    assert "<li>[2] left alone: &lt;i&gt;&amp;</li>" in shown
+    assert "<b>" not in shown
+    assert "<p>what to do next:</p>" in shown
+    assert "<li>nybble.save(model, &quot;directory&quot;)" in shown
 
 
 def test_json_is_complete_and_strict() -> None:

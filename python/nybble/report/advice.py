@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from ..dispatch.registry import specs
 from ..text import Items, span
 from ..weights.scheme import Scheme
+from ..weights.sparsity import NofM, Unstructured, parse_name
 from .columns import error_of, method_of, size
 from .data import NOT_LINEAR, LayerReport, ReportData
 from .fold import fold_names
@@ -59,7 +60,15 @@ def call_of(report: ReportData, argument: str) -> str:
     if not pattern:
         return f'nybble.quantize(model, "{numbers}", {argument})'
     scheme = "None" if numbers == "floats" else f'"{numbers}"'
-    return f'nybble.sparsify(model, "{pattern}", scheme={scheme}, {argument})'
+    return f'nybble.sparsify(model, "{_spelled(pattern)}", scheme={scheme}, {argument})'
+
+
+def _spelled(pattern: str) -> str:
+    """A pattern's name, such as sp50 or sp24, as ``sparsify`` takes it."""
+    sparsity = parse_name(pattern) if pattern.startswith("sp") else None
+    if isinstance(sparsity, Unstructured):
+        return f"{sparsity.percent}%"
+    return f"{sparsity.n}:{sparsity.m}" if isinstance(sparsity, NofM) else pattern
 
 
 def _named(layers: Sequence[LayerReport]) -> str:
@@ -143,7 +152,10 @@ def _four_bits_without_data(report: ReportData) -> Facts | None:
 
 def _four_bits_without_groups(report: ReportData) -> Facts | None:
     four = [layer for layer in report.swapped if layer.pruned is None and _scheme(layer).weight_bits == 4]
-    if not any(_scheme(layer).group_size is None and layer.shape[1] > _GROUP for layer in four) or ", " in report.scheme:
+    if (
+        not any(_scheme(layer).group_size is None and layer.shape[1] > _GROUP for layer in four)
+        or ", " in report.scheme
+    ):
         return None
     return {"scheme": report.scheme, "groups": replace(Scheme.parse(report.scheme), group_size=_GROUP)}
 
