@@ -18,13 +18,13 @@ import torch
 
 from ..demo import DemoUnavailable
 from ..demo.table import text_table
+from ..model.bar import bar
 from . import compare, crossover, peers, presets, sparse_goals
 from .entrants import Maker, WrongKernelError, kernel_makers, peer_makers
 from .figures import Figure, model
 from .goals import table, verdicts
 from .machine import run_line
 from .output import load, sink
-from .progress import progress
 from .quiet import quiet
 from .results import DTYPES, Row
 from .run import Grid, race
@@ -157,14 +157,14 @@ def _texts(
         yield from _model(args, put)
     elif args.preset:
         run, steps = presets.PRESETS[args.preset]
-        with progress(steps(args.shapes, args.only)) as advance:
+        with bar(steps(args.shapes, args.only)) as advance:
             yield from run(presets.Setup(rivals, args.shapes, args.budget, limits, put, advance, done, args.only))
     else:
         caches = [name for name in ("cold", "hot") if getattr(args, name)] or ["cold"]
         kernels = kernel_makers(args.kernel)
         makers: list[Maker] = [*kernels, *peer_makers(rivals, [kernel.kind for kernel in kernels])]
         grid = Grid(args.shapes, args.m, args.dtype, args.threads, caches, args.budget)
-        with progress(grid.cells) as advance:
+        with bar(grid.cells) as advance:
             for rows in race(makers, grid, limits, advance):
                 put(rows)
 

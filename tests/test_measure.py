@@ -11,11 +11,14 @@ import torch
 from torch import nn
 
 import nybble
+from nybble.dispatch.explanation import Explanation
+from nybble.dispatch.registry import Problem
 from nybble.nn import Linear
 from nybble.passes import measure
 from nybble.passes.round import work
 from nybble.report.data import LayerReport
 from nybble.report.report import Report
+from nybble.weights.scheme import Scheme
 
 Rule = Callable[[int, tuple[int, int]], float]
 
@@ -134,13 +137,11 @@ class TestSpeed:
         assert row.slower_at == tuple(m for m, ratio in row.speedup.items() if ratio < 1)
 
     def test_a_layer_that_no_kernel_runs_is_left_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        class Nothing:
-            kernel = None
-            rejected = {"w8a8_x": "not built"}  # noqa: RUF012
-
-        monkeypatch.setattr(Linear, "explain", lambda self, m=1: Nothing())
+        rejected = {"w8a8_x": "not built", "w8a8_y": "not built", "w4a8_z": "computes w4a8, not w8a8"}
+        found = Explanation(Problem(Scheme.parse("w8a8"), 1, 8, 8), None, rejected, others=frozenset({"w4a8_z"}))
+        monkeypatch.setattr(Linear, "explain", lambda self, m=1: found)
         (row, _) = nybble.quantize(mlp(), goal="memory").layers
-        assert row.reason == "no kernel runs it at M=1: w8a8_x: not built"
+        assert row.reason == "no kernel runs it at M=1: not built: w8a8_x, w8a8_y"
 
 
 class TestInterleaved:

@@ -251,7 +251,7 @@ def _endless() -> Iterator[str]:
         ({"calibration": _endless()}, TypeError, r"calibration\[0\]=str: must be a tensor, a tuple or a dict"),
         ({"goal": "size"}, ValueError, "goal='size'"),
         ({"m": 0}, ValueError, "m=0"),
-        ({"progress": 1}, TypeError, "progress=1: wants True or False"),
+        ({"progress": 1}, TypeError, "progress=1: must be True, False or None"),
         ({"per_layer": 1}, TypeError, "per_layer=1"),
         ({"resume": 3}, TypeError, "resume=3: wants the path of a directory"),
         ({"include": "nothing*"}, ValueError, "matches no Linear layer"),

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,7 @@ def run(args: Namespace) -> None:
     try:
         recipe = Recipe.load(args.recipe)
         model = load_model(args.model)
-        done = optimize(model, recipe, calibration=_calibration(args), progress=sys.stderr.isatty())
+        done = optimize(model, recipe, calibration=_calibration(args))
         _write(args, model, done)
     except (ValueError, TypeError, OSError, ImportError) as error:
         raise CommandFailed(" ".join(str(error).split())) from error

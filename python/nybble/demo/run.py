@@ -18,12 +18,13 @@ import torch
 from .. import __version__
 from ..dispatch import targets
 from ..evaluate.memory import held_bytes
+from ..model.bar import bar
 from .breakdown import breakdown
 from .data import all_sentences
 from .measure import Accuracy, Plan, Track, accuracy, make_rounds, measure, speedup
 from .model import MODEL_NAME, load
 from .sparse import contestants
-from .table import progress, show_table
+from .table import show_table
 from .variants import BF16_W8A8, DYNAMIC, FP32, VARIANTS, W8A8, Built, NotHere
 from .verdict import JUDGED, JUDGED_SPARSE, MEAN_COSINE, Check, best, best_checks, checks, sparse_checks
 
@@ -120,7 +121,7 @@ def run(plan: Plan, sparse: bool = False) -> Outcome:
     variants = contestants(encoder.tokenize(rest, plan.rows)) if sparse else VARIANTS
     built: dict[str, Built] = {}
     skipped: dict[str, str] = {}
-    with progress(len(variants) * (len(rounds) + 1)) as advance:
+    with bar(len(variants) * (len(rounds) + 1)) as advance:
         for variant in variants:
             try:
                 built[variant.name] = variant.build(copy.deepcopy(encoder.model))

@@ -12,7 +12,7 @@ from torch import nn
 from ..dispatch.targets import detect
 from ..model.bar import bar
 from ..model.batches import call
-from ..model.options import check_choice
+from ..model.options import check_choice, check_progress
 from ..model.stages import calm
 from .data import ON_BAD, Batches, sequences, sift
 from .memory import has_peak, held_bytes, peak_mb
@@ -30,7 +30,7 @@ def evaluate(
     *,
     seed: int = 0,
     on_bad: str = "error",
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Evaluation:
     """Measure a model, and how far it is from the one that it was made of.
 
@@ -52,7 +52,8 @@ def evaluate(
         seed: of the bootstrap.
         on_bad: what becomes of batches that are empty, hold NaN or Inf, or have other keys than the first: ``"error"``
             raises, ``"skip"`` leaves them out and counts them.
-        progress: show a bar on stderr, if rich is installed.
+        progress: True shows a bar on stderr, False none. None (default): a bar if stderr is a terminal and the work takes
+            longer than two seconds. Bars need the package rich.
 
     Returns:
         An ``Evaluation``: each metric with its 95 % interval over samples of the sequences (of the batches, for times).
@@ -62,6 +63,7 @@ def evaluate(
     """
     names, tasks = _check_metrics(metrics, reference)
     check_choice("on_bad", on_bad, ON_BAD)
+    check_progress(progress)
     for argument, module in (("model", model), ("reference", reference)):
         if not (isinstance(module, nn.Module) or (module is None and argument == "reference")):
             raise TypeError(f"{argument}={type(module).__name__}: wants a torch.nn.Module")

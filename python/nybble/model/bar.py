@@ -2,22 +2,63 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from ..text import shorten
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+# Work that is done sooner shows no bar unless one is asked for.
+PATIENCE_S = 2.0
+_LABEL = 40  # columns
 
 
 @contextmanager
-def bar(total: int, wanted: bool) -> Iterator[Callable[[str], None]]:
-    """Yield ``advance(label)``; it shows a bar of so many steps where one is wanted and rich is installed."""
-    if wanted:
-        try:
-            from rich.console import Console
-            from rich.progress import Progress
-        except ImportError:
-            wanted = False
-    if not wanted:
+def bar(total: int, wanted: bool | None = None) -> Iterator[Callable[[str], None]]:
+    """Yield ``advance(label)``, to be called after each of so many steps.
+
+    ``wanted``: True shows a bar at once, False never. None shows one if stderr is a terminal, after the first step that
+    ends later than two seconds from the start. Without the package rich there is no bar.
+    """
+    progress = _progress() if wanted or (wanted is None and _is_terminal()) else None
+    if progress is None:
         yield lambda label: None
         return
-    with Progress(console=Console(stderr=True), transient=True) as shown:
-        task = shown.add_task("", total=total)
-        yield lambda label: shown.update(task, advance=1, description=label)
+    task = progress.add_task("", total=total)
+    start = monotonic()
+
+    def advance(label: str) -> None:
+        progress.update(task, advance=1, description=shorten(label, _LABEL))
+        if not progress.live.is_started and monotonic() - start >= PATIENCE_S:
+            progress.start()
+        if progress.live.is_started:
+            progress.refresh()
+
+    try:
+        if wanted:
+            progress.start()
+        yield advance
+    finally:
+        if progress.live.is_started:
+            progress.stop()
+
+
+def _is_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def _progress() -> Progress | None:
+    """A bar of rich's that is not shown yet; None where rich is not installed."""
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    except ImportError:
+        return None
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    # Without a thread that redraws it: that would take time from what the passes measure.
+    return Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True)

@@ -66,6 +66,12 @@ def check_flag(argument: str, value: object) -> None:
         raise TypeError(f"{argument}={value!r}: wants True or False, got {type(value).__name__}")
 
 
+def check_progress(value: object) -> None:
+    """Raise TypeError unless ``value`` is a bool or None."""
+    if value is not None and not isinstance(value, bool):
+        raise TypeError(f"progress={value!r}: must be True, False or None, got {type(value).__name__}")
+
+
 def check_m(m: int | Sequence[int]) -> tuple[int, ...]:
     """The batch sizes without repetitions, in the order given. Raises TypeError or ValueError."""
     values = (m,) if isinstance(m, int) else m

@@ -18,7 +18,7 @@ from torch import nn
 from ..model.batches import check_batches
 from ..model.digest import data_sha256
 from ..model.eligible import is_linear_like
-from ..model.options import check_flag
+from ..model.options import check_progress
 from ..model.walk import sites
 from ..nn.module import QuantizedModule
 from ..recipe.recipe import DENSE, PASSES, Recipe, Stage
@@ -82,7 +82,7 @@ def optimize(
     recipe: Recipe,
     *,
     calibration: Iterable[Any] | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
     resume: str | os.PathLike[str] | None = None,
 ) -> Optimized:
     """Run the passes of a recipe on ``model``, in place.
@@ -96,7 +96,7 @@ def optimize(
             together, in the order in which the schemes are named.
         calibration: batches, as for ``sparsify``; every pass that looks at data gets them. ``recover`` has the model as it
             was, rotated as it is now, for its reference, and the seed of the recipe.
-        progress: show the passes' bars on stderr, if rich is installed.
+        progress: for the bars of the passes, as in ``quantize``.
         resume: a directory in which the passes that can be resumed keep what they have done.
 
     Returns:
@@ -109,7 +109,7 @@ def optimize(
     check_model(model)
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe={type(recipe).__name__}: wants a nybble.Recipe, see nybble.Recipe.load")
-    check_flag("progress", progress)
+    check_progress(progress)
     batches = check_batches(calibration, model)
     aside = Aside(model)
     reports: list[StageReport] = []

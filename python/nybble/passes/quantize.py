@@ -34,7 +34,7 @@ def quantize(
     goal: str = "speed",
     strict: bool = False,
     untie: bool = False,
-    progress: bool = False,
+    progress: bool | None = None,
     resume: str | os.PathLike[str] | None = None,
 ) -> Report:
     """Quantize the Linear layers of ``model`` in place and report on every layer.
@@ -69,7 +69,8 @@ def quantize(
         strict: raise if any Linear-like layer that ``include`` and ``exclude`` allow would stay dense.
         untie: quantize a copy of a weight that an ``nn.Embedding`` or another dense layer also uses. By default such
             a layer is left alone. Quantized layers that share one weight stay tied either way.
-        progress: show a bar on stderr, if rich is installed.
+        progress: True shows a bar on stderr, False none. None (default): a bar if stderr is a terminal and the work takes
+            longer than two seconds. Bars need the package rich.
         resume: a directory for the layers that are done. A run that was cut off, started again with the same model,
             data and settings, takes them from there and ends with the same bits (``goal="speed"`` measures again).
 

@@ -33,7 +33,7 @@ def recover(
     rate: float | None = None,
     loss: str = "auto",
     seed: int = 0,
-    progress: bool = False,
+    progress: bool | None = None,
     resume: str | os.PathLike[str] | None = None,
 ) -> Recovered:
     """Bring the quantized and pruned layers of ``model`` nearer to ``reference``, in place, by distillation.
@@ -62,7 +62,8 @@ def recover(
         loss: end to end; "kl" of the outputs as logits, "mse" relative to the reference's, "auto": KL where the output
             names its logits.
         seed: of the order of batches.
-        progress: show a bar on stderr, if rich is installed.
+        progress: True shows a bar on stderr, False none. None (default): a bar if stderr is a terminal and the work takes
+            longer than two seconds. Bars need the package rich.
         resume: a directory for the stages that are done. A run that was cut off, started again with the same models,
             data and settings, takes them from there and ends with the same bits.
 
@@ -78,7 +79,7 @@ def recover(
         raise TypeError(f"reference={type(reference).__name__}: wants a torch.nn.Module")
     if set(model.modules()) & set(reference.modules()):
         raise ValueError("reference: shares modules with the model; give a copy from before it was quantized")
-    options.check_flag("progress", progress)
+    options.check_progress(progress)
     options.check_choice("loss", loss, LOSSES)
     for name, value in (("epochs", epochs), ("end_to_end", end_to_end), ("seed", seed)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:

@@ -36,7 +36,7 @@ def sparsify(
     untie: bool = False,
     per_layer: bool = False,
     permute: bool | Sequence[Sequence[str]] = False,
-    progress: bool = False,
+    progress: bool | None = None,
     resume: str | os.PathLike[str] | None = None,
 ) -> Report:
     """Prune the Linear layers of ``model`` in place, make them sparse layers, and report on every layer.
@@ -73,7 +73,8 @@ def sparsify(
             and undone where the model's output on the first batch says otherwise. True finds MLPs by the usual names;
             or give tuples of names: the layers that make the values, then the one that takes them, with elementwise
             operations in between.
-        progress: show a bar on stderr, if rich is installed.
+        progress: True shows a bar on stderr, False none. None (default): a bar if stderr is a terminal and the work takes
+            longer than two seconds. Bars need the package rich.
         resume: a directory for the layers that are done. A run that was cut off, started again with the same model,
             data and settings, takes them from there and ends with the same bits (``goal="speed"`` measures again).
 

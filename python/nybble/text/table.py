@@ -31,7 +31,7 @@ class Table:
 
     def lines(self) -> list[str]:
         """The table as text."""
-        rows = [[" ".join(cell.split()) for cell in row] for row in self.rows]
+        rows = [[" ".join(cell.splitlines()) for cell in row] for row in self.rows]
         columns = range(1, len(rows[0]))
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         if self.width is None:

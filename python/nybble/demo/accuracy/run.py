@@ -11,7 +11,8 @@ import torch
 
 from ... import __version__
 from ...dispatch import targets
-from ..table import progress, show_table
+from ...model.bar import bar
+from ..table import show_table
 from .language import FOLDER, load
 from .page import write
 from .steps import HEADERS, STEPS, UNIFORM, Sizes, Story, rows, tell
@@ -24,7 +25,7 @@ def main(quick: bool, as_json: bool, page: Path, folder: Path = FOLDER) -> None:
     """Tell the story, print its table or JSON, and write its page."""
     start = perf_counter()
     language = load(folder)
-    with progress(STEPS) as advance:
+    with bar(STEPS) as advance:
         story = tell(language, QUICK if quick else FULL, advance)
     heading = _heading(story, language.facts)
     write(page, story, heading)

@@ -12,7 +12,7 @@ from torch import nn
 from ... import __version__
 from ...evaluate.data import ON_BAD, sift
 from ...model.digest import data_sha256
-from ...model.options import check_choice, check_m
+from ...model.options import check_choice, check_m, check_progress
 from ...model.stages import calm
 from ...weights.scheme import Scheme
 from ..build import check_model
@@ -42,7 +42,7 @@ def plan(
     sparsify: Mapping[str, Any] | None = None,
     seed: int = 0,
     on_bad: str = "error",
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> ChosenPlan:
     """Choose a scheme for each Linear layer, so that the model suffers least within a budget.
 
@@ -75,6 +75,7 @@ def plan(
     check_choice("damage", damage, tuple(DAMAGES))
     check_choice("on_bad", on_bad, ON_BAD)
     check_choice("save", save, ("bytes", "ms"))
+    check_progress(progress)
     (rows,) = check_m(m)
     batches = sift(data, model, on_bad)
     with torch.no_grad():

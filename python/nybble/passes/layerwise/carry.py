@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from ... import __version__
 from ...model.batches import check_batches
-from ...model.options import Options, check_flag
+from ...model.options import Options, check_flag, check_progress
 from ...model.stages import calm
 from ...model.walk import Edits, Site
 from ...report.report import Report
@@ -30,7 +30,7 @@ class Call(NamedTuple):
     calibration: Iterable[Any] | None
     strict: bool
     untie: bool
-    progress: bool
+    progress: bool | None
     resume: str | os.PathLike[str] | None
     settings: tuple[object, ...]
 
@@ -39,8 +39,9 @@ def carry_out(
     model: nn.Module, sites: list[Site], asked: Options, call: Call, start: Callable[[Plan, Edits], Work]
 ) -> Report:
     """Change the model in place by the work that ``start`` makes of its plan. Raises TypeError or ValueError."""
-    for name in ("strict", "untie", "progress"):
+    for name in ("strict", "untie"):
         check_flag(name, getattr(call, name))
+    check_progress(call.progress)
     batches = check_batches(call.calibration, model)
     edits = Edits()
     try:

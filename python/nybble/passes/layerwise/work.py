@@ -83,7 +83,7 @@ class Work:
     def note(self, layer: Layer, outcome: Outcome, errors: Errors) -> None:
         """Keep for the report what became of a layer."""
 
-    def run(self, model: nn.Module, batches: Sequence[Any] | None, store: Store | None, progress: bool) -> None:
+    def run(self, model: nn.Module, batches: Sequence[Any] | None, store: Store | None, progress: bool | None) -> None:
         """Do all layers, on the batches where there are some; those in the store are as they were left there."""
         sets = list(self.sets)
         modules = [layer.site.module for twins in sets for layer in twins]

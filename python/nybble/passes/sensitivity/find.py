@@ -11,7 +11,7 @@ from torch import nn
 from ...evaluate.data import ON_BAD, sift
 from ...model.bar import bar
 from ...model.batches import call
-from ...model.options import check_choice
+from ...model.options import check_choice, check_progress
 from ...model.stages import calm
 from ...weights.scheme import Scheme
 from ..build import check_model
@@ -31,7 +31,7 @@ def sensitivity(
     sparsify: Mapping[str, Any] | None = None,
     seed: int = 0,
     on_bad: str = "error",
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Sensitivity:
     """Measure the damage that each scheme does in each Linear layer alone.
 
@@ -48,7 +48,8 @@ def sensitivity(
             ``include`` and ``exclude`` too. Without any, weights are rounded to nearest, and pruned by magnitude.
         seed: of the bootstrap.
         on_bad: ``"error"`` or ``"skip"``, as for ``evaluate``.
-        progress: show a bar on stderr, if rich is installed.
+        progress: True shows a bar on stderr, False none. None (default): a bar if stderr is a terminal and the work takes
+            longer than two seconds. Bars need the package rich.
 
     Returns:
         A ``Sensitivity``: the layers, the one that suffers most first.
@@ -61,6 +62,7 @@ def sensitivity(
     asked = check_schemes("schemes", schemes)
     check_choice("damage", damage, tuple(DAMAGES))
     check_choice("on_bad", on_bad, ON_BAD)
+    check_progress(progress)
     batches = sift(data, model, on_bad)
     with torch.no_grad():
         units = variants(model, asked, quantize or {}, sparsify or {})
@@ -72,7 +74,7 @@ def sensitivity(
 
 
 def measure(
-    model: nn.Module, units: Sequence[Unit], harm: Harm, batches: Sequence[Any], progress: bool
+    model: nn.Module, units: Sequence[Unit], harm: Harm, batches: Sequence[Any], progress: bool | None
 ) -> list[LayerSensitivity]:
     """A row for each unit of a calm model, the one that suffers most first."""
     inputs = largest_inputs([unit.dense for unit in units], lambda: [call(model, batch) for batch in batches])
