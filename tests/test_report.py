@@ -229,20 +229,20 @@ def test_numbers_in_notes_become_ranges() -> None:
 @pytest.mark.parametrize(
     ("names", "rows"),
     [
-        (["a.0", "a.2"], {"a.{0,2}"}),
-        (["0", "1", "2"], {"{0..2}"}),
-        (["a.0.b", "a.0.c"], {"a.0.b", "a.0.c"}),
-        (["a.0.x.0", "a.0.x.1", "a.1.x.0", "a.1.x.1"], {"a.{0,1}.x.{0,1}"}),
-        (["a.0.x.0", "a.0.x.1", "a.1.x.0"], {"a.0.x.{0,1}", "a.1.x.0"}),
-        (["a.00", "a.01"], {"a.00", "a.01"}),
-        (["a1.fc", "a2.fc"], {"a1.fc", "a2.fc"}),
-        (["*.0", "*.1"], {"*.{0,1}"}),
+        (["a.0", "a.2"], ["a.{0,2}"]),
+        (["0", "1", "2"], ["{0..2}"]),
+        (["a.0.b", "a.0.c"], ["a.0.b", "a.0.c"]),
+        (["a.0.x.0", "a.0.x.1", "a.1.x.0", "a.1.x.1"], ["a.{0,1}.x.{0,1}"]),
+        (["a.0.x.0", "a.0.x.1", "a.1.x.0"], ["a.0.x.{0,1}", "a.1.x.0"]),
+        (["a.00", "a.01"], ["a.00", "a.01"]),
+        (["a1.fc", "a2.fc"], ["a1.fc", "a2.fc"]),
+        (["*.0", "*.1"], ["*.{0,1}"]),
     ],
     ids=str,
 )
-def test_folded_names_stand_for_just_the_names_there_are(names: list[str], rows: set[str]) -> None:
+def test_folded_names_stand_for_just_the_names_there_are(names: list[str], rows: list[str]) -> None:
     found = fold_names(names)
-    assert set(found) == rows
+    assert sorted(found) == sorted(rows)
     assert sorted(name for members in found.values() for name in members) == sorted(names)
 
 

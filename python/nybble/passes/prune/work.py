@@ -14,7 +14,6 @@ from ...model.inputs import Inputs
 from ...model.stages import Stage
 from ...model.walk import Edits
 from ...nn.module import QuantizedModule
-
 from ...report.data import Pruned
 from ...weights.rounding import quantize_weight
 from ...weights.scheme import Scheme
