@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from ..nn.kinds import kinds, quantized_classes
+from ..nn.kinds import quantized_classes
 from ..weights.scheme import Scheme
 from .files import INDEX, WEIGHTS_NAME, CheckpointError
 
@@ -129,7 +129,7 @@ def _layer(where: str, value: dict[str, Any]) -> LayerEntry:
         sparse = Scheme.parse(scheme).sparsity is not None
     except ValueError as error:
         raise CheckpointError(f"{INDEX}: {where}.{error}") from error
-    classes = quantized_classes(kinds())
+    classes = quantized_classes()
     kind = _choice(f"{where}.kind", value["kind"], tuple(classes))
     if classes[kind].is_sparse is not sparse:
         raise CheckpointError(f"{INDEX}: {where}.kind: a {kind} cannot have the scheme {_short(scheme)}")

@@ -56,7 +56,7 @@ class Restore:
         _check_fits(entry, old)
         first = self.first.setdefault(id(old), entry)
         if first is entry:
-            kind = quantized_classes(kinds())[entry.kind]
+            kind = quantized_classes()[entry.kind]
             new = kind.on_meta(entry.out_features, entry.in_features, entry.scheme, dense_weight(old).dtype)
             new.bias = _bias(old)
             self.new[id(old)] = new.train(old.training)

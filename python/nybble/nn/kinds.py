@@ -46,6 +46,10 @@ class MatrixWeight:
     from_matrix: Callable[[Tensor, torch.Size], Tensor] = _as_it_is
 
 
+def _full_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
 @dataclass(frozen=True)
 class ModuleKind:
     """A class of dense layers, and the modules that replace it.
@@ -89,11 +93,14 @@ class ModuleKind:
             raise ValueError(f"scheme={str(scheme)!r}: nybble has no sparse {self.name}")
         return found
 
+    @property
+    def dense_name(self) -> str:
+        """The full name of the dense class."""
+        return self.dense if isinstance(self.dense, str) else _full_name(self.dense)
+
     def replaces(self, cls: type) -> bool:
         """Whether this is exactly the dense class."""
-        if isinstance(self.dense, str):
-            return f"{cls.__module__}.{cls.__qualname__}" == self.dense
-        return cls is self.dense
+        return _full_name(cls) == self.dense if isinstance(self.dense, str) else cls is self.dense
 
     def parameter_of(self, dense: nn.Module) -> nn.Parameter:
         """The weight of a dense layer as the layer holds it."""
@@ -142,29 +149,33 @@ def kinds() -> tuple[ModuleKind, ...]:
     """The table: nybble's kinds and those of plug-ins.
 
     Raises:
-        PluginError: a plug-in cannot be loaded, or adds a class that another kind has.
+        PluginError: a plug-in cannot be loaded, or two kinds replace one class, or two quantized classes have one name.
     """
-    table = plugins.rows("nybble.modules", ModuleKind, BUILT_IN)
-    owners: dict[object, str] = {}
-    for kind in table:
-        dense = kind.dense if isinstance(kind.dense, str) else f"{kind.dense.__module__}.{kind.dense.__qualname__}"
-        if dense in owners:
-            raise plugins.PluginError(f"module kind {kind.name!r}: {dense} is replaced by {owners[dense]!r} already")
-        owners[dense] = kind.name
-    quantized_classes(table)
-    return table
+    dense = {kind.dense_name: kind.name for kind in BUILT_IN}
+    classes = _by_name(BUILT_IN)
 
-
-def quantized_classes(table: tuple[ModuleKind, ...]) -> dict[str, type[QuantizedModule]]:
-    """The modules of a table by class name, as checkpoints call them. Raises PluginError for a name of two classes."""
-    found: dict[str, type[QuantizedModule]] = {}
-    for kind in table:
-        for cls in kind.modules:
-            if found.setdefault(cls.__name__, cls) is not cls:
-                raise plugins.PluginError(
-                    f"module kind {kind.name!r}: another quantized module is called {cls.__name__!r}; names must be unique"
+    def wrong(row: ModuleKind) -> str | None:
+        owner = dense.setdefault(row.dense_name, row.name)
+        if owner != row.name:
+            return f"replaces {row.dense_name}, which the kind {owner!r} replaces already"
+        for cls in row.modules:
+            other = classes.setdefault(cls.__name__, cls)
+            if other is not cls:
+                return (
+                    f"has the quantized class {_full_name(cls)}; checkpoints would confuse it with {_full_name(other)}"
                 )
-    return found
+        return None
+
+    return plugins.rows("nybble.modules", ModuleKind, BUILT_IN, wrong)
+
+
+def quantized_classes() -> dict[str, type[QuantizedModule]]:
+    """The classes of quantized modules by their names in checkpoints."""
+    return _by_name(kinds())
+
+
+def _by_name(table: tuple[ModuleKind, ...]) -> dict[str, type[QuantizedModule]]:
+    return {cls.__name__: cls for kind in table for cls in kind.modules}
 
 
 def find_kind(module: nn.Module) -> ModuleKind | None:
