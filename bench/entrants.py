@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..dispatch import reference, selection, targets
-from ..dispatch.registry import KernelSpec, Problem, specs
+from ..dispatch.registry import specs
+from ..dispatch.spec import KernelSpec, Problem
 from ..nn import Linear
 from ..testing.oracle import error_bound, pack_for, served_by
 from ..weights.rounding import QuantizedWeight, dequantize_weight

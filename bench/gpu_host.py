@@ -33,7 +33,8 @@ from triton.runtime import driver
 from .. import layouts, nn, ops
 from ..demo.table import text_table
 from ..dispatch import native_cuda, selection
-from ..dispatch.registry import KernelSpec, Plan, Problem, specs
+from ..dispatch.registry import specs
+from ..dispatch.spec import KernelSpec, Plan, Problem
 from ..kernels import replay
 from ..weights.scheme import Scheme
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..dispatch.registry import Problem
 from ..dispatch.selection import layout_for, plan_for, select
+from ..dispatch.spec import Problem
 from ..weights.rounding import dequantize_weight
 from . import gpu_first, gpu_operations, gpu_timing, gpu_weights
 from .gpu_goals import FIRST, HOST, OF_COPY, PEERS_OF, Goal, Limit

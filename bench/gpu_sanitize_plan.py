@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 from ..dispatch import native_cuda
-from ..dispatch.registry import KernelSpec, all_specs
+from ..dispatch.registry import all_specs
+from ..dispatch.spec import KernelSpec
 from . import gpu_weights
 from .gpu_smoke_check import Case, schemes
 from .weights import WeightKind

@@ -24,7 +24,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from ..dispatch.registry import KernelSpec, all_specs, kernels
+from ..dispatch.registry import all_specs, kernels
+from ..dispatch.spec import KernelSpec
 from .gpu_smoke_check import DTYPES, INSTANCES, OPERATIONS, SHAPES, TIMES, cases, schemes
 
 Row = dict[str, Any]

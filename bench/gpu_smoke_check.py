@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from ..dispatch import native_cuda
-from ..dispatch.registry import KernelSpec, all_specs
+from ..dispatch.registry import all_specs
+from ..dispatch.spec import KernelSpec
 from ..testing.oracle import expected_output, served_by
 from ..weights.scheme import Scheme
 from . import gpu_dry, gpu_measure, gpu_operations, gpu_weights

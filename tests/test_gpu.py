@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from nybble import ops
-from nybble.dispatch.registry import KernelSpec, Problem, all_specs, specs
+from nybble.dispatch.registry import all_specs, specs
+from nybble.dispatch.spec import KernelSpec, Problem
 from nybble.testing import checks
 from nybble.testing.checks import GPU_SHAPES, LARGE_SHAPES, Subject, activations, seed_of
 from nybble.testing.oracle import SHAPES, pack_for, random_weight, run, schemes_of, served_by

@@ -10,7 +10,8 @@ from nybble.bench import gpu_sass
 from nybble.bench.gpu_goals import BF16, GOALS, Goal
 from nybble.bench.weights import WeightKind
 from nybble.dispatch import selection, targets
-from nybble.dispatch.registry import Problem, specs
+from nybble.dispatch.registry import specs
+from nybble.dispatch.spec import Problem
 
 # An H100: multiprocessors, clocks a microsecond, instructions that one issues a clock, bytes a microsecond from memory.
 MULTIPROCESSORS, CLOCK, ISSUES, MEMORY = 132, 1.7e3, 4, 3.0e6
@@ -26,7 +27,7 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def an_h100(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(targets, "detect", lambda: targets.Machine("", (), targets.NAMES, {}, None))
+    monkeypatch.setattr(targets, "detect", lambda: targets.Machine("", (), targets.names(), {}, None))
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nybble.dispatch import targets
-from nybble.dispatch.registry import FLOATS, KernelSpec, Problem, specs
+from nybble.dispatch.registry import specs
+from nybble.dispatch.spec import FLOATS, KernelSpec, Problem
 from nybble.testing import checks
 from nybble.testing.checks import Subject, activations, seed_of
 from nybble.testing.oracle import SHAPES, random_weight, run, schemes_of, served_by

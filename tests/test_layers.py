@@ -19,7 +19,9 @@ ORDER = (
     ("_C", "_cuda"),
     ("native",),
     ("layouts",),
-    ("kernels.table",),  # what Triton kernels there are
+    ("dispatch.targets",),
+    ("dispatch.spec",),  # what a kernel is
+    ("kernels.table",),  # which Triton kernels there are
     ("dispatch",),
     ("kernels",),  # Triton's, and the table's public name
     ("ops",),

@@ -7,7 +7,8 @@ import torch
 
 from nybble import layouts, native
 from nybble.dispatch import reference
-from nybble.dispatch.registry import KernelSpec, Problem, specs
+from nybble.dispatch.registry import specs
+from nybble.dispatch.spec import KernelSpec, Problem
 from nybble.native import KernelNames
 from nybble.testing.oracle import CANARY, error_bound, guarded, pack_for, random_weight, schemes_of, served_by
 from nybble.weights.rounding import QuantizedWeight, portable_spec

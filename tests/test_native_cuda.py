@@ -218,7 +218,7 @@ def test_a_first_call_that_is_captured_compares_nothing_and_waits_for_nothing(mo
     capturing, compared = [True], []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
-    monkeypatch.setattr(targets, "detect", lambda: targets.Machine("", (), targets.NAMES, {}, None))
+    monkeypatch.setattr(targets, "detect", lambda: targets.Machine("", (), targets.names(), {}, None))
     built = tuple(dataclasses.replace(spec, built=True) for spec in registry.specs())
     monkeypatch.setattr(selection, "specs", lambda: built)
     monkeypatch.setattr(selfcheck, "_compared", set())

@@ -8,7 +8,8 @@ import torch
 from nybble import native
 from nybble.dispatch import targets
 from nybble.dispatch.reference import quantize, quantize_activations
-from nybble.dispatch.registry import FLOATS, all_specs
+from nybble.dispatch.registry import all_specs
+from nybble.dispatch.spec import FLOATS
 from nybble.testing.oracle import guarded
 from nybble.weights.activations import ActScale
 

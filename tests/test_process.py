@@ -218,7 +218,7 @@ def test_a_target_that_does_not_exist_is_refused_by_name(monkeypatch, fresh_dete
     monkeypatch.setenv(targets.CAP_VARIABLE, "nonsense")
     with pytest.raises(ValueError, match="NYBBLE_TARGET='nonsense'") as error:
         nybble.kernels()
-    assert all(name in str(error.value) for name in targets.NAMES)
+    assert all(name in str(error.value) for name in targets.names())
 
 
 def test_a_target_that_this_machine_lacks_is_refused_with_the_reason(monkeypatch, fresh_detection):
@@ -275,7 +275,7 @@ def results_here():
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("target", [name for name in targets.NAMES if name not in ("torch", "triton")])
+@pytest.mark.parametrize("target", [name for name in targets.names() if name not in ("torch", "triton")])
 def test_integer_kernels_give_the_same_bits_on_every_target(target, results_here):
     reason = targets.detect().missing.get(target)
     if reason:
@@ -287,8 +287,8 @@ def test_integer_kernels_give_the_same_bits_on_every_target(target, results_here
         print(results(), nybble.explain(layer).kernel)
     """)
     digest, kernel = python(script, NYBBLE_TARGET=target).split()
-    level = targets.NAMES.index(target)
-    below = [spec.name for spec in specs() if spec.scheme == "w8a8" and targets.NAMES.index(spec.target) <= level]
+    level = targets.names().index(target)
+    below = [spec.name for spec in specs() if spec.scheme == "w8a8" and targets.names().index(spec.target) <= level]
     assert kernel == below[-1]
     assert len(results_here) == 2 * hashlib.sha256().digest_size
     assert digest == results_here

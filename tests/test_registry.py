@@ -12,10 +12,11 @@ from torch import nn
 import nybble
 from nybble import layouts, native
 from nybble.dispatch import registry, selection, targets
-from nybble.dispatch.registry import FAMILIES, FLOAT_FAMILIES, LEAST_ZEROS, SPARSE_FAMILIES, Problem, all_specs, specs
+from nybble.dispatch.registry import all_specs, specs
 from nybble.dispatch.selection import NoKernelError, explain, select
+from nybble.dispatch.spec import Problem
 from nybble.kernels.table import KERNELS
-from nybble.weights.scheme import Scheme
+from nybble.weights.scheme import Scheme, families
 from nybble.weights.sparsity import NofM
 
 SOURCES = Path(__file__).parents[1] / "csrc"
@@ -29,9 +30,9 @@ LINE = re.compile(
 )
 PANELS = {"F32": torch.float32, "S8": torch.int8, "S16": torch.int16, "U8": torch.uint8, "BF16": torch.bfloat16}
 PANELS["U8_LINES"] = torch.uint8
-ALL_FAMILIES = (*FAMILIES, *SPARSE_FAMILIES, *FLOAT_FAMILIES)
+FLOAT_FAMILIES = ("w16a16", "spw16a16")
 MASK_OF = {layout.name: layout.mask for layout in layouts.table().values() if layout.mask}
-COMPILED = [target for target in targets.NAMES if target != "torch"]
+COMPILED = [target for target in targets.names() if target != "torch"]
 
 
 def scheme_for(spec):
@@ -73,8 +74,8 @@ def machine(monkeypatch):
     """Makes this machine another one: machine("avx2") has no faster target."""
 
     def become(best):
-        usable = targets.NAMES[: targets.NAMES.index(best) + 1]
-        missing = {name: f"no {name} in this test" for name in targets.NAMES if name not in usable}
+        usable = targets.names()[: targets.names().index(best) + 1]
+        missing = {name: f"no {name} in this test" for name in targets.names() if name not in usable}
         other = targets.Machine("a CPU", (), usable, missing, None)
         monkeypatch.setattr(targets, "detect", lambda: other)
         selection.plan_for.cache_clear()
@@ -110,7 +111,7 @@ def test_the_table_the_files_and_the_specs_are_the_same_set():
     files = {path.stem for path in (SOURCES / "cpu").glob("*.cpp")}
     assert files == set(names)
     assert [row["name"] for row in native.kernel_table()] == names
-    references = {f"{family}_reference" for family in ALL_FAMILIES}
+    references = {f"{family}_reference" for family in families()}
     triton = {kernel.name for kernel in KERNELS}
     cuda = {row["name"] for row in native.cuda_kernel_table()}
     assert {path.stem for path in (SOURCES / "cuda").glob("*.cu")} == cuda
@@ -133,26 +134,26 @@ def test_every_dense_kernel_also_serves_the_mask_layout(name, line):
 
 def fastest(family, dtype, best):
     """The kernel that serves a family and an activation dtype where `best` is the fastest target, by the table."""
-    level = targets.NAMES.index(best)
+    level = targets.names().index(best)
     served = [f"{family}_reference"]
     lines = [(line["name"], line["scheme"], line) for line in table() if line["op"] == "LINEAR"]
     lines += [(name, f"sp{line['scheme']}", line) for name, line in expanded().items()]
-    for target in targets.NAMES[: level + 1]:
+    for target in targets.names()[: level + 1]:
         here = {name: line for name, scheme, line in lines if (scheme, line["target"]) == (family, target)}
         fits = [name for name, line in here.items() if line["panel"] != "BF16" or dtype == torch.bfloat16]
-        served += sorted(fits, key=lambda name: here[name]["layout"] in LEAST_ZEROS)
+        served += sorted(fits, key=lambda name: here[name]["layout"] == "gather8")
     return served[-1]
 
 
 @pytest.mark.parametrize("target", [target for target in COMPILED if target in ("scalar", "avx2", "avx512vnni")])
 def test_each_family_has_a_kernel_on_each_tier(target):
-    families = {spec.scheme for spec in specs() if spec.target == target}
-    assert families == {*FAMILIES, *(f"sp{family}" for family in FAMILIES), "bsw8a8"}
+    found = {spec.scheme for spec in specs() if spec.target == target}
+    assert found == {family for family in families() if "w16" not in family}
     assert [spec.name for spec in all_specs() if (spec.op, spec.target) == ("prepare", target)] == [f"prepare_{target}"]
 
 
 def test_specs_are_ordered_from_the_slowest_target_to_the_fastest():
-    order = [targets.NAMES.index(spec.target) for spec in specs()]
+    order = [targets.names().index(spec.target) for spec in specs()]
     assert order == sorted(order)
     assert all(spec.op == "linear" for spec in specs())
     assert len({spec.name for spec in all_specs()}) == len(all_specs())
@@ -160,12 +161,10 @@ def test_specs_are_ordered_from_the_slowest_target_to_the_fastest():
 
 def test_scheme_families_and_registry_agree():
     dense = {Scheme(bits, act).family for bits in (4, 8) for act in (8, 16)}
-    assert dense == set(FAMILIES)
-    assert {"bsw8a8", *(f"sp{family}" for family in dense)} == set(SPARSE_FAMILIES)
+    assert set(families()) == {"bsw8a8", *dense, *(f"sp{family}" for family in dense), *FLOAT_FAMILIES}
     for spec in specs():
         assert spec.exact == (spec.scheme.endswith("a8") and spec.target != "torch" and spec.name != "w4a8_sm80")
-        assert None in spec.group_sizes
-        assert (len(spec.group_sizes) > 1) == ("w4" in spec.scheme)
+        assert spec.sizes() == ((None, 32, 64, 128) if "w4" in spec.scheme else (None,))
 
 
 # --- why_not
@@ -232,7 +231,7 @@ def test_the_gather_layout_wants_many_zeros(scheme, zeros, machine):
     machine("avx512vbmi")
     for spec in (spec for spec in specs() if spec.layout == "gather8" and spec.target in targets.detect().targets):
         least = 85 if spec.target in ("avx2", "avxvnni") else 65
-        assert spec.least_zeros == LEAST_ZEROS.get(spec.name, LEAST_ZEROS["gather8"]) == least / 100
+        assert spec.least_zeros == least / 100
         reason = spec.why_not(problem_for(spec, scheme, layout=None))
         assert (reason is None) == (zeros >= least)
         assert reason in (None, f"packed from {least}% zeros on, {scheme} has {zeros}%")
@@ -244,8 +243,8 @@ def test_the_gather_layout_wants_many_zeros(scheme, zeros, machine):
 
 @needs_sources
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("best", targets.NAMES)
-@pytest.mark.parametrize("family", ALL_FAMILIES)
+@pytest.mark.parametrize("best", targets.names())
+@pytest.mark.parametrize("family", families())
 def test_the_fastest_target_is_selected(family, best, dtype, machine):
     machine(best)
     zeros = "sp24" if family in FLOAT_FAMILIES else "sp90"
@@ -298,7 +297,7 @@ def test_a_verbose_explanation_prints_every_kernel(machine):
 
 
 @pytest.mark.parametrize("verbose", [False, True])
-@pytest.mark.parametrize("family", ALL_FAMILIES)
+@pytest.mark.parametrize("family", families())
 def test_explanations_fit_a_terminal(family, verbose):
     zeros = "sp24" if family in FLOAT_FAMILIES else "sp90"
     scheme = Scheme.parse(family.replace("sp", zeros).replace("bs", "bs32x32"))

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from nybble.dispatch import selection, selfcheck, targets
-from nybble.dispatch.registry import DISTRUSTED, KernelSpec, Problem, specs
+from nybble.dispatch.registry import specs
+from nybble.dispatch.spec import DISTRUSTED, KernelSpec, Problem
 from nybble.weights.scheme import Scheme
 
 DENSE = ("w8a8", "w8a16", "w4a8", "w4a16")
@@ -109,7 +110,7 @@ def test_one_shape_fills_a_cluster_of_8_and_several_blocks() -> None:
 
 @pytest.mark.parametrize("spec", GPU, ids=lambda spec: spec.name)
 def test_every_gpu_kernel_has_schemes_and_tokens_that_it_accepts(spec: KernelSpec, monkeypatch) -> None:
-    monkeypatch.setattr(targets, "detect", lambda: targets.Machine("", (), targets.NAMES, {}, None))
+    monkeypatch.setattr(targets, "detect", lambda: targets.Machine("", (), targets.names(), {}, None))
     spec = dataclasses.replace(spec, built=True)
     for scheme in selfcheck.schemes(spec):
         for m in selfcheck._tokens(spec):
@@ -161,7 +162,7 @@ def on_gpu(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(targets, "detect", lambda: targets.Machine("", (), targets.NAMES, {}, None))
+    monkeypatch.setattr(targets, "detect", lambda: targets.Machine("", (), targets.names(), {}, None))
     built = tuple(dataclasses.replace(spec, built=True) for spec in specs())
     monkeypatch.setattr(selection, "specs", lambda: built)
     monkeypatch.setattr(selfcheck, "disagreement", disagreement)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from nybble import native
 from nybble.dispatch import reference, targets
-from nybble.dispatch.registry import KernelSpec, specs
+from nybble.dispatch.registry import specs
+from nybble.dispatch.spec import KernelSpec
 from nybble.layouts.packed import padded_in_features
 from nybble.testing.oracle import error_bound, pack_for, random_weight, run, run_into
 from nybble.weights.rounding import QuantizedWeight, pack_nibbles, unpack_nibbles

@@ -12,7 +12,8 @@ from torch import nn
 import nybble
 from nybble import native
 from nybble.dispatch import reference, targets
-from nybble.dispatch.registry import FLOATS, Problem, specs
+from nybble.dispatch.registry import specs
+from nybble.dispatch.spec import FLOATS, Problem
 from nybble.nn import Linear, SparseLinear
 from nybble.testing.oracle import SHAPES, error_bound, random_weight, run, run_into, served_by
 from nybble.weights.activations import HEADER, ActScale, split

@@ -8,7 +8,8 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is for Linux, x86-64 and aarch64")
 
-from nybble.dispatch.registry import FLOATS, specs
+from nybble.dispatch.registry import specs
+from nybble.dispatch.spec import FLOATS
 from nybble.kernels.blocks_triton import BlockShape, BlocksPlan, multiply, rows_of, stages_of
 from nybble.layouts import blocks as blocks_gpu
 from nybble.testing.oracle import SHAPES, random_weight, run

@@ -10,7 +10,8 @@ pytest.importorskip("triton", reason="Triton is for Linux, x86-64 and aarch64")
 
 from nybble import layouts
 from nybble.dispatch import reference
-from nybble.dispatch.registry import FLOATS, specs
+from nybble.dispatch.registry import specs
+from nybble.dispatch.spec import FLOATS
 from nybble.kernels import a16_triton, w4a8_triton
 from nybble.kernels.configs import SHIPPED, Config
 from nybble.kernels.dequantize_triton import dequantize, layout_of

@@ -11,7 +11,8 @@ pytest.importorskip("triton", reason="Triton is for Linux, x86-64 and aarch64")
 from nybble import layouts
 from nybble.dispatch import reference
 from nybble.dispatch.registry import specs
-from nybble.kernels.table import KERNELS, TritonKernel
+from nybble.dispatch.spec import KernelSpec
+from nybble.kernels.table import KERNELS
 from nybble.testing.oracle import error_bound, random_weight, run, schemes_of
 from nybble.weights.rounding import QuantizedWeight, dequantize_weight
 from nybble.weights.scheme import Scheme
@@ -20,7 +21,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 N, K = 70, 200
 CPU = {spec.name: spec for spec in specs()}
 LINEAR = [kernel for kernel in KERNELS if kernel.op == "linear"]
-MATMUL = [kernel for kernel in LINEAR if kernel.entry.startswith("matmul_triton:")]
+MATMUL = [kernel for kernel in LINEAR if kernel.make.where.startswith("matmul_triton:")]
 
 
 @pytest.fixture(autouse=True)
@@ -28,18 +29,18 @@ def _one_thread(threads) -> None:
     threads(1)
 
 
-def scheme_of(kernel: TritonKernel) -> Scheme:
-    return [scheme for scheme in schemes_of(kernel.family) if kernel.sparsity in (None, scheme.sparsity)][-1]
+def scheme_of(kernel: KernelSpec) -> Scheme:
+    return [scheme for scheme in schemes_of(kernel.scheme) if kernel.sparsity in (None, scheme.sparsity)][-1]
 
 
-def packed_of(kernel: TritonKernel, quantized: QuantizedWeight, scheme: Scheme) -> Tensor:
+def packed_of(kernel: KernelSpec, quantized: QuantizedWeight, scheme: Scheme) -> Tensor:
     return layouts.pack(quantized, kernel.layout, scheme, K).to(DEVICE)
 
 
-def expect(got: Tensor, kernel: TritonKernel, quantized: QuantizedWeight, x: Tensor, bias: Tensor | None) -> None:
+def expect(got: Tensor, kernel: KernelSpec, quantized: QuantizedWeight, x: Tensor, bias: Tensor | None) -> None:
     scheme = scheme_of(kernel)
     if scheme.act_bits == 8:
-        assert torch.equal(got, run(CPU[f"{kernel.family}_scalar"], quantized, scheme, x.contiguous(), bias))
+        assert torch.equal(got, run(CPU[f"{kernel.scheme}_scalar"], quantized, scheme, x.contiguous(), bias))
         return
     expected = reference.linear(x, quantized, bias, scheme, torch.float64)
     bound = error_bound(x, quantized, scheme, expected, x.dtype)
@@ -51,7 +52,7 @@ def expect(got: Tensor, kernel: TritonKernel, quantized: QuantizedWeight, x: Ten
 
 
 @pytest.mark.parametrize("kernel", LINEAR, ids=lambda kernel: kernel.name)
-def test_plans(kernel: TritonKernel) -> None:
+def test_plans(kernel: KernelSpec) -> None:
     scheme = scheme_of(kernel)
     quantized, bias = random_weight(scheme, N, K), torch.randn(N)
     packed, plan = packed_of(kernel, quantized, scheme), kernel.make(scheme, N, K)
@@ -67,7 +68,7 @@ def test_plans(kernel: TritonKernel) -> None:
 @pytest.mark.parametrize(
     "kernel", [kernel for kernel in LINEAR if torch.int32 in kernel.out_dtypes], ids=lambda kernel: kernel.name
 )
-def test_int32_outputs_are_the_products(kernel: TritonKernel) -> None:
+def test_int32_outputs_are_the_products(kernel: KernelSpec) -> None:
     scheme = scheme_of(kernel)
     quantized, x = random_weight(scheme, N, K), torch.randint(-128, 128, (3, K)).float()
     x[:, 0], x[:, 1] = -128, 127  # the codes are the values
@@ -77,14 +78,14 @@ def test_int32_outputs_are_the_products(kernel: TritonKernel) -> None:
 
 
 @pytest.mark.parametrize("kernel", LINEAR, ids=lambda kernel: kernel.name)
-def test_shapes_that_no_weight_may_have_are_refused(kernel: TritonKernel) -> None:
+def test_shapes_that_no_weight_may_have_are_refused(kernel: KernelSpec) -> None:
     scheme = scheme_of(kernel)
     with pytest.raises(ValueError, match="in_features"):
         kernel.make(scheme, N, scheme.max_in_features + 1)
 
 
 @pytest.mark.parametrize("kernel", [one for one in LINEAR if one not in MATMUL], ids=lambda kernel: kernel.name)
-def test_a_row_has_the_same_bits_alone(kernel: TritonKernel) -> None:
+def test_a_row_has_the_same_bits_alone(kernel: KernelSpec) -> None:
     """Up to 16 rows: batches do not change a token's output."""
     scheme = scheme_of(kernel)
     quantized, x = random_weight(scheme, N, K), torch.randn(16, K, device=DEVICE)

@@ -10,7 +10,7 @@ from torch.nn.functional import pad, rms_norm, silu
 pytest.importorskip("triton", reason="Triton is for Linux, x86-64 and aarch64")
 
 from nybble.dispatch import reference
-from nybble.dispatch.registry import FLOATS
+from nybble.dispatch.spec import FLOATS
 from nybble.kernels import quantize_triton
 from nybble.kernels.quantize_triton import Codes, block_of, quantize, rms_norm_quantize, silu_mul_quantize
 

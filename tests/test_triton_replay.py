@@ -17,13 +17,16 @@ triton = pytest.importorskip("triton", reason="Triton is for Linux, x86-64 and a
 
 from nybble import layouts
 from nybble.dispatch import native_cuda
+from nybble.dispatch.spec import KernelSpec
 from nybble.kernels import a16_triton, blocks_triton, quantize_triton, replay, w4a8_triton, w8a8_triton
 from nybble.kernels.configs import SHIPPED, Config
-from nybble.kernels.table import KERNELS, TritonKernel
+from nybble.kernels.table import KERNELS
 from nybble.testing.oracle import random_weight, schemes_of
 from nybble.weights.scheme import Scheme
 
-REPLAYED = [kernel for kernel in KERNELS if kernel.op == "linear" and not kernel.entry.startswith("matmul_triton:")]
+REPLAYED = [
+    kernel for kernel in KERNELS if kernel.op == "linear" and not kernel.make.where.startswith("matmul_triton:")
+]
 N, K = 70, 200
 
 
@@ -63,13 +66,13 @@ def notes(monkeypatch) -> list:
     return found
 
 
-def packed_of(kernel: TritonKernel, scheme: Scheme) -> Tensor:
+def packed_of(kernel: KernelSpec, scheme: Scheme) -> Tensor:
     quantized = random_weight(scheme, N, K)
     return layouts.pack(quantized, kernel.layout, scheme, K)
 
 
-def made(kernel: TritonKernel):
-    scheme = schemes_of(kernel.family)[-1]
+def made(kernel: KernelSpec):
+    scheme = schemes_of(kernel.scheme)[-1]
     return kernel.make(scheme, N, K), packed_of(kernel, scheme), scheme
 
 
@@ -87,7 +90,7 @@ SPLIT = {name: next((one for one in shipped.configs if one.split_k > 1), None) f
     ids=lambda value: getattr(value, "name", "split" if value else "whole"),
 )
 def test_the_second_call_launches_the_same_at_its_own_addresses(
-    kernel: TritonKernel, split: Config | None, with_bias: bool, notes: list, monkeypatch
+    kernel: KernelSpec, split: Config | None, with_bias: bool, notes: list, monkeypatch
 ) -> None:
     if split is not None:
         for module in (a16_triton, w8a8_triton):
@@ -99,7 +102,7 @@ def test_the_second_call_launches_the_same_at_its_own_addresses(
         plan.launch(x, packed, bias, out)
     plan(x, packed, bias, out)
     assert notes == []
-    assert len(usual) == 1 + (split is not None) + kernel.family.endswith("a8")
+    assert len(usual) == 1 + (split is not None) + kernel.scheme.endswith("a8")
 
     again = (torch.randn(3, K).half(), packed.clone(), None if bias is None else bias.clone(), torch.empty_like(out))
     with Allocations() as allocated:

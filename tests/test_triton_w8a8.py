@@ -9,7 +9,8 @@ from torch.nn.functional import pad
 
 pytest.importorskip("triton", reason="Triton is for Linux, x86-64 and aarch64")
 
-from nybble.dispatch.registry import FLOATS, specs
+from nybble.dispatch.registry import specs
+from nybble.dispatch.spec import FLOATS
 from nybble.kernels.configs import SHIPPED, Config
 from nybble.kernels.quantize_triton import quantize
 from nybble.kernels.w8a8_triton import NAME, multiply

@@ -129,14 +129,14 @@ def _capability(target: Target) -> str:
 
 def kernel_markdown() -> str:
     """The kernel table of README.md: the same on every machine, so that a test can hold the README to it."""
+    from .dispatch import targets
     from .dispatch.registry import all_specs
-    from .dispatch.targets import TARGETS
 
     needs = {
         target.name: f"{_capability(target)}; not measured on a GPU yet"
         if target.gpu
         else ", ".join(target.needs) or "any CPU"
-        for target in TARGETS
+        for target in targets.table()
     }
     rows = [("kernel", "computes", "target", "needs", "weight layout"), ("---",) * 5]
     for spec in all_specs():

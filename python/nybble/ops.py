@@ -15,8 +15,8 @@ from torch.autograd import forward_ad, profiler
 from torch.compiler import is_compiling
 
 from . import layouts
-from .dispatch.registry import FLOATS
 from .dispatch.selection import layout_for, plan_for
+from .dispatch.spec import FLOATS
 from .weights.activations import ActScale, split
 from .weights.rounding import QuantizedWeight, dequantize_weight
 from .weights.scheme import Scheme

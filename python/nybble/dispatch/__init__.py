@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from .. import _moved
 from .explanation import Explanation, NoKernelError
-from .registry import KernelSpec, Problem
 from .selection import explain, select
+from .spec import KernelSpec, Problem
 from .targets import Target, detect
 
 __all__ = ["Explanation", "KernelSpec", "NoKernelError", "Problem", "Target", "detect", "explain", "select"]

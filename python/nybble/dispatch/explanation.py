@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..text import Items, Part, Shown
-from .registry import FLOATS, Problem
+from .spec import FLOATS, Problem
 
 # How the lines below the problem begin.
 _RUNS, _NOT, _MORE = "runs  ", "not   ", "      "

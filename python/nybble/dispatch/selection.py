@@ -13,7 +13,8 @@ from torch import Tensor
 from ..weights.scheme import Scheme
 from . import selfcheck
 from .explanation import Explanation, NoKernelError
-from .registry import DISTRUSTED, KernelSpec, Plan, Problem, specs
+from .registry import specs
+from .spec import DISTRUSTED, KernelSpec, Plan, Problem
 
 # A note on Triton's kernels.
 FIRST_CALL = "compiled when it is first called, which takes about a second; Triton keeps the code for later processes"

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from .. import layouts
 from ..weights.rounding import QuantizedWeight, quantize_weight
-from ..weights.scheme import Scheme
+from ..weights.scheme import Scheme, numbers_of
 from ..weights.sparsity import Block
 from . import reference
-from .registry import DISTRUSTED, KernelSpec
+from .spec import DISTRUSTED, KernelSpec
 
 # Outputs and inputs of the weights: some fill no tile and some fill several, and K is split in 2, in an odd number of
 # uneven parts and in 8, as many as a cluster may have.
@@ -98,17 +98,13 @@ def disagreement(spec: KernelSpec, device: str) -> str | None:
 
 def schemes(spec: KernelSpec) -> list[Scheme]:
     """What a kernel is compared for: with the smallest groups and zero points, and with the largest and none."""
-    blocks = spec.scheme.startswith("bs")
-    dense = Scheme.parse(spec.scheme.removeprefix("sp").removeprefix("bs"))
-    if dense.weight_bits != 4:
-        return [Scheme(dense.weight_bits, dense.act_bits, sparsity=_BLOCK if blocks else spec.sparsity)]
-    sizes = [size for size in spec.group_sizes if size is not None]
-    zero_points = (True,) if spec.sparsity is not None else (False, True)
-    ends = (min(sizes), max(sizes))[-len(zero_points) :]
-    return [
-        Scheme(4, dense.act_bits, size, symmetric, spec.sparsity)
-        for size, symmetric in zip(ends, zero_points, strict=True)
-    ]
+    kind, act_bits = numbers_of(spec.scheme)
+    sparsity = _BLOCK if spec.scheme.startswith("bs") else spec.sparsity
+    sizes = [size for size in spec.sizes() if size is not None]
+    found = [Scheme(kind.bits, act_bits, max(sizes, default=None), sparsity=sparsity)]
+    if kind.zero_point is not None and sparsity is None:
+        found.insert(0, Scheme(kind.bits, act_bits, min(sizes, default=None), symmetric=False))
+    return found
 
 
 def _weights(spec: KernelSpec) -> Iterator[tuple[Scheme, tuple[int, int]]]:

@@ -1,24 +1,33 @@
-"""What this machine is: which instruction sets and which GPU a kernel may use here, and why one is missing."""
+"""What this machine is: which instruction sets and which GPU a kernel may use here, and why the others are missing."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 
 import torch
 
-from .. import native
+from .. import native, plugins
 
 CAP_VARIABLE = "NYBBLE_TARGET"
 
 
 @dataclass(frozen=True)
 class Target:
-    """A level of hardware that kernels are written for: the CPU features that it needs, or a GPU's compute capability.
+    """Hardware that kernels are written for: a row of the table.
 
-    exact: no other compute capability will do, since machine code for it (sm_90a) runs nowhere else.
+    Args:
+        name: unique in the table.
+        needs: CPU features.
+        gpu: whether it is a GPU's.
+        capability: the least compute capability of the GPU.
+        exact: no other compute capability will do, since machine code for it (sm_90a) runs nowhere else.
+        module: a Python module that must be installed.
+        above: of a plug-in: the target of nybble that is just slower; "": the fastest of all.
+        why_not: of a plug-in: the reason that it cannot be used here; None: it can.
     """
 
     name: str
@@ -26,15 +35,29 @@ class Target:
     gpu: bool = False
     capability: tuple[int, int] = (0, 0)
     exact: bool = False
+    module: str = ""
+    above: str = ""
+    why_not: Callable[[], str | None] | None = None
+
+    def missing(self, features: tuple[str, ...]) -> str | None:
+        """Why it cannot be used on a machine whose CPU has these features; None if it can."""
+        lacks = [feature for feature in self.needs if feature not in features]
+        reasons = [
+            _why_no_gpu(self) if self.gpu else None,
+            f"this CPU or operating system lacks {', '.join(lacks)}" if lacks else None,
+            f"{self.module} is not installed" if self.module and find_spec(self.module) is None else None,
+            self.why_not() if self.why_not is not None else None,
+        ]
+        return "; ".join(reason for reason in reasons if reason is not None) or None
 
 
 _AVX2 = ("avx2", "fma", "f16c")
 _AVX512VNNI = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni")
 
 # From the slowest to the fastest; the last ones are the CPU's.
-TARGETS = (
+_BUILT_IN = (
     Target("torch"),
-    Target("triton", gpu=True, capability=(8, 0)),  # bfloat16 and cp.async
+    Target("triton", gpu=True, capability=(8, 0), module="triton"),  # bfloat16 and cp.async
     Target("sm80", gpu=True, capability=(8, 0)),
     Target("sm90", gpu=True, capability=(9, 0), exact=True),  # wgmma
     Target("scalar"),
@@ -44,12 +67,35 @@ TARGETS = (
     Target("avx512vbmi", (*_AVX512VNNI, "avx512vbmi", "avx512vbmi2")),
     Target("avx512bf16", (*_AVX512VNNI, "avx512bf16")),
 )
-NAMES = tuple(target.name for target in TARGETS)
+
+
+@lru_cache
+def table() -> tuple[Target, ...]:
+    """Every target from the slowest to the fastest, with those of plug-ins.
+
+    Raises:
+        plugins.PluginError: a plug-in breaks a rule.
+    """
+    found = plugins.rows("nybble.targets", Target, _BUILT_IN, _misplaced)
+    added = found[len(_BUILT_IN) :]
+    ordered = [row for own in _BUILT_IN for row in (own, *(new for new in added if new.above == own.name))]
+    return (*ordered, *(new for new in added if not new.above))
+
+
+def _misplaced(target: Target) -> str | None:
+    known = [row.name for row in _BUILT_IN]
+    return None if target.above in ("", *known) else f"has above={target.above!r}: must be one of {', '.join(known)}"
+
+
+@lru_cache
+def names() -> tuple[str, ...]:
+    """The names of all targets, from the slowest to the fastest."""
+    return tuple(target.name for target in table())
 
 
 @dataclass(frozen=True)
 class Machine:
-    """This CPU as nybble sees it.
+    """This machine as nybble sees it.
 
     cpu: brand; features: what CPU and operating system offer; targets: usable here, the fastest last; missing: the
     others, each with the reason; cap: the value of NYBBLE_TARGET, if it is set.
@@ -64,23 +110,22 @@ class Machine:
 
 @lru_cache
 def detect() -> Machine:
-    """What this machine is; CPU and NYBBLE_TARGET are read once, at the first call.
+    """What this machine is. The CPU and NYBBLE_TARGET are read once, at the first call.
 
     Raises:
         ValueError: NYBBLE_TARGET is not a target, or one that this machine lacks.
     """
     cap = os.environ.get(CAP_VARIABLE) or None
-    if cap is not None and cap not in NAMES:
-        raise ValueError(f"{CAP_VARIABLE}={cap!r}: must be one of {', '.join(NAMES)}")
+    if cap is not None and cap not in names():
+        raise ValueError(f"{CAP_VARIABLE}={cap!r}: must be one of {', '.join(names())}")
     brand, features = native.cpu()
+    allowed = names() if cap is None else names()[: names().index(cap) + 1]
     usable, missing = [], {}
-    for target in TARGETS:
-        lacks = [feature for feature in target.needs if feature not in features]
-        if target.gpu and (no_gpu := _why_no_gpu(target)):
-            missing[target.name] = no_gpu
-        elif lacks:
-            missing[target.name] = f"this CPU or operating system lacks {', '.join(lacks)}"
-        elif cap is not None and NAMES.index(target.name) > NAMES.index(cap):
+    for target in table():
+        reason = target.missing(features)
+        if reason is not None:
+            missing[target.name] = reason
+        elif target.name not in allowed:
             missing[target.name] = f"above {CAP_VARIABLE}={cap}"
         else:
             usable.append(target.name)
@@ -90,18 +135,16 @@ def detect() -> Machine:
 
 
 def _why_no_gpu(target: Target) -> str | None:
-    """Why a GPU's kernels cannot run here; None if they can. Triton is looked for, not imported."""
-    absent = []
+    """Why this machine has no GPU for a target; None if it has."""
     if not torch.cuda.is_available():
-        absent.append("no CUDA device that torch can use")
-    elif torch.version.hip is not None:
-        absent.append("these kernels are for NVIDIA GPUs and were never run on an AMD one (this torch is for ROCm)")
-    elif (unfit := _unfit_capability(target)) is not None:
-        least = "{}.{}".format(*target.capability) + ("" if target.exact else " or higher")
-        absent.append("needs compute capability {}, this GPU has {}.{}".format(least, *unfit))
-    if target.name == "triton" and find_spec("triton") is None:
-        absent.append("triton is not installed")
-    return "; ".join(absent) or None
+        return "no CUDA device that torch can use"
+    if torch.version.hip is not None:
+        return "these kernels are for NVIDIA GPUs and were never run on an AMD one (this torch is for ROCm)"
+    unfit = _unfit_capability(target)
+    if unfit is None:
+        return None
+    least = "{}.{}".format(*target.capability) + ("" if target.exact else " or higher")
+    return "needs compute capability {}, this GPU has {}.{}".format(least, *unfit)
 
 
 def _unfit_capability(target: Target) -> tuple[int, int] | None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ..dispatch.registry import FLOATS
+from ..dispatch.spec import FLOATS
 from ..nn.kinds import find_kind, kind_of
 from ..nn.module import QuantizedModule
 from ..weights.scheme import Scheme

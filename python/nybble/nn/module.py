@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..dispatch.explanation import Explanation
-from ..dispatch.registry import Problem
 from ..dispatch.selection import explain
+from ..dispatch.spec import Problem
 from ..layouts.portable import to_portable
 from ..weights.activations import ActScale, scale_of
 from ..weights.rounding import QuantizedWeight, quantize_weight

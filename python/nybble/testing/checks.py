@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import reference
-from ..dispatch.registry import KernelSpec
+from ..dispatch.spec import KernelSpec
 from ..weights.rounding import QuantizedWeight, dequantize_weight, quantize_weight
 from ..weights.scheme import Scheme
 from .oracle import SHAPES, expected_output, random_weight, run_into

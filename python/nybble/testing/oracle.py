@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .. import layouts, ops
 from ..dispatch import reference
-from ..dispatch.registry import KernelSpec
+from ..dispatch.spec import KernelSpec
 from ..model.inputs import Inputs
 from ..nn import Linear
 from ..passes.sensitivity.variants import PRUNE, apply

@@ -1,0 +1,137 @@
+"""What a kernel is: one row of the table of kernels. What it accepts is data, so one `why_not` serves all kernels, and
+the tests derive their cases from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..weights.scheme import Scheme, numbers_of
+from ..weights.sparsity import Block, Sparsity
+from . import targets
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+# Kernels that disagreed with the reference on this machine, and how: see selfcheck.py.
+DISTRUSTED: dict[str, str] = {}
+
+# (x, packed, bias, out): out (..., N), contiguous, = x (..., K) w^T + bias. x is contiguous, or (M, K) with unit stride
+# along K.
+Plan = Callable[[Tensor, Tensor, "Tensor | None", Tensor], None]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One product: y (m, n) = x (m, k) w (n, k)^T. layout None: the weight is not packed yet."""
+
+    scheme: Scheme
+    m: int
+    n: int
+    k: int
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+    layout: str | None = None
+    out_dtype: torch.dtype | None = None
+
+
+@dataclass(frozen=True)
+class KernelSpec:
+    """A kernel, and what it accepts.
+
+    Args:
+        name: unique in the table.
+        scheme: the family that it computes, see Scheme.family; "" for ops other than linear.
+        target: the hardware that it is written for.
+        layout: of the packed weight that it reads.
+        make: (scheme, out_features, in_features) -> a Plan; None for ops other than linear.
+        op: "linear", or the step of a linear layer that it takes.
+        device: the type of device that its tensors are on; None: any.
+        group_sizes: of the weights; None: all of the family.
+        act_dtypes, out_dtypes: of the activations and of the output.
+        m_range: the fewest and the most tokens; None: no upper limit.
+        panel: number of the format of the activations, csrc/abi.h.
+        block_rows: number of tokens that it multiplies at once.
+        exact: whether sums are int32, so that the result is bitwise equal on every target and for every thread count.
+        least_zeros: the share of zeros from which a weight is packed for it.
+        flushes_subnormals: whether products of bfloat16 pairs below 2^-126 count as 0.
+        rounds: the dtype that it rounds float32 activations to; None: it does not.
+        rounds_weight: whether it multiplies with the weight rounded to the dtype of the activations.
+        sparsity: the only pattern of zeros that it takes; None: all of the family.
+        built: whether the compiled extension has it.
+        static: whether it takes activations with a static scale.
+    """
+
+    name: str
+    scheme: str
+    target: str
+    layout: str
+    make: Callable[[Scheme, int, int], Plan] | None = None
+    op: str = "linear"
+    device: str | None = "cpu"
+    group_sizes: tuple[int | None, ...] | None = None
+    act_dtypes: tuple[torch.dtype, ...] = FLOATS
+    out_dtypes: tuple[torch.dtype, ...] = FLOATS
+    m_range: tuple[int, int | None] = (1, None)
+    panel: int = 0
+    block_rows: int = 0
+    exact: bool = False
+    least_zeros: float = 0.0
+    flushes_subnormals: bool = False
+    rounds: torch.dtype | None = None
+    rounds_weight: bool = False
+    sparsity: Sparsity | None = None
+    built: bool = True
+    static: bool = False
+
+    def why_not(self, problem: Problem) -> str | None:
+        """The first reason that this kernel cannot solve the problem here; None if it can."""
+        out_dtype, size = problem.out_dtype or problem.dtype, problem.scheme.group_size
+        machine, zeros = targets.detect(), _zeros(problem.scheme)
+        checks = (
+            (self.scheme == problem.scheme.family, f"computes {self.scheme}, not {problem.scheme.family}"),
+            (self.static or not problem.scheme.static, "finds a scale for each token, takes no static ones"),
+            (
+                self.sparsity in (None, problem.scheme.sparsity),
+                f"is for {self.sparsity}, not {problem.scheme.sparsity}",
+            ),
+            (self.built and self.make is not None, "not built"),
+            (self.target in machine.targets, machine.missing.get(self.target, "")),
+            (self.name not in DISTRUSTED, DISTRUSTED.get(self.name, "")),
+            (self.device in (None, problem.device), f"runs on {self.device}, not on {problem.device}"),
+            (problem.layout in (None, self.layout), f"reads layout {self.layout}, the weight is {problem.layout}"),
+            (problem.dtype in self.act_dtypes, f"takes {_names(self.act_dtypes)}, not {problem.dtype}"),
+            (out_dtype in self.out_dtypes, f"gives {_names(self.out_dtypes)}, not {out_dtype}"),
+            (self.takes(problem.m), f"is for {_tokens(self.m_range)}, not {problem.m}"),
+            (self.group_sizes is None or size in self.group_sizes, f"has no group_size {size}"),
+            (
+                problem.layout is not None or self.least_zeros <= zeros,
+                f"packed from {self.least_zeros:.0%} zeros on, {problem.scheme} has {zeros:.0%}",
+            ),
+        )
+        return next((reason for holds, reason in checks if not holds), None)
+
+    def takes(self, m: int) -> bool:
+        """Whether it serves m tokens; no tokens count as one."""
+        least, most = self.m_range
+        return least <= max(m, 1) and (most is None or m <= most)
+
+    def sizes(self) -> tuple[int | None, ...]:
+        """The group sizes that it takes; None stands for one group of all inputs."""
+        return (None, *numbers_of(self.scheme)[0].group_sizes) if self.group_sizes is None else self.group_sizes
+
+
+def _zeros(scheme: Scheme) -> float:
+    """The share of zeros in the name of a scheme; the name of a block-sparse one has none."""
+    return 0.0 if scheme.sparsity is None or isinstance(scheme.sparsity, Block) else scheme.sparsity.zeros
+
+
+def _tokens(m_range: tuple[int, int | None]) -> str:
+    least, most = m_range
+    return f"{least} to {most} tokens" if most else f"{least} tokens and more"
+
+
+def _names(dtypes: tuple[torch.dtype, ...]) -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
