@@ -12,7 +12,7 @@ from torch import nn
 
 import nybble
 from nybble.dispatch.explanation import Explanation
-from nybble.dispatch.registry import Problem
+from nybble.dispatch.spec import Problem
 from nybble.nn import Linear
 from nybble.passes import measure
 from nybble.passes.round import work
