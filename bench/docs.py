@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..__main__ import kernel_markdown
+from ..dispatch.registry import specs
 from . import atomic, gpu_goals
 from .docs_results import WHATS, Result, markdown_table, newest, ratio, read_machines, read_results, single_speedup
 
@@ -89,10 +90,22 @@ def gpu(source: Source) -> str:
     return "\n\n".join(tables) or gpu_goals.markdown()
 
 
+def gpu_kernels(_: Source) -> str:
+    """Which kernel serves how many rows on a GPU."""
+    rows = [
+        (f"`{spec.name}`", spec.scheme, spec.target, f"{least} to {most}" if most else f"{least} and more")
+        for spec in specs()
+        if spec.device == "cuda"
+        for least, most in (spec.m_range,)
+    ]
+    return markdown_table(("kernel", "computes", "target", "rows"), rows)
+
+
 PARTS: dict[str, Callable[[Source], str]] = {
     "picture": picture,
     "benchmarks": benchmarks,
     "gpu-goals": gpu,
+    "gpu-kernels": gpu_kernels,
     "kernels": lambda _: kernel_markdown(),
 }
 
