@@ -16,6 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .text import Items, wrap
+
 if TYPE_CHECKING:
     from .dispatch.targets import Target
 
@@ -102,8 +104,7 @@ def _show_info(info: dict[str, Any]) -> None:
         lacks = f"lacks {', '.join(absent)}: pip install 'nybble[{extra}]'"
         rows.append((f"extra {extra}", lacks if absent else "installed"))
     width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        print(f"{name:{width}}  {value}")
+    print("\n".join(line for name, value in rows for line in wrap(value, f"{name:{width}}  ")))
 
 
 def _run_info(args: argparse.Namespace) -> None:
@@ -156,18 +157,17 @@ def _run_kernels(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(table, indent=2))
         return
-    headers = ("kernel", "op", "scheme", "target", "layout", "built", "usable", "why not")
-    yes_no = {True: "yes", False: "no"}
-    rows = [
-        (
-            *(str(k[name]) for name in ("name", "op", "scheme", "target", "layout")),
-            yes_no[k["built"]],
-            yes_no[k["usable"]],
-            k["why_not"] or "",
-        )
-        for k in table
-    ]
+    headers = ("kernel", "op", "scheme", "target", "layout", "built", "usable")
+    notes: dict[str, str] = {}
+    rows = []
+    for kernel in table:
+        why_not = kernel["why_not"]
+        usable = "yes" if why_not is None else f"no {notes.setdefault(why_not, f'[{len(notes) + 1}]')}"
+        cells = (str(kernel[name]) for name in ("name", "op", "scheme", "target", "layout"))
+        rows.append((*cells, "yes" if kernel["built"] else "no", usable))
     show_table(headers, rows)
+    if notes:
+        print("\n".join(["", *Items("", [(f"{mark} ", text) for text, mark in notes.items()]).lines()]))
 
 
 def _run_demo(args: argparse.Namespace) -> None:

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from itertools import groupby
 from statistics import median
-from textwrap import fill
 from time import perf_counter
 from typing import Any
 
@@ -19,6 +18,7 @@ from .. import __version__
 from ..dispatch import targets
 from ..evaluate.memory import held_bytes
 from ..model.bar import bar
+from ..text import wrap
 from .breakdown import breakdown
 from .data import all_sentences
 from .measure import Accuracy, Plan, Track, accuracy, make_rounds, measure, speedup
@@ -29,7 +29,6 @@ from .variants import BF16_W8A8, DYNAMIC, FP32, VARIANTS, W8A8, Built, NotHere
 from .verdict import JUDGED, JUDGED_SPARSE, MEAN_COSINE, Check, best, best_checks, checks, sparse_checks
 
 _HEADERS = ("contestant", "batch 32/s", "vs fp32", "batch 1/s", "MB", "cos mean", "cos worst", "top-1 %", "sentences")
-_WIDTH = 100  # of a line of text, so that a piped table and its notes go together
 
 
 @dataclass(frozen=True)
@@ -194,12 +193,14 @@ def show(outcome: Outcome) -> None:
     """Print the heading, the table and its foot to stdout."""
     m = outcome.machine
     print(f"{m['model']}, {outcome.sentences} sentences of Python's own documentation, {m['date']}")
-    print(f"{m['cpu']}, {m['threads']} threads, torch {m['torch']}, nybble {m['nybble']} ({m['targets'][-1]})\n")
+    machine = f"{m['cpu']}, {m['threads']} threads, torch {m['torch']}, nybble {m['nybble']} ({m['targets'][-1]})"
+    print(*wrap(machine), "", sep="\n")
     show_table(_HEADERS, [row.cells() for row in outcome.rows], right=range(1, len(_HEADERS)))
     for part in (_notes(outcome), _foot(outcome)):
-        print("", *(fill(line, _WIDTH, subsequent_indent="  ") for line in part), sep="\n")
+        print("", *(line for text in part for line in wrap(text, rest="  ")), sep="\n")
     for name, found in outcome.checks.items():
-        print(f"\nAsked of {name}:", *(check.line() for check in found), sep="\n")
+        lines = [line for check in found for line in wrap(check.line(), rest=" " * 11)]
+        print("", *wrap(f"Asked of {name}:"), *lines, sep="\n")
     print(f"\n{outcome.seconds:.0f} seconds in all.")
 
 
