@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ..demo import DemoUnavailable
 from ..demo.table import text_table
 from ..model.bar import bar
 from . import compare, crossover, peers, presets, sparse_goals
+from .arguments import amount, argument, counts
 from .entrants import Maker, WrongKernelError, kernel_makers, peer_makers
 from .figures import Figure, model
 from .goals import table, verdicts
@@ -31,14 +32,6 @@ from .run import Grid, race
 from .shapes import SETS, parse_shapes
 
 
-def numbers(text: str) -> list[int]:
-    """Comma-separated integers above 0."""
-    found = [int(part) for part in text.split(",")]
-    if min(found) < 1:
-        raise ValueError(f"{text!r}: must be above 0")
-    return found
-
-
 def dtypes(text: str) -> list[torch.dtype]:
     """Comma-separated names of dtypes."""
     unknown = [name for name in text.split(",") if name not in DTYPES]
@@ -48,21 +41,9 @@ def dtypes(text: str) -> list[torch.dtype]:
 
 
 def _seconds(text: str) -> float:
-    if not 0 < float(text) < 3600:
-        raise ValueError(f"{text}: must be above 0 and below 3600")
-    return float(text)
-
-
-def _argument(parse: Callable[[str], object]) -> Callable[[str], object]:
-    """A parser whose errors argparse shows with their message."""
-
-    def parsed(text: str) -> object:
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
-
-    return parsed
+    if amount(text) >= 3600:
+        raise ValueError(f"{text}: must be below 3600 seconds")
+    return amount(text)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -72,14 +53,14 @@ def parser() -> argparse.ArgumentParser:
     )
     add = main.add_argument
     add("--kernel", help="glob on <kernel>-<scheme>: 'w4a8*-*g128', '*-sp80w8a8'; default: those of the best target")
-    add("--shapes", type=_argument(parse_shapes), default="4096x4096", help=f"NxK or {', '.join(SETS)}; commas between")
-    add("--m", type=_argument(numbers), default="1,4,16,64,256", help="rows of activations")
-    add("--dtype", type=_argument(dtypes), default="bf16", help="of the activations: bf16, fp32, fp16")
-    add("--threads", type=_argument(numbers), default=str(torch.get_num_threads()), help="such as 1,2")
+    add("--shapes", type=argument(parse_shapes), default="4096x4096", help=f"NxK or {', '.join(SETS)}; commas between")
+    add("--m", type=argument(counts), default="1,4,16,64,256", help="rows of activations")
+    add("--dtype", type=argument(dtypes), default="bf16", help="of the activations: bf16, fp32, fp16")
+    add("--threads", type=argument(counts), default=str(torch.get_num_threads()), help="such as 1,2")
     add("--cold", action="store_true", help="weights from memory: copies of more than 4 times the cache (the default)")
     add("--hot", action="store_true", help="weights from the cache where they fit; with --cold: both")
     add("--peers", default="*", help="glob on their names, or none")
-    add("--budget", type=_argument(_seconds), default="10", help="seconds that a cell may time")
+    add("--budget", type=argument(_seconds), default="10", help="seconds that a cell may time")
     add("--preset", choices=presets.PRESETS, help="a run that says which targets are met")
     add("--resume", type=Path, metavar="FILE", help="with --preset accuracy: what this file of results has is taken")
     add("--only", action="append", default=[], metavar="GLOB", help="with --preset accuracy: settings such as '50%%*'")
@@ -97,10 +78,12 @@ def parser() -> argparse.ArgumentParser:
     diff = forms.add_parser("compare", help="what changed between two files of results")
     diff.add_argument("before", type=Path)
     diff.add_argument("after", type=Path)
-    diff.add_argument("--fail-over", type=float, metavar="PERCENT", help="exit 1 where nybble is slower by more")
+    diff.add_argument(
+        "--fail-over", type=argument(amount), metavar="PERCENT", help="exit 1 where nybble is slower by more"
+    )
     diff.set_defaults(run=_compare)
     limits = forms.add_parser("ceilings", help="what this machine can do at most")
-    limits.add_argument("--threads", type=_argument(numbers), default="1,2")
+    limits.add_argument("--threads", type=argument(counts), default="1,2")
     limits.add_argument("--remeasure", action="store_true", help="do not take them from the cache")
     limits.set_defaults(run=_show_ceilings)
     pages = forms.add_parser("docs", help="write the generated tables of README.md and docs/")

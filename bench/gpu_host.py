@@ -37,6 +37,7 @@ from ..dispatch.registry import specs
 from ..dispatch.spec import KernelSpec, Plan, Problem
 from ..kernels import replay
 from ..weights.scheme import Scheme
+from .arguments import argument, count
 
 # A layer of a language model that makes one token.
 M, N, K = 1, 4096, 4096
@@ -248,8 +249,8 @@ def text(rows: Sequence[dict[str, Any]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m nybble.bench.gpu_host", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--calls", type=int, default=2000, help="calls of a repeat")
-    parser.add_argument("--repeats", type=int, default=9, help="repeats, whose median is told")
+    parser.add_argument("--calls", type=argument(count), default=2000, help="calls of a repeat")
+    parser.add_argument("--repeats", type=argument(count), default=9, help="repeats, whose median is told")
     parser.add_argument("--json", action="store_true", help="a JSON object a line")
     options = parser.parse_args(argv)
     if triton.knobs.runtime.interpret:

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from . import gpu_dry, gpu_goals, gpu_measure, gpu_tune
+from .arguments import amount, argument
 from .gpu_goals import FIRST, PEERS_OF, Goal, Limit
 from .gpu_peers import PEERS
 from .gpu_state import state, state_text
@@ -260,7 +261,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m nybble.bench.gpu_run", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON lines; goes on where it ends")
     parser.add_argument("--only", default=",".join(STEPS), metavar="STEP,...", help=f"of {', '.join(STEPS)}")
-    parser.add_argument("--seconds", type=float, default=360, help="nothing new starts after them")
+    parser.add_argument("--seconds", type=argument(amount), default=360, help="nothing new starts after them")
     parser.add_argument("--first", action="store_true", help="first calls too, each in a process of its own")
     parser.add_argument("--report", action="store_true", help="show what the file has, and measure nothing")
     parser.add_argument("--markdown", action="store_true", help="of the report the table of goals alone, for a README")

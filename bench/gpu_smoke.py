@@ -26,6 +26,7 @@ from typing import Any
 
 from ..dispatch.registry import all_specs, kernels
 from ..dispatch.spec import KernelSpec
+from .arguments import amount, argument, count
 from .gpu_smoke_check import DTYPES, INSTANCES, OPERATIONS, SHAPES, TIMES, cases, schemes
 
 Row = dict[str, Any]
@@ -180,10 +181,12 @@ def usable(specs: Iterable[KernelSpec]) -> list[KernelSpec]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m nybble.bench.gpu_smoke", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--jobs", type=int, default=JOBS, help="processes at once")
+    parser.add_argument("--jobs", type=argument(count), default=JOBS, help="processes at once")
     parser.add_argument("--only", metavar="GLOB,...", help="kernels; default: all, and in a dry run one of each kind")
     parser.add_argument("--small", action="store_true", help="small shapes alone")
-    parser.add_argument("--limit", type=float, default=LIMIT_S, metavar="SECONDS", help="what runs then is ended")
+    parser.add_argument(
+        "--limit", type=argument(amount), default=LIMIT_S, metavar="SECONDS", help="what runs then is ended"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON lines of it all")
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, with stand-ins")
     options = parser.parse_args(argv)

@@ -29,6 +29,7 @@ from ..kernels.launch import machine
 from ..kernels.quantize_triton import quantize
 from ..weights.scheme import Scheme
 from . import gpu_timing, gpu_weights
+from .arguments import amount, argument
 from .gpu_timing import Call
 from .shapes import parse_shapes
 from .weights import WeightKind
@@ -102,14 +103,20 @@ def document(rows: Sequence[Row], gpu: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m nybble.bench.gpu_tune", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--shapes", default="llama-8b", metavar="NAMES", help="as of the bench: sets, or NxK")
-    parser.add_argument("--minutes", type=float, default=5)
+    parser.add_argument(
+        "--shapes",
+        type=argument(parse_shapes),
+        default="llama-8b",
+        metavar="NAMES",
+        help="as of the bench: sets, or NxK",
+    )
+    parser.add_argument("--minutes", type=argument(amount), default=5)
     parser.add_argument("--out", type=Path, metavar="FILE")
     options = parser.parse_args(argv)
     if not torch.cuda.is_available():
         print("gpu_tune: no CUDA device that torch can use", file=sys.stderr)
         return 1
-    rows = list(tune(parse_shapes(options.shapes), monotonic() + 60 * options.minutes))
+    rows = list(tune(options.shapes, monotonic() + 60 * options.minutes))
     text = document(rows, torch.cuda.get_device_name())
     if options.out:
         options.out.write_text(text, encoding="utf-8")

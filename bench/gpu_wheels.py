@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from email import message_from_string
 from pathlib import Path
 
+from .arguments import amount, argument
+
 MOST_MIB = 60.0  # a working tree travels with at most 64
 
 
@@ -184,7 +186,7 @@ def missing(wheels: Iterable[Path]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m bench.gpu_wheels", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path, metavar="DIR")
-    parser.add_argument("--most", type=float, default=MOST_MIB, metavar="MIB", help="of all that is in DIR")
+    parser.add_argument("--most", type=argument(amount), default=MOST_MIB, metavar="MIB", help="of all that is in DIR")
     parser.add_argument("--empty", action="store_true", help="a wheel of nothing alone")
     options = parser.parse_args(argv)
     options.folder.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """The command line, run as a user runs it: in a process of its own."""
 
+import dataclasses
 import json
 import platform
 import subprocess
@@ -9,6 +10,8 @@ import pytest
 
 import nybble
 from nybble.__main__ import main
+from nybble.dispatch import targets
+from nybble.dispatch.registry import all_specs
 
 
 def cli(*args):
@@ -39,7 +42,31 @@ def test_info_json_is_complete():
 def test_kernels_prints_every_kernel():
     done = cli("kernels")
     assert (done.returncode, done.stderr) == (0, "")
-    assert [line.split()[0] for line in done.stdout.splitlines()[2:]] == [k["name"] for k in nybble.kernels()]
+    table, _, _ = done.stdout.partition("\n\n")
+    assert [line.split()[0] for line in table.splitlines()[2:]] == [k["name"] for k in nybble.kernels()]
+
+
+@pytest.mark.parametrize("command", ["info", "kernels"])
+def test_long_reasons_fit_a_terminal(command, monkeypatch, capsys):
+    """Each reason is printed once, below the table of the kernels that it is of."""
+    machine = targets.detect()
+    reason = " ".join(["a reason of many words"] * 9)
+    gone = dataclasses.replace(
+        machine, targets=("torch",), missing={**machine.missing, "avx2": reason, "scalar": reason}
+    )
+    gone = dataclasses.replace(gone, features=tuple(f"feature{i}" for i in range(60)))
+    monkeypatch.setattr(targets, "detect", lambda: gone)
+    assert main([command]) == 0
+    out, _ = capsys.readouterr()
+    assert max(map(len, out.splitlines())) <= 120
+    words = " ".join(out.split())
+    assert words.count(reason) == {"info": 2, "kernels": 1}[command]
+    if command == "kernels":
+        mark = words.partition(f" {reason}")[0].split()[-1]
+        rows = [line for line in out.partition("\n\n")[0].splitlines() if f"no {mark}" in line]
+        assert {line.split()[0] for line in rows} == {
+            spec.name for spec in all_specs() if spec.target in ("avx2", "scalar")
+        }
 
 
 def test_kernels_json_says_why_not():
