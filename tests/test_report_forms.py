@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nybble.dispatch.explanation import Explanation
-from nybble.dispatch.registry import Problem
+from nybble.dispatch.spec import Problem
 from nybble.evaluate import Evaluation, Metric
 from nybble.monitor.monitor import Drift
 from nybble.monitor.watch import LayerDrift
