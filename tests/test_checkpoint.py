@@ -219,7 +219,7 @@ class TestTies:
         model["head"] = nn.Linear(16, 32, bias=False)
         nybble.quantize(model, exclude="head", goal="memory")
         nybble.save(model, tmp_path)
-        with pytest.raises(CheckpointError, match=r"head\.weight: is one tensor with embed\.weight"):
+        with pytest.raises(CheckpointError, match=r"head\.weight: is the same tensor as embed\.weight"):
             nybble.load(self.tied(), tmp_path)
 
     def test_checkpoint_with_two_layers_where_the_model_has_one_is_refused(self, tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ class TestTies:
         model["d"] = nn.Sequential(nn.Linear(16, 16))
         nybble.quantize(model, goal="memory")
         nybble.save(model, tmp_path)
-        with pytest.raises(CheckpointError, match=r"d\.0: is c in the model"):
+        with pytest.raises(CheckpointError, match=r"d\.0: is the same module as c in the model"):
             nybble.load(self.tied(), tmp_path)
 
 
@@ -271,7 +271,7 @@ class TestLoadFailure:
             (lambda m: m.__delitem__(3), r"the model lacks 3\.bias, 3\.weight"),
             (lambda m: m.__delitem__(2), r"2\.0: .*no such module"),
             (lambda m: m.append(Linear(8, 8)), "4: is quantized in the model"),
-            (lambda m: m.append(m[0]), "4: is 0 in the model"),
+            (lambda m: m.append(m[0]), "4: is the same module as 0 in the model"),
             (
                 lambda m: m.register_buffer("cache", torch.empty(2, device="meta"), persistent=False),
                 r"cache: is on the meta device",

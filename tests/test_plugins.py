@@ -247,6 +247,10 @@ def test_what_a_layer_of_another_package_cannot_become_is_said(toys):
         plain, more = nybble.sparsify(odd, "2:4", method="magnitude", goal="memory").layers
         assert "nybble has no sparse Plain" in plain.reason, plain.reason
         assert "subclass of Dense" in more.reason, more.reason
+        thick = nn.Sequential(Plain(64, 48))
+        thick[0].kernel = nn.Parameter(torch.zeros(2, 3, 4))
+        (row,) = nybble.quantize(thick, "w8a8", goal="memory").layers
+        assert "shape (2, 3, 4), only (N, K)" in row.reason and row.shape == (2, 3, 4)
         plain, more = nybble.quantize(odd, "w8a8", goal="memory").layers
         assert type(odd[0]) is nybble.nn.Linear and plain.swapped and not more.swapped
     """)
@@ -278,15 +282,15 @@ KIND_HEAD = "from torch import nn\nfrom nybble.nn import Linear, MatrixWeight, M
     ],
 )
 def test_a_module_kind_that_breaks_a_rule_is_refused(site, row, rule):
-    from nybble.nn.kinds import kinds
+    from nybble.nn.kinds import module_kinds
 
     install(site, "toy_k", f"{KIND_HEAD}ROW = {row}", "[nybble.modules]\nmine = toy_k.rows:ROW\n")
-    kinds.cache_clear()
+    module_kinds.cache_clear()
     try:
         with pytest.raises(PluginError, match=rf"toy_k 1\.0.*{rule}"):
-            kinds()
+            module_kinds()
     finally:
-        kinds.cache_clear()
+        module_kinds.cache_clear()
 
 
 TOY_FORMATS = """
@@ -344,8 +348,8 @@ def test_a_format_of_another_package_saves_and_loads(site):
         (here / "c").mkdir()
         none = "no checkpoint in a format.*nybble: nybble.json.*; toy: a file toy.json; frozen: a file frozen.json"
         refused(CheckpointError, none, nybble.load, loaded, here / "c")
-        one_of = "must be one of 'nybble', 'toy'$"
-        refused(ValueError, "format='frozen': can be loaded but not saved; " + one_of, nybble.save, saved, here, format="frozen")
-        refused(ValueError, "format='gguf': unknown; " + one_of, nybble.save, saved, here, format="gguf")
+        for name, why in (("frozen", "can be loaded but not saved"), ("gguf", "unknown")):
+            rule = f"format='{{name}}': {{why}}; must be one of 'nybble', 'toy'$"
+            refused(ValueError, rule, nybble.save, saved, here, format=name)
     """,
     )

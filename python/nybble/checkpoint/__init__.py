@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .files import CheckpointError
-from .formats import Format, formats
+from .formats import Format, known_formats
 from .io import load, save
 
-__all__ = ["CheckpointError", "Format", "formats", "load", "save"]
+__all__ = ["CheckpointError", "Format", "known_formats", "load", "save"]

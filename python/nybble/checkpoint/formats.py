@@ -45,7 +45,7 @@ BUILT_IN = (
 
 
 @lru_cache
-def formats() -> tuple[Format, ...]:
+def known_formats() -> tuple[Format, ...]:
     """The table: nybble's formats and those of plug-ins. Raises PluginError if a plug-in cannot be loaded."""
     return plugins.rows("nybble.formats", Format, BUILT_IN)
 
@@ -54,10 +54,10 @@ def format_in(directory: Path) -> Format:
     """The format of the checkpoint in a directory. Raises CheckpointError unless exactly one format detects it."""
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such directory")
-    found = [row for row in formats() if row.detect(directory)]
+    found = [row for row in known_formats() if row.detect(directory)]
     if len(found) == 1:
         return found[0]
-    looked_for = "; ".join(f"{row.name}: {row.what}" for row in found or formats())
+    looked_for = "; ".join(f"{row.name}: {row.what}" for row in found or known_formats())
     if found:
         raise CheckpointError(f"{directory}: holds checkpoints of {len(found)} formats, must be one ({looked_for})")
     raise CheckpointError(f"{directory}: holds no checkpoint in a format that nybble can load ({looked_for})")
@@ -65,9 +65,9 @@ def format_in(directory: Path) -> Format:
 
 def writer(name: str) -> Callable[[nn.Module, Path], None]:
     """The ``save`` of a format. Raises ValueError if the format is unknown or can only be read."""
-    found = next((row for row in formats() if row.name == name), None)
+    found = next((row for row in known_formats() if row.name == name), None)
     if found is None or found.save is None:
-        names = ", ".join(repr(row.name) for row in formats() if row.save is not None)
+        names = ", ".join(repr(row.name) for row in known_formats() if row.save is not None)
         why = "unknown" if found is None else "can be loaded but not saved"
         raise ValueError(f"format={name!r}: {why}; must be one of {names}")
     return found.save

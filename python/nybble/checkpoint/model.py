@@ -44,7 +44,7 @@ def slots(name: str, module: nn.Module) -> Iterator[Slot]:
                 yield Slot(prefix + key, held_in, key)
 
 
-def codes_of(entry: LayerEntry) -> dict[str, Spec]:
+def portable_specs(entry: LayerEntry) -> dict[str, Spec]:
     """Shape and dtype of the portable tensors of a layer, by full name."""
     spec = spec_of(Scheme.parse(entry.scheme), entry.out_features, entry.in_features, entry.stored)
     return {f"{entry.name}.{key}": value for key, value in spec.items()}
@@ -78,10 +78,10 @@ def layer_entries(model: nn.Module) -> tuple[LayerEntry, ...]:
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """The model's state dict. Raises ValueError, with the name of the entry, for one that ``load`` could not restore."""
+    """The model's state dict. Raises ValueError, with the entry's name, for one that ``load`` could not restore."""
     state: dict[str, Any] = model.state_dict()
     known = {slot.name for name, module in named_modules(model) for slot in slots(name, module)}
-    known.update(name for entry in layer_entries(model) for name in codes_of(entry))
+    known.update(name for entry in layer_entries(model) for name in portable_specs(entry))
     for name in [*state, *(known - state.keys())]:
         value = state.get(name)
         if name not in known or not isinstance(value, Tensor):
@@ -100,7 +100,7 @@ def aliases_of(state: Mapping[str, Tensor], layers: tuple[LayerEntry, ...]) -> d
     aliases = {}
     for entry in layers:
         if entry.tied_to is not None:
-            aliases.update({name: entry.tied_to + name.removeprefix(entry.name) for name in codes_of(entry)})
+            aliases.update({name: entry.tied_to + name.removeprefix(entry.name) for name in portable_specs(entry)})
     stored: dict[object, str] = {}
     for name, tensor in state.items():
         where = region(tensor)

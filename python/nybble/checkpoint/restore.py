@@ -10,21 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from ..layouts.portable import from_portable
-from ..model.eligible import dense_weight, is_linear_like, name_of, why_bound, why_structure
+from ..model.eligible import bias_of, dense_weight, is_linear_like, name_of, why_bound, why_structure
 from ..model.walk import named_modules, sites, swap
-from ..nn.kinds import kind_of, kinds, quantized_classes
+from ..nn.kinds import kind_of, module_kinds, quantized_classes
 from ..nn.module import QuantizedModule
 from .files import CheckpointError
 from .index import Index, LayerEntry
-from .model import Slot, codes_of, slots
+from .model import Slot, portable_specs, slots
 from .tensors import Spec, listed
 
 
 class Restore:
     """A checkpoint on its way into a model.
 
-    The constructor checks that it fits, ``fill`` reads it into new tensors and layers, and ``apply`` puts these into the
-    model. Until ``apply`` the model does not change.
+    The constructor checks that it fits, ``fill`` reads it into new tensors and layers, and ``apply`` puts these into
+    the model. Until ``apply`` the model does not change.
 
     Raises:
         CheckpointError: the checkpoint does not fit the model.
@@ -44,7 +44,7 @@ class Restore:
             slot.name: (tuple(slot.tensor.shape), slot.tensor.dtype) for slot in self.slots
         }
         for entry in index.layers:
-            self.expected.update(codes_of(entry))
+            self.expected.update(portable_specs(entry))
         self._check_names()
         self._check_ties()
         self.values: dict[str, Tensor] = {}
@@ -58,10 +58,12 @@ class Restore:
         if first is entry:
             kind = quantized_classes()[entry.kind]
             new = kind.on_meta(entry.out_features, entry.in_features, entry.scheme, dense_weight(old).dtype)
-            new.bias = _bias(old)
+            new.bias = bias_of(old)
             self.new[id(old)] = new.train(old.training)
         elif entry.tied_to is None or entry.tied_to not in (first.name, first.tied_to):
-            raise CheckpointError(f"{entry.name}: is {first.name} in the model, but not in the checkpoint")
+            raise CheckpointError(
+                f"{entry.name}: is the same module as {first.name} in the model, but not in the checkpoint"
+            )
 
     def _check_layers(self) -> None:
         names = {entry.name for entry in self.index.layers}
@@ -71,9 +73,8 @@ class Restore:
             if isinstance(module, QuantizedModule):
                 raise CheckpointError(f"{name}: is quantized in the model and dense in the checkpoint")
             if id(module) in self.new:
-                raise CheckpointError(
-                    f"{name}: is {self.first[id(module)].name} in the model, but not in the checkpoint"
-                )
+                first = self.first[id(module)].name
+                raise CheckpointError(f"{name}: is the same module as {first} in the model, but not in the checkpoint")
             for key in module._non_persistent_buffers_set:
                 buffer = module._buffers[key]
                 if buffer is not None and buffer.is_meta:
@@ -98,7 +99,7 @@ class Restore:
 
     def _check_ties(self) -> None:
         for entry in self.index.layers:
-            for name in codes_of(entry):
+            for name in portable_specs(entry):
                 wanted = None if entry.tied_to is None else entry.tied_to + name.removeprefix(entry.name)
                 if self.index.aliases.get(name) != wanted:
                     raise CheckpointError(f"{name}: must be {'stored' if wanted is None else f'an alias of {wanted}'}")
@@ -107,7 +108,9 @@ class Restore:
             target = self._target(slot.name)
             other = targets.setdefault(id(slot.tensor), target)
             if other != target:
-                raise CheckpointError(f"{slot.name}: is one tensor with {other} in the model, two in the checkpoint")
+                raise CheckpointError(
+                    f"{slot.name}: is the same tensor as {other} in the model, but not in the checkpoint"
+                )
 
     def _target(self, name: str) -> str:
         return self.index.aliases.get(name, name)
@@ -117,7 +120,7 @@ class Restore:
         return {name: self.expected[name] for name in self.index.tensors}
 
     def fill(self, read: Callable[[str], Tensor]) -> None:
-        """Read all tensors, and pack the new layers. Raises CheckpointError if a layer's tensors are no valid weight."""
+        """Read all tensors, and pack the new layers. Raises CheckpointError if a layer's tensors are not valid."""
         for entry in self.index.layers:
             old = self.modules[entry.name]
             new = self.new[id(old)]
@@ -127,7 +130,7 @@ class Restore:
                 new.tie_to(self.new[id(self.modules[entry.tied_to])])
                 continue
             scheme = new.scheme
-            codes = {name.removeprefix(f"{entry.name}."): read(name) for name in codes_of(entry)}
+            codes = {name.removeprefix(f"{entry.name}."): read(name) for name in portable_specs(entry)}
             try:
                 from_portable(codes, scheme, entry.out_features, entry.in_features)
             except ValueError as error:
@@ -173,10 +176,6 @@ def _like(old: Tensor, value: Tensor) -> Tensor:
     return nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value
 
 
-def _bias(module: nn.Module) -> nn.Parameter | None:
-    return module.bias if isinstance(module, QuantizedModule) else kind_of(module).bias_of(module)
-
-
 def _device(module: nn.Module) -> torch.device:
     device = dense_weight(module).device
     return torch.device("cpu") if device.type == "meta" else device
@@ -190,8 +189,8 @@ def _check_fits(entry: LayerEntry, old: nn.Module) -> None:
         raise CheckpointError(f"{entry.name}: the model's layer cannot be replaced: {reason}")
     if not known or entry.kind not in _replaced_by(old):
         raise CheckpointError(f"{entry.name}: a {entry.kind} in the checkpoint cannot replace a {type(old).__name__}")
-    n, k = dense_weight(old).shape
-    model = (n, k, _bias(old) is not None, name_of(dense_weight(old).dtype))
+    shape = dense_weight(old).shape if isinstance(old, QuantizedModule) else kind_of(old).shape_of(old)
+    model = (*shape, bias_of(old) is not None, name_of(dense_weight(old).dtype))
     saved = (entry.out_features, entry.in_features, entry.bias, entry.dtype)
     if model != saved:
         raise CheckpointError(f"{entry.name}: (N, K, bias, dtype) is {saved} in the checkpoint, {model} in the model")
@@ -199,7 +198,6 @@ def _check_fits(entry: LayerEntry, old: nn.Module) -> None:
 
 def _replaced_by(old: nn.Module) -> set[str]:
     """The class names of the quantized layers that can replace a layer of the model, quantized or dense."""
-    known = (
-        (kind for kind in kinds() if type(old) in kind.modules) if isinstance(old, QuantizedModule) else [kind_of(old)]
-    )
+    is_quantized = isinstance(old, QuantizedModule)
+    known = [kind for kind in module_kinds() if type(old) in kind.modules] if is_quantized else [kind_of(old)]
     return {cls.__name__ for kind in known for cls in kind.modules}

@@ -40,6 +40,11 @@ def dense_weight(module: nn.Module) -> torch.Tensor:
     return kind_of(module).matrix_of(module)
 
 
+def bias_of(module: nn.Module) -> nn.Parameter | None:
+    """The bias (N,) of a Linear-like module, dense or quantized, or None."""
+    return module.bias if isinstance(module, QuantizedModule) else kind_of(module).bias_of(module)
+
+
 def why_left(module: nn.Module, scheme: Scheme | None) -> str | None:
     """Why a Linear-like module cannot be swapped, or None if it can.
 
@@ -94,7 +99,8 @@ def _why_weight(module: nn.Module) -> str | None:
     kind = kind_of(module)
     weight, bias = kind.parameter_of(module), kind.bias_of(module)
     if type(weight) is not nn.Parameter or weight.layout is not torch.strided:
-        return f"its weight is a {type(weight).__name__} of layout {weight.layout}, must be a Parameter of layout torch.strided"
+        found = f"a {type(weight).__name__} of layout {weight.layout}"
+        return f"its weight is {found}, only a Parameter of layout torch.strided is supported"
     if weight.device.type != "cpu":
         return f"its weight is on {weight.device}, only cpu is supported"
     if weight.dtype not in FLOATS:
@@ -103,7 +109,7 @@ def _why_weight(module: nn.Module) -> str | None:
         return (
             f"its bias is {name_of(bias.dtype)} on {bias.device}, its weight {name_of(weight.dtype)} on {weight.device}"
         )
-    shape = tuple(kind.weight.to_matrix(weight).shape)
+    shape = kind.shape_of(module)
     if len(shape) != 2 or weight.numel() == 0:
         return f"its weight has the shape {shape}, only (N, K) with N, K >= 1 is supported"
     if not torch.isfinite(weight).all():

@@ -110,6 +110,14 @@ class ModuleKind:
         """The weight of a dense layer as a matrix (N, K)."""
         return self.weight.to_matrix(self.parameter_of(dense))
 
+    def shape_of(self, dense: nn.Module) -> tuple[int, ...]:
+        """(N, K) of a dense layer, or the shape of its weight if that cannot be read as a matrix."""
+        weight = self.parameter_of(dense)
+        try:
+            return tuple(self.weight.to_matrix(weight).shape)
+        except RuntimeError:  # what torch raises for a wrong number of dimensions
+            return tuple(weight.shape)
+
     def bias_of(self, dense: nn.Module) -> nn.Parameter | None:
         """The bias (N,) of a dense layer, or None."""
         return None if self.weight.bias is None else dense._parameters.get(self.weight.bias)
@@ -122,10 +130,9 @@ class ModuleKind:
     def dense_like(self, dense: nn.Module, matrix: Tensor, bias: nn.Parameter | None) -> nn.Module:
         """A copy of a dense layer with another weight, a matrix (N, K), and bias (N,)."""
         new = dense.__class__.__new__(dense.__class__)
-        # Dictionaries such as those of hooks are the copy's own; what they hold is shared.
-        new.__dict__.update(
-            {key: value.copy() if isinstance(value, dict) else value for key, value in vars(dense).items()}
-        )
+        # The copy has its own dictionaries of parameters and hooks; their values are shared.
+        for key, value in vars(dense).items():
+            new.__dict__[key] = value.copy() if isinstance(value, (dict, set)) else value
         new._parameters[self.weight.key] = self.stored(dense, matrix)
         if self.weight.bias is not None:
             new._parameters[self.weight.bias] = bias
@@ -145,7 +152,7 @@ BUILT_IN = (
 
 
 @lru_cache
-def kinds() -> tuple[ModuleKind, ...]:
+def module_kinds() -> tuple[ModuleKind, ...]:
     """The table: nybble's kinds and those of plug-ins.
 
     Raises:
@@ -171,7 +178,7 @@ def kinds() -> tuple[ModuleKind, ...]:
 
 def quantized_classes() -> dict[str, type[QuantizedModule]]:
     """The classes of quantized modules by their names in checkpoints."""
-    return _by_name(kinds())
+    return _by_name(module_kinds())
 
 
 def _by_name(table: tuple[ModuleKind, ...]) -> dict[str, type[QuantizedModule]]:
@@ -179,9 +186,9 @@ def _by_name(table: tuple[ModuleKind, ...]) -> dict[str, type[QuantizedModule]]:
 
 
 def find_kind(module: nn.Module) -> ModuleKind | None:
-    """The kind of a dense module: of its class, or of the nearest class that it inherits from; None if there is none."""
+    """The kind of a dense module: that of its class, or of the nearest class that it inherits from; or None."""
     for cls in type(module).__mro__:
-        for kind in kinds():
+        for kind in module_kinds():
             if kind.replaces(cls):
                 return kind
     return None
@@ -191,6 +198,6 @@ def kind_of(module: nn.Module) -> ModuleKind:
     """As find_kind. Raises TypeError if there is none."""
     found = find_kind(module)
     if found is None:
-        known = ", ".join(kind.name for kind in kinds())
+        known = ", ".join(kind.name for kind in module_kinds())
         raise TypeError(f"module={type(module).__name__}: must be one of the module kinds {known}")
     return found

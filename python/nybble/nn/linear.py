@@ -20,8 +20,8 @@ class Linear(QuantizedModule):
     """y = x w^T + bias with w as integers: a drop-in for torch.nn.Linear.
 
     ``state_dict`` holds the portable layout: ``qweight``, ``scale``, ``zero_point`` if asymmetric, ``act_scale`` and
-    ``act_zero_point`` if static, and ``bias``; see ``layouts.portable``. In memory the weight is packed for this machine
-    at the first call. The weight of a new layer is 0 until it is loaded.
+    ``act_zero_point`` if static, and ``bias``; see ``layouts.portable``. In memory the weight is packed for this
+    machine at the first call. The weight of a new layer is 0 until it is loaded.
 
     Args:
         in_features, out_features: as in nn.Linear, at least 1.

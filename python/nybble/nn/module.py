@@ -75,9 +75,10 @@ class QuantizedModule(StatefulModule):
         dtype: torch.dtype,
         act: ActScale | None = None,
     ) -> Self:
-        """A module with an integer weight (N, in_features). In a sparse weight, the integers that stand for 0 are zeros.
+        """A module with an integer weight (N, in_features).
 
-        act: for a static scheme, scale and zero point of the activations.
+        act: for a static scheme, scale and zero point of the activations. A sparse weight has the value 0 where
+        nothing is stored.
         """
         module = cls.on_meta(quantized.qweight.shape[0], in_features, scheme, dtype)
         module._hold_portable(to_portable(quantized, module.scheme, in_features, act))
@@ -87,7 +88,7 @@ class QuantizedModule(StatefulModule):
         return module
 
     def explain(self, m: int = 1, verbose: bool = False) -> Explanation:
-        """Which kernel runs for m tokens, and why each other does not; ``verbose`` prints kernels of other schemes too."""
+        """Which kernel runs for m tokens, and why each other does not. ``verbose`` prints those of all schemes."""
         dtype = self.dtype if self.dtype.is_floating_point else torch.float32
         n, k, device = self.out_features, self.in_features, self.device.type
         return replace(explain(Problem(self.scheme, m, n, k, dtype, device, layout=self.layout)), verbose=verbose)

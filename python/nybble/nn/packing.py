@@ -39,8 +39,9 @@ class PackedModule(nn.Module):
     """A module with one integer weight (N, K) and a bias (N,) or None.
 
     The weight is held in one of two forms, never in both. The portable form is one Parameter for each tensor of the
-    portable layout, see ``layouts.portable``. The packed form is the buffer ``packed``, in the layout that the kernels of
-    this machine read. ``pack`` and ``unpack`` go from one to the other. The portable tensors can be read in either form.
+    portable layout, see ``layouts.portable``. The packed form is the buffer ``packed``, in the layout that the kernels
+    of this machine read. ``pack`` and ``unpack`` go from one to the other. The portable tensors can be read in either
+    form.
 
     The weight of a new module is 0. Static activations have the scale 1.
 
@@ -169,7 +170,7 @@ class PackedModule(nn.Module):
 
     @property
     def weight(self) -> WeightView:
-        """A view with the shape, dtype and device of the dense weight (N, K). Any torch function dequantizes it first."""
+        """Shape, dtype and device of the dense weight (N, K). Any torch function dequantizes it first."""
         return WeightView(self)
 
     @property

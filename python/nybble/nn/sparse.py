@@ -10,11 +10,11 @@ class SparseLinear(Linear):
     """y = x w^T + bias with w as integers whose zeros are not stored: a drop-in for torch.nn.Linear.
 
     Has all methods of Linear. The scheme names the pattern of zeros: "sp50w8a8" (half of the weights, anywhere),
-    "sp24w4a16g128" (2:4), "sp32of128w8a8", "bs32x32w8a8" (blocks). ``from_dense`` and ``from_weight`` do not prune: they
-    take a weight that already has its zeros. A weight that rounds to 0 is not stored either.
+    "sp24w4a16g128" (2:4), "sp32of128w8a8", "bs32x32w8a8" (blocks). ``from_dense`` and ``from_weight`` do not prune:
+    they take a weight that already has its zeros. A weight that rounds to 0 is not stored either.
 
-    ``state_dict`` holds ``scale`` and ``values``, with ``mask``, or for blocks with ``block_start`` and ``block_index``;
-    see ``layouts.portable``. The packed layout depends on the share of zeros.
+    ``state_dict`` holds ``scale`` and ``values``, with ``mask``, or for blocks with ``block_start`` and
+    ``block_index``; see ``layouts.portable``. The packed layout depends on the share of zeros.
 
     Loading a weight with another number of values allocates new memory. Other processes that share the layer keep the
     former weight, and no other thread may be in ``forward`` at that time.

@@ -159,10 +159,10 @@ def _nbytes(tensor: torch.Tensor) -> int:
 def _shape(module: nn.Module) -> tuple[int, ...]:
     if isinstance(module, QuantizedModule):
         return module.out_features, module.in_features
-    weight = kind_of(module).weight
-    held = module._parameters.get(weight.key)
-    if isinstance(held, torch.Tensor) and not nn.parameter.is_lazy(held):
-        return tuple(weight.to_matrix(held).shape)
+    kind = kind_of(module)
+    weight = module._parameters.get(kind.weight.key)
+    if isinstance(weight, torch.Tensor) and not nn.parameter.is_lazy(weight):
+        return kind.shape_of(module)
     return tuple(int(getattr(module, name, 0)) for name in ("out_features", "in_features"))
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...model.eligible import dense_weight
+from ...model.eligible import bias_of, dense_weight
 from ...nn.kinds import kind_of
 from ...nn.module import QuantizedModule
 from ...weights.rounding import QuantizedWeight, Ranges
@@ -53,7 +53,7 @@ class Shadow(nn.Module):
         keep = values != 0 if _is_sparse(layer) else None if bool(usable.all()) else usable
         self._keep = None if keep is None else keep.float()  # a product of floats is faster than one with booleans
         self.gain = nn.Parameter(torch.zeros_like(self._scale))
-        bias = _bias(layer)
+        bias = bias_of(layer)
         self.bias = None if bias is None else nn.Parameter(bias.detach().float().clone())
         self._range = _code_range(layer) if isinstance(layer, QuantizedModule) and rounds else None
         if self._keep is not None:
@@ -95,7 +95,7 @@ class Shadow(nn.Module):
         """The layer with what was learned: a new one in eval mode, its bias a new Parameter."""
         layer = self._layer[0]
         codes, scale = self.codes(), self.scale()
-        bias = _bias(layer)
+        bias = bias_of(layer)
         if bias is not None and self.bias is not None:
             bias = nn.Parameter(self.bias.detach().to(bias.dtype), requires_grad=bias.requires_grad)
         if not isinstance(layer, QuantizedModule):
@@ -124,10 +124,6 @@ class Shadow(nn.Module):
 
 def _is_sparse(layer: nn.Module) -> bool:
     return not isinstance(layer, QuantizedModule) or layer.is_sparse
-
-
-def _bias(layer: nn.Module) -> nn.Parameter | None:
-    return layer.bias if isinstance(layer, QuantizedModule) else kind_of(layer).bias_of(layer)
 
 
 def _code_range(layer: QuantizedModule) -> tuple[int, int]:
