@@ -14,7 +14,17 @@ from pathlib import Path
 from ..__main__ import kernel_markdown
 from ..dispatch.registry import specs
 from . import atomic, gpu_goals
-from .docs_results import WHATS, Result, markdown_table, newest, ratio, read_machines, read_results, single_speedup
+from .docs_results import (
+    WHATS,
+    Result,
+    conditions,
+    markdown_table,
+    newest,
+    ratio,
+    read_machines,
+    read_results,
+    single_speedup,
+)
 
 RESULTS = Path("bench", "results")
 _PART = re.compile(r"(<!-- generated: ([\w-]+) -->\n)(?:.*?\n)??(<!-- /generated -->)", re.DOTALL)
@@ -78,7 +88,8 @@ def benchmarks(source: Source) -> str:
         for what, result in found:
             note = next((row["note"] for row in result.rows if "note" in row), "")
             parts.append(f"### {what.heading}")
-            parts.append(f"{result.date}, from `{RESULTS / result.name}`{f': {note}' if note else ''}.")
+            facts = ", ".join(filter(None, (result.date, conditions(result.rows), f"`{RESULTS / result.name}`")))
+            parts.append(f"{facts}{f': {note}' if note else ''}.")
             parts.append(what.markdown(result.rows))
     return "\n\n".join(parts) or "Nothing has been measured yet."
 

@@ -87,6 +87,26 @@ def ratio(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}x"
 
 
+def conditions(rows: Sequence[Row]) -> str:
+    """Under what the results were measured, as far as they say: threads, versions, commit."""
+    run = next((row for row in rows if row.get("kind") == "run"), None)
+    if run is None:  # a demo, or a GPU, whose tables say it
+        machine = rows[0].get("machine", {}) if rows else {}
+        threads, versions = machine.get("threads"), {key: machine[key] for key in ("torch", "nybble") if key in machine}
+        return ", ".join([*([_threads([threads])] if threads else []), *_versions(versions)])
+    threads = _threads(run["threads"])
+    commit = f"commit {run['commit'][:7]}" if run["commit"] else "no commit"
+    return ", ".join((threads, commit, *_versions(run["versions"])))
+
+
+def _threads(counts: Sequence[int]) -> str:
+    return f"{' or '.join(map(str, counts))} thread{'' if list(counts) == [1] else 's'}"
+
+
+def _versions(versions: Mapping[str, str]) -> list[str]:
+    return [f"{name} {version}" for name, version in versions.items() if name != "python"]
+
+
 def _read_demo(path: Path) -> list[Row]:
     try:
         outcome = json.loads(path.read_text(encoding="utf-8"))

@@ -309,7 +309,7 @@ def demo(speedup, single):
     accuracy = {"mean_cosine": 0.5, "worst_cosine": 0.25, "top1": 1.0}
     base = {"name": "torch fp32", "batch_rate": 10.0, "single_rate": 2.0, "megabytes": 9.0, "speedup": 1.0}
     return {
-        "machine": {},
+        "machine": {"threads": 1, "torch": "9"},
         "rows": [
             {**base, "accuracy": accuracy},
             {**base, "name": "peer", "speedup": 1.5, "single_rate": 3.0, "accuracy": accuracy},
@@ -346,7 +346,8 @@ def test_every_kind_of_result_has_a_table(repository):
     sparse = {**result, "scheme": "sp50w8a8", "vs_dense": 1.45, "bytes_vs_dense": 2.0}
     model = {"kind": "model", "contestant": "nybble w8a8", "threads": 2, "decode_tokens_s": 59.7}
     loss = {"kind": "accuracy", "setting": "w8a8", "name": "rtn", "seed": 0, "nats": 0.0005}
-    add(repository, "one-cpu-targets-2026-01-01.jsonl", result, figure)
+    run = {"kind": "run", "threads": [2], "commit": "0123456789", "versions": {"python": "3.11", "torch": "2.13.0"}}
+    add(repository, "one-cpu-targets-2026-01-01.jsonl", run, result, figure)
     add(repository, "one-avx2-targets-2026-01-01.jsonl", figure)
     add(repository, "one-sparse-targets-2026-01-01.jsonl", sparse)
     add(repository, "one-model-2026-01-01.jsonl", model)
@@ -358,7 +359,9 @@ def test_every_kind_of_result_has_a_table(repository):
     text = (repository / "README.md").read_text(encoding="utf-8")
     for shown in (
         "## The first CPU\n\n### Layers",
-        "2026-01-01, from `bench/results/one-cpu-targets-2026-01-01.jsonl`.",
+        "2026-01-01, 2 threads, commit 0123456, torch 2.13.0, `bench/results/one-cpu-targets-2026-01-01.jsonl`.",
+        "2026-01-01, `bench/results/one-model-2026-01-01.jsonl`.",
+        "2026-01-01, 1 thread, torch 9, `bench/results/two-demo-sparse-2026-01-01.json`.",
         "| w8a8 | 1.50x (1.50x) / 1x met |",
         "- overhead: 3 us (<= 5 us) met",
         "| sp50w8a8 | 1.45x (1.45x) / 1.4x met",
