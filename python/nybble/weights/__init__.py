@@ -1,8 +1,9 @@
-"""What the numbers of a layer mean: schemes, rounding, sparsity patterns, static activation scales."""
+"""What the numbers of a layer mean: schemes, types of weights, rounding, sparsity patterns, static activation scales."""
 
 from __future__ import annotations
 
 from .rounding import QuantizedWeight, dequantize_weight, quantize_weight
 from .scheme import Scheme
+from .weight_type import WeightType
 
-__all__ = ["QuantizedWeight", "Scheme", "dequantize_weight", "quantize_weight"]
+__all__ = ["QuantizedWeight", "Scheme", "WeightType", "dequantize_weight", "quantize_weight"]

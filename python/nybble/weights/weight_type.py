@@ -52,6 +52,22 @@ class WeightType:
     def name(self) -> str:
         return f"w{self.bits}"
 
+    def inconsistent(self) -> str | None:
+        """Which rule the fields break; None: none."""
+        if not 1 <= self.bits <= 99:
+            return f"has bits={self.bits}: must be in [1, 99]"
+        if not self.lowest <= self.middle <= self.highest:
+            return f"has middle={self.middle}: must be in [lowest, highest] = [{self.lowest}, {self.highest}]"
+        if self.per_byte not in (1, 2, 4, 8):
+            return f"has per_byte={self.per_byte}: must be 1, 2, 4 or 8"
+        if self.per_byte > 1 and (self.stored != torch.uint8 or self.lowest < 0 or self.highest >> 8 // self.per_byte):
+            return f"has per_byte={self.per_byte}: needs stored=torch.uint8 and codes of {8 // self.per_byte} bits"
+        if not self.act_bits or not set(self.act_bits) <= {8, 16}:
+            return f"has act_bits={self.act_bits}: must be 8 or 16 or both"
+        if 8 in self.act_bits and self.largest_step < 1:
+            return f"has largest_step={self.largest_step}: must be at least 1 with 8-bit activations"
+        return None
+
     def scales(self, low: Tensor, high: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
         """Scales, as stored, and zero points (float) of groups whose values lie in [low, high], which includes 0."""
         if symmetric:
@@ -133,7 +149,7 @@ def weight_types() -> dict[int, WeightType]:
     Raises:
         plugins.PluginError: a plug-in breaks a rule.
     """
-    return {row.bits: row for row in plugins.rows("nybble.schemes", WeightType, _BUILT_IN)}
+    return {row.bits: row for row in plugins.rows("nybble.schemes", WeightType, _BUILT_IN, WeightType.inconsistent)}
 
 
 def pack_codes(codes: Tensor, per_byte: int) -> Tensor:
