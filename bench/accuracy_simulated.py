@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ..model.eligible import is_linear_like
-from ..model.stages import calm, stages
-from ..passes.layerwise.factor import factorize, without_dead
-from ..passes.layerwise.sweep import Fixed, Rounder, sweep
+from ..model.stages import eval_mode, stages
+from ..passes.layerwise.factor import factorize, fill_dead
+from ..passes.layerwise.sweep import FixedMask, Rounder, sweep
 
 GROUP = 128
 
@@ -49,20 +49,20 @@ def by_gptq(weight: Tensor, hessian: Tensor, bits: int) -> Tensor:
     Raises:
         ValueError: the Hessian cannot be factored.
     """
-    hessian, dead = without_dead(hessian)
+    hessian, dead = fill_dead(hessian)
     order = hessian.diagonal().argsort(descending=True, stable=True)
     factor = factorize(hessian[order][:, order])
     if factor is None:
         raise ValueError("hessian: cannot be factored")
     columns = weight.detach().float().masked_fill(dead, 0)[:, order].T.contiguous()
-    sweep(columns, factor.upper, Fixed(torch.ones_like(columns, dtype=torch.bool)), Bits(bits, columns, order))
+    sweep(columns, factor.upper, FixedMask(torch.ones_like(columns, dtype=torch.bool)), Bits(bits, columns, order))
     return columns[order.argsort()].T.to(weight.dtype)
 
 
 def simulate(model: nn.Module, bits: int, calibration: Sequence[Tensor] | None) -> None:
     """Round the model's blocks in place: to nearest, or by GPTQ on calibration data, each block on those before it."""
     layers = [module for module in model.model.layers.modules() if is_linear_like(module)]  # type: ignore[union-attr]
-    with torch.no_grad(), calm(model):
+    with torch.no_grad(), eval_mode(model):
         for stage in stages(model, calibration, layers):
             inputs = {} if calibration is None else stage.inputs(hessian=True)
             for layer in stage.layers:

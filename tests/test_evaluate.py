@@ -211,7 +211,7 @@ def test_a_bad_batch_is_an_error_or_is_counted(reason):
         ({"data": []}, ValueError, "data: none of 0 batches"),
         ({"data": [(torch.ones(1), torch.ones(1), torch.ones(1))]}, ValueError, "does not fit Vectors.forward"),
         ({"metrics": "kl", "reference": None}, ValueError, "wants a reference"),
-        ({"metrics": "bleu"}, ValueError, "metrics='bleu': wants one of 'perplexity'"),
+        ({"metrics": "bleu"}, ValueError, "metrics='bleu': must be one of 'perplexity'"),
         ({"metrics": ()}, ValueError, "at least one"),
         ({"metrics": ("kl", "kl")}, ValueError, "each name once"),
         ({"on_bad": "ignore"}, ValueError, "on_bad='ignore'"),

@@ -180,5 +180,5 @@ class TestInterleaved:
 
     @pytest.mark.parametrize(("names", "budget"), [((), 1.0), (("a",), 0.0), (("a",), math.nan)])
     def test_wrong_arguments(self, names: tuple[str, ...], budget: float) -> None:
-        with pytest.raises(ValueError, match="interleaved"):
+        with pytest.raises(ValueError, match="must be at least one, and above 0"):
             measure.interleaved(dict.fromkeys(names, int), budget)

@@ -14,7 +14,7 @@ import nybble
 from nybble import Recipe
 from nybble.nn import Linear, SparseLinear
 from nybble.passes import optimize as module
-from nybble.passes.aside import Aside
+from nybble.passes.model_copy import ModelCopy
 from nybble.recipe.recipe import Stage, data_sha256
 
 
@@ -217,7 +217,7 @@ class TestAllOrNothing:
     def test_an_exception_while_the_model_is_changed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         model = Stack()
         before = state(model)
-        real, count = module.Aside.adopt, []
+        real, count = module.ModelCopy.adopt, []
 
         class Tricky(dict[str, Any]):
             def __setitem__(self, key: str, value: Any) -> None:
@@ -226,11 +226,11 @@ class TestAllOrNothing:
                     raise KeyboardInterrupt
                 super().__setitem__(key, value)
 
-        def adopt(self: Aside) -> None:
+        def adopt(self: ModelCopy) -> None:
             model.blocks[1].__dict__["_modules"] = Tricky(model.blocks[1]._modules)
             real(self)
 
-        monkeypatch.setattr(module.Aside, "adopt", adopt)
+        monkeypatch.setattr(module.ModelCopy, "adopt", adopt)
         with pytest.raises(KeyboardInterrupt):
             nybble.optimize(model, recipe(("quantize", {})))
         assert count
@@ -291,14 +291,16 @@ class TestReport:
         assert notes.splitlines()[0] in str(done)
         same = recipe(("quantize", {}), data_sha256=data_sha256(batches()))
         assert nybble.optimize(Stack(), same, calibration=batches()).notes == ()
-        assert nybble.optimize(Stack(), same).notes == ("there is no calibration data; the recipe was made with some",)
+        assert nybble.optimize(Stack(), same).notes == (
+            "the recipe was made with calibration data, and this run has none",
+        )
 
 
 @pytest.mark.parametrize(
     ("model", "arguments", "error", "why"),
     [
         (nn.Linear(8, 8), {}, ValueError, "is itself a Linear layer"),
-        (Stack(), {"recipe": "r.yaml"}, TypeError, "recipe=str: wants a nybble.Recipe"),
+        (Stack(), {"recipe": "r.yaml"}, TypeError, "recipe=str: must be a nybble.Recipe"),
         (Stack(), {"calibration": []}, ValueError, "calibration: has no batches"),
         (Stack(), {"progress": 1}, TypeError, "progress=1"),
         (Stack(), {"recipe": recipe(("quantize", {"layers": {"nothing": "w8a8"}}))}, ValueError, "'nothing' match no"),

@@ -77,7 +77,7 @@ def test_bad_scores_are_refused(bad: float) -> None:
     values[1, 2] = bad
     with pytest.raises(ValueError, match="scores: must be finite and not negative"):
         keep_mask(values, Pattern.parse("50%"))
-    with pytest.raises(ValueError, match="scores: must be a matrix"):
+    with pytest.raises(ValueError, match=r"scores has shape \(3,\): must be a matrix"):
         keep_mask(torch.ones(3), Pattern.parse("50%"))
 
 

@@ -10,7 +10,7 @@ from nybble.model.inputs import Inputs
 from nybble.passes.layerwise import factor as factor_module
 from nybble.passes.layerwise.factor import factorize
 from nybble.passes.layerwise.outcome import Outcome
-from nybble.passes.layerwise.sweep import Fixed, Rounder, sweep
+from nybble.passes.layerwise.sweep import FixedMask, Rounder, sweep
 from nybble.passes.prune.choosers import chooser
 from nybble.passes.prune.masks import keep_mask, wanda_scores
 from nybble.passes.prune.refit import refit
@@ -51,7 +51,9 @@ def test_errors_times_the_factor_are_the_change(text: str, scheme: str | None) -
     weight = columns.T.clone()
     found = factorize(hessian_of(x))
     assert found is not None
-    chosen = Fixed(torch.ones(256, 24, dtype=torch.bool)) if text == "dense" else chooser(Pattern.parse(text), columns)
+    chosen = (
+        FixedMask(torch.ones(256, 24, dtype=torch.bool)) if text == "dense" else chooser(Pattern.parse(text), columns)
+    )
     rounder = None if scheme is None else Rounder(Scheme.parse(scheme), columns)
     keep, errors = sweep(columns, found.upper, chosen, rounder)
     change = weight - columns.T
@@ -178,7 +180,7 @@ class TestLadder:
         monkeypatch.setattr(factor_module, "_upper", stubborn)
         found = factorize(torch.eye(4))
         assert found is not None
-        assert found.how == "damping 0.04 instead of 0.01"
+        assert found.note == "damping 0.04 instead of 0.01"
         assert found.hessian[0, 0].item() == pytest.approx(1.04)
 
     def test_a_hessian_that_is_not_positive_takes_the_floor_or_nothing(self) -> None:
@@ -186,7 +188,7 @@ class TestLadder:
         assert found is None
         lifted = factorize(torch.tensor([[1.0, 1.5], [1.5, 1.0]]))
         assert lifted is not None
-        assert lifted.how is not None
+        assert lifted.note is not None
 
     def test_without_a_factor_it_is_wanda(self) -> None:
         weight, inputs = torch.randn(8, 64), gathered(ar_inputs(512, 64))
@@ -194,7 +196,9 @@ class TestLadder:
         inputs.hessian[0, 1] = torch.nan
         found = prune(weight, "50%", "sparsegpt", inputs)
         assert found.method == "wanda"
-        assert found.notes == ("wanda instead of sparsegpt: no usable Hessian",)
+        assert found.notes == (
+            "wanda instead of sparsegpt: the Hessian cannot be factored, or the result is not finite",
+        )
         assert torch.equal(found.weight, prune(weight, "50%", "wanda", inputs).weight)
 
     def test_worse_than_wanda_on_inputs_held_out_is_wanda(self) -> None:
@@ -202,7 +206,7 @@ class TestLadder:
         inputs.hessian.copy_(torch.eye(64) + 0.999 * (1 - torch.eye(64)))  # type: ignore[union-attr]
         found = prune(torch.randn(8, 64), "50%", "sparsegpt", inputs)
         assert found.method == "wanda"
-        assert "its loss on inputs held out" in found.notes[0]
+        assert "its loss on held-out data" in found.notes[0]
 
     @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
     @pytest.mark.parametrize("value", [0.0, torch.inf, torch.nan, 3e38])

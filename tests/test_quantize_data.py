@@ -142,7 +142,7 @@ class TestAgain:
         model = Stack()
         whole, cut, again = copy.deepcopy(model), copy.deepcopy(model), copy.deepcopy(model)
         expected = small(whole, **options)
-        original, calls = work.judge, [0]
+        original, calls = work.output_errors, [0]
 
         def cutting(*args: Any) -> Any:
             calls[0] += 1
@@ -150,7 +150,7 @@ class TestAgain:
                 raise KeyboardInterrupt
             return original(*args)
 
-        monkeypatch.setattr(work, "judge", cutting)
+        monkeypatch.setattr(work, "output_errors", cutting)
         with pytest.raises(KeyboardInterrupt):
             small(cut, resume=tmp_path, **options)
         assert equal(cut, model)
@@ -165,12 +165,12 @@ class TestAgain:
             "from nybble.passes.layerwise import work\n"
             "from nybble.testing import Stack, token_batches\n"
             "torch.manual_seed(3); torch.set_num_threads(1)\n"
-            "model, judge, calls = Stack(), work.judge, []\n"
+            "model, output_errors, calls = Stack(), work.output_errors, []\n"
             "def killing(*args):\n"
             "    calls.append(1)\n"
             "    if len(calls) == 6: os.kill(os.getpid(), signal.SIGKILL)\n"
-            "    return judge(*args)\n"
-            "work.judge = killing\n"
+            "    return output_errors(*args)\n"
+            "work.output_errors = killing\n"
             "nybble.quantize(model, 'w4a8g32', method='gptq', goal='memory', calibration=token_batches(8),"
             " resume=sys.argv[1])\n"
         )
@@ -186,7 +186,7 @@ class TestAgain:
 
     def test_another_run_is_refused(self, tmp_path: Path) -> None:
         small(Stack(), resume=tmp_path)
-        with pytest.raises(nybble.checkpoint.CheckpointError, match="another model, calibration or setting"):
+        with pytest.raises(nybble.checkpoint.CheckpointError, match="another model, calibration data or settings"):
             small(Stack(), resume=tmp_path)
 
     def test_twice_the_same_bits_and_close_to_them_with_more_threads(self, threads: Callable[[int], None]) -> None:
@@ -243,5 +243,5 @@ class TestData:
         assert equal(model, clean)
 
     def test_it_is_needed(self) -> None:
-        with pytest.raises(ValueError, match="method='gptq': needs calibration data; 'rtn' works without"):
+        with pytest.raises(ValueError, match="method='gptq': needs calibration data; 'rtn' needs none"):
             small(Stack(), calibration=None)

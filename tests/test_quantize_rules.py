@@ -140,7 +140,7 @@ class TestArguments:
             ({"m": (1, -2)}, ValueError, ("m=", "-2")),
             ({"m": (1, 2.5)}, TypeError, ("m=", "2.5")),
             ({"m": (True,)}, TypeError, ("m=", "True")),
-            ({"m": "16"}, TypeError, ("m=", "str")),
+            ({"m": "16"}, TypeError, ("m=", "'16'")),
             ({"m": 1 << 40}, ValueError, ("m=",)),
             ({"strict": 1}, TypeError, ("strict", "1")),
             ({"untie": None}, TypeError, ("untie", "None")),
@@ -237,7 +237,7 @@ class TestFailureMidway:
         assert len(small(model).swapped) == 3
 
     @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-    @pytest.mark.parametrize("name", ["layerwise.carry.make_report", "layerwise.work.Builder", "walk.Edits.swap"])
+    @pytest.mark.parametrize("name", ["layerwise.run.make_report", "layerwise.work.Builder", "walk.Edits.swap"])
     def test_in_every_stage(self, monkeypatch: pytest.MonkeyPatch, name: str, error: type[BaseException]) -> None:
         def failing(*args: Any) -> None:
             raise error("midway")

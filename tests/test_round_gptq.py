@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nybble.passes.layerwise.outcome import Outcome
 from nybble.passes.round.gptq import gptq
-from nybble.passes.round.ladder import round_weight
+from nybble.passes.round.methods import round_weight
 from nybble.testing.oracle import correlated_inputs, gathered
 from nybble.weights.rounding import QuantizedWeight, check_portable, dequantize_weight, quantize_weight
 from nybble.weights.scheme import Scheme
@@ -124,7 +124,7 @@ class TestLadder:
     def test_eight_rows_of_data_finish_and_say_so(self) -> None:
         found = round_weight(torch.randn(32, 256), self.scheme, "gptq", gathered(torch.randn(8, 256)))
         assert torch.isfinite(weight_of(found.quantized, self.scheme, 256)).all()
-        assert any("rows of data for 256 inputs: few for gptq" in note for note in found.notes)
+        assert any("rows of calibration data for 256 inputs; gptq needs more" in note for note in found.notes)
 
     def test_a_hessian_without_a_factor_gives_mse_or_rtn(self) -> None:
         weight, inputs = torch.randn(8, 64), gathered(correlated_inputs(512, 64))
@@ -132,7 +132,7 @@ class TestLadder:
         inputs.hessian[0, 1] = torch.nan
         found = round_weight(weight, self.scheme, "gptq", inputs)
         assert found.method in ("mse", "rtn")
-        assert found.notes[0] == "not gptq: no usable Hessian"
+        assert found.notes[0] == "not gptq: the Hessian is not finite or cannot be factored"
         plain = quantize_weight(weight, self.scheme, found.method)
         assert found.quantized is not None
         assert torch.equal(found.quantized.qweight, plain.qweight)
@@ -142,7 +142,7 @@ class TestLadder:
         inputs.hessian.copy_(hessian_of(torch.randn(512, 8) @ torch.randn(8, 64)))  # type: ignore[union-attr]
         found = round_weight(torch.randn(8, 64), self.scheme, "gptq", inputs)
         assert found.method in ("mse", "rtn")
-        assert found.notes[0].startswith("not gptq: its loss on inputs held out is ")
+        assert found.notes[0].startswith("not gptq: its loss on held-out data is ")
 
     @pytest.mark.parametrize("value", [0.0, torch.inf, torch.nan, 3e38])
     def test_without_usable_inputs_it_is_rtn(self, value: float) -> None:

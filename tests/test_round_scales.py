@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 
 import nybble
-from nybble.model.batches import whole
+from nybble.model.batches import model_calls
 from nybble.model.options import Options
 from nybble.model.stages import Stage
 from nybble.model.walk import Edits, sites
 from nybble.passes.plan import Plan
 from nybble.passes.round.clip import clip
 from nybble.passes.round.folds import Fold, find_folds, try_fold
-from nybble.passes.round.ladder import round_weight
-from nybble.passes.round.scales import Awq, Smooth, Taker, choose
+from nybble.passes.round.methods import round_weight
+from nybble.passes.round.scales import Awq, Consumer, Smooth, choose
 from nybble.report.report import Report
 from nybble.testing.oracle import Stack, correlated_inputs, gathered, token_batches
 from nybble.weights.rounding import dequantize_weight, quantize_weight
@@ -92,14 +92,14 @@ def options(scheme: str = "w4a16g32") -> Options:
 def folds_of(model: nn.Module, x: Tensor) -> tuple[Plan, list[Fold]]:
     plan = Plan(sites(nn.Sequential(model)), options())
     layers = plan.open_layers()
-    stage = Stage("all", tuple(layer.site.module for layer in layers), *whole(model, [x]))
+    stage = Stage("all", tuple(layer.site.module for layer in layers), *model_calls(model, [x]))
     with torch.no_grad():
         return plan, find_folds(stage, layers, plan)
 
 
 def named(model: nn.Module, folds: list[Fold]) -> dict[str, str]:
     names = {id(module): name for name, module in model.named_modules()}
-    return {names[id(t.site.module)]: names[id(fold.maker)] for fold in folds for t in fold.takers}
+    return {names[id(t.site.module)]: names[id(fold.producer)] for fold in folds for t in fold.consumers}
 
 
 class TestFolds:
@@ -122,7 +122,7 @@ class TestFolds:
         assert named(model, folds) == expected
         before, edits = model(x), Edits()
         for fold in folds:
-            k = fold.takers[0].weight.shape[1]
+            k = fold.consumers[0].weight.shape[1]
             assert try_fold(fold, fold.tie(torch.rand(k) * 4 + 0.2), plan, edits)
         assert ((model(x) - before).norm() / before.norm()).item() <= 1e-5
         state = copy.deepcopy(model.state_dict())
@@ -228,14 +228,14 @@ class TestSmooth:
 
     def test_without_outliers_it_stays_within_a_few_percent(self) -> None:
         weight, x = torch.randn(128, 256), torch.randn(2048, 256)
-        scale = Smooth().scale([Taker(weight, gathered(x))], 0.5)
+        scale = Smooth().scale([Consumer(weight, gathered(x))], 0.5)
         assert 0.9 < (loss(weight, x, self.scheme, scale) / loss(weight, x, self.scheme)) ** 0.5 < 1.05
 
     def test_a_dead_input_is_no_trouble(self) -> None:
         weight, x = torch.randn(16, 64), torch.randn(512, 64)
         x[:, 5] = 0
         for scaling in (Awq(), Smooth()):
-            assert torch.isfinite(scaling.scale([Taker(weight, gathered(x))], 0.5)).all()
+            assert torch.isfinite(scaling.scale([Consumer(weight, gathered(x))], 0.5)).all()
 
 
 def small(model: nn.Module, scheme: str, **kwargs: Any) -> Report:
@@ -287,7 +287,7 @@ class TestQuantize:
         model = planted()
         whole_run, cut, again = (copy.deepcopy(model) for _ in range(3))
         small(whole_run, "w4a8g32", **options)
-        original, calls = work.judge, [0]
+        original, calls = work.output_errors, [0]
 
         def cutting(*args: Any) -> Any:
             calls[0] += 1
@@ -295,7 +295,7 @@ class TestQuantize:
                 raise KeyboardInterrupt
             return original(*args)
 
-        monkeypatch.setattr(work, "judge", cutting)
+        monkeypatch.setattr(work, "output_errors", cutting)
         with pytest.raises(KeyboardInterrupt):
             small(cut, "w4a8g32", resume=tmp_path, **options)
         for name, value in model.state_dict().items():
@@ -307,8 +307,8 @@ class TestQuantize:
     @pytest.mark.parametrize(
         ("scheme", "options", "error", "rule"),
         [
-            ("w8a8", {"smooth": 1.5}, ValueError, "smooth=1.5: wants True, False, or a number between 0 and 1"),
-            ("w8a8", {"smooth": "yes"}, TypeError, "smooth='yes': wants"),
+            ("w8a8", {"smooth": 1.5}, ValueError, "smooth=1.5: must be True, False, or a number between 0 and 1"),
+            ("w8a8", {"smooth": "yes"}, TypeError, "smooth='yes': must be"),
             ("w8a16", {"smooth": True}, ValueError, "it is for 8-bit activations"),
             ("w4a8g32", {"smooth": True, "method": "awq"}, ValueError, "AWQ has scales of its own"),
             ("w4a16", {"method": "hqq"}, ValueError, "wants 4-bit weights in groups"),

@@ -156,10 +156,10 @@ def test_harm_that_is_not_finite_is_the_worst():
     [
         ({"schemes": ()}, "at least one scheme"),
         ({"schemes": "w9"}, "not a scheme"),
-        ({"schemes": "bs32x32w8a8"}, "does not say how many are zero"),
+        ({"schemes": "bs32x32w8a8"}, "block schemes are refused"),
         ({"damage": "worst"}, "damage='worst'"),
         ({"data": [torch.full((1, 1, WIDTH), math.nan)]}, "has NaN or Inf"),
-        ({"quantize": {"exclude": "*"}}, "no layer of the model can have any of them"),
+        ({"quantize": {"exclude": "*"}}, "no layer of the model can have any of these schemes"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, words):
@@ -172,5 +172,5 @@ def test_a_model_that_is_broken_already_is_refused():
     model = Residual()
     model.register_buffer("scale", torch.tensor(math.inf))
     model.forward = lambda x: Residual.forward(model, x) * model.scale
-    with pytest.raises(ValueError, match="before anything is changed"):
+    with pytest.raises(ValueError, match="before any layer is changed"):
         nybble.sensitivity(model, "w8a8", data())

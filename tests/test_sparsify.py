@@ -97,7 +97,7 @@ class TestSwap:
 
     @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
     def test_others_do(self, method: str) -> None:
-        with pytest.raises(ValueError, match=f"method='{method}': needs calibration data; 'magnitude' works without"):
+        with pytest.raises(ValueError, match=f"method='{method}': needs calibration data; 'magnitude' needs none"):
             small(Stack(), method=method, calibration=None)
 
     def test_conv1d_and_dtypes(self) -> None:
@@ -166,7 +166,7 @@ class TestPerLayer:
             assert (layer.weight == 0).float().mean().item() == pytest.approx(percents[name] / 100, abs=0.02)  # type: ignore[union-attr, operator]
 
     def test_it_is_for_unstructured_patterns(self) -> None:
-        with pytest.raises(ValueError, match="per_layer=True, pattern='2:4': wants an unstructured pattern"):
+        with pytest.raises(ValueError, match="per_layer=True, pattern='2:4': needs an unstructured pattern"):
             small(Stack(), "2:4", per_layer=True)
 
     def test_without_data_by_weight(self) -> None:
@@ -193,13 +193,13 @@ class TestAlreadySparse:
             assert str(layer.scheme) == f"{Pattern.parse(pattern).sparsity}w8a8"  # type: ignore[attr-defined]
             alone = Linear.from_dense(dense.get_submodule(name), "w8a8")  # type: ignore[arg-type]
             assert torch.equal(weight_of(layer), weight_of(alone))
-            assert pruned_of(report, name).method == "as it was"
+            assert pruned_of(report, name).method == "unchanged"
 
     def test_auto_leaves_dense_layers_alone(self) -> None:
         model = Stack()
         report = small(model, "auto", calibration=None)
         assert not report.swapped
-        assert rows(report)["head"].reason == "its weight has no pattern of zeros"
+        assert rows(report)["head"].reason == "its weight has none of the supported sparsity patterns"
 
     def test_layers_that_are_not_sparse_yet_are_pruned(self) -> None:
         model = self.masked("2:4")
@@ -240,20 +240,24 @@ def _endless() -> Iterator[str]:
     [
         ({"pattern": "5:4"}, ValueError, "pattern='5:4'"),
         ({"pattern": 0.5}, TypeError, "pattern=0.5"),
-        ({"method": "random"}, ValueError, "method='random': wants one of 'sparsegpt', 'wanda', 'magnitude'"),
-        ({"scheme": "sp50w8a8"}, ValueError, "scheme='sp50w8a8': names a sparsity; use 'w8a8'"),
+        ({"method": "random"}, ValueError, "method='random': must be one of 'sparsegpt', 'wanda', 'magnitude'"),
+        (
+            {"scheme": "sp50w8a8"},
+            ValueError,
+            "scheme='sp50w8a8': must be dense, since pattern gives the sparsity; use 'w8a8'",
+        ),
         ({"scheme": "w4a16g32asym"}, ValueError, "symmetric"),
         ({"scheme": "w4a16", "pattern": "bs16x16:50%"}, ValueError, "blocks are for w8a8"),
         ({"scheme": 8}, TypeError, "scheme=8"),
         ({"calibration": []}, ValueError, "calibration: has no batches"),
-        ({"calibration": torch.ones(3)}, TypeError, "calibration=Tensor: wants an iterable of batches"),
+        ({"calibration": torch.ones(3)}, TypeError, "calibration=Tensor: must be an iterable of batches"),
         ({"calibration": "text"}, TypeError, "calibration=str"),
         ({"calibration": _endless()}, TypeError, r"calibration\[0\]=str: must be a tensor, a tuple or a dict"),
         ({"goal": "size"}, ValueError, "goal='size'"),
         ({"m": 0}, ValueError, "m=0"),
         ({"progress": 1}, TypeError, "progress=1: must be True, False or None"),
         ({"per_layer": 1}, TypeError, "per_layer=1"),
-        ({"resume": 3}, TypeError, "resume=3: wants the path of a directory"),
+        ({"resume": 3}, TypeError, "resume=3: must be the path of a directory"),
         ({"include": "nothing*"}, ValueError, "matches no Linear layer"),
     ],
 )

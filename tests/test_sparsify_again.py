@@ -73,7 +73,7 @@ class TestResume:
         options: dict[str, Any] = {"data": {"calibration": ids(seed=9)}, "method": {"method": "wanda"}}.get(what, {})
         other = Stack() if what == "model" else model
         before = snapshot(other)
-        with pytest.raises(nybble.checkpoint.CheckpointError, match="another model, calibration or setting"):
+        with pytest.raises(nybble.checkpoint.CheckpointError, match="another model, calibration data or settings"):
             resumable(other, tmp_path, **options)
         assert snapshot(other) == before
 
@@ -92,7 +92,7 @@ class TestResume:
         model = Stack()
         resumable(copy.deepcopy(model), tmp_path)
         next(tmp_path.glob("*/nybble.json")).write_bytes(index)
-        with pytest.raises(nybble.checkpoint.CheckpointError, match="is not a layer's"):
+        with pytest.raises(nybble.checkpoint.CheckpointError, match="does not describe a layer"):
             resumable(model, tmp_path)
 
 
@@ -105,7 +105,7 @@ class TestUndo:
     ) -> None:
         from nybble.passes.layerwise import work
 
-        original, calls = work.judge, [0]
+        original, calls = work.output_errors, [0]
 
         def failing(*args: Any) -> Any:
             calls[0] += 1
@@ -113,7 +113,7 @@ class TestUndo:
                 raise error("midway")
             return original(*args)
 
-        monkeypatch.setattr(work, "judge", failing)
+        monkeypatch.setattr(work, "output_errors", failing)
         model = Stack()
         before = snapshot(model)
         with pytest.raises(error):
@@ -137,11 +137,13 @@ class TestUndo:
         assert snapshot(model) == before
 
     def test_an_output_that_is_not_finite_leaves_the_layer(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from nybble.passes.layerwise import judge, work
+        from nybble.passes.layerwise import errors, work
 
-        monkeypatch.setattr(work, "judge", lambda *_: judge.Errors(0.0, float("nan")))
+        monkeypatch.setattr(work, "output_errors", lambda *_: errors.Errors(0.0, float("nan")))
         model = Stack()
         before = snapshot(model)
         report = small(model)
-        assert [row.reason for row in report.layers if row.name == "head"] == ["its output would not be finite"]
+        assert [row.reason for row in report.layers if row.name == "head"] == [
+            "the output of its replacement is not finite"
+        ]
         assert snapshot(model) == before

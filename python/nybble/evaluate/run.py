@@ -13,7 +13,7 @@ from ..dispatch.targets import detect
 from ..model.bar import bar
 from ..model.batches import call
 from ..model.options import check_choice, check_progress
-from ..model.stages import calm
+from ..model.stages import eval_mode
 from .data import ON_BAD, Batches, sequences, sift
 from .memory import has_peak, held_bytes, peak_mb
 from .result import Evaluation, Metric
@@ -72,7 +72,7 @@ def evaluate(
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         for module in models.values():
-            stack.enter_context(calm(module))
+            stack.enter_context(eval_mode(module))
         table = Table(names, tasks)
         with bar(len(batches.kept), progress) as advance:
             for i, batch in enumerate(list(batches.kept)):

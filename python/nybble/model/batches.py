@@ -1,4 +1,4 @@
-"""Calibration data: batches that a model is called with."""
+"""Calibration batches: checks, and calls of a model with them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ def check_batches(calibration: Iterable[Any] | None, model: nn.Module) -> list[A
     """The calibration batches as a list.
 
     Raises:
-        TypeError: no iterable of tensors, tuples and dicts, or a batch that the model cannot be called with.
-        ValueError: there are none, or one is empty.
+        TypeError: not an iterable of tensors, tuples and dicts, or the model cannot be called with a batch.
+        ValueError: there are no batches, or one holds an empty tensor.
     """
     if calibration is None:
         return None
     if isinstance(calibration, (str, Tensor, Mapping)) or not isinstance(calibration, Iterable):
         raise TypeError(
-            f"calibration={type(calibration).__name__}: wants an iterable of batches, each a tensor, a tuple or a dict"
+            f"calibration={type(calibration).__name__}: must be an iterable of batches, each a tensor, a tuple or a dict"
         )
     batches = list(calibration)
     if not batches:
@@ -43,18 +43,20 @@ def check_batches(calibration: Iterable[Any] | None, model: nn.Module) -> list[A
 
 
 def call(model: nn.Module, batch: Any) -> Any:
-    """The model's output for one calibration batch."""
+    """The model's output for a batch."""
     args, kwargs = arguments(batch)
     return model(*args, **kwargs)
 
 
-def whole(model: nn.Module, batches: Sequence[Any]) -> tuple[tuple[Callable[[], Any], ...], tuple[Tensor | None, ...]]:
-    """Calls of the whole model, a batch each, and the batches' real tokens, or None."""
+def model_calls(
+    model: nn.Module, batches: Sequence[Any]
+) -> tuple[tuple[Callable[[], Any], ...], tuple[Tensor | None, ...]]:
+    """A call of the whole model for each batch, and each batch's attention mask (bool), or None."""
     return tuple(_caller(model, batch) for batch in batches), tuple(_mask(batch) for batch in batches)
 
 
 def arguments(batch: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:
-    """Positional and keyword arguments of the model for a batch."""
+    """The positional and keyword arguments that a batch stands for."""
     if isinstance(batch, Mapping):
         return (), batch
     return ((batch,) if isinstance(batch, Tensor) else batch), {}

@@ -1,4 +1,4 @@
-"""Repeated blocks of a model that pass one tensor from each to the next."""
+"""Chains: repeated blocks of a model, such as transformer layers, that each pass one tensor to the next."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from .walk import named_modules
 
-_Slot = int | str
+_Slot = int | str  # an argument of a block: its position or its keyword
 
 
 @dataclass
 class _Call:
-    """Arguments of one call of a block; the tensor that comes from the block before is taken out of its slot."""
+    """The arguments of one call of a block, except the hidden state: its slot holds None."""
 
     args: list[Any]
     kwargs: dict[str, Any]
@@ -28,9 +28,9 @@ class _Call:
 
 @dataclass(frozen=True)
 class Chain:
-    """Blocks that are called once each, in order, the output of each being an argument of the next.
+    """Blocks that are called once each, in order; the output of each is an argument of the next.
 
-    slots[i] is where block i takes that tensor: a position, or a keyword.
+    slots[i]: the argument of block i that takes this tensor, the hidden state.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Chain:
     slots: tuple[_Slot, ...]
 
     def inside(self, layers: Sequence[nn.Module]) -> tuple[tuple[nn.Module, ...], ...]:
-        """The layers that stand in each block; one that stands in several is the first's."""
+        """The layers inside each block; a layer in several blocks counts for the first."""
         found: list[tuple[nn.Module, ...]] = []
         seen: set[nn.Module] = set()
         for block in self.blocks:
@@ -48,7 +48,7 @@ class Chain:
         return tuple(found)
 
     def capture(self, runs: Sequence[Callable[[], object]]) -> Feed:
-        """Run the model once for each batch and note what its blocks are called with."""
+        """Run the model once for each batch and record the arguments of its blocks."""
         feed = Feed(self)
         for run in runs:
             calls: list[_Call] = []
@@ -71,8 +71,11 @@ class Chain:
 
 @dataclass
 class Feed:
-    """The data before one block: hidden[b] of each batch b, dense[b] as it was before any change (or none of them is
-    followed), and calls[b][i], the other arguments of block i."""
+    """The inputs of one block, moved on from block to block.
+
+    hidden[b]: the hidden state of batch b. dense[b]: that of the original model; empty if it is not tracked.
+    calls[b][i]: the other arguments of block i.
+    """
 
     chain: Chain
     hidden: list[Tensor] = field(default_factory=list)
@@ -80,23 +83,23 @@ class Feed:
     calls: list[list[_Call]] = field(default_factory=list)
 
     def runners(self, i: int) -> tuple[Callable[[], Any], ...]:
-        """Calls of block i on each batch."""
-        # Looked up when called: a stage that is done must not hold what is past.
+        """A call of block i for each batch."""
+        # ``hidden`` is read at the time of the call, so that a finished stage keeps no old tensors alive.
         return tuple(partial(lambda b: self._run(i, b, self.hidden[b]), b) for b in range(len(self.hidden)))
 
     def dense_runners(self, i: int) -> tuple[Callable[[], Any], ...]:
-        """The same on what comes out of the blocks as they were; none where that is the same."""
+        """The same with the hidden states of the original model; empty if these are the same tensors."""
         if all(x is y for x, y in zip(self.dense, self.hidden, strict=False)):
             return ()
         return tuple(partial(self._run, i, b, x) for b, x in enumerate(self.dense))
 
     def advance_dense(self, i: int) -> None:
-        """Replace ``dense`` by what comes out of block i, which is not changed yet; of the last block, drop it."""
+        """Replace ``dense`` by the outputs of block i, before it is changed; after the last block, drop it."""
         last = i + 1 == len(self.chain.blocks)
         self.dense = [] if last else [_first(self._run(i, b, x)) for b, x in enumerate(self.dense)]
 
     def advance(self, i: int) -> None:
-        """Replace ``hidden`` by what comes out of block i, a batch at a time; of the last block, drop it."""
+        """Replace ``hidden`` by the outputs of block i, one batch at a time; after the last block, drop it."""
         if i + 1 == len(self.chain.blocks):
             self.hidden.clear()
         for b, x in enumerate(self.hidden):
@@ -111,14 +114,14 @@ class Feed:
 
 @dataclass(frozen=True)
 class Survey:
-    """chain: the blocks, or None where the model has none that are a chain; before: the layers that run before them."""
+    """chain: the repeated blocks, or None if they do not form a chain. before: the layers that run before them."""
 
     chain: Chain | None
     before: tuple[nn.Module, ...] = ()
 
 
 def survey(model: nn.Module, run: Callable[[], object], layers: Sequence[nn.Module]) -> Survey:
-    """Run one batch and see in which order the layers and the blocks of the model are called."""
+    """Run one batch and record the order in which layers and blocks are called."""
     name, blocks = _repeated(model)
     if len(blocks) < 2:
         return Survey(None)
@@ -147,19 +150,19 @@ def survey(model: nn.Module, run: Callable[[], object], layers: Sequence[nn.Modu
             hooks.callback(layer.register_forward_pre_hook(reach).remove)
         run()
     known = [slot for slot in slots[1:] if slot is not None]
-    # Block objects may repeat in a list; then they would be changed before all their inputs are known.
+    # A block that occurs twice in the list would be changed before its later inputs are known.
     if called != list(blocks) or len(known) != len(blocks) - 1 or len(set(map(id, blocks))) != len(blocks):
         return Survey(None)
     return Survey(Chain(name, blocks, (known[0], *known)), tuple(before))
 
 
 def _first(output: Any) -> Any:
-    """The tensor that goes on: a block's output, or the first of its outputs."""
+    """The hidden state: a block's output, or the first of its outputs."""
     return output[0] if isinstance(output, (tuple, list)) and output else output
 
 
 def _repeated(model: nn.Module) -> tuple[str, tuple[nn.Module, ...]]:
-    """Name and blocks of the ModuleList with the most parameters; the outermost of equals."""
+    """Name and blocks of the ModuleList with the most parameters; of equal ones, the outermost."""
     best: tuple[int, str, tuple[nn.Module, ...]] = (0, "", ())
     for name, module in named_modules(model):
         if isinstance(module, nn.ModuleList):

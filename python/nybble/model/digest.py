@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 
 def data_sha256(batches: Iterable[Any]) -> str:
-    """A hash of calibration batches: of every tensor's shape, dtype and bytes, and of what else they hold."""
+    """SHA-256 of calibration batches: of each tensor's shape, dtype and bytes, and of the repr of all other values."""
     content = hashlib.sha256()
     for leaf in tree_leaves(list(batches)):
         if isinstance(leaf, Tensor):

@@ -1,4 +1,4 @@
-"""What a method needs to know of a layer's inputs: their norms, their Hessian, and some that are kept for judging."""
+"""Statistics of a layer's inputs for quantization and pruning: norms, Hessian, range, and held-out rows."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from torch import Tensor
 
 from .observe import Observer
 
-# One row in so many is held out, to judge the layer by inputs that its method did not see; so many in all.
+# Every eighth row is held out, up to 256 in all: methods do not see them, and layers are evaluated on them.
 _HELD_ONE_IN = 8
 _HELD_MOST = 256
 
-NO_DATA = "no calibration data that is finite and not 0 reached it"
+NO_DATA = "no calibration data that is finite and not all zero reached the layer"
 
 
 class Inputs:
-    """Statistics of the rows x (K,) that a layer multiplies, a batch at a time.
+    """Statistics of a layer's inputs, rows x (K,), gathered batch by batch.
+
+    A batch with NaN or Inf is left out and counted in ``bad_batches``.
 
     Args:
         in_features: K.
-        hessian: whether to gather the Hessian, and the drift where there is one, as well: 4 * K * K bytes each.
-        observer: the kind of observer that looks for their range, or None.
-
-    A batch with NaN or Inf is left out and counted in ``bad_batches``.
+        hessian: whether to gather the Hessian and, if there is one, the drift too: 4 * K * K bytes each.
+        observer: the kind of observer that finds their range, or None.
     """
 
     def __init__(self, in_features: int, hessian: bool = False, observer: str | None = None) -> None:
@@ -38,7 +38,7 @@ class Inputs:
         self._sample = torch.empty(0, in_features)
 
     def add(self, x: Tensor, dense: Tensor | None = None) -> None:
-        """Count rows (T, K) of any float dtype, in float32; dense: the same rows in the model before any change."""
+        """Add rows (T, K) of any float dtype, converted to float32; dense: the same rows in the original model."""
         if not (torch.isfinite(x).all() and (dense is None or torch.isfinite(dense).all())):
             self.bad_batches += 1
             return
@@ -66,17 +66,17 @@ class Inputs:
         self.rows += len(x)
 
     def _mean_in(self, mean: Tensor, left: Tensor, right: Tensor) -> None:
-        # The running mean of 2 x x' never grows with the number of rows, so that no sum can overflow.
+        # A running mean of 2 x x' does not grow with the number of rows, so it cannot overflow.
         total = self.rows + len(left)
         mean.mul_(self.rows / total).addmm_(left.T, right, alpha=2 / total)
 
     @property
     def is_usable(self) -> bool:
-        """Whether there are rows, finite in float32, and not all 0."""
+        """Whether the norms are finite in float32 and not all zero."""
         return bool(torch.isfinite(self.norms.float()).all()) and bool(self.norms.any())
 
     def notes(self) -> list[str]:
-        """What of the data the report should say."""
+        """Remarks on the data for the report."""
         return [f"{self.bad_batches} batches with NaN or Inf left out"] if self.bad_batches else []
 
     @property
@@ -96,11 +96,11 @@ class Inputs:
 
     @property
     def sample(self) -> Tensor:
-        """Some of the rows (T, K) that are in the statistics."""
+        """Some of the rows (T, K) that the statistics include."""
         return self._sample
 
     def divide(self, scale: Tensor) -> None:
-        """Make these the statistics of inputs that are divided by a positive scale (K,), but for the observer's: dropped."""
+        """Turn these into the statistics of x / scale, for a positive scale (K,). Drops the observer."""
         s = scale.float()
         self.observer = None
         self._squares /= s.double().square()
@@ -114,15 +114,15 @@ class Inputs:
 
     @property
     def hessian(self) -> Tensor | None:
-        """(2 / rows) * sum of x x', float32 (K, K); None where it was not asked for."""
+        """(2 / rows) * sum of x x', float32 (K, K); None if not gathered."""
         return self._hessian
 
     @property
     def drift(self) -> Tensor | None:
-        """(2 / rows) * sum of (d - x) x', float32 (K, K), for the rows d of the dense model; None without them."""
+        """(2 / rows) * sum of (d - x) x', float32 (K, K), for the rows d of the original model; None without them."""
         return self._drift
 
     @property
     def held_out(self) -> Tensor:
-        """Rows (T, K) that are in none of the statistics; rows that are in them where there were too few."""
+        """Rows (T, K) that the statistics do not include; if there were fewer than eight rows, ``sample``."""
         return torch.cat(self._held) if self._held else self._sample

@@ -1,9 +1,9 @@
-"""Observers: the range of what a layer multiplies in calibration, for static activations.
+"""Observers: the range of a layer's inputs in calibration, for static activations.
 
-minmax: the extremes, as in Krishnamoorthi, arXiv:1806.08342, 3.1. percentile: without the 0.05 % of values at either end, so
-that 99.9 % are inside; calibration by percentile as in Wu et al., arXiv:2004.09602, 5.2. mse: the ends with the least
-squared error of rounding, as in Nagel et al., arXiv:2106.08295, 3.1: values inside are off by step^2 / 12 in the mean, those
-outside by their distance to the end; 0 is exact.
+* minmax: the extremes, as in Krishnamoorthi, arXiv:1806.08342, 3.1.
+* percentile: the range without the outer 0.05 % of values at either end (Wu et al., arXiv:2004.09602, 5.2).
+* mse: the range with the least squared rounding error (Nagel et al., arXiv:2106.08295, 3.1). Values inside have a mean
+  squared error of step^2 / 12, clipped ones their squared distance to the range; 0 is exact.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 PERCENTILE = 99.9
-BINS = 8192  # half of them for either sign
-_AT_ONCE = 1 << 20  # values
-# The most ends that are tried first on either side; around the best, all are.
+BINS = 8192  # half of them for each sign
+_AT_ONCE = 1 << 20  # values per chunk
+# Ends tried on each side in a coarse search; around the best one, all bins are tried.
 _COARSE = 256
 _STEPS = 255
 
 
 class Histogram:
-    """Counts of values in equal bins from -2^exponent to 2^exponent, the exponent growing with the values.
+    """Counts of values in equal bins from -2^exponent to 2^exponent; the exponent grows with the values.
 
-    A bin of a larger exponent is two of the smaller one, so that counts do not depend on the order of what is added.
+    When it grows by one, pairs of bins merge, so the counts do not depend on the order of the values.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class Histogram:
 
     @property
     def width(self) -> float:
-        """Of a bin."""
+        """The width of a bin."""
         return math.ldexp(2.0, self._exponent or 0) / BINS
 
     def add(self, x: Tensor) -> None:
@@ -62,7 +62,7 @@ class Histogram:
 
 
 class Observer:
-    """The range of the rows (T, K) that it is given, from below or at 0 to above or at 0.
+    """Finds the range of rows (T, K); it always includes 0.
 
     Args:
         kind: one of OBSERVERS.
@@ -83,7 +83,7 @@ class Observer:
             self.histogram.add(x)
 
     def range(self) -> tuple[float, float]:
-        """Its ends; both 0 where nothing but 0 was seen."""
+        """The lower and the upper end; both 0 if all values were 0."""
         return self._find(self)
 
 
@@ -92,14 +92,14 @@ def _extremes(seen: Observer) -> tuple[float, float]:
 
 
 def _percentile(seen: Observer) -> tuple[float, float]:
-    """The outermost bins' outer edges that leave out no more values than they may."""
+    """The narrowest range of whole bins with at most 0.05 % of the values outside on each side."""
     histogram = seen.histogram
     total = int(histogram.counts.sum()) + histogram.zeros
-    may = total * (100 - PERCENTILE) / 200
+    allowed = total * (100 - PERCENTILE) / 200
 
     def end(positive: bool) -> float:
-        outside = histogram.tail(positive).flip(0).cumsum(0).flip(0)  # from each edge outwards
-        return int((outside > may).sum()) * histogram.width
+        outside = histogram.tail(positive).flip(0).cumsum(0).flip(0)  # values in each bin and beyond
+        return int((outside > allowed).sum()) * histogram.width
 
     return max(seen.low, -end(positive=False)), min(seen.high, end(positive=True))
 
@@ -107,7 +107,7 @@ def _percentile(seen: Observer) -> tuple[float, float]:
 def _least_error(seen: Observer) -> tuple[float, float]:
     sides = [_Side(seen.histogram, positive, limit) for positive, limit in ((False, -seen.low), (True, seen.high))]
     chosen = [torch.arange(0, len(side.ends), max(1, len(side.ends) // _COARSE)) for side in sides]
-    # The whole range is always among them.
+    # The full range is always a candidate.
     chosen = [torch.cat([some, torch.tensor([len(side.ends) - 1])]) for some, side in zip(chosen, sides, strict=True)]
     nonzero = int(seen.histogram.counts.sum())
     best = _best(sides, chosen, nonzero)
@@ -120,8 +120,10 @@ def _least_error(seen: Observer) -> tuple[float, float]:
 
 
 class _Side:
-    """One sign: ends (E,), the distances from 0 at which it may end; how many values (E,) are then outside, and how far
-    these are from it, squared, in all (E,)."""
+    """The candidate ends of one sign, all (E,).
+
+    ends: distances from 0. outside: the number of values beyond each end. excess: the sum of their squared distances to it.
+    """
 
     def __init__(self, histogram: Histogram, positive: bool, limit: float) -> None:
         counts, width = histogram.tail(positive).double(), histogram.width
@@ -139,7 +141,7 @@ class _Side:
 
 
 def _best(sides: list[_Side], chosen: list[Tensor], nonzero: int) -> tuple[int, int]:
-    """Of the ends that are chosen on either side, the places of the two with the least squared error."""
+    """The indices of the lower and upper end, among the chosen candidates, with the least squared error."""
     low, high = (side.ends[some] for side, some in zip(sides, chosen, strict=True))
     out_low, out_high = (side.outside[some] for side, some in zip(sides, chosen, strict=True))
     cut_low, cut_high = (side.excess[some] for side, some in zip(sides, chosen, strict=True))

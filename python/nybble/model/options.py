@@ -1,4 +1,4 @@
-"""The arguments of ``quantize`` and ``sparsify``, checked."""
+"""Checks of the arguments that passes share: scheme, include, exclude, m, goal, observer."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ Patterns = str | Sequence[str] | None
 
 
 class Options(NamedTuple):
-    """What a pass was asked for. ``include`` is None where every layer is meant; ``scheme`` where weights stay floats;
-    ``observer`` where activations are not static."""
+    """The options of a pass, checked.
+
+    scheme: None if weights stay floats. include: None for all layers. observer: None unless activations are static.
+    """
 
     scheme: Scheme | None
     include: tuple[str, ...] | None
@@ -30,7 +32,7 @@ class Options(NamedTuple):
     observer: str | None = None
 
     def why_not_asked(self, names: Iterable[str]) -> str | None:
-        """Why the user does not want the module with these names, or None when he does."""
+        """Why include and exclude rule out the module with these names, or None."""
         names = tuple(names)
         if self.include is not None and not any(_matches(name, self.include) for name in names):
             return "not matched by include"
@@ -42,20 +44,20 @@ class Options(NamedTuple):
 
 
 def check_choice(argument: str, value: object, choices: tuple[str, ...]) -> str:
-    """``value`` when it is one of ``choices``. Raises ValueError."""
+    """``value`` if it is one of ``choices``. Raises ValueError otherwise."""
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{argument}={value!r}: wants one of {', '.join(map(repr, choices))}")
+        raise ValueError(f"{argument}={value!r}: must be one of {', '.join(map(repr, choices))}")
     return value
 
 
 def check_observer(observer: str | None, scheme: Scheme | None) -> str | None:
-    """The observer of a static scheme, the usual one for None; None for others. Raises ValueError."""
+    """The observer of a static scheme, "mse" by default; None for other schemes. Raises ValueError."""
     if scheme is not None and scheme.static:
         return check_choice("observer", "mse" if observer is None else observer, tuple(OBSERVERS))
     if observer is not None:
         raise ValueError(
-            f"observer={observer!r}, scheme={None if scheme is None else str(scheme)!r}: only static activations are "
-            "observed, as of 'w8a8static'"
+            f"observer={observer!r}, scheme={None if scheme is None else str(scheme)!r}: needs a scheme with static "
+            "activations, such as 'w8a8static'"
         )
     return None
 
@@ -63,7 +65,7 @@ def check_observer(observer: str | None, scheme: Scheme | None) -> str | None:
 def check_flag(argument: str, value: object) -> None:
     """Raise TypeError unless ``value`` is a bool."""
     if not isinstance(value, bool):
-        raise TypeError(f"{argument}={value!r}: wants True or False, got {type(value).__name__}")
+        raise TypeError(f"{argument}={value!r}: must be True or False")
 
 
 def check_progress(value: object) -> None:
@@ -73,42 +75,41 @@ def check_progress(value: object) -> None:
 
 
 def check_m(m: int | Sequence[int]) -> tuple[int, ...]:
-    """The batch sizes without repetitions, in the order given. Raises TypeError or ValueError."""
+    """The batch sizes as a tuple without duplicates. Raises TypeError or ValueError."""
     values = (m,) if isinstance(m, int) else m
     if isinstance(values, str) or not isinstance(values, Sequence):
-        raise TypeError(f"m={m!r}: wants an int or a sequence of ints, got {type(m).__name__}")
+        raise TypeError(f"m={m!r}: must be an int or a sequence of ints")
     for value in values:
         if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"m={m!r}: wants ints, got {value!r}")
+            raise TypeError(f"m={m!r}: {value!r} must be an int")
         if not 1 <= value <= 1 << 20:
-            raise ValueError(f"m={m!r}: each M must be in 1..{1 << 20}, got {value}")
+            raise ValueError(f"m={m!r}: {value} must be in 1..{1 << 20}")
     if not values:
-        raise ValueError(f"m={m!r}: must name at least one batch size")
+        raise ValueError(f"m={m!r}: must have at least one batch size")
     return tuple(dict.fromkeys(values))
 
 
 def check_patterns(argument: str, patterns: Patterns, sites: Sequence[Site]) -> tuple[str, ...]:
-    """The glob patterns as a tuple. Each must match something, or a slip would pass without a word.
+    """The glob patterns as a tuple. Raises TypeError, or ValueError for a pattern that matches nothing (a typo).
 
     A pattern of ``include`` must match a Linear-like layer, one of ``exclude`` any module without children.
-    Raises TypeError or ValueError.
     """
     values = (patterns,) if isinstance(patterns, str) else patterns
     if values is None:
         return ()
     if not isinstance(values, Sequence):
-        raise TypeError(f"{argument}={patterns!r}: wants a glob pattern or a sequence of them")
+        raise TypeError(f"{argument}={patterns!r}: must be a glob pattern or a sequence of them")
     fits = is_linear_like if argument == "include" else _is_leaf
     what = "Linear layer" if argument == "include" else "layer"
     names = [name for site in sites if fits(site.module) for name in site.names]
     for pattern in values:
         if not isinstance(pattern, str):
-            raise TypeError(f"{argument}={patterns!r}: wants strings, got {pattern!r}")
+            raise TypeError(f"{argument}={patterns!r}: {pattern!r} must be a string")
         if not any(fnmatchcase(name, pattern) for name in names):
             some = ", ".join(names[:3]) or "none"
             raise ValueError(
                 f"{argument}={patterns!r}: {pattern!r} matches no {what}; patterns are globs on full module names "
-                f"('encoder.*' for all inside encoder), and this model has {some}{', ...' if len(names) > 3 else ''}"
+                f"('encoder.*' for everything inside encoder); this model has {some}{', ...' if len(names) > 3 else ''}"
             )
     return tuple(values)
 

@@ -1,4 +1,4 @@
-"""Run a model on calibration data a block at a time, so that what is changed first feeds what is changed next."""
+"""Run a model on calibration data block by block, so that each block sees the outputs of the changed blocks before it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .batches import whole
+from .batches import model_calls
 from .chain import survey
 from .eligible import dense_weight
 from .inputs import Inputs
@@ -17,10 +17,10 @@ from .inputs import Inputs
 
 @dataclass(frozen=True)
 class Stage:
-    """Layers that are changed together.
+    """Layers that are changed together, such as those of one block.
 
-    ``runs`` call what holds them, a batch each; ``dense_runs`` the same on what came in before anything was changed, or
-    there are none; ``masks`` are the batches' real tokens, or None.
+    ``runs``: a call of the block (or the model) for each batch. ``dense_runs``: the same with the inputs of the original
+    model, or empty. ``masks``: each batch's attention mask (bool), or None.
     """
 
     name: str
@@ -30,19 +30,19 @@ class Stage:
     dense_runs: tuple[Callable[[], object], ...] = ()
 
     def inputs(self, hessian: bool, observer: str | None = None) -> dict[int, Inputs]:
-        """What each layer multiplies, by ``id(layer)``, over all batches; without padding tokens."""
+        """The input statistics of each layer over all batches, by ``id(layer)``; padding tokens are left out."""
         found = {id(layer): Inputs(dense_weight(layer).shape[1], hessian, observer) for layer in self.layers}
         for b, (run, mask) in enumerate(zip(self.runs, self.masks, strict=True)):
             before = self._seen(self.dense_runs[b], mask) if hessian and self.dense_runs else {}
             for key, calls in self._seen(run, mask).items():
-                # A layer that is called otherwise than before has no counterpart for its rows.
+                # A layer that gets other shapes than in the original model has no matching rows there.
                 same = [x.shape for x in calls] == [x.shape for x in before.get(key, [])]
                 for x, dense in zip(calls, before[key] if same else [None] * len(calls), strict=True):
                     found[key].add(x, dense)
         return found
 
     def _seen(self, run: Callable[[], object], mask: Tensor | None) -> dict[int, list[Tensor]]:
-        """The rows that each layer multiplies, of each of its calls, by ``id(layer)``."""
+        """The input rows of each call of each layer, by ``id(layer)``."""
         seen: dict[int, list[Tensor]] = {}
 
         def see(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -63,8 +63,8 @@ def _rows(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 @contextlib.contextmanager
-def calm(model: nn.Module) -> Iterator[None]:
-    """The model without dropout and caches, and as it was afterwards."""
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode and without a KV cache (``config.use_cache``); both are restored afterwards."""
     training = {module: module.training for module in model.modules()}
     config: Any = getattr(model, "config", None)
     caches = bool(getattr(config, "use_cache", False))
@@ -83,26 +83,26 @@ def calm(model: nn.Module) -> Iterator[None]:
 def stages(
     model: nn.Module, batches: Sequence[Any] | None, layers: Sequence[nn.Module], follow_dense: bool = False
 ) -> Iterator[Stage]:
-    """The model's layers in the order in which data reaches them; each stage sees those before it as they are by then.
+    """The stages of a model in the order in which they run. A stage runs on the changed layers before it.
 
-    With repeated blocks (the largest ModuleList, if it is a chain) these are: the layers before the blocks, each block,
-    and what comes after. Of the blocks' activations only those between two of them are held. Without, all layers are
-    one stage. Without batches there is no data.
+    If the largest ModuleList is a chain of blocks, the stages are: the layers before the blocks, each block, and the
+    layers after them; only the hidden states between two blocks are held. Otherwise all layers are one stage. Without
+    batches, stages have no runs.
 
-    follow_dense: give the blocks their ``dense_runs``; then four times as many activations are held.
+    follow_dense: also fill ``dense_runs`` of the blocks; this holds four times as many activations.
     """
     if batches is None:
         yield Stage("the model", tuple(layers))
         return
-    runs, masks = whole(model, batches)
+    runs, masks = model_calls(model, batches)
     found = survey(model, runs[0], layers)
     if found.chain is None:
         yield Stage("the model", tuple(layers), runs, masks)
         return
-    # Found before anything is replaced: then the layers are no longer in their blocks.
+    # Found now, since replaced layers are no longer inside their blocks.
     inside = found.chain.inside(layers)
     rest = tuple(layer for layer in layers if layer not in found.before and not any(layer in here for here in inside))
-    # What came into the first block before anything was changed.
+    # The original model's input of the first block.
     dense = found.chain.capture(runs).hidden if found.before and follow_dense else None
     if found.before:
         yield Stage("before the blocks", found.before, runs, masks)

@@ -1,4 +1,4 @@
-"""Where the modules of a model stand and which of its tensors share memory."""
+"""The modules of a model with all their names and parents, tensors that share memory, and edits that can be undone."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import nn
 
 
 class Place(NamedTuple):
-    """One slot of a parent that holds a module."""
+    """A parent module and the key under which it holds a child."""
 
     parent: nn.Module
     key: str
 
     def put(self, module: nn.Module) -> None:
-        """Fill the slot without the checks of ``setattr``, so that undoing a swap cannot fail."""
+        """Set the child without the checks of ``setattr``, so that undoing a swap cannot fail."""
         self.parent._modules[self.key] = module
 
 
 class Site(NamedTuple):
-    """One module object with all its names and slots. The root has the name "" and no slot."""
+    """A module object with all its names and places. The root has the name "" and no place."""
 
     module: nn.Module
     names: tuple[str, ...]
@@ -29,12 +29,12 @@ class Site(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The first name in the order of the model."""
+        """The first name in the model's order."""
         return self.names[0]
 
 
 def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every (name, module), a shared module once for each of its names; a module inside itself is not entered again."""
+    """Every (name, module); a shared module appears once per name. Cycles are not entered again."""
 
     def visit(name: str, module: nn.Module, above: frozenset[int]) -> Iterator[tuple[str, nn.Module]]:
         yield name, module
@@ -62,7 +62,7 @@ def sites(model: nn.Module) -> list[Site]:
 
 
 def region(tensor: torch.Tensor) -> tuple[torch.device, int, int] | None:
-    """(device, first byte, one past the last byte), or None where no memory stands behind the tensor."""
+    """(device, first byte, one past the last byte), or None if the tensor has no plain memory (meta, empty, subclass)."""
     plain = type(tensor) in (torch.Tensor, nn.Parameter, nn.Buffer)
     if not plain or tensor.layout is not torch.strided or tensor.is_meta or tensor.numel() == 0:
         return None
@@ -72,7 +72,7 @@ def region(tensor: torch.Tensor) -> tuple[torch.device, int, int] | None:
 
 
 def memory_groups(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
-    """Map ``id(tensor)`` to a group number; tensors are in one group when their memory overlaps."""
+    """``id(tensor)`` -> group number; tensors whose memory overlaps are in one group."""
     groups: dict[int, int] = {}
     spans = []
     for tensor in {id(tensor): tensor for tensor in tensors}.values():
@@ -91,35 +91,35 @@ def memory_groups(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
 
 
 class Edits:
-    """Changes to the dictionaries of modules, made as they come, that can be taken back."""
+    """Changes to the dictionaries of modules (``_modules``, ``_parameters``), applied at once, that can be undone."""
 
     def __init__(self) -> None:
         self._done: list[tuple[dict[str, Any], str, Any]] = []
 
     def put(self, table: dict[str, Any], key: str, value: object) -> None:
-        """Replace what stands at a key that is there."""
+        """Replace the value of an existing key."""
         self._done.append((table, key, table[key]))
         table[key] = value
 
     def swap(self, site: Site, new: nn.Module) -> None:
-        """Put a module into all slots of a site."""
+        """Put a module into all places of a site."""
         for place in site.places:
             self._done.append((place.parent._modules, place.key, site.module))
             place.put(new)
 
     def take(self, later: Edits) -> None:
-        """Make further changes part of these."""
+        """Take over the changes of another Edits, so that ``undo`` undoes them too."""
         self._done += later._done
 
     def undo(self) -> None:
-        """Take all changes back, the last one first."""
+        """Undo all changes, the last one first."""
         while self._done:
             table, key, old = self._done.pop()
             table[key] = old
 
 
 def swap(replacements: Iterable[tuple[Site, nn.Module]]) -> None:
-    """Put every new module into all slots of its site, or, after any exception, none."""
+    """Put every new module into all places of its site; on an exception, none."""
     edits = Edits()
     try:
         for site, new in replacements:

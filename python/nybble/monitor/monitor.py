@@ -22,7 +22,7 @@ from ..checkpoint.files import CheckpointError
 from ..model import options
 from ..model.batches import call, check_batches
 from ..model.eligible import dense_weight, is_linear_like
-from ..model.stages import calm
+from ..model.stages import eval_mode
 from ..model.walk import sites
 from ..nn.module import QuantizedModule
 from ..text import Part, Shown
@@ -156,7 +156,7 @@ class Monitor:
         every, self.every = self.every, 1
         try:
             self._install()
-            with calm(self._model), torch.no_grad():
+            with eval_mode(self._model), torch.no_grad():
                 for batch in found or ():
                     call(self._model, batch)
         finally:

@@ -1,4 +1,4 @@
-"""Build new layers aside, and decide which of them are to stand in the model."""
+"""Build the replacement of each layer and decide whether to keep it: it needs a kernel and, by default, a speedup."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .plan import Layer, Plan
 
 
 def check_model(model: nn.Module) -> None:
-    """Raises TypeError or ValueError unless layers inside the model can be swapped."""
+    """Raise TypeError or ValueError unless ``model`` is a module whose inner layers can be swapped."""
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model={type(model).__name__}: wants a torch.nn.Module")
+        raise TypeError(f"model={type(model).__name__}: must be a torch.nn.Module")
     if is_linear_like(model):
         raise ValueError(
             f"model={type(model).__name__}: is itself a Linear layer and cannot be swapped in place; "
@@ -26,8 +26,8 @@ def check_model(model: nn.Module) -> None:
         )
 
 
-def refuse_left(plan: Plan) -> None:
-    """Raises ValueError that names the layers that were asked for and would stay as they are."""
+def check_strict(plan: Plan) -> None:
+    """Raise ValueError, for ``strict=True``, if a requested layer would not be replaced. Names each and the reason."""
     left = [layer for layer in plan.layers if layer.asked and layer.reason not in (None, ALREADY)]
     if left:
         names = "; ".join(f"{layer.site.name}: {layer.reason}" for layer in left)
@@ -35,18 +35,21 @@ def refuse_left(plan: Plan) -> None:
 
 
 class Builder:
-    """Makes the new layers of twins on one packed weight, and leaves those alone that do not pay."""
+    """Builds replacements and rejects those that have no kernel or are slower than the dense layer.
+
+    Twins, layers that share one weight, are built on one packed weight and accepted or rejected together.
+    """
 
     def __init__(self, options: Options) -> None:
         self._options = options
         self._refused: dict[object, Layer] = {}
 
     def is_refused(self, twins: Sequence[Layer]) -> bool:
-        """Whether a layer like one of these was built before and did not pay."""
+        """Whether a layer with the same shape, dtype and bias as one of these was built before and rejected."""
         return any(_problem(layer) in self._refused for layer in twins)
 
     def build(self, twins: Sequence[Layer], make: Callable[[Layer], QuantizedModule]) -> None:
-        """Set ``new`` of every twin, or a ``reason``; ``make`` gives the new layer of the first."""
+        """Set ``new`` of every twin, or ``reason`` if it is rejected; ``make`` builds the replacement of the first."""
         if not self.is_refused(twins):
             for layer in twins:
                 layer.new = make(layer) if layer is twins[0] else _tied(layer, twins[0])
@@ -57,7 +60,7 @@ class Builder:
         self.leave_refused(twins)
 
     def _why_drop(self, layer: Layer, new: QuantizedModule) -> str | None:
-        """Find the kernels and the speed of a built layer; say why it should not be swapped, if so."""
+        """Record kernels and speedup of a replacement. Returns why it must not be used, or None."""
         asked = self._options
         for m in asked.m:
             choice = new.explain(m)
@@ -73,14 +76,16 @@ class Builder:
         return None
 
     def _where_it_pays(self, layer: Layer, new: QuantizedModule) -> str:
-        """Of a sparse layer that does not pay: at how many zeros it would."""
+        """For a sparse layer that is slower than dense: the share of zeros from which it would be faster."""
         if new.scheme.sparsity is None or isinstance(new.scheme.sparsity, Block):
             return ""
         percent = measure.pays_from(layer.site.module, new, self._options.m)
-        return "; not even 95 % zeros would pay" if percent is None else f"; {percent} % zeros would pay"
+        if percent is None:
+            return "; slower even with 95 % zeros"
+        return f"; faster from {percent} % zeros"
 
     def leave_refused(self, twins: Sequence[Layer]) -> None:
-        """Leave those alone that are like one that did not pay. Twins stay together: when one is refused, all stay dense."""
+        """Mark these twins as left alone if a layer with the shape of one of them was rejected before."""
         culprits = {layer.site.name: self._refused.get(_problem(layer)) for layer in twins}
         if not any(culprits.values()):
             return
@@ -95,8 +100,8 @@ class Builder:
 
 
 def _tied(layer: Layer, first: Layer) -> QuantizedModule:
-    """A new layer on the packed weight of its twin's."""
-    assert first.new is not None, "twins are built in order"  # noqa: S101
+    """A replacement that uses the packed weight of its twin ``first``."""
+    assert first.new is not None, "the first twin is built first"  # noqa: S101
     n, k = dense_weight(layer.site.module).shape
     new = type(first.new).on_meta(n, k, first.new.scheme, layer.weight.dtype)
     new.tie_to(first.new)
@@ -106,6 +111,6 @@ def _tied(layer: Layer, first: Layer) -> QuantizedModule:
 
 
 def _problem(layer: Layer) -> object:
-    """Layers with equal problems run the same kernels at the same speed."""
+    """The key of layers that run the same kernels at the same speed."""
     kind = type(layer.site.module)
     return kind, layer.weight.shape, layer.weight.dtype, layer.bias is not None, layer.pattern

@@ -1,4 +1,4 @@
-"""Time a dense layer against its replacement, once per shape and process."""
+"""Speedup of a replacement over its dense layer, timed once per shape and process, and the SQNR of its weight."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from ..report.data import geometric_mean
 from ..weights.sparsity import Unstructured
 
 BUDGET_S = 0.03
-# Percent of zeros at which a layer that does not pay is tried.
+# Percentages of zeros that are tried when a sparse layer is slower than dense.
 _ZEROS = (50, 60, 70, 80, 90, 95)
 
 _Key = tuple[str, tuple[int, int], bool, torch.dtype, str, int, int, int, str]
-# Of a sparse weight the time follows its bytes; steps of them that count as the same, per dense weight.
+# The time of a sparse layer depends on its size. Sizes within 1/64 byte per dense weight share one measurement.
 _SIZES = 64
 _memo: dict[_Key, float] = {}
 
 
 def interleaved(fns: Mapping[str, Callable[[], object]], budget_s: float) -> dict[str, float]:
-    """Median seconds of each function, called in turns (A B A B ...) so that drift of the machine hits all alike.
+    """Median seconds of each function. They are called in turns (A B A B ...), so clock drift affects all alike.
 
-    Samples above twice a function's fastest are left out of its median: something else had the processor. The first
-    round warms up and is not counted, unless it alone spends ``budget_s``: then it is the measurement.
-    Raises ValueError when there is nothing to time or ``budget_s`` is not positive.
+    Samples above twice a function's fastest are dropped, since another process ran meanwhile. The first round is a
+    warm-up and is not counted, unless it alone takes ``budget_s``: then it is the measurement.
+    Raises ValueError if there are no functions or ``budget_s`` is not positive.
     """
     if not fns or not budget_s > 0:
-        raise ValueError(f"interleaved: wants functions and budget_s > 0, got {len(fns)} and {budget_s!r}")
+        raise ValueError(f"fns has {len(fns)} functions, budget_s={budget_s!r}: must be at least one, and above 0")
     clock = time.perf_counter
 
     def one_round() -> list[float]:
@@ -60,10 +60,10 @@ def _undisturbed(times: Sequence[float]) -> float:
 
 
 def speedups(dense: nn.Module, layer: QuantizedModule, kernels: Mapping[int, str]) -> dict[int, float]:
-    """Dense time over nybble time for each M, in the grad mode of the caller.
+    """Dense time / nybble time for each M, in the caller's grad mode.
 
-    ``dense`` maps (M, K) to (M, N) in its own dtype; ``kernels`` maps each M to the kernel that ``layer`` runs there.
-    The answer is kept for the process, keyed by layer kind, shape, bias, dtype, scheme, size, threads, M and kernel.
+    ``dense`` maps (M, K) to (M, N) in its own dtype; ``kernels`` maps each M to the kernel that ``layer`` uses there.
+    Results are cached for the process by layer kind, shape, bias, dtype, scheme, size, threads, M and kernel.
     """
     dtype, bias = kind_of(dense).parameter_of(dense).dtype, kind_of(dense).bias_of(dense) is not None
     shape = (layer.out_features, layer.in_features)
@@ -79,9 +79,9 @@ def speedups(dense: nn.Module, layer: QuantizedModule, kernels: Mapping[int, str
 
 
 def pays_from(dense: nn.Module, layer: QuantizedModule, ms: Sequence[int]) -> int | None:
-    """The least percent of zeros, of a few, from which a sparse layer of this shape is faster than ``dense``.
+    """The smallest of a few percentages of zeros at which a sparse layer of this shape is faster than ``dense``.
 
-    Random weights stand for the layer's: what counts is how many are zero. None where not even the most zeros pay.
+    Measured on random weights, since only the number of zeros matters. None if it is slower even at 95 %.
     """
     for percent in _ZEROS:
         other = _random_layer(layer, Unstructured(percent))
@@ -101,22 +101,25 @@ def _random_layer(layer: QuantizedModule, sparsity: Unstructured) -> QuantizedMo
 
 
 def _measure(dense: nn.Module, layer: QuantizedModule, m: int, dtype: torch.dtype) -> float:
-    # an own generator: measuring must not move the caller's random state
+    # A generator of its own, so that timing does not advance the global random state.
     x = torch.randn(m, layer.in_features, generator=torch.Generator().manual_seed(0)).to(dtype)
     times = interleaved({"dense": lambda: dense(x), "nybble": lambda: layer(x)}, BUDGET_S)
     return times["dense"] / times["nybble"]
 
 
 def slower_at(speedup: Mapping[int, float]) -> tuple[int, ...]:
-    """The M at which the replacement is slower than the dense layer."""
+    """The values of M at which the replacement is slower than the dense layer."""
     return tuple(m for m, ratio in speedup.items() if ratio < 1)
 
 
 def weight_sqnr_db(weight: torch.Tensor, layer: QuantizedModule) -> float:
-    """10 * log10(sum W^2 / sum (W - W_hat)^2) of a dense weight (N, K), ``inf`` where both are equal."""
+    """SQNR, 10 * log10(sum W^2 / sum (W - W_hat)^2), of a layer's weight W_hat against the dense W (N, K).
+
+    ``inf`` if they are equal.
+    """
     stored = layer.dequantized_weight()
     signal = noise = 0.0
-    # rows in pieces: float64 copies of a whole vocabulary matrix would be large
+    # In chunks of rows: float64 copies of a whole vocabulary matrix would be large.
     step = max(1, (1 << 22) // weight.shape[1])
     for i in range(0, weight.shape[0], step):
         exact = weight.detach()[i : i + step].double()

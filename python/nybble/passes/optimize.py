@@ -1,4 +1,4 @@
-"""Run the passes of a recipe on a model, all of them or none."""
+"""`nybble.optimize`: run the passes of a recipe on a model, all of them or none."""
 
 from __future__ import annotations
 
@@ -27,21 +27,22 @@ from ..report.report import Report
 from ..text import Items, Part, Shown
 from ..weights.scheme import Scheme
 from ..weights.sparsity import Block, Pattern
-from .aside import Aside
 from .build import check_model
+from .model_copy import ModelCopy
 from .quantize import quantize
 from .rotate.rotate import Rotation, rotated
 
-OWN = ""  # of a layer that no pattern of a stage matches: what the stage says for all
-# The argument that says it.
-OWN_WHERE = {"quantize": "scheme", "sparsify": "pattern"}
+# Stands for the stage's own scheme (or pattern), which layers get that match no pattern of ``layers``.
+STAGE_DEFAULT = ""
+# The argument that holds that scheme or pattern.
+DEFAULT_ARGUMENT = {"quantize": "scheme", "sparsify": "pattern"}
 
 
 class StageReport(Protocol):
-    """What a pass reports."""
+    """The report of a pass."""
 
     def to_json(self) -> str:
-        """As strict JSON."""
+        """The report as strict JSON."""
 
     def parts(self) -> Sequence[Part]:
         """As Shown.parts."""
@@ -49,7 +50,7 @@ class StageReport(Protocol):
 
 @dataclass(frozen=True)
 class Optimized(Shown):
-    """What each stage of a recipe did; ``notes``: in what the run differs from the one that the recipe is of."""
+    """The report of each stage. ``notes``: how data and versions differ from those that the recipe was made with."""
 
     recipe: Recipe
     reports: tuple[StageReport, ...]
@@ -87,31 +88,31 @@ def optimize(
 ) -> Optimized:
     """Run the passes of a recipe on ``model``, in place.
 
-    They work on a copy of its modules, on the same tensors; the model becomes what the copy has become once all of
-    them are through. Until then it can be used as it is.
+    The passes change a copy of its modules that shares its tensors. When all have finished, their changes are applied
+    to the model. Until then it can be used as before.
 
     Args:
         model: any module, as for ``quantize``.
-        recipe: the passes and their arguments. Where a stage names a scheme per layer, layers of one scheme are done
-            together, in the order in which the schemes are named.
-        calibration: batches, as for ``sparsify``; every pass that looks at data gets them. ``recover`` has the model as it
-            was, rotated as it is now, for its reference, and the seed of the recipe.
+        recipe: the passes and their arguments. If a stage gives schemes by layer, each scheme is one call of the pass,
+            in the order in which the schemes are listed.
+        calibration: calibration batches, as for ``sparsify``; every pass that needs data gets them. ``recover`` also
+            gets the original model (rotated, if a stage rotated it) as its reference, and the recipe's seed.
         progress: for the bars of the passes, as in ``quantize``.
-        resume: a directory in which the passes that can be resumed keep what they have done.
+        resume: a directory in which the passes that can be resumed keep their results.
 
     Returns:
         An ``Optimized``: the report of each stage.
 
     Raises:
-        TypeError, ValueError: an argument is wrong, a pattern of ``layers`` matches no layer, or a pass refuses what
-            the recipe asks of it. After any exception, ``KeyboardInterrupt`` included, the model is as it was.
+        TypeError, ValueError: an argument is wrong, a pattern of ``layers`` matches no layer, or a pass rejects its
+            arguments. After any exception, ``KeyboardInterrupt`` included, the model is unchanged.
     """
     check_model(model)
     if not isinstance(recipe, Recipe):
-        raise TypeError(f"recipe={type(recipe).__name__}: wants a nybble.Recipe, see nybble.Recipe.load")
+        raise TypeError(f"recipe={type(recipe).__name__}: must be a nybble.Recipe, see nybble.Recipe.load")
     check_progress(progress)
     batches = check_batches(calibration, model)
-    aside = Aside(model)
+    copied = ModelCopy(model)
     reports: list[StageReport] = []
     reference = model
     for i, stage in enumerate(recipe.stages):
@@ -124,10 +125,11 @@ def optimize(
         }
         if resume is not None:
             given["resume"] = Path(resume) / f"stage-{i}"
-        reports.append(_run(stage, aside.model, given))
+        reports.append(_run(stage, copied.model, given))
         if isinstance(reports[-1], Rotation) and reports[-1].seed is not None:
-            reference = rotated(reference, reports[-1].seed)  # so that what flows in both can be compared
-    aside.adopt()
+            # recover compares hidden states, so the reference needs the same rotation.
+            reference = rotated(reference, reports[-1].seed)
+    copied.adopt()
     return Optimized(recipe, tuple(reports), tuple(_differences(recipe, batches)))
 
 
@@ -139,7 +141,7 @@ def _run(stage: Stage, model: nn.Module, given: Mapping[str, Any]) -> StageRepor
     if layers is None:
         report: StageReport = run(model, **arguments)
         return report
-    groups = _groups(model, layers, OWN if OWN_WHERE[stage.name] in arguments else DENSE)
+    groups = _groups(model, layers, STAGE_DEFAULT if DEFAULT_ARGUMENT[stage.name] in arguments else DENSE)
     if not groups:
         return replace(quantize(model, exclude="*", goal="memory"), scheme=DENSE)
     resume = arguments.get("resume")
@@ -147,14 +149,14 @@ def _run(stage: Stage, model: nn.Module, given: Mapping[str, Any]) -> StageRepor
     for i, (scheme, names) in enumerate(groups.items()):
         own = {} if resume is None else {"resume": resume / str(i)}
         chosen = {**own, **_scheme(scheme), "include": [escape(name) for name in names]}
-        if scheme != OWN and not Scheme.parse(scheme).static:
+        if scheme != STAGE_DEFAULT and not Scheme.parse(scheme).static:
             chosen["observer"] = None
         done |= dict.fromkeys(names, run(model, **{**arguments, **chosen}))
     return _merged(done)
 
 
 def _groups(model: nn.Module, layers: Mapping[str, str], default: str) -> dict[str, list[str]]:
-    """Scheme -> names of the layers that are to have it, in the order of the patterns; without the dense ones."""
+    """Scheme -> names of the layers that get it, in the order of the patterns; layers that stay dense are left out."""
     groups: dict[str, list[str]] = {scheme: [] for scheme in (*layers.values(), default)}
     unused = set(layers)
     for site in sites(model):
@@ -172,18 +174,18 @@ def _groups(model: nn.Module, layers: Mapping[str, str], default: str) -> dict[s
 
 
 def _scheme(name: str) -> dict[str, Any]:
-    """The arguments that make a pass give its layers this scheme."""
-    if name == OWN:
+    """The arguments with which a pass produces this scheme."""
+    if name == STAGE_DEFAULT:
         return {}
     scheme = Scheme.parse(name)
     if scheme.sparsity is None:
         return {"scheme": scheme}
-    assert not isinstance(scheme.sparsity, Block), "no stage has it"  # noqa: S101
+    assert not isinstance(scheme.sparsity, Block), "Stage refuses block schemes"  # noqa: S101
     return {"scheme": scheme.dense, "pattern": Pattern(scheme.sparsity, scheme.sparsity.zeros)}
 
 
 def _merged(done: Mapping[str, Report]) -> Report:
-    """One report of calls on one model, the later after the earlier: each layer's row is that of its own call."""
+    """One report of several calls on one model; each layer's row comes from the call that handled the layer."""
     reports = list({id(report): report for report in done.values()}.values())
     rows = {name: {row.name: row for row in report.layers}[name] for name, report in done.items()}
     layers = tuple(rows.get(row.name, row) for row in reports[-1].layers)
@@ -191,7 +193,7 @@ def _merged(done: Mapping[str, Report]) -> Report:
 
 
 def _differences(recipe: Recipe, batches: list[Any] | None) -> list[str]:
-    """In what this run differs from the one that the recipe was made with."""
+    """How versions and calibration data differ from those that the recipe was made with."""
     found = []
     for name, version in recipe.versions.items():
         try:
@@ -204,6 +206,6 @@ def _differences(recipe: Recipe, batches: list[Any] | None) -> list[str]:
         found.append(
             "the recipe was made with other calibration data"
             if batches
-            else "there is no calibration data; the recipe was made with some"
+            else "the recipe was made with calibration data, and this run has none"
         )
     return found

@@ -1,4 +1,4 @@
-"""Which layers of a model are quantized together, and what each becomes."""
+"""The layers that a pass will replace, which of them share a weight, and the decision about each."""
 
 from __future__ import annotations
 
@@ -20,7 +20,12 @@ from ..weights.sparsity import Pattern
 
 @dataclass
 class Layer:
-    """One Linear-like module and what was decided about it."""
+    """One Linear-like module and the decision about it.
+
+    ``asked``: whether include and exclude allow it. ``reason``: why it is not replaced, or None. ``new``: its
+    replacement. ``tied_to``: the layer whose packed weight the replacement uses. ``pattern``: the sparsity pattern it
+    gets; ``is_sparse``: whether its weight has that pattern already.
+    """
 
     site: Site
     asked: bool
@@ -53,12 +58,12 @@ class Layer:
         return self.kind.bias_of(self.site.module)
 
     def twin_key(self) -> tuple[str, int, torch.Size, tuple[int, ...]]:
-        """Equal for layers that use the same memory in the same way."""
+        """Equal for twins: layers with the same weight memory, shape and strides."""
         return self.kind.name, self.weight.data_ptr(), self.weight.shape, self.weight.stride()
 
 
 class Owner(NamedTuple):
-    """One parameter where it is registered."""
+    """A parameter and the module that registers it."""
 
     site: Site
     key: str
@@ -71,7 +76,7 @@ class Owner(NamedTuple):
 
 
 class Plan:
-    """All modules of a model, its Linear-like layers, and who shares memory with whom."""
+    """All modules of a model, its Linear-like layers, and which parameters share memory."""
 
     def __init__(self, sites: Sequence[Site], options: Options) -> None:
         self.sites = sites
@@ -97,16 +102,16 @@ class Plan:
         """The memory group of a parameter of the model."""
         return self.groups[id(parameter)]
 
-    def renew(self, old: torch.Tensor, new: torch.Tensor) -> None:
-        """Count a parameter that took another's place as the same memory."""
+    def replace_parameter(self, old: torch.Tensor, new: torch.Tensor) -> None:
+        """Put a parameter that replaces another into the memory group of the old one."""
         self.groups[id(new)] = self.group(old)
 
     def open_layers(self) -> list[Layer]:
-        """The layers that are still to be swapped."""
+        """The layers that are not ruled out."""
         return [layer for layer in self.layers if layer.reason is None]
 
-    def leave_tied(self) -> None:
-        """Leave alone each layer whose weight is also used otherwise: quantized, it would be in memory twice."""
+    def exclude_tied(self) -> None:
+        """Rule out layers whose weight stays in use in dense form: quantizing them would hold the weight twice."""
         reasons = [(layer, self._why_tied(layer)) for layer in self.open_layers()]
         for layer, reason in reasons:
             layer.reason = reason
@@ -121,14 +126,14 @@ class Plan:
         return None
 
     def twins(self) -> list[list[Layer]]:
-        """The layers still to be swapped, those with one weight together."""
+        """The layers that are not ruled out, in lists of layers that share one weight (twins)."""
         sets: dict[object, list[Layer]] = {}
         for layer in self.open_layers():
             sets.setdefault(layer.twin_key(), []).append(layer)
         return list(sets.values())
 
     def kept_groups(self) -> set[int]:
-        """Memory groups that some module still uses once the decided layers are swapped."""
+        """Memory groups that some module still uses after the swap."""
         kept = set()
         for group, owners in self.owners.items():
             for owner in owners:

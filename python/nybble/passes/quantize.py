@@ -1,4 +1,4 @@
-"""Swap the Linear layers of a model for quantized ones."""
+"""`nybble.quantize`: replace the Linear layers of a model by quantized ones."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ..report.report import Report
 from ..weights.scheme import Scheme
 from ..weights.search import check_hqq
 from .build import check_model
-from .layerwise.carry import Call, carry_out
-from .round.ladder import METHODS
+from .layerwise.run import Call, run_pass
+from .round.methods import METHODS
 from .round.scales import Awq, Smooth
 from .round.work import Rounding
 
@@ -39,40 +39,43 @@ def quantize(
 ) -> Report:
     """Quantize the Linear layers of ``model`` in place and report on every layer.
 
-    Swapped are modules that are exactly ``nn.Linear`` or transformers' ``Conv1D``, in float32, bfloat16 or float16 on
-    the CPU. Everything else is left alone and the report says why. Nothing is excluded by name.
+    Replaces modules that are exactly ``nn.Linear`` or transformers' ``Conv1D``, in float32, bfloat16 or float16 on the
+    CPU. All others stay as they are, and the report says why. No layer is excluded by its name.
 
     Args:
         model: any module; its Linear layers must be inside it, not the model itself.
-        scheme: what the weights and activations become, such as ``"w8a8"``, ``"w4a8g128"`` or a ``Scheme``. Static ones,
-            such as ``"w8a8static"``, need calibration data.
+        scheme: the format of weights and activations, such as ``"w8a8"``, ``"w4a8g128"`` or a ``Scheme``. Static
+            schemes, such as ``"w8a8static"``, need calibration data.
         include: glob patterns on full module names; only layers that match one are quantized. None means all.
         exclude: glob patterns on full module names; layers that match one are left alone.
-        method: how weights are rounded: ``"rtn"`` (to nearest), ``"mse"`` (search for the scale), or by what the layer's
-            inputs are: ``"gptq"`` (what one code misses is made up for by the next), ``"awq"`` (scales that favour the
-            weights of large inputs, and ranges by the loss at the output); or ``"hqq"`` (4-bit groups, no data: the scale and zero point of the least 0.7-norm error). Where a layer does
-            not allow a method, or does worse by it on data held out, it gets a simpler one, and the report says so.
-        calibration: batches to call the model with, each a tensor, a tuple (positional) or a dict (keywords), such as
-            128 short texts, or a DataLoader. Tokens that a batch's ``attention_mask`` leaves out do not count. With it
-            the model is quantized block by block as in ``sparsify``, each on the outputs of those that are done.
-        smooth: SmoothQuant, for schemes with 8-bit activations: divide the inputs of layers by scales, and multiply their
-            weights, where a norm or a layer before can take the division; exact but for rounding. True looks for the
-            scales in a grid, a number between 0 and 1 is the share of the inputs' spread that moves to the weights;
-            both only where inputs held out agree. Needs calibration data, and goes with every method but "awq".
-        observer: for static schemes, such as ``"w8a8static"``, how the range of each layer's inputs is found: ``"minmax"``
-            (the extremes), ``"percentile"`` (99.9 % of the values), ``"mse"`` (the least squared error of rounding; the
-            default). A layer whose output error on inputs held out is then above 1 % and twice that with dynamic
-            activations gets these, and the report says so.
-        m: the batch sizes (rows of the activation) at which speed counts.
-        goal: ``"speed"`` swaps a layer only where the geometric mean over ``m`` of dense time / nybble time, measured
-            here with the threads set now, is above 1. ``"memory"`` swaps every layer and times nothing.
+        method: how weights are rounded. Without data: ``"rtn"`` (round to nearest), ``"mse"`` (the scale with the least
+            squared error), ``"hqq"`` (4-bit groups: the scale and zero point with the least 0.7-norm error). With
+            calibration data: ``"gptq"`` (later weights compensate the rounding error of earlier ones), ``"awq"``
+            (input scales that protect the weights of large inputs, and clipping by output error). A layer that does not
+            allow the method, or is worse with it than with ``"rtn"`` on held-out data, falls back to a simpler one; the
+            report says why.
+        calibration: calibration batches to call the model with, such as 128 short texts or a DataLoader. Each is a
+            tensor, a tuple (positional arguments) or a dict (keyword arguments). Tokens outside a batch's
+            ``attention_mask`` are ignored. The model is then quantized block by block, as in ``sparsify``: each block
+            sees the outputs of the quantized blocks before it.
+        smooth: SmoothQuant, for schemes with 8-bit activations: divide the inputs of layers by per-channel scales and
+            multiply their weights by them, where a preceding norm or layer can absorb the division. True searches alpha
+            in a grid; a number in (0, 1) is alpha. A scale is used only if it helps on held-out data. Needs calibration
+            data; not with method "awq".
+        observer: for static schemes, such as ``"w8a8static"``, how the range of each layer's inputs is found:
+            ``"minmax"`` (the extremes), ``"percentile"`` (99.9 % of the values) or ``"mse"`` (the least squared rounding
+            error; the default). A layer falls back to dynamic activations if its output error on held-out data is above
+            1 % and above twice that of dynamic ones; the report says so.
+        m: the batch sizes (rows of the activation) at which speed is measured.
+        goal: ``"speed"`` replaces a layer only if the geometric mean over ``m`` of dense time / nybble time is above 1,
+            measured on this machine with the current number of threads. ``"memory"`` replaces every layer, untimed.
         strict: raise if any Linear-like layer that ``include`` and ``exclude`` allow would stay dense.
         untie: quantize a copy of a weight that an ``nn.Embedding`` or another dense layer also uses. By default such
-            a layer is left alone. Quantized layers that share one weight stay tied either way.
+            a layer stays dense. Quantized layers that share one weight stay tied either way.
         progress: True shows a bar on stderr, False none. None (default): a bar if stderr is a terminal and the work takes
             longer than two seconds. Bars need the package rich.
-        resume: a directory for the layers that are done. A run that was cut off, started again with the same model,
-            data and settings, takes them from there and ends with the same bits (``goal="speed"`` measures again).
+        resume: a directory for finished layers. An interrupted run that is started again with the same model, data and
+            settings reads them from there and gives bitwise the same result (``goal="speed"`` measures again).
 
     Returns:
         A ``Report``; each layer's ``rounded`` has its method and output errors. Layers keep their training flag; the
@@ -80,7 +83,7 @@ def quantize(
 
     Raises:
         TypeError, ValueError: an argument is wrong, the model is itself a Linear layer, the method needs calibration
-            data, or ``strict`` failed. After any exception, ``KeyboardInterrupt`` included, the model is as it was.
+            data, or ``strict`` failed. After any exception, ``KeyboardInterrupt`` included, the model is unchanged.
     """
     check_model(model)
     numbers = Scheme.parse(scheme)
@@ -96,22 +99,22 @@ def quantize(
     )
     scaling = _scaling(smooth, asked.method, numbers)
     call = Call(calibration, strict, untie, progress, resume, settings=(scaling,))
-    return carry_out(model, found, asked, call, lambda plan, edits: Rounding(plan, edits, numbers, scaling))
+    return run_pass(model, found, asked, call, lambda plan, edits: Rounding(plan, edits, numbers, scaling))
 
 
 def _scaling(smooth: bool | float, method: str, scheme: Scheme) -> Awq | Smooth | None:
-    """The scales to look for. Raises TypeError or ValueError."""
+    """The method that finds input scales, or None. Raises TypeError or ValueError."""
     if method == "hqq":
         check_hqq(scheme)
     if not isinstance(smooth, (bool, float, int)):
-        raise TypeError(f"smooth={smooth!r}: wants True, False, or a number between 0 and 1")
+        raise TypeError(f"smooth={smooth!r}: must be True, False, or a number between 0 and 1")
     if smooth is False:
         return Awq() if method == "awq" else None
     if smooth is not True and not 0 < smooth < 1:
-        raise ValueError(f"smooth={smooth!r}: wants True, False, or a number between 0 and 1")
+        raise ValueError(f"smooth={smooth!r}: must be True, False, or a number between 0 and 1")
     if method == "awq" or scheme.act_bits != 8:
         raise ValueError(
-            f"smooth={smooth!r}: not with method={method!r}, scheme={str(scheme)!r}; it is for 8-bit "
-            "activations, and AWQ has scales of its own"
+            f"smooth={smooth!r}, method={method!r}, scheme={str(scheme)!r}: needs a scheme with 8-bit activations and a "
+            "method other than 'awq', which has scales of its own"
         )
     return Smooth() if smooth is True else Smooth((float(smooth),))

@@ -1,4 +1,4 @@
-"""Win back what quantization and pruning lost, from the model as it was."""
+"""`nybble.recover`: reduce the error of quantized and pruned layers by distillation from the original model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..model import options
 from ..model.bar import bar
 from ..model.batches import check_batches
 from ..model.digest import data_sha256
-from ..model.stages import calm
+from ..model.stages import eval_mode
 from .build import check_model
 from .recovery.losses import LOSSES
 from .recovery.report import Recovered
@@ -36,49 +36,49 @@ def recover(
     progress: bool | None = None,
     resume: str | os.PathLike[str] | None = None,
 ) -> Recovered:
-    """Bring the quantized and pruned layers of ``model`` nearer to ``reference``, in place, by distillation.
+    """Train the quantized and pruned layers of ``model`` in place to reproduce ``reference`` (distillation).
 
-    Block by block (the largest ``nn.ModuleList`` of both), then end to end: scale and bias of every output channel in
-    closed form; then codes, scales and biases by Adam, with gradients straight through the rounding (Bengio et al.,
-    arXiv:1308.3432; by blocks as in EfficientQAT, arXiv:2407.11062). A weight that is zero and not stored stays so.
-    Schemes, shapes and all other parameters stay as they are.
+    First block by block (the largest ``nn.ModuleList`` of both models), then end to end. Each block first gets the
+    least-squares scale and bias per output channel. Then Adam trains integer weights, scales and biases with the
+    straight-through estimator (Bengio et al., arXiv:1308.3432; block by block as in EfficientQAT, arXiv:2407.11062).
+    Pruned weights stay zero. Schemes, shapes and all other parameters do not change.
 
-    Every eighth batch is held out, sixteen at most (of fewer than eight, the last). What a stage has learned is kept
-    only where the held-out loss of the layers as they run is lower than before, and that of all blocks only where the
-    model's is. Under ``torch.autocast`` products are in its dtype, which makes it faster: a few hundred steps, each on
-    other data, win back the most.
+    Every eighth batch is held out, at most 16 of them (of fewer than eight batches, the last). The result of a stage is
+    kept only if its held-out loss, measured on the real kernels, is lower than before. The blocks' results are kept only
+    if the held-out loss of the whole model is lower too. ``torch.autocast`` makes training faster. A few hundred steps
+    on fresh data help most.
 
     Args:
-        model: holds ``nybble.nn.Linear`` and ``SparseLinear`` layers, or ``nn.Linear`` layers of whose weights at least
-            5 % are zero.
-        reference: the model as it was: dense layers under the same names. It does not change, nor may it share modules
-            with the model.
-        data: at least two batches to call both with, each a tensor, a tuple (positional) or a dict (keywords). Tokens
-            that ``attention_mask`` leaves out do not count.
-        epochs: over the data, for each block; 0: no blocks.
-        end_to_end: epochs of the whole model; 0: none.
-        rate: relative size of a step; None: of three tried in short runs, of the first block and of the whole model, the
-            best or, for 200 steps and more, the largest that gets somewhere.
-        loss: end to end; "kl" of the outputs as logits, "mse" relative to the reference's, "auto": KL where the output
-            names its logits.
+        model: holds ``nybble.nn.Linear`` and ``SparseLinear`` layers, or pruned ``nn.Linear`` layers (at least 5 % of
+            the weights are zero).
+        reference: the original model: dense layers under the same names. It is not changed and must not share modules
+            with ``model``.
+        data: at least two batches to call both models with. Each is a tensor, a tuple (positional arguments) or a dict
+            (keyword arguments). Tokens outside ``attention_mask`` are ignored.
+        epochs: passes over the data for each block; 0 skips the blocks.
+        end_to_end: passes over the data for the whole model; 0 skips it.
+        rate: learning rate, relative to the size of what it changes. None tries three in short runs, on the first block
+            and on the whole model, and takes the best; for 200 steps or more, the largest that makes progress.
+        loss: of the end-to-end stage: "kl" (of the outputs as logits), "mse" (relative to the reference's output) or
+            "auto" (KL if the output has ``logits``).
         seed: of the order of batches.
         progress: True shows a bar on stderr, False none. None (default): a bar if stderr is a terminal and the work takes
             longer than two seconds. Bars need the package rich.
-        resume: a directory for the stages that are done. A run that was cut off, started again with the same models,
-            data and settings, takes them from there and ends with the same bits.
+        resume: a directory for finished stages. An interrupted run that is started again with the same models, data and
+            settings reads them from there and gives bitwise the same result.
 
     Returns:
         A ``Recovered``: the held-out losses of each stage and of the whole model.
 
     Raises:
-        TypeError, ValueError: an argument is wrong, or the models do not fit each other. After any exception,
-            ``KeyboardInterrupt`` included, the model is as it was.
+        TypeError, ValueError: an argument is wrong, or the models do not match. After any exception,
+            ``KeyboardInterrupt`` included, the model is unchanged.
     """
     check_model(model)
     if not isinstance(reference, nn.Module):
-        raise TypeError(f"reference={type(reference).__name__}: wants a torch.nn.Module")
+        raise TypeError(f"reference={type(reference).__name__}: must be a torch.nn.Module")
     if set(model.modules()) & set(reference.modules()):
-        raise ValueError("reference: shares modules with the model; give a copy from before it was quantized")
+        raise ValueError("reference: shares modules with model; pass a copy made before quantization")
     options.check_progress(progress)
     options.check_choice("loss", loss, LOSSES)
     for name, value in (("epochs", epochs), ("end_to_end", end_to_end), ("seed", seed)):
@@ -88,11 +88,11 @@ def recover(
         raise ValueError(f"rate={rate!r}: must be in (0, 1)")
     batches = check_batches(data, model)
     if batches is None or len(batches) < 2:
-        raise ValueError("data: wants at least two batches, one being held out")
+        raise ValueError(f"data has {len(batches or ())} batches: must be at least 2, since one is held out")
     training = {name: module.training for name, module in model.named_modules()}
     asked = Settings(epochs, end_to_end, rate, loss, seed)
-    # a caller in inference mode must not get tensors that autograd can never use
-    with torch.inference_mode(False), torch.no_grad(), calm(model), calm(reference):
+    # Leave the caller's inference mode: tensors made inside it can never be used by autograd.
+    with torch.inference_mode(False), torch.no_grad(), eval_mode(model), eval_mode(reference):
         store = None
         if resume is not None:
             states = [*model.state_dict().values(), *reference.state_dict().values()]

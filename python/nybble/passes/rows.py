@@ -1,4 +1,4 @@
-"""Turn a finished plan into a report."""
+"""Make the report of a plan whose layers are decided: one row per layer, and bytes before and after."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .plan import Layer, Plan
 
 
 class _Memory:
-    """Counts the bytes of weights; memory that several share is counted once."""
+    """Counts the bytes of weights; shared memory is counted once."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -27,14 +27,14 @@ class _Memory:
         self.kept = plan.kept_groups()
 
     def dense(self, parameter: torch.Tensor | None, leaves: bool = False) -> int:
-        """Bytes of a dense parameter; 0 for one that ``leaves`` its module but stays in use elsewhere."""
+        """Bytes of a dense parameter; 0 if its memory was counted before, or it ``leaves`` a module but stays in use."""
         if parameter is None:
             return 0
         group = self.plan.group(parameter)
         return 0 if (leaves and group in self.kept) or self._again(group) else _nbytes(parameter)
 
     def codes(self, layer: QuantizedModule) -> int:
-        """Bytes of a nybble layer without its bias."""
+        """Bytes of a nybble layer without its bias; 0 if its weight was counted before."""
         bias = 0 if layer.bias is None else _nbytes(layer.bias)
         return 0 if self._again(("codes", layer.weight_id)) else layer.nbytes - bias
 
@@ -45,7 +45,7 @@ class _Memory:
 
 
 def make_report(plan: Plan, scheme: str) -> Report:
-    """The report on a plan whose layers are decided; ``scheme`` is what the whole was asked to become."""
+    """The report of a plan whose layers are decided; ``scheme`` is the requested one, as text."""
     from .. import __version__
 
     memory = _Memory(plan)
@@ -124,7 +124,7 @@ def _left_row(layer: Layer, memory: _Memory) -> LayerReport:
 
 
 def _other_rows(site: Site, memory: _Memory) -> Iterator[LayerReport]:
-    """A row for each weight of a module that is no Linear layer: an embedding, a convolution, fused experts."""
+    """A row for each weight of a module that is not a Linear layer: an embedding, a convolution, fused experts."""
     for key, parameter in site.module._parameters.items():
         if parameter is None or nn.parameter.is_lazy(parameter) or parameter.dim() < 2:
             continue
@@ -167,7 +167,7 @@ def _shape(module: nn.Module) -> tuple[int, ...]:
 
 
 def _weight_bytes(plan: Plan, kept: set[int]) -> tuple[int, int]:
-    """(bytes of all weights of rank 2 and more, bytes of those that are quantized), each memory once."""
+    """(bytes of all weights of rank 2 or more, bytes of those that were replaced); shared memory is counted once."""
     total: dict[object, int] = {}
     changed: set[object] = set()
     for group, owners in plan.owners.items():

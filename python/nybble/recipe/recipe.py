@@ -19,7 +19,7 @@ from ..passes.quantize import quantize
 from ..passes.recover import recover
 from ..passes.recovery.losses import LOSSES
 from ..passes.rotate.rotate import rotate
-from ..passes.round.ladder import METHODS
+from ..passes.round.methods import METHODS
 from ..passes.sparsify import sparsify
 from ..weights.scheme import Scheme
 from ..weights.sparsity import Block, Pattern

@@ -1,4 +1,4 @@
-"""What a plan may cost, and what it is to save."""
+"""The budget of a plan: a limit on bytes, milliseconds or harm."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ KINDS = ("bytes", "ms", "harm")
 
 
 class Budget(NamedTuple):
-    """At most ``limit`` of a kind; the limit may be a scheme: what all layers of that scheme take."""
+    """An upper limit of one kind. If it is a scheme, the limit is the cost of giving all layers that scheme."""
 
     kind: str
     limit: float | Scheme
@@ -22,13 +22,13 @@ class Budget(NamedTuple):
         """Reads ``{"bytes": 5e6}`` or ``{"ms": "w8a8"}``. Raises TypeError or ValueError."""
         if not isinstance(budget, Mapping) or len(budget) != 1:
             raise TypeError(
-                f"budget={budget!r}: wants one of {', '.join(KINDS)} and its limit, such as {{'bytes': 5e6}}"
+                f"budget={budget!r}: must map one of {', '.join(KINDS)} to its limit, such as {{'bytes': 5e6}}"
             )
         ((kind, limit),) = budget.items()
         if kind not in KINDS:
-            raise ValueError(f"budget={budget!r}: wants one of {', '.join(KINDS)}, got {kind!r}")
+            raise ValueError(f"budget={budget!r}: its key {kind!r} must be one of {', '.join(KINDS)}")
         if isinstance(limit, (str, Scheme)):
             return cls(kind, Scheme.parse(limit))
         if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not (math.isfinite(limit) and limit >= 0):
-            raise ValueError(f"budget={budget!r}: wants a number of at least 0, or a scheme")
+            raise ValueError(f"budget={budget!r}: the limit must be a number of at least 0, or a scheme")
         return cls(kind, float(limit))

@@ -1,4 +1,4 @@
-"""Measure what each scheme does in each layer, choose under a budget, and measure what was chosen."""
+"""`nybble.plan`: measure each scheme in each layer, choose under a budget, and measure the best choices as a whole."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ... import __version__
 from ...evaluate.data import ON_BAD, sift
 from ...model.digest import data_sha256
 from ...model.options import check_choice, check_m, check_progress
-from ...model.stages import calm
+from ...model.stages import eval_mode
 from ...weights.scheme import Scheme
 from ..build import check_model
 from ..sensitivity.find import measure
@@ -25,8 +25,8 @@ from .options import DENSE, Candidate, Menu, best, front
 from .result import ChosenPlan, Point
 from .times import Stopwatch
 
-TRIED = 5  # plans that are measured end to end
-_SHARES = (1.25, 1.0, 0.9, 0.8, 0.65, 0.5, 0.0)  # of a limit of harm, for which plans are tried
+TRIED = 5  # choices that are measured end to end
+_SHARES = (1.25, 1.0, 0.9, 0.8, 0.65, 0.5, 0.0)  # fractions of a harm limit for which a choice is measured
 
 
 def plan(
@@ -44,28 +44,29 @@ def plan(
     on_bad: str = "error",
     progress: bool | None = None,
 ) -> ChosenPlan:
-    """Choose a scheme for each Linear layer, so that the model suffers least within a budget.
+    """Choose a scheme for each Linear layer so that the model's output changes least within a budget.
 
-    Each candidate's harm is measured in each layer alone (see ``sensitivity``), and its time where that counts; the
-    choice is that of the least sum of harms. Sums are only about right: so the five best choices are measured as a whole
-    and the one that then does least harm is taken. The model ends as it was: ``nybble.optimize(model, plan.recipe)``
-    carries the plan out.
+    The harm of each candidate, the change of the model's output, is measured in each layer alone (see ``sensitivity``);
+    so is its time, if needed. The solver minimizes the sum of harms. Sums only approximate the joint harm, so the five
+    best choices are measured as a whole and the best of these is taken. The model is not changed:
+    ``nybble.optimize(model, plan.recipe)`` applies the plan.
 
     Args:
         model, data, damage, quantize, sparsify, seed, on_bad, progress: as for ``sensitivity``.
         candidates: schemes such as ``("w8a8", "w4a16g128", "sp24w8a8")``. A layer may also stay dense.
-        budget: one of ``{"bytes": n}``, of the weights of the layers that can have a candidate; ``{"ms": t}``, of those
-            layers, each called once with ``m`` rows, as measured on this machine with the threads set now;
-            ``{"harm": d}``, which the measured plan keeps too. Instead of a number there may be a scheme: what all
-            layers of that scheme take.
-        m: rows of the activation that count for ``"ms"``.
-        save: what to save within a budget of harm, ``"bytes"`` or ``"ms"``.
+        budget: one of ``{"bytes": n}``: total weight bytes of the layers that can have a candidate; ``{"ms": t}``: total
+            time of one call of each of these layers with ``m`` rows, on this machine with the current number of threads;
+            ``{"harm": d}``: measured harm of the whole plan. In place of a number, a scheme: the limit is then the cost
+            of giving all layers that scheme.
+        m: rows of the activation for ``"ms"``.
+        save: what to minimize under a harm budget, ``"bytes"`` or ``"ms"``.
 
     Returns:
-        A ``ChosenPlan`` with its recipe, and the front from the cheapest to the least harm.
+        A ``ChosenPlan`` with its recipe, and the Pareto front from the cheapest choice to the least harm.
 
     Raises:
-        TypeError, ValueError: an argument is wrong, or nothing is within the budget; the message says what is.
+        TypeError, ValueError: an argument is wrong, or no choice is within the budget; the message gives the smallest
+            possible budget.
     """
     check_model(model)
     asked = Budget.parse(budget)
@@ -81,8 +82,8 @@ def plan(
     with torch.no_grad():
         units = variants(model, schemes, quantize or {}, sparsify or {})
         if not units:
-            raise ValueError(f"candidates={candidates!r}: no layer of the model can have any of them")
-        with calm(model):
+            raise ValueError(f"candidates={candidates!r}: no layer of the model can have any of these schemes")
+        with eval_mode(model):
             harm = Harm(model, batches.kept, damage, seed)
             alone = measure(model, units, harm, batches.kept, progress)
             watch = Stopwatch(rows) if "ms" in (asked.kind, save) else None
@@ -113,21 +114,21 @@ def _menu(units: Sequence[Unit], alone: Sequence[LayerSensitivity], watch: Stopw
 
 
 def _candidates(unit: Unit, alone: LayerSensitivity, watch: Stopwatch | None) -> list[Candidate]:
-    """Dense, and each scheme that leaves the model's output finite."""
+    """Dense, and each scheme with which the model's output is finite."""
     layers = {DENSE: unit.dense, **{scheme: new[0] for scheme, new in unit.new.items()}}
-    # Layers that share a weight hold it once, and each takes its time.
+    # Layers that share a weight hold it once but each takes time.
     times = {} if watch is None else {k: len(unit.sites) * ms for k, ms in watch.times(layers, unit.dense).items()}
     row = next(iter(unit.reports.values()))
     found = [Candidate(DENSE, row.nbytes_before, times.get(DENSE), 0.0)]
     for scheme, damage in alone.damage.items():
         if abs(damage.harm.value) < float("inf"):
-            # A harm below zero is noise: it would pay for what others do.
+            # A harm below zero is noise; counting it would offset real harm of other layers.
             found.append(Candidate(scheme, damage.nbytes, times.get(scheme), max(0.0, damage.harm.value)))
     return found
 
 
 def _choose(menu: Menu, asked: Budget, save: str, harm: Harm) -> tuple[float, list[tuple[int, ...]]]:
-    """The limit as a number, and the choices to be measured; a scheme that is the limit is among them itself."""
+    """The limit as a number, and the choices to measure; if the limit is a scheme, the uniform choice is one of them."""
     own = [menu.uniform(str(asked.limit))] if isinstance(asked.limit, Scheme) else []
     if isinstance(asked.limit, float):
         limit = asked.limit
@@ -135,13 +136,13 @@ def _choose(menu: Menu, asked: Budget, save: str, harm: Harm) -> tuple[float, li
         limit = _measured(menu, own[0], harm).value if asked.kind == "harm" else menu.sum(own[0], asked.kind)
     if asked.kind != "harm":
         return limit, list(dict.fromkeys([*best(menu, asked.kind, limit, TRIED, save), *own]))
-    # What all layers do together may be more or less than their sum: plans around the limit are tried.
+    # The joint harm may be above or below the sum, so choices on both sides of the limit are measured.
     choices = [best(menu, "harm", limit * share, 1, save)[0] for share in _SHARES]
     return limit, list(dict.fromkeys([*choices, *own]))
 
 
 def _taken(found: Sequence[Point], kind: str, limit: float, save: str) -> Point:
-    """The best of the points that were measured."""
+    """The best measured point within the limit."""
     harms = {id(point): point.measured.value for point in found if point.measured is not None}
     if kind != "harm":
         return min(found, key=lambda point: harms[id(point)])
@@ -170,7 +171,7 @@ def _is_there(menu: Menu, scheme: str) -> bool:
 
 
 def _kept(arguments: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What a recipe can hold of a pass's arguments: not the data, and the layers are named."""
+    """The arguments of a pass that go into the recipe: no data, and no layer patterns, since it names each layer."""
     return {
         k: v
         for k, v in (arguments or {}).items()

@@ -10,7 +10,7 @@ XY = tuple[float, float]  # cost, harm
 
 
 class Chart(NamedTuple):
-    """What is drawn. ``limit`` is a cost, or None where the budget is not one."""
+    """The data of the plot. ``limit``: the budget as a cost, or None if the budget limits harm."""
 
     front: Sequence[XY]
     uniform: Mapping[str, XY]
@@ -21,7 +21,7 @@ class Chart(NamedTuple):
 
 
 def draw(chart: Chart, path: str | os.PathLike[str]) -> None:
-    """Draw into a file that matplotlib can write. Raises ImportError without matplotlib."""
+    """Write the plot to a file of a format that matplotlib supports. Raises ImportError without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""A scheme for each layer and why, as data, as a table, as JSON, as a recipe and as a plot."""
+"""The result of `nybble.plan`: as data, table, JSON, recipe and plot."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ SCHEMA = "nybble.plan/1"
 
 @dataclass(frozen=True)
 class Point:
-    """A scheme for each layer: bytes of the weights that are chosen for, milliseconds at M, and harm.
+    """A choice: a scheme for each layer, the total bytes and milliseconds of these layers, and the harm.
 
-    ``predicted``: the sum of what each layer does alone; ``measured``: what all of them do together, None where that was
-    not measured. ``ms`` is None where no time was.
+    ``predicted``: the sum of the harms measured in each layer alone. ``measured``: the joint harm of all layers, or None
+    if not measured. ``ms`` is None if nothing was timed.
     """
 
     schemes: Mapping[str, str]
@@ -34,10 +34,11 @@ class Point:
 
 @dataclass(frozen=True)
 class ChosenPlan(Shown):
-    """What ``nybble.plan`` chose.
+    """The result of ``nybble.plan``.
 
-    ``chosen`` is the measured best of ``tried``; ``uniform`` holds each candidate on all layers; ``front`` the points
-    from the smallest (or fastest) to the least harm, by prediction; ``sensitivity`` what each layer does alone.
+    ``chosen``: the best of ``tried``, the measured choices. ``uniform``: one scheme for all layers, for each candidate.
+    ``front``: the predicted Pareto front from the smallest (or fastest) choice to the least harm. ``sensitivity``: the
+    harm of each scheme in each layer alone.
     """
 
     kind: str
@@ -54,7 +55,7 @@ class ChosenPlan(Shown):
 
     @cached_property
     def recipe(self) -> Recipe:
-        """What ``nybble.optimize`` makes the plan of, by the passes' arguments that it was measured with."""
+        """The recipe with which ``nybble.optimize`` applies the plan, with the arguments that it was measured with."""
         known = {"versions": dict(self.versions), "data_sha256": self.data_sha256}
         passes = {name: {"goal": "memory", **arguments} for name, arguments in self.arguments.items()}
         return Recipe.of_schemes(
@@ -72,17 +73,17 @@ class ChosenPlan(Shown):
         points = [["", "bytes", f"ms at M={self.m}", "harm predicted", "measured"]]
         points += [_cells(f"all {name}", point) for name, point in self.uniform.items()]
         points += [_cells("chosen", self.chosen)]
-        foot = f"budget: {self.kind} <= {self.limit:.6g}; harm: {self.sensitivity.damage}, of a layer alone above"
+        foot = f"budget: {self.kind} <= {self.limit:.6g}; harm: {self.sensitivity.damage}, above: of each layer alone"
         return [Table(rows, {0, 1}), Table(points), foot]
 
     def to_json(self) -> str:
-        """Everything as strict JSON, the recipe too; what is not finite is a string such as "inf"."""
+        """All fields and the recipe as strict JSON; numbers that are not finite become strings such as "inf"."""
         fields = {name: value for name, value in asdict(self).items() if name != "arguments"}
         data = {"schema": SCHEMA, **fields, "recipe": self.recipe.to_dict()}
         return json.dumps(finite(data), indent=2, allow_nan=False)
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw the front, the uniform schemes and the choice into a file that matplotlib can write.
+        """Plot the front, the uniform schemes and the choice into a file of a format that matplotlib writes.
 
         Raises:
             ImportError: matplotlib is not installed.

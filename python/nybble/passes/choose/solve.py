@@ -1,7 +1,7 @@
-"""One option for each layer, so that harm is least within a budget: the multiple-choice knapsack problem.
+"""The multiple-choice knapsack problem: one option for each layer, with the least harm within a budget.
 
-Two ways to it: a table over costs, exact on a grid (Dudzinski and Walukiewicz 1987), and a price for cost that is found by
-bisection and then repaired (Sinha and Zoltners 1979). ``best`` takes the better answer of both.
+Two solvers: dynamic programming, exact on a grid of costs (Dudzinski and Walukiewicz 1987), and a Lagrange multiplier
+found by bisection, followed by local search (Sinha and Zoltners 1979). ``best`` returns the better of both.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _HALVINGS, _SWEEPS = 60, 50
 
 
 class Option(NamedTuple):
-    """What one choice for a layer costs, in the budget's unit, and the harm that it does; both finite, cost >= 0."""
+    """Cost, in the budget's unit, and harm of one option of a layer; both finite, cost >= 0."""
 
     cost: float
     harm: float
@@ -29,31 +29,31 @@ Layers = Sequence[Sequence[Option]]
 
 
 def total(layers: Layers, choice: Sequence[int]) -> Option:
-    """Cost and harm of all layers."""
+    """Total cost and harm of a choice."""
     picked = [options[index] for options, index in zip(layers, choice, strict=True)]
     return Option(math.fsum(option.cost for option in picked), math.fsum(option.harm for option in picked))
 
 
 def least_cost(layers: Layers) -> float:
-    """The smallest budget that can be met."""
+    """The smallest feasible budget."""
     return math.fsum(min(option.cost for option in options) for options in layers)
 
 
 def best(layers: Layers, budget: float, count: int = 1) -> list[Choice]:
-    """The choices of least harm that cost at most ``budget``, at most ``count`` of them, the best first.
+    """Up to ``count`` choices of least harm that cost at most ``budget``, the best first.
 
     Raises:
-        ValueError: no choice is within the budget; the message says what the cheapest costs.
+        ValueError: no choice is within the budget; the message gives the cost of the cheapest.
     """
     found = {*exact(layers, budget, count), priced(layers, budget)}
     return sorted(found, key=lambda choice: (total(layers, choice).harm, choice))[:count]
 
 
 def exact(layers: Layers, budget: float, count: int = 1, grid: int = GRID) -> list[Choice]:
-    """The best choices where costs are counted in steps of a grid, each rounded up: the budget holds in any case.
+    """The best choices by dynamic programming, with costs rounded up to a grid, so that the budget is never exceeded.
 
-    Exact where all costs above each layer's cheapest are whole multiples of (budget - least_cost) / grid, or are whole
-    numbers and fewer than ``grid`` of them are left. Raises ValueError as ``best``.
+    Exact if all costs above each layer's cheapest are multiples of (budget - least_cost) / grid, or if they are
+    integers and budget - least_cost is at most ``grid``. Raises ValueError as ``best``.
     """
     _check(layers, budget)
     spare = budget - least_cost(layers)
@@ -61,7 +61,7 @@ def exact(layers: Layers, budget: float, count: int = 1, grid: int = GRID) -> li
     whole = all(float(option.cost).is_integer() for options in layers for option in options) and spare <= grid
     unit = 1.0 if whole else spare / grid or 1.0
     width = math.floor(spare / unit + 1e-9) + 1
-    # harms[j, b]: the j-th least harm of the layers so far that takes at most b steps
+    # harms[j, b]: the j-th smallest harm of the layers so far at a cost of at most b grid steps
     harms = np.full((count, width), np.inf)
     harms[0] = 0.0
     moves: list[np.ndarray] = []
@@ -76,14 +76,14 @@ def exact(layers: Layers, budget: float, count: int = 1, grid: int = GRID) -> li
         moves.append(order)
     ends = [rank for rank in range(count) if np.isfinite(harms[rank, -1])]
     found = [_walk_back(layers, cheapest, moves, rank, unit) for rank in ends]
-    # A sum of rounded-up steps may leave the budget by the last bit of a float.
+    # Rounding of the float sum may exceed the budget by its last bit.
     return [choice for choice in found if total(layers, choice).cost <= budget]
 
 
 def _walk_back(
     layers: Layers, cheapest: Sequence[float], moves: Sequence[np.ndarray], rank: int, unit: float
 ) -> Choice:
-    """The choice that ends at a rank of the last column."""
+    """The choice whose path ends at this rank of the last column of the table."""
     count, column = moves[-1].shape[0], moves[-1].shape[1] - 1
     picked = []
     for options, low, order in zip(reversed(layers), reversed(cheapest), reversed(moves), strict=True):
@@ -94,7 +94,7 @@ def _walk_back(
 
 
 def hull(options: Sequence[Option]) -> list[int]:
-    """The options that are best at some price of cost, by rising cost: the lower convex hull of (cost, harm)."""
+    """The indices of the options on the lower convex hull of (cost, harm), by increasing cost."""
     kept: list[int] = []
     for index in sorted(range(len(options)), key=lambda i: options[i]):
         here = options[index]
@@ -112,7 +112,7 @@ def _turns_up(a: Option, b: Option, c: Option) -> bool:
 
 
 def at_price(layers: Layers, price: float) -> Choice:
-    """The options of least harm + price * cost, the cheaper of equals."""
+    """The options of least harm + price * cost; of equal ones, the cheaper."""
     return tuple(
         min(range(len(options)), key=lambda k: (options[k].harm + price * options[k].cost, options[k].cost))
         for options in layers
@@ -120,7 +120,7 @@ def at_price(layers: Layers, price: float) -> Choice:
 
 
 def priced(layers: Layers, budget: float) -> Choice:
-    """The choice at the lowest price of cost that the budget allows, then improved. Raises ValueError as ``best``."""
+    """The choice at the smallest multiplier that meets the budget, then improved. Raises ValueError as ``best``."""
     _check(layers, budget)
     low, high = 0.0, 1.0
     choice = at_price(layers, low)
@@ -131,13 +131,13 @@ def priced(layers: Layers, budget: float) -> Choice:
             middle = (low + high) / 2
             low, high = (low, middle) if total(layers, at_price(layers, middle)).cost <= budget else (middle, high)
         choice = at_price(layers, high)
-    if total(layers, choice).cost > budget:  # equal harms at any price
+    if total(layers, choice).cost > budget:  # no multiplier meets the budget: the harms are equal
         choice = tuple(min(range(len(options)), key=lambda k: options[k].cost) for options in layers)
     return improved(layers, choice, budget)
 
 
 def improved(layers: Layers, choice: Choice, budget: float) -> Choice:
-    """Change one layer, or two at once, as long as that lessens the harm within the budget."""
+    """Local search: change one layer, or two at once, while that lowers the harm within the budget."""
     for _ in range(_SWEEPS):
         better = _best_move(layers, choice, budget)
         if better is None:
@@ -173,7 +173,7 @@ def _best_move(layers: Layers, choice: Choice, budget: float) -> Choice | None:
 def _check(layers: Layers, budget: float) -> None:
     for options in layers:
         if not options or not all(math.isfinite(o.cost) and math.isfinite(o.harm) and o.cost >= 0 for o in options):
-            raise ValueError(f"options={list(options)!r}: wants at least one, of finite harm and finite cost >= 0")
+            raise ValueError(f"options={list(options)!r}: must be at least one, with finite harm and finite cost >= 0")
     least = least_cost(layers)
     if not budget >= least:
         raise ValueError(f"budget={budget:g}: no choice is within it; the cheapest costs {least:g}")

@@ -1,4 +1,4 @@
-"""What a method made of a weight."""
+"""The result of a quantization or pruning method for one weight."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from ...weights.rounding import QuantizedWeight
 
 @dataclass(frozen=True)
 class Outcome:
-    """A new weight: (N, K) in its own dtype, its codes, or both where it was pruned and rounded in one go.
+    """A new weight: float (N, K), quantized, or both if it was pruned and rounded in one pass.
 
-    act: how static activations are rounded; None: they are dynamic, or floats. method: the one that made it in the end. notes: why that is not the one that was asked for, and what else happened.
+    method: the one that produced it, after any fallback. notes: why a fallback was taken, and other remarks.
+    act: the scale of static activations; None if they are dynamic or float.
     """
 
     weight: Tensor | None
@@ -24,7 +25,7 @@ class Outcome:
     act: ActScale | None = None
 
     def tensors(self) -> dict[str, Tensor]:
-        """What there is, by name."""
+        """All tensors that are not None, by name."""
         held = {} if self.weight is None else {"weight": self.weight}
         held |= {} if self.quantized is None else self.quantized.tensors()
         return held | ({} if self.act is None else self.act.tensors())

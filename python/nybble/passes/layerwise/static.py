@@ -1,4 +1,4 @@
-"""Whether the inputs of a layer get a static scale: found by its observer, and held to dynamic ones on inputs held out."""
+"""Static activation scales: set from the layer's observer, and kept unless dynamic ones are much better on held-out data."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from ...model.eligible import dense_weight
 from ...model.inputs import NO_DATA, Inputs
 from ...weights.activations import ActScale
 from ..plan import Layer
-from .judge import relative_error
+from .errors import relative_error
 from .outcome import Outcome
 
-# A static scale may multiply the output error of dynamic ones by so much, or end at so little.
-_TIMES, _LITTLE = 2.0, 0.01
+# A static scale is accepted if its output error is at most twice that of dynamic scales, or at most 1 %.
+_MAX_RATIO, _SMALL_ERROR = 2.0, 0.01
 
 
 def with_scale(
     twins: Sequence[Layer], outcome: Outcome, inputs: Inputs | None, make: Callable[[Outcome], nn.Module]
 ) -> Outcome:
-    """What a method made of a layer's weight, with a scale for its inputs, or with a note why they stay dynamic.
+    """The outcome with a static activation scale, or with a note why activations stay dynamic.
 
-    twins: the layers on this weight. make: gives the layer of an outcome.
+    twins: the layers that share this weight. make: builds the layer of an outcome.
     """
     found = _scale(twins, inputs)
     why = found if isinstance(found, str) else _why_not(twins[0], outcome, replace(outcome, act=found), inputs, make)
@@ -34,11 +34,11 @@ def with_scale(
 
 
 def _scale(twins: Sequence[Layer], inputs: Inputs | None) -> ActScale | str:
-    """The scale, or why there is none."""
+    """The static scale, or the reason why there is none."""
     if len(twins) > 1:
         return "it shares its weight with other layers, whose inputs differ"
     if len(twins[0].site.names) > 1:
-        return "it stands at several places, whose inputs differ"
+        return "it is registered under several names, whose inputs differ"
     if inputs is None or inputs.observer is None or not inputs.is_usable:
         return NO_DATA
     try:
@@ -50,13 +50,15 @@ def _scale(twins: Sequence[Layer], inputs: Inputs | None) -> ActScale | str:
 def _why_not(
     layer: Layer, dynamic: Outcome, static: Outcome, inputs: Inputs | None, make: Callable[[Outcome], nn.Module]
 ) -> str | None:
-    """Why a static layer is too much worse than the dynamic one, or None."""
-    assert inputs is not None, "it was observed"  # noqa: S101
+    """Why the static layer is too much worse than the dynamic one, or None."""
+    assert inputs is not None, "a scale was observed"  # noqa: S101
     dense = layer.site.module
     x = inputs.held_out.to(dense_weight(dense).dtype)
     wanted = dense(x)
     ours, theirs = (relative_error(make(one)(x), wanted) for one in (static, dynamic))
-    if ours <= max(_TIMES * theirs, _LITTLE):
+    if ours <= max(_MAX_RATIO * theirs, _SMALL_ERROR):
         return None
     ratio = ours / theirs if theirs else math.inf
-    return f"with a static scale the output error on inputs held out is {100 * ours:.3g} %, {ratio:.3g} times as much"
+    return (
+        f"a static scale has an output error of {100 * ours:.3g} % on held-out data, {ratio:.3g} times the dynamic one"
+    )

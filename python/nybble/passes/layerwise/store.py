@@ -1,4 +1,4 @@
-"""What is done, on disk, so that a run that was cut off goes on where it was."""
+"""Finished layers on disk, so that an interrupted run can resume."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ...weights import activations
 from ...weights.activations import ActScale
 from ...weights.rounding import QuantizedWeight, check_portable, portable_spec
 from ...weights.scheme import Scheme
-from .judge import Errors
+from .errors import Errors
 from .outcome import Outcome
 
 _SCHEMA = "nybble.layer/1"
@@ -27,7 +27,7 @@ Spec = tuple[tuple[int, ...], torch.dtype]
 
 
 class Entry(NamedTuple):
-    """Tensors by name, numbers that may be missing, and words."""
+    """What is stored for one name: tensors, a kind (the method), notes, and numbers that may be missing."""
 
     tensors: Mapping[str, Tensor]
     kind: str
@@ -36,13 +36,13 @@ class Entry(NamedTuple):
 
 
 class Done(NamedTuple):
-    """What a layer has become, and how far its output is from before."""
+    """The outcome of a layer and its output errors."""
 
     outcome: Outcome
     errors: Errors
 
     def entry(self) -> Entry:
-        """As it is stored."""
+        """The entry to store."""
         outcome = self.outcome
         return Entry(outcome.tensors(), outcome.method, outcome.notes, tuple(self.errors))
 
@@ -51,14 +51,14 @@ class Done(NamedTuple):
 class Store:
     """A directory with a checkpoint for each entry.
 
-    key: what the results depend on; those of another run are refused.
+    key: a hash of everything that the results depend on; entries with another key are refused.
     """
 
     directory: Path
     key: str
 
     def save(self, name: str, entry: Entry) -> None:
-        """Write one entry; a kill leaves it whole or absent. Raises OSError."""
+        """Write one entry atomically. Raises OSError."""
         from ...checkpoint.files import Digest, digest, replace_checkpoint
         from ...checkpoint.tensors import write_tensors
 
@@ -74,9 +74,9 @@ class Store:
         replace_checkpoint(self._path(name), write, index)
 
     def load(self, name: str, specs: Mapping[str, Spec]) -> Entry | None:
-        """An entry as it was saved, or None where it was not; ``specs`` of all tensors that it may hold.
+        """The entry of a name, or None if it was not saved. ``specs``: shape and dtype of each tensor that it may hold.
 
-        Raises CheckpointError where it is not this run's.
+        Raises CheckpointError if the entry is damaged or was written with another key.
         """
         from ...checkpoint.files import INDEX, WEIGHTS_NAME, CheckpointError, digest, read_index
         from ...checkpoint.tensors import open_tensors
@@ -86,11 +86,11 @@ class Store:
             return None
         index = _index(read_index(path, _MOST_INDEX))
         if index is None or not WEIGHTS_NAME.fullmatch(index["file"]):
-            raise CheckpointError(f"resume={str(path)!r}: {INDEX} is not a layer's")
+            raise CheckpointError(f"resume={str(path)!r}: {INDEX} does not describe a layer")
         if index["key"] != self.key or not set(index["holds"]) <= specs.keys():
             raise CheckpointError(
-                f"resume={str(self.directory)!r}: holds {name} of another model, calibration or setting; use a new "
-                "directory"
+                f"resume={str(self.directory)!r}: holds {name} from a run with another model, calibration data or "
+                "settings; use a new directory"
             )
         file = path / index["file"]
         if digest(file, {}).sha256 != index["sha256"]:
@@ -101,7 +101,7 @@ class Store:
         return Entry(tensors, index["kind"], tuple(index["notes"]), tuple(index["numbers"]))
 
     def load_done(self, name: str, weight: Tensor, scheme: Scheme | None) -> Done | None:
-        """A layer with this weight (N, K) and the dense scheme of its codes, or None where it was not saved."""
+        """The stored result of a layer with this weight (N, K) and dense scheme, or None if it was not saved."""
         codes = {} if scheme is None else portable_spec(scheme, *weight.shape)
         scales = activations.SPEC if scheme is not None and scheme.static else {}
         found = self.load(name, {"weight": (tuple(weight.shape), weight.dtype), **codes, **scales})
@@ -120,11 +120,11 @@ class Store:
 
 
 def open_store(directory: object, settings: Iterable[object], tensors: Iterable[Tensor]) -> Store:
-    """The store of a run with these settings, weights and data. Raises TypeError, or ImportError without safetensors."""
+    """The store of a run, keyed by its settings, weights and data. Raises TypeError, or ImportError without safetensors."""
     from ...checkpoint.tensors import require_safetensors
 
     if not isinstance(directory, (str, os.PathLike)):
-        raise TypeError(f"resume={directory!r}: wants the path of a directory")
+        raise TypeError(f"resume={directory!r}: must be the path of a directory")
     require_safetensors()
     key = hashlib.sha256(repr([str(value) for value in settings]).encode())
     for tensor in tensors:
@@ -134,7 +134,7 @@ def open_store(directory: object, settings: Iterable[object], tensors: Iterable[
 
 
 def _index(data: bytes) -> dict[str, Any] | None:
-    """The index where every field is what it should be, else None."""
+    """The parsed index, or None if a field is missing or has the wrong type."""
     try:
         index = json.loads(data)
     except ValueError:

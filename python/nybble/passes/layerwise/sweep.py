@@ -1,9 +1,9 @@
-"""One pass over the inputs of a weight, in which each one's error is made up for by those after it.
+"""One pass over the input channels of a weight, in which later channels compensate the error of earlier ones.
 
-GPTQ's order of work (Frantar et al., arXiv:2210.17323), as SparseGPT uses it too (Frantar and Alistarh,
-arXiv:2301.00774). For U'U = H^-1, column i of W takes the error e_i = (w_i - q_i) / U_ii, and the columns after it become
-W - e_i U_i, so that W - Q = E U and the loss tr((W - Q) H (W - Q)') is the sum of e^2. q_i is 0 where the weight goes,
-else w_i, rounded if a scheme is given.
+The loop of GPTQ (Frantar et al., arXiv:2210.17323) and SparseGPT (Frantar and Alistarh, arXiv:2301.00774). With
+U'U = H^-1, column i of W has the error e_i = (w_i - q_i) / U_ii, and the columns after it become W - e_i U_i. Then
+W - Q = E U, and the loss tr((W - Q) H (W - Q)') is the sum of e^2. q_i is 0 for pruned weights, else w_i, rounded if a
+scheme is given.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ COLUMNS = 128
 
 
 class Chooser(Protocol):
-    """Which weights stay.
+    """Decides which weights are kept.
 
-    every: it is asked once for so many inputs. stride: after so many, a multiple of that, updates reach all the rest.
+    every: input channels decided by one call. stride: after this many channels, a multiple of ``every``, the pending
+    updates are applied to all later channels.
     """
 
     every: int
     stride: int
 
     def choose(self, i: int, columns: Tensor, scale: Tensor) -> Tensor:
-        """Keep, bool (inputs decided, N), for columns (K, N) from i on, given U_ii (K,)."""
+        """The keep mask, bool (channels decided, N), of the channels from i on; columns (K, N), scale: all U_ii (K,)."""
 
 
 def sweep(columns: Tensor, upper: Tensor, chooser: Chooser, rounder: Rounder | None = None) -> tuple[Tensor, Tensor]:
-    """Turn columns (K, N) into what is left of them, in place. Returns keep and errors, (K, N)."""
+    """Prune and round columns (K, N), the transposed weight, in place. Returns the keep mask and the errors e, (K, N)."""
     k = len(columns)
     keep = torch.ones_like(columns, dtype=torch.bool)
     errors = torch.zeros_like(columns)
@@ -53,8 +54,8 @@ def sweep(columns: Tensor, upper: Tensor, chooser: Chooser, rounder: Rounder | N
     return keep, errors
 
 
-class Fixed:
-    """A mask that is known: keep, bool (K, N); updates reach all the rest after ``stride`` inputs."""
+class FixedMask:
+    """A chooser with a given mask: keep, bool (K, N)."""
 
     def __init__(self, keep: Tensor, stride: int = COLUMNS) -> None:
         self._keep = keep
@@ -66,14 +67,14 @@ class Fixed:
 
 
 class Rounder:
-    """Rounds columns (K, N) as they come.
+    """Rounds the rows of columns (K, N) one by one during a sweep, with the updates so far.
 
     Args:
-        scheme: a dense one.
-        columns: what is rounded, as it stands when it is reached.
-        order: the input that each row of columns is; None: all in their order.
-        ranges: scales and zero points of all groups; None: each group's are those of its weights as they stand when it
-            is reached, symmetric. Needed where the order is not that of the inputs.
+        scheme: a dense scheme.
+        columns: the transposed weight, updated by the sweep.
+        order: the input channel of each row of columns; None: the natural order.
+        ranges: scales and zero points of all groups. None: each group gets symmetric ones from its updated weights when
+            the sweep reaches it; only possible in the natural order.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class Rounder:
         self._codes = torch.empty_like(columns)
 
     def round(self, i: int) -> Tensor:
-        """Row i of the columns as its codes say."""
+        """Row i of the columns, rounded and dequantized."""
         group, first = divmod(self._inputs[i], self._size)
         scales, zeros = self._ranges
         if self._moving and first == 0:
@@ -101,7 +102,7 @@ class Rounder:
         return (codes - zero) * scale
 
     def quantized(self) -> QuantizedWeight:
-        """All codes in the portable layout and the order of the inputs; a weight that went has the code of 0."""
+        """All codes in the portable layout and the natural order; pruned weights get the code that stands for 0."""
         places = torch.empty(len(self._inputs), dtype=torch.int64)
         places[self._inputs] = torch.arange(len(places))
         columns, codes = self._columns[places].T, self._codes[places].T

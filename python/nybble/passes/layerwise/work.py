@@ -1,4 +1,4 @@
-"""Make new layers for a plan, stage by stage, and put each into the model before the next is looked at."""
+"""The loop over stages and layers that quantization and pruning share; each replacement goes into the model at once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ...nn.module import QuantizedModule
 from ...weights.scheme import Scheme
 from ..build import Builder
 from ..plan import Layer, Plan
-from .judge import Errors, dense_like, judge
+from .errors import Errors, dense_like, output_errors
 from .outcome import Outcome
 from .static import with_scale
 from .store import Done, Store
@@ -26,18 +26,20 @@ Sets = list[list[Layer]]
 
 
 class Work:
-    """The layers of a plan on their way to new ones. What becomes of a weight is for those that inherit.
+    """Replaces the layers of a plan. Subclasses say how a weight is quantized or pruned.
+
+    Twins are layers that share one weight. They are replaced together.
 
     Args:
-        plan: what was found and asked for; its layers get ``new``, or a ``reason``.
-        edits: takes every change of the model.
+        plan: the layers and the options; its layers get ``new``, or a ``reason``.
+        edits: records every change of the model.
     """
 
-    # Whether the methods look at Hessians, and at how the inputs were before any change.
+    # Whether methods need Hessians, and the inputs of the original, dense model.
     hessian = follow_dense = False
-    # What needs no data, and why what was asked for does, if it does.
-    without_data = "rtn"
+    # Why calibration data is needed, or None; and a method or scheme that needs none.
     needs_data: str | None = None
+    without_data = "rtn"
 
     def __init__(self, plan: Plan, edits: Edits) -> None:
         self.plan, self.asked, self.edits = plan, plan.options, edits
@@ -49,42 +51,42 @@ class Work:
 
     @property
     def scheme(self) -> Scheme | None:
-        """The dense scheme of the new codes; None: weights stay floats."""
+        """The dense scheme of the new weights; None: they stay floats."""
         return self.asked.scheme
 
     @property
     def is_static(self) -> bool:
-        """Whether the inputs of layers are to have a scale that is found now."""
+        """Whether the scheme has static activations, whose scales are found now."""
         return self.scheme is not None and self.scheme.static
 
     @property
     def title(self) -> str:
-        """What the report calls the whole."""
+        """The name of the requested scheme in the report."""
         return str(self.asked.scheme)
 
     def begin(self, model: nn.Module, batches: Sequence[Any] | None) -> None:
-        """Change the model as a whole before its layers."""
+        """Change the model as a whole before its layers are replaced."""
 
     def prepare(self, stage: Stage, sets: Sets, inputs: dict[int, Inputs], store: Store | None) -> None:
-        """Change what stands around the layers of a stage; inputs, by ``id(layer)``, are changed likewise."""
+        """Change the layers of a stage before they are replaced, and ``inputs``, by ``id(layer)``, to match."""
 
     def solve(self, layer: Layer, inputs: Inputs | None) -> Outcome:
-        """The new weight of a layer."""
+        """Compute the new weight of a layer."""
         raise NotImplementedError
 
     def make(self, layer: Layer, outcome: Outcome) -> QuantizedModule:
-        """The new layer; not asked for where weights stay floats."""
+        """Build the replacement; not called if weights stay floats."""
         raise NotImplementedError
 
     def is_kept(self, layer: Layer) -> bool:
-        """Whether the weight stays what it is, so that no store needs to know."""
+        """Whether the weight is kept unchanged, so that it need not be stored."""
         return False
 
     def note(self, layer: Layer, outcome: Outcome, errors: Errors) -> None:
-        """Keep for the report what became of a layer."""
+        """Record the outcome of a layer for the report."""
 
     def run(self, model: nn.Module, batches: Sequence[Any] | None, store: Store | None, progress: bool | None) -> None:
-        """Do all layers, on the batches where there are some; those in the store are as they were left there."""
+        """Replace all layers, on calibration batches if there are any; layers found in the store are not recomputed."""
         sets = list(self.sets)
         modules = [layer.site.module for twins in sets for layer in twins]
         with bar(len(sets), progress) as advance:
@@ -98,19 +100,19 @@ class Work:
                 self._observe_again(stage, inputs)
                 for twins in now:
                     name = twins[0].site.name
-                    # Twins of one stage: the one that sees the most stands for all.
+                    # Of twins in one stage, the inputs of the one with the most rows count.
                     seen = [inputs[id(layer.site.module)] for layer in twins if id(layer.site.module) in inputs]
-                    self._turn(twins, max(seen, key=lambda one: one.rows, default=None), done[name], store)
+                    self._replace(twins, max(seen, key=lambda one: one.rows, default=None), done[name], store)
                     advance(name)
 
     def finish(self) -> None:
-        """Give the new layers the mode of those that they replace."""
+        """Give the new layers the training flag of the layers that they replace."""
         for layer in self.plan.layers:
             if layer.new is not None:
                 layer.new.train(layer.site.module.training)
 
     def _observe_again(self, stage: Stage, inputs: dict[int, Inputs]) -> None:
-        """Where inputs have been scaled since they were observed."""
+        """Run the observers again for inputs that ``prepare`` has scaled."""
         if self.is_static and any(one.observer is None for one in inputs.values()):
             for key, seen in stage.inputs(hessian=False, observer=self.asked.observer).items():
                 inputs[key].observer = seen.observer
@@ -120,7 +122,7 @@ class Work:
             return None
         return store.load_done(layer.site.name, dense_weight(layer.site.module), self.scheme)
 
-    def _turn(self, twins: Sequence[Layer], inputs: Inputs | None, done: Done | None, store: Store | None) -> None:
+    def _replace(self, twins: Sequence[Layer], inputs: Inputs | None, done: Done | None, store: Store | None) -> None:
         first = twins[0]
         if self.builder.is_refused(twins):
             self.builder.leave_refused(twins)
@@ -142,20 +144,20 @@ class Work:
             self.note(layer, outcome, errors)
 
     def _build(self, twins: Sequence[Layer], outcome: Outcome, x: Tensor | None) -> Errors:
-        """Make what stands for the twins from now on, judge it by inputs x (T, K), and place it."""
+        """Build the replacement of the twins, measure its error on inputs x (T, K), and put it into the model."""
         dense = twins[0].site.module
         if self.asked.scheme is None:
-            assert outcome.weight is not None, "floats are asked for"  # noqa: S101
+            assert outcome.weight is not None, "without a scheme the outcome holds floats"  # noqa: S101
             new: nn.Module | None = dense_like(dense, outcome.weight)
         else:
             self.builder.build(twins, lambda layer: self.make(layer, outcome))
             new = twins[0].new
         if new is None:
             return Errors()
-        errors = judge(dense, new, self.asked.scheme, x)
+        errors = output_errors(dense, new, self.asked.scheme, x)
         if errors.new is not None and not math.isfinite(errors.new):
             for layer in twins:
-                layer.new, layer.reason = None, "its output would not be finite"
+                layer.new, layer.reason = None, "the output of its replacement is not finite"
         for layer in twins:
             if layer.new is not None:
                 self.edits.swap(layer.site, layer.new)
@@ -166,5 +168,5 @@ class Work:
     def _place_weight(self, layer: Layer, weight: Tensor) -> None:
         old, module = layer.weight, layer.site.module
         new = layer.kind.stored(module, weight)
-        self.plan.renew(old, new)
+        self.plan.replace_parameter(old, new)
         self.edits.put(module._parameters, layer.kind.weight.key, new)

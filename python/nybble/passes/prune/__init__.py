@@ -1,1 +1,6 @@
-"""Which weights to remove: scores, masks, updates of those that stay, and the data that these are judged on."""
+"""Pruning methods of `nybble.sparsify`.
+
+Inside: `masks` (scores and masks), `choosers`, `sparsegpt` and `refit` (SparseGPT), `weight` (prune one weight, with
+fallbacks), `recognize` (the pattern that a weight already has), `allocate` (the percentage of zeros of each layer),
+`permute` and `fold` (channel permutations for n:m), `work` (the pass over all layers).
+"""

@@ -1,8 +1,9 @@
-"""Which weights SparseGPT removes: by w^2 / U_ii^2, the loss of removing one now, when its input is reached.
+"""Which weights SparseGPT removes: those with the least w^2 / U_ii^2, the loss of removing a weight.
 
-The rest of its row (of the group for n:m, of the layer for blocks) competes for what is still to go. The original
-chooses once for 128 inputs, or a group; later, on more updated weights, loses less. Counts are exact, no share is
-forced on any 128 inputs, and a diagonal H gives Wanda's mask.
+The original method decides once per 128 input channels, or once per n:m group. Here each decision is made when the sweep
+reaches the channel, on weights with all updates so far, which has a lower loss. A weight competes with the undecided
+rest of its row (of its group for n:m, of the layer for blocks). Counts are exact, the zeros are not spread evenly over
+groups of 128 channels, and a diagonal H gives Wanda's mask.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from .masks import block_sums, share, smallest, spread_blocks
 
 
 class Rows:
-    """Unstructured and n:m: of each row's ``period`` inputs a fixed count goes, decided input by input.
+    """Unstructured and n:m: removes a fixed number of weights from each row's period, channel by channel.
 
-    A weight goes if, of those that compete with it (its row's to the end of the period), fewer cost less than are still
-    to go. Nothing then depends on what later updates do, and the count comes out exact.
+    A period is a group for n:m, and the whole row for unstructured patterns. A weight is removed if fewer undecided
+    weights of its row's period cost less than there are still to remove. So the count is always exact.
     """
 
     every = 1
@@ -45,7 +46,7 @@ class Rows:
 
 
 class Blocks:
-    """Blocks: of all blocks of the layer a fixed count goes, decided a column of blocks at a time."""
+    """Blocks: removes a fixed number of the layer's blocks, one column of blocks at a time."""
 
     def __init__(self, form: Block, pattern: Pattern, shape: tuple[int, int]) -> None:
         self._form = form
@@ -62,7 +63,7 @@ class Blocks:
 
 
 def chooser(pattern: Pattern, columns: Tensor) -> Chooser:
-    """Who chooses for a pattern in columns (K, N)."""
+    """The chooser of a pattern for columns (K, N)."""
     k, n = columns.shape
     form = pattern.sparsity
     return Blocks(form, pattern, (n, k)) if isinstance(form, Block) else Rows(pattern, k)

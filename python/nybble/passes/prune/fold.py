@@ -1,6 +1,6 @@
-"""Reorder what lies between two layers: the inputs of one, and the outputs of those before it that make them.
+"""Permute the hidden channels between layers: the outputs of the producers and the inputs of the consumer.
 
-Exact wherever the layers before reach the one after through elementwise operations alone, as in an MLP.
+This leaves the model's output unchanged if only elementwise operations lie between, as in an MLP.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from torch import Tensor, nn
 from ...model.eligible import dense_weight
 from ...model.walk import Edits
 from ...weights.sparsity import NofM
-from ..layerwise.judge import moved, tensors_of
+from ..layerwise.errors import float_tensors, output_change
 from ..plan import Layer, Plan
 from .permute import kept_score, search
 
 Names = tuple[str, ...]
 _LEAST_GAIN = 1e-6
-# How far the model's output may move by another order of summation; a wrong fold moves it much further.
+# The largest relative change of the model's output that another order of summation may cause. An illegal permutation
+# changes it much more.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
-# How MLPs name theirs: the layers that make the inputs, then the one that takes them.
+# Common names of MLP layers: the producers, then the consumer.
 _KNOWN: tuple[Names, ...] = (
     ("intermediate.dense", "output.dense"),
     ("gate_proj", "up_proj", "down_proj"),
@@ -38,46 +39,46 @@ def check_permute(permute: object) -> bool | tuple[Names, ...]:
     """The ``permute`` argument of ``sparsify``. Raises TypeError."""
     if isinstance(permute, bool):
         return permute
-    rule = "wants True, False, or a sequence of tuples of two module names or more, the last taking what others make"
+    rule = "must be True, False, or a sequence of tuples of at least two module names, the consumer last"
     if isinstance(permute, str) or not isinstance(permute, Sequence):
         raise TypeError(f"permute={permute!r}: {rule}")
     for chain in permute:
         if isinstance(chain, str) or not isinstance(chain, Sequence) or len(chain) < 2:
-            raise TypeError(f"permute={permute!r}: {rule}, got {chain!r}")
+            raise TypeError(f"permute={permute!r}: {chain!r} is not such a tuple; {rule}")
         if not all(isinstance(name, str) for name in chain):
-            raise TypeError(f"permute={permute!r}: {rule}, got {chain!r}")
+            raise TypeError(f"permute={permute!r}: {chain!r} is not such a tuple; {rule}")
     return tuple(tuple(chain) for chain in permute)
 
 
-class Folder:
-    """Permutes where it is legal, and says where it is not.
+class Permuter:
+    """Permutes the hidden channels of MLPs where that does not change the model's output.
 
     Args:
-        plan: its open layers may be permuted; those of an n:m pattern gain by it.
-        edits: takes every change.
-        run: gives the model's output on some data, to see that it stays; or None.
+        plan: the layers; consumers with an n:m pattern are permuted.
+        edits: records every change.
+        run: gives the model's output on some data, to check that it does not change; or None.
     """
 
     def __init__(self, plan: Plan, edits: Edits, run: Callable[[], Any] | None) -> None:
         self._plan, self._edits, self._run = plan, edits, run
         self._layers = {name: layer for layer in plan.layers for name in layer.site.names}
-        self._wanted = None if run is None else tensors_of(run())
+        self._wanted = None if run is None else float_tensors(run())
 
-    def fold(self, permute: bool | tuple[Names, ...]) -> None:
-        """Permute the named chains, or (True) all MLPs with known names; sets each layer's gain, or a note.
+    def permute(self, permute: bool | tuple[Names, ...]) -> None:
+        """Permute the named chains of layers or, for True, all MLPs with known names. Sets the gain or a note of each.
 
         Raises:
-            ValueError: a name that is no Linear layer of the model.
+            ValueError: a name is not that of a Linear layer.
         """
         chains = self._known() if permute is True else permute or ()
         for names in chains:
             for name in names:
                 if name not in self._layers:
-                    raise ValueError(f"permute: {name!r} is no Linear layer of the model")
-            makers, taker = [self._layers[name] for name in names[:-1]], self._layers[names[-1]]
-            why = self._why_not(makers, taker) or self._apply(makers, taker)
+                    raise ValueError(f"permute: {name!r} is not a Linear layer of the model")
+            producers, consumer = [self._layers[name] for name in names[:-1]], self._layers[names[-1]]
+            why = self._why_not(producers, consumer) or self._apply(producers, consumer)
             if why is not None:
-                taker.notes.append(f"inputs not permuted: {why}")
+                consumer.notes.append(f"inputs not permuted: {why}")
 
     def _known(self) -> Iterator[Names]:
         for name, layer in self._layers.items():
@@ -87,50 +88,50 @@ class Folder:
                 if prefix != name and layer.reason is None and all(one in self._layers for one in names):
                     yield (*names, name)
 
-    def _why_not(self, makers: Iterable[Layer], taker: Layer) -> str | None:
-        form = taker.pattern.sparsity if taker.pattern else None
+    def _why_not(self, producers: Iterable[Layer], consumer: Layer) -> str | None:
+        form = consumer.pattern.sparsity if consumer.pattern else None
         if not isinstance(form, NofM):
             return "not an n:m pattern"
-        k = dense_weight(taker.site.module).shape[1]
-        for layer in (*makers, taker):
+        k = dense_weight(consumer.site.module).shape[1]
+        for layer in (*producers, consumer):
             if layer.reason is not None:
                 return f"{layer.site.name} is left alone"
             if layer.is_sparse:
                 return f"{layer.site.name} is sparse already"
             if len(self._plan.owners[self._plan.group(layer.weight)]) > 1 or len(layer.site.places) > 1:
                 return f"{layer.site.name} shares its weight"
-            if layer is not taker and dense_weight(layer.site.module).shape[0] != k:
+            if layer is not consumer and dense_weight(layer.site.module).shape[0] != k:
                 return f"{layer.site.name} has {dense_weight(layer.site.module).shape[0]} outputs for {k} inputs"
         return f"{k} inputs are not a multiple of {form.m}" if k % form.m else None
 
-    def _apply(self, makers: Sequence[Layer], taker: Layer) -> str | None:
-        """Permute and note the gain; or say why the layers are as they were."""
-        assert taker.pattern is not None, "checked above"  # noqa: S101
-        form = taker.pattern.sparsity
+    def _apply(self, producers: Sequence[Layer], consumer: Layer) -> str | None:
+        """Permute and record the gain; or return why the layers stay unchanged."""
+        assert consumer.pattern is not None, "checked above"  # noqa: S101
+        form = consumer.pattern.sparsity
         assert isinstance(form, NofM), "checked above"  # noqa: S101
-        weight = dense_weight(taker.site.module)
+        weight = dense_weight(consumer.site.module)
         order = search(weight, form)
         gain = kept_score(weight[:, order], form) / max(kept_score(weight, form), torch.finfo(torch.float64).tiny) - 1
         if gain <= _LEAST_GAIN:
             return "no order keeps more"
         trial = Edits()
         try:
-            for layer in makers:
+            for layer in producers:
                 self._reorder(trial, layer, order, 0)
-            self._reorder(trial, taker, order, 1)
-            change = 0.0 if self._run is None else self._moved()
+            self._reorder(trial, consumer, order, 1)
+            change = 0.0 if self._run is None else self._output_change()
         except BaseException:
             trial.undo()
             raise
-        if change > _TOLERANCE[taker.weight.dtype]:
+        if change > _TOLERANCE[consumer.weight.dtype]:
             trial.undo()
-            return f"the model's output moves by {change:.2g}, so that more than elementwise operations lie between"
+            return f"the model's output changes by {change:.2g}: not only elementwise operations lie between the layers"
         self._edits.take(trial)
-        taker.permutation_gain = gain
+        consumer.permutation_gain = gain
         return None
 
     def _reorder(self, trial: Edits, layer: Layer, order: Tensor, side: int) -> None:
-        """Outputs (side 0) or inputs (side 1) in another order."""
+        """Permute the outputs (side 0) or inputs (side 1) of a layer."""
         module, weight = layer.site.module, layer.kind.weight
         reordered = weight.to_matrix(layer.weight.detach()).index_select(side, order)
         changes = {weight.key: weight.from_matrix(reordered, layer.weight.shape)}
@@ -140,10 +141,10 @@ class Folder:
             old = module._parameters[key]
             assert old is not None, "read above"  # noqa: S101
             new = nn.Parameter(value, requires_grad=old.requires_grad)
-            self._plan.renew(old, new)
+            self._plan.replace_parameter(old, new)
             trial.put(module._parameters, key, new)
 
-    def _moved(self) -> float:
-        assert self._run is not None, "asked before"  # noqa: S101
-        assert self._wanted is not None, "found with it"  # noqa: S101
-        return moved(tensors_of(self._run()), self._wanted)
+    def _output_change(self) -> float:
+        assert self._run is not None, "checked by the caller"  # noqa: S101
+        assert self._wanted is not None, "set with run"  # noqa: S101
+        return output_change(float_tensors(self._run()), self._wanted)

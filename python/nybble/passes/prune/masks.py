@@ -1,4 +1,4 @@
-"""From scores to masks: which weights a pattern keeps, with exact counts and ties broken by index."""
+"""Scores and masks: which weights a pattern keeps, with exact counts and ties broken by index."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from ...weights.sparsity import Block, NofM, Pattern, Unstructured
 
 
 def keep_mask(scores: Tensor, pattern: Pattern) -> Tensor:
-    """The weights that stay, bool (N, K), given scores (N, K) that are finite and not negative.
+    """The mask of kept weights, bool (N, K), for scores (N, K) that are finite and not negative.
 
-    * Unstructured: of each row, the floor(K * zeros) smallest go.
-    * n:m: of each row's m consecutive inputs the n largest stay; of a short last group of r, ceil(n * r / m).
-    * Blocks: the floor(blocks * zeros) blocks with the smallest sum go, blocks cut short by the edge among them.
+    * Unstructured: the floor(K * zeros) smallest scores of each row are removed.
+    * n:m: the n largest of each m consecutive inputs of a row are kept; of a short last group of r, ceil(n * r / m).
+    * Blocks: the floor(blocks * zeros) blocks with the smallest sum are removed; partial edge blocks count as blocks.
 
-    Of equal scores the ones with the larger index stay.
+    Of equal scores, those with the larger index are kept.
 
     Raises:
         ValueError: scores are not a matrix, not finite, or negative.
     """
     if scores.dim() != 2:
-        raise ValueError(f"scores: must be a matrix (N, K), got {tuple(scores.shape)}")
+        raise ValueError(f"scores has shape {tuple(scores.shape)}: must be a matrix (N, K)")
     if not torch.isfinite(scores).all() or (scores < 0).any():
         raise ValueError("scores: must be finite and not negative")
     form = pattern.sparsity
@@ -36,7 +36,7 @@ def keep_mask(scores: Tensor, pattern: Pattern) -> Tensor:
 
 
 def smallest(scores: Tensor, counts: Tensor) -> Tensor:
-    """Of each row of scores (N, K) the counts[row] smallest, bool; of equal ones, the first."""
+    """The mask, bool (N, K), of the counts[row] smallest scores in each row; of equal ones, the first."""
     order = scores.argsort(dim=1, stable=True)
     chosen = torch.arange(scores.shape[1]) < counts[:, None]
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order, chosen)
@@ -63,13 +63,13 @@ def block_sums(scores: Tensor, form: Block) -> Tensor:
 
 
 def spread_blocks(blocks: Tensor, form: Block, shape: torch.Size | tuple[int, int]) -> Tensor:
-    """A value for each block to one for each weight (N, K)."""
+    """Expand one value per block to one per weight (N, K)."""
     full = blocks.repeat_interleave(form.rows, 0).repeat_interleave(form.columns, 1)
     return full[: shape[0], : shape[1]]
 
 
 def share(units: int, zeros: float) -> int:
-    """floor(units * zeros), exact in decimal."""
+    """floor(units * zeros) for a decimal fraction ``zeros``, without binary rounding."""
     # 0.29 * 100 is 28.999999999999996 in binary.
     return int(units * zeros + 1e-9)
 
@@ -80,5 +80,5 @@ def magnitude_scores(weight: Tensor) -> Tensor:
 
 
 def wanda_scores(weight: Tensor, norms: Tensor) -> Tensor:
-    """|W_ij| * ||X_j||_2 for norms (K,) of the inputs (Sun et al., arXiv:2306.11695)."""
+    """|W_ij| * ||X_j||_2, for the norms (K,) of the inputs (Sun et al., arXiv:2306.11695)."""
     return magnitude_scores(weight) * norms.float()

@@ -1,9 +1,10 @@
-"""Reorder the inputs of a layer so that n of every m keep more magnitude.
+"""Search a permutation of a layer's inputs with which an n:m pattern keeps more magnitude.
 
-Kept score: the sum of the n largest |W| of each row in each group of m. Exchanging inputs i and j of two groups changes
-only those groups: with t_r the n-th largest of the others in i's group in row r, that group scores the sum of those n
-plus relu(|w_rj| - t_r) once j stands in i's place. So one matrix holds the score of every replacement, and a sweep
-takes the best exchanges of disjoint pairs of groups (after Pool and Yu, NeurIPS 2021, whose search this is not).
+Kept score: the sum of the n largest |W| of each row in each group of m. Exchanging inputs i and j changes only their two
+groups. Let t_r be the n-th largest magnitude of the other inputs of i's group in row r. If j takes i's place, the group
+scores the sum of these n plus relu(|w_rj| - t_r). So one (K, K) matrix holds the score of every replacement, and each
+sweep makes the best exchanges of disjoint pairs of groups. The idea is that of Pool and Yu, NeurIPS 2021; the search
+differs.
 """
 
 from __future__ import annotations
@@ -16,35 +17,34 @@ from torch import Tensor
 from ...weights.sparsity import NofM
 
 _SWEEPS = 100
-_LEAST_GAIN = 1e-6  # of the whole score, for one exchange
-_ALL_PARTITIONS_OF = 8  # inputs; two groups of 2:4 have 35
+_LEAST_GAIN = 1e-6  # of one exchange, relative to the whole score
+_ALL_PARTITIONS_OF = 8  # up to this many inputs, try all partitions: 35 for two groups of 2:4
 
 
 def kept_score(weight: Tensor, form: NofM) -> float:
-    """The sum of the n largest magnitudes of each m consecutive inputs of each row of a weight (N, K), K of whole
-    groups."""
+    """The sum of the n largest magnitudes of each m consecutive inputs of each row of a weight (N, K); m divides K."""
     groups = weight.detach().double().abs().reshape(-1, form.m)
     return groups.topk(form.n, dim=1).values.sum().item()
 
 
 def search(weight: Tensor, form: NofM) -> Tensor:
-    """An order of the inputs, int64 (K,), such that weight[:, order] keeps more, or the same.
+    """A permutation of the inputs, int64 (K,), such that weight[:, order] keeps as much or more.
 
-    Deterministic. With 8 inputs and fewer the best there is; else a local best under exchanges of two inputs.
+    Deterministic. The optimum for up to 8 inputs, else a local optimum under exchanges of two inputs.
 
     Raises:
         ValueError: K is not a multiple of m.
     """
     k = weight.shape[1]
     if k % form.m:
-        raise ValueError(f"weight: has {k} inputs, not a multiple of {form.m}")
+        raise ValueError(f"weight has {k} inputs: must be a multiple of m={form.m}")
     magnitude = weight.detach().float().abs()
     order = torch.arange(k)
     if k == form.m:
         return order
     if k == 2 * form.m <= _ALL_PARTITIONS_OF:
         return _best_halves(magnitude, form)
-    scores = torch.empty(k, k)  # [i, j]: of i's group once j is in i's place
+    scores = torch.empty(k, k)  # [i, j]: score of i's group if j takes i's place
     _replace(scores, magnitude, order, torch.arange(k // form.m), form)
     least = _LEAST_GAIN * kept_score(magnitude, form)
     for _ in range(_SWEEPS):
@@ -67,13 +67,13 @@ def _best_halves(magnitude: Tensor, form: NofM) -> Tensor:
 
 
 def _replace(scores: Tensor, magnitude: Tensor, order: Tensor, groups: Tensor, form: NofM) -> None:
-    """Renew the rows of ``scores`` of the inputs in these groups."""
+    """Update the rows of ``scores`` of the inputs in these groups."""
     for group in groups.tolist():
         members = order[group * form.m : (group + 1) * form.m]
         largest = magnitude[:, members].topk(form.n + 1, dim=1).values
         kept, last, next_one = largest[:, :-1].sum(1), largest[:, -2], largest[:, -1]
         for i in members.tolist():
-            # Without i, the next one is kept in its stead where i was.
+            # Without i, the next largest is kept in rows where i was kept.
             held = magnitude[:, i] >= last
             others = torch.where(held, kept - magnitude[:, i] + next_one, kept).sum()
             scores[i] = others + (magnitude - torch.where(held, next_one, last)[:, None]).relu_().sum(0)

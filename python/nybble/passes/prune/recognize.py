@@ -1,4 +1,4 @@
-"""Patterns that a weight has already."""
+"""Recognize the sparsity pattern that a weight already has."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from .masks import block_sums
 _GROUPS = (4, 8, 16, 32, 64, 128)
 _BLOCKS = ((64, 64), (32, 32), (16, 64), (16, 16), (16, 4))
 _LEAST_ZEROS = 0.05
-# Of the places that an n:m pattern offers, the share that has to be filled: else the zeros only happen to fit.
+# An n:m pattern counts only if at least this share of the n values per group are not zero; otherwise it fits by chance.
 _FILLED = 0.95
-# Of the zeros of a weight, the share that has to lie in whole blocks.
+# A block pattern counts only if at least this share of the zeros lies in blocks that are all zero.
 _IN_BLOCKS = 0.98
 
 
 def recognize(weight: Tensor) -> Pattern | None:
-    """The pattern of the zeros in a weight (N, K): n:m or blocks where it is one, else unstructured.
+    """The sparsity pattern of a weight (N, K): n:m or blocks if one fits, else unstructured.
 
-    The smallest m of which an n:m fits is named: 2:4, not 4:8. None where less than 5 % of the weights are zero.
+    Of several n:m that fit, the one with the smallest m: 2:4, not 4:8. None if less than 5 % of the weights are zero.
     """
     filled = weight.detach() != 0
     kept = filled.float().mean().item()
@@ -44,9 +44,9 @@ def recognize(weight: Tensor) -> Pattern | None:
 
 
 def satisfies(weight: Tensor, pattern: Pattern) -> bool:
-    """Whether the zeros that a weight (N, K) has already are all that the pattern asks for.
+    """Whether a weight (N, K) already has the zeros that the pattern requires.
 
-    Of the share of zeros that an unstructured or a block pattern asks for, half a percent of all may be missing.
+    For unstructured and block patterns, the share of zeros may be up to half a percentage point too low.
     """
     filled = weight.detach() != 0
     form = pattern.sparsity

@@ -1,4 +1,4 @@
-"""The weights that stay, as well as they can make up for all that went."""
+"""Least-squares update of the kept weights for a fixed mask."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ _STEPS = 10
 def refit(pruned: Tensor, keep: Tensor, weight: Tensor, hessian: Tensor) -> Tensor:
     """Lower tr((P - W) H (P - W)') over the kept weights of P (N, K), by conjugate gradients from ``pruned``.
 
-    SparseGPT's sweep corrects only inputs that come after the one it removes; this corrects all, once the mask is
-    known. keep: bool (N, K); weight W (N, K) and hessian (K, K), damped, in the dtype of pruned. Each row is its own
-    problem, preconditioned by the diagonal; 10 steps.
+    SparseGPT's sweep updates only inputs after the removed one; this updates all kept weights, given the mask. Each row
+    is a separate problem, preconditioned by the diagonal of H; 10 steps.
+
+    Args:
+        pruned: P at the start, (N, K).
+        keep: the mask, bool (N, K).
+        weight: W (N, K), in the dtype of ``pruned``.
+        hessian: the damped H (K, K), in the dtype of ``pruned``.
     """
     diagonal = hessian.diagonal()
     found = pruned.clone()
@@ -32,5 +37,5 @@ def refit(pruned: Tensor, keep: Tensor, weight: Tensor, hessian: Tensor) -> Tens
 
 
 def _ratio(over: Tensor, under: Tensor) -> Tensor:
-    """over / under, 0 for a row that is solved."""
+    """over / under; 0 where under is 0, as in a row that is solved."""
     return torch.where(under > 0, over / under.clamp_min(torch.finfo(under.dtype).tiny), 0)

@@ -1,4 +1,4 @@
-"""SparseGPT: the mask and the weights that stay are chosen together, by the loss on the layer's inputs."""
+"""SparseGPT (Frantar and Alistarh, arXiv:2301.00774): choose the mask and update the kept weights by the Hessian."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 from ...weights.rounding import QuantizedWeight
 from ...weights.scheme import Scheme
 from ...weights.sparsity import Pattern
-from ..layerwise.factor import Factor, factorize, made_up, without_dead
-from ..layerwise.sweep import Fixed, Rounder, sweep
+from ..layerwise.factor import Factor, drift_correction, factorize, fill_dead
+from ..layerwise.sweep import FixedMask, Rounder, sweep
 from .choosers import chooser
 from .refit import refit
 
@@ -20,8 +20,8 @@ from .refit import refit
 class Solved:
     """A pruned weight.
 
-    weight: (N, K), as the codes say where it was rounded. keep: bool (N, K). quantized: the codes, or None.
-    factor: what became of the Hessian.
+    weight: (N, K), dequantized if it was rounded. keep: the mask, bool (N, K). quantized: the codes, or None.
+    factor: the factored Hessian.
     """
 
     weight: Tensor
@@ -33,25 +33,23 @@ class Solved:
 def sparsegpt(
     weight: Tensor, hessian: Tensor, pattern: Pattern, scheme: Scheme | None = None, drift: Tensor | None = None
 ) -> Solved | None:
-    """Prune a weight (N, K), and round what stays to a dense symmetric scheme if one is given.
+    """Prune a weight (N, K) by the Hessian (K, K) of its inputs; round it if a dense symmetric scheme is given.
 
-    drift: (2 / rows) * sum of (d - x) x' (K, K), where d is what x was before anything was pruned. The weight then
-    makes up for a quarter of that too: W + W drift H^-1 / 4 is what is pruned (all of it overfits; cf. GPTAQ).
+    A first sweep chooses the mask, ``refit`` finds the best weights for it, and with a scheme a second sweep rounds
+    these. Computes in the wider dtype of weight and Hessian, at least float32. Inputs that were always 0 get weights of
+    0. Returns None if the Hessian is not finite or cannot be factored, or the result is not finite.
 
-    A first sweep chooses the mask, ``refit`` then finds the best weights for it, and with a scheme a second sweep
-    rounds these. Works in the wider of the dtypes of weight and hessian (K, K), at least float32. An input that was
-    always 0 has its weights set to 0. None where the Hessian is not finite or cannot be factored, or the result is not
-    finite.
+    drift: see ``drift_correction``, which is added to the weight first.
     """
     dtype = torch.promote_types(torch.promote_types(weight.dtype, hessian.dtype), torch.float32)
-    hessian, dead = without_dead(hessian.to(dtype))
+    hessian, dead = fill_dead(hessian.to(dtype))
     factor = factorize(hessian)
     if factor is None:
         return None
     target = weight.detach().to(dtype).masked_fill(dead, 0)
     if drift is not None:
-        target = target + made_up(target, drift, factor.upper)
-    # Inputs along the first axis: what is worked on lies together.
+        target = target + drift_correction(target, drift, factor.upper)
+    # Transposed, so that each input channel is contiguous.
     columns = target.T.clone(memory_format=torch.contiguous_format)
     keep, _ = sweep(columns, factor.upper, chooser(pattern, columns))
     found = refit(columns.T.contiguous(), keep.T.contiguous(), target, factor.hessian)
@@ -59,7 +57,7 @@ def sparsegpt(
     if scheme is not None and torch.isfinite(found).all():
         columns = found.T.clone(memory_format=torch.contiguous_format)
         rounder = Rounder(scheme, columns)
-        sweep(columns, factor.upper, Fixed(keep), rounder)
+        sweep(columns, factor.upper, FixedMask(keep), rounder)
         found, quantized = columns.T.contiguous(), rounder.quantized()
     if not torch.isfinite(found).all():
         return None

@@ -1,4 +1,4 @@
-"""Prune the layers of a plan."""
+"""The pruning pass over the layers of a plan."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ...model.batches import whole
+from ...model.batches import model_calls
 from ...model.eligible import dense_weight
 from ...model.inputs import Inputs
 from ...model.stages import Stage
@@ -18,24 +18,27 @@ from ...report.data import Pruned
 from ...weights.rounding import quantize_weight
 from ...weights.scheme import Scheme
 from ...weights.sparsity import Pattern, Unstructured
-from ..layerwise.judge import Errors
+from ..layerwise.errors import Errors
 from ..layerwise.outcome import Outcome
 from ..layerwise.work import Work
 from ..plan import Layer, Plan
-from .fold import Folder, Names
+from .allocate import allocate, grid, output_harm
+from .fold import Names, Permuter
 from .recognize import recognize, satisfies
-from .shares import grid, harm, spread
 from .weight import Task, prune_weight
 
 
 def sparse_scheme(scheme: Scheme, pattern: Pattern) -> Scheme:
-    """The scheme of sparse weights with these numbers. Raises ValueError where nybble does not define it."""
+    """The scheme with this pattern of zeros. Raises ValueError if nybble does not define the combination."""
     return replace(scheme, sparsity=pattern.sparsity)
 
 
 class Asked(NamedTuple):
-    """pattern: what each layer is to become; None: what it is already. per_layer: each its own share of zeros.
-    chains: as of ``Folder.fold``."""
+    """The options of pruning.
+
+    pattern: the pattern of each layer; None: the one that its weight has already. per_layer: whether each layer gets its
+    own percentage of zeros. chains: the argument of ``Permuter.permute``.
+    """
 
     pattern: Pattern | None
     per_layer: bool
@@ -43,12 +46,12 @@ class Asked(NamedTuple):
 
 
 class Pruning(Work):
-    """The layers of a plan on their way to sparse ones.
+    """Prunes the layers of a plan and replaces them by sparse ones.
 
     Args:
-        plan: what was found and asked for; its layers get ``pattern``, ``pruned`` and ``new``, or a ``reason``.
-        edits: takes every change of the model.
-        asked: what the layers are to become.
+        plan: the layers and the options; its layers get ``pattern``, ``pruned`` and ``new``, or a ``reason``.
+        edits: records every change of the model.
+        asked: the options of pruning.
     """
 
     without_data = "magnitude"
@@ -73,41 +76,41 @@ class Pruning(Work):
         return f"{self._wanted.pattern or 'auto'} {self.asked.scheme or 'floats'}"
 
     def begin(self, model: nn.Module, batches: Sequence[Any] | None) -> None:
-        """Permute and share out, where that was asked for."""
+        """Permute channels and choose each layer's percentage, if requested."""
         if self._wanted.chains:
-            first = None if batches is None else whole(model, batches[:1])[0][0]
-            Folder(self.plan, self.edits, first).fold(self._wanted.chains)
+            first = None if batches is None else model_calls(model, batches[:1])[0][0]
+            Permuter(self.plan, self.edits, first).permute(self._wanted.chains)
         if self._wanted.per_layer:
             self._share(model, batches)
 
     def _share(self, model: nn.Module, batches: Sequence[Any] | None) -> None:
-        """Give the layers that are yet to be pruned their own percents, by what each of them suffers."""
+        """Choose the percentage of zeros of each layer that is not pruned yet, by its output error."""
         todo = {twins[0].site.name: twins for twins in self.sets if not twins[0].is_sparse}
         if not todo:
             return
         modules = [twins[0].site.module for twins in todo.values()]
-        found = Stage("all", tuple(modules), *whole(model, batches)).inputs(hessian=False) if batches else {}
+        found = Stage("all", tuple(modules), *model_calls(model, batches)).inputs(hessian=False) if batches else {}
         percent = self._percent(next(iter(todo.values()))[0])
         harms, sizes = {}, {}
         for name, twins in todo.items():
             weight = dense_weight(twins[0].site.module)
-            harms[name] = harm(weight, found.get(id(twins[0].site.module)), grid(percent))
+            harms[name] = output_harm(weight, found.get(id(twins[0].site.module)), grid(percent))
             sizes[name] = weight.numel()
-        for name, own in spread(harms, sizes, percent).items():
+        for name, own in allocate(harms, sizes, percent).items():
             for layer in todo[name]:
                 layer.pattern = Pattern(Unstructured(own), own / 100)
 
     def solve(self, layer: Layer, inputs: Inputs | None) -> Outcome:
         """As Work.solve."""
         if layer.is_sparse:
-            return Outcome(dense_weight(layer.site.module), "as it was")
+            return Outcome(dense_weight(layer.site.module), "unchanged")
         return prune_weight(dense_weight(layer.site.module), self._task(layer), inputs)
 
     def make(self, layer: Layer, outcome: Outcome) -> QuantizedModule:
         """As Work.make."""
-        assert self.asked.scheme is not None, "asked above"  # noqa: S101
-        assert layer.pattern is not None, "open layers have one"  # noqa: S101
-        assert outcome.weight is not None, "pruned weights are there"  # noqa: S101
+        assert self.asked.scheme is not None, "only called with a scheme"  # noqa: S101
+        assert layer.pattern is not None, "layers that are replaced have a pattern"  # noqa: S101
+        assert outcome.weight is not None, "pruning always gives a float weight"  # noqa: S101
         scheme = sparse_scheme(self.asked.scheme if outcome.act else self.asked.scheme.dynamic, layer.pattern)
         quantized = outcome.quantized or quantize_weight(outcome.weight, scheme)
         in_features, dtype = outcome.weight.shape[1], layer.weight.dtype
@@ -120,7 +123,7 @@ class Pruning(Work):
 
     def note(self, layer: Layer, outcome: Outcome, errors: Errors) -> None:
         """As Work.note."""
-        assert outcome.weight is not None, "pruned weights are there"  # noqa: S101
+        assert outcome.weight is not None, "pruning always gives a float weight"  # noqa: S101
         layer.pruned = Pruned(
             pattern=str(layer.pattern),
             kept=(outcome.weight != 0).float().mean().item(),
@@ -132,12 +135,12 @@ class Pruning(Work):
         )
 
     def _task(self, layer: Layer) -> Task:
-        assert layer.pattern is not None, "open layers have one"  # noqa: S101
+        assert layer.pattern is not None, "layers that are replaced have a pattern"  # noqa: S101
         return Task(layer.pattern, self.asked.method, self.asked.scheme)
 
     def _percent(self, layer: Layer) -> int:
         form = self._task(layer).pattern.sparsity
-        assert isinstance(form, Unstructured), "checked before"  # noqa: S101
+        assert isinstance(form, Unstructured), "sparsify checks per_layer"  # noqa: S101
         return form.percent
 
 
@@ -145,7 +148,7 @@ def _set_pattern(scheme: Scheme | None, layer: Layer, pattern: Pattern | None) -
     weight = dense_weight(layer.site.module)
     layer.pattern = recognize(weight) if pattern is None else pattern
     if layer.pattern is None:
-        layer.reason = "its weight has no pattern of zeros"
+        layer.reason = "its weight has none of the supported sparsity patterns"
         return
     layer.is_sparse = pattern is None or satisfies(weight, layer.pattern)
     try:

@@ -1,4 +1,4 @@
-"""Scale and bias of each output channel, in closed form, so that a layer's outputs are nearest to the dense layer's."""
+"""Least-squares scale and bias of each output channel, in closed form, against the outputs of the dense layer."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ Run = Callable[[], Any]
 
 
 class Sums:
-    """Of a layer's outputs z and those that it should have, y: what a line through them needs."""
+    """Sums over a layer's outputs z and the dense layer's outputs y, for a linear regression per channel."""
 
     def __init__(self, features: int) -> None:
         self.rows = 0
         self.z, self.y, self.zz, self.zy = (torch.zeros(features, dtype=torch.float64) for _ in range(4))
 
     def add(self, z: Tensor, y: Tensor) -> None:
-        """Count rows (T, N)."""
+        """Add rows (T, N)."""
         z, y = z.double(), y.double()
         self.rows += len(z)
         for total, value in ((self.z, z), (self.y, y), (self.zz, z * z), (self.zy, z * y)):
             total += value.sum(0)
 
     def line(self, has_bias: bool) -> tuple[Tensor, Tensor]:
-        """The slope and the offset of the least squares y = slope z + offset; without a bias the offset is 0."""
+        """Slope and offset (N,) of the least-squares fit y = slope * z + offset; without a bias the offset is 0."""
         n = max(self.rows, 1)
         mean_z, mean_y = (self.z / n, self.y / n) if has_bias else (torch.zeros_like(self.z),) * 2
         spread, common = self.zz / n - mean_z.square(), self.zy / n - mean_z * mean_y
         slope = torch.where(spread > 1e-12 * self.zz / n, common / spread, 1.0)
-        # A channel that has lost what it was is left to training, not turned round.
+        # A slope far from 1 means that the channel is damaged: leave it to training.
         slope = torch.where(torch.isfinite(slope) & (slope > 0.5) & (slope < 2), slope, 1.0)
         return slope, mean_y - slope * mean_z
 
@@ -42,7 +42,7 @@ class Sums:
 def correct(
     shadows: Sequence[Shadow], dense: Sequence[nn.Module], runs: Sequence[Run], dense_runs: Sequence[Run]
 ) -> None:
-    """Set gain and bias of the stand-ins from runs of what holds them, and of what holds the dense layers."""
+    """Set gain and bias of the stand-ins to fit the dense layers, on runs of the blocks that hold them."""
     sums = [Sums(len(shadow.gain)) for shadow in shadows]
     for run, dense_run in zip(runs, dense_runs, strict=True):
         ours, theirs = _outputs(shadows, run), _outputs(dense, dense_run)
@@ -60,7 +60,7 @@ def correct(
 
 
 def _outputs(layers: Sequence[nn.Module], run: Run) -> list[Tensor | None]:
-    """The rows (T, N) that each layer gives in a run, or None where it is not called once."""
+    """The output rows (T, N) of each layer in a run, or None for a layer that is not called exactly once."""
     seen: dict[int, list[Tensor]] = {}
 
     def see(layer: nn.Module, _: Any, output: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""How far a model's, or a block's, output is from the reference's."""
+"""Distillation losses between the output of a model or block and that of the reference."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ LOSSES = ("auto", "kl", "mse")
 
 
 def kind_of(asked: str, output: Any) -> str:
-    """ "kl" or "mse": what was asked for, or what suits an output; KL where it names its logits."""
+    """The kind of loss, "kl" or "mse". "auto" is KL if the output has ``logits``, else the squared error."""
     if asked != "auto":
         return asked
     return "kl" if isinstance(getattr(output, "logits", None), Tensor) else "mse"
 
 
 def whole_loss(kind: str, output: Any, reference: Any, mask: Tensor | None) -> Tensor:
-    """KL(reference || model) in nats a token, or the relative squared error, of the outputs of a model."""
+    """KL(reference || model) in nats per token, or the relative squared error, of a model's output."""
     ours, theirs = main_output(output).float(), main_output(reference).detach().float()
     if kind == "mse":
         return relative(ours, theirs, mask)
@@ -29,7 +29,7 @@ def whole_loss(kind: str, output: Any, reference: Any, mask: Tensor | None) -> T
 
 
 def relative(output: Tensor, reference: Tensor, mask: Tensor | None) -> Tensor:
-    """|output - reference|^2 / |reference|^2, without padding."""
+    """|output - reference|^2 / |reference|^2, without padding tokens."""
     ours, theirs = _real(output.float(), mask), _real(reference.float(), mask)
     return (ours - theirs).square().sum() / theirs.square().sum().clamp_min(torch.finfo(torch.float32).tiny)
 

@@ -1,4 +1,4 @@
-"""What recover did, as data, as text and as JSON."""
+"""The report of `nybble.recover`: data, text and JSON."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ...text import Part, Shown
 class RecoveredStage:
     """One block, or the whole model.
 
-    before, after: held-out loss of the layers as they run, before and at the end; ``after`` is that of what stands in
-    the model. steps, rate: of the training. kept: whether the new layers stand there; note: how the training ended.
+    before, after: held-out loss on the real kernels, before training and of the layers that the model ends with.
+    steps, rate: of the training. kept: whether the trained layers were kept. note: how the training ended.
     """
 
     name: str
@@ -29,7 +29,7 @@ class RecoveredStage:
 
 @dataclass(frozen=True)
 class Recovered(Shown):
-    """All stages, and the held-out loss of the whole model. ``left``: layers that were not touched -> why."""
+    """All stages, and the held-out loss of the whole model. ``left``: layers that were not trained -> reason."""
 
     loss: str
     before: float
@@ -39,22 +39,22 @@ class Recovered(Shown):
 
     @property
     def removed(self) -> float:
-        """The share of the held-out loss that is gone."""
+        """The share of the held-out loss that was removed."""
         return 1 - self.after / self.before if self.before else 0.0
 
     def parts(self) -> Sequence[Part]:
         """As Shown.parts."""
         lines = [
             f"{stage.name}: held-out loss {stage.before:.4g} -> {stage.after:.4g}, {len(stage.layers)} layers, "
-            f"{stage.steps} steps at {stage.rate:g}, {stage.note}{'' if stage.kept else '; not better, as it was'}"
+            f"{stage.steps} steps at rate {stage.rate:g}, {stage.note}{'' if stage.kept else '; not better, not kept'}"
             for stage in self.stages
         ]
         lines += [f"left alone: {name}: {why}" for name, why in self.left.items()]
-        whole = f"the model: held-out {self.loss} to the reference {self.before:.4g} -> {self.after:.4g}"
+        whole = f"whole model: held-out {self.loss} against the reference {self.before:.4g} -> {self.after:.4g}"
         return [*lines, f"{whole}, {self.removed:.0%} of it removed"]
 
     def to_json(self) -> str:
-        """All of it as strict JSON."""
+        """All fields as strict JSON."""
         return json.dumps(
             {"schema": "nybble.recovered/1", **asdict(self), "removed": self.removed}, indent=2, allow_nan=False
         )

@@ -1,4 +1,4 @@
-"""A layer whose codes, scales and bias can be learned, standing where the layer stands."""
+"""A trainable stand-in for a quantized or pruned layer: fake-quantized weights with straight-through gradients."""
 
 from __future__ import annotations
 
@@ -16,42 +16,42 @@ _LEAST_GAIN = 0.05
 
 
 def round_through(x: Tensor) -> Tensor:
-    """x to the nearest integer; the gradient is that of x."""
+    """x rounded to the nearest integer; the gradient passes through."""
     return x + (x.round() - x).detach()
 
 
 def store_through(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """float32 x as a dtype stores it; the gradient is that of x."""
+    """float32 x rounded to the precision of a dtype; the gradient passes through."""
     return x + (x.to(dtype).float() - x).detach()
 
 
 class Shadow(nn.Module):
-    """Learns a layer: ``make`` gives what stands for it by now, which at first is the layer, code by code.
+    """A trainable stand-in for a layer; ``make`` builds the layer with the trained values.
 
-    latent (N, K): weights before they are rounded, relative to their zero point, in units of a code (for a pruned float
-    layer, of its weights). A weight that is not stored stays 0. gain (N, groups): the scales are those of the layer
-    times 1 + gain.
+    latent (N, K): the weight before rounding, less its zero point, in units of the scale (for a pruned float layer, the
+    weight itself). Pruned weights stay 0. gain (N, groups): the scale is that of the layer times 1 + gain. At first it
+    has the codes and scales of the layer; ``latent`` differs from the codes by the rounding error of the dense weight.
 
     Args:
-        layer: a quantized layer, or a dense one with zeros.
-        dense: the weight (N, K) that the layer was made of; what its rounding left over is where learning starts.
+        layer: a quantized layer, or a pruned dense one.
+        dense: the original weight (N, K).
     """
 
     def __init__(self, layer: nn.Module, dense: Tensor) -> None:
         super().__init__()
-        self._layer = [layer]  # in a list, not to be a module of this one
+        self._layer = [layer]  # in a list, so that it does not become a submodule
         values, self._scale, self._zero = _parts(layer)
         self._size = layer.scheme.group_size if isinstance(layer, QuantizedModule) else None
-        left_over = (
+        residual = (
             dense.detach().float() / self._spread(self._scale).clamp_min(torch.finfo(torch.float32).tiny) - values
         )
         rounds = isinstance(layer, QuantizedModule) and not isinstance(layer.scheme.weight_type, FloatType)
-        # Short of the half, so that the codes are those of the layer.
-        self.latent = nn.Parameter(values + left_over.clamp(-0.49, 0.49) if rounds else values)
-        # A group whose scale is 0 has no codes either.
+        # Less than one half, so that rounding gives the codes of the layer.
+        self.latent = nn.Parameter(values + residual.clamp(-0.49, 0.49) if rounds else values)
+        # The weights of a group with scale 0 stay 0.
         usable = (self._spread(self._scale) > 0).expand_as(values)
         keep = values != 0 if _is_sparse(layer) else None if bool(usable.all()) else usable
-        self._keep = None if keep is None else keep.float()  # a product of floats is faster than one with booleans
+        self._keep = None if keep is None else keep.float()  # multiplying by floats is faster than by booleans
         self.gain = nn.Parameter(torch.zeros_like(self._scale))
         bias = bias_of(layer)
         self.bias = None if bias is None else nn.Parameter(bias.detach().float().clone())
@@ -60,7 +60,7 @@ class Shadow(nn.Module):
             self.latent.data.mul_(self._keep)
 
     def rates(self, rate: float) -> list[dict[str, object]]:
-        """Groups for an optimizer whose steps are as large as its rate: relative to what they change."""
+        """Parameter groups for Adam, whose steps have the size of the learning rate: ``rate`` times each tensor's size."""
         groups: list[dict[str, object]] = [
             {"params": [self.latent], "lr": rate * self.latent.detach().square().mean().sqrt().item()},
             {"params": [self.gain], "lr": rate},
@@ -71,7 +71,7 @@ class Shadow(nn.Module):
         return groups
 
     def codes(self) -> Tensor:
-        """Codes less their zero point (N, K), as floats."""
+        """The rounded weight less its zero point, in units of the scale, float (N, K)."""
         values = self.latent
         if self._range is not None:
             low, high = (bound - self._zero for bound in self._range)
@@ -82,17 +82,17 @@ class Shadow(nn.Module):
         return values if self._keep is None else values * self._keep
 
     def scale(self) -> Tensor:
-        """Scales (N, groups) in float32, as they will be stored."""
+        """Scales (N, groups), float32, rounded to the dtype in which they are stored."""
         return store_through(self._scale * (1 + self.gain).clamp_min(_LEAST_GAIN), self._stored)
 
     def forward(self, x: Tensor) -> Tensor:
-        """As the layer, with activations in float."""
+        """The layer's output with float activations."""
         weight = self.codes() * self._spread(self.scale())
         return functional.linear(x, weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
     @torch.no_grad()
     def make(self) -> nn.Module:
-        """The layer with what was learned: a new one in eval mode, its bias a new Parameter."""
+        """A new layer with the trained values, in eval mode; its bias is a new Parameter."""
         layer = self._layer[0]
         codes, scale = self.codes(), self.scale()
         bias = bias_of(layer)
@@ -115,7 +115,7 @@ class Shadow(nn.Module):
         return layer.scheme.weight_type.scale if isinstance(layer, QuantizedModule) else torch.float32
 
     def _spread(self, per_group: Tensor) -> Tensor:
-        """(N, groups) as it multiplies (N, K)."""
+        """Expand values per group, (N, groups), to values per weight, (N, K)."""
         if self._size is None:
             return per_group
         n, k = dense_weight(self._layer[0]).shape
@@ -131,7 +131,7 @@ def _code_range(layer: QuantizedModule) -> tuple[int, int]:
 
 
 def _parts(layer: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes less their zero points (N, K), scales (N, groups), zero points that broadcast to (N, K); float32."""
+    """Codes less their zero points (N, K), scales (N, groups), zero points broadcastable to (N, K); all float32."""
     if not isinstance(layer, QuantizedModule):
         weight = dense_weight(layer).detach().float()
         return weight.clone(), torch.ones(len(weight), 1), torch.zeros(1)

@@ -1,4 +1,4 @@
-"""The layers that can be won back, beside what they were made of."""
+"""The quantized and pruned layers of a model, paired with the dense layers of the reference."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from ...nn.kinds import kind_of
 from ...nn.module import QuantizedModule
 from .shadow import Shadow
 
-_LEAST_ZEROS = 0.05  # of a dense layer that counts as pruned
+_LEAST_ZEROS = 0.05  # a dense layer with at least this share of zeros counts as pruned
 
 
 class Pair(NamedTuple):
-    """A layer of the model, where it stands, and the dense layer that it was made of."""
+    """The site of a layer in the model, and the dense layer of the reference."""
 
     site: Site
     dense: nn.Module
 
     @property
     def layer(self) -> nn.Module:
-        """What stands there now."""
+        """The module that is at the site now."""
         place = self.site.places[0]
         return cast(nn.Module, place.parent._modules[place.key])
 
     def put(self, new: nn.Module) -> None:
-        """Have another module stand there."""
+        """Put another module at the site."""
         for place in self.site.places:
             place.put(new)
 
     def shadow(self) -> Shadow:
-        """A stand-in for the layer."""
+        """A trainable stand-in for the layer."""
         return Shadow(self.layer, dense_weight(self.dense))
 
 
 def pairs(model: nn.Module, reference: nn.Module) -> tuple[list[Pair], dict[str, str]]:
-    """The quantized and pruned layers with their counterparts of the same name, and why others are left.
+    """The quantized and pruned layers with their dense counterparts, and name -> reason for those that are left out.
 
     Raises:
-        ValueError: a counterpart is missing, quantized itself, or of another shape; or there is nothing to win back.
+        ValueError: a counterpart is missing, quantized, or of another shape; or no layer is quantized or pruned.
     """
     dense = dict(reference.named_modules())
     users: dict[int, int] = {}
@@ -52,16 +52,16 @@ def pairs(model: nn.Module, reference: nn.Module) -> tuple[list[Pair], dict[str,
     for site in changed:
         other = dense.get(site.name)
         if other is None or not is_linear_like(other) or isinstance(other, QuantizedModule):
-            raise ValueError(f"reference: has no dense Linear layer {site.name!r} to compare with")
+            raise ValueError(f"reference: has no dense Linear layer {site.name!r}, which the model has")
         shape, wanted = tuple(dense_weight(other).shape), tuple(dense_weight(site.module).shape)
         if shape != wanted:
-            raise ValueError(f"reference: its {site.name!r} is {shape}, the model's {wanted}")
+            raise ValueError(f"reference: {site.name!r} has shape {shape}, in the model it has {wanted}")
         if users[_weight_id(site.module)] > 1:
             left[site.name] = "shares its weight with another layer"
         else:
             found.append(Pair(site, other))
     if not found:
-        raise ValueError("model: has no quantized or pruned Linear layer to win back")
+        raise ValueError("model: has no quantized or pruned Linear layer to recover")
     return found, left
 
 

@@ -1,4 +1,4 @@
-"""Stages that are done, on disk, so that a run that was cut off goes on where it was."""
+"""Finished stages on disk, so that an interrupted run can resume."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 class Done(NamedTuple):
-    """The layers of a stage, and what the report says of it."""
+    """The layers of a finished stage, and its fields of the report."""
 
     layers: list[nn.Module]
     facts: dict[str, Any]
@@ -23,26 +23,29 @@ class Done(NamedTuple):
 
 @dataclass(frozen=True)
 class Store:
-    """A directory with a checkpoint for each stage that is done; key: what the results depend on, part of its name."""
+    """A directory with a checkpoint for each finished stage.
+
+    key: a hash of everything that the results depend on; part of the file names.
+    """
 
     directory: Path
     key: str
 
     def save(self, name: str, layers: Sequence[nn.Module], facts: dict[str, Any]) -> None:
-        """Write one stage; a kill leaves it whole or absent. Raises OSError."""
+        """Write one stage atomically. Raises OSError."""
         from ...checkpoint.io import save
 
         save(_Held(layers, json.dumps(facts, sort_keys=True).encode()), self._path(name))
 
     def load(self, name: str, layers: Sequence[nn.Module]) -> Done | None:
-        """A stage whose layers are these, as it was saved, or None. Raises CheckpointError where it is damaged."""
+        """The saved stage with layers like these, or None if it was not saved. Raises CheckpointError if it is damaged."""
         from ...checkpoint.files import INDEX
         from ...checkpoint.io import load
 
         path = self._path(name)
         if not (path / INDEX).exists():
             return None
-        # Copies: what the user's layers hold is not to be written into.
+        # Load into copies, so that the user's tensors are not overwritten.
         held = _Held([copy.deepcopy(layer) for layer in layers], b"")
         load(held, path)
         return Done(list(held.layers), json.loads(bytes(held.facts.tolist())))
@@ -52,14 +55,14 @@ class Store:
 
 
 class _Held(nn.Module):
-    """Layers and facts as a module that nybble.save takes."""
+    """Layers and report fields as one module, so that nybble.save can write them."""
 
     facts: Tensor
 
     def __init__(self, layers: Sequence[nn.Module], facts: bytes) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
-        # Of one size, since a checkpoint is loaded into what has its shapes.
+        # A fixed size, since a checkpoint is loaded into tensors of the same shape.
         self.register_buffer("facts", torch.tensor(list(facts.ljust(_FACTS)), dtype=torch.uint8))
 
 

@@ -1,4 +1,4 @@
-"""Win layers back block by block, then all together; each step is kept only where held-out data says so."""
+"""The stages of recover: block by block, then end to end; a stage is kept only if its held-out loss is lower."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...model.batches import call, whole
+from ...model.batches import call, model_calls
 from ...model.chain import Chain, survey
 from .correct import Run, correct
 from .losses import kind_of, relative, whole_loss
@@ -19,11 +19,11 @@ from .sites import Pair, pairs
 from .store import Store
 from .train import Task, restore, search, state_of, train
 
-_JUDGE_ONE_IN, _JUDGE_MOST = 8, 16
+_HELD_OUT_ONE_IN, _HELD_OUT_MOST = 8, 16
 
 
 class Settings(NamedTuple):
-    """epochs: of a block; end_to_end: of the whole model; rate: None for a search."""
+    """The options of ``recover``. epochs: of each block. end_to_end: epochs of the whole model. rate: None to search."""
 
     epochs: int
     end_to_end: int
@@ -33,8 +33,12 @@ class Settings(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Scene:
-    """Where layers are trained: the loss of each batch with what stands in the model, and runs for the closed form."""
+class Part:
+    """A part of the model to train: a block, or all of it.
+
+    loss: of batch b, with the modules that are in the model. runs, dense_runs: calls of the part in the model and in the
+    reference for each batch, for the closed-form correction; empty to skip it.
+    """
 
     name: str
     layers: tuple[Pair, ...]
@@ -44,7 +48,7 @@ class Scene:
 
 
 class Work:
-    """The layers of a model on their way back to its reference.
+    """Trains the layers of a model against its reference.
 
     Raises:
         ValueError: see ``pairs``.
@@ -57,41 +61,41 @@ class Work:
         self._asked, self._store = asked, store
         self._pairs, self._left = pairs(model, reference)
         self._original = [pair.layer for pair in self._pairs]
-        self._masks = whole(model, batches)[1]
-        one_in = max(_JUDGE_ONE_IN, -(-len(batches) // _JUDGE_MOST))
-        self._judge = range(one_in - 1, len(batches), one_in) or range(len(batches) - 1, len(batches))
-        self._teach = [b for b in range(len(batches)) if b not in self._judge]
+        self._masks = model_calls(model, batches)[1]
+        one_in = max(_HELD_OUT_ONE_IN, -(-len(batches) // _HELD_OUT_MOST))
+        self._held_out_batches = range(one_in - 1, len(batches), one_in) or range(len(batches) - 1, len(batches))
+        self._train_batches = [b for b in range(len(batches)) if b not in self._held_out_batches]
         with torch.no_grad():
             self._kind = kind_of(asked.loss, call(reference, batches[0]))
 
     @property
     def count(self) -> int:
-        """How many stages there will be at most."""
+        """An upper limit of the number of stages."""
         return len(self._pairs) + 1
 
     def undo(self) -> None:
-        """Put back the layers that the model had."""
+        """Restore the original layers of the model."""
         for pair, layer in zip(self._pairs, self._original, strict=True):
             pair.put(layer)
 
     def run(self, advance: Callable[[str], None]) -> Recovered:
-        """All stages. The model ends with the layers that have the lowest held-out loss, its own perhaps."""
-        everything = Scene("end to end", tuple(self._pairs), self._whole)
+        """Run all stages. The model ends with the layers of the lowest held-out loss, which may be the original ones."""
+        everything = Part("end to end", tuple(self._pairs), self._whole)
         before = now = self._held_out(everything)
         done: list[RecoveredStage] = []
-        for scene in self._blocks():
-            # What suits the first block suits the others: they are alike.
+        for part in self._blocks():
+            # The learning rate found for the first block serves all blocks, since they are alike.
             rate = done[0].rate if done else self._asked.rate
-            done.append(self._stage(scene, self._asked.epochs, rate))
-            advance(scene.name)
+            done.append(self._stage(part, self._asked.epochs, rate))
+            advance(part.name)
         if done:
             now = self._held_out(everything)
             if not now < before:
                 self.undo()
                 done, now = [stage_undone(stage) for stage in done], before
         elif self._asked.end_to_end:
-            model, dense = whole(self._model, self._batches)[0], whole(self._reference, self._batches)[0]
-            everything = Scene(everything.name, everything.layers, self._whole, model, dense)
+            model, dense = model_calls(self._model, self._batches)[0], model_calls(self._reference, self._batches)[0]
+            everything = Part(everything.name, everything.layers, self._whole, model, dense)
         if self._asked.end_to_end:
             done.append(self._stage(everything, self._asked.end_to_end, self._asked.rate))
             now = done[-1].after
@@ -103,21 +107,21 @@ class Work:
             wanted = call(self._reference, self._batches[b])
         return whole_loss(self._kind, call(self._model, self._batches[b]), wanted, self._masks[b])
 
-    def _held_out(self, scene: Scene) -> float:
-        return Task((), scene.loss, (), self._judge).held_out()
+    def _held_out(self, part: Part) -> float:
+        return Task((), part.loss, (), self._held_out_batches).held_out()
 
-    def _blocks(self) -> Iterator[Scene]:
-        """The blocks that have layers to win back, each on what comes out of those before it by then; or none."""
+    def _blocks(self) -> Iterator[Part]:
+        """The blocks with layers to train; each runs on the outputs of the recovered blocks before it."""
         chains = self._chains()
         if chains is None or not self._asked.epochs:
             return
         ours, theirs = chains
         with torch.no_grad():
             feed, dense = (
-                ours.capture(whole(self._model, self._batches)[0]),
-                theirs.capture(whole(self._reference, self._batches)[0]),
+                ours.capture(model_calls(self._model, self._batches)[0]),
+                theirs.capture(model_calls(self._reference, self._batches)[0]),
             )
-        # Found before anything is replaced: then the layers are no longer in their blocks.
+        # Found now, since replaced layers are no longer inside their blocks.
         inside = [set(map(id, here)) for here in ours.inside([pair.layer for pair in self._pairs])]
         here = [tuple(pair for pair in self._pairs if id(pair.layer) in found) for found in inside]
         for i, layers in enumerate(here):
@@ -129,42 +133,42 @@ class Work:
                 return relative(_first(runs[b]()), wanted[b], self._masks[b])
 
             if layers:
-                yield Scene(f"{ours.name}.{i}", layers, loss, runs, dense_runs)
+                yield Part(f"{ours.name}.{i}", layers, loss, runs, dense_runs)
             with torch.no_grad():
                 feed.advance(i)
             dense.hidden[:] = wanted
 
     def _chains(self) -> tuple[Chain, Chain] | None:
-        """The blocks of the model and of the reference, where both have as many."""
+        """The chains of blocks of the model and of the reference, or None if they differ in length or there are none."""
         found = []
         with torch.no_grad():
             for module in (self._model, self._reference):
-                found.append(survey(module, whole(module, self._batches[:1])[0][0], ()).chain)
+                found.append(survey(module, model_calls(module, self._batches[:1])[0][0], ()).chain)
         ours, theirs = found
         return (ours, theirs) if ours and theirs and len(ours.blocks) == len(theirs.blocks) else None
 
-    def _stage(self, scene: Scene, epochs: int, rate: float | None) -> RecoveredStage:
-        names = tuple(pair.site.name for pair in scene.layers)
-        held = self._store.load(scene.name, [pair.layer for pair in scene.layers]) if self._store else None
+    def _stage(self, part: Part, epochs: int, rate: float | None) -> RecoveredStage:
+        names = tuple(pair.site.name for pair in part.layers)
+        held = self._store.load(part.name, [pair.layer for pair in part.layers]) if self._store else None
         if held is not None:
-            for pair, layer in zip(scene.layers, held.layers, strict=True):
+            for pair, layer in zip(part.layers, held.layers, strict=True):
                 pair.put(layer)
-            return RecoveredStage(scene.name, names, **held.facts)
-        old = [pair.layer for pair in scene.layers]
-        before = self._held_out(scene)
-        shadows = [pair.shadow() for pair in scene.layers]
-        _place(scene.layers, shadows)
-        task = Task(shadows, scene.loss, self._teach, self._judge)
-        if scene.runs:
-            self._correct(scene, task)
-        rate = rate or search(task, self._asked.seed, epochs * len(self._teach))
+            return RecoveredStage(part.name, names, **held.facts)
+        old = [pair.layer for pair in part.layers]
+        before = self._held_out(part)
+        shadows = [pair.shadow() for pair in part.layers]
+        _place(part.layers, shadows)
+        task = Task(shadows, part.loss, self._train_batches, self._held_out_batches)
+        if part.runs:
+            self._correct(part, task)
+        rate = rate or search(task, self._asked.seed, epochs * len(self._train_batches))
         fit = train(task, rate, epochs, self._asked.seed)
-        _place(scene.layers, [shadow.make() for shadow in shadows])
-        after = self._held_out(scene)
-        # Better as it runs, not only as it was trained: activations are rounded now.
+        _place(part.layers, [shadow.make() for shadow in shadows])
+        after = self._held_out(part)
+        # Compare on the real kernels, which also round activations.
         kept = math.isfinite(after) and after < before
         if not kept:
-            _place(scene.layers, old)
+            _place(part.layers, old)
         facts: dict[str, Any] = {
             "before": before,
             "after": after if kept else before,
@@ -174,14 +178,14 @@ class Work:
             "note": fit.ended,
         }
         if self._store is not None:
-            self._store.save(scene.name, [pair.layer for pair in scene.layers], facts)
-        return RecoveredStage(scene.name, names, **facts)
+            self._store.save(part.name, [pair.layer for pair in part.layers], facts)
+        return RecoveredStage(part.name, names, **facts)
 
-    def _correct(self, scene: Scene, task: Task) -> None:
-        """The closed form, where it is better on held-out data."""
+    def _correct(self, part: Part, task: Task) -> None:
+        """Apply the closed-form correction; undo it unless the held-out loss is lower."""
         start, before = state_of(task), task.held_out()
-        runs, dense_runs = ([them[b] for b in self._teach] for them in (scene.runs, scene.dense_runs))
-        correct(task.shadows, [pair.dense for pair in scene.layers], runs, dense_runs)
+        runs, dense_runs = ([them[b] for b in self._train_batches] for them in (part.runs, part.dense_runs))
+        correct(task.shadows, [pair.dense for pair in part.layers], runs, dense_runs)
         if not task.held_out() < before:
             restore(task, start)
 
@@ -192,8 +196,8 @@ def _place(layers: Sequence[Pair], modules: Sequence[nn.Module]) -> None:
 
 
 def stage_undone(stage: RecoveredStage) -> RecoveredStage:
-    """A block whose gain was lost in the whole."""
-    note = f"{stage.note}; the whole model was not better"
+    """The report of a block whose result was not kept, since the loss of the whole model was not lower."""
+    note = f"{stage.note}; the loss of the whole model was not lower"
     return RecoveredStage(stage.name, stage.layers, stage.before, stage.before, stage.steps, stage.rate, False, note)
 
 

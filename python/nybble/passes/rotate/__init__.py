@@ -1,4 +1,4 @@
-"""Rotate what flows between the blocks of a transformer, so that no channel stands out."""
+"""`nybble.rotate`: rotate the hidden states of a transformer by a Hadamard matrix, which spreads outlier channels."""
 
 from __future__ import annotations
 

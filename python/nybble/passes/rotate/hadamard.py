@@ -1,24 +1,24 @@
-"""Hadamard matrices: entries of 1 and -1, and rows that are orthogonal."""
+"""Hadamard matrices, with entries 1 and -1 and orthogonal rows, and the fast transform by them."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-# Primes whose quadratic residues make a matrix of Paley's first kind (of order q + 1), or of his second (2 (q + 1)).
+# Order -> prime q of Paley's construction I (order q + 1) and II (order 2 (q + 1)), from quadratic residues mod q.
 _FIRST = {q + 1: q for q in (11, 19, 43, 59, 107, 139)}
 _SECOND = {2 * (q + 1): q for q in (13, 17, 37, 53)}
-# Orders of the base; with 1, 2, 4, ... times as many rows by Sylvester's doubling.
+# Orders of the base matrices; Sylvester's construction doubles them any number of times.
 ORDERS = (1, *sorted({*_FIRST, *_SECOND}))
 
 
 def base_of(n: int) -> int | None:
-    """The order K of a base with n = K * 2^m, or None where there is none."""
+    """The order K of a base matrix with n = K * 2^m, or None if there is none."""
     return next((k for k in ORDERS if n % k == 0 and (n // k).bit_count() == 1), None)
 
 
 def base(order: int) -> Tensor:
-    """The Hadamard matrix (K, K) of an order in ``ORDERS``, float64: H H' = K I."""
+    """The base Hadamard matrix H (K, K) of an order in ``ORDERS``, float64: H H' = K I."""
     if order == 1:
         return torch.ones(1, 1, dtype=torch.float64)
     if order in _FIRST:
@@ -35,21 +35,21 @@ def base(order: int) -> Tensor:
 
 
 def _jacobsthal(q: int) -> Tensor:
-    """Entry (i, j) is 1 where i - j is a square mod q, -1 where it is none, 0 on the diagonal."""
+    """The Jacobsthal matrix (q, q): 1 where i - j is a square mod q, -1 where it is not, 0 on the diagonal."""
     squares = {x * x % q for x in range(1, q)}
     kinds = torch.tensor([0, *(1 if x in squares else -1 for x in range(1, q))], dtype=torch.float64)
     return kinds[(torch.arange(q)[:, None] - torch.arange(q)) % q]
 
 
 def transform(x: Tensor) -> Tensor:
-    """x H / sqrt(n) over the last dimension (..., n), in float64, by additions but for the base.
+    """x H / sqrt(n) over the last dimension of x (..., n), in float64, by a fast Hadamard transform.
 
-    H is Sylvester's doubling, log2(n / K) times, of the base. Raises ValueError where there is no H of order n.
+    H is the base matrix of order K, doubled log2(n / K) times. Raises ValueError if no H of order n is known.
     """
     n = x.shape[-1]
     order = base_of(n)
     if order is None:
-        raise ValueError(f"x: no Hadamard matrix of order {n} is known here")
+        raise ValueError(f"x has a last dimension of {n}: no Hadamard matrix of this order is implemented")
     y = x.double().unflatten(-1, (-1, order)) @ base(order)
     width = 1
     while width < n // order:

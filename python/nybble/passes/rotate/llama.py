@@ -1,4 +1,4 @@
-"""Where a transformer in Llama form keeps the weights that write to and read from what flows between its blocks."""
+"""Find the layers of a Llama-like transformer that read and write the residual stream, by their names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _Kind = TypeVar("_Kind", bound=nn.Module)
 
 
 class Readers(NamedTuple):
-    """A norm, and the layers that alone read it. one_plus: it multiplies by 1 + its weight, as Gemma's do."""
+    """A norm and the layers that read its output. one_plus: it multiplies by 1 + its weight, as Gemma's do."""
 
     norm: nn.Module
     layers: tuple[nn.Linear, ...]
@@ -29,10 +29,10 @@ class Readers(NamedTuple):
 
 @dataclass(frozen=True)
 class Llama:
-    """embedding: the first to write. readers: of each norm. writers: layers that add.
+    """The parts of a Llama-like model around its residual stream.
 
-    values: of each block the layers that make the values of its heads, and that take what these are mixed to.
-    head_size: of these heads, or None where the model does not say.
+    embedding: writes it first. readers: each norm with the layers that read it. writers: layers whose output is added.
+    values: the value and output projection of each block. head_size: of the values, or None if the model does not say.
     """
 
     embedding: nn.Embedding
@@ -47,10 +47,10 @@ class Llama:
 
 
 def find(model: nn.Module) -> Llama:
-    """The parts, by the names that Llama's have.
+    """Find the parts by transformers' Llama names.
 
     Raises:
-        ValueError: names what is missing, of another type, or more than there may be.
+        ValueError: a part is missing or of another type, or the blocks have further norms; the message names it.
     """
     inner = _get(model, "model", nn.Module)
     blocks = list(_get(inner, "layers", nn.ModuleList))
@@ -79,12 +79,14 @@ def _get(parent: nn.Module, name: str, kind: type[_Kind]) -> _Kind:
         found = getattr(found, key, None)
     exact = type(found) is kind or kind is nn.Module
     if not isinstance(found, kind) or not exact:
-        raise ValueError(f"model: not in Llama form, {name} is a {type(found).__name__}, wants {kind.__name__}")
+        got = f"{type(found).__module__}.{type(found).__qualname__}"
+        rule = "a module" if kind is nn.Module else f"exactly torch.nn.{kind.__name__}"
+        raise ValueError(f"model: not in Llama form: {name} is {got}, must be {rule}")
     return found
 
 
 def _embedding(parent: nn.Module) -> nn.Embedding:
-    """One that gives its weight's rows, or, as Gemma's does, these times one number."""
+    """An embedding that returns rows of its weight, or, as Gemma's does, rows times a constant."""
     found = getattr(parent, "embed_tokens", None)
     if isinstance(found, nn.Embedding) and type(found) is not nn.Embedding:
         ones = found.weight.detach().new_ones(1, 1).expand_as(found.weight)
@@ -98,23 +100,23 @@ def _readers(parent: nn.Module, name: str, layers: tuple[nn.Linear, ...]) -> Rea
     norm = _get(parent, name, nn.Module)
     if {key for key, value in norm._parameters.items() if value is not None} != {"weight"} or norm._modules:
         raise ValueError(
-            f"model: not in Llama form, {name} is a {type(norm).__name__}, wants a norm with a weight alone"
+            f"model: not in Llama form: {name} is {type(norm).__name__}, must be a norm with only a weight"
         )
     weight = cast(Tensor, norm.weight).detach()
     x = torch.linspace(-1, 2, len(weight), dtype=weight.dtype, device=weight.device)[None]
     for one_plus in (False, True):
-        # Its type does not say what it multiplies by; what weight makes it 0 does.
+        # The weight that makes its output 0 shows whether it multiplies by weight or by 1 + weight.
         if not functional_call(norm, {"weight": torch.full_like(weight, -float(one_plus))}, (x,)).any():
             return Readers(norm, layers, one_plus)
     raise ValueError(
-        f"model: not in Llama form, {name} is a {type(norm).__name__}, which multiplies neither by its weight nor by 1 + "
-        "its weight"
+        f"model: not in Llama form: {name} is {type(norm).__name__}, which multiplies neither by its weight nor by "
+        "1 + its weight"
     )
 
 
 def _refuse_more_norms(block: nn.Module) -> None:
-    """A norm of what a layer writes does not let a rotation through."""
+    """Refuse blocks with norms of a layer's output: the rotation does not commute with them."""
     known = {name for name, _ in _READERS}
     more = [name for name, child in block.named_children() if "norm" in name.lower() and name not in known]
     if more:
-        raise ValueError(f"model: not in Llama form, its blocks have further norms: {', '.join(more)}")
+        raise ValueError(f"model: not in Llama form: its blocks have further norms: {', '.join(more)}")

@@ -1,1 +1,5 @@
-"""Which codes a weight gets: methods that look at the inputs that it multiplies, and what they fall back to."""
+"""Rounding methods of `nybble.quantize`.
+
+Inside: `methods` (the table of methods and their fallbacks), `gptq`, `clip` (AWQ's clipping), `scales` and `folds` (AWQ's
+and SmoothQuant's input scales, and where a preceding layer can absorb them), `work` (the pass over all layers).
+"""

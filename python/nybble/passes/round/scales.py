@@ -1,9 +1,9 @@
-"""Scales that the inputs of layers are divided by and their weights multiplied: AWQ's and SmoothQuant's.
+"""Per-channel scales s that layer inputs are divided by and weights multiplied by: AWQ and SmoothQuant.
 
-AWQ (Lin et al., arXiv:2306.00978) protects the weights of large inputs: s = a^alpha for mean magnitudes a. SmoothQuant
-(Xiao et al., arXiv:2211.10438) moves large inputs into the weights, so that one scale a token serves: s = max|X|^alpha /
-max|W|^(1 - alpha). Both look for alpha in a grid, by the loss at the outputs of the layers that share the inputs; no
-scale at all is in it, and has to be beaten on inputs held out too.
+AWQ (Lin et al., arXiv:2306.00978) protects the weights of large inputs: s = a^alpha, for mean input magnitudes a.
+SmoothQuant (Xiao et al., arXiv:2211.10438) moves outliers from activations to weights, so that one scale per token is
+enough: s = max|X|^alpha / max|W|^(1 - alpha). Both search alpha in a grid by the output error of the layers that share
+the inputs. A scale is used only if it also beats no scale on held-out data.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from ...model.inputs import Inputs
 from ...nn import Linear
 from ...weights.rounding import dequantize_weight, quantize_weight
 from ...weights.scheme import Scheme
-from ..layerwise.judge import weight_loss
+from ..layerwise.errors import weight_loss
 from ..plan import Layer
 
 AWQ_ALPHAS = tuple(k / 20 for k in range(1, 20))
 SMOOTH_ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9)
-# The least scale, as a share of the largest: an input that was never seen does not take all from its weights.
+# Lower bound of the statistics relative to their maximum, so that an input that was always 0 does not get a scale of 0.
 _FLOOR = 1e-4
 
 
-class Taker(NamedTuple):
-    """A layer's weight (N, K), float32, and its inputs."""
+class Consumer(NamedTuple):
+    """A layer's weight (N, K), float32, and the statistics of its inputs."""
 
     weight: Tensor
     inputs: Inputs
@@ -38,17 +38,17 @@ class Taker(NamedTuple):
 
 @dataclass(frozen=True)
 class Awq:
-    """Losses are those of rounding the weights to nearest: by the Hessian, or on inputs held out."""
+    """AWQ's scales; the loss is that of rounding the weights to nearest, by the Hessian or on held-out data."""
 
     alphas: tuple[float, ...] = AWQ_ALPHAS
 
-    def scale(self, takers: Sequence[Taker], alpha: float) -> Tensor:
-        """s (K,) of layers with the same inputs."""
-        return _floored(takers[0].inputs.mean_magnitudes) ** alpha
+    def scale(self, consumers: Sequence[Consumer], alpha: float) -> Tensor:
+        """The scale s (K,) of layers that share their inputs."""
+        return _floored(consumers[0].inputs.mean_magnitudes) ** alpha
 
-    def loss(self, taker: Taker, scale: Tensor, scheme: Scheme, held: bool) -> float:
-        """What a layer with scaled inputs loses."""
-        weight, inputs = taker
+    def loss(self, consumer: Consumer, scale: Tensor, scheme: Scheme, held: bool) -> float:
+        """The output error of a layer with scaled inputs, on held-out data or on the data of the search."""
+        weight, inputs = consumer
         new = dequantize_weight(quantize_weight(weight * scale, scheme), scheme, weight.shape[1]) / scale
         if held:
             return weight_loss(weight, new, inputs.held_out)
@@ -58,20 +58,21 @@ class Awq:
 
 @dataclass(frozen=True)
 class Smooth:
-    """Losses are those of the layer as it will run, its inputs rounded too, on rows that are held out or not.
-    Static activations have the range of the rows that are not.
+    """SmoothQuant's scales; the loss is that of the real layer, with rounded inputs.
+
+    Static activations take their range from the rows that are not held out.
     """
 
     alphas: tuple[float, ...] = SMOOTH_ALPHAS
 
-    def scale(self, takers: Sequence[Taker], alpha: float) -> Tensor:
-        """s (K,) of layers with the same inputs."""
-        weights = torch.stack([taker.weight.abs().amax(0) for taker in takers]).amax(0)
-        return _floored(takers[0].inputs.largest) ** alpha / _floored(weights) ** (1 - alpha)
+    def scale(self, consumers: Sequence[Consumer], alpha: float) -> Tensor:
+        """The scale s (K,) of layers that share their inputs."""
+        weights = torch.stack([consumer.weight.abs().amax(0) for consumer in consumers]).amax(0)
+        return _floored(consumers[0].inputs.largest) ** alpha / _floored(weights) ** (1 - alpha)
 
-    def loss(self, taker: Taker, scale: Tensor, scheme: Scheme, held: bool) -> float:
-        """What a layer with scaled inputs loses."""
-        weight, inputs = taker
+    def loss(self, consumer: Consumer, scale: Tensor, scheme: Scheme, held: bool) -> float:
+        """The output error of a layer with scaled inputs, on held-out data or on the data of the search."""
+        weight, inputs = consumer
         x = inputs.held_out if held else inputs.sample
         ends = torch.aminmax(inputs.sample / scale) if scheme.static else None
         act_range = None if ends is None else (ends.min.item(), ends.max.item())
@@ -86,30 +87,35 @@ def choose(
     scheme: Scheme,
     tie: Callable[[Tensor], Tensor],
 ) -> Tensor | None:
-    """The scale (K,), float32, of inputs that layers share, tied as their maker needs it; None where 1 is best."""
-    takers = [Taker(dense_weight(one.site.module).detach().float(), inputs[id(one.site.module)]) for one in layers]
-    if not all(taker.inputs.is_usable for taker in takers):
+    """The best scale (K,), float32, of inputs that ``layers`` share; None if no scale is better than 1.
+
+    tie: see ``Fold.tie``.
+    """
+    consumers = [
+        Consumer(dense_weight(one.site.module).detach().float(), inputs[id(one.site.module)]) for one in layers
+    ]
+    if not all(consumer.inputs.is_usable for consumer in consumers):
         return None
-    plain = torch.ones(takers[0].weight.shape[1])
+    plain = torch.ones(consumers[0].weight.shape[1])
 
     def total(scale: Tensor, held: bool) -> float:
-        return sum(scaling.loss(taker, scale, scheme, held) for taker in takers)
+        return sum(scaling.loss(consumer, scale, scheme, held) for consumer in consumers)
 
     best, found = total(plain, False), plain
     for tried in scaling.alphas:
-        scale = tie(_centred(scaling.scale(takers, tried)))
+        scale = tie(_centred(scaling.scale(consumers, tried)))
         if (loss := total(scale, False)) < best:
             best, found = loss, scale
     return found if found is not plain and total(found, True) < total(plain, True) else None
 
 
 def _floored(values: Tensor) -> Tensor:
-    """Values (K,), the smallest raised to a share of the largest; 1 where all are 0."""
+    """Values (K,), raised to at least _FLOOR times their maximum; all 1 if the maximum is 0."""
     largest = values.max()
     return values.clamp_min(_FLOOR * largest) if largest > 0 else torch.ones_like(values)
 
 
 def _centred(scale: Tensor) -> Tensor:
-    """The scale around 1, so that neither weights nor inputs change their size."""
+    """The scale divided by the geometric mean of its extremes, so that overall magnitudes do not change."""
     scale = scale.double()
     return (scale / (scale.max() * scale.min()).sqrt()).float()

@@ -1,4 +1,4 @@
-"""Quantize the layers of a plan."""
+"""The quantization pass over the layers of a plan."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from ...model.walk import Edits
 from ...nn.module import QuantizedModule
 from ...report.data import Rounded
 from ...weights.scheme import Scheme
-from ..layerwise.judge import Errors
+from ..layerwise.errors import Errors
 from ..layerwise.outcome import Outcome
 from ..layerwise.store import Entry, Store
 from ..layerwise.work import Sets, Work
 from ..plan import Layer, Plan
 from .folds import Fold, find_folds, try_fold
-from .ladder import NEEDS_DATA, round_weight
+from .methods import NEEDS_DATA, round_weight
 from .scales import Awq, Smooth, choose
 
 
 class Rounding(Work):
-    """The layers of a plan on their way to quantized ones; they get ``rounded`` and ``new``, or a ``reason``.
+    """Quantizes the layers of a plan, which get ``rounded`` and ``new``, or a ``reason``.
 
-    scaling: the scales to look for that layers before can take, or None.
+    scaling: the method that finds input scales to fold into preceding layers, or None.
     """
 
     def __init__(self, plan: Plan, edits: Edits, scheme: Scheme, scaling: Awq | Smooth | None) -> None:
@@ -39,20 +39,21 @@ class Rounding(Work):
             )
 
     def prepare(self, stage: Stage, sets: Sets, inputs: dict[int, Inputs], store: Store | None) -> None:
-        """Divide the inputs of layers by scales, where what makes them can take the division."""
+        """Find input scales and fold them into the layers that produce the inputs."""
         layers = [twins[0] for twins in sets if len(twins) == 1]
         if self._scaling is None or not stage.runs:
             return
         folds = find_folds(stage, layers, self.plan)
         name = f"scales of {stage.name}"
         specs = {
-            str(i): ((dense_weight(one.takers[0].site.module).shape[1],), torch.float32) for i, one in enumerate(folds)
+            str(i): ((dense_weight(one.consumers[0].site.module).shape[1],), torch.float32)
+            for i, one in enumerate(folds)
         }
         known = None if store is None else store.load(name, specs)
         scales = {} if known is None else dict(known.tensors)
         for i, fold in enumerate(folds):
             if known is None:
-                chosen = choose(self._scaling, fold.takers, inputs, self._scheme, fold.tie)
+                chosen = choose(self._scaling, fold.consumers, inputs, self._scheme, fold.tie)
                 if chosen is not None:
                     scales[str(i)] = chosen
             if str(i) in scales and try_fold(fold, scales[str(i)], self.plan, self.edits):
@@ -62,8 +63,8 @@ class Rounding(Work):
 
     def _scaled(self, fold: Fold, scale: Tensor, inputs: dict[int, Inputs]) -> None:
         spread = (scale.max() / scale.min()).item()
-        for layer in fold.takers:
-            layer.notes.append(f"inputs scaled, by up to {spread:.3g} to 1")
+        for layer in fold.consumers:
+            layer.notes.append(f"inputs scaled per channel, the largest scale {spread:.3g} times the smallest")
             if id(layer.site.module) in inputs:
                 inputs[id(layer.site.module)].divide(scale)
 
@@ -73,7 +74,7 @@ class Rounding(Work):
 
     def make(self, layer: Layer, outcome: Outcome) -> QuantizedModule:
         """As Work.make."""
-        assert outcome.quantized is not None, "rounded weights have codes"  # noqa: S101
+        assert outcome.quantized is not None, "rounding always gives codes"  # noqa: S101
         in_features = dense_weight(layer.site.module).shape[1]
         scheme = self._scheme if outcome.act else self._scheme.dynamic
         dtype = layer.weight.dtype

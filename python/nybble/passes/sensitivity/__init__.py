@@ -1,4 +1,8 @@
-"""What each layer of a model suffers from each scheme, the others being as they were."""
+"""`nybble.sensitivity`: how much each scheme changes the model's output if only one layer is changed.
+
+Inside: `find` (the public function), `variants` (the layers under each scheme), `harm` (the change of the output),
+`outliers` (input channels), `result` and `plot`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Change one layer at a time and see what the model says then."""
+"""`nybble.sensitivity`: change one layer at a time and measure the change of the model's output."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...evaluate.data import ON_BAD, sift
 from ...model.bar import bar
 from ...model.batches import call
 from ...model.options import check_choice, check_progress
-from ...model.stages import calm
+from ...model.stages import eval_mode
 from ...weights.scheme import Scheme
 from ..build import check_model
 from .harm import DAMAGES, Harm
@@ -33,26 +33,26 @@ def sensitivity(
     on_bad: str = "error",
     progress: bool | None = None,
 ) -> Sensitivity:
-    """Measure the damage that each scheme does in each Linear layer alone.
+    """Measure how much each scheme in one Linear layer alone changes the model's output.
 
-    The model is in eval mode meanwhile and its layers change one after another: no other thread should use it. It ends
-    as it was. What it says to all data is held in memory: 16 to 64 sequences are enough.
+    During the call the model is in eval mode and its layers are replaced one at a time, so no other thread should use
+    it. Afterwards it is unchanged. Its outputs for all data are held in memory: 16 to 64 sequences are enough.
 
     Args:
         model: any module; its Linear layers must be inside it.
         schemes: such as ``("w8a8", "w4a16g128", "sp24w8a8")``.
         data: batches, as for ``evaluate``.
-        damage: ``"kl"``: KL(as it is || changed) of the softmax of the model's output, nats a token. ``"output"``: the
-            squared change of the output relative to its square.
-        quantize, sparsify: further arguments of the passes that make the layers, such as ``{"method": "mse"}``; of
-            ``include`` and ``exclude`` too. Without any, weights are rounded to nearest, and pruned by magnitude.
-        seed: of the bootstrap.
+        damage: the measure. ``"kl"``: KL(original || changed) of the softmax of the output, in nats per token.
+            ``"output"``: the squared change of the output relative to its square.
+        quantize, sparsify: further arguments of the passes that make the layers, such as ``{"method": "mse"}`` or
+            ``{"exclude": "*.head"}``. By default weights are rounded to nearest, and pruned by magnitude.
+        seed: of the bootstrap intervals.
         on_bad: ``"error"`` or ``"skip"``, as for ``evaluate``.
         progress: True shows a bar on stderr, False none. None (default): a bar if stderr is a terminal and the work takes
             longer than two seconds. Bars need the package rich.
 
     Returns:
-        A ``Sensitivity``: the layers, the one that suffers most first.
+        A ``Sensitivity``: the layers, the largest damage first.
 
     Raises:
         TypeError, ValueError: an argument is wrong, no layer can have any of the schemes, or the model's output on the
@@ -67,8 +67,8 @@ def sensitivity(
     with torch.no_grad():
         units = variants(model, asked, quantize or {}, sparsify or {})
         if not units:
-            raise ValueError(f"schemes={schemes!r}: no layer of the model can have any of them")
-        with calm(model):
+            raise ValueError(f"schemes={schemes!r}: no layer of the model can have any of these schemes")
+        with eval_mode(model):
             rows = measure(model, units, Harm(model, batches.kept, damage, seed), batches.kept, progress)
     return Sensitivity(tuple(rows), tuple(map(str, asked)), damage, batches.skipped)
 
@@ -76,7 +76,7 @@ def sensitivity(
 def measure(
     model: nn.Module, units: Sequence[Unit], harm: Harm, batches: Sequence[Any], progress: bool | None
 ) -> list[LayerSensitivity]:
-    """A row for each unit of a calm model, the one that suffers most first."""
+    """A row for each unit, largest harm first; the model is in eval mode."""
     inputs = largest_inputs([unit.dense for unit in units], lambda: [call(model, batch) for batch in batches])
     rows = []
     with bar(sum(len(unit.new) for unit in units), progress) as advance:

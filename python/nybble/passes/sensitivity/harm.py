@@ -1,4 +1,4 @@
-"""How far a changed model is from what it was, on data that both see."""
+"""Harm: how much the output of a changed model differs from that of the original, on the same data."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ DAMAGES = {"kl": kl_sums, "output": output_error_sums}
 
 
 class Harm:
-    """Holds what a model says before it is changed.
+    """Holds the outputs of the original model, and compares those of the model as it is now.
 
     Args:
-        damage: "kl", KL(before || after) of the softmax of the output, nats a token; "output", the squared change of
-            the output relative to its square.
+        damage: "kl": KL(before || after) of the softmax of the output, in nats per token. "output": the squared change
+            of the output relative to its square.
     """
 
     def __init__(self, model: nn.Module, batches: Sequence[Any], damage: str, seed: int) -> None:
         self._model, self._batches, self._sums, self._seed = model, batches, DAMAGES[damage], seed
-        self._before = [self._say(batch) for batch in batches]
+        self._before = [self._output(batch) for batch in batches]
         if not all(bool(torch.isfinite(output).all()) for output in self._before):
-            raise ValueError("model: its output on the data has NaN or Inf, before anything is changed")
+            raise ValueError("model: its output on the data has NaN or Inf before any layer is changed")
         self.sequences = sum(map(sequences, batches))
 
-    def _say(self, batch: Any) -> Tensor:
+    def _output(self, batch: Any) -> Tensor:
         return main_output(call(self._model, batch))
 
     def by_sequence(self) -> Sums:
-        """Sums over each sequence, and what to divide them by, as the model is now."""
+        """The sum over each sequence and its weight, of the model as it is now."""
         sums = [
-            self._sums(self._say(batch), before, batch)
+            self._sums(self._output(batch), before, batch)
             for batch, before in zip(self._batches, self._before, strict=True)
         ]
         return torch.cat([total for total, _ in sums]), torch.cat([weight for _, weight in sums])
 
     def __call__(self) -> Metric:
-        """The mean, with its interval over sequences."""
+        """The mean harm of the model as it is now, with its bootstrap interval over sequences."""
         return mean_metric(*self.by_sequence(), self._seed)

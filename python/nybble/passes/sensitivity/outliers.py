@@ -1,4 +1,4 @@
-"""Input channels of a layer that are far larger than the others: what rounds badly."""
+"""Outlier channels: input channels of a layer that are far larger than the others, which makes rounding worse."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-# Times the median channel's largest value from which a channel counts as an outlier (as in LLM.int8(), about 6).
+# A channel is an outlier if its maximum is above this many times that of the median channel (LLM.int8() uses about 6).
 FACTOR = 6.0
 
 
 class Outliers(NamedTuple):
-    """channels: the indices, the largest first; peak: the largest channel over the median one."""
+    """channels: indices of the outlier channels, the largest first. peak: the largest channel over the median one."""
 
     channels: tuple[int, ...]
     peak: float
 
 
 def outliers(largest: Tensor) -> Outliers:
-    """Of the largest magnitude of each channel, (K,)."""
+    """The outlier channels, given the largest magnitude of each channel (K,)."""
     middle = largest.median()
     if not middle > 0:
         return Outliers((), float("inf") if largest.max() > 0 else 1.0)
@@ -31,7 +31,7 @@ def outliers(largest: Tensor) -> Outliers:
 
 
 def largest_inputs(layers: Sequence[nn.Module], run: Callable[[], object]) -> list[Tensor | None]:
-    """The largest magnitude of each input channel of each layer, float32 (K,), while ``run`` runs; None: not called."""
+    """The largest magnitude of each input channel, float32 (K,), of each layer during ``run``; None if it is not called."""
     found: dict[int, Tensor] = {}
 
     def see(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

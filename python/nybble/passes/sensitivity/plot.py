@@ -1,4 +1,4 @@
-"""A plot of harm with one row for each layer."""
+"""A plot of the harm of each scheme, one row for each layer."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Mapping, Sequence
 
 from ...evaluate.result import Metric
 
-MOST_LAYERS = 40  # that are drawn
+MOST_LAYERS = 40  # in one plot
 
 
 def draw(
     layers: Sequence[str], harm: Mapping[str, Mapping[str, Metric]], label: str, path: str | os.PathLike[str]
 ) -> None:
-    """Draw the harm on a logarithmic axis.
+    """Plot the harm on a logarithmic axis.
 
     Args:
-        layers: names, from top to bottom; the first 40 are drawn.
-        harm: scheme -> layer -> harm; a layer may be missing.
+        layers: names, from top to bottom; the first 40 are plotted.
+        harm: scheme -> layer -> harm; layers may be missing.
         label: of the axis.
-        path: a file that matplotlib can write.
+        path: a file of a format that matplotlib supports.
 
     Raises:
         ImportError: matplotlib is not installed.

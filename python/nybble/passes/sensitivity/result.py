@@ -1,4 +1,4 @@
-"""Which layers suffer from which scheme, as data, as a table, as JSON and as a plot."""
+"""The result of `nybble.sensitivity`: data, table, JSON and plot."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SHOWN = 4  # outlier channels that a table names
 
 @dataclass(frozen=True)
 class Damage:
-    """What one scheme does in one layer: to the model's output, to the weight (signal over noise), and its bytes."""
+    """The effect of one scheme in one layer: harm to the model's output, SQNR of the weight in dB, and bytes."""
 
     harm: Metric
     sqnr_db: float | None
@@ -28,8 +28,11 @@ class Damage:
 
 @dataclass(frozen=True)
 class LayerSensitivity:
-    """One layer. ``outliers``: its input channels above six times the median one, the largest first; ``peak``: the
-    largest over the median one; ``left``: scheme -> why the layer cannot have it."""
+    """One layer.
+
+    ``damage``: scheme -> its effect. ``outliers``: input channels above six times the median one, the largest first.
+    ``peak``: the largest channel over the median one. ``left``: scheme -> why the layer cannot have it.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -40,14 +43,14 @@ class LayerSensitivity:
 
     @property
     def worst(self) -> float:
-        """The greatest harm that one of the schemes does; what is not finite is the greatest."""
+        """The largest harm of any scheme; a harm that is not finite counts as infinite."""
         values = [found.harm.value for found in self.damage.values()]
         return max(value if math.isfinite(value) else math.inf for value in values)
 
 
 @dataclass(frozen=True)
 class Sensitivity(Shown):
-    """The layers, the one that suffers most first. ``damage`` is the measure, see ``nybble.sensitivity``."""
+    """The layers, the largest harm first. ``damage``: the measure. ``skipped``: reason -> batches that were left out."""
 
     layers: tuple[LayerSensitivity, ...]
     schemes: tuple[str, ...]
@@ -61,8 +64,8 @@ class Sensitivity(Shown):
             header += [scheme, "dB"]
         header += ["peak", "outlier channels"]
         rows = [header, *(self._cells(layer) for layer in self.layers)]
-        meaning = {"kl": "KL in nats a token", "output": "squared change of the output over its square"}[self.damage]
-        foot = [f"of each scheme in this layer alone: {meaning}, and the weight's signal over noise in dB"]
+        meaning = {"kl": "KL in nats per token", "output": "squared change of the output over its square"}[self.damage]
+        foot = [f"columns of a scheme, in this layer alone: {meaning}; dB: SQNR of the weight"]
         foot.append("peak: largest input channel over the median one; outliers: channels above 6 times the median")
         foot += [f"{count} batches left out: {reason}" for reason, count in self.skipped.items()]
         return [Table(rows, {0, len(header) - 1}, cuts=range(2, len(header) - 1, 2)), *foot]
@@ -76,11 +79,11 @@ class Sensitivity(Shown):
         return [*cells, f"{layer.peak:.1f}", ", ".join(map(str, layer.outliers[:_SHOWN])) + more]
 
     def to_json(self) -> str:
-        """Everything as strict JSON; what is not finite is a string such as "inf"."""
+        """All fields as strict JSON; numbers that are not finite become strings such as "inf"."""
         return json.dumps({"schema": SCHEMA, **finite(asdict(self))}, indent=2, allow_nan=False)
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw the harm of each scheme in each layer, in the model's words, into a file that matplotlib can write.
+        """Plot the harm of each scheme in each layer into a file of a format that matplotlib writes.
 
         Raises:
             ImportError: matplotlib is not installed.
@@ -90,7 +93,7 @@ class Sensitivity(Shown):
             scheme: {layer.name: layer.damage[scheme].harm for layer in self.layers if scheme in layer.damage}
             for scheme in self.schemes
         }
-        label = {"kl": "KL, nats a token", "output": "squared change of the output over its square"}[self.damage]
+        label = {"kl": "KL, nats per token", "output": "squared change of the output over its square"}[self.damage]
         draw(names, harm, label, path)
 
 
@@ -99,7 +102,7 @@ def _decibels(value: float | None) -> str:
 
 
 def finite(value: Any) -> Any:
-    """The value with what JSON cannot hold as text."""
+    """The value with floats that are not finite replaced by strings, for strict JSON."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

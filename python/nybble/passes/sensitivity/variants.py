@@ -1,4 +1,4 @@
-"""The layers that a model would have under each scheme, made aside."""
+"""The replacement of every layer under each scheme, built without changing the model."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ from ...nn.module import QuantizedModule
 from ...report.data import LayerReport
 from ...weights.scheme import Scheme
 from ...weights.sparsity import Block, Pattern
-from ..aside import Aside
+from ..model_copy import ModelCopy
 from ..quantize import quantize
 from ..sparsify import sparsify
 
-# What `sparsify` does where nothing else is asked for: it needs no data.
+# The default arguments of `sparsify`: magnitude needs no data.
 PRUNE = {"method": "magnitude"}
 
 
 class Unit(NamedTuple):
-    """Layers that change together, since they share a weight: their places, and what they become."""
+    """A layer, or several that share a weight and so change together.
+
+    new: scheme -> their replacements. reports: scheme -> the report row. left: scheme -> why they cannot have it.
+    """
 
     name: str
     sites: tuple[Site, ...]
@@ -32,31 +35,33 @@ class Unit(NamedTuple):
 
     @property
     def dense(self) -> nn.Module:
-        """The first of the layers as it is."""
+        """The first of the original layers."""
         return self.sites[0].module
 
 
 def check_schemes(argument: str, schemes: str | Scheme | Sequence[str | Scheme]) -> tuple[Scheme, ...]:
-    """The schemes, each once. Raises TypeError or ValueError."""
+    """The schemes without duplicates. Raises TypeError or ValueError."""
     asked = (schemes,) if isinstance(schemes, (str, Scheme)) else schemes
     found = tuple(dict.fromkeys(Scheme.parse(scheme) for scheme in asked))
     blocks = [str(scheme) for scheme in found if isinstance(scheme.sparsity, Block)]
     if blocks:
-        raise ValueError(f"{argument}={blocks[0]!r}: a scheme of blocks does not say how many are zero")
+        raise ValueError(
+            f"{argument}={blocks[0]!r}: block schemes are refused, since they do not give the share of zeros"
+        )
     if not found:
-        raise ValueError(f"{argument}: wants at least one scheme")
+        raise ValueError(f"{argument}={schemes!r}: must be at least one scheme")
     return found
 
 
 def apply(model: nn.Module, scheme: Scheme, options: Mapping[str, Any]) -> dict[str, LayerReport]:
-    """Give all layers of a model a scheme, for bytes alone; what became of each."""
+    """Give all layers of a model one scheme, with goal="memory" by default. Returns name -> report row."""
     asked: dict[str, Any] = {"goal": "memory", **options}
     if not scheme.static:
         asked.pop("observer", None)
     if scheme.sparsity is None:
         report = quantize(model, scheme, **asked)
     else:
-        assert not isinstance(scheme.sparsity, Block), "checked before"  # noqa: S101
+        assert not isinstance(scheme.sparsity, Block), "check_schemes refuses blocks"  # noqa: S101
         report = sparsify(model, Pattern(scheme.sparsity, scheme.sparsity.zeros), scheme=scheme.dense, **asked)
     return {row.name: row for row in report.layers}
 
@@ -64,16 +69,16 @@ def apply(model: nn.Module, scheme: Scheme, options: Mapping[str, Any]) -> dict[
 def variants(
     model: nn.Module, schemes: Sequence[Scheme], quantized: Mapping[str, Any], pruned: Mapping[str, Any]
 ) -> list[Unit]:
-    """Every Linear layer that some scheme would change, and what it would be.
+    """The replacements of every Linear layer that some scheme would change.
 
     Args:
-        model: is left as it is.
-        quantized, pruned: arguments of ``quantize`` and ``sparsify``, for schemes without and with zeros.
+        model: is not changed.
+        quantized, pruned: further arguments of ``quantize`` (dense schemes) and ``sparsify`` (sparse schemes).
     """
     rows: dict[Scheme, dict[str, LayerReport]] = {}
     modules: dict[Scheme, dict[str, nn.Module]] = {}
     for scheme in schemes:
-        changed = Aside(model).model
+        changed = ModelCopy(model).model
         rows[scheme] = apply(changed, scheme, quantized if scheme.sparsity is None else {**PRUNE, **pruned})
         modules[scheme] = dict(changed.named_modules())
     units = []
@@ -99,7 +104,7 @@ def variants(
 
 @contextmanager
 def placed(units: Sequence[tuple[Unit, str]]) -> Iterator[None]:
-    """The model with the layers of these units as under these schemes."""
+    """Within the context, the model has the layers of these units replaced by those of the given schemes."""
     edits = Edits()
     try:
         for unit, scheme in units:

@@ -1,4 +1,4 @@
-"""How sparse each layer is to be, so that all of them together are as sparse as was asked."""
+"""Choose the percentage of zeros of each layer by its output error, with a given mean over all layers."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 from ...model.inputs import Inputs
 from .masks import magnitude_scores, share, smallest, wanda_scores
 
-# Percent to either side of what was asked for, measured every so many.
+# A layer's percentage is within REACH of the requested one; errors are measured every _STEP percent.
 REACH, _STEP = 10, 5
 
 
-def harm(weight: Tensor, inputs: Inputs | None, percents: Sequence[int]) -> list[float]:
-    """The squared output error of a weight (N, K) once so many percent of it are gone, by Wanda's scores.
+def output_harm(weight: Tensor, inputs: Inputs | None, percents: Sequence[int]) -> list[float]:
+    """The squared output error of a weight (N, K) at each percentage of zeros, pruned by Wanda's scores.
 
-    Relative to how far its outputs vary around their mean: what all of them have in common says little. Without inputs,
-    the share of its squared weights that are gone.
+    Relative to the variance of its outputs. Without inputs: pruned by magnitude, and the share of the squared weight
+    that is removed.
     """
     w = weight.detach().float()
     scores = magnitude_scores(w) if inputs is None else wanda_scores(w, inputs.norms)
@@ -33,17 +33,17 @@ def harm(weight: Tensor, inputs: Inputs | None, percents: Sequence[int]) -> list
 
 
 def grid(percent: int) -> list[int]:
-    """The percents at which ``harm`` is asked for, around the one that was asked for; within 1..99."""
+    """The percentages, around the requested one and within 1..99, at which ``output_harm`` is measured."""
     low, high = max(1, percent - REACH), min(99, percent + REACH)
     return sorted({low, high, *range(low, high, _STEP)})
 
 
-def spread(harms: Mapping[str, Sequence[float]], sizes: Mapping[str, int], percent: int) -> dict[str, int]:
-    """A percent for each layer, by harms at ``grid(percent)``; their mean, weighted by sizes, is about ``percent``.
+def allocate(harms: Mapping[str, Sequence[float]], sizes: Mapping[str, int], percent: int) -> dict[str, int]:
+    """The percentage of zeros of each layer; their mean, weighted by ``sizes``, is ``percent``.
 
-    From the least of the grid, the layer that suffers least for the weights it loses goes up by 1 %, until all together
-    have reached what was asked for: the last step may pass it by less than 1 % of one layer. 24 becomes 23, since 2:4
-    has its name.
+    harms: each layer's harm at ``grid(percent)``. Greedy: all layers start at the smallest percentage; the layer with the
+    least additional harm per removed weight goes up by 1 % until the mean is reached. The last step may exceed it by
+    less than 1 % of one layer. 24 becomes 23, since the scheme name ``sp24`` means 2:4.
     """
     points = grid(percent)
     curves = {name: _curve(points, values) for name, values in harms.items()}
@@ -61,7 +61,7 @@ def spread(harms: Mapping[str, Sequence[float]], sizes: Mapping[str, int], perce
 
 
 def _curve(points: Sequence[int], values: Sequence[float]) -> dict[int, float]:
-    """Harm at each percent, straight between the points."""
+    """Harm at each percentage, interpolated linearly between the points."""
     curve = {points[0]: values[0]}
     for (a, b), (x, y) in zip(zip(points, values, strict=True), zip(points[1:], values[1:], strict=True), strict=False):
         curve |= {p: b + (y - b) * (p - a) / (x - a) for p in range(a + 1, x + 1)}
@@ -69,5 +69,5 @@ def _curve(points: Sequence[int], values: Sequence[float]) -> dict[int, float]:
 
 
 def _price(curve: Mapping[int, float], at: int, size: int) -> float:
-    """Harm of the next percent, for each weight that goes."""
+    """The additional harm of one more percent, per removed weight."""
     return (curve[at + 1] - curve[at]) / size

@@ -1,4 +1,4 @@
-"""Round one weight: the method that was asked for, or the next simpler one where that cannot be or does worse."""
+"""Round one weight by the requested method, or fall back to a simpler one if it fails or is worse on held-out data."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from ...model.inputs import NO_DATA, Inputs
 from ...weights.rounding import METHODS as PLAIN
 from ...weights.rounding import QuantizedWeight, dequantize_weight, quantize_weight
 from ...weights.scheme import Scheme
-from ..layerwise.judge import weight_loss
+from ..layerwise.errors import weight_loss
 from ..layerwise.outcome import Outcome
 from .clip import clip
 from .gptq import gptq
 
 # Each method, and what it falls back to.
-LADDER: dict[str, tuple[str, ...]] = {
+FALLBACKS: dict[str, tuple[str, ...]] = {
     "rtn": (),
     "mse": ("rtn",),
     "hqq": ("rtn",),
     "awq": ("rtn",),
     "gptq": ("mse", "rtn"),
 }
-METHODS: tuple[str, ...] = tuple(LADDER)
+METHODS: tuple[str, ...] = tuple(FALLBACKS)
 NEEDS_DATA = ("awq", "gptq")
 
 _Try = Callable[[Tensor, Scheme, Inputs, list[str]], QuantizedWeight | None]
@@ -33,8 +33,8 @@ _Try = Callable[[Tensor, Scheme, Inputs, list[str]], QuantizedWeight | None]
 def round_weight(weight: Tensor, scheme: Scheme, method: str, inputs: Inputs | None = None) -> Outcome:
     """Round a finite weight (N, K), any float dtype, to a dense scheme.
 
-    Where there is data, a method that does worse than rounding to nearest on inputs held out gives way to the next of
-    its ladder. The notes say so.
+    With data, a method that fails or is worse than rounding to nearest on held-out data falls back to the next one in
+    ``FALLBACKS``. The notes say so.
     """
     usable = inputs is not None and inputs.is_usable
     notes = [] if inputs is None else inputs.notes()
@@ -45,15 +45,16 @@ def round_weight(weight: Tensor, scheme: Scheme, method: str, inputs: Inputs | N
             return Outcome(None, "rtn", tuple(notes), nearest)
         return Outcome(None, method, tuple(notes), quantize_weight(weight, scheme, method))
     bound = _loss(weight, nearest, scheme, inputs)
-    for tried in (method, *LADDER[method]):
+    for tried in (method, *FALLBACKS[method]):
         found = _METHODS[tried](weight, scheme, inputs, notes)
         if found is None:
             continue
         loss = _loss(weight, found, scheme, inputs)
         if loss <= bound:
             return Outcome(None, tried, tuple(notes), found)
-        notes.append(f"not {tried}: its loss on inputs held out is {loss / bound if bound else math.inf:.3g} of rtn's")
-    raise AssertionError("every ladder ends in rtn")
+        ratio = loss / bound if bound else math.inf
+        notes.append(f"not {tried}: its loss on held-out data is {ratio:.3g} times that of rtn")
+    raise AssertionError("rtn is always accepted")
 
 
 def _loss(weight: Tensor, quantized: QuantizedWeight, scheme: Scheme, inputs: Inputs) -> float:
@@ -65,7 +66,7 @@ def _plain(method: str) -> _Try:
 
 
 def _awq(weight: Tensor, scheme: Scheme, inputs: Inputs, notes: list[str]) -> QuantizedWeight | None:
-    """Its scales are in the weight already; here are the ranges."""
+    """The clipping part of AWQ; its scales are already folded into the weight."""
     assert inputs.hessian is not None, "gathered for this method"  # noqa: S101
     return clip(weight, inputs.hessian, scheme)
 
@@ -74,12 +75,12 @@ def _gptq(weight: Tensor, scheme: Scheme, inputs: Inputs, notes: list[str]) -> Q
     assert inputs.hessian is not None, "gathered for this method"  # noqa: S101
     solved = gptq(weight, inputs.hessian, scheme, drift=inputs.drift)
     if solved is None:
-        notes.append("not gptq: no usable Hessian")
+        notes.append("not gptq: the Hessian is not finite or cannot be factored")
         return None
     if inputs.rows < weight.shape[1]:
-        notes.append(f"{inputs.rows} rows of data for {weight.shape[1]} inputs: few for gptq")
-    if solved.factor.how is not None:
-        notes.append(solved.factor.how)
+        notes.append(f"only {inputs.rows} rows of calibration data for {weight.shape[1]} inputs; gptq needs more")
+    if solved.factor.note is not None:
+        notes.append(solved.factor.note)
     return solved.quantized
 
 

@@ -14,10 +14,10 @@ from torch.utils._pytree import tree_leaves
 from ... import __version__
 from ...model.batches import check_batches
 from ...model.options import Options, check_flag, check_progress
-from ...model.stages import calm
+from ...model.stages import eval_mode
 from ...model.walk import Edits, Site
 from ...report.report import Report
-from ..build import refuse_left
+from ..build import check_strict
 from ..plan import Plan
 from ..rows import make_report
 from .store import open_store
@@ -25,7 +25,10 @@ from .work import Work
 
 
 class Call(NamedTuple):
-    """What every pass is told alike; ``settings`` is what its results depend on beside the model, data and options."""
+    """The arguments that all passes share.
+
+    ``settings``: what the result depends on besides model, data and options; part of the key of ``resume``.
+    """
 
     calibration: Iterable[Any] | None
     strict: bool
@@ -35,34 +38,37 @@ class Call(NamedTuple):
     settings: tuple[object, ...]
 
 
-def carry_out(
+def run_pass(
     model: nn.Module, sites: list[Site], asked: Options, call: Call, start: Callable[[Plan, Edits], Work]
 ) -> Report:
-    """Change the model in place by the work that ``start`` makes of its plan. Raises TypeError or ValueError."""
+    """Run a pass on the model in place and return its report; ``start`` makes the pass's Work from the plan.
+
+    Raises TypeError or ValueError; after any exception the model is unchanged.
+    """
     for name in ("strict", "untie"):
         check_flag(name, getattr(call, name))
     check_progress(call.progress)
     batches = check_batches(call.calibration, model)
     edits = Edits()
     try:
-        # a caller in inference mode must not get tensors that autograd can never use
+        # Leave the caller's inference mode: tensors made inside it can never be used by autograd.
         with torch.inference_mode(False), torch.no_grad():
             plan = Plan(sites, asked)
             if not call.untie:
-                plan.leave_tied()
+                plan.exclude_tied()
             work = start(plan, edits)
             if batches is None and work.needs_data:
-                raise ValueError(f"{work.needs_data}; {work.without_data!r} works without")
+                raise ValueError(f"{work.needs_data}; {work.without_data!r} needs none")
             store = None
             if call.resume is not None:
                 settings = (*asked, call.untie, *call.settings, __version__)
                 store = open_store(call.resume, settings, [*model.state_dict().values(), *tree_leaves(batches)])
-            with calm(model) if batches is not None else contextlib.nullcontext():
+            with eval_mode(model) if batches is not None else contextlib.nullcontext():
                 work.begin(model, batches)
                 work.run(model, batches, store, call.progress)
             work.finish()
             if call.strict:
-                refuse_left(plan)
+                check_strict(plan)
             return make_report(plan, work.title)
     except BaseException:
         edits.undo()

@@ -1,4 +1,4 @@
-"""Change a copy of a model's structure, then make the model what the copy has become."""
+"""A copy of a model's modules that shares its tensors, so that a pass can change the copy first and the model last."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import nn
 from ..model.walk import Edits
 
 
-class Aside:
-    """``model`` is a copy of another's modules on the same tensors; ``adopt`` brings what was changed in it back.
+class ModelCopy:
+    """``model`` is a copy of the original's modules that shares its tensors; ``adopt`` applies its changes to the original.
 
-    Passes replace tensors and never write into them, so that until then nothing of the other model changes.
+    Passes replace tensors and never write into them, so the original does not change before ``adopt``.
 
     Raises:
         TypeError: the model holds something that cannot be copied.
@@ -27,7 +27,7 @@ class Aside:
         self._pairs = list(zip(model.modules(), self.model.modules(), strict=True))
 
     def adopt(self) -> None:
-        """Put new modules, parameters and buffers into the other model; all, or after any exception none."""
+        """Put the copy's new modules, parameters and buffers into the original; all of them, or none on an exception."""
         originals: dict[int, object] = {id(copied): original for original, copied in self._pairs}
         edits = Edits()
         try:
@@ -45,7 +45,7 @@ class Aside:
 
 
 def _adopt_tie(original: nn.Module, copied: nn.Module, edits: Edits) -> None:
-    """What transformers' configuration says of the head and the embedding, which rotation parts."""
+    """Copy ``config.tie_word_embeddings`` (transformers), which rotation sets to False when it unties the head."""
     mine, other = (vars(model).get("config") for model in (original, copied))
     key = "tie_word_embeddings"
     if mine is not None and hasattr(mine, "__dict__") and vars(mine).get(key) != vars(other).get(key):

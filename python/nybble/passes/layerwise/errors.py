@@ -1,4 +1,4 @@
-"""How far a new layer's output is from the dense one's."""
+"""Output errors: a replacement's output against that of the dense layer."""
 
 from __future__ import annotations
 
@@ -14,15 +14,20 @@ from ...weights.scheme import Scheme
 
 
 class Errors(NamedTuple):
-    """Relative output errors: of rounding alone, and of what the layer becomes; None without data."""
+    """Relative output errors; None without data.
+
+    rounding: of the dense layer rounded to nearest. new: of the replacement.
+    """
 
     rounding: float | None = None
     new: float | None = None
 
 
-def judge(dense: nn.Module, new: nn.Module, scheme: Scheme | None, x: Tensor | None) -> Errors:
-    """The errors on inputs x (T, K) of a layer that replaces a dense one; scheme rounds the dense one, with dynamic
-    activations if any, None does not."""
+def output_errors(dense: nn.Module, new: nn.Module, scheme: Scheme | None, x: Tensor | None) -> Errors:
+    """The errors on inputs x (T, K) of ``new``, which replaces ``dense``.
+
+    scheme: rounds the dense layer for comparison, with dynamic activations; None: no rounding.
+    """
     if x is None or not len(x):
         return Errors()
     weight = dense_weight(dense)
@@ -36,24 +41,24 @@ def judge(dense: nn.Module, new: nn.Module, scheme: Scheme | None, x: Tensor | N
 
 
 def weight_loss(weight: Tensor, new: Tensor, x: Tensor) -> float:
-    """The squared change of the output for inputs x (T, K), once a weight (N, K) is replaced by new."""
+    """The squared change of the output for inputs x (T, K) if a weight (N, K) is replaced by ``new``."""
     return (x @ (weight.detach().float() - new.float()).T).double().square().sum().item()
 
 
 def relative_error(found: Tensor, wanted: Tensor) -> float:
-    """|found - wanted| / |wanted| in the Frobenius norm; 0 where both are 0."""
+    """|found - wanted| / |wanted| in the Frobenius norm; 0 if both are 0."""
     difference = (found.double() - wanted.double()).norm().item()
     size = wanted.double().norm().item()
     return difference / size if size else (0.0 if difference == 0 else float("inf"))
 
 
-def tensors_of(output: Any) -> list[Tensor]:
-    """The float tensors of what a model or a block returns."""
+def float_tensors(output: Any) -> list[Tensor]:
+    """The float tensors in the output of a model or a block."""
     return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
-def moved(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
-    """The largest relative error of a tensor against its counterpart."""
+def output_change(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    """The largest relative error of any tensor in ``found`` against its counterpart in ``wanted``."""
     return max((relative_error(a, b) for a, b in zip(found, wanted, strict=True)), default=0.0)
 
 
