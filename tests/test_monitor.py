@@ -230,7 +230,7 @@ class TestMonitor:
 
     def test_too_little_data_is_said(self) -> None:
         monitor = Monitor(quantized(), window=1000)
-        with pytest.warns(UserWarning, match="less than a window of rows, up for one"):
+        with pytest.warns(UserWarning, match="saw fewer rows than one window, among them up"):
             monitor.calibrate(batches(2))
 
 

@@ -141,7 +141,7 @@ def test_eight_rows_of_data_finish_and_say_so() -> None:
     weight, x = torch.randn(32, 256), torch.randn(8, 256)
     found = prune(weight, "50%", "sparsegpt", gathered(x), "w8a8")
     assert torch.isfinite(found.weight).all()
-    assert any("rows of data for 256 inputs" in note for note in found.notes)
+    assert any("rows of calibration data for 256 inputs" in note for note in found.notes)
 
 
 def test_a_dead_input_keeps_no_weight() -> None:

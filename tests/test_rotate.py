@@ -191,7 +191,7 @@ class TestLadder:
         setattr(model.model.layers[1].mlp, name, kind())
         with pytest.raises(ValueError, match=f"not in Llama form: {rule}"):
             nybble.rotate(model, calibration=[ids()])
-        with pytest.raises(ValueError, match="not in Llama form: model is a NoneType"):
+        with pytest.raises(ValueError, match="not in Llama form: has no model"):
             nybble.rotate(nn.Sequential(nn.Linear(4, 4)), calibration=[torch.randn(2, 4)])
 
     def test_bad_arguments(self) -> None:

@@ -274,7 +274,7 @@ class TestQuantize:
     def test_the_report_says_what_was_scaled(self) -> None:
         report = small(planted(), "w8a8", smooth=True)
         notes = {row.name: row.rounded.notes for row in report.layers if row.rounded}
-        assert any("inputs scaled, by up to" in note for note in notes["blocks.1.up"])
+        assert any("inputs scaled per channel" in note for note in notes["blocks.1.up"])
         assert "inputs scaled" in str(report)
 
     @pytest.mark.parametrize("options", [{"method": "awq"}, {"smooth": True}, {"smooth": True, "method": "gptq"}])
@@ -309,8 +309,8 @@ class TestQuantize:
         [
             ("w8a8", {"smooth": 1.5}, ValueError, "smooth=1.5: must be True, False, or a number between 0 and 1"),
             ("w8a8", {"smooth": "yes"}, TypeError, "smooth='yes': must be"),
-            ("w8a16", {"smooth": True}, ValueError, "it is for 8-bit activations"),
-            ("w4a8g32", {"smooth": True, "method": "awq"}, ValueError, "AWQ has scales of its own"),
+            ("w8a16", {"smooth": True}, ValueError, "needs a scheme with 8-bit activations"),
+            ("w4a8g32", {"smooth": True, "method": "awq"}, ValueError, "a method other than 'awq', which has scales of its own"),
             ("w4a16", {"method": "hqq"}, ValueError, "wants 4-bit weights in groups"),
         ],
     )

@@ -1,4 +1,8 @@
-"""Compares what a model in service sees with what it saw in calibration."""
+"""`nybble.Monitor`: detects when the inputs of a model's layers in production drift from those of calibration.
+
+Inside: `monitor` (the public class and its report), `watch` (one layer: windows and alarms), `statistics` (what is
+counted and compared).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Watch the inputs of a model's layers in service, and say when they are no longer those of its calibration."""
+"""`nybble.Monitor`: compares the inputs of a model's layers in production with those of its calibration."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _LOGGER = logging.getLogger("nybble")
-_MOST_ROWS = 64  # of one call that are looked at
+_MOST_ROWS = 64  # rows of a layer's input that are sampled in one call
 
 
 @dataclass(frozen=True)
 class Drift(Shown):
-    """What a monitor has seen so far. ``print(drift)`` shows the layers that are not as they were, and what to do."""
+    """The report of a monitor. ``print(drift)`` shows the layers whose inputs have changed, and what to do."""
 
     layers: tuple[LayerDrift, ...]
     calls: int
@@ -47,18 +47,18 @@ class Drift(Shown):
 
     @property
     def drifting(self) -> tuple[LayerDrift, ...]:
-        """The layers with an alarm, the worst by PSI first."""
+        """The layers with an alarm, the largest PSI first."""
         found = [layer for layer in self.layers if layer.alarms]
         return tuple(sorted(found, key=lambda layer: -layer.reading.psi if layer.reading else 0.0))
 
     @property
     def suggestion(self) -> str | None:
-        """What to do, or None."""
+        """What to do, or None if no layer has an alarm."""
         names = [layer.name for layer in self.drifting]
         if not names:
             return None
         some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        return f"the inputs of {some} are no longer those of calibration: calibrate again on current data"
+        return f"the inputs of {some} have drifted from calibration: calibrate again on current data"
 
     def parts(self) -> Sequence[Part]:
         """As Shown.parts."""
@@ -68,12 +68,12 @@ class Drift(Shown):
             if layer.alarms or layer.state == "warn" or layer.bad_calls:
                 bad = [f"{layer.bad_calls} calls with NaN or Inf"] if layer.bad_calls else []
                 lines.append(
-                    f"{layer.state:5}  {layer.name}: {'; '.join([*layer.alarms.values(), *bad]) or 'one to watch'}"
+                    f"{layer.state:5}  {layer.name}: {'; '.join([*layer.alarms.values(), *bad]) or 'no alarm yet'}"
                 )
         return [*lines, *([self.suggestion] if self.suggestion else [])]
 
     def to_json(self) -> str:
-        """All of it as strict JSON."""
+        """All fields as strict JSON."""
         facts = {key: value for key, value in vars(self).items() if key != "layers"}
         layers = [layer.to_dict() for layer in self.layers]
         return json.dumps(
@@ -82,7 +82,7 @@ class Drift(Shown):
 
 
 class Monitor:
-    """Compares, in one call of the model of many, what its layers multiply with what they multiplied in calibration.
+    """Samples the inputs of a model's layers and compares them with those of calibration.
 
         monitor = nybble.Monitor(model)
         monitor.calibrate(batches)
@@ -90,25 +90,29 @@ class Monitor:
             serve(model)
         print(monitor.report())
 
-    Rows of a layer's inputs are counted in windows. Beyond a limit for three windows in a row, each of these is an
-    alarm: more than 0.1 % of values above the calibrated range; a range that is more than 1.5 or less than 0.5 of
-    the calibrated one; channels of more than 1.3 or less than 0.77 of their calibrated size, at the median; a
-    population stability index above 0.2; a channel that is new near the largest and three times its calibrated size.
-    The model's outputs never change, and no input is kept. Any threads may call the model.
+    The input rows of a layer are counted in windows. An alarm is raised when one of these holds for three windows in a
+    row:
 
-    What calls a part of the model without the model itself is not seen.
+    * saturation: more than 0.1 % of the values are above the calibrated range;
+    * range: the range is above 1.5 or below 0.5 times the calibrated one;
+    * scale: the median channel is above 1.3 or below 0.77 times its calibrated size;
+    * psi: the population stability index is above 0.2;
+    * channels: a new outlier channel, near the largest ones and at least three times its calibrated size.
+
+    The monitor never changes the model's outputs and keeps no inputs. The model may be called from several threads. It
+    samples only calls of the model itself, not direct calls of its submodules.
 
     Args:
-        model: any module; watched are its quantized layers, or its Linear layers where none is quantized.
-        statistics: a file that ``save`` wrote, instead of ``calibrate``.
+        model: any module. Its quantized layers are watched, or its Linear layers if none is quantized.
+        statistics: a file written by ``save``, in place of ``calibrate``.
         include, exclude: glob patterns on full module names, as in ``quantize``.
-        every: one call of the model in so many is looked at, at 64 rows of each layer's input.
-        window: rows of a layer that are compared at a time.
-        log: a file to which each window appends a line of JSON.
+        every: one call of the model in ``every`` is sampled, with up to 64 rows of each layer's input.
+        window: rows of a layer in one window.
+        log: a file to which each window appends one line of JSON.
 
     Raises:
-        TypeError, ValueError: an argument is wrong, or there is nothing to watch.
-        CheckpointError: (a ValueError) the statistics are damaged or not of this model.
+        TypeError, ValueError: an argument is wrong, or there is no layer to watch.
+        CheckpointError: (a ValueError) the statistics file is damaged or belongs to another model.
     """
 
     def __init__(
@@ -123,7 +127,7 @@ class Monitor:
         log: str | os.PathLike[str] | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
-            raise TypeError(f"model={type(model).__name__}: wants a torch.nn.Module")
+            raise TypeError(f"model={type(model).__name__}: must be a torch.nn.Module")
         for argument, value in (("every", every), ("window", window)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{argument}={value!r}: must be an int of at least 1")
@@ -143,9 +147,9 @@ class Monitor:
             self._load(Path(statistics))
 
     def calibrate(self, batches: Iterable[Any]) -> None:
-        """Run the model on batches, each a tensor, a tuple or a dict, and keep what its layers multiply as the norm.
+        """Run the model on calibration batches, each a tensor, a tuple or a dict, and record its layers' inputs.
 
-        Warns where a layer sees fewer rows than a window has. Raises TypeError or ValueError for what are no batches,
+        Warns if a layer sees fewer rows than one window. Raises TypeError or ValueError for wrong batches, and
         RuntimeError while the monitor is on.
         """
         found = check_batches(batches, self._model)
@@ -168,16 +172,16 @@ class Monitor:
         few = [name for name, watch in self._watches.items() if not watch.is_well_known]
         if few:
             warnings.warn(
-                f"calibration: {len(few)} layers saw less than a window of rows, {few[0]} for one", stacklevel=2
+                f"calibration: {len(few)} layers saw fewer rows than one window, among them {few[0]}", stacklevel=2
             )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the statistics as safetensors. Raises ValueError where there are none, OSError, or ImportError."""
+        """Write the statistics as safetensors. Raises ValueError if there are none, OSError, or ImportError."""
         from ..checkpoint.tensors import require_safetensors, write_tensors
 
         require_safetensors()
         if not self._is_calibrated:
-            raise ValueError("save: there are no statistics; calibrate first")
+            raise ValueError("save: there are no statistics; call calibrate first")
         tensors = {
             f"{name}.{key}": torch.zeros(shape, dtype=dtype) if found is None else found.tensors()[key]
             for name, watch in self._watches.items()
@@ -193,14 +197,14 @@ class Monitor:
             aside.unlink(missing_ok=True)
 
     def start(self) -> None:
-        """Watch from now on. Without statistics the monitor stays off, and warns."""
+        """Start sampling. Without statistics the monitor warns and stays off."""
         if not self._is_calibrated:
-            warnings.warn("nybble.Monitor has no calibration statistics and stays off; calibrate it", stacklevel=2)
+            warnings.warn("nybble.Monitor has no calibration statistics and stays off; call calibrate", stacklevel=2)
         elif not self._hooks:
             self._install()
 
     def stop(self) -> None:
-        """Watch no more; what was found stays."""
+        """Stop sampling; the counts are kept."""
         with self._lock:
             while self._hooks:
                 self._hooks.pop().remove()
@@ -208,7 +212,7 @@ class Monitor:
 
     @property
     def is_on(self) -> bool:
-        """Whether it watches."""
+        """Whether the monitor is sampling."""
         return bool(self._hooks)
 
     @property
@@ -216,7 +220,7 @@ class Monitor:
         return any(watch.statistics is not None for watch in self._watches.values())
 
     def report(self) -> Drift:
-        """What was found since ``calibrate``."""
+        """The state of all layers since ``calibrate``."""
         with self._lock:
             layers = tuple(watch.drift() for watch in self._watches.values())
             return Drift(layers, self._calls, self._sampled, self.is_on)
@@ -231,11 +235,11 @@ class Monitor:
         self.stop()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Monitor:
-        # A copy of a watched model takes this along in its hooks; it watches the layers of the one it was made for.
+        # Copying a watched model copies its hooks, and so the monitor; it must go on watching the original's layers.
         return self
 
     def _install(self) -> None:
-        # Between samples the model carries these two alone: a hook on every layer would cost every call.
+        # Between samples only the model itself has hooks: hooks on every layer would slow down every call.
         self._hooks = [
             self._model.register_forward_pre_hook(self._before, with_kwargs=True),
             self._model.register_forward_hook(self._after, always_call=True),
@@ -249,7 +253,7 @@ class Monitor:
             self._calls += 1
             if (self._calls - 1) % self.every or self._sampler not in (None, me):
                 return
-            self._end()  # of a call of this thread that was interrupted
+            self._end()  # removes the hooks of an earlier call of this thread that was interrupted
             self._sampler, self._sampled = me, self._sampled + 1
             mask = kwargs.get("attention_mask")
             self._mask = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
@@ -268,10 +272,10 @@ class Monitor:
         self._sampler = self._mask = None
 
     def look(self, watch: Watch, x: Any) -> None:
-        """Count an input of a layer in the call that is looked at."""
+        """Count an input of a layer in the sampled call."""
         if self._sampler != threading.get_ident() or not isinstance(x, Tensor) or x.is_meta or x.dim() < 1:
             return
-        # Tensors of inference mode could not be added to outside of it.
+        # Outside inference mode: tensors made inside it cannot be changed in place later.
         with self._lock, torch.inference_mode(False), torch.no_grad():
             if watch.add(pick_rows(x, self._mask, _MOST_ROWS, self._sampled)) and watch.statistics is not None:
                 self._write(watch.drift())
@@ -284,8 +288,8 @@ class Monitor:
             with open(self._log, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
         except OSError as error:
-            # Not a warning: one that is made an error would end the user's call.
-            _LOGGER.warning("log=%r: %s; the monitor goes on without it", str(self._log), error.strerror)
+            # Logged, not warned: with warnings as errors, a warning would end the user's call.
+            _LOGGER.warning("log=%r: %s; the monitor continues without a log", str(self._log), error.strerror)
             self._log = None
 
     def _load(self, path: Path) -> None:
@@ -293,7 +297,7 @@ class Monitor:
 
         require_safetensors()
         if not path.is_file():
-            raise CheckpointError(f"statistics={str(path)!r}: no such file")
+            raise CheckpointError(f"statistics={str(path)!r}: file not found")
         specs = {
             f"{name}.{key}": spec
             for name, watch in self._watches.items()
@@ -333,5 +337,5 @@ def _layers(model: nn.Module, include: options.Patterns, exclude: options.Patter
     quantized = [site for site in linear if isinstance(site.module, QuantizedModule)]
     layers = {site.name: site.module for site in quantized or linear}
     if not layers:
-        raise ValueError("model: has no Linear layer to watch")
+        raise ValueError("model: no Linear layer to watch is left after include and exclude")
     return layers

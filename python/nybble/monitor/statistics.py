@@ -1,4 +1,4 @@
-"""What a layer's inputs look like: counted in calibration, counted again in service, and compared."""
+"""Statistics of a layer's inputs: counted in calibration, counted again in production, and compared."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from torch import Tensor
 
 BINS = 64
 _PER_OCTAVE = 2
-_BELOW = 48  # bins under 2^anchor; the others are above it
+_BELOW = 48  # bins below 2^anchor; the others are above it
 
-# Mean squares: a new outlier channel has grown by more than this, and has at least this share of the least of the largest.
+# Ratios of mean squares. A channel is a new outlier if it has grown by more than _GROWN and has at least _NEAR_TOP times
+# the mean square of the smallest of calibration's largest channels.
 _GROWN, _NEAR_TOP = 9.0, 0.25
 
 
 class Tally:
-    """Counts of rows (T, K) of a layer's inputs; no row is kept.
+    """Counts over finite rows (T, K) of a layer's inputs; no row is kept.
 
-    histogram: of log2 |x| in half octaves around 2^anchor, the outer bins being open; 0 is in the first. beyond: values
-    above ``limit``. All are of finite rows; others are left to the caller.
+    histogram: of log2 |x|, in half-octave bins around 2^anchor; the outer bins are open, and 0 is in the first.
+    beyond: the number of values above ``limit``.
     """
 
     def __init__(self, features: int, anchor: int, limit: float = math.inf) -> None:
@@ -33,7 +34,7 @@ class Tally:
         self.squares = torch.zeros(features, dtype=torch.float64)
 
     def add(self, x: Tensor, amax: float) -> None:
-        """Count finite rows (T, K), float32, of which the largest magnitude is known."""
+        """Count finite rows (T, K), float32; amax: their largest magnitude."""
         magnitude = x.abs()
         if amax > self._limit:
             self.beyond += int((magnitude > self._limit).sum())
@@ -45,7 +46,7 @@ class Tally:
         self.rows += len(x)
 
     def merge(self, other: Tally) -> None:
-        """Count what another has counted, with the same anchor."""
+        """Add the counts of another tally with the same anchor."""
         self.histogram += other.histogram
         self.sums += other.sums
         self.squares += other.squares
@@ -54,21 +55,21 @@ class Tally:
 
     @property
     def mean_square(self) -> Tensor:
-        """Of each channel, float64 (K,)."""
+        """The mean square of each channel, float64 (K,)."""
         return self.squares / max(self.rows, 1)
 
 
 def anchor_of(amax: float) -> int:
-    """The power of two at which the histogram of values up to amax is centred."""
+    """The anchor (an exponent of 2) of a histogram of values up to amax."""
     return math.ceil(math.log2(amax)) if 0 < amax < math.inf else 0
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """A layer's inputs in calibration.
+    """Statistics of a layer's inputs in calibration.
 
-    amax: the largest magnitude; window_amax: the mean over windows of each one's largest. mean, variance: float64 (K,)
-    of each channel. histogram: int64 (BINS,), see Tally.
+    amax: the largest magnitude. window_amax: the mean over windows of the largest magnitude of each. mean, variance: of
+    each channel, float64 (K,). histogram: int64 (BINS,), see Tally.
     """
 
     anchor: int
@@ -81,7 +82,7 @@ class Statistics:
 
     @classmethod
     def of(cls, windows: list[Tally]) -> Statistics:
-        """The statistics of calibration windows, of which there is at least one with a row."""
+        """The statistics of calibration windows, at least one of which has a row."""
         total = Tally(len(windows[0].sums), windows[0].anchor)
         for window in windows:
             total.merge(window)
@@ -98,18 +99,18 @@ class Statistics:
 
     @property
     def mean_square(self) -> Tensor:
-        """Of each channel, float64 (K,)."""
+        """The mean square of each channel, float64 (K,)."""
         return self.variance + self.mean.square()
 
     def quantile(self, share: float = 0.999) -> float:
-        """The magnitude below which this share of all values lies, to half an octave: the upper edge of its bin."""
+        """The quantile of the magnitudes, rounded up to the edge of its half-octave bin."""
         reached = self.histogram.cumsum(0) >= share * self.histogram.sum()
         bins = int(reached.int().argmax()) + 1 - _BELOW
         return min(self.amax, math.pow(2, self.anchor + bins / _PER_OCTAVE))
 
     @staticmethod
     def specs(features: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and dtype of each of ``tensors``."""
+        """Shape and dtype of each tensor of ``tensors``."""
         return {
             "scalars": ((4,), torch.float64),
             "histogram": ((BINS,), torch.int64),
@@ -117,30 +118,30 @@ class Statistics:
         }
 
     def tensors(self) -> dict[str, Tensor]:
-        """As tensors, for a file."""
+        """The statistics as tensors, for a file."""
         scalars = torch.tensor([self.anchor, self.rows, self.amax, self.window_amax], dtype=torch.float64)
         return {"scalars": scalars, "histogram": self.histogram, "channels": torch.stack((self.mean, self.variance))}
 
     @classmethod
     def from_tensors(cls, scalars: Tensor, histogram: Tensor, channels: Tensor) -> Statistics:
-        """What ``tensors`` gave. Raises ValueError where that cannot be."""
+        """The inverse of ``tensors``. Raises ValueError if the values are not valid statistics."""
         anchor, rows, amax, window_amax = scalars.tolist()
         finite = bool(torch.isfinite(scalars).all() and torch.isfinite(channels).all())
         if not (finite and rows >= 1 and amax >= window_amax >= 0 and abs(anchor) <= 1100):
-            raise ValueError(f"scalars: {scalars.tolist()} are no statistics")
+            raise ValueError(f"scalars: {scalars.tolist()} are not valid statistics")
         if (histogram < 0).any() or not histogram.any() or (channels[1] < 0).any():
-            raise ValueError("histogram, channels: have negative counts or variances")
+            raise ValueError("histogram, channels: counts and variances must not be negative, and some count not zero")
         return cls(int(anchor), int(rows), amax, window_amax, histogram, *channels)
 
 
 class Reading(NamedTuple):
-    """A window of service against calibration.
+    """One window compared with calibration.
 
     saturation: the share of values beyond the calibrated range. amax_ratio: the moving average of the windows' largest
-    magnitudes, over that of calibration. scale: the median over channels of their root mean square, over that of
-    calibration. psi: the population stability index of the histograms. overlap: the share of calibration's largest
-    channels that are among the largest now. new_channels: those that come near the largest of calibration, with at
-    least three times their own size there.
+    magnitudes over that of calibration. scale: the median over channels of the ratio of their root mean squares. psi:
+    the population stability index of the histograms. overlap: the share of calibration's largest channels that are among
+    the largest now. new_channels: new outlier channels, near calibration's largest ones and at least three times their
+    own calibrated size.
     """
 
     saturation: float
@@ -152,13 +153,13 @@ class Reading(NamedTuple):
 
 
 def psi(found: Tensor, wanted: Tensor) -> float:
-    """sum (p - q) ln(p / q) of two histograms; empty bins count half a value."""
+    """Population stability index, sum (p - q) ln(p / q), of two histograms; half a count is added to every bin."""
     p, q = ((counts + 0.5) / (counts.sum() + 0.5 * len(counts)) for counts in (found.double(), wanted.double()))
     return float(((p - q) * (p / q).log()).sum())
 
 
 def compare(window: Tally, calibrated: Statistics, amax: float) -> Reading:
-    """The reading of a window; amax: the moving average that includes it."""
+    """The reading of a window; amax: the moving average of the windows' largest magnitudes, including this one."""
     now, before = window.mean_square, calibrated.mean_square
     top = max(1, min(8, len(now) // 16))
     largest, largest_before = now.topk(top), before.topk(top)

@@ -1,4 +1,4 @@
-"""One layer under watch: its windows, its readings, and when they become an alarm."""
+"""One watched layer: its windows, its readings, and the limits beyond which they become alarms."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .statistics import Reading, Statistics, Tally, anchor_of, compare
 PATIENCE = 3  # windows in a row that make an alarm
 WARN_PSI = 0.1
 _MOVING = 0.5  # weight of the latest window in the moving average of the largest magnitudes
-# Measure -> whether a reading is beyond its limit, and how to say so.
+# Measure -> whether a reading is beyond its limit, and its text in the report.
 LIMITS: dict[str, tuple[Callable[[Reading], bool], Callable[[Reading], str]]] = {
     "saturation": (
         lambda r: r.saturation > 0.001,
@@ -29,8 +29,11 @@ LIMITS: dict[str, tuple[Callable[[Reading], bool], Callable[[Reading], str]]] = 
 
 @dataclass(frozen=True)
 class LayerDrift:
-    """A layer as its last window found it; ``alarms``: measure -> what it says, of those beyond their limit for three
-    windows and more. ``state``: "alarm", "warn", "ok", or "waiting" for a first window."""
+    """The state of a layer after its last window.
+
+    ``reading``: the last window, or None before the first. ``alarms``: measure -> text, for measures beyond their limit
+    for three windows or more. ``bad_calls``: calls with NaN or Inf.
+    """
 
     name: str
     windows: int
@@ -41,14 +44,14 @@ class LayerDrift:
 
     @property
     def state(self) -> str:
-        """The worst of what was found."""
+        """ "alarm", "warn" (beyond a limit in the last window), "ok", or "waiting" for the first window."""
         if self.reading is None:
             return "waiting"
         beyond = any(is_beyond(self.reading) for is_beyond, _ in LIMITS.values())
         return "alarm" if self.alarms else "warn" if beyond or self.reading.psi > WARN_PSI else "ok"
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: numbers that it has no word for become text."""
+        """All fields for JSON; an infinite ratio becomes the string "inf"."""
         reading = {} if self.reading is None else self.reading._asdict()
         ratio = reading.get("amax_ratio")
         if ratio is not None and math.isinf(ratio):
@@ -58,9 +61,9 @@ class LayerDrift:
 
 
 class Watch:
-    """Counts the inputs (T, K) of one layer, a window of so many rows at a time, against its calibration or for one.
+    """Counts the inputs (T, K) of one layer in windows of rows, and compares them with its calibration, if there is one.
 
-    Not thread-safe. ``is_well_known``: whether calibration filled a window.
+    Not thread-safe. ``is_well_known``: whether calibration filled at least one window.
     """
 
     def __init__(self, name: str, features: int, window: int) -> None:
@@ -71,7 +74,7 @@ class Watch:
         self.restart()
 
     def restart(self) -> None:
-        """Forget what was counted, but not the calibration."""
+        """Reset all counts; the calibration is kept."""
         self._tally: Tally | None = None
         self._windows = self._alarmed = self._bad = 0
         self._amax: float | None = None
@@ -80,7 +83,7 @@ class Watch:
 
     @property
     def statistics(self) -> Statistics | None:
-        """What calibration found, or None."""
+        """The statistics of calibration, or None."""
         return self._calibrated
 
     @statistics.setter
@@ -89,7 +92,7 @@ class Watch:
         self.restart()
 
     def add(self, x: Tensor) -> bool:
-        """Count rows; whether they closed a window. Rows with NaN or Inf are counted as one bad call, and left out."""
+        """Count rows; returns whether they completed a window. Rows with NaN or Inf count as one bad call and are dropped."""
         x = x.detach().float()
         amax = float(x.abs().amax()) if x.numel() else 0.0
         if not math.isfinite(amax):
@@ -104,7 +107,7 @@ class Watch:
         return True
 
     def calibrated(self) -> None:
-        """Make statistics of what was counted, the last, unfinished window included where it is the only one."""
+        """Set the statistics from the windows so far; an unfinished window counts only if it is the only one."""
         self.is_well_known = bool(self._closed)
         if self._tally is not None and self._tally.rows and not self._closed:
             self._closed.append(self._tally)
@@ -113,7 +116,7 @@ class Watch:
         self.statistics = found
 
     def drift(self) -> LayerDrift:
-        """How the layer stands now."""
+        """The current state of the layer."""
         alarms = {
             name: f"{LIMITS[name][1](self._reading)} for {streak} windows"
             for name, streak in self._streaks.items()
@@ -146,7 +149,7 @@ def _some(channels: tuple[int, ...]) -> str:
 
 
 def pick_rows(x: Tensor, mask: Tensor | None, most: int, turn: int) -> Tensor:
-    """At most so many rows (T, K) of x (..., K), evenly spread, other ones each turn; of real tokens where a mask fits."""
+    """At most ``most`` evenly spaced rows (T, K) of x (..., K), others each turn; without padding if the mask fits."""
     rows = x[mask] if mask is not None and x.shape[:-1] == mask.shape else x.reshape(-1, x.shape[-1])
     step = -(-len(rows) // most)
     return rows[turn % step :: step] if step > 1 else rows

@@ -1,4 +1,7 @@
-"""Which passes run on which layers, as a file: the stages of nybble.optimize."""
+"""Recipes: which passes `nybble.optimize` runs on which layers, as a Python object or a YAML or JSON file.
+
+Inside: `recipe` (Recipe and Stage), `schema` (types of the fields), `file` (reading and writing with line numbers).
+"""
 
 from __future__ import annotations
 

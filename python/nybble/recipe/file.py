@@ -1,4 +1,4 @@
-"""The text of a recipe, YAML or JSON, and the lines on which its fields stand."""
+"""Read and write recipe files, YAML or JSON, with the line number of every field for error messages."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ Lines = dict[Field, int]
 
 
 def read(path: Path) -> tuple[Any, Lines]:
-    """The value in a file, its unquoted scalars as ``Plain``, and the line of every field.
+    """The value in a file, with unquoted scalars as ``Plain``, and the line of every field.
 
     Raises:
-        ValueError: not YAML or JSON by its name, too large or too deep, no text, or not of its grammar.
-        OSError: cannot be read.
-        ImportError: YAML, and PyYAML is not installed.
+        ValueError: the file name does not end in .yaml, .yml or .json; or the file is too large, nested too deeply, not
+            UTF-8, or has a syntax error.
+        OSError: the file cannot be read.
+        ImportError: it is YAML, and PyYAML is not installed.
     """
     parse = _form(path)[0]
     with open(path, "rb") as file:
         data = file.read(_MOST_BYTES + 1)
     if len(data) > _MOST_BYTES:
-        raise ValueError(f"{path}: more than {_MOST_BYTES} bytes")
+        raise ValueError(f"{path}: must have at most {_MOST_BYTES} bytes")
     lines: Lines = {}
     try:
         return parse(data.decode("utf-8-sig"), lines), lines
@@ -42,10 +43,7 @@ def read(path: Path) -> tuple[Any, Lines]:
 
 
 def write(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a value in the form that the file's name says; a kill leaves the old or the new file whole.
-
-    Raises as ``read`` does.
-    """
+    """Write a value atomically, in the format given by the file name. Raises as ``read`` does."""
     text = _form(path)[1](value)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -60,7 +58,7 @@ def write(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def located(path: Path, error: FieldError, lines: Lines) -> str:
-    """The message of an error with the line of its field, or of what should hold it."""
+    """The message of an error with the line of its field or, if that is missing, of the field that should hold it."""
     field = error.field
     while field not in lines:
         field = field[:-1]
@@ -68,7 +66,7 @@ def located(path: Path, error: FieldError, lines: Lines) -> str:
 
 
 class _Grammar(ValueError):
-    """The text is not what its form allows."""
+    """The text has a syntax error, or uses something that recipes do not allow."""
 
 
 def _form(path: Path) -> tuple[Callable[[str, Lines], Any], Callable[[Any], str]]:
@@ -79,20 +77,20 @@ def _form(path: Path) -> tuple[Callable[[str, Lines], Any], Callable[[Any], str]
 
 def _enter(field: Field, line: int, lines: Lines) -> None:
     if field in lines:
-        raise _Grammar(f"line {line}: {field[-1]!r} is there twice, first on line {lines[field]}")
+        raise _Grammar(f"line {line}: {field[-1]!r} is a duplicate, first given on line {lines[field]}")
     if len(field) > _MOST_DEPTH:
         raise _Grammar(f"line {line}: nested more than {_MOST_DEPTH} deep")
     lines[field] = line
 
 
-# --- JSON: the standard decoder reads scalars, the walk around it knows where it is
+# --- JSON: the standard decoder reads scalars; _Json reads objects and lists and tracks line numbers
 
 
 def _parse_json(text: str, lines: Lines) -> Any:
     walk = _Json(text, lines)
     value = walk.value(())
     if walk.at < len(text):
-        walk.fail("nothing may follow the recipe")
+        walk.fail("unexpected text after the recipe")
     return value
 
 
@@ -163,14 +161,14 @@ def _write_json(value: Any) -> str:
     return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
-# --- YAML: PyYAML's safe loader composes nodes, which are read as text; nothing is constructed
+# --- YAML: PyYAML's safe loader composes nodes, whose scalars are read as text; no objects are constructed
 
 
 def _yaml() -> ModuleType:
     try:
         import yaml
     except ImportError as error:
-        raise ImportError("recipes in YAML need PyYAML: pip install 'nybble[recipe]'; JSON works without") from error
+        raise ImportError("recipes in YAML need PyYAML: pip install 'nybble[recipe]'; JSON does not") from error
     module: ModuleType = yaml
     return module
 
@@ -183,7 +181,7 @@ def _parse_yaml(text: str, lines: Lines) -> Any:
             if isinstance(event, yaml.AliasEvent):
                 raise _Grammar(f"line {event.start_mark.line + 1}: aliases are not allowed; quote '*{event.anchor}'")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > _MOST_DEPTH:  # before anything recurses
+            if depth > _MOST_DEPTH:  # checked before the recursive compose
                 raise _Grammar(f"line {event.start_mark.line + 1}: nested more than {_MOST_DEPTH} deep")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
@@ -206,7 +204,7 @@ def _yaml_value(node: Any, field: Field, lines: Lines) -> Any:
         found = {}
         for key, item in node.value:
             if key.id != "scalar":
-                raise _Grammar(f"line {key.start_mark.line + 1}: a name must be text")
+                raise _Grammar(f"line {key.start_mark.line + 1}: a key must be a scalar")
             found[str(key.value)] = _yaml_value(item, (*field, str(key.value)), lines)
         return found
     return str(node.value) if node.style else Plain(node.value)

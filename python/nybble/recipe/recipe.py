@@ -1,4 +1,4 @@
-"""What is to be done to a model: passes in order, which layers they reach, and what they were chosen with."""
+"""Recipe and Stage: the passes to run on a model, in order, with their layers and arguments."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PASSES: dict[str, Callable[..., Any]] = {
     "rotate": rotate,
 }
 
-# What `optimize` gives a pass, and so no stage says.
+# Arguments that `optimize` sets itself, so stages must not.
 _GIVEN = {"model", "reference", "calibration", "data", "progress", "resume", "return"}
 _CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
     ("quantize", "method"): METHODS,
@@ -57,10 +57,11 @@ class Stage:
 
     Args:
         name: "quantize", "sparsify", "recover" or "rotate".
-        arguments: keyword arguments of the pass, such as ``{"scheme": "w8a8", "m": (1, 16)}``. Instead of include and
-            exclude there may be ``layers``: globs on full module names -> the scheme of the layers that match, the
-            first that matches counting: "w4a16g128", of sparsify one with zeros, such as "sp24w8a8", or "dense": left
-            alone. Layers that match none take ``scheme`` (and ``pattern``) where it is given, else they are left.
+        arguments: keyword arguments of the pass, such as ``{"scheme": "w8a8", "m": (1, 16)}``. In place of include and
+            exclude, ``layers`` maps glob patterns on full module names to schemes; the first pattern that matches
+            counts. For quantize a dense scheme, such as "w4a16g128"; for sparsify a sparse one, such as "sp24w8a8"; or
+            "dense" to leave layers unchanged. Layers that match no pattern get ``scheme`` (or ``pattern``) if it is
+            given, otherwise they stay unchanged.
 
     Raises:
         ValueError: the message names the argument.
@@ -75,31 +76,31 @@ class Stage:
         hints, found = _hints(self.name), {}
         for key, value in self.arguments.items():
             if key not in hints:
-                raise FieldError((key,), f"is nothing that {self.name} takes; it takes {', '.join(hints)}")
+                raise FieldError((key,), f"is not an argument of {self.name}; its arguments are {', '.join(hints)}")
             found[key] = fit(value, hints[key], (key,))
             _check(self.name, key, found[key])
         if "layers" in found and ("include" in found or "exclude" in found):
-            raise FieldError(("layers",), "says which layers; include and exclude must not")
+            raise FieldError(("layers",), "cannot be combined with include or exclude")
         for key in _required(self.name) - set(found):
             if "layers" not in found:
                 raise FieldError((), f"{self.name} needs {key}")
         object.__setattr__(self, "arguments", found)
 
     def to_dict(self) -> dict[str, Any]:
-        """The stage as a file holds it."""
+        """The stage as plain data, as in a recipe file."""
         return {"pass": self.name, **{key: _plain(value) for key, value in self.arguments.items()}}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The passes that ``optimize`` runs, in their order.
+    """The passes that ``optimize`` runs, in order.
 
     Args:
-        stages: at least one.
-        seed: of whatever is random in them.
-        versions: the packages that the recipe was made with, such as ``{"nybble": "0.1.0"}``.
-        data_sha256: ``data_sha256`` of the calibration data that it was made with, or None. ``optimize`` reports where
-            data or versions are others now; it does not refuse them.
+        stages: the passes, at least one.
+        seed: the random seed of the passes.
+        versions: versions of packages that the recipe was made with, such as ``{"nybble": "0.1.0"}``.
+        data_sha256: ``data_sha256`` of the calibration data that it was made with, or None. ``optimize`` reports
+            different versions or data as notes; it does not refuse them.
 
     Raises:
         ValueError: a field is wrong; the message names it.
@@ -116,7 +117,7 @@ class Recipe:
                 object.__setattr__(self, key, fit(getattr(self, key), hint, (key,)))
         object.__setattr__(self, "stages", tuple(self.stages))
         if not self.stages or not all(isinstance(stage, Stage) for stage in self.stages):
-            raise FieldError(("stages",), "must be stages, at least one")
+            raise FieldError(("stages",), "must be a list of at least one stage")
         if self.data_sha256 is not None and not re.fullmatch("[0-9a-f]{64}", self.data_sha256):
             raise FieldError(("data_sha256",), f"{self.data_sha256!r} must be 64 hexadecimal digits")
 
@@ -129,15 +130,15 @@ class Recipe:
         sparsify: Mapping[str, Any] | None = None,
         **fields: Any,
     ) -> Recipe:
-        """The recipe of a scheme per layer: a stage for those that are sparse, then one for those that are not.
+        """A recipe with a scheme for each layer: a sparsify stage for sparse schemes, then a quantize stage for the rest.
 
         Args:
-            schemes: full module name or glob -> scheme, or "dense".
+            schemes: full module name or glob pattern -> scheme, or "dense".
             quantize, sparsify: further arguments of the two passes.
             fields: seed, versions and data_sha256.
         """
         sparse = {name for name, scheme in schemes.items() if _is_sparse(scheme)}
-        # Each stage has all patterns, or a later one would take what belongs to an earlier one of the other stage.
+        # Each stage lists all patterns, so that a layer whose first match belongs to the other stage stays unchanged.
         asked = (("sparsify", sparse, sparsify), ("quantize", schemes.keys() - sparse, quantize))
         stages = [
             Stage(kind, {"layers": {k: v if k in names else DENSE for k, v in schemes.items()}, **(more or {})})
@@ -148,13 +149,13 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
-        """The recipe of what ``to_dict`` gives. Raises ValueError that names the field."""
+        """The inverse of ``to_dict``. Raises ValueError that names the wrong field."""
         if not isinstance(data, Mapping):
             raise FieldError((), "must be a mapping")
         known = {"schema", *(entry.name for entry in fields(cls))}
         for key in data:
             if key not in known:
-                raise FieldError((key,), f"is no field of a recipe; those are {', '.join(sorted(known))}")
+                raise FieldError((key,), f"is not a field of a recipe; the fields are {', '.join(sorted(known))}")
         if data.get("schema") != SCHEMA:
             raise FieldError(("schema",), f"must be {SCHEMA}")
         stages = data.get("stages")
@@ -164,7 +165,7 @@ class Recipe:
         return cls(made, **{key: value for key, value in data.items() if key not in ("schema", "stages")})
 
     def to_dict(self) -> dict[str, Any]:
-        """The recipe as a file holds it: mappings, lists, text, numbers."""
+        """The recipe as plain data, as in a file: mappings, lists, strings, numbers."""
         return {
             "schema": SCHEMA,
             **{key: _plain(value) for key, value in vars(self).items() if key != "stages" and value not in ({}, None)},
@@ -176,7 +177,7 @@ class Recipe:
         """Read a file whose name ends in .yaml, .yml (needs PyYAML) or .json.
 
         Raises:
-            ValueError: the file is not a recipe; the message names line and field.
+            ValueError: the file is not a valid recipe; the message names line and field.
             OSError: it cannot be read.
             ImportError: it is YAML, and PyYAML is not installed.
         """
@@ -187,13 +188,13 @@ class Recipe:
             raise ValueError(located(Path(path), error, lines)) from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write what ``load`` reads, in the form that the name says. Raises as ``load`` does."""
+        """Write the recipe in the format given by the file name. Raises as ``load`` does."""
         write(Path(path), self.to_dict())
 
 
 @cache
 def _hints(name: str) -> dict[str, Any]:
-    """What a stage may say: the arguments of its pass with their types, and layers."""
+    """The allowed arguments of a stage with their types: those of its pass, and layers."""
     hints = {key: hint for key, hint in get_type_hints(PASSES[name]).items() if key not in _GIVEN}
     return {**hints, "layers": Mapping[str, str]} if "include" in hints else hints
 
@@ -205,7 +206,7 @@ def _required(name: str) -> frozenset[str]:
 
 
 def _check(name: str, key: str, value: Any) -> None:
-    """Raise FieldError where a value of the right type means nothing."""
+    """Raise FieldError if a value has the right type but is not allowed."""
     allowed = _CHOICES.get((name, key))
     if allowed is not None and value is not None and value not in allowed:
         raise FieldError((key,), f"{value!r} must be one of {', '.join(allowed)}")
@@ -227,14 +228,14 @@ def _check_layer(name: str, layer: str, scheme: str) -> None:
     try:
         parsed = Scheme.parse(scheme)
     except ValueError as error:
-        raise FieldError(("layers", layer), f"{error}; or {DENSE}") from None
+        raise FieldError(("layers", layer), f"{error}; or use {DENSE!r}") from None
     if (parsed.sparsity is not None) is not (name == "sparsify"):
         raise FieldError(
-            ("layers", layer), f"{scheme!r} must be a scheme {'with' if name == 'sparsify' else 'without'} zeros"
+            ("layers", layer), f"{scheme!r} must be a {'sparse' if name == 'sparsify' else 'dense'} scheme for {name}"
         )
     if isinstance(parsed.sparsity, Block):
         raise FieldError(
-            ("layers", layer), f"{scheme!r} does not say how many blocks are zero; use pattern and include"
+            ("layers", layer), f"{scheme!r} does not give the share of zero blocks; use pattern and include instead"
         )
 
 

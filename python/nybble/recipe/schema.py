@@ -1,4 +1,4 @@
-"""What the values of a recipe must be: the types of the arguments that they become."""
+"""Check the values of a recipe against the type hints of the arguments that they become."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ Field = tuple[str | int, ...]
 
 
 class FieldError(ValueError):
-    """A field of a recipe is wrong; ``field`` is the way to it, such as ("stages", 0, "scheme")."""
+    """A field of a recipe is wrong; ``field`` is its path, such as ("stages", 0, "scheme")."""
 
     def __init__(self, field: Field, why: str) -> None:
         super().__init__(f"{name_of(field)}: {why}")
         self.field, self._why = field, why
 
     def inside(self, outer: Field) -> FieldError:
-        """The same error, the field being inside another."""
+        """The same error, with the field's path inside another field."""
         return FieldError((*outer, *self.field), self._why)
 
 
 class Plain(str):
-    """A scalar that stands in a file without quotes: text, a number, true or null, as its place asks for."""
+    """An unquoted scalar in a file; whether it is text, a number, a bool or null depends on the field's type."""
 
     __slots__ = ()
 
@@ -34,7 +34,7 @@ class _Misfit(Exception):
 
 
 def name_of(field: Field) -> str:
-    """``stages[0].layers['*.head']`` for the way to a field; "the recipe" for none."""
+    """The path of a field as text, such as ``stages[0].layers['*.head']``; "the recipe" for the empty path."""
     text = ""
     for key in field:
         word = isinstance(key, str) and re.fullmatch(r"\w+", key)
@@ -43,10 +43,10 @@ def name_of(field: Field) -> str:
 
 
 def fit(value: object, hint: Any, field: Field) -> Any:
-    """``value`` as an instance of a type: None, bool, int, float, str, sequences (as tuples), mappings, unions.
+    """Convert ``value`` to a type: None, bool, int, float, str, a sequence (to a tuple), a mapping, or a union of these.
 
     Raises:
-        FieldError: it is none.
+        FieldError: the value does not have the type.
     """
     try:
         return _fit(value, hint)
@@ -117,7 +117,7 @@ def _mapping(value: object, args: Any) -> dict[Any, Any]:
     return {_fit(key, args[0]): _fit(item, args[1]) for key, item in value.items()}
 
 
-# In the order in which the members of a union are tried: text takes everything, so it comes last.
+# In the order in which the members of a union are tried; text accepts every scalar, so it is last.
 _READERS: dict[Any, Callable[[object, Any], Any]] = {
     NoneType: _none,
     bool: _bool,
@@ -131,7 +131,7 @@ _WORDS = {NoneType: "null", bool: "true or false", int: "an integer", float: "a 
 
 
 def _words(hint: Any) -> str:
-    """Of a union, the members that a file can hold."""
+    """The type in words; of a union, the members that a file can hold."""
     return " or ".join(_word(member) for member in _members(hint) if (get_origin(member) or member) in _READERS)
 
 

@@ -77,6 +77,8 @@ def _get(parent: nn.Module, name: str, kind: type[_Kind]) -> _Kind:
     found: object = parent
     for key in name.split("."):
         found = getattr(found, key, None)
+    if found is None:
+        raise ValueError(f"model: not in Llama form: has no {name}")
     exact = type(found) is kind or kind is nn.Module
     if not isinstance(found, kind) or not exact:
         got = f"{type(found).__module__}.{type(found).__qualname__}"
