@@ -128,7 +128,7 @@ def test_a_function_is_a_metric():
     ]
     assert [found["hits"], found["reference_hits"]] == pytest.approx(want)
     assert found["one"] == 1
-    with pytest.raises(ValueError, match="wrong gave 3 values for 4 sequences"):
+    with pytest.raises(ValueError, match="wrong returned 3 values for 4 sequences, must be 1 or 4"):
         nybble.evaluate(
             model, None, data, types.FunctionType((lambda o, b: torch.ones(3)).__code__, {"torch": torch}, "wrong")
         )
@@ -177,15 +177,15 @@ def test_vectors_without_tokens_have_a_cosine_and_no_perplexity():
     found = nybble.evaluate(model, reference, [x], "cosine")
     want = nn.functional.cosine_similarity(model(x).double(), reference(x).double(), dim=-1).mean()
     assert found["cosine"] == pytest.approx(want.item(), rel=1e-6)
-    with pytest.raises(ValueError, match="'perplexity' wants token ids"):
+    with pytest.raises(ValueError, match="metrics='perplexity': needs token ids"):
         nybble.evaluate(model, reference, [x], "perplexity")
 
 
 BAD = {
     "has NaN or Inf": {"x": torch.full((2, WIDTH), math.nan)},
     "is empty": {"x": torch.empty(0, WIDTH)},
-    "has the keys other, the first has the keys x": {"other": torch.ones(2, WIDTH)},
-    "is str, no tensor, tuple or dict": "text",
+    "has the keys other, but the first batch has the keys x": {"other": torch.ones(2, WIDTH)},
+    "is str, must be a tensor, a tuple or a dict": "text",
 }
 
 
@@ -200,22 +200,22 @@ def test_a_bad_batch_is_an_error_or_is_counted(reason):
     assert found.skipped == {reason: 2}
     assert found.metrics == nybble.evaluate(model, model, good, "cosine").metrics
     assert f"2 batches left out: {reason}" in str(found)
-    with pytest.raises(ValueError, match=r"none of 1 batches can be used|is str|other"):
+    with pytest.raises(ValueError, match=r"none of its 1 batches is usable|is str|other"):
         nybble.evaluate(model, model, [BAD[reason]], "cosine", on_bad="skip")
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({"data": torch.ones(2, WIDTH)}, TypeError, "data=Tensor: wants an iterable"),
-        ({"data": []}, ValueError, "data: none of 0 batches"),
+        ({"data": torch.ones(2, WIDTH)}, TypeError, "data=Tensor: must be an iterable"),
+        ({"data": []}, ValueError, "data: none of its 0 batches is usable: it is empty"),
         ({"data": [(torch.ones(1), torch.ones(1), torch.ones(1))]}, ValueError, "does not fit Vectors.forward"),
-        ({"metrics": "kl", "reference": None}, ValueError, "wants a reference"),
+        ({"metrics": "kl", "reference": None}, ValueError, "needs a reference"),
         ({"metrics": "bleu"}, ValueError, "metrics='bleu': must be one of 'perplexity'"),
         ({"metrics": ()}, ValueError, "at least one"),
-        ({"metrics": ("kl", "kl")}, ValueError, "each name once"),
+        ({"metrics": ("kl", "kl")}, ValueError, "without duplicate names"),
         ({"on_bad": "ignore"}, ValueError, "on_bad='ignore'"),
-        ({"model": "m"}, TypeError, "model=str: wants a torch.nn.Module"),
+        ({"model": "m"}, TypeError, "model=str: must be a torch.nn.Module"),
         ({"reference": "m"}, TypeError, "reference=str"),
     ],
 )

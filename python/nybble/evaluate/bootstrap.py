@@ -1,4 +1,4 @@
-"""Confidence intervals by drawing the sequences anew."""
+"""Bootstrap confidence intervals over sequences."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ DRAWS, COVERAGE = 1000, 0.95
 
 
 def interval(statistic: Callable[[Tensor], Tensor], count: int, seed: int) -> tuple[float, float] | None:
-    """The range that holds 95 % of a statistic over samples of ``count`` sequences, drawn with repetition.
+    """The 95 % interval of a statistic over ``count`` sequences, resampled with replacement.
 
-    Percentile bootstrap (Efron 1979), seeded. ``statistic`` maps indices, int64 (DRAWS, count), to values (DRAWS,). None
-    for a single sequence, which says nothing of others.
+    Percentile bootstrap (Efron 1979), seeded. ``statistic`` maps indices, int64 (DRAWS, count), to values (DRAWS,).
+    None for fewer than two sequences, or if a value is not finite.
     """
     if count < 2:
         return None

@@ -1,4 +1,4 @@
-"""The data that a model is judged by: batches, and why one of them cannot be used."""
+"""Evaluation data: checks of the batches, prediction targets and token masks."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ ON_BAD = ("error", "skip")
 
 @dataclass
 class Batches:
-    """The batches that can be used, and how often one was left out for which reason."""
+    """The usable batches. ``skipped``: reason -> how many batches were skipped for it."""
 
     kept: list[Any] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
 
     def skip(self, reason: str) -> None:
-        """Count a batch that is left out."""
+        """Count a skipped batch."""
         self.skipped[reason] = self.skipped.get(reason, 0) + 1
 
 
 def sift(data: Iterable[Any], model: nn.Module, on_bad: str) -> Batches:
-    """The batches of ``data``, each checked against the model and the first good one.
+    """The usable batches of ``data``; each must fit the model and have the form of the first.
 
     Raises:
-        TypeError: no iterable of batches.
-        ValueError: there is no good batch, or ``on_bad`` is "error" and one is bad.
+        TypeError: ``data`` is not an iterable of batches.
+        ValueError: no batch is usable, or ``on_bad`` is "error" and one is not.
     """
     if isinstance(data, (str, Tensor, Mapping)) or not isinstance(data, Iterable):
-        raise TypeError(f"data={type(data).__name__}: wants an iterable of batches, each a tensor, a tuple or a dict")
+        raise TypeError(f"data={type(data).__name__}: must be an iterable of batches, each a tensor, a tuple or a dict")
     found = Batches()
     count = 0
     for i, batch in enumerate(data):
@@ -45,21 +45,21 @@ def sift(data: Iterable[Any], model: nn.Module, on_bad: str) -> Batches:
         if reason is None:
             found.kept.append(batch)
         elif on_bad == "error":
-            raise ValueError(f"data[{i}]: {reason} (on_bad='skip' leaves such batches out)")
+            raise ValueError(f"data[{i}]: {reason} (on_bad='skip' skips such batches)")
         else:
             found.skip(reason)
     if not found.kept:
         why = ", ".join(f"{n} x {reason}" for reason, n in found.skipped.items()) or "it is empty"
-        raise ValueError(f"data: none of {count} batches can be used: {why}")
+        raise ValueError(f"data: none of its {count} batches is usable: {why}")
     return found
 
 
 def why_bad(batch: Any, model: nn.Module, first: Any) -> str | None:
-    """Why the model cannot be called with a batch, or would make nothing of it, or None."""
+    """Why a batch is not usable with the model, or None."""
     if not isinstance(batch, (Tensor, tuple, list, Mapping)):
-        return f"is {type(batch).__name__}, no tensor, tuple or dict"
+        return f"is {type(batch).__name__}, must be a tensor, a tuple or a dict"
     if first is not None and _form(batch) != _form(first):
-        return f"has {_form(batch)}, the first has {_form(first)}"
+        return f"has {_form(batch)}, but the first batch has {_form(first)}"
     args, kwargs = arguments(batch)
     try:
         inspect.signature(model.forward).bind(*args, **kwargs)
@@ -74,19 +74,19 @@ def why_bad(batch: Any, model: nn.Module, first: Any) -> str | None:
 
 
 def _form(batch: Any) -> str:
-    """What must be alike in all batches."""
+    """The form of a batch, which must be the same for all batches."""
     if isinstance(batch, Mapping):
         return f"the keys {', '.join(sorted(map(str, batch)))}"
     return "one tensor" if isinstance(batch, Tensor) else f"{len(batch)} values"
 
 
 def sequences(batch: Any) -> int:
-    """How many sequences, or rows, a batch has."""
+    """The number of sequences (or rows) in a batch."""
     return next(leaf.shape[0] if leaf.dim() else 1 for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))
 
 
 def targets(batch: Any) -> Tensor | None:
-    """What logits (B, T, V) are to predict, int64 (B, T - 1), -100 where nothing is; None where a batch has no tokens."""
+    """The next tokens that logits (B, T, V) predict, int64 (B, T - 1), -100 at padding; None if a batch has no tokens."""
     if isinstance(batch, Mapping):
         ids = batch.get("labels", batch.get("input_ids"))
         mask = batch.get("attention_mask")
@@ -99,6 +99,6 @@ def targets(batch: Any) -> Tensor | None:
 
 
 def token_mask(batch: Any, shape: torch.Size) -> Tensor | None:
-    """Which rows of an output (B, T, ...) are real tokens, bool (B, T); None where all are."""
+    """The mask of an output's (B, T, ...) tokens that are not padding, bool (B, T); None if there is no padding."""
     mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
     return mask.bool() if isinstance(mask, Tensor) and mask.shape == shape[:2] else None

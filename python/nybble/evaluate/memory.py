@@ -1,4 +1,4 @@
-"""What a model holds, and what the process held at most."""
+"""Memory: bytes that a model holds, and the peak memory of the process."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def _tensors(module: nn.Module) -> Iterator[Tensor]:
 def held_bytes(model: nn.Module) -> int:
     """Bytes of every distinct storage that the model's modules hold.
 
-    torch hides the weights of `quantize_dynamic` in an opaque object: they are counted as they come out of it
-    (int8 weights, scales, fp32 bias); its padding and column sums are not visible and not counted.
+    torch keeps the weights of `quantize_dynamic` in an opaque object. Its unpacked int8 weights, scales and fp32 bias
+    are counted; its padding and column sums are not visible and not counted.
     """
     storages: dict[int, int] = {}
     hidden = 0
@@ -44,12 +44,12 @@ def held_bytes(model: nn.Module) -> int:
 
 
 def has_peak() -> bool:
-    """Whether the system tells what a process held at most."""
+    """Whether the system reports the peak memory of a process."""
     return sys.platform == "linux"
 
 
 def peak_mb(reset: bool = False) -> float:
-    """The most memory that this process held since the last reset, in 10^6 bytes; Linux only."""
+    """The peak memory of this process since the last reset, in 10^6 bytes; Linux only."""
     with open("/proc/self/status") as status:
         kib = next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
     if reset:

@@ -1,4 +1,4 @@
-"""What was measured of a model, as data, as a table and as JSON."""
+"""The result of `nybble.evaluate`: data, table and JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SCHEMA = "nybble.evaluation/1"
 
 @dataclass(frozen=True)
 class Metric:
-    """A value and the interval that holds 95 % of it over samples of the sequences; None where there is none."""
+    """A value and its 95 % bootstrap interval over sequences; the bounds are None if there is no interval."""
 
     value: float
     low: float | None = None
@@ -32,7 +32,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Evaluation(Shown):
-    """The metrics by name, see ``evaluate``. ``skipped``: reason -> batches that were left out for it."""
+    """The metrics by name, see ``evaluate``. ``skipped``: reason -> number of batches that were skipped."""
 
     metrics: Mapping[str, Metric]
     batches: int
@@ -42,9 +42,9 @@ class Evaluation(Shown):
     threads: int = 0
 
     def __getitem__(self, name: str) -> float:
-        """The value of a metric. Raises KeyError that names those there are."""
+        """The value of a metric. Raises KeyError that lists the measured ones."""
         if name not in self.metrics:
-            raise KeyError(f"{name!r}: not measured; there are {', '.join(self.metrics)}")
+            raise KeyError(f"{name!r}: not measured; measured are {', '.join(self.metrics)}")
         return self.metrics[name].value
 
     def parts(self) -> Sequence[Part]:
@@ -58,7 +58,7 @@ class Evaluation(Shown):
         ]
 
     def to_json(self) -> str:
-        """Everything as strict JSON; what is not finite is a string such as "nan"."""
+        """All fields as strict JSON; numbers that are not finite become strings such as "nan"."""
         data: dict[str, Any] = asdict(self)
         for metric in data["metrics"].values():
             metric.update({k: str(v) for k, v in metric.items() if v is not None and not math.isfinite(v)})

@@ -1,4 +1,4 @@
-"""Run a model and its reference over data, in turns, and reduce what they say."""
+"""`nybble.evaluate`: run a model and its reference on the same batches and compute metrics."""
 
 from __future__ import annotations
 
@@ -32,31 +32,34 @@ def evaluate(
     on_bad: str = "error",
     progress: bool | None = None,
 ) -> Evaluation:
-    """Measure a model, and how far it is from the one that it was made of.
+    """Measure a model and compare it with a reference, usually the original model.
 
-    Both are in eval mode meanwhile, without caches; neither is changed. One batch's outputs are held.
+    Both run in eval mode and without a KV cache; neither is changed. The outputs of one batch are held at a time.
 
     Args:
-        model, reference: modules that take the same batches; the reference may be None.
-        data: batches, each a tensor, a tuple (positional) or a dict (keywords). Tokens that ``attention_mask`` leaves
-            out do not count.
-        metrics: names, or functions ``f(output, batch)`` that give a number, or one for each sequence (B,): the metric
-            is their mean, named as the function, and for the reference ``reference_`` before it.
+        model, reference: modules that take the same batches; reference may be None.
+        data: batches, each a tensor, a tuple (positional arguments) or a dict (keyword arguments). Tokens outside
+            ``attention_mask`` are ignored.
+        metrics: names from the list below, or functions ``f(output, batch)`` that return a number, or one per sequence
+            (B,). The metric is their mean; it has the function's name, for the reference with the prefix ``reference_``.
 
-            ``"perplexity"`` (of token ids and logits): ``perplexity``, ``reference_perplexity``, and ``delta_ln_ppl``,
-            the difference of their logarithms. ``"kl"``: KL(reference || model) of the softmax of the output, nats a
-            token. ``"cosine"``: of the outputs, a token. ``"latency"``: ``latency_ms`` and ``reference_latency_ms``,
-            the median of a batch, both in turns, and ``speedup``. ``"memory"``: ``peak_mb``, the most that the process
-            held (10^6 bytes) while the model ran on the first batch, all else in it included. ``"bytes"``: ``nbytes``
-            and ``reference_nbytes`` of parameters and buffers.
-        seed: of the bootstrap.
-        on_bad: what becomes of batches that are empty, hold NaN or Inf, or have other keys than the first: ``"error"``
-            raises, ``"skip"`` leaves them out and counts them.
+            * ``"perplexity"`` (needs token ids and logits): ``perplexity``, ``reference_perplexity``, and
+              ``delta_ln_ppl``, the difference of their logarithms.
+            * ``"kl"``: KL(reference || model) of the softmax of the output, in nats per token.
+            * ``"cosine"``: cosine similarity of the outputs, mean over tokens.
+            * ``"latency"``: ``latency_ms`` and ``reference_latency_ms``, the median time of a batch, measured in turns,
+              and ``speedup``.
+            * ``"memory"``: ``peak_mb``, the peak memory of the whole process (10^6 bytes) while the model runs on the
+              first batch.
+            * ``"bytes"``: ``nbytes`` and ``reference_nbytes`` of parameters and buffers.
+        seed: of the bootstrap intervals.
+        on_bad: what to do with batches that are empty, hold NaN or Inf, or have other keys than the first: ``"error"``
+            raises, ``"skip"`` skips and counts them.
         progress: True shows a bar on stderr, False none. None (default): a bar if stderr is a terminal and the work takes
             longer than two seconds. Bars need the package rich.
 
     Returns:
-        An ``Evaluation``: each metric with its 95 % interval over samples of the sequences (of the batches, for times).
+        An ``Evaluation``: each metric with its 95 % interval over sequences (for times, over batches).
 
     Raises:
         TypeError, ValueError: an argument is wrong, or a metric does not fit the model's output.
@@ -66,7 +69,7 @@ def evaluate(
     check_progress(progress)
     for argument, module in (("model", model), ("reference", reference)):
         if not (isinstance(module, nn.Module) or (module is None and argument == "reference")):
-            raise TypeError(f"{argument}={type(module).__name__}: wants a torch.nn.Module")
+            raise TypeError(f"{argument}={type(module).__name__}: must be a torch.nn.Module")
     batches = sift(data, model, on_bad)
     models = {OURS: model} if reference is None else {OURS: model, THEIRS: reference}
     with contextlib.ExitStack() as stack:
@@ -96,19 +99,19 @@ def _evaluation(found: dict[str, Metric], batches: Batches) -> Evaluation:
 def _check_metrics(
     metrics: str | Task | Sequence[str | Task], reference: nn.Module | None
 ) -> tuple[tuple[str, ...], dict[str, Task]]:
-    """The names, and the functions by name."""
+    """The names, and the functions by name. Raises ValueError."""
     asked = (metrics,) if isinstance(metrics, str) or callable(metrics) else tuple(metrics)
     names = [check_choice("metrics", metric, NAMES) for metric in asked if not callable(metric)]
     tasks = {str(getattr(metric, "__name__", type(metric).__name__)): metric for metric in asked if callable(metric)}
     if not asked or len(set(names)) + len(tasks) != len(asked):
-        raise ValueError(f"metrics={metrics!r}: wants names and functions, at least one, each name once")
+        raise ValueError(f"metrics={metrics!r}: must be at least one name or function, without duplicate names")
     if reference is None:
         names = [name for name in names if name not in COMPARED or metrics is not NAMES]
         for name in COMPARED:
             if name in names:
-                raise ValueError(f"metrics={name!r}, reference=None: wants a reference to compare with")
+                raise ValueError(f"metrics={name!r}, reference=None: needs a reference to compare with")
     if "memory" in names and not has_peak():
         if metrics is not NAMES:
-            raise ValueError("metrics='memory': this system does not tell what a process held at most")
+            raise ValueError("metrics='memory': this system does not report the peak memory of a process")
         names.remove("memory")
     return tuple(names), tasks

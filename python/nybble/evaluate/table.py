@@ -1,4 +1,4 @@
-"""What a model and its reference say to the batches, summed up by sequence and reduced to metrics."""
+"""Gather sums per sequence and times per batch of a model and its reference, and reduce them to metrics."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .outputs import Sums, cosine_sums, kl_sums, loss_sums, main_output
 from .result import Metric
 
 Task = Callable[[Any, Any], Any]
-# What compares with the reference.
+# Metrics that compare with the reference.
 COMPARED = {"kl": kl_sums, "cosine": cosine_sums}
-OURS, THEIRS = "", "reference_"  # before the names of metrics
+OURS, THEIRS = "", "reference_"  # prefixes of metric names, for the model and the reference
 
 
 class Table:
-    """Sums of each sequence, and seconds of each batch, as they come."""
+    """Gathers the sums of each sequence and the seconds of each batch."""
 
     def __init__(self, names: Sequence[str], tasks: dict[str, Task]) -> None:
         self._names, self._tasks = names, tasks
@@ -30,7 +30,7 @@ class Table:
         self._seconds: dict[str, list[float]] = {}
 
     def add(self, batch: Any, models: Mapping[str, nn.Module], warm_up: bool) -> None:
-        """Run the models, named OURS and THEIRS, on a batch, one after the other."""
+        """Run the models, with keys OURS and THEIRS, on a batch, one after the other."""
         outputs = {prefix: self._run(prefix, module, batch, warm_up) for prefix, module in models.items()}
         if "perplexity" in self._names:
             for prefix, output in outputs.items():
@@ -53,7 +53,7 @@ class Table:
         self._sums.setdefault(name, []).append(sums)
 
     def metrics(self, seed: int) -> dict[str, Metric]:
-        """All that was gathered, reduced."""
+        """The metrics over all batches so far."""
         whole = {name: tuple(map(torch.cat, zip(*sums, strict=True))) for name, sums in self._sums.items()}
         found = {}
         for name, (total, weight) in whole.items():
@@ -76,12 +76,12 @@ class Table:
 def _task_sums(name: str, values: Any, count: int) -> Sums:
     values = torch.as_tensor(values).detach().double().flatten()
     if len(values) not in (1, count):
-        raise ValueError(f"metrics: {name} gave {len(values)} values for {count} sequences")
+        raise ValueError(f"metrics: {name} returned {len(values)} values for {count} sequences, must be 1 or {count}")
     return values.expand(count), torch.ones(count, dtype=torch.float64)
 
 
 def mean_metric(total: Tensor, weight: Tensor, seed: int, exp: bool = False) -> Metric:
-    """Sum over sequences of what was summed, over the sum of their weights, float64 (B,) both; ``exp``: its power of e."""
+    """The weighted mean sum(total) / sum(weight) over sequences, float64 (B,) each; ``exp``: e to the power of it."""
 
     def statistic(draws: Tensor) -> Tensor:
         mean = total[draws].sum(-1) / weight[draws].sum(-1)
