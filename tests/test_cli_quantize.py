@@ -99,8 +99,8 @@ def _config(**changes: Any) -> Any:
         (_pickled, None, (), "model.safetensors"),
         (_config(architectures=["Evil"], auto_map={"AutoModel": "evil.Evil"}), None, (), "has no model 'Evil'"),
         (_config(architectures=["GenerationMixin"]), None, (), "has no model 'GenerationMixin'"),
-        (_config(architectures=None), None, (), "names no architecture"),
-        (lambda model: (model / "config.json").unlink(), None, (), "wants a transformers directory"),
+        (_config(architectures=None), None, (), "has no 'architectures'"),
+        (lambda model: (model / "config.json").unlink(), None, (), "must be a directory of a transformers model"),
         (None, {"schema": "other"}, (), "line 1: schema"),
         (None, {**RECIPE, "stages": [{"pass": "sparsify", "pattern": "2:4"}]}, (), "needs calibration data"),
         (None, None, ("--calibration", "none.txt"), "none.txt"),
@@ -125,7 +125,7 @@ def test_an_output_that_is_there_is_not_touched(tmp_path: Path, llama: Path, cap
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("mine", encoding="utf-8")
     assert main(arguments(tmp_path, llama)) == 1
-    assert "is there already" in capsys.readouterr().err
+    assert "exists and is not an empty directory" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
 
 

@@ -56,7 +56,7 @@ def test_it_prints_a_table_or_json(story, tmp_path, monkeypatch, capsys):
     run.main(True, False, target, FOLDER)
     shown = capsys.readouterr().out
     assert all(step.name in shown for step in story.steps)
-    assert "Most harmed, alone:" in shown
+    assert "Largest harm, each layer alone:" in shown
     assert target.exists()
     run.main(True, True, target, FOLDER)
     assert len(json.loads(capsys.readouterr().out)["steps"]) == len(story.steps)
@@ -65,4 +65,4 @@ def test_it_prints_a_table_or_json(story, tmp_path, monkeypatch, capsys):
 def test_without_the_model_it_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["demo", "--accuracy"]) == 1
-    assert "holds no language model" in capsys.readouterr().err
+    assert "has no language model" in capsys.readouterr().err

@@ -69,5 +69,5 @@ def test_batches_are_drawn_by_the_seed(lm):
 
 
 def test_a_folder_without_it_is_named(tmp_path):
-    with pytest.raises(DemoUnavailable, match="holds no language model"):
+    with pytest.raises(DemoUnavailable, match="has no language model"):
         language.load(tmp_path)

@@ -1,6 +1,6 @@
 """The command line: `nybble` or `python -m nybble`.
 
-Exit codes: 0 done, 1 a stated failure (one line on stderr), 2 wrong usage.
+Exit codes: 0 success, 1 failure (one line on stderr), 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _version(distribution: str) -> str | None:
 
 
 def _extras() -> dict[str, list[str]]:
-    """Each optional extra of the installed distribution -> what of it is not installed here."""
+    """Each optional extra of the installed distribution -> its packages that are not installed."""
     try:
         requirements = metadata.requires("nybble") or []
     except metadata.PackageNotFoundError:
@@ -49,7 +49,7 @@ def _extras() -> dict[str, list[str]]:
 
 
 def _openmp() -> dict[str, Any]:
-    """Which OpenMP torch reports, and (on Linux) which runtime libraries this process has mapped."""
+    """The OpenMP version that torch reports and, on Linux, the OpenMP libraries that this process has mapped."""
     import torch
 
     version = re.search(r"^OpenMP .*$", torch.__config__.parallel_info(), re.MULTILINE)
@@ -65,7 +65,7 @@ def _info() -> dict[str, Any]:
     from . import __version__, kernels
     from .dispatch import targets
 
-    table = kernels()  # loads the extension, so that the OpenMP line shows what it brings
+    table = kernels()  # loads the extension, so that its OpenMP library is listed too
     machine = targets.detect()
     return {
         "versions": {

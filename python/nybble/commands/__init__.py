@@ -1,5 +1,5 @@
-"""The commands of the command line that work on models of the user's."""
+"""Commands of the command line that work on the user's models."""
 
 
 class CommandFailed(RuntimeError):
-    """What was asked for cannot be done; the message, one line, says why."""
+    """The command failed; the message is one line that says why."""

@@ -1,4 +1,4 @@
-"""Load a transformers model from a directory: config.json and safetensors, nothing that runs code."""
+"""Load a transformers model from a directory of config.json and safetensors, without running code from it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ CONFIG = "config.json"
 
 
 def load_model(directory: Path) -> nn.Module:
-    """The model in a directory, in the dtype that it is stored in and in eval mode.
+    """Load the model in a directory, in its stored dtype and in eval mode.
 
-    Its class is the one of transformers that config.json names under "architectures"; code in the directory is not
-    looked at.
+    Its class is the transformers class that config.json names under "architectures"; code in the directory is ignored.
 
     Raises:
-        CommandFailed: no such model, or transformers is not installed.
+        CommandFailed: the directory has no such model, or transformers is not installed.
     """
     try:
         import transformers
@@ -43,7 +42,7 @@ def load_model(directory: Path) -> nn.Module:
 
 
 def load_texts(directory: Path, texts: Sequence[str], tokens: int) -> list[dict[str, Any]]:
-    """Each text as a batch of its own, of at most so many tokens, by the tokenizer in the directory.
+    """Tokenize each text as a batch of its own, of at most ``tokens`` tokens, with the tokenizer in the directory.
 
     Raises:
         CommandFailed: the directory has no tokenizer.
@@ -62,10 +61,10 @@ def _architecture(path: Path) -> str:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CommandFailed(f"{path}: {_line(error)}; --model wants a transformers directory") from error
+        raise CommandFailed(f"{path}: {_line(error)}; --model must be a directory of a transformers model") from error
     names = config.get("architectures") if isinstance(config, dict) else None
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
-        raise CommandFailed(f"{path}: names no architecture")
+        raise CommandFailed(f"{path}: has no 'architectures'")
     return names[0]
 
 

@@ -1,4 +1,4 @@
-"""`nybble quantize`: a model directory and a recipe to a directory that `nybble.load` reads."""
+"""`nybble quantize`: apply a recipe to a model directory and write a directory that `nybble.load` reads."""
 
 from __future__ import annotations
 
@@ -19,22 +19,24 @@ from .model_dir import CONFIG, load_model, load_texts
 
 def add_arguments(parser: ArgumentParser) -> None:
     """The options of the command."""
-    parser.add_argument("--recipe", type=Path, required=True, metavar="FILE", help="what to do: .yaml or .json")
+    parser.add_argument("--recipe", type=Path, required=True, metavar="FILE", help="recipe file, .yaml or .json")
     parser.add_argument(
-        "--model", type=Path, required=True, metavar="DIR", help="config.json and safetensors of transformers"
+        "--model", type=Path, required=True, metavar="DIR", help="transformers model: config.json and safetensors"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the result goes; new, or empty")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="output directory, new or empty")
     parser.add_argument(
-        "--calibration", type=Path, metavar="FILE", help="a text, its paragraphs being the calibration data"
+        "--calibration", type=Path, metavar="FILE", help="text file whose paragraphs are the calibration data"
     )
-    parser.add_argument("--texts", type=int, default=128, metavar="N", help="how many paragraphs, spread evenly (128)")
-    parser.add_argument("--tokens", type=int, default=512, metavar="N", help="the most of each that count (512)")
+    parser.add_argument(
+        "--texts", type=int, default=128, metavar="N", help="how many paragraphs to use, evenly spaced (128)"
+    )
+    parser.add_argument("--tokens", type=int, default=512, metavar="N", help="maximum tokens per paragraph (512)")
 
 
 def run(args: Namespace) -> None:
-    """Run the command. Raises CommandFailed; then there is nothing new at --out."""
+    """Run the command. Raises CommandFailed, and then writes nothing to --out."""
     if args.out.exists() and not (args.out.is_dir() and not any(args.out.iterdir())):
-        raise CommandFailed(f"--out {args.out}: is there already and not an empty directory")
+        raise CommandFailed(f"--out {args.out}: exists and is not an empty directory")
     try:
         recipe = Recipe.load(args.recipe)
         model = load_model(args.model)
@@ -60,7 +62,7 @@ def _calibration(args: Namespace) -> list[dict[str, Any]] | None:
 
 
 def _write(args: Namespace, model: Any, done: Optimized) -> None:
-    """All files aside, then the directory in one step."""
+    """Write all files to a temporary directory, then rename it to --out in one step."""
     aside = args.out.with_name(f".{args.out.name}-{os.getpid()}.tmp")
     aside.mkdir(parents=True)
     try:
@@ -75,7 +77,7 @@ def _write(args: Namespace, model: Any, done: Optimized) -> None:
 
 
 def _write_config(old: Path, new: Path, model: Any) -> None:
-    """The configuration as it was, but for a head that shares its weight no longer."""
+    """Copy config.json; set tie_word_embeddings to false if the head was untied."""
     text = old.read_text(encoding="utf-8")
     config = json.loads(text)
     if getattr(model.config, "tie_word_embeddings", None) is False and config.get("tie_word_embeddings") is not False:

@@ -2,4 +2,4 @@
 
 
 class DemoUnavailable(RuntimeError):
-    """Something that the demo needs is not installed; the message says what to install."""
+    """A package that the demo needs is not installed; the message says which, and how to install it."""

@@ -1,4 +1,4 @@
-"""Where a model's time goes, by torch.profiler: linears, and the operations around them that are torch's."""
+"""Time of a model by operation, from torch.profiler: linear layers, and torch's own operations around them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from .model import Batch, embed
 
 _WHOLE, _LINEAR = "nybble_demo::whole", "nybble_demo::linear"
-# Torch's own operations by the name the profiler gives them; linears are marked by hooks, since an extension's
-# kernel need not pass through torch's dispatcher.
+# The profiler's names of torch's own operations. Linear layers are marked by hooks, since kernels of an extension may not
+# pass through torch's dispatcher.
 _RANGES = {
     "linears": _LINEAR,
     "attention": "aten::scaled_dot_product_attention",
@@ -25,7 +25,7 @@ _RANGES = {
 
 @contextmanager
 def quiet_kineto() -> Iterator[None]:
-    """Keep the profiler's C++ log lines off stderr; the environment is as before afterwards."""
+    """Keep the profiler's C++ log lines off stderr; the environment is restored afterwards."""
     name = "KINETO_LOG_LEVEL"
     before = os.environ.get(name)
     os.environ[name] = "6"
@@ -40,7 +40,7 @@ def quiet_kineto() -> Iterator[None]:
 
 @contextmanager
 def _marked_linears(model: nn.Module) -> Iterator[None]:
-    """While open, every module that is a linear by its face opens a profiler range for its forward."""
+    """Within the context, every module with in_features and out_features runs in a profiler range."""
     open_ranges: list[Any] = []
 
     def enter(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -62,7 +62,7 @@ def _marked_linears(model: nn.Module) -> Iterator[None]:
 
 
 def breakdown(model: nn.Module, batches: Sequence[Batch]) -> dict[str, float]:
-    """Shares of the wall time of embedding `batches`, summing to 1: linears, attention, GELU, LayerNorm, rest."""
+    """Shares of the time to embed `batches`, which sum to 1: linears, attention, GELU, LayerNorm, rest."""
     embed(model, batches[0])
     with _marked_linears(model), quiet_kineto(), profile(activities=[ProfilerActivity.CPU]) as profiler:
         for batch in batches:

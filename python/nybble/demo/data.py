@@ -1,9 +1,9 @@
-"""Real English text that every CPython carries: the sentences of `pydoc_data.topics`."""
+"""English text that comes with every CPython: the sentences of `pydoc_data.topics`."""
 
 import random
 import re
 
-# A sentence ends at . ! or ? before something that can open the next one; "e.g." and its like end nothing.
+# A sentence ends at . ! or ? before a character that can start a sentence; "e.g." and similar do not end one.
 _BREAK = re.compile(r"(?<!e\.g\.)(?<!i\.e\.)(?<!cf\.)(?<=[.!?])\s+(?=[A-Z\"*'(“\[])")
 _BULLET = re.compile(r"^(\* |\[\d+\] |\d+\. )")
 _PLAIN_WORD = re.compile(r"(?<![\w\"'*])[a-z]+(?![\w\"'*])")
@@ -24,7 +24,7 @@ def _is_sentence(text: str) -> bool:
 def all_sentences() -> list[str]:
     """Every distinct sentence (about 2,300 of them), in an order fixed by a seed.
 
-    The order is shuffled so that any stretch of it is a fair sample: as written, one topic follows another.
+    Shuffled, so that any slice is a fair sample of all topics.
     """
     from pydoc_data.topics import topics
 

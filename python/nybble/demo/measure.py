@@ -1,4 +1,4 @@
-"""Time the contestants fairly, and keep what they computed so that accuracy costs no second run."""
+"""Time the contestants in turns, and keep their outputs so that accuracy needs no second run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Plan:
     batch_budget_s: float
     single_budget_s: float
     rows: int = 32
-    calibration: int = 0  # further sentences for pruning, as far as there are
+    calibration: int = 0  # further sentences for calibration, or fewer if there are not enough
 
     @property
     def round_size(self) -> int:
@@ -42,7 +42,7 @@ QUICK = Plan(sentences=192, batches_per_round=1, singles_per_round=3, batch_budg
 
 @dataclass(frozen=True)
 class Round:
-    """The same work for every contestant: padded batches, and some of their sentences one by one."""
+    """The work of one round, the same for every contestant: padded batches, and some of their sentences one by one."""
 
     batches: list[Batch]
     singles: list[Batch]
@@ -50,7 +50,7 @@ class Round:
 
 @dataclass
 class Track:
-    """What one contestant did: seconds of each round, and its vectors, fp32 [sentences, hidden]."""
+    """The results of one contestant: seconds of each round, and its vectors, fp32 [sentences, hidden]."""
 
     batch_s: list[float] = field(default_factory=list)
     single_s: list[float] = field(default_factory=list)
@@ -59,7 +59,7 @@ class Track:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Against fp32 on the same sentences: cosine of the vectors, and share with the same nearest other sentence."""
+    """Compared with fp32 on the same sentences: cosine of the vectors; top1: share with the same nearest neighbour."""
 
     mean_cosine: float
     worst_cosine: float
@@ -83,12 +83,12 @@ def _timed(model: nn.Module, batches: Sequence[Batch]) -> tuple[float, list[Tens
 
 
 def _goes_on(spent: Sequence[float], done: int, budget_s: float) -> bool:
-    """True if no round was missed so far and one more like the slowest still fits."""
+    """Whether no round was skipped so far and one more, as slow as the slowest, fits the budget."""
     return len(spent) == done and (not spent or sum(spent) + max(spent) <= budget_s)
 
 
 def _warm_up(model: nn.Module, first: Round) -> None:
-    """Run a quarter of a batch and a single sentence: enough to reach every kernel, cheap where a type is slow."""
+    """Run a quarter of a batch and a single sentence: enough to reach every kernel, and cheap for a slow dtype."""
     rows = max(1, len(first.batches[0]["input_ids"]) // 4)
     embed(model, {name: tensor[:rows] for name, tensor in first.batches[0].items()})
     embed(model, first.singles[0])
@@ -97,10 +97,10 @@ def _warm_up(model: nn.Module, first: Round) -> None:
 def measure(
     models: Mapping[str, nn.Module], rounds: Sequence[Round], plan: Plan, advance: Callable[[str], None]
 ) -> dict[str, Track]:
-    """Run the contestants in turn, round after round, so that a drift of the machine meets all of them alike.
+    """Run the contestants in turns, round after round, so that clock drift affects all of them alike.
 
-    The first model is the reference: the run ends with the last round that fits its budget. `advance(name)` is
-    called once for each contestant and round, always outside the timed stretch.
+    The first model is the reference: the run ends with the last round that fits its budget. `advance(name)` is called
+    once for each contestant and round, outside the timed part.
     """
     tracks = {name: Track() for name in models}
     reference = next(iter(models))
@@ -123,7 +123,7 @@ def measure(
 
 
 def speedup(track: Track, baseline: Track) -> float:
-    """Median over the rounds that both ran of baseline time / time, at the large batch."""
+    """The median of baseline time / time at the large batch, over the rounds that both ran."""
     return median(b / t for t, b in zip(track.batch_s, baseline.batch_s, strict=False))
 
 
@@ -134,7 +134,7 @@ def _nearest(vectors: Tensor) -> Tensor:
 
 
 def accuracy(track: Track, reference: Track) -> Accuracy:
-    """Compare on the sentences that `track` ran; the nearest neighbour is sought among those."""
+    """Compare on the sentences that `track` ran; nearest neighbours are searched among these."""
     vectors = torch.cat(track.vectors)
     truth = torch.cat(reference.vectors)[: len(vectors)]
     cosine = (vectors * truth).sum(dim=1)

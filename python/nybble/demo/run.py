@@ -1,4 +1,4 @@
-"""The demo from end to end: build the contestants, measure them, print one table and its foot."""
+"""The demo: build the contestants, measure them, and print a table with notes."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Outcome:
-    """All that was measured, ready to print or to write as JSON."""
+    """All measurements, ready to print or to write as JSON."""
 
     machine: dict[str, Any]
     plan: Plan
     sentences: int
     rows: list[Row]
     skipped: dict[str, str]  # contestant -> why it could not be made
-    shares: dict[str, dict[str, float]]  # of the time of each contestant that a demand names
+    shares: dict[str, dict[str, float]]  # time by operation, of each contestant that has a check
     checks: dict[str, list[Check]]
     seconds: float
 
@@ -111,7 +111,7 @@ def _row(name: str, built: Built, tracks: dict[str, Track], plan: Plan) -> Row:
 
 
 def run(plan: Plan, sparse: bool = False) -> Outcome:
-    """Build and measure; raises DemoUnavailable before any work where the `demo` extra is missing."""
+    """Build and measure all contestants. Raises DemoUnavailable at the start if the `demo` extra is not installed."""
     start = perf_counter()
     encoder = load()
     sentences = all_sentences()
@@ -137,7 +137,7 @@ def run(plan: Plan, sparse: bool = False) -> Outcome:
         named = [name for name in dict.fromkeys((DYNAMIC, *JUDGED, winner)) if name in built]
         shares = {name: breakdown(built[name].model, profiled) for name in named}
         found = {name: checks(tracks, name, shares[name]["linears"]) for name in JUDGED}
-        found[_asked_of_best(winner)] = best_checks(tracks, winner, shares, plan.round_size)
+        found[_best_title(winner)] = best_checks(tracks, winner, shares, plan.round_size)
     return Outcome(
         machine=_machine(),
         plan=plan,
@@ -150,47 +150,47 @@ def run(plan: Plan, sparse: bool = False) -> Outcome:
     )
 
 
-def _asked_of_best(winner: str | None) -> str:
-    return f"the best of nybble's variants with a mean cosine of at least {MEAN_COSINE} ({winner or 'none here'})"
+def _best_title(winner: str | None) -> str:
+    return f"the fastest nybble variant with a mean cosine of at least {MEAN_COSINE} ({winner or 'none here'})"
 
 
 def _notes(outcome: Outcome) -> list[str]:
     notes = [
-        "batch 32/s, batch 1/s: sentences per second, median over rounds that all run in turn.",
-        "MB: parameters and buffers held. cos, top-1: vectors and nearest other sentence, against fp32.",
+        "batch 32/s, batch 1/s: sentences per second, median over rounds; the contestants run in turns.",
+        "MB: parameters and buffers. cos: cosine to the fp32 vectors; top-1: same nearest sentence as fp32.",
     ]
     if any(row.name == BF16_W8A8 for row in outcome.rows):
-        notes.append(f"{BF16_W8A8}: the whole model in bfloat16, its linears then as in w8a8.")
+        notes.append(f"{BF16_W8A8}: the whole model in bfloat16, its linear layers in w8a8.")
     most = max(row.singles for row in outcome.rows)
     for row in outcome.rows:
         if row.sentences < outcome.sentences or row.singles < most:
             notes.append(
-                f"{row.name} is slow here: its time budget held {row.sentences} of {outcome.sentences} sentences in "
-                f"batches and {row.singles} of {most} one by one; all its figures are of those alone."
+                f"{row.name} is slow here: its time budget was enough for {row.sentences} of {outcome.sentences} "
+                f"sentences in batches and {row.singles} of {most} one by one; its figures are of these only."
             )
     for swapped, rows in groupby((row for row in outcome.rows if row.report), key=_swapped):
         names = [row.name for row in rows]
-        whose = names[0] if len(names) == 1 else f"{names[0]} and the {len(names) - 1} after it"
-        notes.append(f"{whose}: {swapped}")
+        which = names[0] if len(names) == 1 else f"{names[0]} and the next {len(names) - 1}"
+        notes.append(f"{which}: {swapped}")
     return notes + [f"{name}: not run: {reason}" for name, reason in outcome.skipped.items()]
 
 
 def _swapped(row: Row) -> str:
-    assert row.report is not None, "asked of nybble's own contestants"  # noqa: S101
+    assert row.report is not None, "only called for nybble's contestants"  # noqa: S101
     count = sum(layer["swapped"] for layer in row.report["layers"])
-    return f"{count} layers swapped, {row.report['coverage']:.0f}% of the weight bytes."
+    return f"{count} layers replaced, {row.report['coverage']:.0f}% of the weight bytes."
 
 
 def _foot(outcome: Outcome) -> list[str]:
     lines = []
     for name, parts in outcome.shares.items():
         shares = ", ".join(f"{part} {100 * share:.0f}%" for part, share in parts.items())
-        lines.append(f"Where the time of {name} goes at batch {outcome.plan.rows} (torch.profiler): {shares}.")
-    return [*lines, "All but the linears is torch's own code, the same in every contestant of one dtype."]
+        lines.append(f"Time of {name} at batch {outcome.plan.rows} (torch.profiler): {shares}.")
+    return [*lines, "Everything but the linears is torch's own code, the same for all contestants of one dtype."]
 
 
 def show(outcome: Outcome) -> None:
-    """Print the heading, the table and its foot to stdout."""
+    """Print the heading, the table and the notes to stdout."""
     m = outcome.machine
     print(f"{m['model']}, {outcome.sentences} sentences of Python's own documentation, {m['date']}")
     machine = f"{m['cpu']}, {m['threads']} threads, torch {m['torch']}, nybble {m['nybble']} ({m['targets'][-1]})"
@@ -200,12 +200,12 @@ def show(outcome: Outcome) -> None:
         print("", *(line for text in part for line in wrap(text, rest="  ")), sep="\n")
     for name, found in outcome.checks.items():
         lines = [line for check in found for line in wrap(check.line(), rest=" " * 11)]
-        print("", *wrap(f"Asked of {name}:"), *lines, sep="\n")
-    print(f"\n{outcome.seconds:.0f} seconds in all.")
+        print("", *wrap(f"Targets for {name}:"), *lines, sep="\n")
+    print(f"\n{outcome.seconds:.0f} seconds in total.")
 
 
 def main(plan: Plan, as_json: bool, sparse: bool = False) -> None:
-    """What `nybble demo` does."""
+    """Run `nybble demo`."""
     outcome = run(plan, sparse)
     if as_json:
         print(outcome.to_json())

@@ -1,4 +1,4 @@
-"""The contestants of `nybble demo --sparse`: the price of each pattern of zeros, beside its speed and bytes."""
+"""The contestants of `nybble demo --sparse`: accuracy, speed and size of each sparsity pattern."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from .variants import BF16, FP32, VARIANTS, W8A8, Built, Variant
 
 PATTERNS = ("50%", "2:4", "64:128", "70%", "32:128", "16:128")
 METHODS = ("magnitude", "wanda", "sparsegpt")
-# SparseGPT's estimate of how inputs go together wants more text than the others' norms.
+# SparseGPT's Hessian needs more calibration text than Wanda's input norms.
 SHARE_OF_TEXT = {"wanda": 0.25, "sparsegpt": 1.0}
 
 
 def name_of(pattern: str, method: str) -> str:
-    """What the table calls a contestant."""
+    """The name of a contestant in the table."""
     return f"{pattern} {method} w8a8"
 
 
 def contestants(calibration: Sequence[Batch]) -> tuple[Variant, ...]:
-    """torch in fp32 and bf16, dense w8a8, and every pattern by every method with w8a8 numbers.
+    """torch in fp32 and bf16, dense w8a8, and every pattern by every method with w8a8.
 
-    calibration: batches that none of the measured sentences is in.
+    calibration: batches without any of the measured sentences.
     """
 
     def build(pattern: str, method: str) -> Callable[[nn.Module], Built]:

@@ -1,4 +1,4 @@
-"""The contestants: how each is made from its own copy of the fp32 model."""
+"""The contestants of the demo, and how each is made from a copy of the fp32 model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEFAULT, W8A8, BF16_W8A8 = "nybble default", "nybble w8a8", "nybble bf16 w8a8"
 
 
 class NotHere(RuntimeError):
-    """This torch cannot make this contestant; the message is torch's."""
+    """This torch build cannot make the contestant; the message is torch's."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Built:
 
 @dataclass(frozen=True)
 class Variant:
-    """`build` may change the model that it is given."""
+    """A contestant. `build` may change the model that it is given."""
 
     name: str
     build: Callable[[nn.Module], Built]
@@ -39,7 +39,7 @@ class Variant:
 
 def _quantize_dynamic(model: nn.Module) -> Built:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch announces the end of this path at every call
+        warnings.simplefilter("ignore")  # torch warns at every call that this path is deprecated
         try:
             convert: Any = import_module("torch.ao.quantization").quantize_dynamic
         except (ImportError, AttributeError) as error:
@@ -58,7 +58,7 @@ def _nybble(*scheme: str, dtype: torch.dtype = torch.float32, **options: Any) ->
     return build
 
 
-# The default is what a user's one call gives; the others swap every Linear, whether or not that is faster here.
+# "default" is a plain call of nybble.quantize; the others replace every Linear, whether or not that is faster here.
 VARIANTS = (
     Variant(FP32, Built),
     Variant(BF16, lambda model: Built(model.to(torch.bfloat16))),

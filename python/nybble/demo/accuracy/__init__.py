@@ -1,3 +1,3 @@
-"""What a small language model loses to quantization and pruning, and what methods win back."""
+"""`nybble demo --accuracy`: the loss of a small language model by quantization and pruning, and how methods reduce it."""
 
 from __future__ import annotations

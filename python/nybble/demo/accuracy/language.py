@@ -1,4 +1,4 @@
-"""The small language model of the repository, tests/data/lm, and the tokens to judge and to calibrate it with."""
+"""The small language model of the repository, tests/data/lm, with held-out, calibration and training tokens."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ from .. import DemoUnavailable
 from ..model import no_loading_bar
 
 FOLDER = Path("tests/data/lm")
-BATCH, DISTILLED = 8, 4  # sequences of a batch, and of one to distil with
+BATCH, DISTILLED = 8, 4  # sequences per batch, for evaluation and for distillation
 
 
 @dataclass(frozen=True)
 class Language:
-    """model: LlamaForCausalLM, float32, in eval mode; held_out, calibration, teaching: token ids, int64 (sequences,
-    length), the last of the text that it was trained on; facts: how it was made (training.json)."""
+    """A trained model with its data.
+
+    model: LlamaForCausalLM, float32, in eval mode. held_out, calibration, teaching: token ids, int64 (sequences, length);
+    ``teaching`` is text that the model was trained on. facts: how it was trained (training.json).
+    """
 
     model: nn.Module
     held_out: Tensor
@@ -33,17 +36,17 @@ class Language:
     facts: dict[str, Any]
 
     def judged(self, sequences: int | None = None) -> list[Tensor]:
-        """Held-out batches: so many sequences, spread over all of them."""
+        """Held-out batches: ``sequences`` of them, evenly spaced; all if None."""
         count = len(self.held_out)
         wanted = count if sequences is None else sequences
         return list(self.held_out[torch.arange(wanted) * count // wanted].split(BATCH))
 
     def calibrating(self, sequences: int, seed: int) -> list[Tensor]:
-        """Calibration batches, drawn by a seed."""
+        """Calibration batches, drawn at random with a seed."""
         return _drawn(self.calibration, sequences, seed, BATCH)
 
     def recover(self, model: nn.Module, sequences: int, seed: int) -> Recovered:
-        """Win back what a changed copy of the model lost, with text drawn by a seed; in bfloat16 where this CPU has it."""
+        """Recover a changed copy of the model on text drawn with a seed; in bfloat16 if this CPU has it."""
         batches = _drawn(self.teaching, sequences, seed, DISTILLED)
         with torch.autocast("cpu", torch.bfloat16, enabled="avx512bf16" in targets.detect().targets):
             return recover(model, self.model, batches, epochs=0, end_to_end=2)
@@ -55,12 +58,12 @@ def _drawn(rows: Tensor, count: int, seed: int, size: int) -> list[Tensor]:
 
 
 def load(folder: Path = FOLDER) -> Language:
-    """Read the model. Raises DemoUnavailable where it, transformers or safetensors is not there."""
+    """Load the model. Raises DemoUnavailable if its files, transformers or safetensors are missing."""
     missing = [name for name in ("transformers", "safetensors") if find_spec(name) is None]
     if missing:
         raise DemoUnavailable(f"the language model needs {' and '.join(missing)}: pip install 'nybble[demo]'")
     if not (folder / "model.safetensors").exists():
-        raise DemoUnavailable(f"{folder}: holds no language model; it is part of nybble's repository, not of its wheel")
+        raise DemoUnavailable(f"{folder}: has no language model; it is in nybble's repository, not in its wheel")
     from safetensors.torch import load_file
     from transformers import LlamaForCausalLM
 

@@ -1,4 +1,4 @@
-"""The story as one HTML page, its plot inside it."""
+"""The results as one HTML page with a plot."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _STYLE = (
 
 
 def plot(story: Story) -> bytes | None:
-    """Loss of each model with its interval, and harm of each layer, as PNG; None where matplotlib is not installed."""
+    """A plot of the loss of each model and the harm of each layer, as PNG; None if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -41,7 +41,7 @@ def plot(story: Story) -> bytes | None:
     right.set_yticks(range(len(found.layers)), [layer.name for layer in found.layers], fontsize=6)
     right.invert_yaxis()
     right.set_xscale("log")
-    right.set_xlabel("KL by this layer alone, nats a token")
+    right.set_xlabel("KL by this layer alone, nats per token")
     right.legend(fontsize=8)
     target = io.BytesIO()
     figure.savefig(target, format="png", dpi=110)
@@ -49,7 +49,7 @@ def plot(story: Story) -> bytes | None:
 
 
 def write(path: Path, story: Story, heading: Sequence[str]) -> None:
-    """One page with the table, the plot, and the plan with what each layer suffers."""
+    """Write one page with the table, the plot, the plan, and the harm of each layer."""
     image = plot(story)
     shown = (
         "<p>No plot: matplotlib is not installed.</p>"

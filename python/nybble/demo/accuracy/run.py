@@ -1,4 +1,4 @@
-"""`nybble demo --accuracy`: the story from end to end, one table and one page."""
+"""`nybble demo --accuracy`: run all steps, print a table and write an HTML page."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from .page import write
 from .steps import HEADERS, STEPS, UNIFORM, Sizes, Story, rows, tell
 
 FULL, QUICK = Sizes(), Sizes(judged=16, planned=8, calibration=16, distilling=32)
-WORST = 3  # layers that are named
+WORST = 3  # layers listed below the table
 
 
 def main(quick: bool, as_json: bool, page: Path, folder: Path = FOLDER) -> None:
-    """Tell the story, print its table or JSON, and write its page."""
+    """Run all steps, print the table or JSON, and write the page."""
     start = perf_counter()
     language = load(folder)
     with bar(STEPS) as advance:
@@ -34,14 +34,14 @@ def main(quick: bool, as_json: bool, page: Path, folder: Path = FOLDER) -> None:
         return
     print(*heading, "", sep="\n")
     show_table(HEADERS, list(rows(story)), right=(1, 2, 3, 5, 6))
-    print("\nMost harmed, alone:", *_worst(story), sep="\n  ")
-    print(f"\n{page}: the same with a plot. {perf_counter() - start:.0f} seconds in all.")
+    print("\nLargest harm, each layer alone:", *_worst(story), sep="\n  ")
+    print(f"\n{page}: the same with a plot. {perf_counter() - start:.0f} seconds in total.")
 
 
 def _heading(story: Story, facts: dict[str, object]) -> list[str]:
     count = story.steps[0].found.sequences
     return [
-        f"A language model of 9.6 M parameters, judged on {count} held-out sequences of 256 tokens",
+        f"A language model of 9.6 M parameters, evaluated on {count} held-out sequences of 256 tokens",
         f"(dense: {math.exp(float(str(facts['held_out_loss']))):.2f} perplexity on all 256 of them).",
         f"{targets.detect().cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}, nybble {__version__}",
     ]
@@ -50,7 +50,7 @@ def _heading(story: Story, facts: dict[str, object]) -> list[str]:
 def _worst(story: Story) -> list[str]:
     harms = {one.name: one.damage[UNIFORM].harm.value for one in story.plan.sensitivity.layers if UNIFORM in one.damage}
     worst = sorted(harms, key=lambda name: -harms[name])[:WORST]
-    return [f"{name}: KL {harms[name]:.1e} as {UNIFORM}; the plan: {story.plan.chosen.schemes[name]}" for name in worst]
+    return [f"{name}: KL {harms[name]:.1e} in {UNIFORM}; planned: {story.plan.chosen.schemes[name]}" for name in worst]
 
 
 def _json(story: Story) -> str:

@@ -1,4 +1,4 @@
-"""The story on the language model: what 4 bits cost, which layers pay, and what a plan and better methods win back."""
+"""The steps of the accuracy demo: 4 bits by several methods, a plan of the same size, and recovery."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DENSE, RTN = "dense, float32", f"all {UNIFORM}, rtn"
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sequences to judge, to plan, to calibrate and to distil by."""
+    """Numbers of sequences for evaluation, planning, calibration and distillation."""
 
     judged: int = 128
     planned: int = 16
@@ -33,7 +33,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Step:
-    """One model: megabytes (10^6) that it holds, and how it does beside the dense one."""
+    """One model: the megabytes (10^6 bytes) that it holds, and its evaluation against the dense model."""
 
     name: str
     megabytes: float
@@ -42,19 +42,19 @@ class Step:
 
 @dataclass(frozen=True)
 class Story:
-    """All steps, the dense model first, and the plan, which knows what each layer suffers."""
+    """All steps, the dense model first, and the plan, which holds the harm of each layer."""
 
     steps: tuple[Step, ...]
     plan: ChosenPlan
 
     def share(self, step: Step) -> float:
-        """The loss of a step over that of rounding all layers to nearest."""
+        """The loss increase of a step, relative to that of rounding all layers to nearest."""
         (nearest,) = (one for one in self.steps if one.name == RTN)
         return step.found["delta_ln_ppl"] / nearest.found["delta_ln_ppl"]
 
 
 def tell(language: Language, sizes: Sizes, advance: Callable[[str], None]) -> Story:
-    """Make and judge every model; ``advance`` is told of each that is done."""
+    """Make and evaluate every model; ``advance`` is called after each."""
     calibration = language.calibrating(sizes.calibration, seed=0)
     chosen = plan(
         language.model,
@@ -76,7 +76,7 @@ def tell(language: Language, sizes: Sizes, advance: Callable[[str], None]) -> St
 def _models(
     language: Language, chosen: ChosenPlan, calibration: Sequence[Tensor], distilling: int
 ) -> Iterator[tuple[str, nn.Module]]:
-    """Each model of the story; a model is of use until the next is asked for."""
+    """Name and model of each step."""
     yield DENSE, language.model
     for method in METHODS:
         model = copy.deepcopy(language.model)
@@ -92,7 +92,7 @@ def _models(
     yield f"{RTN}, recovered", model
 
 
-STEPS = 7  # that `tell` advances by
+STEPS = 7  # calls of `advance` by `tell`
 
 
 def rows(story: Story) -> Iterator[tuple[str, ...]]:
