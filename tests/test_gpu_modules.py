@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import nybble
 from nybble import ops
 from nybble.nn import Linear, SparseLinear
-from nybble.testing.oracle import Stack, token_batches
+from nybble.testing.models import Stack, token_batches
 
 # One of each family and layout.
 SCHEMES = ("w8a8", "w8a16", "w4a8g64", "w4a16g128", "w4a16g32asym", "bs32x32w8a8", "sp24w8a16", "sp24w4a16g64")

@@ -62,7 +62,7 @@ def test_accumulators_are_exact(spec: KernelSpec, scheme: Scheme) -> None:
 
 @pytest.mark.parametrize(("spec", "scheme"), EIGHT)
 def test_longest_k_at_the_extremes(spec: KernelSpec, scheme: Scheme) -> None:
-    checks.longest_k_at_the_extremes(usable(spec, scheme))
+    checks.largest_k_does_not_overflow(usable(spec, scheme))
 
 
 @pytest.mark.parametrize("scheme", [pytest.param(s, id=str(s)) for f in ("w8a8", "w4a8") for s in schemes_of(f)])
@@ -106,7 +106,7 @@ def test_many_rows_are_chunked(spec: KernelSpec, scheme: Scheme) -> None:
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf], ids=str)
 @pytest.mark.parametrize(("spec", "scheme"), FEW)
 def test_a_bad_row_spoils_itself_alone(spec: KernelSpec, scheme: Scheme, bad: float) -> None:
-    checks.a_bad_row_spoils_itself_alone(usable(spec, scheme), bad)
+    checks.non_finite_rows_do_not_mix(usable(spec, scheme), bad)
 
 
 @pytest.mark.parametrize(("spec", "scheme"), CASES)

@@ -10,7 +10,8 @@ from nybble.dispatch import reference
 from nybble.dispatch.registry import specs
 from nybble.dispatch.spec import KernelSpec, Problem
 from nybble.native import KernelNames
-from nybble.testing.oracle import CANARY, error_bound, guarded, pack_for, random_weight, schemes_of, served_by
+from nybble.testing.guard import CANARY, guarded
+from nybble.testing.oracle import error_bound, pack_for, random_weight, schemes_of, served_by
 from nybble.weights.rounding import QuantizedWeight, portable_spec
 from nybble.weights.scheme import Scheme
 

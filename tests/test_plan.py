@@ -12,7 +12,7 @@ from torch import nn
 import nybble
 from nybble.passes.choose import find, times
 from nybble.passes.choose.options import Candidate, Menu, best, front
-from nybble.testing.oracle import Residual
+from nybble.testing.models import Residual
 
 WIDTH, LAYERS = 64, 4
 SCHEMES = ("w8a8", "w4a16", "w4a16g32")

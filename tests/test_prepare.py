@@ -10,7 +10,7 @@ from nybble.dispatch import targets
 from nybble.dispatch.reference import quantize, quantize_activations
 from nybble.dispatch.registry import all_specs
 from nybble.dispatch.spec import FLOATS
-from nybble.testing.oracle import guarded
+from nybble.testing.guard import guarded
 from nybble.weights.activations import ActScale
 
 SPECS = [spec for spec in all_specs() if spec.op == "prepare"]

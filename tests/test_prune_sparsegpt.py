@@ -16,8 +16,8 @@ from nybble.passes.prune.masks import keep_mask, wanda_scores
 from nybble.passes.prune.refit import refit
 from nybble.passes.prune.sparsegpt import sparsegpt
 from nybble.passes.prune.weight import Task, prune_weight
-from nybble.testing.oracle import correlated_inputs as ar_inputs
-from nybble.testing.oracle import gathered
+from nybble.testing.models import correlated_inputs as ar_inputs
+from nybble.testing.models import gathered
 from nybble.weights.rounding import check_portable, dequantize_weight, unpack_nibbles
 from nybble.weights.scheme import Scheme
 from nybble.weights.sparsity import Block, Pattern

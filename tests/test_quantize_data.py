@@ -20,7 +20,7 @@ from nybble.nn import Linear
 from nybble.passes.layerwise import work
 from nybble.report.data import Rounded
 from nybble.report.report import Report
-from nybble.testing.oracle import Stack, token_batches
+from nybble.testing.models import Stack, token_batches
 
 
 @pytest.fixture(autouse=True)
@@ -163,7 +163,7 @@ class TestAgain:
             "import os, signal, sys, torch\n"
             "import nybble\n"
             "from nybble.passes.layerwise import work\n"
-            "from nybble.testing import Stack, token_batches\n"
+            "from nybble.testing.models import Stack, token_batches\n"
             "torch.manual_seed(3); torch.set_num_threads(1)\n"
             "model, output_errors, calls = Stack(), work.output_errors, []\n"
             "def killing(*args):\n"

@@ -16,7 +16,7 @@ from nybble.nn import Linear
 from nybble.passes.layerwise import static
 from nybble.passes.recovery.shadow import Shadow
 from nybble.report.report import Report
-from nybble.testing.oracle import Stack, token_batches
+from nybble.testing.models import Stack, token_batches
 
 
 @pytest.fixture(autouse=True)

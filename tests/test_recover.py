@@ -18,7 +18,7 @@ from nybble.passes.recovery import work
 from nybble.passes.recovery.shadow import Shadow
 from nybble.passes.recovery.train import Task, train
 from nybble.recipe.recipe import Recipe, Stage
-from nybble.testing.oracle import give_scheme, snapshot, weight_of
+from nybble.testing.models import give_scheme, snapshot, weight_of
 
 SCHEMES = ["w8a8", "w8a16", "w4a16g32", "w4a8g32asym", "w4a16"]
 SPARSE = ["sp50w8a16", "sp24w4a16g32", "sp24w8a8"]

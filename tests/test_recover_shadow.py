@@ -14,7 +14,7 @@ from nybble.passes.recovery import train as training
 from nybble.passes.recovery.correct import Sums
 from nybble.passes.recovery.shadow import Shadow, round_through
 from nybble.passes.recovery.train import Fit, Task, search
-from nybble.testing.oracle import give_scheme, weight_of
+from nybble.testing.models import give_scheme, weight_of
 
 SCHEMES = ["w8a8", "w8a16", "w4a16g32", "w4a8g32asym", "w4a16", "sp50w8a16", "sp24w4a16g32", "sp24w8a8"]
 

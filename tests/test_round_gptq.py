@@ -9,7 +9,7 @@ from torch import Tensor
 from nybble.passes.layerwise.outcome import Outcome
 from nybble.passes.round.gptq import gptq
 from nybble.passes.round.methods import round_weight
-from nybble.testing.oracle import correlated_inputs, gathered
+from nybble.testing.models import correlated_inputs, gathered
 from nybble.weights.rounding import QuantizedWeight, check_portable, dequantize_weight, quantize_weight
 from nybble.weights.scheme import Scheme
 

@@ -22,7 +22,7 @@ from nybble.passes.round.folds import Fold, find_folds, try_fold
 from nybble.passes.round.methods import round_weight
 from nybble.passes.round.scales import Awq, Consumer, Smooth, choose
 from nybble.report.report import Report
-from nybble.testing.oracle import Stack, correlated_inputs, gathered, token_batches
+from nybble.testing.models import Stack, correlated_inputs, gathered, token_batches
 from nybble.weights.rounding import dequantize_weight, quantize_weight
 from nybble.weights.scheme import Scheme
 
@@ -310,7 +310,12 @@ class TestQuantize:
             ("w8a8", {"smooth": 1.5}, ValueError, "smooth=1.5: must be True, False, or a number between 0 and 1"),
             ("w8a8", {"smooth": "yes"}, TypeError, "smooth='yes': must be"),
             ("w8a16", {"smooth": True}, ValueError, "needs a scheme with 8-bit activations"),
-            ("w4a8g32", {"smooth": True, "method": "awq"}, ValueError, "a method other than 'awq', which has scales of its own"),
+            (
+                "w4a8g32",
+                {"smooth": True, "method": "awq"},
+                ValueError,
+                "a method other than 'awq', which has scales of its own",
+            ),
             ("w4a16", {"method": "hqq"}, ValueError, "wants 4-bit weights in groups"),
         ],
     )

@@ -11,7 +11,7 @@ import nybble
 from nybble.evaluate import Metric
 from nybble.passes.sensitivity import Damage, LayerSensitivity, Sensitivity
 from nybble.passes.sensitivity import outliers as channels
-from nybble.testing.oracle import Residual
+from nybble.testing.models import Residual
 
 WIDTH, LAYERS = 64, 4
 

@@ -17,7 +17,8 @@ from nybble.checkpoint import CheckpointError
 from nybble.checkpoint import files as checkpoint_files
 from nybble.native import KernelNames
 from nybble.nn import SparseLinear
-from nybble.testing.oracle import guarded, random_weight
+from nybble.testing.guard import guarded
+from nybble.testing.oracle import random_weight
 from nybble.weights.scheme import Scheme
 
 pytest.importorskip("safetensors")

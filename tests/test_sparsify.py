@@ -16,9 +16,9 @@ from nybble.nn import Linear, SparseLinear
 from nybble.passes.prune.masks import keep_mask, magnitude_scores
 from nybble.report.data import LayerReport, Pruned
 from nybble.report.report import Report
-from nybble.testing.oracle import Stack, linears, snapshot, weight_of
-from nybble.testing.oracle import sparsify_small as small
-from nybble.testing.oracle import token_batches as ids
+from nybble.testing.models import Stack, linears, snapshot, weight_of
+from nybble.testing.models import sparsify_small as small
+from nybble.testing.models import token_batches as ids
 from nybble.weights.sparsity import NofM, Pattern
 
 PATTERNS = ["50%", "70%", "2:4", "32:128", "bs16x16:50%"]

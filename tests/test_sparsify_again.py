@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import nybble
-from nybble.testing.oracle import Stack, snapshot
-from nybble.testing.oracle import sparsify_small as small
-from nybble.testing.oracle import token_batches as ids
+from nybble.testing.models import Stack, snapshot
+from nybble.testing.models import sparsify_small as small
+from nybble.testing.models import token_batches as ids
 
 
 @pytest.fixture(autouse=True)

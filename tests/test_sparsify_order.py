@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from nybble.passes.prune.masks import keep_mask, wanda_scores
-from nybble.testing.oracle import Stack
-from nybble.testing.oracle import sparsify_small as small
-from nybble.testing.oracle import token_batches as ids
+from nybble.testing.models import Stack
+from nybble.testing.models import sparsify_small as small
+from nybble.testing.models import token_batches as ids
 from nybble.weights.sparsity import Pattern
 
 

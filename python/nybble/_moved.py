@@ -89,15 +89,16 @@ def attribute(name: str) -> ModuleType:
     return import_module(new)
 
 
-def names_in(module: str) -> Callable[[str], Any]:
-    """The ``__getattr__`` of a package that was a module before: its names are now in ``module`` (dotted, whole)."""
+def names_in(*modules: str) -> Callable[[str], Any]:
+    """The ``__getattr__`` of a package that was a module before: its names are now in ``modules`` (full dotted names)."""
+    package = modules[0].rpartition(".")[0]
 
     def find(name: str) -> Any:
-        package = module.rpartition(".")[0]
-        if name.startswith("__") or not hasattr(found := import_module(module), name):
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        _warn(f"{package}.{name}", f"{module}.{name}")
-        return getattr(found, name)
+        for module in () if name.startswith("__") else modules:
+            if hasattr(found := import_module(module), name):
+                _warn(f"{package}.{name}", f"{module}.{name}")
+                return getattr(found, name)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
     return find
 

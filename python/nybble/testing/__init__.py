@@ -1,7 +1,33 @@
-"""For whoever adds a kernel: oracles in higher precision, guarded memory, and the checks that every kernel must pass."""
+"""Tools for testing a kernel: random weights, a float64 oracle with error bounds, guarded memory, and standard checks.
+
+    subject = nybble.testing.Subject(spec, nybble.Scheme.parse("w8a8"))
+    nybble.testing.checks.strides_are_followed(subject)
+
+Inside: `checks` (what every linear kernel must pass), `oracle` (weights, expected outputs, error bounds), `guard` (memory
+next to a page that faults), `models` (small models for tests of the passes).
+"""
 
 from __future__ import annotations
 
 from .. import _moved
+from . import checks
+from .checks import Case, Subject, cases
+from .guard import Guarded, guarded
+from .oracle import error_bound, expected_output, random_weight, run, schemes_of, served_by
 
-__getattr__ = _moved.names_in(f"{__name__}.oracle")
+__all__ = [
+    "Case",
+    "Guarded",
+    "Subject",
+    "cases",
+    "checks",
+    "error_bound",
+    "expected_output",
+    "guarded",
+    "random_weight",
+    "run",
+    "schemes_of",
+    "served_by",
+]
+
+__getattr__ = _moved.names_in(f"{__name__}.oracle", f"{__name__}.models", f"{__name__}.guard")

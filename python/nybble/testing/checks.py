@@ -1,7 +1,7 @@
-"""What every linear kernel must hold to, on any device: checks against the float64 oracle that the tests run.
+"""Checks that every linear kernel must pass, on any device, against the float64 oracle.
 
-Each takes a Subject, draws its own data and raises AssertionError. Where numbers of tokens are given, a kernel that serves
-others takes the nearest that it serves.
+Each check takes a Subject, makes its own data and raises AssertionError. If a kernel does not support a check's number of
+tokens, the check uses the nearest that it supports.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..weights.scheme import Scheme
 from .oracle import SHAPES, expected_output, random_weight, run_into
 
 Shape = tuple[int, int, int]
-# What the GPU kernels' tiles, groups and splits of K make special, besides SHAPES.
+# More shapes for GPU kernels, around the sizes of their tiles, groups and splits of K.
 GPU_SHAPES: dict[str, Shape] = {
     "eight": (8, 65, 129),
     "nine": (9, 64, 128),
@@ -37,21 +37,21 @@ GPU_SHAPES: dict[str, Shape] = {
     "split-tail": (5, 70, 5000),
     "wide": (2, 2050, 96),
 }
-# Shapes of models: each is compared in a few ways alone.
+# Shapes of models; compare each in a few ways only, since they are slow.
 LARGE_SHAPES: dict[str, Shape] = {
     "token-of-a-model": (1, 4096, 4096),
     "tokens-of-a-model": (48, 2752, 2048),
     "large": (512, 1024, 2048),
     "large-odd": (257, 1001, 3001),
 }
-# Values before and behind an output that no kernel may touch: whole cache lines.
+# Values before and after an output, in whole cache lines, that a kernel must not change.
 _GUARD = 64
 _POISON = 0x55555555
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A kernel, a scheme that it serves, and where it is run."""
+    """The kernel under test: its spec, a scheme that it supports, and the device to run it on."""
 
     spec: KernelSpec
     scheme: Scheme
@@ -59,18 +59,18 @@ class Subject:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The first of the kernel's activations."""
+        """The first of the kernel's activation dtypes."""
         return self.spec.act_dtypes[0]
 
     def tokens(self, m: int) -> int:
-        """m, or the nearest number of tokens that the kernel serves."""
+        """m, or the nearest number of tokens that the kernel supports."""
         least, most = self.spec.m_range
         return m if self.spec.takes(m) else max(least, min(m, most or m))
 
     def run(
         self, quantized: QuantizedWeight, x: Tensor, bias: Tensor | None = None, out_dtype: torch.dtype | None = None
     ) -> Tensor:
-        """The output (M, N) on the CPU; what lies around it must be as it was. int32: the products alone."""
+        """The output (M, N), on the CPU. Fails if the kernel writes outside it. out_dtype=int32: the accumulators."""
         shape = (x.shape[0], quantized.qweight.shape[0])
         kind = out_dtype or x.dtype
         poison = _POISON if kind == torch.int32 else torch.nan
@@ -79,26 +79,26 @@ class Subject:
         run_into(self.spec, quantized, self.scheme, x.to(self.device), bias, inner.view(shape))
         around = torch.cat((held[:_GUARD], held[len(held) - _GUARD :]))
         untouched = around == _POISON if kind == torch.int32 else around.isnan()
-        assert untouched.all(), f"{self.spec.name} writes beside its output {shape}"
+        assert untouched.all(), f"{self.spec.name} writes outside its output of shape {shape}"
         return inner.view(shape).cpu()
 
     def expected(self, x: Tensor, quantized: QuantizedWeight, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The float64 result, and how far each output may lie from it."""
+        """The float64 result and the error bound of each output."""
         return expected_output(self.spec, self.scheme, x.cpu(), quantized, bias)
 
     def compare(self, case: object, quantized: QuantizedWeight, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """The output, which must lie within the bound."""
+        """The output. Fails unless every value is within its error bound."""
         got, (right, bound) = self.run(quantized, x, bias), self.expected(x, quantized, bias)
         assert got.shape == right.shape
         wrong = ~((got.double() - right).abs() <= bound)
         assert not wrong.any(), f"{case}: {_worst(got, right, bound, wrong)}"
-        if len(x) and right.shape[1] > 1 and right.any():  # few blocks may all be zero
-            assert bound.max() < 0.1 * right.abs().max(), f"{case}: a vacuous bound"
+        if len(x) and right.shape[1] > 1 and right.any():  # with few blocks, all may be zero
+            assert bound.max() < 0.1 * right.abs().max(), f"{case}: the error bound is too loose to test anything"
         return got
 
 
 def _worst(got: Tensor, right: Tensor, bound: Tensor, wrong: Tensor) -> str:
-    """The wrong output that is the furthest off."""
+    """A message with the number of wrong outputs and the one with the largest error."""
     over = torch.where(wrong, (got.double() - right).abs().nan_to_num(nan=torch.inf), -1.0)
     row, column = divmod(int(over.argmax()), got.shape[1])
     share = f"{int(wrong.sum())} of {wrong.numel()} outputs are wrong"
@@ -107,12 +107,12 @@ def _worst(got: Tensor, right: Tensor, bound: Tensor, wrong: Tensor) -> str:
 
 
 def seed_of(*parts: object) -> int:
-    """The same number for the same parts, in every process."""
+    """A seed from ``parts``, the same in every process."""
     return zlib.crc32(repr(parts).encode())
 
 
 def activations(m: int, k: int, dtype: torch.dtype, seed: int) -> Tensor:
-    """Rows (m, k) of noise whose sizes lie over twelve octaves, fewer where sums would overflow float16."""
+    """Rows (m, k) of noise with magnitudes over twelve octaves, fewer for large k, where float16 would overflow."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(m, k, generator=generator)
     most = 6 if k <= 1024 else 3
@@ -121,7 +121,7 @@ def activations(m: int, k: int, dtype: torch.dtype, seed: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Case:
-    """What a kernel is compared with the oracle on."""
+    """One comparison of a kernel with the oracle: shape, activation dtype, and whether there is a bias."""
 
     subject: Subject
     shape: str
@@ -136,7 +136,7 @@ class Case:
         return f"{self.subject.spec.name} {self.subject.scheme} {self.shape} {sizes} {self.dtype} bias={self.bias}"
 
     def check(self) -> None:
-        """Raises AssertionError where the kernel is wrong."""
+        """Raise AssertionError if the kernel's output is wrong."""
         seed = seed_of(self.subject.scheme, self.shape)
         bias = torch.randn(self.n, generator=torch.Generator().manual_seed(seed)).to(self.dtype) if self.bias else None
         quantized = random_weight(self.subject.scheme, self.n, self.k, seed)
@@ -144,31 +144,31 @@ class Case:
 
 
 def cases(subjects: Iterable[Subject], shapes: Mapping[str, Shape] = SHAPES, every: bool = True) -> Iterator[Case]:
-    """Each shape with each subject, dtype and with and without a bias; or, not `every`, with one of these in turn."""
+    """Every combination of shape, subject, dtype and bias; with every=False, one combination per shape, in rotation."""
     choices = [(s, dtype, bias) for s in subjects for dtype in s.spec.act_dtypes for bias in (False, True)]
     for i, (name, (m, n, k)) in enumerate(shapes.items()):
-        # 7 is no divisor of any of their numbers, so that the turns reach each.
+        # The step 7 does not divide the number of choices, so that the rotation reaches all of them.
         for subject, dtype, bias in choices if every else (choices[7 * i % len(choices)],):
             yield Case(subject, name, subject.tokens(m), n, k, dtype, bias)
 
 
 def integer_data_gives_exact_results(subject: Subject, shapes: Mapping[str, Shape] = SHAPES) -> None:
-    """Every partial sum fits 24 bits, so any order of summation gives the same float."""
+    """On small integers the output is exact: every partial sum fits 24 bits, in any order of summation."""
     codes = subject.scheme.act_bits == 8
     for name, (m, n, k) in shapes.items():
         if codes and k == 1:
-            continue  # one value has no range of its own
+            continue  # a single value cannot have a chosen range
         quantized = random_weight(subject.scheme, n, k, seed_of(name), unit_scale=True)
         x = torch.randint(-7, 8, (subject.tokens(m), k)).to(subject.dtype)
         if codes and len(x):
-            x[:, :1], x[:, -1:] = -128, 127  # so that the scale is 1, the zero point 0: the codes are the integers
+            x[:, :1], x[:, -1:] = -128, 127  # gives scale 1 and zero point 0, so that the codes are the integers
         bias = torch.randint(-9, 10, (n,)).float()
         expected = reference.linear(x, quantized, bias, subject.scheme, torch.float64)
         assert torch.equal(subject.run(quantized, x, bias), expected.to(x.dtype)), name
 
 
 def small_integers_are_exact(subject: Subject, m: int, n: int, k: int, seed: int) -> None:
-    """As integer_data_gives_exact_results on one shape, with codes over their whole range; k: 2 to 270."""
+    """As ``integer_data_gives_exact_results``, on one shape and with activations over the full int8 range; k: 2 to 270."""
     quantized = random_weight(subject.scheme, n, k, seed, unit_scale=True)
     x = torch.randint(-127, 128, (subject.tokens(m), k), generator=torch.Generator().manual_seed(seed)).float()
     x[:, seed % k], x[:, seed % k - 1] = -128, 127
@@ -177,22 +177,22 @@ def small_integers_are_exact(subject: Subject, m: int, n: int, k: int, seed: int
 
 
 def corner_codes(n: int, k: int) -> Tensor:
-    """int8 (n, k) of codes where multiplies saturate, if they do."""
+    """int8 codes (n, k) at the extremes, where multiplications may saturate."""
     corners = torch.tensor([127, -127, 0, 1, -1, 126, -126, 64], dtype=torch.int8)
     return corners[torch.randint(0, len(corners), (n, k))]
 
 
-def usual_codes(n: int, k: int) -> Tensor:
-    """As trained weights give them: most are small, few pairs could overflow 16 bits."""
+def typical_codes(n: int, k: int) -> Tensor:
+    """int8 codes (n, k) as of trained weights: mostly small, so that few pairs overflow 16 bits."""
     return (torch.randn(n, k) * 33).round().clamp(-127, 127).to(torch.int8)
 
 
 def accumulators_are_exact(subject: Subject) -> None:
-    """The int32 products of w8a8, at the corners of the codes and where they are usual. Keeps a sparse weight's zeros."""
-    for draw in (corner_codes, usual_codes):
+    """The int32 accumulators of w8a8 are exact, for extreme and for typical codes."""
+    for draw in (corner_codes, typical_codes):
         for m, n, k in [*SHAPES.values(), (3, 17, 5000), (40, 70, 5000)]:
             if k == 1:
-                continue  # one value has no range of its own
+                continue  # a single value cannot have a chosen range
             quantized = random_weight(subject.scheme, n, k)
             quantized.qweight.copy_(draw(n, k) * (quantized.qweight != 0))
             x = corner_codes(subject.tokens(m), k).float()
@@ -201,8 +201,8 @@ def accumulators_are_exact(subject: Subject) -> None:
             assert torch.equal(got.double(), x.double() @ quantized.qweight.double().t()), (m, n, k)
 
 
-def longest_k_at_the_extremes(subject: Subject) -> None:
-    """The largest sums that int32 must hold; one input more is refused."""
+def largest_k_does_not_overflow(subject: Subject) -> None:
+    """The largest sums fit int32 at the largest K, and a larger K is refused."""
     k = subject.scheme.max_in_features
     for sign in (1, -1):
         quantized = random_weight(subject.scheme, 2, k)
@@ -224,8 +224,8 @@ def longest_k_at_the_extremes(subject: Subject) -> None:
         raise AssertionError(f"{subject.spec.name}: {k + 1} input features are not refused")
 
 
-def a_bad_row_spoils_itself_alone(subject: Subject, bad: float) -> None:
-    """bad: NaN or an infinity, in any row and any column."""
+def non_finite_rows_do_not_mix(subject: Subject, bad: float) -> None:
+    """A NaN or infinity (``bad``) in one row of the activations changes only that row of the output."""
     m, n, k = subject.tokens(13), 19, 70
     quantized = random_weight(subject.scheme, n, k)
     weight = dequantize_weight(quantized, subject.scheme, k)
@@ -240,14 +240,14 @@ def a_bad_row_spoils_itself_alone(subject: Subject, bad: float) -> None:
         if subject.scheme.act_bits == 8:
             assert got[row].isnan().all(), (row, column)
             continue
-        # What is left out of a sparse weight may meet the value, or not.
-        met = torch.ones(n, dtype=torch.bool) if subject.scheme.sparsity is None else weight[:, column] != 0
-        spoilt = got[row].isnan() if math.isnan(bad) else ~got[row].isfinite()
-        assert spoilt[met].all(), (row, column)
+        # A kernel may skip the zeros of a sparse weight, so only outputs with a weight that is not zero are checked.
+        used = torch.ones(n, dtype=torch.bool) if subject.scheme.sparsity is None else weight[:, column] != 0
+        wrong = got[row].isnan() if math.isnan(bad) else ~got[row].isfinite()
+        assert wrong[used].all(), (row, column)
 
 
 def extreme_rows(subject: Subject) -> None:
-    """Rows of zeros, and of sizes from 1e30 down to subnormal ones."""
+    """Rows of zeros, and of magnitudes from 1e30 down to subnormal, are within the error bounds."""
     n, k = 21, 70
     quantized, bias = random_weight(subject.scheme, n, k), torch.randn(n).to(subject.dtype)
     ones = torch.randn(k)
@@ -257,15 +257,15 @@ def extreme_rows(subject: Subject) -> None:
     assert (got[:2] == 0).all(), "a row of zeros"
     of_zeros = subject.run(quantized, x, bias)[:2]
     assert torch.equal(of_zeros, bias.expand(2, n)), "a row of zeros gives the bias"
-    flushed = 2.0**-126 * 16 * k if subject.spec.flushes_subnormals else 0.0  # each product of a code may be 0
+    flushed = 2.0**-126 * 16 * k if subject.spec.flushes_subnormals else 0.0  # each product may be flushed to 0
     assert ((got.double() - right).abs() <= bound + flushed).all()
     if not flushed:
         tiny = (got[4].double() - right[4]).abs().max()
-        assert tiny <= 0.01 * right[4].abs().max(), "rows of 1e-38 keep their size"
+        assert tiny <= 0.01 * right[4].abs().max(), "rows of 1e-38 must not be flushed to 0"
 
 
 def zero_and_constant_groups(subject: Subject) -> None:
-    """Weights of which whole groups are zero, or one value."""
+    """Weights with groups that are all zero, or all one value, give correct outputs."""
     weight = torch.zeros(18, 130)
     weight[1] = 0.5
     weight[2] = -0.5
@@ -281,7 +281,7 @@ def zero_and_constant_groups(subject: Subject) -> None:
 
 
 def strides_are_followed(subject: Subject) -> None:
-    """Slices of rows and columns, a single row of a wider matrix, rows at odd addresses."""
+    """Activations that are slices of rows and columns, or start at odd addresses, give correct outputs."""
     n, k = 33, 70
     quantized = random_weight(subject.scheme, n, k)
     for dtype in subject.spec.act_dtypes:
@@ -293,7 +293,7 @@ def strides_are_followed(subject: Subject) -> None:
 
 
 def repeats_give_the_same_bits(subject: Subject, shapes: Iterable[Shape], times: int = 3) -> None:
-    """A product does not depend on what ran before it."""
+    """Repeated calls give bitwise the same output."""
     for (m, n, k), dtype in product(shapes, subject.spec.act_dtypes):
         quantized = random_weight(subject.scheme, n, k)
         x = activations(subject.tokens(m), k, dtype, 13)
@@ -303,7 +303,7 @@ def repeats_give_the_same_bits(subject: Subject, shapes: Iterable[Shape], times:
 
 
 def batches_give_the_same_bits(subject: Subject, most: int = 8) -> None:
-    """A token's output is the same alone and among up to `most`."""
+    """A token's output is bitwise the same alone and in a batch of up to ``most`` tokens."""
     for (n, k), dtype in product(((70, 200), (33, 2100), (257, 96)), subject.spec.act_dtypes):
         quantized, bias = random_weight(subject.scheme, n, k), torch.randn(n).to(dtype)
         x = activations(most, k, dtype, 17)
