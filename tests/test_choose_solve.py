@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from nybble.passes.choose.solve import Option, best, exact, hull, least_cost, priced, total
+from nybble.passes.choose.solve import Option, best, exact, least_cost, priced, total
 
 
 def instance(draw, whole, layers=8, options=4):
@@ -82,21 +82,6 @@ def test_harm_falls_as_the_budget_grows():
         harms = [total(layers, best(layers, budget)[0]).harm for budget in budgets]
         assert harms == sorted(harms, reverse=True)
         assert harms[-1] == pytest.approx(sum(min(option.harm for option in own) for own in layers))
-
-
-def test_the_hull_holds_what_is_best_at_some_price():
-    draw = random.Random(1)  # noqa: S311 - an order, not a secret
-    for _ in range(200):
-        options = [Option(draw.randint(0, 9), draw.randint(0, 9)) for _ in range(draw.randint(1, 8))]
-        kept = hull(options)
-        chosen = set()
-        for price in [0.0, *(10 ** draw.uniform(-3, 3) for _ in range(200))]:
-            chosen.add(min(o.harm + price * o.cost for o in options))
-            assert min(options[k].harm + price * options[k].cost for k in kept) == pytest.approx(
-                min(o.harm + price * o.cost for o in options)
-            )
-        costs = [options[k].cost for k in kept]
-        assert costs == sorted(set(costs))
 
 
 def test_no_choice_within_the_budget_says_what_the_cheapest_costs():

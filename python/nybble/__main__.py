@@ -124,7 +124,7 @@ _HELPS = {
 
 
 def _capability(target: Target) -> str:
-    """The GPUs that a target is for."""
+    """The GPUs that a target supports, in words."""
     return "a GPU of compute capability {}.{}{}".format(*target.capability, "" if target.exact else " or more")
 
 
@@ -178,7 +178,7 @@ def _run_demo(args: argparse.Namespace) -> None:
         return
     from .demo.model import model_dir
 
-    model_dir()  # say at once what is not installed, before the slow imports
+    model_dir()  # fails early if something is not installed, before the slow imports
     from .demo import run
     from .demo.measure import FULL, FULL_SPARSE, QUICK, QUICK_SPARSE
 
@@ -199,21 +199,19 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     command("info", _run_info, "versions, CPU, targets, threads, and what is missing and why")
-    kernels = command("kernels", _run_kernels, "the table of kernels: built, usable here, and why not")
-    kernels.add_argument("--markdown", action="store_true", help="print the README's table")
-    demo = command("demo", _run_demo, "a trained sentence encoder under torch and under nybble, measured here")
-    demo.add_argument("--quick", action="store_true", help="under a minute, on fewer sentences")
-    demo.add_argument("--sparse", action="store_true", help="the price of each pattern of zeros (about ten minutes)")
-    demo.add_argument(
-        "--accuracy", action="store_true", help="what 4 bits cost a language model, and what wins it back"
-    )
+    kernels = command("kernels", _run_kernels, "all kernels: which are built and usable here, and if not, why")
+    kernels.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    demo = command("demo", _run_demo, "compare torch and nybble on a trained sentence encoder, on this machine")
+    demo.add_argument("--quick", action="store_true", help="fewer sentences, less than a minute")
+    demo.add_argument("--sparse", action="store_true", help="compare sparsity patterns (about ten minutes)")
+    demo.add_argument("--accuracy", action="store_true", help="accuracy of a language model with 4-bit weights")
     demo.add_argument(
         "--html",
         type=Path,
         default=Path("nybble-accuracy.html"),
         help="page that --accuracy writes (default: %(default)s)",
     )
-    quantize.add_arguments(command("quantize", quantize.run, "run a recipe on a model and save what comes out"))
+    quantize.add_arguments(command("quantize", quantize.run, "run a recipe on a model and save the result"))
     return parser
 
 
@@ -231,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         targets.detect()
-    except ValueError as error:  # NYBBLE_TARGET asks for what is not there
+    except ValueError as error:  # NYBBLE_TARGET names a target that is not available
         return _fail(error)
     try:
         args.run(args)
@@ -239,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (DemoUnavailable, CommandFailed) as error:
         return _fail(error)
     except BrokenPipeError:
-        # The reader, `head` say, has what it wanted; the interpreter must not try to flush once more.
+        # The reader, such as `head`, has closed the pipe; redirect stdout so that the final flush does not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 

@@ -1,4 +1,4 @@
-"""Tables for the terminal: by rich where it is installed, as plain text where the output is piped."""
+"""Tables for the terminal: drawn by rich if it is installed, plain text if the output is piped."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ Rows = Sequence[Sequence[str]]
 
 
 def text_table(headers: Sequence[str], rows: Rows, right: Sequence[int] = (), width: int | None = None) -> str:
-    """Columns two spaces apart under a rule; `right` lists those set to the right. `width`: cut what is wider."""
+    """A plain-text table; `right` lists the right-aligned columns. `width`: lines are shortened to it."""
     left = [i for i in range(len(headers)) if i not in right]
     return "\n".join(Table([headers, *rows], left, width=width).lines())
 
 
 def show_table(headers: Sequence[str], rows: Rows, right: Sequence[int] = ()) -> None:
-    """Print to stdout."""
+    """Print a table to stdout."""
     text = text_table(headers, rows, right, WIDTH)
     if sys.stdout.isatty():
         try:
@@ -27,7 +27,7 @@ def show_table(headers: Sequence[str], rows: Rows, right: Sequence[int] = ()) ->
             print(text)
             return
         console = Console()
-        # A table that does not fit would be folded cell by cell: then plain lines read better.
+        # rich would wrap the cells of a table that is too wide; plain lines are easier to read then.
         if console.width >= max(map(len, text_table(headers, rows, right).splitlines())) + 3 * len(headers):
             table = RichTable()
             for i, header in enumerate(headers):

@@ -13,14 +13,14 @@ from ..text import shorten
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-# Work that is done sooner shows no bar unless one is asked for.
+# By default, work that takes less time than this shows no bar.
 PATIENCE_S = 2.0
 _LABEL = 40  # columns
 
 
 @contextmanager
 def bar(total: int, wanted: bool | None = None) -> Iterator[Callable[[str], None]]:
-    """Yield ``advance(label)``, to be called after each of so many steps.
+    """Yield ``advance(label)``, to be called after each of ``total`` steps.
 
     ``wanted``: True shows a bar at once, False never. None shows one if stderr is a terminal, after the first step that
     ends later than two seconds from the start. Without the package rich there is no bar.
@@ -53,12 +53,12 @@ def _is_terminal() -> bool:
 
 
 def _progress() -> Progress | None:
-    """A bar of rich's that is not shown yet; None where rich is not installed."""
+    """A rich progress bar that is not shown yet, or None if rich is not installed."""
     try:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     except ImportError:
         return None
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # Without a thread that redraws it: that would take time from what the passes measure.
+    # No refresh thread, since it would disturb the passes' timings.
     return Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True)

@@ -71,7 +71,7 @@ def check_flag(argument: str, value: object) -> None:
 def check_progress(value: object) -> None:
     """Raise TypeError unless ``value`` is a bool or None."""
     if value is not None and not isinstance(value, bool):
-        raise TypeError(f"progress={value!r}: must be True, False or None, got {type(value).__name__}")
+        raise TypeError(f"progress={value!r}: must be True, False or None")
 
 
 def check_m(m: int | Sequence[int]) -> tuple[int, ...]:

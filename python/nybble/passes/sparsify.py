@@ -15,7 +15,7 @@ from ..weights.scheme import Scheme
 from ..weights.sparsity import Pattern, Unstructured
 from .build import check_model
 from .layerwise.run import Call, run_pass
-from .prune.fold import check_permute
+from .prune.permuter import check_permute
 from .prune.weight import METHODS
 from .prune.work import Asked, Pruning, sparse_scheme
 

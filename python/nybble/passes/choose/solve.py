@@ -93,24 +93,6 @@ def _walk_back(
     return tuple(reversed(picked))
 
 
-def hull(options: Sequence[Option]) -> list[int]:
-    """The indices of the options on the lower convex hull of (cost, harm), by increasing cost."""
-    kept: list[int] = []
-    for index in sorted(range(len(options)), key=lambda i: options[i]):
-        here = options[index]
-        if kept and here.harm >= options[kept[-1]].harm:
-            continue
-        while len(kept) > 1 and _turns_up(options[kept[-2]], options[kept[-1]], here):
-            kept.pop()
-        kept.append(index)
-    return kept
-
-
-def _turns_up(a: Option, b: Option, c: Option) -> bool:
-    """Whether b lies on or above the line from a to c."""
-    return (b.harm - a.harm) * (c.cost - a.cost) >= (c.harm - a.harm) * (b.cost - a.cost)
-
-
 def at_price(layers: Layers, price: float) -> Choice:
     """The options of least harm + price * cost; of equal ones, the cheaper."""
     return tuple(

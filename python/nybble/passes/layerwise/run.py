@@ -1,4 +1,4 @@
-"""One call of a pass from its arguments to its report; after any exception the model is as it was."""
+"""One call of a pass, from its arguments to its report; after any exception the model is unchanged."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from ..layerwise.outcome import Outcome
 from ..layerwise.work import Work
 from ..plan import Layer, Plan
 from .allocate import allocate, grid, output_harm
-from .fold import Names, Permuter
+from .permuter import Names, Permuter
 from .recognize import recognize, satisfies
 from .weight import Task, prune_weight
 
