@@ -237,7 +237,7 @@ class TestMonitor:
 class TestFiles:
     def test_statistics_round_trip(self, tmp_path: Path) -> None:
         model = Model()
-        with pytest.warns(UserWarning, match="unused for one"):
+        with pytest.warns(UserWarning, match="among them unused"):
             first = made(model)
         first.save(tmp_path / "s.safetensors")
         second = Monitor(model, statistics=tmp_path / "s.safetensors", every=1, window=128)
