@@ -159,7 +159,7 @@ TOY_PROGRAM = """
     import copy, json, pathlib, sys, tempfile
     import torch, nybble
     from torch import nn
-    from nybble.passes.layerwise.judge import relative_error
+    from nybble.passes.layerwise.errors import relative_error
     from toy_modules.rows import Dense, Plain, QuantizedDense
 
     torch.manual_seed(0)
