@@ -43,7 +43,7 @@ class Check:
         value = "" if self.measured is None else f"{self.measured:.{self.digits}f}"
         text = f"  {state:8} {self.what:45} {value:>8}  (target: at least {self.at_least:g})"
         if self.bound is not None and not self.met:
-            text += f"; with linears that take no time: {self.bound:.3g}"
+            text += f"; without its linears: {self.bound:.3g}"
         return text
 
 
