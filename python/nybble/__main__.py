@@ -129,7 +129,7 @@ def _capability(target: Target) -> str:
 
 
 def kernel_markdown() -> str:
-    """The kernel table of README.md: the same on every machine, so that a test can hold the README to it."""
+    """The kernel table of docs/kernels.md: the same on every machine, so that a test can compare the page with it."""
     from .dispatch import targets
     from .dispatch.registry import all_specs
 
