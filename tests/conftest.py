@@ -86,3 +86,20 @@ def narrow_llama():
     shape = {"hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = transformers.LlamaConfig(**shape, vocab_size=64, tie_word_embeddings=True)
     return transformers.LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Makes this machine another one: machine("avx2") has no faster target."""
+    from nybble.dispatch import selection, targets
+
+    def become(best):
+        usable = targets.names()[: targets.names().index(best) + 1]
+        missing = {name: f"no {name} in this test" for name in targets.names() if name not in usable}
+        other = targets.Machine("a CPU", (), usable, missing, None)
+        monkeypatch.setattr(targets, "detect", lambda: other)
+        selection.plan_for.cache_clear()
+
+    yield become
+    monkeypatch.undo()
+    selection.plan_for.cache_clear()
