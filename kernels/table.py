@@ -15,7 +15,7 @@ from ..weights.sparsity import NofM
 
 @dataclass(frozen=True)
 class Entry:
-    """Makes the plans of a kernel. where: "module:class" in this package; the class is called as native.LinearPlan is."""
+    """Makes plans. where: "module:class" in this package; the class has the interface of native.LinearPlan."""
 
     where: str
 

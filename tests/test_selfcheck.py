@@ -108,6 +108,41 @@ def test_one_shape_fills_a_cluster_of_8_and_several_blocks() -> None:
     assert any(3 <= k // 64 // 8 < 8 and k % 64 for n, k in selfcheck._SHAPES)
 
 
+@pytest.mark.parametrize(("target", "found"), [("sm90", True), ("sm80", False)])
+def test_the_wide_weight_is_tried_on_kernels_for_wgmma_alone(target: str, found: bool) -> None:
+    """A kernel that is wrong for no other weight is found."""
+    right = spec_on_cpu("w8a16")
+
+    def make(scheme, n, k):
+        plan = right.make(scheme, n, k)
+
+        def call(x, packed, bias, out):
+            plan(x, packed, bias, out)
+            if (n, k) == selfcheck._WIDE:
+                out.zero_()
+
+        return call
+
+    spec = dataclasses.replace(right, make=make, target=target, m_range=(1, 1))
+    reason = selfcheck.disagreement(spec, "cpu")
+    assert (reason is not None) == found
+    assert reason is None or "(8456, 392) weights of w8a16 are off by 1" in reason
+
+
+def test_the_wide_weight_takes_wide_tiles_and_several_in_turn() -> None:
+    """As csrc/cuda/w8a8_sm90.cu chooses on an H100 or H200, whose 132 multiprocessors hold 66 pairs of blocks at once:
+    a wide tile (256 outputs) costs 4 for narrow ones' (128 outputs) 3, and the tiles beyond 66 wait for their turn."""
+    spec = next(spec for spec in GPU if spec.name == "w8a8_sm90")
+    m = max(selfcheck._tokens(spec))
+
+    def turns(n: int, outputs: int) -> int:
+        return -(-(-(-m // 256) * -(-n // outputs)) // 66)
+
+    assert turns(selfcheck._WIDE[0], 256) > 1
+    assert turns(selfcheck._WIDE[0], 256) * 4 <= turns(selfcheck._WIDE[0], 128) * 3
+    assert all(turns(n, 256) * 4 > turns(n, 128) * 3 for n, _ in selfcheck._SHAPES), "the others take narrow tiles"
+
+
 @pytest.mark.parametrize("spec", GPU, ids=lambda spec: spec.name)
 def test_every_gpu_kernel_has_schemes_and_tokens_that_it_accepts(spec: KernelSpec, monkeypatch) -> None:
     monkeypatch.setattr(targets, "detect", lambda: targets.Machine("", (), targets.names(), {}, None))

@@ -319,7 +319,7 @@ def test_a_static_scheme_needs_a_range_and_a_dynamic_one_none() -> None:
         Linear.from_dense(dense, "w8a8static")
     with pytest.raises(ValueError, match="scheme='w8a8': the scheme is not static"):
         Linear.from_dense(dense, "w8a8", act_range=(-1, 1))
-    with pytest.raises(ValueError, match="static activations, and only they, have one"):
+    with pytest.raises(ValueError, match="act=None, scheme='w8a8static': must be an ActScale for a static scheme"):
         Linear.from_quantized(quantize_weight(dense.weight, Scheme.parse("w8a8")), 8, None, "w8a8static", torch.float32)
 
 

@@ -1,6 +1,6 @@
-"""The torch ops. The only place that checks tensors and allocates outputs.
+"""The torch ops: the only place that checks tensors and allocates outputs.
 
-``nybble::linear`` runs a layer; ``nybble::dequantize`` gives its weight back, for gradients.
+``nybble::linear`` computes a layer. ``nybble::dequantize`` computes its dense weight, for gradients.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def linear(
     """y (..., out_features) = x (..., in_features) w^T + bias, in x's dtype.
 
     x: float32, bfloat16 or float16, any strides (a copy is made unless the last one is 1); packed: from `pack`;
-    bias: (out_features,), any of the same dtypes. The gradient flows to x and bias; rounding counts as
-    identity, and so does the cutting of static activations at the ends of their range.
+    bias: (out_features,), any of the same dtypes. Gradients flow to x and bias. The gradient of rounding, and of
+    clipping static activations to their range, is taken as that of the identity.
 
     Raises:
         ValueError: a shape, dtype or device that does not fit, by name.
@@ -76,10 +76,11 @@ def linear(
 
 
 def _watched(x: Tensor, packed: Tensor, bias: Tensor | None) -> bool:
-    """Whether autograd, a tensor subclass, a mode, a transform, a tracer or a profiler must see this call as an op.
+    """Whether the call must go through torch's dispatcher.
 
-    So must torch where the kernel cannot read what a tensor means from its memory: on other devices, or negated lazily.
-    Where nobody must, going straight to the kernel saves the dispatcher's time, which is more than a small layer's own.
+    It must for autograd, tensor subclasses, modes, transforms, tracers and profilers, and for tensors whose memory does
+    not hold their values: on other devices, or negated lazily. Otherwise the kernel is called directly, which saves the
+    time of the dispatcher: more than a small layer takes.
     """
     return (
         type(x) is not Tensor
@@ -99,10 +100,10 @@ def _watched(x: Tensor, packed: Tensor, bias: Tensor | None) -> bool:
 
 
 def _refuse_tangents(**tensors: Tensor | None) -> None:
-    """Without gradients, torch's autograd of an op from Python would drop a tangent without a word."""
+    """Raises for a tangent: without gradients, torch would silently drop that of an op defined in Python."""
     for name, tensor in tensors.items():
         if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
-            raise NotImplementedError(f"{name}: has a tangent, and nybble::linear no forward-mode derivative")
+            raise NotImplementedError(f"{name}: has a tangent, but nybble::linear has no forward-mode derivative")
 
 
 def _linear(
@@ -117,7 +118,7 @@ def _linear(
     device = "cpu" if x.is_cpu else "cuda" if x.is_cuda else x.device.type
     if bias is not None:
         bias = _checked_bias(bias, x, out_features)
-    # A slice of a shape costs as much time as another question to a tensor, so the usual case does without.
+    # Slicing a shape takes as long as reading an attribute of a tensor, so the usual case avoids it.
     out = x.new_empty(shape[0], out_features) if len(shape) == 2 else x.new_empty(*shape[:-1], out_features)
     if not x.is_contiguous():
         x = x.reshape(-1, in_features)

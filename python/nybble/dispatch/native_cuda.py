@@ -1,5 +1,8 @@
-"""The CUDA kernels: tensors in, device addresses out. The only module that imports `_cuda`, and only where torch has a
-GPU: the extension brings its own runtime, and finds the driver when it is first called."""
+"""The CUDA kernels: tensors in, device addresses out. The only module that imports the extension `_cuda`.
+
+It does so at the first call, where torch has a GPU. The extension brings its own CUDA runtime, which finds the driver
+when it is first called.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,9 @@ from .. import __version__, layouts
 from ..native import DTYPES, memory
 from ..weights.scheme import Scheme
 
-# csrc/cuda/abi.h: the group of k is k >> shift.
+# By group size: the group of input k is k >> shift, see csrc/cuda/abi.h.
 _SHIFTS = {None: 31, 32: 5, 64: 6, 128: 7}
-# By the number of a dtype.
+# By the number of a dtype in csrc/abi.h.
 _ITEM_BYTES = {number: dtype.itemsize for dtype, number in DTYPES.items()}
 
 
@@ -26,7 +29,7 @@ def _public_stream(device: int) -> int:
     return stream
 
 
-# The handle of a device's current stream: torch's own short way where this torch has it, which makes no Stream object.
+# The handle of a device's current stream. torch's private function is faster, since it makes no Stream object.
 stream_of: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream", _public_stream)
 
 
@@ -40,21 +43,21 @@ def _extension() -> Any:
 
 
 def instances(device: int) -> list[dict[str, Any]]:
-    """Of each instance of each kernel what the driver gives it on a device: its shared memory and registers, the blocks
-    that a multiprocessor holds at once, and the clusters that are active at once by the number of blocks of one.
+    """The resources of each instance of each kernel on a device: shared memory, registers, blocks at once on a
+    multiprocessor, and active clusters by their size.
 
     Raises:
-        RuntimeError: CUDA refuses; the message says why.
+        RuntimeError: a CUDA error.
     """
     found: list[dict[str, Any]] = _extension().instances(device)
     return found
 
 
 class CudaPlan:
-    """A CUDA kernel bound to a scheme and a weight shape, with native.LinearPlan's convention.
+    """A CUDA kernel for a scheme and a weight shape. It is called like native.LinearPlan.
 
-    It runs on x's device and its current stream, never waits for the device, and takes its scratch from torch, so that it
-    can be captured in a CUDA graph. Kernels of 16-bit activations round float32 ones to bfloat16.
+    It runs on the device of x, on the current stream, and never waits for the device. It allocates scratch memory from
+    torch, so a CUDA graph can capture it. Kernels for float activations round float32 ones to bfloat16.
     """
 
     def __init__(self, kernel: str, layout: str, scheme: Scheme, out_features: int, in_features: int) -> None:
@@ -67,12 +70,12 @@ class CudaPlan:
     def __call__(self, x: Tensor, packed: Tensor, bias: Tensor | None, out: Tensor) -> None:
         """out (..., N), contiguous, = x (..., K) w^T + bias.
 
-        x is contiguous, or (M, K) with unit stride along K. A packed weight that begins at no multiple of 16 bytes is
-        copied, with a warning.
+        x is contiguous, or (M, K) with unit stride along K. A packed weight at an address that is not a multiple of 16
+        is copied, with a warning.
 
         Raises:
             ValueError: a tensor is smaller than its shape says, or packed is on another device than x.
-            RuntimeError: CUDA refuses the launch; the message has its reason.
+            RuntimeError: a CUDA error at the launch.
         """
         device, k = x.get_device(), self._k
         if packed.get_device() != device:
@@ -82,7 +85,7 @@ class CudaPlan:
             packed = layouts.aligned(packed)
             weight = packed.data_ptr()
         count, stride, dtype, address = x.numel(), k, x.dtype, x.data_ptr()
-        # Each question to a tensor costs as much as a line of Python: what follows from another is not asked.
+        # Each attribute of a tensor costs as much as a line of Python, so none is read that follows from another.
         if x.is_contiguous() and not (self._floats and (address & 15 or k & 7 or dtype is torch.float32)):
             kind = DTYPES[dtype]
             nbytes = count * _ITEM_BYTES[kind]
@@ -92,7 +95,7 @@ class CudaPlan:
         run, scratch_of = self._bound.get(device) or self._bind(device)
         m = count // k
         size = scratch_of(m)
-        # Of torch at each call: its memory belongs to the stream, or to the graph that is captured.
+        # Allocated at each call, so that it belongs to the stream, or to the graph that is being captured.
         scratch = x.new_empty(size, dtype=torch.uint8) if size else None
         term = term_bytes = term_kind = 0
         if bias is not None:
@@ -117,7 +120,7 @@ class CudaPlan:
         )
 
     def _rows(self, x: Tensor) -> tuple[Tensor, int]:
-        """x as rows that the kernel takes, copied where it must be, and their stride."""
+        """x as rows that the kernel takes, copied if necessary, and their stride."""
         rows = x.reshape(-1, self._k)
         if self._floats:
             rows = _aligned(rows if rows.dtype is not torch.float32 else rows.to(torch.bfloat16))
@@ -142,14 +145,14 @@ class CudaPlan:
 
 
 class _Bound(NamedTuple):
-    """A plan on one device: what launches it, and the bytes of scratch that it wants for a number of rows."""
+    """A plan on one device: its launcher, and the bytes of scratch memory for a number of rows."""
 
     run: Callable[..., None]
     scratch: Callable[[int], int]
 
 
 def _aligned(rows: Tensor) -> Tensor:
-    """Rows that start at multiples of 16 bytes, copied where they do not: odd shapes and slices."""
+    """Rows that start at multiples of 16 bytes: copied if they do not, as with odd shapes and slices."""
     k = rows.shape[1]
     if rows.data_ptr() % 16 == 0 and (rows.stride(0) % 8 == 0 if len(rows) > 1 else k % 8 == 0):
         return rows

@@ -1,4 +1,4 @@
-"""The linear layer in plain torch, in float64: the oracle of the tests, and what runs where there is no kernel."""
+"""The linear layer in plain torch, in float64: what tests compare with, and what runs where no kernel does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..weights.activations import ActScale, split
 from ..weights.rounding import QuantizedWeight, dequantize_weight
 from ..weights.scheme import Scheme
 
-# Rows whose range would overflow float32 arithmetic are scaled by a power of two first, which is exact.
+# Rows whose range would over- or underflow in float32 are scaled by a power of two first, which is exact.
 _TINY, _TINY_FACTOR = 2.0**-100, 2.0**100
 _HUGE, _HUGE_FACTOR = 2.0**126, 2.0**-4
 
@@ -49,9 +49,9 @@ def quantize_activations(x: Tensor) -> Activations:
 
 
 def quantize_static(x: Tensor, act: ActScale) -> Activations:
-    """Rounds activations (M, K) with a scale and a zero point that are given.
+    """Rounds activations (M, K) with a given scale and zero point.
 
-    In float32: q = round_half_even(min(max(x * (1 / scale), -128 - zero), 127 - zero)) + zero. A row with a NaN or an Inf
+    In float32: q = round_half_even(min(max(x * (1 / scale), -128 - zero), 127 - zero)) + zero. A row with a NaN or Inf
     has codes 0, zero 0 and scale NaN.
     """
     x = x.float()
@@ -67,7 +67,7 @@ def quantize_static(x: Tensor, act: ActScale) -> Activations:
 
 
 def quantize(x: Tensor, act: ActScale | None) -> Activations:
-    """Static where a scale is given, else dynamic."""
+    """Rounds activations (M, K) with the static scale, or row by row if that is None."""
     return quantize_activations(x) if act is None else quantize_static(x, act)
 
 
@@ -79,7 +79,7 @@ def linear(
     out_dtype: torch.dtype,
     act: ActScale | None = None,
 ) -> Tensor:
-    """y (M, N) = x (M, K) w^T + bias, summed in float64 and rounded once to out_dtype. act: of static activations."""
+    """y (M, N) = x (M, K) w^T + bias, summed in float64 and rounded once to out_dtype. act: the static scale."""
     weight = dequantize_weight(quantized, scheme, x.shape[-1]).double()
     if scheme.act_bits == 8:
         codes, scale, zero = quantize(x, act)
@@ -92,7 +92,7 @@ def linear(
 
 
 class ReferencePlan:
-    """The reference with the calling convention of native.LinearPlan, for the plain layout."""
+    """The reference as a plan, which is called like native.LinearPlan. The weight has the layout plain."""
 
     def __init__(self, scheme: Scheme, out_features: int, in_features: int) -> None:
         self._shape = (scheme, out_features, in_features)

@@ -1,5 +1,8 @@
-"""The first use of a kernel on a GPU: it multiplies small weights, next to the reference, before it is first chosen. One
-that disagrees, or that compiler or driver refuse, is said and left out from then on, so that the next kernel takes over."""
+"""The self-check: a kernel is compared with the reference, on small weights, before it is first used on a GPU.
+
+A kernel that disagrees, or that the compiler or driver refuses, is left out from then on, with a warning. The next
+kernel takes its place.
+"""
 
 from __future__ import annotations
 
@@ -18,42 +21,42 @@ from ..weights.sparsity import Block
 from . import reference
 from .spec import DISTRUSTED, KernelSpec
 
-# Outputs and inputs of the weights: some fill no tile and some fill several, and K is split in 2, in an odd number of
-# uneven parts and in 8, as many as a cluster may have.
+# (outputs, inputs) of the weights: less than a tile and several tiles; K split in 2, in an odd number of uneven parts,
+# and in 8, the most of a cluster.
 _SHAPES = ((72, 1096), (300, 2600), (320, 4096))
-# Of kernels for wgmma: more tiles than a GPU has multiprocessors, so that they take the wide ones, and several in turn.
+# For the kernels with wgmma: so many outputs that they choose wide tiles, and a block computes several in turn.
 _WIDE = (8456, 392)
-# The least tokens that need each size of a block, and the most that are tried: of a kernel for many, so many more than
-# its fewest that they need another block.
+# The fewest tokens for each size of a block; the most that are tried; and, of a kernel for many tokens, how many more
+# than its fewest fill another block.
 _TOKENS, _MOST_TOKENS, _MORE_TOKENS = (9, 17, 33), 192, 129
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _BLOCK = Block(32, 32)
-# Of the largest output: bfloat16 has 2^-8.
+# The largest error, relative to the largest output.
 _TOLERANCE = 0.02
-# Seconds until a comparison that could not be made is tried again.
+# Seconds until a comparison is tried again that could not be made.
 _RETRY = 10.0
 
-# Names of kernels that were compared, and when others may be tried again.
+# Names of the kernels that were compared, and the time from which others may be tried again.
 _compared: set[str] = set()
 _not_before: dict[str, float] = {}
 
 
 class CheckLaterError(RuntimeError):
-    """A kernel could not be compared for a reason that says nothing about it, such as memory that is full."""
+    """A kernel could not be compared for a reason that is not its fault, such as full memory."""
 
 
 def pending(spec: KernelSpec) -> bool:
-    """Whether a kernel is still to be compared on this machine's GPU."""
+    """Whether a kernel has yet to be compared on this machine's GPU."""
     return spec.device == "cuda" and spec.name not in _compared and torch.cuda.is_available()
 
 
 def check(spec: KernelSpec) -> bool:
-    """Compares a GPU's kernel, once, and notes one that disagrees in registry.DISTRUSTED, with a warning.
+    """Compares a kernel for GPUs, once. One that disagrees is added to spec.DISTRUSTED, with a warning.
 
-    It waits for the device, so while a CUDA graph is captured nothing is compared.
+    It waits for the device, so nothing is compared while a CUDA graph is captured.
 
     Returns:
-        Whether that is settled: if not, the kernel may be used now, and whoever chooses it must ask again.
+        Whether the kernel was compared. If not, it may be used now, and must be checked again at its next use.
     """
     if not pending(spec):
         return True
@@ -74,10 +77,11 @@ def check(spec: KernelSpec) -> bool:
 
 
 def disagreement(spec: KernelSpec, device: str) -> str | None:
-    """What is wrong with a kernel's outputs; None: nothing.
+    """What is wrong with the outputs of a kernel; None: nothing.
 
-    CUDA kernels are compared for every type of activations, each kind of scheme, several shapes and from the fewest to the most tokens;
-    of Triton's, which compile anew for each of these, the first of each, twice: the second call launches it again.
+    CUDA kernels are compared for every dtype of activations, each kind of scheme, several shapes and numbers of tokens.
+    Triton kernels compile anew for each of these, so only the first of each is compared: twice, since the second call
+    launches the compiled kernel in another way.
 
     Raises:
         CheckLaterError: memory is full, or a CUDA graph is being captured.
@@ -89,7 +93,7 @@ def disagreement(spec: KernelSpec, device: str) -> str | None:
             reasons = (_compare(spec, scheme, shape, generator, device) for scheme, shape in _weights(spec))
             return next((reason for reason in reasons if reason is not None), None)
     except Exception as error:
-        # Compilers and drivers raise what they like: it is the finding.
+        # Compilers and drivers raise exceptions of many types; each is the reason against the kernel.
         lines = str(error).strip().splitlines() or [type(error).__name__]
         if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error) or "captur" in str(error):
             raise CheckLaterError(lines[0]) from error
@@ -97,7 +101,7 @@ def disagreement(spec: KernelSpec, device: str) -> str | None:
 
 
 def schemes(spec: KernelSpec) -> list[Scheme]:
-    """What a kernel is compared for: with the smallest groups and zero points, and with the largest and none."""
+    """The schemes that a kernel is compared for: the smallest groups with zero points, the largest without."""
     kind, act_bits = numbers_of(spec.scheme)
     sparsity = _BLOCK if spec.scheme.startswith("bs") else spec.sparsity
     sizes = [size for size in spec.sizes() if size is not None]
@@ -115,7 +119,7 @@ def _weights(spec: KernelSpec) -> Iterator[tuple[Scheme, tuple[int, int]]]:
 def _tokens(spec: KernelSpec) -> list[int]:
     least, most = spec.m_range
     if spec.target == "triton":
-        return [least, least]  # later calls launch again what the first one compiled
+        return [least, least]  # the second call launches what the first one compiled
     last = max(_MOST_TOKENS, least + _MORE_TOKENS)
     return sorted({least, last if most is None else min(most, last), *filter(spec.takes, _TOKENS)})
 
@@ -134,7 +138,7 @@ def _compare(
     for dtype in dtypes[:1] if spec.target == "triton" else dtypes:
         x = torch.randn(tokens[-1], k, generator=generator, dtype=torch.float32).to(dtype)
         expected = reference.linear(x, quantized, None, scheme, torch.float64)
-        kept = []  # so that every call's tensors lie elsewhere
+        kept = []  # so that each call has tensors at other addresses
         for m in tokens:
             out = torch.full((m, n), torch.nan, dtype=dtype, device=device)
             rows, weights = x[:m].to(device), packed.clone()
@@ -148,7 +152,7 @@ def _compare(
 
 
 def _kept(scheme: Scheme, n: int, k: int, generator: torch.Generator) -> Tensor:
-    """Which weights are not zero, in any places: half of the blocks, or two of each four, or all."""
+    """Which weights are not zero, bool (N, K): a random half of the blocks, two of each four, or all."""
     if isinstance(scheme.sparsity, Block):
         rows, columns = scheme.sparsity.rows, scheme.sparsity.columns
         blocks = torch.rand(-(-n // rows), -(-k // columns), generator=generator) < 0.5

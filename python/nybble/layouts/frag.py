@@ -6,8 +6,8 @@ eight neighbours, so their scales and outputs are one load and one store. bfloat
 output; sums of the weights, which take out the zero point of the activations.
 
 A tile is [fragment 4][lane 8 x 4][word 2 x 2][byte 4]. The byte of (f; g, t; j, l; b) holds row 8 g + 2 f in its low
-nibble and the next row in its high nibble, both at input 32 j + 8 t + 4 l + (0, 2, 1, 3)[b]. The nibbles p and p + 4 of a
-word are then the pair of bfloat16 in one register of a fragment, and its even nibbles the four bytes of another: see
+nibble and the next row in its high nibble, both at input 32 j + 8 t + 4 l + (0, 2, 1, 3)[b]. The nibbles p and p + 4 of
+a word are then the pair of bfloat16 in one register of a fragment, and its even nibbles the four bytes of another: see
 csrc/cuda/activations.cuh. The codes of 8-bit activations are put in the matching order: see csrc/cuda/maps.h, for
 mma.sync and for wgmma.
 """

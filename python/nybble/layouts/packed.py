@@ -87,7 +87,7 @@ def unpack(packed: Tensor, layout: str, scheme: Scheme, out_features: int, in_fe
 
 
 def aligned(packed: Tensor) -> Tensor:
-    """The packed weight at an address that is a multiple of 16, as the kernels for GPUs need it: copied if necessary."""
+    """The packed weight at a multiple of 16 bytes, as the kernels for GPUs need it: copied if necessary."""
     address = packed.data_ptr()
     if address % 16 == 0:
         return packed

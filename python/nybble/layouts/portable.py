@@ -1,14 +1,14 @@
-"""The tensors that stand for a weight on disk and in a state_dict, the same on every machine.
+"""The portable tensors of a weight, in a state_dict and on disk: the same on every machine.
 
 dense    qweight, scale, zero_point: rounding.QuantizedWeight
-sp...    mask uint8 (N, ceil(K / 8)): bit k % 8 of byte k / 8 is set where a code is kept; values: the kept codes, row by
+sp...    mask uint8 (N, ceil(K / 8)): bit k % 8 of byte k / 8 is set if a code is kept; values: the kept codes, row by
          row, int8 (count,), or uint8 (ceil(count / 2),), even ones in the low nibble; scale
 bs...    block_start int32 (N / rows + 1,), block_index int32 (blocks,): a block CSR over K / columns; values int8
          (blocks, rows, columns); scale
 
 ...static act_scale float32 (1,), act_zero_point int8 (1,): activations.ActScale
 
-A kept code may stand for 0; what is not kept does. All are checked before they are followed.
+Weights that are not kept are 0; those that are kept may be 0 too. All tensors are checked before they are used.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Spec = tuple[tuple[int, ...], torch.dtype]
 
 
 def spec_of(scheme: Scheme, out_features: int, in_features: int, stored: int = 0) -> dict[str, Spec]:
-    """Shape and dtype of each tensor; stored: how many codes or blocks a sparse weight keeps."""
+    """Shape and dtype of each tensor. stored: number of codes or blocks that a sparse weight keeps."""
     weight = _weight_spec(scheme, out_features, in_features, stored)
     return {**weight, **activations.SPEC} if scheme.static else weight
 
@@ -57,7 +57,7 @@ def _weight_spec(scheme: Scheme, out_features: int, in_features: int, stored: in
 
 
 def stored_in(scheme: Scheme, tensors: Mapping[str, Tensor]) -> int:
-    """How many codes or blocks a sparse weight's tensors keep: what spec_of needs; 0 of a dense weight."""
+    """The argument `stored` of spec_of for these tensors: codes or blocks of a sparse weight; 0 for a dense one."""
     if scheme.sparsity is None:
         return 0
     return tensors["values"].shape[0] * scheme.weight_type.per_byte
@@ -66,13 +66,15 @@ def stored_in(scheme: Scheme, tensors: Mapping[str, Tensor]) -> int:
 def to_portable(
     quantized: QuantizedWeight, scheme: Scheme, in_features: int, act: ActScale | None = None
 ) -> dict[str, Tensor]:
-    """The tensors of a weight whose zeros, if it is sparse, have the code of 0. act: of a static scheme.
+    """The portable tensors of a weight. The zeros of a sparse one have the code WeightType.middle.
+
+    act: the scale of the activations, of a static scheme.
 
     Raises:
         ValueError: the scheme is static and act is None, or the other way round.
     """
     if scheme.static is not (act is not None):
-        raise ValueError(f"act={act}, scheme={str(scheme)!r}: static activations, and only they, have one")
+        raise ValueError(f"act={act}, scheme={str(scheme)!r}: must be an ActScale for a static scheme, or else None")
     weight = _to_weight(quantized, scheme, in_features)
     return weight if act is None else {**weight, **act.tensors()}
 
@@ -94,10 +96,10 @@ def _to_weight(quantized: QuantizedWeight, scheme: Scheme, in_features: int) -> 
 def from_portable(
     tensors: Mapping[str, Tensor], scheme: Scheme, out_features: int, in_features: int
 ) -> QuantizedWeight:
-    """The weight of its tensors, which are checked.
+    """The inverse of to_portable. The tensors are checked.
 
     Raises:
-        ValueError: a tensor is missing, has another shape or dtype, or holds what no weight of the scheme does.
+        ValueError: a tensor is missing, has another shape or dtype, or holds values that the scheme does not allow.
     """
     names = set(spec_of(scheme, out_features, in_features))
     if set(tensors) != names:
@@ -109,7 +111,7 @@ def from_portable(
         quantized = QuantizedWeight(**tensors)
     else:
         if tensors["values"].dim() < 1:
-            raise ValueError(f"values: {tuple(tensors['values'].shape)}, must have a dimension of what is kept")
+            raise ValueError(f"values: {tuple(tensors['values'].shape)}, must have at least one dimension")
         for name, (shape, dtype) in _weight_spec(scheme, out_features, in_features, stored_in(scheme, tensors)).items():
             tensor = tensors[name]
             if tuple(tensor.shape) != shape or tensor.dtype != dtype:

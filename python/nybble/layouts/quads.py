@@ -11,8 +11,8 @@ half h, the rows r = 0, 1 and the quads s = 0, 1 with both of their values e:
 codes   quads8  int8 [fragment f][lane][h][r][s][e]
         quads4  uint8 [half h][lane][f][e][s], the row r = 0 in the low nibble
         quads16 bfloat16 [half h][fragment f][lane][s][r][e]
-places  uint8 [lane' 4 g + 2 (f % 2) + s][h][f / 2][r][u]; the quad p = 0 in the low nibble, whose lower two bits are the
-        place of its first value. The words of each pair of fragments lie with the lanes that mma.sp reads them from.
+places  uint8 [lane' 4 g + 2 (f % 2) + s][h][f / 2][r][u]; the quad p = 0 in the low nibble, whose lower two bits are
+        the place of its first value. The words of each pair of fragments lie with the lanes that mma.sp reads them from.
 
 The values of a quad are in the order of their places. The two places differ even where fewer than two values are not 0.
 Padding as in gpu.py; the codes there are not kept.

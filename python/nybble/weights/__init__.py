@@ -1,4 +1,4 @@
-"""What the numbers of a layer mean: schemes, types of weights, rounding, sparsity patterns, static activation scales."""
+"""What the numbers of a layer mean: schemes, weight types, rounding, patterns of zeros, static activation scales."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How static activations are rounded: one scale and one zero point for all that a layer multiplies."""
+"""Static activations: one scale and one zero point for all inputs of a layer, found by calibration."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from .scheme import Scheme
 
-# Where the scale and its inverse are normal float32 numbers.
+# In this range the scale and its inverse are normal float32 numbers.
 LEAST_SCALE, MOST_SCALE = 2.0**-126, 2.0**126
-# Bytes before a packed weight: float32 scale, int32 zero point, then 0 (csrc/linear.h).
+# Bytes of the header of a packed weight: float32 scale, int32 zero point, then 0 (csrc/linear.h).
 HEADER = 64
 
 SPEC: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
@@ -22,7 +22,7 @@ SPEC: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
 
 
 class ActScale(NamedTuple):
-    """x = (q - zero_point) * scale for codes q in [-128, 127]; what lies beyond them is cut.
+    """x = (q - zero_point) * scale with codes q in [-128, 127]. Values beyond the ends are clipped.
 
     scale: float32 (1,) in [2^-126, 2^126]; zero_point: int8 (1,).
     """
@@ -32,10 +32,10 @@ class ActScale(NamedTuple):
 
     @classmethod
     def of_range(cls, low: float, high: float) -> ActScale:
-        """For values from low to high, and 0, which always has a code.
+        """For values from low to high. The range is extended to 0, which is always represented exactly.
 
         Raises:
-            ValueError: the range is not finite, or has a scale beyond what float32 divides by.
+            ValueError: the range is not finite, or its scale is not in [2^-126, 2^126].
         """
         low, high = min(low, 0.0), max(high, 0.0)
         scale = torch.tensor([(high - low) / 255], dtype=torch.float32)
@@ -46,7 +46,7 @@ class ActScale(NamedTuple):
 
     @classmethod
     def of_tensors(cls, tensors: Mapping[str, Tensor]) -> ActScale:
-        """Of what ``tensors`` gave; others are ignored.
+        """From a mapping with the names of SPEC; other names are ignored.
 
         Raises:
             ValueError: one has another shape or dtype, or is out of range.
@@ -61,11 +61,11 @@ class ActScale(NamedTuple):
         return found
 
     def tensors(self) -> dict[str, Tensor]:
-        """As they stand in a state_dict."""
+        """The tensors by their names in a state_dict."""
         return dict(zip(SPEC, self, strict=True))
 
     def before(self, packed: Tensor) -> Tensor:
-        """A packed weight with this in front."""
+        """A packed weight with the header for this scale before it."""
         header = torch.zeros(HEADER, dtype=torch.uint8, device=packed.device)
         header[:4] = self.scale.view(torch.uint8)
         header[4:8] = self.zero_point.int().view(torch.uint8)
@@ -73,7 +73,11 @@ class ActScale(NamedTuple):
 
 
 def scale_of(scheme: Scheme, act_range: tuple[float, float] | None) -> ActScale | None:
-    """For a range where the scheme is static, None where it is not. Raises ValueError unless there is one just then."""
+    """The scale of a calibrated range for a static scheme; None for another scheme.
+
+    Raises:
+        ValueError: a static scheme without a range, or another scheme with one.
+    """
     if scheme.static is not (act_range is not None):
         needs = "static activations need the range of calibration" if scheme.static else "the scheme is not static"
         raise ValueError(f"act_range={act_range}, scheme={str(scheme)!r}: {needs}")
@@ -81,7 +85,7 @@ def scale_of(scheme: Scheme, act_range: tuple[float, float] | None) -> ActScale 
 
 
 def split(packed: Tensor, scheme: Scheme) -> tuple[ActScale | None, Tensor]:
-    """What stands before a packed weight of a static scheme, as a copy, and the weight."""
+    """The static scale (a copy) and the packed weight without its header; None and the weight if not static."""
     if not scheme.static:
         return None, packed
     if packed.numel() < HEADER:

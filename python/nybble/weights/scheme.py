@@ -1,4 +1,4 @@
-"""Schemes: what the numbers of a layer mean. The types of weights and activations, their scales, and which weights are zero."""
+"""Schemes: the types of weights and activations, how their scales are shared, and which weights are zero."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which weights of a layer are zero: freely, n of every m inputs kept, or whole blocks."""
+"""Patterns of zero weights: unstructured, n:m, and blocks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _BLOCK_ROWS, _BLOCK_COLUMNS = 16, 4
 
 @dataclass(frozen=True)
 class Unstructured:
-    """Any weight may be zero; percent (1 to 99): how many are, about."""
+    """Zeros anywhere. percent (1 to 99): about how many of the weights are zero."""
 
     percent: int
 
@@ -34,7 +34,7 @@ class Unstructured:
 
 @dataclass(frozen=True)
 class NofM:
-    """At most n non-zero weights in each output's m consecutive inputs."""
+    """n:m sparsity: at most n of each m consecutive inputs of an output have a weight that is not zero."""
 
     n: int
     m: int
@@ -45,11 +45,11 @@ class NofM:
 
     @property
     def zeros(self) -> float:
-        """The share of weights that are zero, at least."""
+        """The least share of weights that are zero."""
         return 1 - self.n / self.m
 
     def kept(self, inputs: int) -> int:
-        """Non-zero weights that a group of this many inputs may hold: ceil(n * inputs / m), n of a whole one."""
+        """The most weights that a group of this many inputs keeps: ceil(n * inputs / m), which is n for m inputs."""
         return -(-self.n * inputs // self.m)
 
     def __str__(self) -> str:
@@ -58,9 +58,9 @@ class NofM:
 
 @dataclass(frozen=True)
 class Block:
-    """Blocks of rows x columns weights (outputs x inputs) that are zero or dense as a whole.
+    """Block sparsity: blocks of rows x columns weights (outputs x inputs), each either zero or dense.
 
-    rows: a multiple of 16, columns: a multiple of 4, both at most 128: what the kernels multiply at a time.
+    rows: a multiple of 16; columns: a multiple of 4; both at most 128, as the kernels multiply them.
     """
 
     rows: int
@@ -72,7 +72,7 @@ class Block:
                 raise ValueError(f"{name}={value}: must be a multiple of {unit} up to 128")
 
     def count(self, out_features: int, in_features: int) -> int:
-        """The blocks of a layer, those that its edge cuts short among them."""
+        """The number of blocks of a layer, with the partial ones at its edges."""
         return -(-out_features // self.rows) * -(-in_features // self.columns)
 
     def __str__(self) -> str:
@@ -83,7 +83,7 @@ Sparsity = Unstructured | NofM | Block
 
 
 class Pattern(NamedTuple):
-    """What a pruning pass makes: a form, and the share of weights that become zero."""
+    """What a pruning pass makes: a pattern, and the share of weights that become zero."""
 
     sparsity: Sparsity
     zeros: float
@@ -93,7 +93,7 @@ class Pattern(NamedTuple):
         """Reads ``"50%"``, ``"2:4"``, ``"32:128"`` or ``"bs32x32:75%"``; a Pattern is returned as it is.
 
         Raises:
-            ValueError: not of the grammar, or a number out of its range.
+            ValueError: not a pattern, or a number out of its range.
             TypeError: neither a string nor a Pattern.
         """
         if isinstance(text, Pattern):
