@@ -31,6 +31,16 @@ def test_old_names_work_with_a_warning(name: str, new: object) -> None:
     assert found is getattr(new, name)
 
 
+def test_the_old_name_of_a_check_works_with_a_warning() -> None:
+    with pytest.warns(
+        DeprecationWarning, match=r"a_bad_row_spoils_itself_alone has moved to .*non_finite_rows_do_not_mix"
+    ):
+        found = nybble.testing.checks.a_bad_row_spoils_itself_alone
+    assert found is nybble.testing.checks.non_finite_rows_do_not_mix
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match=r"module 'nybble\.testing\.checks' has no attribute 'nothing'"):
+        _ = nybble.testing.checks.nothing
     with pytest.raises(AttributeError, match=r"module 'nybble\.testing' has no attribute 'nothing'"):
         _ = nybble.testing.nothing  # type: ignore[attr-defined]

@@ -1,10 +1,10 @@
-"""Old import paths: for one release, `import nybble.scheme` and its like still work, with a warning that names the new path."""
+"""Old import paths such as `nybble.scheme`: for one release they still work, with a warning that names the new path."""
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -51,7 +51,7 @@ _PREFIX = f"{_PACKAGE}."
 
 
 class _Alias(Loader):
-    """Gives the module at the new path to whoever imports the old one."""
+    """Loads the module at the new path when the old path is imported."""
 
     def __init__(self, old: str, new: str) -> None:
         self._old, self._new = old, new
@@ -63,7 +63,7 @@ class _Alias(Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Nothing to run. The import system has just written the old path's spec over the module's own."""
+        """Restore the module's own spec, which the import system has just replaced by that of the old path."""
         module.__spec__ = self._spec
 
 
@@ -76,7 +76,7 @@ class _Finder(MetaPathFinder):
 
 
 def install() -> None:
-    """Makes the old paths importable. The finder is asked last, so it costs nothing while nobody uses one."""
+    """Make the old paths importable. The finder is the last one, so other imports are not slower."""
     sys.meta_path.append(_Finder())
 
 
@@ -99,6 +99,18 @@ def names_in(*modules: str) -> Callable[[str], Any]:
                 _warn(f"{package}.{name}", f"{module}.{name}")
                 return getattr(found, name)
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return find
+
+
+def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
+    """The ``__getattr__`` of a module in which ``names``, old -> new, were renamed."""
+
+    def find(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        _warn(f"{module}.{name}", f"{module}.{names[name]}")
+        return getattr(import_module(module), names[name])
 
     return find
 

@@ -16,6 +16,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from .. import _moved
 from ..dispatch import reference
 from ..dispatch.spec import KernelSpec
 from ..weights.rounding import QuantizedWeight, dequantize_weight, quantize_weight
@@ -311,3 +312,13 @@ def batches_give_the_same_bits(subject: Subject, most: int = 8) -> None:
         for first, last in ((0, 1), (most - 1, most), (0, 2), (1, 4), (2, most)):
             alone = subject.run(quantized, x[first:last], bias)
             assert torch.equal(alone, together[first:last]), (n, k, dtype, first, last)
+
+
+__getattr__ = _moved.renamed(
+    __name__,
+    {
+        "a_bad_row_spoils_itself_alone": "non_finite_rows_do_not_mix",
+        "longest_k_at_the_extremes": "largest_k_does_not_overflow",
+        "usual_codes": "typical_codes",
+    },
+)
