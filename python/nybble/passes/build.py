@@ -22,7 +22,7 @@ def check_model(model: nn.Module) -> None:
     if is_linear_like(model):
         raise ValueError(
             f"model={type(model).__name__}: is itself a Linear layer and cannot be swapped in place; "
-            "use nybble.nn.Linear.from_dense(model, scheme)"
+            "pass a module that contains it, such as torch.nn.Sequential(model)"
         )
 
 
