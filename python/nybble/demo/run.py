@@ -178,7 +178,7 @@ def _notes(outcome: Outcome) -> list[str]:
 def _swapped(row: Row) -> str:
     assert row.report is not None, "only called for nybble's contestants"  # noqa: S101
     count = sum(layer["swapped"] for layer in row.report["layers"])
-    return f"{count} layers replaced, {row.report['coverage']:.0f}% of the weight bytes."
+    return f"{count} layers swapped, {row.report['coverage']:.0f}% of the weight bytes."
 
 
 def _foot(outcome: Outcome) -> list[str]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .observe import Observer
 
-# Every eighth row is held out, up to 256 in all: methods do not see them, and layers are evaluated on them.
+# Every eighth row of a batch is held out, up to 256 in all: methods do not see them, and layers are evaluated on them.
 _HELD_ONE_IN = 8
 _HELD_MOST = 256
 
@@ -124,5 +124,5 @@ class Inputs:
 
     @property
     def held_out(self) -> Tensor:
-        """Rows (T, K) that the statistics do not include; if there were fewer than eight rows, ``sample``."""
+        """Rows (T, K) that the statistics do not include; ``sample`` if no batch had eight rows."""
         return torch.cat(self._held) if self._held else self._sample

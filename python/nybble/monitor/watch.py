@@ -44,7 +44,7 @@ class LayerDrift:
 
     @property
     def state(self) -> str:
-        """ "alarm", "warn" (beyond a limit in the last window), "ok", or "waiting" for the first window."""
+        """One of "waiting" (for the first window), "ok", "warn" (beyond a limit, or PSI above 0.1) and "alarm"."""
         if self.reading is None:
             return "waiting"
         beyond = any(is_beyond(self.reading) for is_beyond, _ in LIMITS.values())

@@ -14,7 +14,7 @@ _DRIFT_SHARE = 0.25
 
 
 class Factor(NamedTuple):
-    """upper: U (K, K) with U'U = H^-1. hessian: the damped H. note: says so if more damping was needed, else None."""
+    """upper: U (K, K) with U'U = H^-1. hessian: the damped H. note: the damping, in words, if 0.01 was not enough."""
 
     upper: Tensor
     hessian: Tensor
