@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import builtins
+import copy
+import inspect
 import io
+import itertools
 import sys
 from collections.abc import Callable
 
 import pytest
+import torch
+from torch import nn
 
+import nybble
 from nybble.model import bar as module
 from nybble.model.bar import PATIENCE_S, bar
+from nybble.recipe.recipe import Stage
 
 ShownOn = Callable[[io.StringIO], io.StringIO]
 
@@ -105,4 +112,41 @@ def test_without_rich_there_is_no_bar(shown_on: ShownOn, clock: list[float], mon
 
     monkeypatch.setattr(builtins, "__import__", absent)
     work(clock, 10, None)
+    assert stderr.getvalue() == ""
+
+
+PASSES = ("evaluate", "optimize", "plan", "quantize", "recover", "sensitivity", "sparsify")
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_every_pass_decides_by_the_terminal_unless_told(name: str) -> None:
+    assert inspect.signature(getattr(nybble, name)).parameters["progress"].default is None
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model, data: nybble.evaluate(model, None, data, progress=1),
+        lambda model, data: nybble.optimize(model, nybble.Recipe((Stage("quantize", {}),)), progress=1),
+        lambda model, data: nybble.plan(model, "w8a8", data, budget={"bytes": 1e9}, progress=1),
+        lambda model, data: nybble.quantize(model, progress=1),
+        lambda model, data: nybble.recover(model, copy.deepcopy(model), data, progress=1),
+        lambda model, data: nybble.sensitivity(model, "w8a8", data, progress=1),
+        lambda model, data: nybble.sparsify(model, "2:4", calibration=data, progress=1),
+    ],
+    ids=PASSES,
+)
+def test_progress_is_a_flag_or_none(call: Callable[[nn.Module, list[torch.Tensor]], object]) -> None:
+    with pytest.raises(TypeError, match="progress=1: must be True, False or None, got int"):
+        call(nn.Sequential(nn.Linear(8, 8)), [torch.randn(4, 8)])
+
+
+def test_a_pass_shows_its_bar_on_a_terminal(shown_on: ShownOn, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = itertools.count(step=PATIENCE_S)
+    monkeypatch.setattr(module, "monotonic", lambda: next(ticks))
+    stderr = shown_on(Terminal())
+    nybble.quantize(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), goal="memory")
+    assert "2/2" in stderr.getvalue()
+    stderr = shown_on(io.StringIO())
+    nybble.quantize(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), goal="memory")
     assert stderr.getvalue() == ""

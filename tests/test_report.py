@@ -288,22 +288,22 @@ W4 = {"after": "w4a8", "kernel": "w4a8_avx512vnni", "slower_at": (), "shape": (6
             [left(**SLOW), swapped()],
             {},
             (
-                "1 layer (4.0 KiB) left alone because they are slower here, on the mean over M=1, 16; to save their memory all "
-                'the same: nybble.quantize(model, "w8a8", goal="memory")'
+                "1 layer (4.0 KiB) left alone: slower than the dense layer here, on the mean over M=1, 16; to save memory anyway: "
+                'nybble.quantize(model, "w8a8", goal="memory")'
             ),
         ),
         (
             [left(**SLOW)],
             {},
             (
-                "at M=16 those layers are 1.50 times as fast as now; if you run only these M: "
+                "at M=16 those layers are 1.50 times as fast as dense; if you run only these M: "
                 'nybble.quantize(model, "w8a8", m=16)'
             ),
         ),
         (
             [left(**SLOW)],
             {"scheme": "sp50 w8a8"},
-            'all the same: nybble.sparsify(model, "50%", scheme="w8a8", goal="memory")',
+            'to save memory anyway: nybble.sparsify(model, "50%", scheme="w8a8", goal="memory")',
         ),
         (
             [left(**SLOW)],
@@ -315,7 +315,7 @@ W4 = {"after": "w4a8", "kernel": "w4a8_avx512vnni", "slower_at": (), "shape": (6
             [swapped(), swapped(name="b")],
             {},
             (
-                "2 layers slower than before at M=1 (0.50x at worst) and faster on the mean; if you run only these M, on the "
+                "2 layers slower than before at M=1 (0.50x at worst), though faster on the mean; if you run only these M, on the "
                 'original model: nybble.quantize(model, "w8a8", m=1)'
             ),
         ),
@@ -329,7 +329,7 @@ W4 = {"after": "w4a8", "kernel": "w4a8_avx512vnni", "slower_at": (), "shape": (6
             ],
             {},
             (
-                "head: shares its weight with another module; to quantize a copy: nybble.quantize(model, "
+                "head: shares its weight with another module; to quantize a copy of it: nybble.quantize(model, "
                 '"w8a8", untie=True)'
             ),
         ),
@@ -345,16 +345,21 @@ W4 = {"after": "w4a8", "kernel": "w4a8_avx512vnni", "slower_at": (), "shape": (6
             [swapped(**W4)],
             {"scheme": "w4a8g128"},
             (
-                "4 bits by method 'rtn' see no data; more accurate, on the original model: "
+                "method 'rtn' rounds 4-bit weights without calibration data; more accurate, on the original model: "
                 'nybble.quantize(model, "w4a8g128", method="gptq", calibration=batches)'
             ),
         ),
         (
             [swapped(**W4)],
             {"scheme": "w4a8"},
-            'on the original model: scheme="w4a8g128" instead of "w4a8"',
+            'on the original model, scheme="w4a8g128" instead of "w4a8"',
         ),
-        ([swapped(kernel="w8a8_avx2")], {}, "int8 kernels run on avx2: this machine has no VNNI instructions"),
+        (
+            [swapped(kernel="w8a8_avx2")],
+            {},
+            "int8 kernels run on target avx2, for want of VNNI instructions",
+        ),
+        ([swapped(kernel="w8a8_reference")], {}, "1 layer in plain torch, which is slow"),
         (
             [swapped(rounded=Rounded("rtn", 0.2, 0.2, notes=("not gptq: no usable Hessian",)))],
             {"method": "gptq"},

@@ -20,7 +20,7 @@ _WORTH = 0.01  # the share of them from which on a weight is named
 _LARGE_ERROR = 0.1
 _GROUP = 128
 _NAMED = 3  # names in one line
-_NO_VNNI = {"scalar", "avx2", "torch"}
+_NO_VNNI = {"scalar", "avx2"}
 _WITHOUT_DATA = {"rtn", "mse", "hqq"}
 # What a layer gets where it does not allow the method that was asked for.
 _SIMPLER = {"rtn", "mse", "magnitude", "wanda"}
@@ -85,6 +85,15 @@ def _bytes(layers: Iterable[LayerReport]) -> str:
     return size(sum(layer.nbytes_before for layer in layers))
 
 
+def _sizes(ms: Sequence[int]) -> str:
+    return ", ".join(map(str, ms))
+
+
+def _call_for(report: ReportData, ms: Sequence[int]) -> str:
+    """The call that counts only these M."""
+    return call_of(report, f"m={ms[0]}" if len(ms) == 1 else f"m=({_sizes(ms)})")
+
+
 def _nothing_swapped(report: ReportData) -> Facts | None:
     if report.swapped or not report.layers:
         return None
@@ -104,7 +113,7 @@ def _left_for_speed(report: ReportData) -> Facts | None:
     if not left:
         return None
     call = call_of(report, 'goal="memory"')
-    return {"count": _counted(left), "bytes": _bytes(left), "m": ", ".join(map(str, report.m)), "call": call}
+    return {"count": _counted(left), "bytes": _bytes(left), "m": _sizes(report.m), "call": call}
 
 
 def _faster_at_some(report: ReportData) -> Facts | None:
@@ -113,8 +122,7 @@ def _faster_at_some(report: ReportData) -> Facts | None:
     if not pays:
         return None
     speeds = span([layer.speedup[m] for layer in left for m in pays], ".2f")
-    sizes = f"m={pays[0]}" if len(pays) == 1 else f"m=({', '.join(map(str, pays))})"
-    return {"m": ", ".join(map(str, pays)), "speeds": speeds, "call": call_of(report, sizes)}
+    return {"m": _sizes(pays), "speeds": speeds, "call": _call_for(report, pays)}
 
 
 def _slower_at_some(report: ReportData) -> Facts | None:
@@ -123,8 +131,7 @@ def _slower_at_some(report: ReportData) -> Facts | None:
         return None
     at = sorted({m for layer in slower for m in layer.slower_at})
     worst = min(layer.speedup[m] for layer in slower for m in layer.slower_at)
-    call = call_of(report, f"m={at[0]}" if len(at) == 1 else f"m=({', '.join(map(str, at))})")
-    return {"count": _counted(slower), "m": ", ".join(map(str, at)), "worst": f"{worst:.2f}", "call": call}
+    return {"count": _counted(slower), "m": _sizes(at), "worst": f"{worst:.2f}", "call": _call_for(report, at)}
 
 
 def _shared_weight(report: ReportData) -> Facts | None:
@@ -143,19 +150,20 @@ def _not_linear(report: ReportData) -> Facts | None:
     return {"coverage": f"{report.coverage:.1f}", "names": names}
 
 
+def _four_bits(report: ReportData) -> list[LayerReport]:
+    return [layer for layer in report.swapped if layer.pruned is None and _scheme(layer).weight_bits == 4]
+
+
 def _four_bits_without_data(report: ReportData) -> Facts | None:
-    four = [layer for layer in report.swapped if layer.pruned is None and _scheme(layer).weight_bits == 4]
+    four = _four_bits(report)
     if not four or report.method not in _WITHOUT_DATA or any(error_of(layer) is not None for layer in four):
         return None
     return {"method": report.method, "call": call_of(report, 'method="gptq", calibration=batches')}
 
 
 def _four_bits_without_groups(report: ReportData) -> Facts | None:
-    four = [layer for layer in report.swapped if layer.pruned is None and _scheme(layer).weight_bits == 4]
-    if (
-        not any(_scheme(layer).group_size is None and layer.shape[1] > _GROUP for layer in four)
-        or ", " in report.scheme
-    ):
+    whole = [layer for layer in _four_bits(report) if _scheme(layer).group_size is None and layer.shape[1] > _GROUP]
+    if not whole or ", " in report.scheme:
         return None
     return {"scheme": report.scheme, "groups": replace(Scheme.parse(report.scheme), group_size=_GROUP)}
 
@@ -164,15 +172,21 @@ def _scheme(layer: LayerReport) -> Scheme:
     return Scheme.parse(layer.after)
 
 
+def _int8_targets(report: ReportData) -> set[str]:
+    """The targets of the kernels with int8 activations."""
+    targets = {spec.name: spec.target for spec in specs() if spec.scheme.endswith("a8")}
+    names = {name for layer in report.swapped for name in (layer.kernel or "").split(", ")}
+    return {targets[name] for name in names & targets.keys()}
+
+
 def _without_vnni(report: ReportData) -> Facts | None:
-    targets = {spec.name: spec.target for spec in specs()}
-    found = {
-        targets[name]
-        for layer in report.layers
-        for name in (layer.kernel or "").split(", ")
-        if name in targets and name.split("_")[0].endswith("a8")
-    }
+    found = _int8_targets(report)
     return {"target": ", ".join(sorted(found))} if found and found <= _NO_VNNI else None
+
+
+def _reference(report: ReportData) -> Facts | None:
+    slow = [layer for layer in report.swapped if "_reference" in (layer.kernel or "")]
+    return {"count": _counted(slow)} if slow else None
 
 
 def _simpler_method(report: ReportData) -> Facts | None:
@@ -196,33 +210,37 @@ RULES = (
     Rule(_nothing_swapped, "nothing was swapped: {why}"),
     Rule(
         _left_for_speed,
-        "{count} ({bytes}) left alone because they are slower here, on the mean over M={m}; to save their memory all the "
-        "same: {call}",
+        "{count} ({bytes}) left alone: slower than the dense layer here, on the mean over M={m}; to save memory anyway: {call}",
     ),
-    Rule(_faster_at_some, "at M={m} those layers are {speeds} times as fast as now; if you run only these M: {call}"),
+    Rule(_faster_at_some, "at M={m} those layers are {speeds} times as fast as dense; if you run only these M: {call}"),
     Rule(
         _slower_at_some,
-        "{count} slower than before at M={m} ({worst}x at worst) and faster on the mean; if you run only these M, on the "
-        "original model: {call}",
+        "{count} slower than before at M={m} ({worst}x at worst), though faster on the mean; if you run only these M, on "
+        "the original model: {call}",
     ),
-    Rule(_shared_weight, "{names}: shares its weight with another module; to quantize a copy: {call}"),
+    Rule(_shared_weight, "{names}: shares its weight with another module; to quantize a copy of it: {call}"),
     Rule(
         _not_linear,
-        "coverage is {coverage} %: only Linear layers are swapped, and the largest other weights are {names}; float32 ones "
-        "take half with model.to(torch.bfloat16) before the pass",
+        "coverage is {coverage} %: only Linear layers are swapped, and the largest other weights are {names}; "
+        "model.to(torch.bfloat16) before the pass halves those in float32",
     ),
     Rule(
-        _four_bits_without_data, "4 bits by method {method!r} see no data; more accurate, on the original model: {call}"
+        _four_bits_without_data,
+        "method {method!r} rounds 4-bit weights without calibration data; more accurate, on the original model: {call}",
     ),
     Rule(
         _four_bits_without_groups,
-        'more accurate for 4 bits, with a scale for each 128 inputs, on the original model: scheme="{groups}" instead of '
+        'a scale for each 128 inputs makes 4 bits more accurate: on the original model, scheme="{groups}" instead of '
         '"{scheme}"',
     ),
     Rule(
         _without_vnni,
-        "int8 kernels run on {target}: this machine has no VNNI instructions (see `nybble info`), so that expect less speed "
-        "than on CPUs with AVX-VNNI or AVX512-VNNI; the memory saved is the same",
+        "int8 kernels run on target {target}, for want of VNNI instructions (see `nybble info`): expect less "
+        "speed-up than on CPUs with AVX-VNNI or AVX512-VNNI; the memory saved is the same",
+    ),
+    Rule(
+        _reference,
+        "{count} in plain torch, which is slow and saves memory only; nybble.explain(layer) says why no kernel runs them",
     ),
     Rule(
         _simpler_method,
@@ -234,7 +252,7 @@ RULES = (
     ),
     Rule(
         _swapped,
-        "nybble.evaluate(model, original, batches) compares outputs, speed and memory with the model as it was",
+        "nybble.evaluate(model, original, batches) compares outputs, speed and memory with the original model",
     ),
     Rule(_swapped, 'nybble.save(model, "directory") writes the model; nybble.load(fresh, "directory") reads it back'),
 )
