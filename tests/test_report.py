@@ -357,7 +357,7 @@ W4 = {"after": "w4a8", "kernel": "w4a8_avx512vnni", "slower_at": (), "shape": (6
         (
             [swapped(kernel="w8a8_avx2")],
             {},
-            "int8 kernels run on target avx2, for want of VNNI instructions",
+            "int8 kernels run on target avx2 because VNNI instructions are not available",
         ),
         ([swapped(kernel="w8a8_reference")], {}, "1 layer in plain torch, which is slow"),
         (

@@ -235,7 +235,7 @@ RULES = (
     ),
     Rule(
         _without_vnni,
-        "int8 kernels run on target {target}, for want of VNNI instructions (see `nybble info`): expect less "
+        "int8 kernels run on target {target} because VNNI instructions are not available (see `nybble info`): expect less "
         "speed-up than on CPUs with AVX-VNNI or AVX512-VNNI; the memory saved is the same",
     ),
     Rule(
