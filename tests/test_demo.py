@@ -198,11 +198,12 @@ def test_tiny_run_from_end_to_end(capsys):
     assert all(name in printed for name in names)
     *judged, of_the_best = outcome.checks
     assert judged == list(verdict.JUDGED)
-    assert f"Targets for {of_the_best}:" in printed
+    words = " ".join(printed.split())
+    assert f"Targets for {of_the_best}:" in words
     assert [len(found) for found in outcome.checks.values()] == [4, 4, 2]
-    assert all(check.line() in printed for found in outcome.checks.values() for check in found)
+    assert all(" ".join(check.line().split()) in words for found in outcome.checks.values() for check in found)
     assert rows[variants.BF16_W8A8].megabytes < rows[variants.W8A8].megabytes
-    assert max(len(line) for line in printed.splitlines()) <= 130
+    assert max(len(line) for line in printed.splitlines()) <= 120
     assert json.loads(outcome.to_json())["rows"][0]["name"] == variants.FP32
 
 

@@ -156,6 +156,19 @@ def test_table_says_what_the_first_call_of_a_triton_kernel_costs() -> None:
     assert "_triton" not in str(report(swapped()))
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [(300, 100, "(3.00x smaller)"), (100, 125, "(1.25x larger)"), (100, 100, ""), (0, 100, "")],
+)
+def test_table_says_by_how_much_the_bytes_change(before: int, after: int, words: str) -> None:
+    (line,) = (
+        line
+        for line in str(report(swapped(nbytes_before=before, nbytes_after=after))).splitlines()
+        if line.startswith("listed bytes")
+    )
+    assert line == " ".join(f"listed bytes {before} B -> {after} B {words}".split())
+
+
 def test_table_of_nothing() -> None:
     assert "0 of 0 layers swapped" in str(report(weight_bytes=0, weight_bytes_changed=0))
     assert "what to do" not in str(report(weight_bytes=0, weight_bytes_changed=0))

@@ -41,7 +41,9 @@ class Report(ReportData, Shown):
 
     def _foot(self, folded: Sequence[Row]) -> list[str]:
         before, after = self.nbytes_before, self.nbytes_after
-        ratio = f" ({before / after:.2f}x smaller)" if after and before != after else ""
+        ratio = ""
+        if before and after and before != after:
+            ratio = f" ({before / after:.2f}x smaller)" if after < before else f" ({after / before:.2f}x larger)"
         counts = f"{len(self.swapped)} of {len(self.layers)} layers swapped"
         kernels = sorted({layer.kernel for layer in self.layers if layer.kernel is not None})
         lines = [
