@@ -106,7 +106,7 @@ class Copy:
         environment = {**os.environ, "PYTHONPATH": str(self._package.parent), "OMP_WAIT_POLICY": "passive"}
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *arguments]
         done = subprocess.run(command, cwd=self.root, env=environment, check=False, capture_output=True, text=True)
-        if done.returncode == 0:
+        if done.returncode in (0, 5):  # passed, or a file without tests of this level
             return None
         failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
         if done.returncode not in (1, 2) or not failed:
