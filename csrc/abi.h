@@ -1,5 +1,5 @@
-// The contract between the driver and the kernels: plain C structs, no ownership, no exceptions.
-// A kernel file includes this, C headers, intrinsics and tile_*.h, and nothing else.
+// The interface between the driver and the CPU kernels: plain C structs, no ownership, no exceptions.
+// A kernel file includes only this, C headers, intrinsics and tile_*.h.
 #pragma once
 
 #include <stddef.h>
@@ -9,27 +9,27 @@ enum NybbleDtype { NYBBLE_F32 = 0, NYBBLE_BF16 = 1, NYBBLE_F16 = 2, NYBBLE_S32 =
 
 enum NybbleStatus { NYBBLE_OK = 0, NYBBLE_UNSUPPORTED = 1 };
 
-// What a kernel wants to read activations as. Int formats hold codes q in [-128, 127] with a scale and a zero point a
-// row: x = (q - act_zero) * act_scale.
+// Element format of an activation panel. Integer formats hold codes q in [-128, 127], with one scale and one zero point
+// per row: x = (q - act_zero) * act_scale.
 enum NybblePanel {
-  NYBBLE_PANEL_F32 = 0,       // the activations, widened
+  NYBBLE_PANEL_F32 = 0,       // float32 activations
   NYBBLE_PANEL_S8 = 1,        // codes
-  NYBBLE_PANEL_S16 = 2,       // codes, widened
+  NYBBLE_PANEL_S16 = 2,       // codes, widened to 16 bits
   NYBBLE_PANEL_U8 = 3,        // codes + 128, for u8 x s8 multiplies
-  NYBBLE_PANEL_U8_LINES = 5,  // codes + 128, 64 ks of a row together: [k_padded / 64][r][64]
-  NYBBLE_PANEL_BF16 = 4,  // bfloat16 activations; each four ks in the order 0 2 1 3, the pairs that kernels multiply
+  NYBBLE_PANEL_U8_LINES = 5,  // codes + 128, 64 consecutive k of a row together: [k_padded / 64][r][64]
+  NYBBLE_PANEL_BF16 =
+      4,  // bfloat16 activations; each four k in the order 0 2 1 3, so that multiplied pairs are adjacent
 };
 
-// Columns of a packed weight tile; every packed layout shares it. Ks of a row that lie together in U8_LINES.
+// Columns of a packed weight tile, in every packed layout; consecutive k of a row in U8_LINES.
 enum { NYBBLE_TILE_N = 16, NYBBLE_LINE_K = 64 };
 
-// Lines of the mask layouts whose masks stand together.
+// Lines of a mask layout whose masks are stored together.
 enum { NYBBLE_MASK_LINES = 8 };
 
-// Activations of `rows` tokens as a panel. Rows lie in blocks of `block_rows` (the last block may hold fewer, r):
-// block b starts at element b * block_rows * k_padded and is [k_padded / 4][r][4], unless its format says otherwise.
-// Elements from k to k_padded are code
-// 0.
+// Packs the activations of `rows` tokens into a panel, in blocks of `block_rows` rows; the last block may have fewer.
+// Block b, of r rows, starts at element b * block_rows * k_padded and is [k_padded / 4][r][4], except in U8_LINES.
+// Elements from k to k_padded have the code 0.
 struct NybblePrepareArgs {
   const void* x;  // [rows][ldx] elements of x_dtype
   int64_t ldx;
@@ -37,25 +37,26 @@ struct NybblePrepareArgs {
   int32_t panel_format;
   int64_t rows, k, k_padded, block_rows;
   int64_t group, groups;  // group * groups == k_padded
-  void* panel;            // as above
-  float* act_scale;       // [rows]; NaN where the row has a NaN or an Inf; int formats only, as are the next
-  int32_t* act_zero;      // [rows] codes of 0
-  int32_t* act_sum;       // [rows][groups] sums of codes times sum_factor, or null
+  void* panel;
+  // The rest is for integer formats only.
+  float* act_scale;   // [rows]; NaN for a row with a NaN or an Inf
+  int32_t* act_zero;  // [rows] zero points
+  int32_t* act_sum;   // [rows][groups] sums of codes times sum_factor, or null
   int32_t sum_factor;
-  // 0: each row has the scale and the zero point of its own range. Else all have this scale, in [2^-126, 2^126], and
-  // this zero point, in [-128, 127]; values beyond the codes are cut. Int formats only.
+  // 0: dynamic quantization, each row by its own range. Otherwise static quantization: all rows have this scale, in
+  // [2^-126, 2^126], and this zero point, in [-128, 127]; values outside the code range are clamped.
   float given_scale;
   int32_t given_zero;
   int64_t block_begin, block_end;  // row blocks of this call
 };
 
 // y[m][n] = sum_k x[m][k] * w[n][k] + bias[n] over row blocks [block_begin, block_end) and column tiles
-// [tile_begin, tile_end). The weights are the sections of a packed layout (see pack.h).
+// [tile_begin, tile_end). The weight pointers are the sections of a packed layout (see pack.h).
 struct NybbleLinearArgs {
   const void* panel;
   const float* act_scale;
   const int32_t* act_zero;
-  const int32_t* act_sum;  // times -1, or times -8 where zero_point is null
+  const int32_t* act_sum;  // multiplied by -1, or by -8 where zero_point is null
   const uint8_t* codes;
   const void* scale;          // f32 [tiles * 16] for 8 bits; bf16 [tiles][groups][16] for 4 bits
   const uint8_t* zero_point;  // [tiles][groups][16], or null: 8
@@ -67,7 +68,7 @@ struct NybbleLinearArgs {
   int64_t rows, n, k_padded, block_rows;
   int64_t group, groups;
   int64_t code_bits;
-  // Of sparse weights, see pack.h.
+  // Sparse weights only, see pack.h.
   const uint64_t* start;
   const uint16_t* window;
   const int32_t* order;  // null: the identity
@@ -76,12 +77,12 @@ struct NybbleLinearArgs {
   int64_t block_begin, block_end, tile_begin, tile_end;
 };
 
-// Lines of the dense layout from the mask layout: tiles [tile_begin, tile_end), from `to` on.
+// Expands the mask layout to lines of the dense layout: tiles [tile_begin, tile_end), written from `to` on.
 struct NybbleExpandArgs {
   const uint64_t* start;
   const uint8_t* codes;
   uint8_t* to;
-  int64_t lines;  // of a tile
+  int64_t lines;  // per tile
   int64_t code_bits;
   int64_t tile_begin, tile_end;
 };

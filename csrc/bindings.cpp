@@ -1,4 +1,4 @@
-// Python's view of the library: numbers in, exceptions out. No logic.
+// The pybind11 module _C: checks sizes, releases the GIL, turns errors into exceptions. No logic.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -81,10 +81,10 @@ py::list cuda_table() {
   return rows;
 }
 
-// A kernel bound to a weight shape: what stays the same from call to call is checked once.
+// A kernel bound to a weight shape; names are resolved once.
 class LinearPlan {
  public:
-  // expand and few: "" where there is none.
+  // expand and few: "" for none.
   LinearPlan(const std::string& kernel, const std::string& prepare, const std::string& expand, const std::string& few,
              const WeightShape& shape, bool static_activations)
       : call_{} {

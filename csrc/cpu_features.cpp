@@ -22,7 +22,7 @@ Leaf cpuid(uint32_t leaf, uint32_t sub) {
   return r;
 }
 
-// Which register state the operating system saves. Reading it without OSXSAVE would fault.
+// XCR0: the register state that the operating system saves. xgetbv faults without OSXSAVE.
 uint64_t saved_state(const Leaf& one) {
   if (!(one.c >> 27 & 1)) return 0;
   uint32_t low, high;
@@ -67,7 +67,7 @@ CpuFeatures detect_cpu() {
   for (const auto& feature : all)
     if (feature.present) cpu.features.push_back(feature.name);
 #if defined(NYBBLE_EMULATE)
-  // Plain C++ stands in for the AVX-512 instructions in this test build.
+  // In this test build, AVX-512 instructions are emulated in plain C++.
   cpu.features = {"avx",      "f16c",       "fma",        "avx2",        "avx512f",    "avx512dq", "avx512bw",
                   "avx512vl", "avx512vnni", "avx512vbmi", "avx512vbmi2", "avx512bf16", "emulated"};
 #endif

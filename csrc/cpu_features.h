@@ -1,4 +1,4 @@
-// What this CPU and this operating system let a kernel use.
+// Instruction sets that this CPU and operating system support.
 #pragma once
 
 #include <string>
@@ -8,7 +8,7 @@ namespace nybble {
 
 struct CpuFeatures {
   std::string brand;
-  std::vector<std::string> features;  // e.g. "avx2", "avx512vnni"; only those whose registers the system saves
+  std::vector<std::string> features;  // e.g. "avx2", "avx512vnni"; only those whose registers the OS saves
 };
 
 CpuFeatures detect_cpu();

@@ -13,19 +13,20 @@ namespace nybble {
 
 namespace {
 
-// Below this many products, waking threads gains little on a free machine and loses much on a busy one.
+// Below this many multiply-adds a call runs on one thread: waking others gains little on an idle machine and costs much
+// on a busy one.
 constexpr int64_t kSerialProducts = 1 << 19;
-// From this many on, each thread's share is cut into pieces, which even out cores of unequal speed. Each piece of
-// columns starts with weights that nobody fetched, so those are fewer.
+// From this many on, each thread's share is split into pieces, to balance cores of unequal speed. Fewer along the
+// columns, because each piece of columns starts with weights that are not prefetched.
 constexpr int64_t kLargeProducts = 1 << 24;
 constexpr int kRowPieces = 4, kColumnPieces = 2;
-// Activations are prepared and multiplied in chunks of about this many bytes, so that a panel stays in the caches.
+// Activations are packed and multiplied in chunks of about this size, so that a panel stays in the cache.
 constexpr int64_t kPanelBytes = 4 << 20;
-// Expanded columns are multiplied while they are in the second-level cache.
+// Size of the columns expanded at a time: they are multiplied while in the L2 cache.
 constexpr int64_t kExpandedBytes = 256 * 1024;
-// Blocks of rows that a kernel of the mask layout serves: each expands the weights anew.
+// Most row blocks for which a kernel of the mask layout is used: it expands the weights again for each.
 constexpr int64_t kFewBlocks = 4;
-// Products of (q - act_zero) in [-255, 255] and weight codes that 32 bits hold.
+// Largest K: so many products of (q - act_zero) in [-255, 255] and weight codes cannot overflow an int32.
 constexpr int64_t kMaxProducts8 = 65793, kMaxProducts4 = 561433;
 
 int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
@@ -56,7 +57,7 @@ int64_t strided_extent(int64_t rows, int64_t stride, int64_t k) {
   return extent;
 }
 
-// Grows, never shrinks; one for each calling thread.
+// A buffer that grows and never shrinks; one per calling thread.
 class Scratch {
  public:
   Scratch() = default;
@@ -70,7 +71,7 @@ class Scratch {
     return data;
   }
 
-  // Null without memory.
+  // Null if the allocation fails.
   uint8_t* try_reserve(size_t bytes) {
     if (bytes > bytes_) {
       std::free(data_);
@@ -88,7 +89,7 @@ class Scratch {
   size_t bytes_ = 0;
 };
 
-// The buffers of one chunk, carved from the scratch.
+// The buffers of one chunk, in the scratch buffer.
 struct Chunk {
   int64_t rows;
   uint8_t* panel;
@@ -114,16 +115,16 @@ Chunk carve(const LinearCall& call) {
   return chunk;
 }
 
-// How many ways to cut the column tiles and the row blocks.
+// Number of parts along the column tiles and along the row blocks.
 struct Grid {
   int64_t tile_parts, block_parts;
 };
 
-// Weights that a core's second-level cache keeps beside the activations: every piece may then read all of them.
+// Weights up to this size stay in a core's L2 cache beside the activations, so that every piece may read all of them.
 constexpr size_t kCachedWeights = 768 * 1024;
 
-// With few weights and rows enough for every piece, only rows are cut: a piece then prepares its own activations and
-// finds them in its cache. Otherwise the largest piece is made as small as it can be.
+// With small weights and enough rows for every piece, only the rows are split: each piece then packs its own
+// activations and finds them in its cache. Otherwise minimizes the size of the largest piece.
 Grid split(const WeightShape& shape, int64_t blocks, int64_t threads, bool large) {
   const int64_t tiles = shape.tiles() / shape.strip(), row_pieces = large ? threads * kRowPieces : threads;
   const int64_t pieces = large ? threads * kColumnPieces : threads;
@@ -142,7 +143,7 @@ Grid split(const WeightShape& shape, int64_t blocks, int64_t threads, bool large
   return best;
 }
 
-// Rows a block, so that all blocks of a chunk are nearly equal; several are multiples of 4, which are prepared fastest.
+// Rows per block such that the blocks of a chunk are nearly equal; a multiple of 4 where possible, which packs fastest.
 int64_t balanced_block(int64_t rows, int64_t most) {
   const int64_t blocks = (rows + most - 1) / most, even = (rows + blocks - 1) / blocks;
   return blocks == 1 || round_up(even, 4) > most ? even : round_up(even, 4);
@@ -207,7 +208,7 @@ NybbleLinearArgs linear_args(const LinearCall& call, const Chunk& chunk, int64_t
   return args;
 }
 
-// The call's kernel on one piece of the output. Weights in the mask layout are expanded a few columns at a time.
+// Runs the kernel on one piece of the output. Weights in the mask layout are expanded a few columns at a time.
 bool run_piece(const LinearCall& call, const NybbleLinearArgs& args) {
   if (!call.expand) return call.kernel->linear(&args) == NYBBLE_OK;
   thread_local Scratch scratch;
@@ -222,7 +223,7 @@ bool run_piece(const LinearCall& call, const NybbleLinearArgs& args) {
     one.tile_begin = expand.tile_begin = tile;
     one.tile_end = expand.tile_end = tile + pass < args.tile_end ? tile + pass : args.tile_end;
     if (call.expand->expand(&expand) != NYBBLE_OK) return false;
-    // So that the first of these tiles lies at `lines`.
+    // Offset such that tile `tile` is at `lines`.
     one.codes = reinterpret_cast<const uint8_t*>(reinterpret_cast<uintptr_t>(lines) -
                                                  static_cast<uintptr_t>(tile * tile_bytes));
     if (call.kernel->linear(&one) != NYBBLE_OK) return false;
@@ -230,7 +231,7 @@ bool run_piece(const LinearCall& call, const NybbleLinearArgs& args) {
   return true;
 }
 
-// Prepares and multiplies `rows` rows from `row` on; false where a kernel refuses its arguments.
+// Packs and multiplies `rows` rows from `row` on; false if a kernel rejects its arguments.
 bool run_chunk(const LinearCall& call, const Chunk& chunk, int64_t row, int64_t rows, int threads) {
   const NybblePrepareArgs prepare = prepare_args(call, chunk, row, rows);
   const NybbleLinearArgs linear = linear_args(call, chunk, row, rows);
@@ -268,7 +269,7 @@ void check_given(const Given& given) {
   if (given.zero < -128 || given.zero > 127) refuse("act_zero_point: must be in [-128, 127]");
 }
 
-// Takes what stands before the packed weight off it.
+// Reads the static quantization parameters in front of the packed weight, and advances `packed` past them.
 void take_given(LinearCall& call) {
   require("packed", call.packed, kGivenBytes, 1);
   const uint8_t* at = reinterpret_cast<const uint8_t*>(call.packed.address);
@@ -283,19 +284,20 @@ void check(const LinearCall& call) {
   const WeightShape& shape = call.shape;
   if (!call.kernel->linear) refuse(std::string("kernel=\"") + call.kernel->name + "\": not a linear kernel");
   if (call.kernel->weight_bits() != shape.bits)
-    refuse(std::string("kernel=\"") + call.kernel->name + "\": for other weight bits than " +
-           std::to_string(shape.bits));
+    refuse(std::string("kernel=\"") + call.kernel->name + "\": does not support " + std::to_string(shape.bits) +
+           "-bit weights");
   const int64_t most = shape.bits == 8 ? kMaxProducts8 : kMaxProducts4;
   if (call.kernel->int_activations() && shape.k > most)
-    refuse("in_features=" + std::to_string(shape.k) + ": above " + std::to_string(most) +
-           ", an int32 accumulator could wrap");
+    refuse("in_features=" + std::to_string(shape.k) + ": must be at most " + std::to_string(most) +
+           ", or an int32 accumulator could overflow");
   if (call.static_activations && !call.kernel->int_activations())
-    refuse(std::string("kernel=\"") + call.kernel->name + "\": takes float activations, which have no scale");
+    refuse(std::string("kernel=\"") + call.kernel->name +
+           "\": takes float activations; static_activations must be false");
   if (call.kernel->panel == NYBBLE_PANEL_BF16 && call.x_dtype != NYBBLE_BF16)
-    refuse(std::string("kernel=\"") + call.kernel->name + "\": takes bfloat16 activations alone");
+    refuse(std::string("kernel=\"") + call.kernel->name + "\": takes only bfloat16 activations");
   if (call.x_dtype == NYBBLE_S32 || call.bias_dtype == NYBBLE_S32) refuse("dtype: activations and bias must be float");
   if (call.y_dtype == NYBBLE_S32 && !(call.kernel->int_activations() && shape.bits == 8))
-    refuse("y: int32 output is for w8a8 alone");
+    refuse("y: int32 output is supported only for 8-bit weights and 8-bit activations");
   require("x", call.x, strided_extent(call.rows, call.stride, shape.k), dtype_bytes(call.x_dtype));
   require("packed", call.packed, static_cast<int64_t>(sections_of(shape).total), 1);
   const char* layout = shape.form == Form::mask     ? (shape.bits == 8 ? "mask8" : "mask4")
@@ -305,8 +307,8 @@ void check(const LinearCall& call) {
                                                     : "n16k8";
   const bool expands = shape.form == Form::mask && call.expand;
   if (!expands && std::strcmp(call.kernel->layout, layout) != 0)
-    refuse(std::string("kernel=\"") + call.kernel->name + "\": reads " + call.kernel->layout + ", the weight is " +
-           layout);
+    refuse(std::string("kernel=\"") + call.kernel->name + "\": reads layout " + call.kernel->layout +
+           ", the weight has layout " + layout);
   if (call.bias.address) require("bias", call.bias, shape.n, dtype_bytes(call.bias_dtype));
   int64_t outputs;
   if (__builtin_mul_overflow(call.rows, shape.n, &outputs)) refuse("y: size out of range");
@@ -321,9 +323,9 @@ void run_prepare(const PrepareCall& call) {
     refuse("prepare: k, k_padded, block_rows or dtype out of range");
   if (call.group < 1 || call.k_padded % call.group) refuse("group: must divide k_padded");
   const int64_t groups = call.k_padded / call.group;
-  if (groups > 1 && call.group % 16) refuse("group: must be a multiple of 16, or span k_padded");
+  if (groups > 1 && call.group % 16) refuse("group: must be a multiple of 16, or equal to k_padded");
   if (call.panel_format == NYBBLE_PANEL_U8_LINES && (call.k_padded % NYBBLE_LINE_K || call.group % NYBBLE_LINE_K))
-    refuse("prepare: k_padded and group must be multiples of 64 where ks lie in lines");
+    refuse("k_padded, group: must be multiples of 64 for panel format U8_LINES");
   require("x", call.x, strided_extent(call.rows, call.stride, call.k), dtype_bytes(call.dtype));
   require("panel", call.panel, call.rows * call.k_padded, panel_bytes(call.panel_format));
   if (call.panel_format != NYBBLE_PANEL_F32 && call.panel_format != NYBBLE_PANEL_BF16) {
@@ -351,7 +353,9 @@ void run_prepare(const PrepareCall& call) {
   args.given_scale = call.given.scale;
   args.given_zero = call.given.zero;
   args.block_end = (call.rows + call.block_rows - 1) / call.block_rows;
-  if (call.kernel->prepare(&args) != NYBBLE_OK) refuse(std::string(call.kernel->name) + ": refused its arguments");
+  if (call.kernel->prepare(&args) != NYBBLE_OK)
+    refuse(std::string("kernel=\"") + call.kernel->name + "\": does not support panel_format=" +
+           std::to_string(call.panel_format) + " with dtype=" + std::to_string(call.dtype));
 }
 
 void run_linear(const LinearCall& asked, int threads) {
@@ -370,7 +374,7 @@ void run_linear(const LinearCall& asked, int threads) {
   for (int64_t row = 0; row < call.rows; row += chunk.rows) {
     const int64_t rows = call.rows - row < chunk.rows ? call.rows - row : chunk.rows;
     if (!run_chunk(call, chunk, row, rows, workers))
-      throw std::runtime_error(std::string(call.kernel->name) + ": refused its arguments, or memory ran out");
+      throw std::runtime_error(std::string(call.kernel->name) + ": rejected its arguments, or ran out of memory");
   }
 }
 

@@ -16,7 +16,7 @@ int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
   throw std::invalid_argument(std::string(name) + "=" + std::to_string(value) + ": " + rule);
 }
 
-// Eight nibbles, k ascending from the lowest, to bytes of (k, k + 4), and back.
+// From eight nibbles, k ascending from the lowest, to bytes of (k, k + 4), and back.
 uint32_t interleave(uint32_t nibbles) {
   const auto spread = [](uint32_t v) {
     v = (v | v << 8) & 0x00ff00ffu;
@@ -33,7 +33,7 @@ uint32_t deinterleave(uint32_t bytes) {
   return gather(bytes & 0x0f0f0f0fu) | gather(bytes >> 4 & 0x0f0f0f0fu) << 16;
 }
 
-// The bytes of one row that one block of ks covers, 0 beyond the row: block 4 of s8, or 8 nibbles; both are 4 bytes.
+// Four bytes of a row, zero beyond its end: 4 codes of 8 bits, or 8 of 4 bits.
 uint32_t load_block(const uint8_t* row, int64_t row_bytes, int64_t at) {
   uint32_t word = 0;
   const int64_t left = row_bytes - at;
@@ -50,7 +50,7 @@ float float_of_bf16(const uint8_t* p) {
   return value;
 }
 
-// The sum over K of a row's weights. Sums of scaled integers, in double: exact unless the scales span many octaves.
+// The sum over K of a row's weights, in double: exact unless the scales span many octaves.
 float weight_sum(const WeightShape& s, const Portable& from, int64_t n) {
   double sum = 0;
   for (int64_t g = 0; g < s.groups(); g++) {
@@ -133,10 +133,10 @@ void WeightShape::validate() const {
   if (group_size != 0 && group_size != 32 && group_size != 64 && group_size != 128)
     refuse("group_size", group_size, "must be 0 (one group), 32, 64 or 128");
   if (bits == 8 && (group_size || !symmetric))
-    refuse("group_size", group_size, "8-bit weights are per channel, symmetric");
-  if (form != Form::dense && !symmetric) refuse("symmetric", symmetric, "sparse weights are symmetric");
+    refuse("group_size", group_size, "8-bit weights must be per channel and symmetric");
+  if (form != Form::dense && !symmetric) refuse("symmetric", symmetric, "sparse weights must be symmetric");
   if ((form == Form::gather || form == Form::blocks) && bits != 8)
-    refuse("weight_bits", bits, "this layout holds 8-bit codes");
+    refuse("weight_bits", bits, "must be 8 for this layout");
   if (form == Form::blocks && (block_n < 16 || block_n > 128 || block_n % 16))
     refuse("block_n", block_n, "must be a multiple of 16 up to 128");
   if (form == Form::blocks && (block_k < 4 || block_k > 128 || block_k % 4))
@@ -171,7 +171,7 @@ Sections sections_of(const WeightShape& s) {
 
 void pack(const WeightShape& shape, const Portable& from, uint8_t* to, int threads) {
   const Sections at = sections_of(shape);
-  std::memset(to + at.scale, 0, at.total - at.scale);  // the gaps between sections
+  std::memset(to + at.scale, 0, at.total - at.scale);  // clears the padding between sections
   parallel_for(shape.tiles(), usable_threads(threads), [&](int64_t tile) { pack_tile(shape, at, from, to, tile); });
 }
 

@@ -1,5 +1,5 @@
-// The only file that knows threads. OpenMP's pool is torch's own: the extension links libgomp by the SONAME that
-// torch's wheels carry, and is loaded after torch.
+// All threading is in this file. The OpenMP pool is shared with torch: the extension links libgomp by the SONAME in
+// torch's wheels, and is loaded after torch.
 #pragma once
 
 #include <omp.h>
@@ -10,7 +10,7 @@
 
 namespace nybble {
 
-// libgomp's pool does not survive fork(): a forked child runs serially.
+// libgomp's pool does not survive fork(), so a forked child runs on one thread.
 inline std::atomic<bool> in_forked_child{false};
 
 inline int watch_forks() {
@@ -22,7 +22,7 @@ inline int usable_threads(int wanted) {
   return wanted;
 }
 
-// fn(i) for i in [0, count), each once, by whichever thread is free. fn must not throw.
+// Runs fn(i) for i in [0, count), dynamically scheduled. fn must not throw.
 template <class Fn>
 void parallel_for(int64_t count, int threads, const Fn& fn) {
   const int workers = count < threads ? static_cast<int>(count) : threads;

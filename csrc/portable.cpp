@@ -55,8 +55,8 @@ void from_bitmask(const WeightShape& s, const Bitmask& from, int64_t most, int64
   }
   const size_t needed = static_cast<size_t>(s.bits == 8 ? kept : (kept + 1) / 2);
   if (from.values_bytes != needed)
-    refuse("values: has " + std::to_string(from.values_bytes) + " bytes, mask keeps " + std::to_string(needed));
-  if (s.bits == 4 && kept % 2 && from.values[needed - 1] > 15) refuse("values: the nibble beyond the last must be 0");
+    refuse("values: has " + std::to_string(from.values_bytes) + " bytes, the mask needs " + std::to_string(needed));
+  if (s.bits == 4 && kept % 2 && from.values[needed - 1] > 15) refuse("values: the unused last nibble must be 0");
   std::memset(qweight, s.bits == 8 ? 0 : 0x88, s.qweight_bytes());
   int64_t at = 0;
   for (int64_t n = 0; n < s.n; n++) {
@@ -84,12 +84,13 @@ void check_blocks(const int32_t* start, int64_t strips, const int32_t* index, in
     refuse(at("block_start", strips, start[strips]) + ": must be the number of blocks, " + std::to_string(blocks));
   for (int64_t i = 0; i < strips; i++)
     if (start[i + 1] < start[i] || start[i + 1] > blocks)
-      refuse(at("block_start", i + 1, start[i + 1]) + ": must not be below the one before, nor above the last");
+      refuse(at("block_start", i + 1, start[i + 1]) + ": must be in [" + std::to_string(start[i]) + ", " +
+             std::to_string(blocks) + "], from the previous entry to the number of blocks");
   for (int64_t i = 0; i < strips; i++)
     for (int64_t b = start[i]; b < start[i + 1]; b++)
       if (index[b] < 0 || index[b] >= width || (b > start[i] && index[b] <= index[b - 1]))
         refuse(at("block_index", b, index[b]) + ": must be in [0, " + std::to_string(width) +
-               ") and above the one before");
+               ") and greater than the previous entry of its row");
 }
 
 }  // namespace nybble

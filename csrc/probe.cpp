@@ -31,7 +31,7 @@ const Probe kProbes[] = {
 #undef NYBBLE_PROBE
 };
 
-// What the flags of each target let the compiler use (CMakeLists.txt).
+// CPU features required by the compiler flags of each target (CMakeLists.txt).
 std::vector<std::string> needs(const Probe& probe) {
   const std::string target = probe.target, feature = probe.feature;
   std::vector<std::string> all;
@@ -58,7 +58,7 @@ const Probe& find(const std::string& name) {
   throw std::invalid_argument("probe=\"" + name + "\": not in the table, or not built");
 }
 
-// Zeroed memory that no other page table entry, size class or earlier use of the heap has shaped.
+// Fresh zeroed pages from the operating system, not from the heap, aligned to a huge page.
 class Pages {
  public:
   Pages(size_t bytes, bool huge) : bytes_(bytes + kHuge) {
@@ -110,7 +110,7 @@ ProbeResult run_probe(const ProbeCall& call) {
       work[static_cast<size_t>(i)] = done;
     });
   };
-  if (reads)  // written, not only read: pages never written all share one page of zeros
+  if (reads)  // write to every page: untouched pages all map to one shared zero page
     parallel_for(call.threads, threads, [&](int64_t i) {
       uint8_t* data = pages.data() + call.amount * static_cast<uint64_t>(i);
       for (uint64_t at = 0; at < call.amount; at += 4096) data[at] = 1;

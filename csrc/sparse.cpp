@@ -15,9 +15,9 @@ namespace nybble {
 namespace {
 
 constexpr int64_t kLine = 64, kStride = 64, kWindow = 128;
-constexpr int64_t kSlots = 8, kStep = 2 * 16 * kSlots;  // entries of a column that a step takes; bytes of a step
-constexpr int kWay = 64;                                // from an entry's place to its code
-// Another order of columns must save this share of the vectors, since it costs scattered stores.
+constexpr int64_t kSlots = 8, kStep = 2 * 16 * kSlots;  // entries per column and step; bytes per step
+constexpr int kToCode = 64;                             // byte distance from an entry's position to its code
+// Reordering the columns must save at least this share of the steps, because it costs scattered stores.
 constexpr double kWorthReordering = 0.1;
 
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
@@ -29,7 +29,7 @@ WeightShape dense_of(const WeightShape& s) {
 
 int64_t mask_planes(const WeightShape& s) { return s.bits == 8 ? 1 : 2; }
 
-// Ks of a line: a word of four bytes for each of 16 columns.
+// Number of k in a line, which has four bytes for each of 16 columns.
 int64_t line_ks(const WeightShape& s) { return s.bits == 8 ? 4 : 8; }
 
 uint64_t word_at(const uint8_t* section, int64_t i) {
@@ -38,7 +38,7 @@ uint64_t word_at(const uint8_t* section, int64_t i) {
   return word;
 }
 
-// The masks of a line of the dense form: [0] of the low nibbles or the bytes, [1] of the high nibbles.
+// Masks of nonzero weights of a dense line: [0] for bytes or low nibbles, [1] for high nibbles.
 struct LineMasks {
   uint64_t of[2];
 };
@@ -124,18 +124,18 @@ void SparsePack::write_mask(uint8_t* to) const {
 
 namespace {
 
-// Byte of a slot's place in a step: places of slots 0 to 3, their codes, places of slots 4 to 7, their codes.
+// Offset of an entry's position byte in a step: positions of slots 0 to 3, their codes, the same for slots 4 to 7.
 int64_t entry_at(int64_t lane, int64_t slot) { return slot / 4 * 128 + lane * 4 + slot % 4; }
 
-// One column's codes that are not 0, k ascending.
+// The k of one column's nonzero weights, ascending.
 struct Entries {
   std::vector<int32_t> k;
   size_t next = 0;
 };
 
-// The steps of one tile: each starts at the column that is furthest behind, and takes of every column up to kSlots
-// entries within its window. So columns need not agree window by window, only in all. fn.step(window) starts one, and
-// fn.entry(lane, slot, k, window) fills it.
+// Assigns the nonzero weights of one tile to steps. A step's window starts at the lowest k that any column still has to
+// store, and takes up to kSlots entries within the window from every column. The number of steps thus follows the total
+// count per column, not its distribution over windows. Calls fn.step(window), then fn.entry(lane, slot, k, window).
 template <class Fn>
 void each_step(std::vector<Entries>& lanes, int64_t k_padded, Fn& fn) {
   for (;;) {
@@ -171,7 +171,8 @@ void SparsePack::plan_gather() {
   parallel_for(n, threads_, [&](int64_t row) {
     for (int64_t k = 0; k < shape_.k; k++) kept[row] += code_at(shape_, from_.qweight, row, k) != 0;
   });
-  const auto longest = [&](const std::vector<int32_t>& order) {  // of each tile, summed: about its vectors
+  // Estimate of the number of steps: the longest column of each tile, summed.
+  const auto longest = [&](const std::vector<int32_t>& order) {
     int64_t sum = 0;
     for (int64_t tile = 0; tile < tiles; tile++) {
       int64_t most = 0;
@@ -233,7 +234,7 @@ void SparsePack::write_gather(uint8_t* to) const {
       const int code = code_at(pack.shape_, pack.from_.qweight, order[lane], k);
       uint8_t* byte = next - kStep + entry_at(lane, slot);
       byte[0] = static_cast<uint8_t>(k - window * kStride);
-      byte[kWay] = static_cast<uint8_t>(code);
+      byte[kToCode] = static_cast<uint8_t>(code);
       sums[lane] += code;
     }
   };
@@ -293,7 +294,9 @@ Sections sparse_sections(const WeightShape& shape, const uint8_t* packed, size_t
   const uint64_t unit = shape.form == Form::mask     ? 1
                         : shape.form == Form::gather ? kStep
                                                      : static_cast<uint64_t>(shape.block_n * shape.block_k);
-  if (count > bytes) refuse("packed: start says " + std::to_string(count) + ", more than it has bytes");
+  if (count > bytes)
+    refuse("packed: start counts " + std::to_string(count) + " items, more than its " + std::to_string(bytes) +
+           " bytes");
   if (shape.form != Form::mask) at.codes = at.index + aligned(count * (shape.form == Form::gather ? 2 : 4));
   const uint64_t needed = at.codes + count * unit + (shape.form == Form::mask ? kLine : 0);
   if (bytes < needed) refuse("packed: has " + std::to_string(bytes) + " bytes, needs " + std::to_string(needed));
@@ -307,24 +310,24 @@ void check_packed(const WeightShape& shape, const uint8_t* packed, size_t bytes)
   for (int64_t i = 0; i < strips; i++) {
     const uint64_t begin = word_at(packed + at.start, i), end = word_at(packed + at.start, i + 1);
     const auto wrong = [&](const char* what) { refuse("packed: start[" + std::to_string(i + 1) + "] " + what); };
-    if (end < begin) wrong("is below the one before");
-    if (end > word_at(packed + at.start, strips)) wrong("is above the last");
+    if (end < begin) wrong("is less than the previous entry");
+    if (end > word_at(packed + at.start, strips)) wrong("is greater than the last entry");
     if (shape.form == Form::mask) {
       const int64_t planes = mask_planes(shape), lines = ks / line_ks(shape);
       const uint64_t mask_bytes = static_cast<uint64_t>(NYBBLE_MASK_LINES * planes * 8);
       uint64_t next = begin;
       for (int64_t l = 0; l < lines; l += NYBBLE_MASK_LINES) {
-        if (end - next < mask_bytes) wrong("is too near for the masks before it");
+        if (end - next < mask_bytes) wrong("leaves no room for the tile's masks");
         uint64_t kept[2] = {0, 0};
         for (int64_t word = 0; word < NYBBLE_MASK_LINES * planes; word++) {
           const uint64_t mask = word_at(packed + at.codes + next, word);
-          if (mask && l + word / planes >= lines) wrong("follows masks of lines beyond K");
+          if (mask && l + word / planes >= lines) wrong("ends a tile with nonzero masks beyond K");
           kept[word % planes] += static_cast<uint64_t>(__builtin_popcountll(mask));
         }
         next += mask_bytes + std::max(kept[0], kept[1]);
-        if (next > end) wrong("is too near for the bits of the masks before it");
+        if (next > end) wrong("leaves no room for the values of the tile's masks");
       }
-      if (next != end) wrong("differs from what the masks before it keep");
+      if (next != end) wrong("does not match the number of values in the tile's masks");
     }
     if (shape.form == Form::blocks) {
       int64_t last = -1;
@@ -332,7 +335,8 @@ void check_packed(const WeightShape& shape, const uint8_t* packed, size_t bytes)
         int32_t index;
         std::memcpy(&index, packed + at.index + b * 4, 4);
         if (index <= last || index >= ks / shape.block_k)
-          refuse("packed: index[" + std::to_string(b) + "] is out of order or range");
+          refuse("packed: index[" + std::to_string(b) + "]=" + std::to_string(index) + ": must be in [0, " +
+                 std::to_string(ks / shape.block_k) + ") and greater than the previous entry of its strip");
         last = index;
       }
     }
@@ -341,18 +345,21 @@ void check_packed(const WeightShape& shape, const uint8_t* packed, size_t bytes)
   for (uint64_t v = 0; v < word_at(packed + at.start, strips); v++) {
     uint16_t window;
     std::memcpy(&window, packed + at.index + v * 2, 2);
-    if (window * kStride + kWindow > ks) refuse("packed: window[" + std::to_string(v) + "] is out of range");
+    if (window * kStride + kWindow > ks)
+      refuse("packed: window[" + std::to_string(v) + "]=" + std::to_string(window) + ": must be at most " +
+             std::to_string((ks - kWindow) / kStride));
   }
   const uint64_t reordered = word_at(packed + at.start, strips + 1);
-  if (reordered > 1) refuse("packed: start's last word must be 0 or 1");
+  if (reordered > 1) refuse("packed: the last word of start must be 0 or 1");
   std::vector<bool> seen(static_cast<size_t>(shape.tiles() * 16));
   for (size_t i = 0; i < seen.size(); i++) {
     int32_t column;
     std::memcpy(&column, packed + at.order + i * 4, 4);
     if (column < 0 || static_cast<size_t>(column) >= seen.size() || seen[column])
-      refuse("packed: order[" + std::to_string(i) + "] is no permutation");
+      refuse("packed: order[" + std::to_string(i) + "]=" + std::to_string(column) + ": order is not a permutation");
     if (!reordered && static_cast<size_t>(column) != i)
-      refuse("packed: order[" + std::to_string(i) + "] is another column, and start's last word says that none is");
+      refuse("packed: order[" + std::to_string(i) + "]=" + std::to_string(column) +
+             ": must be the identity, because the last word of start is 0");
     seen[column] = true;
   }
 }
@@ -400,7 +407,7 @@ void unpack_gather(const WeightShape& s, const Sections& at, const uint8_t* pack
         for (int slot = 0; slot < kSlots; slot++) {
           const uint8_t* entry = packed + at.codes + v * kStep + entry_at(lane, slot);
           const int64_t k = window * kStride + (*entry & 127);
-          if (entry[kWay] && k < s.k) to.qweight[row * s.k + k] = entry[kWay];
+          if (entry[kToCode] && k < s.k) to.qweight[row * s.k + k] = entry[kToCode];
         }
       }
     }

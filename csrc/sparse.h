@@ -1,4 +1,4 @@
-// Sparse weights: codes with zeros to packed forms (pack.h) and back.
+// Packs and unpacks sparse weights (forms mask, gather and blocks of pack.h).
 #pragma once
 
 #include <vector>
@@ -7,7 +7,7 @@
 
 namespace nybble {
 
-// Packs in two steps, since the size depends on the weights. `from` must outlive it.
+// Packs in two steps, because the size depends on the weights. `from` must outlive the object.
 class SparsePack {
  public:
   SparsePack(const WeightShape& shape, const Portable& from, int threads);
@@ -27,17 +27,17 @@ class SparsePack {
   int threads_;
   Sections at_;
   size_t code_bytes_ = 0;
-  std::vector<uint8_t> dense_;    // mask: the packed dense form, whose lines are thinned
-  std::vector<uint64_t> start_;   // as the section
-  std::vector<int32_t> order_;    // gather: as the section
-  std::vector<uint16_t> window_;  // gather: as the section
-  std::vector<int32_t> index_;    // blocks: as the section
+  std::vector<uint8_t> dense_;    // mask: the packed dense form
+  std::vector<uint64_t> start_;   // contents of the section
+  std::vector<int32_t> order_;    // gather: contents of the section
+  std::vector<uint16_t> window_;  // gather: contents of the section
+  std::vector<int32_t> index_;    // blocks: contents of the section
 };
 
-// Where the sections of a packed sparse weight lie. Throws std::invalid_argument where it has fewer bytes than it says.
+// The offsets of the sections of a packed sparse weight. Throws std::invalid_argument if it is truncated.
 Sections sparse_sections(const WeightShape& shape, const uint8_t* packed, size_t bytes);
 
-// Throws std::invalid_argument, naming the section, unless every number that a kernel follows is in its range.
+// Throws std::invalid_argument, naming the section, if an offset or index that a kernel follows is out of range.
 void check_packed(const WeightShape& shape, const uint8_t* packed, size_t bytes);
 
 void unpack_sparse(const WeightShape& shape, const uint8_t* packed, size_t bytes, const Portable& to, int threads);

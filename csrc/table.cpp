@@ -4,7 +4,7 @@
 #include <stdexcept>
 #include <string>
 
-// NYBBLE_IF_<target>(fn) is fn where CMake built that target, else null.
+// NYBBLE_IF_<target>(fn) is fn if CMake built that target, else null.
 #define NYBBLE_IF_scalar(fn) fn
 #if defined(NYBBLE_BUILT_X86)
 #define NYBBLE_IF_avx2(fn) fn

@@ -17,8 +17,8 @@ struct KernelEntry {
   const char* layout;
   int panel;
   int block_rows;
-  NybbleLinearFn linear;    // null where it was not built
-  NybblePrepareFn prepare;  // likewise
+  NybbleLinearFn linear;  // one of these three is set, if the kernel was built
+  NybblePrepareFn prepare;
   NybbleExpandFn expand;
   bool built() const { return linear || prepare || expand; }
   int weight_bits() const { return std::strchr(scheme, 'w')[1] - '0'; }
@@ -27,8 +27,7 @@ struct KernelEntry {
 
 const std::vector<KernelEntry>& kernel_table();
 
-// cuda/kernels.def as data: the kernels are in an extension of their own, and some are for GPUs that it was not built
-// for.
+// cuda/kernels.def as data. The kernels are in a separate extension, which may not be built for every GPU architecture.
 struct CudaKernelEntry {
   const char *name, *scheme, *target, *layout;
   int min_m, max_m;  // max_m 0: any number
@@ -36,7 +35,7 @@ struct CudaKernelEntry {
 };
 const std::vector<CudaKernelEntry>& cuda_kernel_table();
 
-// Throws std::invalid_argument where no such kernel was built.
+// Throws std::invalid_argument if no such kernel was built.
 const KernelEntry& find_kernel(const std::string& name);
 
 }  // namespace nybble

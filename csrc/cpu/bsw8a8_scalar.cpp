@@ -10,7 +10,7 @@ struct Tile {
   static constexpr int vectors(int) { return 1; }
 
   template <int R, int V>
-  static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Ahead&) {
+  static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Prefetcher&) {
     VI acc[R][1];
     for (auto& sum : acc) sum[0] = vi_set1(0);
     const Blocks blocks(a, column);

@@ -1,5 +1,5 @@
-// The AVX-512 intrinsics that the kernels use, in plain C++ lanes: NYBBLE_EMULATE builds test the AVX-512 sources on a
-// CPU without it. Semantics follow Intel's intrinsics guide; never part of a wheel.
+// The AVX-512 intrinsics that the kernels use, emulated in plain C++ lane by lane, so that builds with NYBBLE_EMULATE
+// test the AVX-512 sources on any CPU. Semantics follow Intel's intrinsics guide. Never part of a released wheel.
 #pragma once
 
 #include <immintrin.h>
@@ -122,7 +122,7 @@ inline __m512i srli_epi16(__m512i a, unsigned n) {
 inline __m512 cvtepi32_ps(__m512i a) {
   return each<F>([&](int i) { return static_cast<float>(I(a).v[i]); });
 }
-// As the hardware does, out of range and NaN give INT32_MIN.
+// As in hardware, values out of range and NaN give INT32_MIN.
 inline __m512i cvtps_epi32(__m512 a) {
   return each<I>([&](int i) {
     const float rounded = nearbyintf(F(a).v[i]);
@@ -158,7 +158,7 @@ inline __mmask16 cmpgt_epi32_mask(__m512i a, __m512i b) {
 }
 template <int kComparison>
 inline __mmask16 cmp_ps_mask(__m512 a, __m512 b) {
-  static_assert(kComparison == _CMP_UNORD_Q, "the one that is used");
+  static_assert(kComparison == _CMP_UNORD_Q, "only this comparison is emulated");
   unsigned mask = 0;
   for (int i = 0; i < 16; i++) mask |= static_cast<unsigned>(isunordered(F(a).v[i], F(b).v[i])) << i;
   return static_cast<__mmask16>(mask);
@@ -195,7 +195,7 @@ inline float of_bf16(uint16_t half) {
   memcpy(&a, &bits, sizeof a);
   return flushed(a);
 }
-// The odd elements' product is added first, each product fused and rounded to nearest even; subnormals are 0.
+// Adds the product of the odd elements first; both steps are fused and round to nearest even; subnormals count as 0.
 inline __m512 dpbf16_ps(__m512 acc, __m512bh a, __m512bh b) {
   const Lanes<uint16_t, __m512bh> as(a), bs(b);
   return each<F>([&](int i) {

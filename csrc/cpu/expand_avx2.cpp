@@ -1,5 +1,5 @@
-// Dense lines from masks and values, eight bytes at a time: the byte of the mask picks the shuffle that spreads the
-// next values over its bits. Bound by the shuffles' loads, about 2 instructions a byte of mask.
+// Expands the mask layout to dense lines, eight bytes at a time: a byte of the mask selects the pshufb pattern that
+// moves the next values to its set bits. Bound by loading the patterns, about 2 instructions per mask byte.
 #include <immintrin.h>
 #include <stdint.h>
 #include <string.h>
@@ -30,7 +30,7 @@ inline void expand_line(const uint64_t (&mask)[kPlanes], const uint8_t* (&values
       const __m128i spread = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kSpread.of[bits]));
       uint64_t bytes = static_cast<uint64_t>(_mm_cvtsi128_si64(_mm_shuffle_epi8(found, spread)));
       values[p] += __builtin_popcount(bits);
-      if (kPlanes == 2) {  // what is absent stays 8: codes are merged by exclusive or with it
+      if (kPlanes == 2) {  // zero weights keep the code 8: stored codes are merged by xor with it
         const uint64_t kept = static_cast<uint64_t>(_mm_cvtsi128_si64(_mm_cmpgt_epi8(spread, _mm_set1_epi8(-1))));
         const uint64_t nibble = p ? 0xf0f0f0f0f0f0f0f0u : 0x0f0f0f0f0f0f0f0fu;
         bytes = ((bytes & nibble) ^ (0x8888888888888888u & nibble)) & kept;

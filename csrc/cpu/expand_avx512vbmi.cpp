@@ -1,4 +1,4 @@
-// Dense lines from masks and values by vpexpandb: about 2 cycles a line on Zen 5, bound by memory.
+// Expands the mask layout to dense lines with vpexpandb: about 2 cycles per line on Zen 5, bound by memory.
 #include "tile_avx512vbmi.h"
 
 namespace {

@@ -1,4 +1,4 @@
-// Dense lines from masks and values, in plain C++.
+// Expands the mask layout to dense lines, in plain C++.
 #include <stdint.h>
 
 namespace {

@@ -1,4 +1,4 @@
-// Per-token quantization and widening of activations into panels. Bound by the read of x.
+// Packs activations into panels: per-token quantization, or widening to float32. Bound by reading x.
 #include "tile_avx2.h"
 // clang-format off
 #include "tile_prepare.h"

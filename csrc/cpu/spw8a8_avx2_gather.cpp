@@ -1,8 +1,8 @@
-// y = (x codes . w codes) * act_scale * scale + bias; layout gather8, activations as code + 128 in lines of 64 ks.
-// Built on eight vpshufb for 32 weights that are not 0, and vpmaddwd over widened bytes: exact for every input. Bound
-// by about 31 instructions for those and each row, at one row with as many to prepare their places, and by memory
-// there. Takes 8.7 cycles for 32 on Zen 5 (12 at one row), some of them for registers that AVX2 lacks: 1.3 times as
-// fast as w8a8_avx2 at 16 of 128, 0.7 times at 80 % of zeros.
+// y = (x codes . w codes) * act_scale * scale + bias; layout gather8, activations as code + 128 in lines of 64 k.
+// Built on eight vpshufb for 32 nonzero weights, and vpmaddwd over widened bytes, exact for every input. Bound by about
+// 31 instructions per 32 weights and row; at one row as many again decode the positions, and memory also limits.
+// Takes 8.7 cycles per 32 weights and row on Zen 5 (12 at one row), partly register spills. 1.3 times as fast as
+// w8a8_avx2 with 16 of 128 weights stored, 0.7 times with 80 % unstructured zeros.
 #include "tile_avx2.h"
 // clang-format off
 #include "tile_gather.h"

@@ -1,6 +1,6 @@
 // y = (x codes . w codes) * act_scale * scale + bias; layout mask8, activations as code + 128, for a few rows.
-// Built on vpexpandb, which spreads a line's values over its mask, and vpdpbusd. Bound by memory down to one weight in
-// ten, then by the expansion.
+// Built on vpexpandb, which expands a line's values by its mask, and vpdpbusd. Bound by memory down to a density of
+// 10 %, below that by the expansion.
 #include "tile_avx512vbmi.h"
 // clang-format off
 #include "tile_mask.h"

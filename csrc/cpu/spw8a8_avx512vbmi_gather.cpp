@@ -1,6 +1,6 @@
-// y = (x codes . w codes) * act_scale * scale + bias; layout gather8, activations as code + 128 in lines of 64 ks.
-// Built on vpermi2b, which picks 64 of a window's 128 activations by the weights' places, and vpdpbusd: 1 cycle a pair
-// on Zen 5 for 64 weights that are not 0. Bound by that pair, and by memory at a few rows.
+// y = (x codes . w codes) * act_scale * scale + bias; layout gather8, activations as code + 128 in lines of 64 k.
+// Built on vpermi2b, which gathers the activations of 64 nonzero weights from a window of 128, and vpdpbusd: together 1
+// cycle per 64 weights and row on Zen 5. Bound by these two, and by memory at few rows.
 #include "tile_avx512vbmi.h"
 // clang-format off
 #include "tile_gather.h"
@@ -8,10 +8,10 @@
 
 namespace {
 
-// Bytes of activations that stay in the first-level cache while all tiles of a pass meet them: fetching them anew for
-// each tile would cost as much as multiplying.
+// Bytes of activations that stay in the L1 cache while all tiles of a pass use them: reloading them for each tile would
+// cost as much as multiplying.
 constexpr int64_t kCachedPanel = 24 * 1024;
-constexpr int64_t kAhead = 4096;
+constexpr int64_t kPrefetchDistance = 4096;
 
 struct Tile {
   template <int R>
@@ -35,7 +35,7 @@ struct Tile {
     uint64_t next[kPassTiles];
     const uint8_t* x = panel_at<uint8_t>(a, row);
     const int64_t lines = a->k_padded / NYBBLE_LINE_K;
-    // Many steps a line pay for fetching it, and are then better read in one stream.
+    // With many steps per line of activations, reloading it is cheap, and the steps are better read as one stream.
     const bool streams = static_cast<int64_t>(a->start[end] - a->start[tile]) * 2 >= lines * 3 * (end - tile);
     const int64_t chunk = streams ? lines : kCachedPanel / line_bytes;
     for (int64_t line = 0; line < lines; line += chunk)
@@ -45,9 +45,9 @@ struct Tile {
 #pragma GCC unroll 16
         for (int r = 0; r < R; r++)
           acc[r][0] = line ? vi_load(sums[t - tile][r]) : vi_mul(vi_load(a->column_sum + t * W), vi_set1(-128));
-        // With several chunks the next tile's steps do not lie behind this tile's.
+        // With several chunks, the next tile's steps do not follow this tile's in memory: prefetch them here.
         if (chunk < lines && t + 1 < end)
-          for (int64_t ahead = 0; ahead < kAhead / 2; ahead += 64)
+          for (int64_t ahead = 0; ahead < kPrefetchDistance / 2; ahead += 64)
             __builtin_prefetch(a->codes + (line ? next[t + 1 - tile] : a->start[t + 1]) * kStepBytes + ahead);
         uint64_t i = next[t - tile];
         const uint64_t last = a->start[t + 1];
@@ -55,7 +55,7 @@ struct Tile {
         for (; i < last && a->window[i] < line + chunk; i++, step += kStepBytes) {
           __builtin_prefetch(a->window + i + 64);
 #pragma GCC unroll 4
-          for (int64_t ahead = 0; ahead < kStepBytes; ahead += 64) __builtin_prefetch(step + kAhead + ahead);
+          for (int64_t ahead = 0; ahead < kStepBytes; ahead += 64) __builtin_prefetch(step + kPrefetchDistance + ahead);
           multiply<R>(acc, step, x + a->window[i] * line_bytes);
         }
         next[t - tile] = i;

@@ -1,7 +1,7 @@
-// y = (x codes . w codes) * act_scale * scale + bias; layout gather8, activations as code + 128 in lines of 64 ks.
-// Built on eight vpshufb for 32 weights that are not 0, and vpdpbusd. Bound as spw8a8_avx2_gather.
-// Takes 7.1 cycles for 32 on Zen 5 (9 at one row): at one row from memory 2.8 times as fast as w8a8_avxvnni at 16 of
-// 128, at many 0.7 times.
+// y = (x codes . w codes) * act_scale * scale + bias; layout gather8, activations as code + 128 in lines of 64 k.
+// Built on eight vpshufb for 32 nonzero weights, and vpdpbusd. Same bounds as spw8a8_avx2_gather.
+// Takes 7.1 cycles per 32 weights and row on Zen 5 (9 at one row). With 16 of 128 weights stored, 2.8 times as fast as
+// w8a8_avxvnni at one row with weights in memory, 0.7 times at many rows.
 #include "tile_avxvnni.h"
 // clang-format off
 #include "tile_gather.h"

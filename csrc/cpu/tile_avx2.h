@@ -1,4 +1,4 @@
-// Vectors of 8 lanes on AVX2, FMA and F16C. Same vocabulary as tile_scalar.h.
+// Vectors of 8 lanes with AVX2, FMA and F16C. The same functions as tile_scalar.h.
 #pragma once
 
 #include <immintrin.h>
@@ -14,8 +14,8 @@ constexpr int kRegisters = 16;
 using VF = __m256;
 using VI = __m256i;
 
-// acc += the products, summed in pairs: s16 x s16 to 32 bits, and u8 x s8 to 16 bits (the caller keeps within 16 bits).
-// GCC 12 multiplies all rows first and spills the products, so it gets both instructions as one.
+// acc += products summed in pairs: s16 x s16 to 32 bits, and u8 x s8 to 16 bits (the caller prevents overflow).
+// GCC 12 would multiply all rows first and spill the products, so both instructions are one asm statement.
 #if defined(__GNUC__) && !defined(__clang__)
 #define NYBBLE_MULTIPLY_ADD(multiply, add) \
   VI product;                              \
@@ -44,7 +44,7 @@ inline VI vi_add(VI a, VI b) { return _mm256_add_epi32(a, b); }
 inline VI vi_sub(VI a, VI b) { return _mm256_sub_epi32(a, b); }
 inline VI vi_mul(VI a, VI b) { return _mm256_mullo_epi32(a, b); }
 inline VI vi_and(VI a, VI b) { return _mm256_and_si256(a, b); }
-template <int kBits>  // of 16-bit lanes
+template <int kBits>  // shifts 16-bit lanes
 inline VI vi_shift_right(VI a) {
   return _mm256_srli_epi16(a, kBits);
 }
@@ -88,7 +88,7 @@ inline int32_t vi_sum(VI a) {
 
 inline VI vi_first(VI a, int64_t count) { return _mm256_and_si256(a, lane_mask(count)); }
 
-template <int kCount>  // lanes of p, 0 in the others
+template <int kCount>  // loads kCount lanes, the others are 0
 inline VI vi_load_first(const void* p) {
   return _mm256_castps_si256(_mm256_maskload_ps(static_cast<const float*>(p), lane_mask(kCount)));
 }

@@ -1,11 +1,11 @@
-// AVX512-BF16 on top of tile_avx512vnni.h: products of bfloat16 pairs, summed in float32.
+// Adds AVX512-BF16 to tile_avx512vnni.h: products of bfloat16 pairs, summed in float32.
 #pragma once
 
 #include "tile_avx512vnni.h"
 
 namespace {
 
-// acc += the two products of each lane. GCC 12 copies the accumulator around the intrinsic, as for vpdpbusd.
+// acc += the two products of each lane. Inline asm for the same reason as dot_u8s8.
 inline void dot_bf16(VF& acc, VI a, VI b) {
 #if defined(__GNUC__) && !defined(__clang__) && !defined(NYBBLE_EMULATE)
   __asm__("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
@@ -14,7 +14,7 @@ inline void dot_bf16(VF& acc, VI a, VI b) {
 #endif
 }
 
-// value_of(i), exact in bfloat16, for each entry i of a table.
+// A lookup table with entries value_of(i), which must be exact in bfloat16.
 template <class ValueOf>
 inline VI bf16_table(const ValueOf& value_of) {
   alignas(64) uint16_t entries[32];
@@ -27,7 +27,7 @@ inline VI bf16_table(const ValueOf& value_of) {
   return vi_load(entries);
 }
 
-// The 16-bit entry of a 32-entry table for the low five bits of each 16-bit lane.
+// Looks up the low five bits of each 16-bit lane in a table of 32 entries.
 inline VI vi_lookup16(VI table, VI index) { return _mm512_permutexvar_epi16(index, table); }
 inline VI vi_add16(VI a, VI b) { return _mm512_add_epi16(a, b); }
 

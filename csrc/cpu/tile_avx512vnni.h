@@ -1,5 +1,5 @@
-// Vectors of 16 lanes on AVX-512 F, BW, DQ, VL and VNNI. Same vocabulary as tile_scalar.h.
-// NYBBLE_EMULATE compiles the same source in plain C++, so that a machine without AVX-512 can test it.
+// Vectors of 16 lanes with AVX-512 F, BW, DQ, VL and VNNI. The same functions as tile_scalar.h.
+// NYBBLE_EMULATE compiles the same source in plain C++, to test it on a machine without AVX-512.
 #pragma once
 
 #ifdef NYBBLE_EMULATE
@@ -19,8 +19,8 @@ constexpr int kRegisters = 32;
 using VF = __m512;
 using VI = __m512i;
 
-// acc += u8 x s8, four products a lane, wrapping. GCC 12 copies the accumulator around the intrinsic, which costs half
-// the speed, so it gets the instruction itself.
+// acc += u8 x s8, four products per lane, wrapping. Inline asm, because GCC 12 copies the accumulator before and after
+// the intrinsic, which halves the speed.
 inline void dot_u8s8(VI& acc, VI u, VI s) {
 #if defined(__GNUC__) && !defined(__clang__) && !defined(NYBBLE_EMULATE)
   __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(u), "v"(s));
@@ -47,7 +47,7 @@ inline VI vi_add(VI a, VI b) { return _mm512_add_epi32(a, b); }
 inline VI vi_sub(VI a, VI b) { return _mm512_sub_epi32(a, b); }
 inline VI vi_mul(VI a, VI b) { return _mm512_mullo_epi32(a, b); }
 inline VI vi_and(VI a, VI b) { return _mm512_and_si512(a, b); }
-template <int kBits>  // of 16-bit lanes
+template <int kBits>  // shifts 16-bit lanes
 inline VI vi_shift_right(VI a) {
   return _mm512_srli_epi16(a, kBits);
 }
@@ -78,7 +78,7 @@ inline __mmask16 lane_mask(int64_t count) {
   return count >= W ? static_cast<__mmask16>(0xffff) : static_cast<__mmask16>((1u << count) - 1);
 }
 
-template <int kCount>  // lanes of p, 0 in the others
+template <int kCount>  // loads kCount lanes, the others are 0
 inline VI vi_load_first(const void* p) {
   return _mm512_castps_si512(_mm512_maskz_loadu_ps(lane_mask(kCount), p));
 }

@@ -1,7 +1,7 @@
-// Lines of the dense layouts from the mask layout. Include after a definition of
+// The loop that expands the mask layout to lines of a dense layout. Include after a definition of
 //   template <int kPlanes> void expand_line(const uint64_t (&mask)[kPlanes], const uint8_t* (&values)[kPlanes],
 //   uint8_t* to);
-// which moves the values on by what the masks keep.
+// which writes one line and advances each values pointer past the values it used.
 #pragma once
 
 #include <string.h>

@@ -1,10 +1,10 @@
-// The a16 register tile of every target: codes are widened to float in registers and multiplied with float activations.
-// Weight<...> decodes one packed 64-byte block:
-//   kBlock                    ks a block
-//   Weight(args, column)      per-column state
-//   enter(g)                  group g begins
-//   decode<k>(v)              the W weights of the block's k-th k, as floats
-//   finish(sum)               scales what decode left unscaled
+// The register tile for float activations, for every target: codes are widened to float32 in registers. Weight8 and
+// Weight4 decode a packed 64-byte line:
+//   kBlock                    number of k per line
+//   Weight{args, column}      per-column state
+//   enter(g)                  starts group g
+//   decode<k>(v)              the W weights at k of the line, as floats
+//   finish(sum)               applies a scale that decode did not
 #pragma once
 
 #include "tile_run.h"
@@ -24,7 +24,7 @@ struct Weight8 {
   VF finish(VF sum) const { return vf_mul(sum, vf_load(static_cast<const float*>(a->scale) + column)); }
 };
 
-// code * scale - zero_point * scale has at most 13 significant bits: the fused form is exact.
+// code * scale - zero_point * scale has at most 13 significant bits, so the fused multiply-add is exact.
 struct Weight4 {
   static constexpr int kBlock = 8;
   const NybbleLinearArgs* a;
@@ -48,7 +48,7 @@ struct FloatTiles {
   struct Tile {
     static constexpr int vectors(int) { return 1; }
 
-    // Independent sums a row, so that few rows still cover the latency of the multiply.
+    // Independent accumulators per row, so that few rows still hide the latency of the multiply.
     static constexpr int splits(int rows) { return rows == 1 ? 4 : rows <= 4 ? 2 : 1; }
 
     template <int R, int k>
@@ -65,7 +65,7 @@ struct FloatTiles {
     }
 
     template <int R, int V>
-    static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Ahead& ahead) {
+    static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Prefetcher& prefetcher) {
       Weight weight{a, column};
       const uint8_t* codes[1] = {codes_at(a, column)};
       const float* x = panel_at<float>(a, row);
@@ -75,7 +75,7 @@ struct FloatTiles {
         for (auto& sum : sums) sum = vf_set1(0.0f);
       for (int64_t g = 0; g < a->groups; g++) {
         weight.enter(g);
-        each_line<4>(a->group / Weight::kBlock, codes, ahead, false, [&]() __attribute__((always_inline)) {
+        each_line<4>(a->group / Weight::kBlock, codes, prefetcher, false, [&]() __attribute__((always_inline)) {
           multiply<R, 0>(acc, weight, vi_load(codes[0]), x);
           codes[0] += kLine;
           x += Weight::kBlock * R;

@@ -1,6 +1,6 @@
-// The loops around the tiles of the gather layout, and their epilogue. Include after a target's tile header.
+// The loops around the register tiles of layout gather8, and their epilogue. Include after a target's tile header.
 //
-// A Tile multiplies R rows by a few tiles of 16 columns, at most kPassTiles:
+// A Tile multiplies R rows by at most kPassTiles tiles of 16 columns:
 //   template <int R> static void run(const NybbleLinearArgs*, int64_t row, int64_t tile, int64_t end);
 #pragma once
 
@@ -17,7 +17,7 @@ NYBBLE_INLINE void scatter(T* y, const int32_t* order, const T* lanes, int64_t n
     if (order[i] < n) y[order[i]] = lanes[i];
 }
 
-// As finish_w8a8, to the columns that stand in a's order.
+// Like finish_w8a8, but scatters to the columns in a->order.
 template <int R, int V>
 NYBBLE_INLINE void finish_gather(const NybbleLinearArgs* a, int64_t row, int64_t place, const VI (&acc)[R][V], int v) {
   if (!a->order) return finish_w8a8<R, V>(a, row, place, acc, v);
@@ -62,7 +62,7 @@ inline void run_gather_rows(const NybbleLinearArgs* a, int64_t rows, int64_t row
 
 template <class Tile, int kRows>
 inline NybbleStatus run_gather(const NybbleLinearArgs* a) {
-  constexpr int64_t kPassSteps = 256 * 1024 / kStepBytes;  // stay in the second-level cache between row blocks
+  constexpr int64_t kPassSteps = 256 * 1024 / kStepBytes;  // so many stay in the L2 cache between row blocks
   if (a->block_rows > kRows) return NYBBLE_UNSUPPORTED;
   for (int64_t tile = a->tile_begin, end; tile < a->tile_end; tile = end) {
     end = tile + 1;

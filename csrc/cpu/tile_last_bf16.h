@@ -1,4 +1,4 @@
-// tile_last.h for bfloat16 activations, of which a row has two pairs a line: lane 2r + p is pair p of row r.
+// tile_last.h for bfloat16 activations, two pairs per row and line: lane 2 r + p holds pair p of row r.
 #pragma once
 
 #include "tile_last.h"
@@ -14,7 +14,7 @@ inline VI vi_pairs(int32_t even, int32_t odd) {
   return vi_load(lanes);
 }
 
-// The sums of a column, each in two parts that cover the latency of the multiply.
+// The accumulators of one column for R rows, in two parts to hide the latency of the multiply.
 template <int R>
 struct LastSums {
   static constexpr int kVectors = (2 * R + W - 1) / W, kTail = 2 * R - (kVectors - 1) * W;
@@ -25,7 +25,7 @@ struct LastSums {
       for (auto& sum : sums) sum = vf_set1(0.0f);
   }
 
-  // Adds the products of one line, whose weights are the pairs of every two lanes.
+  // Adds the products of one line; every two lanes of `pairs` hold its two pairs of weights.
   void add(int i, VI pairs, const uint8_t* x) {
     if constexpr (kVectors == 2) dot_bf16(part[i][0], vi_load(x), pairs);
     dot_bf16(part[i][kVectors - 1], vi_load_first<kTail>(x + (kVectors - 1) * 64), pairs);

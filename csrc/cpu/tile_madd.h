@@ -1,6 +1,6 @@
-// The w8a8 register tile on vpmaddwd over sign-extended codes: exact for every input, where vpmaddubsw would saturate
-// (255 * 127 * 2). A register holds 4 columns as two partial sums each, so that one 16-byte load of weights feeds one
-// multiply. Include after tile_avx2.h.
+// The w8a8 register tile built on vpmaddwd over sign-extended codes: exact for every input, unlike vpmaddubsw, which
+// saturates (255 * 127 * 2). A register holds two partial sums for each of 4 columns, so that one 16-byte load of
+// weights feeds one multiply. Include after tile_avx2.h.
 #pragma once
 
 #include "tile_run.h"
@@ -9,7 +9,7 @@ namespace {
 
 struct Tile8 {
   using X = int16_t;
-  template <int R, int V>  // of each vector of columns, the sums of its first and of its second four
+  template <int R, int V>  // per vector of columns: sums of its first and of its second four columns
   using Acc = VI[R][V][2];
 
   static constexpr int vectors(int rows) { return fitting_vectors(2 * rows + 2, 1); }
@@ -63,14 +63,14 @@ struct Tile8 {
   }
 
   template <int R, int V>
-  static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Ahead& ahead) {
+  static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Prefetcher& prefetcher) {
     const uint8_t* w[V];
 #pragma GCC unroll 2
     for (int v = 0; v < V; v++) w[v] = codes_at(a, column + v * W);
     VI acc[R][V][2];
     start<R, V>(a, column, acc);
     const int16_t* x = panel_at<int16_t>(a, row);
-    each_line<8>(a->k_padded / 4, w, ahead, false, [&]() __attribute__((always_inline)) {
+    each_line<8>(a->k_padded / 4, w, prefetcher, false, [&]() __attribute__((always_inline)) {
       multiply<R, V>(acc, w, x);
       x += 4 * R;
     });

@@ -1,18 +1,18 @@
-// Register tiles over the mask layout: a few rows, whose lines are expanded in registers as they are multiplied. What
-// is not stored expands to the code of 0. Include after tile_avx512vbmi.h.
+// Register tiles for the mask layouts and few rows: lines are expanded in registers as they are multiplied. Weights
+// that are not stored expand to the code of zero. Include after tile_avx512vbmi.h.
 #pragma once
 
 #include "tile_vnni.h"
 
 namespace {
 
-// The lines of V tiles of 16 columns: one stream each, of masks for a few lines and what they keep.
+// Reads the lines of V tiles of 16 columns. Each tile is a stream: the masks of eight lines, then their values.
 template <int R, int V, int kPlanes>
 struct MaskStreams {
   static constexpr int64_t kMaskBytes = NYBBLE_MASK_LINES * kPlanes * 8;
   const uint8_t* mask[V];
   const uint8_t* values[V][kPlanes];
-  int64_t left = 0;  // lines whose masks are at hand
+  int64_t left = 0;  // lines left before the next masks must be read
 
   MaskStreams(const NybbleLinearArgs* a, int64_t column) {
 #pragma GCC unroll 4
@@ -22,8 +22,8 @@ struct MaskStreams {
     }
   }
 
-  // To the masks of the next lines, which lie behind what the last ones keep.
-  void turn() {
+  // Moves on to the masks of the next lines, which follow the values of the last ones.
+  void next_masks() {
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) {
       const uint8_t *low = values[v][0], *high = values[v][kPlanes - 1];
@@ -31,12 +31,13 @@ struct MaskStreams {
 #pragma GCC unroll 2
       for (int p = 0; p < kPlanes; p++) values[v][p] = mask[v] + kMaskBytes;
 #pragma GCC unroll 8
-      for (int64_t ahead = 0; ahead < kMaskBytes + 256; ahead += kLine) __builtin_prefetch(mask[v] + kAhead + ahead);
+      for (int64_t ahead = 0; ahead < kMaskBytes + 256; ahead += kLine)
+        __builtin_prefetch(mask[v] + kPrefetchDistance + ahead);
     }
     left = NYBBLE_MASK_LINES;
   }
 
-  // The next 64 values of a plane, of which as many as the bits of `kept` are its own.
+  // Loads the next 64 values of a plane; only as many as `kept` has bits belong to the line.
   VI next(int v, int p, uint64_t* kept) {
     memcpy(kept, mask[v], 8);
     mask[v] += 8;
@@ -46,14 +47,14 @@ struct MaskStreams {
   }
 
  private:
-  // Measured: 4096 is 15 % faster at 16 rows, 4 % slower at one.
-  static constexpr int64_t kAhead = R > 8 ? 4096 : 2048;
+  // In bytes. Measured: 4096 is 15 % faster at 16 rows, 4 % slower at one.
+  static constexpr int64_t kPrefetchDistance = R > 8 ? 4096 : 2048;
 };
 
 template <class Step, class Streams>
 NYBBLE_INLINE void each_mask_line(int64_t lines, Streams& streams, const Step& step) {
   while (lines > 0) {
-    if (streams.left == 0) streams.turn();
+    if (streams.left == 0) streams.next_masks();
     const int64_t count = lines < streams.left ? lines : streams.left;
     for (int64_t i = 0; i < count; i++) step();
     streams.left -= count;
@@ -124,7 +125,7 @@ struct TileMask4 {
   }
 };
 
-// Every row block before the next columns: a second block finds their values in the cache.
+// All row blocks are multiplied before the next columns, so that later blocks find the values in the cache.
 template <class Tile, int R>
 inline void run_mask_rows(const NybbleLinearArgs* a, int64_t rows, int64_t row, int64_t column, int64_t tiles) {
   if constexpr (R > 0) {

@@ -1,9 +1,10 @@
-// Activations to panels, for every target. A row's range [low, high] always includes 0, so that 0 has a code:
+// Packs activations into panels, for every target. Dynamic quantization uses the row's range [low, high], extended to
+// include 0, so that 0 is exact:
 //   scale = (high - low) / 255, zero = round(-low * (255 / (high - low))) - 128
 //   q = min(round(x * (255 / (high - low))) + zero, 127), rounding half to even
-// With a scale and a zero point that are given (static activations) nothing is searched, and both ends are cut:
+// Static quantization uses a given scale and zero point, and clamps at both ends:
 //   q = round(min(max(x * (1 / scale), -128 - zero), 127 - zero)) + zero
-// A NaN or an Inf shows in the sum of the products with 0. Include after a target's tile header.
+// A NaN or an Inf in a row is detected by summing x * 0. Include after a target's tile header.
 #pragma once
 
 #if defined(__SSE2__)
@@ -14,11 +15,11 @@
 
 namespace {
 
-// Rows whose range would make 255 / range or the range itself overflow are scaled by an exact power of two first.
+// If 255 / range or the range itself would overflow, the row is first scaled by a power of two.
 constexpr float kTiny = 0x1p-100f, kTinyFactor = 0x1p100f;
 constexpr float kHuge = 0x1p126f, kHugeFactor = 0x1p-4f;
 
-// W values from k on, 0 beyond `count`.
+// Loads W values from k on, with 0 from `count` on.
 template <int kDtype>
 inline VF load_x(const uint8_t* x, int64_t k, int64_t count) {
   constexpr int64_t bytes = kDtype == NYBBLE_F32 ? 4 : 2;
@@ -26,7 +27,7 @@ inline VF load_x(const uint8_t* x, int64_t k, int64_t count) {
   return k < count ? vf_load_as(x + k * bytes, kDtype, count - k) : vf_set1(0.0f);
 }
 
-// How a row becomes codes: min(round(x * factor * inverse) + zero, 127), for its first `count` ks.
+// Quantization of a row: min(round(x * factor * inverse) + zero, 127) for k < count, 0 from there on.
 struct RowPlan {
   float scale, factor, inverse;
   int32_t zero;
@@ -34,7 +35,7 @@ struct RowPlan {
   bool scaled;  // factor is not 1
 };
 
-// Of a row with a NaN or an Inf: no codes, and a scale that makes its outputs NaN.
+// For a row with a NaN or an Inf: codes 0, and scale NaN, which makes its outputs NaN.
 inline RowPlan bad_row() {
   const int32_t nan_bits = 0x7fc00000;
   float quiet_nan;
@@ -44,7 +45,7 @@ inline RowPlan bad_row() {
 
 template <int kDtype>
 inline RowPlan plan_row(const uint8_t* x, int64_t count) {
-  // Several of each, so that no one's latency bounds the loop. `poison` is NaN where the row has a NaN or an Inf.
+  // Several accumulators of each kind hide the latency. `poison` becomes NaN if the row has a NaN or an Inf.
   constexpr int n = 4;
   const VF none = vf_set1(0.0f);
   VF low[n] = {none, none, none, none}, high[n] = {none, none, none, none}, poison[n] = {none, none, none, none};
@@ -83,7 +84,7 @@ inline RowPlan plan_row(const uint8_t* x, int64_t count) {
   return {width / 255.0f / factor, factor, inverse, zero[0] - 128, count, factor != 1.0f};
 }
 
-// With the scale and the zero point that are given: all that is looked for is a NaN or an Inf.
+// Static quantization: the scale and zero point are given; the row is only searched for a NaN or an Inf.
 template <int kDtype>
 inline RowPlan given_row(const uint8_t* x, const NybblePrepareArgs& a) {
   constexpr int n = 4;
@@ -101,14 +102,15 @@ inline RowPlan given_row(const uint8_t* x, const NybblePrepareArgs& a) {
   return {a.given_scale, 1.0f, 1.0f / a.given_scale, a.given_zero, a.k, false};
 }
 
-constexpr int64_t kStep = 64;  // ks at a time
-constexpr int64_t kRows = 4;   // rows at a time: both passes over them meet the first-level cache
+constexpr int64_t kStep = 64;  // number of k at a time
+constexpr int64_t kRows = 4;   // rows at a time: they stay in the L1 cache for both passes
 
 constexpr int64_t element_bytes(int format) {
   return format == NYBBLE_PANEL_F32 ? 4 : format == NYBBLE_PANEL_S16 || format == NYBBLE_PANEL_BF16 ? 2 : 1;
 }
 
-// ks [begin, end) of one row as codes; returns their sum in each lane. kWhole: they are kStep, all below the count.
+// Quantizes k in [begin, end) of one row; returns the lane-wise sum of the codes. kWhole: end - begin is kStep, and end
+// is at most plan.count.
 template <int kFormat, int kDtype, bool kGiven, bool kWhole>
 inline VI convert(const uint8_t* x, const RowPlan& plan, int64_t begin, int64_t end, uint8_t* to) {
   const VF factor = vf_set1(plan.factor), inverse = vf_set1(plan.inverse);
@@ -121,7 +123,7 @@ inline VI convert(const uint8_t* x, const RowPlan& plan, int64_t begin, int64_t 
   for (int64_t i = 0; i < ks; i += W) {
     VF v = kWhole ? load_x<kDtype>(x, begin + i, begin + i + W) : load_x<kDtype>(x, begin + i, count);
     VI codes;
-    if (kGiven) {  // cut before they are rounded: what lies far outside has no integer
+    if (kGiven) {  // clamp before rounding: values far outside have no int32
       codes = vi_add(vi_round(vf_min(vf_max(vf_mul(v, inverse), lower), upper)), zero);
     } else {
       if (scaled) v = vf_mul(v, factor);
@@ -134,7 +136,7 @@ inline VI convert(const uint8_t* x, const RowPlan& plan, int64_t begin, int64_t 
   return sum;
 }
 
-// The activations themselves: float32 of any dtype, or bfloat16 as they are.
+// Copies float activations: any dtype to float32, or bfloat16 unchanged.
 template <int kFormat, int kDtype>
 inline void widen(const uint8_t* x, int64_t count, int64_t begin, int64_t end, uint8_t* to) {
   if (kFormat == NYBBLE_PANEL_BF16) {
@@ -147,13 +149,13 @@ inline void widen(const uint8_t* x, int64_t count, int64_t begin, int64_t end, u
     vf_store(reinterpret_cast<float*>(to), load_x<kDtype>(x, k, count));
 }
 
-// Four 16-bit elements with the inner two exchanged.
+// Swaps the inner two of four 16-bit elements.
 inline uint64_t exchange(uint64_t four) {
   return (four & 0xffff00000000ffffu) | (four & 0xffff0000u) << 16 | (four >> 16 & 0xffff0000u);
 }
 
-// `rows` rows of `words` words, `row_bytes` apart, to their place in the panel, where words are `stride` bytes apart
-// and rows adjacent. kWord: bytes of four elements.
+// Copies `rows` rows of `words` words, `row_bytes` apart, to the panel, where a row's words are `stride` bytes apart
+// and rows are adjacent. kWord: bytes of a word, which is four elements.
 template <int kWord, bool kExchange>
 inline void interleave(const uint8_t* from, int64_t row_bytes, int64_t rows, int64_t words, uint8_t* to,
                        int64_t stride) {
@@ -205,7 +207,7 @@ inline void interleave(const uint8_t* from, int64_t row_bytes, int64_t rows, int
     }
 }
 
-// r rows of a block of `block` rows, from the i-th on.
+// Packs r rows, from row i on, of a row block with `block` rows that starts at row0.
 template <int kFormat, int kDtype, bool kGiven>
 inline void prepare_rows(const NybblePrepareArgs& a, int64_t row0, int64_t i, int64_t r, int64_t block) {
   constexpr bool is_codes = kFormat != NYBBLE_PANEL_F32 && kFormat != NYBBLE_PANEL_BF16;
@@ -230,7 +232,7 @@ inline void prepare_rows(const NybblePrepareArgs& a, int64_t row0, int64_t i, in
       const int64_t end = begin + kStep < group_end ? begin + kStep : group_end;
       uint8_t* to_panel = panel + begin * block * bytes;
       const int64_t words = (end - begin) / 4, stride = 4 * block * bytes;
-      if (is_panel && end <= a.k) {  // as they are
+      if (is_panel && end <= a.k) {  // no conversion needed
         interleave<4 * bytes, kExchange>(x + begin * bytes, row_bytes, r, words, to_panel, stride);
         continue;
       }

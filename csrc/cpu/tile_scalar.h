@@ -1,4 +1,4 @@
-// Portable "vectors" of 8 lanes: the vocabulary of tile_avx2.h and tile_avx512vnni.h in plain C++.
+// Vectors of 8 lanes in plain C++: the functions of tile_avx2.h and tile_avx512vnni.h for any machine.
 #pragma once
 
 #include <math.h>
@@ -49,7 +49,7 @@ inline uint16_t f16_of_f32(float f) {
   const uint32_t bits = bits_of_f32(f), sign = (bits >> 16) & 0x8000u, mag = bits & 0x7fffffffu;
   if (mag > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u | ((mag >> 13) & 0x3ffu));
   if (mag >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // rounds to 2^16 or more
-  if (mag < 0x38800000u) {  // subnormal: adding 0.5 leaves the half's bits at the bottom of the mantissa
+  if (mag < 0x38800000u) {  // subnormal: adding 0.5 moves the float16's bits to the bottom of the mantissa
     const uint32_t rounded = bits_of_f32(f32_of_bits(mag) + 0.5f);
     return static_cast<uint16_t>(sign | (rounded - 0x3f000000u));
   }
@@ -78,11 +78,11 @@ inline VF vf_add(VF a, VF b) {
 inline VF vf_neg(VF a) {
   return lanes_of<VF>([&](int i) { return -a.v[i]; });
 }
-// Fused, as in hardware: integer kernels give the same bits on every target.
+// Fused, as in hardware, so that integer kernels give the same bits on every target.
 inline VF vf_fma(VF a, VF b, VF c) {
   return lanes_of<VF>([&](int i) { return fmaf(a.v[i], b.v[i], c.v[i]); });
 }
-// The float kernels promise an error bound, not bits, so they need no software fma here.
+// For float kernels, which guarantee an error bound but not identical bits: no slow software fma.
 inline VF vf_fma_fast(VF a, VF b, VF c) {
   return lanes_of<VF>([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
 }
@@ -90,7 +90,7 @@ inline VF vf_fma_fast(VF a, VF b, VF c) {
 inline VI vi_set1(int32_t a) {
   return lanes_of<VI>([&](int) { return a; });
 }
-// Bytes as 32-bit lanes: 4 a lane.
+// Loads bytes as 32-bit lanes.
 inline VI vi_load(const void* p) {
   VI out;
   memcpy(out.v, p, sizeof out.v);
@@ -129,7 +129,7 @@ inline int32_t vi_sum(VI a) {
   for (int32_t lane : a.v) total += lane;
   return total;
 }
-// The first `count` lanes; the others 0.
+// Keeps the first `count` lanes; the others become 0.
 inline VI vi_first(VI a, int64_t count) {
   return lanes_of<VI>([&](int i) { return i < count ? a.v[i] : 0; });
 }
@@ -163,7 +163,7 @@ inline VI vi_load_u8(const uint8_t* p) {
   return lanes_of<VI>([&](int i) { return static_cast<int32_t>(p[i]); });
 }
 
-// The first `count` (1 to W) elements from p, widened; the other lanes are 0 and are not read.
+// Loads the first min(count, W) elements at p as float32; the other lanes are 0, and their memory is not read.
 inline VF vf_load_as(const void* p, int dtype, int64_t count) {
   VF out = vf_set1(0.0f);
   const uint16_t* half = static_cast<const uint16_t*>(p);
@@ -188,7 +188,7 @@ inline void vi_store_as_s32(int32_t* p, VI a, int64_t count) {
   memcpy(p, a.v, static_cast<size_t>(count < W ? count : W) * 4);
 }
 
-// W codes as elements of a panel.
+// Stores W codes as panel elements.
 template <int kFormat>
 inline void store_codes(uint8_t* to, VI codes) {
   for (int i = 0; i < W; i++) {

@@ -1,20 +1,21 @@
-// The gather layout's tile on vpshufb, which picks from 16 bytes: eight of them make a window. Include after a target's
-// tile header and tile_gather.h, with a definition of
-//   struct Codes { explicit Codes(VI); void dot(VI& acc, VI x) const; };   acc += u8 x s8, four products a lane
+// The register tile of layout gather8 built on vpshufb, which looks up 16 bytes: eight lookups cover a window of 128.
+// Include after a target's tile header, tile_gather.h and a definition of
+//   struct Codes { explicit Codes(VI); void dot(VI& acc, VI x) const; };   acc += u8 x s8, four products per lane
 #pragma once
 
 #include "tile_gather.h"
 
 namespace {
 
-// Places in a window, such that vpshufb picks from each 16 bytes the ones that lie there, and 0 for the others.
-struct Places {
-  VI quarter[4];  // of a line
-  VI second;      // whether in the second line, in the bytes' top bits
+// Positions in a window as vpshufb indices: for each 16 bytes, an index where the position is there, else one that
+// gives 0.
+struct Positions {
+  VI quarter[4];  // indices into each 16 bytes of a line
+  VI second;      // top bit of each byte: whether the position is in the second line
 
-  explicit Places(VI places) : second(_mm256_slli_epi16(places, 1)) {
-    const VI within = _mm256_and_si256(places, _mm256_set1_epi8(63));
-    // 0 to 15 become 0x70 to 0x7f, with the same low bits; all others get the top bit.
+  explicit Positions(VI positions) : second(_mm256_slli_epi16(positions, 1)) {
+    const VI within = _mm256_and_si256(positions, _mm256_set1_epi8(63));
+    // Saturating add: 0 to 15 become 0x70 to 0x7f, with the same low bits; all others get the top bit, which gives 0.
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++)
       quarter[i] = _mm256_adds_epu8(_mm256_xor_si256(within, _mm256_set1_epi8(static_cast<char>(16 * i))),
@@ -35,16 +36,16 @@ struct Places {
 };
 
 struct GatherTile {
-  // Of a step's 16 columns the eight from `lane` on.
+  // Multiplies eight of a step's 16 columns; `step` points to the first.
   template <int R>
   NYBBLE_INLINE void multiply(VI (&acc)[R][1], const uint8_t* step, const uint8_t* x) {
 #pragma GCC unroll 2
     for (int half = 0; half < 2; half++, step += 128) {
-      const Places places(vi_load(step));
+      const Positions positions(vi_load(step));
       const Codes codes(vi_load(step + 64));
 #pragma GCC unroll 8
       for (int r = 0; r < R; r++)
-        codes.dot(acc[r][0], places.gather(x + r * NYBBLE_LINE_K, x + (R + r) * NYBBLE_LINE_K));
+        codes.dot(acc[r][0], positions.gather(x + r * NYBBLE_LINE_K, x + (R + r) * NYBBLE_LINE_K));
     }
   }
 
@@ -59,7 +60,7 @@ struct GatherTile {
       for (int r = 0; r < R; r++) acc[r][0] = vi_mul(vi_load(a->column_sum + column), vi_set1(-128));
       for (uint64_t i = a->start[t]; i < a->start[t + 1]; i++, step += kStepBytes) {
 #pragma GCC unroll 4
-        for (int64_t ahead = 0; ahead < kStepBytes; ahead += 64) __builtin_prefetch(step + kAhead + ahead);
+        for (int64_t ahead = 0; ahead < kStepBytes; ahead += 64) __builtin_prefetch(step + kPrefetchDistance + ahead);
         multiply<R>(acc, step, x + a->window[i] * NYBBLE_LINE_K * R);
       }
       finish_gather<R, 1>(a, row, column, acc, 0);
@@ -67,7 +68,7 @@ struct GatherTile {
   }
 
  private:
-  static constexpr int64_t kAhead = 4096;
+  static constexpr int64_t kPrefetchDistance = 4096;
 };
 
 }  // namespace

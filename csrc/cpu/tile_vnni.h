@@ -1,5 +1,5 @@
-// The a8 register tiles on vpdpbusd (u8 x s8, four products a lane, wrapping), for vectors of any width. Include after
-// a target's tile header, which gives dot_u8s8 and kRegisters.
+// The register tiles for 8-bit activations built on vpdpbusd (u8 x s8, four products per lane, wrapping), for vectors
+// of any width. Include after a target's tile header, which defines dot_u8s8 and kRegisters.
 #pragma once
 
 #include "tile_last.h"
@@ -7,7 +7,7 @@
 
 namespace {
 
-// Activations as code + 128. The 128 is taken out with the column sums of the codes, mod 2^32, so the result is exact.
+// Activations are code + 128. The accumulators start at -128 * column_sum, mod 2^32, so the result is exact.
 struct Tile8 {
   using X = uint8_t;
   template <int R, int V>
@@ -72,7 +72,7 @@ struct Tile8 {
   }
 
   template <int R, int V>
-  static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Ahead& ahead) {
+  static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Prefetcher& prefetcher) {
     if constexpr (kMayBeLast<R, V>)
       if (is_last(a, column)) return run_last<R>(a, row, column);
     const uint8_t* w[V];
@@ -81,7 +81,7 @@ struct Tile8 {
     for (int v = 0; v < V; v++) w[v] = codes_at(a, column + v * W);
     start<R, V>(a, column, acc);
     const uint8_t* x = panel_at<uint8_t>(a, row);
-    each_line<8>(a->k_padded / 4, w, ahead, R <= 2, [&]() __attribute__((always_inline)) {
+    each_line<8>(a->k_padded / 4, w, prefetcher, R <= 2, [&]() __attribute__((always_inline)) {
       multiply<R, V>(acc, w, x);
       x += 4 * R;
     });
@@ -89,7 +89,7 @@ struct Tile8 {
   }
 };
 
-// The nibble is the unsigned operand, so the activations need no offset. int32 sums of a group become float ones.
+// The nibble is the unsigned operand, so the activations need no offset. Each group's int32 sums are scaled in float32.
 struct Tile4 {
   static constexpr int vectors(int rows) { return fitting_vectors(rows + 2, 4); }
 
@@ -167,7 +167,7 @@ struct Tile4 {
   }
 
   template <int R, int V>
-  static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Ahead& ahead) {
+  static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Prefetcher& prefetcher) {
     if constexpr (kMayBeLast<R, V>)
       if (is_last(a, column)) return run_last<R>(a, row, column);
     const uint8_t* w[V];
@@ -182,7 +182,7 @@ struct Tile4 {
     for (int64_t g = 0; g < a->groups; g++) {
       VI acc[R][V];
       start_group<R, V>(a, row, column, g, acc);
-      each_line<4>(a->group / 8, w, ahead, false, [&]() __attribute__((always_inline)) {
+      each_line<4>(a->group / 8, w, prefetcher, false, [&]() __attribute__((always_inline)) {
         multiply<R, V>(acc, w, x);
         x += 8 * R;
       });

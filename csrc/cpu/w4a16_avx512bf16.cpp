@@ -1,7 +1,7 @@
-// y = sum_g scale_g * (x . (u4 codes - zero_point)) + bias, bfloat16 activations; layout n16k8. Differences of codes
-// and zero points are exact in bfloat16, so nothing is rounded but the float32 sums. Built on vpermw, which looks up 32
-// codes at once, and vdpbf16ps. 12 rows by 32 columns keep 24 sums of the group, which cover the latency of the
-// multiply; the 24 of all groups lie in the first-level cache. Bound by the multiply, and by memory up to 8 rows.
+// y = sum_g scale_g * (x . (u4 codes - zero_point)) + bias, bfloat16 activations; layout n16k8. code - zero_point is
+// exact in bfloat16, so only the float32 sums are rounded. Built on vpermw, which looks up 32 codes at once, and
+// vdpbf16ps. 12 rows by 32 columns keep a group's 24 accumulators in registers, enough to hide the latency of the
+// multiply; the 24 totals are in the L1 cache. Bound by the multiply, and by memory up to 8 rows.
 // Reaches 90 % of the multiply's peak at 256 x 4096 x 4096 on 2 cores of Zen 5.
 #include "tile_avx512bf16.h"
 // clang-format off
@@ -15,12 +15,12 @@ template <bool kSymmetric>
 struct Tile {
   static constexpr int vectors(int rows) { return fitting_vectors(rows + 2, 4); }
 
-  // Entry i is the bfloat16 of i - 16, or, where the zero point is always 8, of i % 16 - 8.
+  // Entry i is i - 16 in bfloat16, or i % 16 - 8 if all zero points are 8.
   static inline VI table() {
     return bf16_table([](int i) { return kSymmetric ? i % 16 - 8 : i - 16; });
   }
 
-  // Nibble j of each 16-bit lane, as bfloat16 without its zero point; `origin` is 16 - zero_point in each lane.
+  // Nibble j of each 16-bit lane minus its zero point, in bfloat16; `origin` is 16 - zero_point in each lane.
   template <int j>
   NYBBLE_INLINE VI pair(VI codes, VI origin, VI entries) {
     const VI shifted = vi_shift_right<4 * j>(codes);
@@ -28,7 +28,7 @@ struct Tile {
     return vi_lookup16(entries, vi_add16(vi_and(shifted, vi_set1(0x000f000f)), origin));
   }
 
-  // Sums of a row, so that few rows still cover the latency of the multiply.
+  // Accumulators per row, so that few rows still hide the latency of the multiply.
   static constexpr int parts(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
 
   template <int R, int V, int j>
@@ -56,7 +56,7 @@ struct Tile {
       codes[v] = vi_load(w[v]);
       w[v] += kLine;
     }
-    multiply_pair<R, V, 0>(acc, codes, origin, entries, x);              // ks 0 and 2
+    multiply_pair<R, V, 0>(acc, codes, origin, entries, x);              // k = 0 and 2
     multiply_pair<R, V, 1>(acc, codes, origin, entries, x + 8 * R);      // 4 and 6
     multiply_pair<R, V, 2>(acc, codes, origin, entries, x + 4);          // 1 and 3
     multiply_pair<R, V, 3>(acc, codes, origin, entries, x + 8 * R + 4);  // 5 and 7
@@ -90,7 +90,7 @@ struct Tile {
   }
 
   template <int R, int V>
-  static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Ahead& ahead) {
+  static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Prefetcher& prefetcher) {
     if constexpr (kMayBeLast<R, V>)
       if (is_last(a, column)) return run_last<R>(a, row, column);
     const VI entries = table();
@@ -117,7 +117,7 @@ struct Tile {
 #pragma GCC unroll 16
         for (int i = 0; i < kSums; i++) acc[i / R][i % R][v] = vf_set1(0.0f);
       }
-      each_line<4>(a->group / 8, w, ahead, false, [&]() __attribute__((always_inline)) {
+      each_line<4>(a->group / 8, w, prefetcher, false, [&]() __attribute__((always_inline)) {
         multiply<R, V>(acc, w, origin, entries, x);
         x += 16 * R;
       });

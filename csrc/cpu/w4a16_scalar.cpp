@@ -1,4 +1,4 @@
-// y = x ((u4 codes - zero_point) * scale)^T + bias, float activations; layout n16k8. Bound by widening and multiply.
+// y = x ((u4 codes - zero_point) * scale)^T + bias, float activations; layout n16k8. Bound by widening and multiplying.
 #include "tile_scalar.h"
 // clang-format off
 #include "tile_float.h"

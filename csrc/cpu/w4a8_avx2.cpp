@@ -1,7 +1,6 @@
 // y = sum_g scale_g * (x codes . u4 codes - zero_point * act_sum) * act_scale + bias; layout n16k8.
-// Built on vpmaddubsw with the nibble as the unsigned operand: a pair is at most 2 * 15 * 128 = 3840, so 8 of them fit
-// 16 bits, and only each eighth needs vpmaddwd to widen. Bound by vpmaddubsw + vpaddw: 32 products for two
-// instructions.
+// Built on vpmaddubsw with the nibble as the unsigned operand: a pair is at most 2 * 15 * 128 = 3840, so 8 pairs fit in
+// 16 bits, and vpmaddwd widens only every eighth sum. Bound by vpmaddubsw + vpaddw: two instructions for 32 products.
 #include "tile_avx2.h"
 // clang-format off
 #include "tile_run.h"
@@ -9,12 +8,12 @@
 
 namespace {
 
-constexpr int64_t kWidenEvery = 32;  // ks: four blocks of two pairs
+constexpr int64_t kWidenEvery = 32;  // number of k: four lines of two pairs
 
 struct Tile {
   static constexpr int vectors(int) { return 1; }
 
-  // acc += the products of ks [from, to), which must be at most kWidenEvery.
+  // acc += the products of the next `ks` values of k, at most kWidenEvery.
   template <int R>
   static inline void multiply(VI* acc, const uint8_t*& w, const int8_t*& x, int64_t ks) {
     const VI low_mask = _mm256_set1_epi8(15);
@@ -39,7 +38,7 @@ struct Tile {
   }
 
   template <int R, int V>
-  static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Ahead& ahead) {
+  static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Prefetcher& prefetcher) {
     const uint8_t* w[1] = {codes_at(a, column)};
     const int8_t* x = panel_at<int8_t>(a, row);
     VF sum[R][1];
@@ -51,7 +50,7 @@ struct Tile {
       int64_t k = 0;
       for (; k + kWidenEvery <= a->group; k += kWidenEvery) {
         multiply<R>(acc, w[0], x, kWidenEvery);
-        ahead.used(w, kWidenEvery / 8, false);
+        prefetcher.used(w, kWidenEvery / 8, false);
       }
       if (k < a->group) multiply<R>(acc, w[0], x, a->group - k);
       const VF scale = group_scale(a, column, g);

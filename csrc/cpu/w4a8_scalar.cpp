@@ -10,7 +10,7 @@ struct Tile {
   static constexpr int vectors(int) { return 1; }
 
   template <int R, int V>
-  static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Ahead&) {
+  static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Prefetcher&) {
     const uint8_t* w = codes_at(a, column);
     const int8_t* x = panel_at<int8_t>(a, row);
     VF sum[R][1];

@@ -1,7 +1,7 @@
-// y = x (s8 codes)^T * scale + bias, bfloat16 activations; layout n16k4. Codes are exact in bfloat16, so nothing is
-// rounded but the float32 sums. Built on vdpbf16ps; one or two rows look codes up by halves with vpermw, which takes
-// fewer instructions than converting them and more products. 12 rows by 32 columns keep 24 accumulators. Bound by the
-// multiply, and by memory up to 16 rows.
+// y = x (s8 codes)^T * scale + bias, bfloat16 activations; layout n16k4. Codes are exact in bfloat16, so only the
+// float32 sums are rounded. Built on vdpbf16ps. For one or two rows, vpermw looks up each code's nibbles, which takes
+// fewer instructions than converting codes but twice the products. 12 rows by 32 columns keep 24 accumulators in
+// registers. Bound by the multiply, and by memory up to 16 rows.
 // Reaches 91 % of the multiply's peak at 256 x 4096 x 4096 on 2 cores of Zen 5.
 #include "tile_avx512bf16.h"
 // clang-format off
@@ -14,13 +14,13 @@ namespace {
 struct Tile {
   static constexpr int vectors(int rows) { return fitting_vectors(rows + 2, 3); }
 
-  // Few rows are bound by decoding rather than multiplying.
+  // With few rows, decoding takes longer than multiplying.
   static constexpr bool few(int rows) { return rows <= 2; }
 
-  // Sums of a row: few rows need more to cover the latency of the multiply.
+  // Accumulators per row: few rows need more to hide the latency of the multiply.
   static constexpr int parts(int rows) { return few(rows) ? 2 : 1; }
 
-  // Codes k and k + 2 of each lane's four as a pair of bfloat16: float32 halves, since the low ones are 0.
+  // Codes k and k + 2 of each lane as a pair of bfloat16: the upper halves of their float32 values, whose lower are 0.
   template <int k>
   NYBBLE_INLINE VI pair(VI codes) {
     const __m512i even = _mm512_castps_si512(vf_of_int(vi_byte_s<k>(codes)));
@@ -28,12 +28,12 @@ struct Tile {
     return _mm512_or_si512(_mm512_srli_epi32(even, 16), odd);
   }
 
-  // The low nibbles of codes, unsigned.
+  // Table of the low nibbles of codes, unsigned.
   static inline VI low_nibbles() {
     return bf16_table([](int i) { return i % 16; });
   }
 
-  // The high nibbles, signed, times 16.
+  // Table of the high nibbles, signed, times 16.
   static inline VI high_nibbles() {
     return bf16_table([](int i) { return (i % 16 ^ 8) * 16 - 128; });
   }
@@ -101,7 +101,7 @@ struct Tile {
   }
 
   template <int R, int V>
-  static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Ahead& ahead) {
+  static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Prefetcher& prefetcher) {
     if constexpr (kMayBeLast<R, V>)
       if (is_last(a, column)) return run_last<R>(a, row, column);
     const uint8_t* w[V];
@@ -115,7 +115,7 @@ struct Tile {
     }
     const uint8_t* x = panel_at<uint8_t>(a, row * 2);
     const VI low = low_nibbles(), high = high_nibbles();
-    each_line<4>(a->k_padded / 4, w, ahead, false, [&]() __attribute__((always_inline)) {
+    each_line<4>(a->k_padded / 4, w, prefetcher, false, [&]() __attribute__((always_inline)) {
       if constexpr (few(R))
         multiply_few<R, V>(acc, w, x, low, high);
       else

@@ -1,4 +1,4 @@
-// y = (x codes . w codes) * act_scale * scale + bias in plain C++; layout n16k4. The tier that every machine has.
+// y = (x codes . w codes) * act_scale * scale + bias in plain C++; layout n16k4. Runs on every machine.
 #include "tile_scalar.h"
 // clang-format off
 #include "tile_run.h"
@@ -10,7 +10,7 @@ struct Tile {
   static constexpr int vectors(int) { return 1; }
 
   template <int R, int V>
-  static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Ahead&) {
+  static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Prefetcher&) {
     const int8_t* w = reinterpret_cast<const int8_t*>(codes_at(a, column));
     const int8_t* x = panel_at<int8_t>(a, row);
     VI acc[R][1];

@@ -1,4 +1,4 @@
-// Python's view of the CUDA kernels: device addresses in, exceptions out. Nothing here waits for the device.
+// The pybind11 module _cuda: takes device addresses, turns errors into exceptions. Nothing here waits for the device.
 #include <cuda_runtime.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -27,7 +27,7 @@ int nybble_quantize_rows(const NybbleCudaRows*, void* stream);
 
 namespace {
 
-// Device memory as Python hands it over, and what lies there.
+// Device memory passed from Python: address, size, and dtype of the elements.
 struct Memory {
   uintptr_t address;
   int64_t bytes;
@@ -41,7 +41,7 @@ struct Kernel {
   NybbleCudaRunFn run;
   int rows, least, most;
   bool codes() const { return std::strcmp(scheme + 2, "a8") == 0; }
-  int32_t order() const {  // of the codes
+  int32_t order() const {  // of the activation codes
     if (std::strcmp(layout, "frag4")) return NYBBLE_PLAIN_ORDER;
     return std::strcmp(target, "sm90") ? NYBBLE_FRAG4_ORDER : NYBBLE_WGMMA_ORDER;
   }
@@ -56,7 +56,7 @@ constexpr Kernel kKernels[] = {
 
 void refuse(const std::string& what) { throw std::invalid_argument(what); }
 
-// Throws a failure of a call, and takes it back from the runtime, which would report it to a later one too.
+// Throws on a CUDA error, and clears it in the runtime, which would otherwise report it again to a later call.
 void check(int error, const char* what) {
   if (error == cudaSuccess) return;
   cudaGetLastError();
@@ -69,7 +69,7 @@ uintptr_t at(const Memory& memory, int64_t needed, const char* name) {
   return memory.address;
 }
 
-// Kernels load vectors of 16 bytes: another address is an error that the process's CUDA context does not survive.
+// Kernels load vectors of 16 bytes; a misaligned address would be a fatal error for the process's CUDA context.
 uintptr_t vectors_at(const Memory& memory, int64_t needed, const char* name) {
   if (memory.address % 16)
     refuse(std::string(name) + ": begins at address " + std::to_string(memory.address) + ", must be a multiple of 16");
@@ -81,7 +81,7 @@ int64_t bytes_of(int dtype) {
   return dtype == NYBBLE_F32 ? 4 : 2;
 }
 
-// Makes a device current for as long as it lives.
+// Makes a device current during the object's lifetime.
 class OnDevice {
  public:
   explicit OnDevice(int device) {
@@ -98,10 +98,10 @@ class OnDevice {
   bool changed_ = false;
 };
 
-constexpr int kMostInstances = 64;  // of a kernel
+constexpr int kMostInstances = 64;  // per kernel
 using Instances = std::vector<NybbleCudaInstance>;
 
-// Makes the current device ready for a kernel, and gives its compiled forms there.
+// Prepares the current device for a kernel, and returns its instances.
 int load(const Kernel& kernel, Instances& found) {
   found.resize(kMostInstances);
   int32_t count = 0;
@@ -110,10 +110,11 @@ int load(const Kernel& kernel, Instances& found) {
   return error;
 }
 
-// What a device runs at once of the forms of a kernel that have as many tokens: blocks, by how many of them share K.
+// Occupancy of the instances of a kernel with the same number of tokens.
 struct Occupancy {
-  std::array<int32_t, NYBBLE_MAX_SPLITS + 1> slots{};
-  bool clusters = false;  // splits add their sums as clusters, of the sizes that have slots
+  std::array<int32_t, NYBBLE_MAX_SPLITS + 1>
+      slots{};            // by splits of K: blocks that run at the same time; 0: unsupported
+  bool clusters = false;  // whether partial sums are added by clusters
 
   Occupancy(const Instances& instances, int token_groups, int multiprocessors) {
     const auto least = [&](auto of) {
@@ -139,10 +140,10 @@ int multiprocessors(int device) {
   return count;
 }
 
-// By eights of tokens of a block.
+// By groups of 8 tokens per block.
 using Occupancies = std::map<int, Occupancy>;
 
-// What the current device runs at once of a kernel, asked once: it takes some milliseconds.
+// Occupancies of a kernel on the current device; cached, because the query takes milliseconds.
 const Occupancies& occupancies_of(const Kernel& kernel, int device) {
   static std::mutex mutex;
   static std::map<std::pair<const Kernel*, int>, Occupancies> known;
@@ -158,18 +159,20 @@ const Occupancies& occupancies_of(const Kernel& kernel, int device) {
   return found;
 }
 
-// A kernel bound to a device and to a packed weight's shape.
+// A kernel for one device and one shape of packed weight.
 class Plan {
  public:
-  // offsets: of codes, scale, zero_point, sums and places in the packed weight, -1 for what is absent; then its bytes.
+  // offsets: of codes, scale, zero_point, sums and places in the packed weight, -1 if absent; last, its size in bytes.
   Plan(const std::string& kernel, int device, int64_t n, int64_t k, int64_t n_padded, int64_t k_padded, int group_shift,
        const Offsets& offsets)
       : device_(device), offsets_(offsets) {
     for (const Kernel& each : kKernels)
       if (kernel == each.name) kernel_ = &each;
-    if (!kernel_) refuse("kernel=\"" + kernel + "\": not in the table");
+    if (!kernel_) refuse("kernel=\"" + kernel + "\": not in the table, or not built");
     if (n < 1 || k < 1 || n > n_padded || k > k_padded || n_padded % 64 || k_padded % 64 || k_padded > INT32_MAX)
-      refuse("n, k: out of range, or not padded as the layout says");
+      refuse("n=" + std::to_string(n) + ", k=" + std::to_string(k) + ", n_padded=" + std::to_string(n_padded) +
+             ", k_padded=" + std::to_string(k_padded) +
+             ": must be 1 <= n <= n_padded and 1 <= k <= k_padded < 2^31, padded to multiples of 64");
     product_.n = static_cast<int32_t>(n);
     product_.k = static_cast<int32_t>(k);
     product_.n_padded = n_padded;
@@ -179,15 +182,15 @@ class Plan {
     occupancies_ = &occupancies_of(*kernel_, device);
   }
 
-  // Bytes that run wants as scratch for m tokens.
+  // Bytes of scratch memory that run needs for m tokens.
   int64_t scratch(int64_t m) const { return codes_bytes(m) + (occupancy(m).clusters ? 0 : launch(m).plan.parts_bytes); }
 
   void run(const Memory& x, int64_t m, int64_t ldx, const Memory& packed, const Memory& bias, const Memory& y,
            const Memory& scratch, uintptr_t stream) const {
     if (m == 0) return;
     if (m < 0 || m > INT32_MAX || ldx < product_.k)
-      refuse("x: has " + std::to_string(m) + " rows of stride " + std::to_string(ldx) +
-             ", must have 0 to 2^31 - 1, of " + std::to_string(product_.k) + " at least");
+      refuse("x: has " + std::to_string(m) + " rows with stride " + std::to_string(ldx) +
+             ", must have 0 to 2^31 - 1 rows with a stride of at least " + std::to_string(product_.k));
     const bool codes = kernel_->codes();
     const uintptr_t weight = vectors_at(packed, offsets_.back(), "packed");
     const auto section = [&](int i) {
@@ -218,7 +221,7 @@ class Plan {
     p.parts = reinterpret_cast<float*>(extra + codes_bytes(m));
     if (!codes && (x.dtype == NYBBLE_F32 || x.address % 16 || ldx % 8))
       refuse("x: dtype=" + std::to_string(x.dtype) + " at address " + std::to_string(x.address) + " with stride " +
-             std::to_string(ldx) + ", must be bfloat16 or float16, and each row begin at a multiple of 16 bytes");
+             std::to_string(ldx) + ", must be bfloat16 or float16, and each row must start at a multiple of 16 bytes");
     OnDevice here(device_);
     if (codes) {
       NybbleCudaRows rows{p.x,     ldx,        x.dtype,          p.m,
@@ -245,7 +248,7 @@ class Plan {
                                groups * nybble::cuda::kTokens),
             nullptr};
   }
-  // Of the activations' codes, scales and zeros, up to a whole vector.
+  // Size of the activations' codes, scales and zero points, rounded up to 16 bytes.
   int64_t codes_bytes(int64_t m) const { return kernel_->codes() ? (m * (product_.k_padded + 8) + 15) / 16 * 16 : 0; }
 
   const Kernel* kernel_ = nullptr;
@@ -255,7 +258,7 @@ class Plan {
   const Occupancies* occupancies_ = nullptr;
 };
 
-// Every compiled form of every kernel that has code for a device, and how much of it the device runs at once.
+// All instances of all kernels that have code for a device, with their resources and occupancy.
 std::vector<py::dict> instances(int device) {
   OnDevice here(device);
   std::vector<py::dict> found;
@@ -293,7 +296,7 @@ PYBIND11_MODULE(_cuda, m) {
            py::arg("kernel"), py::arg("device"), py::arg("n"), py::arg("k"), py::arg("n_padded"), py::arg("k_padded"),
            py::arg("group_shift"), py::arg("offsets"))
       .def("scratch", &Plan::scratch)
-      // Numbers alone, which cost less to hand over than tuples of them; Python's time is most of a small product's.
+      // Plain numbers, which are faster to pass than tuples: host time dominates small products.
       .def("run",
            [](const Plan& plan, uintptr_t x, int64_t x_bytes, int x_dtype, int64_t m, int64_t ldx, uintptr_t packed,
               int64_t packed_bytes, uintptr_t bias, int64_t bias_bytes, int bias_dtype, uintptr_t y, int64_t y_bytes,

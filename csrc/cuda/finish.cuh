@@ -1,5 +1,5 @@
-// From a block's sums to y: the warps' parts are added, then the splits', each in order, so that the same shape always
-// gives the same bits; then scales that do not depend on k, bias and rounding.
+// The epilogue, from a block's accumulators to y: adds the warps' partial sums, then those of split-K, both in a fixed
+// order, so that a shape always gives the same bits; then applies scales that do not depend on k, and the bias.
 #pragma once
 
 #include "multiply.cuh"
@@ -13,7 +13,7 @@ __device__ __forceinline__ float read(const void* p, int dtype, int64_t at) {
   return dtype == NYBBLE_BF16 ? float_of_bf16(bits) : float_of_f16(bits);
 }
 
-// Bits of a value in a 16-bit type.
+// The bits of a value in a 16-bit type.
 __device__ __forceinline__ uint32_t half_bits(int dtype, float value) {
   return dtype == NYBBLE_BF16 ? bf16_of_float(value) : f16_of_float(value);
 }
@@ -25,7 +25,7 @@ __device__ __forceinline__ void write(void* p, int dtype, int64_t at, float valu
     static_cast<uint16_t*>(p)[at] = static_cast<uint16_t>(half_bits(dtype, value));
 }
 
-// Four neighbours, of which the first is aligned to all four.
+// Four adjacent elements; the address of the first is aligned to all four.
 __device__ __forceinline__ void write_four(void* p, int dtype, int64_t at, const float (&y)[4]) {
   if (dtype == NYBBLE_F32) {
     store_global(static_cast<float*>(p) + at, Vector{{as_bits(y[0]), as_bits(y[1]), as_bits(y[2]), as_bits(y[3])}});
@@ -43,8 +43,8 @@ __device__ __forceinline__ Vector add(const Vector& a, const Vector& b) {
   return sum;
 }
 
-// What is left to do with a sum: of exact sums of codes, of codes with groups (sixteen times as large where Symmetric),
-// of floats without groups, or of floats.
+// Selects the epilogue: exact integer sums (kExact); 8-bit activations with group scales, 16 times too large if
+// Symmetric; float activations with a scale per row; float activations with group scales.
 template <int ElementBytes, bool Grouped, bool Symmetric>
 struct Ending {
   static constexpr bool kCodes = ElementBytes == 1, kGrouped = Grouped, kSymmetric = Symmetric;
@@ -53,12 +53,12 @@ struct Ending {
 template <class W, class X>
 using EndingOf = Ending<X::kElementBytes, W::kGrouped, W::kSymmetric || X::kElementBytes != 1>;
 
-// The output of row n for a token.
+// The output n of a token.
 template <class End>
 __device__ __forceinline__ float finished(const NybbleCudaProduct& p, int64_t token, int64_t n, uint32_t sum) {
   const float bias = p.bias ? read(p.bias, p.bias_dtype, n) : 0.0f;
   if (End::kExact) {
-    // Operations and order are those of the CPU's kernels: the same bits.
+    // The operations and order of the CPU kernels, to give the same bits.
     const int32_t centred = static_cast<int32_t>(sum) - p.act_zero[token] * p.column_sum[n];
     return fused(static_cast<float>(centred), p.act_scale[token] * p.row_scale[n], bias);
   }
@@ -71,7 +71,7 @@ __device__ __forceinline__ float finished(const NybbleCudaProduct& p, int64_t to
   return y + bias;
 }
 
-// Four neighbouring outputs of a token.
+// Computes and stores four adjacent outputs of a token.
 template <class End>
 __device__ __forceinline__ void finish(const NybbleCudaProduct& p, int64_t token, int64_t row, const Vector& sums) {
   if (token >= p.m || row >= p.n) return;
@@ -86,7 +86,7 @@ __device__ __forceinline__ void finish(const NybbleCudaProduct& p, int64_t token
     if (row + i < p.n) write(p.y, p.y_dtype, token * p.n + row + i, y[i]);
 }
 
-// A lane's sums of an eight of tokens to [token][rows + kPad] in shared memory.
+// Stores a lane's accumulators for 8 tokens to [token][rows + kPad] in shared memory.
 template <class T>
 __device__ __forceinline__ void store_sums(const T (&acc)[4][4], float* sums, int token, int row, int rows, int lane) {
 #pragma unroll
@@ -98,19 +98,20 @@ __device__ __forceinline__ void store_sums(const T (&acc)[4][4], float* sums, in
   }
 }
 
-// The first output and the first token of a block.
+// First output and first token of a block.
 struct Corner {
   int64_t row, token;
 };
 
-// sums: `Parts` areas of [Tokens][Rows + kPad] in shared memory, written by this block of `Threads`.
+// Adds the `Parts` arrays [Tokens][Rows + kPad] in shared memory, written by this block's `Threads`, and finishes y, or
+// passes the sums on to the split-K reduction.
 template <class End, int Rows, int Tokens, int Parts, int Threads>
 __device__ __forceinline__ void reduce(const NybbleCudaProduct& p, float* sums, const Corner& at) {
   constexpr int kItems = Rows * Tokens / 4, kArea = Tokens * (Rows + kPad);
   __syncthreads();
   const bool through_cluster = kClusters && p.clusters && p.splits > 1;
   const int split = blockIdx.y;
-#pragma unroll 1  // short code starts sooner
+#pragma unroll 1  // short code, which loads faster
   for (int i = threadIdx.x; i < kItems; i += Threads) {
     const Item item = item_of(i, Rows);
     float* own = sums + sum_offset(item.token, item.row, Rows);
@@ -127,7 +128,7 @@ __device__ __forceinline__ void reduce(const NybbleCudaProduct& p, float* sums, 
   }
   if (!through_cluster) return;
   sync_cluster();
-  // The blocks of the cluster finish runs of items in turn.
+  // The blocks of the cluster take turns finishing runs of items.
 #pragma unroll 1
   for (int i = split * Threads + threadIdx.x; i < kItems; i += Threads * p.splits) {
     const Item item = item_of(i, Rows);
@@ -137,10 +138,10 @@ __device__ __forceinline__ void reduce(const NybbleCudaProduct& p, float* sums, 
     for (int other = 1; other < p.splits; other++) sum = add<End::kExact>(sum, load_cluster(own, other));
     finish<End>(p, at.token + item.token, at.row + item.row, sum);
   }
-  sync_cluster();  // nobody leaves while others read
+  sync_cluster();  // a block's shared memory must stay until the others have read it
 }
 
-// Adds the splits' parts where they went through memory. One thread an item; grid (blocks, items / kThreads).
+// The split-K reduction through global memory. One thread per item; grid (blocks, items / kThreads).
 template <class End, int Rows, int Tokens>
 __global__ void __launch_bounds__(kThreads) finish_kernel(const NybbleCudaProduct p) {
   constexpr int kItems = Rows * Tokens / 4;

@@ -1,5 +1,5 @@
-// The instructions that the kernels are built on, each as a function. tests/native/emulate_cuda.h has the same
-// functions for a CPU, so that the kernels themselves run there.
+// Wrappers of the instructions that the kernels are built on. tests/native/emulate_cuda.h implements the same functions
+// for a CPU, so that tests run the kernels there.
 #pragma once
 
 #if defined(NYBBLE_EMULATE_CUDA)
@@ -23,11 +23,11 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
-// Copies `bytes` (0 to 16) past the registers and zeroes the rest of 16; done when `arrived` says so.
+// Copies `bytes` (0 to 16) asynchronously to shared memory and zeroes the rest of 16; complete after `arrived`.
 __device__ __forceinline__ void copy_async(Vector* to, const void* from, int bytes = 16) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(bytes));
 }
-// Copies 16 bytes, or writes 16 zeros and reads nothing.
+// Copies 16 bytes, or writes 16 zero bytes without reading.
 __device__ __forceinline__ void copy_async_or_zero(Vector* to, const void* from, bool there) {
   asm volatile(
       "{\n.reg .pred absent;\nsetp.eq.s32 absent, %2, 0;\ncp.async.cg.shared.global [%0], [%1], 16, absent;\n}" ::"r"(
@@ -38,7 +38,7 @@ __device__ __forceinline__ void copy_async_8(void* to, const void* from) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(shared_address(to)), "l"(from));
 }
 __device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// All but the last `Pending` commits of this thread have arrived.
+// Waits until all but the last `Pending` commits of this thread are complete.
 template <int Pending>
 __device__ __forceinline__ void arrived() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
@@ -63,12 +63,12 @@ __device__ __forceinline__ void store_global_8(void* to, uint32_t first, uint32_
   *static_cast<uint2*>(to) = make_uint2(first, second);
 }
 
-// Bytes of the eight of b : a that the nibbles of `which` name.
+// Selects four of the eight bytes of b : a; each nibble of `which` is an index.
 __device__ __forceinline__ uint32_t select_bytes(uint32_t a, uint32_t b, uint32_t which) {
   return __byte_perm(a, b, which);
 }
 
-// (a & mask) | with and (a & mask) ^ with in one instruction each; the compiler makes two of two constants.
+// (a & mask) | with, and (a & mask) ^ with, in one instruction; for two constants, the compiler would use two.
 __device__ __forceinline__ uint32_t and_or(uint32_t a, uint32_t mask, uint32_t with) {
   uint32_t result;
   asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(result) : "r"(a), "r"(mask), "r"(with));
@@ -93,7 +93,7 @@ __device__ __forceinline__ uint16_t bf16_of_float(float value) {
   return bits;
 }
 
-// Pairs: a + b, where the sums are exact.
+// a + b of packed pairs, for exact sums.
 __device__ __forceinline__ uint32_t add_bf16(uint32_t a, uint32_t b) {
   uint32_t sum;
   asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(0x3F803F80u), "r"(b));
@@ -104,14 +104,14 @@ __device__ __forceinline__ uint32_t add_f16(uint32_t a, uint32_t b) {
   asm("add.rn.f16x2 %0, %1, %2;" : "=r"(sum) : "r"(a), "r"(b));
   return sum;
 }
-// Pairs: a / 16 + b, where the sums are exact.
+// a / 16 + b of packed pairs, for exact sums.
 __device__ __forceinline__ uint32_t add_sixteenth_f16(uint32_t a, uint32_t b) {
   uint32_t sum;
   asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(0x2C002C00u), "r"(b));
   return sum;
 }
 
-// c[16][8] += a[16][k] b[k][8] of a warp; k is 16, or 32 of 8-bit integers.
+// c[16][8] += a[16][k] b[k][8] per warp; k is 16, or 32 for 8-bit integers.
 __device__ __forceinline__ void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t* b) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
@@ -130,8 +130,8 @@ __device__ __forceinline__ void mma_s8(uint32_t (&sum)[4], const uint32_t (&a)[4
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(c[3]));
 }
 
-// c[16][8] += a[16][32] b[32][8], two of each four neighbours along k in a; places: which, of the lanes that Selector
-// names.
+// c[16][8] += a[16][32] b[32][8] with 2:4-sparse a. places: positions of the stored elements, from the lanes that
+// Selector names.
 template <int Selector>
 __device__ __forceinline__ void mma_sparse_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t* b,
                                                 uint32_t places) {
@@ -151,10 +151,10 @@ __device__ __forceinline__ void mma_sparse_f16(float (&c)[4], const uint32_t (&a
         "n"(Selector));
 }
 
-// What the lane beside this one, of two, hands over.
+// The value of the other lane of a pair.
 __device__ __forceinline__ uint32_t from_neighbour(uint32_t value) { return __shfl_xor_sync(0xFFFFFFFFu, value, 1); }
 
-// Blocks of one split-K sum form a cluster where the architecture has them; else the sums go through memory.
+// With clusters (sm_90 on), the blocks of a split-K sum form one; without, partial sums go through global memory.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 constexpr bool kClusters = true;
 __device__ __forceinline__ void sync_cluster() { cooperative_groups::this_cluster().sync(); }

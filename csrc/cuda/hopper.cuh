@@ -1,5 +1,5 @@
-// The instructions of sm_90a that its kernels are built on, each as a function: barriers in shared memory, copies by
-// the TMA, and wgmma. tests/native/emulate_hopper.h has the same functions for a CPU.
+// Wrappers of the sm_90a instructions that its kernels are built on: mbarrier, TMA copies and wgmma.
+// tests/native/emulate_hopper.h implements the same functions for a CPU.
 #pragma once
 
 #if defined(NYBBLE_EMULATE_CUDA)
@@ -13,18 +13,18 @@
 namespace nybble {
 namespace cuda {
 
-using TensorMap = CUtensorMap;  // a matrix in memory and the box of it that a copy takes
-using Barrier = uint64_t;       // in shared memory
+using TensorMap = CUtensorMap;  // describes a matrix in global memory and the size of a copied box
+using Barrier = uint64_t;       // an mbarrier in shared memory
 
-// The next phase is complete when this many threads have arrived and the bytes that they expect have come.
+// A phase is complete when `arrivals` threads have arrived and all expected bytes have been written.
 __device__ __forceinline__ void init_barrier(Barrier* barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
 }
-// The TMA sees the barriers that this thread has set up.
+// Makes the barriers that this thread initialized visible to the TMA and to the cluster.
 __device__ __forceinline__ void publish_barriers() {
   asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async.shared::cta;" ::: "memory");
 }
-// At the barrier that is this one in another block of the cluster.
+// Arrives at the same barrier of block `block` of the cluster.
 __device__ __forceinline__ void arrive_at(Barrier* barrier, int block) {
   asm volatile(
       "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
@@ -36,7 +36,7 @@ __device__ __forceinline__ void arrive_expecting(Barrier* barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
                : "memory");
 }
-// Until a phase of this parity is complete: of a new barrier, the one before the first counts as complete, parity 1.
+// Waits until the phase with this parity is complete. A new barrier counts as having completed a phase of parity 1.
 __device__ __forceinline__ void wait(Barrier* barrier, uint32_t parity) {
   asm volatile(
       "{\n.reg .pred done;\n"
@@ -46,7 +46,7 @@ __device__ __forceinline__ void wait(Barrier* barrier, uint32_t parity) {
       : "memory");
 }
 
-// A box of a matrix, from a column and a row on; zeros beyond the matrix. Its bytes count at the barrier as they come.
+// Copies a box of a matrix, starting at a column and row, with zeros outside the matrix; signals the barrier.
 __device__ __forceinline__ void copy_box(void* to, const TensorMap* map, Barrier* barrier, int column, int row) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
@@ -54,7 +54,8 @@ __device__ __forceinline__ void copy_box(void* to, const TensorMap* map, Barrier
       "l"(map), "r"(shared_address(barrier)), "r"(column), "r"(row)
       : "memory");
 }
-// To the same place in the blocks of the cluster that `blocks` has bits for, and counted at this barrier of each.
+// The same by multicast: to the same shared memory offset in each block of the bit mask `blocks`, signalling this
+// barrier in each.
 __device__ __forceinline__ void copy_box_to(uint16_t blocks, void* to, const TensorMap* map, Barrier* barrier,
                                             int column, int row) {
   asm volatile(
@@ -63,7 +64,7 @@ __device__ __forceinline__ void copy_box_to(uint16_t blocks, void* to, const Ten
       "l"(map), "r"(shared_address(barrier)), "r"(column), "r"(row), "h"(blocks)
       : "memory");
 }
-// Bytes that lie together, a multiple of 16, of addresses that are too.
+// Copies contiguous bytes; size and addresses are multiples of 16.
 __device__ __forceinline__ void copy_bytes(void* to, const void* from, int bytes, Barrier* barrier) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
                    shared_address(to)),
@@ -79,17 +80,17 @@ __device__ __forceinline__ int block_of_cluster() {
   asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(block));
   return block;
 }
-// All threads of the cluster, which may come one by one.
+// A barrier for all threads of the cluster; warps need not be converged.
 __device__ __forceinline__ void sync_blocks() {
   asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 }
 __device__ __forceinline__ uint32_t from_lane_xor(uint32_t value, int mask) {
   return __shfl_xor_sync(0xFFFFFFFFu, value, mask);
 }
-// Of the 128 threads of a warpgroup; `name` 1 to 15 is one for each warpgroup.
+// A barrier for the 128 threads of a warpgroup; `name` (1 to 15) identifies the warpgroup.
 __device__ __forceinline__ void sync_warpgroup(int name) { asm volatile("bar.sync %0, 128;" ::"r"(name) : "memory"); }
 
-// A warpgroup gives registers back to its multiprocessor, or takes them, until each of its threads has so many.
+// Lowers or raises the number of registers of each thread of a warpgroup (setmaxnreg).
 template <int Registers>
 __device__ __forceinline__ void shrink_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Registers));
@@ -99,15 +100,15 @@ __device__ __forceinline__ void grow_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Registers));
 }
 
-// Registers that wgmma reads or adds to are as the program left them.
+// Orders earlier register writes before the next wgmma, which reads or accumulates to them.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-// Until all but the last `Pending` commits are done. c may be read after it only where none of those adds to c.
+// Waits until all but the last `Pending` commits are complete. c may then be read unless a pending one adds to it.
 template <int Pending, int N>
 __device__ __forceinline__ void wgmma_wait(int32_t (&c)[N]) {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
 #pragma unroll
-  for (int i = 0; i < N; i++) asm volatile("" : "+r"(c[i])::"memory");  // nothing reads c before
+  for (int i = 0; i < N; i++) asm volatile("" : "+r"(c[i])::"memory");  // c must not be read earlier
 }
 
 #define NYBBLE_R4(c, i) "+r"(c[i]), "+r"(c[i + 1]), "+r"(c[i + 2]), "+r"(c[i + 3])
@@ -124,8 +125,8 @@ __device__ __forceinline__ void wgmma_wait(int32_t (&c)[N]) {
   "%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115," \
   "%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
 
-// c[64][256] (+)= a[64][32] b[256][32]^T of a warpgroup, 8-bit integers from shared memory as their descriptors say.
-// add: 0 where c counts as 0. c[4 j + 2 h + e] is row 16 warp + g + 8 h, column 8 j + 2 t + e.
+// c[64][256] (+)= a[64][32] b[256][32]^T per warpgroup, 8-bit integers in shared memory, given by descriptors.
+// add: 0 overwrites c. c[4 j + 2 h + e] is row 16 warp + g + 8 h, column 8 j + 2 t + e.
 __device__ __forceinline__ void wgmma_s8(int32_t (&c)[128], uint64_t a, uint64_t b, int add) {
   asm volatile(
       "{\n.reg .pred add;\nsetp.ne.b32 add, %130, 0;\n"
@@ -134,7 +135,7 @@ __device__ __forceinline__ void wgmma_s8(int32_t (&c)[128], uint64_t a, uint64_t
       : NYBBLE_R32(c, 0), NYBBLE_R32(c, 32), NYBBLE_R32(c, 64), NYBBLE_R32(c, 96)
       : "l"(a), "l"(b), "r"(add));
 }
-// 128 columns.
+// The same with 128 columns.
 __device__ __forceinline__ void wgmma_s8(int32_t (&c)[64], uint64_t a, uint64_t b, int add) {
   asm volatile(
       "{\n.reg .pred add;\nsetp.ne.b32 add, %66, 0;\n"
@@ -143,7 +144,7 @@ __device__ __forceinline__ void wgmma_s8(int32_t (&c)[64], uint64_t a, uint64_t 
       : NYBBLE_R32(c, 0), NYBBLE_R32(c, 32)
       : "l"(a), "l"(b), "r"(add));
 }
-// 64 columns, a from registers: a[h] and a[2 + h] are row 16 warp + g + 8 h, k 4 t ..+ 3 and 16 + 4 t ..+ 3.
+// The same with 64 columns and a in registers: a[h] and a[2 + h] are row 16 warp + g + 8 h, k from 4 t and 16 + 4 t.
 __device__ __forceinline__ void wgmma_s8(int32_t (&c)[32], const uint32_t* a, uint64_t b, int add) {
   asm volatile(
       "{\n.reg .pred add;\nsetp.ne.b32 add, %37, 0;\n"

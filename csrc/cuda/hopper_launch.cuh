@@ -1,5 +1,4 @@
-// From a product to the launch of a kernel for wgmma: the matrices that the TMA reads, and blocks that take tiles in
-// turn, one a multiprocessor.
+// Launches the wgmma kernels: tensor maps for the TMA, and persistent blocks, one per multiprocessor.
 #pragma once
 
 #include <cuda.h>
@@ -14,8 +13,8 @@
 namespace nybble {
 namespace cuda {
 
-// A matrix of 8-bit integers, rows of a multiple of 16 bytes, read in boxes of 128 columns in the order of
-// wgmma_maps.h. The function is the driver's, which is looked for where a kernel runs: the library does not link it.
+// The tensor map of a matrix of 8-bit integers, row size a multiple of 16 bytes, read in boxes of 128 columns with the
+// swizzle of wgmma_maps.h. The driver function is looked up at run time, because the library does not link libcuda.
 inline cudaError_t map_codes(CUtensorMap* map, const void* codes, int64_t rows, int64_t columns, int box_rows) {
   static const auto encode = [] {
     void* found = nullptr;
@@ -36,7 +35,7 @@ inline cudaError_t map_codes(CUtensorMap* map, const void* codes, int64_t rows, 
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
-// Lets the current device run an instance, of so many eights of tokens, and tells how much of it at once.
+// Prepares the current device for an instance with `token_groups` groups of 8 tokens, and queries its occupancy.
 template <class Kernel>
 int load_instance(Kernel kernel, int threads, int shared, int token_groups, const char* name,
                   NybbleCudaInstance& found) {
@@ -54,7 +53,7 @@ int load_instance(Kernel kernel, int threads, int shared, int token_groups, cons
   return cudaSuccess;
 }
 
-// Launches so many clusters of two blocks.
+// Launches `pairs` clusters of two blocks.
 template <class... Arguments>
 cudaError_t launch_pairs(void (*kernel)(Arguments...), int64_t pairs, int threads, int shared, void* stream,
                          const Arguments&... arguments) {
@@ -72,7 +71,7 @@ cudaError_t launch_pairs(void (*kernel)(Arguments...), int64_t pairs, int thread
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
-// Clusters of two that the current device runs at once at most, of blocks that fill a multiprocessor.
+// Upper bound of the clusters of two that run at the same time, when a block fills a multiprocessor.
 inline cudaError_t count_pairs(int* pairs) {
   int device = 0, multiprocessors = 0;
   cudaError_t error = cudaGetDevice(&device);
@@ -81,7 +80,7 @@ inline cudaError_t count_pairs(int* pairs) {
   return error;
 }
 
-// Time of `count` tiles, `at_once` of them at a time, of which one costs `cost`.
+// Modelled time of `count` tiles of cost `cost` each, `at_once` at a time.
 inline int64_t time_of(int64_t count, int at_once, int cost) { return (count + at_once - 1) / at_once * cost; }
 
 }  // namespace cuda

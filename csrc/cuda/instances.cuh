@@ -1,4 +1,4 @@
-// The compiled forms of the kernels: which weights, activations and tokens each serves.
+// Lists of template instances of the kernels: combinations of weights, activations and tokens per block.
 #pragma once
 
 #include "stream.cuh"
@@ -35,7 +35,8 @@ bool serves(const NybbleCudaProduct& product, const NybbleCudaLaunch& how) {
   return x_fits && how.token_groups == Of::kGroups && Of::W::serves(product);
 }
 
-// Instances, of StreamOf or TilesOf, of every weight with every activation and every number of eights of tokens.
+// Compiled<Of, Weights, Activations, MT...>::Type lists Of<W, X, MT> for all combinations. Of is StreamOf or TilesOf,
+// MT the number of groups of 8 tokens per block.
 template <class... Lists>
 struct Joined;
 template <class... Of>
@@ -62,7 +63,7 @@ struct Compiled<Of, Each<W...>, Xs, MT...> {
 };
 
 using Floats = Each<Bf16, F16>;
-// With and without zero points; groups of whole steps along K, and smaller ones.
+// With all zero points 8, and with others; with groups of at least a step along K, and smaller ones.
 using Frag4Forms = Each<Frag4<true, 1>, Frag4<true, 2>, Frag4<false, 1>, Frag4<false, 2>>;
 using Frag4FormsS8 = Each<Frag4<true, 1, 2>, Frag4<true, 4, 2>, Frag4<false, 1, 2>, Frag4<false, 4, 2>>;
 using Quads4Forms = Each<Quads4<1>, Quads4<2>>;

@@ -1,5 +1,5 @@
-// From a product to launches: an instance of a kernel as clusters, or with a second kernel that adds the splits.
-// NYBBLE_KERNEL defines the functions of a line of kernels.def from its instances.
+// Launches the mma.sync kernels; split-K uses clusters, or a second kernel that adds the partial sums.
+// NYBBLE_KERNEL defines the two functions of a line of kernels.def.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -11,7 +11,7 @@
 namespace nybble {
 namespace cuda {
 
-// A launch without attributes. Its error is returned, and is no other launch's.
+// A launch without attributes. Returns the error of this launch only.
 template <class... Arguments>
 cudaError_t launch_plain(void (*kernel)(Arguments...), const dim3& grid, int shared, cudaStream_t stream,
                          const Arguments&... arguments) {
@@ -23,7 +23,7 @@ cudaError_t launch_plain(void (*kernel)(Arguments...), const dim3& grid, int sha
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
-// Blocks in a row that add their sums as a cluster where `as_cluster`.
+// Launch configuration; as_cluster: the blocks of a split-K sum form a cluster.
 template <class Of>
 cudaLaunchConfig_t config_of(const dim3& grid, cudaLaunchAttribute& attribute, bool as_cluster) {
   attribute.id = cudaLaunchAttributeClusterDimension;
@@ -38,7 +38,7 @@ cudaLaunchConfig_t config_of(const dim3& grid, cudaLaunchAttribute& attribute, b
   return config;
 }
 
-// Lets the current device run an instance, and tells how much of it at once.
+// Prepares the current device for an instance, and queries its resources and occupancy.
 template <class Of>
 int load(NybbleCudaInstance& found) {
   cudaFuncAttributes attributes{};
@@ -62,7 +62,7 @@ int load(NybbleCudaInstance& found) {
     cudaLaunchAttribute attribute{};
     const cudaLaunchConfig_t config = config_of<Of>(dim3(1, blocks), attribute, true);
     int active = 0;
-    // A device that cannot run such a cluster says so by an error, which is forgotten here: splits go through memory.
+    // A device that cannot run such a cluster reports an error. It is cleared: partial sums then go through memory.
     if (cudaOccupancyMaxActiveClusters(&active, Of::kernel, &config) != cudaSuccess) {
       cudaGetLastError();
       active = 0;
@@ -87,7 +87,7 @@ int launch(const NybbleCudaProduct& product, const NybbleCudaLaunch& how) {
   return launch_plain(finish, items, 0, config.stream, product);
 }
 
-// A kernel: every instance of a list.
+// A kernel: a list of instances.
 template <class... Of>
 struct Kernel {
   static int load_all(NybbleCudaInstance* found, int32_t most, int32_t* count) {
@@ -97,7 +97,7 @@ struct Kernel {
     return error;
   }
   static int run(const NybbleCudaProduct& product, const NybbleCudaLaunch& how) {
-    int error = cudaErrorInvalidValue;  // no instance serves it
+    int error = cudaErrorInvalidValue;  // if no instance serves the product
     (void)((serves<Of>(product, how) && (error = launch<Of>(product, how), true)) || ...);
     return error;
   }
@@ -112,8 +112,8 @@ struct KernelOf<Each<Of...>> {
 }  // namespace cuda
 }  // namespace nybble
 
-// The functions of a line of kernels.def: NYBBLE_KERNEL(name, StreamOf or TilesOf, weights, activations, eights of
-// tokens...).
+// Defines the functions of a line of kernels.def: NYBBLE_KERNEL(name, StreamOf or TilesOf, weights, activations, groups
+// of 8 tokens per block...).
 #define NYBBLE_KERNEL(name, ...)                                                                                  \
   extern "C" int nybble_##name##_load(NybbleCudaInstance* found, int32_t most, int32_t* count) {                  \
     return nybble::cuda::KernelOf<nybble::cuda::Compiled<__VA_ARGS__>::Type>::Type::load_all(found, most, count); \

@@ -1,4 +1,4 @@
-// A step along K: the weights that a lane holds in its stage times the activations of MT eights of tokens.
+// One step along K: multiplies the weights in a lane's stage with the activations of MT groups of 8 tokens.
 #pragma once
 
 #include "sparse.cuh"
@@ -6,7 +6,7 @@
 namespace nybble {
 namespace cuda {
 
-// Whether a product's sums are whole numbers, of which scales and zero points are taken at the end.
+// Whether sums are integers over all of K; scales and zero points are then applied in the epilogue.
 template <class W, class X>
 constexpr bool kExact = X::kElementBytes == 1 && !W::kGrouped;
 
@@ -21,24 +21,24 @@ struct SumOf<true> {
 template <class W, class X>
 using Sum = typename SumOf<kExact<W, X>>::Type;
 
-// Bytes of a token's activations in a step, and how many chunks of 16 they are.
+// Chunks of 16 bytes of a token's activations in a step.
 template <class W, class X>
 constexpr int kTokenChunks = W::kTiles * kTile * X::kElementBytes / 16;
 
-// total += scale * sum, of a fragment's rows 2 f and 2 f + 1, whose bf16 scales are one word.
+// total += scale * sum for rows 2 f and 2 f + 1 of a fragment, whose bf16 scales share a word.
 __device__ __forceinline__ void add_scaled(uint32_t scales, const float (&sum)[4], float (&total)[4]) {
   const float scale[2] = {as_float(scales << 16), as_float(scales & 0xFFFF0000u)};
 #pragma unroll
   for (int i = 0; i < 4; i++) total[i] = fused(scale[i >> 1], sum[i], total[i]);
 }
 
-// Fragments whose weights a lane holds at once.
+// Fragments of weights that a lane holds in registers at a time.
 constexpr int kHeld = 2;
 
-// 16-bit activations. chunk_of(mt, half): the lane's chunk of a token of an eight.
+// 16-bit activations. chunk_of(mt, half): the lane's chunk for its token of group mt.
 template <class W, class X, int MT, class ChunkOf>
 __device__ __forceinline__ void multiply_floats(const Vector* stage, const ChunkOf& chunk_of, float (&acc)[MT][4][4]) {
-  constexpr int kEach = 2 / W::kParts;  // halves of a part
+  constexpr int kEach = 2 / W::kParts;  // halves per part
 #pragma unroll
   for (int part = 0; part < W::kParts; part++) {
     const Vector scales = W::scales(stage, part);
@@ -68,13 +68,13 @@ __device__ __forceinline__ void multiply_floats(const Vector* stage, const Chunk
   }
 }
 
-// 8-bit codes and weights with groups. chunk_of(mt, tile): both halves of the lane's codes. The sum of a group's part
-// is converted once: of 128 products of up to 2^14.
+// 8-bit activations and weights with group scales. chunk_of(mt, tile): both halves of the lane's codes. The int32 sum
+// of a part, at most 128 products of up to 2^14, is converted to float once.
 template <class W, int MT, class ChunkOf>
 __device__ __forceinline__ void multiply_s8(const Vector* stage, const ChunkOf& chunk_of, float (&acc)[MT][4][4]) {
   constexpr int kHalves = 2 * W::kTiles, kEach = kHalves / W::kParts, kChunks = (kEach + 1) / 2;
   const uint32_t magic[4] = {S8::kMagicBits, S8::kMagicBits, S8::kMagicBits, S8::kMagicBits};
-#pragma unroll 2  // of four, registers would spill
+#pragma unroll 2  // unrolling by 4 spills registers
   for (int part = 0; part < W::kParts; part++) {
     const Vector scales = W::scales(stage, part);
     const Zeros zero = W::zeros(stage, part);
@@ -109,7 +109,7 @@ __device__ __forceinline__ void multiply_s8(const Vector* stage, const ChunkOf& 
   }
 }
 
-// 8-bit codes and weights: exact sums.
+// 8-bit activations and weights with one scale per row: exact int32 sums.
 template <class W, int MT, class ChunkOf>
 __device__ __forceinline__ void multiply_s8(const Vector* stage, const ChunkOf& chunk_of, uint32_t (&acc)[MT][4][4]) {
   Vector x[MT];

@@ -1,5 +1,4 @@
-// Activations of a token to 8-bit codes, as reference.quantize_activations defines them: the steps of one value, and of
-// a row's range.
+// Dynamic per-token quantization of activations to 8 bits, bit-identical to reference.quantize_activations.
 #pragma once
 
 #include "finish.cuh"
@@ -8,10 +7,10 @@ namespace nybble {
 namespace cuda {
 
 struct Rounding {
-  float factor, inverse, zero, scale;  // zero: the code of 0
+  float factor, inverse, zero, scale;  // zero: the zero point
 };
 
-// From the least and the greatest of a row and 0. Powers of two keep float32 from over- and underflowing.
+// From the range [low, high] of a row, extended to 0. The factor, a power of two, prevents overflow and underflow.
 NYBBLE_HD Rounding rounding_of(float low, float high) {
   const float magnitude = -low > high ? -low : high;
   if (!(magnitude > 0)) return {1, 0, 0, 0};
@@ -26,7 +25,7 @@ NYBBLE_HD int code_of(float value, const Rounding& r) {
   return static_cast<int>(code < 127.0f ? code : 127.0f);
 }
 
-// Eight neighbouring values of a row from k on; 0 beyond the last. vectors: all rows are aligned to 16 bytes.
+// Loads eight adjacent values of a row from k on, 0 beyond the end. vectors: all rows are aligned to 16 bytes.
 __device__ __forceinline__ void load_eight(const NybbleCudaRows& rows, int64_t row, int64_t k, bool vectors,
                                            float (&values)[8]) {
   const int64_t at = row + k;
@@ -52,7 +51,7 @@ __device__ __forceinline__ void load_eight(const NybbleCudaRows& rows, int64_t r
   for (int i = 0; i < 8; i++) values[i] = k + i < rows.k ? read(rows.x, rows.dtype, at + i) : 0.0f;
 }
 
-// Eight codes to their places from the one of k on: together, or for wgmma four each.
+// Stores the codes of eight inputs from k on in the order of `rows`: contiguous, or for wgmma in two runs of four.
 __device__ __forceinline__ void store_eight(const NybbleCudaRows& rows, int8_t* codes, int64_t k,
                                             const int (&code)[8]) {
   const bool permuted = rows.order != NYBBLE_PLAIN_ORDER;
@@ -70,7 +69,7 @@ __device__ __forceinline__ void store_eight(const NybbleCudaRows& rows, int8_t* 
   }
 }
 
-// A block a token.
+// One block per token.
 __global__ void __launch_bounds__(kThreads) quantize_kernel(const NybbleCudaRows rows) {
   float* low = reinterpret_cast<float*>(shared_memory());
   float* high = low + kThreads;

@@ -1,7 +1,7 @@
-// A ring of stages in shared memory between the thread that copies and the warps that multiply. Of each stage one
-// barrier is complete when its bytes have come, `full`, and one when all warps have read it, `empty`. Steps take stages
-// in turn; what lies after the ring is the kernel's own. Two blocks form a cluster and each copies for both, so a stage
-// is empty when the warps of both have read theirs.
+// A ring buffer of stages in shared memory between the producer thread, which issues TMA copies, and the consumer
+// warps, which multiply. Each stage has two barriers: `full` completes when its bytes have arrived, `empty` when all
+// consumer warps have read it. Two blocks form a cluster and each copies for both, so a stage is empty when the
+// consumers of both blocks have read it. Memory after the ring is free for the kernel.
 #pragma once
 
 #include "hopper.cuh"
@@ -10,10 +10,10 @@
 namespace nybble {
 namespace cuda {
 
-constexpr int kPair = 2;                            // blocks of a cluster
-constexpr uint16_t kBothBlocks = (1 << kPair) - 1;  // as the multicast wants them
+constexpr int kPair = 2;                            // blocks per cluster
+constexpr uint16_t kBothBlocks = (1 << kPair) - 1;  // multicast mask
 
-// Where a step's stage is, and whether the ring has been round an odd number of times before.
+// Stage of a step, and the parity of the number of completed rounds through the ring.
 struct Slot {
   int index;
   uint32_t parity;
@@ -21,9 +21,9 @@ struct Slot {
 
 template <int Stages, int StageBytes>
 struct Ring {
-  static_assert(StageBytes % kAtomBytes == 0, "a stage starts where the swizzle does");
+  static_assert(StageBytes % kAtomBytes == 0, "stages must be aligned to the swizzle pattern");
   static constexpr int kBarriers = Stages * 2 * static_cast<int>(sizeof(Barrier));
-  static constexpr int kBytes = kAtomBytes + Stages * StageBytes + kBarriers;  // the first of them to align it
+  static constexpr int kBytes = kAtomBytes + Stages * StageBytes + kBarriers;  // with room to align the first stage
 
   unsigned char* stages;
 
@@ -38,7 +38,7 @@ struct Ring {
   __device__ __forceinline__ Barrier* empty(int index) const { return full(Stages + index); }
   __device__ __forceinline__ unsigned char* after() const { return stages + Stages * StageBytes + kBarriers; }
 
-  // All threads of the block: the barriers, for so many warps that read.
+  // Called by all threads of the block: initializes the barriers for `readers` consumer warps per block.
   __device__ __forceinline__ void set_up(int readers) const {
     if (threadIdx.x == 0) {
       for (int i = 0; i < Stages; i++) {
@@ -49,16 +49,16 @@ struct Ring {
     }
     sync_blocks();
   }
-  // All threads of the block, at their end: its memory is there until the other block has done with it.
+  // Called by all threads of the block before they exit: keeps its shared memory alive until the other block is done.
   __device__ __forceinline__ void leave() const { sync_blocks(); }
 
-  // The thread that copies: the stage is free, and so many bytes will come.
+  // Producer: waits until the stage is empty, and announces the bytes to come.
   __device__ __forceinline__ Barrier* fill(const Slot& slot, int bytes) const {
     wait(empty(slot.index), slot.parity ^ 1);
     arrive_expecting(full(slot.index), bytes);
     return full(slot.index);
   }
-  // The warps that read.
+  // Consumers: wait for a stage, and release it.
   __device__ __forceinline__ void wait_full(const Slot& slot) const { wait(full(slot.index), slot.parity); }
   __device__ __forceinline__ void give_back(int index) const {
     const int lane = threadIdx.x % kLanes;
@@ -72,7 +72,7 @@ struct Ring {
   }
 };
 
-// Which tiles a block takes, where clusters take pairs of them in turn, and which block of its cluster it is.
+// Tile scheduling: a cluster takes pairs of tiles first, first + step, ...; block: rank within the cluster.
 struct Turn {
   int64_t first, step;
   int block;

@@ -1,6 +1,6 @@
-// y = x w^T + bias for up to 32 tokens a block: x and w bf16, of w two of each four inputs, in quads16.
+// y = x w^T + bias for up to 32 tokens per block: x and w bf16, w 2:4-sparse in layout quads16.
 //
-// mma.sp m16n8k32; as w4a16_sm80 otherwise. Bound by the read of w.
+// Built on mma.sp m16n8k32; otherwise like w4a16_sm80. Bound by reading w.
 #include "launch.cuh"
 
 using namespace nybble::cuda;

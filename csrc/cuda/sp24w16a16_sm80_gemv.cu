@@ -1,7 +1,7 @@
-// y = x w^T + bias for up to eight tokens: x and w bf16, of w two of each four inputs, in quads16.
+// y = x w^T + bias for up to 8 tokens: x and w bf16, w 2:4-sparse in layout quads16.
 //
-// mma.sp m16n8k32 with the weights as the left operand; as w4a16_sm80_gemv otherwise. A weight takes 9 bits. Bound by
-// the read of w.
+// Built on mma.sp m16n8k32 with the weights as the left operand; otherwise like w4a16_sm80_gemv. 9 bits per weight.
+// Bound by reading w.
 #include "launch.cuh"
 
 using namespace nybble::cuda;

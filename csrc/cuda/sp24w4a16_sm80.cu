@@ -1,7 +1,7 @@
-// y = x w^T + bias for up to 32 tokens a block: x bf16 or f16 (M, K), w 4 bits, two of each four inputs, in quads4,
-// scales by group of 32, 64, 128 or K.
+// y = x w^T + bias for up to 32 tokens per block: x bf16 or f16 (M, K), w 4 bits, 2:4-sparse in layout quads4, one
+// scale per group of 32, 64, 128 or K inputs.
 //
-// mma.sp m16n8k32; as w4a16_sm80 otherwise. Bound by the read of w.
+// Built on mma.sp m16n8k32; otherwise like w4a16_sm80. Bound by reading w.
 #include "launch.cuh"
 
 using namespace nybble::cuda;

@@ -1,8 +1,8 @@
-// y = x w^T + bias for up to eight tokens: x bf16 or f16 (M, K), w 4 bits, two of each four inputs, in quads4, scales
-// by group of 32, 64, 128 or K.
+// y = x w^T + bias for up to 8 tokens: x bf16 or f16 (M, K), w 4 bits, 2:4-sparse in layout quads4, one scale per group
+// of 32, 64, 128 or K inputs.
 //
-// mma.sp m16n8k32 with the weights as the left operand; as w4a16_sm80_gemv otherwise. A weight takes 3 bits and its
-// share of a scale. Bound by the read of w.
+// Built on mma.sp m16n8k32 with the weights as the left operand; otherwise like w4a16_sm80_gemv. 3 bits per weight,
+// plus scales. Bound by reading w.
 #include "launch.cuh"
 
 using namespace nybble::cuda;

@@ -1,7 +1,7 @@
-// y = (x w^T) * scale + bias for up to 32 tokens a block: x bf16 or f16 (M, K), w int8, two of each four inputs, in
-// quads8, a scale an output.
+// y = (x w^T) * scale + bias for up to 32 tokens per block: x bf16 or f16 (M, K), w int8, 2:4-sparse in layout quads8,
+// one scale per output.
 //
-// mma.sp m16n8k32; as w8a16_sm80 otherwise. Bound by the read of w.
+// Built on mma.sp m16n8k32; otherwise like w8a16_sm80. Bound by reading w.
 #include "launch.cuh"
 
 using namespace nybble::cuda;

@@ -1,8 +1,8 @@
-// y = (x w^T) * scale + bias for up to eight tokens: x bf16 or f16 (M, K), w int8, two of each four inputs, in quads8,
-// a scale an output.
+// y = (x w^T) * scale + bias for up to 8 tokens: x bf16 or f16 (M, K), w int8, 2:4-sparse in layout quads8, one scale
+// per output.
 //
-// mma.sp m16n8k32 with the weights as the left operand; as w8a16_sm80_gemv otherwise. A weight takes 5 bits, 4 of them
-// its code's half and one its place's. Bound by the read of w.
+// Built on mma.sp m16n8k32 with the weights as the left operand; otherwise like w8a16_sm80_gemv. 5 bits per weight: 4
+// for codes, 1 for positions. Bound by reading w.
 #include "launch.cuh"
 
 using namespace nybble::cuda;

@@ -1,5 +1,5 @@
-// Weights of which two of each four are kept (quads8, quads4, quads16), as weights.cuh describes: one m16n8k32 of
-// mma.sp for each half of a tile and fragment.
+// 2:4-sparse weights (layouts quads8, quads4, quads16), with the interface of weights.cuh: one mma.sp m16n8k32 per half
+// of a tile and fragment.
 #pragma once
 
 #include "weights.cuh"
@@ -8,7 +8,7 @@ namespace nybble {
 namespace cuda {
 
 struct TwoOfFour {
-  static constexpr int kBlocks = 2;  // where ptxas chooses, registers spill
+  static constexpr int kBlocks = 2;  // blocks per multiprocessor; ptxas's own choice spills registers
 
   static __device__ __forceinline__ int chunk(int half, int lane) { return frag4_chunk(half, lane); }
 
@@ -21,7 +21,8 @@ struct TwoOfFour {
     return load_shared(from).w[2 * h + f / 2];
   }
 
-  // Of the pairs of four quads: two lanes hold two quads each, and the even one multiplies the first pairs of all.
+  // The right operand. Two lanes hold two quads each; the even lane needs the first pairs of all four quads, the odd
+  // lane the second pairs.
   static __device__ __forceinline__ Vector right(const Vector& x) {
     const bool odd = threadIdx.x & 1;
     const uint32_t first = from_neighbour(odd ? x.w[0] : x.w[1]), second = from_neighbour(odd ? x.w[2] : x.w[3]);
@@ -37,7 +38,7 @@ struct TwoOfFour {
   }
 };
 
-// Copies Vectors vectors of codes, kLanes apart, and one of places behind them.
+// Copies a lane's `Vectors` vectors of codes, kLanes apart, then one vector of positions.
 template <int Vectors>
 struct QuadsReader {
   const uint8_t *codes, *places;
@@ -55,7 +56,7 @@ struct QuadsReader {
   }
 };
 
-// quads8: four vectors of codes, one a fragment, and one of places.
+// quads8: four vectors of codes, one per fragment, and one of positions.
 struct Quads8 : TwoOfFour, ByRow {
   static constexpr int kVectors = 5;
   using Reader = QuadsReader<4>;
@@ -69,7 +70,7 @@ struct Quads8 : TwoOfFour, ByRow {
   }
 };
 
-// quads16: eight vectors of values, four a half, and one of places. For bfloat16 activations.
+// quads16: eight vectors of values, four per half, and one of positions. For bfloat16 activations.
 struct Quads16 : TwoOfFour, ByRow {
   static constexpr int kVectors = 9;
   using Reader = QuadsReader<8>;
@@ -83,7 +84,7 @@ struct Quads16 : TwoOfFour, ByRow {
   }
 };
 
-// quads4: two vectors of codes, one a half; one of places; scales. All zero points are 8.
+// quads4: two vectors of codes, one per half; one of positions; scales. All zero points are 8.
 template <int Parts>
 struct Quads4 : TwoOfFour, Scales<3, Parts, 1> {
   using Groups = typename Scales<3, Parts, 1>::Groups;

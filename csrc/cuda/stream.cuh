@@ -1,6 +1,6 @@
-// Up to eight tokens: the weights stream through the warps once, and bound the time. A block has 64 outputs; its four
-// warps take turns along K. A lane copies what it will read itself, so nothing waits for another warp until the sums
-// are added: kStages tiles a warp are under way.
+// The kernel for up to 8 tokens, bound by reading the weights once. A block has 64 outputs; its four warps take turns
+// along K. Each lane copies only what it reads itself, so warps need no synchronization until the final reduction. Each
+// warp keeps kStages tiles in flight.
 #pragma once
 
 #include "finish.cuh"
@@ -10,21 +10,21 @@ namespace cuda {
 
 template <class W>
 struct Stream {
-  static constexpr int kStages = 4, kRows = kTile, kVectors = W::kVectors + 2;  // and the lane's chunks of x
+  static constexpr int kStages = 4, kRows = kTile, kVectors = W::kVectors + 2;  // weights, and two chunks of x
   static constexpr int kStage = kVectors * kLanes;
   static constexpr int kRing = kWarps * kStages * kStage * 16;
   static constexpr int kSums = kWarps * kTokens * (kRows + kPad) * 4;
   static constexpr int kShared = kRing > kSums ? kRing : kSums;
-  static_assert(kShared <= kMostShared, "more shared memory than every GPU has");
+  static_assert(kShared <= kMostShared, "exceeds the shared memory of some GPUs");
 };
 
-// A lane's chunks of token g, tile by tile. Tokens beyond the last are read as 0, and so are inputs beyond K.
+// Copies a lane's chunks of token g, tile by tile. Tokens from m on and inputs from k on are read as 0.
 template <class W, class X>
 struct StreamInputs {
-  static constexpr int kBytes = kTile * X::kElementBytes;  // of a token in a tile
+  static constexpr int kBytes = kTile * X::kElementBytes;  // per token and tile
   const uint8_t* first;
-  bool there;
-  int k, whole;  // tiles below `whole` have all inputs
+  bool there;    // whether token g exists
+  int k, whole;  // tiles below `whole` are complete
 
   __device__ __forceinline__ StreamInputs(const NybbleCudaProduct& p, int64_t block, int lane)
       : there(group_of_lane(lane) < p.m), k(p.k), whole(p.k / kTile) {
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kThreads) stream_kernel(const NybbleCudaProduc
   }
 
   arrived<0>();
-  __syncthreads();  // the sums take the ring's place
+  __syncthreads();  // the sums overwrite the ring
   float* sums = reinterpret_cast<float*>(shared_memory());
   store_sums(acc[0], sums + warp * kTokens * (kTile + kPad), 0, 0, kTile, lane);
   reduce<EndingOf<W, X>, kTile, kTokens, kWarps, kThreads>(p, sums, {tile * kTile, 0});

@@ -1,6 +1,6 @@
-// More tokens, or 8-bit activations: a block has 256 outputs, 64 of each warp, and 8 MT tokens, whose inputs its warps
-// share in shared memory. A warp unpacks weights once for up to 32 tokens, whose sums its registers hold; of a block of
-// 64 tokens four more warps have the second half.
+// The kernel for more tokens, or for 8-bit activations. A block has 256 outputs, 64 per warp, and 8 MT tokens, whose
+// activations the warps share in shared memory. A warp unpacks weights once for up to 32 tokens, whose accumulators fit
+// its registers; in a block of 64 tokens, a second team of four warps takes the other half.
 #pragma once
 
 #include "finish.cuh"
@@ -11,35 +11,37 @@ namespace cuda {
 template <class W, class X, int MT>
 struct Tiles {
   static constexpr int kRows = kWarps * kTile, kBlockTokens = MT * kTokens, kChunks = kTokenChunks<W, X>;
-  static constexpr int kTeams = MT > 4 ? 2 : 1, kEights = MT / kTeams;  // fours of warps, and what each multiplies
+  static constexpr int kTeams = MT > 4 ? 2 : 1, kEights = MT / kTeams;  // teams of 4 warps; groups of 8 tokens per team
   static constexpr int kBlockThreads = kTeams * kThreads;
-  // Blocks that a multiprocessor has registers for; 0: as ptxas chooses.
+  // Minimum blocks per multiprocessor, for __launch_bounds__; 0: no constraint on registers.
   static constexpr int kBlocks = kTeams > 1 ? 1 : X::kElementBytes == 1 ? 2 : W::kBlocks;
-  static constexpr int kWeights = kWarps * W::kVectors * kLanes;  // vectors of a stage, then those of x
+  static constexpr int kWeights = kWarps * W::kVectors * kLanes;  // vectors of weights in a stage; those of x follow
   static constexpr int kStage = kWeights + kBlockTokens * kChunks;
   static constexpr int kStages = W::kTiles == 1 ? 4 : 3 * kStage * 16 <= kMostShared ? 3 : 2;
   static constexpr int kRing = kStages * kStage * 16;
   static constexpr int kSums = kBlockTokens * (kRows + kPad) * 4;
   static constexpr int kShared = kRing > kSums ? kRing : kSums;
-  static_assert(kShared <= kMostShared, "more shared memory than every GPU has");
+  static_assert(kShared <= kMostShared, "exceeds the shared memory of some GPUs");
 };
 
-// Vector of x's part of a stage that holds a chunk of a token. Of four chunks a token, neighbours fill all banks.
+// Index of the vector that holds a token's chunk, in the x part of a stage. With four chunks per token, adjacent tokens
+// already fall into different banks.
 template <int Chunks>
 __device__ __forceinline__ int x_vector(int token, int chunk) {
   return token * Chunks + (Chunks == 8 ? swizzle(token, chunk) : chunk);
 }
 
-// What a thread copies of the activations, step by step: a chunk of every kApart-th token. Tokens beyond the last are
-// read as 0, and so are inputs beyond K.
+// Copies a thread's share of the activations, step by step: one chunk of every kApart-th token. Tokens from m on and
+// inputs from k on are read as 0.
 template <class W, class X, int MT>
 struct TilesInputs {
   static constexpr int kChunks = kTokenChunks<W, X>, kApart = Tiles<W, X, MT>::kBlockThreads / kChunks;
-  static constexpr int kCopies = (MT * kTokens + kApart - 1) / kApart, kBytes = 16 * kChunks;  // of a token in a step
-  static constexpr bool kAll = MT * kTokens >= kApart;                                         // every thread copies
+  static constexpr int kCopies = (MT * kTokens + kApart - 1) / kApart,
+                       kBytes = 16 * kChunks;           // bytes per token and step
+  static constexpr bool kAll = MT * kTokens >= kApart;  // whether every thread copies
   const uint8_t* from;
   int64_t apart;
-  int tokens, token, chunk, k, whole;  // steps below `whole` have all inputs
+  int tokens, token, chunk, k, whole;  // steps below `whole` are complete
 
   __device__ __forceinline__ TilesInputs(const NybbleCudaProduct& p, int64_t block, int64_t first_token)
       : apart(p.ldx * X::kElementBytes * kApart),
@@ -76,7 +78,7 @@ __global__ void __launch_bounds__((Tiles<W, X, MT>::kBlockThreads), (Tiles<W, X,
   const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes % kWarps, team = threadIdx.x / kThreads;
   const int column = static_cast<int>(blockIdx.x) / p.token_tiles;
   const int64_t first_token = static_cast<int64_t>(static_cast<int>(blockIdx.x) % p.token_tiles) * T::kBlockTokens;
-  // A warp beyond the last tile repeats it; its outputs are not stored.
+  // A warp beyond the last tile repeats the last; its outputs are not stored.
   int64_t tile = static_cast<int64_t>(column) * kWarps + warp;
   if (tile >= p.n_padded / kTile) tile = p.n_padded / kTile - 1;
   const int blocks = static_cast<int>(p.k_padded / kTile);
@@ -103,7 +105,7 @@ __global__ void __launch_bounds__((Tiles<W, X, MT>::kBlockThreads), (Tiles<W, X,
 #pragma unroll 1
   for (int block = begin; block < end; block += W::kTiles) {
     arrived<kStages - 2>();
-    __syncthreads();  // x has come for everyone, and the stage that is loaded next has been read
+    __syncthreads();  // all of x has arrived, and the stage to be loaded next has been read
     load(block + (kStages - 1) * W::kTiles, ring + fill);
     const Vector* stage = ring + here + own;
     const Vector* x = ring + here + T::kWeights;
@@ -121,7 +123,7 @@ __global__ void __launch_bounds__((Tiles<W, X, MT>::kBlockThreads), (Tiles<W, X,
   }
 
   arrived<0>();
-  __syncthreads();  // the sums take the ring's place
+  __syncthreads();  // the sums overwrite the ring
   float* sums = reinterpret_cast<float*>(shared_memory());
 #pragma unroll
   for (int mt = 0; mt < kEights; mt++)

@@ -1,10 +1,11 @@
-// y = act_scale * (sum_g scale_g * sum_k q (n - z_g) - act_zero * weight_sum) + bias for many tokens: q int8 codes of
-// dynamically rounded activations, one scale and zero a token; n 4 bits in frag4, scales by group of 32, 64, 128 or K.
+// y = act_scale * (sum_g scale_g * sum_k q (n - z_g) - act_zero * weight_sum) + bias for many tokens: q int8 activation
+// codes, quantized dynamically with one scale and zero point per token; n 4-bit weight codes in layout frag4, one scale
+// per group of 32, 64, 128 or K inputs.
 //
-// wgmma m64n64k32, s8 x s8: the weights are the left operand, unpacked from shared memory to registers (six integer
-// operations for 16 of them, eight for 16 with zero points), and tiles have 128 tokens. A group's int32 sums are exact
-// and become float once, in the order of the groups: the bits of w4a8_triton. A ring of stages of 128 inputs is filled
-// by the TMA. Bound by wgmma for groups from 128 on, by the conversions of sums for smaller ones.
+// Built on wgmma m64n64k32, s8 x s8. The weights are the left operand, unpacked from shared memory to registers (six
+// integer operations per 16 weights, eight with zero points); tiles have 128 tokens. A group's int32 sums are exact and
+// converted to float once, in the order of the groups: bit-identical to w4a8_triton. The TMA fills a ring of stages of
+// 128 inputs. Bound by wgmma for groups of 128 or more, by converting sums for smaller ones.
 #include "w4a8_sm90.cuh"
 
 #include "hopper_launch.cuh"
@@ -42,7 +43,7 @@ constexpr Functions functions() {
   return {Instance<T>::load, Instance<T>::run};
 }
 
-// Groups of 32, 64 and 128, with zero points and without; then one scale for all inputs, which takes either.
+// Groups of 32, 64 and 128, each with zero points and symmetric; then one group for all inputs, for either.
 constexpr int kForms = 7;
 template <int Warpgroups>
 constexpr Functions kFunctions[kForms] = {
@@ -73,7 +74,7 @@ extern "C" int nybble_w4a8_sm90(const NybbleCudaProduct* product, const NybbleCu
   if (error != cudaSuccess) return error;
   const NybbleCudaProduct& p = *product;
   const int form = p.group_shift > 7 ? kForms - 1 : 2 * (p.group_shift - 5) + (p.zero_point == nullptr);
-  // Guessed until a GPU has timed both: a narrow tile has half the wgmma and reads three quarters as much.
+  // An estimate, not measured: a narrow tile has half the wgmma work and reads three quarters of the bytes.
   const bool narrow = time_of(tiles<1>(p), at_once, 3) < time_of(tiles<2>(p), at_once, 4);
   const Functions& chosen = narrow ? kFunctions<1>[form] : kFunctions<2>[form];
   return chosen.run(p, at_once, how->stream);

@@ -1,7 +1,7 @@
-// See w4a8_sm90.cu. A block has warpgroups that multiply, each 64 outputs with the same 128 tokens, and one whose first
-// thread copies. The two blocks of a cluster have tiles side by side: each copies half of their activations, for both.
-// The sums of a group of inputs are kept in int32, in two halves of the tokens: while one half becomes float, the other
-// is multiplied, so that the tensor cores seldom wait.
+// See w4a8_sm90.cu. A block has consumer warpgroups, each for 64 outputs and the same 128 tokens, and a producer
+// warpgroup whose first thread issues the copies. The two blocks of a cluster have tiles with the same tokens: each
+// copies half of the activations to both. int32 sums are in two halves of the tokens: while one half is converted to
+// float, the other is multiplied, which keeps the tensor cores busy.
 #pragma once
 
 #include "finish.cuh"
@@ -10,34 +10,35 @@
 namespace nybble {
 namespace cuda {
 
-// Steps: of 32 inputs, that share a scale: 1, 2 or 4; Whole: all inputs do. Symmetric: all zero points are 8.
+// Steps: steps of 32 inputs that share a scale: 1, 2 or 4. Whole: one scale for all inputs. Symmetric: all zero points
+// are 8.
 template <int Warpgroups, int Steps, bool Whole, bool Symmetric>
 struct W4A8 {
-  static constexpr int kTokens = 128, kOutputs = Warpgroups * kTile, kK = kRowBytes;  // of a tile
+  static constexpr int kTokens = 128, kOutputs = Warpgroups * kTile, kK = kRowBytes;  // size of a tile
   static constexpr int kWarpgroups = Warpgroups, kSteps = Steps;
-  static constexpr int kUnit = Steps * kStepBytes, kUnits = kK / kUnit;  // inputs of a unit, units of a stage
+  static constexpr int kUnit = Steps * kStepBytes, kUnits = kK / kUnit;  // inputs per unit, units per stage
   static constexpr bool kWhole = Whole, kSymmetric = Symmetric;
   static constexpr int kThreads = (Warpgroups + 1) * kWarpgroup;
-  static constexpr int kFew = 56, kMany = 224;  // registers: three warps of a scheduler share 504
+  static constexpr int kFew = 56, kMany = 224;  // registers per thread: a scheduler has 504 for its three warps
   static constexpr int kX = kTokens * kRowBytes, kTileBytes = kTile * kTile / 2, kW = 2 * kTileBytes;
   static constexpr int kStage = kX + Warpgroups * kW;
   using Stages = Ring<Warpgroups == 2 ? 7 : 9, kStage>;
-  static constexpr int kShare = kTokens / kPair;  // that a block copies
-  static constexpr int kHalf = kTokens / 2;       // that are multiplied together
+  static constexpr int kShare = kTokens / kPair;  // tokens that a block copies
+  static constexpr int kHalf = kTokens / 2;       // tokens of one wgmma
   static constexpr int kOut = kHalf * kTile * 4;  // bytes of half a warpgroup's outputs
   static constexpr int kShared = Stages::kBytes + Warpgroups * kOut;
 };
 
-// The tiles of a product, `tall` by `wide` pairs of them.
+// The tiles of a product: tall x wide pairs.
 struct W4A8Tiles {
   int64_t tall, wide, count;
-  int stages, units;  // of a tile
+  int stages, units;  // per tile
 };
 template <class T>
 NYBBLE_HD W4A8Tiles w4a8_tiles(const NybbleCudaProduct& p) {
   const int64_t tall = (p.m + T::kTokens - 1) / T::kTokens,
                 wide = (p.n + T::kOutputs * kPair - 1) / (T::kOutputs * kPair);
-  // Of an even number, so that they go in pairs: a unit beyond K has activations of 0.
+  // An even number, because units are processed in pairs; in a unit beyond K the activations are 0.
   const int units = static_cast<int>((p.k_padded + 2 * T::kUnit - 1) / (2 * T::kUnit)) * 2;
   return {tall, wide, tall * wide, (units + T::kUnits - 1) / T::kUnits, units};
 }
@@ -48,7 +49,7 @@ __device__ __forceinline__ OutputTile w4a8_tile(const W4A8Tiles& tiles, const Tu
   return {at.row, at.column * kPair + turn.block};
 }
 
-// The tile of weights of a warpgroup; beyond the last tile it is the last again, and not stored.
+// A warpgroup's tile of weights. Beyond the last tile it repeats the last, and its outputs are not stored.
 template <class T>
 __device__ __forceinline__ int64_t w4a8_weights(const NybbleCudaProduct& p, int64_t column, int warpgroup) {
   const int64_t tile = column * T::kWarpgroups + warpgroup, last = p.n_padded / kTile - 1;
@@ -79,12 +80,12 @@ __device__ __forceinline__ void w4a8_copy(const NybbleCudaProduct& p, const type
   }
 }
 
-// Scales and zero points of a lane's two rows, neighbours, for a group.
+// Scales and zero points of a lane's two adjacent rows for one group.
 struct W4A8Group {
   uint32_t scales, zeros;
 };
 
-// What a warp reads of a product along K.
+// Scales and zero points of a lane's rows along K.
 template <class T>
 struct W4A8Rows {
   const uint16_t* scale;
@@ -92,7 +93,7 @@ struct W4A8Rows {
   int64_t n_padded;
   int groups;
 
-  // Of a unit; nothing where it is beyond the last group.
+  // The values for a unit; scale 0 beyond the last group.
   __device__ __forceinline__ W4A8Group group(int unit) const {
     W4A8Group found{0, 0x0808};
     if (!T::kWhole && unit >= groups) return found;
@@ -109,7 +110,7 @@ __device__ __forceinline__ W4A8Rows<T> w4a8_rows(const NybbleCudaProduct& p, int
   return {p.scale + row, p.zero_point ? p.zero_point + row : nullptr, p.n_padded, groups};
 }
 
-// Two words of a lane's codes as wgmma's left operand: 16 (n - 8), or n - z.
+// Unpacks two words of a lane's codes to wgmma's left operand: 16 (n - 8), or n - z.
 template <class T>
 __device__ __forceinline__ void w4a8_unpack(uint32_t first, uint32_t second, const uint32_t (&plus)[2], uint32_t* a) {
   const uint32_t words[2] = {first, second};
@@ -125,12 +126,12 @@ __device__ __forceinline__ void w4a8_unpack(uint32_t first, uint32_t second, con
   }
 }
 
-// The left operands of unit i of a stage. Odd: i is, which a unit of one step must know.
+// Loads the left operands of unit i of a stage. Odd: whether i is odd, needed at compile time for units of one step.
 template <class T, bool Odd>
 __device__ __forceinline__ void w4a8_load(const unsigned char* stage, int i, int warp, int lane, uint32_t zeros,
                                           uint32_t (&a)[4 * T::kSteps]) {
   const auto* codes = reinterpret_cast<const Vector*>(stage + T::kX + warp / kWarps * T::kW);
-  // 128 - z in each byte: n plus that carries nothing to its neighbour.
+  // 128 - z in each byte: adding n causes no carry into the next byte.
   const uint32_t plus[2] = {0x80808080u - (zeros & 255) * 0x01010101u, 0x80808080u - (zeros >> 8 & 255) * 0x01010101u};
 #pragma unroll
   for (int s = 0; s < T::kSteps; s++) {
@@ -145,7 +146,7 @@ struct W4A8Stage {
   int index;
 };
 
-// Half of the tokens of a unit. fresh: c starts anew.
+// Issues the wgmma of a unit for half of the tokens. fresh: overwrite c instead of adding to it.
 template <class T>
 __device__ __forceinline__ void w4a8_issue(const W4A8Stage& stage, int unit, int half, bool fresh,
                                            const uint32_t (&a)[4 * T::kSteps], int32_t (&c)[32]) {
@@ -157,7 +158,7 @@ __device__ __forceinline__ void w4a8_issue(const W4A8Stage& stage, int unit, int
   wgmma_commit();
 }
 
-// total += scale * c, the sums of a group.
+// total += scale * c, for the sums c of a group.
 template <class T>
 __device__ __forceinline__ void w4a8_add(const int32_t (&c)[32], uint32_t scales, float (&total)[32]) {
   constexpr float kUnit = T::kSymmetric ? 0.0625f : 1.0f;
@@ -166,18 +167,18 @@ __device__ __forceinline__ void w4a8_add(const int32_t (&c)[32], uint32_t scales
   for (int i = 0; i < 32; i++) total[i] = fused(scale[i >> 1 & 1], static_cast<float>(c[i]), total[i]);
 }
 
-// What a warp has under way: two halves of a unit's sums, and the left operands and scales of a unit and of the next.
+// Pipeline state of a warp: sums of two halves of the tokens; left operands and scales of the current and next unit.
 template <class T>
 struct W4A8State {
   uint32_t a[2][4 * T::kSteps];
   int32_t c[2][32];
   float total[2][32];
-  W4A8Group group[2], ahead[2];  // ahead: of the units two later, so that they are there when they are needed
-  Slot slot;                     // of the stage to be entered next,
-  W4A8Stage stage;               // and the one last entered
+  W4A8Group group[2], ahead[2];  // ahead: prefetched for the units two later
+  Slot slot;                     // next stage
+  W4A8Stage stage;               // current stage
 };
 
-// The left operands of a unit, which may be the first of its stage.
+// Loads the left operands of a unit; waits for the stage if the unit is its first.
 template <class T, bool Odd>
 __device__ __forceinline__ void w4a8_enter(const typename T::Stages& ring, const W4A8Rows<T>& rows, int unit, int warp,
                                            int lane, W4A8State<T>& s) {
@@ -191,8 +192,8 @@ __device__ __forceinline__ void w4a8_enter(const typename T::Stages& ring, const
   w4a8_load<T, Odd>(s.stage.memory, unit % T::kUnits, warp, lane, s.group[Odd].zeros, s.a[Odd]);
 }
 
-// Two units, whose four halves follow each other without a pause: a half's sums are added while the next is multiplied.
-// The next unit's left operands are unpacked meanwhile.
+// Multiplies two units, whose four halves run back to back: while one is multiplied, the sums of the previous one are
+// added, and the next unit's left operands are unpacked.
 template <class T>
 __device__ __forceinline__ void w4a8_pair(const typename T::Stages& ring, const W4A8Rows<T>& rows, int unit, int units,
                                           int warp, int lane, W4A8State<T>& s) {
@@ -217,7 +218,7 @@ __device__ __forceinline__ void w4a8_pair(const typename T::Stages& ring, const 
   if (!T::kWhole) w4a8_add<T>(s.c[1], s.group[1].scales, s.total[1]);
 }
 
-// The sums of a tile.
+// Computes the sums of a tile.
 template <class T>
 __device__ __forceinline__ void w4a8_multiply(const typename T::Stages& ring, const W4A8Rows<T>& rows, int units,
                                               int warp, int lane, W4A8State<T>& s) {
@@ -233,11 +234,11 @@ __device__ __forceinline__ void w4a8_multiply(const typename T::Stages& ring, co
   }
 }
 
-// Where a pair of neighbouring outputs, of 32 of a token, lies in shared memory: eight lanes that write, and eight that
-// read two pairs each, find different banks.
+// Position in shared memory of a pair of adjacent outputs, 32 pairs per token. Swizzled so that eight lanes that write,
+// and eight that read two pairs each, access different banks.
 __device__ __forceinline__ int w4a8_place(int token, int pair) { return token * 32 + (pair ^ (token >> 1 & 3)); }
 
-// Four neighbouring outputs and what they are finished with.
+// Weight sums and biases of four adjacent outputs, for the epilogue.
 struct W4A8Output {
   int64_t n;
   float sum[4], bias[4];
@@ -267,16 +268,16 @@ __device__ __forceinline__ void w4a8_store(const NybbleCudaProduct& p, int64_t t
     if (output.n + i < p.n) write(p.y, p.y_dtype, at + i, y[i]);
 }
 
-// A warpgroup's tile, transposed in shared memory, half of the tokens at a time.
+// Writes a warpgroup's tile to y, transposed through shared memory, half of the tokens at a time.
 template <class T>
 __device__ __forceinline__ void w4a8_write(const NybbleCudaProduct& p, const OutputTile& at, int warp, int lane,
                                            unsigned char* memory, const float (&total)[2][32]) {
-  constexpr int kVectors = kTile / 4;  // of a token
+  constexpr int kVectors = kTile / 4;  // per token
   const int thread = threadIdx.x % kWarpgroup, vector = thread % kVectors;
   const W4A8Output output = w4a8_output(p, at.column * T::kOutputs + warp / kWarps * kTile + 4 * vector);
 #pragma unroll
   for (int half = 0; half < 2; half++) {
-    sync_warpgroup(1 + warp / kWarps);  // what lay here has been read
+    sync_warpgroup(1 + warp / kWarps);  // the previous contents have been read
 #pragma unroll
     for (int i = 0; i < 16; i++) {
       const int token = 8 * (i / 2) + 2 * thread_in_group(lane) + i % 2, first = 4 * (i / 2) + i % 2;

@@ -1,6 +1,7 @@
-// y = x w^T + bias for 9 to 192 tokens: x bf16 or f16 (M, K), w int8 (N, K) in rows8, one scale a row.
+// y = (x w^T) * scale + bias for 9 to 192 tokens: x bf16 or f16 (M, K), w int8 (N, K) in layout rows8, one scale per
+// output.
 //
-// mma.sync m16n8k16 as w4a16_sm80; each code is widened to 16 bits once for a block of up to 64 tokens.
+// Built on mma.sync m16n8k16 like w4a16_sm80; codes are widened to 16 bits once per block of up to 64 tokens.
 #include "launch.cuh"
 
 using namespace nybble::cuda;

@@ -1,6 +1,6 @@
-// y = (x w^T) * scale + bias for up to eight tokens: x bf16 or f16 (M, K), w int8 in rows8, a scale an output.
+// y = (x w^T) * scale + bias for up to 8 tokens: x bf16 or f16 (M, K), w int8 in layout rows8, one scale per output.
 //
-// As w4a16_sm80_gemv; the scale is applied to the whole sum. Bound by the read of w.
+// Like w4a16_sm80_gemv, but the scale is applied in the epilogue. Bound by reading w.
 #include "launch.cuh"
 
 using namespace nybble::cuda;

@@ -1,8 +1,8 @@
-// y = (q . w - act_zero * column_sum) * (act_scale * scale) + bias for up to 64 tokens: q int8 codes of dynamically
-// rounded activations, one scale and zero a token; w int8 (N, K) in rows8.
+// y = (q . w - act_zero * column_sum) * (act_scale * scale) + bias for up to 64 tokens: q int8 activation codes,
+// quantized dynamically with one scale and zero point per token; w int8 (N, K) in layout rows8.
 //
-// mma.sync m16n8k32, s8 x s8, whose operands are the codes as they lie; int32 sums, exact, so that splits of K give the
-// CPU's bits. Bound by the read of w.
+// Built on mma.sync m16n8k32, s8 x s8; the codes are the operands without conversion. int32 sums are exact, so that
+// split-K is bit-identical to the CPU kernels. Bound by reading w.
 #include "launch.cuh"
 
 using namespace nybble::cuda;

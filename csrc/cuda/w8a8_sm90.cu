@@ -1,11 +1,11 @@
-// y = (q w^T - act_zero * column_sum) * (act_scale * scale) + bias for many tokens: q int8 codes of dynamically rounded
-// activations (M, k_padded), one scale and zero a token; w int8 in rows8, a scale an output.
+// y = (q w^T - act_zero * column_sum) * (act_scale * scale) + bias for many tokens: q int8 activation codes (M,
+// k_padded), quantized dynamically with one scale and zero point per token; w int8 in layout rows8, one scale per
+// output.
 //
-// wgmma m64n256k32 or m64n128k32, s8 x s8, both operands from shared memory, in tiles of 128 tokens x 256 or 128
-// outputs; int32 sums, exact: the bits of the other w8a8 kernels. A ring of stages of 128 inputs is filled by the TMA;
-// one step's wgmma is always under way while the next is issued. Bound by wgmma, and by the second-level cache: for
-// 1024 clocks of wgmma a multiprocessor reads 32 KiB from it for wide tiles, 48 for narrow ones; alone, not in pairs
-// that share their weights, it would be 48 and 64.
+// Built on wgmma m64n256k32 or m64n128k32, s8 x s8, both operands in shared memory, in tiles of 128 tokens x 256 or 128
+// outputs. int32 sums are exact: bit-identical to the other w8a8 kernels. The TMA fills a ring of stages of 128 inputs;
+// one step's wgmma is always in flight while the next is issued. Bound by wgmma and by the L2 cache: per 1024 clocks of
+// wgmma, a multiprocessor reads 32 KiB for wide tiles and 48 KiB for narrow ones (48 and 64 KiB without multicast).
 #include "w8a8_sm90.cuh"
 
 #include "hopper_launch.cuh"
@@ -53,7 +53,7 @@ extern "C" int nybble_w8a8_sm90(const NybbleCudaProduct* product, const NybbleCu
   int at_once = 0;
   const cudaError_t error = count_pairs(&at_once);
   if (error != cudaSuccess) return error;
-  // Guessed until a GPU has timed both: a narrow tile has half the wgmma and reads three quarters as much.
+  // An estimate, not measured: a narrow tile has half the wgmma work and reads three quarters of the bytes.
   const bool wide = time_of(w8a8_tiles<Wide>(p).count, at_once, 4) <= time_of(w8a8_tiles<Narrow>(p).count, at_once, 3);
   return wide ? run<Wide>(p, at_once, how->stream) : run<Narrow>(p, at_once, how->stream);
 }

@@ -1,6 +1,6 @@
-// See w8a8_sm90.cu. A block has two warpgroups that multiply, one for each half of its tokens, and a third whose first
-// thread copies. It takes tiles in turn, and the copies for the next one start while the last is written. The two
-// blocks of a cluster have tiles one above the other: each copies half of their weights, for both.
+// See w8a8_sm90.cu. A block has two consumer warpgroups, one for each half of its tokens, and a producer warpgroup
+// whose first thread issues the copies. Blocks are persistent: the copies for the next tile start while the last is
+// written. The two blocks of a cluster have tiles with the same outputs: each copies half of the weights to both.
 #pragma once
 
 #include "finish.cuh"
@@ -9,23 +9,23 @@
 namespace nybble {
 namespace cuda {
 
-// Tiles of 128 tokens and 256 outputs, or 128 where there would be too few of them.
+// Tiles of 128 tokens and 256 outputs, or 128 outputs if there would be too few tiles.
 template <int Outputs>
 struct W8A8 {
-  static constexpr int kTokens = 128, kOutputs = Outputs, kK = kRowBytes;  // of a tile
+  static constexpr int kTokens = 128, kOutputs = Outputs, kK = kRowBytes;  // size of a tile
   static constexpr int kWarpgroups = 2, kStages = Outputs == 256 ? 4 : 6;
-  static constexpr int kSums = Outputs / 2;  // of a thread
+  static constexpr int kSums = Outputs / 2;  // per thread
   static constexpr int kThreads = (kWarpgroups + 1) * kWarpgroup;
-  static constexpr int kFew = 40, kMany = 232;         // registers: three warps of a scheduler share 504
-  static constexpr int kRows = kTokens / kWarpgroups;  // of a warpgroup
+  static constexpr int kFew = 40, kMany = 232;         // registers per thread: a scheduler has 504 for its three warps
+  static constexpr int kRows = kTokens / kWarpgroups;  // tokens per warpgroup
   static constexpr int kX = kTokens * kRowBytes, kStage = kX + kOutputs * kRowBytes;
   static constexpr int kShare = kOutputs / kPair;  // rows of weights that a block copies
   using Stages = Ring<kStages, kStage>;
-  static constexpr int kEnds = kWarpgroups * kOutputs * 16;  // bytes of what each warpgroup knows of the outputs
+  static constexpr int kEnds = kWarpgroups * kOutputs * 16;  // bytes of the epilogue parameters of each warpgroup
   static constexpr int kShared = Stages::kBytes + kEnds;
 };
 
-// What turns a sum into an output: of a token, and of an output feature.
+// Epilogue parameters of a token, and of an output feature.
 struct W8A8Token {
   int64_t index;
   float scale;
@@ -36,7 +36,7 @@ struct alignas(16) W8A8Output {
   int32_t sum;
 };
 
-// The tiles of a product, `tall` by `wide` pairs of them.
+// The tiles of a product: tall x wide pairs.
 struct W8A8Tiles {
   int64_t tall, wide, count;
   int steps;
@@ -71,7 +71,8 @@ __device__ __forceinline__ void w8a8_copy(const typename T::Stages& ring, const 
   }
 }
 
-// The sums of a tile: while a step is multiplied the next one is under way, and the one before gives its stage back.
+// Computes the sums of a tile: while one step is in flight, the next is issued, and the previous one's stage is
+// released.
 template <class T>
 __device__ __forceinline__ void w8a8_multiply(const typename T::Stages& ring, int steps, int warpgroup, Slot& slot,
                                               int32_t (&c)[T::kSums]) {
@@ -102,13 +103,13 @@ __device__ __forceinline__ W8A8Output w8a8_output(const NybbleCudaProduct& p, in
   return {p.row_scale[n], p.bias ? read(p.bias, p.bias_dtype, n) : 0.0f, p.column_sum[n]};
 }
 
-// The operations of `finished` (finish.cuh), for the same bits, on what a thread has at hand.
+// The epilogue, with the same operations as `finished` (finish.cuh), to give the same bits.
 __device__ __forceinline__ float w8a8_finish(int32_t sum, const W8A8Token& token, const W8A8Output& output) {
   const float centred = static_cast<float>(sum - token.zero * output.sum);
   return fused(centred, token.scale * output.scale, output.bias);
 }
 
-// Four words of each of four neighbouring lanes, transposed: lane t gets the words t of all.
+// Transposes four words of each of four adjacent lanes: lane t gets word t of all four.
 __device__ __forceinline__ void transpose(uint32_t (&v)[4], int lane) {
 #pragma unroll
   for (int mask = 1; mask <= 2; mask *= 2) {
@@ -122,7 +123,8 @@ __device__ __forceinline__ void transpose(uint32_t (&v)[4], int lane) {
   }
 }
 
-// 32 outputs of a token from column n on, y[j][e] a lane's 8 j + 2 t + e. whole: y's rows are made of whole vectors.
+// Stores 32 outputs of a token from column n on; y[j][e] of a lane is column 8 j + 2 t + e. whole: rows of y consist of
+// whole 16-byte vectors.
 template <int Dtype>
 __device__ __forceinline__ void w8a8_store(const NybbleCudaProduct& p, int64_t token, int64_t n, bool whole, int lane,
                                            const float (&y)[4][2]) {
@@ -150,7 +152,8 @@ __device__ __forceinline__ void w8a8_store(const NybbleCudaProduct& p, int64_t t
   }
 }
 
-// What a thread reads while its tile is multiplied: its tokens, and outputs that its warpgroup shares then.
+// Epilogue parameters that a thread reads before the multiply: for its tokens, and for outputs that it will share with
+// its warpgroup.
 template <class T>
 struct W8A8Ends {
   W8A8Token tokens[2];
@@ -166,7 +169,7 @@ __device__ __forceinline__ W8A8Ends<T> w8a8_ends(const NybbleCudaProduct& p, con
   return ends;
 }
 
-// outputs: the warpgroup's, in shared memory, of all columns of the tile.
+// Writes a tile to y. outputs: epilogue parameters of all columns of the tile, in shared memory.
 template <class T, int Dtype>
 __device__ __forceinline__ void w8a8_write(const NybbleCudaProduct& p, const OutputTile& at, int lane,
                                            const W8A8Token (&tokens)[2], const W8A8Output* outputs,
@@ -212,7 +215,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
     const W8A8Ends<T> ends = w8a8_ends<T>(p, at, warp, lane);
     int32_t c[T::kSums];
     w8a8_multiply<T>(ring, tiles.steps, warpgroup, slot, c);
-    sync_warpgroup(1 + warpgroup);  // the last tile's outputs have been read
+    sync_warpgroup(1 + warpgroup);  // the last tile's parameters have been read
 #pragma unroll
     for (int i = 0; i < T::kOutputs / kWarpgroup; i++)
       outputs[threadIdx.x % kWarpgroup + i * kWarpgroup] = ends.outputs[i];

@@ -1,8 +1,8 @@
-// How weights of a layout become the left operand of a multiply: dense ones (Frag4, Rows8); sparse.cuh has the others.
+// Conversion of packed weights to the left operand of a multiply: dense layouts (Frag4, Rows8); sparse.cuh has 2:4.
 //
-// A kernel works through K in steps of kTiles tiles. Of a step a lane copies kVectors vectors to its stage, by a Reader
-// whose pointers only move forward; a group's scales are those of one of the step's kParts parts. `fragment` gives the
-// registers of fragment f for a half of a tile, `multiply` the products with a chunk of activations.
+// A kernel processes K in steps of kTiles tiles. Per step, a lane copies kVectors vectors to its stage with a Reader,
+// whose pointers only move forward. A step has kParts parts with their own group scales. `fragment` returns the
+// registers of fragment f for a half of a tile, `multiply` multiplies them with a chunk of activations.
 #pragma once
 
 #include "activations.cuh"
@@ -10,13 +10,13 @@
 namespace nybble {
 namespace cuda {
 
-// Scales by group, kept in Parts vectors of a lane's stage from First on, one a part of the step.
+// Group scales, in `Parts` vectors of a lane's stage from vector First on, one per part of the step.
 template <int First, int Parts, int Tiles>
 struct Scales {
   static constexpr bool kGrouped = true;
   static constexpr int kParts = Parts, kTiles = Tiles, kScale = First;
 
-  // Where a part's values of the lane's eight rows lie, in elements; -1 beyond the last tile.
+  // Offsets, in elements, of a part's scales and zero points for the lane's eight rows.
   struct Groups {
     uint32_t row, n_padded, blocks;
     int shift;
@@ -27,20 +27,20 @@ struct Scales {
           shift(p.group_shift - 5) {}
     __device__ __forceinline__ bool has(uint32_t block) const { return Tiles == 1 || block < blocks; }
     __device__ __forceinline__ uint64_t at(uint32_t block, int part) const {
-      constexpr int kHalves = 2 * Tiles / Parts;  // of a part
+      constexpr int kHalves = 2 * Tiles / Parts;  // per part
       return static_cast<uint64_t>((2 * block + kHalves * part) >> shift) * n_padded;
     }
   };
 
-  // Words f hold the scales of rows 2 f and 2 f + 1, bf16.
+  // Word f holds the bf16 scales of rows 2 f and 2 f + 1.
   static __device__ __forceinline__ Vector scales(const Vector* stage, int part) {
     return load_shared(stage + (First + part) * kLanes);
   }
 };
 
-// Dense weights of a half of a tile: two steps of m16n8k16, or one of m16n8k32, for fragment f.
+// Dense weights: per half of a tile and fragment, two steps of m16n8k16, or one of m16n8k32.
 struct Dense {
-  static constexpr int kBlocks = 0;  // with many tokens, that a multiprocessor has registers for; 0: as ptxas chooses
+  static constexpr int kBlocks = 0;  // minimum blocks per multiprocessor in tiles.cuh; 0: no constraint
 
   struct Fragment {
     uint32_t a[2][4];
@@ -55,14 +55,14 @@ struct Dense {
   }
 };
 
-// frag4: four vectors of codes a tile, one a fragment; scales; zero points, two parts a vector, unless all are 8.
+// frag4: per tile four vectors of codes, one per fragment; scales; zero points, two parts per vector, unless all are 8.
 template <bool Symmetric, int Parts, int Tiles = 1>
 struct Frag4 : Dense, Scales<4 * Tiles, Parts, Tiles> {
   using Groups = typename Scales<4 * Tiles, Parts, Tiles>::Groups;
   static constexpr int kZero = 4 * Tiles + Parts, kVectors = kZero + (Symmetric ? 0 : (Parts + 1) / 2);
   static constexpr bool kSymmetric = Symmetric;
 
-  // Whether the weights of a product are of this form.
+  // Whether this template instance fits the weights of a product.
   static bool serves(const NybbleCudaProduct& p) {
     const bool fine = p.group_shift < 31 && 1 << p.group_shift < Tiles * kTile;  // 31: one group
     return (p.zero_point == nullptr) == Symmetric && fine == (Parts > 1);
@@ -107,7 +107,7 @@ struct Frag4 : Dense, Scales<4 * Tiles, Parts, Tiles> {
     return {{v.w[2 * (part % 2)], v.w[2 * (part % 2) + 1]}};
   }
 
-  // The weights of half h of tile j, less their zero points.
+  // The weights of half h of tile j, minus their zero points.
   template <class X>
   static __device__ __forceinline__ void fragment(const Vector* stage, int j, int h, int f, const Zeros& zero,
                                                   Fragment& w) {
@@ -118,7 +118,7 @@ struct Frag4 : Dense, Scales<4 * Tiles, Parts, Tiles> {
     X::nibbles(codes.w[2 * h + 1], first, second, w.a[1]);
   }
 
-  // The same as bytes, 16 times as large where Symmetric.
+  // The same as bytes; 16 times as large if Symmetric.
   static __device__ __forceinline__ void fragment_s8(const Vector* stage, int j, int h, int f, const Zeros& zero,
                                                      uint32_t (&a)[4]) {
     const Vector codes = load_shared(stage + (4 * j + f) * kLanes);
@@ -129,7 +129,7 @@ struct Frag4 : Dense, Scales<4 * Tiles, Parts, Tiles> {
   }
 };
 
-// Weights with one scale a row, which the sums meet last.
+// Weights with one scale per row, applied in the epilogue.
 struct ByRow {
   static constexpr bool kGrouped = false, kSymmetric = true;
   static constexpr int kParts = 1, kTiles = 1;
@@ -138,7 +138,7 @@ struct ByRow {
   static __device__ __forceinline__ Zeros zeros(const Vector*, int) { return {}; }
 };
 
-// rows8: 16 codes of each of the lane's eight rows.
+// rows8: 16 codes per row, for the lane's eight rows.
 struct Rows8 : Dense, ByRow {
   static constexpr int kVectors = 8;
 

@@ -1,4 +1,4 @@
-// bf16 multiplies with vdpbf16ps on zmm registers. 16 lanes of 2 products.
+// bf16 multiplies with vdpbf16ps on zmm registers: 16 lanes of 2 products.
 #include <immintrin.h>
 
 #include "loops.h"

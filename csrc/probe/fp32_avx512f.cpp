@@ -1,4 +1,4 @@
-// fp32 multiplies with vfmadd231ps on zmm registers. 16 lanes.
+// fp32 multiplies with vfmadd231ps on zmm registers: 16 lanes.
 #include <immintrin.h>
 
 #include "loops.h"

@@ -1,4 +1,4 @@
-// fp32 multiplies with vfmadd231ps on ymm registers. 8 lanes.
+// fp32 multiplies with vfmadd231ps on ymm registers: 8 lanes.
 #include <immintrin.h>
 
 #include "loops.h"

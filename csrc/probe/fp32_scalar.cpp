@@ -1,4 +1,4 @@
-// fp32 multiplies and adds with what plain C++ compiles to: 8 lanes.
+// fp32 multiplies and adds in plain C++: 8 lanes.
 #include "loops.h"
 
 namespace {

@@ -1,4 +1,4 @@
-// int8 multiplies without VNNI, exact: vpmaddwd on widened codes, then vpaddd. 8 lanes of 2 products.
+// Exact int8 multiplies without VNNI: vpmaddwd on codes widened to 16 bits, then vpaddd: 8 lanes of 2 products.
 #include <immintrin.h>
 
 #include "loops.h"

@@ -1,4 +1,4 @@
-// int8 multiplies with vpdpbusd on zmm registers. 16 lanes of 4 products.
+// int8 multiplies with vpdpbusd on zmm registers: 16 lanes of 4 products.
 #include <immintrin.h>
 
 #include "loops.h"

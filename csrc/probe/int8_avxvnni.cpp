@@ -1,4 +1,4 @@
-// int8 multiplies with vpdpbusd on ymm registers, in its VEX form. 8 lanes of 4 products.
+// int8 multiplies with VEX-encoded vpdpbusd on ymm registers: 8 lanes of 4 products.
 #include <immintrin.h>
 
 #include "loops.h"

@@ -1,4 +1,4 @@
-// int8 multiplies with what plain C++ compiles to: 8 lanes of 32 bits, one product each. Sums wrap.
+// int8 multiplies in plain C++: 8 lanes of 32 bits, one product each. Sums wrap.
 #include "loops.h"
 
 namespace {

@@ -1,4 +1,4 @@
-// The two loops of the probes. C headers only, as in every file that is compiled for an instruction set.
+// The two loops of the probes. Includes C headers only, like every file compiled for one instruction set.
 #pragma once
 
 #include <stdint.h>
@@ -6,17 +6,17 @@
 
 namespace {
 
-// Runs Op::step(acc, a, b) `rounds` times on each of kCount accumulators, in registers: enough of them that no step
-// waits for the one before. Returns how many steps. Op::hide(v) is an asm statement through which v passes, so that
-// nothing is computed beforehand or left out.
+// Runs Op::step(acc, a, b) `rounds` times on each of kCount accumulators in registers, enough to hide the latency of a
+// step. Returns the number of steps. Op::hide(v) is an asm statement that takes and returns v, so that the compiler
+// neither hoists nor drops the work.
 template <class Op, int kCount>
 inline uint64_t multiply(uint64_t rounds) {
   typename Op::Vector acc[kCount], a, b;
-  memset(&a, 0x3f, sizeof a);  // 63, 0.747 as bf16 and as fp32: no special value
+  memset(&a, 0x3f, sizeof a);  // 63; 0.747 as bf16 and as fp32
   memset(&b, 0x3f, sizeof b);
   Op::hide(a);
 #pragma GCC unroll 32
-  for (int i = 0; i < kCount; i++) acc[i] = a;  // not by memset, for which GCC would keep them in memory
+  for (int i = 0; i < kCount; i++) acc[i] = a;  // not memset, which makes GCC keep them in memory
   for (uint64_t round = 0; round < rounds; round++) {
     Op::hide(b);
 #pragma GCC unroll 32
@@ -27,8 +27,8 @@ inline uint64_t multiply(uint64_t rounds) {
   return rounds * kCount;
 }
 
-// Reads `bytes`, a multiple of 512, from memory aligned to 64, as four streams with a prefetch each: of what was tried
-// this read most from memory, with small pages as with huge ones. Returns how many.
+// Reads `bytes`, a multiple of 512, from memory aligned to 64, as four streams with software prefetch: the fastest of
+// the variants tried, with small and with huge pages. Returns `bytes`.
 template <class Op>
 inline uint64_t read(const void* data, uint64_t bytes) {
   using V = typename Op::Vector;

@@ -1,4 +1,4 @@
-// Memory read with what plain C++ compiles to.
+// Memory read in plain C++.
 #include "loops.h"
 
 namespace {
