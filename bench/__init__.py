@@ -1,6 +1,7 @@
-"""Microbenchmarks, checked and side by side with other libraries: ``python -m nybble.bench``.
+"""Benchmarks of nybble's kernels against other libraries, with correctness checks: ``python -m nybble.bench``.
 
-shapes, peers, entrants: what runs. run, timing: races, cell by cell. results, output: lines of results. goals, figures,
-presets: which targets are met. compare, report*: what files of results say. ceilings*: what the machine can do at most.
-model, llama, outside: whole models.
+- shapes, weights, peers, entrants: what is timed. run, timing: the measurement, one cell (shape, M, dtype, ...) at a time.
+- results, output: result files (JSON lines). compare, report*, crossover*: reading them.
+- goals, figures, presets: performance targets. ceilings*: peak rates of the machine, for the roofline.
+- model, llama, outside: whole models. accuracy*: accuracy of the passes. gpu_*: everything for GPUs.
 """

@@ -1,7 +1,7 @@
 """``python -m nybble.bench``: checks kernels, then times them against torch and other libraries.
 
-Exit codes: 0 done, 1 a stated failure (a wrong kernel, a file that is none, a slowdown that `compare --fail-over`
-forbids), 2 wrong usage.
+Exit codes: 0 success; 1 failure (a kernel with wrong output, an unreadable file, a slowdown above `compare --fail-over`);
+2 wrong usage.
 """
 
 from __future__ import annotations
@@ -52,39 +52,39 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m nybble.bench", description="Check, time and compare nybble's kernels."
     )
     add = main.add_argument
-    add("--kernel", help="glob on <kernel>-<scheme>: 'w4a8*-*g128', '*-sp80w8a8'; default: those of the best target")
-    add("--shapes", type=argument(parse_shapes), default="4096x4096", help=f"NxK or {', '.join(SETS)}; commas between")
-    add("--m", type=argument(counts), default="1,4,16,64,256", help="rows of activations")
-    add("--dtype", type=argument(dtypes), default="bf16", help="of the activations: bf16, fp32, fp16")
-    add("--threads", type=argument(counts), default=str(torch.get_num_threads()), help="such as 1,2")
-    add("--cold", action="store_true", help="weights from memory: copies of more than 4 times the cache (the default)")
-    add("--hot", action="store_true", help="weights from the cache where they fit; with --cold: both")
-    add("--peers", default="*", help="glob on their names, or none")
-    add("--budget", type=argument(_seconds), default="10", help="seconds that a cell may time")
-    add("--preset", choices=presets.PRESETS, help="a run that says which targets are met")
-    add("--resume", type=Path, metavar="FILE", help="with --preset accuracy: what this file of results has is taken")
+    add("--kernel", help="glob on <kernel>-<scheme>: 'w4a8*-*g128', '*-sp80w8a8'; default: all of the best target")
+    add("--shapes", type=argument(parse_shapes), default="4096x4096", help=f"NxK or {', '.join(SETS)}; comma-separated")
+    add("--m", type=argument(counts), default="1,4,16,64,256", help="rows of activations; comma-separated")
+    add("--dtype", type=argument(dtypes), default="bf16", help="dtype of activations; comma-separated")
+    add("--threads", type=argument(counts), default=str(torch.get_num_threads()), help="thread counts, such as 1,2")
+    add("--cold", action="store_true", help="weights from memory: copies of over 4 times the cache size (the default)")
+    add("--hot", action="store_true", help="weights from the cache, if they fit; with --cold: both")
+    add("--peers", default="*", help="glob on the names of other libraries, or none")
+    add("--budget", type=argument(_seconds), default="10", help="seconds of timing per cell")
+    add("--preset", choices=presets.PRESETS, help="a fixed run that reports whether performance targets are met")
+    add("--resume", type=Path, metavar="FILE", help="with --preset accuracy: reuse the results in this file")
     add("--only", action="append", default=[], metavar="GLOB", help="with --preset accuracy: settings such as '50%%*'")
-    add("--model", nargs="?", const="*", metavar="GLOB", help="a whole model instead: decode, prefill and memory")
-    add("--json", action="store_true", help="one JSON object a line")
-    add("--out", type=Path, help="write the JSON lines to this file as they come")
+    add("--model", nargs="?", const="*", metavar="GLOB", help="time a whole model instead: decode, prefill and memory")
+    add("--json", action="store_true", help="print JSON lines")
+    add("--out", type=Path, help="also write the JSON lines to this file, as they come")
     main.set_defaults(run=_measure)
     forms = main.add_subparsers(metavar="report | compare | ceilings | docs")
-    report = forms.add_parser("report", help="show a file of results")
+    report = forms.add_parser("report", help="show a result file")
     report.add_argument("file", type=Path)
-    report.add_argument("--html", type=Path, help="write a page")
-    report.add_argument("--png", type=Path, help="write a plot: the roofline, or of sparse-crossover its maps")
-    report.add_argument("--markdown", action="store_true", help="only the table that a preset ends with, for a README")
+    report.add_argument("--html", type=Path, help="write an HTML page")
+    report.add_argument("--png", type=Path, help="write a plot: the roofline, or the maps of sparse-crossover")
+    report.add_argument("--markdown", action="store_true", help="print only the preset's final table, as markdown")
     report.set_defaults(run=_report)
-    diff = forms.add_parser("compare", help="what changed between two files of results")
+    diff = forms.add_parser("compare", help="compare two result files")
     diff.add_argument("before", type=Path)
     diff.add_argument("after", type=Path)
     diff.add_argument(
-        "--fail-over", type=argument(amount), metavar="PERCENT", help="exit 1 where nybble is slower by more"
+        "--fail-over", type=argument(amount), metavar="PERCENT", help="exit with 1 if nybble is slower by more"
     )
     diff.set_defaults(run=_compare)
-    limits = forms.add_parser("ceilings", help="what this machine can do at most")
+    limits = forms.add_parser("ceilings", help="the machine's peak memory bandwidth and multiply rates")
     limits.add_argument("--threads", type=argument(counts), default="1,2")
-    limits.add_argument("--remeasure", action="store_true", help="do not take them from the cache")
+    limits.add_argument("--remeasure", action="store_true", help="measure again instead of using cached values")
     limits.set_defaults(run=_show_ceilings)
     pages = forms.add_parser("docs", help="write the generated tables of README.md and docs/")
     pages.add_argument("--root", type=Path, default=Path(), help="nybble's repository (default: this folder)")
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # The reader, `head` say, has what it wanted; the interpreter must not try to flush once more.
+        # The reader, such as `head`, closed the pipe; keep the interpreter from flushing to it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (WrongKernelError, DemoUnavailable, ValueError, ImportError, OSError) as error:
@@ -118,8 +118,8 @@ def _measure(args: argparse.Namespace) -> int:
     threads = [presets.THREADS] if args.preset else args.threads
     for name in ("resume", "only"):
         if getattr(args, name) and args.preset != "accuracy":
-            raise ValueError(f"--{name} {getattr(args, name)}: goes with --preset accuracy")
-    done = load(args.resume) if args.resume else []  # before --out, which may be the same file
+            raise ValueError(f"--{name} {getattr(args, name)}: requires --preset accuracy")
+    done = load(args.resume) if args.resume else []  # read before --out, which may be the same file, is opened
     limits = _ceilings(threads)
     with sink(args.out, args.json) as put:
         put([run_line(threads, limits)])
@@ -135,7 +135,7 @@ def _texts(
     put: presets.Put,
     done: Sequence[Row],
 ) -> Iterator[str]:
-    """Runs what was asked for; yields what there is to say beside the lines of results."""
+    """Runs the requested benchmark; yields the texts to print besides the result lines."""
     if args.model:
         yield from _model(args, put)
     elif args.preset:
@@ -195,7 +195,7 @@ def _report(args: argparse.Namespace) -> int:
     conclusion = _conclusion(rows, args.markdown)
     if args.markdown:
         if not conclusion:
-            raise ValueError(f"{args.file}: is not of --preset cpu-targets, sparse-targets or sparse-crossover")
+            raise ValueError(f"{args.file}: must be from --preset cpu-targets, sparse-targets or sparse-crossover")
         print(conclusion)
         return 0
     from .report import report
@@ -210,7 +210,7 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _conclusion(rows: Sequence[Row], markdown: bool) -> str:
-    """The table that the preset which a file is of ends with; "" where it is of none."""
+    """The final table of the preset that wrote a file; "" if it is from none."""
     if maps := crossover.maps(rows):
         return crossover.table(maps)
     results = [row for row in rows if row["kind"] == "result"]
@@ -223,7 +223,7 @@ def _conclusion(rows: Sequence[Row], markdown: bool) -> str:
 def _compare(args: argparse.Namespace) -> int:
     found = compare.changes(load(args.before), load(args.after))
     if not found:
-        raise ValueError(f"{args.before} and {args.after}: have no result in common")
+        raise ValueError(f"{args.before}, {args.after}: no results in common")
     print(compare.text(found))
     slow = compare.too_slow(found, args.fail_over) if args.fail_over is not None else []
     if slow:

@@ -1,4 +1,4 @@
-"""``--preset accuracy``: what methods lose and win back on the language model, and the bars that they are held to."""
+"""``--preset accuracy``: perplexity loss of each method on the demo's language model, against its targets (bars)."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from .accuracy_more import more
 from .figures import Figure
 from .results import Row
 
-CALIBRATION, DISTILLING, JUDGED = 64, 1024, 128  # sequences
+CALIBRATION, DISTILLING, JUDGED = 64, 1024, 128  # numbers of sequences
 
 
 def _asked(only: Sequence[str]) -> tuple[list[Method], list[Callable[[Language], Iterator[Figure]]]]:
-    """Methods and other figures whose setting or name is like one of ``only``, all of them where that is empty.
+    """Methods and other figures whose setting or name matches a glob of ``only``; all if it is empty.
 
     Raises:
-        ValueError: one of ``only`` is like none.
+        ValueError: a glob matches nothing.
     """
     names = [*dict.fromkeys(method.setting for method in METHODS), *(run.__name__ for run in more)]
     for glob in only:
         if not any(fnmatchcase(name, glob) for name in names):
-            raise ValueError(f"--only {glob}: like none of {'; '.join(names)}")
+            raise ValueError(f"--only {glob}: matches none of {'; '.join(names)}")
     taken = {name for name in names if not only or any(fnmatchcase(name, glob) for glob in only)}
     return [one for one in METHODS if one.setting in taken], [run for run in more if run.__name__ in taken]
 
 
 def steps(only: Sequence[str]) -> int:
-    """How often a run advances."""
+    """Number of progress steps of a run."""
     methods, others = _asked(only)
     return sum(len(method.seeds) * len(method.names) for method in methods) + len(others)
 
 
 @dataclass(frozen=True)
 class Loss:
-    """ln(perplexity / that of the dense model), once for each seed of the calibration data, or once."""
+    """ln(perplexity / perplexity of the dense model), one value per seed of the calibration data."""
 
     setting: str
     name: str
@@ -56,7 +56,7 @@ class Loss:
 
     @property
     def spread(self) -> float:
-        """The largest less the smallest."""
+        """Largest minus smallest value."""
         return max(self.nats) - min(self.nats)
 
 
@@ -72,7 +72,7 @@ class Judge:
         return math.log(evaluate(model, None, self._data, "perplexity")["perplexity"])
 
     def losses(self, method: Method, seed: int) -> Iterator[float]:
-        """Of what a method makes of a copy of the model with data of a seed, and then of that recovered, if it is to be."""
+        """The loss of a copy of the model after a method, with calibration data of a seed; then after recovery, if any."""
         model = copy.deepcopy(self.language.model)
         method.make(model, self.language.calibrating(CALIBRATION, seed))
         yield self._nats(model) - self.dense
@@ -85,7 +85,7 @@ Known = Mapping[tuple[str, str, int], float]  # setting, name, seed -> nats
 
 
 def known(lines: Iterable[Row]) -> Known:
-    """The losses that lines of results hold."""
+    """The losses in result lines."""
     found = (line for line in lines if line["kind"] == "accuracy")
     return {(line["setting"], line["name"], line["seed"]): line["nats"] for line in found}
 
@@ -96,7 +96,7 @@ def accuracy(
     done: Iterable[Row] = (),
     only: Sequence[str] = (),
 ) -> Iterator[str]:
-    """Run what ``only`` names but the losses that are ``done``; yields the table of losses, then each bar."""
+    """Runs the methods selected by ``only``, except for losses in ``done``; yields the table of losses, then each bar."""
     methods, others = _asked(only)
     judge, before = Judge(load()), known(done)
     losses = []
@@ -124,7 +124,7 @@ def accuracy(
 
 
 def figures(losses: Sequence[Loss]) -> Iterator[Figure]:
-    """Each bar of the settings that there are, with the mean over the seeds."""
+    """The bars of all measured settings, with the mean over the seeds."""
     means = {(loss.setting, loss.name): loss.mean for loss in losses}
     for bar in (one for one in BARS if any(loss.setting == one.setting for loss in losses)):
         value = _value(bar, means)
@@ -141,7 +141,7 @@ def _value(bar: Bar, means: Mapping[tuple[str, str], float]) -> float:
 
 
 def table(losses: Sequence[Loss]) -> str:
-    """Losses of all methods; R is over the first of the setting."""
+    """The losses of all methods. R: loss over that of the setting's first method."""
     losses = sorted(losses, key=lambda loss: [one.setting for one in losses].index(loss.setting))
     first = {loss.setting: loss.mean for loss in reversed(losses)}
     rows = [

@@ -1,4 +1,4 @@
-"""What ``--preset accuracy`` does to the language model: settings, methods and bars as data."""
+"""Settings, methods and targets (bars) of ``--preset accuracy``, as data."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ..passes.sparsify import sparsify
 from .accuracy_outliers import plant
 from .accuracy_simulated import simulate
 
-SEEDS = (0, 1, 2)  # of the calibration data
+SEEDS = (0, 1, 2)  # seeds of the calibration data
 Make = Callable[[nn.Module, Sequence[Tensor]], object]
 
 
 @dataclass(frozen=True)
 class Method:
-    """One way to a setting; seeded: whether it looks at calibration data; recovered: distilled afterwards, too."""
+    """A method applied in a setting. seeded: uses calibration data. recovered: also measured after distillation."""
 
     setting: str
     name: str
@@ -31,20 +31,20 @@ class Method:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Those with which it comes to other ends."""
+        """The seeds that give different results."""
         return SEEDS if self.seeded or self.recovered else SEEDS[:1]
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of what it makes: one model, or that and the same recovered."""
+        """Names of its results: one model, or that and the recovered model."""
         return (self.name, f"{self.name} + recover") if self.recovered else (self.name,)
 
 
 @dataclass(frozen=True)
 class Bar:
-    """What a method of a setting may lose: at most ``bound`` of what the ``over`` method does, or nats where that is None.
+    """The largest acceptable loss of a method: ``bound`` times that of the ``over`` method, or in nats if it is None.
 
-    name "best": the best of the setting's methods.
+    name "best": the best method of the setting.
     """
 
     setting: str
@@ -55,9 +55,9 @@ class Bar:
 
 W4, W4_CHANNEL, W3, W8A8 = "w4a16g128", "w4a16", "w3g128 (simulated)", "w8a8"
 FREE, MORE, NM = "50%", "70%", "2:4"
-OUTLIERS = (4, 16)  # of 384 channels
+OUTLIERS = (4, 16)  # channels of 384
 CANDIDATES = ("w4a16", "w4a16g32", "w4a16g64", "w8a16", "sp50w4a16g128", "sp75w4a16g128")
-PLANNED = 3  # calibration batches that a plan is chosen by
+PLANNED = 3  # calibration batches used to choose a plan
 RECOVERED = (W4, "rtn"), (FREE, "sparsegpt"), (NM, "sparsegpt")
 
 
@@ -83,7 +83,7 @@ def _pruned(pattern: str, method: str, outliers: int = 0) -> Method:
 
 
 def _planned(budget: str) -> Method:
-    """A scheme for each layer, by what GPTQ and SparseGPT make of it, in the bytes of uniform ``budget``."""
+    """A scheme per layer, chosen by its loss after GPTQ or SparseGPT, within the size of the uniform scheme ``budget``."""
 
     def make(model: nn.Module, calibration: Sequence[Tensor]) -> object:
         found = plan(
@@ -108,7 +108,7 @@ METHODS = (
     _quantized(W8A8, "rtn", False),
     _quantized(W8A8, "rtn", True, smooth=True),
     *(_pruned(pattern, method) for pattern in (FREE, MORE, NM) for method in ("magnitude", "wanda", "sparsegpt")),
-    # The model has none of the channels that Wanda is for; with some, its function the same:
+    # The model lacks outlier channels, for which Wanda was designed: add some without changing the model's function.
     *(_pruned(FREE, method, outliers) for outliers in OUTLIERS for method in ("magnitude", "wanda")),
 )
 BARS = (
@@ -116,12 +116,12 @@ BARS = (
     Bar(W4, "awq", "rtn", 0.9),
     Bar(W4, "best", "rtn", 0.75),
     Bar(W4, "plan", "rtn", 0.7),
-    Bar(W4, "plan", "gptq", 0.7),  # what the mixture does, by the methods that made it
+    Bar(W4, "plan", "gptq", 0.7),  # the gain of mixing schemes, with the same methods
     Bar(W3, "gptq", "rtn", 0.6),
     Bar(W8A8, "rtn + smooth", None, 0.02),
     Bar(FREE, "sparsegpt", "magnitude", 0.35),
     Bar(FREE, "wanda", "magnitude", 0.5),
-    # At half of the weights this model hardly notices which: where magnitude breaks it, as it does the published ones.
+    # At 50 % this model hardly depends on which weights are pruned; at 70 % magnitude pruning breaks it, as published.
     Bar(MORE, "sparsegpt", "magnitude", 0.35),
     Bar(MORE, "wanda", "magnitude", 0.5),
     Bar(NM, "sparsegpt", "magnitude", 0.5),

@@ -1,4 +1,4 @@
-"""The other figures of ``--preset accuracy``: a plan as fast as w8a8, the sentence encoder, and a monitor's cost."""
+"""Other figures of ``--preset accuracy``: a plan's speed, the sentence encoder's accuracy, the monitor's overhead."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from .figures import Figure
 FAST = "w8a8"
 CANDIDATES = ("w4a8g128", "w8a16")
 M = 16
-PLANNED = 24  # sequences
+PLANNED = 24  # sequences used to choose a plan
 SENTENCES, ROWS, SECONDS = 256, 32, 20.0
 LEAST_COSINE = {"w4a8g128": 0.99, "w8a8": 0.998}
-LEAST_NOISE = 0.01  # that two runs of one model differ by at least
+LEAST_NOISE = 0.01  # smallest assumed difference between two runs of one model
 MOST_WATCHING = 0.02
-PASSING = 1000  # calls of a small model
+PASSING = 1000  # calls of a small model per measurement
 
 
 def by_time(language: Language) -> Iterator[Figure]:
-    """A plan that is as fast as uniform w8a8, beside that, one after the other."""
+    """Speed of a plan chosen with the time budget of uniform w8a8, over uniform w8a8, timed in turns."""
     data = language.calibrating(PLANNED, seed=0)
     with torch.inference_mode():
         chosen = plan(language.model, CANDIDATES, data, budget={"ms": FAST}, m=M)
@@ -46,14 +46,14 @@ def by_time(language: Language) -> Iterator[Figure]:
         ids = language.held_out[:1, :M]
         models = {"plan": ours, "uniform": uniform, "again": copy.deepcopy(uniform)}
         times = interleaved({name: partial(model, ids) for name, model in models.items()}, SECONDS)
-    # Never slower, as far as two copies of one model can tell.
+    # Must not be slower, within the difference between two copies of one model.
     noise = max(LEAST_NOISE, abs(1 - times["again"] / times["uniform"]))
     name = f"plan at the time of {FAST}, M = {M}: its speed over uniform"
     yield Figure(name, times["uniform"] / times["plan"], "x", 1 - noise, False)
 
 
 def encoder(_: Language) -> Iterator[Figure]:
-    """Mean cosine of the sentence encoder's vectors with those of fp32."""
+    """Mean cosine similarity of the quantized sentence encoder's embeddings with the fp32 ones."""
     found = load_encoder()
     sentences = all_sentences()
     judged = found.tokenize(sentences[:SENTENCES], ROWS)
@@ -70,10 +70,10 @@ def encoder(_: Language) -> Iterator[Figure]:
 
 
 def watched(_: Language) -> Iterator[Figure]:
-    """What a monitor adds to the time of a quantized encoder that reads one sentence a call.
+    """Overhead of a monitor on a quantized encoder, one sentence per call.
 
-    To a call that it lets pass it adds two hooks of the model, whatever that is: they are timed on a small one, since
-    beside the encoder they would be lost in how much one second differs from the next.
+    A call that is not sampled costs two module hooks, whatever the model. They are timed on a small model, because
+    beside the encoder they would be lost in the noise.
     """
     found = load_encoder()
     quantize(found.model, FAST, goal="memory")
@@ -87,7 +87,7 @@ def watched(_: Language) -> Iterator[Figure]:
 
 
 def _times(model: nn.Module, calls: Sequence[Mapping[str, Any]], every: int) -> tuple[float, float]:
-    """Seconds of a call without a monitor, and with one that looks at one in ``every``."""
+    """Seconds per call without a monitor, and with one that samples one call in ``every``."""
     monitor = Monitor(model, every=every)
     monitor.calibrate(calls)
 

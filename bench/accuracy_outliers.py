@@ -1,7 +1,8 @@
-"""Channels of large inputs, as large language models have a few, put into a small one without a change of its function.
+"""Adds outlier channels, which large language models have, to a small model without changing its function.
 
-What a norm gives of a channel is multiplied, and what its readers weigh it by is divided. Sun et al. 2023 ("A simple and
-effective pruning approach for large language models") prune by weights times inputs for the sake of such channels.
+A norm's weight for a channel is multiplied, and the weights of the following layers are divided by the same factor. Sun
+et al. 2023 ("A simple and effective pruning approach for large language models", Wanda) multiply weights by input norms
+because of such channels.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from torch import nn
 
 from ..passes.rotate.llama import find
 
-FACTOR = 32.0  # a power of two: no bit of an output changes
+FACTOR = 32.0  # a power of two, so that outputs are unchanged bit for bit
 
 
 def plant(model: nn.Module, channels: int) -> None:
-    """Make outliers of the channels that the norms of the blocks let through most, the same of all norms, as Dettmers et
-    al. 2022 (LLM.int8()) found them. model: in Llama form."""
+    """Turns the channels with the largest norm weights into outliers, the same channels in all blocks, as observed by
+    Dettmers et al. 2022 (LLM.int8()). model: with the structure of Llama."""
     reads = [read for read in find(model).readers if all(layer is not model.lm_head for layer in read.layers)]
     weights = [(read, read.norm.get_parameter("weight")) for read in reads]
     with torch.no_grad():

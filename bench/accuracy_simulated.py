@@ -1,4 +1,4 @@
-"""Weights of other than 4 or 8 bits, rounded and put back as floats: what such a format would lose; no kernel has it."""
+"""Fake quantization of weights to other than 4 or 8 bits, to estimate the loss of formats without a kernel."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GROUP = 128
 
 
 class Bits(Rounder):
-    """Rounds columns (K, N) asymmetrically to a number of bits, by scales of each GROUP inputs of the weight as it was."""
+    """Rounds columns (K, N) asymmetrically to `bits` bits; scales per GROUP inputs, from the weight before GPTQ."""
 
     def __init__(self, bits: int, columns: Tensor, order: Tensor) -> None:
         self._top, self._columns, self._groups = 2**bits - 1, columns, (order // GROUP).tolist()
@@ -29,7 +29,7 @@ class Bits(Rounder):
         self._zero = (-low / self._scale).round()
 
     def round(self, i: int) -> Tensor:
-        """Row i of the columns as its codes say."""
+        """Row i of the columns, quantized and dequantized."""
         scale, zero = self._scale[self._groups[i]], self._zero[self._groups[i]]
         codes = (self._columns[i] / scale + zero).round().clamp(0, self._top)
         value: Tensor = (codes - zero) * scale
@@ -60,14 +60,15 @@ def by_gptq(weight: Tensor, hessian: Tensor, bits: int) -> Tensor:
 
 
 def simulate(model: nn.Module, bits: int, calibration: Sequence[Tensor] | None) -> None:
-    """Round the model's blocks in place: to nearest, or by GPTQ on calibration data, each block on those before it."""
+    """Rounds the weights of the model's blocks in place: to nearest, or by GPTQ on the outputs of the rounded blocks
+    before it."""
     layers = [module for module in model.model.layers.modules() if is_linear_like(module)]  # type: ignore[union-attr]
     with torch.no_grad(), eval_mode(model):
         for stage in stages(model, calibration, layers):
             inputs = {} if calibration is None else stage.inputs(hessian=True)
             for layer in stage.layers:
                 weight = layer.weight
-                assert isinstance(weight, nn.Parameter), "a dense layer's"  # noqa: S101
+                assert isinstance(weight, nn.Parameter), "the layers are dense"  # noqa: S101
                 found = inputs.get(id(layer))
                 if found is None or found.hessian is None:
                     weight.copy_(nearest(weight, bits))

@@ -1,4 +1,4 @@
-"""Whole files or none."""
+"""Atomic file writes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def write(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """A reader sees the old file or the new one, whoever else writes and whatever fails. Raises OSError."""
+    """Writes a file such that readers see either the old or the new contents, even on failure. Raises OSError."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}")
     try:
         with os.fdopen(handle, "wb") as file:

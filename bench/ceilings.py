@@ -1,4 +1,4 @@
-"""What this machine can do at most: memory read, L3 read and multiplies, by the probes of csrc/probes.def."""
+"""Peak rates (ceilings) of this machine: memory and L3 bandwidth and multiplies, by the probes of csrc/probes.def."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ..demo.table import text_table
 from .ceilings_cache import load, store
 from .machine import last_level_cache, parse_size
 
-# A ceiling is a maximum: the fastest of several short runs.
+# A ceiling is the maximum of several short runs.
 _READ_RUNS, _CACHE_RUNS, _MULTIPLY_RUNS = 4, 20, 20
-_CACHE_BYTES = 256 << 20  # read in a run from the cache, so that starting the threads does not count
+_CACHE_BYTES = 256 << 20  # bytes read from the cache per run, enough to make the thread start negligible
 _MULTIPLY_ROUNDS, _MULTIPLY_PASSES = 20_000, 20
 _LEAST_MEMORY = 1 << 30
 _PAGE = 4096
@@ -32,10 +32,10 @@ Limits = dict[str, float]
 
 
 def ceilings(threads: Sequence[int], remeasure: bool = False) -> dict[str, dict[str, Limits]]:
-    """{"threads": {"1": {...}, ...}} for each thread count, from this user's cache, or measured (seconds) and kept.
+    """{"threads": {"1": {...}, ...}} for each thread count, from the user's cache directory, or measured and stored there.
 
     The limits are dram_gbps, dram_huge_gbps (memory read without and with huge pages), l3_gbps, int8_gops,
-    bf16_gflops (widened to fp32 where the CPU has no instruction) and fp32_gflops; 10^9 bytes or operations a second.
+    bf16_gflops (fp32's if the CPU has no bf16 instruction) and fp32_gflops, in 10^9 bytes or operations per second.
     """
     known = {} if remeasure else {count: limits for count in threads if (limits := load(count, _COLUMNS)) is not None}
     fresh = {count: measure(count) for count in threads if count not in known}
@@ -45,11 +45,11 @@ def ceilings(threads: Sequence[int], remeasure: bool = False) -> dict[str, dict[
 
 
 def measure(threads: int) -> Limits:
-    """The limits with so many threads, measured now. The memory read is 1 GiB or 8 times L3, less where it is short."""
+    """Measures the limits for a number of threads. Reads 1 GiB or 8 times L3, less if memory is short."""
     l3 = last_level_cache()
     short = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
     memory = min(max(_LEAST_MEMORY, 8 * l3), short)
-    # Together half of L3, each more than its L2 holds.
+    # Half of L3 in total, but more than the L2 cache for each thread.
     cached = max(l3 // 2 // threads, 2 * _l2())
     passes = max(1, _CACHE_BYTES // (cached * threads))
     fp32 = _multiplies("fp32", threads)
@@ -82,13 +82,13 @@ def _multiplies(kind: str, threads: int) -> float:
 
 
 def _fastest(kind: str, threads: int, amount: int, **how: Any) -> float:
-    """10^9 bytes or operations a second of the fastest probe of its kind; 0 where the CPU has none."""
+    """10^9 bytes or operations per second of the fastest probe of its kind; 0 if none runs on this CPU."""
     found = (native.probe(name, threads, amount, **how) for name in _probes(kind))
     return max((work / seconds / 1e9 for seconds, work in found), default=0.0)
 
 
 def columns(found: dict[str, dict[str, Limits]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """The ceilings as a heading and a line for each thread count."""
+    """The ceilings as table headings and one row per thread count."""
     rows = [
         (count, *(f"{limits[name]:.1f}" if "gbps" in name else f"{limits[name]:.0f}" for name in _COLUMNS))
         for count, limits in found["threads"].items()
@@ -97,11 +97,11 @@ def columns(found: dict[str, dict[str, Limits]]) -> tuple[tuple[str, ...], list[
 
 
 def table(found: dict[str, dict[str, Limits]]) -> str:
-    """The same as text."""
+    """The ceilings as a text table."""
     return text_table(*columns(found), right=range(1 + len(_COLUMNS)))
 
 
 def show(threads: Sequence[int], remeasure: bool = False) -> None:
-    """What `python -m nybble.bench ceilings` prints."""
+    """Prints the output of `python -m nybble.bench ceilings`."""
     print(native.cpu()[0])
     print(table(ceilings(threads, remeasure)))

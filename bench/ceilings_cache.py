@@ -1,6 +1,6 @@
-"""Keeps measured ceilings between runs: one JSON file for a thread count of this CPU, in the user's cache directory.
+"""Caches measured ceilings: one JSON file per CPU and thread count, in the user's cache directory.
 
-A file that is not whole, or of another machine, version or schema, is as good as none.
+A file that is damaged, or from another machine, version or schema, is ignored.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 from .. import __version__, native
 from . import atomic
 
-SCHEMA = 1  # raised when the meaning of a limit changes
-_MOST = 1e9  # 10^18 a second: no machine
+SCHEMA = 1  # increased when the meaning of a limit changes
+_MOST = 1e9  # upper bound of a plausible rate, 10^18 per second
 
 
 def directory() -> Path:
-    """XDG_CACHE_HOME, if it is absolute, or ~/.cache; then nybble."""
+    """The folder nybble in XDG_CACHE_HOME, if that is absolute, else in ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()) / "nybble"
 
@@ -32,13 +32,13 @@ def _key(threads: int) -> dict[str, Any]:
 
 
 def path_of(threads: int) -> Path:
-    """Where the ceilings of this machine with so many threads lie."""
+    """The file with the ceilings of this machine for a number of threads."""
     text = json.dumps(_key(threads), sort_keys=True)
     return directory() / f"ceilings-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
 
 def load(threads: int, names: Collection[str]) -> dict[str, float] | None:
-    """What was kept, or None: exactly the limits of these names, all positive numbers."""
+    """The cached limits; None unless the file has exactly these names, with positive numbers."""
     try:
         found = json.loads(path_of(threads).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -56,11 +56,11 @@ def _is_rate(value: object) -> bool:
 
 
 def store(found: Mapping[int, Mapping[str, float]]) -> None:
-    """Keeps the limits of each thread count; warns, once, where the directory cannot be written."""
+    """Stores the limits of each thread count; warns if the directory cannot be written."""
     try:
         directory().mkdir(mode=0o700, parents=True, exist_ok=True)
         for threads, limits in found.items():
             text = json.dumps({"key": _key(threads), "limits": limits}, indent=1)
             atomic.write(path_of(threads), text.encode())
     except OSError as error:
-        warnings.warn(f"the ceilings of this machine are not kept: {error}", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"cannot cache the ceilings of this machine: {error}", RuntimeWarning, stacklevel=2)

@@ -1,4 +1,4 @@
-"""``compare A B``: what changed between two files of results."""
+"""``compare A B``: compares two result files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _KEY = ("contestant", "scheme", "dtype", "m", "n", "k", "threads", "cache")
 
 @dataclass(frozen=True)
 class Change:
-    """One contestant in one cell of both files. ratio: time after over time before."""
+    """One entrant in one cell of both files. ratio: time after over time before."""
 
     key: tuple[Any, ...]
     before: Row
@@ -27,7 +27,7 @@ class Change:
 
     @property
     def real(self) -> bool:
-        """Whether it exceeds both A/A spreads, and each median lies outside the other's deciles."""
+        """Whether it is significant: above both A/A spreads, and each median outside the other's p10 to p90."""
         spread = max(self.before["spread"], self.after["spread"])
         apart = max(self.ratio, 1 / self.ratio) > 1 + spread
         pairs = ((self.before, self.after), (self.after, self.before))
@@ -39,7 +39,7 @@ class Change:
 
 
 def changes(before: Iterable[Row], after: Iterable[Row]) -> list[Change]:
-    """The results that both have, in the order of the first."""
+    """The results in both files, in the order of the first."""
     later = {_key(row): row for row in after if row["kind"] == "result"}
     return [Change(_key(row), row, later[_key(row)]) for row in before if _key(row) in later]
 
@@ -49,14 +49,14 @@ def _key(row: Row) -> tuple[Any, ...]:
 
 
 def too_slow(found: Sequence[Change], percent: float) -> list[Change]:
-    """nybble's results that are slower by more than `percent`, beyond the noise. Peers may do as they like."""
+    """Results of nybble that are significantly slower, by more than `percent`. Other libraries are ignored."""
     return [
         change for change in found if not change.before["peer"] and change.real and change.ratio > 1 + percent / 100
     ]
 
 
 def text(found: Sequence[Change]) -> str:
-    """A table with one line a change."""
+    """A table with one line per change."""
     headers = ("contestant", "scheme", "dtype", "m", "n x k", "threads", "cache", "us before", "after", "ratio", "")
     lines = []
     for change in found:

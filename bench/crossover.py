@@ -1,5 +1,4 @@
-"""``--preset sparse-crossover``: what is raced, and what the results say: where sparse weights win, and from how many
-zeros on they pay."""
+"""``--preset sparse-crossover``: from which sparsity on sparse kernels are faster than dense ones."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ Row = Mapping[str, Any]
 
 MS = (1, 4, 16, 64, 256, 512)
 INT8, INT4 = "w8a8", "w4a8g128"
-# The kinds of weight that are raced together, with the dense kernels and torch bf16.
+# The kinds of weight that are timed together, with the dense kernels and torch bf16.
 SERIES = {
     "unstructured int8": tuple(f"sp{percent}w8a8" for percent in (30, 40, 50, 60, 70, 80, 90, 95, 98)),
     "n:128 int8": tuple(f"sp{n}of128w8a8" for n in (64, 48, 32, 16, 8, 4)),
@@ -24,15 +23,15 @@ SERIES = {
     "blocks of 32x32 int8": tuple(f"bs32x32w8a8:{percent}%" for percent in (30, 50, 75, 90, 95, 98)),
     "unstructured int4": tuple(f"sp{percent}w4a8g128" for percent in (30, 50, 70, 80, 90, 98)),
 }
-# Who can win, and how a reader knows them.
+# Dense alternatives: scheme or peer -> label.
 SPARSE = "sparse"
 RIVALS = {INT8: "dense int8", INT4: "dense int4", BF16: BF16}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One kind of weight at one M. us: its time; others: that of the dense contestants of the same race, by RIVALS, and
-    of the other kernels on the same weight, by name."""
+    """One kind of weight at one M. us: time of the sparse kernel. others: times of the dense alternatives, by key of
+    RIVALS, and of other kernels for the same weight, by name."""
 
     us: float
     others: Mapping[str, float]
@@ -45,13 +44,13 @@ class Cell:
         return min(times, key=times.__getitem__)
 
     def over(self, other: str) -> float | None:
-        """How many times as fast as another; None where that did not run."""
+        """Speed over another one's; None if that did not run."""
         return self.others[other] / self.us if other in self.others else None
 
 
 @dataclass(frozen=True)
 class Map:
-    """A kernel on a series of weights of a shape (n, k). cells: by share of zeros and M."""
+    """Results of a kernel on a series of weights of shape (n, k). cells: by share of zeros and M."""
 
     series: str
     contestant: str
@@ -72,7 +71,8 @@ class Map:
         return tuple(sorted({m for _, m in self.cells}))
 
     def pays(self, m: int, over: str) -> str:
-        """From which share of zeros on it beats another at M = m, as text: measured down to the first, "<=", or not."""
+        """The share of zeros from which it is faster than another at M = m, as text: "60%"; "<= 30%" if the lowest share
+        measured is already faster; "-" if none is."""
         cells = ((zeros, self.cells[zeros, m].over(over)) for zeros in self.zeros if (zeros, m) in self.cells)
         points = [(zeros, speed) for zeros, speed in cells if speed is not None]
         found = pays_from(points)
@@ -82,10 +82,10 @@ class Map:
 
 
 def pays_from(points: Sequence[tuple[float, float]]) -> float | None:
-    """The least share of zeros from which on it is faster.
+    """The lowest share of zeros from which on all points are faster.
 
-    points: (share of zeros, speed over the other), ascending. Between the last point that loses and the next, the
-    logarithm of the speed is interpolated. The first share where all points win; None where the last one loses.
+    points: (share of zeros, speed over the other), ascending. Interpolates the logarithm of the speed between the last
+    slower point and the next one. The first share if all points are faster; None if the last one is slower.
     """
     lost = [i for i, (_, speed) in enumerate(points) if speed < 1]
     if not points or (lost and lost[-1] == len(points) - 1):
@@ -97,7 +97,7 @@ def pays_from(points: Sequence[tuple[float, float]]) -> float | None:
 
 
 def maps(rows: Sequence[Row]) -> list[Map]:
-    """A map of each shape, series and kernel among the results of the preset, in their order."""
+    """One map per shape, series and kernel in the results of the preset, in their order."""
     races: dict[tuple[str, int, int], list[Row]] = {}
     for row in rows:
         if row["kind"] == "result" and "series" in row:
@@ -124,7 +124,7 @@ def _zeros(row: Row) -> float:
 
 
 def table(found: Sequence[Map]) -> str:
-    """From which share of zeros on each kernel pays, for each M, in markdown."""
+    """A markdown table of the share of zeros from which each kernel is faster, for each M."""
     ms = sorted({m for one in found for m in one.ms})
     lines = [
         (one.title, RIVALS.get(over, over), *(one.pays(m, over) for m in ms)) for one in found for over in _overs(one)
@@ -132,14 +132,14 @@ def table(found: Sequence[Map]) -> str:
     headers = ("weights, kernel, shape", "faster than", *(f"M={m}" for m in ms))
     drawn = "\n".join(f"| {' | '.join(line)} |" for line in (headers, ("---",) * len(headers), *lines))
     legend = (
-        "Share of zeros from which on it is faster, interpolated; <=: already at the least that was measured; "
-        "-: not even at the most."
+        "Share of zeros from which the sparse kernel is faster, interpolated. <=: already faster at the lowest share "
+        "measured; -: slower even at the highest."
     )
     return f"{legend}\n\n{drawn}"
 
 
 def _overs(one: Map) -> tuple[str, ...]:
-    """What a kernel is held against: dense int8, the dense kernel of its own width, and other layouts."""
+    """The alternatives to compare with: dense int8, the dense kernel of the same width, and other sparse layouts."""
     others = dict.fromkeys(name for cell in one.cells.values() for name in cell.others)
     own = (INT4,) if "int4" in one.series else ()
     return (INT8, *own, *(name for name in others if name not in RIVALS and name < one.contestant))

@@ -1,4 +1,4 @@
-"""Crossover maps for the page: a table each, who wins by colour."""
+"""Crossover maps as HTML tables, coloured by the fastest kernel."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from .crossover_plot import COLOURS, INK
 
 
 def crossover_parts(maps: Sequence[Map]) -> Iterator[str]:
-    """The section's lines; none without a map."""
+    """The lines of the section; empty without maps."""
     if not maps:
         return
-    yield "<h2>Where sparse weights win</h2>"
+    yield "<h2>Where sparse weights are fastest</h2>"
     chips = " ".join(f"<span {_paint(who)}>&nbsp;{escape(RIVALS.get(who, who))}&nbsp;</span>" for who in COLOURS)
-    yield f"<p>The fastest: {chips}. The number is the sparse kernel's speed over dense int8; point at it for times.</p>"
+    yield f"<p>The fastest: {chips}. The number is the sparse kernel's speed over dense int8; hover for times.</p>"
     for found in maps:
         heading = "".join(f"<th>{100 * zeros:.4g} %</th>" for zeros in found.zeros)
         yield f'<h3>{escape(found.title)}</h3><div class="scroll"><table><tr><th>zeros</th>{heading}</tr>'

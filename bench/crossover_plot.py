@@ -1,4 +1,4 @@
-"""Crossover maps as a picture: who wins by colour, the sparse kernel's speed over dense int8 as text."""
+"""Crossover maps as a plot, coloured by the fastest kernel; the text is the sparse kernel's speed over dense int8."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _COLUMNS = 2
 
 
 def crossover_png(maps: Sequence[Map], heading: str) -> bytes:
-    """A PNG with a panel a map: zeros to the right, M upwards.
+    """A PNG with one panel per map: share of zeros on the x axis, M on the y axis.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -32,8 +32,8 @@ def crossover_png(maps: Sequence[Map], heading: str) -> bytes:
         _panel(axis, found)
     for axis in axes[len(maps) :]:
         axis.set_axis_off()
-    figure.suptitle(f"{heading}: text is the speed over dense int8", color=INK, x=0.01, ha="left", fontsize=10)
-    legend = [Patch(color=colour, label=f"{RIVALS.get(who, who)} wins") for who, colour in COLOURS.items()]
+    figure.suptitle(f"{heading}: numbers are speed over dense int8", color=INK, x=0.01, ha="left", fontsize=10)
+    legend = [Patch(color=colour, label=f"{RIVALS.get(who, who)} fastest") for who, colour in COLOURS.items()]
     figure.legend(handles=legend, loc="outside lower center", ncols=len(legend), frameon=False, fontsize=9)
     out = io.BytesIO()
     figure.savefig(out, format="png")

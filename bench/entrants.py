@@ -1,4 +1,4 @@
-"""What is timed: nybble's kernels and layers, and the peers, all behind one face."""
+"""Entrants: nybble's kernels and layers, and layers of other libraries (peers), with a common interface for timing."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ from .peers.peer import OPENMP, Peer
 from .timing import Call
 from .weights import WeightKind
 
-# Relative Frobenius error against the dense product, by weight bits, above which a peer computes something else.
-# Normal weights rounded to 4 bits in groups of 128 come to 0.12, with one scale a channel to 0.16.
+# Largest accepted relative Frobenius error of a peer against the dense product, by weight bits. Normal weights rounded to
+# 4 bits in groups of 128 have 0.12, with one scale per channel 0.16.
 SANE = {32: 1e-4, 16: 0.01, 8: 0.03, 4: 0.2}
-# Total size of the copies of a weight, in sizes of the last level of cache, above which it is cold.
+# Weights are cold if their copies together exceed this many times the last-level cache.
 COLD_CACHES = 4
-# More copies of a peer's layer, each perhaps a session of its own, take too long to build.
+# Limit of the copies of a peer's layer: more take too long to build.
 MAX_PEER_COPIES = 256
 
-# outputs (rows, N) of the first rows that it knows -> what is wrong with them, or None
+# Checks outputs (rows, N) of the first rows of an input: returns what is wrong, or None.
 Judge = Callable[[Tensor], "str | None"]
 
 
 class WrongKernelError(RuntimeError):
-    """A kernel's output is outside its error bound: it is not timed."""
+    """A kernel's output exceeds its error bound; it is not timed."""
 
 
 class NotHereError(RuntimeError):
-    """A peer cannot run this shape, or computes something else; the message says why."""
+    """A peer cannot run here or with this shape; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """Where the entrants meet: a dense weight (N, K), float32, the dtype of the activations, and how many bytes the
-    copies of a weight must come to (0: one copy)."""
+    """The problem that all entrants solve: a dense float32 weight (N, K) and the dtype of the activations. copied_bytes:
+    total size of the copies of a weight (0: one copy)."""
 
     weight: Tensor
     dtype: torch.dtype
@@ -62,20 +62,20 @@ class Site:
         return self.weight.shape[1]
 
     def copies(self, weight_bytes: int) -> int:
-        """The least number of copies that together exceed copied_bytes."""
+        """The smallest number of copies whose total size exceeds copied_bytes."""
         return self.copied_bytes // weight_bytes + 1
 
 
 @dataclass(frozen=True)
 class Entrant:
-    """A contestant on a site.
+    """A kernel or layer ready to be timed.
 
-    bind: from activations (M, K) in `dtype` to one call for each copy of the weight; a call returns y (M, N).
-    judge: from the rows drawn from the activations to the check of their outputs.
-    multiply: what the products are computed in: "int8", "bf16" or "fp32".
-    pool: whose threads it runs on.
-    pattern: which weights it leaves out; None: none. kept: the share that it multiplies.
-    dense: the scheme of the same numbers with all weights stored, where it leaves some out.
+    bind: takes activations (M, K) in `dtype`; returns one call per copy of the weight, each returning y (M, N).
+    judge: takes some rows of the activations; returns the check of their outputs.
+    multiply: type of the multiply: "int8", "bf16" or "fp32".
+    pool: the thread pool it uses.
+    pattern: sparsity pattern; None: dense. kept: share of nonzero weights.
+    dense: for a sparse scheme, the same scheme without sparsity.
     """
 
     name: str
@@ -97,7 +97,7 @@ class Entrant:
 
 
 class Maker(Protocol):
-    """Makes an entrant for a site; raises NotHereError for a reason not to."""
+    """Builds an entrant for a site; raises NotHereError if it cannot run."""
 
     @property
     def name(self) -> str: ...
@@ -107,7 +107,7 @@ class Maker(Protocol):
 
 @dataclass(frozen=True)
 class KernelMaker:
-    """One kernel of the registry, called straight: its weight has codes over their whole range."""
+    """One kernel of the registry, called directly, with a random weight that uses the whole code range."""
 
     spec: KernelSpec
     kind: WeightKind
@@ -145,7 +145,7 @@ class KernelMaker:
 
 @dataclass(frozen=True)
 class LayerMaker:
-    """nybble.nn.Linear as a user has it: the kernel that dispatch selects, module call and output tensor included."""
+    """nybble.nn.Linear as users call it: with dispatch, module call and allocation of the output."""
 
     scheme: Scheme
 
@@ -170,8 +170,8 @@ class LayerMaker:
 
 @dataclass(frozen=True)
 class PeerMaker:
-    """A peer, with activations in a dtype that it takes as they are. kind: of a sparse weight, the same as that of
-    nybble's kernels; None: the weight of the site."""
+    """A peer, with activations in a dtype that it supports without conversion. kind: the kind of sparse weight, the same
+    weight as nybble's kernels get; None: the dense weight of the site."""
 
     peer: Peer
     kind: WeightKind | None = None
@@ -193,7 +193,9 @@ class PeerMaker:
         weight_bytes = peer.weight_bytes(site.weight)
         copies = site.copies(weight_bytes)
         if reason is None and copies > MAX_PEER_COPIES:
-            reason = f"{site.n}x{site.k} is too small to be cold: it takes {copies} copies; use --hot"
+            reason = (
+                f"{site.n}x{site.k} needs {copies} copies to exceed the cache, more than {MAX_PEER_COPIES}; use --hot"
+            )
         if reason is not None:
             raise NotHereError(reason)
         try:
@@ -217,11 +219,11 @@ class PeerMaker:
 
 
 def kernel_makers(pattern: str | None) -> list[KernelMaker]:
-    """Compiled kernels that run here and whose <kernel>-<scheme> matches the glob, with each of the schemes that the
-    tests have, and with the one that ends the glob; those of the best target where there is no glob.
+    """Compiled kernels that run here and whose <kernel>-<scheme> matches the glob; without one, all of the best target.
+    Schemes are those that the tests use, and the one written after the last dash of the glob.
 
     Raises:
-        ValueError: the glob matches nothing that runs here.
+        ValueError: no kernel that runs here matches.
     """
     pattern = pattern or f"*_{targets.detect().targets[-1]}-*"
     found = [
@@ -237,7 +239,7 @@ def kernel_makers(pattern: str | None) -> list[KernelMaker]:
 
 
 def _named(pattern: str) -> list[WeightKind]:
-    """The kind of weight after the last dash of a glob, where one is written out there."""
+    """The kind of weight after the last dash of a glob, if that is not a pattern."""
     try:
         return [WeightKind.parse(pattern.rpartition("-")[2])]
     except ValueError:
@@ -245,26 +247,26 @@ def _named(pattern: str) -> list[WeightKind]:
 
 
 def _usable(spec: KernelSpec, scheme: Scheme) -> bool:
-    # Packed for it, so that a layout can be measured where another is preferred.
+    # With the kernel's own layout, so that a kernel can be timed even if dispatch prefers another layout.
     return spec.why_not(Problem(scheme, m=1, n=1, k=1, layout=spec.layout)) is None
 
 
 def chosen(text: str, dtype: torch.dtype) -> KernelMaker:
-    """The kernel that dispatch selects for a kind of weight, see WeightKind.parse."""
+    """The kernel that dispatch selects for a kind of weight (see WeightKind.parse)."""
     kind = WeightKind.parse(text)
     layout = selection.layout_for(kind.scheme, 1, 1, "cpu")
     return KernelMaker(selection.select(Problem(kind.scheme, m=1, n=1, k=1, dtype=dtype, layout=layout)), kind)
 
 
 def each_layout(text: str) -> list[KernelMaker]:
-    """The fastest kernel of each layout that a kind of weight can be packed in, see WeightKind.parse."""
+    """The preferred kernel of each layout for a kind of weight (see WeightKind.parse)."""
     kind = WeightKind.parse(text)
     found = {spec.layout: spec for spec in specs() if spec.target != "torch" and _usable(spec, kind.scheme)}
     return [KernelMaker(spec, kind) for spec in found.values()]
 
 
 def peer_makers(rivals: Sequence[Peer], kinds: Sequence[WeightKind]) -> list[PeerMaker]:
-    """Each dense peer once, and each sparse one with every pattern among the kinds that it is for."""
+    """Each dense peer once, and each sparse peer with every pattern of the kinds that it supports."""
     patterns = {str(kind.pattern): kind for kind in kinds if kind.pattern}
     found = []
     for peer in rivals:
@@ -301,7 +303,7 @@ def _oracle(quantized: QuantizedWeight, scheme: Scheme, x: Tensor) -> Judge:
 
     def judge(y: Tensor) -> str | None:
         error = (y.double() - expected[: len(y)]).abs()
-        # NaN compares false, so a kernel that left an output out is caught too.
+        # NaN compares false, so outputs that a kernel did not write fail too.
         return None if bool((error <= bound[: len(y)]).all()) else f"off by {error.max():.3g}"
 
     return judge

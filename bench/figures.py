@@ -1,4 +1,4 @@
-"""The other figures that the targets name: overhead, odd shapes, groups, zero points, threads."""
+"""Further figures of ``--preset cpu-targets``: call overhead, odd shapes, group sizes, zero points, thread scaling."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from .timing import Runner, in_turns
 
 SCHEMES = ("w4a8g128", "w4a16g128", "w8a8", "w8a16")
 SMALL, LARGE = (64, 64), (4096, 4096)
-# (odd shape, its round neighbour, M), all of more than 10^7 products
+# (odd shape, similar round shape, M), all with more than 10^7 multiply-adds
 ODD = (
     ((4095, 4097), LARGE, 1),
     ((4095, 4097), LARGE, 256),
     ((33, 4096), (32, 4096), 256),
     ((4096, 70), (4096, 64), 256),
 )
-# Of a whole model: quantity, least value, and least ratio to torch bf16.
+# For a whole model: quantity -> smallest value, and smallest ratio to torch bf16.
 MODEL = "nybble w4a8g128"
 MODEL_BASELINE = "torch bf16"
 MODEL_LEAST = {"decode_tokens_s": (60.0, 4.0), "prefill_tokens_s": (1000.0, 2.0)}
@@ -35,7 +35,7 @@ MOST_OVERHEAD_US, MOST_ODD, MOST_GROUPS, MOST_ASYMMETRIC, LEAST_SCALING = 5.0, 1
 
 @dataclass(frozen=True)
 class Figure:
-    """One number and its bound. Ratios are of times."""
+    """A measured value and its bound. Ratios are ratios of times."""
 
     name: str
     value: float
@@ -48,12 +48,12 @@ class Figure:
         return self.value <= self.bound if self.at_most else self.value >= self.bound
 
     def line(self) -> dict[str, Any]:
-        """As a line of results."""
+        """The figure as a result line."""
         return {"kind": "figure", **asdict(self), "met": self.met}
 
     @classmethod
     def of(cls, line: Mapping[str, Any]) -> Figure:
-        """The figure of a line of results."""
+        """The figure from a result line."""
         return cls(**{field.name: line[field.name] for field in fields(cls)})
 
     def __str__(self) -> str:
@@ -65,10 +65,10 @@ Case = tuple[str, Shape]
 
 
 def duel(cases: Sequence[Case], m: int, dtype: torch.dtype, cache: str, budget_s: float) -> list[float]:
-    """Median seconds of a layer of each (scheme, shape), in one race, once each has been checked.
+    """Median seconds of a layer for each (scheme, shape), timed in turns, after checking each.
 
     Raises:
-        WrongKernelError: one of them disagrees with the oracle.
+        WrongKernelError: an output differs from the reference by more than its error bound.
     """
     copied = COLD_CACHES * last_level_cache() if cache == "cold" else 0
     with torch.inference_mode():
@@ -88,7 +88,7 @@ def _checked(case: Case, m: int, dtype: torch.dtype, copied: int) -> Any:
 
 
 def overhead(budget_s: float) -> Iterator[Figure]:
-    """A module call on one token of a layer so small that all of it is overhead."""
+    """Time of a module call on one token with a layer so small that the time is all overhead."""
     for dtype in (torch.float32, torch.bfloat16):
         seconds = duel([(scheme, SMALL) for scheme in SCHEMES], 1, dtype, "hot", budget_s)
         for scheme, value in zip(SCHEMES, seconds, strict=True):
@@ -96,7 +96,7 @@ def overhead(budget_s: float) -> Iterator[Figure]:
 
 
 def odd(budget_s: float) -> Iterator[Figure]:
-    """Time per operation of odd shapes over that of their round neighbours, weights in the cache."""
+    """Time per operation of odd shapes over that of similar round shapes, with weights in the cache."""
     for shape, neighbour, m in ODD:
         cases = [(scheme, size) for scheme in SCHEMES for size in (shape, neighbour)]
         seconds = duel(cases, m, torch.bfloat16, "hot", budget_s)
@@ -108,7 +108,7 @@ def odd(budget_s: float) -> Iterator[Figure]:
 
 
 def groups(budget_s: float) -> Iterator[Figure]:
-    """The slowest group size over the fastest, and zero points over none, cold."""
+    """Time of the slowest group size over the fastest, and of asymmetric over symmetric, with cold weights."""
     for family in ("w4a8", "w4a16"):
         sizes = [family, *(f"{family}g{size}" for size in numbers_of(family)[0].group_sizes)]
         schemes = [*sizes, f"{family}g128asym"]
@@ -124,7 +124,7 @@ def groups(budget_s: float) -> Iterator[Figure]:
 
 
 def scaling(budget_s: float) -> Iterator[Figure]:
-    """One thread over two, M=256, cold."""
+    """Time with one thread over two, M=256, with cold weights."""
     before = torch.get_num_threads()
     times = {}
     try:
@@ -138,7 +138,7 @@ def scaling(budget_s: float) -> Iterator[Figure]:
 
 
 def model(rows: Sequence[Mapping[str, Any]]) -> Iterator[Figure]:
-    """What the lines of ``--model`` say of the targets, where the contestants that they name ran."""
+    """The figures for results of ``--model``, if the models that they name ran."""
     by_name = {row["contestant"]: row for row in rows}
     for quantity, (least, ratio) in MODEL_LEAST.items():
         if MODEL in by_name:

@@ -1,4 +1,4 @@
-"""The targets of ``--preset cpu-targets`` as data, and whether results meet them."""
+"""The performance targets of ``--preset cpu-targets`` as data, and their evaluation."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Row = Mapping[str, Any]
 MS = (1, 4, 16, 64, 256)
 PEER, BF16, DENSE = "best peer of its width", "torch bf16", "nybble's dense kernel"
 LEGEND = (
-    "speed over the baseline: geometric mean of the shapes (worst shape) / target; met when the worst shape reaches it; "
-    "* over torch bf16, else over the best peer of the same weight width"
+    "speed over the baseline: geometric mean of the shapes (worst shape) / target; met if the worst shape reaches it; "
+    "*: over torch bf16, else over the best peer of the same weight width"
 )
 STAR = "\\*"
 _KEYS = {PEER: "vs_peer", BF16: "vs_bf16", DENSE: "vs_dense"}
@@ -24,7 +24,7 @@ _KEYS = {PEER: "vs_peer", BF16: "vs_bf16", DENSE: "vs_dense"}
 
 @dataclass(frozen=True)
 class Target:
-    """At M = m, `scheme` is to be at least `ratio` times as fast as the baseline on every shape."""
+    """At M = m, `scheme` must be at least `ratio` times as fast as the baseline on every shape."""
 
     scheme: str
     m: int
@@ -34,7 +34,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Limit:
-    """At M = m, `scheme` is to keep a figure of its own on every shape: at least, or at most, `bound`."""
+    """At M = m, the figure `name` of `scheme` must be at least, or at most, `bound` on every shape."""
 
     scheme: str
     m: int
@@ -44,7 +44,7 @@ class Limit:
 
 
 def _row(scheme: str, *ratios: float, dense_from: int = 5) -> tuple[Target, ...]:
-    """A line of the table; from column `dense_from` on the baseline is torch bf16."""
+    """One line of the table; from column `dense_from` on, the baseline is torch bf16."""
     return tuple(
         Target(scheme, m, BF16 if column >= dense_from else PEER, ratio)
         for column, (m, ratio) in enumerate(zip(MS, ratios, strict=True))
@@ -68,9 +68,9 @@ _FIGURES: dict[str, Callable[[Row], float | None]] = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """A target and what was reached: the geometric mean over the shapes, the worst shape, and its rival there.
+    """A target and the result: geometric mean over the shapes, value and name of the worst shape, baseline there.
 
-    met: the worst shape reaches it; None where nothing was measured against the baseline.
+    met: whether the worst shape reaches the target; None if the baseline was not measured.
     """
 
     goal: Target | Limit
@@ -88,7 +88,7 @@ class Verdict:
         return self.worst >= self.goal.ratio
 
     def line(self) -> dict[str, Any]:
-        """As a line of results."""
+        """The verdict as a result line."""
         goal = asdict(self.goal)
         reached = {"mean": self.mean, "worst": self.worst, "worst_shape": self.worst_shape, "rival": self.rival}
         return {"kind": "target", **goal, **reached, "met": self.met}
@@ -100,7 +100,7 @@ def word(met: bool | None) -> str:
 
 
 def judge(goal: Target | Limit, rows: Iterable[Row]) -> Verdict:
-    """The verdict on a target from the results of its scheme, one a shape."""
+    """The verdict on a target from the results of its scheme, one per shape."""
     mine = [row for row in rows if row.get("scheme") == goal.scheme and row["m"] == goal.m]
     values = [value for value in (_reached(goal, row) for row in mine) if value is not None]
     if not values or len(values) < len(mine):
@@ -120,13 +120,13 @@ def _reached(goal: Target | Limit, row: Row) -> float | None:
 
 
 def verdicts(rows: Sequence[Row]) -> list[Verdict]:
-    """On every target, in the order of the table, then on the limits."""
+    """The verdicts on all targets, in the order of the table, then on the limits."""
     goals: tuple[Target | Limit, ...] = (*TARGETS, *LIMITS)
     return [judge(goal, rows) for goal in goals]
 
 
 def table(found: Sequence[Verdict], markdown: bool = False) -> str:
-    """The table of targets: in each cell the mean, the worst shape and the target; under it what each miss is about."""
+    """The table of targets, with mean, worst shape and target in each cell; below it one line per missed target."""
     ratios = {(v.goal.scheme, v.goal.m): v for v in found if isinstance(v.goal, Target)}
     schemes = list(dict.fromkeys(scheme for scheme, _ in ratios))
     headers = ("", *(f"M={m}" for m in MS))
@@ -147,7 +147,7 @@ def table(found: Sequence[Verdict], markdown: bool = False) -> str:
 
 def _cell(verdict: Verdict) -> str:
     goal = verdict.goal
-    assert isinstance(goal, Target), "limits have lines of their own"  # noqa: S101
+    assert isinstance(goal, Target), "limits are printed below the table"  # noqa: S101
     target = f"{goal.ratio:g}x{'*' if goal.baseline == BF16 else ''}"
     if verdict.mean is None:
         return f"- / {target} {word(None)}"
@@ -156,7 +156,7 @@ def _cell(verdict: Verdict) -> str:
 
 def _limit_text(verdict: Verdict) -> str:
     goal = verdict.goal
-    assert isinstance(goal, Limit), "ratios have cells"  # noqa: S101
+    assert isinstance(goal, Limit), "targets are printed in the table"  # noqa: S101
     asked = f"{goal.scheme} M={goal.m} {goal.name} {'<=' if goal.at_most else '>='} {goal.bound:g}"
     if verdict.mean is None:
         return f"{asked}: {word(None)}"

@@ -1,10 +1,10 @@
-"""Compiles every Triton kernel that ships, in every configuration, for GPUs that need not be here.
+"""Compiles all Triton kernels ahead of time, in every shipped configuration; needs no GPU.
 
     python -m nybble.bench.gpu_aot DIR [--only GLOB] [--arch 80|90]
 
-The package's own host functions run on tensors without memory, under a driver that stands in for a GPU's: what is
-compiled is what they would launch. DIR gets a .cubin of each kernel, and index.jsonl: case, kernel, arch, shared_bytes
-(of a block), file. `cuobjdump -res-usage` and `-sass`, which come with Triton, show the rest.
+Runs the package's host functions on meta tensors with a fake Triton driver, and compiles what they would launch. Writes
+a .cubin per kernel to DIR, and index.jsonl: case, kernel, arch, shared_bytes (per block), file. Inspect them with
+`cuobjdump -res-usage` and `-sass`, which come with Triton.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ARCHITECTURES = (80, 90)
 
 
 class _Driver:
-    """What Triton asks of a GPU's driver while it compiles; a device for each architecture."""
+    """A fake Triton driver with the methods used during compilation; the device number is the architecture."""
 
     def __init__(self, arch: int) -> None:
         self._arch = arch
@@ -46,7 +46,7 @@ class _Driver:
 
 @contextmanager
 def compiling(arch: int) -> Iterator[list[Any]]:
-    """Launches compile for an architecture instead, into the list that is yielded."""
+    """While active, launches only compile for an architecture; yields the list that receives the compiled kernels."""
     found: list[Any] = []
 
     def launch(self: Any, grid: Any) -> Callable[..., None]:
@@ -62,7 +62,7 @@ def compiling(arch: int) -> Iterator[list[Any]]:
 
 
 def compile_all(folder: Path, pattern: str, architectures: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """The lines of the index of every kernel of the cases whose name matches."""
+    """Compiles the cases whose name matches; yields their index lines."""
     for arch in architectures:
         for case, launch in cases(f"sm{arch}"):
             if not fnmatchcase(case, pattern):
@@ -78,12 +78,12 @@ def compile_all(folder: Path, pattern: str, architectures: Sequence[int]) -> Ite
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m nybble.bench.gpu_aot", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", type=Path, metavar="DIR", help="where what is compiled goes; made if it is not there")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="output folder; created if it does not exist")
     parser.add_argument("--only", default="*", metavar="GLOB", help="cases to compile")
-    parser.add_argument("--arch", type=int, action="append", choices=ARCHITECTURES, help="default: each")
+    parser.add_argument("--arch", type=int, action="append", choices=ARCHITECTURES, help="default: all")
     options = parser.parse_args(argv)
     if triton.knobs.runtime.interpret:
-        parser.error("TRITON_INTERPRET is set: nothing would be compiled")
+        parser.error("TRITON_INTERPRET is set: unset it, or nothing is compiled")
     options.folder.mkdir(parents=True, exist_ok=True)
     rows = list(compile_all(options.folder, options.only, options.arch or ARCHITECTURES))
     (options.folder / "index.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What gpu_aot compiles: each kernel with each of its configurations, on tensors without memory."""
+"""The cases of gpu_aot: each Triton kernel with each of its configurations, on meta tensors."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ..kernels.quantize_triton import Codes
 from ..weights.scheme import Scheme
 
 Launch = Callable[[], object]
-# Rows, outputs and inputs of every case: divided by every block.
+# Rows, outputs and inputs of every case: multiples of all block sizes.
 M, N, K = 1024, 4096, 4096
 
 
 def cases(target: str) -> Iterator[tuple[str, Launch]]:
-    """(name, what launches it) of everything that ships for a target."""
+    """(name, function that launches it) for all kernels and configurations of a target."""
     yield from _quantize()
     yield from _dequantize()
     yield from _w8a8(target)
@@ -96,7 +96,7 @@ def _blocks() -> Iterator[tuple[str, Launch]]:
 
 
 def _configs(kernel: str, target: str, scheme: Scheme | None = None) -> Iterator[tuple[str, Config]]:
-    """Name of a case, ending in the sizes of a tile and the parts of K, and its configuration."""
+    """(case name, configuration); the name ends in tile sizes and split-K."""
     of = f"-{scheme}" if scheme else ""
     for config in SHIPPED[kernel].on(target):
         yield f"{kernel}{of}-{config.bm}x{config.bn}x{config.bk}x{config.split_k}", config

@@ -1,21 +1,21 @@
-# Sourced by the scripts for a machine with a GPU: options, limits of time, the installation, one tar of all results.
-# A step that fails is told and the next one runs; the tar is written whatever happens, and the last line sums it up.
-#   NAME, TOTAL   set before: the script's name, and the seconds that it may take
-#   limited SECONDS STEP COMMAND...   runs it, its output to the terminal and to STEP.txt
+# Sourced by the GPU scripts: options, time limits, installation, and a tar file with all results.
+# After a failing step, the next one still runs. The tar file is always written, and the last line is a summary.
+#   NAME, TOTAL   must be set before: the script's name, and its time limit in seconds
+#   limited SECONDS STEP COMMAND...   runs a command with a time limit; output goes to the terminal and to STEP.txt
 set -uo pipefail
 python=${PYTHON:-python3}
 out=gpu-results wheels=.whl dry=""
 while [ $# -gt 0 ]; do
   case $1 in
-    --out | --wheels) [ $# -gt 1 ] || { echo "$1: needs a folder after it" >&2; exit 2; } ;;&
+    --out | --wheels) [ $# -gt 1 ] || { echo "$1: must be followed by a folder" >&2; exit 2; } ;;&
     --out) out=$2; shift 2 ;;
     --wheels) wheels=$2; shift 2 ;;
     --dry-run) dry=--dry-run; shift ;;
-    *) echo "$1: not an option" >&2; sed -n '2,/^[^#]/{/^#/p}' "bench/$NAME.sh" >&2; exit 2 ;;
+    *) echo "$1: unknown option" >&2; sed -n '2,/^[^#]/{/^#/p}' "bench/$NAME.sh" >&2; exit 2 ;;
   esac
 done
-mkdir -p "$out" || { echo "--out $out: must be a folder, or one that can be made" >&2; exit 2; }
-command -v "$python" > /dev/null || { echo "PYTHON=$python: must be a Python; a relative path is from $PWD" >&2; exit 2; }
+mkdir -p "$out" || { echo "--out $out: must be a folder, or a path where one can be created" >&2; exit 2; }
+command -v "$python" > /dev/null || { echo "PYTHON=$python: must be a Python executable; paths are relative to $PWD" >&2; exit 2; }
 out=$(cd "$out" && pwd)
 work=$(mktemp -d)
 results=$work/results site=$work/site
@@ -40,7 +40,7 @@ limited() {
   seconds=$((seconds < left ? seconds : left))
   printf '\n== %s (%ss, at most %ss)\n' "$step" "$SECONDS" "$seconds"
   if [ "$seconds" -lt 1 ]; then
-    said+=("$step had no time left"); failed=1
+    said+=("$step: no time left"); failed=1
     return 1
   fi
   timeout -k 3 "$seconds" "$@" 2>&1 | tee "$results/$step.txt"
@@ -55,11 +55,11 @@ limited() {
 
 if [ -n "$dry" ]; then
   export TRITON_INTERPRET=1
-  # A wheel of nothing: what travels is for another Python, and nybble is here.
+  # An empty wheel: the real ones are for another Python, and nybble is already importable.
   wheels=$work/wheels
   "$python" -m bench.gpu_wheels "$wheels" --empty || { said+=("no wheel for the dry run"); failed=1; exit; }
 elif ! compgen -G "$wheels/*.whl" > /dev/null; then
-  echo "--wheels $wheels: has no wheel; bench/gpu_prepare.sh makes them, on a machine with nvcc" >&2
+  echo "--wheels $wheels: contains no wheels; run bench/gpu_prepare.sh on a machine with nvcc" >&2
   said+=("no wheels"); failed=1
   exit
 fi

@@ -1,6 +1,6 @@
-"""What stands in for a GPU in dry runs, so that the commands for one are tried where there is none: a clock that stands
-still, the CPU, small shapes, and the reference's arithmetic in place of the CUDA kernels. Triton's kernels are
-interpreted (TRITON_INTERPRET=1). Nothing that a dry run prints was measured."""
+"""Dry runs of the GPU commands on a machine without a GPU: the CPU, small shapes, constant times, and the reference
+instead of the CUDA kernels. Triton kernels are interpreted (TRITON_INTERPRET=1). The times printed by a dry run are not
+measured."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from ..weights.scheme import Scheme
 from . import gpu_measure, gpu_timing
 from .gpu_timing import Call, Sample
 
-# Triton's interpreter cuts off the bfloat16 values that it stores, and multiplies them wrongly.
+# Dtypes that Triton's interpreter handles correctly: it truncates bfloat16 values on store, and multiplies them wrongly.
 INTERPRETED = (torch.float16,)
 GPU = {"gpu": "no GPU: a dry run", "capability": "0.0", "multiprocessors": 0}
 INSTANCES: tuple[dict[str, Any], ...] = (
-    {"kernel": "a kernel", "instance": "stands in", "shared_bytes": 73728, "registers": 96, "blocks_per_sm": 3,
+    {"kernel": "dry run", "instance": "dry run", "shared_bytes": 73728, "registers": 96, "blocks_per_sm": 3,
      "clusters": {"1": 396, "3": 132}},
 )  # fmt: skip
 
 
 class FromReference:
-    """A plan, as of native_cuda.CudaPlan, that computes from the packed weight as the reference does.
+    """A plan, called like native_cuda.CudaPlan, that unpacks the weight and computes with the reference.
 
-    rounds: as of a KernelSpec, what float32 activations are rounded to.
+    rounds: the dtype to which float32 activations are rounded, as in KernelSpec.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class FromReference:
 
 
 def smaller(m: int, n: int, k: int) -> tuple[int, int, int]:
-    """A shape that a CPU multiplies at once, with as many groups of 128 inputs as the large one allows."""
+    """A reduced shape that a CPU multiplies quickly; K stays a multiple of 1024 or 128."""
     return min(m, 24), min(n, 128), min(k, 1024 if k % 1024 == 0 else 128)
 
 
@@ -63,7 +63,7 @@ def _once(call: Call, count: int = 1) -> float:
 
 @contextmanager
 def stand_in() -> Iterator[None]:
-    """For as long as it lasts, what measures runs on the CPU, once, and says that it took a microsecond."""
+    """While active, timing functions run each call once on the CPU and report one microsecond."""
     changes: tuple[tuple[Any, str, Any], ...] = (
         (gpu_timing, "in_graph", _in_graph),
         *((gpu_timing, name, _once) for name in ("first", "eager", "host")),

@@ -1,9 +1,9 @@
-"""Seconds of the first call of a layer in a process, with nothing compiled before.
+"""Time of the first call of a layer in a new process with an empty Triton cache.
 
     python -m nybble.bench.gpu_first SCHEME M N K
 
-Triton's cache is an empty folder. The context of the GPU is there before, as in a process that holds a model; the check of
-the kernels (nybble.dispatch.selfcheck) is within.
+The CUDA context exists before the call, as in a process that has loaded a model. The time includes the kernels'
+self-check (nybble.dispatch.selfcheck).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _LIMIT_S = 60
 
 
 def measure(scheme: str, m: int, n: int, k: int) -> float:
-    """In a process of its own.
+    """Seconds, measured in a new process.
 
     Raises:
-        RuntimeError: it failed; the message has its last line.
+        RuntimeError: the process failed; the message has the last line of its output.
     """
     command = [sys.executable, "-m", __name__, scheme, str(m), str(n), str(k)]
     with TemporaryDirectory() as cache:
@@ -37,7 +37,7 @@ def measure(scheme: str, m: int, n: int, k: int) -> float:
 
 
 def first_call(scheme: str, m: int, n: int, k: int, device: str = "cuda") -> float:
-    """In this process: seconds."""
+    """Seconds, measured in this process."""
     import torch
 
     from ..nn import Linear

@@ -1,13 +1,13 @@
-"""What the kernels are to reach on a GPU, as data, and the table of what they did.
+"""Performance goals on GPUs as data, and tables of goals and results.
 
-A Goal: a scheme and a shape, what it is compared with, and how many times as fast it is to be, on an H100 and on an H200. A
-Limit: a figure of one thing alone, on both. On another GPU they are shown and judge nothing.
+A Goal: the speed of a scheme at a shape over a baseline, on an H100 and on an H200. A Limit: an absolute bound of one
+figure, on both. On other GPUs, results are shown without a verdict.
 
-Where the numbers come from. H200: the design's. H100: where weights from memory bound the time (few tokens), the time of
-bfloat16 over 3 us + bytes / (0.9 of 3.0 TB/s), rounded down; that of bfloat16 is 1.7 us + bytes / (0.95 of 3.0 TB/s), and
-8-bit activations take 2.5 us more to round; for 16 tokens a tenth more time is allowed, for 32 a fifth. Where the arithmetic
-bounds it, and of blocks, the H200's, whose multiprocessors are the same.
-Over other libraries: no slower than the fastest of them (PEERS_OF) that runs in the same process, whatever it is.
+Origin of the numbers. H200: the design. H100, bound by memory (few tokens): time of bfloat16 over 3 us + bytes / (0.9 of
+3.0 TB/s), rounded down, where the time of bfloat16 is 1.7 us + bytes / (0.95 of 3.0 TB/s). 8-bit activations add 2.5 us
+for quantization; 16 tokens may take 10 % more time, 32 tokens 20 %. Bound by compute, and for block sparsity: the numbers
+of the H200, which has the same multiprocessors.
+Over other libraries: at least as fast as the fastest of PEERS_OF that runs in the same process.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..demo.table import text_table
 from .goals import word
 
 BF16, INT8 = "torch bf16", "torch int_mm"
-# Of gpu_peers: whose fastest one is to be reached. The likely ones first, since time may run out.
+# Baselines that are the fastest of several peers of gpu_peers. The likely fastest come first, because time may run out.
 W4A16, W4A8, W8A8 = "fastest w4a16 peer", "fastest w4a8 peer", "fastest w8a8 peer"
 PEERS_OF = {
     W4A16: ("marlin w4a16 g128", "humming w4a16 g128", "torch int4pack g128", "bitsandbytes nf4", "gemlite w4a16 g128"),
@@ -32,14 +32,14 @@ Row = Mapping[str, Any]
 
 
 def gpu_of(results: Iterable[Row]) -> str | None:
-    """Which of GPUS the results are of; None: another, or unknown."""
+    """The GPU of the results, one of GPUS; None for another or unknown GPU."""
     names = [row["gpu"] for row in results if row["key"] == "machine"]
     return next((gpu for gpu in GPUS if names and gpu in names[-1]), None)
 
 
 @dataclass(frozen=True)
 class Goal:
-    """kernel: the number of the design; h100, h200: over the peer `over`, at least; over: of PEERS, or of PEERS_OF."""
+    """kernel: the kernel's label. over: the baseline, from PEERS or PEERS_OF. h100, h200: smallest speed over it."""
 
     kernel: str
     scheme: str
@@ -52,19 +52,19 @@ class Goal:
 
     @property
     def key(self) -> str:
-        """What a result of it is filed under."""
+        """The key of its result."""
         return f"{self.kernel} {self.scheme} {self.n}x{self.k} m={self.m} over {self.over}"
 
     def bound(self, gpu: str) -> float:
-        """What is to be reached on one of GPUS."""
+        """The smallest speed on one of GPUS."""
         return {"H100": self.h100, "H200": self.h200}[gpu]
 
 
 @dataclass(frozen=True)
 class Limit:
-    """A figure of one thing alone, at least or at most a bound.
+    """An upper or lower bound of a figure.
 
-    what: an operation of gpu_operations, or a scheme; figure: of FIGURES.
+    what: an operation of gpu_operations, or a scheme. figure: a key of FIGURES.
     """
 
     kernel: str
@@ -77,22 +77,22 @@ class Limit:
 
     @property
     def key(self) -> str:
-        """What a result of it is filed under."""
+        """The key of its result."""
         return f"{self.kernel} {self.what} {self.n}x{self.k} m={self.m} {self.figure}"
 
     def reached(self, row: Row) -> float:
-        """The figure of a result."""
+        """The value of the figure in a result."""
         return FIGURES[self.figure].of(row)
 
     def met(self, row: Row) -> bool:
-        """Whether a result has reached it."""
+        """Whether a result meets the bound."""
         value = self.reached(row)
         return value <= self.bound if FIGURES[self.figure].at_most else value >= self.bound
 
 
 @dataclass(frozen=True)
 class Figure:
-    """How a figure follows from a result, whether it is to be low, and how it is written."""
+    """How to compute a figure from a result, whether its bound is an upper one, and its text format."""
 
     of: Callable[[Row], float]
     at_most: bool
@@ -117,7 +117,7 @@ def _each(
 _LARGE, _MIDDLE, _SMALL = (8192, 8192), (28672, 4096), (4096, 4096)
 _HUGE = (14336, 8192)  # more than 100 M weights
 _EVEN = (1.0, 1.0)
-# In the order in which they are measured: what a run that is cut off must have comes first.
+# In the order of measurement: the most important first, because a run may be cut off.
 GOALS: tuple[Goal, ...] = (
     *_each("K1", "w4a16g128", BF16, _LARGE, {1: (3.0, 3.2)}),
     *_each("K2", "w4a16g128", BF16, _LARGE, {16: (2.8, 3.0), 64: (1.8, 1.8)}),
@@ -153,14 +153,14 @@ LIMITS: tuple[Limit, ...] = (
 )
 
 
-# Limits of operations before the goals over other libraries, which may take what time is left.
+# Limits come before the goals over other libraries, which take the longest.
 _OVER_PEERS = tuple(goal for goal in GOALS if goal.over in PEERS_OF)
 ALL: tuple[Goal | Limit, ...] = (*(goal for goal in GOALS if goal not in _OVER_PEERS), *LIMITS, *_OVER_PEERS)
 UNMEASURED = "not measured on a GPU yet"
 
 
 def table(results: Iterable[Row], goals: Iterable[Goal | Limit] = ALL) -> str:
-    """The goals and limits with what was measured, in their order; what was not says so."""
+    """The goals and limits with their results, in order; missing ones are marked."""
     results = list(results)
     gpu, by_key = gpu_of(results), {row["key"]: row for row in results}
     lines = [_line(goal, by_key.get(goal.key), gpu) for goal in goals]
@@ -169,7 +169,7 @@ def table(results: Iterable[Row], goals: Iterable[Goal | Limit] = ALL) -> str:
 
 
 def markdown(results: Iterable[Row] = (), goals: Iterable[Goal | Limit] = ALL) -> str:
-    """The same for a README, the tokens of one shape together."""
+    """The same as markdown, with one line for all M of a shape."""
     results = list(results)
     gpu, by_key = gpu_of(results), {row["key"]: row for row in results}
     groups: dict[tuple[str, str, str], list[Goal | Limit]] = {}
@@ -195,7 +195,7 @@ def _words(goal: Goal | Limit, *words: str) -> str:
 
 
 def _asked(goal: Goal | Limit) -> tuple[str, str, str]:
-    """What is judged, over what or by which figure, and the bound, of each of GPUS where they differ."""
+    """(scheme or operation, baseline or figure, bound as text; one per GPU if they differ)."""
     if isinstance(goal, Goal):
         bounds = dict.fromkeys(f"{goal.bound(gpu):.2f}x" for gpu in GPUS)
         return goal.scheme, goal.over, " / ".join(bounds)
@@ -204,7 +204,7 @@ def _asked(goal: Goal | Limit) -> tuple[str, str, str]:
 
 
 def _outcome(goal: Goal | Limit, row: Row, gpu: str | None) -> tuple[str, str]:
-    """What was reached, and whether that is enough, or why nothing was. Another GPU than GPUS is not judged."""
+    """(value reached, verdict), or ("", reason of failure). The verdict is empty for GPUs other than GPUS."""
     if "reason" in row:
         return "", row["reason"]
     if isinstance(goal, Goal):
@@ -224,7 +224,7 @@ def _line(goal: Goal | Limit, row: Row | None, gpu: str | None) -> tuple[str, ..
 
 
 def _times(row: Row) -> tuple[str, str, str]:
-    """The kernel's time, its spread, and how far a second measurement of the same lies from it."""
+    """Texts of the kernel's time, its p20 to p80 range, and the difference of a repeated measurement (A/A)."""
     if "us" not in row:
         return "", "", ""
     spread = abs(row["again_us"] / row["us"] - 1) if "again_us" in row else None
@@ -233,7 +233,7 @@ def _times(row: Row) -> tuple[str, str, str]:
 
 
 def _roofline(row: Row) -> str:
-    """The largest share of a ceiling of this run that was reached, and which: nothing can exceed 100 %."""
+    """The largest share of a ceiling of this run, and the name of that ceiling."""
     shares = row.get("roofline")
     if not shares:
         return ""

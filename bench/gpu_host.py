@@ -1,12 +1,11 @@
-"""Microseconds of Python in one call of a layer for GPUs, on a machine without one: launches are stubs that return at once.
+"""Host overhead of one GPU layer call, measured without a GPU: launches are stubs that return immediately.
 
     python -m nybble.bench.gpu_host [--calls N] [--repeats N] [--json]
 
-Tensors are the CPU's, which the code for GPUs handles alike; the CUDA extension is replaced by one that does nothing, and
-Triton compiles for an H100 (once: its cache is kept) but loads and launches nothing. What a GPU adds is the driver's
-launch, and the difference between torch's allocators. Python's part is nybble.ops.linear (op) less what torch's own code
-takes to make the outputs and the scratch (new), and that is held to the bound. The forward of nybble.nn.Linear adds its
-attributes, and calling a module (call) what torch takes for any.
+Uses CPU tensors, which take the same code path. The CUDA extension is replaced by a stub; Triton compiles for an H100
+(once, then from its cache) but neither loads nor launches. A GPU adds the driver's launch time and the difference between
+torch's allocators. Columns: op, nybble.ops.linear; new, torch's time to allocate outputs and scratch; Python, op minus
+new, which has the bound; forward, nybble.nn.Linear.forward; call, calling the module.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from ..kernels import replay
 from ..weights.scheme import Scheme
 from .arguments import argument, count
 
-# A layer of a language model that makes one token.
+# A layer of a language model during decoding: one token.
 M, N, K = 1, 4096, 4096
 _SHARED = 227 << 10
 _HEADERS = (
@@ -49,7 +48,7 @@ _HEADERS = (
 
 @dataclass(frozen=True)
 class Wanted:
-    """A call, the target whose kernel serves it, and the most microseconds that Python may take."""
+    """A scheme, the target whose kernel is used, and the upper bound of Python's time in microseconds."""
 
     scheme: str
     target: str
@@ -67,13 +66,13 @@ WANTED = (
 
 
 class _Counts:
-    """Launches that were asked for."""
+    """Counts the launches."""
 
     launches = 0
 
 
 class _Extension:
-    """Stands for _cuda.Plan: a GPU with clusters, where only 8-bit activations want scratch."""
+    """A stub of _cuda.Plan for a GPU with clusters, where only 8-bit activations need scratch memory."""
 
     def __init__(self, *, k_padded: int, kernel: str, **shape: Any) -> None:
         codes = kernel.partition("_")[0].endswith("a8")
@@ -87,7 +86,7 @@ class _Extension:
 
 
 class _Utilities:
-    """Of a driver: binaries that are not loaded."""
+    """Driver utilities that load no binaries."""
 
     def get_device_properties(self, device: int) -> dict[str, int]:
         return {"max_shared_mem": _SHARED}
@@ -100,7 +99,7 @@ class _Utilities:
 
 
 class _Driver:
-    """What Triton asks of a GPU's driver."""
+    """A fake Triton driver."""
 
     utils = _Utilities()
 
@@ -122,7 +121,7 @@ class _Driver:
 
 @contextmanager
 def stubbed() -> Iterator[None]:
-    """Within, GPU plans run on the CPU's tensors, and launch nothing but counts."""
+    """While active, GPU plans accept CPU tensors, and launches are only counted."""
     stubs = (
         patch.object(driver, "_active", _Driver()),
         patch.object(native_cuda, "_extension", lambda: SimpleNamespace(Plan=_Extension)),
@@ -136,7 +135,7 @@ def stubbed() -> Iterator[None]:
 
 
 def plan_for_of(spec: KernelSpec) -> Callable[..., Plan]:
-    """What stands for selection.plan_for: a kernel on a GPU where another serves many rows."""
+    """A replacement of selection.plan_for: uses `spec` for M rows, as on a GPU where another kernel serves many rows."""
 
     @lru_cache(maxsize=4096)
     def plan_for(scheme: str, layout: str, n: int, k: int, dtype: torch.dtype, device: str) -> Plan:
@@ -153,7 +152,7 @@ def kernel_of(wanted: Wanted) -> KernelSpec:
     """The preferred kernel of a target for one row.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such kernel.
     """
     scheme = Scheme.parse(wanted.scheme)
     for spec in reversed(specs()):
@@ -163,7 +162,7 @@ def kernel_of(wanted: Wanted) -> KernelSpec:
 
 
 def measure(wanted: Wanted, calls: int, repeats: int) -> dict[str, Any]:
-    """Microseconds of ops.linear, of a module's forward and of its call, and the launches and torch ops of one."""
+    """Microseconds of ops.linear, of a module's forward and of its call; launches and torch ops per call."""
     spec, scheme = kernel_of(wanted), Scheme.parse(wanted.scheme)
     x, bias = torch.zeros(M, K, dtype=torch.bfloat16), torch.zeros(N, dtype=torch.bfloat16)
     packed = torch.zeros(layouts.packed_nbytes(spec.layout, scheme, N, K), dtype=torch.uint8)
@@ -194,12 +193,12 @@ def measure(wanted: Wanted, calls: int, repeats: int) -> dict[str, Any]:
 
 
 class _Ops(TorchDispatchMode):
-    """Notes the torch ops of a call."""
+    """Records the torch ops of a call."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.names: list[str] = []
-        self.sizes: list[tuple[tuple[int, ...], torch.dtype]] = []  # and dtypes of what was made
+        self.sizes: list[tuple[tuple[int, ...], torch.dtype]] = []  # shape and dtype of each result
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
@@ -208,7 +207,7 @@ class _Ops(TorchDispatchMode):
         return made
 
     def again(self, x: torch.Tensor) -> list[Callable[[], torch.Tensor]]:
-        """What makes each tensor, as a call does."""
+        """Functions that allocate each recorded tensor, as the call does."""
         return [
             partial(x.new_empty, *size) if dtype is x.dtype else partial(x.new_empty, size[0], dtype=dtype)
             for size, dtype in self.sizes
@@ -216,7 +215,7 @@ class _Ops(TorchDispatchMode):
 
 
 def timed(call: Callable[[], object], calls: int, repeats: int) -> float:
-    """The median over repeats of the microseconds that a call takes of this thread, whatever else the machine runs."""
+    """Microseconds of this thread's CPU time per call, which is independent of machine load; median over repeats."""
     found = []
     for _ in range(repeats):
         begin = thread_time()
@@ -249,12 +248,12 @@ def text(rows: Sequence[dict[str, Any]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m nybble.bench.gpu_host", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--calls", type=argument(count), default=2000, help="calls of a repeat")
-    parser.add_argument("--repeats", type=argument(count), default=9, help="repeats, whose median is told")
-    parser.add_argument("--json", action="store_true", help="a JSON object a line")
+    parser.add_argument("--calls", type=argument(count), default=2000, help="calls per repeat")
+    parser.add_argument("--repeats", type=argument(count), default=9, help="repeats; the median is reported")
+    parser.add_argument("--json", action="store_true", help="print JSON lines")
     options = parser.parse_args(argv)
     if triton.knobs.runtime.interpret:
-        parser.error("TRITON_INTERPRET is set: kernels would be interpreted")
+        parser.error("TRITON_INTERPRET is set: unset it, or kernels are interpreted")
     rows = [measure(wanted, options.calls, options.repeats) for wanted in WANTED]
     print("\n".join(map(json.dumps, rows)) if options.json else text(rows))
     return 0

@@ -1,4 +1,4 @@
-"""What is timed on a GPU: the ceilings, nybble's layers and the peers, each checked before."""
+"""GPU measurements: peak rates (ceilings), nybble's kernels and other libraries; outputs are checked before timing."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from .gpu_timing import Sample
 from .weights import WeightKind
 
 Row = dict[str, Any]
-# Relative Frobenius error of an output against the same weights multiplied in float32, above which nothing is timed:
-# rounding activations to 8 bits comes to less.
+# Largest accepted relative Frobenius error against the same weights multiplied in float32. Rounding activations to 8 bits
+# gives less.
 SANE = 2e-2
-# Of a peer, which rounds the weights as it likes: as of the CPU's, by bits of the weight.
+# The same for a peer against the unquantized weights, by bits of the weight; 9 bits: 2:4 sparse bfloat16.
 SANE_PEER = {16: 0.01, 9: 1.0, 8: 0.05, 4: 0.2}
-DEVICE = "cuda"  # gpu_dry: "cpu"
+DEVICE = "cuda"  # "cpu" in dry runs (gpu_dry)
 
 
 def ceilings(size: int = 8192, nbytes: int = 1 << 30) -> Row:
-    """What nothing exceeds here: GB/s of a copy (read and write) and of a read-only sum, TOP/s of dense products."""
+    """Peak rates of this GPU: GB/s of a copy (read plus write) and of a read-only sum, TOP/s of dense products."""
     source = torch.randn(nbytes // 4, device=DEVICE)
     target = torch.empty_like(source)
     a, b = (torch.randn(size, size, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
@@ -49,16 +49,17 @@ def _us(call: Callable[[], object]) -> float:
 
 
 def product(kind: WeightKind, m: int, n: int, k: int) -> Row:
-    """nybble's product of m rows, bfloat16: kernel time twice (A/A), a call's time on the host, eager and at first.
+    """Times nybble's product of m rows in bfloat16: the kernel twice (A/A), host time per call, eager time per call,
+    first call.
 
     Raises:
-        RuntimeError: its output is wrong, or no kernel serves it.
+        RuntimeError: the output is wrong, or there is no kernel for it.
     """
     scheme, dtype = kind.scheme, torch.bfloat16
     layout = layout_for(scheme, n, k, DEVICE)
     chosen = select(Problem(scheme, m=m, n=n, k=k, dtype=dtype, device=DEVICE, layout=layout))
     if chosen.target == "torch":
-        raise RuntimeError(f"no kernel: {chosen.name} would run")
+        raise RuntimeError(f"no GPU kernel for {scheme} at m={m}: dispatch selects {chosen.name}")
     packed, quantized = gpu_weights.packed(kind, layout, n, k, DEVICE)
     x = torch.randn(m, k, device=DEVICE, dtype=dtype)
     out = torch.full((m, n), torch.nan, device=DEVICE, dtype=dtype)
@@ -66,7 +67,7 @@ def product(kind: WeightKind, m: int, n: int, k: int) -> Row:
     once = gpu_timing.first(lambda: plan(x, packed, None, out))
     expected = x.float() @ dequantize_weight(quantized, scheme, k).t()
     _check(out, expected, SANE)
-    # What is timed are later calls, which may launch what the first one recorded, at other addresses.
+    # The timed calls may replay recorded launches with other addresses, so check a second call too.
     plan(x.clone(), packed.clone(), None, out.fill_(torch.nan))
     _check(out, expected, SANE)
     weights = [packed, *(packed.clone() for _ in range(gpu_timing.copies(packed.nbytes) - 1))]
@@ -87,12 +88,12 @@ def product(kind: WeightKind, m: int, n: int, k: int) -> Row:
 
 
 def peer(one: GpuPeer, m: int, n: int, k: int) -> Row:
-    """A peer's product of m rows; {"reason"} where it cannot."""
+    """Times a peer's product of m rows; {"reason"} if it fails."""
     reason = one.why_not()
     if reason is None:
         try:
             return {**asdict(_peer(one, m, n, k)), "peer": one.name}
-        except Exception as error:  # noqa: BLE001 (libraries raise what they like, and here it is the result)
+        except Exception as error:  # noqa: BLE001 (libraries raise any exception; it is reported as the result)
             reason = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
     return {"peer": one.name, "reason": reason}
 
@@ -109,12 +110,12 @@ def _peer(one: GpuPeer, m: int, n: int, k: int) -> Sample:
 def _check(got: Tensor, expected: Tensor, bound: float) -> None:
     error = float((got.float() - expected).norm() / expected.norm())
     if not error <= bound:  # NaN compares false
-        raise RuntimeError(f"relative error {error:.3g}, above {bound}: not timed")
+        raise RuntimeError(f"relative error {error:.3g} is above {bound}; not timed")
 
 
 def goal(wanted: Goal, done: Iterable[Row]) -> Row:
-    """The result of a goal; peers that `done` has of the same shape are not timed again. {"reason"} where it failed;
-    "ran" is False where it was not tried, for want of an earlier result."""
+    """Measures a goal; reuses times of the baseline at the same shape from `done`. {"reason"} if it failed; "ran" is False
+    if it was not tried because an earlier result is missing."""
     kind = WeightKind.parse(wanted.scheme)
     shape = {"m": wanted.m, "n": wanted.n, "k": wanted.k}
     done = list(done)
@@ -134,7 +135,7 @@ def goal(wanted: Goal, done: Iterable[Row]) -> Row:
 
 
 def fastest(over: str, shape: Row, done: Iterable[Row]) -> Row:
-    """The time and the name of the fastest of several peers that `done` has of a shape; {"reason"} where none ran."""
+    """Time and name of the fastest peer of a baseline of PEERS_OF in `done`, at a shape; {"reason"} if none ran."""
     rows = [row for row in done if row["step"] == "peers" and row["peer"] in PEERS_OF[over]]
     rows = [row for row in rows if shape.items() <= row.items()]
     timed = [row for row in rows if "us" in row]
@@ -146,7 +147,7 @@ def fastest(over: str, shape: Row, done: Iterable[Row]) -> Row:
 
 
 def roofline(kind: WeightKind, measured: Row, done: Iterable[Row]) -> Row:
-    """{"roofline": what a product reached of the ceilings of its run, by name}; nothing where either is not there."""
+    """{"roofline": share of each ceiling of the run}; {} if the product or the ceilings were not measured."""
     ceilings = [row for row in done if row["step"] == "ceilings"]
     if "us" not in measured or not ceilings:
         return {}
@@ -159,7 +160,7 @@ def roofline(kind: WeightKind, measured: Row, done: Iterable[Row]) -> Row:
 
 
 def limit(wanted: Limit, done: Iterable[Row]) -> Row:
-    """The result of a limit, beside what copying reached in this run. {"reason"} where it failed, as of a goal."""
+    """Measures a limit; adds the copy rate of this run. {"reason"} and "ran" as in `goal`."""
     shape = {"m": wanted.m, "n": wanted.n, "k": wanted.k}
     row = {"step": "goals", "key": wanted.key, **shape}
     copies = [found["copy_gbps"] for found in done if found["step"] == "ceilings"]
@@ -174,7 +175,7 @@ def limit(wanted: Limit, done: Iterable[Row]) -> Row:
 
 
 def lasting_error() -> str | None:
-    """The error after which CUDA refuses everything in this process; None: it goes on."""
+    """A CUDA error that makes the GPU unusable for this process; None if there is none."""
     if DEVICE != "cuda":
         return None
     try:

@@ -1,4 +1,5 @@
-"""What is timed on a GPU besides products: weights to floats, and activations to codes, alone and after what made them."""
+"""GPU operations other than products: dequantizing weights, and quantizing activations, alone or fused with the previous
+operation."""
 
 from __future__ import annotations
 
@@ -21,30 +22,30 @@ from .weights import WeightKind
 
 Row = dict[str, Any]
 _EPSILON = 1e-6
-# Codes that may differ by one from the reference's, where a value stands at a tie in float32.
+# Largest share of codes that may differ from the reference by one, because of ties in float32.
 _AT_TIES = 0.01
-# Of a token's scale, relative to the reference's: both are float32.
+# Largest relative difference of a token's scale from the reference; both are float32.
 _SCALE = 1e-6
 
 
 def calls(what: str, m: int, n: int, k: int, device: str = "cuda") -> tuple[list[Call], int]:
-    """An operation on copies of its inputs, enough to keep each out of the cache, and the bytes that it moves.
+    """Calls of an operation on enough copies of its inputs to exceed the cache, and the bytes that one call moves.
 
-    what: "dequantize SCHEME" of a weight (n, k) to bfloat16, or a function of quantize_triton on rows (m, k).
+    what: "dequantize SCHEME" for a weight (n, k) to bfloat16, or a function of quantize_triton for rows (m, k).
 
     Raises:
-        ValueError: another name.
+        ValueError: unknown operation.
         RuntimeError: its result is wrong.
     """
     if what.startswith("dequantize "):
         return _dequantize(Scheme.parse(what.removeprefix("dequantize ")), n, k, device)
     if what not in _ROWS:
-        raise ValueError(f"what={what!r}: must be a dequantize or of {', '.join(_ROWS)}")
+        raise ValueError(f"what={what!r}: must be 'dequantize SCHEME' or one of {', '.join(_ROWS)}")
     return _quantize(what, m, k, device)
 
 
 def operation(what: str, m: int, n: int, k: int, device: str = "cuda") -> Row:
-    """Its kernel's time twice (A/A), and GB/s. Raises as `calls` does."""
+    """Times its kernel twice (A/A), and computes GB/s. Raises like `calls`."""
     made, moved = calls(what, m, n, k, device)
     sample, again = gpu_timing.in_graph(made), gpu_timing.in_graph(made)
     return {
@@ -63,7 +64,7 @@ def _dequantize(scheme: Scheme, n: int, k: int, device: str) -> tuple[list[Call]
 
     expected = dequantize_weight(quantized, scheme, k)
     if not torch.allclose(one(packed).float(), expected, rtol=2**-7, atol=0):
-        raise RuntimeError(f"dequantize {scheme}: not the weight: not timed")
+        raise RuntimeError(f"dequantize {scheme}: wrong weight; not timed")
     moved = packed.nbytes + 2 * n * k
     return [partial(one, packed.clone()) for _ in range(gpu_timing.copies(moved))], moved
 
@@ -82,14 +83,14 @@ def _gated_rows(x: Tensor) -> quantize_triton.Codes:
 
 
 def _weight(x: Tensor) -> Tensor:
-    return x[0]  # as good as any
+    return x[0]  # the values do not matter
 
 
 def _padded(x: Tensor) -> int:
     return -(-x.shape[1] // 128) * 128
 
 
-# The function, what it rounds in float32, and how wide the rows that it reads are, in those that it writes.
+# name -> (function, the float32 values that it quantizes, width of its input rows over that of its output rows)
 _ROWS: dict[str, tuple[Callable[[Tensor], quantize_triton.Codes], Callable[[Tensor], Tensor], int]] = {
     "quantize": (_rows, lambda x: x.float(), 1),
     "rms_norm_quantize": (
@@ -107,10 +108,10 @@ def _quantize(what: str, m: int, k: int, device: str) -> tuple[list[Call], int]:
     got, expected = one(x), reference.quantize_activations(values(x))
     off = (got.codes[:, :k].int() - expected.codes).abs()
     if off.max() > 1 or (off > 0).float().mean() > _AT_TIES:
-        raise RuntimeError(f"{what}: not the reference's codes: not timed")
+        raise RuntimeError(f"{what}: codes differ from the reference; not timed")
     if not torch.allclose(got.scale, expected.scale, rtol=_SCALE, atol=0):
-        raise RuntimeError(f"{what}: not the reference's scales: not timed")
+        raise RuntimeError(f"{what}: scales differ from the reference; not timed")
     if (got.zero - expected.zero).abs().max() > 1:
-        raise RuntimeError(f"{what}: not the reference's zero points: not timed")
+        raise RuntimeError(f"{what}: zero points differ from the reference; not timed")
     moved = x.nbytes + got.codes.nbytes + got.scale.nbytes + got.zero.nbytes
     return [partial(one, x.clone()) for _ in range(gpu_timing.copies(moved))], moved

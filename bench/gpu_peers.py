@@ -1,4 +1,4 @@
-"""What nybble is measured against on a GPU: torch's own products, and the wheels that are installed."""
+"""Linear layers of other libraries on a GPU (peers): torch's own, and those of installed packages."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ _GROUP = 128
 
 @dataclass(frozen=True)
 class GpuPeer:
-    """make: from a weight (N, K), bfloat16 on the GPU, to a layer; raises what its library raises where it cannot.
+    """A linear layer of another library.
 
-    needs: the module that must be installed; weight_bits: of what it reads.
+    make: builds a layer from a bfloat16 weight (N, K) on the GPU; may raise any exception of the library.
+    weight_bits: stored bits per weight. needs: the module that must be installed.
     """
 
     name: str
@@ -36,11 +37,11 @@ class GpuPeer:
 
     @property
     def travels(self) -> bool:
-        """Whether a machine without a network has it: it comes with torch, or gpu_prepare.sh carries its wheel."""
+        """Whether it is available on a machine without a network: part of torch, or packed by gpu_prepare.sh."""
         return self.needs is None or self.needs in {wheel.module for wheel in WHEELS}
 
     def why_not(self) -> str | None:
-        """The reason that it cannot be timed here; None if it can."""
+        """Why it cannot be timed here; None if it can."""
         return f"{self.needs} is not installed" if self.needs and find_spec(self.needs) is None else None
 
 
@@ -49,7 +50,7 @@ def _bf16(weight: Tensor) -> Layer:
 
 
 def _int_mm(weight: Tensor) -> Layer:
-    """torch._int_mm between activations rounded row by row and an int8 weight; it wants more than 16 rows."""
+    """torch._int_mm of per-token quantized activations and an int8 weight; requires more than 16 rows."""
     codes, scale = int8_rows(weight)
     transposed, scale_row = codes.t(), scale.t().bfloat16()
 
@@ -61,14 +62,14 @@ def _int_mm(weight: Tensor) -> Layer:
 
 
 def _four_bits(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """int32 codes (N, K) in 0..15, scale and least value (N, groups) of groups of 128: weight = code * scale + least.
+    """int32 codes (N, K) in 0..15, scale and minimum (N, groups) for groups of 128: weight = code * scale + minimum.
 
     Raises:
-        ValueError: K is not whole groups.
+        ValueError: K is not a multiple of 128.
     """
     n, k = weight.shape
     if k % _GROUP:
-        raise ValueError(f"K={k}: it wants a multiple of {_GROUP}")
+        raise ValueError(f"K={k}: must be a multiple of {_GROUP}")
     groups = weight.float().view(n, -1, _GROUP)
     low, high = groups.amin(-1), groups.amax(-1)
     scale = ((high - low) / 15).clamp(min=1e-20)
@@ -77,10 +78,10 @@ def _four_bits(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _int4pack(weight: Tensor) -> Layer:
-    """torch._weight_int4pack_mm with 128 inputs a group: weight = (code - 8) * scale + zero."""
+    """torch._weight_int4pack_mm with groups of 128: weight = (code - 8) * scale + zero."""
     n, k = weight.shape
     if k % 1024 or n % 8:
-        raise ValueError(f"N={n}, K={k}: it wants multiples of 8 and 1024")
+        raise ValueError(f"N={n}, K={k}: must be multiples of 8 and 1024")
     codes, scale, low = _four_bits(weight)
     packed = torch._convert_weight_to_int4pack((codes[:, 0::2] << 4 | codes[:, 1::2]).to(torch.uint8), 8)
     scales = torch.stack((scale, low + 8 * scale), dim=-1).transpose(0, 1).contiguous().bfloat16()
@@ -88,7 +89,7 @@ def _int4pack(weight: Tensor) -> Layer:
 
 
 def _scaled_mm(weight: Tensor) -> Layer:
-    """torch._scaled_mm in fp8, a scale a row, activations rounded on the way."""
+    """torch._scaled_mm in fp8, one scale per row, with dynamically quantized activations."""
     kind = torch.float8_e4m3fn
     largest = torch.finfo(kind).max
 
@@ -107,7 +108,7 @@ def _scaled_mm(weight: Tensor) -> Layer:
 
 
 def _cslt(weight: Tensor) -> Layer:
-    """torch._cslt_sparse_mm of the two largest of every four weights."""
+    """torch._cslt_sparse_mm, 2:4 sparsity by magnitude."""
     fours = weight.view(-1, 4)
     kept = torch.zeros_like(fours, dtype=torch.bool).scatter_(1, fours.abs().topk(2, dim=1).indices, True)
     compressed = torch._cslt_compress((fours * kept).view_as(weight))
@@ -129,19 +130,19 @@ def _nf4(weight: Tensor) -> Layer:
     layer: Layer = nn.LinearNF4(k, n, bias=False, compute_dtype=weight.dtype, compress_statistics=False)
     other: Any = layer
     other.weight = nn.Params4bit(weight.cpu(), requires_grad=False, compress_statistics=False, quant_type="nf4")
-    moved: Layer = other.to(weight.device).eval()  # .to() rounds
+    moved: Layer = other.to(weight.device).eval()  # .to() quantizes
     return moved
 
 
 def _gemlite(weight: Tensor, of: str) -> Layer:
-    """One of gemlite.helper's converters from a float weight; its first call tunes itself."""
+    """A layer of one of gemlite.helper's converters; its first call autotunes."""
     helper: Any = import_module("gemlite.helper")
     layer: Layer = getattr(helper, of)(device=str(weight.device), dtype=weight.dtype).from_weights(weight.clone())
     return layer
 
 
 def _gemlite_w4(weight: Tensor) -> Layer:
-    """gemlite's weight = (code - zero) * scale."""
+    """gemlite with weight = (code - zero) * scale."""
     helper: Any = import_module("gemlite.helper")
     codes, scale, low = _four_bits(weight)
     convert = helper.A16W4_HQQ_INT(device=str(weight.device), dtype=weight.dtype).from_weights
@@ -150,7 +151,7 @@ def _gemlite_w4(weight: Tensor) -> Layer:
 
 
 def _humming(weight: Tensor, weight_config: dict[str, Any], inputs: str | None = None) -> Layer:
-    """humming rounds the weight itself, and compiles at its first call; inputs: the dtype of dynamic activations."""
+    """humming quantizes the weight, and compiles at its first call. inputs: dtype of dynamically quantized activations."""
     made: Any = (
         import_module("humming.layer")
         .HummingLayer(
@@ -168,14 +169,14 @@ def _humming(weight: Tensor, weight_config: dict[str, Any], inputs: str | None =
     return layer
 
 
-# How vllm's Marlin names its types: here 4 bits of an unsigned integer (bits 8 on) from which 8 is taken (bits 17 on).
+# The type id of vllm's Marlin for unsigned 4-bit codes (bits 8 on) with bias 8 (bits 17 on).
 _UINT4_LESS_8 = 4 << 8 | 8 << 17 | 1 << 50
-# A row of 64 scales in the order in which the threads of Marlin want them.
+# Order of 64 scales in Marlin's layout.
 _MARLIN_SCALES = [i + 8 * j for i in range(8) for j in range(8)]
 
 
 def _marlin(weight: Tensor) -> Layer:
-    """Marlin as vllm compiles it, of which the library alone is installed: symmetric codes, 128 inputs a scale."""
+    """Marlin from vllm's compiled library: symmetric 4-bit weights, groups of 128."""
     ops = _vllm_ops()
     n, k = weight.shape
     groups = weight.float().view(n, -1, _GROUP)
@@ -201,7 +202,7 @@ def _marlin(weight: Tensor) -> Layer:
 
 
 def _vllm_ops() -> Any:
-    """The ops of vllm's compiled library, without its Python."""
+    """The ops of vllm's compiled library, loaded without its Python package."""
     spec = find_spec("vllm")
     folders = spec.submodule_search_locations if spec else None
     torch.ops.load_library(str(Path(next(iter(folders or ["vllm"]))) / "_C.abi3.so"))

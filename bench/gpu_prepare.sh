@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# Makes what a machine with an H100 or H200, Python 3.12 and no network needs: nybble's wheel for that GPU alone, the peers'
-# wheels and compute-sanitizer. Needs nvcc, Python 3.12 (or PYTHON) and a network here; no GPU.
+# Prepares benchmarks for a machine with an H100 or H200, Python 3.12 and no network: builds nybble's wheel for that GPU,
+# and downloads wheels of other libraries and compute-sanitizer. Needs nvcc, Python 3.12 (or PYTHON) and a network; no GPU.
 #   bench/gpu_prepare.sh [--out DIR] [--only STEP,...]      steps: wheel peers check
-# DIR (default: .whl, which git ignores) must travel, so it stays below 64 MiB. What is there already is not fetched again.
+# DIR (default: .whl, which git ignores) stays below 64 MiB, to be copied easily. Existing wheels are not downloaded again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=.whl only=wheel,peers,check
 while [ $# -gt 0 ]; do
   case $1 in
-    --out | --only) [ $# -gt 1 ] || { echo "$1: needs a value after it" >&2; exit 2; } ;;&
+    --out | --only) [ $# -gt 1 ] || { echo "$1: must be followed by a value" >&2; exit 2; } ;;&
     --out) out=$2; shift 2 ;;
     --only) only=$2; shift 2 ;;
-    *) echo "$1: not an option" >&2; sed -n '2,5p' "$0" >&2; exit 2 ;;
+    *) echo "$1: unknown option" >&2; sed -n '2,5p' "$0" >&2; exit 2 ;;
   esac
 done
 IFS=, read -ra names <<< "$only,"
 for name in "${names[@]}"; do
-  case $name in wheel | peers | check) ;; *) echo "--only $name: must be of wheel, peers, check" >&2; exit 2 ;; esac
+  case $name in wheel | peers | check) ;; *) echo "--only $name: must be one of wheel, peers, check" >&2; exit 2 ;; esac
 done
 wanted() { [[ ,$only, == *,$1,* ]]; }
 step() { printf '\n== %s (%ss)\n' "$1" "$SECONDS"; }
@@ -38,7 +38,7 @@ fi
 if wanted wheel; then
   step "wheel for sm_90a"
   rm -f "$out"/nybble-*.whl
-  # The objects stay in build/gpu, so that the next wheel compiles what has changed.
+  # Objects are kept in build/gpu, for incremental builds.
   PATH=$PWD/$venv/bin:$PATH "$python" -m build -q --wheel --no-isolation --outdir "$out" -Cbuild-dir=build/gpu \
     -Ccmake.define.NYBBLE_CUDA=ON -Ccmake.define.NYBBLE_CUDA_ARCHITECTURES=90a .
 fi

@@ -1,9 +1,9 @@
-"""The measured part of gpu_goals.sh: ceilings, goals and peers, tuning; JSON lines, and a table last.
+"""GPU benchmark run by gpu_goals.sh: ceilings, goals, other libraries, tuning. Writes JSON lines; prints a table at the end.
 
     python -m nybble.bench.gpu_run --out FILE [--only STEP,...] [--seconds N] [--first] [--dry-run]
 
-What FILE already has is not measured again: a run that was cut off goes on where it was. Delete a line to repeat it.
-A kernel whose fault makes CUDA useless for this process ends it with exit code 3; run it again for what is left.
+Results already in FILE are not measured again, so an interrupted run can be continued. Delete a line to repeat it. If a
+kernel fault makes the GPU unusable for this process, it ends with exit code 3; run it again for the rest.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ from .machine import commit, versions
 from .shapes import SETS
 
 Row = dict[str, Any]
-# A result that takes longer is given up: a library that tunes itself must not take the time of all others.
+# Time limit per result in seconds: a library that autotunes must not use up the time of all others.
 RESULT_S = 30.0
-# The exit code where another process is needed for the rest.
+# Exit code if another process is needed for the rest.
 LOST = 3
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a run measures: goals and limits, and the rows, outputs and inputs at which every peer is timed."""
+    """What a run measures: goals and limits, and the shapes (m, n, k) at which every peer is timed."""
 
     goals: tuple[Goal | Limit, ...]
     peer_shapes: tuple[tuple[int, int, int], ...] = tuple((m, 8192, 8192) for m in (1, 16, 4096, 64, 256))
 
     @classmethod
     def whole(cls, first: bool) -> Work:
-        """All that there is; first: with the limits of first calls, of which each takes a process."""
+        """All goals and limits; first: including first-call limits, each of which needs a process."""
         return cls(tuple(goal for goal in gpu_goals.ALL if first or not (_is_first(goal))))
 
     def smaller(self) -> Work:
-        """Each goal on a shape that a CPU multiplies at once."""
+        """The same with reduced shapes, for dry runs."""
         goals = {}
         for goal in self.goals:
             m, n, k = gpu_dry.smaller(goal.m, goal.n, goal.k)
@@ -66,16 +66,16 @@ def _is_first(goal: Goal | Limit) -> bool:
 
 
 class DeviceLostError(RuntimeError):
-    """CUDA refuses everything more in this process."""
+    """A CUDA error made the GPU unusable for this process."""
 
 
 class TookTooLongError(RuntimeError):
-    """A result that was given up."""
+    """A result exceeded its time limit."""
 
 
 @contextmanager
 def at_most(seconds: float) -> Iterator[None]:
-    """Raises TookTooLongError in what runs longer, where Python gets to run at all."""
+    """Raises TookTooLongError after a time limit, as soon as Python code runs."""
 
     def late(number: int, frame: FrameType | None) -> None:
         raise TookTooLongError(f"took more than {seconds:g} s")
@@ -90,7 +90,7 @@ def at_most(seconds: float) -> Iterator[None]:
 
 
 def read(path: Path) -> list[Row]:
-    """The results of a file; none where there is no file.
+    """The results in a file; empty if it does not exist.
 
     Raises:
         ValueError: a line is not a result.
@@ -104,13 +104,13 @@ def read(path: Path) -> list[Row]:
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}:{number}: not JSON: {error}") from error
         if not isinstance(row, dict) or not {"step", "key"} <= row.keys():
-            raise ValueError(f"{path}:{number}: not a result: it has no step or no key")
+            raise ValueError(f"{path}:{number}: not a result: lacks step or key")
         rows.append(row)
     return rows
 
 
 def machine_step(done: list[Row], until: float, work: Work) -> Iterator[Row]:
-    """The GPU, its driver, its clocks before anything runs, and the versions."""
+    """The GPU, driver, versions, and clocks before the run."""
     yield {
         "step": "machine",
         "key": "machine",
@@ -133,12 +133,12 @@ def _gpu() -> Row:
 
 
 def ceilings_step(done: list[Row], until: float, work: Work) -> Iterator[Row]:
-    """What nothing exceeds."""
+    """The peak rates."""
     yield {"step": "ceilings", "key": "ceilings", **gpu_measure.ceilings()}
 
 
 def goals_step(done: list[Row], until: float, work: Work) -> Iterator[Row]:
-    """Every goal and every limit; before a goal over the fastest of several peers, those."""
+    """All goals and limits; a goal over the fastest of several peers first times these peers."""
     for goal in work.goals:
         if has(done, "goals", goal.key):
             continue
@@ -152,7 +152,7 @@ def goals_step(done: list[Row], until: float, work: Work) -> Iterator[Row]:
 
 
 def peers_step(done: list[Row], until: float, work: Work) -> Iterator[Row]:
-    """Every peer on a few shapes."""
+    """All peers at a few shapes."""
     for shape in work.peer_shapes:
         yield from _peers([one.name for one in PEERS], shape, done, until)
 
@@ -169,13 +169,13 @@ def _peers(names: Sequence[str], shape: tuple[int, int, int], done: list[Row], u
 
 
 def tune_step(done: list[Row], until: float, work: Work) -> Iterator[Row]:
-    """Configurations, in what time is left."""
+    """Tunes Triton configurations in the remaining time."""
     for row in gpu_tune.tune(SETS["llama-8b"], until):
         yield {"step": "tune", "key": f"{row['kernel']} {row['n']}x{row['k']} m={row['m']}", **row}
 
 
 def end_step(done: list[Row], until: float, work: Work) -> Iterator[Row]:
-    """The clocks after all that: lower ones than at first were throttled."""
+    """The clocks after the run: lower than before means throttling."""
     yield {"step": "end", "key": "end", "state": state()}
 
 
@@ -187,37 +187,37 @@ STEPS: dict[str, Callable[[list[Row], float, Work], Iterator[Row]]] = {
     "tune": tune_step,
     "end": end_step,
 }
-# Once in a file, and not in pieces.
+# Steps that are complete once they have any result in the file.
 _ONCE = ("machine", "ceilings", "tune")
 
 
 def has(done: Sequence[Row], step: str, key: str | None = None) -> bool:
-    """Whether a step, or one result of it, is there already: not a result that was not tried."""
+    """Whether `done` has a result of a step, or the one with `key`; results that were not tried do not count."""
     return any(row["step"] == step and key in (None, row["key"]) and row.get("ran", True) for row in done)
 
 
 def steps_of(text: str) -> list[str]:
-    """Names of steps, in their own order.
+    """The named steps, in the order of STEPS.
 
     Raises:
-        ValueError: one is unknown.
+        ValueError: a name is unknown.
     """
     wanted = text.split(",")
     unknown = [name for name in wanted if name not in STEPS]
     if unknown:
-        raise ValueError(f"--only {','.join(unknown)}: must be of {', '.join(STEPS)}")
+        raise ValueError(f"--only {','.join(unknown)}: must be one of {', '.join(STEPS)}")
     return [name for name in STEPS if name in wanted]
 
 
 def report(rows: Sequence[Row], work: Work) -> str:
-    """What was measured, as text: the machine, its ceilings, the goals, the peers."""
+    """The results as text: machine, ceilings, goals, peers."""
     lines = []
     for row in rows:
         if row["step"] == "machine":
             lines.append(f"{row['gpu']}  CUDA {row['cuda']}  torch {row['versions']['torch']}  {row['date']}")
-            lines.append(f"at first  {state_text(row['state'])}")
+            lines.append(f"before  {state_text(row['state'])}")
         elif row["step"] == "end":
-            lines.append(f"at the end  {state_text(row['state'])}")
+            lines.append(f"after  {state_text(row['state'])}")
         elif row["step"] == "ceilings":
             lines.append(
                 f"copy {row['copy_gbps']:.0f} GB/s  read {row['read_gbps']:.0f} GB/s  "
@@ -229,10 +229,10 @@ def report(rows: Sequence[Row], work: Work) -> str:
 
 
 def run(out: Path, steps: Sequence[str], seconds: float, work: Work) -> list[Row]:
-    """Takes the steps that `out` does not have whole, and adds their results to it as they come.
+    """Runs the steps that are incomplete in `out`, and appends their results as they come.
 
     Raises:
-        DeviceLostError: after a result that failed, which is the last in `out`, CUDA refuses everything more.
+        DeviceLostError: a failed result, the last in `out`, made the GPU unusable for this process.
     """
     done, until = read(out), monotonic() + seconds
     with out.open("a", encoding="utf-8") as file:
@@ -244,12 +244,12 @@ def run(out: Path, steps: Sequence[str], seconds: float, work: Work) -> list[Row
                 file.flush()
                 done.append(row)
                 if "reason" in row and (error := gpu_measure.lasting_error()):
-                    raise DeviceLostError(f"{row['key']}: CUDA refuses everything more in this process: {error}")
+                    raise DeviceLostError(f"{row['key']}: the GPU is unusable for this process: {error}")
     return done
 
 
 def summary(rows: Sequence[Row], work: Work, seconds: float) -> str:
-    """How much there is, in a line."""
+    """The number of results, in one line."""
     done = {row["key"]: row for row in rows if row["step"] == "goals"}
     failed = sum("reason" in row for row in done.values())
     peers = [row for row in rows if row["step"] == "peers"]
@@ -259,15 +259,15 @@ def summary(rows: Sequence[Row], work: Work, seconds: float) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m nybble.bench.gpu_run", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON lines; goes on where it ends")
-    parser.add_argument("--only", default=",".join(STEPS), metavar="STEP,...", help=f"of {', '.join(STEPS)}")
-    parser.add_argument("--seconds", type=argument(amount), default=360, help="nothing new starts after them")
-    parser.add_argument("--first", action="store_true", help="first calls too, each in a process of its own")
-    parser.add_argument("--report", action="store_true", help="show what the file has, and measure nothing")
-    parser.add_argument("--markdown", action="store_true", help="of the report the table of goals alone, for a README")
     parser.add_argument(
-        "--dry-run", action="store_true", help="on the CPU, on small shapes, with a clock that stands still"
+        "--out", type=Path, required=True, metavar="FILE", help="JSON lines; an existing file is continued"
     )
+    parser.add_argument("--only", default=",".join(STEPS), metavar="STEP,...", help=f"steps: {', '.join(STEPS)}")
+    parser.add_argument("--seconds", type=argument(amount), default=360, help="no measurement starts after this time")
+    parser.add_argument("--first", action="store_true", help="also time first calls, each in a new process")
+    parser.add_argument("--report", action="store_true", help="show the results in the file without measuring")
+    parser.add_argument("--markdown", action="store_true", help="show only the table of goals, as markdown")
+    parser.add_argument("--dry-run", action="store_true", help="run on the CPU with small shapes and constant times")
     options = parser.parse_args(argv)
     begin, work = monotonic(), Work.whole(options.first or options.report)
     try:
@@ -297,7 +297,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     code = main()
-    if code == LOST:  # what torch frees at the end may abort the process after such an error, with another code
+    if code == LOST:  # after such an error, torch's cleanup may abort the process with another exit code
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Is everything right on this GPU? Installs what gpu_prepare.sh made, runs the smoke test (gpu_smoke), and every CUDA kernel
-# once under compute-sanitizer, in at most 280 seconds. Needs no network. Then: bench/gpu_goals.sh.
+# Checks correctness on this GPU: installs the wheels from gpu_prepare.sh, runs the smoke test (gpu_smoke), and every CUDA
+# kernel once under compute-sanitizer, in at most 280 seconds. Needs no network. Run bench/gpu_goals.sh afterwards.
 #   bench/gpu_run.sh [--out DIR] [--wheels DIR] [--dry-run]
-# DIR (default: gpu-results) gets gpu_run.tar.gz; wheels come from .whl. --dry-run: on the CPU, with stand-ins.
+# Writes gpu_run.tar.gz to --out (default: gpu-results). --wheels defaults to .whl. --dry-run: on the CPU.
 NAME=gpu_run TOTAL=280
 cd "$(dirname "$0")/.." || exit
 . bench/gpu_common.sh

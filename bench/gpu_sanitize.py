@@ -1,9 +1,9 @@
-"""Launches what gpu_sanitize_plan wrote down, for compute-sanitizer: the driver and nybble's extension, without torch.
+"""Runs the launches recorded by gpu_sanitize_plan under compute-sanitizer, with the CUDA driver and nybble's extension only.
 
-    compute-sanitizer python -m bench.gpu_sanitize FILE --site DIR [--dry-run]      in the sources
+    compute-sanitizer python -m bench.gpu_sanitize FILE --site DIR [--dry-run]      (from the source tree)
 
-DIR: where nybble was installed. Each argument has memory of its own, so that what is read or written beside it is found.
-Outputs are not looked at: gpu_smoke does that.
+DIR: where nybble is installed. Each argument has its own allocation, so that out-of-bounds accesses are detected. Outputs
+are not checked; gpu_smoke does that.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .gpu_wheels_check import load
 
 
 class Driver:
-    """Memory of GPU 0, by the CUDA driver alone, in the context that the runtime of the extension uses as well."""
+    """Allocates memory on GPU 0 through the CUDA driver, in the primary context, which the extension's runtime shares."""
 
     def __init__(self) -> None:
         self._cuda = ctypes.CDLL("libcuda.so.1")
@@ -38,43 +38,43 @@ class Driver:
             raise RuntimeError(f"{name}: error {code}")
 
     def copy(self, data: bytes) -> int:
-        """The address of memory that holds the data."""
+        """Copies the data to new device memory; returns its address."""
         address = ctypes.c_uint64()
         self._call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(len(data)))
         self._call("cuMemcpyHtoD_v2", address, data, ctypes.c_size_t(len(data)))
         return address.value
 
     def free(self, address: int) -> None:
-        """Gives it back."""
+        """Frees memory."""
         self._call("cuMemFree_v2", ctypes.c_uint64(address))
 
     def wait(self) -> None:
-        """Until all is done; raises what went wrong there."""
+        """Waits for the GPU. Raises RuntimeError if a launch failed."""
         self._call("cuCtxSynchronize")
 
 
 class NoDriver(Driver):
-    """Stands for it in a dry run."""
+    """Replaces Driver in a dry run."""
 
     def __init__(self) -> None:
         self._held: dict[int, Any] = {}
 
     def copy(self, data: bytes) -> int:
-        """In this process."""
+        """Copies the data to host memory; returns its address."""
         held = ctypes.create_string_buffer(data, len(data))
         self._held[ctypes.addressof(held)] = held
         return ctypes.addressof(held)
 
     def free(self, address: int) -> None:
-        """Gives it back."""
+        """Frees memory."""
         del self._held[address]
 
     def wait(self) -> None:
-        """There is nothing to wait for."""
+        """Does nothing."""
 
 
 class _NoPlan:
-    """Stands for a class of the extension: takes what it is given."""
+    """Replaces a class of the extension in a dry run."""
 
     def __init__(self, **made: Any) -> None:
         self._kernel = made["kernel"]
@@ -84,11 +84,11 @@ class _NoPlan:
 
     def run(self, *arguments: Any) -> None:
         if not all(isinstance(argument, int) for argument in arguments):
-            raise TypeError(f"{self._kernel}: {arguments}: must be numbers")
+            raise TypeError(f"{self._kernel}: arguments {arguments}: must be integers")
 
 
 def launch(extension: Any, driver: Driver, row: dict[str, Any]) -> None:
-    """One launch, and waits for it."""
+    """Runs one launch and waits for it."""
     plan = getattr(extension, row["class"])(**{**row["made"], "device": 0})
     held, arguments = [], []
     for value in row["run"]:
@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m bench.gpu_sanitize", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("file", type=Path)
     parser.add_argument("--site", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--dry-run", action="store_true", help="without a driver, and without the extension")
+    parser.add_argument("--dry-run", action="store_true", help="run without a driver and without the extension")
     options = parser.parse_args(argv)
     rows = json.loads(options.file.read_text(encoding="utf-8"))
     if options.dry_run:
@@ -120,9 +120,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         driver, extension = Driver(), load(next(options.site.glob("nybble/_cuda.*.so")))
     for row in rows:
-        print(f"{row['kernel']} {row['case']}", flush=True)  # what the next message is about
+        print(f"{row['kernel']} {row['case']}", flush=True)  # identifies the sanitizer's next message
         launch(extension, driver, row)
-    print(f"sanitize: {len(rows)} launches, none refused")
+    print(f"sanitize: {len(rows)} launches, none failed")
     return 0
 
 

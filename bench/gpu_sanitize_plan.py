@@ -1,9 +1,9 @@
-"""What gpu_sanitize launches, as JSON: each CUDA kernel on a few shapes, with the bytes of what it reads.
+"""Records the launches that gpu_sanitize runs, as JSON: each CUDA kernel at a few shapes, with the contents of its inputs.
 
     python -m nybble.bench.gpu_sanitize_plan FILE [--dry-run]
 
-The package's own calls are taken down instead of run: the arguments of the extension, with the contents of memory in place
-of its address. --dry-run: also of kernels that were not built.
+Calls to the extension are recorded instead of run, with the contents of memory in place of addresses. --dry-run: include
+kernels that were not built.
 """
 
 from __future__ import annotations
@@ -28,40 +28,40 @@ from .gpu_smoke_check import Case, schemes
 from .weights import WeightKind
 
 Row = dict[str, Any]
-# Outputs and inputs that fill no tile, and K that is split; and how many tokens more than the fewest.
+# Outputs and inputs with partial tiles and split-K; tokens beyond the kernel's minimum.
 N, K, MORE = 72, 1096, 8
-# Of kernels for wgmma: so many outputs, and so many tokens more than the fewest, that a GPU of 132 multiprocessors takes
-# their wide tiles, and several in turn.
+# For wgmma kernels: outputs, inputs, and tokens beyond the minimum, such that a GPU with 132 multiprocessors uses wide
+# tiles, and several per block.
 WIDE_N, WIDE_K, WIDE_MORE = 8456, 136, 129
-# Bytes of scratch that the plan gives a kernel while it is taken down: gpu_sanitize gives it what it asks for.
+# Scratch size used while recording, recognizable among the arguments; gpu_sanitize allocates the real size.
 SCRATCH = 8 * 12343
-# The target of kernels that take tiles in turn.
-_TURNS = "sm90"
-# Numbers from here on are addresses of this process.
+# The target of kernels with persistent blocks.
+_PERSISTENT = "sm90"
+# Integers from here on are addresses.
 _ADDRESS = 1 << 40
 
 
 class Recorder:
-    """Stands for an object of the extension: notes how it is made and called."""
+    """Replaces an object of the extension; records how it is created and called."""
 
     def __init__(self, noted: list[Row], what: str, **made: Any) -> None:
         self._noted, self._row = noted, {"class": what, "made": made, "scratch": []}
 
     def scratch(self, *arguments: Any) -> int:
-        """As Plan.scratch."""
+        """Like Plan.scratch."""
         self._row["scratch"] = list(arguments)
         return SCRATCH
 
     def run(self, *arguments: Any) -> None:
-        """As Plan.run."""
+        """Like Plan.run."""
         self._noted.append({**self._row, "run": list(_contents(arguments))})
 
 
 def _contents(arguments: Sequence[int]) -> Iterator[Any]:
-    """Numbers as they are; an address and the bytes behind it, which follow it, as what is there, or as {} of the scratch.
+    """The arguments of a call, with each (address, size) replaced by {"bytes": contents}, or by {} for scratch memory.
 
     Raises:
-        ValueError: an address is not followed by a number of bytes.
+        ValueError: an address is not followed by a size.
     """
     rest = iter(arguments)
     for value in rest:
@@ -70,12 +70,12 @@ def _contents(arguments: Sequence[int]) -> Iterator[Any]:
             continue
         nbytes = next(rest, 0)
         if not 0 < nbytes < _ADDRESS:
-            raise ValueError(f"argument {value:#x}: an address without the number of its bytes")
+            raise ValueError(f"argument {value:#x}: an address must be followed by its size in bytes")
         yield {} if nbytes == SCRATCH else {"bytes": base64.b64encode(ctypes.string_at(value, nbytes)).decode()}
 
 
 class _Extension:
-    """Stands for the extension."""
+    """Replaces the extension."""
 
     def __init__(self, noted: list[Row]) -> None:
         self._noted = noted
@@ -85,8 +85,8 @@ class _Extension:
 
 
 @contextmanager
-def taking_down() -> Iterator[list[Row]]:
-    """Calls of CUDA kernels are noted, into the list that is yielded, for tensors on the CPU."""
+def recording() -> Iterator[list[Row]]:
+    """While active, calls of CUDA kernels with CPU tensors are recorded; yields the list of records."""
     noted: list[Row] = []
     before = native_cuda._extension, native_cuda.stream_of
     native_cuda._extension = lambda: _Extension(noted)  # type: ignore[assignment]
@@ -98,37 +98,37 @@ def taking_down() -> Iterator[list[Row]]:
 
 
 def cases(spec: KernelSpec) -> list[Case]:
-    """Of a kernel: its fewest tokens and a few more, on a symmetric weight and on an asymmetric one; where it may take
-    several tiles in turn, enough of them, and float32."""
+    """The cases of a kernel: its minimum number of tokens and a few more, with symmetric and asymmetric weights; for
+    persistent kernels also several tiles per block, and float32."""
     least, most = spec.m_range
     found, tokens = [], sorted({least, min(least + MORE, most or least + MORE)})
     for scheme in schemes(spec)[:2]:
         found += [Case(scheme, torch.bfloat16, m, N, K) for m in tokens]
-        if spec.target == _TURNS:
+        if spec.target == _PERSISTENT:
             found.append(Case(scheme, torch.bfloat16, least + WIDE_MORE, WIDE_N, WIDE_K))
-    if spec.target == _TURNS:
+    if spec.target == _PERSISTENT:
         found.append(Case(found[0].scheme, torch.float32, tokens[-1], N, K))
     return found
 
 
 def launches(specs: Sequence[KernelSpec]) -> list[Row]:
-    """Of each kernel its cases; first those of kernels whose threads depend on each other most, as time may run out."""
+    """The launches of all kernels; those with the most synchronization first, because time may run out."""
     found = []
     for spec in sorted(specs, key=_order):
         for case in cases(spec):
             packed, _ = gpu_weights.packed(WeightKind(case.scheme), spec.layout, case.n, case.k, "cpu")
             x = torch.randn(case.m, case.k, generator=torch.Generator().manual_seed(case.m)).to(case.dtype)
             out = torch.zeros(case.m, case.n, dtype=x.dtype)
-            with taking_down() as noted:
-                assert spec.make is not None, "products alone come here"  # noqa: S101
+            with recording() as noted:
+                assert spec.make is not None, "linear kernels have it"  # noqa: S101
                 spec.make(case.scheme, case.n, case.k)(x, packed, None, out)
             found += [{"kernel": spec.name, "case": str(case), **row} for row in noted]
     return found
 
 
 def _order(spec: KernelSpec) -> tuple[bool, bool]:
-    """Kernels for wgmma, whose copies run beside the products, then those that split K over a cluster of blocks."""
-    return spec.target != _TURNS, spec.name.endswith("_gemv")
+    """Sort key: wgmma kernels with asynchronous copies first, kernels with up to 8 tokens last."""
+    return spec.target != _PERSISTENT, spec.name.endswith("_gemv")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

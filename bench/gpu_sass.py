@@ -1,7 +1,6 @@
-"""What the compiled CUDA kernels consist of: their machine code, read from the extension or from a cubin.
+"""Disassembles compiled GPU kernels (SASS), from the extension or from a cubin.
 
-A loop's length says what a tile costs before any GPU has run it. Needs `cuobjdump`, of the CUDA toolkit or of Triton's
-wheel.
+The length of the main loop shows the cost of a tile without a GPU. Needs `cuobjdump`, from the CUDA toolkit or Triton.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ _BRANCH = re.compile(r"\bBRA (?:\w+, )*0x([0-9a-f]+)")
 
 
 def cuobjdump() -> str | None:
-    """The path of the disassembler; None where there is none."""
+    """The path of the disassembler; None if it is not installed."""
     if found := shutil.which("cuobjdump"):
         return found
     triton = find_spec("triton")
@@ -28,16 +27,16 @@ def cuobjdump() -> str | None:
 
 
 def extension() -> Path | None:
-    """The file of nybble._cuda, which is not loaded; None where it is not built."""
+    """The file of nybble._cuda, without loading it; None if it is not built."""
     found = find_spec("nybble._cuda")
     return Path(found.origin) if found and found.origin else None
 
 
 def functions(binary: Path, arch: str | None = None) -> dict[str, str]:
-    """Mangled name -> disassembly of every kernel in a cubin, or of those for an architecture ("sm_90a") in a library.
+    """Mangled name -> disassembly, for all kernels of a cubin, or of a library for an architecture such as "sm_90a".
 
     Raises:
-        RuntimeError: there is no disassembler, or it cannot read the file.
+        RuntimeError: cuobjdump is not installed, or cannot read the file.
     """
     tool = cuobjdump()
     if tool is None:
@@ -55,8 +54,8 @@ def instructions(sass: str) -> list[tuple[int, str]]:
 
 
 def loops(sass: str) -> list[list[str]]:
-    """The instructions of each loop of a function, from the target of a branch backwards to the branch, inner loops
-    within them; the longest last."""
+    """The instructions of each loop of a function, from the target of a backward branch to the branch, including inner
+    loops; the longest last."""
     code = instructions(sass)
     found = []
     for end, text in code:

@@ -1,12 +1,11 @@
-"""Is every kernel right on this GPU? The first thing to run on a new one; it ends with one line that says so.
+"""Checks every kernel on this GPU; the first thing to run on a new one. The last line is a summary.
 
     python -m nybble.bench.gpu_smoke [--jobs N] [--only GLOB,...] [--small] [--limit SECONDS] [--out FILE] [--dry-run]
 
-Each kernel runs in a process of its own, because a fault of a kernel makes CUDA useless for the rest of its process:
-three shapes in each dtype that it takes, symmetric weights and not, against float64, twice each. Beside them another says
-what the driver gives the CUDA kernels (blocks a multiprocessor, active clusters). Six timings come last, alone. A kernel
-that is wrong gets the details of its first failure. --dry-run does all of it on the CPU, with stand-ins, for one kernel
-of each kind.
+Each kernel runs in its own process, because a kernel fault makes the GPU unusable for its process: three shapes in each
+supported dtype, symmetric and asymmetric weights, two calls each, compared with float64. Another process reports the
+occupancy of the CUDA kernels. Six timings follow, with nothing else running. For a failing kernel, the details of its
+first failure are shown. --dry-run does all this on the CPU, with one kernel of each kind.
 """
 
 from __future__ import annotations
@@ -31,15 +30,15 @@ from .gpu_smoke_check import DTYPES, INSTANCES, OPERATIONS, SHAPES, TIMES, cases
 
 Row = dict[str, Any]
 JOBS, LIMIT_S, PROCESS_S = 10, 140.0, 120.0
-SHOWN = 6  # wrong cases of a kernel
-# What the estimate is made of, in seconds, guessed for a machine with an H100 and 16 cores: Python with torch and a CUDA
-# context; a compilation by Triton; a check of a small shape and of the large one; the timings; the driver's answers.
+SHOWN = 6  # failed cases shown per kernel
+# Assumed times for the estimate, in seconds, on a machine with an H100 and 16 cores: start of Python with torch and a CUDA
+# context; one Triton compilation; one check of a small shape, of the large shape; the timings; the occupancy query.
 START_S, COMPILE_S, CHECK_S, LARGE_S, TIMES_S, INSTANCES_S = 10.0, 2.5, 0.1, 1.0, 30.0, 12.0
 
 
 @dataclass
 class Outcome:
-    """What a process said. died: why it ended early, or ""."""
+    """The output of a process. died: why it ended early, or ""."""
 
     name: str
     seconds: float
@@ -48,7 +47,7 @@ class Outcome:
 
     @property
     def results(self) -> list[Row]:
-        """Each with its case."""
+        """The results, each with its case."""
         found, case = [], ""
         for row in self.rows:
             if row.keys() == {"case"}:
@@ -59,27 +58,27 @@ class Outcome:
 
     @property
     def wrong(self) -> list[Row]:
-        """The results that are not right."""
+        """The failed results."""
         return [row for row in self.results if "wrong" in row]
 
     @property
     def failed(self) -> bool:
-        """Whether it is wrong, died, or has said nothing."""
+        """Whether a result failed, the process died, or there are no results."""
         return bool(self.wrong or self.died or not self.results)
 
 
 def of_gpus() -> list[KernelSpec]:
-    """The kernels that run on a GPU alone, of every op."""
+    """All kernels for GPUs, of every op."""
     return [spec for spec in all_specs() if spec.device == "cuda"]
 
 
 def one_of_each(specs: Iterable[KernelSpec]) -> list[KernelSpec]:
-    """One kernel for each target and op."""
+    """One kernel per target and op."""
     return list({(spec.target, spec.op): spec for spec in specs}.values())
 
 
 def cost(spec: KernelSpec) -> float:
-    """Seconds that a kernel's process takes, by guess. Triton compiles for each scheme, dtype and number of tokens."""
+    """Estimated seconds of a kernel's process. Triton compiles for each scheme, dtype and number of tokens."""
     if spec.op in OPERATIONS:
         return START_S + len(OPERATIONS[spec.op]) * (COMPILE_S + CHECK_S)
     found = cases(spec, False, DTYPES)
@@ -89,7 +88,7 @@ def cost(spec: KernelSpec) -> float:
 
 
 def estimate(specs: Sequence[KernelSpec], jobs: int) -> float:
-    """Seconds of it all, with what the driver says and the longest processes first."""
+    """Estimated seconds of the whole run, with the occupancy query and the longest processes first."""
     busy = [0.0] * jobs
     for seconds in (INSTANCES_S, *sorted(map(cost, specs), reverse=True)):
         busy[busy.index(min(busy))] += seconds
@@ -97,11 +96,11 @@ def estimate(specs: Sequence[KernelSpec], jobs: int) -> float:
 
 
 def run_one(what: str, flags: Sequence[str], until: float) -> Outcome:
-    """A process of gpu_smoke_check, for as long as there is time."""
+    """Runs a process of gpu_smoke_check within the remaining time."""
     begin = monotonic()
     seconds = min(PROCESS_S, until - begin)
     if seconds <= 0:
-        return Outcome(what, 0.0, died="no time was left for it")
+        return Outcome(what, 0.0, died="no time left")
     environment = {**os.environ, "CUDA_LAUNCH_BLOCKING": "1", "OMP_NUM_THREADS": "1"}
     if "--dry-run" in flags:
         environment["TRITON_INTERPRET"] = "1"
@@ -115,9 +114,9 @@ def run_one(what: str, flags: Sequence[str], until: float) -> Outcome:
         output, errors, died = late.stdout or b"", late.stderr or b"", f"took more than {seconds:.0f} s"
     outcome = Outcome(what, monotonic() - begin, _rows(output.decode(errors="replace")))
     if died:
-        last = outcome.rows[-1].get("case") if outcome.rows else "its start"
-        lines = errors.decode(errors="replace").strip().splitlines() or ["it said nothing"]
-        outcome.died = f"{died} in {last or 'its end'}: {lines[-1]}"
+        last = outcome.rows[-1].get("case") if outcome.rows else "startup"
+        lines = errors.decode(errors="replace").strip().splitlines() or ["no output"]
+        outcome.died = f"{died} in {last or 'shutdown'}: {lines[-1]}"
     return outcome
 
 
@@ -126,12 +125,12 @@ def _how_it_ended(code: int) -> str:
 
 
 def _rows(text: str) -> list[Row]:
-    """The whole lines of what a process wrote."""
+    """The complete JSON lines of a process's output."""
     return [json.loads(line) for line in text.splitlines() if line.startswith("{") and line.endswith("}")]
 
 
 def kernel_text(outcome: Outcome) -> str:
-    """One line for a kernel that is right; the details of the first failure for another."""
+    """One line for a correct kernel; details of the first failure for another."""
     results, wrong = outcome.results, outcome.wrong
     if not outcome.failed:
         worst = max(row["ok"] for row in results)
@@ -148,13 +147,13 @@ def kernel_text(outcome: Outcome) -> str:
 
 
 def plain_text(outcome: Outcome) -> str:
-    """The rows of what is not a kernel, as they are."""
+    """The rows of a process that does not check a kernel."""
     lines = ["  ".join(f"{name} {value}" for name, value in row.items()) for row in outcome.results]
     return "\n".join([f"== {outcome.name}", *lines, *([f"died: {outcome.died}"] if outcome.died else [])])
 
 
 def smoke(specs: Sequence[KernelSpec], flags: Sequence[str], jobs: int, until: float) -> list[Outcome]:
-    """Runs it all, and prints each outcome as it comes. The timings run alone, and their time is theirs."""
+    """Runs all processes, and prints each outcome as it comes. The timings run alone, in time reserved for them."""
 
     def shown(text: Callable[[Outcome], str], what: str, end: float) -> Outcome:
         outcome = run_one(what, flags, end)
@@ -169,7 +168,7 @@ def smoke(specs: Sequence[KernelSpec], flags: Sequence[str], jobs: int, until: f
 
 
 def usable(specs: Iterable[KernelSpec]) -> list[KernelSpec]:
-    """Those that can run here; why another cannot is printed."""
+    """The kernels that can run here; prints why others cannot."""
     found, reasons = [], {row["name"]: row["why_not"] for row in kernels()}
     for spec in specs:
         if reasons[spec.name] is None:
@@ -181,20 +180,20 @@ def usable(specs: Iterable[KernelSpec]) -> list[KernelSpec]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m nybble.bench.gpu_smoke", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--jobs", type=argument(count), default=JOBS, help="processes at once")
-    parser.add_argument("--only", metavar="GLOB,...", help="kernels; default: all, and in a dry run one of each kind")
-    parser.add_argument("--small", action="store_true", help="small shapes alone")
+    parser.add_argument("--jobs", type=argument(count), default=JOBS, help="parallel processes")
+    parser.add_argument("--only", metavar="GLOB,...", help="kernels; default: all, in a dry run one of each kind")
+    parser.add_argument("--small", action="store_true", help="small shapes only")
     parser.add_argument(
-        "--limit", type=argument(amount), default=LIMIT_S, metavar="SECONDS", help="what runs then is ended"
+        "--limit", type=argument(amount), default=LIMIT_S, metavar="SECONDS", help="time limit of the whole run"
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON lines of it all")
-    parser.add_argument("--dry-run", action="store_true", help="on the CPU, with stand-ins")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the results as JSON lines")
+    parser.add_argument("--dry-run", action="store_true", help="run on the CPU, with small shapes")
     options = parser.parse_args(argv)
     begin = monotonic()
     patterns = (options.only or "*").split(",")
     specs = [spec for spec in of_gpus() if any(fnmatchcase(spec.name, pattern) for pattern in patterns)]
     if not specs:
-        parser.error(f"--only {options.only}: no kernel for GPUs has such a name")
+        parser.error(f"--only {options.only}: matches no kernel for GPUs")
     if options.dry_run:
         specs, flags = specs if options.only else one_of_each(specs), ["--dry-run", "--small"]
     else:

@@ -1,5 +1,5 @@
-"""What gpu_smoke runs in a process of its own: one kernel against float64, or what the driver says of the CUDA kernels, or
-a few timings. JSON lines; each case is named before it runs, so that what kills the process is known.
+"""One process of gpu_smoke: checks one kernel against float64, or reports the occupancy of the CUDA kernels, or runs a few
+timings. Prints JSON lines; each case is printed before it runs, so that a crash can be attributed.
 
     python -m nybble.bench.gpu_smoke_check KERNEL|instances|times [--small] [--dry-run]
 """
@@ -30,14 +30,14 @@ from .weights import WeightKind
 
 Row = dict[str, Any]
 INSTANCES, TIMES = "instances", "times"
-# Outputs and inputs; `many` tokens where a kernel serves any number. The last is of a model.
+# Outputs and inputs; the last are from a model. MANY: tokens for kernels without an upper limit.
 SHAPES = ((72, 1096), (257, 2100), (8192, 8192))
 MANY, MORE = 300, 8
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 SMALL_SHAPES, SMALL_MANY = ((40, 136), (65, 264), (128, 256)), 20
-# Values before and behind an output that no kernel may touch.
+# Guard elements before and after an output, which no kernel may write.
 _GUARD = 64
-# Scheme and tokens, outputs, inputs.
+# Scheme, and numbers of tokens, outputs and inputs.
 TIMED = (
     ("w4a16g128", (1, 4096, 4096)),
     ("w4a16g128", (1, 8192, 8192)),
@@ -46,7 +46,7 @@ TIMED = (
     ("w8a8", (1, 8192, 8192)),
     ("w8a8", (4096, 8192, 8192)),
 )
-# What the kernels of ops other than the product are checked as.
+# Operations to check for the kernels of other ops than linear.
 OPERATIONS = {
     "quantize": ("quantize", "rms_norm_quantize", "silu_mul_quantize"),
     "dequantize": ("dequantize w8a16", "dequantize w4a16g128", "dequantize w4a16g32asym", "dequantize sp24w4a16g128"),
@@ -68,16 +68,17 @@ class Case:
 
 
 def schemes(spec: KernelSpec) -> list[Scheme]:
-    """Of a kernel: the symmetric scheme with the longest groups, and the asymmetric one with the shortest."""
+    """Schemes to check a kernel with: the symmetric one with the largest groups, the asymmetric one with the smallest; for
+    kernels other than Triton's, also all others."""
     served = sorted(served_by(spec), key=lambda scheme: scheme.group_size or 0)
     chosen = [[scheme for scheme in served if scheme.symmetric][-1:], [s for s in served if not s.symmetric][:1]]
-    if spec.target != "triton":  # nothing is compiled: every other one too
+    if spec.target != "triton":  # no compilation, so all others are cheap
         chosen.append(served)
     return list(dict.fromkeys(scheme for some in chosen for scheme in some))
 
 
 def cases(spec: KernelSpec, small: bool, dtypes: Sequence[torch.dtype]) -> list[Case]:
-    """Three shapes within what the kernel serves, in each dtype; the large one of two schemes alone."""
+    """Three shapes that the kernel supports, in each dtype; the large one only with two schemes."""
     shapes, many = (SMALL_SHAPES, SMALL_MANY) if small else (SHAPES, MANY)
     least, most = spec.m_range
     tokens = (least, min(least + MORE, most or least + MORE), most or max(many, least))
@@ -89,7 +90,7 @@ def cases(spec: KernelSpec, small: bool, dtypes: Sequence[torch.dtype]) -> list[
 
 
 def check(spec: KernelSpec, case: Case, device: str) -> Row:
-    """{"ok": the largest error as a share of its bound}, or what is wrong with the outputs."""
+    """{"ok": largest error as a share of its bound}, or what is wrong with the outputs, see `compare`."""
     kind = WeightKind(case.scheme)
     packed, quantized = gpu_weights.packed(kind, spec.layout, case.n, case.k, device)
     generator = torch.Generator(device).manual_seed(case.m)
@@ -98,7 +99,7 @@ def check(spec: KernelSpec, case: Case, device: str) -> Row:
     held = torch.full((case.m * case.n + 2 * _GUARD,), torch.nan, dtype=case.dtype, device=device)
     got = held[_GUARD:-_GUARD].view(case.m, case.n)
     make = spec.make
-    assert make is not None, "products alone come here"  # noqa: S101
+    assert make is not None, "linear kernels have it"  # noqa: S101
     if device == "cpu" and spec.target != "triton":
         make = partial(gpu_dry.FromReference, spec.layout, rounds=spec.rounds)
     plan = make(case.scheme, case.n, case.k)
@@ -107,7 +108,7 @@ def check(spec: KernelSpec, case: Case, device: str) -> Row:
     first = _written(held, got, right, bound)
     if "wrong" in first:
         return first
-    # A later call may launch what the first one recorded, at other addresses.
+    # A later call may replay the launches recorded by the first, with other addresses.
     held.fill_(torch.nan)
     plan(x.clone(), packed.clone(), bias.clone(), got)
     again = _written(held, got, right, bound)
@@ -115,15 +116,15 @@ def check(spec: KernelSpec, case: Case, device: str) -> Row:
 
 
 def _written(held: Tensor, got: Tensor, right: Tensor, bound: Tensor) -> Row:
-    """What `compare` says of an output, unless memory before or behind it was written."""
+    """The result of `compare`, or an error if memory before or after the output was written."""
     if not torch.cat((held[:_GUARD], held[-_GUARD:])).isnan().all():
-        return {"wrong": "it writes beside its output"}
+        return {"wrong": "writes outside its output"}
     return compare(got, right, bound)
 
 
 def compare(got: Tensor, right: Tensor, bound: Tensor) -> Row:
-    """{"ok": the largest error as a share of its bound}, or of the outputs that are beyond it: how many, the first one,
-    and which tokens and outputs they are of."""
+    """{"ok": largest error as a share of its bound}, or details of the outputs outside their bound: how many, the first
+    one, and the distribution of their tokens and outputs."""
     error = (got.double() - right).abs()
     bad = ~(error <= bound)  # NaN compares false
     if not bool(bad.any()):
@@ -133,15 +134,15 @@ def compare(got: Tensor, right: Tensor, bound: Tensor) -> Row:
     return {
         "wrong": f"{len(at)} of {bad.numel()} outputs, {int(got.isnan().sum())} of them NaN",
         "first": f"y[{m}, {n}] = {float(got[m, n]):g}, not {float(right[m, n]):g} +- {float(bound[m, n]):.2g}",
-        **{f"{name} mod {size}": _counts(at[:, axis] % size) for name, axis, size in _PLACES},
+        **{f"{name} mod {size}": _counts(at[:, axis] % size) for name, axis, size in _MODULI},
     }
 
 
-_PLACES = (("m", 0, 8), ("n", 1, 64), ("n", 1, 256))
+_MODULI = (("m", 0, 8), ("n", 1, 64), ("n", 1, 256))
 
 
 def _counts(values: Tensor, most: int = 8) -> str:
-    """The most frequent values with how often each is there, and how many others there are."""
+    """The most frequent values with their counts, and the number of other values."""
     distinct, counts = values.unique(return_counts=True)
     order = counts.argsort(descending=True, stable=True)
     shown = ", ".join(f"{int(distinct[i])}: {int(counts[i])}" for i in order[:most])
@@ -149,7 +150,7 @@ def _counts(values: Tensor, most: int = 8) -> str:
 
 
 def kernel_rows(spec: KernelSpec, small: bool, device: str) -> Iterator[Row]:
-    """A line before each case, and one with its result."""
+    """For each case, a line before it runs, and one with its result."""
     if spec.op in OPERATIONS:
         m, n, k = (4, 128, 256) if small else (300, 4096, 4096)
         for what in OPERATIONS[spec.op]:
@@ -168,7 +169,7 @@ def _operation(what: str, m: int, n: int, k: int, device: str) -> Row:
 
 
 def _guarded(run: Callable[[], Row]) -> Row:
-    """An error that leaves the process able to go on is a result; after one of CUDA's the next case fails as well."""
+    """Turns errors into results. After a CUDA error, all further cases fail as well."""
     try:
         return run()
     except (RuntimeError, ValueError, AssertionError) as error:
@@ -176,13 +177,13 @@ def _guarded(run: Callable[[], Row]) -> Row:
 
 
 def instance_rows(device: str) -> Iterator[Row]:
-    """What the driver says of each instance of the CUDA kernels: blocks a multiprocessor, active clusters."""
+    """Resources and occupancy of each instance of the CUDA kernels, from the driver."""
     yield {"case": INSTANCES}
     yield from gpu_dry.INSTANCES if device == "cpu" else native_cuda.instances(torch.cuda.current_device())
 
 
 def time_rows(device: str) -> Iterator[Row]:
-    """Microseconds of a product in a graph with cold weights, beside torch's bfloat16 product."""
+    """Microseconds of some products, in a CUDA graph with cold weights, and of torch's bfloat16 product."""
     dense = next(one for one in PEERS if one.name == BF16)
     for scheme, (m, n, k) in TIMED:
         yield {"case": f"{scheme} {m}x{n}x{k}"}
@@ -198,9 +199,9 @@ def _times(kind: WeightKind, shape: tuple[int, int, int], dense: GpuPeer) -> Row
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m nybble.bench.gpu_smoke_check")
-    parser.add_argument("what", help=f"a kernel, {INSTANCES} or {TIMES}")
+    parser.add_argument("what", help=f"name of a kernel, {INSTANCES} or {TIMES}")
     parser.add_argument("--small", action="store_true")
-    parser.add_argument("--dry-run", action="store_true", help="on the CPU")
+    parser.add_argument("--dry-run", action="store_true", help="run on the CPU")
     options = parser.parse_args(argv)
     device = "cpu" if options.dry_run else "cuda"
     with gpu_dry.stand_in() if options.dry_run else nullcontext():

@@ -1,4 +1,4 @@
-"""What a GPU runs at now: its driver and clocks, as nvidia-smi tells them; "unknown", with the reason, where it does not."""
+"""Driver version and current clocks of a GPU from nvidia-smi; "unknown", with the reason, if that fails."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 
-# What nvidia-smi is asked for -> its name in a result.
+# nvidia-smi field -> key in a result.
 QUERY = {
     "driver_version": "driver",
     "clocks.sm": "sm_mhz",
@@ -19,7 +19,7 @@ UNKNOWN = "unknown"
 
 
 def state(index: int = 0) -> dict[str, str]:
-    """By name; what is not known is UNKNOWN, and "why" says so."""
+    """The values by key. On failure all are UNKNOWN, and "why" is the reason."""
     reason = ""
     if shutil.which("nvidia-smi") is None:
         reason = "nvidia-smi is not on PATH"
@@ -38,7 +38,7 @@ def state(index: int = 0) -> dict[str, str]:
 
 
 def state_text(found: Mapping[str, str]) -> str:
-    """In one line."""
+    """The state as one line of text."""
     why = f" ({found['why']})" if "why" in found else ""
     return (
         f"driver {found['driver']}  SM {found['sm_mhz']} of {found['sm_mhz_most']} MHz  memory {found['memory_mhz']} MHz  "

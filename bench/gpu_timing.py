@@ -1,4 +1,4 @@
-"""Times calls on a GPU: replays of a captured graph that works through copies of the weights, so that none is cached."""
+"""Times calls on a GPU: replays of a CUDA graph that cycles through copies of the weights, so that they are not cached."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from time import perf_counter
 import torch
 
 Call = Callable[[], object]
-# Bytes of an H200's second-level cache, and how many times the copies of a weight must fill it to be cold.
+# Size of an H200's L2 cache in bytes; weights are cold if their copies together exceed it this many times.
 CACHE_BYTES, COLD_CACHES = 60 << 20, 3
 REPLAYS, LEAST_CALLS, EAGER_CALLS = 9, 20, 1000
-# A driver's queue holds some thousand launches, and a call may make three.
+# Few enough not to fill the driver's queue, which holds about a thousand launches: a call may make three.
 HOST_CALLS = 200
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Microseconds a call: median, and the quantiles 0.2 and 0.8."""
+    """Microseconds per call: median, 20th and 80th percentile."""
 
     us: float
     us_p20: float
@@ -27,23 +27,23 @@ class Sample:
 
 
 def copies(weight_bytes: int, cache_bytes: int = CACHE_BYTES) -> int:
-    """How many copies of a weight, used in turn, keep each from being cached."""
+    """Number of copies of a weight that, used in turn, do not stay in the cache."""
     return max(1, math.ceil(COLD_CACHES * cache_bytes / max(1, weight_bytes)))
 
 
 def rounds(calls: int) -> int:
-    """How often a graph goes through its calls, so that it has LEAST_CALLS."""
+    """How often a graph repeats its calls, to have at least LEAST_CALLS."""
     return math.ceil(LEAST_CALLS / calls)
 
 
 def summarize(seconds: Sequence[float]) -> Sample:
-    """The Sample of the seconds that a call took in each replay.
+    """The Sample of the seconds per call of each replay.
 
     Raises:
-        ValueError: there are none.
+        ValueError: seconds is empty.
     """
     if not seconds:
-        raise ValueError("seconds: wants at least one")
+        raise ValueError("seconds: must not be empty")
     ordered = sorted(seconds)
     last = len(ordered) - 1
     p50, p20, p80 = (ordered[round(last * share)] * 1e6 for share in (0.5, 0.2, 0.8))
@@ -51,12 +51,12 @@ def summarize(seconds: Sequence[float]) -> Sample:
 
 
 def in_graph(calls: Sequence[Call], replays: int = REPLAYS) -> Sample:
-    """Microseconds of a kernel: replays of one graph of the calls, by the GPU's events, over how many they are."""
+    """Microseconds per call on the GPU: replays one CUDA graph of the calls, timed with CUDA events."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for call in calls:
-            call()  # compiles, allocates
+            call()  # warm-up: compiles and allocates
     torch.cuda.current_stream().wait_stream(side)
     graph, repeat = torch.cuda.CUDAGraph(), rounds(len(calls))
     with torch.cuda.graph(graph):
@@ -76,7 +76,7 @@ def in_graph(calls: Sequence[Call], replays: int = REPLAYS) -> Sample:
 
 
 def eager(call: Call, count: int = EAGER_CALLS) -> float:
-    """Microseconds of wall time a call, launches included, over `count` of them."""
+    """Microseconds of wall time per call, including launches, averaged over `count` calls."""
     call()
     torch.cuda.synchronize()
     start = perf_counter()
@@ -87,7 +87,7 @@ def eager(call: Call, count: int = EAGER_CALLS) -> float:
 
 
 def host(call: Call, count: int = HOST_CALLS) -> float:
-    """Microseconds that a call keeps the CPU: to launch `count` of them, while the GPU has still to work through them."""
+    """Microseconds of host time per call: launches `count` calls without waiting for the GPU."""
     call()
     torch.cuda.synchronize()
     start = perf_counter()
@@ -99,7 +99,7 @@ def host(call: Call, count: int = HOST_CALLS) -> float:
 
 
 def first(call: Call) -> float:
-    """Microseconds of a call that may have to compile."""
+    """Microseconds of a single call, including compilation."""
     torch.cuda.synchronize()
     start = perf_counter()
     call()

@@ -1,9 +1,9 @@
-"""Times every configuration that ships on the shapes of known models, and writes the table that kernels.configs reads.
+"""Times all shipped Triton configurations on the shapes of known models, and writes the table that kernels.configs reads.
 
     python -m nybble.bench.gpu_tune [--shapes NAMES] [--minutes N] [--out FILE]
 
-Without --out the table is printed; kernels/tuned/<target>.json is where it ships. What does not fit the time is left to
-the estimate.
+Prints the table without --out; the shipped tables are kernels/tuned/<target>.json. For shapes that do not fit into the
+time, the configuration remains estimated.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from .shapes import parse_shapes
 from .weights import WeightKind
 
 ROWS = (16, 32, 64, 128, 256, 1024, 4096)
-# The scheme that a kernel is tuned with.
+# The scheme used to tune each kernel.
 SCHEMES = {"w8a8_triton": "w8a8", "w8a16_triton": "w8a16", "w4a8_triton": "w4a8g128", "w4a16_triton": "w4a16g128"}
-# A configuration that is this much faster than the one before it in the list takes its place.
+# A later configuration replaces an earlier one if its time is less than this share.
 BETTER = 0.97
 Row = dict[str, Any]
 
@@ -46,10 +46,10 @@ def best(timed: Sequence[tuple[Config, float]]) -> Config:
     """The fastest configuration; of those within 3 %, the first.
 
     Raises:
-        ValueError: there are none.
+        ValueError: timed is empty.
     """
     if not timed:
-        raise ValueError("timed: wants at least one configuration")
+        raise ValueError("timed: must not be empty")
     chosen, least = timed[0]
     for config, us in timed[1:]:
         if us < least * BETTER:
@@ -58,7 +58,7 @@ def best(timed: Sequence[tuple[Config, float]]) -> Config:
 
 
 def calls_of(kernel: str, m: int, n: int, k: int) -> Callable[[Config], list[Call]]:
-    """From a configuration to the calls of a kernel on copies of a weight."""
+    """A function from a configuration to calls of a kernel on copies of a weight."""
     scheme = Scheme.parse(SCHEMES[kernel])
     layout = "rows8" if scheme.weight_bits == 8 else "frag4"
     packed, _ = gpu_weights.packed(WeightKind(scheme), layout, n, k, "cuda")
@@ -82,7 +82,7 @@ def _multiply(
 
 
 def tune(shapes: Sequence[tuple[int, int]], until: float, clock: Callable[[], float] = monotonic) -> Iterator[Row]:
-    """The rows of the table, until the clock says so."""
+    """Yields rows of the table until the time is up."""
     gpu = machine(torch.device("cuda"))
     for kernel, shipped in SHIPPED.items():
         for n, k in shapes:
@@ -96,7 +96,7 @@ def tune(shapes: Sequence[tuple[int, int]], until: float, clock: Callable[[], fl
 
 
 def document(rows: Sequence[Row], gpu: str) -> str:
-    """The table as it is written."""
+    """The table as JSON text."""
     date = datetime.now(timezone.utc).date().isoformat()
     return json.dumps({"gpu": gpu, "date": date, "rows": list(rows)}, indent=1) + "\n"
 
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=argument(parse_shapes),
         default="llama-8b",
         metavar="NAMES",
-        help="as of the bench: sets, or NxK",
+        help="names of shape sets, or NxK",
     )
     parser.add_argument("--minutes", type=argument(amount), default=5)
     parser.add_argument("--out", type=Path, metavar="FILE")

@@ -1,5 +1,5 @@
-"""Random weights made on the device that multiplies with them: a GPU draws and packs in milliseconds what takes a CPU
-seconds. The same seed gives the same weight on one kind of device."""
+"""Random packed weights generated on the device that uses them: a GPU takes milliseconds, a CPU seconds. The same seed
+gives the same weight on the same kind of device."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from ..weights.rounding import QuantizedWeight, pack_nibbles
 from ..weights.sparsity import Block, NofM
 from .weights import WeightKind
 
-# Which two of each four inputs are kept: every way there is.
+# All ways to keep two of four inputs.
 _PAIRS = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
-# Codes' root mean square, so that outputs of inputs of variance 1 are about 1 and float16 holds them.
+# Root mean square of the codes by bits, used to scale outputs to about 1, so that float16 does not overflow.
 _CODE_SIZE = {8: 73.0, 4: 4.6}
 
 
 def draw(kind: WeightKind, n: int, k: int, device: str, seed: int = 0) -> QuantizedWeight:
-    """A random weight (n, k) on a device: codes over their whole range, scales over two octaves, any zero points.
+    """A random weight (n, k) on a device: codes over their whole range, scales over two octaves, random zero points.
 
-    Of blocks a share of exactly kind.zero_blocks is zero, rounded to whole blocks; no code that is kept is zero.
+    For block sparsity, a share of kind.zero_blocks is zero, rounded to whole blocks. Stored codes are never zero.
 
     Raises:
-        ValueError: the scheme's zeros are of a pattern that no kernel for GPUs takes.
+        ValueError: no kernel for GPUs supports the scheme's sparsity.
     """
     scheme, generator = kind.scheme, torch.Generator(device).manual_seed(seed)
     groups = (n, scheme.groups(k))
@@ -48,7 +48,7 @@ def draw(kind: WeightKind, n: int, k: int, device: str, seed: int = 0) -> Quanti
 
 
 def packed(kind: WeightKind, layout: str, n: int, k: int, device: str, seed: int = 0) -> tuple[Tensor, QuantizedWeight]:
-    """A random weight as a kernel reads it, and what it stands for, both on the device. Raises as `draw` does."""
+    """A random weight, packed and as quantized values, both on the device. Raises like `draw`."""
     quantized = draw(kind, n, k, device, seed)
     return ops.pack_as(quantized, layout, kind.scheme, k), quantized
 
@@ -64,7 +64,7 @@ def _kept(kind: WeightKind, n: int, k: int, generator: torch.Generator) -> Tenso
         kept = (order >= round(kind.zero_blocks * len(order))).view(strips, width)
         return kept.repeat_interleave(sparsity.rows, 0).repeat_interleave(sparsity.columns, 1)[:n, :k]
     if sparsity != NofM(2, 4):
-        raise ValueError(f"scheme={kind.scheme}: of sparse weights 2:4 and blocks have kernels for GPUs")
+        raise ValueError(f"scheme={kind.scheme}: sparsity must be 2:4 or blocks on a GPU")
     masks = torch.zeros(len(_PAIRS), 4, dtype=torch.bool, device=device)
     masks.scatter_(1, torch.tensor(_PAIRS, device=device), True)
     chosen = torch.randint(0, len(_PAIRS), (n, -(-k // 4)), generator=generator, device=device)

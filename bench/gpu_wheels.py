@@ -1,10 +1,10 @@
-"""The wheels that a machine with a GPU and without a network is given, and how they are made small enough to travel.
+"""Collects the wheels for benchmarks on a GPU machine without a network, and shrinks them to fit a size limit.
 
-    python -m bench.gpu_wheels DIR [--most MIB] [--empty]      in the sources
+    python -m bench.gpu_wheels DIR [--most MIB] [--empty]      (from the source tree)
 
-Collects them in DIR, beside nybble's own, for the Python that runs this, and says what each needs that neither DIR nor the
-machine has. --empty: puts a wheel of nothing there instead, for dry runs. Imports the standard library alone: it runs where
-torch is not installed.
+Downloads them to DIR, next to nybble's wheel, for the running Python version, and lists dependencies that neither DIR nor
+the GPU machine has. --empty: only creates an empty wheel, for dry runs. Imports only the standard library, because torch
+may not be installed.
 """
 
 from __future__ import annotations
@@ -22,14 +22,17 @@ from pathlib import Path
 
 from .arguments import amount, argument
 
-MOST_MIB = 60.0  # a working tree travels with at most 64
+MOST_MIB = 60.0  # a little below gpu_wheels_check.TRAVELS_MIB
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """requirement: as pip takes it; why: what it is for; module: of a peer, what is imported; drop: files that the machine
-    has no use for, a pattern; part: it is not the package any more, and what that needs is not needed; capability: of the
-    only GPUs whose machine code is kept, 90 for 9.0."""
+    """A wheel to collect.
+
+    requirement: in pip's syntax. why: its purpose. module: for a peer, the module to import. drop: pattern of files to
+    remove. part: only a part of the package remains, whose dependencies are not needed. capability: keep GPU machine code
+    only for this compute capability; 90 means 9.0.
+    """
 
     requirement: str
     why: str
@@ -40,11 +43,11 @@ class Wheel:
 
     @property
     def name(self) -> str:
-        """As in the name of a wheel's file."""
+        """The normalized name, as in a wheel's file name."""
         return _normal(re.split(r"[<>=!~]", self.requirement)[0])
 
 
-# The most useful first: what would exceed the size is left out.
+# The most useful first: wheels that would exceed the size limit are left out.
 WHEELS = (
     Wheel("safetensors", "humming needs it"),
     Wheel("tabulate", "humming needs it"),
@@ -53,7 +56,7 @@ WHEELS = (
     Wheel("humming-kernels", "peer; compiles with the NVRTC and the headers that come with torch", "humming"),
     Wheel("torchao", "peer", "torchao"),
     Wheel("nvidia-cuda-sanitizer-api==13.0.*", "compute-sanitizer", drop=r"/docs/"),
-    # Of the version that is compiled for the torch of the machine, the library that has Marlin, for Hopper.
+    # The library with Marlin, for Hopper, in the version compiled for the GPU machine's torch.
     Wheel(
         "vllm==0.20.2",
         "peer: Marlin alone",
@@ -64,7 +67,7 @@ WHEELS = (
     ),
     Wheel("bitsandbytes", "peer", "bitsandbytes", drop=r"libbitsandbytes_(cuda11|cuda12|rocm|xpu)"),
 )
-# What comes with torch there, and what torch's wheels bring along.
+# Packages on the GPU machine: torch and its dependencies.
 ON_THE_MACHINE = frozenset(
     "torch triton numpy jinja2 markupsafe sympy mpmath networkx fsspec filelock typing-extensions setuptools packaging "
     "cuda-bindings cuda-pathfinder".replace("-", "_").split()
@@ -80,7 +83,7 @@ def _size(folder: Path) -> float:
 
 
 def collect(wheel: Wheel, folder: Path, most: float) -> str:
-    """Adds a wheel to the folder if it fits, and says in a line what became of it."""
+    """Downloads a wheel to the folder if it fits; returns one line about the result."""
     part = folder / ".part"
     part.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--disable-pip-version-check"]
@@ -95,9 +98,9 @@ def collect(wheel: Wheel, folder: Path, most: float) -> str:
         trim(found[0], wheel)
         size = found[0].stat().st_size / 2**20
         if _size(folder) + size > most:
-            return f"left out {wheel.requirement}: {size:.1f} MiB, more than are left of {most:.0f}"
+            return f"left out {wheel.requirement}: {size:.1f} MiB exceed the limit of {most:.0f} in all"
         found[0].replace(folder / found[0].name)
-        return f"carried  {found[0].name}  {size:.1f} MiB  ({wheel.why})"
+        return f"added    {found[0].name}  {size:.1f} MiB  ({wheel.why})"
     finally:
         for path in part.iterdir():
             path.unlink()
@@ -105,7 +108,7 @@ def collect(wheel: Wheel, folder: Path, most: float) -> str:
 
 
 def trim(path: Path, wheel: Wheel) -> None:
-    """Takes out of a wheel's file, and off the list that it has of its files, what the machine has no use for."""
+    """Removes unneeded files from a wheel and from its RECORD."""
     if wheel.drop is None:
         return
     whole = path.with_suffix(".whole")
@@ -129,17 +132,17 @@ _MAGIC, _MACHINE_CODE = 0xBA55ED50, 2
 
 
 def code_for(capability: int, library: bytes) -> bytes:
-    """A library of nvcc's with the GPU code for all others zeroed, which then takes no room in a wheel.
+    """A library compiled by nvcc, with GPU code for other compute capabilities zeroed, so that it compresses to nothing.
 
-    The driver takes the code that fits the GPU best, and reads no other. A container ("fatbin") is a header (magic, version,
-    its size, bytes that follow) and entries: a header (kind, version, its size, bytes that follow, and at last the
-    capability) and the code, 2 being machine code.
+    The driver loads only the code that fits the GPU best. A container ("fatbin") has a header (magic, version, header size,
+    payload size) and entries: a header (kind, version, header size, payload size, ..., capability) and code; kind 2 is
+    machine code.
     """
     changed, at = bytearray(library), 0
     magic = _MAGIC.to_bytes(4, "little")
     while (at := library.find(magic, at)) >= 0:
         _, version, header, size = _FATBIN.unpack_from(library, at)
-        if (version, header) != (1, _FATBIN.size):  # these four bytes are something else
+        if (version, header) != (1, _FATBIN.size):  # not a fatbin: the magic number occurred by chance
             at += 1
             continue
         at, end = at + header, at + header + size
@@ -152,7 +155,7 @@ def code_for(capability: int, library: bytes) -> bytes:
 
 
 def empty(folder: Path) -> None:
-    """A wheel that any Python installs, and that has nothing in it."""
+    """Creates an empty wheel that any Python can install."""
     files = {
         "METADATA": "Metadata-Version: 2.1\nName: nothing\nVersion: 0\n",
         "WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
@@ -164,7 +167,7 @@ def empty(folder: Path) -> None:
 
 
 def missing(wheels: Iterable[Path]) -> list[str]:
-    """What each wheel needs, extras and other systems aside, that neither the others nor the machine have."""
+    """Dependencies of the wheels, without extras and other systems, that neither they nor the GPU machine provide."""
     wheels = list(wheels)
     there = ON_THE_MACHINE | {_normal(path.name.split("-")[0]) for path in wheels}
     parts = {wheel.name for wheel in WHEELS if wheel.part}
@@ -186,8 +189,8 @@ def missing(wheels: Iterable[Path]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m bench.gpu_wheels", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path, metavar="DIR")
-    parser.add_argument("--most", type=argument(amount), default=MOST_MIB, metavar="MIB", help="of all that is in DIR")
-    parser.add_argument("--empty", action="store_true", help="a wheel of nothing alone")
+    parser.add_argument("--most", type=argument(amount), default=MOST_MIB, metavar="MIB", help="size limit of DIR")
+    parser.add_argument("--empty", action="store_true", help="only create an empty wheel")
     options = parser.parse_args(argv)
     options.folder.mkdir(parents=True, exist_ok=True)
     if options.empty:
@@ -195,11 +198,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     for wheel in WHEELS:
         if any(_normal(path.name.split("-")[0]) == wheel.name for path in options.folder.glob("*.whl")):
-            print(f"there    {wheel.requirement}")
+            print(f"exists   {wheel.requirement}")
             continue
         print(collect(wheel, options.folder, options.most), flush=True)
     for line in missing(sorted(options.folder.glob("*.whl"))):
-        print(f"lacks    {line}")
+        print(f"missing  {line}")
     return 0
 
 

@@ -1,6 +1,6 @@
-"""Whether the folder of gpu_prepare.sh would do: it is installed, and its compiled parts are loaded, without torch.
+"""Checks the folder made by gpu_prepare.sh: installs its wheels, and loads their compiled modules without torch.
 
-python -m bench.gpu_wheels_check DIR      in the sources
+python -m bench.gpu_wheels_check DIR      (from the source tree)
 """
 
 from __future__ import annotations
@@ -16,45 +16,45 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 TRAVELS_MIB = 64.0
-# Which files of the peers are compiled, and must load here as well. The others of theirs want a driver or torch.
+# Programs from the wheels that must run here. Other compiled files need a driver or torch.
 PROGRAMS = ("nvidia/cu13/bin/compute-sanitizer",)
 
 
 def load(path: Path) -> Any:
-    """An extension module by its file, without the package around it.
+    """Loads an extension module from a file, without its package.
 
     Raises:
-        ImportError: it is for another Python, or lacks a library.
+        ImportError: it is for another Python version, or a library is missing.
     """
     name = path.name.split(".")[0]
     loader = ExtensionFileLoader(name, str(path))
     spec = spec_from_loader(name, loader)
-    assert spec is not None, "there is a loader"  # noqa: S101
+    assert spec is not None, "the loader is given"  # noqa: S101
     module = module_from_spec(spec)
     loader.exec_module(module)
     return module
 
 
 def check(site: Path) -> list[str]:
-    """Lines about what was installed in a folder.
+    """Checks an installation in a folder; returns lines about it.
 
     Raises:
-        ImportError: an extension of nybble's does not load.
-        ValueError: one is missing, or has not every CUDA kernel.
+        ImportError: an extension of nybble does not load.
+        ValueError: an extension or a CUDA kernel is missing.
     """
     modules = {}
     for name in ("_C", "_cuda"):
         files = sorted(site.glob(f"nybble/{name}.*.so"))
         if len(files) != 1:
-            raise ValueError(f"{name}: {len(files)} files in the wheel, must be one: {[file.name for file in files]}")
+            raise ValueError(f"{name}: must be one file in the wheel, found {[file.name for file in files]}")
         modules[name] = load(files[0])
     versions = {module.version for module in modules.values()}
     if len(versions) != 1:
-        raise ValueError(f"_C and _cuda are of versions {sorted(versions)}")
+        raise ValueError(f"_C and _cuda must have the same version, found {sorted(versions)}")
     rows = modules["_C"].cuda_kernel_table()
     absent = [row["name"] for row in rows if not row["built"]]
     if absent or not rows:
-        raise ValueError(f"CUDA kernels that were not built: {', '.join(absent) or 'all'}")
+        raise ValueError(f"CUDA kernels not built: {', '.join(absent) or 'all'}")
     lines = [f"nybble {versions.pop()}: _C and _cuda load, with {len(rows)} CUDA kernels"]
     for program in PROGRAMS:
         if (site / program).is_file():

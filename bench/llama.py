@@ -1,6 +1,6 @@
-"""A Llama-shaped model of 0.79 B parameters with random weights, dense or quantized: the contestants of ``--model``.
+"""The models of ``--model``: a Llama with 0.79 B parameters and random weights, dense or quantized.
 
-Speed does not depend on the values of the weights, so nothing is downloaded and nothing is trained.
+Speed does not depend on the values of the weights, so nothing is downloaded or trained.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ SHAPE = {
     "vocab_size": 32000,
     "tie_word_embeddings": True,
 }
-_NORMALS = 1 << 22  # drawn once and repeated: drawing each weight takes longer than the measurement
+_NORMALS = 1 << 22  # random values, drawn once and repeated: drawing all weights takes longer than the measurement
 
 
 def random_llama(dtype: torch.dtype, shape: dict[str, Any] = SHAPE) -> nn.Module:
-    """LlamaForCausalLM in eval mode with weights of N(0, 0.02), norms of 1.
+    """LlamaForCausalLM in eval mode with weights from N(0, 0.02) and norm weights 1.
 
     Raises:
         ImportError: transformers is not installed.
@@ -38,7 +38,7 @@ def random_llama(dtype: torch.dtype, shape: dict[str, Any] = SHAPE) -> nn.Module
         empty: Any = LlamaForCausalLM(config)
     model: Any = empty.to(dtype).to_empty(device="cpu")
     model.tie_weights()
-    # Its frequencies are a buffer that no checkpoint holds, and that to_empty has lost.
+    # Its frequencies are a non-persistent buffer, which to_empty has not initialized.
     model.model.rotary_emb = type(model.model.rotary_emb)(config)
     normals = torch.empty(_NORMALS).normal_(std=0.02, generator=torch.Generator().manual_seed(0)).to(dtype)
     with torch.no_grad():
@@ -55,7 +55,7 @@ def random_llama(dtype: torch.dtype, shape: dict[str, Any] = SHAPE) -> nn.Module
 def _dynamic() -> nn.Module:
     model = random_llama(torch.float32)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch announces the end of this path at every call
+        warnings.simplefilter("ignore")  # torch warns about the deprecation at every call
         convert: Any = import_module("torch.ao.quantization").quantize_dynamic
         quantized: nn.Module = convert(model, {nn.Linear}, torch.qint8, inplace=True)
     return quantized
@@ -66,7 +66,7 @@ def _nybble(scheme: str) -> Callable[[], nn.Module]:
         from ..passes.quantize import quantize
 
         model = random_llama(torch.bfloat16)
-        quantize(model, scheme, goal="memory", untie=True)  # the head too: the embedding keeps its own copy
+        quantize(model, scheme, goal="memory", untie=True)  # quantize the head too; the embedding keeps its own copy
         return model
 
     return build

@@ -1,4 +1,4 @@
-"""What a result was measured on: CPU, caches, versions, commit."""
+"""The machine and software of a measurement: CPU, caches, versions, commit."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ _LIBRARIES = ("torch", "numpy", "transformers", "torchao", "onnxruntime", "openv
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _ROOT = Path(__file__).resolve().parent.parent
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-# Where the kernel tells nothing: more than most machines have, so that cold stays cold.
+# Assumed if sysfs does not tell: more than most machines have, so that cold weights do not fit.
 _L3_UNKNOWN = 64 << 20
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size as sysfs writes it: "32768K".
+    """Bytes of a size in the format of sysfs: "32768K".
 
     Raises:
-        ValueError: anything else.
+        ValueError: another format.
     """
     found = re.fullmatch(r"(\d+)([KMG]?)", text.strip())
     if found is None:
-        raise ValueError(f"{text!r}: is not a size such as 32768K")
+        raise ValueError(f"{text!r}: must be a size such as 32768K")
     return int(found[1]) * _UNITS[found[2]]
 
 
 def last_level_cache(caches: Path = _CACHES) -> int:
-    """Bytes of the last level of cache that CPU 0 sees; 64 MiB where sysfs does not tell."""
+    """Size in bytes of CPU 0's last-level cache; 64 MiB if sysfs does not tell."""
     sizes = {
         int((index / "level").read_text()): parse_size((index / "size").read_text())
         for index in caches.glob("index*")
@@ -44,7 +44,7 @@ def last_level_cache(caches: Path = _CACHES) -> int:
 
 
 def commit(root: Path = _ROOT) -> str | None:
-    """The commit that a checkout at `root` stands on; None for an installed wheel."""
+    """The commit checked out at `root`; None for an installed wheel."""
     git = root / ".git"
     if git.is_file():  # a worktree
         git = (root / git.read_text().removeprefix("gitdir:").strip()).resolve()
@@ -64,7 +64,7 @@ def commit(root: Path = _ROOT) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, nybble and what is installed of the libraries that it is measured against."""
+    """Versions of Python, nybble and the installed peer libraries."""
     found = {"python": python_version(), "nybble": __version__}
     for name in _LIBRARIES:
         try:
@@ -75,7 +75,7 @@ def versions() -> dict[str, str]:
 
 
 def run_line(threads: Sequence[int], ceilings: dict[str, Any]) -> dict[str, Any]:
-    """The first line of a file of results."""
+    """The first line of a result file."""
     machine = targets.detect()
     return {
         "kind": "run",

@@ -1,6 +1,7 @@
-"""``--model``: whole-model decode and prefill, each contestant in a process of its own, in turns.
+"""``--model``: decode and prefill speed and memory of whole models.
 
-A process of its own makes the peak of memory honest; turns (A B A B) let a drift of the machine hit all alike.
+Each model runs in its own process, so that peak memory is its own, and the models take turns (A B A B), so that drift of
+the machine's speed affects all equally.
 """
 
 from __future__ import annotations
@@ -31,12 +32,13 @@ TURNS = 2
 
 @dataclass(frozen=True)
 class ModelResult:
-    """One contestant, batch 1.
+    """Results of one model with batch size 1. Megabytes are 10^6 bytes.
 
-    decode_tokens_s: greedy, one token a step after a prompt of 16 tokens, from the median step; prefill_tokens_s: 256
-    tokens at once, logits of the last alone; peak_mb: the most that the process held while it ran, all included;
-    build_mb: the same while the model was made; weights_mb: parameters and buffers. Megabytes are 10^6 bytes.
-    decode_outside_ms, prefill_outside_ms: the same step without the linear layers; ..._ops: where that goes.
+    decode_tokens_s: greedy decoding after a prompt of 16 tokens, from the median step.
+    prefill_tokens_s: 256 tokens at once, with logits for the last token only.
+    peak_mb: peak memory of the process while running. build_mb: the same while building the model.
+    weights_mb: parameters and buffers.
+    decode_outside_ms, prefill_outside_ms: time outside linear layers. decode_ops, prefill_ops: the operations there.
     """
 
     contestant: str
@@ -58,14 +60,14 @@ def _ids(tokens: int) -> Tensor:
 
 
 def _forward(model: Any, ids: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
-    """The logits of the last position, and the cache. Not by `logits_to_keep`: its strided slice of the states makes
-    torch copy a dense head's whole weight at every call, which would flatter whoever is compared with torch."""
+    """The logits of the last position, and the cache. Does not use `logits_to_keep`: its strided slice makes torch copy
+    the whole weight of a dense head at every call, which would distort the comparison."""
     out = model.model(ids, past_key_values=cache, use_cache=True)
     return model.lm_head(out.last_hidden_state[:, -1]), out.past_key_values
 
 
 def decode_steps(model: nn.Module, steps: int = STEPS) -> list[float]:
-    """Seconds of each greedy step after the prompt: the choice of the token and the forward call."""
+    """Seconds of each greedy decoding step after the prompt: argmax and forward call."""
     logits, cache = _forward(model, _ids(PROMPT))
     seconds = []
     for _ in range(steps):
@@ -93,7 +95,7 @@ def _speeds(model: nn.Module) -> tuple[float, float]:
 
 
 def measure(contestant: str, threads: int) -> ModelResult:
-    """Builds and times one contestant in this process."""
+    """Builds and times one model in this process."""
     torch.set_num_threads(threads)
     with torch.inference_mode():
         model = CONTESTANTS[contestant]()
@@ -120,16 +122,16 @@ def measure(contestant: str, threads: int) -> ModelResult:
 
 
 def _apart(contestant: str, threads: int) -> ModelResult:
-    """Measures a contestant in a new process, which inherits nothing."""
+    """Measures a model in a new process."""
     with ProcessPoolExecutor(1, get_context("spawn"), initializer=quiet) as pool:
         try:
             return pool.submit(measure, contestant, threads).result()
         except BrokenProcessPool as error:
-            raise ChildProcessError(f"{contestant}: its process died, as it does when memory runs out") from error
+            raise ChildProcessError(f"{contestant}: its process died, possibly out of memory") from error
 
 
 def _best(results: Sequence[ModelResult]) -> ModelResult:
-    """Each speed at its best turn; memory at its worst."""
+    """The best of each speed, and the largest of each memory figure."""
     return replace(
         min(results, key=lambda r: r.decode_outside_ms),
         decode_tokens_s=max(r.decode_tokens_s for r in results),
@@ -141,18 +143,18 @@ def _best(results: Sequence[ModelResult]) -> ModelResult:
 
 
 def run(pattern: str, threads: int, turns: int = TURNS) -> Iterator[ModelResult]:
-    """Every contestant whose name matches the glob, measured `turns` times in turns.
+    """Measures all models whose name matches the glob, `turns` times in turns.
 
     Raises:
         ImportError: transformers is not installed.
         ValueError: nothing matches.
-        ChildProcessError: a contestant's process died.
+        ChildProcessError: a model's process died.
     """
     if find_spec("transformers") is None:
         raise ImportError("the model bench needs transformers: pip install transformers")
     names = [name for name in CONTESTANTS if fnmatchcase(name, pattern)]
     if not names:
-        raise ValueError(f"{pattern!r}: matches none of {', '.join(CONTESTANTS)}")
+        raise ValueError(f"--model {pattern!r}: matches none of {', '.join(CONTESTANTS)}")
     rounds = [[_apart(name, threads) for name in names] for _ in range(turns)]
     for results in zip(*rounds, strict=True):
         yield _best(results)

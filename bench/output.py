@@ -1,4 +1,4 @@
-"""Where results go: JSON lines to stdout or a file as they come, or a table a cell."""
+"""Output of results: JSON lines to stdout or a file, or one table per cell."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HEADERS = ("contestant", "scheme", "us", "p10-p90", "GB/s", "GOP/s", "roofline"
 
 
 def cell_table(rows: Sequence[Row]) -> str:
-    """The results of one cell, the fastest first, under a line that says which cell it is."""
+    """A table of the results of one cell, the fastest first, with a title."""
     first = rows[0]
     threads = f"{first['threads']} thread{'s' if first['threads'] > 1 else ''}"
     title = f"{first['n']}x{first['k']}  m={first['m']}  {first['dtype']}  {threads}  {first['cache']}"
@@ -38,7 +38,7 @@ def cell_table(rows: Sequence[Row]) -> str:
 
 
 def load(path: Path) -> list[Row]:
-    """The lines of a file of results.
+    """The lines of a result file.
 
     Raises:
         ValueError: a line is not a JSON object with a "kind".
@@ -50,14 +50,14 @@ def load(path: Path) -> list[Row]:
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}:{number}: not JSON: {error}") from error
         if not isinstance(row, dict) or "kind" not in row:
-            raise ValueError(f"{path}:{number}: not a line of results: it has no kind")
+            raise ValueError(f"{path}:{number}: not a result line: lacks kind")
         rows.append(row)
     return rows
 
 
 @contextmanager
 def sink(out: Path | None, as_json: bool) -> Iterator[Callable[[Sequence[Row]], None]]:
-    """Yields what takes the lines of a cell. `out`: also a file, written as it goes; as_json: JSON instead of tables."""
+    """Yields a function that outputs the lines of a cell, to stdout and to the file `out`. as_json: JSON, not tables."""
     file = out.open("w", encoding="utf-8") if out else None
     shown: set[str] = set()
 
@@ -83,7 +83,7 @@ def sink(out: Path | None, as_json: bool) -> Iterator[Callable[[Sequence[Row]], 
 def _show(rows: Sequence[Row]) -> None:
     for row in rows:
         if row["kind"] == "skip":
-            print(f"without {row['contestant']}: {row['reason']}", flush=True)
+            print(f"skipped {row['contestant']}: {row['reason']}", flush=True)
     results = [row for row in rows if row["kind"] == "result"]
     if results:
         print(cell_table(results), flush=True)

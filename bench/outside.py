@@ -1,4 +1,4 @@
-"""What a model spends outside its linear layers: measured with every linear replaced by a stub, not inferred."""
+"""Time of a model outside its linear layers, measured with every linear layer replaced by a stub."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from ..demo.breakdown import quiet_kineto
 
-_TOP = 6  # operations named
+_TOP = 6  # number of operations reported
 
 
 class _Stub(nn.Module):
-    """Stands for a linear layer: zeros of its output's shape, at no cost after the first call."""
+    """Replaces a linear layer: returns zeros of the output's shape, at no cost after the first call."""
 
     def __init__(self, out_features: int) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class _Stub(nn.Module):
 
 @contextmanager
 def without_linears(model: nn.Module) -> Iterator[None]:
-    """While open, every module that is a linear by its face is a stub."""
+    """While active, every module with in_features and out_features is replaced by a stub."""
     found = [
         (parent, name, child)
         for parent in model.modules()
@@ -49,7 +49,7 @@ def without_linears(model: nn.Module) -> Iterator[None]:
 
 
 def op_ms(run: Callable[[], object], steps: int) -> dict[str, float]:
-    """The operations with the most time of their own: name -> milliseconds a step, by torch.profiler."""
+    """The operations with the most self time: name -> milliseconds per step, from torch.profiler."""
     run()
     with quiet_kineto(), profile(activities=[ProfilerActivity.CPU]) as profiler:
         run()

@@ -1,4 +1,4 @@
-"""``--preset``: the runs that say which targets are met."""
+"""``--preset``: fixed runs that report whether performance targets are met."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .weights import WeightKind
 
 THREADS = 2
 DTYPE = torch.bfloat16
-# Seconds that a race for a figure may time: few contestants need less than a cell full of peers.
+# Seconds of timing for a figure: with few entrants, less is needed than for a cell with all peers.
 FIGURE_BUDGET_S = 2.0
 AVX2 = {"NYBBLE_TARGET": "avx2", "ATEN_CPU_CAPABILITY": "avx2"}
 LEAST_AVX2_SPEEDUP, LEAST_AVX2_MEMORY = 2.5, 0.85
@@ -36,9 +36,11 @@ Put = Callable[[Sequence[Row]], None]
 
 @dataclass(frozen=True)
 class Setup:
-    """What a preset is given: the peers, the shapes, where it has none of its own, seconds a cell may time, the
-    ceilings, where lines go, who is told of each cell that is done, lines of a run that was cut off, and globs of what
-    alone is to be run."""
+    """Arguments of a preset.
+
+    shapes: for presets without fixed shapes. budget_s: seconds of timing per cell. put: outputs result lines. advance:
+    called after each cell. done: result lines of an interrupted run. only: globs that restrict what runs.
+    """
 
     peers: Sequence[Peer]
     shapes: Sequence[Shape]
@@ -51,7 +53,7 @@ class Setup:
 
 
 def cpu_targets(setup: Setup) -> Iterator[str]:
-    """Races nybble's layers against the peers; yields the table of targets, then each other figure."""
+    """Times nybble's layers against the peers; yields the table of targets, then each other figure."""
     makers = [*layer_makers(SCHEMES), *peer_makers(setup.peers, ())]
     found = verdicts(_results(makers, _grid(SETS["targets"], MS, setup), setup))
     setup.put([verdict.line() for verdict in found])
@@ -64,7 +66,7 @@ def cpu_targets(setup: Setup) -> Iterator[str]:
 
 
 def avx2_targets(setup: Setup) -> Iterator[str]:
-    """nybble's w8a8 and torch fp32, both held to AVX2; yields each figure."""
+    """Times nybble's w8a8 and torch fp32, both limited to AVX2; yields each figure."""
     fp32 = [PeerMaker(peer) for peer in setup.peers if peer.name == FP32]
     rows = _results([*layer_makers(["w8a8"]), *fp32], _grid([LARGE], (1, 256), setup), setup)
     for figure in _avx2_figures(rows):
@@ -73,7 +75,7 @@ def avx2_targets(setup: Setup) -> Iterator[str]:
 
 
 def sparse_targets(setup: Setup) -> Iterator[str]:
-    """Races the kernels of sparse weights against nybble's dense ones and the peers; yields the table of targets."""
+    """Times sparse kernels against nybble's dense ones and the peers; yields the table of targets."""
     kernels = [chosen(kind, DTYPE) for kind in (*sparse_goals.BASELINES, *sparse_goals.KINDS)]
     rivals = [peer for peer in setup.peers if peer.sparse or peer.name == BF16]
     makers: list[Maker] = [
@@ -86,17 +88,17 @@ def sparse_targets(setup: Setup) -> Iterator[str]:
 
 
 def accuracy(setup: Setup) -> Iterator[str]:
-    """Losses of every method on the language model; yields the table and each bar."""
+    """Measures the losses of all methods on the language model; yields the table and each bar."""
     yield from language.accuracy(setup.put, setup.advance, setup.done, setup.only)
 
 
 def _with_peers(kind: WeightKind) -> bool:
-    """Whether the sparse peers run it too: they are slow, and heed the number of zeros alone, not where they are."""
+    """Whether sparse peers are timed too: they are slow, and N:M patterns would repeat the unstructured result."""
     return not isinstance(kind.scheme.sparsity, NofM)
 
 
 def sparse_crossover(setup: Setup) -> Iterator[str]:
-    """Races each series of sparse weights against the dense kernels and torch bf16; yields from where they pay."""
+    """Times each series of sparse weights against dense kernels and torch bf16; yields the crossover table."""
     dense: list[Maker] = [chosen(crossover.INT8, DTYPE), chosen(crossover.INT4, DTYPE)]
     dense += [PeerMaker(peer) for peer in setup.peers if peer.name == BF16]
     grid = _grid(setup.shapes, crossover.MS, setup)
@@ -108,7 +110,7 @@ def sparse_crossover(setup: Setup) -> Iterator[str]:
 
 
 def _results(makers: Sequence[Maker], grid: Grid, setup: Setup, mark: Row | None = None) -> list[Row]:
-    """The results of a race, whose lines are put out as they come, each with what `mark` adds."""
+    """The results of a race. Outputs all lines as they come, each extended by `mark`."""
     rows = []
     for lines in race(makers, grid, setup.ceilings, setup.advance):
         marked = [{**line, **(mark or {})} for line in lines]
@@ -133,7 +135,7 @@ def _grid(shapes: Sequence[Shape], ms: Sequence[int], setup: Setup) -> Grid:
 
 
 def hold_to_avx2(argv: Sequence[str]) -> None:
-    """Starts this process anew with nybble and torch held to AVX2, both of which read that once; returns if they are."""
+    """Restarts this process with nybble and torch limited to AVX2 by environment variables; returns if they are set."""
     if any(os.environ.get(name) != value for name, value in AVX2.items()):
         command = [sys.executable, "-m", "nybble.bench", *argv]
         os.execve(sys.executable, command, {**os.environ, **AVX2})  # noqa: S606 (this program itself)
@@ -141,7 +143,7 @@ def hold_to_avx2(argv: Sequence[str]) -> None:
         raise ValueError("--preset avx2-targets: this CPU has no AVX2")
 
 
-# Name -> what runs it, and its steps for the progress bar, of the shapes and the globs asked for.
+# Name -> (function that runs it, number of progress steps for given shapes and globs).
 PRESETS: dict[str, tuple[Callable[[Setup], Iterator[str]], Callable[[Sequence[Shape], Sequence[str]], int]]] = {
     "cpu-targets": (cpu_targets, lambda *_: len(SETS["targets"]) * len(MS) + len(FIGURES)),
     "avx2-targets": (avx2_targets, lambda *_: 2),

@@ -1,4 +1,4 @@
-"""Silence for what other libraries say when they are imported, which is about GPUs."""
+"""Silences log messages of other libraries at import, which are about GPUs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ _CHATTY = ("torchao", "bitsandbytes", "torch.utils._pytree")
 
 
 def quiet() -> None:
-    """For a process of the bench: only errors of theirs are shown."""
+    """Shows only errors of these libraries in this process."""
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)

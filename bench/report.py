@@ -1,4 +1,4 @@
-"""``python -m nybble.bench report``: a file of results as text, a roofline plot and a page."""
+"""``python -m nybble.bench report``: shows a result file as text, roofline plot and HTML page."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .report_rows import headline, model_table, of_kind
 
 
 def report(rows: Sequence[Row], html: Path | None = None, png: Path | None = None) -> str:
-    """The results as text; writes a page or a plot where asked, each whole or not at all.
+    """The results as text; also writes an HTML page or a plot if requested, atomically.
 
     Raises:
-        ValueError: the lines hold no result and no model.
-        ImportError: a plot is asked for, and matplotlib is not installed.
+        ValueError: there are no results.
+        ImportError: a plot is requested, and matplotlib is not installed.
         OSError: a file cannot be written.
     """
     maps = win_maps(rows)
@@ -49,7 +49,7 @@ def _parts(rows: Sequence[Row], maps: Sequence[WinMap]) -> Iterator[str]:
         yield f"{found.title}: at least as fast as the best peer of the same weight width, or zeros, in {won} of {of} cells"
         yield text_table(("scheme", "N x K", *(f"M={m}" for m in found.ms)), list(_map_rows(found)))
     if any(cell.noisy for found in maps for cell in found.cells.values()):
-        yield "?: the A/A spread of this cell was above the bench's bound"
+        yield "?: noisy cell: timing the same entrant twice differed by more than 5 %"
     models = model_table(rows)
     if models:
         yield text_table(*models, right=range(1, len(models[0])))

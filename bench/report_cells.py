@@ -1,4 +1,4 @@
-"""Lines of results as a map: for each scheme, shape and M, how the best nybble kernel stands to the best peer."""
+"""Win maps: for each scheme, shape and M, the speed of the best nybble kernel over the best peer."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ Place = tuple[str, int, int]  # scheme, N, K
 
 @dataclass(frozen=True)
 class Cell:
-    """The fastest nybble contestant of a scheme on one problem. ratio: time of the best peer of the same weight width
-    over ours; None, like peer, where none ran."""
+    """The fastest nybble entrant of a scheme on one problem. ratio: time of the best peer of the same weight width over
+    nybble's. ratio and peer are None if no such peer ran."""
 
     contestant: str
     us: float
@@ -31,7 +31,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class WinMap:
-    """What ran with the same activations, threads and cache. cells: by place and M."""
+    """Results with the same activation dtype, threads and cache state. cells: by place and M."""
 
     dtype: str
     threads: int
@@ -53,7 +53,7 @@ class WinMap:
 
 
 def win_maps(rows: Sequence[Row]) -> list[WinMap]:
-    """A map for each setting among the results, in their order. Those of a crossover have maps of their own."""
+    """One map per setting in the results, in their order. Results of a crossover are left to crossover.maps."""
     ours = [row for row in rows if row["kind"] == "result" and not row["peer"] and "series" not in row]
     settings = dict.fromkeys((row["dtype"], row["threads"], row["cache"]) for row in ours)
     return [_map(setting, [row for row in ours if _setting(row) == setting]) for setting in settings]
@@ -70,7 +70,7 @@ def _map(setting: tuple[str, int, str], rows: Sequence[Row]) -> WinMap:
         if key not in best or row["us"] < best[key]["us"]:
             best[key] = row
     known = {place for place, _ in best}
-    # In the order of the run, which is that of the registry and of what was asked for.
+    # In the order of the run.
     schemes = dict.fromkeys(scheme for (scheme, _, _), _ in best)
     shapes = dict.fromkeys((n, k) for (_, n, k), _ in best)
     return WinMap(

@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing else: maps, ceilings, plot, models, what did not run."""
+"""The report as a self-contained HTML file: maps, ceilings, plot, models, skipped entrants."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _FULL_COLOUR_AT = 2.5  # times as fast, or as slow
 
 
 def page(rows: Sequence[Row]) -> str:
-    """The whole page. The plot is left out, and the page says so, where matplotlib is not installed."""
+    """The whole page. Without matplotlib, a note replaces the plot."""
     maps = win_maps(rows)
     body = [*_head(rows), *(part for found in maps for part in _map(found)), *crossover_parts(crossover.maps(rows))]
     body += [*_ceilings(rows), *_plot(rows)]
@@ -59,8 +59,8 @@ def _map(found: WinMap) -> Iterator[str]:
     won, of = found.score
     yield f"<h2>{escape(found.title)}</h2>"
     yield (
-        f"<p>Speed over the best peer of the same weight width, or zeros: at least as fast in {won} of {of} cells. Blue is faster, "
-        "orange slower; point at a cell for the times. “?”: the run was noisy there.</p>"
+        f"<p>Speed over the best peer of the same weight width, or zeros: at least as fast in {won} of {of} cells. Blue is "
+        "faster, orange slower; hover over a cell for the times. “?”: noisy cell.</p>"
     )
     heading = "".join(f"<th>M={m}</th>" for m in found.ms)
     yield f'<div class="scroll"><table><tr><th>scheme</th><th>N × K</th>{heading}</tr>'
@@ -93,7 +93,7 @@ def _cell(cell: Cell | None, extra: str) -> str:
 def _ceilings(rows: Sequence[Row]) -> Iterator[str]:
     for row in rows:
         if row["kind"] == "run":
-            yield "<h2>What this machine can do at most</h2>"
+            yield "<h2>Peak rates of this machine</h2>"
             yield from _table(*ceilings.columns(row["ceilings"]))
 
 

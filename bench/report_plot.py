@@ -1,4 +1,4 @@
-"""The roofline plot: what was attained against how many operations a byte of memory has to feed."""
+"""The roofline plot: attained rate over arithmetic intensity (operations per byte)."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _COMPUTE = {"int8_gops": "int8", "bf16_gflops": "bf16", "fp32_gflops": "fp32"}
 
 
 def roofline_png(rows: Sequence[Row]) -> bytes:
-    """A PNG with a panel for each (threads, cache) among the results.
+    """A PNG with a panel for each (threads, cache) in the results.
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: there are no results, or no line of kind "run" with their ceilings.
+        ValueError: there are no results, or no line of kind "run" with the ceilings.
     """
     try:
         from matplotlib.figure import Figure
@@ -57,7 +57,7 @@ def roofline_png(rows: Sequence[Row]) -> bytes:
 
 def _points(rows: Sequence[Row]) -> Iterator[tuple[float, float, Row]]:
     for row in rows:
-        kept = row.get("kept", 1.0)  # older files have no sparse weights
+        kept = row.get("kept", 1.0)  # missing in older files, which have no sparse weights
         yield 2 * row["m"] * row["n"] * row["k"] * kept / row["bytes"], row["gops"], row
 
 
@@ -66,8 +66,8 @@ def _panel(axis: Any, rows: Sequence[Row], limits: Mapping[str, float]) -> None:
     left, right = min(x for x, _, _ in points) / 1.5, max(x for x, _, _ in points) * 2
     top = max(limits[name] for name in _COMPUTE)
     axis.set(xscale="log", yscale="log", xlim=(left, right), ylim=(min(y for _, y, _ in points) / 1.6, top * 1.6))
-    axis.set_xlabel("operations for each byte of weights, activations and output")
-    axis.set_ylabel("attained: 10⁹ operations a second")
+    axis.set_xlabel("operations per byte of weights, activations and output")
+    axis.set_ylabel("attained: 10⁹ operations per second")
     for scale in (axis.xaxis, axis.yaxis):
         scale.set_major_formatter("{x:g}")
     axis.grid(which="major", color="#e6e8eb", linewidth=0.8)
@@ -96,7 +96,7 @@ def _marks(
 
 
 def _ceilings(axis: Any, limits: Mapping[str, float], left: float, right: float) -> None:
-    """Memory as slopes up to the highest peak; each peak as a level, from where memory could feed it."""
+    """Memory bandwidths as slopes up to the highest peak; multiply rates as horizontal lines from the L3 slope on."""
     top = max(limits[name] for name in _COMPUTE)
     dram, l3 = max(limits["dram_gbps"], limits["dram_huge_gbps"]), limits["l3_gbps"]
     for name, rate, style in (("DRAM", dram, "-"), ("L3", l3, ":")):

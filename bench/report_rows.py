@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from .report_cells import Row
 
-# Key of a line of kind "model", its heading and how it is written.
+# Key of a line of kind "model" -> (heading, number format).
 MODEL_COLUMNS = {
     "decode_tokens_s": ("decode tokens/s", ".1f"),
     "prefill_tokens_s": ("prefill tokens/s", ".0f"),
@@ -23,13 +23,13 @@ def of_kind(rows: Sequence[Row], kind: str) -> list[Row]:
 
 
 def headline(run: Row) -> str:
-    """Where, when and of what the results are."""
+    """CPU, date, commit and versions of a run."""
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
     return f"{run['cpu']}, {run['date']}, commit {run['commit'] or 'unknown'}\n{versions}"
 
 
 def model_table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]] | None:
-    """Heading and lines of the whole-model results; None without any."""
+    """Headings and rows of the whole-model results; None if there are none."""
     models = of_kind(rows, "model")
     if not models:
         return None

@@ -1,4 +1,4 @@
-"""From timings to lines of results: rates, the share of the machine's limits, ratios within the cell."""
+"""Result lines from timings: rates, share of the roofline, speed over other entrants of the cell."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 @dataclass(frozen=True)
 class Cell:
-    """What the results of one race have in common. cache: "cold" or "hot"."""
+    """The common parameters of the results timed together. cache: "cold" or "hot"."""
 
     m: int
     n: int
@@ -38,7 +38,7 @@ class Cell:
 def rows_of(
     cell: Cell, entrants: Sequence[Entrant], timings: Sequence[Timing], spread: float, limits: Mapping[str, float]
 ) -> list[Row]:
-    """One result for each entrant of a cell. limits: the ceilings for its threads, and read_gbps, see run.reading."""
+    """One result per entrant of a cell. limits: the ceilings for its threads, and read_gbps (see run.reading)."""
     seconds = {entrant.name: timing.median for entrant, timing in zip(entrants, timings, strict=True)}
     rows = []
     for entrant, timing in zip(entrants, timings, strict=True):
@@ -72,12 +72,12 @@ def rows_of(
 
 
 def _comparable(entrant: Entrant, peer: Entrant) -> bool:
-    """A peer of the same weight width or, where some weights are left out, that leaves out the same ones."""
+    """Whether a peer has the same weight width or, for sparse weights, the same pattern."""
     return peer.pattern == entrant.pattern and (entrant.pattern is not None or peer.weight_bits == entrant.weight_bits)
 
 
 def _over_dense(cell: Cell, entrant: Entrant, timing: Timing, ours: Sequence[tuple[Entrant, Timing]]) -> Row:
-    """What leaving weights out gains over nybble's fastest kernel for all of them: in speed, and in bytes."""
+    """For sparse weights: speed over nybble's fastest dense kernel of the same width, and the ratio of bytes moved."""
     pattern = None if entrant.pattern is None else str(entrant.pattern)
     row = {"pattern": pattern, "kept": round(entrant.kept, 6), "vs_dense": None, "bytes_vs_dense": None}
     dense = [(found, e) for e, found in ours if e.scheme == entrant.dense]
@@ -89,12 +89,12 @@ def _over_dense(cell: Cell, entrant: Entrant, timing: Timing, ours: Sequence[tup
 
 
 def _moved(cell: Cell, entrant: Entrant) -> int:
-    """Bytes of the weight, the activations and the output, once each."""
+    """Bytes of the weight, activations and output together."""
     return entrant.weight_bytes + cell.m * (cell.n + cell.k) * entrant.dtype.itemsize
 
 
 def _speed(cell: Cell, entrant: Entrant, timing: Timing, limits: Mapping[str, float]) -> Row:
-    """Microseconds; bytes moved; rates, of the weights that are multiplied; the bound and its share."""
+    """Microseconds, bytes moved, rates (operations of nonzero weights), and share of the roofline."""
     moved = _moved(cell, entrant)
     operations = round(2 * cell.m * cell.n * cell.k * entrant.kept)
     bound, bound_us = roofline(limits, entrant.multiply, moved, operations, cell.cache)
@@ -114,10 +114,10 @@ def _speed(cell: Cell, entrant: Entrant, timing: Timing, limits: Mapping[str, fl
 
 
 def roofline(limits: Mapping[str, float], multiply: str, moved: int, operations: int, cache: str) -> tuple[str, float]:
-    """Which limit binds, "memory" or "compute", and the least microseconds that it allows.
+    """The binding limit, "memory" or "compute", and the shortest time in microseconds that it allows.
 
-    Memory is the last level of cache for what is hot and fits there; else it is as fast as it was read in this race, or
-    by the probes where the race did not read it.
+    The memory limit is the last-level cache's bandwidth if the data is hot and fits; else the read bandwidth measured
+    during the race, or that of the probes if there was none.
     """
     probed = max(limits["dram_gbps"], limits["dram_huge_gbps"])
     cached = cache == "hot" and moved <= last_level_cache()

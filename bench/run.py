@@ -1,4 +1,4 @@
-"""Races: builds the entrants of each shape, checks what they compute, then times them in turns, cell by cell."""
+"""Races: builds the entrants of each shape, checks their outputs, then times them in turns, cell by cell."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .timing import Call, Runner, in_turns
 
 @dataclass(frozen=True)
 class Grid:
-    """The cells to run: every combination. budget_s: seconds that a cell may time, its warm-up not counted."""
+    """The cells to run: all combinations. budget_s: seconds of timing per cell, without warm-up."""
 
     shapes: Sequence[Shape]
     ms: Sequence[int]
@@ -44,16 +44,16 @@ def race(
     ceilings: Mapping[str, Any],
     advance: Callable[[str], None] = lambda label: None,
 ) -> Iterator[list[Row]]:
-    """The lines of each cell as they come; before them, for each shape, who cannot run and why.
+    """Yields the result lines of each cell; before them, for each shape, the entrants that cannot run, with the reason.
 
-    ceilings: of this machine, for all thread counts of the grid. advance: told each cell that is done.
+    ceilings: of this machine, for all thread counts of the grid. advance: called after each cell with its name.
 
     Raises:
-        WrongKernelError: a kernel of nybble disagrees with the oracle. Nothing of its shape is timed.
+        WrongKernelError: a kernel of nybble exceeds its error bound. Nothing of its shape is timed.
     """
     before = torch.get_num_threads()
     try:
-        # Most threads first: a pool that was made with few does not grow.
+        # Most threads first: a thread pool created with few does not grow.
         for threads, shape, dtype in product(sorted(grid.threads, reverse=True), grid.shapes, grid.dtypes):
             torch.set_num_threads(threads)
             yield from _race_shape(makers, grid, ceilings, (threads, shape, dtype), advance)
@@ -93,15 +93,15 @@ def _race_shape(
 
 
 def reading(site: Site, weight_bytes: int) -> tuple[int, list[Call]]:
-    """Bytes about as many as a weight's, and calls that only read them, copy after copy: the memory's speed at the time
-    of the race. On a virtual machine with neighbours the same copies were read at 66 GB/s, and at 47 a minute later."""
+    """A byte count close to a weight's, and calls that only read as many, from many copies: they measure the memory
+    bandwidth during the race. On a shared virtual machine it changed from 66 to 47 GB/s within a minute."""
     words = max(1, weight_bytes // 8)
-    # Ones: zeros that nobody wrote all lie in one page.
+    # Ones, not zeros: untouched zero pages all map to one page.
     return 8 * words, [torch.ones(words, dtype=torch.int64).amax for _ in range(site.copies(8 * words))]
 
 
 def draw(shape: Shape, m: int) -> tuple[Tensor, Tensor]:
-    """A weight (N, K) with outputs of unit variance, and activations (M, K): normal, float32, the same every time."""
+    """Normal float32 weight (N, K) and activations (M, K), always the same, with outputs of unit variance."""
     n, k = shape
     generator = torch.Generator().manual_seed(0)
     return torch.randn(n, k, generator=generator) / k**0.5, torch.randn(m, k, generator=generator)
@@ -110,7 +110,7 @@ def draw(shape: Shape, m: int) -> tuple[Tensor, Tensor]:
 def _enter(
     makers: Sequence[Maker], site: Site, x: Tensor, ms: Sequence[int]
 ) -> tuple[list[Entrant], list[dict[str, str]]]:
-    """The entrants that compute what they should, and the peers that are left out, with the reason."""
+    """The entrants with correct outputs, and skip lines for peers that cannot run or are wrong, with the reason."""
     entrants, skips = [], []
     for maker in makers:
         try:
@@ -129,9 +129,9 @@ def _enter(
 
 
 def verify(entrant: Entrant, x: Tensor, ms: Sequence[int]) -> str | None:
-    """What is wrong with an entrant's outputs for the first m rows of x, for each m; None if nothing.
+    """Checks an entrant's outputs for the first m rows of x, for each m; returns what is wrong, or None.
 
-    The first, middle and last row of every m are checked, all columns of them.
+    Checks all columns of the first, middle and last row.
     """
     x = x.to(entrant.dtype)
     rows = sorted({row for m in ms for row in (0, m // 2, m - 1)})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 Shape = tuple[int, int]
 
-# Without the vocabulary heads, which alone would take longer than the rest.
+# Without output heads, which would take longer than all the rest.
 SETS: dict[str, tuple[Shape, ...]] = {
     "minilm": ((384, 384), (1536, 384), (384, 1536)),
     "bert-base": ((768, 768), (3072, 768), (768, 3072)),
@@ -32,5 +32,5 @@ def parse_shapes(text: str) -> tuple[Shape, ...]:
 def _pair(text: str) -> Shape:
     sizes = text.split("x")
     if len(sizes) != 2 or not all(size.isdecimal() and int(size) > 0 for size in sizes):
-        raise ValueError(f"{text!r}: is neither NxK nor one of {', '.join(SETS)}")
+        raise ValueError(f"{text!r}: must be NxK or one of {', '.join(SETS)}")
     return int(sizes[0]), int(sizes[1])

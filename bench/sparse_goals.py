@@ -1,4 +1,4 @@
-"""The targets of ``--preset sparse-targets`` as data, and the table that says whether results meet them."""
+"""The performance targets of ``--preset sparse-targets`` as data, and the table of targets and results."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ MS = (1, 16, 256)
 SHAPES = ((4096, 4096), (4096, 14336))
 BASELINES = ("w8a8", "w4a8g128")
 LEGEND = (
-    "speed over nybble's own dense kernel of the same width: geometric mean of the shapes (worst shape) / target; met "
-    "when the worst shape reaches it; then the worst over torch bf16. of bytes: that speed over what it saves of them"
+    "speed over nybble's dense kernel of the same width: geometric mean of the shapes (worst shape) / target; met if the "
+    "worst shape reaches it; then the worst speed over torch bf16. of bytes: that speed over the ratio of bytes read"
 )
-# Of the blocks at M = 1: the least share of what the bytes saved would gain.
+# For block sparsity at M = 1: smallest speed over dense, as a share of the ratio of bytes read.
 LEAST_OF_BYTES = 0.85
 
-# By kind of weight, see WeightKind.parse: the least speed over dense for each M; None: none is asked for.
+# Kind of weight (see WeightKind.parse) -> smallest speed over dense for each M; None: no target.
 _RATIOS: dict[str, tuple[float | None, float | None, float | None]] = {
     "sp50w8a8": (1.4, 1.0, 0.9),
     "sp70w8a8": (1.4, 1.1, 1.2),
@@ -47,7 +47,7 @@ LIMITS = tuple(Limit(kind, 1, OF_BYTES, LEAST_OF_BYTES, at_most=False) for kind 
 
 @dataclass(frozen=True)
 class Place:
-    """What was reached by a kind of weight at an M, whether or not something is asked for."""
+    """The results of a kind of weight at an M, with its targets, if any."""
 
     over_dense: Verdict
     over_bf16: Verdict
@@ -62,13 +62,13 @@ class Place:
 
 
 def verdicts(rows: Sequence[Row]) -> list[Verdict]:
-    """On every target, in the order of the table, then on the limits."""
+    """The verdicts on all targets, in the order of the table, then on the limits."""
     goals: tuple[Target | Limit, ...] = (*TARGETS, *LIMITS)
     return [judge(goal, rows) for goal in goals]
 
 
 def table(rows: Sequence[Row], markdown: bool = False) -> str:
-    """The table of targets, of results; under it, and as last word of their cells, what is missed."""
+    """The table of targets and results; below it one line per missed target."""
     found = verdicts(rows)
     places = {(kind, m): _place(kind, m, rows, found) for kind in KINDS for m in MS}
     headers = ("", *(f"M={m}" for m in MS))
@@ -95,11 +95,11 @@ def _asked(verdict: Verdict) -> str:
 
 def _miss(verdict: Verdict) -> str:
     goal = verdict.goal
-    what = "x of dense" if isinstance(goal, Target) else " of what the bytes saved would gain"
+    what = "x of dense" if isinstance(goal, Target) else " of the ratio of bytes read"
     bound = goal.ratio if isinstance(goal, Target) else goal.bound
     return f"MISSED {goal.scheme} M={goal.m}: {verdict.worst:.2f}{what} at {verdict.worst_shape}, target {bound:g}"
 
 
 def is_of(row: Mapping[str, object]) -> bool:
-    """Whether a line of kind "target" is of this preset."""
+    """Whether a result line is a target of this preset."""
     return row["kind"] == "target" and row["scheme"] in KINDS

@@ -1,4 +1,4 @@
-"""Times calls in turns: every round calls each contestant once, so that a drift of the machine hits all alike."""
+"""Times calls in turns: every round calls each entrant once, so that drift of the machine's speed affects all equally."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from time import perf_counter, process_time, sleep
 
 Call = Callable[[], object]
 
-# A contestant whose second entry differs from its first by more than this makes the cell noisy.
+# A cell is noisy if two timings of the same entrant differ by more than this share.
 NOISY_ABOVE = 0.05
 MIN_ROUNDS, MAX_ROUNDS = 5, 400
 # Shorter calls are timed several at a time: reading the clock takes 0.1 us.
 BATCH_S = 50e-6
-# Before shorter calls two are made that are not timed. They wake the contestant's threads and bring its activations
-# into the cache, where a layer's input is in a model.
+# Shorter calls are preceded by two untimed ones, which wake the entrant's threads and load its activations into the
+# cache, as in a model.
 WAKE_BELOW_S, WAKE_CALLS = 2e-3, 2
-# Who takes this many times as long as the first runs in every fourth round only, so that the others get more of them.
+# An entrant that is this many times slower than the first runs only in every fourth round, to save time.
 SLOW, SLOW_EVERY = 8, 4
-# Threads of a pool spin after a call: libgomp's 8 ms, onnxruntime's 30 ms, measured on 2 cores, where a spinning worker
-# made a call of another pool take 1.8 times as long. So nobody is timed before the pool used last is idle.
+# Threads of a pool spin after a call: libgomp's 8 ms, onnxruntime's 30 ms, measured on 2 cores, where a spinning thread
+# made calls of another pool 1.8 times slower. So timing waits until the previous pool is idle.
 _SETTLE_STEP_S, _IDLE_SHARE, _SETTLE_LIMIT_S = 2e-3, 0.1, 0.5
 
 
 @dataclass(frozen=True)
 class Runner:
-    """A contestant: calls on copies of its weight, made in turn (one copy is hot, many are cold), and the pool whose
-    threads they use."""
+    """An entrant to time: calls on copies of its weight, made in turn (one copy is hot, many are cold), and the thread
+    pool that they use."""
 
     calls: Sequence[Call]
     pool: str = ""
@@ -38,7 +38,7 @@ class Runner:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a call over the rounds: median, first and last decile."""
+    """Seconds per call over the rounds: median, 10th and 90th percentile."""
 
     median: float
     p10: float
@@ -47,7 +47,7 @@ class Timing:
 
 
 def summarize(samples: Sequence[float]) -> Timing:
-    """The Timing of the rounds' seconds a call."""
+    """The Timing from the seconds per call of each round."""
     ordered = sorted(samples)
     last = len(ordered) - 1
     p10, p50, p90 = (ordered[round(last * share)] for share in (0.1, 0.5, 0.9))
@@ -55,29 +55,29 @@ def summarize(samples: Sequence[float]) -> Timing:
 
 
 def spread(first: Timing, second: Timing) -> float:
-    """How far two medians of the same contestant lie apart, relative to the lower one."""
+    """Relative difference of two medians of the same entrant."""
     low, high = sorted((first.median, second.median))
     return high / low - 1
 
 
 def in_turns(runners: Sequence[Runner], budget_s: float) -> tuple[list[Timing], float]:
-    """The Timing of each contestant, and the spread between the first one and itself, entered twice (A/A).
+    """The Timing of each entrant, and the spread between two timings of the first one (A/A).
 
-    Each round takes the pools, and the contestants of each pool, in a new order, so that none always follows the same
-    neighbour. The rounds end when budget_s is spent, but not before MIN_ROUNDS.
+    Each round runs the pools, and the entrants of each pool, in a new random order. Rounds end after budget_s seconds, but
+    not before MIN_ROUNDS.
 
     Raises:
-        ValueError: no contestants, or one without calls.
+        ValueError: no entrants, or one without calls.
     """
     if not runners or not all(runner.calls for runner in runners):
-        raise ValueError("runners: wants at least one, each with at least one call")
+        raise ValueError("runners: must have at least one entry, each with at least one call")
     for runner in runners:
         for call in runner.calls:
-            call()  # the first call on a copy may pack, plan or allocate
+            call()  # warm-up: the first call on a copy may pack, plan or allocate
     entries = [_Entry(runner) for runner in runners]
     entries.append(entries[0].again())
     pools = [[e for e in entries if e.pool == pool] for pool in dict.fromkeys(e.pool for e in entries)]
-    order = random.Random(0)  # noqa: S311 (an order, not a secret)
+    order = random.Random(0)  # noqa: S311 (not used for security)
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -99,7 +99,7 @@ def in_turns(runners: Sequence[Runner], budget_s: float) -> tuple[list[Timing], 
 
 
 def _settle() -> None:
-    """Sleeps until no thread of this process runs any more."""
+    """Sleeps until all threads of this process are idle."""
     end = perf_counter() + _SETTLE_LIMIT_S
     while perf_counter() < end:
         wall, used = perf_counter(), process_time()
@@ -109,7 +109,7 @@ def _settle() -> None:
 
 
 class _Entry:
-    """A contestant in the race: its calls, and what they took so far."""
+    """An entrant during timing: its calls and samples."""
 
     def __init__(self, runner: Runner) -> None:
         self.pool = runner.pool
@@ -120,7 +120,7 @@ class _Entry:
         self._wake = WAKE_CALLS if self.once < WAKE_BELOW_S else 0
 
     def again(self) -> _Entry:
-        """The same contestant once more. Both work through the same copies, so that these stay cold."""
+        """The same entrant a second time. Both use the same sequence of copies, so that these stay cold."""
         other = copy(self)
         other.samples = []
         return other

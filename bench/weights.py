@@ -1,4 +1,4 @@
-"""What a kernel's weight is: its scheme and, of blocks, how many are zero; and random ones of that kind."""
+"""Kinds of weights, given by scheme and share of zero blocks, and random weights of a kind."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from ..weights.sparsity import Block, Pattern
 
 @dataclass(frozen=True)
 class WeightKind:
-    """A scheme; zero_blocks: the share of blocks that are zero, which the scheme of blocks does not say."""
+    """A scheme and, for block sparsity, the share of zero blocks, which is not part of the scheme."""
 
     scheme: Scheme
     zero_blocks: float = 0.5
 
     @classmethod
     def parse(cls, text: str) -> WeightKind:
-        """Reads ``"sp50w8a8"``, or ``"bs32x32w8a8:75%"`` where three quarters of the blocks are zero.
+        """Parses ``"sp50w8a8"``, or ``"bs32x32w8a8:75%"`` for 75 % of zero blocks.
 
         Raises:
-            ValueError: not a scheme, or a share that is none.
+            ValueError: invalid scheme or share.
         """
         name, colon, share = text.partition(":")
         scheme = Scheme.parse(name)
         if not colon:
             return cls(scheme)
-        return cls(scheme, Pattern.parse(f"{scheme.sparsity}:{share}").zeros)  # its grammar has shares of blocks alone
+        return cls(scheme, Pattern.parse(f"{scheme.sparsity}:{share}").zeros)  # rejects shares for other patterns
 
     def __str__(self) -> str:
         blocks = isinstance(self.scheme.sparsity, Block)
@@ -38,15 +38,15 @@ class WeightKind:
 
     @property
     def pattern(self) -> Pattern | None:
-        """Which weights are zero; None: all are stored."""
+        """The sparsity pattern; None for dense weights."""
         sparsity = self.scheme.sparsity
         if sparsity is None:
             return None
         return Pattern(sparsity, self.zero_blocks if isinstance(sparsity, Block) else sparsity.zeros)
 
     def draw(self, n: int, k: int) -> QuantizedWeight:
-        """A random weight (n, k), the same every time. None of what is kept is zero by accident, as a sixteenth of
-        random 4-bit codes would be, but for the weights of pruning, which are the large ones, hardly any are."""
+        """A random weight (n, k), always the same. Stored codes are never zero: 1/16 of random 4-bit codes would be, but
+        pruning keeps large weights, of which hardly any are."""
         if self.scheme.sparsity is None:
             return random_weight(self.scheme, n, k)
         dense = random_weight(self.scheme.dense, n, k)

@@ -382,7 +382,7 @@ def test_output_says_a_skip_once_and_writes_what_load_reads(tmp_path, capsys):
         put([skip, *rows[:1]])
     assert output.load(path) == [skip, rows[0]]
     text = capsys.readouterr().out
-    assert text.count("without p: absent") == 1
+    assert text.count("skipped p: absent") == 1
     assert "w4a8_scalar" in text
 
 

@@ -58,7 +58,7 @@ def test_only_what_is_asked_for_runs():
     assert steps((), ["by_time"]) == 1
     assert steps((), ["w3*"]) == 1 + 3
     assert steps((), ["w4a16g128"]) + steps((), ["[!w]*", "w[!4]*", "w4a16"]) == steps((), ())
-    with pytest.raises(ValueError, match=r"--only w5: like none of .*w4a16g128; .*by_time"):
+    with pytest.raises(ValueError, match=r"--only w5: matches none of .*w4a16g128; .*by_time"):
         steps((), ["w4*", "w5"])
     losses = [Loss(method.setting, method.name, (0.1,)) for method in accuracy_methods.METHODS if "%" in method.setting]
     found = [figure.name for figure in accuracy.figures([one for one in losses if one.setting == "70%"])]

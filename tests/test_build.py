@@ -118,7 +118,7 @@ def test_kernels_are_compiled_for_the_generations_that_are_asked_for(
 @pytest.mark.parametrize(
     ("architectures", "said"),
     [
-        ("", "NYBBLE_CUDA_ARCHITECTURES is empty: must be a list of 80, 86"),
+        ("", "NYBBLE_CUDA_ARCHITECTURES is empty: must be a list with elements from 80, 86"),
         ("90a;75", "NYBBLE_CUDA_ARCHITECTURES=90a;75: 75 must be one of 80, 86"),
         ("sm_80", "NYBBLE_CUDA_ARCHITECTURES=sm_80: sm_80 must be one of 80, 86"),
         ("80, 86", "NYBBLE_CUDA_ARCHITECTURES=80, 86: 80, 86 must be one of 80, 86, 87"),

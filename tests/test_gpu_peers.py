@@ -113,7 +113,7 @@ def test_a_peer_that_fails_in_any_way_is_reported(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_four_bit_peer_refuses_half_groups() -> None:
-    with pytest.raises(ValueError, match="K=100: it wants a multiple of 128"):
+    with pytest.raises(ValueError, match="K=100: must be a multiple of 128"):
         gpu_peers._four_bits(torch.randn(2, 100))
 
 

@@ -67,7 +67,7 @@ def test_what_is_noted_is_what_the_kernel_reads(rows: list[dict]) -> None:
 
 def test_nothing_is_left_changed() -> None:
     before = native_cuda._extension, native_cuda.stream_of
-    with pytest.raises(KeyError), gpu_sanitize_plan.taking_down():
+    with pytest.raises(KeyError), gpu_sanitize_plan.recording():
         raise KeyError
     assert (native_cuda._extension, native_cuda.stream_of) == before
 
@@ -75,7 +75,7 @@ def test_nothing_is_left_changed() -> None:
 def test_an_address_without_its_bytes_is_refused() -> None:
     address = torch.ones(4).data_ptr()
     for arguments in ((address,), (address, 0), (1, address, address)):
-        with pytest.raises(ValueError, match="an address without the number of its bytes"):
+        with pytest.raises(ValueError, match="an address must be followed by its size in bytes"):
             Recorder([], "Plan").run(*arguments)
 
 

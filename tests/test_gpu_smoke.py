@@ -89,7 +89,7 @@ def test_a_wrong_kernel_and_one_that_writes_beside_its_output_are_found(monkeypa
         out.as_strided((1,), (1,), out.storage_offset() + out.numel()).fill_(0)
 
     monkeypatch.setattr(gpu_dry.FromReference, "__call__", beside)
-    assert gpu_smoke_check.check(spec, case, "cpu") == {"wrong": "it writes beside its output"}
+    assert gpu_smoke_check.check(spec, case, "cpu") == {"wrong": "writes outside its output"}
 
     def once(self, x, packed, bias, out):
         self.seen = getattr(self, "seen", (x.data_ptr(), packed.data_ptr()))
@@ -142,7 +142,7 @@ def test_a_kernel_that_is_wrong_has_the_details_of_its_first_failure(monkeypatch
     ("code", "rows", "said"),
     [
         (-11, [{"case": "one"}, {"ok": 0.1}, {"case": "two"}], "died: signal 11 in two: last words"),
-        (1, [], "died: exit 1 in its start: last words"),
+        (1, [], "died: exit 1 in startup: last words"),
     ],
 )
 def test_a_kernel_that_ends_its_process_is_told(code: int, rows: list, said: str, monkeypatch) -> None:
@@ -159,7 +159,7 @@ def test_a_kernel_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "run", hangs)
     outcome = one(seconds=5)
     assert "died: took more than 5 s in one" in gpu_smoke.kernel_text(outcome)
-    assert "no time was left" in gpu_smoke.kernel_text(one(seconds=-1))
+    assert "no time left" in gpu_smoke.kernel_text(one(seconds=-1))
 
 
 def test_one_that_says_nothing_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:

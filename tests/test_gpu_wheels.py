@@ -48,9 +48,9 @@ def pip(monkeypatch: pytest.MonkeyPatch):
 
 def test_wheels_are_collected_while_they_fit(pip, tmp_path: Path) -> None:
     one, other = Wheel("one-thing", "peer"), Wheel("other==1.*", "peer")
-    assert gpu_wheels.collect(one, tmp_path, most=4).startswith("carried  one_thing-1.0-py3-none-any.whl  3.0 MiB")
+    assert gpu_wheels.collect(one, tmp_path, most=4).startswith("added    one_thing-1.0-py3-none-any.whl  3.0 MiB")
     said = gpu_wheels.collect(other, tmp_path, most=4)
-    assert said == "left out other==1.*: 3.0 MiB, more than are left of 4"
+    assert said == "left out other==1.*: 3.0 MiB exceed the limit of 4 in all"
     assert [path.name for path in tmp_path.iterdir()] == ["one_thing-1.0-py3-none-any.whl"], "nothing else stays"
 
 

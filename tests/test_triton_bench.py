@@ -186,7 +186,7 @@ def test_the_report_names_the_machine_and_its_ceilings() -> None:
     assert text.splitlines()[-2:] == ["one  3.2 us", "other  broken"]
     machine, state, ceilings, *_ = text.splitlines()
     assert machine == "NVIDIA H100 80GB HBM3  CUDA 13.0  torch 2.11  a day"
-    assert state == "at first  driver 580.1  SM 345 of 1980 MHz  memory 3201 MHz  30 C  80 W"
+    assert state == "before  driver 580.1  SM 345 of 1980 MHz  memory 3201 MHz  30 C  80 W"
     assert ceilings.startswith("copy 4300 GB/s  read 4100 GB/s")
     assert text.count(UNMEASURED) == len(ALL) - 1
 
@@ -335,7 +335,7 @@ def test_without_nvidia_smi_the_state_is_unknown(tmp_path: Path, monkeypatch: py
 def test_steps_keep_their_order() -> None:
     assert gpu_run.steps_of("tune,machine") == ["machine", "tune"]
     assert gpu_run.steps_of(",".join(gpu_run.STEPS)) == list(gpu_run.STEPS)
-    with pytest.raises(ValueError, match=r"--only nothing: must be of machine"):
+    with pytest.raises(ValueError, match=r"--only nothing: must be one of machine"):
         gpu_run.steps_of("machine,nothing")
 
 
@@ -386,7 +386,7 @@ def test_a_run_ends_where_cuda_refuses_everything_and_goes_on_behind_it(tmp_path
     arguments = ["--out", str(out), "--only", "goals"]
     assert gpu_run.main(arguments) == gpu_run.LOST
     said = capsys.readouterr()
-    assert f"gpu_run: {ALL[1].key}: CUDA refuses everything more in this process: CUDA error: misaligned" in said.err
+    assert f"gpu_run: {ALL[1].key}: the GPU is unusable for this process: CUDA error: misaligned" in said.err
     assert said.out.splitlines()[-1].startswith("goals: 2 of 4 measured, 1 failed, ")
     assert [row["key"] for row in gpu_run.read(out)] == [goal.key for goal in ALL[:2]]
     lost.clear()

@@ -1,4 +1,4 @@
-"""The libraries that nybble is measured against: one small file each, and the list of them all."""
+"""Peers: linear layers of other libraries to compare with, one file per library."""
 
 from __future__ import annotations
 

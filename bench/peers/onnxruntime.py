@@ -1,6 +1,6 @@
-"""onnxruntime's CPU products: MatMulNBits with int8 activations (accuracy_level 4), and dynamic int8.
+"""onnxruntime on the CPU: MatMulNBits with int8 activations (accuracy_level 4), and dynamic int8.
 
-Graphs are written here, node by node, so that nothing passes through a file or a converter.
+Graphs are built node by node, without a file or a converter.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .torch_int import int8_rows
 def _sessions(
     nodes: Sequence[Any], initializers: dict[str, Tensor], shape: tuple[int, int], copies: int
 ) -> list[Layer]:
-    """Layers of a graph x -> y around the nodes; each session holds its own copy of the weight."""
+    """Layers that run a graph x -> y of the nodes; each session has its own copy of the weight."""
     onnx: Any = import_module("onnx")
     runtime: Any = import_module("onnxruntime")
     helper, numpy_helper = onnx.helper, onnx.numpy_helper
@@ -40,15 +40,17 @@ def _sessions(
 
 
 def _options() -> Any:
-    """Session options for torch's number of threads: one pool for all sessions, as the layers of one model have.
+    """Session options for torch's number of threads, with one pool for all sessions, as in a model.
 
-    With a pool each, which is the default, the workers of the copies before still spin: measured on 2 cores, 64 copies
-    of 2048x2048, M=16, 4 bits: 209 us with one pool, 382 us with a spinning pool each, 232 us with a sleeping one each.
+    By default each session has a pool, and the threads of the previous copies still spin. Measured on 2 cores, 64 copies
+    of 2048x2048, M=16, 4 bits: 209 us with one pool, 382 us with spinning pools, 232 us with pools that do not spin.
     """
     runtime: Any = import_module("onnxruntime")
     threads = torch.get_num_threads()
     if threads != _pool_threads():
-        raise ValueError(f"its pool has {_pool_threads()} threads for good; run --threads {threads} in its own process")
+        raise ValueError(
+            f"its thread pool is fixed at {_pool_threads()}; run --threads {threads} in a separate process"
+        )
     options = runtime.SessionOptions()
     options.use_per_session_threads = False
     return options
@@ -56,7 +58,7 @@ def _options() -> Any:
 
 @lru_cache
 def _pool_threads() -> int:
-    """Makes the pool, at the first call, with torch's number of threads."""
+    """Creates the pool at the first call, with torch's number of threads; returns that number."""
     runtime: Any = import_module("onnxruntime")
     runtime.set_global_thread_pool_sizes(torch.get_num_threads(), 1)
     return torch.get_num_threads()
@@ -69,7 +71,7 @@ def _run(session: Any, x: Tensor) -> object:
 def _nbits(weight: Tensor, dtype: torch.dtype, copies: int, bits: int, block: int) -> list[Layer]:
     onnx: Any = import_module("onnx")
     n, k = weight.shape
-    half = 1 << (bits - 1)  # the zero point where none is given
+    half = 1 << (bits - 1)  # MatMulNBits' default zero point
     padded = torch.nn.functional.pad(weight, (0, -k % block)).view(n, -1, block)
     extreme = padded.gather(-1, padded.abs().argmax(-1, keepdim=True))
     scale = torch.where(extreme == 0, 1, extreme / -half)  # the largest weight of a block gets the code 0
@@ -91,7 +93,7 @@ def _nbits(weight: Tensor, dtype: torch.dtype, copies: int, bits: int, block: in
 
 
 def _dynamic(weight: Tensor, dtype: torch.dtype, copies: int) -> list[Layer]:
-    """The nodes that its quantize_dynamic writes, which it fuses; one scale an output channel."""
+    """The nodes that onnxruntime's quantize_dynamic creates, which it fuses; one scale per output channel."""
     onnx: Any = import_module("onnx")
     node = onnx.helper.make_node
     codes, scale = int8_rows(weight)

@@ -1,4 +1,4 @@
-"""OpenVINO's compressed weights with activations rounded group by group as they come (dynamic quantization)."""
+"""OpenVINO's compressed weights with dynamic quantization of activations per group."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def _int4(weight: Tensor, dtype: torch.dtype, copies: int) -> list[Layer]:
     ov: Any = import_module("openvino")
     n, k = weight.shape
     if k % _GROUP:
-        raise ValueError(f"K={k} is not a multiple of its group of {_GROUP}")
+        raise ValueError(f"K={k}: must be a multiple of the group size {_GROUP}")
     groups = weight.view(n, -1, _GROUP)
     scale = groups.abs().amax(-1, keepdim=True).clamp(min=1e-20) / 7
     codes = ((groups / scale).round() + 8).to(torch.uint8)
-    # A tensor made from an array of 4-bit codes would only borrow its memory.
+    # Copied, because a tensor made from an array shares its memory.
     held = ov.Tensor(ov.Type.u4, ov.Shape(groups.shape))
     held.data[:] = (codes[..., ::2] | (codes[..., 1::2] << 4)).numpy().reshape(held.data.shape)
     centred = op.subtract(op.convert(op.constant(held), "f32"), op.constant(torch.full((1, 1, 1), 8.0).numpy()))
@@ -39,7 +39,7 @@ def _int4(weight: Tensor, dtype: torch.dtype, copies: int) -> list[Layer]:
 
 
 def _compile(weight: Any, copies: int) -> list[Layer]:
-    """Layers of x w^T; each compiled model packs a weight of its own."""
+    """Layers that compute x w^T; each compiled model packs its own weight."""
     ov: Any = import_module("openvino")
     op: Any = import_module("openvino.opset13")
     x = op.parameter([-1, weight.output(0).shape[1]], ov.Type.f32)
@@ -47,7 +47,7 @@ def _compile(weight: Any, copies: int) -> list[Layer]:
     options = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
-        "ENABLE_CPU_PINNING": False,  # it would pin the thread that calls, and so every other contestant
+        "ENABLE_CPU_PINNING": False,  # would pin the calling thread, and so affect all other entrants
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": _GROUP,
     }
     core = ov.Core()

@@ -1,4 +1,4 @@
-"""What a peer is."""
+"""The interface of a peer: a linear layer of another library."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-# The pool that torch, nybble and whatever links libgomp.so.1 share.
+# The pool shared by torch, nybble and all libraries that link libgomp.so.1.
 OPENMP = "openmp"
 # x (M, K) -> y (M, N), a tensor or a numpy array
 Layer = Callable[[Tensor], object]
@@ -19,16 +19,16 @@ Layer = Callable[[Tensor], object]
 class Peer:
     """A linear layer of another library.
 
-    make: from a weight (N, K), float32, the dtype of the activations and a number of copies to that many layers whose
-        weights lie apart in memory. They run on torch.get_num_threads() threads, as it was when they were made. It
-        raises RuntimeError or ValueError for what the library cannot do.
-    multiply: what its products are computed in, as far as it says: "int8", "bf16" or "fp32".
-    dtypes: activations that it takes without converting them; where the dtype asked for is not among them it gets the
-        first. The conversion is not on its clock.
-    pool: whose threads it runs on. Pools spin for a while after a call, and disturb those of others.
+    make: takes a float32 weight (N, K), the dtype of the activations and a number of copies; returns that many layers with
+        separate copies of the weight, which use torch.get_num_threads() threads. Raises RuntimeError or ValueError for
+        what the library does not support.
+    multiply: type of its multiply, as documented: "int8", "bf16" or "fp32".
+    dtypes: activation dtypes that it supports without conversion. For others it gets the first; the conversion is not
+        timed.
+    pool: the thread pool it uses. Threads of a pool spin for a while after a call, and disturb other pools.
     needs: modules that must be installed.
-    sparse: how the names of the patterns start that it is for, "sp" or "bs32x32"; None: it stores every weight.
-    size: bytes of what it stores of a sparse weight (N, K); None: weight_bits of each, scales not counted.
+    sparse: prefix of the names of sparsity patterns that it supports, "sp" or "bs32x32"; None: it is dense.
+    size: bytes that it stores for a sparse weight (N, K); None: weight_bits per weight, without scales.
     """
 
     name: str
@@ -47,9 +47,9 @@ class Peer:
         return f"{' and '.join(absent)} not installed (pip install 'nybble[peers]')" if absent else None
 
     def weight_bytes(self, weight: Tensor) -> int:
-        """Bytes of a weight (N, K) as it is stored."""
+        """Bytes that it stores for a weight (N, K)."""
         return max(1, self.size(weight) if self.size else weight.numel() * self.weight_bits // 8)
 
     def takes(self, dtype: torch.dtype) -> torch.dtype:
-        """The dtype of the activations that it gets where `dtype` is asked for."""
+        """The dtype of the activations that it gets when `dtype` is requested."""
         return dtype if dtype in self.dtypes else self.dtypes[0]

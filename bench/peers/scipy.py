@@ -1,4 +1,4 @@
-"""scipy's product of compressed rows, on one thread."""
+"""scipy's CSR product, on one thread."""
 
 from __future__ import annotations
 

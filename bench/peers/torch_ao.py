@@ -1,4 +1,4 @@
-"""torchao's quantized linear layers, eager. Compiled they need a C++ compiler at run time, and still trail torch's own."""
+"""torchao's quantized linear layers in eager mode. Compiled ones need a C++ compiler, and are slower than torch's own."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .peer import Layer, Peer
 
 
 def _make(weight: Tensor, dtype: torch.dtype, copies: int, module: str, config: str) -> list[Layer]:
-    options: dict[str, Any] = {"set_inductor_config": False}  # it would change torch's settings for the whole process
+    options: dict[str, Any] = {"set_inductor_config": False}  # True would change torch's settings for the process
     quantization: Any = import_module("torchao.quantization")
     if "Int4" in config and weight.shape[1] % 128:
-        raise ValueError(f"K={weight.shape[1]} is not a multiple of its group of 128")
+        raise ValueError(f"K={weight.shape[1]}: must be a multiple of the group size 128")
     dense = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta", dtype=dtype)
     dense.weight = nn.Parameter(weight.to(dtype, copy=True), requires_grad=False)
     model = nn.Sequential(dense)

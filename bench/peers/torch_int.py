@@ -1,4 +1,4 @@
-"""The integer products that torch brings: quantized.dynamic, and operators that its own libraries build on."""
+"""torch's quantized products: quantized.dynamic, and the private operators that torch's libraries use."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _GROUP = 128
 
 
 def _dynamic(weight: Tensor, dtype: torch.dtype, copies: int, engine: str) -> list[Layer]:
-    """torch.ao.nn.quantized.dynamic.Linear, a scale an output channel, under one of torch's engines."""
+    """torch.ao.nn.quantized.dynamic.Linear, one scale per output channel, with one of torch's engines."""
     modules: Any = import_module("torch.ao.nn.quantized.dynamic")
     qconfig: Any = import_module("torch.ao.quantization.qconfig").per_channel_dynamic_qconfig
     before = torch.backends.quantized.engine
-    torch.backends.quantized.engine = engine  # the engine that packs is the one that runs
+    torch.backends.quantized.engine = engine  # the engine at packing time also runs the layer
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch announces the end of this path at every call
+            warnings.simplefilter("ignore")  # torch warns about the deprecation at every call
             dense = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
             dense.weight = nn.Parameter(weight)
             dense.qconfig = qconfig
@@ -33,13 +33,13 @@ def _dynamic(weight: Tensor, dtype: torch.dtype, copies: int, engine: str) -> li
 
 
 def int8_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes int8 in [-127, 127] and float32 scales (rows, 1) of a matrix, row by row."""
+    """Symmetric int8 codes in [-127, 127] and float32 scales (rows, 1) of a matrix, per row."""
     scale = weight.abs().amax(dim=1, keepdim=True).float().clamp(min=1e-20) / 127
     return (weight / scale).round().to(torch.int8), scale
 
 
 def _int_mm(weight: Tensor, dtype: torch.dtype, copies: int) -> list[Layer]:
-    """torch._int_mm between activations rounded row by row and an int8 weight."""
+    """torch._int_mm of per-token quantized activations and an int8 weight."""
     codes, scale = int8_rows(weight)
     scale_row = scale.t().to(dtype)
 
@@ -61,10 +61,10 @@ def _call_int8pack(x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
 
 
 def _int4pack(weight: Tensor, dtype: torch.dtype, copies: int) -> list[Layer]:
-    """torch._weight_int4pack_mm_for_cpu with 128 inputs a group: weight = (code - 8) * scale + zero."""
+    """torch._weight_int4pack_mm_for_cpu with groups of 128: weight = (code - 8) * scale + zero."""
     n, k = weight.shape
     if k % _GROUP:
-        raise ValueError(f"K={k} is not a multiple of its group of {_GROUP}")
+        raise ValueError(f"K={k}: must be a multiple of the group size {_GROUP}")
     groups = weight.view(n, -1, _GROUP)
     low, high = groups.amin(-1), groups.amax(-1)
     scale = ((high - low) / 15).clamp(min=1e-20)

@@ -1,4 +1,4 @@
-"""torch's sparse products on a CPU: compressed rows, and compressed rows of blocks."""
+"""torch's sparse products on the CPU: CSR and block CSR."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BLOCK = 32
 
 
 def csr_bytes(weight: Tensor) -> int:
-    """Bytes of float32 values, int32 columns and int32 row starts."""
+    """Bytes of a CSR weight: float32 values, int32 columns, int32 row starts."""
     return 8 * int(weight.count_nonzero()) + 4 * (weight.shape[0] + 1)
 
 
@@ -38,14 +38,14 @@ def _bsr(weight: Tensor, dtype: torch.dtype, copies: int) -> list[Layer]:
 
 
 def _int32(make: Callable[..., Tensor], sparse: Tensor) -> Tensor:
-    """A copy with int32 indices: what MKL takes as they are."""
+    """A copy with int32 indices, which MKL uses without conversion."""
     starts, columns = sparse.crow_indices().int(), sparse.col_indices().int()
     return make(starts, columns, sparse.values().clone(), size=sparse.shape, check_invariants=True)
 
 
 def _quietly(make: Callable[[], Tensor]) -> Tensor:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch calls the format a beta
+        warnings.simplefilter("ignore")  # torch warns that the format is in beta
         return make()
 
 
