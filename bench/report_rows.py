@@ -1,4 +1,4 @@
-"""What a line of results says, in words and columns: for the report as text and as a page."""
+"""Texts and table rows from result lines, for the text report and the HTML page."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from .report_cells import Row
 MODEL_COLUMNS = {
     "decode_tokens_s": ("decode tokens/s", ".1f"),
     "prefill_tokens_s": ("prefill tokens/s", ".0f"),
-    "decode_outside_ms": ("not linear, ms", ".1f"),
-    "prefill_outside_ms": ("in prefill, ms", ".0f"),
+    "decode_outside_ms": ("decode, other ms", ".1f"),
+    "prefill_outside_ms": ("prefill, other ms", ".0f"),
     "weights_mb": ("weights MB", ".0f"),
     "peak_mb": ("peak MB", ".0f"),
 }

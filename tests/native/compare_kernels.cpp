@@ -1,7 +1,7 @@
 // Compares every dense linear kernel of the given targets with the scalar kernel of its scheme, on random problems and
-// without Python: bit for bit where activations are integers, within an error bound where they are floats.
+// without Python: bit for bit for 8-bit activations, within an error bound for float activations.
 //   compare_kernels TARGET...        targets of kernels.def that this CPU supports
-// Every buffer has its exact size, so that a sanitizer sees a read or a write beside it.
+// Every buffer has its exact size, so that a sanitizer detects out-of-bounds accesses.
 #include "random_problem.h"
 
 namespace {
@@ -14,7 +14,7 @@ struct Weight {
   Portable portable() { return {qweight.data(), scale.data(), zero_point.data()}; }
 };
 
-// A random weight of magnitude 1, packed; throws unless unpacking gives it back.
+// A random packed weight of magnitude 1. Throws if unpacking does not restore it.
 Weight random_weight(const WeightShape& shape, Random& random, int threads) {
   Weight w(shape);
   for (uint8_t& code : w.qweight)
@@ -34,11 +34,12 @@ Weight random_weight(const WeightShape& shape, Random& random, int threads) {
   return w;
 }
 
-// One call of each kernel over the whole problem, where every section of the weights is a buffer of its own.
+// Calls the prepare and linear kernel once each over the whole problem, with each section of the weights in its own
+// buffer.
 void run_by_hand(const LinearCall& call) {
   const WeightShape& s = call.shape;
   const bool codes_in = call.kernel->int_activations(), grouped = s.bits == 4;
-  const size_t panel_bytes[] = {4, 1, 2, 1, 2};  // of an element, by NybblePanel
+  const size_t panel_bytes[] = {4, 1, 2, 1, 2};  // bytes per element, by NybblePanel
   const size_t rows = static_cast<size_t>(call.rows), columns = static_cast<size_t>(s.tiles() * 16);
   const size_t kp = static_cast<size_t>(s.k_padded()), groups = static_cast<size_t>(s.groups());
   Bytes panel(rows * kp * panel_bytes[call.kernel->panel]);
@@ -85,10 +86,10 @@ void run_by_hand(const LinearCall& call) {
   args.code_bits = s.bits;
   args.block_end = (call.rows + args.block_rows - 1) / args.block_rows;
   args.tile_end = s.tiles();
-  if (call.kernel->linear(&args) != NYBBLE_OK) throw std::runtime_error("the kernel refused its arguments");
+  if (call.kernel->linear(&args) != NYBBLE_OK) throw std::runtime_error("the kernel rejected its arguments");
 }
 
-// Empty where the kernel agrees with the scalar one, else what is wrong.
+// Returns "" if the kernel agrees with the scalar one, else what is wrong.
 std::string check(const KernelEntry& kernel, int seed) {
   Random random(static_cast<uint64_t>(seed));
   const int64_t group_sizes[] = {0, 32, 64, 128};
@@ -148,12 +149,12 @@ std::string check(const KernelEntry& kernel, int seed) {
       run_linear(call, threads);
       const double least = 0.1 * std::sqrt(static_cast<double>(rows * shape.n * shape.k));
       const auto agrees = [&](const Bytes& y) { return exact ? y == expected : close(y, expected, y_dtype, least); };
-      if (!agrees(got)) return problem + "not as the scalar kernel";
+      if (!agrees(got)) return problem + "differs from the scalar kernel";
       call.y = span(by_hand);
       call.packed = span(weight.packed);
       if (given) call.given = fixed;
       run_by_hand(call);
-      if (!agrees(by_hand)) return problem + "not as the scalar kernel without the driver";
+      if (!agrees(by_hand)) return problem + "differs from the scalar kernel when called without the driver";
     }
   } catch (const std::exception& error) {
     return problem + error.what();

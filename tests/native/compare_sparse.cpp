@@ -1,6 +1,6 @@
-// Compares every way to multiply sparse weights with the dense scalar kernel on the weight with its zeros, as
-// compare_kernels does: dense kernels on lines made from the mask layout, and the kernels of the sparse layouts. Packs,
-// checks and unpacks; then damages packed weights, which are refused or do no harm.
+// Compares every way to multiply sparse weights (dense kernels on expanded mask layouts, and kernels of the sparse
+// layouts) with the dense scalar kernel, like compare_kernels. Also tests packing, checking and unpacking. Then
+// corrupts packed weights, which must be rejected or cause no invalid memory access.
 //   compare_sparse TARGET...        targets of kernels.def that this CPU supports
 #include "../../csrc/portable.h"
 #include "../../csrc/sparse.h"
@@ -26,7 +26,8 @@ struct Weight {
   Portable portable() { return {qweight.data(), scale.data(), nullptr}; }
 };
 
-// Codes of which `zeros` of 256 are 0, in every second row three times as many of the rest; some blocks are zero.
+// Random codes of which `zeros` of 256 are 0; in every other row of blocks, also 3 of 4 of the rest. With blocks, whole
+// blocks are zero.
 void fill_codes(Weight& w, Random& random) {
   const WeightShape& s = w.shape;
   const int64_t zeros = random.integer(0, 8) * 32, rows = s.block_n ? s.block_n : 1, ks = s.block_k ? s.block_k : 1;
@@ -59,7 +60,7 @@ void check_bitmask(const Weight& w) {
   if (back != w.qweight) throw std::runtime_error("from_bitmask is not the inverse of to_bitmask");
 }
 
-// Random and packed, both ways; throws unless unpacking gives it back.
+// A random weight, packed dense and sparse. Throws if unpacking does not restore it.
 Weight random_weight(const WeightShape& shape, Random& random, int threads) {
   Weight w(shape);
   fill_codes(w, random);
@@ -79,7 +80,7 @@ Weight random_weight(const WeightShape& shape, Random& random, int threads) {
   return w;
 }
 
-// What runs a sparse form: as registry.py puts it together.
+// Selects the kernels for a sparse form, like registry.py.
 void choose(LinearCall& call, const KernelEntry& kernel, Form form) {
   call.kernel = &kernel;
   call.prepare = prepare_for(kernel);
@@ -93,11 +94,11 @@ void choose(LinearCall& call, const KernelEntry& kernel, Form form) {
   });
 }
 
-// Damages what a kernel follows, in copies: each is refused, or accepted and then does no harm.
+// Corrupts offsets and indices in copies of the packed weight: each must be rejected, or run without harm.
 void damage(LinearCall call, const Weight& weight, Random& random) {
   const Sections at = sparse_sections(weight.shape, weight.packed.data(), weight.packed.size());
   const size_t sums_end = at.sum + static_cast<size_t>(weight.shape.tiles() * 64);
-  // Masks stand among the values; codes of the other forms are numbers alone.
+  // In the mask form, masks are stored among the values; in other forms, codes need no check.
   const size_t end = weight.shape.form == Form::mask ? weight.packed.size() : at.codes;
   for (int i = 0; i < kDamages; i++) {
     Bytes packed = weight.packed;
@@ -132,7 +133,7 @@ WeightShape random_shape(const KernelEntry& kernel, Random& random) {
   return shape;
 }
 
-// Empty where the kernel agrees with the dense scalar one, else what is wrong.
+// Returns "" if the kernel agrees with the dense scalar one, else what is wrong.
 std::string check(const KernelEntry& kernel, int seed) {
   Random random(static_cast<uint64_t>(seed));
   const NybbleDtype dtypes[] = {NYBBLE_F32, NYBBLE_BF16, NYBBLE_F16};
@@ -175,7 +176,8 @@ std::string check(const KernelEntry& kernel, int seed) {
     call.y = span(got);
     run_linear(call, threads);
     const double least = 0.1 * std::sqrt(static_cast<double>(rows * shape.n * shape.k));
-    if (exact ? got != expected : !close(got, expected, y_dtype, least)) return problem + "not as the dense kernel";
+    if (exact ? got != expected : !close(got, expected, y_dtype, least))
+      return problem + "differs from the dense kernel";
     damage(call, weight, random);
   } catch (const std::exception& error) {
     return problem + error.what();

@@ -1,6 +1,7 @@
-// The CUDA kernels, compiled for a CPU by emulate_cuda.h, against float64: every operand type and layout, groups, zero
-// points, tails, splits by cluster and through memory; and what the index maths promises. Prints "... passed, 0
-// failed".
+// Tests the CUDA kernels on a CPU, with the emulator emulate_cuda.h, against float64: all operand types and layouts,
+// groups, zero points, partial tiles, split-K with clusters and through memory; and properties of the index maths.
+// Prints
+// "... passed, 0 failed".
 #define NYBBLE_EMULATE_CUDA
 #include <random>
 #include <set>
@@ -27,10 +28,10 @@ int64_t up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 
 int shift_of(int group) { return group == 32 ? 5 : group == 64 ? 6 : group == 128 ? 7 : 31; }
 
-// A weight, packed as layouts_gpu.py says, and what it stands for.
+// A weight, packed like layouts/gpu.py, and its values.
 struct Weight {
-  int bits, n, k, group;  // group 0: one
-  bool sparse;            // two of four are kept at most
+  int bits, n, k, group;  // group 0: one group
+  bool sparse;            // 2:4
   int64_t n_padded, k_padded;
   std::vector<nc::Vector> codes, places;
   std::vector<uint16_t> scale;
@@ -43,7 +44,7 @@ struct Weight {
       : bits(bits), n(n), k(k), group(group), sparse(sparse) {
     n_padded = up(n, 64);
     k_padded = up(k, bits == 8 && !sparse ? 128 : group > 64 ? group : 64);
-    // What is kept beyond the edges is 0.
+    // Padding has the value 0.
     const uint32_t nothing = sparse && bits == 4 ? 0x88888888u : 0;
     codes.assign(n_padded * k_padded * bits / 8 / 16 / (sparse ? 2 : 1), {{nothing, nothing, nothing, nothing}});
     if (sparse) places.assign(n_padded * k_padded / 8 / 16, {{0x44444444u, 0x44444444u, 0x44444444u, 0x44444444u}});
@@ -57,7 +58,7 @@ struct Weight {
     for (int row = 0; row < n; row++) fill(row);
   }
 
-  // Keeps two of the four from `at` on, or fewer.
+  // Stores at most two of the four weights from `at` on.
   void fill_quad(int row, int at) {
     int first = integer(0, 2), second = integer(first + 1, 3);
     uint8_t* bytes = reinterpret_cast<uint8_t*>(codes.data());
@@ -169,7 +170,7 @@ uint16_t bits_of(float value, int dtype) {
 template <class Of>
 void launch(NybbleCudaProduct p, const Case& c) {
   auto& m = nc::emulated::machine();
-  nc::with_clusters() = m.order >> 8 & 1;  // of hardware without clusters, too
+  nc::with_clusters() = m.order >> 8 & 1;  // also test hardware without clusters
   m.lazy = c.lazy;
   const int columns = static_cast<int>(up(p.n_padded, Of::kRows) / Of::kRows);
   p.token_tiles = (p.m + Of::kTokensOfBlock - 1) / Of::kTokensOfBlock;
@@ -192,7 +193,7 @@ void launch(NybbleCudaProduct p, const Case& c) {
       });
 }
 
-// Runs a kernel on random activations; dtype is theirs and y's. Outputs beyond y must stay as they are.
+// Runs a kernel on random activations of a dtype. Memory after y must not change.
 template <class Of>
 void compare(const char* name, const Case& c, int dtype) {
   using W = typename Of::W;
@@ -266,7 +267,7 @@ void compare(const char* name, const Case& c, int dtype) {
         size += std::fabs(act_zero[m] * static_cast<double>(act_scale[m]) * weight.weight_sum[n]) + size;
       const double got = y[static_cast<size_t>(m) * c.n + n];
       if (!(std::fabs(got - (sum + bias[n])) <= 4e-6 * (size + std::fabs(bias[n])) + 1e-6)) close = false;
-      if (nc::kExact<W, X>) {  // bit for bit: what is multiplied is whole
+      if (nc::kExact<W, X>) {  // bit for bit: the sums are integers
         const double whole = sum / (act_scale[m] * static_cast<double>(weight.row_scale[n]));
         const float exact = std::fma(std::nearbyint(whole), act_scale[m] * weight.row_scale[n], bias[n]);
         close = close && static_cast<float>(got) == exact;
@@ -276,7 +277,7 @@ void compare(const char* name, const Case& c, int dtype) {
   check(close, text(name, c));
 }
 
-// What varies: groups, zero points, N and K that fill no tile, tokens, splits.
+// Cases with different groups, zero points, partial tiles, tokens and splits.
 std::vector<Case> cases(int most_m, bool grouped) {
   std::vector<Case> found;
   const int shapes[][2] = {{1, 1}, {64, 64}, {70, 200}, {130, 515}, {257, 96}, {33, 2120}};
@@ -293,7 +294,7 @@ std::vector<Case> cases(int most_m, bool grouped) {
   return found;
 }
 
-// Every instance of a list with the cases that it serves.
+// Runs an instance with the cases that it serves.
 template <class Of>
 void run_instance(const char* name, int dtype) {
   if (Of::X::kElementBytes == 2 && Of::X::kDtype != dtype) return;
@@ -315,7 +316,7 @@ void run_all(const char* name, nc::Each<Of...>) {
   for (int dtype : {NYBBLE_BF16, NYBBLE_F16}) (run_instance<Of>(name, dtype), ...);
 }
 
-// Every form of 4-bit weights has one instance.
+// Exactly one instance serves each form of 4-bit weights.
 template <class... Of>
 void one_serves_each(const char* name, nc::Each<Of...>) {
   bool right = true;
@@ -336,7 +337,7 @@ void one_serves_each(const char* name, nc::Each<Of...>) {
   check(right, std::string(name) + ": one instance serves each form");
 }
 
-// Every code and nibble becomes the float that it stands for, bit for bit.
+// Every code and nibble is converted exactly.
 template <class X>
 void weights_are_exact(const char* name, bool bf16) {
   bool right = true;
@@ -359,10 +360,10 @@ void weights_are_exact(const char* name, bool bf16) {
       for (int i = 0; i < 2; i++)
         right = right && nc::emulated::value_of(static_cast<uint16_t>(pair >> (16 * i)), bf16) == code;
   }
-  check(right, std::string("the values of codes in ") + name);
+  check(right, std::string("conversion of codes to ") + name);
 }
 
-// Splits cover K once, in order, none empty; the plan depends on the tokens in its tiles alone, and keeps to what runs.
+// Splits cover K once, in order, none empty; the split does not depend on the number of tokens, and has slots.
 void plans_cover_once() {
   bool right = true;
   for (int i = 0; i < 20000; i++) {
@@ -388,7 +389,7 @@ void plans_cover_once() {
   check(right, "every tile belongs to one split of one block");
 }
 
-// The share of an H100's block slots x time that a plan uses.
+// The share of the block slots that a plan fills, averaged over its waves.
 double filled(int64_t n, int64_t k, int rows, int slots_at_once) {
   int32_t slots[nc::kMaxSplits + 1];
   for (int32_t& each : slots) each = slots_at_once;
@@ -405,7 +406,7 @@ void plans_fill_waves() {
   check(right, "splits fill the waves of the usual shapes");
 }
 
-// Items, sums, chunks and permuted codes are each one to one.
+// The index functions for items, sums, chunks and permuted codes are one to one.
 void places_are_distinct() {
   bool right = true;
   for (int rows : {64, 256}) {
@@ -427,7 +428,7 @@ void places_are_distinct() {
   check(right, "places are distinct");
 }
 
-// A row's result does not depend on the others, nor on where they were added.
+// A token's result depends neither on other tokens nor on how split-K adds the partial sums.
 void batches_agree() {
   const Weight weight(4, 70, 1100, 32, false);
   std::vector<nc::Vector> x(8 * 1104 / 8);

@@ -1,7 +1,7 @@
-// csrc/cuda/hardware.cuh for a CPU: a cluster's threads as fibers in one thread, which change places where a warp, a
-// block or the cluster must act together. mma.sync follows the fragment tables of the PTX manual, in float64 for 16-bit
-// floats. Copies arrive either at once or only when they are waited for, so that a missing wait or barrier shows;
-// shared memory is poisoned; the banks that each warp's 16-byte reads touch are counted.
+// An emulator that implements csrc/cuda/hardware.cuh on a CPU. The threads of a cluster are fibers in one thread; they
+// switch where a warp, a block or the cluster synchronizes. mma.sync follows the fragment tables of the PTX manual, in
+// float64 for 16-bit floats. Asynchronous copies complete either at once or only when waited for, so that a missing
+// wait or barrier is detected. Shared memory is filled with garbage, and bank conflicts of 16-byte reads are counted.
 #pragma once
 
 #include <ucontext.h>
@@ -30,7 +30,7 @@ namespace nybble {
 namespace cuda {
 namespace emulated {
 
-// What a thread hands over where its warp acts together, and gets back.
+// Arguments and result of a thread in a warp-wide operation.
 struct Exchange {
   const uint32_t *a, *b;
   void* c;
@@ -38,11 +38,11 @@ struct Exchange {
   uint32_t places;
 };
 
-// What a warp does together: mma of bfloat16, float16, int8; of both floats with two of four, by either selector; a
-// word for the lane beside.
+// Warp-wide operations: mma of bfloat16, float16, int8; 2:4-sparse mma of both floats, with selector 0 and 1; exchange
+// of a word with the neighbouring lane.
 enum Kind { kBf16, kF16, kS8, kSparseBf16, kSparseF16, kOtherSparseBf16, kOtherSparseF16, kNeighbour };
 
-constexpr int kMostWarps = 32;  // of a block
+constexpr int kMostWarps = 32;  // per block
 
 struct Copy {
   void* to;
@@ -57,12 +57,12 @@ struct Fiber {
   bool done = false;
   int waits = 0;  // 1 warp, 2 block, 3 cluster
   Exchange exchange{};
-  std::vector<std::vector<Copy>> groups{1};  // of copies under way, the last one not committed
+  std::vector<std::vector<Copy>> groups{1};  // groups of pending copies, the last one not committed
   size_t reads = 0;
 };
 
 struct Machine {
-  bool lazy = true;  // copies arrive as late as they may
+  bool lazy = true;  // copies complete as late as allowed
   unsigned order = 1;
   long conflicts = 0, reads = 0;
   std::vector<std::unique_ptr<Fiber>> fibers;
@@ -72,7 +72,7 @@ struct Machine {
   ucontext_t scheduler;
   std::vector<std::pair<uintptr_t, uintptr_t>> readable;  // where copies may read: [first, second)
   Index3 grid;
-  int threads = kThreads;  // of a block
+  int threads = kThreads;  // per block
 };
 
 inline Machine& machine() {
@@ -104,20 +104,20 @@ inline double value_of(uint16_t bits, bool bf16) {
   return sign * (exponent ? std::ldexp(1024 + mantissa, exponent - 25) : std::ldexp(mantissa, -24));
 }
 
-// Where what is kept as `column` of a row belongs: bits of the row's half of a word, two each, of the lanes that the
-// selector names; the first of them has columns 0-7.
+// The dense column of stored column `column` of a row. Positions are two bits each, in the row's half of a word, in the
+// lanes that the selector names; the first lane has columns 0-7.
 inline int column_of(Fiber* const* lanes, int row, int column, int selector) {
   const uint32_t word = lanes[4 * (row % 8) + 2 * selector + column / 8]->exchange.places;
   const uint32_t quad = word >> (16 * (row / 8) + 4 * (column / 2 % 4)) & 15;
-  if ((quad & 3) >= quad >> 2) fail("places are not in order");
+  if ((quad & 3) >= quad >> 2) fail("positions are not ascending");
   return 4 * (column / 2) + static_cast<int>(column & 1 ? quad >> 2 : quad & 3);
 }
 
-// The warp whose lanes all wait: its multiply, from the PTX manual's tables (g = lane / 4, t = lane % 4).
+// Executes the operation of a warp whose lanes all wait, by the PTX manual's tables (g = lane / 4, t = lane % 4).
 inline void multiply(Fiber* const* lanes) {
   const int kind = lanes[0]->exchange.kind;
   for (int lane = 1; lane < kLanes; lane++)
-    if (lanes[lane]->exchange.kind != kind) fail("a warp's lanes multiply different types");
+    if (lanes[lane]->exchange.kind != kind) fail("the lanes of a warp execute different operations");
   if (kind == kNeighbour) {
     for (int lane = 0; lane < kLanes; lane++)
       *static_cast<uint32_t*>(lanes[lane]->exchange.c) = *lanes[lane ^ 1]->exchange.a;
@@ -172,7 +172,7 @@ inline void arrive(Fiber* fiber, size_t pending) {
   }
 }
 
-// A copy from elsewhere would fault on a GPU, or bring what another tensor holds.
+// A copy from outside the tensors would fault on a GPU, or read another tensor.
 inline void check_readable(const void* from, size_t bytes) {
   const uintptr_t at = reinterpret_cast<uintptr_t>(from);
   for (const auto& range : machine().readable)
@@ -199,7 +199,7 @@ inline void copy(void* to, const void* from, size_t bytes, size_t whole) {
     std::memcpy(to, one.bytes.data(), whole);
 }
 
-// Reads of a warp's instruction come eight lanes at a time: each eight should touch all 32 banks once.
+// Counts bank conflicts: a warp's 16-byte reads are served eight lanes at a time, which must touch all 32 banks once.
 inline void count_banks(const void* from) {
   Fiber* me = machine().now;
   auto& seen = machine().pending_reads[{me->rank * kMostWarps + me->warp, me->reads++}];
@@ -208,7 +208,7 @@ inline void count_banks(const void* from) {
   for (uintptr_t address : seen)
     if (!address) return;
   for (int eight = 0; eight < 4; eight++) {
-    std::map<uintptr_t, uintptr_t> banks;  // which line of 128 bytes a group of four banks gives
+    std::map<uintptr_t, uintptr_t> banks;  // group of four banks -> address read
     for (int i = 0; i < 8; i++) {
       const uintptr_t address = seen[8 * eight + i];
       const auto found = banks.emplace(address / 16 % 8, address);
@@ -226,7 +226,7 @@ inline void trampoline(unsigned high, unsigned low) {
   swapcontext(&machine().now->context, &machine().scheduler);
 }
 
-// A thread of a block, not yet begun.
+// Adds a thread of a block, not yet started.
 inline void add_fiber(int thread, Index3 block, int rank, const std::function<void()>& kernel) {
   auto fiber = std::make_unique<Fiber>();
   fiber->thread.x = thread;
@@ -245,7 +245,7 @@ inline void add_fiber(int thread, Index3 block, int rank, const std::function<vo
   machine().fibers.push_back(std::move(fiber));
 }
 
-// Runs one cluster of blocks of `threads`: (x, first_y .. first_y + ranks - 1) of a grid.
+// Runs one cluster: blocks (x, first_y .. first_y + ranks - 1) of a grid, with `threads` threads each.
 inline void run_cluster(Index3 grid, int x, int first_y, int ranks, int threads, size_t shared_bytes,
                         std::function<void()> kernel) {
   Machine& m = machine();
@@ -264,7 +264,7 @@ inline void run_cluster(Index3 grid, int x, int first_y, int ranks, int threads,
       done += m.fibers[i]->done;
     }
     if (!waiting || waiting + done < count) return false;
-    if (done) fail("some threads left where others wait for all");
+    if (done) fail("some threads have exited, but others wait for all");
     if (kind == 1) {
       Fiber* lanes[kLanes];
       for (int i = 0; i < kLanes; i++) lanes[i] = m.fibers[begin + i].get();
@@ -273,7 +273,7 @@ inline void run_cluster(Index3 grid, int x, int first_y, int ranks, int threads,
     for (size_t i = begin; i < begin + count; i++) m.fibers[i]->waits = 0;
     return true;
   };
-  std::vector<int> left(ranks, 0);  // threads that are done, by block
+  std::vector<int> left(ranks, 0);  // number of finished threads, by block
   for (bool moved = true; moved;) {
     moved = false;
     const size_t count = m.fibers.size();
@@ -285,7 +285,7 @@ inline void run_cluster(Index3 grid, int x, int first_y, int ranks, int threads,
       m.now = fiber;
       swapcontext(&m.scheduler, &fiber->context);
       moved = true;
-      // The shared memory of a block that has left is another's.
+      // The shared memory of a finished block is invalid.
       if (fiber->done && ++left[fiber->rank] == threads) std::memset(m.shared[fiber->rank].data(), 0xFB, shared_bytes);
     }
     for (size_t w = 0; w < count; w += kLanes) moved |= release(w, kLanes, 1);
@@ -294,7 +294,7 @@ inline void run_cluster(Index3 grid, int x, int first_y, int ranks, int threads,
     if (!moved) moved = release(0, count, 3);
   }
   for (const auto& fiber : m.fibers)
-    if (!fiber->done) fail("a deadlock");
+    if (!fiber->done) fail("deadlock");
 }
 
 }  // namespace emulated
@@ -326,7 +326,7 @@ inline Vector load_shared(const Vector* from) {
 }
 inline void store_shared(void* to, const Vector& v) { std::memcpy(to, &v, 16); }
 
-// Global memory, in whole vectors where it is aligned to them.
+// Global memory, with checks of the alignment.
 inline void check_aligned(const void* at, size_t to) {
   if (reinterpret_cast<uintptr_t>(at) % to) emulated::fail("an access is not aligned");
 }
@@ -372,7 +372,7 @@ inline uint32_t as_bits(float value) {
 inline float fused(float a, float b, float c) { return std::fma(a, b, c); }
 inline float float_of_f16(uint16_t bits) { return static_cast<float>(emulated::value_of(bits, false)); }
 
-// Rounds to nearest, ties to even, to `digits` bits of an exponent of at least `least`.
+// Rounds to nearest even, to `digits` significant bits, for exponents of at least `least`.
 inline double rounded(double value, int digits, int least) {
   if (value == 0 || !std::isfinite(value)) return value;
   int exponent;
@@ -433,7 +433,7 @@ inline uint32_t from_neighbour(uint32_t value) {
   return got;
 }
 
-// Both ways to add splits are the emulator's caller's choice.
+// Whether split-K uses clusters; set by the test.
 inline bool& with_clusters() {
   static bool on = true;
   return on;

@@ -1,6 +1,6 @@
-// The kernels for wgmma, compiled for a CPU by emulate_hopper.h: w8a8 bit for bit against integers, w4a8 against
-// float64; groups, zero points, edges in every direction, rings that go round often, copies and products that come
-// early and late, warps in any order. Prints "... passed, 0 failed".
+// Tests the wgmma kernels on a CPU, with the emulator emulate_hopper.h: w8a8 bit for bit against integers, w4a8 against
+// float64. Covers groups, zero points, partial tiles in all directions, many rounds of the ring, early and late
+// completion of copies and products, and warps in any order. Prints "... passed, 0 failed".
 #define NYBBLE_EMULATE_CUDA
 #include <random>
 #include <string>
@@ -28,7 +28,7 @@ int64_t up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 struct Case {
   int m, n, k, group;
   bool symmetric;
-  int clusters;             // that share the tiles
+  int clusters;             // number of clusters
   int y_dtype, bias_dtype;  // bias_dtype -1: none
   bool late_copies, late_products;
 };
@@ -59,7 +59,7 @@ struct Values {
   float get(size_t i) const { return nc::read(bytes.data(), dtype, static_cast<int64_t>(i)); }
 };
 
-// The activations' codes, and the product's fields that do not depend on how weights are packed.
+// Activation codes, and the fields of a product that do not depend on the weights.
 struct Tokens {
   std::vector<nc::Vector> codes;
   std::vector<float> scale;
@@ -67,7 +67,7 @@ struct Tokens {
   Values bias, y;
   int8_t* rows() { return reinterpret_cast<int8_t*>(codes.data()); }
 
-  // place: where a row holds input k.
+  // place: position of input k in a row.
   Tokens(const Case& c, int64_t k_padded, int64_t (*place)(int64_t))
       : codes(c.m * k_padded / 16),
         bias(c.bias_dtype < 0 ? NYBBLE_F32 : c.bias_dtype, c.n),
@@ -96,7 +96,7 @@ struct Tokens {
     p.splits = 1;
   }
 
-  // What lies behind y is as it was.
+  // Whether memory after y is unchanged.
   bool margins(const Case& c) const {
     const size_t size = static_cast<size_t>(c.m) * c.n;
     bool same = true;
@@ -153,7 +153,7 @@ void compare_w8a8(const Case& c) {
   check(same, text(Outputs == 256 ? "w8a8_sm90 wide" : "w8a8_sm90 narrow", c));
 }
 
-// Every edge, kind of output, and order of events.
+// All combinations of early and late events for each shape, with varying output and bias types.
 std::vector<Case> cases(const std::vector<std::array<int, 4>>& shapes) {
   std::vector<Case> found;
   int turn = 0;
@@ -180,9 +180,9 @@ void run_w8a8() {
   }
 }
 
-// A weight in frag4, as layouts_gpu.py says, and its codes.
+// A weight in layout frag4, packed like layouts/gpu.py, and its codes.
 struct Frag4 {
-  int64_t n_padded, k_padded, group;  // of inputs
+  int64_t n_padded, k_padded, group;  // group: number of inputs
   std::vector<nc::Vector> tiles;
   std::vector<uint16_t> scale;
   std::vector<uint8_t> zero, codes;
@@ -221,7 +221,7 @@ struct Frag4 {
   int zero_of(int n, int k) const { return zero[k / group * n_padded + n]; }
 };
 
-// An output in the kernel's own operations, and how far it is from float64, relative to its terms.
+// An output computed with the kernel's operations, and its error against float64, relative to its terms.
 float w4a8_expected(const Case& c, const Frag4& weight, Tokens& tokens, int m, int n, double& error) {
   const int8_t* q = tokens.rows() + m * weight.k_padded;
   float total = 0;
@@ -299,7 +299,7 @@ void run_w4a8() {
     turn++ % 2 ? run_w4a8<1>(c) : run_w4a8<2>(c);
 }
 
-// The quantization's codes for wgmma are those of the plain order, each at its place.
+// Quantization for wgmma gives the codes of the plain order, permuted by wgmma_code.
 void codes_find_their_places() {
   bool right = true;
   for (const int k : {1, 60, 64, 200}) {
@@ -317,10 +317,10 @@ void codes_find_their_places() {
     }
     for (int64_t i = 0; i < k_padded; i++) right = right && codes[0][i] == codes[1][nc::wgmma_code(i)];
   }
-  check(right, "codes find their places");
+  check(right, "codes are permuted correctly");
 }
 
-// Every output tile is one block's, and no tall group is left for another column's before it is done.
+// output_tile enumerates every output tile exactly once.
 void tiles_cover_once() {
   bool right = true;
   for (int i = 0; i < 200; i++) {

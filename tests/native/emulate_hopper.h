@@ -1,11 +1,10 @@
-// csrc/cuda/hopper.cuh for a CPU, after the PTX manual: barriers in shared memory with phases and bytes, copies by the
-// TMA with their swizzle, wgmma from descriptors and registers. The threads of a cluster are fibers, as in
-// emulate_cuda.h, whose warps run in any order: a few are always preferred, and others take their place from time to
-// time.
+// An emulator that implements csrc/cuda/hopper.cuh on a CPU, following the PTX manual: mbarriers with phases and byte
+// counts, TMA copies with their swizzle, wgmma from descriptors and registers. The threads of a cluster are fibers, as
+// in emulate_cuda.h. Warps run in any order: a few have priority, and the priorities change from time to time.
 //
-// Copies arrive either at once, or only when no thread can go on, in any order. A wgmma reads its operands either when
-// a warp issues it, or only in the wait that completes it. So a stage that is read too early, or written too early,
-// shows.
+// Copies complete either at once, or only when no thread can continue, in any order. A wgmma reads its operands either
+// when it is issued, or only in the wait that completes it. So stages that are read or overwritten too early are
+// detected.
 #pragma once
 
 #include <algorithm>
@@ -28,7 +27,7 @@ struct TensorMap {
 
 namespace emulated {
 
-constexpr uint32_t kSharedBase = 0x410;  // where shared memory begins: a multiple of 16 alone
+constexpr uint32_t kSharedBase = 0x410;  // start of shared memory, aligned to 16 bytes only
 constexpr int kWarpWaits = 1, kBlockWaits = 2, kClusterWaits = 3, kNameWaits = 4, kBarrierWaits = 5;  // Fiber::waits
 
 struct BarrierState {
@@ -45,23 +44,23 @@ struct Wgmma {
   int n, add, group;
 };
 
-// What a thread has under way beside its fiber.
+// Pending operations of a thread.
 struct Thread {
   Barrier* barrier = nullptr;
   uint32_t parity = 0;
   int name = 0, committed = 0, issued = 0;
   bool fenced = false;
   std::vector<Wgmma> products;
-  std::function<void(Fiber* const*)> together;  // what its warp does when all lanes wait
+  std::function<void(Fiber* const*)> together;  // warp-wide operation, run when all lanes wait
 };
 
 struct Hopper {
   bool late_copies = true, late_products = true;
   std::map<Barrier*, BarrierState> barriers;
   std::vector<std::function<void()>> copies;
-  std::vector<std::pair<const uint8_t*, size_t>> readable;  // what copy_bytes may read
+  std::vector<std::pair<const uint8_t*, size_t>> readable;  // memory that copy_bytes may read
   std::vector<Thread> threads;
-  std::vector<int> left;  // threads of each block that have ended
+  std::vector<int> left;  // number of finished threads, by block
 };
 
 inline Hopper& hopper() {
@@ -81,11 +80,11 @@ inline unsigned drawn(unsigned below) {
 
 inline BarrierState& state_of(Barrier* barrier) {
   const auto found = hopper().barriers.find(barrier);
-  if (found == hopper().barriers.end()) fail("a barrier that was not set up");
+  if (found == hopper().barriers.end()) fail("a barrier is not initialized");
   return found->second;
 }
 inline void turn(BarrierState& state) {
-  if (state.left < 0) fail("a barrier has more arrivals than it counts");
+  if (state.left < 0) fail("a barrier has more arrivals than expected");
   if (state.left || state.bytes) return;
   state.left = state.arrivals;
   state.phase++;
@@ -98,17 +97,17 @@ inline void arrive_once(Barrier* barrier) {
 inline bool complete(Barrier* barrier, uint32_t parity) { return (state_of(barrier).phase & 1) != parity; }
 inline void come(Barrier* barrier, int64_t bytes) {
   BarrierState& state = state_of(barrier);
-  if (!state.published) fail("a copy to a barrier that the TMA may not see yet");
+  if (!state.published) fail("a copy uses a barrier that is not yet visible to the TMA");
   state.bytes -= bytes;
   turn(state);
 }
 
-// A byte of the shared memory of a block that has not left.
+// A byte of the shared memory of a block that has not exited.
 inline uint8_t* shared_byte(int block, uint32_t address) {
   Machine& m = machine();
   auto& shared = m.shared[block];
   if (address < kSharedBase || address - kSharedBase >= shared.size() * 16) fail("an address outside shared memory");
-  if (hopper().left[block] == m.threads) fail("the memory of a block that has left");
+  if (hopper().left[block] == m.threads) fail("access to shared memory of a block that has exited");
   return reinterpret_cast<uint8_t*>(shared.data()) + (address - kSharedBase);
 }
 // The 128-byte swizzle: bits 4-6 of an address are exchanged with bits 7-9.
@@ -118,14 +117,14 @@ inline uint32_t swizzled(uint32_t address) { return address ^ (address >> 3 & 0x
 inline void operand_row(int block, uint64_t operand, int row, int8_t* to) {
   const uint32_t start = static_cast<uint32_t>(operand & 0x3FFF) << 4;
   const uint32_t eight_rows = static_cast<uint32_t>(operand >> 32 & 0x3FFF) << 4;
-  if (operand >> 62 != 1 || (operand >> 49 & 7)) fail("an operand without the 128-byte swizzle");
+  if (operand >> 62 != 1 || (operand >> 49 & 7)) fail("a descriptor without the 128-byte swizzle");
   for (int chunk = 0; chunk < 2; chunk++) {
     const uint32_t address = swizzled(start + row / 8 * eight_rows + row % 8 * 128 + 16 * chunk);
     std::memcpy(to + 16 * chunk, shared_byte(block, address), 16);
   }
 }
 
-// The sixteen rows of a warpgroup's product that are one warp's.
+// Computes one warp's 16 rows of a warpgroup's product.
 inline void multiply_rows(Fiber* const* lanes, const Wgmma* (&of)[kLanes]) {
   static int8_t a[16][32], b[256][32];
   const int first = 16 * (lanes[0]->warp % 4);
@@ -151,7 +150,7 @@ inline void multiply_rows(Fiber* const* lanes, const Wgmma* (&of)[kLanes]) {
     }
 }
 
-// Does a warp's products of groups below `end`, and forgets them.
+// Executes and removes a warp's products, except for those of the last `pending` groups.
 inline void finish_products(Fiber* const* lanes, int pending) {
   std::vector<Thread*> threads;
   for (int lane = 0; lane < kLanes; lane++) threads.push_back(&thread_of(lanes[lane]));
@@ -207,7 +206,7 @@ inline bool run_warp(size_t warp) {
   return moved;
 }
 
-// Whether all `count` fibers from `begin` wait for each other, which then go on.
+// If all `count` fibers from `begin` on wait at the same kind of barrier, lets them continue and returns true.
 inline bool release(size_t begin, size_t count, int kind, int name = 0) {
   Machine& m = machine();
   for (size_t i = begin; i < begin + count; i++) {
@@ -222,8 +221,8 @@ inline bool release(size_t begin, size_t count, int kind, int name = 0) {
   return true;
 }
 
-// One move of the block: of the first warp of `preferred` that can go on, else a barrier, else a late copy. What a warp
-// does together is a move of its own, which others may come before.
+// One scheduling step: runs the first warp of `preferred` that can continue, else releases a cluster barrier, else
+// completes a late copy. A warp-wide operation is a separate step, so that other warps can run before it.
 inline bool step(const std::vector<size_t>& preferred) {
   Machine& m = machine();
   for (size_t warp : preferred) {
@@ -242,7 +241,7 @@ inline bool step(const std::vector<size_t>& preferred) {
   return true;
 }
 
-// Runs the blocks of a cluster, from x on, of a grid of blocks of so many threads.
+// Runs the cluster of `blocks` blocks from x on, of a grid with `grid` blocks of `threads` threads.
 inline void run_blocks(int grid, int x, int blocks, int threads, size_t shared_bytes, std::function<void()> kernel) {
   Machine& m = machine();
   Hopper& h = hopper();
@@ -259,7 +258,7 @@ inline void run_blocks(int grid, int x, int blocks, int threads, size_t shared_b
   std::vector<size_t> preferred(blocks * threads / kLanes);
   std::iota(preferred.begin(), preferred.end(), 0);
   for (size_t i = preferred.size(); i > 1; i--) std::swap(preferred[i - 1], preferred[drawn(static_cast<unsigned>(i))]);
-  const size_t early = drawn(2), half = preferred.size() / blocks;  // a block that all others may wait for
+  const size_t early = drawn(2), half = preferred.size() / blocks;  // one block runs ahead of the other
   if (blocks > 1)
     std::stable_partition(preferred.begin(), preferred.end(), [=](size_t w) { return w / half == early; });
   do {
@@ -267,12 +266,12 @@ inline void run_blocks(int grid, int x, int blocks, int threads, size_t shared_b
     if (drawn(4) == 0) std::swap(preferred[drawn(warps)], preferred[drawn(warps)]);
   } while (step(preferred));
   for (int i = 0; i < blocks * threads; i++) {
-    if (!m.fibers[i]->done) fail("a deadlock");
-    if (!h.threads[i].products.empty()) fail("a thread left before its products were done");
+    if (!m.fibers[i]->done) fail("deadlock");
+    if (!h.threads[i].products.empty()) fail("a thread exited before its products were complete");
     if (h.threads[i].issued != h.threads[i / kThreads * kThreads].issued)
       fail("a warpgroup's warps issue different products");
   }
-  if (!h.copies.empty()) fail("a block left before its copies came");
+  if (!h.copies.empty()) fail("a block exited before its copies were complete");
 }
 
 }  // namespace emulated
@@ -333,7 +332,7 @@ inline void copy_bytes(void* to, const void* from, int bytes, Barrier* barrier) 
   bool inside = false;
   for (const auto& range : emulated::hopper().readable)
     inside = inside || (bytes_from >= range.first && bytes_from + bytes <= range.first + range.second);
-  if (!inside) emulated::fail("a copy reads beyond what it may");
+  if (!inside) emulated::fail("a copy reads beyond its tensor");
   emulated::copy_when_it_comes([=] {
     std::memcpy(to, from, bytes);
     emulated::come(barrier, bytes);

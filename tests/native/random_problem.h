@@ -1,5 +1,5 @@
-// Random problems for the comparisons in this folder: numbers, buffers of their exact size, and what stands beside a
-// kernel in the table.
+// Random problems for the comparison programs: random numbers, buffers of exact size, and lookup of companion kernels
+// in the table.
 #pragma once
 
 #include <algorithm>
@@ -49,7 +49,7 @@ To bits_as(From from) {
   return to;
 }
 
-// Truncates; below the normals of f16 it gives 0, above them infinity.
+// Truncates; values below the normal range of f16 become 0, above it infinity.
 void store(uint8_t* to, NybbleDtype dtype, float value) {
   uint32_t bits = bits_as<uint32_t>(value);
   if (dtype == NYBBLE_BF16) bits >>= 16;
@@ -61,7 +61,7 @@ void store(uint8_t* to, NybbleDtype dtype, float value) {
                                                      : (magnitude - 0x38000000u) >> 13;
     bits = sign | half;
   }
-  std::memcpy(to, &bits, bytes_of(dtype));  // little-endian, as every target of the table
+  std::memcpy(to, &bits, bytes_of(dtype));  // little-endian, like all targets
 }
 
 float load(const uint8_t* from, NybbleDtype dtype) {
@@ -72,7 +72,7 @@ float load(const uint8_t* from, NybbleDtype dtype) {
   const float magnitude = bits_as<float>((bits & 0x7fffu) << 13) * 0x1p112f;
   return bits & 0x8000u ? -magnitude : magnitude;
 }
-// Rows of [rows][stride]. Integer activations also get magnitudes and values that need care.
+// Activations [rows][stride]. integers: for kernels with 8-bit activations, also extreme magnitudes, NaN and Inf.
 Bytes random_activations(int64_t rows, int64_t stride, int64_t k, NybbleDtype dtype, bool integers, Random& random) {
   const float factors[] = {0x1p-120f, 0x1p-6f, 1.0f, 1.0f, 0x1p6f, 0x1p126f, 0.0f};
   const float specials[] = {INFINITY, -INFINITY, NAN};
@@ -97,7 +97,8 @@ bool close(const Bytes& got, const Bytes& expected, NybbleDtype dtype, double le
   return std::sqrt(error) <= bound * std::fmax(std::sqrt(norm), least);
 }
 
-// The last row of the table, up to the kernel's own, that is as `fits` says: rows are ordered by target. Null: none.
+// The last entry of the table, up to the kernel's own, for which `fits` is true; entries are ordered by target. Null if
+// there is none.
 template <class Fits>
 const KernelEntry* nearest(const KernelEntry& kernel, const Fits& fits) {
   const KernelEntry* found = nullptr;
@@ -112,7 +113,8 @@ const KernelEntry* prepare_for(const KernelEntry& kernel) {
   return nearest(kernel, [](const KernelEntry& e) { return e.prepare != nullptr; });
 }
 
-// Runs `check` on each linear kernel of the targets in argv for which `serves`; it gives "" or what is wrong.
+// Runs `check`, which returns "" or what is wrong, on each linear kernel of the targets in argv for which `serves` is
+// true.
 template <class Serves, class Check>
 int compare(int argc, char** argv, const Serves& serves, const Check& check) {
   int passed = 0, failed = 0;

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Builds compare_kernels and compare_sparse with g++'s address and undefined-behaviour sanitizers and runs them for the targets of this CPU.
-# AVX-512 sources that this CPU cannot run are built in plain C++ (NYBBLE_EMULATE); `sanitize.sh all` runs all of them
-# that way too. Leaves nothing behind.
-# No thread sanitizer: it does not know libgomp's barriers and reports races that are none.
+# Builds compare_kernels and compare_sparse with g++'s address and undefined-behaviour sanitizers, and runs them for the
+# targets of this CPU. AVX-512 sources that this CPU cannot run are emulated in plain C++ (NYBBLE_EMULATE);
+# `sanitize.sh all` also emulates the others. Uses a temporary folder. The thread sanitizer is not used: it does not know
+# libgomp's barriers and reports false races.
 set -euo pipefail
 cd "$(dirname "$0")"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 : > "$work/cuda_built.def"  # no CUDA kernels here
 
-# As in CMakeLists.txt.
+# The flags of CMakeLists.txt.
 avx2="-mavx2 -mfma -mf16c -mpopcnt"
 avxvnni="$avx2 -mavxvnni"
 avx512vnni="$avx2 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mprefer-vector-width=512 \
@@ -20,14 +20,14 @@ emulated="$avx2 -Og -DNYBBLE_EMULATE -Wno-psabi -Wno-ignored-attributes"  # -O1 
 common="-I$work -std=c++17 -O1 -g1 -Wall -Wextra -ffp-contract=off -fopenmp -DNYBBLE_BUILT_X86 \
   -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all"
 
-# compile FLAGS FILE...: two at a time. What both programs share is *.lib.o.
+# compile FLAGS FILE...: compiles two files at a time. Objects shared by both programs are *.lib.o.
 compile() {
   local flags=$1 suffix=${suffix:-.lib.o}
   shift
   printf '%s\n' "$@" | xargs -P 2 -I{} sh -c "g++ $common $flags -c {} -o $work/\$(basename {} .cpp)$suffix"
 }
 
-# compare TARGET...: links what is compiled and runs it. Waiting threads must not spin: the cores may be shared.
+# compare TARGET...: links both programs and runs them. Waiting threads must not spin, because cores may be shared.
 compare() {
   local main
   for main in compare_kernels compare_sparse; do

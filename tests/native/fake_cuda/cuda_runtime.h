@@ -1,5 +1,5 @@
-// What csrc/cuda/bindings.cpp asks of CUDA's runtime, for a test that has no GPU: one device. As in
-// the real one, an error is kept until somebody asks for the last.
+// A fake CUDA runtime with one device, with the functions that csrc/cuda/bindings.cpp uses, for tests without a GPU. As
+// in the real one, an error persists until cudaGetLastError.
 #pragma once
 
 typedef int cudaError_t;

@@ -1,5 +1,5 @@
-// The functions of the CUDA kernels, which launch nothing; of each the device runs as much as an H100 might. They
-// succeed, but for a kernel that the environment variable FAKE_REFUSES names, whose error is its code in FAKE_ERROR.
+// Fake CUDA kernels that launch nothing, with an occupancy like an H100's. All succeed, except the kernel named by the
+// environment variable FAKE_REFUSES, which returns the error code in FAKE_ERROR.
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -7,7 +7,7 @@
 #include "../../../csrc/cuda/abi.h"
 #include "cuda_runtime.h"
 
-// A form for each size of a block. Kernels for wgmma keep K whole, and no clusters share it.
+// One instance per number of token groups. wgmma kernels do not split K, and have no clusters for it.
 static int load_fake(const char* name, NybbleCudaInstance* found, int32_t* count) {
   const char* refused = std::getenv("FAKE_REFUSES");
   if (refused && !std::strcmp(refused, name)) {
