@@ -59,7 +59,7 @@ def product(kind: WeightKind, m: int, n: int, k: int) -> Row:
     layout = layout_for(scheme, n, k, DEVICE)
     chosen = select(Problem(scheme, m=m, n=n, k=k, dtype=dtype, device=DEVICE, layout=layout))
     if chosen.target == "torch":
-        raise RuntimeError(f"no GPU kernel for {scheme} at m={m}: dispatch selects {chosen.name}")
+        raise RuntimeError(f"no GPU kernel: dispatch selects {chosen.name} for {scheme} at m={m}")
     packed, quantized = gpu_weights.packed(kind, layout, n, k, DEVICE)
     x = torch.randn(m, k, device=DEVICE, dtype=dtype)
     out = torch.full((m, n), torch.nan, device=DEVICE, dtype=dtype)

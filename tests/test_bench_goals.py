@@ -93,7 +93,7 @@ def test_report_shows_the_targets_of_a_file(tmp_path, capsys):
     assert cli.main(["report", path]) == 0
     assert "f: 1.2x (<= 1.15x) MISSED" in capsys.readouterr().out
     assert cli.main(["report", write(tmp_path / "b", *rows), "--markdown"]) == 1
-    assert "not of --preset" in capsys.readouterr().err
+    assert "must be from --preset" in capsys.readouterr().err
 
 
 # --- the other figures
@@ -234,4 +234,4 @@ def test_a_slower_peer_is_no_failure(tmp_path, capsys):
 def test_files_with_nothing_in_common_are_refused(tmp_path, capsys):
     files = [write(tmp_path / "a", row()), write(tmp_path / "b", row(m=4))]
     assert cli.main(["compare", *files]) == 1
-    assert "no result in common" in capsys.readouterr().err
+    assert "no results in common" in capsys.readouterr().err

@@ -224,4 +224,4 @@ def test_it_fails_where_one_that_is_no_kernel_does(what: str, capsys, monkeypatc
 def test_a_name_that_no_kernel_has_is_refused(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
         gpu_smoke.main(["--only", "nothing*"])
-    assert "--only nothing*: no kernel for GPUs" in capsys.readouterr().err
+    assert "--only nothing*: matches no kernel for GPUs" in capsys.readouterr().err

@@ -74,5 +74,5 @@ def test_the_seed_chooses() -> None:
 
 
 def test_zeros_that_no_kernel_for_gpus_takes_are_refused() -> None:
-    with pytest.raises(ValueError, match="scheme=sp50w8a8: of sparse weights 2:4 and blocks"):
+    with pytest.raises(ValueError, match="scheme=sp50w8a8: sparsity must be 2:4 or blocks"):
         gpu_weights.draw(WeightKind.parse("sp50w8a8"), 8, 8, "cpu")

@@ -169,7 +169,7 @@ print(*check.check(Path(sys.argv[2])), "torch" in sys.modules)
 
 
 def test_a_wheel_without_an_extension_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="_C: 0 files in the wheel, must be one"):
+    with pytest.raises(ValueError, match="_C: must be one file in the wheel"):
         gpu_wheels_check.check(site(tmp_path))
 
 
