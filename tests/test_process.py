@@ -43,9 +43,9 @@ def test_import_takes_less_than_150_ms_of_cpu_time_on_top_of_torch():
         gc.freeze()
         for _ in range(12):
             if os.fork() == 0:
-                start = time.perf_counter()
+                start = time.process_time()
                 import nybble
-                os.write(1, f"{time.perf_counter() - start}\\n".encode())
+                os.write(1, f"{time.process_time() - start}\\n".encode())
                 os._exit(0)
             os.wait()
     """)
