@@ -8,7 +8,7 @@
 #include "../abi.h"
 
 // y[m][n] = sum_k x[m][k] * w[n][k] + bias[n]. The weight pointers are the sections of a packed layout
-// (layouts/gpu.py).
+// (nybble/layouts).
 struct NybbleCudaProduct {
   const void* x;            // [m][ldx] of the kernel's activation type; rows 16-byte aligned
   const float* act_scale;   // [m]; for 8-bit activations, else null
