@@ -16,7 +16,7 @@ from nybble.layouts import Layout
 from nybble.plugins import PluginError
 from nybble.weights import WeightType
 from nybble.weights.scheme import families
-from nybble.weights.weight_type import weight_types
+from nybble.weights.weight_type import FloatType, weight_types
 
 TABLES = {"kernels": all_specs, "targets": targets.table, "layouts": layouts.table, "schemes": weight_types}
 
@@ -67,7 +67,7 @@ def bits(number, highest=7, middle=4, largest_step=7, **differs):
         ("layouts", Layout("n16k4", own_pack=make, own_unpack=make), "the name 'n16k4' is taken by nybble itself"),
         ("layouts", Layout("mine", sections=make), "Layout 'mine' needs all of sections, fill and collect, or none"),
         ("schemes", bits(4), "the name 'w4' is taken by nybble itself"),
-        ("schemes", bits(3, middle=8), "WeightType 'w3' has middle=8: must be in [lowest, highest] = [0, 7]"),
+        ("schemes", bits(3, middle=8), "WeightType 'w3' has middle=8: must be between lowest=0 and highest=7"),
         (
             "schemes",
             bits(3, per_byte=4),
@@ -76,6 +76,9 @@ def bits(number, highest=7, middle=4, largest_step=7, **differs):
         ("schemes", bits(3, per_byte=3), "WeightType 'w3' has per_byte=3: must be 1, 2, 4 or 8"),
         ("schemes", bits(3, largest_step=0), "WeightType 'w3' has largest_step=0: must be at least 1 with 8-bit"),
         ("schemes", bits(3, act_bits=(4,)), "WeightType 'w3' has act_bits=(4,): must be 8 or 16 or both"),
+        ("schemes", bits(3, middle=0), "WeightType 'w3' has middle=0: must be between lowest=0 and highest=7"),
+        ("schemes", FloatType(5, 0, 0, 0, 0, torch.int8), "WeightType 'w5' needs stored=a float dtype"),
+        ("schemes", FloatType(5, 0, 0, 0, 0, torch.half), "WeightType 'w5' has act_bits=(8, 16): must be (16,)"),
         ("schemes", bits(100), "WeightType 'w100' has bits=100: must be in [1, 99]"),
         ("schemes", kernel(), "is a KernelSpec; must be a WeightType or a tuple of them"),
     ],
@@ -94,6 +97,7 @@ def test_a_row_that_keeps_the_rules_is_taken(plug_in):
         ("targets", Target("mine", above="sm90")),
         ("layouts", Layout("mine", own_pack=make, own_unpack=make)),
         ("schemes", bits(3)),
+        ("schemes", FloatType(5, 0, 0, 0, 0, torch.half, act_bits=(16,))),
         ("schemes", bits(2, highest=3, middle=2, largest_step=3, per_byte=4)),
     ):
         plug_in(group, row)

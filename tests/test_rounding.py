@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -15,7 +17,8 @@ from nybble.weights.rounding import (
     quantize_weight,
     unpack_nibbles,
 )
-from nybble.weights.scheme import Scheme
+from nybble.weights.scheme import Scheme, families, grammar, numbers_of
+from nybble.weights.weight_type import WeightType, pack_codes, unpack_codes, weight_types
 
 SCHEMES = [scheme for family in ("w8a8", "w4a16") for scheme in schemes_of(family)]
 # HQQ is for groups.
@@ -49,6 +52,95 @@ def test_types_and_fields_are_checked() -> None:
     ):
         with pytest.raises(ValueError, match="must be"):
             Scheme(**kwargs)
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("w3a8", "weight_bits=3: must be 8, 4 or 16"),
+        ("w8a4", "act_bits=4: must be 8 or 16"),
+        ("w16a8", "act_bits=8: must be 16 with w16"),
+        ("w8a8g128", "group_size=128: must be None with w8"),
+        ("w4a16g48", r"group_size=48: must be None or one of \(32, 64, 128\) with w4"),
+        ("w8a8asym", "symmetric=False: w8 must be symmetric"),
+        ("sp24w4a16asym", r"symmetric=False: sparse weights \(sp24\) must be symmetric"),
+        ("sp50w16a16", "sparsity=sp50: must be sp24 or None with w16"),
+        ("bs32x32w8a16", "sparsity=bs32x32: blocks are for w8a8"),
+        ("w4a16static", "static=True: .* must be False"),
+    ],
+)
+def test_refusals_name_the_field_its_value_and_the_rule(name: str, rule: str) -> None:
+    with pytest.raises(ValueError, match=f"scheme='{name}': not a scheme: {rule}.*; use w8a8, w8a16"):
+        Scheme.parse(name)
+
+
+def test_every_name_in_the_grammar_is_one() -> None:
+    names = set(re.findall(r"\b(?:sp\w*|bs\w*)?w\d+a\d+\w*", grammar()))
+    assert {"w8a8", "w16a16", "w4a16g128", "w4a8g32asym", "w8a8static", "sp50w8a8"} <= names
+    assert {str(Scheme.parse(name)) for name in names} == names
+
+
+def test_families_are_those_of_the_schemes() -> None:
+    for family in families():
+        kind, act_bits = numbers_of(family)
+        assert {scheme.family for scheme in schemes_of(family)} == {family}
+        assert all((scheme.weight_type, scheme.act_bits) == (kind, act_bits) for scheme in schemes_of(family))
+    for name in ("w9a8", "bsw4a8", "w16a8", "w4"):
+        with pytest.raises(ValueError, match=f"scheme='{name}': must be one of the families w8a8, "):
+            numbers_of(name)
+
+
+# --- types of weights: those of nybble, and such as a plug-in may add
+
+
+TYPES = [
+    *weight_types().values(),
+    WeightType(2, 0, 3, 2, 3, torch.uint8, per_byte=4, zero_point=torch.uint8),
+    WeightType(1, 0, 1, 0, 1, torch.uint8, per_byte=8, zero_point=torch.uint8),
+    WeightType(6, -32, 31, 0, 63, torch.int8, scale=torch.float16, zero_point=torch.int8),
+]
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("kind", TYPES[3:], ids=lambda kind: kind.name)
+def test_other_types_round_to_half_a_step(kind: WeightType, symmetric: bool) -> None:
+    """Also where codes are negative and have zero points, and where one side of the range has a code more."""
+    values = torch.randn(50, 40) + torch.linspace(-2, 2, 50)[:, None]
+    low, high = values.amin(-1).clamp(max=0), values.amax(-1).clamp(min=0)
+    if symmetric and kind.middle == kind.lowest:
+        pytest.skip("its codes have one sign: a row like this is refused")
+    scale, zero = (each[:, None] for each in kind.scales(low, high, symmetric))
+    codes = kind.nearest(values, scale, zero)
+    assert scale.dtype == kind.scale
+    assert kind.lowest <= codes.min() < codes.max() <= kind.highest
+    steps = ((codes - zero) * scale.float() - values).abs() / scale.float()
+    assert steps.max() <= 1.01 if not symmetric else steps.max() <= 0.51 + 0.01 * kind.highest
+
+
+@pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
+def test_codes_are_stored_and_checked(kind: WeightType) -> None:
+    for k in (1, 7, 16, 33):
+        codes = torch.randint(kind.lowest, kind.highest + 1, (5, k))
+        stored = kind.pack(codes)
+        assert stored.dtype == kind.stored
+        assert stored.shape == (5, -(-k // kind.per_byte))
+        assert torch.equal(kind.unpack(stored, k).long(), codes)
+        kind.check(stored, k)
+        if k % kind.per_byte:
+            with pytest.raises(ValueError, match="qweight: the bits beyond the last input must be 0"):
+                kind.check(stored | 0x80, k)
+
+
+def test_a_code_out_of_range_is_named() -> None:
+    kind = WeightType(3, 0, 5, 3, 5, torch.uint8, per_byte=2)
+    assert kind.inconsistent() is None
+    with pytest.raises(ValueError, match=r"qweight: code 7 is outside \[0, 5\]"):
+        kind.check(kind.pack(torch.tensor([[1, 7]])), 2)
+
+
+def test_the_first_code_is_in_the_lowest_bits() -> None:
+    assert pack_codes(torch.tensor([[1, 2, 3, 0, 2]]), 4).tolist() == [[0b00111001, 0b10]]
+    assert unpack_codes(torch.tensor([[0b00111001, 0b10]], dtype=torch.uint8), 4, 5).tolist() == [[1, 2, 3, 0, 2]]
 
 
 @BY_SCHEME

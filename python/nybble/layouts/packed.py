@@ -28,7 +28,7 @@ def table() -> dict[str, Layout]:
         plugins.PluginError: a plug-in breaks a rule.
     """
     built_in = [row for family in _FAMILIES for row in family.LAYOUTS]
-    found = plugins.rows("nybble.layouts", Layout, built_in, Layout.incomplete)
+    found = plugins.rows("nybble.layouts", Layout, built_in, lambda row: row.incomplete())
     return {row.name: row for row in found}
 
 

@@ -56,8 +56,8 @@ class WeightType:
         """Which rule the fields break; None: none."""
         if not 1 <= self.bits <= 99:
             return f"has bits={self.bits}: must be in [1, 99]"
-        if not self.lowest <= self.middle <= self.highest:
-            return f"has middle={self.middle}: must be in [lowest, highest] = [{self.lowest}, {self.highest}]"
+        if not self.lowest < self.middle < self.highest:
+            return f"has middle={self.middle}: must be between lowest={self.lowest} and highest={self.highest}"
         if self.per_byte not in (1, 2, 4, 8):
             return f"has per_byte={self.per_byte}: must be 1, 2, 4 or 8"
         if self.per_byte > 1 and (self.stored != torch.uint8 or self.lowest < 0 or self.highest >> 8 // self.per_byte):
@@ -118,6 +118,11 @@ class FloatType(WeightType):
     def nearest(self, values: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
         return values.to(self.stored).to(values.dtype)
 
+    def inconsistent(self) -> str | None:
+        if not self.stored.is_floating_point or self.per_byte != 1 or self.group_sizes or self.zero_point is not None:
+            return "needs stored=a float dtype, and neither per_byte, group_sizes nor zero_point"
+        return f"has act_bits={self.act_bits}: must be (16,)" if self.act_bits != (16,) else None
+
     def check(self, stored: Tensor, in_features: int) -> None:
         if not torch.isfinite(stored).all():
             raise ValueError("qweight: must be finite")
@@ -149,7 +154,9 @@ def weight_types() -> dict[int, WeightType]:
     Raises:
         plugins.PluginError: a plug-in breaks a rule.
     """
-    return {row.bits: row for row in plugins.rows("nybble.schemes", WeightType, _BUILT_IN, WeightType.inconsistent)}
+    return {
+        row.bits: row for row in plugins.rows("nybble.schemes", WeightType, _BUILT_IN, lambda row: row.inconsistent())
+    }
 
 
 def pack_codes(codes: Tensor, per_byte: int) -> Tensor:
