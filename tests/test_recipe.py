@@ -340,3 +340,21 @@ class TestDataHash:
     )
     def test_other_data_has_another(self, other: Any) -> None:
         assert data_sha256(other) != data_sha256(self.DATA)
+
+
+def test_old_names_of_arguments_load_with_a_warning(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        """\
+        schema: nybble.recipe/1
+        stages:
+          - {pass: recover, rate: 0.01, end_to_end: 3}
+        """,
+    )
+    with pytest.warns(DeprecationWarning, match=r"recover\(\w+=\) is now") as warned:
+        recipe = Recipe.load(path)
+    assert recipe.stages == (Stage("recover", {"learning_rate": 0.01, "end_to_end_epochs": 3}),)
+    assert {one.filename for one in warned} == {__file__}
+    assert "end_to_end_epochs" in recipe.stages[0].to_dict()
+    with pytest.raises(FieldError, match="rate is the old name of learning_rate"):
+        Stage("recover", {"rate": 0.01, "learning_rate": 0.01})

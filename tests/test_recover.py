@@ -15,6 +15,7 @@ from torch.nn import functional
 import nybble
 from nybble.nn import Linear, SparseLinear
 from nybble.passes.recovery import work
+from nybble.passes.recovery.report import RecoveredStage
 from nybble.passes.recovery.shadow import Shadow
 from nybble.passes.recovery.train import Task, train
 from nybble.recipe.recipe import Recipe, Stage
@@ -133,9 +134,9 @@ class TestRecovers:
 
     def test_many_batches_are_judged_by_a_few(self) -> None:
         model, reference = lossy()
-        done = nybble.recover(model, reference, data(40), epochs=0, end_to_end=1, rate=1e-3)
+        done = nybble.recover(model, reference, data(40), epochs=0, end_to_end_epochs=1, learning_rate=1e-3)
         assert done.stages[0].steps == 35
-        done = nybble.recover(model, reference, data(200), epochs=0, end_to_end=1, rate=1e-3)
+        done = nybble.recover(model, reference, data(200), epochs=0, end_to_end_epochs=1, learning_rate=1e-3)
         assert done.stages[0].steps == 200 - 200 // 13
 
     def test_without_blocks_and_without_biases(self) -> None:
@@ -149,7 +150,7 @@ class TestRecovers:
 
     def test_kl_where_outputs_are_logits(self) -> None:
         model, reference = lossy()
-        done = nybble.recover(model, reference, data(), loss="kl", epochs=1, end_to_end=1)
+        done = nybble.recover(model, reference, data(), loss="kl", epochs=1, end_to_end_epochs=1)
         assert done.loss == "kl"
         with torch.no_grad():
             held = [data()[7], data()[15]]
@@ -182,7 +183,7 @@ class TestRecovers:
         for fill in (1, 2):
             model, reference = lossy(model=made)
             batches = [{"ids": torch.where(mask.bool(), ids, fill), "attention_mask": mask} for ids in data(6)]
-            nybble.recover(model, reference, batches, epochs=1, end_to_end=1)
+            nybble.recover(model, reference, batches, epochs=1, end_to_end_epochs=1)
             results.append(weight_of(layers_of(model)["blocks.1.down"]))
         assert torch.equal(*results)
 
@@ -191,7 +192,7 @@ class TestRecovers:
         made = Stack()
         for seed in (0, 0, 1):
             model, reference = lossy(model=made)
-            nybble.recover(model, reference, data(8), epochs=1, end_to_end=1, rate=1e-3, seed=seed)
+            nybble.recover(model, reference, data(8), epochs=1, end_to_end_epochs=1, learning_rate=1e-3, seed=seed)
             results.append(weight_of(layers_of(model)["blocks.0.up"]))
         assert torch.equal(results[0], results[1])
         assert not torch.equal(results[0], results[2])
@@ -209,7 +210,7 @@ class TestNeverWorse:
             return real(self)
 
         monkeypatch.setattr(Shadow, "make", spoil)
-        done = nybble.recover(model, reference, data(8), epochs=1, end_to_end=1)
+        done = nybble.recover(model, reference, data(8), epochs=1, end_to_end_epochs=1)
         assert {name: id(layer) for name, layer in layers_of(model).items()} == before
         assert not any(stage.kept for stage in done.stages)
         assert done.after == done.before
@@ -225,7 +226,7 @@ class TestNeverWorse:
             return 1e9 if scene.name == "end to end" and calls.count("end to end") == 2 else real(self, scene)
 
         monkeypatch.setattr(work.Work, "_held_out", held_out)
-        done = nybble.recover(model, reference, data(8), end_to_end=0)
+        done = nybble.recover(model, reference, data(8), end_to_end_epochs=0)
         assert {name: id(layer) for name, layer in layers_of(model).items()} == before
         assert done.after == done.before
 
@@ -270,7 +271,7 @@ class TestNeverWorse:
 
         monkeypatch.setattr(work, "train", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            nybble.recover(model, reference, data(8), rate=1e-3)
+            nybble.recover(model, reference, data(8), learning_rate=1e-3)
         assert snapshot(model) == before
 
 
@@ -308,7 +309,7 @@ class TestResume:
     def test_other_settings_start_anew(self, tmp_path: Path) -> None:
         for seed in (0, 1):
             model, reference = lossy()
-            nybble.recover(model, reference, data(4), epochs=1, end_to_end=0, seed=seed, resume=tmp_path)
+            nybble.recover(model, reference, data(4), epochs=1, end_to_end_epochs=0, seed=seed, resume=tmp_path)
         assert len(list(tmp_path.iterdir())) == 4
 
 
@@ -319,11 +320,11 @@ def test_a_recipe_recovers_from_the_model_as_it_was() -> None:
     nybble.quantize(plain, "w4a16g32", goal="memory")
     stages = (
         Stage("quantize", {"scheme": "w4a16g32", "goal": "memory"}),
-        Stage("recover", {"epochs": 1, "end_to_end": 1}),
+        Stage("recover", {"epochs": 1, "end_to_end_epochs": 1}),
     )
     done = nybble.optimize(model, Recipe(stages, seed=5), calibration=data(8))
     assert error(model, reference) < 0.8 * error(plain, reference)
-    nybble.recover(plain, reference, data(8), epochs=1, end_to_end=1, seed=5)
+    nybble.recover(plain, reference, data(8), epochs=1, end_to_end_epochs=1, seed=5)
     assert torch.equal(model(data()[0]), plain(data()[0]))
     assert json.loads(done.to_json())["reports"][1]["schema"] == "nybble.recovered/1"
 
@@ -332,7 +333,7 @@ def test_shared_weights_are_left_alone() -> None:
     reference = Stack()
     reference.blocks[1].up.weight = reference.blocks[0].up.weight
     model, _ = lossy(model=reference)
-    done = nybble.recover(model, reference, data(4), epochs=1, end_to_end=1)
+    done = nybble.recover(model, reference, data(4), epochs=1, end_to_end_epochs=1)
     assert set(done.left) == {"blocks.0.up", "blocks.1.up"}
     assert layers_of(model)["blocks.0.up"].weight_id == layers_of(model)["blocks.1.up"].weight_id
 
@@ -346,7 +347,7 @@ def test_shared_weights_are_left_alone() -> None:
         ({"reference": Stack(width=32)}, ValueError, r"'blocks.0.up' has shape \(64, 32\)"),
         ({"model": Stack()}, ValueError, "no quantized or pruned"),
         ({"epochs": -1}, ValueError, "epochs=-1"),
-        ({"rate": 2}, ValueError, "rate=2"),
+        ({"learning_rate": 2}, ValueError, "learning_rate=2"),
         ({"loss": "l1"}, ValueError, "loss='l1'"),
         ({"progress": 1}, TypeError, "progress=1"),
     ],
@@ -361,3 +362,28 @@ def test_a_reference_that_shares_modules_is_refused() -> None:
     model, _ = lossy()
     with pytest.raises(ValueError, match="shares modules"):
         nybble.recover(model, model, data(2))
+
+
+class TestOldNames:
+    """The names of earlier versions: they mean the same, and warn where they are used."""
+
+    def test_keyword_arguments(self) -> None:
+        with (
+            pytest.warns(DeprecationWarning, match=r"recover\(\w+=\) is now \w+=") as warned,
+            pytest.raises(ValueError, match="^end_to_end_epochs=-3"),
+        ):
+            nybble.recover(Stack(), Stack(), data(8), rate=0.1, end_to_end=-3)
+        assert {str(one.message).split(";")[0] for one in warned} == {
+            "recover(rate=) is now learning_rate=",
+            "recover(end_to_end=) is now end_to_end_epochs=",
+        }
+        assert {one.filename for one in warned} == {__file__}
+
+    def test_both_names_are_refused(self) -> None:
+        with pytest.raises(TypeError, match="rate is the old name of learning_rate; give learning_rate alone"):
+            nybble.recover(Stack(), Stack(), data(8), rate=0.1, learning_rate=0.1)
+
+    def test_the_report(self) -> None:
+        stage = RecoveredStage("end to end", (), 1.0, 0.5, 8, 1e-3, True, "")
+        with pytest.warns(DeprecationWarning, match="RecoveredStage.rate is now learning_rate"):
+            assert stage.rate == 1e-3

@@ -297,7 +297,7 @@ class TestStage:
         dense = copy.deepcopy(model)
         recipe = self.recipe(
             nybble.recipe.Stage("quantize", {"scheme": "w4a8g32", "goal": "memory"}),
-            nybble.recipe.Stage("recover", {"epochs": 1, "end_to_end": 0, "rate": 0.01}),
+            nybble.recipe.Stage("recover", {"epochs": 1, "end_to_end_epochs": 0, "learning_rate": 0.01}),
         )
         done = nybble.optimize(model, recipe, calibration=self.BATCHES)
         blocks = [stage for stage in done.reports[-1].stages if stage.name.startswith("model.layers")]

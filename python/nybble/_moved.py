@@ -1,15 +1,17 @@
-"""Old import paths such as `nybble.scheme`: for one release they still work, with a warning that names the new path."""
+"""Old import paths and names of arguments: for one release they still work, with a warning that names the new one."""
 
 from __future__ import annotations
 
+import inspect
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar, cast
 
 # Old module -> new one, both without "nybble.".
 MOVED = {
@@ -46,8 +48,13 @@ MOVED = {
     "sparsity": "weights.sparsity",
     "targets": "dispatch.targets",
 }
+# Function -> old keyword argument -> new one.
+ARGUMENTS = {
+    "recover": {"rate": "learning_rate", "end_to_end": "end_to_end_epochs"},
+}
 _PACKAGE = __name__.rpartition(".")[0]
 _PREFIX = f"{_PACKAGE}."
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class _Alias(Loader):
@@ -113,6 +120,41 @@ def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
         return getattr(import_module(module), names[name])
 
     return find
+
+
+def renamed_arguments(function: _Function) -> _Function:
+    """Decorator: a function takes its keyword arguments under their old names in ``ARGUMENTS``, too."""
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **new_arguments(function.__name__, kwargs))
+
+    return cast(_Function, call)
+
+
+def new_arguments(function: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of a function under their new names, with a warning for each old one.
+
+    Raises:
+        TypeError: an argument is given under both names.
+    """
+    new, found = ARGUMENTS.get(function, {}), dict(arguments)
+    for old in new.keys() & found.keys():
+        if new[old] in found:
+            raise TypeError(f"{function}: {old} is the old name of {new[old]}; give {new[old]} alone")
+        renamed_since(f"{function}({old}=)", f"{new[old]}=")
+        found[new[old]] = found.pop(old)
+    return found
+
+
+def renamed_since(old: str, new: str) -> None:
+    """Warn of an old name; the warning points to the first caller outside this package."""
+    frame, level = inspect.currentframe(), 0
+    while frame is not None and f"{frame.f_globals.get('__name__')}.".startswith(_PREFIX):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(
+        f"{old} is now {new}; the old name goes with the next release", DeprecationWarning, stacklevel=level + 1
+    )
 
 
 def _warn(old: str, new: str) -> None:

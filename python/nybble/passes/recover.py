@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import __version__
+from .. import __version__, _moved
 from ..model import options
 from ..model.bar import bar
 from ..model.batches import check_batches
@@ -23,14 +23,15 @@ from .recovery.store import Store
 from .recovery.work import Settings, Work
 
 
+@_moved.renamed_arguments
 def recover(
     model: nn.Module,
     reference: nn.Module,
     data: Iterable[Any],
     *,
     epochs: int = 2,
-    end_to_end: int = 2,
-    rate: float | None = None,
+    end_to_end_epochs: int = 2,
+    learning_rate: float | None = None,
     loss: str = "auto",
     seed: int = 0,
     progress: bool | None = None,
@@ -56,8 +57,8 @@ def recover(
         data: at least two batches to call both models with. Each is a tensor, a tuple (positional arguments) or a dict
             (keyword arguments). Tokens outside ``attention_mask`` are ignored.
         epochs: passes over the data for each block; 0 skips the blocks.
-        end_to_end: passes over the data for the whole model; 0 skips it.
-        rate: learning rate, relative to the size of what it changes. None tries three in short runs, on the first block
+        end_to_end_epochs: passes over the data for the whole model; 0 skips it.
+        learning_rate: relative to the size of what it changes. None tries three in short runs, on the first block
             and on the whole model, and takes the best; for 200 steps or more, the largest that makes progress.
         loss: of the end-to-end stage: "kl" (of the outputs as logits), "mse" (relative to the reference's output) or
             "auto" (KL if the output has ``logits``).
@@ -81,16 +82,16 @@ def recover(
         raise ValueError("reference: shares modules with model; pass a copy made before quantization")
     options.check_progress(progress)
     options.check_choice("loss", loss, LOSSES)
-    for name, value in (("epochs", epochs), ("end_to_end", end_to_end), ("seed", seed)):
+    for name, value in (("epochs", epochs), ("end_to_end_epochs", end_to_end_epochs), ("seed", seed)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise ValueError(f"{name}={value!r}: must be an int of at least 0")
-    if rate is not None and not (isinstance(rate, (int, float)) and 0 < rate < 1):
-        raise ValueError(f"rate={rate!r}: must be in (0, 1)")
+    if learning_rate is not None and not (isinstance(learning_rate, (int, float)) and 0 < learning_rate < 1):
+        raise ValueError(f"learning_rate={learning_rate!r}: must be in (0, 1)")
     batches = check_batches(data, model)
     if batches is None or len(batches) < 2:
         raise ValueError(f"data has {len(batches or ())} batches: must be at least 2, since one is held out")
     training = {name: module.training for name, module in model.named_modules()}
-    asked = Settings(epochs, end_to_end, rate, loss, seed)
+    asked = Settings(epochs, end_to_end_epochs, learning_rate, loss, seed)
     # Leave the caller's inference mode: tensors made inside it can never be used by autograd.
     with torch.inference_mode(False), torch.no_grad(), eval_mode(model), eval_mode(reference):
         store = None

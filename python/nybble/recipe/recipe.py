@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from .. import _moved
 from ..model import options
 from ..model.digest import data_sha256
 from ..model.observe import OBSERVERS
@@ -74,7 +75,11 @@ class Stage:
         if self.name not in PASSES:
             raise FieldError(("pass",), f"{self.name!r} must be one of {', '.join(PASSES)}")
         hints, found = _hints(self.name), {}
-        for key, value in self.arguments.items():
+        try:
+            arguments = _moved.new_arguments(self.name, self.arguments)
+        except TypeError as error:
+            raise FieldError((), str(error)) from None
+        for key, value in arguments.items():
             if key not in hints:
                 raise FieldError((key,), f"is not an argument of {self.name}; its arguments are {', '.join(hints)}")
             found[key] = fit(value, hints[key], (key,))

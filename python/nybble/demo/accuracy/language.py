@@ -49,7 +49,7 @@ class Language:
         """Recover a changed copy of the model on text drawn with a seed; in bfloat16 if this CPU has it."""
         batches = _drawn(self.teaching, sequences, seed, DISTILLED)
         with torch.autocast("cpu", torch.bfloat16, enabled="avx512bf16" in targets.detect().targets):
-            return recover(model, self.model, batches, epochs=0, end_to_end=2)
+            return recover(model, self.model, batches, epochs=0, end_to_end_epochs=2)
 
 
 def _drawn(rows: Tensor, count: int, seed: int, size: int) -> list[Tensor]:

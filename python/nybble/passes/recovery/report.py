@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from ... import _moved
 from ...text import Part, Shown
 
 
@@ -14,7 +15,7 @@ class RecoveredStage:
     """One block, or the whole model.
 
     before, after: held-out loss on the real kernels, before training and of the layers that the model ends with.
-    steps, rate: of the training. kept: whether the trained layers were kept. note: how the training ended.
+    steps, learning_rate: of the training. kept: whether the trained layers were kept. note: how the training ended.
     """
 
     name: str
@@ -22,9 +23,15 @@ class RecoveredStage:
     before: float
     after: float
     steps: int
-    rate: float
+    learning_rate: float
     kept: bool
     note: str
+
+    @property
+    def rate(self) -> float:
+        """The old name of ``learning_rate``."""
+        _moved.renamed_since("RecoveredStage.rate", "learning_rate")
+        return self.learning_rate
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ class Recovered(Shown):
         """As Shown.parts."""
         lines = [
             f"{stage.name}: held-out loss {stage.before:.4g} -> {stage.after:.4g}, {len(stage.layers)} layers, "
-            f"{stage.steps} steps at rate {stage.rate:g}, {stage.note}{'' if stage.kept else '; not better, not kept'}"
+            f"{stage.steps} steps at learning rate {stage.learning_rate:g}, {stage.note}{'' if stage.kept else '; not better, not kept'}"
             for stage in self.stages
         ]
         lines += [f"left alone: {name}: {why}" for name, why in self.left.items()]

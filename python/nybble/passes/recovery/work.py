@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -23,11 +23,14 @@ _HELD_OUT_ONE_IN, _HELD_OUT_MOST = 8, 16
 
 
 class Settings(NamedTuple):
-    """The options of ``recover``. epochs: of each block. end_to_end: epochs of the whole model. rate: None to search."""
+    """The options of ``recover``. epochs: of each block. end_to_end_epochs: of the whole model.
+
+    learning_rate: None to search.
+    """
 
     epochs: int
-    end_to_end: int
-    rate: float | None
+    end_to_end_epochs: int
+    learning_rate: float | None
     loss: str
     seed: int
 
@@ -85,7 +88,7 @@ class Work:
         done: list[RecoveredStage] = []
         for part in self._blocks():
             # The learning rate found for the first block serves all blocks, since they are alike.
-            rate = done[0].rate if done else self._asked.rate
+            rate = done[0].learning_rate if done else self._asked.learning_rate
             done.append(self._stage(part, self._asked.epochs, rate))
             advance(part.name)
         if done:
@@ -93,11 +96,11 @@ class Work:
             if not now < before:
                 self.undo()
                 done, now = [stage_undone(stage) for stage in done], before
-        elif self._asked.end_to_end:
+        elif self._asked.end_to_end_epochs:
             model, dense = model_calls(self._model, self._batches)[0], model_calls(self._reference, self._batches)[0]
             everything = Part(everything.name, everything.layers, self._whole, model, dense)
-        if self._asked.end_to_end:
-            done.append(self._stage(everything, self._asked.end_to_end, self._asked.rate))
+        if self._asked.end_to_end_epochs:
+            done.append(self._stage(everything, self._asked.end_to_end_epochs, self._asked.learning_rate))
             now = done[-1].after
             advance(everything.name)
         return Recovered(self._kind, before, now, tuple(done), self._left)
@@ -173,7 +176,7 @@ class Work:
             "before": before,
             "after": after if kept else before,
             "steps": fit.steps,
-            "rate": rate,
+            "learning_rate": rate,
             "kept": kept,
             "note": fit.ended,
         }
@@ -198,7 +201,7 @@ def _place(layers: Sequence[Pair], modules: Sequence[nn.Module]) -> None:
 def stage_undone(stage: RecoveredStage) -> RecoveredStage:
     """The report of a block whose result was not kept, since the loss of the whole model was not lower."""
     note = f"{stage.note}; the loss of the whole model was not lower"
-    return RecoveredStage(stage.name, stage.layers, stage.before, stage.before, stage.steps, stage.rate, False, note)
+    return replace(stage, after=stage.before, kept=False, note=note)
 
 
 def _first(output: Any) -> Tensor:
