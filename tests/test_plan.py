@@ -74,7 +74,7 @@ def test_a_budget_of_bytes_holds_and_beats_the_uniform_scheme(limit):
 
 def test_the_tried_are_the_best_by_prediction_of_all_there_are():
     plan = nybble.plan(uneven(), SCHEMES, data(), budget={"bytes": "w4a16g32"})
-    alone = {row.name: row.damage for row in plan.sensitivity.layers}
+    alone = {row.name: row.effects for row in plan.sensitivity.layers}
     names = list(plan.chosen.schemes)
     found = []
     for schemes in itertools.product(("dense", *SCHEMES), repeat=LAYERS):
@@ -88,7 +88,7 @@ def test_the_tried_are_the_best_by_prediction_of_all_there_are():
 def test_prediction_and_measurement_go_together():
     batches = data()
     plan = nybble.plan(uneven(), SCHEMES, batches, budget={"bytes": "w8a8"})
-    alone = {row.name: row.damage for row in plan.sensitivity.layers}
+    alone = {row.name: row.effects for row in plan.sensitivity.layers}
     draw = torch.Generator().manual_seed(0)
     predicted, true = [], []
     for _ in range(30):

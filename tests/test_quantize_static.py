@@ -281,7 +281,7 @@ def test_recipes_name_static_schemes_and_their_observer(tmp_path) -> None:
 def test_sensitivity_of_static_schemes() -> None:
     options = {"calibration": token_batches(8), "observer": "minmax"}
     found = nybble.sensitivity(Stack(), ("w8a8", "w8a8static"), token_batches(2, seed=3), quantize=options)
-    assert {scheme for layer in found.layers for scheme in layer.damage} == {"w8a8", "w8a8static"}
+    assert {scheme for layer in found.layers for scheme in layer.effects} == {"w8a8", "w8a8static"}
 
 
 def test_what_is_learned_keeps_the_scale() -> None:

@@ -15,7 +15,7 @@ from torch.nn import functional
 import nybble
 from nybble.nn import Linear, SparseLinear
 from nybble.passes.recovery import work
-from nybble.passes.recovery.report import RecoveredStage
+from nybble.passes.recovery.report import Recovered, RecoveredStage
 from nybble.passes.recovery.shadow import Shadow
 from nybble.passes.recovery.train import Task, train
 from nybble.recipe.recipe import Recipe, Stage
@@ -370,7 +370,7 @@ class TestOldNames:
     def test_keyword_arguments(self) -> None:
         with (
             pytest.warns(DeprecationWarning, match=r"recover\(\w+=\) is now \w+=") as warned,
-            pytest.raises(ValueError, match="^end_to_end_epochs=-3"),
+            pytest.raises(ValueError, match=r"^end_to_end_epochs=-3"),
         ):
             nybble.recover(Stack(), Stack(), data(8), rate=0.1, end_to_end=-3)
         assert {str(one.message).split(";")[0] for one in warned} == {
@@ -387,3 +387,5 @@ class TestOldNames:
         stage = RecoveredStage("end to end", (), 1.0, 0.5, 8, 1e-3, True, "")
         with pytest.warns(DeprecationWarning, match="RecoveredStage.rate is now learning_rate"):
             assert stage.rate == 1e-3
+        (written,) = json.loads(Recovered("kl", 1.0, 0.5, (stage,), {}).to_json())["stages"]
+        assert written["rate"] == written["learning_rate"] == 1e-3

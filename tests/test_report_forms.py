@@ -13,7 +13,7 @@ from nybble.passes.choose.result import ChosenPlan, Point
 from nybble.passes.optimize import Optimized
 from nybble.passes.recovery.report import Recovered, RecoveredStage
 from nybble.passes.rotate.rotate import Rotation
-from nybble.passes.sensitivity.result import Damage, LayerSensitivity, Sensitivity
+from nybble.passes.sensitivity.result import Effect, LayerSensitivity, Sensitivity
 from nybble.recipe.recipe import Recipe, Stage
 from nybble.report import LayerReport, Report
 from nybble.text import Shown
@@ -23,9 +23,9 @@ NAME = "<script>" + ".".join(["encoder.layer.attention"] * 20)
 WORDS = " ".join(["<script>", *["word"] * 200])
 SCHEMES = tuple(f"w4a8g{2**i}" for i in range(12))
 
-DAMAGED = {scheme: Damage(Metric(0.1), 12.5, 1000) for scheme in SCHEMES}
+EFFECTS = {scheme: Effect(Metric(0.1), 12.5, 1000) for scheme in SCHEMES}
 SENSITIVE = Sensitivity(
-    (LayerSensitivity(NAME, (4096, 4096), DAMAGED, tuple(range(9)), 12.0),), SCHEMES, "kl", {WORDS: 2}
+    (LayerSensitivity(NAME, (4096, 4096), EFFECTS, tuple(range(9)), 12.0),), SCHEMES, "kl", {WORDS: 2}
 )
 POINT = Point({NAME: "w8a8"}, 10**12, 1.5, 0.1, Metric(0.1, 0.05, 0.2))
 REPORT = Report(

@@ -9,7 +9,7 @@ from torch import nn
 
 import nybble
 from nybble.evaluate import Metric
-from nybble.passes.sensitivity import Damage, LayerSensitivity, Sensitivity
+from nybble.passes.sensitivity import Effect, LayerSensitivity, Sensitivity
 from nybble.passes.sensitivity import outliers as channels
 from nybble.testing.models import Residual
 
@@ -36,21 +36,21 @@ def plant(model, index):
 
 
 @pytest.mark.parametrize("index", range(LAYERS))
-@pytest.mark.parametrize("damage", ["kl", "output"])
-def test_a_planted_bad_layer_comes_first(index, damage):
+@pytest.mark.parametrize("measure", ["kl", "output"])
+def test_a_planted_bad_layer_comes_first(index, measure):
     batches = data()
     for x in batches:
         x[..., 7] = 0
-    found = nybble.sensitivity(plant(Residual(), index), "w4a16", batches, damage=damage)
+    found = nybble.sensitivity(plant(Residual(), index), "w4a16", batches, harm=measure)
     assert found.layers[0].name == f"layers.{index}"
     assert found.layers[0].worst > 3 * found.layers[1].worst
     assert len(found.layers) == LAYERS
 
 
-@pytest.mark.parametrize("damage", ["kl", "output"])
-def test_harm_is_that_of_its_definition(damage):
+@pytest.mark.parametrize("measure", ["kl", "output"])
+def test_harm_is_that_of_its_definition(measure):
     model, batches = Residual(), data()
-    found = nybble.sensitivity(model, ["w4a16g32", "w8a8"], batches, damage=damage)
+    found = nybble.sensitivity(model, ["w4a16g32", "w8a8"], batches, harm=measure)
     before = torch.cat([model(x) for x in batches]).double()
     for row in found.layers:
         for scheme in found.schemes:
@@ -59,18 +59,18 @@ def test_harm_is_that_of_its_definition(damage):
             changed.layers[index] = nybble.nn.Linear.from_dense(model.layers[index], scheme)
             with torch.no_grad():
                 after = torch.cat([changed(x) for x in batches]).double()
-            if damage == "kl":
+            if measure == "kl":
                 p, q = before.log_softmax(-1), after.log_softmax(-1)
                 want = (p.exp() * (p - q)).sum(-1).mean()
             else:
                 want = (after - before).square().sum() / before.square().sum()
-            harm = row.damage[scheme].harm
+            harm = row.effects[scheme].harm
             assert harm.value == pytest.approx(want.item(), rel=2e-2)
             assert harm.low <= harm.value <= harm.high
             stored = changed.layers[index].dequantize().weight.detach().double()
             exact = model.layers[index].weight.detach().double()
             sqnr = 10 * math.log10(exact.square().sum() / (exact - stored).square().sum())
-            assert row.damage[scheme].sqnr_db == pytest.approx(sqnr, abs=1e-3)
+            assert row.effects[scheme].sqnr_db == pytest.approx(sqnr, abs=1e-3)
 
 
 def test_the_model_ends_as_it_was_also_after_an_error(monkeypatch):
@@ -103,12 +103,12 @@ def test_sparse_schemes_and_arguments_of_the_passes():
         sparsify={"method": "wanda", "calibration": batches},
     )
     by_name = {row.name: row for row in found.layers}
-    assert set(by_name["layers.0"].damage) == {"sp24w8a8"}
+    assert set(by_name["layers.0"].effects) == {"sp24w8a8"}
     assert "excluded by" in by_name["layers.0"].left["w4a16"]
     plain = nybble.sensitivity(model, ["w4a16", "sp24w8a8"], batches)
     same = {row.name: row for row in plain.layers}
-    assert by_name["layers.1"].damage["w4a16"].sqnr_db > same["layers.1"].damage["w4a16"].sqnr_db
-    assert by_name["layers.1"].damage["sp24w8a8"].harm != same["layers.1"].damage["sp24w8a8"].harm
+    assert by_name["layers.1"].effects["w4a16"].sqnr_db > same["layers.1"].effects["w4a16"].sqnr_db
+    assert by_name["layers.1"].effects["sp24w8a8"].harm != same["layers.1"].effects["sp24w8a8"].harm
 
 
 def test_layers_of_one_weight_change_together():
@@ -137,18 +137,18 @@ def test_it_prints_is_json_and_draws(tmp_path):
     text = str(found)
     assert all(row.name in text for row in found.layers)
     assert "w4a16" in text.splitlines()[0]
-    assert json.loads(found.to_json())["layers"][0]["damage"]["w8a8"]["nbytes"] > 0
+    assert json.loads(found.to_json())["layers"][0]["effects"]["w8a8"]["nbytes"] > 0
     pytest.importorskip("matplotlib")
     found.plot(tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
 
 def test_harm_that_is_not_finite_is_the_worst():
-    damage = {name: Damage(Metric(value), None, 1) for name, value in (("a", math.nan), ("b", 1e9))}
-    row = LayerSensitivity("layer", (1, 1), damage, (), 1.0)
+    effects = {name: Effect(Metric(value), None, 1) for name, value in (("a", math.nan), ("b", 1e9))}
+    row = LayerSensitivity("layer", (1, 1), effects, (), 1.0)
     assert row.worst == math.inf
     found = json.loads(Sensitivity((row,), ("a", "b"), "kl").to_json())
-    assert found["layers"][0]["damage"]["a"]["harm"]["value"] == "nan"
+    assert found["layers"][0]["effects"]["a"]["harm"]["value"] == "nan"
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_harm_that_is_not_finite_is_the_worst():
         ({"schemes": ()}, "at least one scheme"),
         ({"schemes": "w9"}, "not a scheme"),
         ({"schemes": "bs32x32w8a8"}, "block schemes are refused"),
-        ({"damage": "worst"}, "damage='worst'"),
+        ({"harm": "worst"}, "harm='worst'"),
         ({"data": [torch.full((1, 1, WIDTH), math.nan)]}, "has NaN or Inf"),
         ({"quantize": {"exclude": "*"}}, "no layer of the model can have any of these schemes"),
     ],
@@ -174,3 +174,26 @@ def test_a_model_that_is_broken_already_is_refused():
     model.forward = lambda x: Residual.forward(model, x) * model.scale
     with pytest.raises(ValueError, match="before any layer is changed"):
         nybble.sensitivity(model, "w8a8", data())
+
+
+@pytest.mark.parametrize(("find", "more"), [(nybble.sensitivity, {}), (nybble.plan, {"budget": {"bytes": 1}})])
+def test_the_old_name_of_the_keyword_argument(find, more):
+    with (
+        pytest.warns(DeprecationWarning, match=r"\(damage=\) is now harm="),
+        pytest.raises(ValueError, match="harm='x'"),
+    ):
+        find(Residual(), "w8a8", data(), damage="x", **more)
+
+
+def test_old_names_of_the_result():
+    row = LayerSensitivity("layer", (1, 1), {"a": Effect(Metric(1.0), None, 1)}, (), 1.0)
+    found = Sensitivity((row,), ("a",), "kl")
+    with pytest.warns(DeprecationWarning, match=r"Sensitivity.damage is now harm"):
+        assert found.damage == "kl"
+    with pytest.warns(DeprecationWarning, match=r"LayerSensitivity.damage is now effects"):
+        assert row.damage is row.effects
+    with pytest.warns(DeprecationWarning, match=r"Damage has moved to nybble.passes.sensitivity.Effect"):
+        from nybble.passes.sensitivity import Damage
+    assert Damage is Effect
+    written = json.loads(found.to_json())
+    assert (written["damage"], written["layers"][0]["damage"]) == (written["harm"], written["layers"][0]["effects"])

@@ -51,6 +51,8 @@ MOVED = {
 # Function -> old keyword argument -> new one.
 ARGUMENTS = {
     "recover": {"rate": "learning_rate", "end_to_end": "end_to_end_epochs"},
+    "sensitivity": {"damage": "harm"},
+    "plan": {"damage": "harm"},
 }
 _PACKAGE = __name__.rpartition(".")[0]
 _PREFIX = f"{_PACKAGE}."

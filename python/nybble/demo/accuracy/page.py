@@ -36,7 +36,9 @@ def plot(story: Story) -> bytes | None:
     left.set_xlabel("d ln perplexity, held-out text")
     found = story.plan.sensitivity
     for scheme in found.schemes:
-        known = [(i, layer.damage[scheme].harm.value) for i, layer in enumerate(found.layers) if scheme in layer.damage]
+        known = [
+            (i, layer.effects[scheme].harm.value) for i, layer in enumerate(found.layers) if scheme in layer.effects
+        ]
         right.plot([value for _, value in known], [i for i, _ in known], "o", label=scheme, markersize=4)
     right.set_yticks(range(len(found.layers)), [layer.name for layer in found.layers], fontsize=6)
     right.invert_yaxis()

@@ -48,7 +48,9 @@ def _heading(story: Story, facts: dict[str, object]) -> list[str]:
 
 
 def _worst(story: Story) -> list[str]:
-    harms = {one.name: one.damage[UNIFORM].harm.value for one in story.plan.sensitivity.layers if UNIFORM in one.damage}
+    harms = {
+        one.name: one.effects[UNIFORM].harm.value for one in story.plan.sensitivity.layers if UNIFORM in one.effects
+    }
     worst = sorted(harms, key=lambda name: -harms[name])[:WORST]
     return [f"{name}: KL {harms[name]:.1e} in {UNIFORM}; planned: {story.plan.chosen.schemes[name]}" for name in worst]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ... import __version__
+from ... import __version__, _moved
 from ...evaluate.data import ON_BAD, sift
 from ...model.digest import data_sha256
 from ...model.options import check_choice, check_m, check_progress
@@ -17,7 +17,7 @@ from ...model.stages import eval_mode
 from ...weights.scheme import Scheme
 from ..build import check_model
 from ..sensitivity.find import measure
-from ..sensitivity.harm import DAMAGES, Harm
+from ..sensitivity.harm import MEASURES, Harm
 from ..sensitivity.result import LayerSensitivity, Sensitivity
 from ..sensitivity.variants import Unit, check_schemes, placed, variants
 from .budget import Budget
@@ -29,6 +29,7 @@ TRIED = 5  # choices that are measured end to end
 _SHARES = (1.25, 1.0, 0.9, 0.8, 0.65, 0.5, 0.0)  # fractions of a harm limit for which a choice is measured
 
 
+@_moved.renamed_arguments
 def plan(
     model: nn.Module,
     candidates: str | Scheme | Sequence[str | Scheme],
@@ -37,7 +38,7 @@ def plan(
     budget: Mapping[str, float | str],
     m: int = 1,
     save: str = "bytes",
-    damage: str = "kl",
+    harm: str = "kl",
     quantize: Mapping[str, Any] | None = None,
     sparsify: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -52,7 +53,7 @@ def plan(
     ``nybble.optimize(model, plan.recipe)`` applies the plan.
 
     Args:
-        model, data, damage, quantize, sparsify, seed, on_bad, progress: as for ``sensitivity``.
+        model, data, harm, quantize, sparsify, seed, on_bad, progress: as for ``sensitivity``.
         candidates: schemes such as ``("w8a8", "w4a16g128", "sp24w8a8")``. A layer may also stay dense.
         budget: one of ``{"bytes": n}``: total weight bytes of the layers that can have a candidate; ``{"ms": t}``: total
             time of one call of each of these layers with ``m`` rows, on this machine with the current number of threads;
@@ -73,7 +74,7 @@ def plan(
     schemes = check_schemes("candidates", candidates)
     if isinstance(asked.limit, Scheme) and asked.limit not in schemes:
         schemes = (*schemes, asked.limit)
-    check_choice("damage", damage, tuple(DAMAGES))
+    check_choice("harm", harm, tuple(MEASURES))
     check_choice("on_bad", on_bad, ON_BAD)
     check_choice("save", save, ("bytes", "ms"))
     check_progress(progress)
@@ -84,13 +85,13 @@ def plan(
         if not units:
             raise ValueError(f"candidates={candidates!r}: no layer of the model can have any of these schemes")
         with eval_mode(model):
-            harm = Harm(model, batches.kept, damage, seed)
-            alone = measure(model, units, harm, batches.kept, progress)
+            harm_now = Harm(model, batches.kept, harm, seed)
+            alone = measure(model, units, harm_now, batches.kept, progress)
             watch = Stopwatch(rows) if "ms" in (asked.kind, save) else None
             menu = _menu(units, alone, watch)
-            limit, choices = _choose(menu, asked, save, harm)
-            found = [_point(menu, choice, harm) for choice in choices]
-            uniform = {str(s): _point(menu, menu.uniform(str(s)), harm) for s in schemes if _is_there(menu, str(s))}
+            limit, choices = _choose(menu, asked, save, harm_now)
+            found = [_point(menu, choice, harm_now) for choice in choices]
+            uniform = {str(s): _point(menu, menu.uniform(str(s)), harm_now) for s in schemes if _is_there(menu, str(s))}
     chosen = _taken(found, asked.kind, limit, save)
     cost = save if asked.kind == "harm" else asked.kind
     return ChosenPlan(
@@ -101,7 +102,7 @@ def plan(
         tried=tuple(found),
         uniform=uniform,
         front=tuple(_point(menu, choice) for choice in front(menu, cost)),
-        sensitivity=Sensitivity(tuple(alone), tuple(map(str, schemes)), damage, batches.skipped),
+        sensitivity=Sensitivity(tuple(alone), tuple(map(str, schemes)), harm, batches.skipped),
         arguments={"quantize": _kept(quantize), "sparsify": _kept(sparsify)},
         data_sha256=data_sha256(batches.kept),
         versions={"nybble": __version__},
@@ -120,10 +121,10 @@ def _candidates(unit: Unit, alone: LayerSensitivity, watch: Stopwatch | None) ->
     times = {} if watch is None else {k: len(unit.sites) * ms for k, ms in watch.times(layers, unit.dense).items()}
     row = next(iter(unit.reports.values()))
     found = [Candidate(DENSE, row.nbytes_before, times.get(DENSE), 0.0)]
-    for scheme, damage in alone.damage.items():
-        if abs(damage.harm.value) < float("inf"):
+    for scheme, effect in alone.effects.items():
+        if abs(effect.harm.value) < float("inf"):
             # A harm below zero is noise; counting it would offset real harm of other layers.
-            found.append(Candidate(scheme, damage.nbytes, times.get(scheme), max(0.0, damage.harm.value)))
+            found.append(Candidate(scheme, effect.nbytes, times.get(scheme), max(0.0, effect.harm.value)))
     return found
 
 

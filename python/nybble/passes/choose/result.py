@@ -66,19 +66,20 @@ class ChosenPlan(Shown):
         """As Shown.parts."""
         names = list(self.uniform)
         rows = [["layer", "scheme", *names]]
-        alone = {layer.name: layer.damage for layer in self.sensitivity.layers}
+        alone = {layer.name: layer.effects for layer in self.sensitivity.layers}
         for name, scheme in self.chosen.schemes.items():
             harms = alone.get(name, {})
             rows.append([name, scheme, *(f"{harms[n].harm.value:.2e}" if n in harms else "-" for n in names)])
         points = [["", "bytes", f"ms at M={self.m}", "harm predicted", "measured"]]
         points += [_cells(f"all {name}", point) for name, point in self.uniform.items()]
         points += [_cells("chosen", self.chosen)]
-        foot = f"budget: {self.kind} <= {self.limit:.6g}; harm: {self.sensitivity.damage}, above: of each layer alone"
+        foot = f"budget: {self.kind} <= {self.limit:.6g}; harm: {self.sensitivity.harm}, above: of each layer alone"
         return [Table(rows, {0, 1}), Table(points), foot]
 
     def to_json(self) -> str:
         """All fields and the recipe as strict JSON; numbers that are not finite become strings such as "inf"."""
         fields = {name: value for name, value in asdict(self).items() if name != "arguments"}
+        fields["sensitivity"] = self.sensitivity.fields()
         data = {"schema": SCHEMA, **fields, "recipe": self.recipe.to_dict()}
         return json.dumps(finite(data), indent=2, allow_nan=False)
 

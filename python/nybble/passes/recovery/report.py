@@ -62,6 +62,7 @@ class Recovered(Shown):
 
     def to_json(self) -> str:
         """All fields as strict JSON."""
-        return json.dumps(
-            {"schema": "nybble.recovered/1", **asdict(self), "removed": self.removed}, indent=2, allow_nan=False
-        )
+        # For one release each stage has its learning rate under the old name, too.
+        stages = [{**asdict(stage), "rate": stage.learning_rate} for stage in self.stages]
+        found = {"schema": "nybble.recovered/1", **asdict(self), "stages": stages, "removed": self.removed}
+        return json.dumps(found, indent=2, allow_nan=False)

@@ -6,7 +6,10 @@ Inside: `find` (the public function), `variants` (the layers under each scheme),
 
 from __future__ import annotations
 
+from ... import _moved
 from .find import sensitivity
-from .result import Damage, LayerSensitivity, Sensitivity
+from .result import Effect, LayerSensitivity, Sensitivity
 
-__all__ = ["Damage", "LayerSensitivity", "Sensitivity", "sensitivity"]
+__all__ = ["Effect", "LayerSensitivity", "Sensitivity", "sensitivity"]
+
+__getattr__ = _moved.renamed(__name__, {"Damage": "Effect"})

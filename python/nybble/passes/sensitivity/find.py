@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ... import _moved
 from ...evaluate.data import ON_BAD, sift
 from ...model.bar import bar
 from ...model.batches import call
@@ -15,18 +16,19 @@ from ...model.options import check_choice, check_progress
 from ...model.stages import eval_mode
 from ...weights.scheme import Scheme
 from ..build import check_model
-from .harm import DAMAGES, Harm
+from .harm import MEASURES, Harm
 from .outliers import Outliers, largest_inputs, outliers
-from .result import Damage, LayerSensitivity, Sensitivity
+from .result import Effect, LayerSensitivity, Sensitivity
 from .variants import Unit, check_schemes, placed, variants
 
 
+@_moved.renamed_arguments
 def sensitivity(
     model: nn.Module,
     schemes: str | Scheme | Sequence[str | Scheme],
     data: Iterable[Any],
     *,
-    damage: str = "kl",
+    harm: str = "kl",
     quantize: Mapping[str, Any] | None = None,
     sparsify: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -42,7 +44,7 @@ def sensitivity(
         model: any module; its Linear layers must be inside it.
         schemes: such as ``("w8a8", "w4a16g128", "sp24w8a8")``.
         data: batches, as for ``evaluate``.
-        damage: the measure. ``"kl"``: KL(original || changed) of the softmax of the output, in nats per token.
+        harm: how it is measured. ``"kl"``: KL(original || changed) of the softmax of the output, in nats per token.
             ``"output"``: the squared change of the output relative to its square.
         quantize, sparsify: further arguments of the passes that make the layers, such as ``{"method": "mse"}`` or
             ``{"exclude": "*.head"}``. By default weights are rounded to nearest, and pruned by magnitude.
@@ -52,7 +54,7 @@ def sensitivity(
             longer than two seconds. Bars need the package rich.
 
     Returns:
-        A ``Sensitivity``: the layers, the largest damage first.
+        A ``Sensitivity``: the layers, the largest harm first.
 
     Raises:
         TypeError, ValueError: an argument is wrong, no layer can have any of the schemes, or the model's output on the
@@ -60,7 +62,7 @@ def sensitivity(
     """
     check_model(model)
     asked = check_schemes("schemes", schemes)
-    check_choice("damage", damage, tuple(DAMAGES))
+    check_choice("harm", harm, tuple(MEASURES))
     check_choice("on_bad", on_bad, ON_BAD)
     check_progress(progress)
     batches = sift(data, model, on_bad)
@@ -69,8 +71,8 @@ def sensitivity(
         if not units:
             raise ValueError(f"schemes={schemes!r}: no layer of the model can have any of these schemes")
         with eval_mode(model):
-            rows = measure(model, units, Harm(model, batches.kept, damage, seed), batches.kept, progress)
-    return Sensitivity(tuple(rows), tuple(map(str, asked)), damage, batches.skipped)
+            rows = measure(model, units, Harm(model, batches.kept, harm, seed), batches.kept, progress)
+    return Sensitivity(tuple(rows), tuple(map(str, asked)), harm, batches.skipped)
 
 
 def measure(
@@ -84,7 +86,7 @@ def measure(
             found = {}
             for scheme in unit.new:
                 with placed([(unit, scheme)]):
-                    found[scheme] = Damage(harm(), unit.reports[scheme].sqnr_db, unit.reports[scheme].nbytes_after)
+                    found[scheme] = Effect(harm(), unit.reports[scheme].sqnr_db, unit.reports[scheme].nbytes_after)
                 advance(f"{unit.name} {scheme}")
             shown = Outliers((), float("nan")) if largest is None else outliers(largest)
             shape = next(iter(unit.reports.values())).shape

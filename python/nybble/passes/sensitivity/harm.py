@@ -14,19 +14,19 @@ from ...evaluate.result import Metric
 from ...evaluate.table import mean_metric
 from ...model.batches import call
 
-DAMAGES = {"kl": kl_sums, "output": output_error_sums}
+MEASURES = {"kl": kl_sums, "output": output_error_sums}
 
 
 class Harm:
     """Holds the outputs of the original model, and compares those of the model as it is now.
 
     Args:
-        damage: "kl": KL(before || after) of the softmax of the output, in nats per token. "output": the squared change
+        measure: "kl": KL(before || after) of the softmax of the output, in nats per token. "output": the squared change
             of the output relative to its square.
     """
 
-    def __init__(self, model: nn.Module, batches: Sequence[Any], damage: str, seed: int) -> None:
-        self._model, self._batches, self._sums, self._seed = model, batches, DAMAGES[damage], seed
+    def __init__(self, model: nn.Module, batches: Sequence[Any], measure: str, seed: int) -> None:
+        self._model, self._batches, self._sums, self._seed = model, batches, MEASURES[measure], seed
         self._before = [self._output(batch) for batch in batches]
         if not all(bool(torch.isfinite(output).all()) for output in self._before):
             raise ValueError("model: its output on the data has NaN or Inf before any layer is changed")
