@@ -381,7 +381,7 @@ def test_every_kind_of_result_has_a_table(repository):
         ("three-demo-2026-01-01.json", demo(1, 1), "does not describe the machine 'three'"),
         ("one-demo-2026-01-01.jsonl", demo(1, 1), "results of demo end in .json"),
         ("one-demo-2026-01-01.json", {"rows": []}, "not what `nybble demo --json` prints"),
-        ("one-cpu-targets-2026-01-01.jsonl", {"no": "kind"}, "not a line of results"),
+        ("one-cpu-targets-2026-01-01.jsonl", {"no": "kind"}, "not a result line"),
     ],
 )
 def test_a_wrong_file_of_results_is_refused(repository, name, row, said):
