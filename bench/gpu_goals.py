@@ -3,9 +3,9 @@
 A Goal: the speed of a scheme at a shape over a baseline, on an H100 and on an H200. A Limit: an absolute bound of one
 figure, on both. On other GPUs, results are shown without a verdict.
 
-Origin of the numbers. H200: the design. H100, bound by memory (few tokens): time of bfloat16 over 3 us + bytes / (0.9 of
+Origin of the numbers. H200: the design. H100, bound by memory (few rows): time of bfloat16 over 3 us + bytes / (0.9 of
 3.0 TB/s), rounded down, where the time of bfloat16 is 1.7 us + bytes / (0.95 of 3.0 TB/s). 8-bit activations add 2.5 us
-for quantization; 16 tokens may take 10 % more time, 32 tokens 20 %. Bound by compute, and for block sparsity: the numbers
+for quantization; 16 rows may take 10 % more time, 32 rows 20 %. Bound by compute, and for block sparsity: the numbers
 of the H200, which has the same multiprocessors.
 Over other libraries: at least as fast as the fastest of PEERS_OF that runs in the same process.
 """

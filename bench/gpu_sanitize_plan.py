@@ -28,9 +28,9 @@ from .gpu_smoke_check import Case, schemes
 from .weights import WeightKind
 
 Row = dict[str, Any]
-# Outputs and inputs with partial tiles and split-K; tokens beyond the kernel's minimum.
+# Outputs and inputs with partial tiles and split-K; rows beyond the kernel's minimum.
 N, K, MORE = 72, 1096, 8
-# For wgmma kernels: outputs, inputs, and tokens beyond the minimum, such that a GPU with 132 multiprocessors uses wide
+# For wgmma kernels: outputs, inputs, and rows beyond the minimum, such that a GPU with 132 multiprocessors uses wide
 # tiles, and several per block.
 WIDE_N, WIDE_K, WIDE_MORE = 8456, 136, 129
 # Scratch size used while recording, recognizable among the arguments; gpu_sanitize allocates the real size.
@@ -98,16 +98,16 @@ def recording() -> Iterator[list[Row]]:
 
 
 def cases(spec: KernelSpec) -> list[Case]:
-    """The cases of a kernel: its minimum number of tokens and a few more, with symmetric and asymmetric weights; for
+    """The cases of a kernel: its minimum number of rows and a few more, with symmetric and asymmetric weights; for
     persistent kernels also several tiles per block, and float32."""
     least, most = spec.m_range
-    found, tokens = [], sorted({least, min(least + MORE, most or least + MORE)})
+    found, rows = [], sorted({least, min(least + MORE, most or least + MORE)})
     for scheme in schemes(spec)[:2]:
-        found += [Case(scheme, torch.bfloat16, m, N, K) for m in tokens]
+        found += [Case(scheme, torch.bfloat16, m, N, K) for m in rows]
         if spec.target == _PERSISTENT:
             found.append(Case(scheme, torch.bfloat16, least + WIDE_MORE, WIDE_N, WIDE_K))
     if spec.target == _PERSISTENT:
-        found.append(Case(found[0].scheme, torch.float32, tokens[-1], N, K))
+        found.append(Case(found[0].scheme, torch.float32, rows[-1], N, K))
     return found
 
 
@@ -127,7 +127,7 @@ def launches(specs: Sequence[KernelSpec]) -> list[Row]:
 
 
 def _order(spec: KernelSpec) -> tuple[bool, bool]:
-    """Sort key: wgmma kernels with asynchronous copies first, kernels with up to 8 tokens last."""
+    """Sort key: wgmma kernels with asynchronous copies first, kernels with up to 8 rows last."""
     return spec.target != _PERSISTENT, spec.name.endswith("_gemv")
 
 

@@ -78,7 +78,7 @@ def one_of_each(specs: Iterable[KernelSpec]) -> list[KernelSpec]:
 
 
 def cost(spec: KernelSpec) -> float:
-    """Estimated seconds of a kernel's process. Triton compiles for each scheme, dtype and number of tokens."""
+    """Estimated seconds of a kernel's process. Triton compiles for each scheme, dtype and number of rows."""
     if spec.op in OPERATIONS:
         return START_S + len(OPERATIONS[spec.op]) * (COMPILE_S + CHECK_S)
     found = cases(spec, False, DTYPES)

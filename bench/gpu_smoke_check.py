@@ -30,14 +30,14 @@ from .weights import WeightKind
 
 Row = dict[str, Any]
 INSTANCES, TIMES = "instances", "times"
-# Outputs and inputs; the last are from a model. MANY: tokens for kernels without an upper limit.
+# Outputs and inputs; the last are from a model. MANY: rows for kernels without an upper limit.
 SHAPES = ((72, 1096), (257, 2100), (8192, 8192))
 MANY, MORE = 300, 8
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 SMALL_SHAPES, SMALL_MANY = ((40, 136), (65, 264), (128, 256)), 20
 # Guard elements before and after an output, which no kernel may write.
 _GUARD = 64
-# Scheme, and numbers of tokens, outputs and inputs.
+# Scheme, and numbers of rows, outputs and inputs.
 TIMED = (
     ("w4a16g128", (1, 4096, 4096)),
     ("w4a16g128", (1, 8192, 8192)),
@@ -81,9 +81,9 @@ def cases(spec: KernelSpec, small: bool, dtypes: Sequence[torch.dtype]) -> list[
     """Three shapes that the kernel supports, in each dtype; the large one only with two schemes."""
     shapes, many = (SMALL_SHAPES, SMALL_MANY) if small else (SHAPES, MANY)
     least, most = spec.m_range
-    tokens = (least, min(least + MORE, most or least + MORE), most or max(many, least))
+    rows = (least, min(least + MORE, most or least + MORE), most or max(many, least))
     found = []
-    for (n, k), m in zip(shapes, tokens, strict=True):
+    for (n, k), m in zip(shapes, rows, strict=True):
         some = schemes(spec)[:2] if (n, k) == shapes[-1] else schemes(spec)
         found += [Case(scheme, dtype, m, n, k) for scheme in some for dtype in dtypes if dtype in spec.act_dtypes]
     return found
@@ -124,7 +124,7 @@ def _written(held: Tensor, got: Tensor, right: Tensor, bound: Tensor) -> Row:
 
 def compare(got: Tensor, right: Tensor, bound: Tensor) -> Row:
     """{"ok": largest error as a share of its bound}, or details of the outputs outside their bound: how many, the first
-    one, and the distribution of their tokens and outputs."""
+    one, and the distribution of their rows and outputs."""
     error = (got.double() - right).abs()
     bad = ~(error <= bound)  # NaN compares false
     if not bool(bad.any()):

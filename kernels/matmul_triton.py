@@ -1,5 +1,5 @@
-"""y = x (M, K) w^T + bias for many tokens: dequantizes the weight to x's dtype (dequantize_triton), then multiplies with
-torch's matmul (cuBLAS). Bound by the multiplies; the weight is read and written once for all tokens.
+"""y = x (M, K) w^T + bias for many rows of x: dequantizes the weight to x's dtype (dequantize_triton), then multiplies with
+torch's matmul (cuBLAS). Bound by the multiplies; the weight is read and written once for all rows.
 """
 
 from __future__ import annotations

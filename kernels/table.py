@@ -40,10 +40,10 @@ KERNELS = (
     _row("w8a16_triton", "w8a16", layout="rows8", make=Entry("a16_triton:A16Plan")),
     _exact("w4a8_triton", "w4a8", layout="frag4", make=Entry("w4a8_triton:W4A8Plan")),
     _row("w4a16_triton", "w4a16", layout="frag4", make=Entry("a16_triton:A16Plan")),
-    # For many tokens; on GPUs with CUDA kernels, for more than these take.
+    # For many rows of activations; on GPUs with CUDA kernels, for more than these take.
     _matmul("w8a16_triton_matmul", "w8a16", layout="rows8", m_range=(65, None)),
     _matmul("w4a16_triton_matmul", "w4a16", layout="frag4", m_range=(65, None)),
-    # The CUDA kernels take fewer tokens.
+    # The CUDA kernels take fewer rows of activations.
     _sp24("sp24w8a16_triton_matmul", "spw8a16", layout="quads8"),
     _sp24("sp24w4a16_triton_matmul", "spw4a16", layout="quads4"),
     _sp24("sp24w16a16_triton_matmul", "spw16a16", layout="quads16"),

@@ -32,9 +32,9 @@ def test_a_kernel_is_checked_over_its_range_in_every_dtype_and_both_symmetries(s
     assert all(spec.takes(case.m) for case in found)
     assert {case.dtype for case in found} == set(spec.act_dtypes)
     assert {case.scheme.symmetric for case in found} == ({True, False} if spec.scheme in ("w4a16", "w4a8") else {True})
-    tokens = {case.m for case in found}
-    assert min(tokens) == spec.m_range[0]
-    assert max(tokens) == (spec.m_range[1] or max(gpu_smoke_check.MANY, spec.m_range[0]))
+    rows = {case.m for case in found}
+    assert min(rows) == spec.m_range[0]
+    assert max(rows) == (spec.m_range[1] or max(gpu_smoke_check.MANY, spec.m_range[0]))
     if spec.target == "triton":
         assert len({case.scheme for case in found}) <= 2, "each is compiled"
     else:

@@ -1,4 +1,4 @@
-"""What is chosen for a problem, and how the choice is explained; on a GPU, for each number of tokens."""
+"""What is chosen for a problem, and how the choice is explained; on a GPU, for each number of rows."""
 
 import dataclasses
 
@@ -216,7 +216,7 @@ def test_one_cuda_kernel_may_be_left_out_alone(gpu, monkeypatch):
 
 def test_why_not_names_the_rows_and_explain_the_rounding(gpu):
     problem = Problem(Scheme.parse("w4a16"), m=193, n=16, k=64, device="cuda")
-    assert why_not("w4a16_sm80", problem) == "is for 1 to 192 tokens, not 193"
+    assert why_not("w4a16_sm80", problem) == "is for 1 to 192 rows, not 193"
     text = str(explain(dataclasses.replace(problem, m=2)))
     assert "runs  w4a16_sm80_gemv, which rounds float32 activations to bfloat16" in text
     text = str(explain(dataclasses.replace(problem, scheme=Scheme.parse("w8a8"))))

@@ -44,9 +44,7 @@ def test_wrong_outputs_are_found(wrong_m: int) -> None:
 
     reason = selfcheck.disagreement(dataclasses.replace(right, make=make), "cpu")
     assert reason is not None
-    assert reason.startswith(
-        f"its bfloat16 outputs for {wrong_m} tokens and (72, 1096) weights of w4a16g32asym are off"
-    )
+    assert reason.startswith(f"its bfloat16 outputs for {wrong_m} rows and (72, 1096) weights of w4a16g32asym are off")
 
 
 def test_a_second_launch_that_is_wrong_is_found() -> None:
@@ -133,7 +131,7 @@ def test_the_wide_weight_takes_wide_tiles_and_several_in_turn() -> None:
     """As csrc/cuda/w8a8_sm90.cu chooses on an H100 or H200, whose 132 multiprocessors hold 66 pairs of blocks at once:
     a wide tile (256 outputs) costs 4 for narrow ones' (128 outputs) 3, and the tiles beyond 66 wait for their turn."""
     spec = next(spec for spec in GPU if spec.name == "w8a8_sm90")
-    m = max(selfcheck._tokens(spec))
+    m = max(selfcheck._row_counts(spec))
 
     def turns(n: int, outputs: int) -> int:
         return -(-(-(-m // 256) * -(-n // outputs)) // 66)
@@ -148,14 +146,14 @@ def test_every_gpu_kernel_has_schemes_and_tokens_that_it_accepts(spec: KernelSpe
     monkeypatch.setattr(targets, "detect", lambda: targets.Machine("", (), targets.names(), {}, None))
     spec = dataclasses.replace(spec, built=True)
     for scheme in selfcheck.schemes(spec):
-        for m in selfcheck._tokens(spec):
+        for m in selfcheck._row_counts(spec):
             for dtype in set(selfcheck._DTYPES) & set(spec.act_dtypes):
                 problem = Problem(scheme, m, n=72, k=1096, dtype=dtype, device="cuda", layout=spec.layout)
                 assert spec.why_not(problem) is None
 
 
 @pytest.mark.parametrize(
-    ("m_range", "tokens"),
+    ("m_range", "rows"),
     [
         ((1, 8), [1, 8]),
         ((1, 64), [1, 9, 17, 33, 64]),
@@ -165,9 +163,9 @@ def test_every_gpu_kernel_has_schemes_and_tokens_that_it_accepts(spec: KernelSpe
         ((256, 300), [256, 300]),
     ],
 )
-def test_the_fewest_and_the_most_tokens_are_tried(m_range, tokens) -> None:
+def test_the_fewest_and_the_most_rows_are_tried(m_range, rows) -> None:
     spec = dataclasses.replace(next(spec for spec in GPU if spec.target == "sm80"), m_range=m_range)
-    assert selfcheck._tokens(spec) == tokens
+    assert selfcheck._row_counts(spec) == rows
 
 
 @pytest.mark.parametrize("family", ["w8a8", "bsw8a8"])

@@ -37,7 +37,7 @@ __getattr__ = _moved.attribute
 
 
 def explain(layer: nn.QuantizedModule, m: int = 1, verbose: bool = False) -> Explanation:
-    """Which kernel runs a layer for m tokens, and why each other kernel of its scheme does not.
+    """Which kernel runs a layer for m rows of activations, and why each other kernel of its scheme does not.
 
     Args:
         layer: a quantized module, such as ``nybble.nn.Linear``.

@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 # Where a compiled kernel differs from what its row says.
 _EXCEPTIONS: dict[str, Row] = {
-    # Following places is slow on AVX2 for more than a few tokens, so it pays from more zeros on.
+    # Following places is slow on AVX2 for more than a few rows of activations, so it pays from more zeros on.
     "spw8a8_avx2_gather": {"least_zeros": 0.85},
     "spw8a8_avxvnni_gather": {"least_zeros": 0.85},
     # It adds the groups of each part of K on their own.
@@ -138,7 +138,7 @@ def _expanding(row: Row, rows: list[Row], layout: str) -> KernelSpec:
 
 
 def _masked(row: Row, rows: list[Row]) -> KernelSpec:
-    """A kernel of a mask layout, with the dense kernel that takes over for many tokens."""
+    """A kernel of a mask layout, with the dense kernel that takes over for many rows of activations."""
     dense = _nearest("linear", row, rows, scheme=row["scheme"].removeprefix("sp"), panel=row["panel"])
     prepare, expand = _nearest("prepare", row, rows), _nearest("expand", row, rows)
     return _compiled(row, KernelNames(dense, prepare, row["layout"], expand=expand, few=row["name"]))

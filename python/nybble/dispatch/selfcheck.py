@@ -26,9 +26,9 @@ from .spec import DISTRUSTED, KernelSpec
 _SHAPES = ((72, 1096), (300, 2600), (320, 4096))
 # For the kernels with wgmma: so many outputs that they choose wide tiles, and a block computes several in turn.
 _WIDE = (8456, 392)
-# The fewest tokens for each size of a block; the most that are tried; and, of a kernel for many tokens, how many more
-# than its fewest fill another block.
-_TOKENS, _MOST_TOKENS, _MORE_TOKENS = (9, 17, 33), 192, 129
+# The fewest rows of activations for each size of a block; the most that are tried; and, of a kernel for many rows, how
+# many more than its fewest fill another block.
+_ROWS, _MOST_ROWS, _MORE_ROWS = (9, 17, 33), 192, 129
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _BLOCK = Block(32, 32)
 # The largest error, relative to the largest output.
@@ -79,7 +79,7 @@ def check(spec: KernelSpec) -> bool:
 def disagreement(spec: KernelSpec, device: str) -> str | None:
     """What is wrong with the outputs of a kernel; None: nothing.
 
-    CUDA kernels are compared for every dtype of activations, each kind of scheme, several shapes and numbers of tokens.
+    CUDA kernels are compared for every dtype of activations, each kind of scheme, several shapes and numbers of rows.
     Triton kernels compile anew for each of these, so only the first of each is compared: twice, since the second call
     launches the compiled kernel in another way.
 
@@ -116,12 +116,12 @@ def _weights(spec: KernelSpec) -> Iterator[tuple[Scheme, tuple[int, int]]]:
     yield from every[:1] if spec.target == "triton" else every
 
 
-def _tokens(spec: KernelSpec) -> list[int]:
+def _row_counts(spec: KernelSpec) -> list[int]:
     least, most = spec.m_range
     if spec.target == "triton":
         return [least, least]  # the second call launches what the first one compiled
-    last = max(_MOST_TOKENS, least + _MORE_TOKENS)
-    return sorted({least, last if most is None else min(most, last), *filter(spec.takes, _TOKENS)})
+    last = max(_MOST_ROWS, least + _MORE_ROWS)
+    return sorted({least, last if most is None else min(most, last), *filter(spec.takes, _ROWS)})
 
 
 def _compare(
@@ -133,20 +133,20 @@ def _compare(
     there = QuantizedWeight(**{name: tensor.to(device) for name, tensor in quantized.tensors().items()})
     packed = layouts.pack(there, spec.layout, scheme, k)
     assert spec.make is not None, "linear kernels can run"  # noqa: S101
-    plan, tokens = spec.make(scheme, n, k), _tokens(spec)
+    plan, counts = spec.make(scheme, n, k), _row_counts(spec)
     dtypes = [dtype for dtype in _DTYPES if dtype in spec.act_dtypes]
     for dtype in dtypes[:1] if spec.target == "triton" else dtypes:
-        x = torch.randn(tokens[-1], k, generator=generator, dtype=torch.float32).to(dtype)
+        x = torch.randn(counts[-1], k, generator=generator, dtype=torch.float32).to(dtype)
         expected = reference.linear(x, quantized, None, scheme, torch.float64)
         kept = []  # so that each call has tensors at other addresses
-        for m in tokens:
+        for m in counts:
             out = torch.full((m, n), torch.nan, dtype=dtype, device=device)
             rows, weights = x[:m].to(device), packed.clone()
             plan(rows, weights, None, out)
             kept += [rows, weights, out]
             worst = float((out.cpu().double() - expected[:m]).abs().max() / expected[:m].abs().max())
             if not worst <= _TOLERANCE:
-                of = f"{m} tokens and ({n}, {k}) weights of {scheme}"
+                of = f"{m} rows and ({n}, {k}) weights of {scheme}"
                 return f"its {str(dtype).removeprefix('torch.')} outputs for {of} are off by {worst:.2g} of the largest"
     return None
 

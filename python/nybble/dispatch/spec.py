@@ -51,9 +51,9 @@ class KernelSpec:
         device: the type of device that its tensors are on; None: any.
         group_sizes: of the weights; None: all of the family.
         act_dtypes, out_dtypes: of the activations and of the output.
-        m_range: the fewest and the most tokens; None: no upper limit.
+        m_range: the fewest and the most rows of activations; None: no upper limit.
         panel: number of the format of the activations, csrc/abi.h.
-        block_rows: number of tokens that it multiplies at once.
+        block_rows: number of rows of activations that it multiplies at once.
         exact: whether sums are int32, so that the result is bitwise equal on every target and for every thread count.
         least_zeros: the share of zeros from which a weight is packed for it.
         flushes_subnormals: whether products of bfloat16 pairs below 2^-126 count as 0.
@@ -104,7 +104,7 @@ class KernelSpec:
             (problem.layout in (None, self.layout), f"reads layout {self.layout}, the weight is {problem.layout}"),
             (problem.dtype in self.act_dtypes, f"takes {_names(self.act_dtypes)}, not {problem.dtype}"),
             (out_dtype in self.out_dtypes, f"gives {_names(self.out_dtypes)}, not {out_dtype}"),
-            (self.takes(problem.m), f"is for {_tokens(self.m_range)}, not {problem.m}"),
+            (self.takes(problem.m), f"is for {_rows(self.m_range)}, not {problem.m}"),
             (self.group_sizes is None or size in self.group_sizes, f"has no group_size {size}"),
             (
                 problem.layout is not None or self.least_zeros <= zeros,
@@ -114,7 +114,7 @@ class KernelSpec:
         return next((reason for holds, reason in checks if not holds), None)
 
     def takes(self, m: int) -> bool:
-        """Whether it serves m tokens; no tokens count as one."""
+        """Whether it serves m rows of activations; no rows count as one."""
         least, most = self.m_range
         return least <= max(m, 1) and (most is None or m <= most)
 
@@ -128,9 +128,9 @@ def _zeros(scheme: Scheme) -> float:
     return 0.0 if scheme.sparsity is None or isinstance(scheme.sparsity, Block) else scheme.sparsity.zeros
 
 
-def _tokens(m_range: tuple[int, int | None]) -> str:
+def _rows(m_range: tuple[int, int | None]) -> str:
     least, most = m_range
-    return f"{least} to {most} tokens" if most else f"{least} tokens and more"
+    return f"{least} to {most} rows" if most else f"{least} rows and more"
 
 
 def _names(dtypes: tuple[torch.dtype, ...]) -> str:

@@ -1,7 +1,7 @@
 """Checks that every linear kernel must pass, on any device, against the float64 oracle.
 
 Each check takes a Subject, makes its own data and raises AssertionError. If a kernel does not support a check's number of
-tokens, the check uses the nearest that it supports.
+rows, the check uses the nearest that it supports.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Subject:
         return self.spec.act_dtypes[0]
 
     def tokens(self, m: int) -> int:
-        """m, or the nearest number of tokens that the kernel supports."""
+        """m, or the nearest number of rows of activations that the kernel supports."""
         least, most = self.spec.m_range
         return m if self.spec.takes(m) else max(least, min(m, most or m))
 
@@ -304,7 +304,7 @@ def repeats_give_the_same_bits(subject: Subject, shapes: Iterable[Shape], times:
 
 
 def batches_give_the_same_bits(subject: Subject, most: int = 8) -> None:
-    """A token's output is bitwise the same alone and in a batch of up to ``most`` tokens."""
+    """A row's output is bitwise the same alone and in a batch of up to ``most`` rows."""
     for (n, k), dtype in product(((70, 200), (33, 2100), (257, 96)), subject.spec.act_dtypes):
         quantized, bias = random_weight(subject.scheme, n, k), torch.randn(n).to(dtype)
         x = activations(most, k, dtype, 17)
