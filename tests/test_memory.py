@@ -113,7 +113,7 @@ def test_wrong_names_and_shapes_are_refused() -> None:
         native.LinearPlan(KernelNames("w4a8_scalar", "prepare_scalar", "n16k8"), scheme, 0, 32)
     plan = native.LinearPlan(KernelNames("w8a8_scalar", "prepare_scalar", "n16k8"), scheme, 4, 32)
     packed = native.pack(random_weight(scheme, 4, 32), scheme, 32, "n16k8")
-    with pytest.raises(ValueError, match="weight bits"):
+    with pytest.raises(ValueError, match="does not support 4-bit weights"):
         plan(torch.zeros(1, 32), packed, None, torch.zeros(1, 4))
     short = QuantizedWeight(torch.zeros(2, 2, dtype=torch.uint8), torch.ones(4, 1, dtype=torch.bfloat16))
     shape = native.weight_shape(scheme, 4, 32)

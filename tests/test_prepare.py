@@ -76,7 +76,7 @@ def test_codes_equal_the_reference(spec, panel: str, dtype: torch.dtype) -> None
     if spec.target not in targets.detect().targets:
         pytest.skip(f"{spec.name}: {targets.detect().missing[spec.target]}")
     if panel == "bf16" and dtype != torch.bfloat16:
-        with pytest.raises(ValueError, match="refused"):
+        with pytest.raises(ValueError, match="does not support panel_format"):
             prepare(spec, hard_rows(12).to(dtype), 12, 4, 12, FORMATS[panel])
         return
     for act in (None, ActScale.of_range(-1.5, 2.0), ActScale.of_range(0.0, 1e30), ActScale.of_range(-1e-35, 0.0)):
@@ -110,7 +110,7 @@ def test_scales_and_zero_points_out_of_range_are_refused(scale: float, zero: int
 
 @pytest.mark.parametrize(("k_padded", "group"), [(12, 12), (96, 96), (128, 32)])
 def test_lines_that_are_not_whole_are_refused(k_padded: int, group: int) -> None:
-    with pytest.raises(ValueError, match="k_padded and group must be multiples of 64"):
+    with pytest.raises(ValueError, match="k_padded, group: must be multiples of 64"):
         prepare(SPECS[0], hard_rows(12), k_padded, 4, group, FORMATS["u8_lines"])
 
 
