@@ -1,6 +1,6 @@
 """Benchmarks of nybble's kernels against other libraries, with correctness checks: ``python -m nybble.bench``.
 
-- shapes, weights, peers, entrants: what is timed. run, timing: the measurement, one cell (shape, M, dtype, ...) at a time.
+- shapes, weights, peers, contestants: what is timed. run, timing: the measurement, one cell (shape, M, dtype, ...) at a time.
 - results, output: result files (JSON lines). compare, report*, crossover*: reading them.
 - goals, figures, presets: performance targets. ceilings*: peak rates of the machine, for the roofline.
 - model, llama, outside: whole models. accuracy*: accuracy of the passes. gpu_*: everything for GPUs.

@@ -21,9 +21,9 @@ from ..demo.table import text_table
 from ..model.bar import bar
 from . import compare, crossover, peers, presets, sparse_goals
 from .arguments import amount, argument, counts
-from .entrants import Maker, WrongKernelError, kernel_makers, peer_makers
+from .contestants import Maker, WrongKernelError, kernel_makers, peer_makers
 from .figures import Figure, model
-from .goals import table, verdicts
+from .goals import checks, table
 from .machine import run_line
 from .output import load, sink
 from .quiet import quiet
@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measure(args: argparse.Namespace) -> int:
-    rivals = peers.matching(args.peers)
+    matching = peers.matching(args.peers)
     threads = [presets.THREADS] if args.preset else args.threads
     for name in ("resume", "only"):
         if getattr(args, name) and args.preset != "accuracy":
@@ -123,14 +123,14 @@ def _measure(args: argparse.Namespace) -> int:
     limits = _ceilings(threads)
     with sink(args.out, args.json) as put:
         put([run_line(threads, limits)])
-        for text in _texts(args, rivals, limits, put, done):
+        for text in _texts(args, matching, limits, put, done):
             print(text, file=sys.stderr if args.json else sys.stdout, flush=True)
     return 0
 
 
 def _texts(
     args: argparse.Namespace,
-    rivals: Sequence[peers.Peer],
+    matching: Sequence[peers.Peer],
     limits: dict[str, Any],
     put: presets.Put,
     done: Sequence[Row],
@@ -141,11 +141,11 @@ def _texts(
     elif args.preset:
         run, steps = presets.PRESETS[args.preset]
         with bar(steps(args.shapes, args.only)) as advance:
-            yield from run(presets.Setup(rivals, args.shapes, args.budget, limits, put, advance, done, args.only))
+            yield from run(presets.Setup(matching, args.shapes, args.budget, limits, put, advance, done, args.only))
     else:
         caches = [name for name in ("cold", "hot") if getattr(args, name)] or ["cold"]
         kernels = kernel_makers(args.kernel)
-        makers: list[Maker] = [*kernels, *peer_makers(rivals, [kernel.kind for kernel in kernels])]
+        makers: list[Maker] = [*kernels, *peer_makers(matching, [kernel.kind for kernel in kernels])]
         grid = Grid(args.shapes, args.m, args.dtype, args.threads, caches, args.budget)
         with bar(grid.cells) as advance:
             for rows in race(makers, grid, limits, advance):
@@ -217,7 +217,7 @@ def _conclusion(rows: Sequence[Row], markdown: bool) -> str:
     kinds = [row for row in rows if row["kind"] == "target"]
     if any(map(sparse_goals.is_of, kinds)):
         return sparse_goals.table(results, markdown)
-    return table(verdicts(results), markdown) if kinds else ""
+    return table(checks(results), markdown) if kinds else ""
 
 
 def _compare(args: argparse.Namespace) -> int:

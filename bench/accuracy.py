@@ -1,4 +1,4 @@
-"""``--preset accuracy``: perplexity loss of each method on the demo's language model, against its targets (bars)."""
+"""``--preset accuracy``: perplexity loss of each method on the demo's language model, against its targets."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch import nn
 from ..demo.accuracy.language import Language, load
 from ..demo.table import text_table
 from ..evaluate import evaluate
-from .accuracy_methods import BARS, METHODS, Bar, Method
+from .accuracy_methods import METHODS, TARGETS, Method, Target
 from .accuracy_more import more
 from .figures import Figure
 from .results import Row
 
-CALIBRATION, DISTILLING, JUDGED = 64, 1024, 128  # numbers of sequences
+CALIBRATION, DISTILLING, HELD_OUT = 64, 1024, 128  # numbers of sequences
 
 
 def _asked(only: Sequence[str]) -> tuple[list[Method], list[Callable[[Language], Iterator[Figure]]]]:
@@ -60,12 +60,12 @@ class Loss:
         return max(self.nats) - min(self.nats)
 
 
-class Judge:
+class Evaluator:
     """Measures losses on held-out text."""
 
     def __init__(self, language: Language) -> None:
         self.language = language
-        self._data = language.judged(JUDGED)
+        self._data = language.held_out_batches(HELD_OUT)
         self.dense = self._nats(language.model)
 
     def _nats(self, model: nn.Module) -> float:
@@ -96,48 +96,48 @@ def accuracy(
     done: Iterable[Row] = (),
     only: Sequence[str] = (),
 ) -> Iterator[str]:
-    """Runs the methods selected by ``only``, except for losses in ``done``; yields the table of losses, then each bar."""
+    """Runs the methods selected by ``only``, except for losses in ``done``; yields the table of losses, then each target."""
     methods, others = _asked(only)
-    judge, before = Judge(load()), known(done)
+    evaluator, before = Evaluator(load()), known(done)
     losses = []
     for method in methods:
         nats: dict[str, list[float]] = {name: [] for name in method.names}
         for seed in method.seeds:
             keys = [(method.setting, name, seed) for name in method.names]
-            there = [before[key] for key in keys] if before.keys() >= set(keys) else judge.losses(method, seed)
+            there = [before[key] for key in keys] if before.keys() >= set(keys) else evaluator.losses(method, seed)
             for name, found in zip(method.names, there, strict=True):
                 nats[name].append(found)
                 put([{"kind": "accuracy", "setting": method.setting, "name": name, "seed": seed, "nats": found}])
                 advance(f"{method.setting} {name}")
         losses += [Loss(method.setting, name, tuple(found)) for name, found in nats.items()]
-    yield f"dense: perplexity {math.exp(judge.dense):.3f} on {JUDGED} held-out sequences of 256 tokens"
+    yield f"dense: perplexity {math.exp(evaluator.dense):.3f} on {HELD_OUT} held-out sequences of 256 tokens"
     if losses:
         yield table(losses)
     for figure in figures(losses):
         put([figure.line()])
         yield str(figure)
     for run in others:
-        for figure in run(judge.language):
+        for figure in run(evaluator.language):
             put([figure.line()])
             yield str(figure)
         advance(run.__name__)
 
 
 def figures(losses: Sequence[Loss]) -> Iterator[Figure]:
-    """The bars of all measured settings, with the mean over the seeds."""
+    """The targets of all measured settings, with the mean over the seeds."""
     means = {(loss.setting, loss.name): loss.mean for loss in losses}
-    for bar in (one for one in BARS if any(loss.setting == one.setting for loss in losses)):
-        value = _value(bar, means)
-        if bar.over is None:
-            yield Figure(f"{bar.setting} {bar.name}, loss in nats", value, "", bar.bound)
+    for target in (one for one in TARGETS if any(loss.setting == one.setting for loss in losses)):
+        value = _value(target, means)
+        if target.over is None:
+            yield Figure(f"{target.setting} {target.name}, loss in nats", value, "", target.bound)
         else:
-            yield Figure(f"{bar.setting} {bar.name}, loss over {bar.over}'s", value, "", bar.bound)
+            yield Figure(f"{target.setting} {target.name}, loss over {target.over}'s", value, "", target.bound)
 
 
-def _value(bar: Bar, means: Mapping[tuple[str, str], float]) -> float:
-    own = {name: nats for (setting, name), nats in means.items() if setting == bar.setting}
-    value = min(own.values()) if bar.name == "best" else own[bar.name]
-    return value if bar.over is None else value / own[bar.over]
+def _value(target: Target, means: Mapping[tuple[str, str], float]) -> float:
+    own = {name: nats for (setting, name), nats in means.items() if setting == target.setting}
+    value = min(own.values()) if target.name == "best" else own[target.name]
+    return value if target.over is None else value / own[target.over]
 
 
 def table(losses: Sequence[Loss]) -> str:

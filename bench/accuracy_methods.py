@@ -1,4 +1,4 @@
-"""Settings, methods and targets (bars) of ``--preset accuracy``, as data."""
+"""Settings, methods and targets of ``--preset accuracy``, as data."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Bar:
+class Target:
     """The largest acceptable loss of a method: ``bound`` times that of the ``over`` method, or in nats if it is None.
 
     name "best": the best method of the setting.
@@ -111,21 +111,21 @@ METHODS = (
     # The model lacks outlier channels, for which Wanda was designed: add some without changing the model's function.
     *(_pruned(FREE, method, outliers) for outliers in OUTLIERS for method in ("magnitude", "wanda")),
 )
-BARS = (
-    Bar(W4, "gptq", "rtn", 0.85),
-    Bar(W4, "awq", "rtn", 0.9),
-    Bar(W4, "best", "rtn", 0.75),
-    Bar(W4, "plan", "rtn", 0.7),
-    Bar(W4, "plan", "gptq", 0.7),  # the gain of mixing schemes, with the same methods
-    Bar(W3, "gptq", "rtn", 0.6),
-    Bar(W8A8, "rtn + smooth", None, 0.02),
-    Bar(FREE, "sparsegpt", "magnitude", 0.35),
-    Bar(FREE, "wanda", "magnitude", 0.5),
+TARGETS = (
+    Target(W4, "gptq", "rtn", 0.85),
+    Target(W4, "awq", "rtn", 0.9),
+    Target(W4, "best", "rtn", 0.75),
+    Target(W4, "plan", "rtn", 0.7),
+    Target(W4, "plan", "gptq", 0.7),  # the gain of mixing schemes, with the same methods
+    Target(W3, "gptq", "rtn", 0.6),
+    Target(W8A8, "rtn + smooth", None, 0.02),
+    Target(FREE, "sparsegpt", "magnitude", 0.35),
+    Target(FREE, "wanda", "magnitude", 0.5),
     # At 50 % this model hardly depends on which weights are pruned; at 70 % magnitude pruning breaks it, as published.
-    Bar(MORE, "sparsegpt", "magnitude", 0.35),
-    Bar(MORE, "wanda", "magnitude", 0.5),
-    Bar(NM, "sparsegpt", "magnitude", 0.5),
-    Bar(W4, "rtn + recover", "rtn", 0.6),
-    Bar(FREE, "sparsegpt + recover", "sparsegpt", 0.6),
-    Bar(NM, "sparsegpt + recover", "sparsegpt", 0.75),
+    Target(MORE, "sparsegpt", "magnitude", 0.35),
+    Target(MORE, "wanda", "magnitude", 0.5),
+    Target(NM, "sparsegpt", "magnitude", 0.5),
+    Target(W4, "rtn + recover", "rtn", 0.6),
+    Target(FREE, "sparsegpt + recover", "sparsegpt", 0.6),
+    Target(NM, "sparsegpt + recover", "sparsegpt", 0.75),
 )

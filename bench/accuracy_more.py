@@ -56,14 +56,14 @@ def encoder(_: Language) -> Iterator[Figure]:
     """Mean cosine similarity of the quantized sentence encoder's embeddings with the fp32 ones."""
     found = load_encoder()
     sentences = all_sentences()
-    judged = found.tokenize(sentences[:SENTENCES], ROWS)
+    held_out = found.tokenize(sentences[:SENTENCES], ROWS)
     calibration = found.tokenize(sentences[SENTENCES : 3 * SENTENCES], ROWS)
     for scheme, least in LEAST_COSINE.items():
         cosines = {}
         for method in ("rtn", "awq", "gptq") if scheme.startswith("w4") else ("rtn",):
             model = copy.deepcopy(found.model)
             quantize(model, scheme, method=method, goal="memory", calibration=None if method == "rtn" else calibration)
-            pairs = [(embed(model, batch), embed(found.model, batch)) for batch in judged]
+            pairs = [(embed(model, batch), embed(found.model, batch)) for batch in held_out]
             cosines[method] = mean(float((a * b).sum(1).mean()) for a, b in pairs)
         best = max(cosines, key=lambda method: cosines[method])
         yield Figure(f"encoder {scheme} {best}, mean cosine", cosines[best], "", least, False)

@@ -15,7 +15,7 @@ _KEY = ("contestant", "scheme", "dtype", "m", "n", "k", "threads", "cache")
 
 @dataclass(frozen=True)
 class Change:
-    """One entrant in one cell of both files. ratio: time after over time before."""
+    """One contestant in one cell of both files. ratio: time after over time before."""
 
     key: tuple[Any, ...]
     before: Row
@@ -34,7 +34,7 @@ class Change:
         return apart and all(not one["us_p10"] <= other["us"] <= one["us_p90"] for one, other in pairs)
 
     @property
-    def verdict(self) -> str:
+    def result(self) -> str:
         return ("slower" if self.ratio > 1 else "faster") if self.real else ""
 
 
@@ -61,6 +61,6 @@ def text(found: Sequence[Change]) -> str:
     lines = []
     for change in found:
         contestant, scheme, dtype, m, n, k, threads, cache = change.key
-        times = (f"{change.before['us']:.1f}", f"{change.after['us']:.1f}", f"{change.ratio:.3f}", change.verdict)
+        times = (f"{change.before['us']:.1f}", f"{change.after['us']:.1f}", f"{change.ratio:.3f}", change.result)
         lines.append((contestant, scheme or "", dtype, str(m), f"{n}x{k}", str(threads), cache, *times))
     return text_table(headers, lines, right=(3, 5, 7, 8, 9))

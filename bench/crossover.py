@@ -25,13 +25,13 @@ SERIES = {
 }
 # Dense alternatives: scheme or peer -> label.
 SPARSE = "sparse"
-RIVALS = {INT8: "dense int8", INT4: "dense int4", BF16: BF16}
+ALTERNATIVES = {INT8: "dense int8", INT4: "dense int4", BF16: BF16}
 
 
 @dataclass(frozen=True)
 class Cell:
     """One kind of weight at one M. us: time of the sparse kernel. others: times of the dense alternatives, by key of
-    RIVALS, and of other kernels for the same weight, by name."""
+    ALTERNATIVES, and of other kernels for the same weight, by name."""
 
     us: float
     others: Mapping[str, float]
@@ -39,8 +39,8 @@ class Cell:
 
     @property
     def winner(self) -> str:
-        """The fastest: SPARSE or a key of RIVALS."""
-        times = {SPARSE: self.us, **{name: us for name, us in self.others.items() if name in RIVALS}}
+        """The fastest: SPARSE or a key of ALTERNATIVES."""
+        times = {SPARSE: self.us, **{name: us for name, us in self.others.items() if name in ALTERNATIVES}}
         return min(times, key=times.__getitem__)
 
     def over(self, other: str) -> float | None:
@@ -127,7 +127,9 @@ def table(found: Sequence[Map]) -> str:
     """A markdown table of the share of zeros from which each kernel is faster, for each M."""
     ms = sorted({m for one in found for m in one.ms})
     lines = [
-        (one.title, RIVALS.get(over, over), *(one.pays(m, over) for m in ms)) for one in found for over in _overs(one)
+        (one.title, ALTERNATIVES.get(over, over), *(one.pays(m, over) for m in ms))
+        for one in found
+        for over in _overs(one)
     ]
     headers = ("weights, kernel, shape", "faster than", *(f"M={m}" for m in ms))
     drawn = "\n".join(f"| {' | '.join(line)} |" for line in (headers, ("---",) * len(headers), *lines))
@@ -142,4 +144,4 @@ def _overs(one: Map) -> tuple[str, ...]:
     """The alternatives to compare with: dense int8, the dense kernel of the same width, and other sparse layouts."""
     others = dict.fromkeys(name for cell in one.cells.values() for name in cell.others)
     own = (INT4,) if "int4" in one.series else ()
-    return (INT8, *own, *(name for name in others if name not in RIVALS and name < one.contestant))
+    return (INT8, *own, *(name for name in others if name not in ALTERNATIVES and name < one.contestant))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from .crossover import INT8, RIVALS, Cell, Map
+from .crossover import ALTERNATIVES, INT8, Cell, Map
 from .crossover_plot import COLOURS, INK
 
 
@@ -14,7 +14,7 @@ def crossover_parts(maps: Sequence[Map]) -> Iterator[str]:
     if not maps:
         return
     yield "<h2>Where sparse weights are fastest</h2>"
-    chips = " ".join(f"<span {_paint(who)}>&nbsp;{escape(RIVALS.get(who, who))}&nbsp;</span>" for who in COLOURS)
+    chips = " ".join(f"<span {_paint(who)}>&nbsp;{escape(ALTERNATIVES.get(who, who))}&nbsp;</span>" for who in COLOURS)
     yield f"<p>The fastest: {chips}. The number is the sparse kernel's speed over dense int8; hover for times.</p>"
     for found in maps:
         heading = "".join(f"<th>{100 * zeros:.4g} %</th>" for zeros in found.zeros)
@@ -28,7 +28,7 @@ def crossover_parts(maps: Sequence[Map]) -> Iterator[str]:
 def _cell(cell: Cell | None) -> str:
     if cell is None:
         return "<td></td>"
-    others = "\n".join(f"{RIVALS.get(name, name)}: {us:.1f} us" for name, us in cell.others.items())
+    others = "\n".join(f"{ALTERNATIVES.get(name, name)}: {us:.1f} us" for name, us in cell.others.items())
     speed = cell.over(INT8)
     text = "–" if speed is None else f"{speed:.2f}x{' ?' if cell.noisy else ''}"
     return f'<td {_paint(cell.winner)} title="{escape(f"{cell.us:.1f} us{chr(10)}{others}")}">{text}</td>'

@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from .crossover import INT4, INT8, RIVALS, SPARSE, Map
+from .crossover import ALTERNATIVES, INT4, INT8, SPARSE, Map
 from .peers.torch_dense import BF16
 
 COLOURS = {SPARSE: "#8fbff0", INT8: "#f3b38a", INT4: "#c9b3e6", BF16: "#cfd4da"}
@@ -33,7 +33,7 @@ def crossover_png(maps: Sequence[Map], heading: str) -> bytes:
     for axis in axes[len(maps) :]:
         axis.set_axis_off()
     figure.suptitle(f"{heading}: numbers are speed over dense int8", color=INK, x=0.01, ha="left", fontsize=10)
-    legend = [Patch(color=colour, label=f"{RIVALS.get(who, who)} fastest") for who, colour in COLOURS.items()]
+    legend = [Patch(color=colour, label=f"{ALTERNATIVES.get(who, who)} fastest") for who, colour in COLOURS.items()]
     figure.legend(handles=legend, loc="outside lower center", ncols=len(legend), frameon=False, fontsize=9)
     out = io.BytesIO()
     figure.savefig(out, format="png")

@@ -11,7 +11,7 @@ from typing import Any
 
 from . import accuracy, crossover, gpu_goals, gpu_run, sparse_goals
 from .figures import Figure
-from .goals import table, verdicts
+from .goals import checks, table
 from .output import load
 from .report_rows import model_table
 
@@ -163,7 +163,7 @@ def _figures(rows: Sequence[Row]) -> str:
 
 
 def _targets(rows: Sequence[Row]) -> str:
-    return "\n\n".join(filter(None, (_listed(table(verdicts(_of(rows, "result")), markdown=True)), _figures(rows))))
+    return "\n\n".join(filter(None, (_listed(table(checks(_of(rows, "result")), markdown=True)), _figures(rows))))
 
 
 def _sparse(rows: Sequence[Row]) -> str:

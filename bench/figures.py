@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..weights.scheme import Scheme, numbers_of
-from .entrants import COLD_CACHES, Entrant, LayerMaker, Site, WrongKernelError
+from .contestants import COLD_CACHES, Contestant, LayerMaker, Site, WrongKernelError
 from .goals import MS, word
 from .machine import last_level_cache
 from .results import NAMES
@@ -80,11 +80,11 @@ def duel(cases: Sequence[Case], m: int, dtype: torch.dtype, cache: str, budget_s
 def _checked(case: Case, m: int, dtype: torch.dtype, copied: int) -> Any:
     scheme, shape = case
     weight, x = draw(shape, m)
-    entrant: Entrant = LayerMaker(Scheme.parse(scheme)).make(Site(weight, dtype, copied))
-    complaint = verify(entrant, x, (m,))
+    contestant: Contestant = LayerMaker(Scheme.parse(scheme)).make(Site(weight, dtype, copied))
+    complaint = verify(contestant, x, (m,))
     if complaint is not None:
-        raise WrongKernelError(f"{entrant.name} n={shape[0]} k={shape[1]} {complaint}; not timed")
-    return entrant.bind(x.to(dtype))
+        raise WrongKernelError(f"{contestant.name} n={shape[0]} k={shape[1]} {complaint}; not timed")
+    return contestant.bind(x.to(dtype))
 
 
 def overhead(budget_s: float) -> Iterator[Figure]:

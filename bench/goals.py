@@ -67,8 +67,8 @@ _FIGURES: dict[str, Callable[[Row], float | None]] = {
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """A target and the result: geometric mean over the shapes, value and name of the worst shape, baseline there.
+class Checked:
+    """A target and the result: geometric mean over the shapes, value and name of the worst shape, peer (or baseline) there.
 
     met: whether the worst shape reaches the target; None if the baseline was not measured.
     """
@@ -77,7 +77,7 @@ class Verdict:
     mean: float | None = None
     worst: float | None = None
     worst_shape: str | None = None
-    rival: str | None = None
+    worst_peer: str | None = None
 
     @property
     def met(self) -> bool | None:
@@ -88,9 +88,14 @@ class Verdict:
         return self.worst >= self.goal.ratio
 
     def line(self) -> dict[str, Any]:
-        """The verdict as a result line."""
+        """The check as a result line."""
         goal = asdict(self.goal)
-        reached = {"mean": self.mean, "worst": self.worst, "worst_shape": self.worst_shape, "rival": self.rival}
+        reached = {
+            "mean": self.mean,
+            "worst": self.worst,
+            "worst_shape": self.worst_shape,
+            "worst_peer": self.worst_peer,
+        }
         return {"kind": "target", **goal, **reached, "met": self.met}
 
 
@@ -99,17 +104,17 @@ def word(met: bool | None) -> str:
     return {True: "met", False: "MISSED", None: "not measured"}[met]
 
 
-def judge(goal: Target | Limit, rows: Iterable[Row]) -> Verdict:
-    """The verdict on a target from the results of its scheme, one per shape."""
+def check(goal: Target | Limit, rows: Iterable[Row]) -> Checked:
+    """The check of a target by the results of its scheme, one per shape."""
     mine = [row for row in rows if row.get("scheme") == goal.scheme and row["m"] == goal.m]
     values = [value for value in (_reached(goal, row) for row in mine) if value is not None]
     if not values or len(values) < len(mine):
-        return Verdict(goal)
+        return Checked(goal)
     lowest = not (isinstance(goal, Limit) and goal.at_most)
     worst = min(values) if lowest else max(values)
     row = mine[values.index(worst)]
-    rival = None if isinstance(goal, Limit) else row["best_peer"] if goal.baseline == PEER else goal.baseline
-    return Verdict(goal, geometric_mean(values), worst, f"{row['n']}x{row['k']}", rival)
+    peer = None if isinstance(goal, Limit) else row["best_peer"] if goal.baseline == PEER else goal.baseline
+    return Checked(goal, geometric_mean(values), worst, f"{row['n']}x{row['k']}", peer)
 
 
 def _reached(goal: Target | Limit, row: Row) -> float | None:
@@ -119,13 +124,13 @@ def _reached(goal: Target | Limit, row: Row) -> float | None:
     return ratio
 
 
-def verdicts(rows: Sequence[Row]) -> list[Verdict]:
-    """The verdicts on all targets, in the order of the table, then on the limits."""
+def checks(rows: Sequence[Row]) -> list[Checked]:
+    """The checks of all targets, in the order of the table, then of the limits."""
     goals: tuple[Target | Limit, ...] = (*TARGETS, *LIMITS)
-    return [judge(goal, rows) for goal in goals]
+    return [check(goal, rows) for goal in goals]
 
 
-def table(found: Sequence[Verdict], markdown: bool = False) -> str:
+def table(found: Sequence[Checked], markdown: bool = False) -> str:
     """The table of targets, with mean, worst shape and target in each cell; below it one line per missed target."""
     ratios = {(v.goal.scheme, v.goal.m): v for v in found if isinstance(v.goal, Target)}
     schemes = list(dict.fromkeys(scheme for scheme, _ in ratios))
@@ -136,28 +141,28 @@ def table(found: Sequence[Verdict], markdown: bool = False) -> str:
         drawn = "\n".join(f"| {' | '.join(line)} |" for line in (headers, *lines))
     else:
         drawn = text_table(headers, lines)
-    limits = [_limit_text(verdict) for verdict in found if isinstance(verdict.goal, Limit)]
+    limits = [_limit_text(checked) for checked in found if isinstance(checked.goal, Limit)]
     misses = [
-        f"MISSED {scheme} M={m}: {verdict.worst:.2f}x of {verdict.rival} at {verdict.worst_shape}"
+        f"MISSED {scheme} M={m}: {checked.worst:.2f}x of {checked.worst_peer} at {checked.worst_shape}"
         for scheme, m in product(schemes, MS)
-        if (verdict := ratios[scheme, m]).met is False
+        if (checked := ratios[scheme, m]).met is False
     ]
     return "\n".join((LEGEND, "", drawn, "", *limits, *misses)).replace("*", STAR if markdown else "*")
 
 
-def _cell(verdict: Verdict) -> str:
-    goal = verdict.goal
+def _cell(checked: Checked) -> str:
+    goal = checked.goal
     assert isinstance(goal, Target), "limits are printed below the table"  # noqa: S101
     target = f"{goal.ratio:g}x{'*' if goal.baseline == BF16 else ''}"
-    if verdict.mean is None:
+    if checked.mean is None:
         return f"- / {target} {word(None)}"
-    return f"{verdict.mean:.2f}x ({verdict.worst:.2f}x) / {target} {word(verdict.met)}"
+    return f"{checked.mean:.2f}x ({checked.worst:.2f}x) / {target} {word(checked.met)}"
 
 
-def _limit_text(verdict: Verdict) -> str:
-    goal = verdict.goal
+def _limit_text(checked: Checked) -> str:
+    goal = checked.goal
     assert isinstance(goal, Limit), "targets are printed in the table"  # noqa: S101
     asked = f"{goal.scheme} M={goal.m} {goal.name} {'<=' if goal.at_most else '>='} {goal.bound:g}"
-    if verdict.mean is None:
+    if checked.mean is None:
         return f"{asked}: {word(None)}"
-    return f"{asked}: {verdict.mean:.4g} (worst {verdict.worst:.4g} at {verdict.worst_shape}) {word(verdict.met)}"
+    return f"{asked}: {checked.mean:.4g} (worst {checked.worst:.4g} at {checked.worst_shape}) {word(checked.met)}"

@@ -1,7 +1,7 @@
 """Performance goals on GPUs as data, and tables of goals and results.
 
 A Goal: the speed of a scheme at a shape over a baseline, on an H100 and on an H200. A Limit: an absolute bound of one
-figure, on both. On other GPUs, results are shown without a verdict.
+figure, on both. On other GPUs, results are shown, but not checked.
 
 Origin of the numbers. H200: the design. H100, bound by memory (few rows): time of bfloat16 over 3 us + bytes / (0.9 of
 3.0 TB/s), rounded down, where the time of bfloat16 is 1.7 us + bytes / (0.95 of 3.0 TB/s). 8-bit activations add 2.5 us
@@ -204,7 +204,7 @@ def _asked(goal: Goal | Limit) -> tuple[str, str, str]:
 
 
 def _outcome(goal: Goal | Limit, row: Row, gpu: str | None) -> tuple[str, str]:
-    """(value reached, verdict), or ("", reason of failure). The verdict is empty for GPUs other than GPUS."""
+    """(value reached, result), or ("", reason of failure). The result is empty for GPUs other than GPUS."""
     if "reason" in row:
         return "", row["reason"]
     if isinstance(goal, Goal):

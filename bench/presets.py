@@ -14,9 +14,9 @@ from ..dispatch import targets
 from ..weights.sparsity import NofM
 from . import accuracy as language
 from . import crossover, sparse_goals
-from .entrants import Maker, PeerMaker, chosen, each_layout, layer_makers, peer_makers
+from .contestants import Maker, PeerMaker, chosen, each_layout, layer_makers, peer_makers
 from .figures import FIGURES, LARGE, SCHEMES, Figure
-from .goals import MS, table, verdicts
+from .goals import MS, checks, table
 from .peers import Peer
 from .peers.torch_dense import BF16, FP32
 from .results import Row
@@ -26,7 +26,7 @@ from .weights import WeightKind
 
 THREADS = 2
 DTYPE = torch.bfloat16
-# Seconds of timing for a figure: with few entrants, less is needed than for a cell with all peers.
+# Seconds of timing for a figure: with few contestants, less is needed than for a cell with all peers.
 FIGURE_BUDGET_S = 2.0
 AVX2 = {"NYBBLE_TARGET": "avx2", "ATEN_CPU_CAPABILITY": "avx2"}
 LEAST_AVX2_SPEEDUP, LEAST_AVX2_MEMORY = 2.5, 0.85
@@ -55,8 +55,8 @@ class Setup:
 def cpu_targets(setup: Setup) -> Iterator[str]:
     """Times nybble's layers against the peers; yields the table of targets, then each other figure."""
     makers = [*layer_makers(SCHEMES), *peer_makers(setup.peers, ())]
-    found = verdicts(_results(makers, _grid(SETS["targets"], MS, setup), setup))
-    setup.put([verdict.line() for verdict in found])
+    found = checks(_results(makers, _grid(SETS["targets"], MS, setup), setup))
+    setup.put([checked.line() for checked in found])
     yield table(found)
     for figures in FIGURES:
         for figure in figures(FIGURE_BUDGET_S):
@@ -77,18 +77,18 @@ def avx2_targets(setup: Setup) -> Iterator[str]:
 def sparse_targets(setup: Setup) -> Iterator[str]:
     """Times sparse kernels against nybble's dense ones and the peers; yields the table of targets."""
     kernels = [chosen(kind, DTYPE) for kind in (*sparse_goals.BASELINES, *sparse_goals.KINDS)]
-    rivals = [peer for peer in setup.peers if peer.sparse or peer.name == BF16]
+    sparse_peers = [peer for peer in setup.peers if peer.sparse or peer.name == BF16]
     makers: list[Maker] = [
         *kernels,
-        *peer_makers(rivals, [kernel.kind for kernel in kernels if _with_peers(kernel.kind)]),
+        *peer_makers(sparse_peers, [kernel.kind for kernel in kernels if _with_peers(kernel.kind)]),
     ]
     rows = _results(makers, _grid(sparse_goals.SHAPES, sparse_goals.MS, setup), setup)
-    setup.put([verdict.line() for verdict in sparse_goals.verdicts(rows)])
+    setup.put([checked.line() for checked in sparse_goals.checks(rows)])
     yield sparse_goals.table(rows)
 
 
 def accuracy(setup: Setup) -> Iterator[str]:
-    """Measures the losses of all methods on the language model; yields the table and each bar."""
+    """Measures the losses of all methods on the language model; yields the table and each target."""
     yield from language.accuracy(setup.put, setup.advance, setup.done, setup.only)
 
 

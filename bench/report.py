@@ -49,7 +49,7 @@ def _parts(rows: Sequence[Row], maps: Sequence[WinMap]) -> Iterator[str]:
         yield f"{found.title}: at least as fast as the best peer of the same weight width, or zeros, in {won} of {of} cells"
         yield text_table(("scheme", "N x K", *(f"M={m}" for m in found.ms)), list(_map_rows(found)))
     if any(cell.noisy for found in maps for cell in found.cells.values()):
-        yield "?: noisy cell: timing the same entrant twice differed by more than 5 %"
+        yield "?: noisy cell: timing the same contestant twice differed by more than 5 %"
     models = model_table(rows)
     if models:
         yield text_table(*models, right=range(1, len(models[0])))

@@ -12,7 +12,7 @@ Place = tuple[str, int, int]  # scheme, N, K
 
 @dataclass(frozen=True)
 class Cell:
-    """The fastest nybble entrant of a scheme on one problem. ratio: time of the best peer of the same weight width over
+    """The fastest nybble contestant of a scheme on one problem. ratio: time of the best peer of the same weight width over
     nybble's. ratio and peer are None if no such peer ran."""
 
     contestant: str

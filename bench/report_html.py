@@ -1,4 +1,4 @@
-"""The report as a self-contained HTML file: maps, ceilings, plot, models, skipped entrants."""
+"""The report as a self-contained HTML file: maps, ceilings, plot, models, skipped contestants."""
 
 from __future__ import annotations
 

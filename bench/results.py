@@ -1,4 +1,4 @@
-"""Result lines from timings: rates, share of the roofline, speed over other entrants of the cell."""
+"""Result lines from timings: rates, share of the roofline, speed over other contestants of the cell."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .entrants import Entrant
+from .contestants import Contestant
 from .machine import last_level_cache
 from .peers.torch_dense import BF16
 from .timing import NOISY_ABOVE, Timing
@@ -36,68 +36,72 @@ class Cell:
 
 
 def rows_of(
-    cell: Cell, entrants: Sequence[Entrant], timings: Sequence[Timing], spread: float, limits: Mapping[str, float]
+    cell: Cell, contestants: Sequence[Contestant], timings: Sequence[Timing], spread: float, limits: Mapping[str, float]
 ) -> list[Row]:
-    """One result per entrant of a cell. limits: the ceilings for its threads, and read_gbps (see run.reading)."""
-    seconds = {entrant.name: timing.median for entrant, timing in zip(entrants, timings, strict=True)}
+    """One result per contestant of a cell. limits: the ceilings for its threads, and read_gbps (see run.reading)."""
+    seconds = {contestant.name: timing.median for contestant, timing in zip(contestants, timings, strict=True)}
     rows = []
-    for entrant, timing in zip(entrants, timings, strict=True):
-        rivals = [e.name for e in entrants if e.peer and _comparable(entrant, e)]
-        best = min(rivals, key=seconds.__getitem__, default=None)
+    for contestant, timing in zip(contestants, timings, strict=True):
+        peers = [e.name for e in contestants if e.peer and _comparable(contestant, e)]
+        best = min(peers, key=seconds.__getitem__, default=None)
         rows.append(
             {
                 "kind": "result",
-                "contestant": entrant.name,
-                "peer": entrant.peer,
-                "scheme": entrant.scheme,
-                "weight_bits": entrant.weight_bits,
+                "contestant": contestant.name,
+                "peer": contestant.peer,
+                "scheme": contestant.scheme,
+                "weight_bits": contestant.weight_bits,
                 "dtype": NAMES[cell.dtype],
-                "takes": NAMES[entrant.dtype],
+                "takes": NAMES[contestant.dtype],
                 "m": cell.m,
                 "n": cell.n,
                 "k": cell.k,
                 "threads": cell.threads,
                 "cache": cell.cache,
-                **_speed(cell, entrant, timing, limits),
+                **_speed(cell, contestant, timing, limits),
                 "spread": round(spread, 4),
                 "noisy": spread > NOISY_ABOVE,
                 "rounds": timing.rounds,
                 "vs_bf16": _ratio(seconds.get(BF16), timing.median),
                 "best_peer": best,
                 "vs_peer": _ratio(seconds[best] if best else None, timing.median),
-                **_over_dense(cell, entrant, timing, [p for p in zip(entrants, timings, strict=True) if not p[0].peer]),
+                **_over_dense(
+                    cell, contestant, timing, [p for p in zip(contestants, timings, strict=True) if not p[0].peer]
+                ),
             }
         )
     return rows
 
 
-def _comparable(entrant: Entrant, peer: Entrant) -> bool:
+def _comparable(contestant: Contestant, peer: Contestant) -> bool:
     """Whether a peer has the same weight width or, for sparse weights, the same pattern."""
-    return peer.pattern == entrant.pattern and (entrant.pattern is not None or peer.weight_bits == entrant.weight_bits)
+    return peer.pattern == contestant.pattern and (
+        contestant.pattern is not None or peer.weight_bits == contestant.weight_bits
+    )
 
 
-def _over_dense(cell: Cell, entrant: Entrant, timing: Timing, ours: Sequence[tuple[Entrant, Timing]]) -> Row:
+def _over_dense(cell: Cell, contestant: Contestant, timing: Timing, ours: Sequence[tuple[Contestant, Timing]]) -> Row:
     """For sparse weights: speed over nybble's fastest dense kernel of the same width, and the ratio of bytes moved."""
-    pattern = None if entrant.pattern is None else str(entrant.pattern)
-    row = {"pattern": pattern, "kept": round(entrant.kept, 6), "vs_dense": None, "bytes_vs_dense": None}
-    dense = [(found, e) for e, found in ours if e.scheme == entrant.dense]
-    if entrant.dense is None or not dense:
+    pattern = None if contestant.pattern is None else str(contestant.pattern)
+    row = {"pattern": pattern, "kept": round(contestant.kept, 6), "vs_dense": None, "bytes_vs_dense": None}
+    dense = [(found, e) for e, found in ours if e.scheme == contestant.dense]
+    if contestant.dense is None or not dense:
         return row
     fastest, other = min(dense, key=lambda pair: pair[0].median)
-    gain = round(_moved(cell, other) / _moved(cell, entrant), 4)
+    gain = round(_moved(cell, other) / _moved(cell, contestant), 4)
     return {**row, "vs_dense": _ratio(fastest.median, timing.median), "bytes_vs_dense": gain}
 
 
-def _moved(cell: Cell, entrant: Entrant) -> int:
+def _moved(cell: Cell, contestant: Contestant) -> int:
     """Bytes of the weight, activations and output together."""
-    return entrant.weight_bytes + cell.m * (cell.n + cell.k) * entrant.dtype.itemsize
+    return contestant.weight_bytes + cell.m * (cell.n + cell.k) * contestant.dtype.itemsize
 
 
-def _speed(cell: Cell, entrant: Entrant, timing: Timing, limits: Mapping[str, float]) -> Row:
+def _speed(cell: Cell, contestant: Contestant, timing: Timing, limits: Mapping[str, float]) -> Row:
     """Microseconds, bytes moved, rates (operations of nonzero weights), and share of the roofline."""
-    moved = _moved(cell, entrant)
-    operations = round(2 * cell.m * cell.n * cell.k * entrant.kept)
-    bound, bound_us = roofline(limits, entrant.multiply, moved, operations, cell.cache)
+    moved = _moved(cell, contestant)
+    operations = round(2 * cell.m * cell.n * cell.k * contestant.kept)
+    bound, bound_us = roofline(limits, contestant.multiply, moved, operations, cell.cache)
     us, p10, p90 = (round(seconds * 1e6, 3) for seconds in (timing.median, timing.p10, timing.p90))
     return {
         "us": us,
@@ -106,7 +110,7 @@ def _speed(cell: Cell, entrant: Entrant, timing: Timing, limits: Mapping[str, fl
         "bytes": moved,
         "gbps": round(moved / us / 1e3, 2),
         "gops": round(operations / us / 1e3, 1),
-        "multiply": entrant.multiply,
+        "multiply": contestant.multiply,
         "bound": bound,
         "roofline": round(bound_us / us, 4),
         "read_gbps": limits.get("read_gbps"),

@@ -1,4 +1,4 @@
-"""Races: builds the entrants of each shape, checks their outputs, then times them in turns, cell by cell."""
+"""Races: builds the contestants of each shape, checks their outputs, then times them in turns, cell by cell."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .entrants import COLD_CACHES, Entrant, Maker, NotHereError, Site, WrongKernelError
+from .contestants import COLD_CACHES, Contestant, Maker, NotHereError, Site, WrongKernelError
 from .machine import last_level_cache
 from .peers.peer import OPENMP
 from .results import Cell, Row, rows_of
@@ -44,7 +44,7 @@ def race(
     ceilings: Mapping[str, Any],
     advance: Callable[[str], None] = lambda label: None,
 ) -> Iterator[list[Row]]:
-    """Yields the result lines of each cell; before them, for each shape, the entrants that cannot run, with the reason.
+    """Yields the result lines of each cell; before them, for each shape, the contestants that cannot run, with the reason.
 
     ceilings: of this machine, for all thread counts of the grid. advance: called after each cell with its name.
 
@@ -73,22 +73,22 @@ def _race_shape(
     cold = COLD_CACHES * last_level_cache() if "cold" in grid.caches else 0
     with torch.inference_mode():
         site = Site(weight, dtype, cold)
-        entrants, skips = _enter(makers, site, x, grid.ms)
+        contestants, skips = _enter(makers, site, x, grid.ms)
         yield skips
-        read_bytes, reads = reading(site, entrants[0].weight_bytes)
+        read_bytes, reads = reading(site, contestants[0].weight_bytes)
         for cache, m in product(grid.caches, grid.ms):
             cell = Cell(m, n, k, dtype, threads, cache)
             runners = []
-            for entrant in entrants:
-                calls = entrant.bind(x[:m].to(entrant.dtype))
-                runners.append(Runner(calls if cache == "cold" else calls[:1], entrant.pool))
+            for contestant in contestants:
+                calls = contestant.bind(x[:m].to(contestant.dtype))
+                runners.append(Runner(calls if cache == "cold" else calls[:1], contestant.pool))
             limits = dict(ceilings["threads"][str(threads)])
             if cache == "cold":
                 runners.append(Runner(reads, OPENMP))
             timings, spread = in_turns(runners, grid.budget_s)
             if cache == "cold":
                 limits["read_gbps"] = round(read_bytes / timings.pop().median / 1e9, 2)
-            yield rows_of(cell, entrants, timings, spread, limits)
+            yield rows_of(cell, contestants, timings, spread, limits)
             advance(str(cell))
 
 
@@ -109,36 +109,38 @@ def draw(shape: Shape, m: int) -> tuple[Tensor, Tensor]:
 
 def _enter(
     makers: Sequence[Maker], site: Site, x: Tensor, ms: Sequence[int]
-) -> tuple[list[Entrant], list[dict[str, str]]]:
-    """The entrants with correct outputs, and skip lines for peers that cannot run or are wrong, with the reason."""
-    entrants, skips = [], []
+) -> tuple[list[Contestant], list[dict[str, str]]]:
+    """The contestants with correct outputs, and skip lines for peers that cannot run or are wrong, with the reason."""
+    contestants, skips = [], []
     for maker in makers:
         try:
-            entrant = maker.make(site)
-            complaint = verify(entrant, x, ms)
+            contestant = maker.make(site)
+            complaint = verify(contestant, x, ms)
         except NotHereError as reason:
             skips.append({"kind": "skip", "contestant": maker.name, "reason": str(reason)})
             continue
         if complaint is None:
-            entrants.append(entrant)
-        elif entrant.peer:
-            skips.append({"kind": "skip", "contestant": entrant.name, "reason": f"wrong: {complaint}"})
+            contestants.append(contestant)
+        elif contestant.peer:
+            skips.append({"kind": "skip", "contestant": contestant.name, "reason": f"wrong: {complaint}"})
         else:
-            raise WrongKernelError(f"{entrant.name} {entrant.scheme} n={site.n} k={site.k} {complaint}; not timed")
-    return entrants, skips
+            raise WrongKernelError(
+                f"{contestant.name} {contestant.scheme} n={site.n} k={site.k} {complaint}; not timed"
+            )
+    return contestants, skips
 
 
-def verify(entrant: Entrant, x: Tensor, ms: Sequence[int]) -> str | None:
-    """Checks an entrant's outputs for the first m rows of x, for each m; returns what is wrong, or None.
+def verify(contestant: Contestant, x: Tensor, ms: Sequence[int]) -> str | None:
+    """Checks a contestant's outputs for the first m rows of x, for each m; returns what is wrong, or None.
 
     Checks all columns of the first, middle and last row.
     """
-    x = x.to(entrant.dtype)
+    x = x.to(contestant.dtype)
     rows = sorted({row for m in ms for row in (0, m // 2, m - 1)})
-    judge = entrant.judge(x[rows])
+    check = contestant.check(x[rows])
     for m in ms:
-        y = torch.as_tensor(entrant.bind(x[:m])[0]())
-        complaint = judge(y[[row for row in rows if row < m]])
+        y = torch.as_tensor(contestant.bind(x[:m])[0]())
+        complaint = check(y[[row for row in rows if row < m]])
         if complaint is not None:
             return f"m={m}: {complaint}"
     return None

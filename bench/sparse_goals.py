@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..demo.table import text_table
-from .goals import BF16, DENSE, OF_BYTES, Limit, Row, Target, Verdict, judge, word
+from .goals import BF16, DENSE, OF_BYTES, Checked, Limit, Row, Target, check, word
 
 MS = (1, 16, 256)
 SHAPES = ((4096, 4096), (4096, 14336))
@@ -49,27 +49,27 @@ LIMITS = tuple(Limit(kind, 1, OF_BYTES, LEAST_OF_BYTES, at_most=False) for kind 
 class Place:
     """The results of a kind of weight at an M, with its targets, if any."""
 
-    over_dense: Verdict
-    over_bf16: Verdict
-    goals: tuple[Verdict, ...]
+    over_dense: Checked
+    over_bf16: Checked
+    goals: tuple[Checked, ...]
 
     def __str__(self) -> str:
         dense, bf16 = self.over_dense, self.over_bf16
         if dense.mean is None:
-            return " ".join(("-", *(f"/ {_asked(verdict)}" for verdict in self.goals)))
-        parts = [f"{dense.mean:.2f}x ({dense.worst:.2f}x)", *(f"/ {_asked(verdict)}" for verdict in self.goals)]
+            return " ".join(("-", *(f"/ {_asked(checked)}" for checked in self.goals)))
+        parts = [f"{dense.mean:.2f}x ({dense.worst:.2f}x)", *(f"/ {_asked(checked)}" for checked in self.goals)]
         return " ".join((*parts, *([] if bf16.worst is None else [f"[{bf16.worst:.1f}x bf16]"])))
 
 
-def verdicts(rows: Sequence[Row]) -> list[Verdict]:
-    """The verdicts on all targets, in the order of the table, then on the limits."""
+def checks(rows: Sequence[Row]) -> list[Checked]:
+    """The checks of all targets, in the order of the table, then of the limits."""
     goals: tuple[Target | Limit, ...] = (*TARGETS, *LIMITS)
-    return [judge(goal, rows) for goal in goals]
+    return [check(goal, rows) for goal in goals]
 
 
 def table(rows: Sequence[Row], markdown: bool = False) -> str:
     """The table of targets and results; below it one line per missed target."""
-    found = verdicts(rows)
+    found = checks(rows)
     places = {(kind, m): _place(kind, m, rows, found) for kind in KINDS for m in MS}
     headers = ("", *(f"M={m}" for m in MS))
     lines = [(kind, *(str(places[kind, m]) for m in MS)) for kind in KINDS]
@@ -77,27 +77,27 @@ def table(rows: Sequence[Row], markdown: bool = False) -> str:
         drawn = "\n".join(f"| {' | '.join(line)} |" for line in (headers, ("---",) * len(headers), *lines))
     else:
         drawn = text_table(headers, lines)
-    return "\n".join((LEGEND, "", drawn, "", *(_miss(verdict) for verdict in found if verdict.met is False)))
+    return "\n".join((LEGEND, "", drawn, "", *(_miss(checked) for checked in found if checked.met is False)))
 
 
-def _place(kind: str, m: int, rows: Sequence[Row], found: Sequence[Verdict]) -> Place:
-    over_dense, over_bf16 = (judge(Target(kind, m, baseline, 0.0), rows) for baseline in (DENSE, BF16))
+def _place(kind: str, m: int, rows: Sequence[Row], found: Sequence[Checked]) -> Place:
+    over_dense, over_bf16 = (check(Target(kind, m, baseline, 0.0), rows) for baseline in (DENSE, BF16))
     return Place(over_dense, over_bf16, tuple(v for v in found if (v.goal.scheme, v.goal.m) == (kind, m)))
 
 
-def _asked(verdict: Verdict) -> str:
-    goal = verdict.goal
+def _asked(checked: Checked) -> str:
+    goal = checked.goal
     if isinstance(goal, Target):
-        return f"{goal.ratio:g}x {word(verdict.met)}"
-    reached = "-" if verdict.worst is None else f"{verdict.worst:.2f}"
-    return f"{reached} of bytes, >= {goal.bound:g} {word(verdict.met)}"
+        return f"{goal.ratio:g}x {word(checked.met)}"
+    reached = "-" if checked.worst is None else f"{checked.worst:.2f}"
+    return f"{reached} of bytes, >= {goal.bound:g} {word(checked.met)}"
 
 
-def _miss(verdict: Verdict) -> str:
-    goal = verdict.goal
+def _miss(checked: Checked) -> str:
+    goal = checked.goal
     what = "x of dense" if isinstance(goal, Target) else " of the ratio of bytes read"
     bound = goal.ratio if isinstance(goal, Target) else goal.bound
-    return f"MISSED {goal.scheme} M={goal.m}: {verdict.worst:.2f}{what} at {verdict.worst_shape}, target {bound:g}"
+    return f"MISSED {goal.scheme} M={goal.m}: {checked.worst:.2f}{what} at {checked.worst_shape}, target {bound:g}"
 
 
 def is_of(row: Mapping[str, object]) -> bool:

@@ -1,4 +1,4 @@
-"""Times calls in turns: every round calls each entrant once, so that drift of the machine's speed affects all equally."""
+"""Times calls in turns: every round calls each contestant once, so that drift of the machine's speed affects all equally."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from time import perf_counter, process_time, sleep
 
 Call = Callable[[], object]
 
-# A cell is noisy if two timings of the same entrant differ by more than this share.
+# A cell is noisy if two timings of the same contestant differ by more than this share.
 NOISY_ABOVE = 0.05
 MIN_ROUNDS, MAX_ROUNDS = 5, 400
 # Shorter calls are timed several at a time: reading the clock takes 0.1 us.
 BATCH_S = 50e-6
-# Shorter calls are preceded by two untimed ones, which wake the entrant's threads and load its activations into the
+# Shorter calls are preceded by two untimed ones, which wake the contestant's threads and load its activations into the
 # cache, as in a model.
 WAKE_BELOW_S, WAKE_CALLS = 2e-3, 2
-# An entrant that is this many times slower than the first runs only in every fourth round, to save time.
+# A contestant that is this many times slower than the first runs only in every fourth round, to save time.
 SLOW, SLOW_EVERY = 8, 4
 # Threads of a pool spin after a call: libgomp's 8 ms, onnxruntime's 30 ms, measured on 2 cores, where a spinning thread
 # made calls of another pool 1.8 times slower. So timing waits until the previous pool is idle.
@@ -29,7 +29,7 @@ _SETTLE_STEP_S, _IDLE_SHARE, _SETTLE_LIMIT_S = 2e-3, 0.1, 0.5
 
 @dataclass(frozen=True)
 class Runner:
-    """An entrant to time: calls on copies of its weight, made in turn (one copy is hot, many are cold), and the thread
+    """A contestant to time: calls on copies of its weight, made in turn (one copy is hot, many are cold), and the thread
     pool that they use."""
 
     calls: Sequence[Call]
@@ -55,19 +55,19 @@ def summarize(samples: Sequence[float]) -> Timing:
 
 
 def spread(first: Timing, second: Timing) -> float:
-    """Relative difference of two medians of the same entrant."""
+    """Relative difference of two medians of the same contestant."""
     low, high = sorted((first.median, second.median))
     return high / low - 1
 
 
 def in_turns(runners: Sequence[Runner], budget_s: float) -> tuple[list[Timing], float]:
-    """The Timing of each entrant, and the spread between two timings of the first one (A/A).
+    """The Timing of each contestant, and the spread between two timings of the first one (A/A).
 
-    Each round runs the pools, and the entrants of each pool, in a new random order. Rounds end after budget_s seconds, but
+    Each round runs the pools, and the contestants of each pool, in a new random order. Rounds end after budget_s seconds, but
     not before MIN_ROUNDS.
 
     Raises:
-        ValueError: no entrants, or one without calls.
+        ValueError: no contestants, or one without calls.
     """
     if not runners or not all(runner.calls for runner in runners):
         raise ValueError("runners: must have at least one entry, each with at least one call")
@@ -109,7 +109,7 @@ def _settle() -> None:
 
 
 class _Entry:
-    """An entrant during timing: its calls and samples."""
+    """A contestant during timing: its calls and samples."""
 
     def __init__(self, runner: Runner) -> None:
         self.pool = runner.pool
@@ -120,7 +120,7 @@ class _Entry:
         self._wake = WAKE_CALLS if self.once < WAKE_BELOW_S else 0
 
     def again(self) -> _Entry:
-        """The same entrant a second time. Both use the same sequence of copies, so that these stay cold."""
+        """The same contestant a second time. Both use the same sequence of copies, so that these stay cold."""
         other = copy(self)
         other.samples = []
         return other

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nybble.bench import entrants, machine, output, peers, results, run, shapes, timing
+from nybble.bench import contestants, machine, output, peers, results, run, shapes, timing
 from nybble.bench.peers.peer import Peer
 from nybble.bench.weights import WeightKind
 from nybble.dispatch.registry import specs
@@ -142,25 +142,25 @@ def test_the_commit_of_a_checkout(tmp_path):
 
 @pytest.mark.parametrize("weight_bytes", [1, 1000, 1 << 20, (128 << 20) - 1, 128 << 20, 1 << 30])
 def test_cold_copies_exceed_four_caches_and_are_the_fewest(weight_bytes):
-    copied = entrants.COLD_CACHES * (32 << 20)
-    site = entrants.Site(torch.empty(1, 1), torch.float32, copied)
+    copied = contestants.COLD_CACHES * (32 << 20)
+    site = contestants.Site(torch.empty(1, 1), torch.float32, copied)
     count = site.copies(weight_bytes)
     assert count * weight_bytes > copied
     assert (count - 1) * weight_bytes <= copied
 
 
 def test_hot_is_one_copy():
-    assert entrants.Site(torch.empty(1, 1), torch.float32, 0).copies(1) == 1
+    assert contestants.Site(torch.empty(1, 1), torch.float32, 0).copies(1) == 1
 
 
 @pytest.mark.parametrize(
-    "maker", [entrants.KernelMaker(scalar(), W4A8), entrants.LayerMaker(W4A8.scheme)], ids=lambda m: m.name
+    "maker", [contestants.KernelMaker(scalar(), W4A8), contestants.LayerMaker(W4A8.scheme)], ids=lambda m: m.name
 )
 def test_copies_lie_apart_and_compute_the_same(maker):
     weight, x = run.draw((33, 64), 3)
-    entrant = maker.make(entrants.Site(weight, torch.float32, 10_000))
-    calls = entrant.bind(x)
-    assert len(calls) * entrant.weight_bytes > 10_000
+    contestant = maker.make(contestants.Site(weight, torch.float32, 10_000))
+    calls = contestant.bind(x)
+    assert len(calls) * contestant.weight_bytes > 10_000
     outputs = [call().clone() for call in calls]
     assert all(torch.equal(outputs[0], other) for other in outputs[1:])
     held = [call.args[2] if len(call.args) == 4 else call.func.packed for call in calls]
@@ -183,7 +183,7 @@ def broken(change):
 
         return wrong
 
-    return entrants.KernelMaker(replace(good, make=make), W4A8)
+    return contestants.KernelMaker(replace(good, make=make), W4A8)
 
 
 def poke(row, column, value):
@@ -201,7 +201,7 @@ def poke(row, column, value):
 )
 def test_a_wrong_kernel_is_not_timed(change, monkeypatch):
     monkeypatch.setattr(run, "in_turns", lambda *_: pytest.fail("timed"))
-    with pytest.raises(entrants.WrongKernelError, match=r"w4a8_scalar w4a8g32 n=48 k=64 m=\d: off by .*; not timed"):
+    with pytest.raises(contestants.WrongKernelError, match=r"w4a8_scalar w4a8g32 n=48 k=64 m=\d: off by .*; not timed"):
         lines([broken(change)])
 
 
@@ -220,7 +220,7 @@ def test_the_command_fails_for_a_wrong_kernel(monkeypatch, capsys):
 
 def test_no_kernel_matches():
     with pytest.raises(ValueError, match="no kernel that runs here"):
-        entrants.kernel_makers("w3*")
+        contestants.kernel_makers("w3*")
 
 
 # --- peers
@@ -253,16 +253,16 @@ def wrong(weight, dtype, copies):
     ids=["absent", "refuses", "wrong"],
 )
 def test_a_peer_is_left_out_with_the_reason(entry, reason):
-    kernel = entrants.KernelMaker(scalar(), W4A8)
-    found = lines([kernel, entrants.PeerMaker(entry)])
+    kernel = contestants.KernelMaker(scalar(), W4A8)
+    found = lines([kernel, contestants.PeerMaker(entry)])
     assert found[0] == {"kind": "skip", "contestant": "p", "reason": reason}
     assert {line["contestant"] for line in found[1:]} == {"w4a8_scalar"}
 
 
 def test_a_peer_whose_cold_copies_are_too_many_is_left_out():
-    site = entrants.Site(torch.zeros(2, 2), torch.float32, 10_000)
-    with pytest.raises(entrants.NotHereError, match="2x2 needs 2501 copies to exceed the cache"):
-        entrants.PeerMaker(peer()).make(site)
+    site = contestants.Site(torch.zeros(2, 2), torch.float32, 10_000)
+    with pytest.raises(contestants.NotHereError, match="2x2 needs 2501 copies to exceed the cache"):
+        contestants.PeerMaker(peer()).make(site)
 
 
 def test_a_peer_gets_a_dtype_that_it_takes():
@@ -285,14 +285,14 @@ def test_each_peer_computes_the_product(entry):
     if entry.why_not() is not None:
         pytest.skip(entry.why_not())
     weight, x = run.draw((64, 256), 5)
-    site = entrants.Site(weight, torch.bfloat16, entry.weight_bytes(weight))
+    site = contestants.Site(weight, torch.bfloat16, entry.weight_bytes(weight))
     try:
-        entrant = entrants.PeerMaker(entry).make(site)
-    except entrants.NotHereError as reason:
+        contestant = contestants.PeerMaker(entry).make(site)
+    except contestants.NotHereError as reason:
         pytest.skip(str(reason))
     with torch.inference_mode():
-        assert run.verify(entrant, x, (1, 5)) is None
-        calls = entrant.bind(x.to(entrant.dtype))
+        assert run.verify(contestant, x, (1, 5)) is None
+        calls = contestant.bind(x.to(contestant.dtype))
         first, last = (torch.as_tensor(call()).clone() for call in (calls[0], calls[-1]))
     assert len(calls) == 2
     assert torch.equal(first, last)
@@ -332,7 +332,7 @@ def test_medians_and_deciles():
 
 
 def test_results_have_every_key_and_hold_together():
-    makers = [entrants.KernelMaker(scalar(), W4A8), *map(entrants.PeerMaker, peers.matching("torch [bf]*[26]"))]
+    makers = [contestants.KernelMaker(scalar(), W4A8), *map(contestants.PeerMaker, peers.matching("torch [bf]*[26]"))]
     found = lines(makers)
     assert all(set(line) == set(KEYS.split()) for line in found)
     assert [(line["contestant"], line["m"]) for line in found] == [
@@ -351,12 +351,12 @@ def test_results_have_every_key_and_hold_together():
 
 def test_the_memory_is_read_in_every_cold_race(monkeypatch):
     monkeypatch.setattr(run, "last_level_cache", lambda: 10_000)
-    makers = [entrants.KernelMaker(scalar(), W4A8)]
+    makers = [contestants.KernelMaker(scalar(), W4A8)]
     cold, hot = lines(makers, replace(TINY, ms=(1,), caches=("cold", "hot")))
     assert cold["read_gbps"] > 0
     assert hot["read_gbps"] is None
     assert set(cold) == set(KEYS.split())
-    read_bytes, calls = run.reading(entrants.Site(torch.zeros(2, 2), torch.float32, 40_000), 1003)
+    read_bytes, calls = run.reading(contestants.Site(torch.zeros(2, 2), torch.float32, 40_000), 1003)
     assert read_bytes == 1000
     assert len(calls) * read_bytes > 40_000
     assert len({call.__self__.data_ptr() for call in calls}) == len(calls)
@@ -376,7 +376,7 @@ def test_the_roofline_is_the_slower_of_memory_and_multiplies(monkeypatch):
 def test_output_says_a_skip_once_and_writes_what_load_reads(tmp_path, capsys):
     skip = {"kind": "skip", "contestant": "p", "reason": "absent"}
     path = tmp_path / "out.jsonl"
-    rows = lines([entrants.KernelMaker(scalar(), W4A8)])
+    rows = lines([contestants.KernelMaker(scalar(), W4A8)])
     with output.sink(path, as_json=False) as put:
         put([skip])
         put([skip, *rows[:1]])

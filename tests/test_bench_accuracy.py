@@ -1,4 +1,4 @@
-"""--preset accuracy: its simulated formats, its bars and its table."""
+"""--preset accuracy: its simulated formats, its targets and its table."""
 
 import copy
 
@@ -48,9 +48,9 @@ def test_every_bar_is_of_a_method_that_runs():
     there = set(all_names)
     assert len(there) == len(all_names)
     assert {(m.setting, m.name) for m in accuracy_methods.METHODS if m.recovered} == set(accuracy_methods.RECOVERED)
-    for bar in accuracy_methods.BARS:
-        assert bar.name == "best" or (bar.setting, bar.name) in there
-        assert bar.over is None or (bar.setting, bar.over) in there
+    for target in accuracy_methods.TARGETS:
+        assert target.name == "best" or (target.setting, target.name) in there
+        assert target.over is None or (target.setting, target.over) in there
 
 
 def test_only_what_is_asked_for_runs():
@@ -74,7 +74,7 @@ def test_losses_that_a_file_has_are_taken_from_it(monkeypatch):
     ]
     measured, missing = [], ("50%", "wanda", 1)
 
-    class Judge:
+    class Evaluator:
         dense, language = 3.0, None
 
         def __init__(self, _):
@@ -84,7 +84,7 @@ def test_losses_that_a_file_has_are_taken_from_it(monkeypatch):
             measured.append((method.setting, method.name, seed))
             yield 0.5
 
-    monkeypatch.setattr(accuracy, "Judge", Judge)
+    monkeypatch.setattr(accuracy, "Evaluator", Evaluator)
     monkeypatch.setattr(accuracy, "load", lambda: None)
     monkeypatch.setattr(accuracy, "more", ())
     kept = [line for line in lines if (line["setting"], line["name"], line["seed"]) != missing]
@@ -130,7 +130,7 @@ def test_figures_and_table_are_of_the_means():
     losses = [Loss(method.setting, name, (0.1, 0.3)) for method in accuracy_methods.METHODS for name in method.names]
     losses = [Loss(one.setting, one.name, (0.1, 0.1, 0.2) if one.name == "gptq" else one.nats) for one in losses]
     found = {figure.name: figure for figure in accuracy.figures(losses)}
-    assert len(found) == len(accuracy_methods.BARS)
+    assert len(found) == len(accuracy_methods.TARGETS)
     gptq = found["w4a16g128 gptq, loss over rtn's"]
     assert gptq.value == pytest.approx((0.4 / 3) / 0.2)
     assert gptq.met

@@ -24,7 +24,7 @@ INTEGER, NUMBER = "must be an integer above 0", "must be a number above 0"
         ("gpu_host", ["--repeats", "-1"], INTEGER),
         ("gpu_run", ["--out", "x", "--seconds", "0"], NUMBER),
         ("gpu_tune", ["--minutes", "inf"], NUMBER),
-        ("gpu_tune", ["--shapes", "8x"], "neither NxK"),
+        ("gpu_tune", ["--shapes", "8x"], "must be NxK or one of"),
         ("gpu_smoke", ["--jobs", "0"], INTEGER),
         ("gpu_smoke", ["--limit", "-5"], NUMBER),
         ("gpu_wheels", ["x", "--most", "much"], NUMBER),

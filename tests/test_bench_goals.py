@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nybble.bench import compare, figures, goals, presets
-from nybble.bench.goals import BF16, LIMITS, PEER, TARGETS, Target, judge
+from nybble.bench.goals import BF16, LIMITS, PEER, TARGETS, Target, check
 
 cli = importlib.import_module("nybble.bench.__main__")
 
@@ -24,7 +24,7 @@ def row(scheme="w8a8", m=1, shape=(64, 32), **fields):
         "m": m,
     }
     base |= {"n": shape[0], "k": shape[1], "threads": 2, "cache": "cold", "us": 100.0, "us_p10": 98.0, "us_p90": 103.0}
-    base |= {"spread": 0.01, "vs_peer": 1.2, "best_peer": "rival", "vs_bf16": 3.0, "gops": 1900.0, "roofline": 0.9}
+    base |= {"spread": 0.01, "vs_peer": 1.2, "best_peer": "the peer", "vs_bf16": 3.0, "gops": 1900.0, "roofline": 0.9}
     return base | fields
 
 
@@ -41,50 +41,50 @@ def test_the_table_has_every_family_at_every_m():
 def test_a_target_is_met_only_where_its_worst_shape_meets_it():
     target = Target("w8a8", 1, PEER, 1.1)
     rows = [row(vs_peer=4.0), row(shape=(8, 9), vs_peer=1.0, best_peer="other"), row(m=4, vs_peer=0.1), row("w8a16")]
-    verdict = judge(target, rows)
-    assert verdict.mean == pytest.approx(2.0)
-    assert (verdict.worst, verdict.worst_shape, verdict.rival, verdict.met) == (1.0, "8x9", "other", False)
-    assert judge(target, [row(vs_peer=1.1)]).met is True
+    checked = check(target, rows)
+    assert checked.mean == pytest.approx(2.0)
+    assert (checked.worst, checked.worst_shape, checked.worst_peer, checked.met) == (1.0, "8x9", "other", False)
+    assert check(target, [row(vs_peer=1.1)]).met is True
 
 
 def test_a_target_over_bf16_looks_at_bf16():
-    verdict = judge(Target("w8a16", 16, BF16, 1.2), [row("w8a16", 16, vs_peer=9.0, vs_bf16=1.1)])
-    assert (verdict.worst, verdict.rival, verdict.met) == (1.1, "torch bf16", False)
+    checked = check(Target("w8a16", 16, BF16, 1.2), [row("w8a16", 16, vs_peer=9.0, vs_bf16=1.1)])
+    assert (checked.worst, checked.worst_peer, checked.met) == (1.1, "torch bf16", False)
 
 
 @pytest.mark.parametrize("rows", [[], [row(vs_peer=None)], [row(), row(shape=(8, 9), vs_peer=None)]])
 def test_what_was_not_measured_is_neither_met_nor_missed(rows):
-    assert judge(Target("w8a8", 1, PEER, 1.1), rows).met is None
+    assert check(Target("w8a8", 1, PEER, 1.1), rows).met is None
 
 
 @pytest.mark.parametrize(("roofline", "met"), [(0.9, True), (0.86, False)])
 def test_time_over_the_byte_bound_is_at_most_its_limit(roofline, met):
     rows = [row("w4a8g128", roofline=0.99), row("w4a8g128", shape=(8, 9), roofline=roofline)]
-    verdict = judge(LIMITS[0], rows)
-    assert verdict.met is met
-    assert (verdict.worst, verdict.worst_shape) == (pytest.approx(1 / roofline), "8x9")
+    checked = check(LIMITS[0], rows)
+    assert checked.met is met
+    assert (checked.worst, checked.worst_shape) == (pytest.approx(1 / roofline), "8x9")
 
 
 @pytest.mark.parametrize(("gops", "met"), [(1800.0, True), (1799.0, False)])
 def test_operations_are_at_least_their_limit(gops, met):
-    assert judge(LIMITS[1], [row(m=256, gops=2000.0), row(m=256, gops=gops)]).met is met
+    assert check(LIMITS[1], [row(m=256, gops=2000.0), row(m=256, gops=gops)]).met is met
 
 
-def test_the_table_says_reached_worst_target_and_verdict():
+def test_the_table_says_reached_worst_target_and_result():
     rows = [row("w4a8g128", 4, vs_peer=1.4), row("w4a8g128", 4, (8, 9), vs_peer=1.2)]
     rows += [row("w8a16", 64, vs_bf16=1.5)]
-    found = goals.verdicts(rows)
+    found = goals.checks(rows)
     text = goals.table(found)
     assert "1.30x (1.20x) / 1.3x MISSED" in text
     assert "1.50x (1.50x) / 1x* met" in text
     assert text.count("not measured") == len(TARGETS) + len(LIMITS) - 2
-    assert "MISSED w4a8g128 M=4: 1.20x of rival at 8x9" in text
-    assert all(json.loads(json.dumps(verdict.line()))["kind"] == "target" for verdict in found)
+    assert "MISSED w4a8g128 M=4: 1.20x of the peer at 8x9" in text
+    assert all(json.loads(json.dumps(checked.line()))["kind"] == "target" for checked in found)
 
 
 def test_report_shows_the_targets_of_a_file(tmp_path, capsys):
     rows = [row("w4a8g128", 4, vs_peer=1.4, bound="memory", noisy=False)]
-    extra = [verdict.line() for verdict in goals.verdicts(rows)] + [figures.Figure("f", 1.2, "x", 1.15).line()]
+    extra = [checked.line() for checked in goals.checks(rows)] + [figures.Figure("f", 1.2, "x", 1.15).line()]
     path = write(tmp_path / "a", *rows, *extra)
     assert cli.main(["report", path, "--markdown"]) == 0
     text = capsys.readouterr().out
@@ -99,7 +99,7 @@ def test_report_shows_the_targets_of_a_file(tmp_path, capsys):
 # --- the other figures
 
 
-def test_figures_have_a_verdict_on_either_side():
+def test_figures_have_a_result_on_either_side():
     assert figures.Figure("f", 1.1, "x", 1.15).met
     assert not figures.Figure("f", 1.2, "x", 1.15).met
     assert figures.Figure("f", 1.9, "x", 1.85, at_most=False).met
@@ -183,7 +183,7 @@ def around(us):
 
 
 @pytest.mark.parametrize(
-    ("after", "verdict"),
+    ("after", "result"),
     [
         (around(120.0), "slower"),
         (around(80.0), "faster"),
@@ -192,8 +192,8 @@ def around(us):
         ({**around(120.0), "us_p10": 95.0}, ""),  # within the deciles
     ],
 )
-def test_a_change_counts_beyond_the_noise(after, verdict):
-    assert change({}, after).verdict == verdict
+def test_a_change_counts_beyond_the_noise(after, result):
+    assert change({}, after).result == result
 
 
 def test_only_common_results_are_compared():

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from nybble import native
-from nybble.bench import crossover, entrants, goals, peers, presets, run, sparse_goals
+from nybble.bench import contestants, crossover, goals, peers, presets, run, sparse_goals
 from nybble.bench.crossover_html import crossover_parts
 from nybble.bench.peers import torch_sparse
 from nybble.bench.report import report
@@ -31,7 +31,7 @@ EVERY_KIND = (*sparse_goals.KINDS, *(kind for kinds in crossover.SERIES.values()
 
 def scalar(text):
     kind = WeightKind.parse(text)
-    return next(m for m in entrants.kernel_makers(f"*_scalar*-{kind}") if m.kind == kind)
+    return next(m for m in contestants.kernel_makers(f"*_scalar*-{kind}") if m.kind == kind)
 
 
 def lines(makers, grid=TINY):
@@ -83,9 +83,9 @@ def test_a_sparse_kernel_is_run_with_the_bytes_that_it_packs(text):
 def test_copies_are_as_many_as_their_packed_bytes_ask_for():
     counts = {}
     for text in ("sp50w8a8", "sp90w8a8"):
-        entrant = scalar(text).make(entrants.Site(torch.empty(256, 256), torch.float32, 200_000))
-        counts[text] = len(entrant.bind(torch.zeros(1, 256)))
-        assert counts[text] * entrant.weight_bytes > 200_000
+        contestant = scalar(text).make(contestants.Site(torch.empty(256, 256), torch.float32, 200_000))
+        counts[text] = len(contestant.bind(torch.zeros(1, 256)))
+        assert counts[text] * contestant.weight_bytes > 200_000
     assert counts["sp90w8a8"] > counts["sp50w8a8"]
 
 
@@ -103,8 +103,8 @@ def test_a_wrong_sparse_kernel_is_not_timed(text, monkeypatch):
         return wrong
 
     monkeypatch.setattr(run, "in_turns", lambda *_: pytest.fail("timed"))
-    with pytest.raises(entrants.WrongKernelError, match=r"off by .*; not timed"):
-        lines([entrants.KernelMaker(replace(good.spec, make=make), good.kind)])
+    with pytest.raises(contestants.WrongKernelError, match=r"off by .*; not timed"):
+        lines([contestants.KernelMaker(replace(good.spec, make=make), good.kind)])
 
 
 def test_a_sparse_kernel_is_held_against_the_fastest_dense_one_of_its_numbers():
@@ -118,16 +118,16 @@ def test_a_sparse_kernel_is_held_against_the_fastest_dense_one_of_its_numbers():
 
 
 def test_the_command_line_takes_a_kind_that_the_tests_do_not_have():
-    assert {str(maker.kind) for maker in entrants.kernel_makers("*-sp83w8a8")} == {"sp83w8a8"}
-    assert {str(maker.kind) for maker in entrants.kernel_makers("*-bs64x16w8a8:90%")} == {"bs64x16w8a8:90%"}
-    assert {maker.kind.scheme.family for maker in entrants.kernel_makers("sp*_scalar*")} >= {"spw8a8", "spw4a8"}
+    assert {str(maker.kind) for maker in contestants.kernel_makers("*-sp83w8a8")} == {"sp83w8a8"}
+    assert {str(maker.kind) for maker in contestants.kernel_makers("*-bs64x16w8a8:90%")} == {"bs64x16w8a8:90%"}
+    assert {maker.kind.scheme.family for maker in contestants.kernel_makers("sp*_scalar*")} >= {"spw8a8", "spw4a8"}
 
 
 def test_each_layout_has_its_fastest_kernel_and_dispatch_names_one_of_them():
     for text in ("sp30w8a8", "sp95w8a8", "bs32x32w8a8:50%"):
-        found = entrants.each_layout(text)
+        found = contestants.each_layout(text)
         assert len({maker.spec.layout for maker in found}) == len(found)
-        assert entrants.chosen(text, torch.bfloat16).spec in [maker.spec for maker in found]
+        assert contestants.chosen(text, torch.bfloat16).spec in [maker.spec for maker in found]
 
 
 # --- peers
@@ -137,14 +137,14 @@ SPARSE_PEERS = [peer for peer in peers.PEERS if peer.sparse]
 
 def test_sparse_peers_run_with_the_patterns_that_they_are_for():
     kinds = [WeightKind.parse(text) for text in ("w8a8", "sp50w8a8", "sp50w4a8g128", "bs32x32w8a8:75%", "bs16x4w8a8")]
-    names = [maker.name for maker in entrants.peer_makers(peers.PEERS, kinds)]
+    names = [maker.name for maker in contestants.peer_makers(peers.PEERS, kinds)]
     assert [name for name in names if "csr" in name or "bsr" in name] == [
         "torch csr sp50",
         "torch bsr bs32x32:75%",
         "scipy csr sp50",
     ]
     assert "torch bf16" in names
-    assert not any(maker.peer.sparse for maker in entrants.peer_makers(peers.PEERS, kinds[:1]))
+    assert not any(maker.peer.sparse for maker in contestants.peer_makers(peers.PEERS, kinds[:1]))
 
 
 @pytest.mark.parametrize("peer", SPARSE_PEERS, ids=lambda peer: peer.name)
@@ -152,14 +152,14 @@ def test_a_sparse_peer_multiplies_the_weight_of_the_kernels(peer):
     if peer.why_not() is not None:
         pytest.skip(peer.why_not())
     kind = WeightKind.parse({"sp": "sp80w8a8", "bs32x32": "bs32x32w8a8:75%"}[peer.sparse])
-    entrant = entrants.PeerMaker(peer, kind).make(entrants.Site(torch.zeros(64, 128), torch.bfloat16, 0))
+    contestant = contestants.PeerMaker(peer, kind).make(contestants.Site(torch.zeros(64, 128), torch.bfloat16, 0))
     x = torch.randn(5, 128, generator=torch.Generator().manual_seed(0))
     weight = dequantize_weight(kind.draw(64, 128), kind.scheme, 128)
-    torch.testing.assert_close(torch.as_tensor(entrant.bind(x)[0]()), x @ weight.t(), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(torch.as_tensor(contestant.bind(x)[0]()), x @ weight.t(), atol=1e-3, rtol=1e-3)
     kept = int(weight.count_nonzero())
-    assert entrant.kept == kept / weight.numel()
+    assert contestant.kept == kept / weight.numel()
     expected = 8 * kept + 4 * 65 if peer.sparse == "sp" else kept // 1024 * 4100 + 4 * 3
-    assert entrant.weight_bytes == expected
+    assert contestant.weight_bytes == expected
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_a_sparse_peer_multiplies_the_weight_of_the_kernels(peer):
 )
 def test_a_sparse_peer_is_left_out_with_the_reason(peer, shape, reason):
     kernel = scalar("bs32x32w8a8:75%")
-    found = lines([kernel, entrants.PeerMaker(peer, kernel.kind)], replace(TINY, shapes=(shape,)))
+    found = lines([kernel, contestants.PeerMaker(peer, kernel.kind)], replace(TINY, shapes=(shape,)))
     assert found[0]["kind"] == "skip"
     assert found[0]["contestant"] == f"{peer.name} bs32x32:75%"
     assert reason in found[0]["reason"]
@@ -181,7 +181,7 @@ def test_a_sparse_peer_is_left_out_with_the_reason(peer, shape, reason):
 
 def test_the_rivals_of_sparse_weights_leave_out_the_same_ones():
     kernels = [scalar("sp50w8a8"), scalar("sp90w8a8"), scalar("w8a8")]
-    makers = [*kernels, *entrants.peer_makers(peers.matching("torch [bc]*"), [maker.kind for maker in kernels])]
+    makers = [*kernels, *contestants.peer_makers(peers.matching("torch [bc]*"), [maker.kind for maker in kernels])]
     best = {row["scheme"] or row["contestant"]: row["best_peer"] for row in lines(makers, replace(TINY, ms=(1,)))}
     assert (best["sp50w8a8"], best["sp90w8a8"], best["w8a8"]) == ("torch csr sp50", "torch csr sp90", None)
     assert best["torch bf16"] == "torch bf16"
@@ -231,12 +231,12 @@ def test_the_table_says_what_is_reached_and_missed():
     assert "MISSED sp50w8a8 M=1: 1.30x of dense at 4096x14336, target 1.4" in text
     assert "MISSED bs32x32w8a8:75% M=1: 0.75 of the ratio of bytes read" in text
     assert text.count("not measured") == len(sparse_goals.TARGETS) + len(sparse_goals.LIMITS) - 4
-    assert json.loads(json.dumps([verdict.line() for verdict in sparse_goals.verdicts(rows)]))
+    assert json.loads(json.dumps([checked.line() for checked in sparse_goals.checks(rows)]))
 
 
 def test_without_dense_kernels_nothing_is_missed():
     rows = [row(kind, vs_dense=None, bytes_vs_dense=None) for kind in sparse_goals.KINDS]
-    assert {verdict.met for verdict in sparse_goals.verdicts(rows)} == {None}
+    assert {checked.met for checked in sparse_goals.checks(rows)} == {None}
 
 
 def write(path, *rows):
@@ -246,7 +246,7 @@ def write(path, *rows):
 
 def test_report_shows_the_table_of_a_file(tmp_path, capsys):
     rows = [RUN, row("sp50w8a8")]
-    path = write(tmp_path / "a", *rows, *(verdict.line() for verdict in sparse_goals.verdicts(rows[1:])))
+    path = write(tmp_path / "a", *rows, *(checked.line() for checked in sparse_goals.checks(rows[1:])))
     assert cli.main(["report", path, "--markdown"]) == 0
     assert "| sp50w8a8 | 1.50x (1.50x) / 1.4x met [3.0x bf16] |" in capsys.readouterr().out
     assert cli.main(["report", path]) == 0

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from nybble.demo import DemoUnavailable, breakdown, data, measure, model, run, sparse, table, variants, verdict
+from nybble.demo import DemoUnavailable, breakdown, checks, data, measure, model, run, sparse, table, variants
 from nybble.evaluate.memory import held_bytes
 
 TINY = measure.Plan(sentences=8, batches_per_round=1, singles_per_round=1, batch_budget_s=5, single_budget_s=1, rows=4)
@@ -98,7 +98,7 @@ def test_a_slow_contestant_stops_at_its_budget(monkeypatch):
     ("measured", "words"), [(3.0, "met"), (2.0, "not met"), (None, "not run")], ids=["met", "not met", "not run"]
 )
 def test_a_demand_is_printed_whether_or_not_it_is_met(measured, words):
-    check = verdict.Check("speed", 2.5, measured, bound=None if measured is None else 4.0)
+    check = checks.Check("speed", 2.5, measured, bound=None if measured is None else 4.0)
     assert check.met == (words == "met")
     assert check.line().strip().startswith(f"{words} ")
     assert ("without its linears: 4" in check.line()) == (words == "not met")
@@ -120,26 +120,26 @@ def tracks(**changed):
 
 
 def test_the_best_variant_is_the_fastest_that_is_accurate():
-    assert verdict.best(tracks()) == variants.W8A8
-    assert verdict.best(tracks(**{variants.BF16_W8A8: track([0.9], TRUTH)})) == variants.BF16_W8A8
-    assert verdict.best(tracks(**{variants.W8A8: track([1.0], TRUTH.flip(0))})) is None
+    assert checks.best(tracks()) == variants.W8A8
+    assert checks.best(tracks(**{variants.BF16_W8A8: track([0.9], TRUTH)})) == variants.BF16_W8A8
+    assert checks.best(tracks(**{variants.W8A8: track([1.0], TRUTH.flip(0))})) is None
 
 
-def test_the_best_variant_is_held_to_the_best_rival_and_its_linears_to_quantize_dynamic():
-    whole, linears = verdict.best_checks(tracks(), variants.W8A8, SHARES, sentences=8)
+def test_the_best_variant_is_compared_with_the_best_peer_and_its_linears_to_quantize_dynamic():
+    whole, linears = checks.best_checks(tracks(), variants.W8A8, SHARES, sentences=8)
     assert variants.DYNAMIC.removeprefix("torch ") in whole.what
     assert (whole.measured, whole.bound, whole.met) == (2.0, 4.0, True)
     assert linears.measured == pytest.approx(2.0 * 0.6 / 0.5)
     assert (linears.at_least, linears.met) == (1.5, True)
-    slow, _ = verdict.best_checks(tracks(**{variants.BF16: track([0.8], TRUTH)}), variants.W8A8, SHARES, sentences=8)
+    slow, _ = checks.best_checks(tracks(**{variants.BF16: track([0.8], TRUTH)}), variants.W8A8, SHARES, sentences=8)
     assert (slow.measured, slow.met) == (pytest.approx(0.8), False)
     assert "without its linears: 1.6" in slow.line()
 
 
 def test_what_could_not_run_is_said_to_be_not_run():
-    nothing = verdict.best_checks(tracks(), None, SHARES, sentences=8)
+    nothing = checks.best_checks(tracks(), None, SHARES, sentences=8)
     without = {name: one for name, one in tracks().items() if name != variants.DYNAMIC}
-    _, linears = verdict.best_checks(without, variants.W8A8, SHARES, sentences=8)
+    _, linears = checks.best_checks(without, variants.W8A8, SHARES, sentences=8)
     assert all("not run" in check.line() for check in (*nothing, linears))
 
 
@@ -196,8 +196,8 @@ def test_tiny_run_from_end_to_end(capsys):
     run.show(outcome)
     printed = capsys.readouterr().out
     assert all(name in printed for name in names)
-    *judged, of_the_best = outcome.checks
-    assert judged == list(verdict.JUDGED)
+    *checked, of_the_best = outcome.checks
+    assert checked == list(checks.CHECKED)
     words = " ".join(printed.split())
     assert f"Targets for {of_the_best}:" in words
     assert [len(found) for found in outcome.checks.values()] == [4, 4, 2]
@@ -213,7 +213,7 @@ def test_every_pattern_is_pruned_by_every_method_and_only_by_text_that_is_not_me
     assert sorted(named) == sorted(
         dense + [sparse.name_of(pattern, method) for pattern in sparse.PATTERNS for method in sparse.METHODS]
     )
-    assert verdict.JUDGED_SPARSE in named
+    assert checks.CHECKED_SPARSE in named
     for plan in (measure.FULL_SPARSE, measure.QUICK_SPARSE):
         assert plan.sentences + 0.9 * plan.calibration <= len(data.all_sentences())
 
@@ -231,8 +231,8 @@ def test_tiny_sparse_run_from_end_to_end(monkeypatch, capsys):
     assert rows[variants.W8A8].megabytes - half.megabytes == pytest.approx(10.6 * (1 - 5 / 8), rel=0.05)
     assert {layer["pruned"]["method"] for layer in half.report["layers"] if layer["swapped"]} == {"wanda"}
     cosine = {name: row.accuracy.mean_cosine for name, row in rows.items()}
-    assert cosine[variants.W8A8] > cosine[verdict.JUDGED_SPARSE] > cosine[sparse.name_of("50%", "magnitude")]
+    assert cosine[variants.W8A8] > cosine[checks.CHECKED_SPARSE] > cosine[sparse.name_of("50%", "magnitude")]
     run.show(outcome)
     printed = capsys.readouterr().out
     assert all(name in printed for name in rows)
-    assert all(check.line() in printed for check in outcome.checks[verdict.JUDGED_SPARSE])
+    assert all(check.line() in printed for check in outcome.checks[checks.CHECKED_SPARSE])

@@ -23,7 +23,7 @@ def story(narrow_llama):
     ids = torch.randint(64, (2, 16, 32), generator=torch.Generator().manual_seed(0))
     narrow = language.Language(narrow_llama, ids[0], ids[1], ids[1], {})
     told = []
-    found = steps.tell(narrow, steps.Sizes(judged=8, planned=8, calibration=16, distilling=16), told.append)
+    found = steps.tell(narrow, steps.Sizes(held_out=8, planned=8, calibration=16, distilling=16), told.append)
     assert len(told) == steps.STEPS
     return found
 

@@ -24,7 +24,7 @@ def lm():
 
 
 def test_it_reads_english_it_has_not_seen(lm):
-    found = nybble.evaluate(lm.model, None, lm.judged(32), "perplexity")
+    found = nybble.evaluate(lm.model, None, lm.held_out_batches(32), "perplexity")
     recorded = torch.tensor(lm.facts["held_out_loss"]).exp().item()
     assert found.metrics["perplexity"].low < recorded < found.metrics["perplexity"].high
     assert found["perplexity"] < 30  # 2048 for one that knows nothing
@@ -64,7 +64,7 @@ def test_batches_are_drawn_by_the_seed(lm):
     one, two, other = (torch.cat(lm.calibrating(16, seed)) for seed in (0, 0, 1))
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
-    assert torch.cat(lm.judged(32)).shape == (32, 256)
+    assert torch.cat(lm.held_out_batches(32)).shape == (32, 256)
     assert lm.teaching.unique(dim=0).shape == (2048, 256)
 
 

@@ -140,7 +140,7 @@ def test_the_name_of_the_gpu_chooses_the_goal(gpu: str, said: str) -> None:
     line = next(line for line in table(rows).splitlines() if "3.10x" in line)
     assert line.rstrip().endswith(said)
     assert f"M=1 3.10x {said}".removesuffix(" 3.10x") in markdown(rows)
-    assert "met" not in table(rows[1:]), "results that do not name their GPU are judged by none"
+    assert "met" not in table(rows[1:]), "results that do not name their GPU are not checked"
 
 
 def bytes_of(goal: Goal) -> float:
@@ -444,7 +444,7 @@ def test_a_dry_run_measures_every_goal(tmp_path: Path, capsys: pytest.CaptureFix
     # bfloat16 weights have no kernel on a CPU; peers may not be installed.
     assert reasons <= {"no GPU kernel", *PEERS_OF}
     assert "met" not in text
-    assert "MISSED" not in text, "nothing was measured, so nothing is judged"
+    assert "MISSED" not in text, "nothing was measured, so nothing is checked"
 
 
 def test_whole_steps_are_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

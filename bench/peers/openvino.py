@@ -47,7 +47,7 @@ def _compile(weight: Any, copies: int) -> list[Layer]:
     options = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
-        "ENABLE_CPU_PINNING": False,  # would pin the calling thread, and so affect all other entrants
+        "ENABLE_CPU_PINNING": False,  # would pin the calling thread, and so affect all other contestants
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": _GROUP,
     }
     core = ov.Core()

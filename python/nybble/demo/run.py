@@ -20,13 +20,13 @@ from ..evaluate.memory import held_bytes
 from ..model.bar import bar
 from ..text import wrap
 from .breakdown import breakdown
+from .checks import CHECKED, CHECKED_SPARSE, MEAN_COSINE, Check, best, best_checks, checks, sparse_checks
 from .data import all_sentences
 from .measure import Accuracy, Plan, Track, accuracy, make_rounds, measure, speedup
 from .model import MODEL_NAME, load
 from .sparse import contestants
 from .table import show_table
 from .variants import BF16_W8A8, DYNAMIC, FP32, VARIANTS, W8A8, Built, NotHere
-from .verdict import JUDGED, JUDGED_SPARSE, MEAN_COSINE, Check, best, best_checks, checks, sparse_checks
 
 _HEADERS = ("contestant", "batch 32/s", "vs fp32", "batch 1/s", "MB", "cos mean", "cos worst", "top-1 %", "sentences")
 
@@ -130,13 +130,13 @@ def run(plan: Plan, sparse: bool = False) -> Outcome:
         tracks = measure({name: b.model for name, b in built.items()}, rounds, plan, advance)
     profiled = [batch for work in rounds[:4] for batch in work.batches]
     if sparse:
-        shares = {name: breakdown(built[name].model, profiled) for name in (W8A8, JUDGED_SPARSE)}
-        found = {JUDGED_SPARSE: sparse_checks(tracks)}
+        shares = {name: breakdown(built[name].model, profiled) for name in (W8A8, CHECKED_SPARSE)}
+        found = {CHECKED_SPARSE: sparse_checks(tracks)}
     else:
         winner = best(tracks)
-        named = [name for name in dict.fromkeys((DYNAMIC, *JUDGED, winner)) if name in built]
+        named = [name for name in dict.fromkeys((DYNAMIC, *CHECKED, winner)) if name in built]
         shares = {name: breakdown(built[name].model, profiled) for name in named}
-        found = {name: checks(tracks, name, shares[name]["linears"]) for name in JUDGED}
+        found = {name: checks(tracks, name, shares[name]["linears"]) for name in CHECKED}
         found[_best_title(winner)] = best_checks(tracks, winner, shares, plan.round_size)
     return Outcome(
         machine=_machine(),

@@ -35,7 +35,7 @@ class Language:
     teaching: Tensor
     facts: dict[str, Any]
 
-    def judged(self, sequences: int | None = None) -> list[Tensor]:
+    def held_out_batches(self, sequences: int | None = None) -> list[Tensor]:
         """Held-out batches: ``sequences`` of them, evenly spaced; all if None."""
         count = len(self.held_out)
         wanted = count if sequences is None else sequences

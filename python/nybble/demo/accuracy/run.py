@@ -17,7 +17,7 @@ from .language import FOLDER, load
 from .page import write
 from .steps import HEADERS, STEPS, UNIFORM, Sizes, Story, rows, tell
 
-FULL, QUICK = Sizes(), Sizes(judged=16, planned=8, calibration=16, distilling=32)
+FULL, QUICK = Sizes(), Sizes(held_out=16, planned=8, calibration=16, distilling=32)
 WORST = 3  # layers listed below the table
 
 

@@ -25,7 +25,7 @@ DENSE, RTN = "dense, float32", f"all {UNIFORM}, rtn"
 class Sizes:
     """Numbers of sequences for evaluation, planning, calibration and distillation."""
 
-    judged: int = 128
+    held_out: int = 128
     planned: int = 16
     calibration: int = 32
     distilling: int = 256
@@ -67,7 +67,7 @@ def tell(language: Language, sizes: Sizes, advance: Callable[[str], None]) -> St
     advance("plan")
     steps = []
     for name, model in _models(language, chosen, calibration, sizes.distilling):
-        found = evaluate(model, language.model, language.judged(sizes.judged), ("perplexity", "kl"))
+        found = evaluate(model, language.model, language.held_out_batches(sizes.held_out), ("perplexity", "kl"))
         steps.append(Step(name, held_bytes(model) / 1e6, found))
         advance(name)
     return Story(tuple(steps), chosen)

@@ -1,4 +1,4 @@
-"""Entrants: nybble's kernels and layers, and layers of other libraries (peers), with a common interface for timing."""
+"""Contestants: nybble's kernels and layers, and layers of other libraries (peers), with a common interface for timing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ COLD_CACHES = 4
 MAX_PEER_COPIES = 256
 
 # Checks outputs (rows, N) of the first rows of an input: returns what is wrong, or None.
-Judge = Callable[[Tensor], "str | None"]
+Check = Callable[[Tensor], "str | None"]
 
 
 class WrongKernelError(RuntimeError):
@@ -46,7 +46,7 @@ class NotHereError(RuntimeError):
 
 @dataclass(frozen=True)
 class Site:
-    """The problem that all entrants solve: a dense float32 weight (N, K) and the dtype of the activations. copied_bytes:
+    """The problem that all contestants solve: a dense float32 weight (N, K) and the dtype of the activations. copied_bytes:
     total size of the copies of a weight (0: one copy)."""
 
     weight: Tensor
@@ -67,11 +67,11 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Entrant:
+class Contestant:
     """A kernel or layer ready to be timed.
 
     bind: takes activations (M, K) in `dtype`; returns one call per copy of the weight, each returning y (M, N).
-    judge: takes some rows of the activations; returns the check of their outputs.
+    check: takes some rows of the activations; returns the check of their outputs.
     multiply: type of the multiply: "int8", "bf16" or "fp32".
     pool: the thread pool it uses.
     pattern: sparsity pattern; None: dense. kept: share of nonzero weights.
@@ -85,7 +85,7 @@ class Entrant:
     dtype: torch.dtype
     weight_bytes: int
     bind: Callable[[Tensor], list[Call]]
-    judge: Callable[[Tensor], Judge]
+    check: Callable[[Tensor], Check]
     pool: str = OPENMP
     pattern: Pattern | None = None
     kept: float = 1.0
@@ -97,12 +97,12 @@ class Entrant:
 
 
 class Maker(Protocol):
-    """Builds an entrant for a site; raises NotHereError if it cannot run."""
+    """Builds a contestant for a site; raises NotHereError if it cannot run."""
 
     @property
     def name(self) -> str: ...
 
-    def make(self, site: Site) -> Entrant: ...
+    def make(self, site: Site) -> Contestant: ...
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class KernelMaker:
     def name(self) -> str:
         return self.spec.name
 
-    def make(self, site: Site) -> Entrant:
+    def make(self, site: Site) -> Contestant:
         assert self.spec.make is not None, "usable kernels can run"  # noqa: S101
         scheme, pattern = self.kind.scheme, self.kind.pattern
         quantized = self.kind.draw(site.n, site.k)
@@ -128,7 +128,7 @@ class KernelMaker:
             out = x.new_full((x.shape[0], site.n), torch.nan)
             return [partial(_run_plan, plan, x, copy, out) for copy in copies]
 
-        return Entrant(
+        return Contestant(
             name=self.name,
             scheme=str(self.kind),
             weight_bits=scheme.weight_bits,
@@ -136,7 +136,7 @@ class KernelMaker:
             dtype=site.dtype,
             weight_bytes=packed.nbytes,
             bind=bind,
-            judge=partial(_oracle, quantized, scheme),
+            check=partial(_oracle, quantized, scheme),
             pattern=pattern,
             kept=_kept(dequantize_weight(quantized, scheme, site.k)) if pattern else 1.0,
             dense=str(scheme.dense) if pattern else None,
@@ -153,10 +153,10 @@ class LayerMaker:
     def name(self) -> str:
         return f"nybble {self.scheme}"
 
-    def make(self, site: Site) -> Entrant:
+    def make(self, site: Site) -> Contestant:
         layer = Linear.from_weight(site.weight, None, self.scheme, dtype=site.dtype)
         layers = [layer, *(deepcopy(layer) for _ in range(site.copies(layer.nbytes) - 1))]
-        return Entrant(
+        return Contestant(
             name=self.name,
             scheme=str(self.scheme),
             weight_bits=self.scheme.weight_bits,
@@ -164,7 +164,7 @@ class LayerMaker:
             dtype=site.dtype,
             weight_bytes=layer.nbytes,
             bind=lambda x: [partial(one, x) for one in layers],
-            judge=partial(_oracle, layer.quantized(), self.scheme),
+            check=partial(_oracle, layer.quantized(), self.scheme),
         )
 
 
@@ -184,7 +184,7 @@ class PeerMaker:
     def name(self) -> str:
         return f"{self.peer.name} {self.pattern}" if self.pattern else self.peer.name
 
-    def make(self, site: Site) -> Entrant:
+    def make(self, site: Site) -> Contestant:
         peer, dtype = self.peer, self.peer.takes(site.dtype)
         reason = peer.why_not()
         if self.kind is not None and reason is None:
@@ -203,7 +203,7 @@ class PeerMaker:
             layers[0](site.weight[:1].to(dtype))
         except (RuntimeError, ValueError, NotImplementedError, AssertionError, ImportError, AttributeError) as error:
             raise NotHereError(_first_line(error)) from error
-        return Entrant(
+        return Contestant(
             name=self.name,
             scheme=None,
             weight_bits=peer.weight_bits,
@@ -211,7 +211,7 @@ class PeerMaker:
             dtype=dtype,
             weight_bytes=weight_bytes,
             bind=lambda x: [partial(layer, x) for layer in layers],
-            judge=partial(_sanity, site.weight, SANE[peer.weight_bits]),
+            check=partial(_sanity, site.weight, SANE[peer.weight_bits]),
             pool=peer.pool,
             pattern=self.pattern,
             kept=_kept(site.weight) if self.pattern else 1.0,
@@ -265,11 +265,11 @@ def each_layout(text: str) -> list[KernelMaker]:
     return [KernelMaker(spec, kind) for spec in found.values()]
 
 
-def peer_makers(rivals: Sequence[Peer], kinds: Sequence[WeightKind]) -> list[PeerMaker]:
+def peer_makers(peers: Sequence[Peer], kinds: Sequence[WeightKind]) -> list[PeerMaker]:
     """Each dense peer once, and each sparse peer with every pattern of the kinds that it supports."""
     patterns = {str(kind.pattern): kind for kind in kinds if kind.pattern}
     found = []
-    for peer in rivals:
+    for peer in peers:
         if peer.sparse is None:
             found.append(PeerMaker(peer))
         else:
@@ -297,27 +297,27 @@ def _multiply(scheme: Scheme, dtype: torch.dtype) -> str:
     return "bf16" if dtype == torch.bfloat16 else "fp32"
 
 
-def _oracle(quantized: QuantizedWeight, scheme: Scheme, x: Tensor) -> Judge:
+def _oracle(quantized: QuantizedWeight, scheme: Scheme, x: Tensor) -> Check:
     expected = reference.linear(x, quantized, None, scheme, torch.float64)
     bound = error_bound(x, quantized, scheme, expected, x.dtype)
 
-    def judge(y: Tensor) -> str | None:
+    def check(y: Tensor) -> str | None:
         error = (y.double() - expected[: len(y)]).abs()
         # NaN compares false, so outputs that a kernel did not write fail too.
         return None if bool((error <= bound[: len(y)]).all()) else f"off by {error.max():.3g}"
 
-    return judge
+    return check
 
 
-def _sanity(weight: Tensor, bound: float, x: Tensor) -> Judge:
+def _sanity(weight: Tensor, bound: float, x: Tensor) -> Check:
     expected = x.float() @ weight.t()
 
-    def judge(y: Tensor) -> str | None:
+    def check(y: Tensor) -> str | None:
         exact = expected[: len(y)]
         error = float((y.float() - exact).norm() / exact.norm())
         return None if error <= bound else f"relative error {error:.3g} against the dense product, above {bound}"
 
-    return judge
+    return check
 
 
 def _first_line(error: Exception) -> str:

@@ -11,16 +11,16 @@ from .sparse import name_of
 from .variants import BF16, DEFAULT, DYNAMIC, FP32, VARIANTS, W8A8
 
 # The variants with targets: a plain call of nybble.quantize, and every Linear replaced.
-JUDGED = (DEFAULT, W8A8)
+CHECKED = (DEFAULT, W8A8)
 _RATIOS = {FP32: 2.5, BF16: 1.0, DYNAMIC: 0.95}
 MEAN_COSINE = 0.998
 # The fastest variant of that accuracy is compared with the fastest of these, and its linear layers with those of DYNAMIC.
-RIVALS = (FP32, BF16, DYNAMIC)
+PEERS = (FP32, BF16, DYNAMIC)
 _BEST, _LINEARS = 1.3, 1.5
 
 
 # The most accurate way of pruning half of the weights without recovery.
-JUDGED_SPARSE = name_of("50%", "sparsegpt")
+CHECKED_SPARSE = name_of("50%", "sparsegpt")
 _SPARSE_COSINE = 0.97
 
 
@@ -61,13 +61,13 @@ def checks(tracks: Mapping[str, Track], name: str, linear_share: float) -> list[
 
 def sparse_checks(tracks: Mapping[str, Track]) -> list[Check]:
     """The check of the model with half of the weights pruned by SparseGPT."""
-    cosine = accuracy(tracks[JUDGED_SPARSE], tracks[FP32]).mean_cosine
+    cosine = accuracy(tracks[CHECKED_SPARSE], tracks[FP32]).mean_cosine
     return [Check("mean cosine to torch fp32", _SPARSE_COSINE, cosine, digits=5)]
 
 
 def best(tracks: Mapping[str, Track]) -> str | None:
     """The fastest of nybble's variants with a mean cosine of at least MEAN_COSINE; None if there is none."""
-    ours = [variant.name for variant in VARIANTS if variant.name not in RIVALS and variant.name in tracks]
+    ours = [variant.name for variant in VARIANTS if variant.name not in PEERS and variant.name in tracks]
     accurate = [name for name in ours if accuracy(tracks[name], tracks[FP32]).mean_cosine >= MEAN_COSINE]
     return max(accurate, key=lambda name: speedup(tracks[name], tracks[FP32]), default=None)
 
@@ -80,20 +80,20 @@ def linear_seconds(track: Track, linear_share: float, sentences: int) -> float:
 def best_checks(
     tracks: Mapping[str, Track], name: str | None, shares: Mapping[str, Mapping[str, float]], sentences: int
 ) -> list[Check]:
-    """The checks of the best variant against the fastest rival, and of its linear layers against quantize_dynamic's.
+    """The checks of the best variant against the fastest peer, and of its linear layers against quantize_dynamic's.
 
     sentences: in one round.
     """
     what, of_linears = "speed against torch's best", "its linears against those of quantize_dynamic"
     if name is None:
         return [Check(what, _BEST, None), Check(of_linears, _LINEARS, None)]
-    whole, rival = min((speedup(tracks[name], tracks[rival]), rival) for rival in RIVALS if rival in tracks)
+    whole, peer = min((speedup(tracks[name], tracks[peer]), peer) for peer in PEERS if peer in tracks)
     bound = whole / (1 - shares[name]["linears"])
     linears = None
     if DYNAMIC in tracks:
         ours, theirs = (linear_seconds(tracks[side], shares[side]["linears"], sentences) for side in (name, DYNAMIC))
         linears = theirs / ours
     return [
-        Check(f"{what} ({rival.removeprefix('torch ')})", _BEST, whole, bound),
+        Check(f"{what} ({peer.removeprefix('torch ')})", _BEST, whole, bound),
         Check(of_linears, _LINEARS, linears),
     ]
