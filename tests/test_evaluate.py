@@ -57,6 +57,20 @@ def test_perplexity_and_its_difference_are_those_of_the_definition():
     assert found.batches == 6
 
 
+def test_each_token_counts_the_same_however_long_its_sequence_is():
+    """One sequence of 3 tokens and one of 9: the metrics are means over tokens, not over sequences."""
+    reference, model = Tokens(), Tokens(noise=0.3)
+    data = [*ids(1, 1, 3, seed=2), *ids(1, 1, 9, seed=3)]
+    found = nybble.evaluate(model, reference, data, ["perplexity", "kl"])
+    ours, theirs = (torch.cat([torch.log_softmax(logits(one, b), -1)[0] for b in data]) for one in (model, reference))
+    predicting = torch.tensor([True, True, False, *[True] * 8, False])  # the last of each sequence predicts nothing
+    targets = torch.cat([b[0, 1:] for b in data])
+    losses = -ours[predicting].gather(-1, targets[:, None])
+    assert found["perplexity"] == pytest.approx(losses.mean().exp().item(), rel=1e-6)
+    kl = (theirs.exp() * (theirs - ours)).sum(-1)
+    assert found["kl"] == pytest.approx(kl.mean().item(), rel=1e-4)
+
+
 def test_kl_and_cosine_are_those_of_the_definition():
     reference, model = Tokens(), Tokens(noise=0.3)
     data = ids()

@@ -89,6 +89,12 @@ class TestMeasures:
         small.add(rows * 2.0**-60, float(rows.abs().max()) * 2.0**-60)
         assert torch.equal(large.histogram, small.histogram)
 
+    def test_values_just_above_the_calibrated_range_count(self) -> None:
+        tally = Tally(4, anchor=0, limit=1.0)
+        tally.add(torch.tensor([[1.0, -1.0, 0.5, 0.0], [1.001, -1.5, 2.5, 1.0]]), 2.5)
+        tally.add(torch.tensor([[1.0, 0.0, 0.0, 0.0]]), 1.0)
+        assert tally.beyond == 3
+
     def test_statistics_are_those_of_the_rows(self) -> None:
         watch, inputs = Watch("x", CHANNELS, 50), Inputs(seed=5)
         rows = inputs.rows(200)
