@@ -106,8 +106,7 @@ def test_table_has_every_layer_and_fact() -> None:
         "encoder.0.fc = decoder.fc [1]",
         "64x32",
         "w8a8",
-        "8.2 KiB",
-        "2.5 KiB",
+        "8.2 -> 2.5 KiB",
         "41.3",
         "0.50",
         "4.00",
@@ -171,7 +170,6 @@ def test_table_says_by_how_much_the_bytes_change(before: int, after: int, words:
 
 def test_table_of_nothing() -> None:
     assert "0 of 0 layers swapped" in str(report(weight_bytes=0, weight_bytes_changed=0))
-    assert "what to do" not in str(report(weight_bytes=0, weight_bytes_changed=0))
 
 
 # --- rows that share what they say
@@ -188,7 +186,7 @@ def folded(*layers: LayerReport) -> list[str]:
 def test_layers_that_differ_in_their_index_share_a_row() -> None:
     lines = report(*STACK, left()).table().splitlines()
     assert [line.split()[2:] for line in lines if "layers" in line] == [
-        ["12x", "Linear", "64x32", "float32", "w8a8", "99.0", "KiB", "30.0", "KiB", "40.0-42.8"],
+        ["12x", "Linear", "64x32", "float32", "w8a8", "99.0", "->", "30.0", "KiB", "40.0-42.8"],
         ["0.50", "3.00-4.10", "1.22-1.43"],
     ]
     assert sum("embed" in line for line in lines) == 1, "it has nothing to say in the second part"
@@ -297,6 +295,8 @@ W4 = {"after": "w4a8", "kernel": "w4a8_avx512vnni", "slower_at": (), "shape": (6
             {},
             "nothing was swapped: 2 x excluded by 'x'; 1 x not a Linear layer",
         ),
+        ([left(), left(name="b")], {}, "no Linear layer found in this model: nybble replaces torch.nn.Linear"),
+        ([], {}, "no Linear layer found in this model"),
         (
             [left(**SLOW), swapped()],
             {},
@@ -353,6 +353,11 @@ W4 = {"after": "w4a8", "kernel": "w4a8_avx512vnni", "slower_at": (), "shape": (6
                 "coverage is 25.0 %: only Linear layers are swapped, and the largest other weights are embed (Embedding, "
                 "float32, 3.0 MiB)"
             ),
+        ),
+        (
+            [swapped(), *(left(name=f"h.{i}.table", nbytes_before=1 << 20) for i in range(12))],
+            {"weight_bytes": 12 << 20, "weight_bytes_changed": 0},
+            "the largest other weights are h.{0..11}.table (12 x Embedding, bfloat16, 12.0 MiB);",
         ),
         (
             [swapped(**W4)],
@@ -420,7 +425,28 @@ def test_every_line_fits_120_columns(fold: bool) -> None:
     for text in (str(found), found.table(fold)):
         assert max(map(len, text.splitlines())) <= 120
     assert all(f"M={m}" in str(found) for m in ms)
-    assert "xxx...yyy" in str(found) or "x..." in str(found)
+    names = "".join(line for line in str(found).splitlines() if set(line) <= set("xy. "))
+    assert "y" * 100 in names, "a name is whole, on several lines"
+
+
+def test_bytes_and_errors_before_and_after_are_one_cell() -> None:
+    rounded = [Rounded("gptq", 0.2 + i / 10, 0.1) for i in range(2)]
+    layers = [swapped(name=f"h.{i}.fc", rounded=made, nbytes_before=3 << 20) for i, made in enumerate(rounded)]
+    text = report(*layers, left(), m=tuple(range(1, 40))).table()
+    heads = [head for line in text.splitlines() if line.startswith("layer") for head in re.split(r"\s{2,}", line)[1:]]
+    assert len(heads) == len(set(heads))
+    assert "6.0 MiB -> 5.0 KiB" in text
+    assert "20.00-30.00 -> 10.00" in text
+    assert "80 -> 80 B" in text
+
+
+def test_long_names_stay_whole_and_different() -> None:
+    prefix = "text_model." + "a_component_with_a_name." * 3 + "layers"
+    layers = [swapped(name=f"{prefix}.{i}.attention.{last}") for i in range(12) for last in ("query", "value")]
+    text = "".join(report(*layers, m=tuple(range(1, 20))).table().split())
+    for last in ("query", "value"):
+        assert "layers.{0..11}.attention." in text
+        assert f"{last}[1]" in text
 
 
 def test_a_notebook_shows_the_same_rows_escaped() -> None:

@@ -238,7 +238,7 @@ def test_a_triton_kernel_that_cannot_run_leaves_the_reference(on_gpu) -> None:
 
 def test_explaining_runs_nothing(on_gpu) -> None:
     text = " ".join(str(selection.explain(W4A16)).split())
-    assert "runs w4a16_sm80_gemv, which" in text
+    assert "runs: w4a16_sm80_gemv, which" in text
     assert "compared with the reference before it is first used here" in text
     assert on_gpu.compared == []
     selection.select(W4A16)

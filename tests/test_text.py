@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nybble.text import Items, Shown, Table, shorten, span, wrap
+from nybble.text import Items, Shown, Table, break_name, shorten, span, wrap
 
 
 @pytest.mark.parametrize(
@@ -61,11 +61,27 @@ def test_a_wide_table_is_cut_and_repeats_the_first_column() -> None:
     ]
 
 
-def test_a_long_first_column_gives_way_down_to_a_width() -> None:
-    rows = [["name", "a"], ["n" * 60 + "end", "1" * 30]]
-    (line,) = Table(rows, width=80).lines()[2:]
-    assert line.split("  ")[0] == shorten(rows[1][0], 48)
-    assert len(line) == 80
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("layers.0.fc", ["layers.0.fc"]),
+        ("model.layers.{0..11}.fc [1]", ["model.", "layers.", "{0..11}.", "fc [1]"]),
+        ("layers.{0..11,13..15}.fc", ["layers.", "{0..11,13.", ".15}.fc"]),
+        ("component_of_20_chars.a", ["component_", "of_20_char", "s.a"]),
+        ("a..b.", ["a..b."]),
+        ("", [""]),
+    ],
+)
+def test_names_are_broken_after_dots_outside_braces(name: str, lines: list[str]) -> None:
+    assert break_name(name, 10 if len(name) != 11 else 11) == lines
+    assert "".join(lines) == name
+
+
+def test_a_long_first_column_is_broken_into_lines() -> None:
+    rows = [["name", "a"], ["n" * 40 + "." + "m" * 20, "1" * 30]]
+    first, second = Table(rows, width=80).lines()[2:]
+    assert first == f"{'n' * 40}.{' ' * 9}{'1' * 30}"
+    assert second == "m" * 20
 
 
 def test_nothing_is_cut_without_a_width() -> None:

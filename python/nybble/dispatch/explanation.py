@@ -10,9 +10,6 @@ import torch
 from ..text import Items, Part, Shown
 from .spec import FLOATS, Problem
 
-# How the lines below the problem begin.
-_RUNS, _NOT, _MORE = "runs  ", "not   ", "      "
-
 
 @dataclass(frozen=True)
 class Explanation(Shown):
@@ -31,7 +28,7 @@ class Explanation(Shown):
     verbose: bool = False
 
     def reasons(self) -> list[str]:
-        """Each reason of the layer's own family once, with its kernels: "not built: a, b"."""
+        """Each reason of the layer's own family once, after its kernels: "a, b: not built"."""
         return _grouped(self.rejected, [name for name in self.rejected if name not in self.others])
 
     def parts(self) -> Sequence[Part]:
@@ -40,12 +37,11 @@ class Explanation(Shown):
         title = f"{p.scheme} m={p.m} n={p.n} k={p.k} {_name(p.dtype)} on {p.device}"
         kernel = self.kernel or "nothing: no kernel accepts this"
         reasons = _grouped(self.rejected, self.rejected) if self.verbose else self.reasons()
-        marks = (_NOT, *([_MORE] * len(reasons)))
-        lines = [(_RUNS, ", ".join((kernel, *self.notes))), *zip(marks, reasons, strict=False)]
         if self.others and not self.verbose:
             count = f"{len(self.others)} kernels" if len(self.others) > 1 else "1 kernel"
-            lines.append(("", f"{count} of other schemes left out: explain(..., verbose=True) shows them"))
-        return [Items(title, lines)]
+            reasons.append(f"{count} of other schemes: explain(..., verbose=True) shows them")
+        runs = Items(title, [("runs: ", ", ".join((kernel, *self.notes)))])
+        return [runs, Items("does not run:", [("", reason) for reason in reasons])] if reasons else [runs]
 
 
 class NoKernelError(RuntimeError):
@@ -62,7 +58,7 @@ def _grouped(reasons: dict[str, str], names: Iterable[str]) -> list[str]:
     kernels: dict[str, list[str]] = {}
     for name in names:
         kernels.setdefault(reasons[name], []).append(name)
-    return [f"{reason}: {', '.join(group)}" for reason, group in kernels.items()]
+    return [f"{', '.join(group)}: {reason}" for reason, group in kernels.items()]
 
 
 def _remedy(problem: Problem) -> str:

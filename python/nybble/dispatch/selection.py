@@ -34,7 +34,7 @@ def explain(problem: Problem) -> Explanation:
         if reason is None and chosen is None:
             chosen = spec
             continue
-        rejected[spec.name] = reason or f"{chosen and chosen.name} is faster"
+        rejected[spec.name] = reason or f"slower than {chosen and chosen.name}"
         if spec.scheme != problem.scheme.family:
             others.add(spec.name)
     if chosen is None:

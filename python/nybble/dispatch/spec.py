@@ -102,8 +102,8 @@ class KernelSpec:
             (self.name not in DISTRUSTED, DISTRUSTED.get(self.name, "")),
             (self.device in (None, problem.device), f"runs on {self.device}, not on {problem.device}"),
             (problem.layout in (None, self.layout), f"reads layout {self.layout}, the weight is {problem.layout}"),
-            (problem.dtype in self.act_dtypes, f"takes {_names(self.act_dtypes)}, not {problem.dtype}"),
-            (out_dtype in self.out_dtypes, f"gives {_names(self.out_dtypes)}, not {out_dtype}"),
+            (problem.dtype in self.act_dtypes, f"takes {_names(self.act_dtypes)}, not {_names((problem.dtype,))}"),
+            (out_dtype in self.out_dtypes, f"gives {_names(self.out_dtypes)}, not {_names((out_dtype,))}"),
             (self.takes(problem.m), f"is for {_rows(self.m_range)}, not {problem.m}"),
             (self.group_sizes is None or size in self.group_sizes, f"has no group_size {size}"),
             (

@@ -12,7 +12,7 @@ from ..weights.scheme import Scheme
 from ..weights.sparsity import NofM, Unstructured, parse_name
 from .columns import error_of, method_of, size
 from .data import NOT_LINEAR, LayerReport, ReportData
-from .fold import fold_names
+from .fold import Row, fold_names, rows
 
 Facts = Mapping[str, object]
 _COVERED = 90.0  # percent of the weight bytes from which on coverage is not worth a line
@@ -36,7 +36,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Advice(Items):
-    """Lines of advice: what stands for several reports shows them once, below all."""
+    """Lines of advice. A result of several reports shows each line once, below all of them."""
 
 
 def advice(report: ReportData) -> Advice | None:
@@ -81,8 +81,12 @@ def _counted(layers: Sequence[LayerReport]) -> str:
     return f"{len(layers)} layers" if len(layers) != 1 else "1 layer"
 
 
+def _nbytes(layers: Iterable[LayerReport]) -> int:
+    return sum(layer.nbytes_before for layer in layers)
+
+
 def _bytes(layers: Iterable[LayerReport]) -> str:
-    return size(sum(layer.nbytes_before for layer in layers))
+    return size(_nbytes(layers))
 
 
 def _sizes(ms: Sequence[int]) -> str:
@@ -94,8 +98,12 @@ def _call_for(report: ReportData, ms: Sequence[int]) -> str:
     return call_of(report, f"m={ms[0]}" if len(ms) == 1 else f"m=({_sizes(ms)})")
 
 
+def _no_linear(report: ReportData) -> Facts | None:
+    return {} if all(layer.reason == NOT_LINEAR for layer in report.layers) else None
+
+
 def _nothing_swapped(report: ReportData) -> Facts | None:
-    if report.swapped or not report.layers:
+    if report.swapped or _no_linear(report) is not None:
         return None
     slow = {layer.name for layer in _too_slow(report)}
     whys = ("slower than the dense layer here" if layer.name in slow else layer.reason for layer in report.left)
@@ -142,12 +150,19 @@ def _shared_weight(report: ReportData) -> Facts | None:
 def _not_linear(report: ReportData) -> Facts | None:
     """The largest weights that no pass of this kind changes."""
     least = report.weight_bytes * _WORTH
-    others = [layer for layer in report.left if layer.reason == NOT_LINEAR and layer.nbytes_before > least]
+    left = rows(layer for layer in report.left if layer.reason == NOT_LINEAR)
+    others = [row for row in left if _nbytes(row.layers) > least]
     if report.coverage >= _COVERED or not others or not report.swapped:
         return None
-    largest = sorted(others, key=lambda layer: -layer.nbytes_before)[:_NAMED]
-    names = ", ".join(f"{layer.name} ({layer.kind}, {layer.before}, {size(layer.nbytes_before)})" for layer in largest)
-    return {"coverage": f"{report.coverage:.1f}", "names": names}
+    largest = sorted(others, key=lambda row: -_nbytes(row.layers))[:_NAMED]
+    return {"coverage": f"{report.coverage:.1f}", "names": ", ".join(map(_described, largest))}
+
+
+def _described(row: Row) -> str:
+    """ "h.{0..2}.table (3 x Embedding, float32, 9.0 MiB)"."""
+    count, layer = len(row.layers), row.layers[0]
+    times = f"{count} x " if count > 1 else ""
+    return f"{row.name} ({times}{layer.kind}, {layer.before}, {_bytes(row.layers)})"
 
 
 def _four_bits(report: ReportData) -> list[LayerReport]:
@@ -207,6 +222,11 @@ def _swapped(report: ReportData) -> Facts | None:
 
 
 RULES = (
+    Rule(
+        _no_linear,
+        "no Linear layer found in this model: nybble replaces torch.nn.Linear and transformers' Conv1D; print(model) shows "
+        "which modules there are; a plug-in adds other kinds of modules (docs/adding/module.md)",
+    ),
     Rule(_nothing_swapped, "nothing was swapped: {why}"),
     Rule(
         _left_for_speed,

@@ -50,8 +50,18 @@ def _spanned(value: Callable[[LayerReport], float | None], form: str) -> Callabl
     return cell
 
 
-def _summed(value: Callable[[LayerReport], int]) -> Callable[[Sequence[LayerReport]], str]:
-    return lambda layers: size(sum(map(value, layers)))
+def _bytes(layers: Sequence[LayerReport]) -> str:
+    """ "387.0 -> 105.0 KiB", or each with its unit where these differ."""
+    before = size(sum(layer.nbytes_before for layer in layers))
+    after = size(sum(layer.nbytes_after for layer in layers))
+    number, unit = before.split()
+    return f"{number if after.endswith(f' {unit}') else before} -> {after}"
+
+
+def _errors(layers: Sequence[LayerReport]) -> str:
+    """ "1.20 -> 0.80", in percent: by rounding alone, and as the layer is now."""
+    cells = [_spanned(lambda layer, of=of: _percent(of(layer)), ".2f")(layers) for of in (_error_of_rounding, error_of)]  # type: ignore[misc]
+    return NONE if set(cells) == {NONE} else " -> ".join(cells)
 
 
 def _percent(share: float | None) -> float | None:
@@ -91,16 +101,14 @@ def columns(ms: Iterable[int], one_kernel: bool) -> list[Column]:
         Column("shape", _first(lambda layer: "x".join(map(str, layer.shape)))),
         Column("before", _first(lambda layer: layer.before), is_left=True),
         Column("after", _first(lambda layer: layer.after if layer.swapped else NONE), is_left=True),
-        Column("bytes", _summed(lambda layer: layer.nbytes_before)),
-        Column("->", _summed(lambda layer: layer.nbytes_after)),
+        Column("bytes", _bytes),
         Column("SQNR dB", _spanned(lambda layer: layer.sqnr_db, ".1f")),
         *([] if one_kernel else [Column("kernel", _kernel, is_left=True, starts=True)]),
         Column(
             "kept %", _spanned(lambda layer: _percent(layer.pruned.kept if layer.pruned else None), ".2f"), starts=True
         ),
         Column("method", _first(lambda layer: method_of(layer) or NONE), is_left=True, starts=True),
-        Column("error %", _spanned(lambda layer: _percent(_error_of_rounding(layer)), ".2f")),
-        Column("->", _spanned(lambda layer: _percent(error_of(layer)), ".2f")),
+        Column("error %", _errors),
         *(Column(speed.header, speed.cell, starts=i == 0) for i, speed in enumerate(speeds)),
         Column("mean", _spanned(lambda layer: layer.mean_speedup, ".2f")),
     ]

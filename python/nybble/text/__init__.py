@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .lines import WIDTH, shorten, span, wrap
+from .lines import WIDTH, break_name, shorten, span, wrap
 from .shown import Items, Part, Shown
 from .table import Table
 
-__all__ = ["WIDTH", "Items", "Part", "Shown", "Table", "shorten", "span", "wrap"]
+__all__ = ["WIDTH", "Items", "Part", "Shown", "Table", "break_name", "shorten", "span", "wrap"]

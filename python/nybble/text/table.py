@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from .lines import WIDTH, shorten
+from .lines import WIDTH, break_name, shorten
 
 _GAP = "  "
 _KEY = 44  # columns that the first one keeps before a table is cut
@@ -19,9 +19,9 @@ class Table:
     """Rows of cells, the header first; ``left`` holds the numbers of the columns that are set to the left.
 
     A table wider than ``width`` is cut into several, one below the other, each with the first column and the rows that have
-    something there: before the columns
-    in ``cuts`` where that helps, else wherever the width ends. Cells that are still too long lose their middle. With
-    ``width`` None nothing is cut.
+    something there: before the columns in ``cuts`` where that helps, else wherever the width ends. Where the first column is
+    still too wide, its names are broken into several lines; other cells lose their middle. With ``width`` None nothing is
+    cut.
     """
 
     rows: Sequence[Sequence[str]]
@@ -71,9 +71,10 @@ class Table:
     def _draw(self, rows: Sequence[Sequence[str]], columns: Sequence[int], widths: Sequence[int]) -> list[str]:
         lines = []
         for row in rows:
-            cells = [(i, shorten(row[i], widths[i])) for i in columns]
+            first, *more = break_name(row[0], widths[0])
+            cells = [(0, first), *((i, shorten(row[i], widths[i])) for i in columns[1:])]
             set_cells = [cell.ljust(widths[i]) if i in self.left else cell.rjust(widths[i]) for i, cell in cells]
-            lines.append(_GAP.join(set_cells).rstrip())
+            lines += [_GAP.join(set_cells).rstrip(), *more]
         return [lines[0], _GAP.join("-" * widths[i] for i in columns), *lines[1:]]
 
     def html(self) -> str:
