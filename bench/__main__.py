@@ -19,6 +19,7 @@ import torch
 from ..demo import DemoUnavailable
 from ..demo.table import text_table
 from ..model.bar import bar
+from ..plugins import PluginError
 from . import compare, crossover, peers, presets, sparse_goals
 from .arguments import amount, argument, counts
 from .contestants import Maker, WrongKernelError, kernel_makers, peer_makers
@@ -108,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader, such as `head`, closed the pipe; keep the interpreter from flushing to it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (WrongKernelError, DemoUnavailable, ValueError, ImportError, OSError) as error:
+    except (WrongKernelError, DemoUnavailable, PluginError, ValueError, ImportError, OSError) as error:
         print(f"nybble.bench: {error}", file=sys.stderr)
         return 1
 

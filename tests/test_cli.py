@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -86,12 +87,26 @@ def test_wrong_usage_exits_2_and_shows_the_usage(args):
     assert done.stderr.startswith("usage: nybble")
 
 
-def test_a_target_that_does_not_exist_exits_1_with_one_line(monkeypatch):
-    monkeypatch.setenv("NYBBLE_TARGET", "nothing")
+@pytest.mark.parametrize(("variable", "value"), [("NYBBLE_TARGET", "nothing"), ("NYBBLE_PLUGINS", "no")])
+def test_a_variable_with_a_wrong_value_exits_1_with_one_line(monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
     done = cli("info")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.count("\n") == 1
-    assert "NYBBLE_TARGET" in done.stderr
+    assert variable in done.stderr
+
+
+@pytest.mark.parametrize("words", [["-m", "nybble", "kernels"], ["-m", "nybble.bench", "docs", "--check"]])
+def test_a_broken_plug_in_exits_1_with_one_line(tmp_path, monkeypatch, words):
+    info = tmp_path / "broken-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[nybble.targets]\nmine = broken_rows:ROW\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "plug-in broken 1.0" in done.stderr
 
 
 def test_a_reader_that_stops_early_is_no_error():

@@ -13,7 +13,7 @@ import nybble
 
 # From the bottom up: a room, or a module, imports only what stands above it here, or in its own row.
 ORDER = (
-    ("_moved", "plugins"),  # where old import paths went; rows of other packages
+    ("_moved", "callers", "plugins"),  # old import paths; where warnings point to; rows of other packages
     ("text",),  # how reports are printed
     ("weights",),
     ("_C", "_cuda"),

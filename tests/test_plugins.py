@@ -112,8 +112,9 @@ def test_plugins_can_be_turned_off(site, monkeypatch):
 
 def test_a_misspelt_group_is_said(site):
     install(site, "toy_g", "", "[nybble.kernel]\nmine = toy_g.rows:ROW\n")
-    with pytest.warns(RuntimeWarning, match=r"toy_g 1\.0.*unknown group.*nybble\.kernels"):
+    with pytest.warns(RuntimeWarning, match=r"toy_g 1\.0.*unknown group.*nybble\.kernels") as warned:
         assert rows("nybble.kernels", Target, BUILT_IN) == BUILT_IN
+    assert [found.filename for found in warned] == [__file__], "the line that asked, not one of nybble"
 
 
 # --- toys of a user's package, in a process of its own

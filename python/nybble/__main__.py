@@ -226,15 +226,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     from .commands import CommandFailed
     from .demo import DemoUnavailable
     from .dispatch import targets
+    from .plugins import PluginError
 
     try:
         targets.detect()
-    except ValueError as error:  # NYBBLE_TARGET names a target that is not available
+    except (ValueError, PluginError) as error:  # a wrong NYBBLE_TARGET or NYBBLE_PLUGINS, or a broken plug-in
         return _fail(error)
     try:
         args.run(args)
         sys.stdout.flush()
-    except (DemoUnavailable, CommandFailed) as error:
+    except (DemoUnavailable, CommandFailed, PluginError) as error:
         return _fail(error)
     except BrokenPipeError:
         # The reader, such as `head`, has closed the pipe; redirect stdout so that the final flush does not fail.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,8 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, TypeVar, cast
+
+from .callers import outside_level
 
 # Old module -> new one, both without "nybble.".
 MOVED = {
@@ -151,12 +152,8 @@ def new_arguments(function: str, arguments: Mapping[str, Any]) -> dict[str, Any]
 
 def renamed_since(old: str, new: str) -> None:
     """Warn of an old name; the warning points to the first caller outside this package."""
-    frame, level = inspect.currentframe(), 0
-    while frame is not None and f"{frame.f_globals.get('__name__')}.".startswith(_PREFIX):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(
-        f"{old} is now {new}; the old name goes with the next release", DeprecationWarning, stacklevel=level + 1
-    )
+    message = f"{old} is now {new}; the old name goes with the next release"
+    warnings.warn(message, DeprecationWarning, stacklevel=outside_level())
 
 
 def _warn(old: str, new: str) -> None:

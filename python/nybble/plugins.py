@@ -17,6 +17,8 @@ from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Protocol, TypeVar
 
+from .callers import outside_level
+
 VARIABLE = "NYBBLE_PLUGINS"
 GROUPS = tuple(f"nybble.{table}" for table in ("kernels", "targets", "layouts", "schemes", "formats", "modules"))
 
@@ -80,7 +82,7 @@ def _entry_points() -> dict[str, list[EntryPoint]]:
             warnings.warn(
                 f"{names}: unknown group of entry points; nybble reads {', '.join(GROUPS)}",
                 RuntimeWarning,
-                stacklevel=3,
+                stacklevel=outside_level(),
             )
     return {group: sorted(found.select(group=group), key=_origin) for group in GROUPS}
 
