@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from .. import native
 from ..dispatch import native_cuda
 from ..dispatch.registry import all_specs
 from ..dispatch.spec import KernelSpec
@@ -138,7 +139,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("file", type=Path)
     parser.add_argument("--dry-run", action="store_true")
     options = parser.parse_args(argv)
-    specs = [spec for spec in all_specs() if spec.target.startswith("sm") and (spec.built or options.dry_run)]
+    cuda = {row["name"] for row in native.cuda_kernel_table()}
+    specs = [spec for spec in all_specs() if spec.name in cuda and (spec.built or options.dry_run)]
     rows = launches(specs)
     options.file.write_text(json.dumps(rows), encoding="utf-8")
     print(f"plan: {len(rows)} launches of {len(specs)} kernels")

@@ -22,7 +22,7 @@ TABLES = {"kernels": all_specs, "targets": targets.table, "layouts": layouts.tab
 
 
 def forget_tables():
-    for cached in (*TABLES.values(), families, targets.names, targets.detect, plugins._load):
+    for cached in (*TABLES.values(), families, targets.names, targets.find, targets.detect, plugins._load):
         cached.cache_clear()
 
 

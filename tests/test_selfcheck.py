@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
+from importlib.metadata import EntryPoint
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+import nybble
+from nybble import plugins
 from nybble.dispatch import selection, selfcheck, targets
-from nybble.dispatch.registry import specs
+from nybble.dispatch.registry import all_specs, specs
 from nybble.dispatch.spec import DISTRUSTED, KernelSpec, Problem
+from nybble.testing import schemes_of
 from nybble.weights.scheme import Scheme
 
 DENSE = ("w8a8", "w8a16", "w4a8", "w4a16")
@@ -218,7 +223,7 @@ def test_a_kernel_is_compared_once_and_alone(on_gpu) -> None:
 
 def test_what_disagrees_is_said_and_left_out(on_gpu) -> None:
     on_gpu.found["w4a16_sm80_gemv"] = "it is wrong"
-    with pytest.warns(RuntimeWarning, match="w4a16_sm80_gemv is not used on this GPU: it is wrong"):
+    with pytest.warns(RuntimeWarning, match="w4a16_sm80_gemv is not used: it is wrong"):
         assert selection.select(W4A16).name == "w4a16_sm80"
     assert set(DISTRUSTED) == {"w4a16_sm80_gemv"}
     explained = selection.explain(W4A16)
@@ -267,6 +272,76 @@ def test_memory_that_is_full_says_nothing_about_a_kernel(on_gpu, monkeypatch) ->
     with pytest.warns(RuntimeWarning, match="is not used"):
         plan(torch.empty(1, 8), None, None, None)
     assert ran == ["w4a16_sm80_gemv", "w4a16_sm80_gemv", "w4a16_sm80"]
+
+
+@pytest.fixture
+def plug_in(monkeypatch):
+    """plug_in(spec) makes a kernel the one that a plug-in adds, after all others."""
+
+    def install(spec: KernelSpec) -> None:
+        entry = EntryPoint("mine", "toy_rows:ROW", "nybble.kernels")
+        monkeypatch.setitem(sys.modules, "toy_rows", SimpleNamespace(ROW=spec))
+        monkeypatch.setattr(plugins, "_entry_points", lambda: {entry.group: [entry]})
+        forget()
+
+    def forget() -> None:
+        for cached in (all_specs, plugins._load, selection.plan_for):
+            cached.cache_clear()
+
+    monkeypatch.setattr(selfcheck, "_compared", set())
+    yield install
+    monkeypatch.undo()
+    DISTRUSTED.clear()
+    forget()
+
+
+def toy(family: str, calls: list[int], spoil=lambda out: None) -> KernelSpec:
+    """A kernel for the fastest target of a CPU that computes as the reference; spoil changes its output."""
+    right = spec_on_cpu(family)
+
+    def make(*shape):
+        plan = right.make(*shape)
+
+        def call(x, packed, bias, out):
+            calls.append(x.numel())
+            plan(x, packed, bias, out)
+            spoil(out)
+
+        return call
+
+    return dataclasses.replace(right, name="toy", target=targets.detect().targets[-1], device="cpu", make=make)
+
+
+@pytest.mark.parametrize("family", ["w8a16", "w4a8", "spw8a8", "spw4a16", "spw16a16", "bsw8a8"])
+def test_a_kernel_of_a_plugin_is_compared_once_on_the_cpu(family: str, plug_in) -> None:
+    calls: list[int] = []
+    plug_in(toy(family, calls))
+    problem = Problem(schemes_of(family)[0], m=1, n=8, k=8)
+    assert (selection.explain(problem).kernel, calls) == ("toy", [])
+    assert "compared with the reference before it is first used" in " ".join(str(selection.explain(problem)).split())
+    assert selection.select(problem).name == "toy"
+    compared = len(calls)
+    assert compared > 10
+    assert selection.select(problem).name == "toy"
+    assert len(calls) == compared
+    assert "compared" not in str(selection.explain(problem))
+
+
+@pytest.mark.parametrize("device", ["cpu", None])
+def test_a_wrong_kernel_of_a_plugin_is_left_out(device: str | None, plug_in) -> None:
+    plug_in(dataclasses.replace(toy("w8a16", [], torch.Tensor.zero_), device=device))
+    dense, x = torch.nn.Linear(40, 24), torch.randn(3, 40)
+    with pytest.warns(RuntimeWarning, match="toy is not used: its bfloat16 outputs for 1 rows .* are off by 1 of"):
+        layer = nybble.nn.Linear.from_dense(dense, "w8a16")
+    torch.testing.assert_close(layer(x), torch.nn.functional.linear(x, layer.dequantized_weight(), dense.bias))
+    explained = nybble.explain(layer)
+    assert explained.kernel != "toy"
+    assert "are off by 1" in explained.rejected["toy"]
+
+
+def test_a_kernel_of_nybble_for_a_cpu_is_not_compared(monkeypatch) -> None:
+    monkeypatch.setattr(selfcheck, "_compared", set())
+    assert not [spec.name for spec in specs() if spec.device != "cuda" and selfcheck.pending(spec)]
 
 
 def plan_that_notes(monkeypatch):

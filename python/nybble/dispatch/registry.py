@@ -49,7 +49,8 @@ def all_specs() -> tuple[KernelSpec, ...]:
     built_in = [*_references(), *KERNELS, *map(_cuda, native.cuda_kernel_table()), *_compiled_kernels()]
     built_in = [replace(spec, **_EXCEPTIONS.get(spec.name, {})) for spec in built_in]
     found = plugins.rows("nybble.kernels", KernelSpec, built_in, _unknown_part)
-    return tuple(sorted(found, key=lambda spec: targets.names().index(spec.target)))
+    added = [replace(spec, from_plugin=True) for spec in found[len(built_in) :]]
+    return tuple(sorted((*built_in, *added), key=lambda spec: targets.names().index(spec.target)))
 
 
 def kernels() -> list[dict[str, Any]]:

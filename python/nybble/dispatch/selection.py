@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from ..weights.scheme import Scheme
-from . import selfcheck
+from . import selfcheck, targets
 from .explanation import Explanation, NoKernelError
 from .registry import specs
 from .spec import DISTRUSTED, KernelSpec, Plan, Problem
 
-# A note on Triton's kernels.
+# A note on kernels that are compiled when they are first called.
 FIRST_CALL = "compiled when it is first called, which takes about a second; Triton keeps the code for later processes"
-# A note on GPU kernels that no call has chosen yet on this machine.
+# A note on kernels of GPUs and of plug-ins that no call has chosen yet.
 UNCHECKED = "compared with the reference before it is first used here; one that disagrees is left out"
 
 # Numbers of rows of which a plan remembers the kernel.
@@ -51,14 +51,14 @@ def _notes(spec: KernelSpec, problem: Problem) -> Iterator[str]:
         yield f"which rounds float32 activations to {str(spec.rounds).removeprefix('torch.')}"
     else:
         yield f"which takes activations as they are, in {str(problem.dtype).removeprefix('torch.')}"
-    if spec.target == "triton":
+    if targets.find(spec.target).compiles_on_first_call:
         yield FIRST_CALL
     if selfcheck.pending(spec):
         yield UNCHECKED
 
 
 def select(problem: Problem) -> KernelSpec:
-    """The preferred kernel that accepts the problem; of a GPU's, one that agrees with the reference there (selfcheck).
+    """The preferred kernel that accepts the problem. One for a GPU, or of a plug-in, agrees with the reference (selfcheck).
 
     Raises:
         NoKernelError: none does; the message says why for each.
@@ -90,7 +90,10 @@ def plan_for(scheme: str, layout: str, n: int, k: int, dtype: torch.dtype, devic
     """
     problem = Problem(Scheme.parse(scheme), m=1, n=n, k=k, dtype=dtype, device=device, layout=layout)
     starts = [0, *_boundaries(problem)]
-    return ByRows(problem, starts) if device == "cuda" or len(starts) > 1 else _make(select(problem), problem)
+    if device == "cuda" or len(starts) > 1:
+        return ByRows(problem, starts)
+    spec, settled = _select(problem)
+    return _make(spec, problem) if settled else ByRows(problem, starts)
 
 
 class ByRows:

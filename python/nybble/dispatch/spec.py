@@ -4,7 +4,7 @@ the tests derive their cases from it."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -62,6 +62,8 @@ class KernelSpec:
         sparsity: the only pattern of zeros that it takes; None: all of the family.
         built: whether the compiled extension has it.
         static: whether it takes activations with a static scale.
+        from_plugin: whether a plug-in brings it, so that it is compared with the reference before its first use. The
+            registry sets it.
     """
 
     name: str
@@ -85,6 +87,7 @@ class KernelSpec:
     sparsity: Sparsity | None = None
     built: bool = True
     static: bool = False
+    from_plugin: bool = field(default=False, compare=False)
 
     def why_not(self, problem: Problem) -> str | None:
         """The first reason that this kernel cannot solve the problem here; None if it can."""

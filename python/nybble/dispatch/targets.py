@@ -26,6 +26,8 @@ class Target:
         capability: the least compute capability of the GPU.
         exact: no other compute capability will do, since machine code for it (sm_90a) runs nowhere else.
         module: a Python module that must be installed.
+        compiles_on_first_call: whether its kernels are compiled when they are first called, for each dtype and scheme.
+        wide_tiles: whether its kernels choose wider tiles for weights of many outputs.
         above: of a plug-in: the target of nybble that is just slower; "": the fastest of all.
         why_not: of a plug-in: the reason that it cannot be used here; None: it can.
     """
@@ -36,6 +38,8 @@ class Target:
     capability: tuple[int, int] = (0, 0)
     exact: bool = False
     module: str = ""
+    compiles_on_first_call: bool = False
+    wide_tiles: bool = False
     above: str = ""
     why_not: Callable[[], str | None] | None = None
 
@@ -57,9 +61,10 @@ _AVX512VNNI = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnn
 # From the slowest to the fastest; the last ones are the CPU's.
 _BUILT_IN = (
     Target("torch"),
-    Target("triton", gpu=True, capability=(8, 0), module="triton"),  # bfloat16 and cp.async
+    # bfloat16 and cp.async
+    Target("triton", gpu=True, capability=(8, 0), module="triton", compiles_on_first_call=True),
     Target("sm80", gpu=True, capability=(8, 0)),
-    Target("sm90", gpu=True, capability=(9, 0), exact=True),  # wgmma
+    Target("sm90", gpu=True, capability=(9, 0), exact=True, wide_tiles=True),  # wgmma
     Target("scalar"),
     Target("avx2", _AVX2),
     Target("avxvnni", (*_AVX2, "avxvnni")),
@@ -91,6 +96,12 @@ def _misplaced(target: Target) -> str | None:
 def names() -> tuple[str, ...]:
     """The names of all targets, from the slowest to the fastest."""
     return tuple(target.name for target in table())
+
+
+@lru_cache
+def find(name: str) -> Target:
+    """The target of this name, which is in the table."""
+    return next(target for target in table() if target.name == name)
 
 
 @dataclass(frozen=True)
