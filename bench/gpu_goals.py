@@ -169,7 +169,7 @@ def table(results: Iterable[Row], goals: Iterable[Goal | Limit] = ALL) -> str:
 
 
 def markdown(results: Iterable[Row] = (), goals: Iterable[Goal | Limit] = ALL) -> str:
-    """The same as markdown, with one line for all M of a shape."""
+    """The same as markdown, with one line for all M of a shape, in ascending order."""
     results = list(results)
     gpu, by_key = gpu_of(results), {row["key"]: row for row in results}
     groups: dict[tuple[str, str, str], list[Goal | Limit]] = {}
@@ -177,7 +177,8 @@ def markdown(results: Iterable[Row] = (), goals: Iterable[Goal | Limit] = ALL) -
         what, over, _ = _asked(goal)
         groups.setdefault((what, _shape(goal), over), []).append(goal)
     lines = [f"| of | N x K | over | goal, {' / '.join(GPUS)} | reached | roofline |", "| --- " * 6 + "|"]
-    for cells, found in groups.items():
+    for cells, group in groups.items():
+        found = sorted(group, key=lambda goal: goal.m)
         aims = "; ".join(_words(goal, _asked(goal)[2]) for goal in found)
         done = [(goal, by_key[goal.key]) for goal in found if goal.key in by_key]
         reached = "; ".join(_words(goal, *_outcome(goal, row, gpu)) for goal, row in done)

@@ -2,9 +2,10 @@
 
 fast     the default, and what README's command runs: under five minutes on two cores
 full     what CI runs: also tests that compile, emulate a GPU, or sweep every case of a product
-nightly  what repeats `full` in another way, for hours that nobody waits for
+nightly  also what repeats `full` in another way and takes hours
 
-`--tests full` and `--tests nightly` choose. Files or tests that are named on the command line run whole, up to `full`.
+`--tests full` and `--tests nightly` choose. Without `--tests`, files and tests that the
+command line names run at the level `full`; a folder does not count as named.
 """
 
 from __future__ import annotations
@@ -34,14 +35,16 @@ def pytest_configure(config: pytest.Config) -> None:
     for line in (
         "full: left out of the fast tests",
         "nightly: left out of the fast and the full tests",
-        "sampled(every): of the cases of this test, the fast tests run one in so many",
+        "sampled(every): the fast tests run every n-th case of this test, where n is `every`",
     ):
         config.addinivalue_line("markers", line)
 
 
 def level_of(config: pytest.Config) -> str:
-    """What was asked for: tests that are named run whole."""
-    named = config.args_source is pytest.Config.ArgsSource.ARGS
+    """The option, else ``full`` where the command line names only files and tests, else ``fast``."""
+    named = config.args_source is pytest.Config.ArgsSource.ARGS and not any(
+        (config.invocation_params.dir / argument).is_dir() for argument in config.args
+    )
     return config.getoption("--tests") or ("full" if named else "fast")
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import nybble
 
-# From the bottom up: a room, or a module, imports only what stands above it here, or in its own row.
+# A room, or a module, imports only from its own row of this list and from earlier rows.
 ORDER = (
     ("_moved", "callers", "plugins"),  # old import paths; where warnings point to; rows of other packages
     ("text",),  # how reports are printed
@@ -36,7 +36,7 @@ ORDER = (
     ("__main__", "bench", "commands", "demo"),
 )
 RANK = {name: rank for rank, row in enumerate(ORDER) for name in row}
-# What stands above, and is still none of their business.
+# Modules of earlier rows that rooms must not import all the same.
 _LOW = {"_C", "native", "dispatch.reference", "kernels", "dispatch.targets", "layouts", "ops"}
 FORBIDDEN = {
     "nn": {"_C", "native", "dispatch.targets", "dispatch.reference", "kernels"},
@@ -51,7 +51,7 @@ FORBIDDEN = {
     "commands": {"_C", "native", "dispatch.reference", "layouts", "ops", "testing"},
     "": _LOW - {"kernels"},
 }
-# A module without a name here may be imported by any that stands below it.
+# Modules that only these rooms may import; any later row may import the others.
 ONLY_BY = {
     "_C": {"native"},
     "_cuda": {"dispatch"},
@@ -132,9 +132,9 @@ def complaints(name, tree):
         if other not in RANK:
             found.append(f"{where}: not in ORDER")
         elif RANK[other] > RANK[mine]:
-            found.append(f"{where}: which stands below it")
+            found.append(f"{where}: which is in a later row of ORDER")
         elif {other, module} & FORBIDDEN.get(mine, set()):
-            found.append(f"{where}: which is none of its business")
+            found.append(f"{where}: which FORBIDDEN rules out")
         elif mine not in ONLY_BY.get(other, {mine}):
             found.append(f"{where}: which only {sorted(ONLY_BY[other])} may")
     return found
@@ -155,21 +155,33 @@ def test_the_sources_are_the_installed_ones():
 @pytest.mark.parametrize(
     ("name", "code", "complaint"),
     [
-        ("weights.scheme", "from ..ops import linear", "weights.scheme:1 imports ops: which stands below it"),
-        ("weights.scheme", "def f():\n    import nybble.ops", "weights.scheme:2 imports ops: which stands below it"),
-        ("nn.linear", "from .. import native", "nn.linear:1 imports native: which is none of its business"),
+        (
+            "weights.scheme",
+            "from ..ops import linear",
+            "weights.scheme:1 imports ops: which is in a later row of ORDER",
+        ),
+        (
+            "weights.scheme",
+            "def f():\n    import nybble.ops",
+            "weights.scheme:2 imports ops: which is in a later row of ORDER",
+        ),
+        ("nn.linear", "from .. import native", "nn.linear:1 imports native: which FORBIDDEN rules out"),
         (
             "nn",
             "from ..dispatch.targets import detect",
-            "nn:1 imports dispatch.targets: which is none of its business",
+            "nn:1 imports dispatch.targets: which FORBIDDEN rules out",
         ),
         ("ops", "from . import _C", "ops:1 imports _C: which only ['native'] may"),
         ("ops", "from nybble._C import pack", "ops:1 imports _C: which only ['native'] may"),
-        ("native", "from . import quantize", "native:1 imports the package: which stands below it"),
-        ("model.walk", "from ..kernels import x", "model.walk:1 imports kernels: which is none of its business"),
-        ("model.walk", "from nybble import testing", "model.walk:1 imports testing: which stands below it"),
-        ("demo.run", "from ..testing import x", "demo.run:1 imports testing: which is none of its business"),
-        ("dispatch.registry", "from ..ops import linear", "dispatch.registry:1 imports ops: which stands below it"),
+        ("native", "from . import quantize", "native:1 imports the package: which is in a later row of ORDER"),
+        ("model.walk", "from ..kernels import x", "model.walk:1 imports kernels: which FORBIDDEN rules out"),
+        ("model.walk", "from nybble import testing", "model.walk:1 imports testing: which is in a later row of ORDER"),
+        ("demo.run", "from ..testing import x", "demo.run:1 imports testing: which FORBIDDEN rules out"),
+        (
+            "dispatch.registry",
+            "from ..ops import linear",
+            "dispatch.registry:1 imports ops: which is in a later row of ORDER",
+        ),
         ("native", "from . import _C\nfrom .weights import scheme", None),
         ("dispatch.registry", "from .. import __version__", None),
         ("checkpoint.model", "from ..model.walk import swap\nfrom .files import x\nimport torch", None),

@@ -1,4 +1,4 @@
-"""What stands for a layer that is won back: its codes, their gradients, the search for a rate, the closed form."""
+"""The float layer that recovery trains in place of a quantized one: its codes, gradients, learning rate, closed form."""
 
 from __future__ import annotations
 

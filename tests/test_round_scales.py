@@ -316,7 +316,7 @@ class TestQuantize:
                 ValueError,
                 "a method other than 'awq', which has scales of its own",
             ),
-            ("w4a16", {"method": "hqq"}, ValueError, "wants 4-bit weights in groups"),
+            ("w4a16", {"method": "hqq"}, ValueError, "needs 4-bit weights in groups"),
         ],
     )
     def test_bad_arguments(self, scheme: str, options: dict[str, Any], error: type[Exception], rule: str) -> None:

@@ -277,5 +277,5 @@ def test_hqq_loses_less_in_its_norm_and_no_group_loses_more(name: str, heavy: bo
 
 @pytest.mark.parametrize("name", ["w8a8", "w4a16", "w4a16asym"])
 def test_hqq_wants_groups(name: str) -> None:
-    with pytest.raises(ValueError, match="wants 4-bit weights in groups"):
+    with pytest.raises(ValueError, match="needs 4-bit weights in groups"):
         quantize_weight(torch.randn(4, 64), Scheme.parse(name), "hqq")

@@ -65,7 +65,7 @@ def clipped(grouped: Tensor, low: Tensor, high: Tensor, scheme: Scheme) -> Round
 def check_hqq(scheme: Scheme) -> None:
     """Raises ValueError where the scheme has no groups: with one scale for a row, HQQ loses more than it gains."""
     if scheme.group_size is None:
-        raise ValueError(f"method='hqq', scheme={str(scheme)!r}: wants 4-bit weights in groups, such as 'w4a16g64'")
+        raise ValueError(f"method='hqq', scheme={str(scheme)!r}: HQQ needs 4-bit weights in groups, such as 'w4a16g64'")
 
 
 def half_quadratic(grouped: Tensor, start: Rounded, scheme: Scheme) -> Rounded:
