@@ -167,8 +167,25 @@ def check_module(words, config):
     (known.get(module) or check_options(Path(spec.origin)))(words[2:], config)
 
 
-def check_file(name):
-    return lambda words, config: (ROOT / name).is_file() or pytest.fail(f"no {name}")
+# The file that a tool reads, and the options that pages may give to each of its subcommands.
+TOOLS = {
+    "mkdocs": ("mkdocs.yml", {"build": {"--strict"}, "serve": set()}),
+    "pre-commit": (".pre-commit-config.yaml", {"install": set(), "run": {"--all-files"}}),
+    "ruff": ("pyproject.toml", {"check": {"--fix"}, "format": {"--check"}}),
+}
+
+
+def check_tool(name):
+    file, subcommands = TOOLS[name]
+
+    def check(words, config):
+        assert (ROOT / file).is_file(), file
+        assert words, f"{name}: no subcommand"
+        assert words[0] in subcommands, f"{name} {words[0]}: not one of {sorted(subcommands)}"
+        options = {word for word in words[1:] if word.startswith("-")}
+        assert options <= subcommands[words[0]], f"{name} {words[0]}: unknown options {sorted(options)}"
+
+    return check
 
 
 CHECKS = {
@@ -176,9 +193,7 @@ CHECKS = {
     "python": check_module,
     "pip": check_pip,
     "bash": check_script,
-    "mkdocs": check_file("mkdocs.yml"),
-    "pre-commit": check_file(".pre-commit-config.yaml"),
-    "ruff": check_file("pyproject.toml"),
+    **{name: check_tool(name) for name in TOOLS},
 }
 
 
@@ -203,6 +218,11 @@ def test_commands_exist(name, pytestconfig):
         "pip install -Ccmake.define.NYBBLE_NONE=1 .",
         "bash bench/none.sh",
         "bash bench/gpu_run.sh --none",
+        "mkdocs",
+        "mkdocs biuld",
+        "mkdocs build --none",
+        "ruff chekc .",
+        "pre-commit instal",
     ],
 )
 def test_a_wrong_command_is_found(line, pytestconfig):
@@ -222,12 +242,55 @@ def test_yaml_is_a_recipe(name, tmp_path):
         assert Recipe.load(tmp_path / "recipe.yaml").stages
 
 
+# The type of the rows of each group.
+ROWS = {
+    "nybble.kernels": "KernelSpec",
+    "nybble.targets": "Target",
+    "nybble.layouts": "Layout",
+    "nybble.schemes": "WeightType",
+    "nybble.formats": "Format",
+    "nybble.modules": "ModuleKind",
+}
+
+
+def check_entry_points(code, names):
+    """A toml block: known groups, and rows of their types: the page's own, or the toy plug-in's."""
+    group = None
+    for line in filter(None, code.splitlines()):
+        if line.startswith("["):
+            (group,) = re.findall(r'^\[project\.entry-points\."([\w.]+)"\]$', line)
+            continue
+        ((module, attribute),) = re.findall(r'^\w+ = "([\w.]+):(\w+)"$', line)
+        if module.startswith("toy_plugin."):
+            path = ROOT / "tests" / "toy_plugin" / f"{module.replace('.', '/')}.py"
+            names = {"__name__": module}
+            exec(compile(path.read_text(encoding="utf-8"), path, "exec"), names)  # noqa: S102
+        assert attribute in names, f"{attribute}: no row of this name on the page"
+        assert type(names[attribute]).__name__ == ROWS[group]
+    assert group is not None
+
+
 @pytest.mark.parametrize("name", pages_with("toml"))
-def test_entry_points_are_of_known_groups(name):
+def test_entry_points_name_rows_of_their_page(name, run):
+    names = run(name)
     for code in blocks(TEXTS[name], "toml"):
-        groups = re.findall(r'^\[project\.entry-points\."([\w.]+)"\]$', code, re.MULTILINE)
-        assert groups
-        assert set(groups) <= set(plugins.GROUPS)
+        check_entry_points(code, names)
+
+
+@pytest.mark.parametrize(
+    ("group", "value"),
+    [("nybble.none", "rows:ROW"), ("nybble.kernels", "rows:NONE"), ("nybble.targets", "rows:ROW"), ("x", "rows")],
+)
+def test_a_wrong_entry_point_is_found(group, value):
+    names = {"ROW": type("KernelSpec", (), {})()}
+    check_entry_points('[project.entry-points."nybble.kernels"]\nmine = "rows:ROW"\n', names)
+    with pytest.raises((AssertionError, KeyError, ValueError)):
+        check_entry_points(f'[project.entry-points."{group}"]\nmine = "{value}"\n', names)
+
+
+def test_every_group_of_plugins_has_a_page():
+    assert set(ROWS) == set(plugins.GROUPS)
+    assert all(f'[project.entry-points."{group}"]' in "\n".join(TEXTS.values()) for group in plugins.GROUPS)
 
 
 def anchors(text):
