@@ -1,0 +1,129 @@
+"""The generated parts of pages: what results they show, which they refuse, and the command that writes them."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from nybble.bench import docs
+from nybble.bench.__main__ import main as bench
+from nybble.bench.docs_results import read_results
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A repository of one page, which has every generated part, and no results."""
+    (tmp_path / "mkdocs.yml").touch()
+    (tmp_path / "bench" / "results").mkdir(parents=True)
+    page = "\n\n".join(f"<!-- generated: {name} -->\nold\n<!-- /generated -->" for name in docs.PARTS)
+    (tmp_path / "README.md").write_text(page, encoding="utf-8")
+    return tmp_path
+
+
+def add(repository, name, *rows):
+    folder = repository / "bench" / "results"
+    machines = {"one": "The first CPU", "two": "The second CPU", "h100": "NVIDIA H100"}
+    (folder / "machines.json").write_text(json.dumps(machines), encoding="utf-8")
+    (folder / name).write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+
+
+def demo(speedup, single):
+    accuracy = {"mean_cosine": 0.5, "worst_cosine": 0.25, "top1": 1.0}
+    base = {"name": "torch fp32", "batch_rate": 10.0, "single_rate": 2.0, "megabytes": 9.0, "speedup": 1.0}
+    return {
+        "machine": {"threads": 1, "torch": "9"},
+        "rows": [
+            {**base, "accuracy": accuracy},
+            {**base, "name": "peer", "speedup": 1.5, "single_rate": 3.0, "accuracy": accuracy},
+            {**base, "name": "ours", "speedup": speedup, "single_rate": 2.0 * single, "accuracy": accuracy},
+        ],
+    }
+
+
+def test_without_results_the_parts_say_so(repository):
+    assert docs.update(repository, check=False) == [repository / "README.md"]
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    assert text.count("Nothing has been measured yet.") == 2
+    assert "old" not in text.split()
+    assert "not measured on a GPU yet" in text
+    assert docs.update(repository, check=True) == []
+
+
+def test_the_picture_shows_the_newest_demo_of_each_machine_and_who_wins(repository):
+    add(repository, "two-demo-2026-01-02.json", demo(3.0, 4.0))
+    add(repository, "one-demo-2026-01-03.json", demo(1.25, 1.75))
+    add(repository, "one-demo-2026-01-01.json", demo(9.0, 9.0))
+    docs.update(repository, check=False)
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    assert "| The first CPU, 2026-01-03 | peer | **1.50x** | 1.50x | 0.5000 |" in text
+    assert "|  | ours | 1.25x | **1.75x** | 0.5000 |" in text
+    assert "| The second CPU, 2026-01-02 | peer | 1.50x | 1.50x | 0.5000 |" in text
+    assert "9.00x" not in text
+
+
+def test_every_kind_of_result_has_a_table(repository):
+    figure = {"kind": "figure", "name": "overhead", "value": 3.0, "unit": " us", "bound": 5.0, "at_most": True}
+    result = {"kind": "result", "scheme": "w8a8", "m": 1, "n": 64, "k": 64, "vs_peer": 1.5, "vs_bf16": 2.0,
+              "best_peer": "peer", "roofline": 0.5, "gops": 1.0}  # fmt: skip
+    sparse = {**result, "scheme": "sp50w8a8", "vs_dense": 1.45, "bytes_vs_dense": 2.0}
+    model = {"kind": "model", "contestant": "nybble w8a8", "threads": 2, "decode_tokens_s": 59.7}
+    loss = {"kind": "accuracy", "setting": "w8a8", "name": "rtn", "seed": 0, "nats": 0.0005}
+    run = {"kind": "run", "threads": [2], "commit": "0123456789", "versions": {"python": "3.11", "torch": "2.13.0"}}
+    add(repository, "one-cpu-targets-2026-01-01.jsonl", run, result, figure)
+    add(repository, "one-avx2-targets-2026-01-01.jsonl", figure)
+    add(repository, "one-sparse-targets-2026-01-01.jsonl", sparse)
+    add(repository, "one-model-2026-01-01.jsonl", model)
+    add(repository, "two-accuracy-2026-01-01.jsonl", loss)
+    add(repository, "two-demo-sparse-2026-01-01.json", demo(2.0, 2.0))
+    add(repository, "h100-gpu-2026-01-01.jsonl", {"step": "machine", "key": "machine", "gpu": "NVIDIA H100 80GB HBM3"},
+        {"step": "goals", "key": "K1 w4a16g128 8192x8192 m=1 over torch bf16", "us": 10.0, "over_us": 35.0})  # fmt: skip
+    docs.update(repository, check=False)
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    for shown in (
+        "## The first CPU\n\n### Layers",
+        "2026-01-01, 2 threads, commit 0123456, torch 2.13.0, `bench/results/one-cpu-targets-2026-01-01.jsonl`.",
+        "2026-01-01, `bench/results/one-model-2026-01-01.jsonl`.",
+        "2026-01-01, 1 thread, torch 9, `bench/results/two-demo-sparse-2026-01-01.json`.",
+        "| w8a8 | 1.50x (1.50x) / 1x met |",
+        "- overhead: 3 us (<= 5 us) met",
+        "| sp50w8a8 | 1.45x (1.45x) / 1.4x met",
+        "| nybble w8a8 | 2 | 59.7 |",
+        "w8a8     rtn       0.0005",
+        "| ours | 10.0 | 4.0 | 9.0 | 2.00x | 2.00x | 0.5000 | 0.2500 | 1.0000 |",
+        "NVIDIA H100, 2026-01-01:",
+        "M=1 3.50x met",
+    ):
+        assert shown in text, shown
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "said"),
+    [
+        ("none.jsonl", {}, "the name must be <machine>-<what>-<date>"),
+        ("three-demo-2026-01-01.json", demo(1, 1), "does not describe the machine 'three'"),
+        ("one-demo-2026-01-01.jsonl", demo(1, 1), "results of demo end in .json"),
+        ("one-demo-2026-01-01.json", {"rows": []}, "not what `nybble demo --json` prints"),
+        ("one-cpu-targets-2026-01-01.jsonl", {"no": "kind"}, "not a result line"),
+    ],
+)
+def test_a_wrong_file_of_results_is_refused(repository, name, row, said):
+    add(repository, name, row)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        read_results(repository / "bench" / "results")
+
+
+def test_the_command_writes_and_checks(repository, capsys):
+    assert bench(["docs", "--root", str(repository), "--check"]) == 1
+    assert "README.md: out of date" in capsys.readouterr().out
+    assert bench(["docs", "--root", str(repository)]) == 0
+    assert bench(["docs", "--root", str(repository), "--check"]) == 0
+    (repository / "README.md").write_text("<!-- generated: none -->\n\n<!-- /generated -->", encoding="utf-8")
+    assert bench(["docs", "--root", str(repository)]) == 1
+    assert "generated: none: must be one of picture" in capsys.readouterr().err
+    (repository / "README.md").write_text("<!-- generated: kernels -->\n", encoding="utf-8")
+    assert bench(["docs", "--root", str(repository)]) == 1
+    assert "does not end in" in capsys.readouterr().err
+    assert bench(["docs", "--root", str(repository / "bench")]) == 1
+    assert "no mkdocs.yml there" in capsys.readouterr().err
