@@ -32,7 +32,7 @@ ORDER = (
     ("evaluate",),
     ("monitor", "passes", "recipe"),
     ("",),  # the package's own __init__
-    ("testing",),
+    ("_moved_values", "testing"),
     ("__main__", "bench", "commands", "demo"),
 )
 RANK = {name: rank for rank, row in enumerate(ORDER) for name in row}

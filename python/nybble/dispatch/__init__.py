@@ -10,4 +10,4 @@ from .targets import Target, detect
 
 __all__ = ["Explanation", "KernelSpec", "NoKernelError", "Problem", "Target", "detect", "explain", "select"]
 
-__getattr__ = _moved.names_in(f"{__name__}.selection")
+__getattr__ = _moved.old_names(__name__)

@@ -35,4 +35,4 @@ __all__ = [
     "views",
 ]
 
-__getattr__ = _moved.names_in(f"{__name__}.packed")
+__getattr__ = _moved.old_names(__name__)

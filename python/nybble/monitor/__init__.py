@@ -11,4 +11,4 @@ from .monitor import Monitor
 
 __all__ = ["Monitor"]
 
-__getattr__ = _moved.names_in(f"{__name__}.monitor")
+__getattr__ = _moved.old_names(__name__)

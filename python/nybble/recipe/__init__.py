@@ -10,4 +10,4 @@ from .recipe import Recipe, Stage, data_sha256
 
 __all__ = ["Recipe", "Stage", "data_sha256"]
 
-__getattr__ = _moved.names_in(f"{__name__}.recipe")
+__getattr__ = _moved.old_names(__name__)

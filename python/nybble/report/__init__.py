@@ -8,4 +8,4 @@ from .report import Report
 
 __all__ = ["LayerReport", "Pruned", "Report", "Rounded"]
 
-__getattr__ = _moved.names_in(f"{__name__}.data")
+__getattr__ = _moved.old_names(__name__)

@@ -30,4 +30,4 @@ __all__ = [
     "served_by",
 ]
 
-__getattr__ = _moved.names_in(f"{__name__}.oracle", f"{__name__}.models", f"{__name__}.guard")
+__getattr__ = _moved.old_names(__name__)

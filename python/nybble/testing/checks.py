@@ -314,11 +314,4 @@ def batches_give_the_same_bits(subject: Subject, most: int = 8) -> None:
             assert torch.equal(alone, together[first:last]), (n, k, dtype, first, last)
 
 
-__getattr__ = _moved.renamed(
-    __name__,
-    {
-        "a_bad_row_spoils_itself_alone": "non_finite_rows_do_not_mix",
-        "longest_k_at_the_extremes": "largest_k_does_not_overflow",
-        "usual_codes": "typical_codes",
-    },
-)
+__getattr__ = _moved.old_names(__name__)

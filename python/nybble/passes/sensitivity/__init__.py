@@ -12,4 +12,4 @@ from .result import Effect, LayerSensitivity, Sensitivity
 
 __all__ = ["Effect", "LayerSensitivity", "Sensitivity", "sensitivity"]
 
-__getattr__ = _moved.renamed(__name__, {"Damage": "Effect"})
+__getattr__ = _moved.old_names(__name__)
