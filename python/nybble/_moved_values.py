@@ -58,7 +58,7 @@ def in_torch() -> tuple[str, ...]:
 
 
 def gpu_layouts() -> tuple[str, ...]:
-    """the rows of nybble.layouts.table() whose own_pack is None, without "plain\""""
+    """the rows of nybble.layouts.table() whose own_pack is None, without PLAIN"""
     return tuple(name for name in in_torch() if name != PLAIN)
 
 
