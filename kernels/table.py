@@ -26,7 +26,7 @@ class Entry:
         return plan
 
 
-_row = partial(KernelSpec, target="triton", device="cuda")
+_row = partial(KernelSpec, target="triton", device="cuda", fixed_order=True)
 _exact = partial(_row, exact=True)
 _with_int32 = partial(_exact, out_dtypes=(*FLOATS, torch.int32))
 # As torch multiplies: with the weight rounded to the dtype of the activations.

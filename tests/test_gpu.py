@@ -11,7 +11,7 @@ import torch
 from nybble import ops
 from nybble.dispatch.registry import all_specs, specs
 from nybble.dispatch.spec import KernelSpec, Problem
-from nybble.testing import checks
+from nybble.testing import checks, suite
 from nybble.testing.checks import GPU_SHAPES, LARGE_SHAPES, Subject, activations, seed_of
 from nybble.testing.oracle import SHAPES, pack_for, random_weight, run, schemes_of, served_by
 
@@ -42,6 +42,12 @@ def subjects(spec: KernelSpec) -> list[Subject]:
     if not found:
         pytest.skip(f"{spec.name}: {', '.join(sorted({str(reason) for reason in reasons.values()}))}")
     return found
+
+
+def applying(name: str) -> list[KernelSpec]:
+    """The kernels that a check applies to, for one of their schemes or more."""
+    applies = suite.CHECKS[name].applies
+    return [spec for spec in KERNELS if any(applies(Subject(spec, scheme)) for scheme in served_by(spec))]
 
 
 def few(spec: KernelSpec) -> list[Subject]:
@@ -95,11 +101,11 @@ def test_small_shapes(spec: KernelSpec) -> None:
 
 
 @needs_gpu
-@each([spec for spec in KERNELS if torch.int32 in spec.out_dtypes])
+@each(applying("accumulators_are_exact"))
 def test_accumulators_are_exact(spec: KernelSpec) -> None:
     for subject in subjects(spec):
         checks.accumulators_are_exact(subject)
-        if subject.scheme.sparsity is None:
+        if suite.CHECKS["largest_k_does_not_overflow"].applies(subject):
             checks.largest_k_does_not_overflow(subject)
 
 
@@ -142,7 +148,7 @@ def test_repeats_give_the_same_bits(spec: KernelSpec) -> None:
 
 
 @needs_gpu
-@each([spec for spec in KERNELS if spec.takes(1)])
+@each(applying("batches_give_the_same_bits"))
 def test_batches_give_the_same_bits(spec: KernelSpec) -> None:
     for subject in few(spec):
         checks.batches_give_the_same_bits(subject)

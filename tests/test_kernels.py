@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from nybble.dispatch import targets
 from nybble.dispatch.registry import specs
 from nybble.dispatch.spec import FLOATS, KernelSpec, Problem
-from nybble.testing import checks
+from nybble.testing import checks, suite
 from nybble.testing.checks import Subject, activations, seed_of
 from nybble.testing.oracle import SHAPES, random_weight, run, schemes_of, served_by
 from nybble.weights.scheme import Scheme
@@ -25,8 +27,12 @@ EXACT = [case for case in CASES if case.values[0].exact]
 COMPILED = [case for case in CASES if case.values[0].target != "torch"]
 # Sparse weights differ by what packing leaves out: one scheme a kernel, where a test is about the activations.
 FEW = [case for case in CASES if (s := case.values[1]).sparsity is None or s == schemes_of(s.family)[0]]
-EIGHT = [case for case in COMPILED if case.values[0].scheme == "w8a8"]
 DTYPES = [pytest.param(dtype, id=str(dtype).removeprefix("torch.")) for dtype in FLOATS]
+
+
+def applying(name: str) -> list[Any]:
+    """The cases that a check applies to."""
+    return [case for case in COMPILED if suite.CHECKS[name].applies(Subject(*case.values))]
 
 
 def usable(spec: KernelSpec, scheme: Scheme) -> Subject:
@@ -55,14 +61,19 @@ def test_integer_data_gives_exact_results(spec: KernelSpec, scheme: Scheme) -> N
     checks.integer_data_gives_exact_results(usable(spec, scheme))
 
 
-@pytest.mark.parametrize(("spec", "scheme"), EIGHT)
+@pytest.mark.parametrize(("spec", "scheme"), applying("accumulators_are_exact"))
 def test_accumulators_are_exact(spec: KernelSpec, scheme: Scheme) -> None:
     checks.accumulators_are_exact(usable(spec, scheme))
 
 
-@pytest.mark.parametrize(("spec", "scheme"), EIGHT)
+@pytest.mark.parametrize(("spec", "scheme"), applying("largest_k_does_not_overflow"))
 def test_longest_k_at_the_extremes(spec: KernelSpec, scheme: Scheme) -> None:
     checks.largest_k_does_not_overflow(usable(spec, scheme))
+
+
+@pytest.mark.parametrize(("spec", "scheme"), applying("batches_give_the_same_bits"))
+def test_batches_give_the_same_bits(spec: KernelSpec, scheme: Scheme) -> None:
+    checks.batches_give_the_same_bits(usable(spec, scheme))
 
 
 @pytest.mark.parametrize("scheme", [pytest.param(s, id=str(s)) for f in ("w8a8", "w4a8") for s in schemes_of(f)])

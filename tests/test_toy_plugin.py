@@ -59,7 +59,8 @@ found["capped"] = in_child(explained, "w2a16g32", NYBBLE_TARGET="scalar")
 torch.manual_seed(0)
 dense, x = nn.Linear(96, 20), torch.randn(5, 96)
 layer = nybble.nn.Linear.from_dense(dense, "w2a16g32asym")
-from toy_plugin.rows import RAN
+import nybble.testing
+from toy_plugin.rows import KERNEL, RAN
 
 RAN.clear()
 y = layer(x)
@@ -96,6 +97,7 @@ for name, kind in (("w2a8", nybble.nn.Linear), ("sp24w2a16", nybble.nn.SparseLin
     others[name] = [nybble.explain(other).kernel, error, torch.equal(fresh(x), other(x))]
 found["others"] = others
 
+nybble.testing.check_kernel(KERNEL)
 found["grammar"] = refusal("w3a16")
 print(json.dumps(found))
 """

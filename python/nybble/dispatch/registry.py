@@ -103,6 +103,7 @@ def _cuda(row: Row) -> KernelSpec:
         rounds=torch.bfloat16 if scheme.act_bits == 16 else None,
         sparsity=scheme.sparsity,
         exact=scheme.act_bits == 8,
+        fixed_order=True,
         built=row["built"],
     )
 

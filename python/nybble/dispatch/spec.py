@@ -55,6 +55,8 @@ class KernelSpec:
         panel: number of the format of the activations, csrc/abi.h.
         block_rows: number of rows of activations that it multiplies at once.
         exact: whether sums are int32, so that the result is bitwise equal on every target and for every thread count.
+        fixed_order: whether it adds floats in one order for every number of rows, so that the result of a row is bitwise
+            equal alone and in a small batch.
         least_zeros: the share of zeros from which a weight is packed for it.
         flushes_subnormals: whether products of bfloat16 pairs below 2^-126 count as 0.
         rounds: the dtype that it rounds float32 activations to; None: it does not.
@@ -80,6 +82,7 @@ class KernelSpec:
     panel: int = 0
     block_rows: int = 0
     exact: bool = False
+    fixed_order: bool = False
     least_zeros: float = 0.0
     flushes_subnormals: bool = False
     rounds: torch.dtype | None = None

@@ -1,4 +1,4 @@
-"""Checks that every linear kernel must pass, on any device, against the float64 oracle.
+"""Checks of linear kernels, on any device, against the float64 oracle. suite.CHECKS says which kernels each applies to.
 
 Each check takes a Subject, makes its own data and raises AssertionError. If a kernel does not support a check's number of
 rows, the check uses the nearest that it supports.
@@ -189,7 +189,7 @@ def typical_codes(n: int, k: int) -> Tensor:
 
 
 def accumulators_are_exact(subject: Subject) -> None:
-    """The int32 accumulators of w8a8 are exact, for extreme and for typical codes."""
+    """The int32 accumulators of 8-bit weights and activations are exact, for extreme and for typical codes."""
     for draw in (corner_codes, typical_codes):
         for m, n, k in [*SHAPES.values(), (3, 17, 5000), (40, 70, 5000)]:
             if k == 1:

@@ -46,16 +46,22 @@ OUT_FLOOR = {torch.float32: 2.0**-126, torch.bfloat16: 2.0**-126, torch.float16:
 def schemes_of(family: str) -> list[Scheme]:
     """Every scheme of a family such as "w4a8"; for sparse families, a selection."""
     if family.startswith(("sp", "bs")):
-        return [Scheme.parse(name.format(family[2:])) for name in SPARSE_SCHEMES[family[:4]]]
+        return [Scheme.parse(name.format(family[2:])) for name in _sparse_schemes(family)]
     kind, act_bits = numbers_of(family)
     symmetries = (True,) if kind.zero_point is None else (True, False)
     sizes = (None, *kind.group_sizes)
     return [Scheme(kind.bits, act_bits, group, symmetric) for group in sizes for symmetric in symmetries]
 
 
+def _sparse_schemes(family: str) -> tuple[str, ...]:
+    """Names of sparse schemes with {} for the rest of the family; for the types of plug-ins, one."""
+    return SPARSE_SCHEMES.get(family[:4], ("bs16x4{}",) if family.startswith("bs") else ("sp24{}",))
+
+
 def served_by(spec: KernelSpec) -> list[Scheme]:
     """The schemes of a kernel's family that it supports; for sparse families, a selection."""
-    return [scheme for scheme in schemes_of(spec.scheme) if spec.sparsity in (None, scheme.sparsity)]
+    sizes = spec.sizes()
+    return [s for s in schemes_of(spec.scheme) if spec.sparsity in (None, s.sparsity) and s.group_size in sizes]
 
 
 def random_weight(
