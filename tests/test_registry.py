@@ -174,7 +174,7 @@ def test_a_kernel_that_is_built_and_fits_has_no_reason(name, scheme, machine):
         ({}, {"layout": "plain"}, "reads layout n16k8, the weight is plain"),
         ({}, {"dtype": torch.float64}, "takes float32, bfloat16, float16, not float64"),
         ({"act_dtypes": (torch.float32,)}, {"dtype": torch.float16}, "takes float32, not float16"),
-        ({}, {"out_dtype": torch.int32}, "gives float32, bfloat16, float16, not torch.int32"),
+        ({}, {"out_dtype": torch.int32}, "gives float32, bfloat16, float16, not int32"),
         ({"group_sizes": (None, 128)}, {}, "has no group_size 32"),
     ],
     ids=[
