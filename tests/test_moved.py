@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -84,7 +85,9 @@ def test_each_old_name_is_found_with_one_warning_or_is_known_to_be_gone(found):
             assert texts or not in_table, f"{module}.{name}: no warning"
 
 
-def test_every_row_of_the_table_leads_to_something():
+def test_every_row_of_the_tables_leads_to_something():
+    for old, new in _moved.MOVED.items():
+        assert importlib.util.find_spec(f"nybble.{new}") is not None, old
     for row in _moved.NAMES:
         module, _, name = row.rpartition(".")
         with pytest.warns(DeprecationWarning, match="goes with the next release"):
