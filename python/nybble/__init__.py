@@ -6,7 +6,8 @@ report = nybble.quantize(model, "w8a8")   # in place; print(report)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
@@ -14,26 +15,52 @@ from . import _moved, nn
 from .checkpoint.io import load, save
 from .dispatch.explanation import Explanation
 from .evaluate import Evaluation, evaluate
-from .monitor.monitor import Monitor
-from .passes.choose import ChosenPlan, plan
-from .passes.optimize import optimize
-from .passes.quantize import quantize
-from .passes.recover import recover
-from .passes.rotate import rotate
-from .passes.sensitivity import Sensitivity, sensitivity
-from .passes.sparsify import sparsify
-from .recipe.recipe import Recipe
 from .report.report import Report
 from .weights.scheme import Scheme
 
 if TYPE_CHECKING:
     from .dispatch.registry import kernels
+    from .monitor.monitor import Monitor
+    from .passes.choose import ChosenPlan, plan
+    from .passes.optimize import optimize
+    from .passes.quantize import quantize
+    from .passes.recover import recover
+    from .passes.rotate import rotate
+    from .passes.sensitivity import Sensitivity, sensitivity
+    from .passes.sparsify import sparsify
+    from .recipe.recipe import Recipe
 else:
     # The package of Triton kernels, callable: one name is both the table and the folder.
     from . import kernels
 
+# Names that are imported at their first use, so that `import nybble` stays quick, and where they are.
+_LAZY = {
+    "ChosenPlan": "passes.choose",
+    "Monitor": "monitor.monitor",
+    "Recipe": "recipe.recipe",
+    "Sensitivity": "passes.sensitivity",
+    "optimize": "passes.optimize",
+    "plan": "passes.choose",
+    "quantize": "passes.quantize",
+    "recover": "passes.recover",
+    "rotate": "passes.rotate",
+    "sensitivity": "passes.sensitivity",
+    "sparsify": "passes.sparsify",
+}
+
 _moved.install()
-__getattr__ = _moved.attribute
+
+
+def __getattr__(name: str) -> Any:
+    """A name of ``_LAZY``, or an old import path."""
+    if name not in _LAZY:
+        return _moved.attribute(name)
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
 
 
 def explain(layer: nn.QuantizedModule, m: int = 1, verbose: bool = False) -> Explanation:
