@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .passes.optimize import optimize
     from .passes.quantize import quantize
     from .passes.recover import recover
-    from .passes.rotate import rotate
+    from .passes.rotate.rotate import rotate
     from .passes.sensitivity import Sensitivity, sensitivity
     from .passes.sparsify import sparsify
     from .recipe.recipe import Recipe
@@ -43,7 +43,7 @@ _LAZY = {
     "plan": "passes.choose",
     "quantize": "passes.quantize",
     "recover": "passes.recover",
-    "rotate": "passes.rotate",
+    "rotate": "passes.rotate.rotate",
     "sensitivity": "passes.sensitivity",
     "sparsify": "passes.sparsify",
 }
