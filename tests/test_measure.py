@@ -141,7 +141,7 @@ class TestSpeed:
         found = Explanation(Problem(Scheme.parse("w8a8"), 1, 8, 8), None, rejected, others=frozenset({"w4a8_z"}))
         monkeypatch.setattr(Linear, "explain", lambda self, m=1: found)
         (row, _) = nybble.quantize(mlp(), goal="memory").layers
-        assert row.reason == "no kernel runs it at M=1: not built: w8a8_x, w8a8_y"
+        assert row.reason == "no kernel runs it at M=1: w8a8_x, w8a8_y: not built"
 
 
 class TestInterleaved:

@@ -128,7 +128,7 @@ class _Alias(Loader):
         self._old = old
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        module = _load(self._old)
+        module = _load(self._old, stacklevel=4)
         self._spec = module.__spec__
         return module
 
@@ -151,10 +151,10 @@ def install() -> None:
 
 
 def attribute(name: str) -> ModuleType:
-    """The package's ``__getattr__``: ``nybble.scheme`` of code that only said ``import nybble``."""
+    """For the package's ``__getattr__``: ``nybble.scheme`` of code that only said ``import nybble``."""
     if name not in MOVED:
         raise AttributeError(f"module {_PACKAGE!r} has no attribute {name!r}")
-    return _load(name)
+    return _load(name, stacklevel=5)
 
 
 def old_names(module: str) -> Callable[[str], Any]:
@@ -204,10 +204,10 @@ def renamed_since(old: str, new: str) -> None:
     warnings.warn(message, DeprecationWarning, stacklevel=outside_level())
 
 
-def _load(old: str) -> ModuleType:
-    """The module that has moved, which then finds its old names too."""
+def _load(old: str, stacklevel: int) -> ModuleType:
+    """The module that has moved, which then finds its old names too. The warning is for that caller of ``_warn``."""
     path = f"{_PREFIX}{old}"
-    _warn(path, f"{_PREFIX}{MOVED[old]}", stacklevel=4)
+    _warn(path, f"{_PREFIX}{MOVED[old]}", stacklevel)
     module = import_module(f"{_PREFIX}{MOVED[old]}")
     vars(module).setdefault("__getattr__", old_names(path))
     return module
