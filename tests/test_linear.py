@@ -355,3 +355,10 @@ def test_tied_layers_share_one_weight():
     third = just_loaded(first)
     second.tie_to(third)
     assert second.weight_id == third.weight_id == id(third.packed)
+
+
+@pytest.mark.parametrize("m", [0, -1])
+def test_no_rows_have_no_explanation(m):
+    layer = nybble.nn.Linear.from_dense(nn.Linear(8, 4), "w8a8")
+    with pytest.raises(ValueError, match=f"m={m}: must be at least 1"):
+        nybble.explain(layer, m=m)

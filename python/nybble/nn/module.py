@@ -88,7 +88,12 @@ class QuantizedModule(StatefulModule):
         return module
 
     def explain(self, m: int = 1, verbose: bool = False) -> Explanation:
-        """Which kernel runs for m rows of activations, and why each other does not. ``verbose`` prints those of all schemes."""
+        """Which kernel runs for m rows of activations, and why each other does not.
+
+        ``verbose`` prints the kernels of all schemes. Raises ValueError if m is below 1.
+        """
+        if m < 1:
+            raise ValueError(f"m={m!r}: must be at least 1")
         dtype = self.dtype if self.dtype.is_floating_point else torch.float32
         n, k, device = self.out_features, self.in_features, self.device.type
         return replace(explain(Problem(self.scheme, m, n, k, dtype, device, layout=self.layout)), verbose=verbose)
