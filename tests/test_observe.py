@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from nybble.dispatch import reference
+from nybble.model.inputs import Inputs
 from nybble.model.observe import BINS, OBSERVERS, Histogram, Observer
 from nybble.weights.activations import ActScale
 
@@ -130,3 +131,13 @@ def test_a_planted_outlier_costs_minmax_more_than_the_others() -> None:
     # What the outlier itself loses counts for mse.
     whole = {kind: error(x, *observed(kind, x)) for kind in OBSERVERS}
     assert whole["mse"] <= min(whole.values()) * 1.01
+
+
+@pytest.mark.parametrize("size", [1, 4, 7, 60])
+def test_every_eighth_row_is_held_out_whatever_the_size_of_the_batches(size):
+    rows = torch.arange(60).float()[:, None].expand(60, 4)
+    inputs = Inputs(4)
+    for part in rows.split(size):
+        inputs.add(part)
+    assert inputs.held_out[:, 0].tolist() == [7, 15, 23, 31, 39, 47, 55]
+    assert inputs.rows == 53

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .observe import Observer
 
-# Every eighth row of a batch is held out, up to 256 in all: methods do not see them, and layers are evaluated on them.
+# Every eighth row of all batches is held out, up to 256 in all: methods do not see them, and layers are evaluated on them.
 _HELD_ONE_IN = 8
 _HELD_MOST = 256
 
@@ -34,7 +34,7 @@ class Inputs:
         self._hessian = torch.zeros(in_features, in_features) if hessian else None
         self._drift: Tensor | None = None
         self._held: list[Tensor] = []
-        self._held_rows = 0
+        self._held_rows = self._added = 0
         self._sample = torch.empty(0, in_features)
 
     def add(self, x: Tensor, dense: Tensor | None = None) -> None:
@@ -43,7 +43,10 @@ class Inputs:
             self.bad_batches += 1
             return
         x = x.detach().float()
-        held = torch.arange(len(x))[_HELD_ONE_IN - 1 :: _HELD_ONE_IN][: _HELD_MOST - self._held_rows]
+        # Counted across batches, so that those of fewer than eight rows hold rows out too.
+        first = (_HELD_ONE_IN - 1 - self._added) % _HELD_ONE_IN
+        held = torch.arange(len(x))[first::_HELD_ONE_IN][: _HELD_MOST - self._held_rows]
+        self._added += len(x)
         if len(held):
             self._held.append(x[held])
             self._held_rows += len(held)
@@ -124,5 +127,5 @@ class Inputs:
 
     @property
     def held_out(self) -> Tensor:
-        """Rows (T, K) that the statistics do not include; ``sample`` if no batch had eight rows."""
+        """Rows (T, K) that the statistics do not include; ``sample`` if there were fewer than eight rows in all."""
         return torch.cat(self._held) if self._held else self._sample
