@@ -12,23 +12,36 @@ enum NybbleStatus { NYBBLE_OK = 0, NYBBLE_UNSUPPORTED = 1 };
 // Element format of an activation panel. Integer formats hold codes q in [-128, 127], with one scale and one zero point
 // per row: x = (q - act_zero) * act_scale.
 enum NybblePanel {
-  NYBBLE_PANEL_F32 = 0,       // float32 activations
-  NYBBLE_PANEL_S8 = 1,        // codes
-  NYBBLE_PANEL_S16 = 2,       // codes, widened to 16 bits
-  NYBBLE_PANEL_U8 = 3,        // codes + 128, for u8 x s8 multiplies
-  NYBBLE_PANEL_U8_LINES = 5,  // codes + 128, 64 consecutive k of a row together: [k_padded / 64][r][64]
+  NYBBLE_PANEL_F32 = 0,  // float32 activations
+  NYBBLE_PANEL_S8 = 1,   // codes
+  NYBBLE_PANEL_S16 = 2,  // codes, widened to 16 bits
+  NYBBLE_PANEL_U8 = 3,   // codes + 128, for u8 x s8 multiplies
   NYBBLE_PANEL_BF16 =
       4,  // bfloat16 activations; each four k in the order 0 2 1 3, so that multiplied pairs are adjacent
+  // Lines: 64 bytes of consecutive k of a row together, [lines][r][64 bytes]. The last line is filled up with zeros.
+  NYBBLE_PANEL_U8_LINES = 5,    // codes + 128; k_padded is a multiple of 64
+  NYBBLE_PANEL_S8_LINES = 6,    // codes
+  NYBBLE_PANEL_BF16_LINES = 7,  // bfloat16 activations in the order of BF16
 };
 
-// Columns of a packed weight tile, in every packed layout; consecutive k of a row in U8_LINES.
+// Columns of a packed weight tile, in every packed layout; bytes of a line of a panel, so many k in U8_LINES.
 enum { NYBBLE_TILE_N = 16, NYBBLE_LINE_K = 64 };
 
 // Lines of a mask layout whose masks are stored together.
 enum { NYBBLE_MASK_LINES = 8 };
 
+// Bytes of an element of a panel, and of a row of k_padded elements.
+static inline int64_t nybble_panel_element(int32_t format) {
+  if (format == NYBBLE_PANEL_F32) return 4;
+  return format == NYBBLE_PANEL_S16 || format == NYBBLE_PANEL_BF16 || format == NYBBLE_PANEL_BF16_LINES ? 2 : 1;
+}
+static inline int64_t nybble_panel_row(int32_t format, int64_t k_padded) {
+  const int64_t bytes = k_padded * nybble_panel_element(format);
+  return format >= NYBBLE_PANEL_U8_LINES ? (bytes + NYBBLE_LINE_K - 1) / NYBBLE_LINE_K * NYBBLE_LINE_K : bytes;
+}
+
 // Packs the activations of `rows` tokens into a panel, in blocks of `block_rows` rows; the last block may have fewer.
-// Block b, of r rows, starts at element b * block_rows * k_padded and is [k_padded / 4][r][4], except in U8_LINES.
+// Block b, of r rows, starts after b * block_rows rows and is [k_padded / 4][r][4], except in lines.
 // Elements from k to k_padded have the code 0.
 struct NybblePrepareArgs {
   const void* x;  // [rows][ldx] elements of x_dtype

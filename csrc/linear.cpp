@@ -33,10 +33,6 @@ int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
 
 int64_t dtype_bytes(NybbleDtype dtype) { return dtype == NYBBLE_F32 || dtype == NYBBLE_S32 ? 4 : 2; }
 
-int64_t panel_bytes(int format) {
-  return format == NYBBLE_PANEL_F32 ? 4 : format == NYBBLE_PANEL_S16 || format == NYBBLE_PANEL_BF16 ? 2 : 1;
-}
-
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
 
 // Throws unless the span holds `count` items of `size` bytes; count must be below 2^62.
@@ -101,7 +97,7 @@ struct Chunk {
 Chunk carve(const LinearCall& call) {
   thread_local Scratch scratch;
   const int64_t kp = call.shape.k_padded(), groups = call.shape.groups(), block = call.kernel->block_rows;
-  const int64_t row_bytes = kp * panel_bytes(call.kernel->panel);
+  const int64_t row_bytes = nybble_panel_row(call.kernel->panel, kp);
   Chunk chunk{};
   chunk.rows = round_up(kPanelBytes / row_bytes < 64 ? 64 : kPanelBytes / row_bytes, block);
   if (chunk.rows > call.rows) chunk.rows = call.rows;
@@ -293,7 +289,7 @@ void check(const LinearCall& call) {
   if (call.static_activations && !call.kernel->int_activations())
     refuse(std::string("kernel=\"") + call.kernel->name +
            "\": takes float activations; static_activations must be false");
-  if (call.kernel->panel == NYBBLE_PANEL_BF16 && call.x_dtype != NYBBLE_BF16)
+  if (call.kernel->bf16_activations() && call.x_dtype != NYBBLE_BF16)
     refuse(std::string("kernel=\"") + call.kernel->name + "\": takes only bfloat16 activations");
   if (call.x_dtype == NYBBLE_S32 || call.bias_dtype == NYBBLE_S32) refuse("dtype: activations and bias must be float");
   if (call.y_dtype == NYBBLE_S32 && !(call.kernel->int_activations() && shape.bits == 8))
@@ -327,8 +323,11 @@ void run_prepare(const PrepareCall& call) {
   if (call.panel_format == NYBBLE_PANEL_U8_LINES && (call.k_padded % NYBBLE_LINE_K || call.group % NYBBLE_LINE_K))
     refuse("k_padded, group: must be multiples of 64 for panel format U8_LINES");
   require("x", call.x, strided_extent(call.rows, call.stride, call.k), dtype_bytes(call.dtype));
-  require("panel", call.panel, call.rows * call.k_padded, panel_bytes(call.panel_format));
-  if (call.panel_format != NYBBLE_PANEL_F32 && call.panel_format != NYBBLE_PANEL_BF16) {
+  if (call.panel_format >= NYBBLE_PANEL_U8_LINES && groups > 1 && call.group % NYBBLE_LINE_K &&
+      NYBBLE_LINE_K % call.group)
+    refuse("group: must divide 64 or be a multiple of it for panels of lines");
+  require("panel", call.panel, call.rows, nybble_panel_row(call.panel_format, call.k_padded));
+  if (int_panel(call.panel_format)) {
     require("scale", call.scale, call.rows, 4);
     require("zero", call.zero, call.rows, 4);
   }

@@ -9,6 +9,11 @@
 
 namespace nybble {
 
+// Whether a panel of this format holds codes.
+inline bool int_panel(int format) {
+  return format != NYBBLE_PANEL_F32 && format != NYBBLE_PANEL_BF16 && format != NYBBLE_PANEL_BF16_LINES;
+}
+
 struct KernelEntry {
   const char* name;
   const char* op;  // "linear", "prepare" or "expand"
@@ -22,7 +27,8 @@ struct KernelEntry {
   NybbleExpandFn expand;
   bool built() const { return linear || prepare || expand; }
   int weight_bits() const { return std::strchr(scheme, 'w')[1] - '0'; }
-  bool int_activations() const { return panel != NYBBLE_PANEL_F32 && panel != NYBBLE_PANEL_BF16; }
+  bool int_activations() const { return int_panel(panel); }
+  bool bf16_activations() const { return !int_panel(panel) && panel != NYBBLE_PANEL_F32; }
 };
 
 const std::vector<KernelEntry>& kernel_table();

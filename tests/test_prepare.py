@@ -14,8 +14,8 @@ from nybble.testing.guard import guarded
 from nybble.weights.activations import ActScale
 
 SPECS = [spec for spec in all_specs() if spec.op == "prepare"]
-FORMATS = {"f32": 0, "s8": 1, "s16": 2, "u8": 3, "bf16": 4, "u8_lines": 5}
-LINE_K = 64
+FORMATS = {"f32": 0, "s8": 1, "s16": 2, "u8": 3, "bf16": 4, "u8_lines": 5, "s8_lines": 6, "bf16_lines": 7}
+LINE_BYTES = 64
 # K, K as it is padded, group
 WORD_SHAPES = ((1, 4, 4), (70, 96, 32), (129, 136, 136), (128, 128, 64), (12, 12, 12), (31, 32, 32))
 LINE_SHAPES = ((1, 128, 128), (70, 128, 64), (129, 192, 192), (128, 128, 128), (300, 320, 64))
@@ -27,7 +27,10 @@ def prepare(spec, x, k_padded, block_rows, group, panel_format, act=None):
     dtype = native.PANEL_DTYPES[panel_format]
     scale, zero = torch.full((m,), 7.0), torch.full((m,), 77, dtype=torch.int32)
     sums = torch.full((m, k_padded // group), 77, dtype=torch.int32)
-    with guarded((m * k_padded,), dtype, "right") as panel:
+    unit = LINE_BYTES // dtype.itemsize if panel_format >= FORMATS["u8_lines"] else 4
+    lines = -(-k_padded // unit)  # the last line is filled up with zeros
+    with guarded((m * lines * unit,), dtype, "right") as panel:
+        panel.tensor.view(torch.int8).fill_(77)
         native._C.prepare(
             kernel=spec.name,
             panel_format=panel_format,
@@ -47,14 +50,13 @@ def prepare(spec, x, k_padded, block_rows, group, panel_format, act=None):
             given_zero=0 if act is None else act.zero_point.item(),
         )
         assert panel.intact()
-        rows = torch.empty(m, k_padded, dtype=dtype)
+        rows = torch.empty(m, lines * unit, dtype=dtype)
         for start in range(0, m, block_rows):
             r = min(block_rows, m - start)
-            line = LINE_K if panel_format == FORMATS["u8_lines"] else 4
-            block = panel.tensor[start * k_padded : (start + r) * k_padded].view(k_padded // line, r, line)
+            block = panel.tensor[start * lines * unit : (start + r) * lines * unit].view(lines, r, unit)
             if dtype == torch.bfloat16:
-                block = block[..., (0, 2, 1, 3)]  # the pairs that kernels multiply
-            rows[start : start + r] = block.transpose(0, 1).reshape(r, k_padded)
+                block = block.view(lines, r, -1, 4)[..., (0, 2, 1, 3)]  # the pairs that kernels multiply
+            rows[start : start + r] = block.transpose(0, 1).reshape(r, lines * unit)
     return rows, scale, zero, sums
 
 
@@ -75,7 +77,7 @@ def hard_rows(k: int) -> torch.Tensor:
 def test_codes_equal_the_reference(spec, panel: str, dtype: torch.dtype) -> None:
     if spec.target not in targets.detect().targets:
         pytest.skip(f"{spec.name}: {targets.detect().missing[spec.target]}")
-    if panel == "bf16" and dtype != torch.bfloat16:
+    if panel.startswith("bf16") and dtype != torch.bfloat16:
         with pytest.raises(ValueError, match="does not support panel_format"):
             prepare(spec, hard_rows(12).to(dtype), 12, 4, 12, FORMATS[panel])
         return
@@ -84,11 +86,12 @@ def test_codes_equal_the_reference(spec, panel: str, dtype: torch.dtype) -> None
 
 
 def agree_with_the_reference(spec, panel: str, dtype: torch.dtype, act: ActScale | None) -> None:
-    for k, k_padded, group in LINE_SHAPES if panel == "u8_lines" else WORD_SHAPES:
+    shapes = {"u8_lines": LINE_SHAPES, "s8_lines": LINE_SHAPES + WORD_SHAPES, "bf16_lines": LINE_SHAPES + WORD_SHAPES}
+    for k, k_padded, group in shapes.get(panel, WORD_SHAPES):
         x = hard_rows(k).to(dtype)
         for block_rows in (1, 4, 12):
             rows, scale, zero, sums = prepare(spec, x, k_padded, block_rows, group, FORMATS[panel], act)
-            if panel in ("f32", "bf16"):
+            if panel in ("f32", "bf16", "bf16_lines"):
                 assert torch.equal(rows[:, :k].float().nan_to_num(1.5), x.float().nan_to_num(1.5))
                 assert (rows[:, k:] == 0).all()
                 continue
@@ -98,7 +101,7 @@ def agree_with_the_reference(spec, panel: str, dtype: torch.dtype, act: ActScale
             assert (codes[:, k:] == 0).all(), "padding is code 0"
             assert torch.equal(scale.nan_to_num(-1), expected.scale.nan_to_num(-1))
             assert torch.equal(zero, expected.zero)
-            assert torch.equal(sums, codes.view(len(x), -1, group).sum(-1))
+            assert torch.equal(sums, codes[:, :k_padded].view(len(x), -1, group).sum(-1))
 
 
 @pytest.mark.parametrize(("scale", "zero"), [(-1.0, 0), (2.0**-127, 0), (torch.inf, 0), (1.0, 128), (1.0, -129)])

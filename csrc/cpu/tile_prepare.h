@@ -106,7 +106,20 @@ constexpr int64_t kStep = 64;  // number of k at a time
 constexpr int64_t kRows = 4;   // rows at a time: they stay in the L1 cache for both passes
 
 constexpr int64_t element_bytes(int format) {
-  return format == NYBBLE_PANEL_F32 ? 4 : format == NYBBLE_PANEL_S16 || format == NYBBLE_PANEL_BF16 ? 2 : 1;
+  return format == NYBBLE_PANEL_F32                                                                       ? 4
+         : format == NYBBLE_PANEL_S16 || format == NYBBLE_PANEL_BF16 || format == NYBBLE_PANEL_BF16_LINES ? 2
+                                                                                                          : 1;
+}
+constexpr bool is_bf16(int format) { return format == NYBBLE_PANEL_BF16 || format == NYBBLE_PANEL_BF16_LINES; }
+constexpr bool is_lines(int format) { return format >= NYBBLE_PANEL_U8_LINES; }
+
+// The k at which the line of k begins, and at which lines of bytes up to k end.
+constexpr int64_t line_begin(int64_t k) { return k / NYBBLE_LINE_K * NYBBLE_LINE_K; }
+constexpr int64_t line_end(int64_t k) { return line_begin(k + NYBBLE_LINE_K - 1); }
+
+// How store_codes writes the codes of a format.
+constexpr int code_format(int format) {
+  return format == NYBBLE_PANEL_U8_LINES ? NYBBLE_PANEL_U8 : format == NYBBLE_PANEL_S8_LINES ? NYBBLE_PANEL_S8 : format;
 }
 
 // Quantizes k in [begin, end) of one row; returns the lane-wise sum of the codes. kWhole: end - begin is kStep, and end
@@ -131,7 +144,7 @@ inline VI convert(const uint8_t* x, const RowPlan& plan, int64_t begin, int64_t 
     }
     if (!kWhole && begin + i + W > count) codes = vi_first(codes, begin + i < count ? count - begin - i : 0);
     sum = vi_add(sum, codes);
-    store_codes<kFormat == NYBBLE_PANEL_U8_LINES ? NYBBLE_PANEL_U8 : kFormat>(to + i * element_bytes(kFormat), codes);
+    store_codes<code_format(kFormat)>(to + i * element_bytes(kFormat), codes);
   }
   return sum;
 }
@@ -139,7 +152,7 @@ inline VI convert(const uint8_t* x, const RowPlan& plan, int64_t begin, int64_t 
 // Copies float activations: any dtype to float32, or bfloat16 unchanged.
 template <int kFormat, int kDtype>
 inline void widen(const uint8_t* x, int64_t count, int64_t begin, int64_t end, uint8_t* to) {
-  if (kFormat == NYBBLE_PANEL_BF16) {
+  if (is_bf16(kFormat)) {
     const int64_t left = count - begin < end - begin ? count - begin : end - begin;
     memset(to, 0, static_cast<size_t>(end - begin) * 2);
     if (left > 0) memcpy(to, x + begin * 2, static_cast<size_t>(left) * 2);
@@ -191,6 +204,12 @@ inline void interleave(const uint8_t* from, int64_t row_bytes, int64_t rows, int
       store(1, 2, _mm_unpackhi_epi64(v[2], v[3]));
     }
   }
+  if (kWord == 8 && rows == 1 && stride == kWord) {
+    for (; word + 2 <= words; word += 2, to += 2 * stride) {
+      const __m128i v = load(0);
+      store(0, 0, kExchange ? _mm_shufflehi_epi16(_mm_shufflelo_epi16(v, 0xd8), 0xd8) : v);
+    }
+  }
 #endif
   for (; word < words; word++, to += stride)
     for (int64_t r = 0; r < rows; r++) {
@@ -207,11 +226,27 @@ inline void interleave(const uint8_t* from, int64_t row_bytes, int64_t rows, int
     }
 }
 
+// Packs a row block with `rows` rows that starts at row0 into lines of bfloat16.
+inline void prepare_bf16_lines(const NybblePrepareArgs& a, int64_t row0, int64_t rows) {
+  constexpr int64_t kLineK = NYBBLE_LINE_K / 2;
+  uint8_t* to = static_cast<uint8_t*>(a.panel) + row0 * nybble_panel_row(NYBBLE_PANEL_BF16_LINES, a.k_padded);
+  for (int64_t k = 0; k < a.k_padded; k += kLineK)
+    for (int64_t r = 0; r < rows; r++, to += NYBBLE_LINE_K) {
+      const uint8_t* from = static_cast<const uint8_t*>(a.x) + ((row0 + r) * a.ldx + k) * 2;
+      alignas(16) uint8_t tail[NYBBLE_LINE_K];
+      if (k + kLineK > a.k) {
+        widen<NYBBLE_PANEL_BF16_LINES, NYBBLE_BF16>(from - k * 2, a.k, k, k + kLineK, tail);
+        from = tail;
+      }
+      interleave<8, true>(from, 0, 1, NYBBLE_LINE_K / 8, to, 8);
+    }
+}
+
 // Packs r rows, from row i on, of a row block with `block` rows that starts at row0.
 template <int kFormat, int kDtype, bool kGiven>
 inline void prepare_rows(const NybblePrepareArgs& a, int64_t row0, int64_t i, int64_t r, int64_t block) {
   constexpr bool is_codes = kFormat != NYBBLE_PANEL_F32 && kFormat != NYBBLE_PANEL_BF16;
-  constexpr bool kExchange = kFormat == NYBBLE_PANEL_BF16, kLines = kFormat == NYBBLE_PANEL_U8_LINES;
+  constexpr bool kExchange = kFormat == NYBBLE_PANEL_BF16, kLines = is_lines(kFormat);
   constexpr bool is_panel = kExchange || (kFormat == NYBBLE_PANEL_F32 && kDtype == NYBBLE_F32);
   constexpr int64_t bytes = element_bytes(kFormat), x_bytes = kDtype == NYBBLE_F32 ? 4 : 2;
   const int64_t row_bytes = a.ldx * x_bytes;
@@ -229,7 +264,8 @@ inline void prepare_rows(const NybblePrepareArgs& a, int64_t row0, int64_t i, in
     const int64_t group_end = (g + 1) * a.group;
     VI sums[kRows] = {vi_set1(0), vi_set1(0), vi_set1(0), vi_set1(0)};
     for (int64_t begin = g * a.group; begin < group_end; begin += kStep) {
-      const int64_t end = begin + kStep < group_end ? begin + kStep : group_end;
+      int64_t end = begin + kStep < group_end ? begin + kStep : group_end;
+      if (kLines && end == a.k_padded) end = line_end(end);
       uint8_t* to_panel = panel + begin * block * bytes;
       const int64_t words = (end - begin) / 4, stride = 4 * block * bytes;
       if (is_panel && end <= a.k) {  // no conversion needed
@@ -238,7 +274,9 @@ inline void prepare_rows(const NybblePrepareArgs& a, int64_t row0, int64_t i, in
       }
       for (int64_t j = 0; j < r; j++) {
         uint8_t* to = rows + j * kStep * bytes;
-        if (kLines) to = static_cast<uint8_t*>(a.panel) + row0 * a.k_padded + begin * block + (i + j) * NYBBLE_LINE_K;
+        if (kLines)
+          to = static_cast<uint8_t*>(a.panel) + row0 * line_end(a.k_padded) + line_begin(begin) * block +
+               (i + j) * NYBBLE_LINE_K + (begin - line_begin(begin));
         const uint8_t* row = x + j * row_bytes;
         if constexpr (is_codes)
           sums[j] = vi_add(sums[j], begin + kStep == end && end <= plans[j].count
@@ -259,8 +297,11 @@ inline NybbleStatus prepare_blocks(const NybblePrepareArgs* a) {
   for (int64_t block = a->block_begin; block < a->block_end; block++) {
     const int64_t row0 = block * a->block_rows, left = a->rows - row0;
     const int64_t rows = left < a->block_rows ? left : a->block_rows;
-    for (int64_t i = 0; i < rows; i += kRows)
-      prepare_rows<kFormat, kDtype, kGiven>(*a, row0, i, rows - i < kRows ? rows - i : kRows, rows);
+    if constexpr (kFormat == NYBBLE_PANEL_BF16_LINES)
+      prepare_bf16_lines(*a, row0, rows);
+    else
+      for (int64_t i = 0; i < rows; i += kRows)
+        prepare_rows<kFormat, kDtype, kGiven>(*a, row0, i, rows - i < kRows ? rows - i : kRows, rows);
   }
   return NYBBLE_OK;
 }
@@ -296,8 +337,13 @@ inline NybbleStatus prepare(const NybblePrepareArgs* a) {
       return prepare_codes<NYBBLE_PANEL_U8>(a);
     case NYBBLE_PANEL_U8_LINES:
       return prepare_codes<NYBBLE_PANEL_U8_LINES>(a);
+    case NYBBLE_PANEL_S8_LINES:
+      return prepare_codes<NYBBLE_PANEL_S8_LINES>(a);
     case NYBBLE_PANEL_BF16:
       return a->x_dtype == NYBBLE_BF16 ? prepare_blocks<NYBBLE_PANEL_BF16, NYBBLE_BF16, false>(a) : NYBBLE_UNSUPPORTED;
+    case NYBBLE_PANEL_BF16_LINES:
+      return a->x_dtype == NYBBLE_BF16 ? prepare_blocks<NYBBLE_PANEL_BF16_LINES, NYBBLE_BF16, false>(a)
+                                       : NYBBLE_UNSUPPORTED;
     default:
       return NYBBLE_UNSUPPORTED;
   }

@@ -17,7 +17,10 @@ if _C.version != __version__:
     raise ImportError(f"nybble {__version__} found a compiled extension of version {_C.version}: reinstall it")
 DTYPES = {torch.float32: _C.F32, torch.bfloat16: _C.BF16, torch.float16: _C.F16, torch.int32: _C.S32}
 # By the panel number of csrc/abi.h.
-PANEL_DTYPES = (torch.float32, torch.int8, torch.int16, torch.uint8, torch.bfloat16, torch.uint8)
+PANEL_DTYPES = (
+    *(torch.float32, torch.int8, torch.int16, torch.uint8, torch.bfloat16),
+    *(torch.uint8, torch.int8, torch.bfloat16),  # lines
+)
 
 # Weight bits of the sparse weights that it packs.
 SPARSE_BITS = (8, 4)
@@ -35,10 +38,11 @@ def cuda_kernel_table() -> list[dict[str, Any]]:
     return _C.cuda_kernel_table()
 
 
-def cpu() -> tuple[str, tuple[str, ...]]:
-    """The CPU's brand, and the instruction sets that it and the operating system offer."""
-    brand, features = _C.cpu()
-    return brand, tuple(features)
+def cpu() -> tuple[str, tuple[str, ...], dict[str, str]]:
+    """The CPU's brand, the instruction sets that it and the operating system offer, and those that the latter refuses,
+    each with the reason."""
+    brand, features, refused = _C.cpu()
+    return brand, tuple(features), refused
 
 
 def probes() -> list[tuple[str, str, str]]:

@@ -39,10 +39,9 @@ Weight random_weight(const WeightShape& shape, Random& random, int threads) {
 void run_by_hand(const LinearCall& call) {
   const WeightShape& s = call.shape;
   const bool codes_in = call.kernel->int_activations(), grouped = s.bits == 4;
-  const size_t panel_bytes[] = {4, 1, 2, 1, 2};  // bytes per element, by NybblePanel
   const size_t rows = static_cast<size_t>(call.rows), columns = static_cast<size_t>(s.tiles() * 16);
   const size_t kp = static_cast<size_t>(s.k_padded()), groups = static_cast<size_t>(s.groups());
-  Bytes panel(rows * kp * panel_bytes[call.kernel->panel]);
+  Bytes panel(rows * static_cast<size_t>(nybble_panel_row(call.kernel->panel, s.k_padded())));
   Bytes act_scale(codes_in ? rows * 4 : 0), act_zero(codes_in ? rows * 4 : 0);
   Bytes act_sum(codes_in && grouped ? rows * groups * 4 : 0);
   run_prepare({call.prepare, static_cast<NybblePanel>(call.kernel->panel), call.x_dtype, call.x, call.rows, call.stride,
@@ -100,7 +99,7 @@ std::string check(const KernelEntry& kernel, int seed) {
     shape.symmetric = random.integer(0, 1);
   }
   const int64_t rows = random.integer(1, 40), stride = shape.k + random.integer(0, 1) * random.integer(0, 7);
-  const NybbleDtype dtype = kernel.panel == NYBBLE_PANEL_BF16 ? NYBBLE_BF16 : random.pick(dtypes);
+  const NybbleDtype dtype = kernel.bf16_activations() ? NYBBLE_BF16 : random.pick(dtypes);
   const NybbleDtype out_dtype = random.pick(dtypes);
   const bool with_bias = random.integer(0, 1), exact = kernel.int_activations();
   const int threads = static_cast<int>(random.integer(1, 3));

@@ -139,7 +139,7 @@ std::string check(const KernelEntry& kernel, int seed) {
   const NybbleDtype dtypes[] = {NYBBLE_F32, NYBBLE_BF16, NYBBLE_F16};
   const WeightShape shape = random_shape(kernel, random);
   const int64_t rows = random.integer(1, 40), stride = shape.k + random.integer(0, 1) * random.integer(0, 7);
-  const NybbleDtype dtype = kernel.panel == NYBBLE_PANEL_BF16 ? NYBBLE_BF16 : random.pick(dtypes);
+  const NybbleDtype dtype = kernel.bf16_activations() ? NYBBLE_BF16 : random.pick(dtypes);
   const bool exact = kernel.int_activations();
   const NybbleDtype y_dtype = exact && shape.bits == 8 && random.integer(0, 1) ? NYBBLE_S32 : random.pick(dtypes);
   const int threads = static_cast<int>(random.integer(1, 3));
