@@ -27,7 +27,7 @@ def directory() -> Path:
 
 
 def _key(threads: int) -> dict[str, Any]:
-    brand, features = native.cpu()
+    brand, features, _ = native.cpu()
     return {"schema": SCHEMA, "version": __version__, "cpu": brand, "features": list(features), "threads": threads}
 
 

@@ -126,8 +126,18 @@ PYBIND11_MODULE(_C, m) {
   m.def("cuda_kernel_table", &cuda_table);
   m.def("cpu", [] {
     const CpuFeatures cpu = detect_cpu();
-    return py::make_tuple(cpu.brand, cpu.features);
+    return py::make_tuple(cpu.brand, cpu.features, cpu.refused);
   });
+  m.def(
+      "cpu_features_of",
+      [](uint32_t one_c, uint32_t seven_b, uint32_t seven_c, uint32_t seven_d, uint32_t seven1_a, uint64_t saved_state,
+         const py::function& ask_for_tiles) {
+        const CpuFeatures cpu = features_of({one_c, seven_b, seven_c, seven_d, seven1_a, saved_state},
+                                            [&] { return ask_for_tiles().cast<int>(); });
+        return py::make_tuple(cpu.features, cpu.refused);
+      },
+      py::kw_only(), py::arg("one_c"), py::arg("seven_b"), py::arg("seven_c"), py::arg("seven_d"), py::arg("seven1_a"),
+      py::arg("saved_state"), py::arg("ask_for_tiles"));
 
   m.def("probes", [] {
     std::vector<std::tuple<std::string, std::string, std::string>> rows;

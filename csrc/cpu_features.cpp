@@ -6,8 +6,49 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
+#endif
 
 namespace nybble {
+
+CpuFeatures features_of(const CpuWords& words, const std::function<int()>& ask_for_tiles) {
+  const uint64_t state = words.saved_state;
+  const bool ymm = (state & 0x6) == 0x6, zmm = (state & 0xe6) == 0xe6, tiles = (state & 0x60000) == 0x60000;
+  const uint32_t one_c = words.one_c, seven_b = words.seven_b, seven_c = words.seven_c, seven_d = words.seven_d;
+  const bool amx = tiles && (seven_d >> 24 & 1);
+  const int refusal = amx ? ask_for_tiles() : 0;
+  const struct {
+    const char* name;
+    bool present;
+  } all[] = {
+      {"avx", ymm && (one_c >> 28 & 1)},
+      {"f16c", ymm && (one_c >> 29 & 1)},
+      {"fma", ymm && (one_c >> 12 & 1)},
+      {"avx2", ymm && (seven_b >> 5 & 1)},
+      {"avxvnni", ymm && (words.seven1_a >> 4 & 1)},
+      {"avx512f", zmm && (seven_b >> 16 & 1)},
+      {"avx512dq", zmm && (seven_b >> 17 & 1)},
+      {"avx512bw", zmm && (seven_b >> 30 & 1)},
+      {"avx512vl", zmm && (seven_b >> 31 & 1)},
+      {"avx512vnni", zmm && (seven_c >> 11 & 1)},
+      {"avx512vbmi", zmm && (seven_c >> 1 & 1)},
+      {"avx512vbmi2", zmm && (seven_c >> 6 & 1)},
+      {"avx512bf16", zmm && (words.seven1_a >> 5 & 1)},
+      {"amx_tile", amx && !refusal},
+      {"amx_int8", amx && !refusal && (seven_d >> 25 & 1)},
+      {"amx_bf16", amx && !refusal && (seven_d >> 22 & 1)},
+  };
+  CpuFeatures cpu;
+  for (const auto& feature : all)
+    if (feature.present) cpu.features.push_back(feature.name);
+  if (refusal)
+    cpu.refused["amx_tile"] = std::string("the operating system refused the tile registers: ") + std::strerror(refusal);
+  return cpu;
+}
 
 #if defined(__x86_64__)
 namespace {
@@ -43,40 +84,44 @@ std::string brand_string() {
   return brand;
 }
 
+// Asks Linux for the registers of AMX, once. The permission holds for the process: all its threads, those that run
+// already too, and children that it forks. A process that it starts asks anew. The kernel refuses if a thread has an
+// alternate signal stack too small for the registers. Other systems have no such call.
+int ask_for_tiles() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // asm/prctl.h; the number of the state in XCR0
+  static const int refusal = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0 ? 0 : errno;
+  return refusal;
+#else
+  return 0;
+#endif
+}
+
 }  // namespace
 
 CpuFeatures detect_cpu() {
-  CpuFeatures cpu;
-  cpu.brand = brand_string();
   const Leaf one = cpuid(1, 0), seven = cpuid(7, 0), seven1 = cpuid(7, 1);
-  const uint64_t state = saved_state(one);
-  const bool ymm = (state & 0x6) == 0x6, zmm = (state & 0xe6) == 0xe6, tiles = (state & 0x60000) == 0x60000;
-  const struct {
-    const char* name;
-    bool present;
-  } all[] = {
-      {"avx", ymm && (one.c >> 28 & 1)},          {"f16c", ymm && (one.c >> 29 & 1)},
-      {"fma", ymm && (one.c >> 12 & 1)},          {"avx2", ymm && (seven.b >> 5 & 1)},
-      {"avxvnni", ymm && (seven1.a >> 4 & 1)},    {"avx512f", zmm && (seven.b >> 16 & 1)},
-      {"avx512dq", zmm && (seven.b >> 17 & 1)},   {"avx512bw", zmm && (seven.b >> 30 & 1)},
-      {"avx512vl", zmm && (seven.b >> 31 & 1)},   {"avx512vnni", zmm && (seven.c >> 11 & 1)},
-      {"avx512vbmi", zmm && (seven.c >> 1 & 1)},  {"avx512vbmi2", zmm && (seven.c >> 6 & 1)},
-      {"avx512bf16", zmm && (seven1.a >> 5 & 1)}, {"amx_int8", tiles && (seven.d >> 25 & 1)},
-      {"amx_bf16", tiles && (seven.d >> 22 & 1)},
-  };
-  for (const auto& feature : all)
-    if (feature.present) cpu.features.push_back(feature.name);
+  CpuFeatures cpu = features_of({one.c, seven.b, seven.c, seven.d, seven1.a, saved_state(one)}, ask_for_tiles);
+  cpu.brand = brand_string();
 #if defined(NYBBLE_EMULATE)
   // In this test build, AVX-512 instructions are emulated in plain C++.
-  cpu.features = {"avx",      "f16c",       "fma",        "avx2",        "avx512f",    "avx512dq", "avx512bw",
-                  "avx512vl", "avx512vnni", "avx512vbmi", "avx512vbmi2", "avx512bf16", "emulated"};
+  cpu.features = {"avx",      "f16c",     "fma",        "avx2",       "avx512f",     "avx512dq",
+                  "avx512bw", "avx512vl", "avx512vnni", "avx512vbmi", "avx512vbmi2", "avx512bf16"};
+#endif
+#if defined(NYBBLE_EMULATE_AMX)
+  const std::vector<std::string> all = cpu.features;
+  cpu.features.clear();
+  for (const std::string& feature : all)
+    if (feature.compare(0, 4, "amx_")) cpu.features.push_back(feature);
+  cpu.features.insert(cpu.features.end(), {"amx_tile", "amx_int8", "amx_bf16", "emulated"});
+  cpu.refused.clear();
 #endif
   return cpu;
 }
 
 #else
 
-CpuFeatures detect_cpu() { return {"unknown", {}}; }
+CpuFeatures detect_cpu() { return {"unknown", {}, {}}; }
 
 #endif
 

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 version: str
@@ -10,7 +11,17 @@ _Memory: TypeAlias = tuple[int, int]
 
 def kernel_table() -> list[dict[str, Any]]: ...
 def cuda_kernel_table() -> list[dict[str, Any]]: ...
-def cpu() -> tuple[str, list[str]]: ...
+def cpu() -> tuple[str, list[str], dict[str, str]]: ...
+def cpu_features_of(
+    *,
+    one_c: int,
+    seven_b: int,
+    seven_c: int,
+    seven_d: int,
+    seven1_a: int,
+    saved_state: int,
+    ask_for_tiles: Callable[[], int],
+) -> tuple[list[str], dict[str, str]]: ...
 def probes() -> list[tuple[str, str, str]]: ...
 def probe(
     name: str, *, threads: int, amount: int, passes: int = 1, runs: int = 1, huge_pages: bool = False

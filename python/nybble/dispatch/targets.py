@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
+from types import MappingProxyType
 
 import torch
 
 from .. import native, plugins
 
 CAP_VARIABLE = "NYBBLE_TARGET"
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,14 @@ class Target:
     above: str = ""
     why_not: Callable[[], str | None] | None = None
 
-    def missing(self, features: tuple[str, ...]) -> str | None:
-        """Why it cannot be used on a machine whose CPU has these features; None if it can."""
+    def missing(self, features: tuple[str, ...], refused: Mapping[str, str] = _NOTHING) -> str | None:
+        """Why it cannot be used on a machine whose CPU has these features; None if it can. refused: features that the
+        operating system refuses, each with the reason."""
         lacks = [feature for feature in self.needs if feature not in features]
         reasons = [
             _why_no_gpu(self) if self.gpu else None,
             f"this CPU or operating system lacks {', '.join(lacks)}" if lacks else None,
+            *(refused[feature] for feature in lacks if feature in refused),
             f"{self.module} is not installed" if self.module and find_spec(self.module) is None else None,
             self.why_not() if self.why_not is not None else None,
         ]
@@ -129,11 +133,11 @@ def detect() -> Machine:
     cap = os.environ.get(CAP_VARIABLE) or None
     if cap is not None and cap not in names():
         raise ValueError(f"{CAP_VARIABLE}={cap!r}: must be one of {', '.join(names())}")
-    brand, features = native.cpu()
+    brand, features, refused = native.cpu()
     allowed = names() if cap is None else names()[: names().index(cap) + 1]
     usable, missing = [], {}
     for target in table():
-        reason = target.missing(features)
+        reason = target.missing(features, refused)
         if reason is not None:
             missing[target.name] = reason
         elif target.name not in allowed:

@@ -1,0 +1,92 @@
+"""Features of a CPU from the words of CPUID, XCR0 and the answer to the request for tile registers."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+
+import pytest
+
+from nybble import native
+from nybble.dispatch import targets
+from nybble.dispatch.targets import Target
+
+AMX = ("amx_tile", "amx_int8", "amx_bf16")
+TILES = Target("tiles", needs=("avx512f", *AMX))
+
+# Words of a CPU with AMX: bits of AVX, FMA and F16C; AVX2 and AVX-512 F, DQ, BW, VL; VBMI, VBMI2 and VNNI; AMX; BF16.
+SAPPHIRE_RAPIDS = {
+    "one_c": 1 << 28 | 1 << 29 | 1 << 12,
+    "seven_b": 1 << 5 | 1 << 16 | 1 << 17 | 1 << 30 | 1 << 31,
+    "seven_c": 1 << 1 | 1 << 6 | 1 << 11,
+    "seven_d": 1 << 22 | 1 << 24 | 1 << 25,
+    "seven1_a": 1 << 4 | 1 << 5,
+    "saved_state": 0x602E7,
+}
+
+
+def granted() -> int:
+    return 0
+
+
+def never() -> int:
+    raise AssertionError("asked for tile registers")
+
+
+def features(ask: Callable[[], int], **changes: int) -> tuple[list[str], dict[str, str]]:
+    return native._C.cpu_features_of(**{**SAPPHIRE_RAPIDS, **changes}, ask_for_tiles=ask)
+
+
+def test_every_feature_of_the_words_is_found() -> None:
+    found, refused = features(granted)
+    assert found == [
+        *("avx", "f16c", "fma", "avx2", "avxvnni", "avx512f", "avx512dq", "avx512bw", "avx512vl"),
+        *("avx512vnni", "avx512vbmi", "avx512vbmi2", "avx512bf16", *AMX),
+    ]
+    assert not refused
+    assert TILES.missing(tuple(found), refused) is None
+
+
+def test_a_refusal_is_the_reason_that_is_shown() -> None:
+    found, refused = features(lambda: errno.ENOSPC)
+    assert not set(AMX) & set(found)
+    assert "avx512bf16" in found, "the rest stays"
+    reason = f"the operating system refused the tile registers: {os.strerror(errno.ENOSPC)}"
+    assert refused == {"amx_tile": reason}
+    lacks = f"this CPU or operating system lacks {', '.join(AMX)}"
+    assert TILES.missing(tuple(found), refused) == f"{lacks}; {reason}"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"seven_d": 1 << 22 | 1 << 25}, {"saved_state": 0x2E7}, {"saved_state": 0x202E7}, {"saved_state": 0x402E7}],
+    ids=["no tiles", "the system saves no tiles", "only their configuration", "only their data"],
+)
+def test_without_tile_registers_nobody_asks(changes: dict[str, int]) -> None:
+    found, refused = features(never, **changes)
+    assert not set(AMX) & set(found)
+    assert not refused
+
+
+def test_registers_that_the_system_does_not_save_are_not_used() -> None:
+    assert features(granted, saved_state=0)[0] == []
+    found, _ = features(granted, saved_state=0x7)
+    assert found == ["avx", "f16c", "fma", "avx2", "avxvnni"]
+
+
+@pytest.mark.parametrize(("bit", "name"), [(22, "amx_bf16"), (25, "amx_int8")])
+def test_each_multiply_of_tiles_has_its_own_bit(bit: int, name: str) -> None:
+    found, _ = features(granted, seven_d=SAPPHIRE_RAPIDS["seven_d"] & ~(1 << bit))
+    assert set(AMX) - set(found) == {name}
+
+
+def test_detection_carries_refusals_to_info(monkeypatch: pytest.MonkeyPatch) -> None:
+    brand, found, _ = native.cpu()
+    without = tuple(feature for feature in found if not feature.startswith("amx"))
+    monkeypatch.setattr(native, "cpu", lambda: (brand, without, {"amx_tile": "refused for a test"}))
+    monkeypatch.setattr(targets, "table", lambda: (Target("scalar"), Target("tiles", needs=("amx_tile",))))
+    monkeypatch.delenv(targets.CAP_VARIABLE, raising=False)
+    monkeypatch.setattr(targets, "names", lambda: ("scalar", "tiles"))
+    missing = targets.detect.__wrapped__().missing
+    assert missing == {"tiles": "this CPU or operating system lacks amx_tile; refused for a test"}
