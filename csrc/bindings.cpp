@@ -7,6 +7,7 @@
 #include "parallel.h"
 #include "portable.h"
 #include "probe.h"
+#include "round.h"
 #include "sparse.h"
 
 namespace py = pybind11;
@@ -33,6 +34,16 @@ uint8_t* bytes_of(const Pair& pair, size_t needed, const char* name) {
 Portable portable_of(const WeightShape& s, const Pair& qweight, const Pair& scale, const Pair& zero_point) {
   return {bytes_of(qweight, s.qweight_bytes(), "qweight"), bytes_of(scale, s.scale_bytes(), "scale"),
           bytes_of(zero_point, s.zero_point_bytes(), "zero_point")};
+}
+
+// n rows of k elements of a dtype, `stride` elements apart.
+DenseRows rows_of(const Pair& weight, int dtype, int64_t n, int64_t k, int64_t stride) {
+  if (n < 1 || k < 1 || (n > 1 && (stride < k || stride > (int64_t{1} << 40) / n)))
+    throw std::invalid_argument("stride=" + std::to_string(stride) + ": must be at least the row's length");
+  const NybbleDtype kind = dtype_of(dtype);
+  const size_t size = kind == NYBBLE_F32 ? 4 : 2;
+  if (kind == NYBBLE_S32) throw std::invalid_argument("dtype: must be a float");
+  return {bytes_of(weight, static_cast<size_t>((n - 1) * stride + k) * size, "weight"), stride, kind};
 }
 
 Form form_of(const std::string& layout) {
@@ -177,6 +188,26 @@ PYBIND11_MODULE(_C, m) {
     const Portable to = portable_of(s, qweight, scale, zero_point);
     py::gil_scoped_release release;
     unpack(s, from, to, threads);
+  });
+  m.def("all_finite", [](const Pair& weight, int dtype, int64_t n, int64_t k, int64_t stride, int threads) {
+    const DenseRows rows = rows_of(weight, dtype, n, k, stride);
+    py::gil_scoped_release release;
+    return all_finite(n, k, rows, threads);
+  });
+  m.def("round_weight", [](const WeightShape& s, const Pair& weight, int dtype, int64_t stride, const Pair& qweight,
+                           const Pair& scale, const Pair& zero_point, int threads) {
+    const DenseRows from = rows_of(weight, dtype, s.n, s.k, stride);
+    const Portable to = portable_of(s, qweight, scale, zero_point);
+    py::gil_scoped_release release;
+    return round_weight(s, from, to, threads);
+  });
+  m.def("squared_sums", [](const WeightShape& s, const Pair& weight, int dtype, int64_t stride, const Pair& qweight,
+                           const Pair& scale, const Pair& zero_point, int threads) {
+    const DenseRows from = rows_of(weight, dtype, s.n, s.k, stride);
+    const Portable rounded = portable_of(s, qweight, scale, zero_point);
+    py::gil_scoped_release release;
+    const SquaredSums sums = squared_sums(s, from, rounded, threads);
+    return std::make_pair(sums.signal, sums.noise);
   });
   py::class_<SparsePack>(m, "SparsePack")
       .def(py::init([](const WeightShape& s, const Pair& qweight, const Pair& scale, int threads) {

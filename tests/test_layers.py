@@ -18,6 +18,7 @@ ORDER = (
     ("weights",),
     ("_C", "_cuda"),
     ("native",),
+    ("rounding",),  # weights to codes, natively where it can
     ("layouts",),
     ("dispatch.targets",),
     ("dispatch.spec",),  # what a kernel is

@@ -61,6 +61,27 @@ def pack(
 def unpack(
     shape: WeightShape, packed: _Memory, qweight: _Memory, scale: _Memory, zero_point: _Memory, threads: int
 ) -> None: ...
+def all_finite(weight: _Memory, dtype: int, n: int, k: int, stride: int, threads: int) -> bool: ...
+def round_weight(
+    shape: WeightShape,
+    weight: _Memory,
+    dtype: int,
+    stride: int,
+    qweight: _Memory,
+    scale: _Memory,
+    zero_point: _Memory,
+    threads: int,
+) -> bool: ...
+def squared_sums(
+    shape: WeightShape,
+    weight: _Memory,
+    dtype: int,
+    stride: int,
+    qweight: _Memory,
+    scale: _Memory,
+    zero_point: _Memory,
+    threads: int,
+) -> tuple[float, float]: ...
 def prepare(
     *,
     kernel: str,

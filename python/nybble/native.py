@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 # torch first: its wheels bring the OpenMP library that the extension then shares.
 import torch
@@ -22,9 +22,10 @@ PANEL_DTYPES = (
     *(torch.uint8, torch.int8, torch.bfloat16),  # lines
 )
 
-# Weight bits of the sparse weights that it packs.
-SPARSE_BITS = (8, 4)
+# Weight bits of the sparse weights that it packs, and of the weights that it rounds.
+SPARSE_BITS = ROUNDED_BITS = (8, 4)
 
+_Memory: TypeAlias = tuple[int, int]
 _NOTHING = (0, 0)
 
 
@@ -89,6 +90,29 @@ def weight_shape(scheme: Scheme, out_features: int, in_features: int, layout: st
     )
 
 
+def all_finite(weight: Tensor) -> bool:
+    """Whether a weight (N, K), float32, bfloat16 or float16 with unit stride along K, has neither NaN nor Inf."""
+    n, k = weight.shape
+    return _C.all_finite(memory(weight), DTYPES[weight.dtype], n, k, weight.stride(0), torch.get_num_threads())
+
+
+def round_weight(weight: Tensor, scheme: Scheme, to: QuantizedWeight) -> bool:
+    """Rounds a weight (N, K) as all_finite takes it into `to`. False: it has NaN or Inf, and `to` is not defined."""
+    args = weight_shape(scheme, *weight.shape), memory(weight), DTYPES[weight.dtype], weight.stride(0)
+    return _C.round_weight(*args, *_parts(to), torch.get_num_threads())
+
+
+def squared_sums(weight: Tensor, rounded: QuantizedWeight, scheme: Scheme) -> tuple[float, float]:
+    """Sums of w^2 and (w - w')^2 of a weight (N, K) as all_finite takes it; w' is the rounded one, in the same dtype."""
+    args = weight_shape(scheme, *weight.shape), memory(weight), DTYPES[weight.dtype], weight.stride(0)
+    held = QuantizedWeight(**{name: tensor.contiguous() for name, tensor in rounded.tensors().items()})
+    return _C.squared_sums(*args, *_parts(held), torch.get_num_threads())
+
+
+def _parts(quantized: QuantizedWeight) -> tuple[_Memory, _Memory, _Memory]:
+    return memory(quantized.qweight), memory(quantized.scale), memory(quantized.zero_point)
+
+
 def pack(quantized: QuantizedWeight, scheme: Scheme, in_features: int, layout: str) -> Tensor:
     """layouts.pack for the layouts of the CPU kernels, in parallel."""
     shape = weight_shape(scheme, quantized.qweight.shape[0], in_features, layout)
@@ -114,12 +138,11 @@ def unpack(packed: Tensor, scheme: Scheme, out_features: int, in_features: int, 
     shape = weight_shape(scheme, out_features, in_features, layout)
     spec = portable_spec(scheme, out_features, in_features)
     quantized = QuantizedWeight(**{name: torch.empty(size, dtype=dtype) for name, (size, dtype) in spec.items()})
-    parts = memory(quantized.qweight), memory(quantized.scale)
-    threads = torch.get_num_threads()
+    parts, threads = _parts(quantized), torch.get_num_threads()
     if scheme.sparsity is None:
-        _C.unpack(shape, memory(packed), *parts, memory(quantized.zero_point), threads)
+        _C.unpack(shape, memory(packed), *parts, threads)
     else:
-        _C.unpack_sparse(shape, memory(packed), *parts, threads)
+        _C.unpack_sparse(shape, memory(packed), *parts[:2], threads)
     return quantized
 
 

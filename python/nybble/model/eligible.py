@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 from ..dispatch.spec import FLOATS
 from ..nn.kinds import find_kind, kind_of
 from ..nn.module import QuantizedModule
+from ..rounding import all_finite
 from ..weights.scheme import Scheme
 
 ALREADY = "already quantized"
@@ -112,7 +113,7 @@ def _why_weight(module: nn.Module) -> str | None:
     shape = kind.shape_of(module)
     if len(shape) != 2 or weight.numel() == 0:
         return f"its weight has the shape {shape}, only (N, K) with N, K >= 1 is supported"
-    if not torch.isfinite(weight).all():
+    if not all_finite(weight):
         return "its weight has NaN or Inf"
     return None
 

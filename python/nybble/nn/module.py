@@ -12,8 +12,9 @@ from ..dispatch.explanation import Explanation
 from ..dispatch.selection import explain
 from ..dispatch.spec import Problem
 from ..layouts.portable import to_portable
+from ..rounding import quantize_weight
 from ..weights.activations import ActScale, scale_of
-from ..weights.rounding import QuantizedWeight, quantize_weight
+from ..weights.rounding import QuantizedWeight
 from ..weights.scheme import Scheme
 from .state import StatefulModule
 

@@ -1,8 +1,7 @@
-"""Speedup of a replacement over its dense layer, timed once per shape and process, and the SQNR of its weight."""
+"""Speedup of a replacement over its dense layer, timed once per shape and process."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -110,21 +109,3 @@ def _measure(dense: nn.Module, layer: QuantizedModule, m: int, dtype: torch.dtyp
 def slower_at(speedup: Mapping[int, float]) -> tuple[int, ...]:
     """The values of M at which the replacement is slower than the dense layer."""
     return tuple(m for m, ratio in speedup.items() if ratio < 1)
-
-
-def weight_sqnr_db(weight: torch.Tensor, layer: QuantizedModule) -> float:
-    """SQNR, 10 * log10(sum W^2 / sum (W - W_hat)^2), of a layer's weight W_hat against the dense W (N, K).
-
-    ``inf`` if they are equal.
-    """
-    stored = layer.dequantized_weight()
-    signal = noise = 0.0
-    # In chunks of rows: float64 copies of a whole vocabulary matrix would be large.
-    step = max(1, (1 << 22) // weight.shape[1])
-    for i in range(0, weight.shape[0], step):
-        exact = weight.detach()[i : i + step].double()
-        signal += exact.square().sum().item()
-        noise += (exact - stored[i : i + step].double()).square().sum().item()
-    if noise == 0:
-        return math.inf
-    return 10 * math.log10(signal / noise) if signal else -math.inf

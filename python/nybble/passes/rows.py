@@ -14,7 +14,8 @@ from ..nn.kinds import kind_of
 from ..nn.module import QuantizedModule
 from ..report.data import NOT_LINEAR, LayerReport
 from ..report.report import Report
-from .measure import slower_at, weight_sqnr_db
+from ..rounding import sqnr_db
+from .measure import slower_at
 from .plan import Layer, Plan
 
 
@@ -77,7 +78,7 @@ def make_report(plan: Plan, scheme: str) -> Report:
 def _swapped_row(layer: Layer, new: QuantizedModule, memory: _Memory) -> LayerReport:
     module, first = layer.site.module, layer.tied_to
     if first is None:
-        layer.sqnr_db = weight_sqnr_db(dense_weight(module), new)
+        layer.sqnr_db = sqnr_db(dense_weight(module), new.quantized(), new.scheme)
     bias = memory.dense(layer.bias)
     return LayerReport(
         name=layer.site.name,

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ...model.inputs import NO_DATA, Inputs
-from ...weights.rounding import dequantize_weight, quantize_weight
+from ...rounding import quantize_weight
+from ...weights.rounding import dequantize_weight
 from ...weights.scheme import Scheme
 from ...weights.sparsity import Pattern
 from ..layerwise.errors import weight_loss

@@ -15,7 +15,7 @@ from ...model.stages import Stage
 from ...model.walk import Edits
 from ...nn.module import QuantizedModule
 from ...report.data import Pruned
-from ...weights.rounding import quantize_weight
+from ...rounding import quantize_weight
 from ...weights.scheme import Scheme
 from ...weights.sparsity import Pattern, Unstructured
 from ..layerwise.errors import Errors

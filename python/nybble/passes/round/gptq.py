@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...weights.rounding import QuantizedWeight, Ranges, quantize_weight
+from ...rounding import quantize_weight
+from ...weights.rounding import QuantizedWeight, Ranges
 from ...weights.scheme import Scheme
 from ..layerwise.factor import Factor, drift_correction, factorize, fill_dead
 from ..layerwise.sweep import COLUMNS, FixedMask, Rounder, sweep

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ...model.inputs import NO_DATA, Inputs
+from ...rounding import quantize_weight
 from ...weights.rounding import METHODS as PLAIN
-from ...weights.rounding import QuantizedWeight, dequantize_weight, quantize_weight
+from ...weights.rounding import QuantizedWeight, dequantize_weight
 from ...weights.scheme import Scheme
 from ..layerwise.errors import weight_loss
 from ..layerwise.outcome import Outcome
@@ -38,12 +39,12 @@ def round_weight(weight: Tensor, scheme: Scheme, method: str, inputs: Inputs | N
     """
     usable = inputs is not None and inputs.is_usable
     notes = [] if inputs is None else inputs.notes()
-    nearest = quantize_weight(weight, scheme)
-    if inputs is None or not usable:
-        if method in NEEDS_DATA:
-            notes.append(f"rtn instead of {method}: {NO_DATA}")
-            return Outcome(None, "rtn", tuple(notes), nearest)
+    if method in NEEDS_DATA and not usable:
+        notes.append(f"rtn instead of {method}: {NO_DATA}")
+        method = "rtn"
+    if inputs is None or not usable or method == "rtn":
         return Outcome(None, method, tuple(notes), quantize_weight(weight, scheme, method))
+    nearest = quantize_weight(weight, scheme)
     bound = _loss(weight, nearest, scheme, inputs)
     for tried in (method, *FALLBACKS[method]):
         found = _METHODS[tried](weight, scheme, inputs, notes)

@@ -18,7 +18,8 @@ from torch import Tensor
 from ...model.eligible import dense_weight
 from ...model.inputs import Inputs
 from ...nn import Linear
-from ...weights.rounding import dequantize_weight, quantize_weight
+from ...rounding import quantize_weight
+from ...weights.rounding import dequantize_weight
 from ...weights.scheme import Scheme
 from ..layerwise.errors import weight_loss
 from ..plan import Layer
