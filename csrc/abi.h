@@ -9,8 +9,8 @@ enum NybbleDtype { NYBBLE_F32 = 0, NYBBLE_BF16 = 1, NYBBLE_F16 = 2, NYBBLE_S32 =
 
 enum NybbleStatus { NYBBLE_OK = 0, NYBBLE_UNSUPPORTED = 1 };
 
-// Element format of an activation panel. Integer formats hold codes q in [-128, 127], with one scale and one zero point
-// per row: x = (q - act_zero) * act_scale.
+// Element format of an activation panel. Integer formats hold codes q in [-128, 127], or fewer (act_steps), with one
+// scale and one zero point per row: x = (q - act_zero) * act_scale.
 enum NybblePanel {
   NYBBLE_PANEL_F32 = 0,  // float32 activations
   NYBBLE_PANEL_S8 = 1,   // codes
@@ -22,6 +22,7 @@ enum NybblePanel {
   NYBBLE_PANEL_U8_LINES = 5,    // codes + 128; k_padded is a multiple of 64
   NYBBLE_PANEL_S8_LINES = 6,    // codes
   NYBBLE_PANEL_BF16_LINES = 7,  // bfloat16 activations in the order of BF16
+  NYBBLE_PANEL_U7 = 8,          // codes + 64, of codes in [-64, 63]: two products with s8 fit in 16 bits
 };
 
 // Columns of a packed weight tile, in every packed layout; bytes of a line of a panel, so many k in U8_LINES.
@@ -56,8 +57,9 @@ struct NybblePrepareArgs {
   int32_t* act_zero;  // [rows] zero points
   int32_t* act_sum;   // [rows][groups] sums of codes times sum_factor, or null
   int32_t sum_factor;
+  int32_t act_steps;  // from the lowest code to the highest: 255 for [-128, 127], 127 for [-64, 63]
   // 0: dynamic quantization, each row by its own range. Otherwise static quantization: all rows have this scale, in
-  // [2^-126, 2^126], and this zero point, in [-128, 127]; values outside the code range are clamped.
+  // [2^-126, 2^126], and this zero point, one of the codes; values outside the code range are clamped.
   float given_scale;
   int32_t given_zero;
   int64_t block_begin, block_end;  // row blocks of this call

@@ -97,7 +97,7 @@ class LinearPlan {
  public:
   // expand and few: "" for none.
   LinearPlan(const std::string& kernel, const std::string& prepare, const std::string& expand, const std::string& few,
-             const WeightShape& shape, bool static_activations)
+             const WeightShape& shape, bool static_activations, int act_steps)
       : call_{} {
     const auto find = [](const std::string& name) { return name.empty() ? nullptr : &find_kernel(name); };
     call_.kernel = &find_kernel(kernel);
@@ -106,6 +106,7 @@ class LinearPlan {
     call_.few = find(few);
     call_.shape = shape;
     call_.static_activations = static_activations;
+    call_.act_steps = act_steps;
   }
 
   void run(const Pair& x, int x_dtype, int64_t rows, int64_t stride, const Pair& packed, const Pair& bias,
@@ -259,7 +260,7 @@ PYBIND11_MODULE(_C, m) {
       "prepare",
       [](const std::string& kernel, int panel_format, int dtype, const Pair& x, int64_t rows, int64_t stride, int64_t k,
          int64_t k_padded, int64_t block_rows, int64_t group, const Pair& panel, const Pair& scale, const Pair& zero,
-         const Pair& sums, float given_scale, int32_t given_zero) {
+         const Pair& sums, float given_scale, int32_t given_zero, int act_steps) {
         run_prepare({&find_kernel(kernel),
                      static_cast<NybblePanel>(panel_format),
                      dtype_of(dtype),
@@ -274,16 +275,18 @@ PYBIND11_MODULE(_C, m) {
                      span(scale),
                      span(zero),
                      span(sums),
-                     {given_scale, given_zero}});
+                     {given_scale, given_zero},
+                     act_steps});
       },
       py::kw_only(), py::arg("kernel"), py::arg("panel_format"), py::arg("dtype"), py::arg("x"), py::arg("rows"),
       py::arg("stride"), py::arg("k"), py::arg("k_padded"), py::arg("block_rows"), py::arg("group"), py::arg("panel"),
-      py::arg("scale"), py::arg("zero"), py::arg("sums"), py::arg("given_scale") = 0.0f, py::arg("given_zero") = 0);
+      py::arg("scale"), py::arg("zero"), py::arg("sums"), py::arg("given_scale") = 0.0f, py::arg("given_zero") = 0,
+      py::arg("act_steps") = 255);
 
   py::class_<LinearPlan>(m, "LinearPlan")
       .def(py::init<const std::string&, const std::string&, const std::string&, const std::string&, const WeightShape&,
-                    bool>(),
+                    bool, int>(),
            py::arg("kernel"), py::arg("prepare"), py::arg("expand"), py::arg("few"), py::arg("shape"),
-           py::arg("static_activations"))
+           py::arg("static_activations"), py::arg("act_steps"))
       .def("run", &LinearPlan::run);
 }

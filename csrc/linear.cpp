@@ -26,8 +26,10 @@ constexpr int64_t kPanelBytes = 4 << 20;
 constexpr int64_t kExpandedBytes = 256 * 1024;
 // Most row blocks for which a kernel of the mask layout is used: it expands the weights again for each.
 constexpr int64_t kFewBlocks = 4;
-// Largest K: so many products of (q - act_zero) in [-255, 255] and weight codes cannot overflow an int32.
-constexpr int64_t kMaxProducts8 = 65793, kMaxProducts4 = 561433;
+// Largest K: so many products of (q - act_zero) in [-act_steps, act_steps] and weight codes cannot overflow an int32.
+int64_t most_products(int act_steps, int weight_bits) {
+  return INT32_MAX / (act_steps * (weight_bits == 8 ? 128 : 15));
+}
 
 int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
 
@@ -162,6 +164,7 @@ NybblePrepareArgs prepare_args(const LinearCall& call, const Chunk& chunk, int64
   args.act_zero = chunk.act_zero;
   args.act_sum = call.shape.bits == 4 && call.kernel->int_activations() ? chunk.act_sum : nullptr;
   args.sum_factor = call.shape.symmetric ? -8 : -1;
+  args.act_steps = call.act_steps;
   args.given_scale = call.given.scale;
   args.given_zero = call.given.zero;
   return args;
@@ -260,9 +263,16 @@ bool run_chunk(const LinearCall& call, const Chunk& chunk, int64_t row, int64_t 
   return ok.load();
 }
 
-void check_given(const Given& given) {
+void check_steps(int panel, int act_steps) {
+  if (act_steps == 127 || (act_steps == 255 && panel != NYBBLE_PANEL_U7)) return;
+  refuse("act_steps=" + std::to_string(act_steps) + ": must be 127, or 255 with another panel format than U7");
+}
+
+void check_given(const Given& given, int act_steps) {
   if (!(given.scale >= 0x1p-126f && given.scale <= 0x1p126f)) refuse("act_scale: must be in [2^-126, 2^126]");
-  if (given.zero < -128 || given.zero > 127) refuse("act_zero_point: must be in [-128, 127]");
+  const int half = (act_steps + 1) / 2;
+  if (given.zero < -half || given.zero >= half)
+    refuse("act_zero_point: must be in [" + std::to_string(-half) + ", " + std::to_string(half - 1) + "]");
 }
 
 // Reads the static quantization parameters in front of the packed weight, and advances `packed` past them.
@@ -271,7 +281,7 @@ void take_given(LinearCall& call) {
   const uint8_t* at = reinterpret_cast<const uint8_t*>(call.packed.address);
   std::memcpy(&call.given.scale, at, 4);
   std::memcpy(&call.given.zero, at + 4, 4);
-  check_given(call.given);
+  check_given(call.given, call.act_steps);
   call.packed.address += kGivenBytes;
   call.packed.bytes -= kGivenBytes;
 }
@@ -282,10 +292,13 @@ void check(const LinearCall& call) {
   if (call.kernel->weight_bits() != shape.bits)
     refuse(std::string("kernel=\"") + call.kernel->name + "\": does not support " + std::to_string(shape.bits) +
            "-bit weights");
-  const int64_t most = shape.bits == 8 ? kMaxProducts8 : kMaxProducts4;
-  if (call.kernel->int_activations() && shape.k > most)
-    refuse("in_features=" + std::to_string(shape.k) + ": must be at most " + std::to_string(most) +
-           ", or an int32 accumulator could overflow");
+  if (call.kernel->int_activations()) {
+    check_steps(call.kernel->panel, call.act_steps);
+    const int64_t most = most_products(call.act_steps, shape.bits);
+    if (shape.k > most)
+      refuse("in_features=" + std::to_string(shape.k) + ": must be at most " + std::to_string(most) +
+             ", or an int32 accumulator could overflow");
+  }
   if (call.static_activations && !call.kernel->int_activations())
     refuse(std::string("kernel=\"") + call.kernel->name +
            "\": takes float activations; static_activations must be false");
@@ -330,8 +343,9 @@ void run_prepare(const PrepareCall& call) {
   if (int_panel(call.panel_format)) {
     require("scale", call.scale, call.rows, 4);
     require("zero", call.zero, call.rows, 4);
+    check_steps(call.panel_format, call.act_steps);
+    if (call.given.scale != 0) check_given(call.given, call.act_steps);
   }
-  if (call.given.scale != 0) check_given(call.given);
   if (call.sums.address) require("sums", call.sums, call.rows * groups, 4);
   NybblePrepareArgs args{};
   args.x = reinterpret_cast<const void*>(call.x.address);
@@ -349,6 +363,7 @@ void run_prepare(const PrepareCall& call) {
   args.act_zero = reinterpret_cast<int32_t*>(call.zero.address);
   args.act_sum = reinterpret_cast<int32_t*>(call.sums.address);
   args.sum_factor = 1;
+  args.act_steps = call.act_steps;
   args.given_scale = call.given.scale;
   args.given_zero = call.given.zero;
   args.block_end = (call.rows + call.block_rows - 1) / call.block_rows;

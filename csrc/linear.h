@@ -32,6 +32,7 @@ struct PrepareCall {
   int64_t rows, stride, k, k_padded, block_rows, group;
   Span panel, scale, zero, sums;  // sums may be null
   Given given{};                  // scale 0: dynamic quantization
+  int act_steps = 255;            // see NybblePrepareArgs
 };
 
 struct LinearCall {
@@ -44,6 +45,7 @@ struct LinearCall {
   int64_t rows, stride;
   NybbleDtype x_dtype, bias_dtype, y_dtype;
   bool static_activations;  // packed begins with a Given
+  int act_steps = 255;      // see NybblePrepareArgs; for integer activations
   Given given;              // filled in by run_linear
 };
 

@@ -76,7 +76,9 @@ def test_batches_give_the_same_bits(spec: KernelSpec, scheme: Scheme) -> None:
     checks.batches_give_the_same_bits(usable(spec, scheme))
 
 
-@pytest.mark.parametrize("scheme", [pytest.param(s, id=str(s)) for f in ("w8a8", "w4a8") for s in schemes_of(f)])
+@pytest.mark.parametrize(
+    "scheme", [pytest.param(s, id=str(s)) for f in ("w8a8", "w8a7", "w4a8") for s in schemes_of(f)]
+)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_integer_kernels_agree_bit_for_bit(scheme: Scheme, dtype: torch.dtype) -> None:
     """On every target that runs here; `scalar` always does."""

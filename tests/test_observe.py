@@ -9,19 +9,22 @@ from torch import Tensor
 from nybble.dispatch import reference
 from nybble.model.inputs import Inputs
 from nybble.model.observe import BINS, OBSERVERS, Histogram, Observer
+from nybble.weights.activation_type import activation_types
 from nybble.weights.activations import ActScale
+
+A8 = activation_types()[8]
 
 
 def observed(kind: str, *batches: Tensor) -> tuple[float, float]:
     observer = Observer(kind)
     for batch in batches:
         observer.add(batch)
-    return observer.range()
+    return observer.range(A8.steps)
 
 
 def error(x: Tensor, low: float, high: float) -> float:
     """The squared error of rounding, in float64, of values with a static scale."""
-    codes, scale, zero = reference.quantize_static(x.reshape(1, -1), ActScale.of_range(low, high))
+    codes, scale, zero = reference.quantize_static(x.reshape(1, -1), ActScale.of_range(low, high, A8), A8)
     return ((codes.double() - zero.double()) * scale.double() - x.double().reshape(1, -1)).square().sum().item()
 
 

@@ -11,17 +11,21 @@ from nybble.dispatch.reference import quantize, quantize_activations
 from nybble.dispatch.registry import all_specs
 from nybble.dispatch.spec import FLOATS
 from nybble.testing.guard import guarded
+from nybble.weights.activation_type import ActivationType, activation_types
 from nybble.weights.activations import ActScale
 
 SPECS = [spec for spec in all_specs() if spec.op == "prepare"]
-FORMATS = {"f32": 0, "s8": 1, "s16": 2, "u8": 3, "bf16": 4, "u8_lines": 5, "s8_lines": 6, "bf16_lines": 7}
+FORMATS = {"f32": 0, "s8": 1, "s16": 2, "u8": 3, "bf16": 4, "u8_lines": 5, "s8_lines": 6, "bf16_lines": 7, "u7": 8}
 LINE_BYTES = 64
+# What is added to the codes of a panel of unsigned bytes.
+OFFSETS = {"u8": 128, "u8_lines": 128, "u7": 64}
+A8, A7 = activation_types()[8], activation_types()[7]
 # K, K as it is padded, group
 WORD_SHAPES = ((1, 4, 4), (70, 96, 32), (129, 136, 136), (128, 128, 64), (12, 12, 12), (31, 32, 32))
 LINE_SHAPES = ((1, 128, 128), (70, 128, 64), (129, 192, 192), (128, 128, 128), (300, 320, 64))
 
 
-def prepare(spec, x, k_padded, block_rows, group, panel_format, act=None):
+def prepare(spec, x, k_padded, block_rows, group, panel_format, act_type=A8, act=None):
     """The panel as rows (M, k_padded), scales, zeros and group sums. act: of static activations."""
     m, k = x.shape
     dtype = native.PANEL_DTYPES[panel_format]
@@ -48,6 +52,7 @@ def prepare(spec, x, k_padded, block_rows, group, panel_format, act=None):
             sums=native.memory(sums),
             given_scale=0.0 if act is None else act.scale.item(),
             given_zero=0 if act is None else act.zero_point.item(),
+            act_steps=act_type.steps,
         )
         assert panel.intact()
         rows = torch.empty(m, lines * unit, dtype=dtype)
@@ -81,22 +86,26 @@ def test_codes_equal_the_reference(spec, panel: str, dtype: torch.dtype) -> None
         with pytest.raises(ValueError, match="does not support panel_format"):
             prepare(spec, hard_rows(12).to(dtype), 12, 4, 12, FORMATS[panel])
         return
-    for act in (None, ActScale.of_range(-1.5, 2.0), ActScale.of_range(0.0, 1e30), ActScale.of_range(-1e-35, 0.0)):
-        agree_with_the_reference(spec, panel, dtype, act)
+    for act_type in (A7,) if panel == "u7" else (A8, A7):
+        agree_with_the_reference(spec, panel, dtype, act_type, None)
+        for low, high in ((-1.5, 2.0), (0.0, 1e30), (-1e-35, 0.0)):
+            agree_with_the_reference(spec, panel, dtype, act_type, ActScale.of_range(low, high, act_type))
 
 
-def agree_with_the_reference(spec, panel: str, dtype: torch.dtype, act: ActScale | None) -> None:
+def agree_with_the_reference(
+    spec, panel: str, dtype: torch.dtype, act_type: ActivationType, act: ActScale | None
+) -> None:
     shapes = {"u8_lines": LINE_SHAPES, "s8_lines": LINE_SHAPES + WORD_SHAPES, "bf16_lines": LINE_SHAPES + WORD_SHAPES}
     for k, k_padded, group in shapes.get(panel, WORD_SHAPES):
         x = hard_rows(k).to(dtype)
         for block_rows in (1, 4, 12):
-            rows, scale, zero, sums = prepare(spec, x, k_padded, block_rows, group, FORMATS[panel], act)
+            rows, scale, zero, sums = prepare(spec, x, k_padded, block_rows, group, FORMATS[panel], act_type, act)
             if panel in ("f32", "bf16", "bf16_lines"):
                 assert torch.equal(rows[:, :k].float().nan_to_num(1.5), x.float().nan_to_num(1.5))
                 assert (rows[:, k:] == 0).all()
                 continue
-            codes = rows.int() - (128 if panel in ("u8", "u8_lines") else 0)
-            expected = quantize(x, act)
+            codes = rows.int() - OFFSETS.get(panel, 0)
+            expected = quantize(x, act, act_type)
             assert torch.equal(codes[:, :k], expected.codes.int()), (k, block_rows)
             assert (codes[:, k:] == 0).all(), "padding is code 0"
             assert torch.equal(scale.nan_to_num(-1), expected.scale.nan_to_num(-1))
@@ -108,7 +117,20 @@ def agree_with_the_reference(spec, panel: str, dtype: torch.dtype, act: ActScale
 def test_scales_and_zero_points_out_of_range_are_refused(scale: float, zero: int) -> None:
     act = ActScale(torch.tensor([scale]), torch.tensor([zero]))
     with pytest.raises(ValueError, match=r"act_scale|act_zero_point"):
-        prepare(SPECS[0], hard_rows(12), 12, 4, 12, FORMATS["s8"], act)
+        prepare(SPECS[0], hard_rows(12), 12, 4, 12, FORMATS["s8"], act=act)
+
+
+@pytest.mark.parametrize("zero", [64, -65])
+def test_zero_points_that_are_no_code_of_seven_bits_are_refused(zero: int) -> None:
+    act = ActScale(torch.tensor([1.0]), torch.tensor([zero]))
+    with pytest.raises(ValueError, match=r"act_zero_point: must be in \[-64, 63\]"):
+        prepare(SPECS[0], hard_rows(12), 12, 4, 12, FORMATS["s8"], A7, act)
+
+
+def test_codes_that_a_panel_cannot_hold_are_refused() -> None:
+    for panel, bits in (("u7", A8), ("s8", activation_types()[16])):
+        with pytest.raises(ValueError, match=f"act_steps={bits.steps}: must be 127, or 255 with another panel format"):
+            prepare(SPECS[0], hard_rows(12), 12, 4, 12, FORMATS[panel], bits)
 
 
 @pytest.mark.parametrize(("k_padded", "group"), [(12, 12), (96, 96), (128, 32)])
@@ -119,25 +141,31 @@ def test_lines_that_are_not_whole_are_refused(k_padded: int, group: int) -> None
 
 def test_the_reference_rounds_as_its_docstring_says() -> None:
     x = torch.tensor([[0.0, 51.0, 254.5, 255.0], [-128.0, 127.0, 0.5, -0.5], [1.0, 1.0, 1.0, 1.0]])
-    codes, scale, zero = quantize_activations(x)
+    codes, scale, zero = quantize_activations(x, A8)
     assert codes.tolist() == [[-128, -77, 126, 127], [-128, 127, 0, 0], [127, 127, 127, 127]]
     assert scale.tolist() == pytest.approx([1.0, 1.0, 1 / 255])
     assert zero.tolist() == [-128, 0, -128]
+    x = torch.tensor([[0.0, 51.0, 126.5, 127.0], [-64.0, 63.0, 0.5, -0.5], [1.0, 1.0, 1.0, 1.0]])
+    codes, scale, zero = quantize_activations(x, A7)
+    assert codes.tolist() == [[-64, -13, 62, 63], [-64, 63, 0, 0], [63, 63, 63, 63]]
+    assert scale.tolist() == pytest.approx([1.0, 1.0, 1 / 127])
+    assert zero.tolist() == [-64, 0, -64]
 
 
 def test_scaling_by_a_power_of_two_changes_only_the_scale() -> None:
     x = torch.randn(8, 200)
-    codes, scale, zero = quantize_activations(x)
+    codes, scale, zero = quantize_activations(x, A8)
     for exponent in (-90, -30, 7, 100):
-        scaled = quantize_activations(x * 2.0**exponent)
+        scaled = quantize_activations(x * 2.0**exponent, A8)
         assert torch.equal(scaled.codes, codes)
         assert torch.equal(scaled.zero, zero)
         assert torch.equal(scaled.scale, scale * 2.0**exponent)
 
 
-def test_error_is_at_most_half_a_step() -> None:
+@pytest.mark.parametrize("act_type", [A8, A7], ids=lambda kind: kind.name)
+def test_error_is_at_most_half_a_step(act_type: ActivationType) -> None:
     x = torch.randn(64, 300) * torch.rand(64, 1) + torch.rand(64, 1)
-    codes, scale, zero = quantize_activations(x)
+    codes, scale, zero = quantize_activations(x, act_type)
     restored = (codes.float() - zero[:, None]) * scale[:, None]
     # The zero point is rounded too, so the far end of the range may be cut by as much again.
     assert ((restored - x).abs() <= 1.001 * scale[:, None]).all()

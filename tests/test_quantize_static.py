@@ -113,8 +113,8 @@ def test_scaled_inputs_are_observed_again(monkeypatch: pytest.MonkeyPatch) -> No
     seen: list[tuple[float, float]] = []
     original = Observer.range
 
-    def spy(self: Observer) -> tuple[float, float]:
-        seen.append(original(self))
+    def spy(self: Observer, steps: int) -> tuple[float, float]:
+        seen.append(original(self, steps))
         return seen[-1]
 
     model = Stack(depth=2)
@@ -126,7 +126,7 @@ def test_scaled_inputs_are_observed_again(monkeypatch: pytest.MonkeyPatch) -> No
     report = small(model, smooth=0.5, observer="minmax")
     smoothed, seen = seen, []
     assert any("inputs scaled" in note for row in report.swapped for note in row.rounded.notes)
-    monkeypatch.setattr(Observer, "range", lambda self: seen.append(original(self)) or seen[-1])
+    monkeypatch.setattr(Observer, "range", lambda self, steps: seen.append(original(self, steps)) or seen[-1])
     small(plain, observer="minmax")
     widths, before = ([high - low for low, high in ranges] for ranges in (smoothed, seen))
     assert min(now / then for now, then in zip(widths, before, strict=True)) < 0.5

@@ -29,7 +29,7 @@ LINE = re.compile(
     r"(?:, (?P<layout>\w+), (?P<panel>\w+), (?P<block_rows>\d+))?\)"
 )
 PANELS = {"F32": torch.float32, "S8": torch.int8, "S16": torch.int16, "U8": torch.uint8, "BF16": torch.bfloat16}
-PANELS |= {"U8_LINES": torch.uint8, "S8_LINES": torch.int8, "BF16_LINES": torch.bfloat16}
+PANELS |= {"U8_LINES": torch.uint8, "U7": torch.uint8, "S8_LINES": torch.int8, "BF16_LINES": torch.bfloat16}
 FLOAT_FAMILIES = ("w16a16", "spw16a16")
 MASK_OF = {layout.name: layout.mask for layout in layouts.table().values() if layout.mask}
 COMPILED = [target for target in targets.names() if target != "torch"]
@@ -99,12 +99,28 @@ def test_the_table_the_files_and_the_specs_are_the_same_set():
     triton = {kernel.name for kernel in KERNELS}
     cuda = {row["name"] for row in native.cuda_kernel_table()}
     assert {path.stem for path in (SOURCES / "cuda").glob("*.cu")} == cuda
-    assert {spec.name for spec in all_specs()} == {*names, *expanded(), *references, *triton, *cuda}
+    assert {spec.name for spec in all_specs()} == {*names, *expanded(), *narrower(), *references, *triton, *cuda}
 
 
 def expanded():
     """The kernels that serve a mask layout through lines: every dense one, by the name of its spec."""
-    return {f"sp{line['name']}": line for line in table() if line["layout"] in MASK_OF}
+    return {f"sp{line['name']}": line for line in table() if line["layout"] in MASK_OF and "a7" not in line["scheme"]}
+
+
+def narrower():
+    """The dense kernels that also serve activations of 7 bits, where the target has no kernel of its own for them."""
+    own = {line["target"] for line in table() if line["scheme"] == "w8a7"}
+    lines = [line for line in table() if line["scheme"] == "w8a8" and line["target"] not in own]
+    return {line["name"].replace("w8a8", "w8a7"): line for line in lines}
+
+
+@needs_sources
+@pytest.mark.parametrize(("name", "line"), narrower().items(), ids=list(narrower()))
+def test_every_kernel_for_8_bit_activations_also_serves_7(name, line):
+    spec, wide = spec_of(name), spec_of(line["name"])
+    same = {field.name for field in dataclasses.fields(spec)} - {"name", "scheme", "make"}
+    assert spec.scheme == "w8a7"
+    assert all(getattr(spec, field) == getattr(wide, field) for field in same)
 
 
 @needs_sources
@@ -122,6 +138,7 @@ def fastest(family, dtype, best):
     served = [f"{family}_reference"]
     lines = [(line["name"], line["scheme"], line) for line in table() if line["op"] == "LINEAR"]
     lines += [(name, f"sp{line['scheme']}", line) for name, line in expanded().items()]
+    lines += [(name, "w8a7", line) for name, line in narrower().items()]
     for target in targets.names()[: level + 1]:
         here = {name: line for name, scheme, line in lines if (scheme, line["target"]) == (family, target)}
         fits = [name for name, line in here.items() if line["panel"] != "BF16" or dtype == torch.bfloat16]
@@ -145,9 +162,11 @@ def test_specs_are_ordered_from_the_slowest_target_to_the_fastest():
 
 def test_scheme_families_and_registry_agree():
     dense = {Scheme(bits, act).family for bits in (4, 8) for act in (8, 16)}
-    assert set(families()) == {"bsw8a8", *dense, *(f"sp{family}" for family in dense), *FLOAT_FAMILIES}
+    assert set(families()) == {"bsw8a8", "w8a7", *dense, *(f"sp{family}" for family in dense), *FLOAT_FAMILIES}
     for spec in specs():
-        assert spec.exact == (spec.scheme.endswith("a8") and spec.target != "torch" and spec.name != "w4a8_sm80")
+        assert spec.exact == (
+            spec.scheme.endswith(("a8", "a7")) and spec.target != "torch" and spec.name != "w4a8_sm80"
+        )
         assert spec.sizes() == ((None, 32, 64, 128) if "w4" in spec.scheme else (None,))
 
 
@@ -200,12 +219,12 @@ def test_why_not_gives_the_reason_for_each_field(change_spec, change_problem, re
     assert changed.why_not(dataclasses.replace(problem, **change_problem)) == reason
 
 
-def test_int32_outputs_are_for_w8a8_alone(machine):
+def test_int32_outputs_are_for_8_bit_weights_and_codes_alone(machine):
     machine("scalar")
     for spec in specs():
         if spec.target == "scalar":
             reason = spec.why_not(problem_for(spec, scheme_for(spec), out_dtype=torch.int32))
-            assert (reason is None) == spec.scheme.endswith("w8a8")
+            assert (reason is None) == spec.scheme.endswith(("w8a8", "w8a7"))
 
 
 @pytest.mark.parametrize(
@@ -274,7 +293,8 @@ def test_the_kernel_that_is_named_is_the_one_that_runs(name, scheme, machine, mo
     assert names.layout == spec.layout
     assert names.few == (name if few else "")
     if not few:  # a dense kernel, where lines are made for it
-        assert names.linear == (name.removeprefix("sp") if masked else name)
+        dense = name.removeprefix("sp") if masked else name
+        assert names.linear == (narrower()[name]["name"] if name in narrower() else dense)
     assert ops_of[names.prepare] == "prepare"
     assert ops_of.get(names.expand) == ("expand" if masked else None)
 

@@ -58,7 +58,10 @@ def test_types_and_fields_are_checked() -> None:
     ("name", "rule"),
     [
         ("w3a8", "weight_bits=3: must be 8, 4 or 16"),
-        ("w8a4", "act_bits=4: must be 8 or 16"),
+        ("w8a4", "act_bits=4: must be 7, 8 or 16"),
+        ("w4a7", "act_bits=7: must be 8 or 16 with w4"),
+        ("sp50w8a7", "sparsity=sp50: must be None with a7"),
+        ("bs32x32w8a7", "sparsity=bs32x32: must be None with a7"),
         ("w16a8", "act_bits=8: must be 16 with w16"),
         ("w8a8g128", "group_size=128: must be None with w8"),
         ("w4a16g48", r"group_size=48: must be None or one of \(32, 64, 128\) with w4"),
@@ -70,13 +73,13 @@ def test_types_and_fields_are_checked() -> None:
     ],
 )
 def test_refusals_name_the_field_its_value_and_the_rule(name: str, rule: str) -> None:
-    with pytest.raises(ValueError, match=f"scheme='{name}': not a scheme: {rule}.*; use w8a8, w8a16"):
+    with pytest.raises(ValueError, match=f"scheme='{name}': not a scheme: {rule}.*; use w8a7, w8a8, w8a16"):
         Scheme.parse(name)
 
 
 def test_every_name_in_the_grammar_is_one() -> None:
     names = set(re.findall(r"\b(?:sp\w*|bs\w*)?w\d+a\d+\w*", grammar()))
-    assert {"w8a8", "w16a16", "w4a16g128", "w4a8g32asym", "w8a8static", "sp50w8a8"} <= names
+    assert {"w8a7", "w8a8", "w16a16", "w4a16g128", "w4a8g32asym", "w8a8static", "sp50w8a8"} <= names
     assert {str(Scheme.parse(name)) for name in names} == names
 
 
@@ -85,8 +88,8 @@ def test_families_are_those_of_the_schemes() -> None:
         kind, act_bits = numbers_of(family)
         assert {scheme.family for scheme in schemes_of(family)} == {family}
         assert all((scheme.weight_type, scheme.act_bits) == (kind, act_bits) for scheme in schemes_of(family))
-    for name in ("w9a8", "bsw4a8", "w16a8", "w4"):
-        with pytest.raises(ValueError, match=f"scheme='{name}': must be one of the families w8a8, "):
+    for name in ("w9a8", "bsw4a8", "w16a8", "w4a7", "spw8a7", "w4"):
+        with pytest.raises(ValueError, match=f"scheme='{name}': must be one of the families w8a7, w8a8, "):
             numbers_of(name)
 
 

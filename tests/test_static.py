@@ -16,10 +16,12 @@ from nybble.dispatch.registry import specs
 from nybble.dispatch.spec import FLOATS, Problem
 from nybble.nn import Linear, SparseLinear
 from nybble.testing.oracle import SHAPES, error_bound, random_weight, run, run_into, served_by
+from nybble.weights.activation_type import ActivationType, activation_types
 from nybble.weights.activations import HEADER, ActScale, split
 from nybble.weights.rounding import quantize_weight
 from nybble.weights.scheme import Scheme
 
+A8, A7 = activation_types()[8], activation_types()[7]
 # Ranges by what is special about them.
 RANGES = {
     "usual": (-2.0, 3.0),
@@ -55,7 +57,7 @@ def inputs(m: int, k: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 def test_agrees_with_the_oracle(spec, scheme: Scheme) -> None:
     usable(spec, scheme)
     for i, (m, n, k) in enumerate(SHAPES.values()):
-        act = ActScale.of_range(*list(RANGES.values())[i % 4])
+        act = ActScale.of_range(*list(RANGES.values())[i % 4], scheme.act_type)
         quantized, x, bias = random_weight(scheme, n, k, i), inputs(m, k, FLOATS[i % 3]), torch.randn(n)
         got = run(spec, quantized, scheme, x, bias, act)
         expected = reference.linear(x, quantized, bias, scheme, torch.float64, act)
@@ -69,22 +71,22 @@ def test_the_same_bits_on_every_target(spec, scheme: Scheme) -> None:
     usable(spec, scheme)
     plain = next(one for one in SPECS if one.name == f"{scheme.dense.family}_scalar")
     for m, n, k in SHAPES.values():
-        act = ActScale.of_range(-1.0, 2.0)
+        act = ActScale.of_range(-1.0, 2.0, scheme.act_type)
         quantized, x = random_weight(scheme, n, k), inputs(m, k)
         dense = Scheme.parse(str(scheme.dense))
         assert torch.equal(run(spec, quantized, scheme, x, None, act), run(plain, quantized, dense, x, None, act))
 
 
-@pytest.mark.parametrize("spec", [spec for spec in SPECS if spec.scheme == "w8a8" and spec.target != "torch"])
+@pytest.mark.parametrize("spec", [one for one in SPECS if one.scheme in ("w8a8", "w8a7") and one.target != "torch"])
 def test_accumulators_are_those_of_the_codes(spec) -> None:
-    scheme = Scheme.parse("w8a8static")
+    scheme = Scheme.parse(f"{spec.scheme}static")
     usable(spec, scheme)
     for low, high in RANGES.values():
-        act = ActScale.of_range(low, high)
+        act = ActScale.of_range(low, high, scheme.act_type)
         quantized, x = random_weight(scheme, 33, 130), inputs(5, 130) * high if high else inputs(5, 130)
         out = torch.empty(5, 33, dtype=torch.int32)
         run_into(spec, quantized, scheme, x, None, out, act)
-        codes = reference.quantize_static(x, act).codes
+        codes = reference.quantize_static(x, act, scheme.act_type).codes
         expected = codes.long() @ quantized.qweight.long().t()
         assert torch.equal(out.long(), expected), (low, high)
 
@@ -92,7 +94,7 @@ def test_accumulators_are_those_of_the_codes(spec) -> None:
 def test_the_reference_rounds_as_its_docstring_says() -> None:
     act = ActScale(torch.tensor([0.5]), torch.tensor([-28], dtype=torch.int8))
     x = torch.tensor([[0.0, 0.25, 0.75, -0.25, 1e30, -1e30, 77.4, -50.1], [1.0, torch.nan, 0, 0, 0, 0, 0, 0]])
-    codes, scale, zero = reference.quantize_static(x, act)
+    codes, scale, zero = reference.quantize_static(x, act, A8)
     assert codes.tolist() == [[-28, -28, -26, -28, 127, -128, 127, -128], [0] * 8]
     assert scale[0] == 0.5
     assert scale[1].isnan()
@@ -100,9 +102,9 @@ def test_the_reference_rounds_as_its_docstring_says() -> None:
 
 
 def test_the_error_is_half_a_step_inside_and_the_distance_outside() -> None:
-    act = ActScale.of_range(-1.5, 4.5)
+    act = ActScale.of_range(-1.5, 4.5, A8)
     x = torch.rand(64, 100, dtype=torch.float64).float() * 12 - 4
-    codes, scale, zero = reference.quantize_static(x, act)
+    codes, scale, zero = reference.quantize_static(x, act, A8)
     restored = (codes.double() - zero[:, None]) * scale.double()[:, None]
     step = act.scale.item()
     lowest, highest = ((end - act.zero_point.item()) * step for end in (-128, 127))
@@ -112,17 +114,18 @@ def test_the_error_is_half_a_step_inside_and_the_distance_outside() -> None:
 
 
 @pytest.mark.parametrize("low_high", RANGES.values(), ids=RANGES)
-def test_zero_has_a_code_of_its_own(low_high: tuple[float, float]) -> None:
-    act = ActScale.of_range(*low_high)
-    codes, scale, zero = reference.quantize_static(torch.zeros(1, 4), act)
+@pytest.mark.parametrize("act_type", [A8, A7], ids=lambda kind: kind.name)
+def test_zero_has_a_code_of_its_own(low_high: tuple[float, float], act_type: ActivationType) -> None:
+    act = ActScale.of_range(*low_high, act_type)
+    codes, scale, zero = reference.quantize_static(torch.zeros(1, 4), act, act_type)
     assert torch.equal(codes.int() - zero, torch.zeros(1, 4, dtype=torch.int32))
-    assert scale.item() == pytest.approx((low_high[1] - low_high[0]) / 255)
+    assert scale.item() == pytest.approx((low_high[1] - low_high[0]) / act_type.steps)
 
 
 @pytest.mark.parametrize("low_high", [(0.0, 0.0), (0.0, 1e-39), (0.0, torch.inf), (-torch.inf, 0.0), (0.0, torch.nan)])
 def test_a_range_without_a_scale_is_refused(low_high: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match=r"range .* must be in \[2\^-126, 2\^126\]"):
-        ActScale.of_range(*low_high)
+        ActScale.of_range(*low_high, A8)
 
 
 @pytest.mark.parametrize("scheme", ["w8a8static", "w4a8g128asymstatic", *SPARSE])
@@ -147,13 +150,13 @@ def small_layer(scheme: str, n: int = 24, k: int = 37, act_range: tuple[float, f
     return kind.from_weight(weight, nn.Parameter(torch.randn(n)), parsed, act_range=act_range)
 
 
-@pytest.mark.parametrize("scheme", ["w8a8static", "w4a8static", "w4a8g32asymstatic", *SPARSE])
+@pytest.mark.parametrize("scheme", ["w8a8static", "w8a7static", "w4a8static", "w4a8g32asymstatic", *SPARSE])
 def test_a_layer_is_what_its_tensors_say(scheme: str) -> None:
     layer, x = small_layer(scheme), torch.randn(5, 37)
     state = layer.state_dict()
     assert state["act_scale"].dtype == torch.float32
     assert state["act_zero_point"].dtype == torch.int8
-    act = ActScale.of_range(-2.5, 3.0)
+    act = ActScale.of_range(-2.5, 3.0, layer.scheme.act_type)
     assert torch.equal(layer.act_scale, act.scale)
     assert torch.equal(layer.act_zero_point, act.zero_point)
     expected = reference.linear(x, layer.quantized(), layer.bias, layer.scheme, torch.float64, act)
@@ -290,8 +293,8 @@ def test_a_damaged_header_is_refused() -> None:
 
 def test_a_float_kernel_refuses_static_activations() -> None:
     shape = native.weight_shape(Scheme.parse("w8a16"), 3, 4)
-    plan = native._C.LinearPlan("w8a16_scalar", "prepare_scalar", "", "", shape, static_activations=True)
-    held = ActScale.of_range(-1.0, 1.0).before(torch.zeros(1024, dtype=torch.uint8))
+    plan = native._C.LinearPlan("w8a16_scalar", "prepare_scalar", "", "", shape, static_activations=True, act_steps=255)
+    held = ActScale.of_range(-1.0, 1.0, A8).before(torch.zeros(1024, dtype=torch.uint8))
     memory = native.memory(held)
     with pytest.raises(ValueError, match="takes float activations"):
         plan.run(memory, 0, 1, 4, memory, (0, 0), 0, memory, 0, 1)

@@ -158,7 +158,7 @@ def test_it_is_explained_and_listed(found):
         "why_not": None,
     }
     assert "w2a16_toy" in found["printed"]
-    assert "must be 8, 4, 16 or 2; use w8a8, w8a16, " in found["grammar"]
+    assert "must be 8, 4, 16 or 2; use w8a7, w8a8, w8a16, " in found["grammar"]
     assert "w2: g32" in found["grammar"]
 
 

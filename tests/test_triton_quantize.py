@@ -13,6 +13,7 @@ from nybble.dispatch import reference
 from nybble.dispatch.spec import FLOATS
 from nybble.kernels import quantize_triton
 from nybble.kernels.quantize_triton import Codes, block_of, quantize, rms_norm_quantize, silu_mul_quantize
+from nybble.weights.activation_type import activation_types
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = [(0, 5), (1, 1), (3, 70), (5, 256), (7, 129), (2, 9000)]
@@ -34,7 +35,7 @@ def padded(k: int, multiple: int = 64) -> int:
 def check(got: Codes, x: Tensor) -> None:
     """Codes, scales and zero points are the reference's, and codes beyond K are 0."""
     k = x.shape[1]
-    expected = reference.quantize_activations(x)
+    expected = reference.quantize_activations(x, activation_types()[8])
     assert torch.equal(got.codes[:, :k].cpu(), expected.codes)
     assert not got.codes[:, k:].any()
     assert torch.equal(got.scale.nan_to_num(nan=-1).cpu(), expected.scale.nan_to_num(nan=-1))
@@ -109,7 +110,7 @@ def test_rms_norm_of_exact_values(k: int) -> None:
 
 def close(got: Codes, expected: Tensor) -> None:
     """float32 of another order: a code may differ by one where a value stands at a tie, and few do."""
-    wanted = reference.quantize_activations(expected)
+    wanted = reference.quantize_activations(expected, activation_types()[8])
     difference = (got.codes[:, : expected.shape[1]].cpu().int() - wanted.codes).abs()
     assert difference.max() <= 1
     assert (difference > 0).float().mean() < 0.01

@@ -130,6 +130,7 @@ inline void store_codes(uint8_t* to, VI codes) {
   }
   __m128i bytes = _mm512_cvtepi32_epi8(codes);
   if (kFormat == NYBBLE_PANEL_U8) bytes = _mm_xor_si128(bytes, _mm_set1_epi8(-128));
+  if (kFormat == NYBBLE_PANEL_U7) bytes = _mm_add_epi8(bytes, _mm_set1_epi8(64));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bytes);
 }
 

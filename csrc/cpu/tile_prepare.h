@@ -1,9 +1,9 @@
 // Packs activations into panels, for every target. Dynamic quantization uses the row's range [low, high], extended to
-// include 0, so that 0 is exact:
-//   scale = (high - low) / 255, zero = round(-low * (255 / (high - low))) - 128
-//   q = min(round(x * (255 / (high - low))) + zero, 127), rounding half to even
+// include 0, so that 0 is exact. With codes from lowest to highest, act_steps apart (-128 to 127, or -64 to 63):
+//   scale = (high - low) / act_steps, zero = round(-low * (act_steps / (high - low))) + lowest
+//   q = min(round(x * (act_steps / (high - low))) + zero, highest), rounding half to even
 // Static quantization uses a given scale and zero point, and clamps at both ends:
-//   q = round(min(max(x * (1 / scale), -128 - zero), 127 - zero)) + zero
+//   q = round(min(max(x * (1 / scale), lowest - zero), highest - zero)) + zero
 // A NaN or an Inf in a row is detected by summing x * 0. Include after a target's tile header.
 #pragma once
 
@@ -15,7 +15,7 @@
 
 namespace {
 
-// If 255 / range or the range itself would overflow, the row is first scaled by a power of two.
+// If act_steps / range or the range itself would overflow, the row is first scaled by a power of two.
 constexpr float kTiny = 0x1p-100f, kTinyFactor = 0x1p100f;
 constexpr float kHuge = 0x1p126f, kHugeFactor = 0x1p-4f;
 
@@ -27,24 +27,27 @@ inline VF load_x(const uint8_t* x, int64_t k, int64_t count) {
   return k < count ? vf_load_as(x + k * bytes, kDtype, count - k) : vf_set1(0.0f);
 }
 
-// Quantization of a row: min(round(x * factor * inverse) + zero, 127) for k < count, 0 from there on.
+inline int32_t lowest_code(int32_t act_steps) { return -(act_steps + 1) / 2; }
+inline int32_t highest_code(int32_t act_steps) { return act_steps / 2; }
+
+// Quantization of a row: min(round(x * factor * inverse) + zero, highest) for k < count, 0 from there on.
 struct RowPlan {
   float scale, factor, inverse;
-  int32_t zero;
+  int32_t zero, steps;
   int64_t count;
   bool scaled;  // factor is not 1
 };
 
 // For a row with a NaN or an Inf: codes 0, and scale NaN, which makes its outputs NaN.
-inline RowPlan bad_row() {
+inline RowPlan bad_row(int32_t steps) {
   const int32_t nan_bits = 0x7fc00000;
   float quiet_nan;
   memcpy(&quiet_nan, &nan_bits, 4);
-  return {quiet_nan, 1.0f, 0.0f, 0, 0, false};
+  return {quiet_nan, 1.0f, 0.0f, 0, steps, 0, false};
 }
 
 template <int kDtype>
-inline RowPlan plan_row(const uint8_t* x, int64_t count) {
+inline RowPlan plan_row(const uint8_t* x, int64_t count, int32_t steps) {
   // Several accumulators of each kind hide the latency. `poison` becomes NaN if the row has a NaN or an Inf.
   constexpr int n = 4;
   const VF none = vf_set1(0.0f);
@@ -71,17 +74,17 @@ inline RowPlan plan_row(const uint8_t* x, int64_t count) {
     high[0] = vf_max(high[0], high[i]);
     poison[0] = vf_add(poison[0], poison[i]);
   }
-  if (vf_has_nan(poison[0])) return bad_row();
+  if (vf_has_nan(poison[0])) return bad_row(steps);
   float lowest = vf_least(low[0]);
   const float highest = vf_most(high[0]);
   const float magnitude = highest > -lowest ? highest : -lowest;
-  if (magnitude == 0.0f) return {0.0f, 1.0f, 0.0f, 0, 0, false};
+  if (magnitude == 0.0f) return {0.0f, 1.0f, 0.0f, 0, steps, 0, false};
   const float factor = magnitude < kTiny ? kTinyFactor : magnitude > kHuge ? kHugeFactor : 1.0f;
   lowest *= factor;
-  const float width = highest * factor - lowest, inverse = 255.0f / width;
+  const float levels = static_cast<float>(steps), width = highest * factor - lowest, inverse = levels / width;
   int32_t zero[W];
   vi_store(zero, vi_round(vf_set1(-lowest * inverse)));
-  return {width / 255.0f / factor, factor, inverse, zero[0] - 128, count, factor != 1.0f};
+  return {width / levels / factor, factor, inverse, zero[0] + lowest_code(steps), steps, count, factor != 1.0f};
 }
 
 // Static quantization: the scale and zero point are given; the row is only searched for a NaN or an Inf.
@@ -98,8 +101,8 @@ inline RowPlan given_row(const uint8_t* x, const NybblePrepareArgs& a) {
   for (; k < a.k; k += W) poison[0] = vf_fma(load_x<kDtype>(x, k, a.k), none, poison[0]);
 #pragma GCC unroll 4
   for (int i = 1; i < n; i++) poison[0] = vf_add(poison[0], poison[i]);
-  if (vf_has_nan(poison[0])) return bad_row();
-  return {a.given_scale, 1.0f, 1.0f / a.given_scale, a.given_zero, a.k, false};
+  if (vf_has_nan(poison[0])) return bad_row(a.act_steps);
+  return {a.given_scale, 1.0f, 1.0f / a.given_scale, a.given_zero, a.act_steps, a.k, false};
 }
 
 constexpr int64_t kStep = 64;  // number of k at a time
@@ -127,8 +130,10 @@ constexpr int code_format(int format) {
 template <int kFormat, int kDtype, bool kGiven, bool kWhole>
 inline VI convert(const uint8_t* x, const RowPlan& plan, int64_t begin, int64_t end, uint8_t* to) {
   const VF factor = vf_set1(plan.factor), inverse = vf_set1(plan.inverse);
-  const VI zero = vi_set1(plan.zero), most = vi_set1(127);
-  const VF lower = vf_set1(static_cast<float>(-128 - plan.zero)), upper = vf_set1(static_cast<float>(127 - plan.zero));
+  const int32_t lowest = lowest_code(plan.steps), highest = highest_code(plan.steps);
+  const VI zero = vi_set1(plan.zero), most = vi_set1(highest);
+  const VF lower = vf_set1(static_cast<float>(lowest - plan.zero));
+  const VF upper = vf_set1(static_cast<float>(highest - plan.zero));
   const bool scaled = plan.scaled;
   const int64_t count = plan.count, ks = kWhole ? kStep : end - begin;
   VI sum = vi_set1(0);
@@ -256,7 +261,7 @@ inline void prepare_rows(const NybblePrepareArgs& a, int64_t row0, int64_t i, in
   RowPlan plans[kRows];
   for (int64_t j = 0; j < r && is_codes; j++) {
     const uint8_t* row = x + j * row_bytes;
-    plans[j] = kGiven ? given_row<kDtype>(row, a) : plan_row<kDtype>(row, a.k);
+    plans[j] = kGiven ? given_row<kDtype>(row, a) : plan_row<kDtype>(row, a.k, a.act_steps);
     a.act_scale[row0 + i + j] = plans[j].scale;
     a.act_zero[row0 + i + j] = plans[j].zero;
   }
@@ -335,6 +340,8 @@ inline NybbleStatus prepare(const NybblePrepareArgs* a) {
       return prepare_codes<NYBBLE_PANEL_S16>(a);
     case NYBBLE_PANEL_U8:
       return prepare_codes<NYBBLE_PANEL_U8>(a);
+    case NYBBLE_PANEL_U7:
+      return prepare_codes<NYBBLE_PANEL_U7>(a);
     case NYBBLE_PANEL_U8_LINES:
       return prepare_codes<NYBBLE_PANEL_U8_LINES>(a);
     case NYBBLE_PANEL_S8_LINES:

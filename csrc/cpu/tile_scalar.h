@@ -196,7 +196,7 @@ inline void store_codes(uint8_t* to, VI codes) {
     if (kFormat == NYBBLE_PANEL_S16)
       memcpy(to + 2 * i, &wide, 2);
     else
-      to[i] = static_cast<uint8_t>(kFormat == NYBBLE_PANEL_U8 ? wide + 128 : wide);
+      to[i] = static_cast<uint8_t>(wide + (kFormat == NYBBLE_PANEL_U8 ? 128 : kFormat == NYBBLE_PANEL_U7 ? 64 : 0));
   }
 }
 

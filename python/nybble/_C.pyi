@@ -100,11 +100,19 @@ def prepare(
     sums: _Memory,
     given_scale: float = 0.0,
     given_zero: int = 0,
+    act_steps: int = 255,
 ) -> None: ...
 
 class LinearPlan:
     def __init__(
-        self, kernel: str, prepare: str, expand: str, few: str, shape: WeightShape, static_activations: bool
+        self,
+        kernel: str,
+        prepare: str,
+        expand: str,
+        few: str,
+        shape: WeightShape,
+        static_activations: bool,
+        act_steps: int,
     ) -> None: ...
     def run(
         self,

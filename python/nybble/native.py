@@ -20,6 +20,7 @@ DTYPES = {torch.float32: _C.F32, torch.bfloat16: _C.BF16, torch.float16: _C.F16,
 PANEL_DTYPES = (
     *(torch.float32, torch.int8, torch.int16, torch.uint8, torch.bfloat16),
     *(torch.uint8, torch.int8, torch.bfloat16),  # lines
+    torch.uint8,
 )
 
 # Weight bits of the sparse weights that it packs, and of the weights that it rounds.
@@ -202,8 +203,15 @@ class LinearPlan:
 
     def __init__(self, kernels: KernelNames, scheme: Scheme, out_features: int, in_features: int) -> None:
         shape = weight_shape(scheme, out_features, in_features, kernels.layout)
+        act = scheme.act_type
         plan = _C.LinearPlan(
-            kernels.linear, kernels.prepare, kernels.expand, kernels.few, shape, static_activations=scheme.static
+            kernels.linear,
+            kernels.prepare,
+            kernels.expand,
+            kernels.few,
+            shape,
+            static_activations=scheme.static,
+            act_steps=act.steps if act.quantized else 0,
         )
         self._run = plan.run
         self._in_features = in_features

@@ -1,5 +1,5 @@
 // Compares every dense linear kernel of the given targets with the scalar kernel of its scheme, on random problems and
-// without Python: bit for bit for 8-bit activations, within an error bound for float activations.
+// without Python: bit for bit for quantized activations, within an error bound for float activations.
 //   compare_kernels TARGET...        targets of kernels.def that this CPU supports
 // Every buffer has its exact size, so that a sanitizer detects out-of-bounds accesses.
 #include "random_problem.h"
@@ -46,7 +46,7 @@ void run_by_hand(const LinearCall& call) {
   Bytes act_sum(codes_in && grouped ? rows * groups * 4 : 0);
   run_prepare({call.prepare, static_cast<NybblePanel>(call.kernel->panel), call.x_dtype, call.x, call.rows, call.stride,
                s.k, s.k_padded(), call.kernel->block_rows, s.group(), span(panel), span(act_scale), span(act_zero),
-               span(act_sum), call.given});
+               span(act_sum), call.given, call.act_steps});
   for (size_t i = 0; i < act_sum.size(); i += 4) {
     int32_t sum;
     std::memcpy(&sum, &act_sum[i], 4);
@@ -104,15 +104,17 @@ std::string check(const KernelEntry& kernel, int seed) {
   const bool with_bias = random.integer(0, 1), exact = kernel.int_activations();
   const int threads = static_cast<int>(random.integer(1, 3));
   const bool given = exact && random.integer(0, 1);  // static activations
+  const int steps = kernel.panel == NYBBLE_PANEL_U7 || random.integer(0, 3) == 0 ? 127 : 255;
   const Given fixed{
       std::ldexp(1.0f + static_cast<float>(random.integer(0, 99)) / 100, -static_cast<int>(random.integer(0, 9))),
-      static_cast<int32_t>(random.integer(-128, 127))};
+      static_cast<int32_t>(random.integer(-(steps + 1) / 2, steps / 2))};
   char text[200];
-  std::snprintf(
-      text, sizeof text,
-      "seed %d, m %d, n %d, k %d, group size %d, symmetric %d, dtype %d to %d, bias %d, threads %d, static %d: ", seed,
-      static_cast<int>(rows), static_cast<int>(shape.n), static_cast<int>(shape.k), static_cast<int>(shape.group_size),
-      shape.symmetric, dtype, out_dtype, with_bias, threads, given);
+  std::snprintf(text, sizeof text,
+                "seed %d, m %d, n %d, k %d, group size %d, symmetric %d, dtype %d to %d, bias %d, threads %d, static "
+                "%d, steps %d: ",
+                seed, static_cast<int>(rows), static_cast<int>(shape.n), static_cast<int>(shape.k),
+                static_cast<int>(shape.group_size), shape.symmetric, dtype, out_dtype, with_bias, threads, given,
+                steps);
   const std::string problem = text;
   try {
     Weight weight = random_weight(shape, random, threads);
@@ -129,12 +131,13 @@ std::string check(const KernelEntry& kernel, int seed) {
       const size_t y_bytes = static_cast<size_t>(rows * shape.n) * bytes_of(y_dtype);
       Bytes expected(y_bytes), got(y_bytes), by_hand(y_bytes, 0x55);
       LinearCall call{};
-      call.kernel = &find_kernel(std::string(kernel.scheme) + "_scalar");
+      call.kernel = &find_kernel("w" + std::to_string(shape.bits) + (exact ? "a8_scalar" : "a16_scalar"));
       call.prepare = &find_kernel("prepare_scalar");
       call.shape = shape;
       call.x = span(x);
       call.packed = span(held);
       call.static_activations = given;
+      call.act_steps = steps;
       call.bias = span(bias);
       call.y = span(expected);
       call.rows = rows;

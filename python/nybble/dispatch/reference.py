@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import layouts
+from ..weights.activation_type import ActivationType
 from ..weights.activations import ActScale, split
 from ..weights.rounding import QuantizedWeight, dequantize_weight
 from ..weights.scheme import Scheme
@@ -18,18 +19,19 @@ _HUGE, _HUGE_FACTOR = 2.0**126, 2.0**-4
 
 
 class Activations(NamedTuple):
-    """codes int8 (M, K) in [-128, 127], scale float32 (M,), zero int32 (M,): x = (codes - zero) * scale."""
+    """codes int8 (M, K) of an ActivationType, scale float32 (M,), zero int32 (M,): x = (codes - zero) * scale."""
 
     codes: Tensor
     scale: Tensor
     zero: Tensor
 
 
-def quantize_activations(x: Tensor) -> Activations:
+def quantize_activations(x: Tensor, act_type: ActivationType) -> Activations:
     """Rounds activations (M, K) row by row.
 
-    In float32, with [low, high] the range of the row and 0: scale = (high - low) / 255, inverse = 255 / (high - low),
-    zero = round_half_even(-low * inverse) - 128, q = min(round_half_even(x * inverse) + zero, 127). A row with a NaN or
+    In float32, with [low, high] the range of the row and 0, and steps, lowest and highest of the type, 255, -128 and 127
+    for 8 bits: scale = (high - low) / steps, inverse = steps / (high - low), zero = round_half_even(-low * inverse) +
+    lowest, q = min(round_half_even(x * inverse) + zero, highest). A row with a NaN or
     an Inf has codes 0 and scale NaN; a row of zeros has scale 0.
     """
     x = x.float()
@@ -40,25 +42,25 @@ def quantize_activations(x: Tensor) -> Activations:
     factor = torch.where(magnitude < _TINY, _TINY_FACTOR, torch.where(magnitude > _HUGE, _HUGE_FACTOR, 1.0)).float()
     live = magnitude > 0
     low, width = low * factor, torch.where(live, high * factor - low * factor, 1)
-    full = torch.full_like(width, 255)
+    full = torch.full_like(width, act_type.steps)
     inverse = torch.where(live, full / width, 0)  # a scalar numerator would become a product with the reciprocal
-    zero = torch.where(live, (-low * inverse).round() - 128, 0)
-    codes = ((x * factor[:, None] * inverse[:, None]).round() + zero[:, None]).clamp(max=127)
+    zero = torch.where(live, (-low * inverse).round() + act_type.lowest, 0)
+    codes = ((x * factor[:, None] * inverse[:, None]).round() + zero[:, None]).clamp(max=act_type.highest)
     scale = torch.where(live, width / full / factor, 0)
     return Activations(codes.to(torch.int8), torch.where(finite, scale, torch.nan), zero.to(torch.int32))
 
 
-def quantize_static(x: Tensor, act: ActScale) -> Activations:
+def quantize_static(x: Tensor, act: ActScale, act_type: ActivationType) -> Activations:
     """Rounds activations (M, K) with a given scale and zero point.
 
-    In float32: q = round_half_even(min(max(x * (1 / scale), -128 - zero), 127 - zero)) + zero. A row with a NaN or Inf
+    In float32: q = round_half_even(min(max(x * (1 / scale), lowest - zero), highest - zero)) + zero. A row with a NaN or Inf
     has codes 0, zero 0 and scale NaN.
     """
     x = x.float()
     finite = torch.isfinite(x).all(-1)
     zero = act.zero_point.float()
     steps = torch.where(finite[:, None], x, 0) * act.scale.reciprocal()
-    codes = steps.clamp(-128 - zero, 127 - zero).round() + zero
+    codes = steps.clamp(act_type.lowest - zero, act_type.highest - zero).round() + zero
     return Activations(
         torch.where(finite[:, None], codes, 0).to(torch.int8),
         torch.where(finite, act.scale, torch.nan),
@@ -66,9 +68,9 @@ def quantize_static(x: Tensor, act: ActScale) -> Activations:
     )
 
 
-def quantize(x: Tensor, act: ActScale | None) -> Activations:
+def quantize(x: Tensor, act: ActScale | None, act_type: ActivationType) -> Activations:
     """Rounds activations (M, K) with the static scale, or row by row if that is None."""
-    return quantize_activations(x) if act is None else quantize_static(x, act)
+    return quantize_activations(x, act_type) if act is None else quantize_static(x, act, act_type)
 
 
 def linear(
@@ -81,8 +83,8 @@ def linear(
 ) -> Tensor:
     """y (M, N) = x (M, K) w^T + bias, summed in float64 and rounded once to out_dtype. act: the static scale."""
     weight = dequantize_weight(quantized, scheme, x.shape[-1]).double()
-    if scheme.act_bits == 8:
-        codes, scale, zero = quantize(x, act)
+    if scheme.act_type.quantized:
+        codes, scale, zero = quantize(x, act, scheme.act_type)
         y = ((codes.double() - zero.double()[:, None]) @ weight.t()) * scale.double()[:, None]
     else:
         y = x.double() @ weight.t()

@@ -15,7 +15,7 @@ import torch
 from .. import layouts, native, plugins
 from ..kernels.table import KERNELS
 from ..native import KernelNames
-from ..weights.scheme import Scheme, families
+from ..weights.scheme import Scheme, activations_of, families
 from . import native_cuda, targets
 from .reference import ReferencePlan
 from .spec import DISTRUSTED, FLOATS, KernelSpec, Plan
@@ -84,8 +84,10 @@ def _unknown_part(spec: KernelSpec) -> str | None:
 
 def _references() -> Iterator[KernelSpec]:
     for family in families():
-        a8 = family.endswith("a8")
-        yield KernelSpec(f"{family}_reference", family, "torch", layouts.PLAIN, ReferencePlan, device=None, static=a8)
+        codes = activations_of(family).quantized
+        yield KernelSpec(
+            f"{family}_reference", family, "torch", layouts.PLAIN, ReferencePlan, device=None, static=codes
+        )
 
 
 def _cuda(row: Row) -> KernelSpec:
@@ -117,8 +119,9 @@ def _compiled_kernels() -> Iterator[KernelSpec]:
             yield _masked(row, rows)
             continue
         yield _compiled(row, KernelNames(row["name"], _nearest("prepare", row, rows), row["layout"]))
-        if row["layout"] and known[row["layout"]].mask:
+        if row["layout"] and known[row["layout"]].mask and activations_of(row["scheme"]).sparse:
             yield _expanding(row, rows, known[row["layout"]].mask)
+        yield from _narrower(row, rows)
 
 
 def _nearest(op: str, row: Row, rows: list[Row], **same: object) -> str:
@@ -139,6 +142,25 @@ def _expanding(row: Row, rows: list[Row], layout: str) -> KernelSpec:
     return _compiled({**row, "name": f"sp{row['name']}", "scheme": f"sp{row['scheme']}", "layout": layout}, names)
 
 
+def _narrower(row: Row, rows: list[Row]) -> Iterator[KernelSpec]:
+    """A dense kernel, for activations of fewer bits: their codes are codes of more bits too. Not where the target has a
+    kernel of its own for them."""
+    for family in families():
+        if not _is_narrower(family, row["scheme"]):
+            continue
+        if not any((other["scheme"], other["target"]) == (family, row["target"]) for other in rows):
+            names = KernelNames(row["name"], _nearest("prepare", row, rows), row["layout"])
+            yield _compiled({**row, "name": row["name"].replace(row["scheme"], family), "scheme": family}, names)
+
+
+def _is_narrower(family: str, than: str) -> bool:
+    """Whether a family differs from another in that its activations have fewer bits."""
+    if not than or not activations_of(than).quantized:
+        return False
+    act, wide = activations_of(family), activations_of(than)
+    return act.bits < wide.bits and family.removesuffix(act.name) == than.removesuffix(wide.name)
+
+
 def _masked(row: Row, rows: list[Row]) -> KernelSpec:
     """A kernel of a mask layout, with the dense kernel that takes over for many rows of activations."""
     dense = _nearest("linear", row, rows, scheme=row["scheme"].removeprefix("sp"), panel=row["panel"])
@@ -147,16 +169,17 @@ def _masked(row: Row, rows: list[Row]) -> KernelSpec:
 
 
 def _compiled(row: Row, names: KernelNames) -> KernelSpec:
-    a8, bf16 = row["scheme"].endswith("a8"), native.PANEL_DTYPES[row["panel"]] is torch.bfloat16
+    codes = bool(row["scheme"]) and activations_of(row["scheme"]).quantized
+    bf16 = native.PANEL_DTYPES[row["panel"]] is torch.bfloat16
     return KernelSpec(
         **{key: row[key] for key in _COLUMNS},
         make=partial(_plan, names) if row["op"] == "linear" else None,
         act_dtypes=(torch.bfloat16,) if bf16 else FLOATS,
-        out_dtypes=(*FLOATS, torch.int32) if row["scheme"].endswith("w8a8") else FLOATS,
-        exact=a8,
+        out_dtypes=(*FLOATS, torch.int32) if codes and "w8" in row["scheme"] else FLOATS,
+        exact=codes,
         least_zeros=layouts.find(row["layout"]).least_zeros if row["layout"] else 0.0,
         flushes_subnormals=bf16,
-        static=a8,
+        static=codes,
     )
 
 

@@ -44,9 +44,10 @@ def explain(problem: Problem) -> Explanation:
 
 def _notes(spec: KernelSpec, problem: Problem) -> Iterator[str]:
     """What the kernel does to the activations; when it is compiled, and checked."""
-    if problem.scheme.act_bits == 8:
+    act = problem.scheme.act_type
+    if act.quantized:
         scale = "the static scale of the layer" if problem.scheme.static else "a scale per token"
-        yield f"which rounds activations to int8 with {scale}"
+        yield f"which rounds activations to int{act.bits} with {scale}"
     elif spec.rounds is not None and problem.dtype is torch.float32:
         yield f"which rounds float32 activations to {str(spec.rounds).removeprefix('torch.')}"
     else:

@@ -105,7 +105,7 @@ def from_portable(
     if set(tensors) != names:
         raise ValueError(f"{scheme} needs the tensors {sorted(names)}, got {sorted(tensors)}")
     if scheme.static:
-        ActScale.of_tensors(tensors)
+        ActScale.of_tensors(tensors, scheme.act_type)
         tensors = {name: tensor for name, tensor in tensors.items() if name not in activations.SPEC}
     if scheme.sparsity is None:
         quantized = QuantizedWeight(**tensors)

@@ -18,7 +18,6 @@ BINS = 8192  # half of them for each sign
 _AT_ONCE = 1 << 20  # values per chunk
 # Ends tried on each side in a coarse search; around the best one, all bins are tried.
 _COARSE = 256
-_STEPS = 255
 
 
 class Histogram:
@@ -82,16 +81,16 @@ class Observer:
         if self._find is not _extremes:
             self.histogram.add(x)
 
-    def range(self) -> tuple[float, float]:
-        """The lower and the upper end; both 0 if all values were 0."""
-        return self._find(self)
+    def range(self, steps: int) -> tuple[float, float]:
+        """The lower and the upper end, `steps` codes apart; both 0 if all values were 0."""
+        return self._find(self, steps)
 
 
-def _extremes(seen: Observer) -> tuple[float, float]:
+def _extremes(seen: Observer, steps: int) -> tuple[float, float]:
     return seen.low, seen.high
 
 
-def _percentile(seen: Observer) -> tuple[float, float]:
+def _percentile(seen: Observer, steps: int) -> tuple[float, float]:
     """The narrowest range of whole bins with at most 0.05 % of the values outside on each side."""
     histogram = seen.histogram
     total = int(histogram.counts.sum()) + histogram.zeros
@@ -104,18 +103,18 @@ def _percentile(seen: Observer) -> tuple[float, float]:
     return max(seen.low, -end(positive=False)), min(seen.high, end(positive=True))
 
 
-def _least_error(seen: Observer) -> tuple[float, float]:
+def _least_error(seen: Observer, steps: int) -> tuple[float, float]:
     sides = [_Side(seen.histogram, positive, limit) for positive, limit in ((False, -seen.low), (True, seen.high))]
     chosen = [torch.arange(0, len(side.ends), max(1, len(side.ends) // _COARSE)) for side in sides]
     # The full range is always a candidate.
     chosen = [torch.cat([some, torch.tensor([len(side.ends) - 1])]) for some, side in zip(chosen, sides, strict=True)]
     nonzero = int(seen.histogram.counts.sum())
-    best = _best(sides, chosen, nonzero)
+    best = _best(sides, chosen, nonzero, steps)
     around = [
         torch.arange(max(0, at - reach), min(len(side.ends), at + reach + 1))
         for side, at, reach in ((side, at, 1 + len(side.ends) // _COARSE) for side, at in zip(sides, best, strict=True))
     ]
-    low, high = (side.ends[at].item() for side, at in zip(sides, _best(sides, around, nonzero), strict=True))
+    low, high = (side.ends[at].item() for side, at in zip(sides, _best(sides, around, nonzero, steps), strict=True))
     return -low, high
 
 
@@ -140,12 +139,12 @@ class _Side:
         self.outside, self.excess = (torch.nn.functional.pad(values[inner], (0, 1)) for values in (outside, excess))
 
 
-def _best(sides: list[_Side], chosen: list[Tensor], nonzero: int) -> tuple[int, int]:
+def _best(sides: list[_Side], chosen: list[Tensor], nonzero: int, steps: int) -> tuple[int, int]:
     """The indices of the lower and upper end, among the chosen candidates, with the least squared error."""
     low, high = (side.ends[some] for side, some in zip(sides, chosen, strict=True))
     out_low, out_high = (side.outside[some] for side, some in zip(sides, chosen, strict=True))
     cut_low, cut_high = (side.excess[some] for side, some in zip(sides, chosen, strict=True))
-    step = (low[:, None] + high) / _STEPS
+    step = (low[:, None] + high) / steps
     error = step.square() / 12 * (nonzero - out_low[:, None] - out_high) + cut_low[:, None] + cut_high
     row, column = divmod(int(error.argmin()), len(high))
     return int(chosen[0][row]), int(chosen[1][column])

@@ -114,7 +114,7 @@ class PackedModule(nn.Module):
             return None
         with lock():
             if self.packed is None:
-                return ActScale.of_tensors(self._portable_parameters())
+                return ActScale.of_tensors(self._portable_parameters(), self.scheme.act_type)
             return split(self.packed, self.scheme)[0]
 
     def portable(self) -> dict[str, Tensor]:

@@ -112,9 +112,9 @@ def _scaling(smooth: bool | float, method: str, scheme: Scheme) -> Awq | Smooth 
         return Awq() if method == "awq" else None
     if smooth is not True and not 0 < smooth < 1:
         raise ValueError(f"smooth={smooth!r}: must be True, False, or a number between 0 and 1")
-    if method == "awq" or scheme.act_bits != 8:
+    if method == "awq" or not scheme.act_type.quantized:
         raise ValueError(
-            f"smooth={smooth!r}, method={method!r}, scheme={str(scheme)!r}: needs a scheme with 8-bit activations and a "
-            "method other than 'awq', which has scales of its own"
+            f"smooth={smooth!r}, method={method!r}, scheme={str(scheme)!r}: needs a scheme with quantized activations and "
+            "a method other than 'awq', which has scales of its own"
         )
     return Smooth() if smooth is True else Smooth((float(smooth),))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from ..dispatch.registry import specs
 from ..text import Items, span
-from ..weights.scheme import Scheme
+from ..weights.scheme import Scheme, activations_of
 from ..weights.sparsity import NofM, Unstructured, parse_name
 from .columns import error_of, method_of, size
 from .data import NOT_LINEAR, LayerReport, ReportData
@@ -189,7 +189,7 @@ def _scheme(layer: LayerReport) -> Scheme:
 
 def _int8_targets(report: ReportData) -> set[str]:
     """The targets of the kernels with int8 activations."""
-    targets = {spec.name: spec.target for spec in specs() if spec.scheme.endswith("a8")}
+    targets = {spec.name: spec.target for spec in specs() if activations_of(spec.scheme).quantized}
     names = {name for layer in report.swapped for name in (layer.kernel or "").split(", ")}
     return {targets[name] for name in names & targets.keys()}
 

@@ -155,24 +155,30 @@ def cases(subjects: Iterable[Subject], shapes: Mapping[str, Shape] = SHAPES, eve
 
 def integer_data_gives_exact_results(subject: Subject, shapes: Mapping[str, Shape] = SHAPES) -> None:
     """On small integers the output is exact: every partial sum fits 24 bits, in any order of summation."""
-    codes = subject.scheme.act_bits == 8
+    act = subject.scheme.act_type
     for name, (m, n, k) in shapes.items():
-        if codes and k == 1:
+        if act.quantized and k == 1:
             continue  # a single value cannot have a chosen range
         quantized = random_weight(subject.scheme, n, k, seed_of(name), unit_scale=True)
         x = torch.randint(-7, 8, (subject.tokens(m), k)).to(subject.dtype)
-        if codes and len(x):
-            x[:, :1], x[:, -1:] = -128, 127  # gives scale 1 and zero point 0, so that the codes are the integers
+        if act.quantized and len(x):
+            x[:, :1], x[:, -1:] = (
+                act.lowest,
+                act.highest,
+            )  # gives scale 1 and zero point 0, so that the codes are the integers
         bias = torch.randint(-9, 10, (n,)).float()
         expected = reference.linear(x, quantized, bias, subject.scheme, torch.float64)
         assert torch.equal(subject.run(quantized, x, bias), expected.to(x.dtype)), name
 
 
 def small_integers_are_exact(subject: Subject, m: int, n: int, k: int, seed: int) -> None:
-    """As ``integer_data_gives_exact_results``, on one shape and with activations over the full int8 range; k: 2 to 270."""
+    """As ``integer_data_gives_exact_results``, on one shape and with activations over all codes; k: 2 to 270."""
     quantized = random_weight(subject.scheme, n, k, seed, unit_scale=True)
-    x = torch.randint(-127, 128, (subject.tokens(m), k), generator=torch.Generator().manual_seed(seed)).float()
-    x[:, seed % k], x[:, seed % k - 1] = -128, 127
+    act = subject.scheme.act_type
+    lowest, highest = (act.lowest, act.highest) if act.quantized else (-128, 127)
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randint(lowest + 1, highest + 1, (subject.tokens(m), k), generator=generator).float()
+    x[:, seed % k], x[:, seed % k - 1] = lowest, highest
     expected = reference.linear(x, quantized, None, subject.scheme, torch.float64)
     assert torch.equal(subject.run(quantized, x).double(), expected), (m, n, k, seed)
 
@@ -189,29 +195,30 @@ def typical_codes(n: int, k: int) -> Tensor:
 
 
 def accumulators_are_exact(subject: Subject) -> None:
-    """The int32 accumulators of 8-bit weights and activations are exact, for extreme and for typical codes."""
+    """The int32 accumulators of 8-bit weights and quantized activations are exact, for extreme and for typical codes."""
+    lowest, highest = subject.scheme.act_type.lowest, subject.scheme.act_type.highest
     for draw in (corner_codes, typical_codes):
         for m, n, k in [*SHAPES.values(), (3, 17, 5000), (40, 70, 5000)]:
             if k == 1:
                 continue  # a single value cannot have a chosen range
             quantized = random_weight(subject.scheme, n, k)
             quantized.qweight.copy_(draw(n, k) * (quantized.qweight != 0))
-            x = corner_codes(subject.tokens(m), k).float()
-            x[:, k // 2], x[:, k // 2 - 1] = 127, -128
+            x = corner_codes(subject.tokens(m), k).float().clamp(lowest, highest)
+            x[:, k // 2], x[:, k // 2 - 1] = highest, lowest
             got = subject.run(quantized, x, out_dtype=torch.int32)
             assert torch.equal(got.double(), x.double() @ quantized.qweight.double().t()), (m, n, k)
 
 
 def largest_k_does_not_overflow(subject: Subject) -> None:
     """The largest sums fit int32 at the largest K, and a larger K is refused."""
-    k = subject.scheme.max_in_features
+    k, act = subject.scheme.max_in_features, subject.scheme.act_type
     for sign in (1, -1):
         quantized = random_weight(subject.scheme, 2, k)
         quantized.qweight.fill_(127 * sign)
-        x = torch.full((subject.tokens(1), k), -128.0)
-        x[:, 7] = 127
+        x = torch.full((subject.tokens(1), k), float(act.lowest))
+        x[:, 7] = act.highest
         got = subject.run(quantized, x, out_dtype=torch.int32)
-        assert (got == sign * 127 * (-128 * (k - 1) + 127)).all()
+        assert (got == sign * 127 * (act.lowest * (k - 1) + act.highest)).all()
         x = torch.full((subject.tokens(1), k), 3.0)
         right, bound = subject.expected(x, quantized)
         assert ((subject.run(quantized, x).double() - right).abs() <= bound).all()
@@ -219,7 +226,7 @@ def largest_k_does_not_overflow(subject: Subject) -> None:
     try:
         subject.run(longer, torch.zeros(subject.tokens(1), k + 1), out_dtype=torch.int32)
     except ValueError as error:
-        assert "in_features=65794" in str(error), error
+        assert f"in_features={k + 1}" in str(error), error
         assert "overflow" in str(error), error
     else:
         raise AssertionError(f"{subject.spec.name}: {k + 1} input features are not refused")
@@ -238,7 +245,7 @@ def non_finite_rows_do_not_mix(subject: Subject, bad: float) -> None:
         got = subject.run(quantized, x)
         others = torch.arange(m) != row
         assert torch.equal(got[others], good[others]), (row, column)
-        if subject.scheme.act_bits == 8:
+        if subject.scheme.act_type.quantized:
             assert got[row].isnan().all(), (row, column)
             continue
         # A kernel may skip the zeros of a sparse weight, so only outputs with a weight that is not zero are checked.

@@ -168,9 +168,9 @@ def error_bound(
     """
     weight = dequantize_weight(quantized, scheme, x.shape[1]).double().abs()
     magnitude = x.double().abs()
-    if scheme.act_bits == 8:
+    if scheme.act_type.quantized:
         # Codes and zero point are multiplied separately, so both magnitudes count.
-        codes, scale, zero = reference.quantize(x, act)
+        codes, scale, zero = reference.quantize(x, act, scheme.act_type)
         magnitude = (codes.double().abs() + zero.double().abs()[:, None]) * scale.double()[:, None]
     total = magnitude @ weight.t() + expected.abs()
     bound: Tensor = (

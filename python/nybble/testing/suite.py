@@ -31,8 +31,8 @@ def _gives_accumulators(subject: Subject) -> bool:
     return torch.int32 in subject.spec.out_dtypes
 
 
-def _gives_w8a8_accumulators(subject: Subject) -> bool:
-    return _gives_accumulators(subject) and subject.scheme.family == "w8a8"
+def _gives_dense_accumulators(subject: Subject) -> bool:
+    return _gives_accumulators(subject) and subject.scheme.sparsity is None
 
 
 def _batches_change_no_bit(subject: Subject) -> bool:
@@ -77,7 +77,7 @@ CHECKS: dict[str, Check] = {
     "integer_data_gives_exact_results": Check(checks.integer_data_gives_exact_results),
     "small_integers_are_exact": Check(_small_integers_are_exact, _has_integer_weights),
     "accumulators_are_exact": Check(checks.accumulators_are_exact, _gives_accumulators),
-    "largest_k_does_not_overflow": Check(checks.largest_k_does_not_overflow, _gives_w8a8_accumulators),
+    "largest_k_does_not_overflow": Check(checks.largest_k_does_not_overflow, _gives_dense_accumulators),
     "non_finite_rows_do_not_mix": Check(_non_finite_rows_do_not_mix),
     "extreme_rows": Check(checks.extreme_rows),
     "zero_and_constant_groups": Check(checks.zero_and_constant_groups),

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .activation_type import ActivationType
 from .scheme import Scheme
 
 # In this range the scale and its inverse are normal float32 numbers.
@@ -22,30 +23,30 @@ SPEC: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
 
 
 class ActScale(NamedTuple):
-    """x = (q - zero_point) * scale with codes q in [-128, 127]. Values beyond the ends are clipped.
+    """x = (q - zero_point) * scale with the codes q of an ActivationType. Values beyond the ends are clipped.
 
-    scale: float32 (1,) in [2^-126, 2^126]; zero_point: int8 (1,).
+    scale: float32 (1,) in [2^-126, 2^126]; zero_point: int8 (1,), one of the codes.
     """
 
     scale: Tensor
     zero_point: Tensor
 
     @classmethod
-    def of_range(cls, low: float, high: float) -> ActScale:
+    def of_range(cls, low: float, high: float, act_type: ActivationType) -> ActScale:
         """For values from low to high. The range is extended to 0, which is always represented exactly.
 
         Raises:
             ValueError: the range is not finite, or its scale is not in [2^-126, 2^126].
         """
         low, high = min(low, 0.0), max(high, 0.0)
-        scale = torch.tensor([(high - low) / 255], dtype=torch.float32)
+        scale = torch.tensor([(high - low) / act_type.steps], dtype=torch.float32)
         if not LEAST_SCALE <= scale.item() <= MOST_SCALE:
             raise ValueError(f"range [{low:g}, {high:g}]: its scale {scale.item():g} must be in [2^-126, 2^126]")
-        zero = max(-128, min(127, round(-low / scale.item()) - 128))
+        zero = max(act_type.lowest, min(act_type.highest, round(-low / scale.item()) + act_type.lowest))
         return cls(scale, torch.tensor([zero], dtype=torch.int8))
 
     @classmethod
-    def of_tensors(cls, tensors: Mapping[str, Tensor]) -> ActScale:
+    def of_tensors(cls, tensors: Mapping[str, Tensor], act_type: ActivationType) -> ActScale:
         """From a mapping with the names of SPEC; other names are ignored.
 
         Raises:
@@ -58,6 +59,9 @@ class ActScale(NamedTuple):
         found = cls(*(tensors[name].detach() for name in SPEC))
         if not found.scale.is_meta and not LEAST_SCALE <= found.scale.item() <= MOST_SCALE:
             raise ValueError(f"act_scale: {found.scale.item():g}, must be in [2^-126, 2^126]")
+        lowest, highest = act_type.lowest, act_type.highest
+        if not found.zero_point.is_meta and not lowest <= found.zero_point.item() <= highest:
+            raise ValueError(f"act_zero_point: {found.zero_point.item()}, must be in [{lowest}, {highest}]")
         return found
 
     def tensors(self) -> dict[str, Tensor]:
@@ -81,7 +85,7 @@ def scale_of(scheme: Scheme, act_range: tuple[float, float] | None) -> ActScale 
     if scheme.static is not (act_range is not None):
         needs = "static activations need the range of calibration" if scheme.static else "the scheme is not static"
         raise ValueError(f"act_range={act_range}, scheme={str(scheme)!r}: {needs}")
-    return None if act_range is None else ActScale.of_range(*act_range)
+    return None if act_range is None else ActScale.of_range(*act_range, scheme.act_type)
 
 
 def split(packed: Tensor, scheme: Scheme) -> tuple[ActScale | None, Tensor]:

@@ -7,11 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from .activation_type import ActivationType, activation_types
 from .sparsity import Block, Sparsity, parse_name
 from .weight_type import WeightType, weight_types
 
-# Quantized activations are at most 255 steps from their zero point.
-_ACT_STEPS = 255
 _MOST_INT32 = 2**31 - 1
 
 _NAME = re.compile(
@@ -28,12 +27,13 @@ class Scheme:
     Args:
         weight_bits: 8 (codes in [-127, 127] and one float32 scale for each output channel), 4 (codes in [-8, 7] and
             bfloat16 scales), 16 (bfloat16 weights, for 2:4 sparsity with float activations), or what a plug-in adds.
-        act_bits: 16 (float activations) or 8 (int8 codes with a scale and a zero point).
+        act_bits: 16 (float activations), 8 (codes in [-128, 127] with a scale and a zero point) or, with 8-bit weights,
+            7 (codes in [-64, 63]: faster on CPUs without VNNI).
         group_size: number of inputs that share a scale: 32, 64 or 128, for 4-bit weights; None: all inputs.
         symmetric: False: each group has its own zero point, for 4-bit weights.
         sparsity: the pattern of the zero weights, which are not stored; None: a dense weight. Sparse weights are
-            symmetric. Blocks need 8-bit weights and 8-bit activations.
-        static: True: 8-bit activations have one scale and one zero point for the layer, found by calibration. False
+            symmetric. Blocks need 8-bit weights and 8-bit activations, and no sparse weight goes with 7-bit activations.
+        static: True: quantized activations have one scale and one zero point for the layer, found by calibration. False
             (dynamic): one for each token, found at run time.
 
     Raises:
@@ -50,8 +50,8 @@ class Scheme:
     def __post_init__(self) -> None:
         if self.weight_bits not in weight_types():
             raise ValueError(f"weight_bits={self.weight_bits!r}: must be {_or(weight_types())}")
-        if self.act_bits not in (8, 16):
-            raise ValueError(f"act_bits={self.act_bits!r}: must be 8 or 16")
+        if self.act_bits not in activation_types():
+            raise ValueError(f"act_bits={self.act_bits!r}: must be {_or(activation_types())}")
         kind = self.weight_type
         if self.act_bits not in kind.act_bits:
             raise ValueError(f"act_bits={self.act_bits!r}: must be {_or(kind.act_bits)} with {kind.name}")
@@ -61,7 +61,7 @@ class Scheme:
         if not self.symmetric and (kind.zero_point is None or self.sparsity is not None):
             why = kind.name if kind.zero_point is None else f"sparse weights ({self.sparsity})"
             raise ValueError(f"symmetric=False: {why} must be symmetric")
-        if self.static and self.act_bits != 8:
+        if self.static and not self.act_type.quantized:
             raise ValueError("static=True: float activations (a16) have no scale; must be False")
         self._check_sparsity()
 
@@ -69,6 +69,8 @@ class Scheme:
         patterns = self.weight_type.patterns
         if self.sparsity is None:
             return
+        if not self.act_type.sparse:
+            raise ValueError(f"sparsity={self.sparsity}: must be None with {self.act_type.name}")
         if isinstance(self.sparsity, Block) and (Block not in patterns or self.act_bits != 8):
             raise ValueError(f"sparsity={self.sparsity}: blocks are for w8a8")
         if self.sparsity not in patterns and type(self.sparsity) not in patterns:
@@ -115,6 +117,11 @@ class Scheme:
         return weight_types()[self.weight_bits]
 
     @property
+    def act_type(self) -> ActivationType:
+        """Which codes its activations have, if any."""
+        return activation_types()[self.act_bits]
+
+    @property
     def family(self) -> str:
         """What a kernel is written for: the bits, after "sp" (zeros anywhere, or n:m) or "bs" (blocks) if sparse."""
         kind = "" if self.sparsity is None else "bs" if isinstance(self.sparsity, Block) else "sp"
@@ -133,7 +140,8 @@ class Scheme:
     @property
     def max_in_features(self) -> int:
         """The largest K for which int32 accumulators cannot overflow."""
-        return _MOST_INT32 if self.act_bits != 8 else _MOST_INT32 // (_ACT_STEPS * self.weight_type.largest_step)
+        act = self.act_type
+        return _MOST_INT32 // (act.steps * self.weight_type.largest_step) if act.quantized else _MOST_INT32
 
     def groups(self, in_features: int) -> int:
         """Number of scales of an output channel; the last group may be short."""
@@ -160,7 +168,7 @@ def families() -> tuple[str, ...]:
     for kind in weight_types().values():
         for act_bits in kind.act_bits:
             found.append(f"{kind.name}a{act_bits}")
-            if set(kind.patterns) - {Block}:
+            if set(kind.patterns) - {Block} and activation_types()[act_bits].sparse:
                 found.append(f"sp{kind.name}a{act_bits}")
             if Block in kind.patterns and act_bits == 8:
                 found.append(f"bs{kind.name}a{act_bits}")
@@ -179,14 +187,20 @@ def numbers_of(family: str) -> tuple[WeightType, int]:
     return weight_types()[int(match[1])], int(match[2])
 
 
+def activations_of(family: str) -> ActivationType:
+    """The type of the activations of a family. Raises ValueError as numbers_of."""
+    return activation_types()[numbers_of(family)[1]]
+
+
 def grammar() -> str:
     """The names of schemes, for messages."""
     kinds = weight_types().values()
     names = _or(f"{kind.name}a{act_bits}" for kind in kinds for act_bits in sorted(kind.act_bits))
     groups = "; ".join(f"{k.name}: {_or(f'g{size}' for size in k.group_sizes)}" for k in kinds if k.group_sizes)
     asymmetric = _or(kind.name for kind in kinds if kind.zero_point is not None)
+    static = _or(kind.name for kind in activation_types().values() if kind.quantized)
     return (
-        f"{names}; after it a group size ({groups}), asym ({asymmetric}), static (a8): w4a16g128, w4a8g32asym, "
+        f"{names}; after it a group size ({groups}), asym ({asymmetric}), static ({static}): w4a16g128, w4a8g32asym, "
         "w8a8static; before it a pattern of zeros: sp50 (percent), sp24 (2:4), sp32of128 (n of m) or bs32x32 (blocks, "
         "w8a8): sp50w8a8"
     )

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad as zero_pad
 
 from .. import plugins
+from .activation_type import activation_types
 from .sparsity import Block, NofM, Sparsity, Unstructured
 
 
@@ -31,7 +32,7 @@ class WeightType:
         scale: dtype of the scales.
         zero_point: dtype of the zero points of asymmetric weights; None: the weights are symmetric.
         group_sizes: numbers of inputs that may share a scale, besides a whole row.
-        act_bits: the activations that go with it, 16 (float) and 8 (quantized).
+        act_bits: the activations that go with it, 16 (float), 8 and 7 (quantized).
         patterns: the patterns of zeros that a sparse weight may have: classes of them, or single ones.
     """
 
@@ -62,10 +63,11 @@ class WeightType:
             return f"has per_byte={self.per_byte}: must be 1, 2, 4 or 8"
         if self.per_byte > 1 and (self.stored != torch.uint8 or self.lowest < 0 or self.highest >> 8 // self.per_byte):
             return f"has per_byte={self.per_byte}: needs stored=torch.uint8 and codes of {8 // self.per_byte} bits"
-        if not self.act_bits or not set(self.act_bits) <= {8, 16}:
-            return f"has act_bits={self.act_bits}: must be 8 or 16 or both"
-        if 8 in self.act_bits and self.largest_step < 1:
-            return f"has largest_step={self.largest_step}: must be at least 1 with 8-bit activations"
+        known = activation_types()
+        if not self.act_bits or not set(self.act_bits) <= known.keys():
+            return f"has act_bits={self.act_bits}: must be one or more of {', '.join(map(str, known))}"
+        if any(known[bits].quantized for bits in self.act_bits) and self.largest_step < 1:
+            return f"has largest_step={self.largest_step}: must be at least 1 with quantized activations"
         return None
 
     def scales(self, low: Tensor, high: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
@@ -129,7 +131,16 @@ class FloatType(WeightType):
 
 
 _BUILT_IN = (
-    WeightType(8, -127, 127, 0, largest_step=128, stored=torch.int8, patterns=(Unstructured, NofM, Block)),
+    WeightType(
+        8,
+        -127,
+        127,
+        0,
+        largest_step=128,
+        stored=torch.int8,
+        act_bits=(7, 8, 16),
+        patterns=(Unstructured, NofM, Block),
+    ),
     WeightType(
         4,
         0,

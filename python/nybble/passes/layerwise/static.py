@@ -10,6 +10,7 @@ from torch import nn
 
 from ...model.eligible import dense_weight
 from ...model.inputs import NO_DATA, Inputs
+from ...weights.activation_type import ActivationType
 from ...weights.activations import ActScale
 from ..plan import Layer
 from .errors import relative_error
@@ -20,20 +21,24 @@ _MAX_RATIO, _SMALL_ERROR = 2.0, 0.01
 
 
 def with_scale(
-    twins: Sequence[Layer], outcome: Outcome, inputs: Inputs | None, make: Callable[[Outcome], nn.Module]
+    twins: Sequence[Layer],
+    outcome: Outcome,
+    inputs: Inputs | None,
+    act_type: ActivationType,
+    make: Callable[[Outcome], nn.Module],
 ) -> Outcome:
     """The outcome with a static activation scale, or with a note why activations stay dynamic.
 
     twins: the layers that share this weight. make: builds the layer of an outcome.
     """
-    found = _scale(twins, inputs)
+    found = _scale(twins, inputs, act_type)
     why = found if isinstance(found, str) else _why_not(twins[0], outcome, replace(outcome, act=found), inputs, make)
     if isinstance(found, str) or why is not None:
         return replace(outcome, notes=(*outcome.notes, f"dynamic activations: {why}"))
     return replace(outcome, act=found)
 
 
-def _scale(twins: Sequence[Layer], inputs: Inputs | None) -> ActScale | str:
+def _scale(twins: Sequence[Layer], inputs: Inputs | None, act_type: ActivationType) -> ActScale | str:
     """The static scale, or the reason why there is none."""
     if len(twins) > 1:
         return "it shares its weight with other layers, whose inputs differ"
@@ -42,7 +47,7 @@ def _scale(twins: Sequence[Layer], inputs: Inputs | None) -> ActScale | str:
     if inputs is None or inputs.observer is None or not inputs.is_usable:
         return NO_DATA
     try:
-        return ActScale.of_range(*inputs.observer.range())
+        return ActScale.of_range(*inputs.observer.range(act_type.steps), act_type)
     except ValueError as error:
         return str(error)
 

@@ -107,7 +107,9 @@ class Store:
         found = self.load(name, {"weight": (tuple(weight.shape), weight.dtype), **codes, **scales})
         if found is None:
             return None
-        act = ActScale.of_tensors(found.tensors) if activations.SPEC.keys() <= found.tensors.keys() else None
+        act = None
+        if scheme is not None and activations.SPEC.keys() <= found.tensors.keys():
+            act = ActScale.of_tensors(found.tensors, scheme.act_type)
         tensors = {key: value for key, value in found.tensors.items() if key not in activations.SPEC}
         new = tensors.pop("weight", None)
         quantized = QuantizedWeight(**tensors) if tensors else None

@@ -131,8 +131,8 @@ class Work:
             outcome = done.outcome
         else:
             outcome = self.solve(first, inputs)
-            if self.is_static:
-                outcome = with_scale(twins, outcome, inputs, lambda one: self.make(first, one))
+            if self.scheme is not None and self.scheme.static:
+                outcome = with_scale(twins, outcome, inputs, self.scheme.act_type, lambda one: self.make(first, one))
         errors = self._build(twins, outcome, None if inputs is None else inputs.held_out)
         if first.reason is not None:
             return
