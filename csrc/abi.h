@@ -17,12 +17,13 @@ enum NybblePanel {
   NYBBLE_PANEL_S16 = 2,  // codes, widened to 16 bits
   NYBBLE_PANEL_U8 = 3,   // codes + 128, for u8 x s8 multiplies
   NYBBLE_PANEL_BF16 =
-      4,  // bfloat16 activations; each four k in the order 0 2 1 3, so that multiplied pairs are adjacent
-  // Lines: 64 bytes of consecutive k of a row together, [lines][r][64 bytes]. The last line is filled up with zeros.
-  NYBBLE_PANEL_U8_LINES = 5,    // codes + 128; k_padded is a multiple of 64
-  NYBBLE_PANEL_S8_LINES = 6,    // codes
-  NYBBLE_PANEL_BF16_LINES = 7,  // bfloat16 activations in the order of BF16
-  NYBBLE_PANEL_U7 = 8,          // codes + 64, of codes in [-64, 63]: two products with s8 fit in 16 bits
+      4,                // bfloat16 activations; each four k in the order 0 2 1 3, so that multiplied pairs are adjacent
+  NYBBLE_PANEL_U7 = 5,  // codes + 64, of codes in [-64, 63]: two products with s8 fit in 16 bits
+  // Lines, the last formats: 64 bytes of consecutive k of a row together, [lines][r][64 bytes]. The last line is filled
+  // up with zeros.
+  NYBBLE_PANEL_U8_LINES = 6,    // codes + 128; k_padded is a multiple of 64
+  NYBBLE_PANEL_S8_LINES = 7,    // codes
+  NYBBLE_PANEL_BF16_LINES = 8,  // bfloat16 activations in the order of BF16
 };
 
 // Columns of a packed weight tile, in every packed layout; bytes of a line of a panel, so many k in U8_LINES.

@@ -15,7 +15,7 @@ from nybble.weights.activation_type import ActivationType, activation_types
 from nybble.weights.activations import ActScale
 
 SPECS = [spec for spec in all_specs() if spec.op == "prepare"]
-FORMATS = {"f32": 0, "s8": 1, "s16": 2, "u8": 3, "bf16": 4, "u8_lines": 5, "s8_lines": 6, "bf16_lines": 7, "u7": 8}
+FORMATS = {"f32": 0, "s8": 1, "s16": 2, "u8": 3, "bf16": 4, "u7": 5, "u8_lines": 6, "s8_lines": 7, "bf16_lines": 8}
 LINE_BYTES = 64
 # What is added to the codes of a panel of unsigned bytes.
 OFFSETS = {"u8": 128, "u8_lines": 128, "u7": 64}

@@ -18,9 +18,8 @@ if _C.version != __version__:
 DTYPES = {torch.float32: _C.F32, torch.bfloat16: _C.BF16, torch.float16: _C.F16, torch.int32: _C.S32}
 # By the panel number of csrc/abi.h.
 PANEL_DTYPES = (
-    *(torch.float32, torch.int8, torch.int16, torch.uint8, torch.bfloat16),
+    *(torch.float32, torch.int8, torch.int16, torch.uint8, torch.bfloat16, torch.uint8),
     *(torch.uint8, torch.int8, torch.bfloat16),  # lines
-    torch.uint8,
 )
 
 # Weight bits of the sparse weights that it packs, and of the weights that it rounds.
