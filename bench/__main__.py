@@ -20,17 +20,19 @@ from ..demo import DemoUnavailable
 from ..demo.table import text_table
 from ..model.bar import bar
 from ..plugins import PluginError
-from . import compare, crossover, peers, presets, sparse_goals
+from . import compare, crossover, goal_tables, peers, presets
 from .arguments import amount, argument, counts
 from .contestants import Maker, WrongKernelError, kernel_makers, peer_makers
 from .figures import Figure, model
-from .goals import checks, table
+from .goals import show
 from .machine import run_line
 from .output import load, sink
 from .quiet import quiet
 from .results import DTYPES, Row
 from .run import Grid, race
 from .shapes import SETS, parse_shapes
+
+BUDGET_S = 10.0  # of timing per cell, outside presets
 
 
 def dtypes(text: str) -> list[torch.dtype]:
@@ -61,10 +63,12 @@ def parser() -> argparse.ArgumentParser:
     add("--cold", action="store_true", help="weights from memory: copies of over 4 times the cache size (the default)")
     add("--hot", action="store_true", help="weights from the cache, if they fit; with --cold: both")
     add("--peers", default="*", help="glob on the names of other libraries, or none")
-    add("--budget", type=argument(_seconds), default="10", help="seconds of timing per cell")
+    add(
+        "--budget", type=argument(_seconds), help=f"seconds of timing per cell (default: the preset's, or {BUDGET_S:g})"
+    )
     add("--preset", choices=presets.PRESETS, help="a fixed run that reports whether performance targets are met")
-    add("--resume", type=Path, metavar="FILE", help="with --preset accuracy: reuse the results in this file")
-    add("--only", action="append", default=[], metavar="GLOB", help="with --preset accuracy: settings such as '50%%*'")
+    add("--resume", type=Path, metavar="FILE", help="with --preset: reuse the results in this file")
+    add("--only", action="append", default=[], metavar="GLOB", help="with --preset: cells '2048x2048 m=1 *', '50%%*'")
     add("--model", nargs="?", const="*", metavar="GLOB", help="time a whole model instead: decode, prefill and memory")
     add("--json", action="store_true", help="print JSON lines")
     add("--out", type=Path, help="also write the JSON lines to this file, as they come")
@@ -100,8 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(words)
     quiet()
     try:
-        if args.preset == "avx2-targets":
-            presets.hold_to_avx2(words)
+        if args.preset:
+            presets.PRESETS[args.preset].restart(words)
         code = int(args.run(args))
         sys.stdout.flush()
         return code
@@ -118,12 +122,12 @@ def _measure(args: argparse.Namespace) -> int:
     matching = peers.matching(args.peers)
     threads = [presets.THREADS] if args.preset else args.threads
     for name in ("resume", "only"):
-        if getattr(args, name) and args.preset != "accuracy":
-            raise ValueError(f"--{name} {getattr(args, name)}: requires --preset accuracy")
+        if getattr(args, name) and not args.preset:
+            raise ValueError(f"--{name} {getattr(args, name)}: requires --preset")
     done = load(args.resume) if args.resume else []  # read before --out, which may be the same file, is opened
     limits = _ceilings(threads)
     with sink(args.out, args.json) as put:
-        put([run_line(threads, limits)])
+        put([run_line(threads, limits, args.preset)])
         for text in _texts(args, matching, limits, put, done):
             print(text, file=sys.stderr if args.json else sys.stdout, flush=True)
     return 0
@@ -140,14 +144,16 @@ def _texts(
     if args.model:
         yield from _model(args, put)
     elif args.preset:
-        run, steps = presets.PRESETS[args.preset]
-        with bar(steps(args.shapes, args.only)) as advance:
-            yield from run(presets.Setup(matching, args.shapes, args.budget, limits, put, advance, done, args.only))
+        preset = presets.PRESETS[args.preset]
+        budget, admitted = args.budget or preset.budget_s, preset.peers(matching)
+        with bar(preset.steps(args.shapes, args.only)) as advance:
+            setup = presets.Setup(admitted, args.shapes, budget, limits, put, advance, done, args.only, preset.mark())
+            yield from preset.run(setup)
     else:
         caches = [name for name in ("cold", "hot") if getattr(args, name)] or ["cold"]
         kernels = kernel_makers(args.kernel)
         makers: list[Maker] = [*kernels, *peer_makers(matching, [kernel.kind for kernel in kernels])]
-        grid = Grid(args.shapes, args.m, args.dtype, args.threads, caches, args.budget)
+        grid = Grid(args.shapes, args.m, args.dtype, args.threads, caches, args.budget or BUDGET_S)
         with bar(grid.cells) as advance:
             for rows in race(makers, grid, limits, advance):
                 put(rows)
@@ -196,7 +202,9 @@ def _report(args: argparse.Namespace) -> int:
     conclusion = _conclusion(rows, args.markdown)
     if args.markdown:
         if not conclusion:
-            raise ValueError(f"{args.file}: must be from --preset cpu-targets, sparse-targets or sparse-crossover")
+            raise ValueError(
+                f"{args.file}: must be from --preset {', '.join((*goal_tables.TABLES, 'sparse-crossover'))}"
+            )
         print(conclusion)
         return 0
     from .report import report
@@ -214,11 +222,8 @@ def _conclusion(rows: Sequence[Row], markdown: bool) -> str:
     """The final table of the preset that wrote a file; "" if it is from none."""
     if maps := crossover.maps(rows):
         return crossover.table(maps)
-    results = [row for row in rows if row["kind"] == "result"]
-    kinds = [row for row in rows if row["kind"] == "target"]
-    if any(map(sparse_goals.is_of, kinds)):
-        return sparse_goals.table(results, markdown)
-    return table(checks(results), markdown) if kinds else ""
+    found = goal_tables.of_rows(rows)
+    return show(found, rows, markdown) if found else ""
 
 
 def _compare(args: argparse.Namespace) -> int:

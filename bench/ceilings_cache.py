@@ -1,6 +1,6 @@
 """Caches measured ceilings: one JSON file per CPU and thread count, in the user's cache directory.
 
-A file that is damaged, or from another machine, version or schema, is ignored.
+A file that is damaged, or from another machine, version, schema or NYBBLE_TARGET, is ignored.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__, native
+from ..dispatch import targets
 from . import atomic
 
-SCHEMA = 1  # increased when the meaning of a limit changes
+SCHEMA = 2  # increased when the meaning of a limit changes
 _MOST = 1e9  # upper bound of a plausible rate, 10^18 per second
 
 
@@ -28,7 +29,14 @@ def directory() -> Path:
 
 def _key(threads: int) -> dict[str, Any]:
     brand, features, _ = native.cpu()
-    return {"schema": SCHEMA, "version": __version__, "cpu": brand, "features": list(features), "threads": threads}
+    return {
+        "schema": SCHEMA,
+        "version": __version__,
+        "cpu": brand,
+        "features": list(features),
+        "targets": list(targets.detect().targets),
+        "threads": threads,
+    }
 
 
 def path_of(threads: int) -> Path:

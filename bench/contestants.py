@@ -31,6 +31,8 @@ SANE = {32: 1e-4, 16: 0.01, 8: 0.03, 4: 0.2}
 COLD_CACHES = 4
 # Limit of the copies of a peer's layer: more take too long to build.
 MAX_PEER_COPIES = 256
+# The kind of probe that multiplies such codes: (weight bits, activation bits). Others are multiplied as int8.
+_CODES = {(8, 8): "int8", (8, 7): "int7", (4, 8): "int4"}
 
 # Checks outputs (rows, N) of the first rows of an input: returns what is wrong, or None.
 Check = Callable[[Tensor], "str | None"]
@@ -72,7 +74,7 @@ class Contestant:
 
     bind: takes activations (M, K) in `dtype`; returns one call per copy of the weight, each returning y (M, N).
     check: takes some rows of the activations; returns the check of their outputs.
-    multiply: type of the multiply: "int8", "bf16" or "fp32".
+    multiply: type of the multiply, a key of ceilings.PEAKS.
     pool: the thread pool it uses.
     pattern: sparsity pattern; None: dense. kept: share of nonzero weights.
     dense: for a sparse scheme, the same scheme without sparsity.
@@ -292,9 +294,9 @@ def _kept(weight: Tensor) -> float:
 
 
 def _multiply(scheme: Scheme, dtype: torch.dtype) -> str:
-    if scheme.act_bits == 8:
-        return "int8"
-    return "bf16" if dtype == torch.bfloat16 else "fp32"
+    if scheme.act_bits == 16:
+        return "bf16" if dtype == torch.bfloat16 else "fp32"
+    return _CODES.get((scheme.weight_bits, scheme.act_bits), "int8")
 
 
 def _oracle(quantized: QuantizedWeight, scheme: Scheme, x: Tensor) -> Check:

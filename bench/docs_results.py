@@ -6,12 +6,14 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from . import accuracy, crossover, gpu_goals, gpu_run, sparse_goals
+from . import accuracy, crossover, gpu_goals, gpu_run
 from .figures import Figure
-from .goals import checks, table
+from .goal_tables import TABLES
+from .goals import show
 from .output import load
 from .report_rows import model_table
 
@@ -162,12 +164,8 @@ def _figures(rows: Sequence[Row]) -> str:
     return "\n".join(f"- {Figure.of(row)}" for row in _of(rows, "figure"))
 
 
-def _targets(rows: Sequence[Row]) -> str:
-    return "\n\n".join(filter(None, (_listed(table(checks(_of(rows, "result")), markdown=True)), _figures(rows))))
-
-
-def _sparse(rows: Sequence[Row]) -> str:
-    return _listed(sparse_goals.table(_of(rows, "result"), markdown=True))
+def _targets(preset: str, rows: Sequence[Row]) -> str:
+    return "\n\n".join(filter(None, (_listed(show(TABLES[preset], rows, markdown=True)), _figures(rows))))
 
 
 def _listed(text: str) -> str:
@@ -207,10 +205,11 @@ class What:
 WHATS: dict[str, What] = {
     "demo": What("A sentence encoder (`nybble demo`)", _demo, ".json", _read_demo),
     "demo-sparse": What("The same, pruned (`nybble demo --sparse`)", _demo, ".json", _read_demo),
-    "cpu-targets": What("Layers (`--preset cpu-targets`)", _targets),
-    "avx2-targets": What("Layers, held to AVX2 (`--preset avx2-targets`)", _figures),
+    "cpu-targets": What("Layers (`--preset cpu-targets`)", partial(_targets, "cpu-targets")),
+    "avx2-targets": What("Layers by AVX2 alone (`--preset avx2-targets`)", partial(_targets, "avx2-targets")),
+    "amx-targets": What("Layers by AMX (`--preset amx-targets`)", partial(_targets, "amx-targets")),
     "model": What("A whole Llama-shaped model (`--model`)", _model),
-    "sparse-targets": What("Sparse layers (`--preset sparse-targets`)", _sparse),
+    "sparse-targets": What("Sparse layers (`--preset sparse-targets`)", partial(_targets, "sparse-targets")),
     "sparse-crossover": What("From how many zeros on sparse layers pay (`--preset sparse-crossover`)", _crossover),
     "accuracy": What("What a language model loses (`--preset accuracy`)", _accuracy),
     "gpu": What("Goals on a GPU (`gpu_goals.sh`)", gpu_goals.markdown, read=gpu_run.read),

@@ -10,7 +10,8 @@ import torch
 
 from ..weights.scheme import Scheme, numbers_of
 from .contestants import COLD_CACHES, Contestant, LayerMaker, Site, WrongKernelError
-from .goals import MS, word
+from .goal_tables import CPU
+from .goals import word
 from .machine import last_level_cache
 from .results import NAMES
 from .run import draw, verify
@@ -112,7 +113,7 @@ def groups(budget_s: float) -> Iterator[Figure]:
     for family in ("w4a8", "w4a16"):
         sizes = [family, *(f"{family}g{size}" for size in numbers_of(family)[0].group_sizes)]
         schemes = [*sizes, f"{family}g128asym"]
-        for m in MS:
+        for m in CPU.ms:
             seconds = duel([(scheme, LARGE) for scheme in schemes], m, torch.bfloat16, "cold", budget_s)
             times = dict(zip(schemes, seconds, strict=True))
             slow, fast = (pick(sizes, key=times.__getitem__) for pick in (max, min))

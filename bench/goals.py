@@ -1,102 +1,130 @@
-"""The performance targets of ``--preset cpu-targets`` as data, and their evaluation."""
+"""Performance targets of presets as tables of data, their evaluation from results, and their text."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import product
+from fnmatch import fnmatchcase
 from statistics import geometric_mean
 from typing import Any
 
 from ..demo.table import text_table
+from .shapes import Shape
 
 Row = Mapping[str, Any]
+# A value, and the contestant that it is compared with, if any.
+Value = tuple[float, "str | None"]
 
-MS = (1, 4, 16, 64, 256)
-PEER, BF16, DENSE = "best peer of its width", "torch bf16", "nybble's dense kernel"
-LEGEND = (
-    "speed over the baseline: geometric mean of the shapes (worst shape) / target; met if the worst shape reaches it; "
-    "*: over torch bf16, else over the best peer of the same weight width"
-)
 STAR = "\\*"
-_KEYS = {PEER: "vs_peer", BF16: "vs_bf16", DENSE: "vs_dense"}
 
 
 @dataclass(frozen=True)
-class Target:
-    """At M = m, `scheme` must be at least `ratio` times as fast as the baseline on every shape."""
+class Measure:
+    """What a target bounds.
 
-    scheme: str
-    m: int
-    baseline: str
-    ratio: float
+    of: takes a result and all results of its cell (itself included); None if what it is compared with was not measured.
+    text: format of a value; unit: follows it once. at_most: whether the bound is an upper one. mark: follows the bound.
+    peers: globs on the names of the peers that it needs.
+    """
+
+    of: Callable[[Row, Sequence[Row]], Value | None]
+    text: str = "{:.2f}x"
+    unit: str = ""
+    at_most: bool = False
+    mark: str = ""
+    peers: tuple[str, ...] = ()
+
+    def meets(self, value: float, bound: float) -> bool:
+        return value <= bound if self.at_most else value >= bound
+
+
+def over(*names: str, mark: str = "") -> Measure:
+    """The speed over the fastest peer whose name matches one of the globs."""
+
+    def matches(_: Row, other: Row) -> bool:
+        return other["peer"] and any(fnmatchcase(other["contestant"], name) for name in names)
+
+    return Measure(faster_than(matches), mark=mark, peers=names)
+
+
+def faster_than(admits: Callable[[Row, Row], bool]) -> Callable[[Row, Sequence[Row]], Value | None]:
+    """The speed over the fastest result that `admits(mine, other)` lets in."""
+
+    def of(mine: Row, cell: Sequence[Row]) -> Value | None:
+        others = [row for row in cell if admits(mine, row)]
+        best = min(others, key=lambda row: row["us"], default=None)
+        return None if best is None else (best["us"] / mine["us"], best["contestant"])
+
+    return of
 
 
 @dataclass(frozen=True)
-class Limit:
-    """At M = m, the figure `name` of `scheme` must be at least, or at most, `bound` on every shape."""
+class Goal:
+    """A cell of a table: at M = m, the fastest of nybble's contestants with one of `schemes` must reach `bound`.
 
-    scheme: str
+    label: the line of the table. measure: key of the table's measures. bound: None: shown without a target.
+    least_cosine: schemes whose cosine was measured and is smaller do not count.
+    """
+
+    label: str
+    schemes: tuple[str, ...]
     m: int
-    name: str
-    bound: float
-    at_most: bool
+    measure: str
+    bound: float | None
+    least_cosine: float | None = None
 
 
-def _row(scheme: str, *ratios: float, dense_from: int = 5) -> tuple[Target, ...]:
-    """One line of the table; from column `dense_from` on, the baseline is torch bf16."""
-    return tuple(
-        Target(scheme, m, BF16 if column >= dense_from else PEER, ratio)
-        for column, (m, ratio) in enumerate(zip(MS, ratios, strict=True))
-    )
+@dataclass(frozen=True)
+class Table:
+    """The targets of a preset. by_mean: whether the geometric mean of the shapes must reach them; else the worst shape.
+
+    beside: measure whose worst value is added in brackets to each cell that has a value.
+    """
+
+    legend: str
+    ms: tuple[int, ...]
+    shapes: tuple[Shape, ...]
+    measures: Mapping[str, Measure]
+    goals: tuple[Goal, ...]
+    by_mean: bool = False
+    beside: str | None = None
+
+    @property
+    def schemes(self) -> tuple[str, ...]:
+        """The schemes of all goals, each once."""
+        return tuple(dict.fromkeys(scheme for goal in self.goals for scheme in goal.schemes))
+
+    @property
+    def peers(self) -> tuple[str, ...]:
+        """Globs on the names of all peers that the goals need."""
+        return tuple(dict.fromkeys(name for goal in self.goals for name in self.measures[goal.measure].peers))
 
 
-TARGETS = (
-    *_row("w4a8g128", 1.15, 1.3, 2.2, 1.8, 1.8),
-    *_row("w4a16g128", 1.0, 1.2, 1.3, 1.1, 0.9, dense_from=4),
-    *_row("w8a8", 1.0, 1.1, 1.3, 1.2, 1.08),
-    *_row("w8a16", 1.0, 1.1, 1.2, 1.0, 0.9, dense_from=2),
-)
-OF_BOUND, GOPS, OF_BYTES = "time over the byte bound", "GOP/s", "speed over dense, of its bytes over"
-LIMITS = (Limit("w4a8g128", 1, OF_BOUND, 1.15, at_most=True), Limit("w8a8", 256, GOPS, 1800, at_most=False))
-_FIGURES: dict[str, Callable[[Row], float | None]] = {
-    OF_BOUND: lambda row: 1 / row["roofline"],
-    GOPS: lambda row: row["gops"],
-    OF_BYTES: lambda row: row["vs_dense"] and row["vs_dense"] / row["bytes_vs_dense"],
-}
+def line(
+    label: str, measure: str, bounds: Mapping[int, float | None], schemes: Sequence[str] = (), **more: Any
+) -> tuple[Goal, ...]:
+    """The goals of a line of a table by M; lines with the same label are shown as one. schemes: default: the label."""
+    return tuple(Goal(label, tuple(schemes) or (label,), m, measure, bound, **more) for m, bound in bounds.items())
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A target and the result: geometric mean over the shapes, value and name of the worst shape, peer (or baseline) there.
+    """A goal and what was reached: geometric mean over the shapes, value and shape of the worst, contestant compared with.
 
-    met: whether the worst shape reaches the target; None if the baseline was not measured.
+    shapes: how many were measured, of how many. met: None if it has no bound, or not all shapes were measured.
     """
 
-    goal: Target | Limit
+    goal: Goal
+    shapes: tuple[int, int]
     mean: float | None = None
     worst: float | None = None
     worst_shape: str | None = None
     worst_peer: str | None = None
-
-    @property
-    def met(self) -> bool | None:
-        if self.worst is None:
-            return None
-        if isinstance(self.goal, Limit):
-            return self.worst <= self.goal.bound if self.goal.at_most else self.worst >= self.goal.bound
-        return self.worst >= self.goal.ratio
+    met: bool | None = None
 
     def line(self) -> dict[str, Any]:
         """The check as a result line."""
-        goal = asdict(self.goal)
-        reached = {
-            "mean": self.mean,
-            "worst": self.worst,
-            "worst_shape": self.worst_shape,
-            "worst_peer": self.worst_peer,
-        }
-        return {"kind": "target", **goal, **reached, "met": self.met}
+        return {"kind": "target", **asdict(self.goal), **{k: v for k, v in asdict(self).items() if k != "goal"}}
 
 
 def word(met: bool | None) -> str:
@@ -104,65 +132,113 @@ def word(met: bool | None) -> str:
     return {True: "met", False: "MISSED", None: "not measured"}[met]
 
 
-def check(goal: Target | Limit, rows: Iterable[Row]) -> Checked:
-    """The check of a target by the results of its scheme, one per shape."""
-    mine = [row for row in rows if row.get("scheme") == goal.scheme and row["m"] == goal.m]
-    values = [value for value in (_reached(goal, row) for row in mine) if value is not None]
-    if not values or len(values) < len(mine):
-        return Checked(goal)
-    lowest = not (isinstance(goal, Limit) and goal.at_most)
-    worst = min(values) if lowest else max(values)
-    row = mine[values.index(worst)]
-    peer = None if isinstance(goal, Limit) else row["best_peer"] if goal.baseline == PEER else goal.baseline
-    return Checked(goal, geometric_mean(values), worst, f"{row['n']}x{row['k']}", peer)
+def check(goal: Goal, table: Table, rows: Iterable[Row]) -> Checked:
+    """The check of a goal by results and, where it asks for a cosine, by lines of kind "cosine"."""
+    rows = list(rows)
+    measure, admitted = table.measures[goal.measure], _admitted(goal, rows)
+    found: dict[Shape, Value] = {}
+    for n, k in table.shapes:
+        cell = [r for r in rows if r["kind"] == "result" and (r["m"], r["n"], r["k"]) == (goal.m, n, k)]
+        mine = [row for row in cell if not row["peer"] and row["scheme"] in admitted]
+        value = measure.of(min(mine, key=lambda row: row["us"]), cell) if mine else None
+        if value is not None:
+            found[n, k] = value
+    count = (len(found), len(table.shapes))
+    if not found:
+        return Checked(goal, count)
+    mean = geometric_mean(value for value, _ in found.values())
+    shape = (max if measure.at_most else min)(found, key=lambda shape: found[shape][0])
+    worst, peer = found[shape]
+    judged = None
+    if goal.bound is not None and count[0] == count[1]:
+        judged = measure.meets(mean if table.by_mean else worst, goal.bound)
+    return Checked(goal, count, mean, worst, f"{shape[0]}x{shape[1]}", peer, judged)
 
 
-def _reached(goal: Target | Limit, row: Row) -> float | None:
-    if isinstance(goal, Limit):
-        return _FIGURES[goal.name](row)
-    ratio: float | None = row[_KEYS[goal.baseline]]
-    return ratio
+def _admitted(goal: Goal, rows: Sequence[Row]) -> tuple[str, ...]:
+    if goal.least_cosine is None:
+        return goal.schemes
+    known = {row["scheme"]: row["cosine"] for row in rows if row["kind"] == "cosine" and row["cosine"] is not None}
+    return tuple(scheme for scheme in goal.schemes if known.get(scheme, 1.0) >= goal.least_cosine)
 
 
-def checks(rows: Sequence[Row]) -> list[Checked]:
-    """The checks of all targets, in the order of the table, then of the limits."""
-    goals: tuple[Target | Limit, ...] = (*TARGETS, *LIMITS)
-    return [check(goal, rows) for goal in goals]
+def checks(table: Table, rows: Sequence[Row]) -> list[Checked]:
+    """The checks of all goals, in order."""
+    return [check(goal, table, rows) for goal in table.goals]
 
 
-def table(found: Sequence[Checked], markdown: bool = False) -> str:
-    """The table of targets, with mean, worst shape and target in each cell; below it one line per missed target."""
-    ratios = {(v.goal.scheme, v.goal.m): v for v in found if isinstance(v.goal, Target)}
-    schemes = list(dict.fromkeys(scheme for scheme, _ in ratios))
-    headers = ("", *(f"M={m}" for m in MS))
-    lines = [(scheme, *(_cell(ratios[scheme, m]) for m in MS)) for scheme in schemes]
+def show(table: Table, rows: Sequence[Row], markdown: bool = False) -> str:
+    """The table, with mean, worst shape and target in each cell; below it what was admitted, left out and missed."""
+    found = checks(table, rows)
+    headers = ("", *(f"M={m}" for m in table.ms))
+    labels = dict.fromkeys(checked.goal.label for checked in found)
+    lines = [(label, *(_cell(table, label, m, found, rows) for m in table.ms)) for label in labels]
     if markdown:
-        lines = [("---",) * len(headers), *lines]
-        drawn = "\n".join(f"| {' | '.join(line)} |" for line in (headers, *lines))
+        drawn = "\n".join(f"| {' | '.join(line)} |" for line in (headers, ("---",) * len(headers), *lines))
     else:
         drawn = text_table(headers, lines)
-    limits = [_limit_text(checked) for checked in found if isinstance(checked.goal, Limit)]
-    misses = [
-        f"MISSED {scheme} M={m}: {checked.worst:.2f}x of {checked.worst_peer} at {checked.worst_shape}"
-        for scheme, m in product(schemes, MS)
-        if (checked := ratios[scheme, m]).met is False
+    notes = (*_cosines(table, rows), *_left_out(table, rows), *(_miss(table, one) for one in found if one.met is False))
+    return "\n".join((table.legend, "", drawn, *(("", *notes) if notes else ()))).replace(
+        "*", STAR if markdown else "*"
+    )
+
+
+def _cell(table: Table, label: str, m: int, found: Sequence[Checked], rows: Sequence[Row]) -> str:
+    mine = [checked for checked in found if (checked.goal.label, checked.goal.m) == (label, m)]
+    parts = [_reached(table, checked) for checked in mine]
+    if table.beside and mine and mine[0].mean is not None:
+        beside = check(Goal(label, mine[0].goal.schemes, m, table.beside, None), table, rows)
+        if beside.worst is not None:
+            parts.append(f"[{table.measures[table.beside].text.format(beside.worst)} {table.beside}]")
+    return ", ".join(parts)
+
+
+def _reached(table: Table, checked: Checked) -> str:
+    """What a goal reached and whether it is met: "1.20x (1.10x) / 1.15x met"."""
+    goal, measure = checked.goal, table.measures[checked.goal.measure]
+    aim = "" if goal.bound is None else f" / {_bound(measure, goal.bound)}{measure.mark}"
+    if checked.mean is None or checked.worst is None:
+        return f"-{aim} {word(None)}" if aim else "-"
+    done, of = checked.shapes
+    verdict = f" ({done} of {of} shapes)" if done < of else f" {word(checked.met)}" if aim else ""
+    reached = f"{measure.text.format(checked.mean)} ({measure.text.format(checked.worst)}){measure.unit}"
+    return f"{reached}{aim}{verdict}"
+
+
+def _bound(measure: Measure, bound: float) -> str:
+    """A bound with the unit of its measure: "1.15x", "75%"."""
+    return f"{bound:.0%}" if "%" in measure.text else f"{bound:g}{'x' if measure.text.endswith('x') else ''}"
+
+
+def _miss(table: Table, checked: Checked) -> str:
+    goal, measure = checked.goal, table.measures[checked.goal.measure]
+    assert checked.mean is not None and checked.worst is not None, "missed goals were measured"  # noqa: S101, PT018
+    against = f" of {checked.worst_peer}" if checked.worst_peer else ""
+    worst = f"{measure.text.format(checked.worst)}{against} at {checked.worst_shape}"
+    reached = f"{measure.text.format(checked.mean)} (worst {worst})" if table.by_mean else worst
+    return f"MISSED {goal.label} M={goal.m}: {reached}"
+
+
+def _cosines(table: Table, rows: Iterable[Row]) -> list[str]:
+    """What was measured of the accuracy that some goals ask for."""
+    least = next((goal.least_cosine for goal in table.goals if goal.least_cosine is not None), None)
+    lines = []
+    for row in rows:
+        if row["kind"] != "cosine" or least is None:
+            continue
+        if row["cosine"] is None:
+            lines.append(f"{row['scheme']}: cosine of MiniLM not measured ({row['reason']}), admitted without it")
+        else:
+            verdict = "admitted" if row["cosine"] >= least else "not admitted"
+            lines.append(f"{row['scheme']}: cosine of MiniLM {row['cosine']:.4f} (>= {least:g}), {verdict}")
+    return lines
+
+
+def _left_out(table: Table, rows: Iterable[Row]) -> list[str]:
+    """The peers that the goals need and that did not run, with the reason."""
+    skipped = {row["contestant"]: row["reason"] for row in rows if row["kind"] == "skip"}
+    return [
+        f"left out: {name}: {reason}"
+        for name, reason in skipped.items()
+        if any(fnmatchcase(name, glob) for glob in table.peers)
     ]
-    return "\n".join((LEGEND, "", drawn, "", *limits, *misses)).replace("*", STAR if markdown else "*")
-
-
-def _cell(checked: Checked) -> str:
-    goal = checked.goal
-    assert isinstance(goal, Target), "limits are printed below the table"  # noqa: S101
-    target = f"{goal.ratio:g}x{'*' if goal.baseline == BF16 else ''}"
-    if checked.mean is None:
-        return f"- / {target} {word(None)}"
-    return f"{checked.mean:.2f}x ({checked.worst:.2f}x) / {target} {word(checked.met)}"
-
-
-def _limit_text(checked: Checked) -> str:
-    goal = checked.goal
-    assert isinstance(goal, Limit), "targets are printed in the table"  # noqa: S101
-    asked = f"{goal.scheme} M={goal.m} {goal.name} {'<=' if goal.at_most else '>='} {goal.bound:g}"
-    if checked.mean is None:
-        return f"{asked}: {word(None)}"
-    return f"{asked}: {checked.mean:.4g} (worst {checked.worst:.4g} at {checked.worst_shape}) {word(checked.met)}"

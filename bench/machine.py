@@ -74,11 +74,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def run_line(threads: Sequence[int], ceilings: dict[str, Any]) -> dict[str, Any]:
+def run_line(threads: Sequence[int], ceilings: dict[str, Any], preset: str | None) -> dict[str, Any]:
     """The first line of a result file."""
     machine = targets.detect()
     return {
         "kind": "run",
+        "preset": preset,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": commit(),
         "cpu": machine.cpu,

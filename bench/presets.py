@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -13,23 +12,22 @@ import torch
 from ..dispatch import targets
 from ..weights.sparsity import NofM
 from . import accuracy as language
-from . import crossover, sparse_goals
+from . import crossover, held
 from .contestants import Maker, PeerMaker, chosen, each_layout, layer_makers, peer_makers
-from .figures import FIGURES, LARGE, SCHEMES, Figure
-from .goals import MS, checks, table
+from .encoder import cosines, over_bf16
+from .figures import FIGURES
+from .goal_tables import AMX, AVX2, CPU, SPARSE
+from .goals import Table, checks, show
 from .peers import Peer
-from .peers.torch_dense import BF16, FP32
-from .results import Row
+from .peers.torch_dense import BF16
+from .results import Row, cell_of
 from .run import Grid, race
 from .shapes import SETS, Shape
 from .weights import WeightKind
 
 THREADS = 2
-DTYPE = torch.bfloat16
 # Seconds of timing for a figure: with few contestants, less is needed than for a cell with all peers.
 FIGURE_BUDGET_S = 2.0
-AVX2 = {"NYBBLE_TARGET": "avx2", "ATEN_CPU_CAPABILITY": "avx2"}
-LEAST_AVX2_SPEEDUP, LEAST_AVX2_MEMORY = 2.5, 0.85
 
 Put = Callable[[Sequence[Row]], None]
 
@@ -39,7 +37,8 @@ class Setup:
     """Arguments of a preset.
 
     shapes: for presets without fixed shapes. budget_s: seconds of timing per cell. put: outputs result lines. advance:
-    called after each cell. done: result lines of an interrupted run. only: globs that restrict what runs.
+    called after each cell. done: result lines of an interrupted run. only: globs that restrict what runs. mark: fields
+    added to each result line.
     """
 
     peers: Sequence[Peer]
@@ -50,41 +49,65 @@ class Setup:
     advance: Callable[[str], None]
     done: Sequence[Row] = ()
     only: Sequence[str] = ()
+    mark: Mapping[str, Any] = field(default_factory=dict)
+
+    def wants(self, name: str) -> bool:
+        """Whether what has this name is to be run."""
+        return not self.only or any(fnmatchcase(name, glob) for glob in self.only)
 
 
 def cpu_targets(setup: Setup) -> Iterator[str]:
     """Times nybble's layers against the peers; yields the table of targets, then each other figure."""
-    makers = [*layer_makers(SCHEMES), *peer_makers(setup.peers, ())]
-    found = checks(_results(makers, _grid(SETS["targets"], MS, setup), setup))
-    setup.put([checked.line() for checked in found])
-    yield table(found)
+    rows = _results(_contestants(CPU, setup), _grid(CPU.shapes, CPU.ms, setup), setup)
+    yield _table(CPU, rows, setup)
     for figures in FIGURES:
-        for figure in figures(FIGURE_BUDGET_S):
-            setup.put([figure.line()])
-            yield str(figure)
+        if setup.wants(figures.__name__):
+            for figure in figures(FIGURE_BUDGET_S):
+                setup.put([figure.line()])
+                yield str(figure)
         setup.advance(figures.__name__)
 
 
 def avx2_targets(setup: Setup) -> Iterator[str]:
-    """Times nybble's w8a8 and torch fp32, both limited to AVX2; yields each figure."""
-    fp32 = [PeerMaker(peer) for peer in setup.peers if peer.name == FP32]
-    rows = _results([*layer_makers(["w8a8"]), *fp32], _grid([LARGE], (1, 256), setup), setup)
-    for figure in _avx2_figures(rows):
-        setup.put([figure.line()])
-        yield str(figure)
+    """Times layers limited to AVX2, those of large models from memory, those of MiniLM from the cache; yields the table."""
+    makers, dtype = _contestants(AVX2, setup), torch.float32
+    small = SETS["minilm"]
+    large = tuple(shape for shape in AVX2.shapes if shape not in small)
+    grid = replace(_grid(large, AVX2.ms, setup), dtypes=(dtype,))
+    rows = _results(makers, grid, setup)
+    rows += _results(makers, replace(grid, shapes=small, caches=("hot",), budget_s=setup.budget_s / 2), setup)
+    rows += _cosines(AVX2, setup)
+    yield _table(AVX2, rows, setup)
+
+
+def amx_targets(setup: Setup) -> Iterator[str]:
+    """Times int8 layers on a CPU with AMX; yields the table of targets, and the speed of MiniLM.
+
+    Raises:
+        ValueError: nybble cannot use AMX here; the message says why.
+    """
+    machine = targets.detect()
+    if "amx" not in machine.targets:
+        reason = machine.missing.get("amx", "nybble has no kernels for it")
+        raise ValueError(f"--preset amx-targets: this machine ({machine.cpu}) cannot run AMX kernels: {reason}")
+    yield _table(AMX, _results(_contestants(AMX, setup), _grid(AMX.shapes, AMX.ms, setup), setup), setup)
+    if setup.wants("minilm"):
+        for figure in over_bf16():
+            setup.put([figure.line()])
+            yield str(figure)
+    setup.advance("minilm")
 
 
 def sparse_targets(setup: Setup) -> Iterator[str]:
     """Times sparse kernels against nybble's dense ones and the peers; yields the table of targets."""
-    kernels = [chosen(kind, DTYPE) for kind in (*sparse_goals.BASELINES, *sparse_goals.KINDS)]
+    dense = dict.fromkeys(str(WeightKind.parse(kind).scheme.dense) for kind in SPARSE.schemes)
+    kernels = [chosen(kind, torch.bfloat16) for kind in (*dense, *SPARSE.schemes)]
     sparse_peers = [peer for peer in setup.peers if peer.sparse or peer.name == BF16]
     makers: list[Maker] = [
         *kernels,
         *peer_makers(sparse_peers, [kernel.kind for kernel in kernels if _with_peers(kernel.kind)]),
     ]
-    rows = _results(makers, _grid(sparse_goals.SHAPES, sparse_goals.MS, setup), setup)
-    setup.put([checked.line() for checked in sparse_goals.checks(rows)])
-    yield sparse_goals.table(rows)
+    yield _table(SPARSE, _results(makers, _grid(SPARSE.shapes, SPARSE.ms, setup), setup), setup)
 
 
 def accuracy(setup: Setup) -> Iterator[str]:
@@ -92,65 +115,91 @@ def accuracy(setup: Setup) -> Iterator[str]:
     yield from language.accuracy(setup.put, setup.advance, setup.done, setup.only)
 
 
-def _with_peers(kind: WeightKind) -> bool:
-    """Whether sparse peers are timed too: they are slow, and N:M patterns would repeat the unstructured result."""
-    return not isinstance(kind.scheme.sparsity, NofM)
-
-
 def sparse_crossover(setup: Setup) -> Iterator[str]:
     """Times each series of sparse weights against dense kernels and torch bf16; yields the crossover table."""
-    dense: list[Maker] = [chosen(crossover.INT8, DTYPE), chosen(crossover.INT4, DTYPE)]
+    dense: list[Maker] = [chosen(crossover.INT8, torch.bfloat16), chosen(crossover.INT4, torch.bfloat16)]
     dense += [PeerMaker(peer) for peer in setup.peers if peer.name == BF16]
     grid = _grid(setup.shapes, crossover.MS, setup)
     rows = []
     for series, kinds in crossover.SERIES.items():
         makers = [*dense, *(maker for kind in kinds for maker in each_layout(kind))]
-        rows += _results(makers, grid, setup, {"series": series})
+        rows += _results(makers, grid, replace(setup, mark={"series": series}))
     yield crossover.table(crossover.maps(rows))
 
 
-def _results(makers: Sequence[Maker], grid: Grid, setup: Setup, mark: Row | None = None) -> list[Row]:
-    """The results of a race. Outputs all lines as they come, each extended by `mark`."""
-    rows = []
-    for lines in race(makers, grid, setup.ceilings, setup.advance):
-        marked = [{**line, **(mark or {})} for line in lines]
+def _with_peers(kind: WeightKind) -> bool:
+    """Whether sparse peers are timed too: they are slow, and N:M patterns would repeat the unstructured result."""
+    return not isinstance(kind.scheme.sparsity, NofM)
+
+
+def _contestants(table: Table, setup: Setup) -> list[Maker]:
+    """nybble's layers and the dense peers that the table names."""
+    named = [peer for peer in setup.peers if any(fnmatchcase(peer.name, glob) for glob in table.peers)]
+    return [*layer_makers(table.schemes), *peer_makers([peer for peer in named if peer.sparse is None], ())]
+
+
+def _results(makers: Sequence[Maker], grid: Grid, setup: Setup) -> list[Row]:
+    """The results and skips of a race, with the setup's mark. Cells that the interrupted run has are not run again."""
+    old = [row for row in setup.done if setup.mark.items() <= row.items() and (row["kind"] == "skip" or grid.has(row))]
+    finished = {cell_of(row) for row in old if row["kind"] == "result"}
+    setup.put(old)
+    rows = list(old)
+    wanted = replace(grid, wanted=lambda cell: cell not in finished and setup.wants(cell))
+    for lines in race(makers, wanted, setup.ceilings, setup.advance):
+        marked = [{**line, **setup.mark} for line in lines]
         setup.put(marked)
-        rows += [line for line in marked if line["kind"] == "result"]
+        rows += marked
     return rows
 
 
-def _avx2_figures(rows: Sequence[Row]) -> Iterator[Figure]:
-    us = {(row["contestant"], row["m"]): row["us"] for row in rows}
-    if (FP32, 256) in us:
-        ratio = us[FP32, 256] / us["nybble w8a8", 256]
-        yield Figure("avx2 w8a8 4096x4096 M=256 over torch fp32", ratio, "x", LEAST_AVX2_SPEEDUP, at_most=False)
-    (one,) = (row for row in rows if row["scheme"] == "w8a8" and row["m"] == 1)
-    yield Figure(
-        "avx2 w8a8 4096x4096 M=1, share of the read speed", one["roofline"], "", LEAST_AVX2_MEMORY, at_most=False
-    )
+def _table(table: Table, rows: Sequence[Row], setup: Setup) -> str:
+    """The table as text; outputs the lines of its goals."""
+    setup.put([checked.line() for checked in checks(table, rows)])
+    return show(table, rows)
+
+
+def _cosines(table: Table, setup: Setup) -> list[Row]:
+    schemes = dict.fromkeys(scheme for goal in table.goals if goal.least_cosine is not None for scheme in goal.schemes)
+    known = [row for row in setup.done if row["kind"] == "cosine" and row["scheme"] in schemes]
+    missing = [scheme for scheme in schemes if scheme not in {row["scheme"] for row in known}]
+    rows = [*known, *(cosines(missing) if setup.wants("minilm") else ())]
+    setup.put(rows)
+    setup.advance("minilm")
+    return rows
 
 
 def _grid(shapes: Sequence[Shape], ms: Sequence[int], setup: Setup) -> Grid:
-    return Grid(shapes, ms, (DTYPE,), (THREADS,), ("cold",), setup.budget_s)
+    return Grid(shapes, ms, (torch.bfloat16,), (THREADS,), ("cold",), setup.budget_s)
 
 
-def hold_to_avx2(argv: Sequence[str]) -> None:
-    """Restarts this process with nybble and torch limited to AVX2 by environment variables; returns if they are set."""
-    if any(os.environ.get(name) != value for name, value in AVX2.items()):
-        command = [sys.executable, "-m", "nybble.bench", *argv]
-        os.execve(sys.executable, command, {**os.environ, **AVX2})  # noqa: S606 (this program itself)
-    if targets.detect().targets[-1] != "avx2":
-        raise ValueError("--preset avx2-targets: this CPU has no AVX2")
+@dataclass(frozen=True)
+class Preset:
+    """A fixed run.
+
+    steps: number of calls of `advance` for given shapes and globs. budget_s: default seconds of timing per cell.
+    restart: called first with the command line; may start the program anew in another environment. peers: which of the
+    peers take part. mark: fields added to each result line.
+    """
+
+    run: Callable[[Setup], Iterator[str]]
+    steps: Callable[[Sequence[Shape], Sequence[str]], int]
+    budget_s: float = 10.0
+    restart: Callable[[Sequence[str]], None] = lambda _: None
+    peers: Callable[[Sequence[Peer]], Sequence[Peer]] = lambda peers: peers
+    mark: Callable[[], Mapping[str, Any]] = dict
 
 
-# Name -> (function that runs it, number of progress steps for given shapes and globs).
-PRESETS: dict[str, tuple[Callable[[Setup], Iterator[str]], Callable[[Sequence[Shape], Sequence[str]], int]]] = {
-    "cpu-targets": (cpu_targets, lambda *_: len(SETS["targets"]) * len(MS) + len(FIGURES)),
-    "avx2-targets": (avx2_targets, lambda *_: 2),
-    "sparse-targets": (sparse_targets, lambda *_: len(sparse_goals.SHAPES) * len(sparse_goals.MS)),
-    "sparse-crossover": (
-        sparse_crossover,
-        lambda shapes, _: len(shapes) * len(crossover.MS) * len(crossover.SERIES),
+def _of_table(table: Table, more: int = 0) -> Callable[[Sequence[Shape], Sequence[str]], int]:
+    return lambda *_: len(table.shapes) * len(table.ms) + more
+
+
+PRESETS: dict[str, Preset] = {
+    "cpu-targets": Preset(cpu_targets, _of_table(CPU, len(FIGURES))),
+    "avx2-targets": Preset(avx2_targets, _of_table(AVX2, 1), 5.0, held.restart, held.admit, held.mark),
+    "amx-targets": Preset(amx_targets, _of_table(AMX, 1), 5.0),
+    "sparse-targets": Preset(sparse_targets, _of_table(SPARSE)),
+    "sparse-crossover": Preset(
+        sparse_crossover, lambda shapes, _: len(shapes) * len(crossover.MS) * len(crossover.SERIES)
     ),
-    "accuracy": (accuracy, lambda _, only: language.steps(only)),
+    "accuracy": Preset(accuracy, lambda _, only: language.steps(only)),
 }

@@ -22,7 +22,8 @@ _OURS = {
 }
 _PEERS = {4: "v", 8: "s", 16: "o", 32: "D"}
 _GREY, _INK = "#8d949e", "#30363d"
-_COMPUTE = {"int8_gops": "int8", "bf16_gflops": "bf16", "fp32_gflops": "fp32"}
+# From the narrowest; a peak that equals the one before is not drawn twice, and older files lack some.
+_COMPUTE = {"int4_gops": "int4", "int7_gops": "int7", "int8_gops": "int8", "bf16_gflops": "bf16", "fp32_gflops": "fp32"}
 
 
 def roofline_png(rows: Sequence[Row]) -> bytes:
@@ -64,7 +65,7 @@ def _points(rows: Sequence[Row]) -> Iterator[tuple[float, float, Row]]:
 def _panel(axis: Any, rows: Sequence[Row], limits: Mapping[str, float]) -> None:
     points = list(_points(rows))
     left, right = min(x for x, _, _ in points) / 1.5, max(x for x, _, _ in points) * 2
-    top = max(limits[name] for name in _COMPUTE)
+    top = max(_peaks(limits).values())
     axis.set(xscale="log", yscale="log", xlim=(left, right), ylim=(min(y for _, y, _ in points) / 1.6, top * 1.6))
     axis.set_xlabel("operations per byte of weights, activations and output")
     axis.set_ylabel("attained: 10⁹ operations per second")
@@ -95,9 +96,16 @@ def _marks(
         )
 
 
+def _peaks(limits: Mapping[str, float]) -> dict[str, float]:
+    """The multiply rates to draw, by name: of equal ones the last."""
+    names = {limits[key]: name for key, name in _COMPUTE.items() if key in limits}
+    return {name: rate for rate, name in names.items()}
+
+
 def _ceilings(axis: Any, limits: Mapping[str, float], left: float, right: float) -> None:
     """Memory bandwidths as slopes up to the highest peak; multiply rates as horizontal lines from the L3 slope on."""
-    top = max(limits[name] for name in _COMPUTE)
+    peaks = _peaks(limits)
+    top = max(peaks.values())
     dram, l3 = max(limits["dram_gbps"], limits["dram_huge_gbps"]), limits["l3_gbps"]
     for name, rate, style in (("DRAM", dram, "-"), ("L3", l3, ":")):
         axis.plot(
@@ -106,8 +114,7 @@ def _ceilings(axis: Any, limits: Mapping[str, float], left: float, right: float)
         x = left * 1.12
         slope = {"rotation": 45, "rotation_mode": "anchor", "transform_rotates_text": True}
         _label(axis, f"{name} {rate:.0f} GB/s", (x, x * rate), (0, 4), **slope)
-    for key, name in _COMPUTE.items():
-        rate = limits[key]
+    for name, rate in peaks.items():
         axis.plot([min(max(left, rate / l3), right), right], [rate, rate], "-", color=_INK, linewidth=1.2)
         _label(axis, f"{name} {rate:.0f}", (right, rate), (5, -3))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .ceilings import PEAKS
 from .contestants import Contestant
 from .machine import last_level_cache
 from .peers.torch_dense import BF16
@@ -33,6 +34,12 @@ class Cell:
     def __str__(self) -> str:
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
         return f"{self.n}x{self.k} m={self.m} {NAMES[self.dtype]} {threads} {self.cache}"
+
+
+def cell_of(row: Mapping[str, Any]) -> str:
+    """The name of a result's cell."""
+    names = ("m", "n", "k", "threads", "cache")
+    return str(Cell(**{name: row[name] for name in names}, dtype=DTYPES[row["dtype"]]))
 
 
 def rows_of(
@@ -111,6 +118,7 @@ def _speed(cell: Cell, contestant: Contestant, timing: Timing, limits: Mapping[s
         "gbps": round(moved / us / 1e3, 2),
         "gops": round(operations / us / 1e3, 1),
         "multiply": contestant.multiply,
+        "peak": limits[PEAKS[contestant.multiply]],
         "bound": bound,
         "roofline": round(bound_us / us, 4),
         "read_gbps": limits.get("read_gbps"),
@@ -127,7 +135,7 @@ def roofline(limits: Mapping[str, float], multiply: str, moved: int, operations:
     cached = cache == "hot" and moved <= last_level_cache()
     reads = limits["l3_gbps"] if cached else limits.get("read_gbps", probed)
     memory = moved / reads / 1e3
-    compute = operations / limits["int8_gops" if multiply == "int8" else f"{multiply}_gflops"] / 1e3
+    compute = operations / limits[PEAKS[multiply]] / 1e3
     return ("memory", memory) if memory >= compute else ("compute", compute)
 
 

@@ -13,14 +13,14 @@ from torch import Tensor
 from .contestants import COLD_CACHES, Contestant, Maker, NotHereError, Site, WrongKernelError
 from .machine import last_level_cache
 from .peers.peer import OPENMP
-from .results import Cell, Row, rows_of
+from .results import NAMES, Cell, Row, rows_of
 from .shapes import Shape
 from .timing import Call, Runner, in_turns
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The cells to run: all combinations. budget_s: seconds of timing per cell, without warm-up."""
+    """The cells to run: all combinations whose names are `wanted`. budget_s: seconds of timing per cell, without warm-up."""
 
     shapes: Sequence[Shape]
     ms: Sequence[int]
@@ -28,6 +28,7 @@ class Grid:
     threads: Sequence[int]
     caches: Sequence[str]
     budget_s: float
+    wanted: Callable[[str], bool] = lambda _: True
 
     @property
     def cells(self) -> int:
@@ -36,6 +37,15 @@ class Grid:
         for size in sizes:
             count *= len(size)
         return count
+
+    def has(self, row: Mapping[str, Any]) -> bool:
+        """Whether a line is a result of one of the cells."""
+        return (
+            row["kind"] == "result"
+            and (row["n"], row["k"]) in self.shapes
+            and (row["m"], row["cache"], row["threads"]) in product(self.ms, self.caches, self.threads)
+            and row["dtype"] in map(NAMES.__getitem__, self.dtypes)
+        )
 
 
 def race(
@@ -69,6 +79,12 @@ def _race_shape(
     advance: Callable[[str], None],
 ) -> Iterator[list[Row]]:
     threads, (n, k), dtype = where
+    cells = [Cell(m, n, k, dtype, threads, cache) for cache, m in product(grid.caches, grid.ms)]
+    wanted = [cell for cell in cells if grid.wanted(str(cell))]
+    if not wanted:
+        for cell in cells:
+            advance(str(cell))
+        return
     weight, x = draw((n, k), max(grid.ms))
     cold = COLD_CACHES * last_level_cache() if "cold" in grid.caches else 0
     with torch.inference_mode():
@@ -76,19 +92,20 @@ def _race_shape(
         contestants, skips = _enter(makers, site, x, grid.ms)
         yield skips
         read_bytes, reads = reading(site, contestants[0].weight_bytes)
-        for cache, m in product(grid.caches, grid.ms):
-            cell = Cell(m, n, k, dtype, threads, cache)
-            runners = []
-            for contestant in contestants:
-                calls = contestant.bind(x[:m].to(contestant.dtype))
-                runners.append(Runner(calls if cache == "cold" else calls[:1], contestant.pool))
-            limits = dict(ceilings["threads"][str(threads)])
-            if cache == "cold":
-                runners.append(Runner(reads, OPENMP))
-            timings, spread = in_turns(runners, grid.budget_s)
-            if cache == "cold":
-                limits["read_gbps"] = round(read_bytes / timings.pop().median / 1e9, 2)
-            yield rows_of(cell, contestants, timings, spread, limits)
+        for cell in cells:
+            if cell in wanted:
+                calls = [contestant.bind(x[: cell.m].to(contestant.dtype)) for contestant in contestants]
+                limits = dict(ceilings["threads"][str(threads)])
+                runners = [
+                    Runner(each if cell.cache == "cold" else each[:1], contestant.pool)
+                    for each, contestant in zip(calls, contestants, strict=True)
+                ]
+                if cell.cache == "cold":
+                    runners.append(Runner(reads, OPENMP))
+                timings, spread = in_turns(runners, grid.budget_s)
+                if cell.cache == "cold":
+                    limits["read_gbps"] = round(read_bytes / timings.pop().median / 1e9, 2)
+                yield rows_of(cell, contestants, timings, spread, limits)
             advance(str(cell))
 
 

@@ -17,11 +17,12 @@ from nybble.dispatch.registry import specs
 
 cli = importlib.import_module("nybble.bench.__main__")
 
-LIMITS = {"dram_gbps": 40, "dram_huge_gbps": 45, "l3_gbps": 200, "int8_gops": 2000, "bf16_gflops": 900}
+LIMITS = {"dram_gbps": 40, "dram_huge_gbps": 45, "l3_gbps": 200, "bf16_gflops": 900}
+LIMITS |= {"int8_gops": 2000, "int7_gops": 2100, "int4_gops": 2200}
 CEILINGS = {"threads": {"1": {**LIMITS, "fp32_gflops": 500}}}
 KEYS = """
     kind contestant peer scheme weight_bits dtype takes m n k threads cache us us_p10 us_p90 bytes gbps gops multiply
-    bound roofline read_gbps spread noisy rounds vs_bf16 best_peer vs_peer pattern kept vs_dense bytes_vs_dense
+    peak bound roofline read_gbps spread noisy rounds vs_bf16 best_peer vs_peer pattern kept vs_dense bytes_vs_dense
 """
 TINY = run.Grid(((48, 64),), (1, 5), (torch.bfloat16,), (1,), ("hot",), 0.001)
 W4A8 = WeightKind.parse("w4a8g32")
@@ -49,7 +50,7 @@ def test_every_default_is_one_that_the_parser_would_read():
     assert args.shapes == ((4096, 4096),)
     assert args.m == [1, 4, 16, 64, 256]
     assert args.dtype == [torch.bfloat16]
-    assert args.budget > 0
+    assert args.budget is None
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_a_run_writes_the_run_then_its_results(monkeypatch, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed == (tmp_path / "a").read_text()
     first, *rest = (json.loads(line) for line in printed.splitlines())
-    assert set(first) == {"kind", "date", "commit", "cpu", "targets", "threads", "versions", "ceilings"}
+    assert set(first) == {"kind", "preset", "date", "commit", "cpu", "targets", "threads", "versions", "ceilings"}
     assert [(line["kind"], line["contestant"], line["m"]) for line in rest] == [
         ("result", name, m) for m in (1, 5) for name in ("w4a8_scalar", "torch bf16")
     ]

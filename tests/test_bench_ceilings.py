@@ -21,6 +21,8 @@ OPERATIONS = {
     "int8_scalar": 4 * 8 * 2,
     "fp32_scalar": 4 * 8 * 2,
     "int8_avx2": 8 * 8 * 2 * 2,
+    "int7_avx2": 8 * 8 * 4 * 2,
+    "int4_avx2": 8 * 16 * 2 * 2,
     "int8_avxvnni": 12 * 8 * 4 * 2,
     "fp32_fma": 12 * 8 * 2,
     "int8_avx512vnni": 24 * 16 * 4 * 2,
@@ -91,14 +93,65 @@ def test_measured_once_then_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -
         return {**LIMITS, "dram_gbps": float(threads)}
 
     monkeypatch.setattr(ceilings, "measure", measure)
-    first = ceilings.ceilings([1, 2])
+    first = ceilings.ceilings([2])
+    assert first["threads"].keys() == {"2"}
     assert first["threads"]["2"]["dram_gbps"] == 2.0
-    assert ceilings.ceilings([2, 1]) == first
-    assert calls == [1, 2]
+    assert ceilings.ceilings([2, 1])["threads"]["2"] == first["threads"]["2"]
+    assert calls == [1, 2], "one thread is measured too"
     ceilings.ceilings([2], remeasure=True)
-    assert calls == [1, 2, 2]
+    assert calls == [1, 2, 1, 2]
     assert stat.S_IMODE(cache.stat().st_mode) == 0o700
     assert len(list(cache.iterdir())) == 2, "no temporary file is left"
+
+
+@pytest.fixture
+def shaky(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Probes of a machine that makes 10^9 operations a second a thread; a core is taken away in two of three windows."""
+    calls: list[tuple[str, int]] = []
+
+    def probe(name: str, threads: int, amount: int, **how: object) -> tuple[float, int]:
+        calls.append((name, threads))
+        window = calls.count(calls[0])  # the first probe opens each window
+        return (1.0 if window == 2 else 10.0), threads * 10**9
+
+    monkeypatch.setattr(native, "probe", probe)
+    return calls
+
+
+def test_a_window_in_which_a_core_was_taken_away_does_not_count(shaky: list[tuple[str, int]]) -> None:
+    found = ceilings.measure(2)
+    assert found.keys() == set(NAMES)
+    assert set(found.values()) == {2.0}
+    assert len({name for name, _ in shaky}) >= 3
+
+
+def test_two_threads_are_never_below_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = {1: 167.0, 2: 51.0, 4: 300.0}
+    monkeypatch.setattr(ceilings, "measure", lambda threads: dict.fromkeys(NAMES, rates[threads]))
+    found = ceilings.ceilings([1, 2, 4])["threads"]
+    assert {count: set(limits.values()) for count, limits in found.items()} == {
+        "1": {167.0},
+        "2": {167.0},
+        "4": {300.0},
+    }
+
+
+def test_fewer_bits_have_at_least_the_peak_of_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = {"int8": 5.0, "int7": 4.0, "int4": 3.0, "fp32": 2.0, "bf16": 1.0, "read": 9.0}
+    table = [(f"{kind}_scalar", kind, "") for kind in rates]
+    monkeypatch.setattr(native, "probes", lambda: table)
+    monkeypatch.setattr(native, "probe", lambda name, *_, **__: (1.0, int(rates[name.split("_")[0]] * 1e9)))
+    found = ceilings.measure(1)
+    assert [found[name] for name in ("int4_gops", "int7_gops", "int8_gops")] == [5.0, 5.0, 5.0]
+    assert (found["bf16_gflops"], found["fp32_gflops"]) == (2.0, 2.0)
+
+
+def test_probes_are_held_to_the_targets_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = [(f"int8_{feature}", "int8", "") for feature in ("scalar", "avx2", "avxvnni", "avx512vnni")]
+    monkeypatch.setattr(native, "probes", lambda: table)
+    machine = ceilings.targets.Machine("A CPU", (), ("torch", "scalar", "avx2"), {}, "avx2")
+    monkeypatch.setattr(ceilings.targets, "detect", lambda: machine)
+    assert ceilings._probes("int8") == ["int8_scalar", "int8_avx2"]
 
 
 def _change(path: Path, **changes: object) -> str:

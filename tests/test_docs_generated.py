@@ -10,6 +10,7 @@ import pytest
 from nybble.bench import docs
 from nybble.bench.__main__ import main as bench
 from nybble.bench.docs_results import read_results
+from nybble.bench.goal_tables import AVX2, CPU, SPARSE
 
 
 @pytest.fixture
@@ -65,15 +66,27 @@ def test_the_picture_shows_the_newest_demo_of_each_machine_and_who_wins(reposito
 
 def test_every_kind_of_result_has_a_table(repository):
     figure = {"kind": "figure", "name": "overhead", "value": 3.0, "unit": " us", "bound": 5.0, "at_most": True}
-    result = {"kind": "result", "scheme": "w8a8", "m": 1, "n": 64, "k": 64, "vs_peer": 1.5, "vs_bf16": 2.0,
-              "best_peer": "peer", "roofline": 0.5, "gops": 1.0}  # fmt: skip
-    sparse = {**result, "scheme": "sp50w8a8", "vs_dense": 1.45, "bytes_vs_dense": 2.0}
+
+    def results(table, scheme, speed, m=1):
+        """nybble's scheme on the shapes of a table, and a peer and the dense kernel that take `speed` times as long."""
+        common = {"kind": "result", "m": m, "weight_bits": 8, "roofline": 0.5, "gops": 1.0, "peak": 2.0}
+        names = {
+            scheme: 10.0,
+            "torch dynamic x86": 10.0 * speed,
+            **({} if scheme == "w8a8" else {"w8a8": 10.0 * speed}),
+        }
+        return [
+            {**common, "contestant": name, "peer": "torch" in name, "scheme": None if "torch" in name else name,
+             "n": n, "k": k, "us": us, "pattern": "sp50" if name == "sp50w8a8" else None, "bytes_vs_dense": 2.0}
+            for n, k in table.shapes for name, us in names.items()
+        ]  # fmt: skip
+
     model = {"kind": "model", "contestant": "nybble w8a8", "threads": 2, "decode_tokens_s": 59.7}
     loss = {"kind": "accuracy", "setting": "w8a8", "name": "rtn", "seed": 0, "nats": 0.0005}
     run = {"kind": "run", "threads": [2], "commit": "0123456789", "versions": {"python": "3.11", "torch": "2.13.0"}}
-    add(repository, "one-cpu-targets-2026-01-01.jsonl", run, result, figure)
-    add(repository, "one-avx2-targets-2026-01-01.jsonl", figure)
-    add(repository, "one-sparse-targets-2026-01-01.jsonl", sparse)
+    add(repository, "one-cpu-targets-2026-01-01.jsonl", run, *results(CPU, "w8a8", 1.5), figure)
+    add(repository, "one-avx2-targets-2026-01-01.jsonl", *results(AVX2, "w8a8", 1.25))
+    add(repository, "one-sparse-targets-2026-01-01.jsonl", *results(SPARSE, "sp50w8a8", 1.45))
     add(repository, "one-model-2026-01-01.jsonl", model)
     add(repository, "two-accuracy-2026-01-01.jsonl", loss)
     add(repository, "two-demo-sparse-2026-01-01.json", demo(2.0, 2.0))
@@ -87,6 +100,7 @@ def test_every_kind_of_result_has_a_table(repository):
         "2026-01-01, `bench/results/one-model-2026-01-01.jsonl`.",
         "2026-01-01, 1 thread, torch 9, `bench/results/two-demo-sparse-2026-01-01.json`.",
         "| w8a8 | 1.50x (1.50x) / 1x met |",
+        "| w8a8 over the best int8 peer | 1.25x (1.25x) / 1.15x met |",
         "- overhead: 3 us (<= 5 us) met",
         "| sp50w8a8 | 1.45x (1.45x) / 1.4x met",
         "| nybble w8a8 | 2 | 59.7 |",

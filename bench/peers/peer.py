@@ -28,6 +28,7 @@ class Peer:
     pool: the thread pool it uses. Threads of a pool spin for a while after a call, and disturb other pools.
     needs: modules that must be installed.
     sparse: prefix of the names of sparsity patterns that it supports, "sp" or "bs32x32"; None: it is dense.
+    refused: why it takes no part in this run; None: it does.
     size: bytes that it stores for a sparse weight (N, K); None: weight_bits per weight, without scales.
     """
 
@@ -40,9 +41,12 @@ class Peer:
     needs: tuple[str, ...] = ()
     sparse: str | None = None
     size: Callable[[Tensor], int] | None = None
+    refused: str | None = None
 
     def why_not(self) -> str | None:
         """Why it cannot run here; None if it can."""
+        if self.refused is not None:
+            return self.refused
         absent = [name for name in self.needs if find_spec(name) is None]
         return f"{' and '.join(absent)} not installed (pip install 'nybble[peers]')" if absent else None
 

@@ -1,0 +1,65 @@
+"""Runs that are held to AVX2 on a CPU that has more, so that it measures what a CPU without AVX-512 would.
+
+Every library is held by an environment variable that it reads when it is loaded. A library without one is left out, unless
+the user says by NYBBLE_BENCH_HELD that it is held in another way.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+from .. import native
+from .peers import Peer
+
+# Read by nybble, by torch, by oneDNN, by FBGEMM (torch's engine "x86") and by MKL.
+VARIABLES = {
+    "NYBBLE_TARGET": "avx2",
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+}
+# Libraries without a variable, by the module that a peer needs.
+FREE = {"onnxruntime": "its kernels are chosen by CPUID alone"}
+# Comma-separated modules of FREE that the user vouches for: held in another way.
+VOUCHED = "NYBBLE_BENCH_HELD"
+_MORE = ("avxvnni", "avx512f")
+
+
+def needed() -> bool:
+    """Whether this CPU has more than AVX2, so that a run must be held."""
+    return any(feature in native.cpu()[1] for feature in _MORE)
+
+
+def restart(argv: Sequence[str]) -> None:
+    """Restarts this process with everything limited to AVX2; returns where that is so, or is not needed.
+
+    Raises:
+        ValueError: the CPU has no AVX2.
+    """
+    if "avx2" not in native.cpu()[1]:
+        raise ValueError(f"--preset avx2-targets: this CPU ({native.cpu()[0]}) has no AVX2")
+    if needed() and any(os.environ.get(name) != value for name, value in VARIABLES.items()):
+        command = [sys.executable, "-m", "nybble.bench", *argv]
+        os.execve(sys.executable, command, {**os.environ, **VARIABLES})  # noqa: S606 (this program itself)
+
+
+def mark() -> dict[str, str]:
+    """What each result line of a held run says; {} where nothing is held."""
+    return {"held": f"held to avx2 on {native.cpu()[0]}"} if needed() else {}
+
+
+def admit(peers: Sequence[Peer]) -> tuple[Peer, ...]:
+    """The peers, those that cannot be held with the reason."""
+    return tuple(replace(peer, refused=_why_not(peer)) for peer in peers) if needed() else tuple(peers)
+
+
+def _why_not(peer: Peer) -> str | None:
+    vouched = os.environ.get(VOUCHED, "").split(",")
+    module = next((module for module in peer.needs if module in FREE and module not in vouched), None)
+    if module is None:
+        return None
+    return f"cannot be held to AVX2: {FREE[module]} ({VOUCHED}={module} says that it is held in another way)"
