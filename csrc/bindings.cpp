@@ -70,6 +70,9 @@ py::list table() {
     row["layout"] = e.layout;
     row["panel"] = e.panel;
     row["block_rows"] = e.block_rows;
+    row["columns"] = e.columns;
+    row["decoded"] = e.decoded;
+    row["least_rows"] = e.least_rows;
     row["built"] = e.built();
     rows.append(row);
   }

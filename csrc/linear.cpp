@@ -1,11 +1,13 @@
 #include "linear.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <new>
 #include <stdexcept>
 #include <string>
 
+#include "blocking.h"
 #include "parallel.h"
 #include "sparse.h"
 
@@ -16,14 +18,6 @@ namespace {
 // Below this many multiply-adds a call runs on one thread: waking others gains little on an idle machine and costs much
 // on a busy one.
 constexpr int64_t kSerialProducts = 1 << 19;
-// From this many on, each thread's share is split into pieces, to balance cores of unequal speed. Fewer along the
-// columns, because each piece of columns starts with weights that are not prefetched.
-constexpr int64_t kLargeProducts = 1 << 24;
-constexpr int kRowPieces = 4, kColumnPieces = 2;
-// Activations are packed and multiplied in chunks of about this size, so that a panel stays in the cache.
-constexpr int64_t kPanelBytes = 4 << 20;
-// Size of the columns expanded at a time: they are multiplied while in the L2 cache.
-constexpr int64_t kExpandedBytes = 256 * 1024;
 // Most row blocks for which a kernel of the mask layout is used: it expands the weights again for each.
 constexpr int64_t kFewBlocks = 4;
 // Largest K: so many products of (q - act_zero) in [-act_steps, act_steps] and weight codes cannot overflow an int32.
@@ -87,76 +81,59 @@ class Scratch {
   size_t bytes_ = 0;
 };
 
-// The buffers of one chunk, in the scratch buffer.
+// A product as blocks_for takes it.
+Product product_of(const LinearCall& call, int64_t rows, int threads) {
+  const WeightShape& shape = call.shape;
+  const KernelEntry& kernel = *call.kernel;
+  return {rows,
+          shape.tiles() * NYBBLE_TILE_N,
+          shape.k_padded(),
+          shape.strip() * NYBBLE_TILE_N,
+          shape.group(),
+          shape.bits,
+          shape.form,
+          kernel.block_rows,
+          kernel.columns,
+          nybble_panel_row(kernel.panel, shape.k_padded()),
+          kernel.decoded,
+          threads};
+}
+
+// Consecutive rows, how to cut their product, and their buffers in the scratch buffer.
 struct Chunk {
-  int64_t rows;
+  int64_t row, rows;
+  Blocks blocks;
   uint8_t* panel;
   float* act_scale;
   int32_t* act_zero;
   int32_t* act_sum;
 };
 
-Chunk carve(const LinearCall& call) {
+Chunk carve(const LinearCall& call, int64_t row, const Blocks& blocks) {
   thread_local Scratch scratch;
-  const int64_t kp = call.shape.k_padded(), groups = call.shape.groups(), block = call.kernel->block_rows;
-  const int64_t row_bytes = nybble_panel_row(call.kernel->panel, kp);
-  Chunk chunk{};
-  chunk.rows = round_up(kPanelBytes / row_bytes < 64 ? 64 : kPanelBytes / row_bytes, block);
-  if (chunk.rows > call.rows) chunk.rows = call.rows;
-  const int64_t panel = round_up(chunk.rows * row_bytes, 64), scales = round_up(chunk.rows * 4, 64);
-  const int64_t sums = round_up(chunk.rows * groups * 4, 64);
+  const int64_t rows = blocks.chunk_rows;
+  const int64_t panel = round_up(rows * nybble_panel_row(call.kernel->panel, call.shape.k_padded()), 64);
+  const int64_t scales = round_up(rows * 4, 64), sums = round_up(rows * call.shape.groups() * 4, 64);
   uint8_t* base = scratch.reserve(static_cast<size_t>(panel + 2 * scales + sums));
-  chunk.panel = base;
-  chunk.act_scale = reinterpret_cast<float*>(base + panel);
-  chunk.act_zero = reinterpret_cast<int32_t*>(base + panel + scales);
-  chunk.act_sum = reinterpret_cast<int32_t*>(base + panel + 2 * scales);
-  return chunk;
+  return {row,
+          rows,
+          blocks,
+          base,
+          reinterpret_cast<float*>(base + panel),
+          reinterpret_cast<int32_t*>(base + panel + scales),
+          reinterpret_cast<int32_t*>(base + panel + 2 * scales)};
 }
 
-// Number of parts along the column tiles and along the row blocks.
-struct Grid {
-  int64_t tile_parts, block_parts;
-};
-
-// Weights up to this size stay in a core's L2 cache beside the activations, so that every piece may read all of them.
-constexpr size_t kCachedWeights = 768 * 1024;
-
-// With small weights and enough rows for every piece, only the rows are split: each piece then packs its own
-// activations and finds them in its cache. Otherwise minimizes the size of the largest piece.
-Grid split(const WeightShape& shape, int64_t blocks, int64_t threads, bool large) {
-  const int64_t tiles = shape.tiles() / shape.strip(), row_pieces = large ? threads * kRowPieces : threads;
-  const int64_t pieces = large ? threads * kColumnPieces : threads;
-  if (blocks >= 2 * row_pieces && shape.form == Form::dense && sections_of(shape).total <= kCachedWeights)
-    return {1, row_pieces};
-  Grid best{1, 1};
-  int64_t best_piece = tiles * blocks;
-  for (int64_t t = pieces; t >= 1; t--) {
-    const int64_t b = pieces / t < blocks ? pieces / t : blocks;
-    const int64_t piece = ((tiles + t - 1) / t) * ((blocks + b - 1) / b);
-    if (piece < best_piece) {
-      best = {t, b};
-      best_piece = piece;
-    }
-  }
-  return best;
-}
-
-// Rows per block such that the blocks of a chunk are nearly equal; a multiple of 4 where possible, which packs fastest.
-int64_t balanced_block(int64_t rows, int64_t most) {
-  const int64_t blocks = (rows + most - 1) / most, even = (rows + blocks - 1) / blocks;
-  return blocks == 1 || round_up(even, 4) > most ? even : round_up(even, 4);
-}
-
-NybblePrepareArgs prepare_args(const LinearCall& call, const Chunk& chunk, int64_t row, int64_t rows) {
+NybblePrepareArgs prepare_args(const LinearCall& call, const Chunk& chunk) {
   NybblePrepareArgs args{};
-  args.x = reinterpret_cast<const uint8_t*>(call.x.address) + row * call.stride * dtype_bytes(call.x_dtype);
+  args.x = reinterpret_cast<const uint8_t*>(call.x.address) + chunk.row * call.stride * dtype_bytes(call.x_dtype);
   args.ldx = call.stride;
   args.x_dtype = call.x_dtype;
   args.panel_format = call.kernel->panel;
-  args.rows = rows;
+  args.rows = chunk.rows;
   args.k = call.shape.k;
   args.k_padded = call.shape.k_padded();
-  args.block_rows = balanced_block(rows, call.kernel->block_rows);
+  args.block_rows = chunk.blocks.block_rows;
   args.group = call.shape.group();
   args.groups = call.shape.groups();
   args.panel = chunk.panel;
@@ -170,7 +147,7 @@ NybblePrepareArgs prepare_args(const LinearCall& call, const Chunk& chunk, int64
   return args;
 }
 
-NybbleLinearArgs linear_args(const LinearCall& call, const Chunk& chunk, int64_t row, int64_t rows) {
+NybbleLinearArgs linear_args(const LinearCall& call, const Chunk& chunk) {
   const WeightShape& shape = call.shape;
   const uint8_t* packed = reinterpret_cast<const uint8_t*>(call.packed.address);
   const Sections at =
@@ -186,16 +163,19 @@ NybbleLinearArgs linear_args(const LinearCall& call, const Chunk& chunk, int64_t
   args.column_sum = reinterpret_cast<const int32_t*>(packed + at.sum);
   args.weight_sum = reinterpret_cast<const float*>(packed + at.sum);
   args.bias = reinterpret_cast<const void*>(call.bias.address);
-  args.y = reinterpret_cast<uint8_t*>(call.y.address) + row * shape.n * dtype_bytes(call.y_dtype);
+  args.y = reinterpret_cast<uint8_t*>(call.y.address) + chunk.row * shape.n * dtype_bytes(call.y_dtype);
   args.bias_dtype = call.bias_dtype;
   args.y_dtype = call.y_dtype;
-  args.rows = rows;
+  args.rows = chunk.rows;
   args.n = shape.n;
   args.k_padded = shape.k_padded();
-  args.block_rows = balanced_block(rows, call.kernel->block_rows);
+  args.block_rows = chunk.blocks.block_rows;
   args.group = shape.group();
   args.groups = shape.groups();
   args.code_bits = shape.bits;
+  args.k_block = chunk.blocks.k_block;
+  args.pass = chunk.blocks.pass;
+  args.pass_bytes = chunk.blocks.pass_bytes;
   if (shape.form == Form::dense) return args;
   args.start = reinterpret_cast<const uint64_t*>(packed + at.start);
   args.window = reinterpret_cast<const uint16_t*>(packed + at.index);
@@ -207,20 +187,38 @@ NybbleLinearArgs linear_args(const LinearCall& call, const Chunk& chunk, int64_t
   return args;
 }
 
+// Bytes that a kernel needs beside its arguments: sums between K blocks, and decoded weights.
+struct PieceScratch {
+  int64_t partial, decoded;
+  PieceScratch(const LinearCall& call, const Blocks& blocks, const NybbleLinearArgs& args) {
+    const int64_t columns = std::min(blocks.pass, (args.tile_end - args.tile_begin) * NYBBLE_TILE_N);
+    const int64_t rows = (args.block_end - args.block_begin) * call.kernel->block_rows;
+    const bool in_frame = call.shape.form != Form::gather;
+    partial = in_frame && blocks.k_block < args.k_padded ? rows * columns * NYBBLE_PARTIAL_BYTES : 0;
+    decoded = blocks.decode ? columns * std::min(blocks.k_block, args.k_padded) * call.kernel->decoded : 0;
+  }
+};
+
 // Runs the kernel on one piece of the output. Weights in the mask layout are expanded a few columns at a time.
-bool run_piece(const LinearCall& call, const NybbleLinearArgs& args) {
-  if (!call.expand) return call.kernel->linear(&args) == NYBBLE_OK;
+bool run_piece(const LinearCall& call, const Blocks& blocks, NybbleLinearArgs args) {
   thread_local Scratch scratch;
-  const int64_t tile_bytes = NYBBLE_TILE_N * args.k_padded * args.code_bits / 8;
-  int64_t pass = kExpandedBytes / tile_bytes / 4 * 4;
-  if (pass < 4) pass = kExpandedBytes / tile_bytes < 2 ? 2 : 4;
-  uint8_t* lines = scratch.try_reserve(static_cast<size_t>(pass * tile_bytes));
-  if (!lines) return false;
+  const PieceScratch needs(call, blocks, args);
+  const int64_t tile_bytes = NYBBLE_TILE_N * args.k_padded * args.code_bits / 8, pass = blocks.expand / NYBBLE_TILE_N;
+  const int64_t lines_bytes = call.expand ? pass * tile_bytes : 0, partial = round_up(needs.partial, 64);
+  uint8_t* base = nullptr;
+  if (const int64_t bytes = partial + round_up(needs.decoded, 64) + lines_bytes; bytes > 0) {
+    base = scratch.try_reserve(static_cast<size_t>(bytes));
+    if (!base) return false;
+  }
+  args.partial = needs.partial ? base : nullptr;
+  args.decoded = needs.decoded ? base + partial : nullptr;
+  if (!call.expand) return call.kernel->linear(&args) == NYBBLE_OK;
+  uint8_t* lines = base + partial + round_up(needs.decoded, 64);
   NybbleLinearArgs one = args;
   NybbleExpandArgs expand{args.start, args.codes, lines, tile_bytes / 64, args.code_bits, 0, 0};
   for (int64_t tile = args.tile_begin; tile < args.tile_end; tile += pass) {
     one.tile_begin = expand.tile_begin = tile;
-    one.tile_end = expand.tile_end = tile + pass < args.tile_end ? tile + pass : args.tile_end;
+    one.tile_end = expand.tile_end = std::min(tile + pass, args.tile_end);
     if (call.expand->expand(&expand) != NYBBLE_OK) return false;
     // Offset such that tile `tile` is at `lines`.
     one.codes = reinterpret_cast<const uint8_t*>(reinterpret_cast<uintptr_t>(lines) -
@@ -230,15 +228,14 @@ bool run_piece(const LinearCall& call, const NybbleLinearArgs& args) {
   return true;
 }
 
-// Packs and multiplies `rows` rows from `row` on; false if a kernel rejects its arguments.
-bool run_chunk(const LinearCall& call, const Chunk& chunk, int64_t row, int64_t rows, int threads) {
-  const NybblePrepareArgs prepare = prepare_args(call, chunk, row, rows);
-  const NybbleLinearArgs linear = linear_args(call, chunk, row, rows);
+// Packs and multiplies the rows of a chunk; false if a kernel rejects its arguments.
+bool run_chunk(const LinearCall& call, const Chunk& chunk, int threads) {
+  const NybblePrepareArgs prepare = prepare_args(call, chunk);
+  const NybbleLinearArgs linear = linear_args(call, chunk);
+  const Blocks& cut = chunk.blocks;
   const int64_t strip = call.shape.strip(), strips = call.shape.tiles() / strip;
-  const int64_t blocks = (rows + linear.block_rows - 1) / linear.block_rows;
-  const bool large = threads > 1 && rows * linear.n >= kLargeProducts / call.shape.k;
-  const Grid grid = split(call.shape, blocks, threads, large);
-  const bool together = grid.tile_parts == 1;
+  const int64_t blocks = (chunk.rows + cut.block_rows - 1) / cut.block_rows;
+  const bool together = cut.tile_parts == 1;
   std::atomic<bool> ok{true};
   const auto prepare_blocks = [&](int64_t begin, int64_t end) {
     NybblePrepareArgs one = prepare;
@@ -247,18 +244,18 @@ bool run_chunk(const LinearCall& call, const Chunk& chunk, int64_t row, int64_t 
     if (call.prepare->prepare(&one) != NYBBLE_OK) ok.store(false, std::memory_order_relaxed);
   };
   if (!together) {
-    const int preparing = rows * prepare.k < kSerialProducts / 16 ? 1 : threads;
+    const int preparing = chunk.rows * prepare.k < kSerialProducts / 16 ? 1 : threads;
     parallel_for(blocks, preparing, [&](int64_t block) { prepare_blocks(block, block + 1); });
   }
-  parallel_for(grid.tile_parts * grid.block_parts, threads, [&](int64_t part) {
-    const int64_t t = part / grid.block_parts, b = part % grid.block_parts;
+  parallel_for(cut.tile_parts * cut.block_parts, threads, [&](int64_t part) {
+    const int64_t t = part / cut.block_parts, b = part % cut.block_parts;
     NybbleLinearArgs one = linear;
-    one.tile_begin = strips * t / grid.tile_parts * strip;
-    one.tile_end = strips * (t + 1) / grid.tile_parts * strip;
-    one.block_begin = blocks * b / grid.block_parts;
-    one.block_end = blocks * (b + 1) / grid.block_parts;
+    one.tile_begin = strips * t / cut.tile_parts * strip;
+    one.tile_end = strips * (t + 1) / cut.tile_parts * strip;
+    one.block_begin = blocks * b / cut.block_parts;
+    one.block_end = blocks * (b + 1) / cut.block_parts;
     if (together) prepare_blocks(one.block_begin, one.block_end);
-    if (!run_piece(call, one)) ok.store(false, std::memory_order_relaxed);
+    if (!run_piece(call, cut, one)) ok.store(false, std::memory_order_relaxed);
   });
   return ok.load();
 }
@@ -384,10 +381,10 @@ void run_linear(const LinearCall& asked, int threads) {
   if (call.rows == 0) return;
   const bool small = call.shape.n * call.shape.k <= kSerialProducts / call.rows;
   const int workers = small ? 1 : usable_threads(threads);
-  const Chunk chunk = carve(call);
-  for (int64_t row = 0; row < call.rows; row += chunk.rows) {
-    const int64_t rows = call.rows - row < chunk.rows ? call.rows - row : chunk.rows;
-    if (!run_chunk(call, chunk, row, rows, workers))
+  for (int64_t row = 0, rows; row < call.rows; row += rows) {
+    const Blocks blocks = blocks_for(product_of(call, call.rows - row, workers), caches());
+    rows = blocks.chunk_rows;
+    if (!run_chunk(call, carve(call, row, blocks), workers))
       throw std::runtime_error(std::string(call.kernel->name) + ": rejected its arguments, or ran out of memory");
   }
 }

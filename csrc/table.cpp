@@ -23,8 +23,7 @@
 extern "C" {
 #define NYBBLE_PREPARE(name, target) NybbleStatus nybble_##name(const NybblePrepareArgs*);
 #define NYBBLE_EXPAND(name, target) NybbleStatus nybble_##name(const NybbleExpandArgs*);
-#define NYBBLE_LINEAR(name, scheme, target, layout, panel, block_rows) \
-  NybbleStatus nybble_##name(const NybbleLinearArgs*);
+#define NYBBLE_LINEAR(name, ...) NybbleStatus nybble_##name(const NybbleLinearArgs*);
 #include "kernels.def"
 #undef NYBBLE_PREPARE
 #undef NYBBLE_EXPAND
@@ -36,11 +35,11 @@ namespace nybble {
 const std::vector<KernelEntry>& kernel_table() {
   static const std::vector<KernelEntry> table = {
 #define NYBBLE_PREPARE(name, target) \
-  {#name, "prepare", #target, "", "", 0, 0, nullptr, NYBBLE_IF_##target(nybble_##name), nullptr},
+  {#name, "prepare", #target, "", "", 0, 0, 0, 0, 1, nullptr, NYBBLE_IF_##target(nybble_##name), nullptr},
 #define NYBBLE_EXPAND(name, target) \
-  {#name, "expand", #target, "", "", 0, 0, nullptr, nullptr, NYBBLE_IF_##target(nybble_##name)},
-#define NYBBLE_LINEAR(name, scheme, target, layout, panel, block_rows)                                                \
-  {#name,   "linear", #target, #scheme, #layout, NYBBLE_PANEL_##panel, block_rows, NYBBLE_IF_##target(nybble_##name), \
+  {#name, "expand", #target, "", "", 0, 0, 0, 0, 1, nullptr, nullptr, NYBBLE_IF_##target(nybble_##name)},
+#define NYBBLE_LINEAR(name, scheme, target, layout, panel, ...)                                                        \
+  {#name,   "linear", #target, #scheme, #layout, NYBBLE_PANEL_##panel, __VA_ARGS__, NYBBLE_IF_##target(nybble_##name), \
    nullptr, nullptr},
 #include "kernels.def"
 #undef NYBBLE_PREPARE

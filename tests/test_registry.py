@@ -26,7 +26,8 @@ needs_sources = pytest.mark.skipif(
 )
 LINE = re.compile(
     r"NYBBLE_(?P<op>PREPARE|EXPAND|LINEAR)\((?P<name>\w+), (?:(?P<scheme>(?:sp|bs)?w\d+a\d+), )?(?P<target>\w+)"
-    r"(?:, (?P<layout>\w+), (?P<panel>\w+), (?P<block_rows>\d+))?\)"
+    r"(?:, (?P<layout>\w+), (?P<panel>\w+), (?P<block_rows>\d+), (?P<columns>\d+), (?P<decoded>\d+),"
+    r" (?P<least_rows>\d+))?\)"
 )
 PANELS = {"F32": torch.float32, "S8": torch.int8, "S16": torch.int16, "U8": torch.uint8, "BF16": torch.bfloat16}
 PANELS |= {"U8_LINES": torch.uint8, "U7": torch.uint8, "S8_LINES": torch.int8, "BF16_LINES": torch.bfloat16}
@@ -85,6 +86,7 @@ def test_each_line_of_the_table_has_its_file_and_its_spec(line):
     assert spec.name.split("_")[1] == spec.target
     if spec.op == "linear":
         assert (spec.scheme, spec.layout, spec.block_rows) == (line["scheme"], line["layout"], int(line["block_rows"]))
+        assert spec.m_range == (int(line["least_rows"]), None)
         assert native.PANEL_DTYPES[spec.panel] == PANELS[line["panel"]]
 
 

@@ -8,9 +8,6 @@
 
 namespace {
 
-// Bytes of activations that stay in the L1 cache while all tiles of a pass use them: reloading them for each tile would
-// cost as much as multiplying.
-constexpr int64_t kCachedPanel = 24 * 1024;
 constexpr int64_t kPrefetchDistance = 4096;
 
 struct Tile {
@@ -37,7 +34,9 @@ struct Tile {
     const int64_t lines = a->k_padded / NYBBLE_LINE_K;
     // With many steps per line of activations, reloading it is cheap, and the steps are better read as one stream.
     const bool streams = static_cast<int64_t>(a->start[end] - a->start[tile]) * 2 >= lines * 3 * (end - tile);
-    const int64_t chunk = streams ? lines : kCachedPanel / line_bytes;
+    // A K block's activations stay in the L1 cache while all tiles of a pass use them: reloading them for each tile
+    // would cost as much as multiplying.
+    const int64_t chunk = streams ? lines : a->k_block / NYBBLE_LINE_K;
     for (int64_t line = 0; line < lines; line += chunk)
       for (int64_t t = tile; t < end; t++) {
         VI acc[R][1];

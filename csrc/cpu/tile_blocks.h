@@ -1,8 +1,7 @@
-// The loops around the register tiles of layout blocks8. Include after a target's tile header.
-//
-// A Tile multiplies R rows by V * W columns of a strip, V at most vectors(R):
-//   static constexpr int vectors(int rows);
-//   template <int R, int V> static void run(const NybbleLinearArgs*, int64_t row, int64_t column, Prefetcher&);
+// The loops around the register tiles of layout blocks8: passes of strips, K blocks, row blocks, register tiles.
+// Include after a target's tile header, whose dense Tile has, besides what tile_run.h needs,
+//   using X                         element of the activation panel
+//   multiply<R, V>(acc, w, x)       adds the products of one line, and advances the streams w
 #pragma once
 
 #include "tile_run.h"
@@ -11,11 +10,27 @@ namespace {
 
 inline int64_t block_bytes(const NybbleLinearArgs* a) { return a->block_n * a->block_k; }
 
-// The range of stored blocks of the strip that contains a column.
-struct Blocks {
+// The stored blocks of the strip that contains a column, along K from begin to end.
+struct Stored {
   uint64_t begin, end;
-  Blocks(const NybbleLinearArgs* a, int64_t column)
-      : begin(a->start[column / a->block_n]), end(a->start[column / a->block_n + 1]) {}
+  Stored(const NybbleLinearArgs* a, const Place& at)
+      : begin(a->start[at.column / a->block_n]), end(a->start[at.column / a->block_n + 1]) {
+    if (at.begin > 0) begin = first_from(a, at.begin, begin, end);
+    if (at.end < a->k_padded) end = first_from(a, at.end, begin, end);
+  }
+
+ private:
+  // The first of the blocks [low, high) that starts at k or later.
+  static uint64_t first_from(const NybbleLinearArgs* a, int64_t k, uint64_t low, uint64_t high) {
+    while (low < high) {
+      const uint64_t middle = (low + high) / 2;
+      if (a->index[middle] * a->block_k < k)
+        low = middle + 1;
+      else
+        high = middle;
+    }
+    return low;
+  }
 };
 
 // The address of the codes of W columns of a block.
@@ -27,22 +42,19 @@ inline const uint8_t* block_at(const NybbleLinearArgs* a, uint64_t block, int64_
 
 // Runs a dense register tile over the stored blocks of a strip; the accumulators stay in registers throughout.
 template <class Dense>
-struct BlockTile {
+struct BlockTile : Dense {
   using X = typename Dense::X;
 
   static constexpr int vectors(int rows) { return Dense::vectors(rows) < 2 ? 1 : 2; }
 
-  template <int R, int V>
-  static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Prefetcher& prefetcher) {
-    if constexpr (R <= 2 && W == NYBBLE_TILE_N) return run_in_order<R, V>(a, row, column);
-    const Blocks blocks(a, column);
-    const X* panel = panel_at<X>(a, row);
+  template <int R, int V, class Acc>
+  NYBBLE_INLINE void run(const NybbleLinearArgs* a, const Place& at, Acc& acc, Prefetcher& prefetcher) {
+    const Stored blocks(a, at);
+    const X* panel = panel_at<X>(a, at.row);
     const int64_t lines = a->block_k / 4, between = block_bytes(a) - lines * kLine;
     const uint8_t* w[V];
 #pragma GCC unroll 4
-    for (int v = 0; v < V; v++) w[v] = block_at(a, blocks.begin, column + v * W);
-    typename Dense::template Acc<R, V> acc;
-    Dense::template start<R, V>(a, column, acc);
+    for (int v = 0; v < V; v++) w[v] = block_at(a, blocks.begin, at.column + v * W);
     for (uint64_t block = blocks.begin; block < blocks.end; block++) {
       const X* x = panel + a->index[block] * a->block_k * R;
       // The hardware prefetcher cannot predict the next block's activations: worth 4 to 7 % at 256 rows.
@@ -54,23 +66,33 @@ struct BlockTile {
       for (int v = 0; v < V; v++) w[v] += between;
       prefetcher.used(w, lines, false);
     }
-    Dense::template finish<R, V>(a, row, column, acc);
   }
+};
 
- private:
-  // One or two rows are bound by memory, which is fastest when read in storage order: all lines of a block's first
-  // vector of columns, then those of the next, instead of alternating. 1.2 to 1.5 times as fast.
+// One or two rows are bound by memory, which is fastest when read in storage order: all lines of a block's first
+// vector of columns, then those of the next, instead of alternating. 1.2 to 1.5 times as fast.
+template <class Dense>
+struct BlockTileInOrder : Dense {
+  using X = typename Dense::X;
   template <int R, int V>
-  NYBBLE_INLINE void run_in_order(const NybbleLinearArgs* a, int64_t row, int64_t column) {
-    constexpr int64_t kPrefetchDistance = 8192;
-    const Blocks blocks(a, column);
-    const X* panel = panel_at<X>(a, row);
-    const int64_t lines = a->block_k / 4;
-    typename Dense::template Acc<R, 1> acc[V];
+  using Acc = typename Dense::template Acc<R, 1>[V];
+
+  static constexpr int vectors(int rows) { return BlockTile<Dense>::vectors(rows); }
+
+  template <int R, int V, class Sums>
+  NYBBLE_INLINE void start(const NybbleLinearArgs* a, int64_t column, Sums& acc) {
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) Dense::template start<R, 1>(a, column + v * W, acc[v]);
+  }
+
+  template <int R, int V, class Sums>
+  NYBBLE_INLINE void run(const NybbleLinearArgs* a, const Place& at, Sums& acc, Prefetcher&) {
+    constexpr int64_t kPrefetchDistance = 8192;
+    const Stored blocks(a, at);
+    const X* panel = panel_at<X>(a, at.row);
+    const int64_t lines = a->block_k / 4;
     for (uint64_t block = blocks.begin; block < blocks.end; block++) {
-      const uint8_t* w[1] = {block_at(a, block, column)};
+      const uint8_t* w[1] = {block_at(a, block, at.column)};
 #pragma GCC unroll 4
       for (int v = 0; v < V; v++) {
         const X* x = panel + a->index[block] * a->block_k * R;
@@ -80,45 +102,87 @@ struct BlockTile {
         }
       }
     }
+  }
+
+  template <int R, int V, class Sums>
+  NYBBLE_INLINE void finish(const NybbleLinearArgs* a, int64_t row, int64_t column, const Sums& acc) {
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) Dense::template finish<R, 1>(a, row, column + v * W, acc[v]);
   }
 };
 
+template <class Tile, int R, int V>
+inline void run_block_tile(const NybbleLinearArgs* a, const Place& at, uint8_t* slot, Prefetcher& prefetcher) {
+  typename Tile::template Acc<R, V> acc;
+  if (at.begin == 0)
+    Tile::template start<R, V>(a, at.column, acc);
+  else
+    Tile::load(slot, acc);
+  Tile::template run<R, V>(a, at, acc, prefetcher);
+  if (at.end == a->k_padded)
+    Tile::template finish<R, V>(a, at.row, at.column, acc);
+  else
+    Tile::save(slot, acc);
+}
+
+// The strip whose first column is at.column, in slots of `bytes` for the sums of W columns.
 template <class Tile, int R>
-inline void run_strip(const NybbleLinearArgs* a, int64_t rows, int64_t row, int64_t column, int64_t end,
-                      Prefetcher& prefetcher) {
+inline void run_strip_tiles(const NybbleLinearArgs* a, Place at, uint8_t* slot, int64_t bytes, Prefetcher& prefetcher) {
+  constexpr int V = Tile::vectors(R);
+  const int64_t end = at.column + a->block_n;
+  for (; at.column + V * W <= end; at.column += V * W, slot += V * bytes)
+    run_block_tile<Tile, R, V>(a, at, slot, prefetcher);
+  for (; V > 1 && at.column < end; at.column += W, slot += bytes) run_block_tile<Tile, R, 1>(a, at, slot, prefetcher);
+}
+
+template <class Dense, int kRows, int R>
+inline void run_strip(const NybbleLinearArgs* a, int64_t rows, const Place& at, uint8_t* slot, Prefetcher& prefetcher) {
   if constexpr (R > 0) {
-    constexpr int V = Tile::vectors(R);
-    if (rows != R) return run_strip<Tile, R - 1>(a, rows, row, column, end, prefetcher);
-    for (; column + V * W <= end; column += V * W) Tile::template run<R, V>(a, row, column, prefetcher);
-    for (; V > 1 && column < end; column += W) Tile::template run<R, 1>(a, row, column, prefetcher);
+    constexpr int64_t bytes = slot_bytes<Dense, kRows>();
+    if (rows != R)
+      run_strip<Dense, kRows, R - 1>(a, rows, at, slot, prefetcher);
+    else if constexpr (R <= 2 && W == NYBBLE_TILE_N)
+      run_strip_tiles<BlockTileInOrder<Dense>, R>(a, at, slot, bytes, prefetcher);
+    else
+      run_strip_tiles<BlockTile<Dense>, R>(a, at, slot, bytes, prefetcher);
   }
 }
 
-// All row blocks are multiplied with a few strips before the next strips. The strips stay in the L2 cache meanwhile,
-// and so do a row block's activations, of which each strip reads a part.
-template <class Tile, int kRows>
+// All row blocks of a K block of the strips [strip, end).
+template <class Dense, int kRows>
+inline void run_strips(const NybbleLinearArgs* a, int64_t strip, int64_t end, Place at, Prefetcher& prefetcher) {
+  constexpr int64_t bytes = slot_bytes<Dense, kRows>();
+  const int64_t row_blocks = a->block_end - a->block_begin, first = a->tile_begin * NYBBLE_TILE_N / a->block_n;
+  uint8_t* slot = static_cast<uint8_t*>(a->partial);
+  for (int64_t block = a->block_begin; block < a->block_end; block++) {
+    prefetcher.columns_fetched(row_blocks > 1 && (block > a->block_begin || strip > first));
+    at.row = block * a->block_rows;
+    const int64_t rows = a->rows - at.row < a->block_rows ? a->rows - at.row : a->block_rows;
+    for (int64_t s = strip; s < end; s++, slot += a->block_n / W * bytes) {
+      at.column = s * a->block_n;
+      run_strip<Dense, kRows, kRows>(a, rows, at, slot, prefetcher);
+    }
+  }
+}
+
+template <class Dense, int kRows>
 inline NybbleStatus run_blocks(const NybbleLinearArgs* a) {
-  constexpr int64_t kPass = 256 * 1024;
-  if (a->block_rows > kRows) return NYBBLE_UNSUPPORTED;
+  const int64_t ks = a->k_padded;
+  if (a->block_rows > kRows || (a->k_block < ks && !a->partial)) return NYBBLE_UNSUPPORTED;
   const int64_t last = a->tile_end * NYBBLE_TILE_N / a->block_n, row_blocks = a->block_end - a->block_begin;
   const auto bytes_to = [&](int64_t strip) { return static_cast<int64_t>(a->start[strip]) * block_bytes(a); };
   const auto pass_from = [&](int64_t strip) {
     int64_t end = strip < last ? strip + 1 : last;
-    while (end < last && bytes_to(end + 1) - bytes_to(strip) <= kPass) end++;
+    while (end < last && bytes_to(end + 1) - bytes_to(strip) <= a->pass_bytes &&
+           (end + 1 - strip) * a->block_n <= a->pass)
+      end++;
     return end;
   };
-  const int64_t first = a->tile_begin * NYBBLE_TILE_N / a->block_n;
-  for (int64_t strip = first, end; strip < last; strip = end) {
+  for (int64_t strip = a->tile_begin * NYBBLE_TILE_N / a->block_n, end; strip < last; strip = end) {
     end = pass_from(strip);
-    Prefetcher prefetcher(a->codes + bytes_to(end), a->codes + bytes_to(pass_from(end)), row_blocks);
-    for (int64_t block = a->block_begin; block < a->block_end; block++) {
-      prefetcher.columns_fetched(row_blocks > 1 && (block > a->block_begin || strip > first));
-      const int64_t row = block * a->block_rows, rows = a->rows - row < a->block_rows ? a->rows - row : a->block_rows;
-      for (int64_t s = strip; s < end; s++)
-        run_strip<Tile, kRows>(a, rows, row, s * a->block_n, (s + 1) * a->block_n, prefetcher);
-    }
+    Prefetcher prefetcher(Streams(a->codes + bytes_to(end), bytes_to(pass_from(end)) - bytes_to(end)), row_blocks);
+    for (int64_t k = 0; k < ks; k += a->k_block)
+      run_strips<Dense, kRows>(a, strip, end, Place{0, 0, k, k + a->k_block < ks ? k + a->k_block : ks}, prefetcher);
   }
   return NYBBLE_OK;
 }

@@ -45,11 +45,14 @@ struct Weight4 {
 
 template <class Weight>
 struct FloatTiles {
-  struct Tile {
+  struct Tile : TileDefaults {
     static constexpr int vectors(int) { return 1; }
 
     // Independent accumulators per row, so that few rows still hide the latency of the multiply.
     static constexpr int splits(int rows) { return rows == 1 ? 4 : rows <= 4 ? 2 : 1; }
+
+    template <int R, int V>
+    using Acc = VF[splits(R)][R];
 
     template <int R, int k>
     static inline void multiply(VF (&acc)[splits(R)][R], const Weight& weight, VI v, const float* x) {
@@ -65,22 +68,24 @@ struct FloatTiles {
     }
 
     template <int R, int V>
-    static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Prefetcher& prefetcher) {
-      Weight weight{a, column};
-      const uint8_t* codes[1] = {codes_at(a, column)};
-      const float* x = panel_at<float>(a, row);
-      VF acc[splits(R)][R];
-      for (auto& sums : acc)
-#pragma GCC unroll 16
-        for (auto& sum : sums) sum = vf_set1(0.0f);
-      for (int64_t g = 0; g < a->groups; g++) {
-        weight.enter(g);
-        each_line<4>(a->group / Weight::kBlock, codes, prefetcher, false, [&]() __attribute__((always_inline)) {
-          multiply<R, 0>(acc, weight, vi_load(codes[0]), x);
-          codes[0] += kLine;
+    NYBBLE_INLINE void run(const NybbleLinearArgs* a, const Place& at, const uint8_t* (&w)[V], VF (&acc)[splits(R)][R],
+                           Prefetcher& prefetcher) {
+      Weight weight{a, at.column};
+      const float* x = panel_at<float>(a, at.row) + at.begin * R;
+      const int64_t ks = at.end - at.begin, step = a->group < ks ? a->group : ks;  // 8 bits: one group of all K
+      for (int64_t k = at.begin; k < at.end; k += step) {
+        weight.enter(k / a->group);
+        each_line<4>(step / Weight::kBlock, w, prefetcher, false, [&]() __attribute__((always_inline)) {
+          multiply<R, 0>(acc, weight, vi_load(w[0]), x);
+          w[0] += kLine;
           x += Weight::kBlock * R;
         });
       }
+    }
+
+    template <int R, int V>
+    NYBBLE_INLINE void finish(const NybbleLinearArgs* a, int64_t row, int64_t column, VF (&acc)[splits(R)][R]) {
+      const Weight weight{a, column};
       const VF bias = bias_at(a, column);
       store_rows<R>(a, row, column, [&](int r) __attribute__((always_inline)) {
         VF sum = acc[0][r];

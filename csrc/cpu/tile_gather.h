@@ -62,12 +62,12 @@ inline void run_gather_rows(const NybbleLinearArgs* a, int64_t rows, int64_t row
 
 template <class Tile, int kRows>
 inline NybbleStatus run_gather(const NybbleLinearArgs* a) {
-  constexpr int64_t kPassSteps = 256 * 1024 / kStepBytes;  // so many stay in the L2 cache between row blocks
+  const int64_t pass_steps = a->pass_bytes / kStepBytes;
   if (a->block_rows > kRows) return NYBBLE_UNSUPPORTED;
   for (int64_t tile = a->tile_begin, end; tile < a->tile_end; tile = end) {
     end = tile + 1;
     while (end < a->tile_end && end - tile < kPassTiles &&
-           static_cast<int64_t>(a->start[end + 1] - a->start[tile]) <= kPassSteps)
+           static_cast<int64_t>(a->start[end + 1] - a->start[tile]) <= pass_steps)
       end++;
     for (int64_t block = a->block_begin; block < a->block_end; block++) {
       const int64_t row = block * a->block_rows, rows = a->rows - row < a->block_rows ? a->rows - row : a->block_rows;

@@ -7,11 +7,8 @@
 
 namespace {
 
-// Whether this pays off for R rows in a tile of V vectors.
-template <int R, int V>
-constexpr bool kMayBeLast = R >= 6 && V * W == NYBBLE_TILE_N;
-
-inline bool is_last(const NybbleLinearArgs* a, int64_t column) { return a->n - column == 1; }
+// Fewest rows for which this pays off: kLastRows of a Tile that has run_last.
+constexpr int kRowsForLast = 6;
 
 // The same four bytes in every lane.
 inline VI word_at(const void* p) {

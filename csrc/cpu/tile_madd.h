@@ -7,20 +7,12 @@
 
 namespace {
 
-struct Tile8 {
+struct Tile8 : TileDefaults {
   using X = int16_t;
   template <int R, int V>  // per vector of columns: sums of its first and of its second four columns
   using Acc = VI[R][V][2];
 
   static constexpr int vectors(int rows) { return fitting_vectors(2 * rows + 2, 1); }
-
-  template <int R, int V>
-  NYBBLE_INLINE void start(const NybbleLinearArgs*, int64_t, VI (&acc)[R][V][2]) {
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 2
-      for (int v = 0; v < V; v++) acc[r][v][0] = acc[r][v][1] = _mm256_setzero_si256();
-  }
 
   NYBBLE_INLINE VI widen(const uint8_t* p) {
     return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
@@ -63,18 +55,13 @@ struct Tile8 {
   }
 
   template <int R, int V>
-  static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Prefetcher& prefetcher) {
-    const uint8_t* w[V];
-#pragma GCC unroll 2
-    for (int v = 0; v < V; v++) w[v] = codes_at(a, column + v * W);
-    VI acc[R][V][2];
-    start<R, V>(a, column, acc);
-    const int16_t* x = panel_at<int16_t>(a, row);
-    each_line<8>(a->k_padded / 4, w, prefetcher, false, [&]() __attribute__((always_inline)) {
+  NYBBLE_INLINE void run(const NybbleLinearArgs* a, const Place& at, const uint8_t* (&w)[V], VI (&acc)[R][V][2],
+                         Prefetcher& prefetcher) {
+    const int16_t* x = panel_at<int16_t>(a, at.row) + at.begin * R;
+    each_line<8>((at.end - at.begin) / 4, w, prefetcher, false, [&]() __attribute__((always_inline)) {
       multiply<R, V>(acc, w, x);
       x += 4 * R;
     });
-    finish<R, V>(a, row, column, acc);
   }
 };
 

@@ -1,8 +1,15 @@
-// The loops around the register tiles of dense layouts, and the epilogues. Include after a target's tile header.
+// The loops around the register tiles of dense layouts, and the epilogues. Include after a target's vector header.
 //
-// A Tile multiplies R rows by V * W columns, V at most vectors(R):
-//   static constexpr int vectors(int rows);
-//   template <int R, int V> static void run(const NybbleLinearArgs*, int64_t row, int64_t column, Prefetcher&);
+// For each pass of columns, K block, row block and register tile: a Tile multiplies R rows by V * W columns, V at most
+// vectors(R), along one K block. Sums pass from one K block to the next through memory, unchanged, so that cutting
+// changes no bit. A Tile derives from TileDefaults and has
+//   template <int R, int V> using Acc            its sums: an array, of any shape, of VI or VF
+//   static constexpr int vectors(int rows)
+//   start<R, V>(a, column, acc)                  before the first K block; the default is 0
+//   run<R, V>(a, place, w, acc, prefetcher)      adds the products of a K block; w: V streams of weights, see Streams
+//   finish<R, V>(a, row, column, acc)            after the last K block: the epilogue
+// all but vectors NYBBLE_INLINE. Those that decode weights once per K block have a kDecodedLine and
+//   decode(a, column, begin, end, to)            the lines of a tile of 16 columns along K from begin to end
 #pragma once
 
 #include "../abi.h"
@@ -30,17 +37,92 @@ inline const uint8_t* codes_at(const NybbleLinearArgs* a, int64_t column) {
   return a->codes + tile * NYBBLE_TILE_N * column_bytes(a) + column % NYBBLE_TILE_N * 4;
 }
 
+// Calls each(register) for the registers of an array of any shape.
+template <class Each>
+NYBBLE_INLINE void each_register(VI& one, const Each& each) {
+  each(one);
+}
+template <class Each>
+NYBBLE_INLINE void each_register(VF& one, const Each& each) {
+  each(one);
+}
+template <class T, size_t N, class Each>
+NYBBLE_INLINE void each_register(T (&array)[N], const Each& each) {
+#pragma GCC unroll 32
+  for (size_t i = 0; i < N; i++) each_register(array[i], each);
+}
+
+NYBBLE_INLINE void zero_register(VI& one) { one = vi_set1(0); }
+NYBBLE_INLINE void zero_register(VF& one) { one = vf_set1(0.0f); }
+NYBBLE_INLINE void load_register(VI& to, const uint8_t* from) { to = vi_load(from); }
+NYBBLE_INLINE void load_register(VF& to, const uint8_t* from) { to = vf_load(reinterpret_cast<const float*>(from)); }
+NYBBLE_INLINE void store_register(uint8_t* to, const VI& from) { vi_store(to, from); }
+NYBBLE_INLINE void store_register(uint8_t* to, const VF& from) { vf_store(reinterpret_cast<float*>(to), from); }
+
+struct TileDefaults {
+  static constexpr int kLastRows =
+      1 << 30;  // fewest rows for which run_last<R>(a, row, column) serves: see tile_last.h
+  static constexpr int64_t kDecodedLine = 0;  // bytes of a decoded line, for a Tile that reads decoded weights
+
+  template <int R, int V, class Acc>
+  NYBBLE_INLINE void start(const NybbleLinearArgs*, int64_t, Acc& acc) {
+    each_register(acc, [](auto& one) __attribute__((always_inline)) { zero_register(one); });
+  }
+
+  // Saves and loads the sums between K blocks.
+  template <class Acc>
+  NYBBLE_INLINE void save(uint8_t* slot, Acc& acc) {
+    each_register(acc, [&](auto& one) __attribute__((always_inline)) {
+      store_register(slot, one);
+      slot += sizeof one;
+    });
+  }
+  template <class Acc>
+  NYBBLE_INLINE void load(const uint8_t* slot, Acc& acc) {
+    each_register(acc, [&](auto& one) __attribute__((always_inline)) {
+      load_register(one, slot);
+      slot += sizeof one;
+    });
+  }
+};
+
+// Weights along K from begin to end, tile after tile: `bytes` of each, each `stride` after the one before.
+struct Streams {
+  const uint8_t* codes;
+  int64_t bytes, stride, tiles;
+
+  // The packed weights of columns [from, to).
+  Streams(const NybbleLinearArgs* a, int64_t from, int64_t to, int64_t begin, int64_t end)
+      : codes(codes_at(a, from) + begin * a->code_bits * (NYBBLE_TILE_N / 8)),
+        bytes((end - begin) * a->code_bits * (NYBBLE_TILE_N / 8)),
+        stride(NYBBLE_TILE_N * column_bytes(a)),
+        tiles((to - from) / NYBBLE_TILE_N) {}
+  Streams(const uint8_t* at, int64_t size) : codes(at), bytes(size), stride(size), tiles(1) {}
+
+  // The stream of W columns, from the `column`-th of the pass on. Each 64 bytes of a line, packed or decoded, have 4
+  // bytes of each of 16 columns.
+  const uint8_t* at(int64_t column) const {
+    return codes + column / NYBBLE_TILE_N * stride + column % NYBBLE_TILE_N * 4;
+  }
+};
+
 // Prefetches codes, so that memory and multiplier work in parallel. If several row blocks are multiplied with the
-// current columns, each prefetches its share of the next columns. A row block whose columns were not prefetched (the
+// current weights, each prefetches its share of the next ones. A row block whose weights were not prefetched (the
 // only one or the first) prefetches a short distance ahead in its own streams, unless its work per line is so light
 // that the hardware prefetcher does better.
 class Prefetcher {
  public:
-  Prefetcher(const uint8_t* next, const uint8_t* end, int64_t blocks) : next_(next), end_(blocks > 1 ? end : next) {
+  Prefetcher(const Streams& next, int64_t blocks)
+      : next_(next.codes), run_end_(next.codes + next.bytes), bytes_(next.bytes), stride_(next.stride) {
+    left_ = blocks > 1 && bytes_ > 0 ? next.tiles : 0;
+    if (stride_ == bytes_) {
+      run_end_ += (left_ - 1) * stride_;
+      left_ = left_ > 0;
+    }
     while (blocks >> (shift_ + 1)) shift_++;
   }
 
-  // Sets whether the columns of the next row block have been prefetched.
+  // Sets whether the weights of the next row block have been prefetched.
   void columns_fetched(bool yes) { fetched_ = yes; }
 
   // Called after each few lines that every stream has used.
@@ -49,13 +131,21 @@ class Prefetcher {
     if (!fetched_ && !light)
       for (int64_t i = 0; i < lines; i++)
         for (const uint8_t* stream : streams) __builtin_prefetch(stream + kPrefetchDistance + i * kLine);
-    for (int64_t i = (lines * V + (int64_t{1} << shift_) - 1) >> shift_; i > 0 && next_ < end_; i--, next_ += kLine)
+    if (left_ == 0) return;
+    for (int64_t i = (lines * V + (int64_t{1} << shift_) - 1) >> shift_; i > 0 && left_ > 0; i--) {
       __builtin_prefetch(next_);
+      next_ += kLine;
+      if (next_ < run_end_) continue;
+      left_--;
+      next_ += stride_ - bytes_;
+      run_end_ += stride_;
+    }
   }
 
  private:
   static constexpr int64_t kPrefetchDistance = 2048;
-  const uint8_t *next_, *end_;
+  const uint8_t *next_, *run_end_;
+  int64_t bytes_, stride_, left_;
   int shift_ = 0;
   bool fetched_ = false;
 };
@@ -71,45 +161,118 @@ NYBBLE_INLINE void each_line(int64_t lines, const uint8_t* (&streams)[V], Prefet
   for (; lines > 0; lines--) step();
 }
 
-// Columns that all row blocks are multiplied with before the next columns. Their weights stay in the L2 cache
-// meanwhile, beside those that are prefetched. Few row blocks use few columns, so that prefetching starts early; many
-// use more, or they would reread their activations too often. At least the columns of one register tile.
-inline int64_t columns_per_pass(const NybbleLinearArgs* a, int64_t blocks, int64_t tile) {
-  const int64_t bytes = (blocks <= 8 ? 128 : 256) * 1024, most = bytes / column_bytes(a) / 64 * 64;
-  if (most > 0) return most;
-  return blocks > 2 && 64 * column_bytes(a) <= 256 * 1024 ? 64 : tile;
+// What a register tile multiplies: rows from row, columns from column, K from begin to end.
+struct Place {
+  int64_t row, column, begin, end;
+};
+
+// The columns [from, to) of a pass along K from begin to end, and the sums of a row block, if all of K is not
+// multiplied at a time: `slot` bytes for each W columns.
+struct KBlock {
+  int64_t from, to, begin, end;
+  Streams weights;
+  uint8_t* partial;
+};
+
+// Bytes of the sums of W columns and the rows of a block.
+template <class Tile, int R>
+constexpr int64_t slot_bytes() {
+  if constexpr (R > 0) {
+    constexpr int V = Tile::vectors(R);
+    constexpr int64_t here = sizeof(typename Tile::template Acc<R, V>) / V, fewer = slot_bytes<Tile, R - 1>();
+    return here > fewer ? here : fewer;
+  }
+  return 0;
+}
+
+// Whether one column is left, of 16, which run_last serves, for all of K.
+inline bool is_last(const NybbleLinearArgs* a, int64_t column) { return a->n - column == 1; }
+
+template <class Tile, int kRows, int R, int V>
+inline void run_tile(const NybbleLinearArgs* a, const KBlock& k, int64_t row, int64_t column, Prefetcher& prefetcher) {
+  const bool last = k.end == a->k_padded;
+  if constexpr (R >= Tile::kLastRows && V * W == NYBBLE_TILE_N)
+    if (is_last(a, column)) {
+      if (last) Tile::template run_last<R>(a, row, column);
+      return;
+    }
+  uint8_t* slot = k.partial + (column - k.from) / W * slot_bytes<Tile, kRows>();
+  const uint8_t* w[V];
+#pragma GCC unroll 4
+  for (int v = 0; v < V; v++) w[v] = k.weights.at(column - k.from + v * W);
+  typename Tile::template Acc<R, V> acc;
+  if (k.begin == 0)
+    Tile::template start<R, V>(a, column, acc);
+  else
+    Tile::load(slot, acc);
+  Tile::template run<R, V>(a, Place{row, column, k.begin, k.end}, w, acc, prefetcher);
+  if (last)
+    Tile::template finish<R, V>(a, row, column, acc);
+  else
+    Tile::save(slot, acc);
 }
 
 // The widest tile that fits, then the remaining columns with half as many vectors.
-template <class Tile, int R, int V>
-inline void run_columns(const NybbleLinearArgs* a, int64_t row, int64_t column, int64_t end, Prefetcher& prefetcher) {
-  for (; column + V * W <= end; column += V * W) Tile::template run<R, V>(a, row, column, prefetcher);
-  if constexpr (V > 1) run_columns<Tile, R, V / 2>(a, row, column, end, prefetcher);
+template <class Tile, int kRows, int R, int V>
+inline void run_columns(const NybbleLinearArgs* a, const KBlock& k, int64_t row, int64_t column,
+                        Prefetcher& prefetcher) {
+  for (; column + V * W <= k.to; column += V * W) run_tile<Tile, kRows, R, V>(a, k, row, column, prefetcher);
+  if constexpr (V > 1) run_columns<Tile, kRows, R, V / 2>(a, k, row, column, prefetcher);
 }
 
-template <class Tile, int R>
-inline void run_rows(const NybbleLinearArgs* a, int64_t rows, int64_t row, int64_t column, int64_t end,
-                     Prefetcher& prefetcher) {
+template <class Tile, int kRows, int R>
+inline void run_rows(const NybbleLinearArgs* a, const KBlock& k, int64_t rows, int64_t row, Prefetcher& prefetcher) {
   if constexpr (R > 0) {
     if (rows == R)
-      run_columns<Tile, R, Tile::vectors(R)>(a, row, column, end, prefetcher);
+      run_columns<Tile, kRows, R, Tile::vectors(R)>(a, k, row, k.from, prefetcher);
     else
-      run_rows<Tile, R - 1>(a, rows, row, column, end, prefetcher);
+      run_rows<Tile, kRows, R - 1>(a, k, rows, row, prefetcher);
+  }
+}
+
+// Decodes the weights of a K block of a pass, tile after tile.
+template <class Tile>
+inline Streams decode_tiles(const NybbleLinearArgs* a, const KBlock& k) {
+  uint8_t* to = static_cast<uint8_t*>(a->decoded);
+  Streams decoded(to, k.weights.bytes / kLine * Tile::kDecodedLine);
+  for (int64_t column = k.from; column < k.to; column += NYBBLE_TILE_N, to += decoded.stride)
+    Tile::decode(a, column, k.begin, k.end, to);
+  return decoded;
+}
+
+// The weights after those of `k`: the next K block, or the first of the next pass.
+inline Streams weights_after(const NybbleLinearArgs* a, const KBlock& k, int64_t end) {
+  const auto least = [](int64_t x, int64_t y) { return x < y ? x : y; };
+  if (k.end < a->k_padded) return Streams(a, k.from, k.to, k.end, least(k.end + a->k_block, a->k_padded));
+  return Streams(a, k.to, least(k.to + a->pass, end), 0, least(a->k_block, a->k_padded));
+}
+
+// All row blocks of a K block of a pass.
+template <class Tile, int kRows>
+inline void run_k_block(const NybbleLinearArgs* a, KBlock k, int64_t end) {
+  const int64_t blocks = a->block_end - a->block_begin;
+  const bool first = k.from == a->tile_begin * NYBBLE_TILE_N && k.begin == 0;
+  Prefetcher prefetcher(weights_after(a, k, end), blocks);
+  if constexpr (Tile::kDecodedLine > 0) k.weights = decode_tiles<Tile>(a, k);
+  for (int64_t block = a->block_begin; block < a->block_end; block++) {
+    prefetcher.columns_fetched(Tile::kDecodedLine > 0 || (blocks > 1 && (block > a->block_begin || !first)));
+    const int64_t row = block * a->block_rows, rows = a->rows - row < a->block_rows ? a->rows - row : a->block_rows;
+    run_rows<Tile, kRows, kRows>(a, k, rows, row, prefetcher);
+    k.partial += (k.to - k.from) / W * slot_bytes<Tile, kRows>();
   }
 }
 
 template <class Tile, int kRows>
 inline NybbleStatus run_tiles(const NybbleLinearArgs* a) {
-  if (a->block_rows > kRows) return NYBBLE_UNSUPPORTED;
-  const int64_t end = a->tile_end * NYBBLE_TILE_N, blocks = a->block_end - a->block_begin;
-  const int64_t pass = columns_per_pass(a, blocks, (blocks > 1 ? Tile::vectors(kRows) : Tile::vectors(1)) * W);
-  for (int64_t from = a->tile_begin * NYBBLE_TILE_N; from < end; from += pass) {
-    const int64_t to = from + pass < end ? from + pass : end, next = to + pass < end ? to + pass : end;
-    Prefetcher prefetcher(codes_at(a, to), codes_at(a, next), blocks);
-    for (int64_t block = a->block_begin; block < a->block_end; block++) {
-      prefetcher.columns_fetched(blocks > 1 && (block > a->block_begin || from > a->tile_begin * NYBBLE_TILE_N));
-      const int64_t row = block * a->block_rows, rows = a->rows - row < a->block_rows ? a->rows - row : a->block_rows;
-      run_rows<Tile, kRows>(a, rows, row, from, to, prefetcher);
+  static_assert(slot_bytes<Tile, kRows>() <= NYBBLE_PARTIAL_BYTES * kRows * W);
+  const int64_t end = a->tile_end * NYBBLE_TILE_N, ks = a->k_padded;
+  if (a->block_rows > kRows || (a->k_block < ks && !a->partial)) return NYBBLE_UNSUPPORTED;
+  for (int64_t from = a->tile_begin * NYBBLE_TILE_N; from < end; from += a->pass) {
+    const int64_t to = from + a->pass < end ? from + a->pass : end;
+    for (int64_t k = 0; k < ks; k += a->k_block) {
+      const int64_t k_end = k + a->k_block < ks ? k + a->k_block : ks;
+      run_k_block<Tile, kRows>(
+          a, KBlock{from, to, k, k_end, Streams(a, from, to, k, k_end), static_cast<uint8_t*>(a->partial)}, end);
     }
   }
   return NYBBLE_OK;

@@ -8,8 +8,9 @@
 namespace {
 
 // Activations are code + 128. The accumulators start at -128 * column_sum, mod 2^32, so the result is exact.
-struct Tile8 {
+struct Tile8 : TileDefaults {
   using X = uint8_t;
+  static constexpr int kLastRows = kRowsForLast;
   template <int R, int V>
   using Acc = VI[R][V];
 
@@ -72,25 +73,22 @@ struct Tile8 {
   }
 
   template <int R, int V>
-  static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Prefetcher& prefetcher) {
-    if constexpr (kMayBeLast<R, V>)
-      if (is_last(a, column)) return run_last<R>(a, row, column);
-    const uint8_t* w[V];
-    VI acc[R][V];
-#pragma GCC unroll 4
-    for (int v = 0; v < V; v++) w[v] = codes_at(a, column + v * W);
-    start<R, V>(a, column, acc);
-    const uint8_t* x = panel_at<uint8_t>(a, row);
-    each_line<8>(a->k_padded / 4, w, prefetcher, R <= 2, [&]() __attribute__((always_inline)) {
+  NYBBLE_INLINE void run(const NybbleLinearArgs* a, const Place& at, const uint8_t* (&w)[V], VI (&acc)[R][V],
+                         Prefetcher& prefetcher) {
+    const uint8_t* x = panel_at<uint8_t>(a, at.row) + at.begin * R;
+    each_line<8>((at.end - at.begin) / 4, w, prefetcher, R <= 2, [&]() __attribute__((always_inline)) {
       multiply<R, V>(acc, w, x);
       x += 4 * R;
     });
-    finish<R, V>(a, row, column, acc);
   }
 };
 
 // The nibble is the unsigned operand, so the activations need no offset. Each group's int32 sums are scaled in float32.
-struct Tile4 {
+struct Tile4 : TileDefaults {
+  template <int R, int V>
+  using Acc = VF[R][V];
+  static constexpr int kLastRows = kRowsForLast;
+
   static constexpr int vectors(int rows) { return fitting_vectors(rows + 2, 4); }
 
   template <int R, int V>
@@ -167,27 +165,22 @@ struct Tile4 {
   }
 
   template <int R, int V>
-  static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Prefetcher& prefetcher) {
-    if constexpr (kMayBeLast<R, V>)
-      if (is_last(a, column)) return run_last<R>(a, row, column);
-    const uint8_t* w[V];
-    VF sum[R][V];
-#pragma GCC unroll 4
-    for (int v = 0; v < V; v++) {
-      w[v] = codes_at(a, column + v * W);
-#pragma GCC unroll 16
-      for (int r = 0; r < R; r++) sum[r][v] = vf_set1(0.0f);
-    }
-    const int8_t* x = panel_at<int8_t>(a, row);
-    for (int64_t g = 0; g < a->groups; g++) {
+  NYBBLE_INLINE void run(const NybbleLinearArgs* a, const Place& at, const uint8_t* (&w)[V], VF (&sum)[R][V],
+                         Prefetcher& prefetcher) {
+    const int8_t* x = panel_at<int8_t>(a, at.row) + at.begin * R;
+    for (int64_t g = at.begin / a->group; g * a->group < at.end; g++) {
       VI acc[R][V];
-      start_group<R, V>(a, row, column, g, acc);
+      start_group<R, V>(a, at.row, at.column, g, acc);
       each_line<4>(a->group / 8, w, prefetcher, false, [&]() __attribute__((always_inline)) {
         multiply<R, V>(acc, w, x);
         x += 8 * R;
       });
-      add_group<R, V>(a, column, g, acc, sum);
+      add_group<R, V>(a, at.column, g, acc, sum);
     }
+  }
+
+  template <int R, int V>
+  NYBBLE_INLINE void finish(const NybbleLinearArgs* a, int64_t row, int64_t column, const VF (&sum)[R][V]) {
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) finish_w4a8<R, V>(a, row, column + v * W, sum, v);
   }

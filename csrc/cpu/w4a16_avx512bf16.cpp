@@ -12,7 +12,11 @@
 namespace {
 
 template <bool kSymmetric>
-struct Tile {
+struct Tile : TileDefaults {
+  template <int R, int V>
+  using Acc = VF[R][V];
+  static constexpr int kLastRows = kRowsForLast;
+
   static constexpr int vectors(int rows) { return fitting_vectors(rows + 2, 4); }
 
   // Entry i is i - 16 in bfloat16, or i % 16 - 8 if all zero points are 8.
@@ -80,30 +84,25 @@ struct Tile {
     }
     VF sum[R][1];
     total.rows(sum);
-    finish<R, 1>(a, row, column, sum, 0);
+    finish<R, 1>(a, row, column, sum);
   }
 
   template <int R, int V>
-  NYBBLE_INLINE void finish(const NybbleLinearArgs* a, int64_t row, int64_t column, const VF (&sum)[R][V], int v) {
-    const VF bias = bias_at(a, column);
-    store_rows<R>(a, row, column, [&](int r) __attribute__((always_inline)) { return vf_add(sum[r][v], bias); });
-  }
-
-  template <int R, int V>
-  static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Prefetcher& prefetcher) {
-    if constexpr (kMayBeLast<R, V>)
-      if (is_last(a, column)) return run_last<R>(a, row, column);
-    const VI entries = table();
-    const uint8_t* w[V];
-    VF sum[R][V];
+  NYBBLE_INLINE void finish(const NybbleLinearArgs* a, int64_t row, int64_t column, const VF (&sum)[R][V]) {
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) {
-      w[v] = codes_at(a, column + v * W);
-#pragma GCC unroll 16
-      for (int r = 0; r < R; r++) sum[r][v] = vf_set1(0.0f);
+      const VF bias = bias_at(a, column + v * W);
+      store_rows<R>(a, row, column + v * W,
+                    [&](int r) __attribute__((always_inline)) { return vf_add(sum[r][v], bias); });
     }
-    const uint8_t* x = panel_at<uint8_t>(a, row * 2);
-    for (int64_t g = 0; g < a->groups; g++) {
+  }
+
+  template <int R, int V>
+  NYBBLE_INLINE void run(const NybbleLinearArgs* a, const Place& at, const uint8_t* (&w)[V], VF (&sum)[R][V],
+                         Prefetcher& prefetcher) {
+    const VI entries = table();
+    const uint8_t* x = panel_at<uint8_t>(a, at.row * 2) + at.begin * R * 2;
+    for (int64_t g = at.begin / a->group; g * a->group < at.end; g++) {
       constexpr int kSums = R * parts(R);
       VF acc[parts(R)][R][V];
       VI origin[V];
@@ -111,7 +110,7 @@ struct Tile {
       for (int v = 0; v < V; v++) {
         origin[v] = vi_set1(0);
         if (!kSymmetric) {
-          const VI start = vi_sub(vi_set1(16), vi_load_u8(a->zero_point + group_at(a, column + v * W, g)));
+          const VI start = vi_sub(vi_set1(16), vi_load_u8(a->zero_point + group_at(a, at.column + v * W, g)));
           origin[v] = vi_mul(start, vi_set1(0x00010001));
         }
 #pragma GCC unroll 16
@@ -123,7 +122,7 @@ struct Tile {
       });
 #pragma GCC unroll 4
       for (int v = 0; v < V; v++) {
-        const VF scale = group_scale(a, column + v * W, g);
+        const VF scale = group_scale(a, at.column + v * W, g);
 #pragma GCC unroll 16
         for (int r = 0; r < R; r++) {
           VF all = acc[0][r][v];
@@ -133,8 +132,6 @@ struct Tile {
         }
       }
     }
-#pragma GCC unroll 4
-    for (int v = 0; v < V; v++) finish<R, V>(a, row, column + v * W, sum, v);
   }
 };
 

@@ -10,7 +10,10 @@ namespace {
 
 constexpr int64_t kWidenEvery = 32;  // number of k: four lines of two pairs
 
-struct Tile {
+struct Tile : TileDefaults {
+  template <int R, int V>
+  using Acc = VF[R][1];
+
   static constexpr int vectors(int) { return 1; }
 
   // acc += the products of the next `ks` values of k, at most kWidenEvery.
@@ -38,13 +41,11 @@ struct Tile {
   }
 
   template <int R, int V>
-  static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Prefetcher& prefetcher) {
-    const uint8_t* w[1] = {codes_at(a, column)};
-    const int8_t* x = panel_at<int8_t>(a, row);
-    VF sum[R][1];
-    for (auto& s : sum) s[0] = _mm256_setzero_ps();
-    for (int64_t g = 0; g < a->groups; g++) {
-      const GroupStart start(a, row, column, g);
+  NYBBLE_INLINE void run(const NybbleLinearArgs* a, const Place& at, const uint8_t* (&w)[V], VF (&sum)[R][1],
+                         Prefetcher& prefetcher) {
+    const int8_t* x = panel_at<int8_t>(a, at.row) + at.begin * R;
+    for (int64_t g = at.begin / a->group; g * a->group < at.end; g++) {
+      const GroupStart start(a, at.row, at.column, g);
       VI acc[R];
       for (int r = 0; r < R; r++) acc[r] = start.of_row(r);
       int64_t k = 0;
@@ -53,9 +54,13 @@ struct Tile {
         prefetcher.used(w, kWidenEvery / 8, false);
       }
       if (k < a->group) multiply<R>(acc, w[0], x, a->group - k);
-      const VF scale = group_scale(a, column, g);
+      const VF scale = group_scale(a, at.column, g);
       for (int r = 0; r < R; r++) sum[r][0] = vf_fma(vf_of_int(acc[r]), scale, sum[r][0]);
     }
+  }
+
+  template <int R, int V>
+  NYBBLE_INLINE void finish(const NybbleLinearArgs* a, int64_t row, int64_t column, const VF (&sum)[R][1]) {
     finish_w4a8<R, 1>(a, row, column, sum, 0);
   }
 };

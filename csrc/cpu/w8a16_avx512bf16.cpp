@@ -11,7 +11,9 @@
 
 namespace {
 
-struct Tile {
+struct Tile : TileDefaults {
+  static constexpr int kLastRows = kRowsForLast;
+
   static constexpr int vectors(int rows) { return fitting_vectors(rows + 2, 3); }
 
   // With few rows, decoding takes longer than multiplying.
@@ -19,6 +21,9 @@ struct Tile {
 
   // Accumulators per row: few rows need more to hide the latency of the multiply.
   static constexpr int parts(int rows) { return few(rows) ? 2 : 1; }
+
+  template <int R, int V>
+  using Acc = VF[R * parts(R)][V];
 
   // Codes k and k + 2 of each lane as a pair of bfloat16: the upper halves of their float32 values, whose lower are 0.
   template <int k>
@@ -91,43 +96,37 @@ struct Tile {
     });
     VF acc[R][1];
     sums.rows(acc);
-    finish<R>(a, row, column, acc, 0);
+    store<R>(a, row, column, acc, 0);
   }
 
   template <int R, int N, int V>
-  NYBBLE_INLINE void finish(const NybbleLinearArgs* a, int64_t row, int64_t column, const VF (&acc)[N][V], int v) {
+  NYBBLE_INLINE void store(const NybbleLinearArgs* a, int64_t row, int64_t column, const VF (&acc)[N][V], int v) {
     const VF scale = vf_load(static_cast<const float*>(a->scale) + column), bias = bias_at(a, column);
     store_rows<R>(a, row, column, [&](int r) __attribute__((always_inline)) { return vf_fma(acc[r][v], scale, bias); });
   }
 
   template <int R, int V>
-  static void run(const NybbleLinearArgs* a, int64_t row, int64_t column, Prefetcher& prefetcher) {
-    if constexpr (kMayBeLast<R, V>)
-      if (is_last(a, column)) return run_last<R>(a, row, column);
-    const uint8_t* w[V];
-    constexpr int kSums = R * parts(R);
-    VF acc[kSums][V];
-#pragma GCC unroll 4
-    for (int v = 0; v < V; v++) {
-      w[v] = codes_at(a, column + v * W);
-#pragma GCC unroll 16
-      for (int i = 0; i < kSums; i++) acc[i][v] = vf_set1(0.0f);
-    }
-    const uint8_t* x = panel_at<uint8_t>(a, row * 2);
+  NYBBLE_INLINE void run(const NybbleLinearArgs* a, const Place& at, const uint8_t* (&w)[V], VF (&acc)[R * parts(R)][V],
+                         Prefetcher& prefetcher) {
+    const uint8_t* x = panel_at<uint8_t>(a, at.row * 2) + at.begin * R * 2;
     const VI low = low_nibbles(), high = high_nibbles();
-    each_line<4>(a->k_padded / 4, w, prefetcher, false, [&]() __attribute__((always_inline)) {
+    each_line<4>((at.end - at.begin) / 4, w, prefetcher, false, [&]() __attribute__((always_inline)) {
       if constexpr (few(R))
         multiply_few<R, V>(acc, w, x, low, high);
       else
         multiply<R, V>(acc, w, x);
       x += 8 * R;
     });
+  }
+
+  template <int R, int V>
+  NYBBLE_INLINE void finish(const NybbleLinearArgs* a, int64_t row, int64_t column, VF (&acc)[R * parts(R)][V]) {
     if constexpr (few(R))
 #pragma GCC unroll 8
       for (int i = 0; i < R * V; i++)
         acc[i / V][i % V] = vf_add(acc[i / V * parts(R)][i % V], acc[i / V * parts(R) + 1][i % V]);
 #pragma GCC unroll 4
-    for (int v = 0; v < V; v++) finish<R>(a, row, column + v * W, acc, v);
+    for (int v = 0; v < V; v++) store<R>(a, row, column + v * W, acc, v);
   }
 };
 

@@ -45,7 +45,7 @@ has() {
 }
 
 suffix=.o compile "" compare_{kernels,sparse}.cpp
-compile "" ../../csrc/{table,pack,linear,portable,sparse}.cpp ../../csrc/cpu/*_scalar*.cpp
+compile "" ../../csrc/{table,caches,blocking,pack,linear,portable,sparse}.cpp ../../csrc/cpu/*_scalar*.cpp
 compile "$avx2" ../../csrc/cpu/*_avx2*.cpp
 compile "$avxvnni" ../../csrc/cpu/*_avxvnni*.cpp
 here=(scalar)

@@ -175,6 +175,7 @@ def _compiled(row: Row, names: KernelNames) -> KernelSpec:
         **{key: row[key] for key in _COLUMNS},
         make=partial(_plan, names) if row["op"] == "linear" else None,
         act_dtypes=(torch.bfloat16,) if bf16 else FLOATS,
+        m_range=(row["least_rows"], None),
         out_dtypes=(*FLOATS, torch.int32) if codes and "w8" in row["scheme"] else FLOATS,
         exact=codes,
         least_zeros=layouts.find(row["layout"]).least_zeros if row["layout"] else 0.0,

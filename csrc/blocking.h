@@ -1,0 +1,40 @@
+// How a product is cut so that its parts stay in the caches and every thread has its share. No cut changes a bit of the
+// result.
+#pragma once
+
+#include <cstdint>
+
+#include "caches.h"
+#include "pack.h"
+
+namespace nybble {
+
+// A product of `rows` rows with a packed weight, and the kernel that computes it.
+struct Product {
+  int64_t rows;
+  int64_t columns, k;   // of the packed weight: padded
+  int64_t unit;         // columns that a thread may not share: those of a tile, or of a strip of blocks
+  int64_t group, bits;  // group == k: one
+  Form form;
+  int64_t block_rows;     // most rows that the kernel multiplies at a time
+  int64_t tile_columns;   // columns that it multiplies at a time with so many rows
+  int64_t panel_row;      // bytes of a row of activations in the panel
+  int64_t decoded_bytes;  // bytes of a decoded weight; 0: the kernel never decodes
+  int threads;
+};
+
+struct Blocks {
+  int64_t chunk_rows;               // rows packed into a panel at a time; the rest of the fields are for one chunk
+  int64_t block_rows;               // rows multiplied at a time
+  int64_t k_block;                  // K multiplied at a time; k: all
+  int64_t pass;                     // columns multiplied with all row blocks before the next ones
+  int64_t pass_bytes;               // the same as bytes of weights, for the layouts in which columns differ in size
+  int64_t expand;                   // columns of a mask layout expanded at a time
+  bool decode;                      // whether the weights of a K block of a pass are decoded once, into a buffer
+  int64_t tile_parts, block_parts;  // pieces along the columns and along the row blocks
+};
+
+// Depends on nothing else. Blocks may be larger than a cache where its share of the product would be too small to use.
+Blocks blocks_for(const Product& product, const Caches& caches);
+
+}  // namespace nybble
