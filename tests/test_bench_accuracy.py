@@ -54,7 +54,7 @@ def test_every_bar_is_of_a_method_that_runs():
 
 
 def test_only_what_is_asked_for_runs():
-    steps = presets.PRESETS["accuracy"][1]
+    steps = presets.PRESETS["accuracy"].steps
     assert steps((), ["by_time"]) == 1
     assert steps((), ["w3*"]) == 1 + 3
     assert steps((), ["w4a16g128"]) + steps((), ["[!w]*", "w[!4]*", "w4a16"]) == steps((), ())
