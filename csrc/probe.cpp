@@ -36,7 +36,8 @@ std::vector<std::string> needs(const Probe& probe) {
   const std::string target = probe.target, feature = probe.feature;
   std::vector<std::string> all;
   if (target != "scalar") all = {"avx2", "fma", "f16c"};
-  if (target == "avx512vnni") all.insert(all.end(), {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"});
+  if (target.compare(0, 6, "avx512") == 0) all.insert(all.end(), {"avx512f", "avx512bw", "avx512dq", "avx512vl"});
+  if (target == "avx512vnni") all.push_back(target);
   if (feature != "scalar") all.push_back(feature);
   return all;
 }

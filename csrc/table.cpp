@@ -9,12 +9,14 @@
 #if defined(NYBBLE_BUILT_X86)
 #define NYBBLE_IF_avx2(fn) fn
 #define NYBBLE_IF_avxvnni(fn) fn
+#define NYBBLE_IF_avx512bw(fn) fn
 #define NYBBLE_IF_avx512vnni(fn) fn
 #define NYBBLE_IF_avx512vbmi(fn) fn
 #define NYBBLE_IF_avx512bf16(fn) fn
 #else
 #define NYBBLE_IF_avx2(fn) nullptr
 #define NYBBLE_IF_avxvnni(fn) nullptr
+#define NYBBLE_IF_avx512bw(fn) nullptr
 #define NYBBLE_IF_avx512vnni(fn) nullptr
 #define NYBBLE_IF_avx512vbmi(fn) nullptr
 #define NYBBLE_IF_avx512bf16(fn) nullptr

@@ -25,6 +25,7 @@ using F = Lanes<float, __m512>;
 using I = Lanes<int32_t, __m512i>;
 using U = Lanes<uint32_t, __m512i>;
 using H = Lanes<uint16_t, __m512i>;
+using S = Lanes<int16_t, __m512i>;
 using B = Lanes<uint8_t, __m512i>;
 
 template <class L, class Fn>
@@ -74,6 +75,20 @@ inline __m512i add_epi32(__m512i a, __m512i b) {
 inline __m512i add_epi16(__m512i a, __m512i b) {
   return each<H>([&](int i) { return static_cast<uint16_t>(H(a).v[i] + H(b).v[i]); });
 }
+inline __m512i madd_epi16(__m512i a, __m512i b) {
+  const S as(a), bs(b);
+  return each<U>([&](int i) {
+    return static_cast<uint32_t>(as.v[2 * i] * bs.v[2 * i]) + static_cast<uint32_t>(as.v[2 * i + 1] * bs.v[2 * i + 1]);
+  });
+}
+inline __m512i maddubs_epi16(__m512i u, __m512i s) {
+  const B us(u), ss(s);
+  return each<S>([&](int i) {
+    const int sum =
+        us.v[2 * i] * static_cast<int8_t>(ss.v[2 * i]) + us.v[2 * i + 1] * static_cast<int8_t>(ss.v[2 * i + 1]);
+    return static_cast<int16_t>(sum < INT16_MIN ? INT16_MIN : sum > INT16_MAX ? INT16_MAX : sum);
+  });
+}
 inline __m512i sub_epi32(__m512i a, __m512i b) {
   return each<U>([&](int i) { return U(a).v[i] - U(b).v[i]; });
 }
@@ -118,6 +133,12 @@ inline __m512i srai_epi32(__m512i a, unsigned n) {
 }
 inline __m512i srli_epi16(__m512i a, unsigned n) {
   return each<H>([&](int i) { return static_cast<uint16_t>(H(a).v[i] >> n); });
+}
+inline __m512i slli_epi16(__m512i a, unsigned n) {
+  return each<H>([&](int i) { return static_cast<uint16_t>(H(a).v[i] << n); });
+}
+inline __m512i srai_epi16(__m512i a, unsigned n) {
+  return each<S>([&](int i) { return static_cast<int16_t>(S(a).v[i] >> n); });
 }
 inline __m512 cvtepi32_ps(__m512i a) {
   return each<F>([&](int i) { return static_cast<float>(I(a).v[i]); });
@@ -221,6 +242,8 @@ inline __m512 dpbf16_ps(__m512 acc, __m512bh a, __m512bh b) {
 #define _mm512_fmadd_ps emulated::fmadd_ps
 #define _mm512_add_epi32 emulated::add_epi32
 #define _mm512_add_epi16 emulated::add_epi16
+#define _mm512_madd_epi16 emulated::madd_epi16
+#define _mm512_maddubs_epi16 emulated::maddubs_epi16
 #define _mm512_sub_epi32 emulated::sub_epi32
 #define _mm512_mullo_epi32 emulated::mullo_epi32
 #define _mm512_min_epi32 emulated::min_epi32
@@ -236,6 +259,8 @@ inline __m512 dpbf16_ps(__m512 acc, __m512bh a, __m512bh b) {
 #define _mm512_slli_epi32 emulated::slli_epi32
 #define _mm512_srai_epi32 emulated::srai_epi32
 #define _mm512_srli_epi16 emulated::srli_epi16
+#define _mm512_slli_epi16 emulated::slli_epi16
+#define _mm512_srai_epi16 emulated::srai_epi16
 #define _mm512_cvtepi32_ps emulated::cvtepi32_ps
 #define _mm512_cvtps_epi32 emulated::cvtps_epi32
 #define _mm512_cvtepu16_epi32 emulated::cvtepu16_epi32

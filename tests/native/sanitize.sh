@@ -12,8 +12,9 @@ trap 'rm -rf "$work"' EXIT
 # The flags of CMakeLists.txt.
 avx2="-mavx2 -mfma -mf16c -mpopcnt"
 avxvnni="$avx2 -mavxvnni"
-avx512vnni="$avx2 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mprefer-vector-width=512 \
+avx512bw="$avx2 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512 \
   -Wno-maybe-uninitialized -Wno-uninitialized"
+avx512vnni="$avx512bw -mavx512vnni"
 avx512vbmi="$avx512vnni -mavx512vbmi -mavx512vbmi2"
 avx512bf16="$avx512vnni -mavx512bf16"
 emulated="$avx2 -Og -DNYBBLE_EMULATE -Wno-psabi -Wno-ignored-attributes"  # -O1 takes g++ ten times as long here
@@ -53,6 +54,7 @@ real=()
 if has avx2 fma f16c popcnt; then
   here+=(avx2)
   if has avx_vnni; then here+=(avxvnni); fi
+  if has avx512f avx512bw avx512dq avx512vl; then real+=(avx512bw); fi
   if has avx512f avx512bw avx512dq avx512vl avx512_vnni; then
     real+=(avx512vnni)
     if has avx512vbmi avx512_vbmi2; then real+=(avx512vbmi); fi
@@ -60,7 +62,7 @@ if has avx2 fma f16c popcnt; then
   fi
 fi
 emulate=()
-for target in avx512bf16 avx512vnni avx512vbmi; do # the slowest to compile first
+for target in avx512bf16 avx512bw avx512vnni avx512vbmi; do # the slowest to compile first
   if [[ " ${real[*]} " == *" $target "* ]]; then
     compile "${!target}" ../../csrc/cpu/*_"$target"*.cpp
   else
@@ -68,10 +70,10 @@ for target in avx512bf16 avx512vnni avx512vbmi; do # the slowest to compile firs
   fi
 done
 if [ "${#emulate[@]}" -gt 0 ]; then compile "$emulated" "${emulate[@]}"; fi
-if [ "${#here[@]}" -gt 1 ]; then here+=(avx512vnni avx512vbmi avx512bf16); fi
+if [ "${#here[@]}" -gt 1 ]; then here+=(avx512bw avx512vnni avx512vbmi avx512bf16); fi
 compare "${here[@]}"
 
 if [ "${1:-}" = all ] && [ "${#real[@]}" -gt 0 ]; then
-  compile "$emulated" ../../csrc/cpu/*_avx512{bf16,vnni,vbmi}*.cpp
+  compile "$emulated" ../../csrc/cpu/*_avx512{bf16,bw,vnni,vbmi}*.cpp
   compare "${real[@]}"
 fi

@@ -60,7 +60,8 @@ class Target:
 
 
 _AVX2 = ("avx2", "fma", "f16c")
-_AVX512VNNI = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni")
+_AVX512BW = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl")
+_AVX512VNNI = (*_AVX512BW, "avx512vnni")
 
 # From the slowest to the fastest; the last ones are the CPU's.
 _BUILT_IN = (
@@ -72,6 +73,7 @@ _BUILT_IN = (
     Target("scalar"),
     Target("avx2", _AVX2),
     Target("avxvnni", (*_AVX2, "avxvnni")),
+    Target("avx512bw", _AVX512BW),
     Target("avx512vnni", _AVX512VNNI),
     Target("avx512vbmi", (*_AVX512VNNI, "avx512vbmi", "avx512vbmi2")),
     Target("avx512bf16", (*_AVX512VNNI, "avx512bf16")),

@@ -1,7 +1,7 @@
 // Packs activations into panels: per-token quantization, or widening to float32. Bound by reading x.
-#include "tile_avx512vnni.h"
+#include "tile_avx512bw.h"
 // clang-format off
 #include "tile_prepare.h"
 // clang-format on
 
-extern "C" NybbleStatus nybble_prepare_avx512vnni(const NybblePrepareArgs* args) { return prepare(args); }
+extern "C" NybbleStatus nybble_prepare_avx512bw(const NybblePrepareArgs* args) { return prepare(args); }

@@ -1,7 +1,7 @@
 // y = x ((u4 codes - zero_point) * scale)^T + bias, float activations; layout n16k8. Bound by widening and multiplying.
-#include "tile_avx512vnni.h"
+#include "tile_avx512bw.h"
 // clang-format off
 #include "tile_float.h"
 // clang-format on
 
-extern "C" NybbleStatus nybble_w4a16_avx512vnni(const NybbleLinearArgs* args) { return run_float<Weight4, 12>(args); }
+extern "C" NybbleStatus nybble_w4a16_avx512bw(const NybbleLinearArgs* args) { return run_float<Weight4, 12>(args); }
