@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 import torch
@@ -19,8 +19,8 @@ from ..demo.model import embed
 from ..demo.model import load as load_encoder
 from ..monitor.monitor import Monitor
 from ..passes.choose import plan
-from ..passes.measure import interleaved
 from ..passes.optimize import optimize
+from ..passes.paired import Call, Limits, Pairs, decide
 from ..passes.quantize import quantize
 from .figures import Figure
 
@@ -44,12 +44,19 @@ def by_time(language: Language) -> Iterator[Figure]:
         optimize(ours, chosen.recipe)
         quantize(uniform, FAST, goal="memory")
         ids = language.held_out[:1, :M]
-        models = {"plan": ours, "uniform": uniform, "again": copy.deepcopy(uniform)}
-        times = interleaved({name: partial(model, ids) for name, model in models.items()}, SECONDS)
+        models = {"plan": ours, "again": copy.deepcopy(uniform)}
+        speeds = {name: _in_pairs(partial(uniform, ids), partial(model, ids))[1] for name, model in models.items()}
     # Must not be slower, within the difference between two copies of one model.
-    noise = max(LEAST_NOISE, abs(1 - times["again"] / times["uniform"]))
+    noise = max(LEAST_NOISE, abs(1 - 1 / speeds["again"]))
     name = f"plan at the time of {FAST}, M = {M}: its speed over uniform"
-    yield Figure(name, times["uniform"] / times["plan"], "x", 1 - noise, False)
+    yield Figure(name, speeds["plan"], "x", 1 - noise, False)
+
+
+def _in_pairs(first: Call, second: Call) -> tuple[float, float]:
+    """Median seconds of the first one, and the median ratio of its time to that of the second."""
+    pairs = Pairs(first, second)
+    speed = decide({0: pairs}, Limits(SECONDS / 2, SECONDS / 2, lambda _: False))[0]
+    return median(pairs.firsts), speed.ratio
 
 
 def encoder(_: Language) -> Iterator[Figure]:
@@ -96,8 +103,8 @@ def _times(model: nn.Module, calls: Sequence[Mapping[str, Any]], every: int) -> 
             for call in calls:
                 model(**call)
 
-    times = interleaved({"off": partial(serve, False), "on": partial(serve, True)}, SECONDS)
-    return times["off"] / len(calls), times["on"] / len(calls)
+    off, speed = _in_pairs(partial(serve, False), partial(serve, True))
+    return off / len(calls), off / speed / len(calls)
 
 
 more = (by_time, encoder, watched)

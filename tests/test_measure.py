@@ -1,4 +1,4 @@
-"""Timing: when goal="speed" swaps a layer, that each shape is timed once, and the timer itself."""
+"""Timing: which layers are swapped for their speed, that each shape is timed once, and the time that is kept."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ import nybble
 from nybble.dispatch.explanation import Explanation
 from nybble.dispatch.spec import Problem
 from nybble.nn import Linear
-from nybble.passes import measure
+from nybble.passes import measure, paired
+from nybble.passes.paired import Limits, Pairs
 from nybble.passes.round import work
 from nybble.report.data import LayerReport
 from nybble.report.report import Report
+from nybble.report.speed import Speed
 from nybble.weights.scheme import Scheme
 
 Rule = Callable[[int, tuple[int, int]], float]
@@ -38,19 +40,26 @@ def rows(report: Report) -> dict[str, LayerReport]:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[Rule], list[int]]:
-    """Replace the timer: clock(rule) makes dense / nybble equal rule(m, (N, K)) and returns the list of M timed."""
+    """Replace the timer: clock(rule) makes dense / nybble equal rule(m, (N, K)) and returns the list of M timed.
+
+    The interval reaches from 0.9 to 1.1 times the ratio.
+    """
     monkeypatch.setattr(measure, "_memo", {})
 
     def install(rule: Rule) -> list[int]:
         timed: list[int] = []
 
-        def fake(fns: Mapping[str, Callable[[], Any]], budget_s: float) -> dict[str, float]:
-            y = fns["dense"]()
-            assert fns["nybble"]().shape == y.shape
-            timed.append(y.shape[0])
-            return {"dense": rule(y.shape[0], y.shape), "nybble": 1.0}
+        def fake(pairs: Mapping[int, Pairs], limits: Limits) -> dict[int, Speed]:
+            found = {}
+            for m, pair in pairs.items():
+                y: Any = pair.first()
+                assert pair.second().shape == y.shape == (m, y.shape[1])  # type: ignore[attr-defined]
+                timed.append(m)
+                ratio = rule(m, y.shape)
+                found[m] = Speed(ratio, 0.9 * ratio, 1.1 * ratio, 30)
+            return found
 
-        monkeypatch.setattr(measure, "interleaved", fake)
+        monkeypatch.setattr(paired, "decide", fake)
         return timed
 
     return install
@@ -66,14 +75,59 @@ class TestSpeed:
         assert (found["0"].speedup, found["0"].slower_at) == ({1: 0.25, 16: 8.0}, (1,))
         assert type(model[2][0]) is nn.Linear
         assert (found["2.0"].speedup, found["2.0"].slower_at) == ({1: 0.25, 16: 3.0}, (1,))
-        assert "0.87x" in str(found["2.0"].reason)
+        assert found["2.0"].reason == (
+            "slower here: 0.87x [0.80, 0.93] dense speed (geometric mean over M=1, 16; 60 pairs)"
+        )
         assert found["2.0"].nbytes_after == found["2.0"].nbytes_before
         assert report.coverage == pytest.approx(100 * 40 * 24 / (40 * 24 + 24 * 8))
         assert "slower at M=1" in str(report)
 
-    def test_a_mean_of_exactly_one_is_no_gain(self, clock: Callable[[Rule], list[int]]) -> None:
-        clock(lambda m, shape: 1.0)
-        assert nybble.quantize(mlp(), m=4).swapped == ()
+    @pytest.mark.parametrize(
+        ("goal", "ratio", "swaps"),
+        [
+            ("speed", 1.2, True),
+            ("speed", 1.05, False),
+            ("speed", 1.0, False),
+            ("no_slower", 1.0, True),
+            ("no_slower", 0.95, True),
+            ("no_slower", 0.8, False),
+        ],
+    )
+    def test_what_an_interval_that_holds_one_means(
+        self, clock: Callable[[Rule], list[int]], goal: str, ratio: float, swaps: bool
+    ) -> None:
+        clock(lambda m, shape: ratio)
+        report = nybble.quantize(mlp(), m=4, goal=goal)
+        assert bool(report.swapped) is swaps
+        verdict = "no difference here: 1.0" if ratio > 0.9 else "slower here: 0.8"
+        assert swaps or all(str(row.reason).startswith(verdict) for row in report.layers)
+        assert report.layers[0].undecided_at == ((4,) if 0.9 < ratio < 1.1 else ())
+
+    def test_the_seconds_are_shared_and_shown(
+        self, clock: Callable[[Rule], list[int]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        clock(lambda m, shape: 2.0)
+        limits: list[Limits] = []
+        now = [0.0]
+        original = paired.decide
+
+        def fake(pairs: Mapping[int, Pairs], limit: Limits) -> dict[int, Speed]:
+            limits.append(limit)
+            now[0] += 3.0
+            return original(pairs, limit)
+
+        monkeypatch.setattr(paired, "decide", fake)
+        monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
+        model = nn.Sequential(*(nn.Linear(16, n) for n in (16, 24, 24, 32)))
+        report = nybble.quantize(model, m=1, timing_s=12)
+        assert [limit.most for limit in limits] == pytest.approx([12 / 3, 9 / 2, 6])
+        assert {limit.patience for limit in limits} == {1.0}
+        assert (report.timing_s, report.timing_limit_s) == (9.0, 12.0)
+
+    @pytest.mark.parametrize(("seconds", "error"), [(0, ValueError), (math.inf, ValueError), ("1", TypeError)])
+    def test_wrong_seconds(self, seconds: Any, error: type[Exception]) -> None:
+        with pytest.raises(error, match="timing_s="):
+            nybble.quantize(mlp(), timing_s=seconds)
 
     def test_memory_goal_times_nothing(self, clock: Callable[[Rule], list[int]]) -> None:
         timed = clock(lambda m, shape: 0.1)
@@ -87,11 +141,14 @@ class TestSpeed:
         nybble.quantize(model, m=(1, 16))
         assert timed == [1, 16]
         nybble.quantize(nn.Sequential(nn.Linear(16, 16)), m=(16, 32))
-        assert timed == [1, 16, 32]
+        assert timed == [1, 16, 16, 32]
+        timed.clear()
+        nybble.quantize(nn.Sequential(nn.Linear(16, 16)), m=(1, 16))
+        assert not timed
         nybble.quantize(nn.Sequential(nn.Linear(16, 16, bias=False)), m=(16,))
         nybble.quantize(nn.Sequential(nn.Linear(16, 16, dtype=torch.bfloat16)), m=(16,))
         nybble.quantize(nn.Sequential(nn.Linear(16, 16)), "w8a16", m=(16,))
-        assert timed == [1, 16, 32, 16, 16, 16]
+        assert timed == [16, 16, 16]
 
     def test_the_thread_count_is_part_of_the_key(self, clock: Callable[[Rule], list[int]]) -> None:
         timed = clock(lambda m, shape: 2.0)
@@ -131,10 +188,11 @@ class TestSpeed:
         (row,) = report.layers
         assert set(row.speedup) == {1, 7}
         assert all(0 < ratio < 1000 for ratio in row.speedup.values())
-        mean = row.mean_speedup
+        mean = row.mean_speed
         assert mean is not None
-        assert row.swapped == (mean > 1)
-        assert row.slower_at == tuple(m for m, ratio in row.speedup.items() if ratio < 1)
+        assert row.swapped == mean.is_faster
+        assert row.slower_at == tuple(m for m, speed in row.speeds.items() if speed.high < 1)
+        assert 0 < report.timing_s < 10
 
     def test_a_layer_that_no_kernel_runs_is_left_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
         rejected = {"w8a8_x": "not built", "w8a8_y": "not built", "w4a8_z": "computes w4a8, not w8a8"}
@@ -142,43 +200,3 @@ class TestSpeed:
         monkeypatch.setattr(Linear, "explain", lambda self, m=1: found)
         (row, _) = nybble.quantize(mlp(), goal="memory").layers
         assert row.reason == "no kernel runs it at M=1: w8a8_x, w8a8_y: not built"
-
-
-class TestInterleaved:
-    def test_calls_in_turns_and_gives_medians(self) -> None:
-        calls: list[str] = []
-        times = measure.interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 0.002)
-        assert calls[:6] == ["a", "b"] * 3
-        assert len(calls) % 2 == 0
-        assert list(times) == ["a", "b"]
-        assert all(0 < value < 0.01 for value in times.values())
-
-    def test_interrupted_calls_do_not_count(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        now = [0.0]
-        lengths = iter([9.0, 1.0, 50.0, 1.2, 1.4, 70.0, 90.0, 1.9, 2.1] + [1e9] * 3)
-        monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
-
-        def work() -> None:
-            now[0] += next(lengths)
-
-        assert measure.interleaved({"work": work}, 218.0) == {"work": pytest.approx(1.3)}
-
-    def test_tells_slow_from_fast(self) -> None:
-        a, b = torch.randn(8, 8), torch.randn(512, 512)
-        times = measure.interleaved({"fast": lambda: a @ a, "slow": lambda: b @ b}, 0.02)
-        assert times["slow"] > 2 * times["fast"]
-
-    def test_a_slow_function_runs_once(self) -> None:
-        calls: list[int] = []
-
-        def slow() -> None:
-            calls.append(1)
-            torch.zeros(1 << 22).add_(1)
-
-        measure.interleaved({"slow": slow}, 1e-9)
-        assert len(calls) == 1
-
-    @pytest.mark.parametrize(("names", "budget"), [((), 1.0), (("a",), 0.0), (("a",), math.nan)])
-    def test_wrong_arguments(self, names: tuple[str, ...], budget: float) -> None:
-        with pytest.raises(ValueError, match="must be at least one, and above 0"):
-            measure.interleaved(dict.fromkeys(names, int), budget)

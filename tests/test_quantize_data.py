@@ -20,6 +20,7 @@ from nybble.nn import Linear
 from nybble.passes.layerwise import work
 from nybble.report.data import Rounded
 from nybble.report.report import Report
+from nybble.report.speed import Speed
 from nybble.testing.models import Stack, token_batches
 
 
@@ -118,13 +119,13 @@ def test_a_layer_that_no_data_reaches_gets_rtn() -> None:
 
 
 def test_speed_is_asked_once_for_layers_that_do_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
-    from nybble.passes import measure
+    from nybble.passes.measure import Timer
     from nybble.passes.round import work as round_work
 
     solved: list[Any] = []
     original = round_work.round_weight
     monkeypatch.setattr(round_work, "round_weight", lambda *args: solved.append(args) or original(*args))
-    monkeypatch.setattr(measure, "speedups", lambda dense, layer, kernels: dict.fromkeys(kernels, 0.5))
+    monkeypatch.setattr(Timer, "speeds", lambda timer, old, new, ms, left: dict.fromkeys(ms, Speed(0.5, 0.4, 0.6, 9)))
     model = Stack()
     before = copy.deepcopy(model)
     report = small(model, goal="speed", m=4)

@@ -11,9 +11,15 @@ import pytest
 import torch
 
 from nybble.report.advice import advice
-from nybble.report.data import LayerReport, Pruned, Rounded, geometric_mean
+from nybble.report.data import LayerReport, Pruned, Rounded
 from nybble.report.fold import fold_names
 from nybble.report.report import Report
+from nybble.report.speed import Speed, mean_speed
+
+
+def speeds(ratios: dict[int, float]) -> dict[int, Speed]:
+    """Speeds whose intervals reach a tenth of the ratio to both sides."""
+    return {m: Speed(ratio, 0.9 * ratio, 1.1 * ratio, 30) for m, ratio in ratios.items()}
 
 
 def swapped(**changes: object) -> LayerReport:
@@ -27,8 +33,7 @@ def swapped(**changes: object) -> LayerReport:
         "nbytes_after": 2560,
         "sqnr_db": 41.26,
         "kernel": "w8a8_avx2",
-        "speedup": {1: 0.5, 16: 4.0},
-        "slower_at": (1,),
+        "speeds": speeds({1: 0.5, 16: 4.0}),
     }
     return LayerReport(**{**values, **changes})  # type: ignore[arg-type]
 
@@ -58,6 +63,7 @@ def report(*layers: LayerReport, **changes: object) -> Report:
         "threads": 2,
         "weight_bytes": 8272,
         "weight_bytes_changed": 8192,
+        "timing_limit_s": 10.0,
         "versions": {"nybble": "0.1.0"},
     }
     return Report(**{**values, **changes})  # type: ignore[arg-type]
@@ -85,12 +91,12 @@ def test_reports_are_frozen() -> None:
 
 @pytest.mark.parametrize(("values", "mean"), [((4.0,), 4.0), ((0.5, 2.0), 1.0), ((1.0, 2.0, 4.0), 2.0)])
 def test_geometric_mean(values: tuple[float, ...], mean: float) -> None:
-    assert geometric_mean(values) == pytest.approx(mean)
+    assert mean_speed(list(speeds(dict(enumerate(values))).values())).ratio == pytest.approx(mean)
 
 
 def test_geometric_mean_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="values"):
-        geometric_mean(())
+    with pytest.raises(ValueError, match="speeds"):
+        mean_speed(())
 
 
 def test_mean_speedup() -> None:
@@ -108,11 +114,10 @@ def test_table_has_every_layer_and_fact() -> None:
         "w8a8",
         "8.2 -> 2.5 KiB",
         "41.3",
-        "0.50",
-        "4.00",
-        "1.41",
     ):
         assert word in first
+    speed = next(line for line in reversed(text.splitlines()) if line.startswith("encoder.0.fc"))
+    assert speed.split()[4:] == ["0.50", "4.00", "1.41x", "[1.31,", "1.51]", "60"]
     assert second.startswith("embed [2]")
     for line in ("  [1] slower at M=1", "  [2] left alone: not a Linear layer"):
         assert line in text.splitlines()
@@ -123,6 +128,17 @@ def test_table_has_every_layer_and_fact() -> None:
         "3.23x smaller",
     ):
         assert word in text
+
+
+def test_what_timing_found_is_in_words() -> None:
+    undecided = swapped(name="b", speeds=speeds({1: 1.05, 16: 2.0}))
+    text = str(report(swapped(), undecided, timing_s=1.25, timing_limit_s=10.0))
+    assert "[2] no difference to dense at M=1" in text
+    assert "a layer is swapped where the interval is above 1 (goal='speed')" in text
+    assert "timing took 1.2 s of at most 10 s" in text
+    assert "reaches 1 or more (goal='no_slower')" in str(report(undecided, goal="no_slower"))
+    verdicts = [Speed(1.0, *ends, pairs=9).verdict for ends in ((1.1, 1.2), (0.8, 0.9), (1.0, 1.2), (0.9, 1.0))]
+    assert verdicts == ["faster", "slower", "no difference", "no difference"]
 
 
 def test_kernels_have_a_column_where_they_differ() -> None:
@@ -144,7 +160,7 @@ def test_table_columns_are_aligned() -> None:
 
 
 def test_table_says_when_speed_was_not_measured() -> None:
-    text = str(report(swapped(speedup={}, slower_at=()), goal="memory"))
+    text = str(report(swapped(speeds={}), goal="memory"))
     assert "not measured" in text
     assert "slower" not in text
 
@@ -174,7 +190,9 @@ def test_table_of_nothing() -> None:
 
 # --- rows that share what they say
 
-STACK = [swapped(name=f"model.layers.{i}.fc", sqnr_db=40 + i / 4, speedup={1: 0.5, 16: 3 + i / 10}) for i in range(12)]
+STACK = [
+    swapped(name=f"model.layers.{i}.fc", sqnr_db=40 + i / 4, speeds=speeds({1: 0.5, 16: 3 + i / 10})) for i in range(12)
+]
 
 
 def folded(*layers: LayerReport) -> list[str]:
@@ -187,7 +205,7 @@ def test_layers_that_differ_in_their_index_share_a_row() -> None:
     lines = report(*STACK, left()).table().splitlines()
     assert [line.split()[2:] for line in lines if "layers" in line] == [
         ["12x", "Linear", "64x32", "float32", "w8a8", "99.0", "->", "30.0", "KiB", "40.0-42.8"],
-        ["0.50", "3.00-4.10", "1.22-1.43"],
+        ["0.50", "3.00-4.10", "1.22-1.43x", "[1.14,", "1.53]", "60"],
     ]
     assert sum("embed" in line for line in lines) == 1, "it has nothing to say in the second part"
     text = report(*STACK).table(fold=False)
@@ -206,7 +224,8 @@ def test_layers_that_differ_in_their_index_share_a_row() -> None:
         {"after": "w4a8"},
         {"before": "bfloat16"},
         {"kernel": "w8a8_scalar"},
-        {"slower_at": ()},
+        {"speeds": speeds({1: 2.0, 16: 3.0})},
+        {"speeds": speeds({1: 0.5, 16: 1.0})},
         {"sqnr_db": math.inf},
         {"sqnr_db": None},
         {"kind": "Conv1D"},
@@ -283,8 +302,8 @@ def advised(*layers: LayerReport, **changes: object) -> str:
     return "" if found is None else "\n".join(text for _, text in found.items)
 
 
-SLOW = {"reason": "slower here", "speedup": {1: 0.5, 16: 1.5}, "after": "float32", "nbytes_before": 4096}
-W4 = {"after": "w4a8", "kernel": "w4a8_avx512vnni", "slower_at": (), "shape": (64, 512)}
+SLOW = {"reason": "slower here", "speeds": speeds({1: 0.5, 16: 1.5}), "after": "float32", "nbytes_before": 4096}
+W4 = {"after": "w4a8", "kernel": "w4a8_avx512vnni", "speeds": speeds({1: 1.5, 16: 2.0}), "shape": (64, 512)}
 
 
 @pytest.mark.parametrize(
@@ -303,6 +322,15 @@ W4 = {"after": "w4a8", "kernel": "w4a8_avx512vnni", "slower_at": (), "shape": (6
             (
                 "1 layer (4.0 KiB) left alone: slower than the dense layer here, on the mean over M=1, 16; to save memory anyway: "
                 'nybble.quantize(model, "w8a8", goal="memory")'
+            ),
+        ),
+        (
+            [left(**{**SLOW, "reason": "no difference here", "speeds": speeds({1: 1.0, 16: 1.05})}), swapped()],
+            {},
+            (
+                "1 layer (4.0 KiB) left alone: no difference to the dense layer's speed on the mean over M=1, 16; to save "
+                'memory where that is so: nybble.quantize(model, "w8a8", goal="no_slower"); to measure longer: '
+                'nybble.quantize(model, "w8a8", timing_s=60)'
             ),
         ),
         (
@@ -394,13 +422,13 @@ W4 = {"after": "w4a8", "kernel": "w4a8_avx512vnni", "slower_at": (), "shape": (6
 )
 def test_the_report_says_what_to_do_next(layers: list[LayerReport], changes: dict[str, object], line: str) -> None:
     assert line in advised(*layers, **changes)
-    good = swapped(kernel="w8a8_avx512vnni", slower_at=(), speedup={1: 1.5, 16: 2.0})
+    good = swapped(kernel="w8a8_avx512vnni", speeds=speeds({1: 1.5, 16: 2.0}))
     assert line not in advised(good) or line.startswith("nybble."), "said where there is nothing to say"
     assert line.split(":")[0] in " ".join(str(report(*layers, **changes)).split("what to do next:")[1].split())
 
 
 def test_a_good_report_advises_to_evaluate_and_save_only() -> None:
-    good = swapped(kernel="w8a8_avx512vnni", slower_at=(), speedup={1: 1.5, 16: 2.0})
+    good = swapped(kernel="w8a8_avx512vnni", speeds=speeds({1: 1.5, 16: 2.0}))
     assert [line.split("(")[0] for line in advised(good).splitlines()] == ["nybble.evaluate", "nybble.save"]
 
 
@@ -415,8 +443,7 @@ def test_every_line_fits_120_columns(fold: bool) -> None:
             name="x" * 300 + f".{i}." + "y" * 100,
             kind="Z" * 90,
             kernel="w8a8_" + "k" * 150,
-            speedup=dict.fromkeys(ms, 0.123456 + i),
-            slower_at=ms,
+            speeds=speeds(dict.fromkeys(ms, 0.123456 + i)),
             pruned=Pruned("sp50", 0.5, "m" * 60, 0.1, 0.9, 0.1, notes=("word " * 60, "w" * 400)),
         )
         for i in range(3)
@@ -473,6 +500,11 @@ def test_json_is_complete_and_strict() -> None:
         assert entry["swapped"] is layer.swapped
     assert data["layers"][0]["sqnr_db"] == "inf"
     assert data["layers"][0]["speedup"] == {"1": 0.5, "16": 4.0}
+    assert data["layers"][0]["speeds"]["16"] == {"ratio": 4.0, "low": 3.6, "high": 4.4, "pairs": 30}
+    assert data["layers"][0]["slower_at"] == [1]
+    assert data["layers"][0]["mean_speed"]["verdict"] == "faster"
+    assert data["layers"][0]["mean_speed"]["pairs"] == 60
+    assert data["layers"][1]["mean_speed"] is None
     assert data["layers"][1]["sqnr_db"] is None
     assert data["coverage"] == both.coverage
     assert data["nbytes_before"] == 8528

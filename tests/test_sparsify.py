@@ -16,6 +16,7 @@ from nybble.nn import Linear, SparseLinear
 from nybble.passes.prune.masks import keep_mask, magnitude_scores
 from nybble.report.data import LayerReport, Pruned
 from nybble.report.report import Report
+from nybble.report.speed import Speed
 from nybble.testing.models import Stack, linears, snapshot, weight_of
 from nybble.testing.models import sparsify_small as small
 from nybble.testing.models import token_batches as ids
@@ -138,14 +139,15 @@ class TestSwap:
         assert (model.head.weight == 0).float().mean() == 0.5
 
     def test_speed_keeps_what_does_not_pay_as_it_was(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from nybble.passes import measure
+        from nybble.passes.measure import Timer
 
         model = Stack()
         before = snapshot(model)
-        monkeypatch.setattr(measure, "speedups", lambda dense, layer, kernels: dict.fromkeys(kernels, 0.5))
+        slow = Speed(0.5, 0.4, 0.6, 9)
+        monkeypatch.setattr(Timer, "speeds", lambda timer, old, new, ms, left: dict.fromkeys(ms, slow))
         report = small(model, goal="speed", m=4)
         assert not report.swapped
-        assert "slower here: 0.50x dense speed" in str(rows(report)["head"].reason)
+        assert "slower here: 0.50x [0.40, 0.60] dense speed" in str(rows(report)["head"].reason)
         assert rows(report)["head"].pruned is None
         assert snapshot(model) == before
 

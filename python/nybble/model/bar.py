@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ..text import shorten
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+
+class Advance(Protocol):
+    """Counts finished steps, one by default, and shows a label."""
+
+    def __call__(self, label: str, steps: int = 1, /) -> None: ...
+
 
 # By default, work that takes less time than this shows no bar.
 PATIENCE_S = 2.0
@@ -19,21 +26,21 @@ _LABEL = 40  # columns
 
 
 @contextmanager
-def bar(total: int, wanted: bool | None = None) -> Iterator[Callable[[str], None]]:
-    """Yield ``advance(label)``, to be called after each of ``total`` steps.
+def bar(total: int, wanted: bool | None = None) -> Iterator[Advance]:
+    """Yield ``advance(label)``, to be called after each of ``total`` steps; ``advance(label, 0)`` tells of a part of one.
 
-    ``wanted``: True shows a bar at once, False never. None shows one if stderr is a terminal, after the first step that
-    ends later than two seconds from the start. Without the package rich there is no bar.
+    ``wanted``: True shows a bar at once, False never. None shows one if stderr is a terminal, after the first call that
+    is later than two seconds from the start. Without the package rich there is no bar.
     """
     progress = _progress() if wanted or (wanted is None and _is_terminal()) else None
     if progress is None:
-        yield lambda label: None
+        yield lambda label, steps=1: None
         return
     task = progress.add_task("", total=total)
     start = monotonic()
 
-    def advance(label: str) -> None:
-        progress.update(task, advance=1, description=shorten(label, _LABEL))
+    def advance(label: str, steps: int = 1) -> None:
+        progress.update(task, advance=steps, description=shorten(label, _LABEL))
         if not progress.live.is_started and monotonic() - start >= PATIENCE_S:
             progress.start()
         if progress.live.is_started:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
@@ -13,7 +14,8 @@ from .eligible import is_linear_like
 from .observe import OBSERVERS
 from .walk import Site
 
-GOALS: tuple[str, ...] = ("speed", "memory")
+GOALS: tuple[str, ...] = ("speed", "no_slower", "memory")
+TIMING_S = 10.0
 Patterns = str | Sequence[str] | None
 
 
@@ -29,6 +31,7 @@ class Options(NamedTuple):
     method: str
     m: tuple[int, ...]
     goal: str
+    timing_s: float = TIMING_S
     observer: str | None = None
 
     def why_not_asked(self, names: Iterable[str]) -> str | None:
@@ -66,6 +69,15 @@ def check_flag(argument: str, value: object) -> None:
     """Raise TypeError unless ``value`` is a bool."""
     if not isinstance(value, bool):
         raise TypeError(f"{argument}={value!r}: must be True or False")
+
+
+def check_seconds(argument: str, value: object) -> float:
+    """``value`` if it is a finite number above 0. Raises TypeError or ValueError."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{argument}={value!r}: must be a number of seconds")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{argument}={value!r}: must be finite and above 0")
+    return float(value)
 
 
 def check_progress(value: object) -> None:

@@ -1,4 +1,4 @@
-"""Build the replacement of each layer and decide whether to keep it: it needs a kernel and, by default, a speedup."""
+"""Build the replacement of each layer and decide whether to keep it: it needs a kernel and, by default, to be faster."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from ..model.eligible import ALREADY, dense_weight, is_linear_like
-from ..model.options import Options
 from ..nn.module import QuantizedModule
-from ..report.data import geometric_mean
+from ..report.speed import Speed, mean_speed
 from ..weights.sparsity import Block
-from . import measure
+from .measure import Timer
 from .plan import Layer, Plan
+
+# For each goal that is timed, whether a replacement of this speed is used.
+_KEEPS: dict[str, Callable[[Speed], bool]] = {
+    "speed": lambda mean: mean.is_faster,
+    "no_slower": lambda mean: not mean.is_slower,
+}
 
 
 def check_model(model: nn.Module) -> None:
@@ -35,14 +40,21 @@ def check_strict(plan: Plan) -> None:
 
 
 class Builder:
-    """Builds replacements and rejects those that have no kernel or are slower than the dense layer.
+    """Builds replacements and rejects those that have no kernel or, depending on the goal, are not faster than dense.
 
     Twins, layers that share one weight, are built on one packed weight and accepted or rejected together.
+
+    Attributes:
+        tell: gets a line before each measurement of speed.
+        timer: measures the speeds.
     """
 
-    def __init__(self, options: Options) -> None:
-        self._options = options
+    def __init__(self, plan: Plan) -> None:
+        self._plan, self._options = plan, plan.options
         self._refused: dict[object, Layer] = {}
+        self._timed: set[object] = set()
+        self.tell: Callable[[str], None] = lambda line: None
+        self.timer = Timer(plan.options.timing_s, lambda line: self.tell(line))
 
     def is_refused(self, twins: Sequence[Layer]) -> bool:
         """Whether a layer with the same shape, dtype and bias as one of these was built before and rejected."""
@@ -67,21 +79,28 @@ class Builder:
             if choice.kernel is None:
                 return f"no kernel runs it at M={m}: {'; '.join(choice.reasons())}"
             layer.kernels[m] = choice.kernel
-        if asked.goal == "speed":
-            layer.speedup = measure.speedups(layer.site.module, new, layer.kernels)
-            mean = geometric_mean(tuple(layer.speedup.values()))
-            if mean <= 1:
-                slower = f"slower here: {mean:.2f}x dense speed (geometric mean over M={', '.join(map(str, asked.m))})"
-                return slower + self._where_it_pays(layer, new)
-        return None
+        keeps = _KEEPS.get(asked.goal)
+        if keeps is None:
+            return None
+        layer.speeds = self.timer.speeds(layer.site.module, new, asked.m, self._left(layer))
+        mean = mean_speed(list(layer.speeds.values()))
+        if keeps(mean):
+            return None
+        of = f"geometric mean over M={', '.join(map(str, asked.m))}; {mean.pairs} pairs"
+        return f"{mean.verdict} here: {mean} dense speed ({of})" + self._where_it_pays(layer, new)
+
+    def _left(self, layer: Layer) -> int:
+        """How many kinds of layers are to be timed, this one included."""
+        self._timed.add(_problem(layer))
+        return 1 + len({_problem(other) for other in self._plan.open_layers() if other.new is None} - self._timed)
 
     def _where_it_pays(self, layer: Layer, new: QuantizedModule) -> str:
         """For a sparse layer that is slower than dense: the share of zeros from which it would be faster."""
         if new.scheme.sparsity is None or isinstance(new.scheme.sparsity, Block):
             return ""
-        percent = measure.pays_from(layer.site.module, new, self._options.m)
+        percent = self.timer.pays_from(layer.site.module, new, self._options.m, self._left(layer))
         if percent is None:
-            return "; slower even with 95 % zeros"
+            return "; not faster even with 95 % zeros"
         return f"; faster from {percent} % zeros"
 
     def leave_refused(self, twins: Sequence[Layer]) -> None:
@@ -96,7 +115,7 @@ class Builder:
             if culprit is None:
                 layer.reason = f"shares its weight with {name}, which is left alone"
             else:
-                layer.reason, layer.kernels, layer.speedup = culprit.reason, culprit.kernels, culprit.speedup
+                layer.reason, layer.kernels, layer.speeds = culprit.reason, culprit.kernels, culprit.speeds
 
 
 def _tied(layer: Layer, first: Layer) -> QuantizedModule:

@@ -1,9 +1,9 @@
-"""Speedup of a replacement over its dense layer, timed once per shape and process."""
+"""Speedup of a replacement over its dense layer, measured once per shape and process."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -11,83 +11,79 @@ from torch import nn
 
 from ..nn.kinds import kind_of
 from ..nn.module import QuantizedModule
-from ..report.data import geometric_mean
+from ..report.speed import Speed, mean_speed
 from ..weights.sparsity import Unstructured
+from . import paired
 
-BUDGET_S = 0.03
+# The share of all seconds that one layer may take as long as neither it nor its replacement is faster.
+_PATIENCE = 1 / 12
 # Percentages of zeros that are tried when a sparse layer is slower than dense.
 _ZEROS = (50, 60, 70, 80, 90, 95)
-
-_Key = tuple[str, tuple[int, int], bool, torch.dtype, str, int, int, int, str]
 # The time of a sparse layer depends on its size. Sizes within 1/64 byte per dense weight share one measurement.
 _SIZES = 64
-_memo: dict[_Key, float] = {}
+
+Speeds = dict[int, Speed]
+_memo: dict[object, Speeds] = {}
 
 
-def interleaved(fns: Mapping[str, Callable[[], object]], budget_s: float) -> dict[str, float]:
-    """Median seconds of each function. They are called in turns (A B A B ...), so clock drift affects all alike.
+class Timer:
+    """Measures the layers of one call of a pass.
 
-    Samples above twice a function's fastest are dropped, since another process ran meanwhile. The first round is a
-    warm-up and is not counted, unless it alone takes ``budget_s``: then it is the measurement.
-    Raises ValueError if there are no functions or ``budget_s`` is not positive.
+    Args:
+        seconds: for all measurements.
+        tell: gets a line before each measurement.
     """
-    if not fns or not budget_s > 0:
-        raise ValueError(f"fns has {len(fns)} functions, budget_s={budget_s!r}: must be at least one, and above 0")
-    clock = time.perf_counter
 
-    def one_round() -> list[float]:
-        times = []
-        for fn in fns.values():
-            start = clock()
-            fn()
-            times.append(clock() - start)
-        return times
+    def __init__(self, seconds: float, tell: Callable[[str], None]) -> None:
+        self.seconds, self.spent = seconds, 0.0
+        self._tell = tell
 
-    rounds = [one_round()]
-    if sum(rounds[0]) < budget_s:
-        end = clock() + budget_s
-        rounds = [one_round()]
-        while clock() < end:
-            rounds.append(one_round())
-    return {name: _undisturbed(times) for name, times in zip(fns, zip(*rounds, strict=True), strict=True)}
+    def speeds(self, old: nn.Module, new: QuantizedModule, ms: Sequence[int], left: int) -> Speeds:
+        """Time of ``old`` over that of ``new`` for each M, in the caller's grad mode.
 
+        Both map (M, K) to (M, N). Results are cached for the process.
 
-def _undisturbed(times: Sequence[float]) -> float:
-    limit = 2 * min(times)
-    kept = sorted(seconds for seconds in times if seconds <= limit)
-    return (kept[(len(kept) - 1) // 2] + kept[len(kept) // 2]) / 2
-
-
-def speedups(dense: nn.Module, layer: QuantizedModule, kernels: Mapping[int, str]) -> dict[int, float]:
-    """Dense time / nybble time for each M, in the caller's grad mode.
-
-    ``dense`` maps (M, K) to (M, N) in its own dtype; ``kernels`` maps each M to the kernel that ``layer`` uses there.
-    Results are cached for the process by layer kind, shape, bias, dtype, scheme, size, threads, M and kernel.
-    """
-    dtype, bias = kind_of(dense).parameter_of(dense).dtype, kind_of(dense).bias_of(dense) is not None
-    shape = (layer.out_features, layer.in_features)
-    size = layer.nbytes * _SIZES // (shape[0] * shape[1])
-    result = {}
-    for m, kernel in kernels.items():
-        kind, threads = type(dense).__name__, torch.get_num_threads()
-        key = (kind, shape, bias, dtype, str(layer.scheme), size, threads, m, kernel)
+        Args:
+            left: how many measurements share the seconds that are left, this one included.
+        """
+        key = (_described(old, ms), _described(new, ms), torch.get_num_threads(), self.seconds)
         if key not in _memo:
-            _memo[key] = _measure(dense, layer, m, dtype)
-        result[m] = _memo[key]
-    return result
+            self._tell(f"timing {new.out_features}x{new.in_features} {new.scheme}")
+            most = max(0.0, self.seconds - self.spent) / max(1, left)
+            begin = time.perf_counter()
+            limits = paired.Limits(most, min(most, _PATIENCE * self.seconds))
+            _memo[key] = paired.decide({m: _pairs(old, new, m) for m in ms}, limits)
+            self.spent += time.perf_counter() - begin
+        return _memo[key]
+
+    def pays_from(self, dense: nn.Module, layer: QuantizedModule, ms: Sequence[int], left: int) -> int | None:
+        """The smallest of a few percentages of zeros at which a sparse layer of this shape is faster than ``dense``.
+
+        Measured on random weights, since only the number of zeros matters. None if it is not faster even at 95 %.
+        """
+        for i, percent in enumerate(_ZEROS):
+            other = _random_layer(layer, Unstructured(percent))
+            if mean_speed(list(self.speeds(dense, other, ms, left + len(_ZEROS) - i).values())).is_faster:
+                return percent
+        return None
 
 
-def pays_from(dense: nn.Module, layer: QuantizedModule, ms: Sequence[int]) -> int | None:
-    """The smallest of a few percentages of zeros at which a sparse layer of this shape is faster than ``dense``.
+def _described(layer: nn.Module, ms: Sequence[int]) -> object:
+    """Equal for layers that take the same time."""
+    if isinstance(layer, QuantizedModule):
+        n, k = layer.out_features, layer.in_features
+        size = layer.nbytes * _SIZES // (n * k)
+        kernels = tuple((m, layer.explain(m).kernel) for m in ms)
+        return type(layer).__name__, (n, k), layer.bias is not None, layer.dtype, str(layer.scheme), size, kernels
+    kind = kind_of(layer)
+    weight = kind.parameter_of(layer)
+    return type(layer).__name__, tuple(weight.shape), kind.bias_of(layer) is not None, weight.dtype
 
-    Measured on random weights, since only the number of zeros matters. None if it is slower even at 95 %.
-    """
-    for percent in _ZEROS:
-        other = _random_layer(layer, Unstructured(percent))
-        kernels = {m: other.explain(m).kernel or "" for m in ms}
-        if geometric_mean(tuple(speedups(dense, other, kernels).values())) > 1:
-            return percent
-    return None
+
+def _pairs(old: nn.Module, new: QuantizedModule, m: int) -> paired.Pairs:
+    # A generator of its own, so that timing does not advance the global random state.
+    x = torch.randn(m, new.in_features, generator=torch.Generator().manual_seed(0)).to(new.dtype)
+    return paired.Pairs(lambda: old(x), lambda: new(x))
 
 
 def _random_layer(layer: QuantizedModule, sparsity: Unstructured) -> QuantizedModule:
@@ -97,15 +93,3 @@ def _random_layer(layer: QuantizedModule, sparsity: Unstructured) -> QuantizedMo
     scheme = replace(layer.scheme, sparsity=sparsity)
     act_range = (-1.0, 1.0) if scheme.static else None
     return type(layer).from_weight(weight * kept, layer.bias, scheme, dtype=layer.dtype, act_range=act_range)
-
-
-def _measure(dense: nn.Module, layer: QuantizedModule, m: int, dtype: torch.dtype) -> float:
-    # A generator of its own, so that timing does not advance the global random state.
-    x = torch.randn(m, layer.in_features, generator=torch.Generator().manual_seed(0)).to(dtype)
-    times = interleaved({"dense": lambda: dense(x), "nybble": lambda: layer(x)}, BUDGET_S)
-    return times["dense"] / times["nybble"]
-
-
-def slower_at(speedup: Mapping[int, float]) -> tuple[int, ...]:
-    """The values of M at which the replacement is slower than the dense layer."""
-    return tuple(m for m, ratio in speedup.items() if ratio < 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -189,7 +190,9 @@ def _merged(done: Mapping[str, Report]) -> Report:
     reports = list({id(report): report for report in done.values()}.values())
     rows = {name: {row.name: row for row in report.layers}[name] for name, report in done.items()}
     layers = tuple(rows.get(row.name, row) for row in reports[-1].layers)
-    return replace(reports[-1], layers=layers, scheme=", ".join(dict.fromkeys(report.scheme for report in reports)))
+    schemes = ", ".join(dict.fromkeys(report.scheme for report in reports))
+    spent, limit = (math.fsum(getattr(one, name) for one in reports) for name in ("timing_s", "timing_limit_s"))
+    return replace(reports[-1], layers=layers, scheme=schemes, timing_s=spent, timing_limit_s=limit)
 
 
 def _differences(recipe: Recipe, batches: list[Any] | None) -> list[str]:

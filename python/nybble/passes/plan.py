@@ -15,6 +15,7 @@ from ..model.walk import Site, memory_groups
 from ..nn.kinds import ModuleKind, kind_of
 from ..nn.module import QuantizedModule
 from ..report.data import Pruned, Rounded
+from ..report.speed import Speed
 from ..weights.sparsity import Pattern
 
 
@@ -33,7 +34,7 @@ class Layer:
     new: QuantizedModule | None = None
     tied_to: Layer | None = None
     kernels: dict[int, str] = field(default_factory=dict)
-    speedup: dict[int, float] = field(default_factory=dict)
+    speeds: dict[int, Speed] = field(default_factory=dict)
     sqnr_db: float | None = None
     pattern: Pattern | None = None
     is_sparse: bool = False

@@ -32,6 +32,7 @@ def quantize(
     observer: str | None = None,
     m: int | Sequence[int] = (1, 16, 256),
     goal: str = "speed",
+    timing_s: float = options.TIMING_S,
     strict: bool = False,
     untie: bool = False,
     progress: bool | None = None,
@@ -67,8 +68,12 @@ def quantize(
             error; the default). A layer falls back to dynamic activations if its output error on held-out data is above
             1 % and above twice that of dynamic ones; the report says so.
         m: the batch sizes (rows of the activation) at which speed is measured.
-        goal: ``"speed"`` replaces a layer only if the geometric mean over ``m`` of dense time / nybble time is above 1,
-            measured on this machine with the current number of threads. ``"memory"`` replaces every layer, untimed.
+        goal: ``"speed"`` replaces a layer only if it is measured to be faster on this machine with the current number of
+            threads: the interval of the geometric mean over ``m`` of dense time / nybble time is above 1. ``"no_slower"``
+            also replaces layers for which that interval holds 1, for the sake of memory. ``"memory"`` replaces every
+            layer, untimed.
+        timing_s: the most seconds that all measurements of speed may take. Each kind of layer is timed once, in pairs
+            of calls, until the interval excludes 1; one that stays undecided gets a twelfth of this time.
         strict: raise if any Linear-like layer that ``include`` and ``exclude`` allow would stay dense.
         untie: quantize a copy of a weight that an ``nn.Embedding`` or another dense layer also uses. By default such
             a layer stays dense. Quantized layers that share one weight stay tied either way.
@@ -95,6 +100,7 @@ def quantize(
         method=options.check_choice("method", method, METHODS),
         m=options.check_m(m),
         goal=options.check_choice("goal", goal, options.GOALS),
+        timing_s=options.check_seconds("timing_s", timing_s),
         observer=options.check_observer(observer, numbers),
     )
     scaling = _scaling(smooth, asked.method, numbers)

@@ -15,7 +15,6 @@ from ..nn.module import QuantizedModule
 from ..report.data import NOT_LINEAR, LayerReport
 from ..report.report import Report
 from ..rounding import sqnr_db
-from .measure import slower_at
 from .plan import Layer, Plan
 
 
@@ -45,8 +44,11 @@ class _Memory:
         return seen
 
 
-def make_report(plan: Plan, scheme: str) -> Report:
-    """The report of a plan whose layers are decided; ``scheme`` is the requested one, as text."""
+def make_report(plan: Plan, scheme: str, timing_s: float) -> Report:
+    """The report of a plan whose layers are decided.
+
+    ``scheme`` is the requested one, as text; ``timing_s`` the seconds that measuring speeds took.
+    """
     from .. import __version__
 
     memory = _Memory(plan)
@@ -71,6 +73,8 @@ def make_report(plan: Plan, scheme: str) -> Report:
         threads=torch.get_num_threads(),
         weight_bytes=total,
         weight_bytes_changed=changed,
+        timing_s=timing_s,
+        timing_limit_s=asked.timing_s,
         versions={"nybble": __version__, "torch": torch.__version__},
     )
 
@@ -90,8 +94,7 @@ def _swapped_row(layer: Layer, new: QuantizedModule, memory: _Memory) -> LayerRe
         nbytes_after=memory.codes(new) + bias,
         sqnr_db=layer.sqnr_db if first is None else first.sqnr_db,
         kernel=_kernels(layer),
-        speedup=dict(layer.speedup),
-        slower_at=slower_at(layer.speedup),
+        speeds=dict(layer.speeds),
         tied_to=None if first is None else first.site.name,
         also=layer.site.names[1:],
         pruned=layer.pruned,
@@ -116,8 +119,7 @@ def _left_row(layer: Layer, memory: _Memory) -> LayerReport:
         nbytes_before=nbytes,
         nbytes_after=nbytes,
         kernel=_kernels(layer),
-        speedup=dict(layer.speedup),
-        slower_at=slower_at(layer.speedup),
+        speeds=dict(layer.speeds),
         reason=layer.reason,
         also=layer.site.names[1:],
         pruned=layer.pruned,

@@ -32,6 +32,7 @@ def sparsify(
     exclude: options.Patterns = None,
     m: int | Sequence[int] = (1, 16, 256),
     goal: str = "speed",
+    timing_s: float = options.TIMING_S,
     strict: bool = False,
     untie: bool = False,
     per_layer: bool = False,
@@ -65,8 +66,10 @@ def sparsify(
         observer: for static schemes, how the range of each layer's inputs is found, as in ``quantize``.
         include, exclude: glob patterns on full module names, as in ``quantize``.
         m: the batch sizes (rows of the activation) at which speed is measured.
-        goal: ``"speed"`` keeps a sparse layer only if it is faster than the dense one, as in ``quantize``; otherwise the
-            layer is not pruned at all. ``"memory"`` times nothing. Without a scheme nothing is timed.
+        goal: ``"speed"`` keeps a sparse layer only if it is measured to be faster than the dense one, ``"no_slower"``
+            also one for which no difference is found, as in ``quantize``; otherwise the layer is not pruned at all.
+            ``"memory"`` times nothing. Without a scheme nothing is timed.
+        timing_s: the most seconds that all measurements of speed may take, as in ``quantize``.
         strict: raise if any Linear-like layer that ``include`` and ``exclude`` allow would stay as it is.
         untie: prune a copy of a weight that an ``nn.Embedding`` or another dense layer also uses.
         per_layer: choose the percentage of zeros of each layer by its output error, within 10 of the requested one. The
@@ -102,6 +105,7 @@ def sparsify(
         method=options.check_choice("method", method, METHODS),
         m=options.check_m(m),
         goal="memory" if numbers is None else options.check_choice("goal", goal, options.GOALS),
+        timing_s=options.check_seconds("timing_s", timing_s),
         observer=options.check_observer(observer, numbers),
     )
     wanted = Asked(form, per_layer, chains)

@@ -105,19 +105,32 @@ def _no_linear(report: ReportData) -> Facts | None:
 def _nothing_swapped(report: ReportData) -> Facts | None:
     if report.swapped or _no_linear(report) is not None:
         return None
-    slow = {layer.name for layer in _too_slow(report)}
-    whys = ("slower than the dense layer here" if layer.name in slow else layer.reason for layer in report.left)
+    timed = {layer.name: mean.verdict for layer in report.left if (mean := layer.mean_speed) is not None}
+    words = {
+        "slower": "slower than the dense layer here",
+        "no difference": "no difference to the dense layer's speed here",
+    }
+    whys = (words.get(timed.get(layer.name, ""), layer.reason) for layer in report.left)
     reasons = Counter(whys).most_common(_NAMED)
     return {"why": "; ".join(f"{count} x {reason}" for reason, count in reasons)}
 
 
 def _too_slow(report: ReportData) -> list[LayerReport]:
     """Layers that were left alone for their speed."""
-    return [layer for layer in report.left if (mean := layer.mean_speedup) is not None and mean <= 1]
+    return [layer for layer in report.left if (mean := layer.mean_speed) is not None and not mean.is_faster]
+
+
+def _undecided(report: ReportData) -> Facts | None:
+    left = [layer for layer in _too_slow(report) if (mean := layer.mean_speed) is not None and not mean.is_slower]
+    if not left:
+        return None
+    longer = call_of(report, f"timing_s={6 * report.timing_limit_s:g}")
+    call = call_of(report, 'goal="no_slower"')
+    return {"count": _counted(left), "bytes": _bytes(left), "m": _sizes(report.m), "call": call, "longer": longer}
 
 
 def _left_for_speed(report: ReportData) -> Facts | None:
-    left = _too_slow(report)
+    left = [layer for layer in _too_slow(report) if (mean := layer.mean_speed) is not None and mean.is_slower]
     if not left:
         return None
     call = call_of(report, 'goal="memory"')
@@ -126,7 +139,7 @@ def _left_for_speed(report: ReportData) -> Facts | None:
 
 def _faster_at_some(report: ReportData) -> Facts | None:
     left = _too_slow(report)
-    pays = [m for m in report.m if left and all(layer.speedup.get(m, 0.0) > 1 for layer in left)]
+    pays = [m for m in report.m if left and all(m in layer.speeds and layer.speeds[m].is_faster for layer in left)]
     if not pays:
         return None
     speeds = span([layer.speedup[m] for layer in left for m in pays], ".2f")
@@ -231,6 +244,11 @@ RULES = (
     Rule(
         _left_for_speed,
         "{count} ({bytes}) left alone: slower than the dense layer here, on the mean over M={m}; to save memory anyway: {call}",
+    ),
+    Rule(
+        _undecided,
+        "{count} ({bytes}) left alone: no difference to the dense layer's speed on the mean over M={m}; to save memory where "
+        "that is so: {call}; to measure longer: {longer}",
     ),
     Rule(_faster_at_some, "at M={m} those layers are {speeds} times as fast as dense; if you run only these M: {call}"),
     Rule(

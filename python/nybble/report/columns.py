@@ -64,6 +64,15 @@ def _errors(layers: Sequence[LayerReport]) -> str:
     return NONE if set(cells) == {NONE} else " -> ".join(cells)
 
 
+def _mean(layers: Sequence[LayerReport]) -> str:
+    """ "1.42x [1.37, 1.48]"; of several layers the range of the ratios, and the ends that hold all intervals."""
+    means = [layer.mean_speed for layer in layers if layer.mean_speed is not None]
+    if not means:
+        return NONE
+    ratios = span([mean.ratio for mean in means], ".2f")
+    return f"{ratios}x [{min(mean.low for mean in means):.2f}, {max(mean.high for mean in means):.2f}]"
+
+
 def _percent(share: float | None) -> float | None:
     return None if share is None else 100 * share
 
@@ -110,7 +119,8 @@ def columns(ms: Iterable[int], one_kernel: bool) -> list[Column]:
         Column("method", _first(lambda layer: method_of(layer) or NONE), is_left=True, starts=True),
         Column("error %", _errors),
         *(Column(speed.header, speed.cell, starts=i == 0) for i, speed in enumerate(speeds)),
-        Column("mean", _spanned(lambda layer: layer.mean_speedup, ".2f")),
+        Column("mean", _mean),
+        Column("pairs", _spanned(lambda layer: None if layer.mean_speed is None else layer.mean_speed.pairs, ".0f")),
     ]
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from .speed import Speed, mean_speed
 
 SCHEMA = "nybble.report/1"
 # The reason of weights that no pass for Linear layers changes.
@@ -55,8 +56,8 @@ class LayerReport:
 
     ``shape`` is (N, K) for a Linear layer and the parameter's own shape otherwise. ``nbytes_before`` and
     ``nbytes_after`` count memory once: of layers that share a weight, only one carries its bytes. ``sqnr_db`` is
-    ``inf`` where quantization is exact and None where nothing was quantized. ``speedup`` maps M to dense time over
-    nybble time and is empty where nothing was timed. ``reason`` says why the layer was left alone; it is None for a
+    ``inf`` where quantization is exact and None where nothing was quantized. ``speeds`` maps M to dense time over
+    nybble time, with its interval, and is empty where nothing was timed. ``reason`` says why the layer was left alone; it is None for a
     layer that was swapped. ``also`` holds the further names of a module that stands at several places.
     """
 
@@ -69,8 +70,7 @@ class LayerReport:
     nbytes_after: int
     sqnr_db: float | None = None
     kernel: str | None = None
-    speedup: dict[int, float] = field(default_factory=dict)
-    slower_at: tuple[int, ...] = ()
+    speeds: dict[int, Speed] = field(default_factory=dict)
     reason: str | None = None
     tied_to: str | None = None
     also: tuple[str, ...] = ()
@@ -83,9 +83,29 @@ class LayerReport:
         return self.reason is None
 
     @property
+    def speedup(self) -> dict[int, float]:
+        """Dense time over nybble time for each M."""
+        return {m: speed.ratio for m, speed in self.speeds.items()}
+
+    @property
+    def slower_at(self) -> tuple[int, ...]:
+        """The values of M at which it was measured to be slower than the dense layer."""
+        return tuple(m for m, speed in self.speeds.items() if speed.is_slower)
+
+    @property
+    def undecided_at(self) -> tuple[int, ...]:
+        """The values of M at which no difference to the dense layer was found."""
+        return tuple(m for m, speed in self.speeds.items() if speed.low <= 1 <= speed.high)
+
+    @property
+    def mean_speed(self) -> Speed | None:
+        """Geometric mean of ``speeds`` over M, which decides, or None where nothing was timed."""
+        return mean_speed(list(self.speeds.values())) if self.speeds else None
+
+    @property
     def mean_speedup(self) -> float | None:
         """Geometric mean of ``speedup`` over M, or None where nothing was timed."""
-        return geometric_mean(tuple(self.speedup.values())) if self.speedup else None
+        return None if self.mean_speed is None else self.mean_speed.ratio
 
 
 @dataclass(frozen=True)
@@ -94,7 +114,8 @@ class ReportData:
 
     ``weight_bytes`` counts every parameter of rank 2 and more once, Linear or not; ``weight_bytes_changed`` is the
     part of it that belongs to quantized layers. A layer that was quantized before the call counts as changed, with
-    the bytes that its weight would take in its own dtype.
+    the bytes that its weight would take in its own dtype. ``timing_s``: seconds that measuring speeds took, of at most
+    ``timing_limit_s``.
     """
 
     layers: tuple[LayerReport, ...]
@@ -107,6 +128,8 @@ class ReportData:
     weight_bytes: int
     weight_bytes_changed: int
     versions: dict[str, str] = field(default_factory=dict)
+    timing_s: float = 0.0
+    timing_limit_s: float = 0.0
 
     @property
     def coverage(self) -> float:
@@ -136,14 +159,17 @@ class ReportData:
     def to_json(self) -> str:
         """Every field of the report and its layers, and the totals, as strict JSON.
 
-        An infinite ``sqnr_db`` is the string "inf"; the keys of ``speedup`` are strings.
+        An infinite ``sqnr_db`` is the string "inf"; the keys of ``speeds`` and ``speedup`` are strings.
         """
         layers = []
         for layer in self.layers:
             entry: dict[str, Any] = asdict(layer)
             if layer.sqnr_db is not None and math.isinf(layer.sqnr_db):
                 entry["sqnr_db"] = "inf"
-            layers.append({**entry, "swapped": layer.swapped, "mean_speedup": layer.mean_speedup})
+            told = ("swapped", "speedup", "slower_at", "undecided_at", "mean_speedup")
+            entry |= {name: getattr(layer, name) for name in told}
+            mean = layer.mean_speed
+            layers.append({**entry, "mean_speed": None if mean is None else {**asdict(mean), "verdict": mean.verdict}})
         totals = {
             "schema": SCHEMA,
             **{name: value for name, value in vars(self).items() if name != "layers"},
@@ -153,10 +179,3 @@ class ReportData:
             "layers": layers,
         }
         return json.dumps(totals, indent=2, allow_nan=False)
-
-
-def geometric_mean(values: Sequence[float]) -> float:
-    """Geometric mean of positive numbers. Raises ValueError when there are none."""
-    if not values:
-        raise ValueError("geometric_mean: values must not be empty")
-    return math.exp(math.fsum(math.log(value) for value in values) / len(values))

@@ -100,7 +100,7 @@ def _outcome(layer: LayerReport) -> Hashable:
     return (
         _INDEX.sub("*", layer.name),
         (layer.also, layer.tied_to, layer.kind, layer.shape, layer.before, layer.after, layer.kernel),
-        (layer.reason, layer.slower_at, tuple(layer.speedup)),
+        (layer.reason, layer.slower_at, layer.undecided_at, tuple(layer.speeds)),
         layer.sqnr_db if layer.sqnr_db is None or math.isinf(layer.sqnr_db) else 0.0,
         (pruned is None, pruned and pruned.pattern, rounded is None, *made),
         tuple(_NUMBER.sub("#", note) for note in notes_of(layer)),
@@ -126,6 +126,8 @@ def notes_of(layer: LayerReport) -> list[str]:
     notes = [f"tied to {layer.tied_to}"] if layer.tied_to else []
     if layer.slower_at:
         notes.append(f"slower at M={', '.join(map(str, layer.slower_at))}")
+    if layer.undecided_at:
+        notes.append(f"no difference to dense at M={', '.join(map(str, layer.undecided_at))}")
     if "," in (layer.kernel or ""):
         notes.append(f"kernels, by M: {layer.kernel}")
     if layer.pruned is not None:

@@ -13,6 +13,9 @@ from .columns import drawn, error_of, size
 from .data import ReportData
 from .fold import Row, rows
 
+# For each goal that is timed, where the interval of a layer that is swapped lies.
+_SWAPPED = {"speed": "is above 1", "no_slower": "reaches 1 or more"}
+
 
 @dataclass(frozen=True)
 class Report(ReportData, Shown):
@@ -39,6 +42,16 @@ class Report(ReportData, Shown):
         table, notes = drawn(folded, self.m)
         return [table, *([notes] if notes else [])]
 
+    def _timing(self) -> list[str]:
+        if self.goal == "memory":
+            return ["speed was not measured (goal='memory')"]
+        holds = "; where it holds 1 no difference was found"
+        return [
+            f"M=... : dense time / nybble time, above 1 is faster; mean : over M, and its interval{holds}",
+            f"a layer is swapped where the interval {_SWAPPED[self.goal]} (goal={self.goal!r})",
+            f"timing took {self.timing_s:.1f} s of at most {self.timing_limit_s:g} s",
+        ]
+
     def _foot(self, folded: Sequence[Row]) -> list[str]:
         before, after = self.nbytes_before, self.nbytes_after
         ratio = ""
@@ -52,12 +65,7 @@ class Report(ReportData, Shown):
             f"coverage {self.coverage:.1f} % of {size(self.weight_bytes)} of weights",
             f"machine: {self.machine}, threads: {self.threads}{f', kernel: {kernels[0]}' if len(kernels) == 1 else ''}",
         ]
-        if self.goal == "speed":
-            lines.append(
-                "M=... : dense time / nybble time, above 1 is faster; a layer is swapped where the mean is above 1"
-            )
-        else:
-            lines.append("speed was not measured (goal='memory')")
+        lines += self._timing()
         if any("_triton" in kernel for kernel in kernels):
             lines.append(f"..._triton : {FIRST_CALL}")
         if any(error_of(layer) is not None for layer in self.layers):

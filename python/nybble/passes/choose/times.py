@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from statistics import median
 
 import torch
 from torch import nn
 
 from ...model.eligible import dense_weight
-from ..measure import interleaved
+from ...report.speed import Speed
+from ..paired import Limits, Pairs, decide
 
-# Measurements of all candidates of a shape, and the seconds of each measurement.
-_ROUNDS, BUDGET_S = 5, 0.06
+# Seconds for each candidate of a shape, and the width of its interval that ends the measurement before.
+_SECONDS, _WIDTH = 0.3, 1.04
 
 Times = dict[str, float]
 
@@ -31,23 +32,29 @@ class Stopwatch:
     def times(self, candidates: Mapping[str, nn.Module], dense: nn.Module) -> Times:
         """Milliseconds by name; each candidate maps (M, K) to (M, N), and ``dense`` gives K and the dtype.
 
-        The candidates run in turns, in several measurements. Each candidate counts with its second-worst ratio to the
-        fastest one, so that none is chosen because of one lucky measurement.
+        Each is timed in pairs with ``dense`` and counts with the lower end of its speed's interval, so that none is
+        chosen for a difference that is not certain.
         """
         weight = dense_weight(dense)
         sizes = {name: getattr(layer, "nbytes", 0) for name, layer in candidates.items()}
         key = (weight.shape, weight.dtype, tuple(sizes.items()), torch.get_num_threads())
         if key not in self._known:
             x = torch.randn(self._m, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight.dtype)
-            self._known[key] = self._measure({name: _call(layer, x) for name, layer in candidates.items()})
+            pairs = {name: _pairs(dense, layer, x) for name, layer in candidates.items() if layer is not dense}
+            speeds = {name: decide({self._m: pair}, _LIMITS)[self._m] for name, pair in pairs.items()}
+            seconds = median(one for pair in pairs.values() for one in pair.firsts)
+            self._known[key] = {
+                name: 1e3 * seconds / (speeds[name].low if name in speeds else 1) for name in candidates
+            }
         return self._known[key]
 
-    def _measure(self, fns: Mapping[str, Callable[[], object]]) -> Times:
-        rounds = [interleaved(fns, BUDGET_S) for _ in range(_ROUNDS)]
-        fastest = median(min(times.values()) for times in rounds)
-        ratios = {name: sorted(times[name] / min(times.values()) for times in rounds)[-2] for name in fns}
-        return {name: 1e3 * fastest * ratio for name, ratio in ratios.items()}
+
+def _pairs(dense: nn.Module, layer: nn.Module, x: torch.Tensor) -> Pairs:
+    return Pairs(lambda: dense(x), lambda: layer(x))
 
 
-def _call(layer: nn.Module, x: torch.Tensor) -> Callable[[], object]:
-    return lambda: layer(x)
+def _is_narrow(speed: Speed) -> bool:
+    return speed.high <= _WIDTH * speed.low
+
+
+_LIMITS = Limits(_SECONDS, _SECONDS, _is_narrow)

@@ -69,7 +69,7 @@ def run_pass(
             work.finish()
             if call.strict:
                 check_strict(plan)
-            return make_report(plan, work.title)
+            return make_report(plan, work.title, work.builder.timer.spent)
     except BaseException:
         edits.undo()
         raise

@@ -43,7 +43,7 @@ class Work:
 
     def __init__(self, plan: Plan, edits: Edits) -> None:
         self.plan, self.asked, self.edits = plan, plan.options, edits
-        self.builder = Builder(plan.options)
+        self.builder = Builder(plan)
         self.sets: Sets = plan.twins()
         if self.sets and self.is_static:
             self.needs_data = f"scheme={str(self.scheme)!r}: static activations need calibration data"
@@ -90,6 +90,7 @@ class Work:
         sets = list(self.sets)
         modules = [layer.site.module for twins in sets for layer in twins]
         with bar(len(sets), progress) as advance:
+            self.builder.tell = lambda line: advance(line, 0)
             for stage in stages(model, batches, modules, self.follow_dense):
                 here = set(stage.layers)
                 now = [twins for twins in sets if any(layer.site.module in here for layer in twins)]
