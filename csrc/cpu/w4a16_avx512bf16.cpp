@@ -5,6 +5,7 @@
 // Reaches 90 % of the multiply's peak at 256 x 4096 x 4096 on 2 cores of Zen 5.
 #include "tile_avx512bf16.h"
 // clang-format off
+#include "tile_bf16_codes.h"
 #include "tile_last_bf16.h"
 #include "tile_run.h"
 // clang-format on
@@ -13,24 +14,12 @@ namespace {
 
 template <bool kSymmetric>
 struct Tile : TileDefaults {
+  using Codes = Bf16Nibbles<kSymmetric>;
   template <int R, int V>
   using Acc = VF[R][V];
   static constexpr int kLastRows = kRowsForLast;
 
   static constexpr int vectors(int rows) { return fitting_vectors(rows + 2, 4); }
-
-  // Entry i is i - 16 in bfloat16, or i % 16 - 8 if all zero points are 8.
-  static inline VI table() {
-    return bf16_table([](int i) { return kSymmetric ? i % 16 - 8 : i - 16; });
-  }
-
-  // Nibble j of each 16-bit lane minus its zero point, in bfloat16; `origin` is 16 - zero_point in each lane.
-  template <int j>
-  NYBBLE_INLINE VI pair(VI codes, VI origin, VI entries) {
-    const VI shifted = vi_shift_right<4 * j>(codes);
-    if (kSymmetric) return vi_lookup16(entries, shifted);
-    return vi_lookup16(entries, vi_add16(vi_and(shifted, vi_set1(0x000f000f)), origin));
-  }
 
   // Accumulators per row, so that few rows still hide the latency of the multiply.
   static constexpr int parts(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
@@ -40,7 +29,7 @@ struct Tile : TileDefaults {
                                    const uint8_t* x) {
     VI pairs[V];
 #pragma GCC unroll 4
-    for (int v = 0; v < V; v++) pairs[v] = pair<j>(codes[v], origin[v], entries);
+    for (int v = 0; v < V; v++) pairs[v] = Codes::template pair<j>(codes[v], origin[v], entries);
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
       int32_t two;
@@ -68,7 +57,7 @@ struct Tile : TileDefaults {
 
   template <int R>
   static void run_last(const NybbleLinearArgs* a, int64_t row, int64_t column) {
-    const VI entries = table(), shift = vi_pairs(1 << 8, 1);
+    const VI entries = Codes::table(), shift = vi_pairs(1 << 8, 1);
     const uint8_t *w = codes_at(a, column), *x = panel_at<uint8_t>(a, row * 2);
     LastSums<R> total;
     for (int64_t g = 0; g < a->groups; g++) {
@@ -76,7 +65,10 @@ struct Tile : TileDefaults {
       LastSums<R> sums;
       each_of_four(a->group / 4, [&](int i) __attribute__((always_inline)) {
         const VI codes = vi_mul(word_at(w), shift);
-        sums.add(i % 2, i % 2 ? pair<3>(codes, origin, entries) : pair<2>(codes, origin, entries), x);
+        sums.add(
+            i % 2,
+            i % 2 ? Codes::template pair<3>(codes, origin, entries) : Codes::template pair<2>(codes, origin, entries),
+            x);
         w += i % 2 * kLine;
         x += 8 * R;
       });
@@ -90,17 +82,13 @@ struct Tile : TileDefaults {
   template <int R, int V>
   NYBBLE_INLINE void finish(const NybbleLinearArgs* a, int64_t row, int64_t column, const VF (&sum)[R][V]) {
 #pragma GCC unroll 4
-    for (int v = 0; v < V; v++) {
-      const VF bias = bias_at(a, column + v * W);
-      store_rows<R>(a, row, column + v * W,
-                    [&](int r) __attribute__((always_inline)) { return vf_add(sum[r][v], bias); });
-    }
+    for (int v = 0; v < V; v++) finish_w4a16<R, V>(a, row, column + v * W, sum, v);
   }
 
   template <int R, int V>
   NYBBLE_INLINE void run(const NybbleLinearArgs* a, const Place& at, const uint8_t* (&w)[V], VF (&sum)[R][V],
                          Prefetcher& prefetcher) {
-    const VI entries = table();
+    const VI entries = Codes::table();
     const uint8_t* x = panel_at<uint8_t>(a, at.row * 2) + at.begin * R * 2;
     for (int64_t g = at.begin / a->group; g * a->group < at.end; g++) {
       constexpr int kSums = R * parts(R);
@@ -108,11 +96,7 @@ struct Tile : TileDefaults {
       VI origin[V];
 #pragma GCC unroll 4
       for (int v = 0; v < V; v++) {
-        origin[v] = vi_set1(0);
-        if (!kSymmetric) {
-          const VI start = vi_sub(vi_set1(16), vi_load_u8(a->zero_point + group_at(a, at.column + v * W, g)));
-          origin[v] = vi_mul(start, vi_set1(0x00010001));
-        }
+        origin[v] = Codes::origin(a, at.column + v * W, g);
 #pragma GCC unroll 16
         for (int i = 0; i < kSums; i++) acc[i / R][i % R][v] = vf_set1(0.0f);
       }

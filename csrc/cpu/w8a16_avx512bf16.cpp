@@ -5,6 +5,7 @@
 // Reaches 91 % of the multiply's peak at 256 x 4096 x 4096 on 2 cores of Zen 5.
 #include "tile_avx512bf16.h"
 // clang-format off
+#include "tile_bf16_codes.h"
 #include "tile_last_bf16.h"
 #include "tile_run.h"
 // clang-format on
@@ -24,14 +25,6 @@ struct Tile : TileDefaults {
 
   template <int R, int V>
   using Acc = VF[R * parts(R)][V];
-
-  // Codes k and k + 2 of each lane as a pair of bfloat16: the upper halves of their float32 values, whose lower are 0.
-  template <int k>
-  NYBBLE_INLINE VI pair(VI codes) {
-    const __m512i even = _mm512_castps_si512(vf_of_int(vi_byte_s<k>(codes)));
-    const __m512i odd = _mm512_castps_si512(vf_of_int(vi_byte_s<k + 2>(codes)));
-    return _mm512_or_si512(_mm512_srli_epi32(even, 16), odd);
-  }
 
   // Table of the low nibbles of codes, unsigned.
   static inline VI low_nibbles() {
@@ -67,8 +60,8 @@ struct Tile : TileDefaults {
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) {
       const VI codes = vi_load(w[v]);
-      pairs[0][v] = pair<0>(codes);
-      pairs[1][v] = pair<1>(codes);
+      pairs[0][v] = bf16_pair<0>(codes);
+      pairs[1][v] = bf16_pair<1>(codes);
       w[v] += kLine;
     }
 #pragma GCC unroll 32
@@ -96,13 +89,7 @@ struct Tile : TileDefaults {
     });
     VF acc[R][1];
     sums.rows(acc);
-    store<R>(a, row, column, acc, 0);
-  }
-
-  template <int R, int N, int V>
-  NYBBLE_INLINE void store(const NybbleLinearArgs* a, int64_t row, int64_t column, const VF (&acc)[N][V], int v) {
-    const VF scale = vf_load(static_cast<const float*>(a->scale) + column), bias = bias_at(a, column);
-    store_rows<R>(a, row, column, [&](int r) __attribute__((always_inline)) { return vf_fma(acc[r][v], scale, bias); });
+    finish_w8a16<R>(a, row, column, acc, 0);
   }
 
   template <int R, int V>
@@ -126,7 +113,7 @@ struct Tile : TileDefaults {
       for (int i = 0; i < R * V; i++)
         acc[i / V][i % V] = vf_add(acc[i / V * parts(R)][i % V], acc[i / V * parts(R) + 1][i % V]);
 #pragma GCC unroll 4
-    for (int v = 0; v < V; v++) store<R>(a, row, column + v * W, acc, v);
+    for (int v = 0; v < V; v++) finish_w8a16<R>(a, row, column + v * W, acc, v);
   }
 };
 
