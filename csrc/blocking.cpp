@@ -21,12 +21,18 @@ int64_t round_down(int64_t a, int64_t b) { return a / b * b; }
 int64_t blocks_of(int64_t rows, int64_t block) { return (rows + block - 1) / block; }
 
 // Rows per block such that the blocks of a chunk are nearly equal; a multiple of 4 where possible, which packs fastest.
-int64_t balanced_block(int64_t rows, int64_t most) {
+int64_t balanced_block(const Product& p, int64_t rows) {
+  const int64_t most = p.block_rows;
+  if (p.tiles) return std::min(rows, most);  // whole tiles of rows; the last block has the rest
   const int64_t blocks = blocks_of(rows, most), even = blocks_of(rows, blocks);
   return blocks == 1 || round_up(even, 4) > most ? even : round_up(even, 4);
 }
 
 int64_t column_bytes(const Product& p) { return p.k * p.bits / 8; }
+
+// Bits of a weight as a kernel reads it once for each row block, and whether it must be decoded in memory.
+bool in_memory(const Product& p) { return p.tiles && p.decoded_bytes > 0; }
+int64_t read_bits(const Product& p) { return in_memory(p) ? 8 * p.decoded_bytes : p.bits; }
 
 // With small weights and enough rows for every piece, only the rows are split: each piece then packs its own
 // activations and finds them in its cache. Otherwise minimizes the size of the largest piece.
@@ -56,20 +62,21 @@ void split(const Product& p, const Caches& caches, int64_t rows, Blocks& to) {
 int64_t k_block_of(const Product& p, const Caches& caches, int64_t blocks) {
   if (p.form == Form::gather) return std::max(kLeastK, round_down(caches.l1 / 2 / p.block_rows, kLeastK));
   const int64_t narrowest = std::max<int64_t>(p.tile_columns, 16), step = round_up(kLeastK, p.bits == 4 ? p.group : 1);
-  if (blocks == 1 || step >= p.k || narrowest * column_bytes(p) <= caches.l2 / 2) return p.k;
-  const int64_t most = round_down(caches.l2 / 4 * 8 / (narrowest * p.bits), step);
+  const bool once = blocks == 1 && !in_memory(p);
+  if (once || step >= p.k || narrowest * p.k * read_bits(p) / 8 <= caches.l2 / 2) return p.k;
+  const int64_t most = round_down(caches.l2 / 4 * 8 / (narrowest * read_bits(p)), step);
   return std::min(std::max(most, step), p.k);
 }
 
 // Columns that all row blocks are multiplied with before the next ones: the weights stay in the L2 cache meanwhile,
 // beside those that are prefetched. Few row blocks use few columns, so that prefetching starts early; many use more, or
-// they would reread their activations too often.
+// they would reread their activations too often, and tiles more than others, since they multiply what they read sooner.
 int64_t pass_of(const Product& p, const Caches& caches, int64_t k_block, int64_t blocks) {
-  const int64_t most = p.columns, least = std::max<int64_t>(p.tile_columns, 16), share = caches.l2 / 4;
+  const int64_t most = p.columns, least = std::max<int64_t>(p.tile_columns, 16), share = caches.l2 / (p.tiles ? 2 : 4);
   // Blocks of zeros are left out: pass_bytes limits the pass, and this the memory of its sums.
   if (p.form == Form::blocks) return k_block < p.k ? std::min(std::max(p.unit, kStripColumns), most) : most;
-  if (blocks == 1) return most;
-  const int64_t bytes = k_block * p.bits / 8,
+  if (blocks == 1 && !in_memory(p)) return most;
+  const int64_t bytes = k_block * read_bits(p) / 8,
                 columns = round_down((blocks <= kFewBlocks ? share / 2 : share) / bytes, kPassColumns);
   if (columns > 0) return std::min(columns, most);
   return std::min(blocks > 2 && kPassColumns * bytes <= share ? kPassColumns : least, most);
@@ -81,14 +88,14 @@ Blocks blocks_for(const Product& p, const Caches& caches) {
   Blocks to{};
   to.chunk_rows = std::min(round_up(std::max(kChunkRows, caches.l3 / 8 / p.panel_row), p.block_rows), p.rows);
   const int64_t rows = to.chunk_rows;
-  to.block_rows = balanced_block(rows, p.block_rows);
+  to.block_rows = balanced_block(p, rows);
   const int64_t blocks = blocks_of(rows, to.block_rows);
   to.k_block = k_block_of(p, caches, blocks);
   to.pass = round_up(pass_of(p, caches, to.k_block, blocks), p.unit);
   to.pass_bytes = caches.l2 / 4;
   const int64_t tile = caches.l2 / 4 / (16 * column_bytes(p));  // tiles of 16 columns
   to.expand = 16 * (tile >= 4 ? round_down(tile, 4) : tile < 2 ? 2 : 4);
-  to.decode = p.decoded_bytes > 0 && blocks > 1;
+  to.decode = p.decoded_bytes > 0 && (p.tiles || blocks > 1);
   split(p, caches, rows, to);
   return to;
 }

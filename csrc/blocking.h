@@ -20,6 +20,7 @@ struct Product {
   int64_t tile_columns;   // columns that it multiplies at a time with so many rows
   int64_t panel_row;      // bytes of a row of activations in the panel
   int64_t decoded_bytes;  // bytes of a decoded weight; 0: the kernel never decodes
+  bool tiles;             // whether it multiplies tiles of 16 rows, of weights that are decoded, if at all, in memory
   int threads;
 };
 

@@ -96,6 +96,7 @@ Product product_of(const LinearCall& call, int64_t rows, int threads) {
           kernel.columns,
           nybble_panel_row(kernel.panel, shape.k_padded()),
           kernel.decoded,
+          kernel.multiplies_tiles(),
           threads};
 }
 
@@ -195,7 +196,9 @@ struct PieceScratch {
     const int64_t rows = (args.block_end - args.block_begin) * call.kernel->block_rows;
     const bool in_frame = call.shape.form != Form::gather;
     partial = in_frame && blocks.k_block < args.k_padded ? rows * columns * NYBBLE_PARTIAL_BYTES : 0;
-    decoded = blocks.decode ? columns * std::min(blocks.k_block, args.k_padded) * call.kernel->decoded : 0;
+    // Filled up to whole lines of activations.
+    const int64_t ks = round_up(std::min(blocks.k_block, args.k_padded), NYBBLE_LINE_K);
+    decoded = blocks.decode ? columns * ks * call.kernel->decoded : 0;
   }
 };
 

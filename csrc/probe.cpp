@@ -36,9 +36,11 @@ std::vector<std::string> needs(const Probe& probe) {
   const std::string target = probe.target, feature = probe.feature;
   std::vector<std::string> all;
   if (target != "scalar") all = {"avx2", "fma", "f16c"};
-  if (target.compare(0, 6, "avx512") == 0) all.insert(all.end(), {"avx512f", "avx512bw", "avx512dq", "avx512vl"});
-  if (target == "avx512vnni") all.push_back(target);
-  if (feature != "scalar") all.push_back(feature);
+  if (target.compare(0, 6, "avx512") == 0 || target == "amx")
+    all.insert(all.end(), {"avx512f", "avx512bw", "avx512dq", "avx512vl"});
+  if (target == "avx512vnni" || target == "amx") all.push_back("avx512vnni");
+  if (target == "amx") all.insert(all.end(), {"avx512bf16", "amx_tile", "amx_int8", "amx_bf16"});
+  if (feature != "scalar" && feature != target) all.push_back(feature);
   return all;
 }
 

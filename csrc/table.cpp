@@ -13,6 +13,7 @@
 #define NYBBLE_IF_avx512vnni(fn) fn
 #define NYBBLE_IF_avx512vbmi(fn) fn
 #define NYBBLE_IF_avx512bf16(fn) fn
+#define NYBBLE_IF_amx(fn) fn
 #else
 #define NYBBLE_IF_avx2(fn) nullptr
 #define NYBBLE_IF_avxvnni(fn) nullptr
@@ -20,6 +21,7 @@
 #define NYBBLE_IF_avx512vnni(fn) nullptr
 #define NYBBLE_IF_avx512vbmi(fn) nullptr
 #define NYBBLE_IF_avx512bf16(fn) nullptr
+#define NYBBLE_IF_amx(fn) nullptr
 #endif
 
 extern "C" {

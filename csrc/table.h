@@ -28,6 +28,8 @@ struct KernelEntry {
   bool built() const { return linear || prepare || expand; }
   int weight_bits() const { return std::strchr(scheme, 'w')[1] - '0'; }
   bool int_activations() const { return int_panel(panel); }
+  // Whether it multiplies tiles of 16 rows (AMX).
+  bool multiplies_tiles() const { return panel == NYBBLE_PANEL_S8_LINES || panel == NYBBLE_PANEL_BF16_LINES; }
   bool bf16_activations() const { return !int_panel(panel) && panel != NYBBLE_PANEL_F32; }
 };
 

@@ -36,7 +36,7 @@ def applying(name: str) -> list[Any]:
 
 
 def usable(spec: KernelSpec, scheme: Scheme) -> Subject:
-    reason = spec.why_not(Problem(scheme, m=1, n=1, k=1, dtype=spec.act_dtypes[0], layout=spec.layout))
+    reason = spec.why_not(Problem(scheme, m=spec.m_range[0], n=1, k=1, dtype=spec.act_dtypes[0], layout=spec.layout))
     if reason is not None:
         pytest.skip(f"{spec.name}: {reason}")
     return Subject(spec, scheme)
@@ -82,7 +82,7 @@ def test_batches_give_the_same_bits(spec: KernelSpec, scheme: Scheme) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_integer_kernels_agree_bit_for_bit(scheme: Scheme, dtype: torch.dtype) -> None:
     """On every target that runs here; `scalar` always does."""
-    here = [s for s in specs() if s.exact and s.why_not(Problem(scheme, m=1, n=1, k=1)) is None]
+    here = [s for s in specs() if s.exact and s.why_not(Problem(scheme, m=s.m_range[0], n=1, k=1)) is None]
     assert here, "no integer kernel is usable"
     if len(here) == 1:
         pytest.skip(f"only {here[0].name} runs under {targets.CAP_VARIABLE}={targets.detect().cap} on this CPU")

@@ -134,8 +134,8 @@ def test_every_dense_kernel_also_serves_the_mask_layout(name, line):
     assert all(getattr(spec, field) == getattr(dense, field) for field in same)
 
 
-def fastest(family, dtype, best):
-    """The kernel that serves a family and an activation dtype where `best` is the fastest target, by the table."""
+def fastest(family, dtype, best, m):
+    """The kernel that serves a family, an activation dtype and m rows where `best` is the fastest target, by the table."""
     level = targets.names().index(best)
     served = [f"{family}_reference"]
     lines = [(line["name"], line["scheme"], line) for line in table() if line["op"] == "LINEAR"]
@@ -143,7 +143,8 @@ def fastest(family, dtype, best):
     lines += [(name, "w8a7", line) for name, line in narrower().items()]
     for target in targets.names()[: level + 1]:
         here = {name: line for name, scheme, line in lines if (scheme, line["target"]) == (family, target)}
-        fits = [name for name, line in here.items() if line["panel"] != "BF16" or dtype == torch.bfloat16]
+        here = {name: line for name, line in here.items() if int(line["least_rows"]) <= m}
+        fits = [name for name, line in here.items() if "BF16" not in line["panel"] or dtype == torch.bfloat16]
         served += sorted(fits, key=lambda name: here[name]["layout"] == "gather8")
     return served[-1]
 
@@ -250,12 +251,13 @@ def test_the_gather_layout_wants_many_zeros(scheme, zeros, machine):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("best", targets.names())
 @pytest.mark.parametrize("family", families())
-def test_the_fastest_target_is_selected(family, best, dtype, machine):
+@pytest.mark.parametrize("m", [1, 64])
+def test_the_fastest_target_is_selected(m, family, best, dtype, machine):
     machine(best)
     zeros = "sp24" if family in FLOAT_FAMILIES else "sp90"
     scheme = Scheme.parse(family.replace("sp", zeros).replace("bs", "bs32x32"))
-    chosen = select(Problem(scheme, m=1, n=16, k=64, dtype=dtype))
-    assert chosen.name == fastest(family, dtype, best)
+    chosen = select(Problem(scheme, m=m, n=16, k=64, dtype=dtype))
+    assert chosen.name == fastest(family, dtype, best, m)
 
 
 @pytest.mark.parametrize(("name", "scheme"), ON_CPU, ids=[name for name, _ in ON_CPU])
@@ -283,8 +285,9 @@ def test_the_kernel_that_is_named_is_the_one_that_runs(name, scheme, machine, mo
     if Scheme.parse(scheme).sparsity == NofM(2, 4):
         dense.weight.data[:, 1::2] = 0
     layer = kind.from_dense(dense, scheme)
-    assert nybble.explain(layer).kernel == name
-    y = layer(torch.randn(3, 64, dtype=dtype))
+    rows = max(3, spec.m_range[0])
+    assert nybble.explain(layer, m=rows).kernel == name
+    y = layer(torch.randn(rows, 64, dtype=dtype))
     assert torch.isfinite(y).all()
     if spec.target == "torch":
         assert not ran

@@ -41,7 +41,7 @@ SPARSE = ("sp50w8a8static", "sp90w8a8static", "sp24w4a8g128static", "bs32x32w8a8
 
 
 def usable(spec, scheme: Scheme) -> None:
-    reason = spec.why_not(Problem(scheme, m=1, n=1, k=1, layout=spec.layout))
+    reason = spec.why_not(Problem(scheme, m=spec.m_range[0], n=1, k=1, layout=spec.layout))
     if reason is not None:
         pytest.skip(f"{spec.name}: {reason}")
 

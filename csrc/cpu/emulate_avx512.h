@@ -92,6 +92,9 @@ inline __m512i maddubs_epi16(__m512i u, __m512i s) {
 inline __m512i sub_epi32(__m512i a, __m512i b) {
   return each<U>([&](int i) { return U(a).v[i] - U(b).v[i]; });
 }
+inline __m512i sub_epi8(__m512i a, __m512i b) {
+  return each<B>([&](int i) { return static_cast<uint8_t>(B(a).v[i] - B(b).v[i]); });
+}
 inline __m512i mullo_epi32(__m512i a, __m512i b) {
   return each<U>([&](int i) { return U(a).v[i] * U(b).v[i]; });
 }
@@ -245,6 +248,7 @@ inline __m512 dpbf16_ps(__m512 acc, __m512bh a, __m512bh b) {
 #define _mm512_madd_epi16 emulated::madd_epi16
 #define _mm512_maddubs_epi16 emulated::maddubs_epi16
 #define _mm512_sub_epi32 emulated::sub_epi32
+#define _mm512_sub_epi8 emulated::sub_epi8
 #define _mm512_mullo_epi32 emulated::mullo_epi32
 #define _mm512_min_epi32 emulated::min_epi32
 #define _mm512_min_ps emulated::min_ps

@@ -29,6 +29,7 @@ inline VI bf16_table(const ValueOf& value_of) {
 
 // Looks up the low five bits of each 16-bit lane in a table of 32 entries.
 inline VI vi_lookup16(VI table, VI index) { return _mm512_permutexvar_epi16(index, table); }
+inline VI vi_sub8(VI a, VI b) { return _mm512_sub_epi8(a, b); }
 inline VI vi_add16(VI a, VI b) { return _mm512_add_epi16(a, b); }
 
 }  // namespace

@@ -262,20 +262,26 @@ inline void run_k_block(const NybbleLinearArgs* a, KBlock k, int64_t end) {
   }
 }
 
-template <class Tile, int kRows>
-inline NybbleStatus run_tiles(const NybbleLinearArgs* a) {
-  static_assert(slot_bytes<Tile, kRows>() <= NYBBLE_PARTIAL_BYTES * kRows * W);
+// Calls run(k) for each K block of each pass.
+template <class Run>
+inline NybbleStatus each_k_block(const NybbleLinearArgs* a, const Run& run) {
   const int64_t end = a->tile_end * NYBBLE_TILE_N, ks = a->k_padded;
-  if (a->block_rows > kRows || (a->k_block < ks && !a->partial)) return NYBBLE_UNSUPPORTED;
+  if (a->k_block < ks && !a->partial) return NYBBLE_UNSUPPORTED;
   for (int64_t from = a->tile_begin * NYBBLE_TILE_N; from < end; from += a->pass) {
     const int64_t to = from + a->pass < end ? from + a->pass : end;
     for (int64_t k = 0; k < ks; k += a->k_block) {
       const int64_t k_end = k + a->k_block < ks ? k + a->k_block : ks;
-      run_k_block<Tile, kRows>(
-          a, KBlock{from, to, k, k_end, Streams(a, from, to, k, k_end), static_cast<uint8_t*>(a->partial)}, end);
+      run(KBlock{from, to, k, k_end, Streams(a, from, to, k, k_end), static_cast<uint8_t*>(a->partial)});
     }
   }
   return NYBBLE_OK;
+}
+
+template <class Tile, int kRows>
+inline NybbleStatus run_tiles(const NybbleLinearArgs* a) {
+  static_assert(slot_bytes<Tile, kRows>() <= NYBBLE_PARTIAL_BYTES * kRows * W);
+  if (a->block_rows > kRows) return NYBBLE_UNSUPPORTED;
+  return each_k_block(a, [&](const KBlock& k) { run_k_block<Tile, kRows>(a, k, a->tile_end * NYBBLE_TILE_N); });
 }
 
 // Index of (column, group) in an array [tiles][groups][16].

@@ -2,7 +2,13 @@
 // without Python: bit for bit for quantized activations, within an error bound for float activations.
 //   compare_kernels TARGET...        targets of kernels.def that this CPU supports
 // Every buffer has its exact size, so that a sanitizer detects out-of-bounds accesses.
+#include <cstdlib>
+#include <memory>
+
 #include "random_problem.h"
+#ifdef NYBBLE_EMULATE_AMX
+#include "../../csrc/cpu/emulate_amx.h"
+#endif
 
 namespace {
 
@@ -34,9 +40,14 @@ Weight random_weight(const WeightShape& shape, Random& random, int threads) {
   return w;
 }
 
+// Scratch memory as the driver gives it: aligned to 64 bytes; null for none.
+struct Scratch : std::unique_ptr<void, decltype(&std::free)> {
+  explicit Scratch(int64_t bytes) : unique_ptr(bytes ? std::aligned_alloc(64, bytes) : nullptr, &std::free) {}
+};
+
 // Calls the prepare and linear kernel once each over the whole problem, with each section of the weights in its own
-// buffer.
-void run_by_hand(const LinearCall& call) {
+// buffer, and cut at random.
+void run_by_hand(const LinearCall& call, Random& random) {
   const WeightShape& s = call.shape;
   const bool codes_in = call.kernel->int_activations(), grouped = s.bits == 4;
   const size_t rows = static_cast<size_t>(call.rows), columns = static_cast<size_t>(s.tiles() * 16);
@@ -85,7 +96,18 @@ void run_by_hand(const LinearCall& call) {
   args.code_bits = s.bits;
   args.block_end = (call.rows + args.block_rows - 1) / args.block_rows;
   args.tile_end = s.tiles();
+  const int64_t unit = std::max<int64_t>(64, grouped ? s.group() : 0), line_k = NYBBLE_LINE_K;
+  args.k_block = s.groups() > 1 || !grouped ? unit * random.integer(1, 4) : s.k_padded();
+  args.pass = NYBBLE_TILE_N * random.integer(1, 4);
+  const Scratch partial(args.block_end * args.block_rows * args.pass * NYBBLE_PARTIAL_BYTES);
+  const int64_t decoded_k = (std::min(args.k_block, args.k_padded) + line_k - 1) / line_k * line_k;
+  const Scratch decoded(args.pass * decoded_k * call.kernel->decoded);
+  args.partial = partial.get();
+  args.decoded = decoded.get();
   if (call.kernel->linear(&args) != NYBBLE_OK) throw std::runtime_error("the kernel rejected its arguments");
+#ifdef NYBBLE_EMULATE_AMX
+  if (nybble_emulated_tiles.configured) throw std::runtime_error("the kernel left tiles configured");
+#endif
 }
 
 // Returns "" if the kernel agrees with the scalar one, else what is wrong.
@@ -155,7 +177,7 @@ std::string check(const KernelEntry& kernel, int seed) {
       call.y = span(by_hand);
       call.packed = span(weight.packed);
       if (given) call.given = fixed;
-      run_by_hand(call);
+      run_by_hand(call, random);
       if (!agrees(by_hand)) return problem + "differs from the scalar kernel when called without the driver";
     }
   } catch (const std::exception& error) {

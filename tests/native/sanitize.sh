@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds compare_kernels and compare_sparse with g++'s address and undefined-behaviour sanitizers, and runs them for the
-# targets of this CPU. AVX-512 sources that this CPU cannot run are emulated in plain C++ (NYBBLE_EMULATE);
-# `sanitize.sh all` also emulates the others. Uses a temporary folder. The thread sanitizer is not used: it does not know
+# targets of this CPU. AVX-512 sources that this CPU cannot run are emulated in plain C++ (NYBBLE_EMULATE), and AMX
+# always; `sanitize.sh all` also emulates the others. Uses a temporary folder. The thread sanitizer is not used: it does not know
 # libgomp's barriers and reports false races.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -17,7 +17,8 @@ avx512bw="$avx2 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width
 avx512vnni="$avx512bw -mavx512vnni"
 avx512vbmi="$avx512vnni -mavx512vbmi -mavx512vbmi2"
 avx512bf16="$avx512vnni -mavx512bf16"
-emulated="$avx2 -Og -DNYBBLE_EMULATE -Wno-psabi -Wno-ignored-attributes"  # -O1 takes g++ ten times as long here
+amx="$avx512bf16 -DNYBBLE_EMULATE_AMX" # always emulated: the programs do not ask for the registers
+emulated="$avx2 -Og -DNYBBLE_EMULATE -DNYBBLE_EMULATE_AMX -Wno-psabi -Wno-ignored-attributes"  # -O1 takes g++ ten times as long here
 common="-I$work -std=c++17 -O1 -g1 -Wall -Wextra -ffp-contract=off -fopenmp -DNYBBLE_BUILT_X86 \
   -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all"
 
@@ -45,7 +46,7 @@ has() {
   done
 }
 
-suffix=.o compile "" compare_{kernels,sparse}.cpp
+suffix=.o compile -DNYBBLE_EMULATE_AMX compare_{kernels,sparse}.cpp
 compile "" ../../csrc/{table,caches,blocking,pack,linear,portable,sparse}.cpp ../../csrc/cpu/*_scalar*.cpp
 compile "$avx2" ../../csrc/cpu/*_avx2*.cpp
 compile "$avxvnni" ../../csrc/cpu/*_avxvnni*.cpp
@@ -58,11 +59,11 @@ if has avx2 fma f16c popcnt; then
   if has avx512f avx512bw avx512dq avx512vl avx512_vnni; then
     real+=(avx512vnni)
     if has avx512vbmi avx512_vbmi2; then real+=(avx512vbmi); fi
-    if has avx512_bf16; then real+=(avx512bf16); fi
+    if has avx512_bf16; then real+=(avx512bf16 amx); fi
   fi
 fi
 emulate=()
-for target in avx512bf16 avx512bw avx512vnni avx512vbmi; do # the slowest to compile first
+for target in avx512bf16 amx avx512bw avx512vnni avx512vbmi; do # the slowest to compile first
   if [[ " ${real[*]} " == *" $target "* ]]; then
     compile "${!target}" ../../csrc/cpu/*_"$target"*.cpp
   else
@@ -70,10 +71,10 @@ for target in avx512bf16 avx512bw avx512vnni avx512vbmi; do # the slowest to com
   fi
 done
 if [ "${#emulate[@]}" -gt 0 ]; then compile "$emulated" "${emulate[@]}"; fi
-if [ "${#here[@]}" -gt 1 ]; then here+=(avx512bw avx512vnni avx512vbmi avx512bf16); fi
+if [ "${#here[@]}" -gt 1 ]; then here+=(avx512bw avx512vnni avx512vbmi avx512bf16 amx); fi
 compare "${here[@]}"
 
 if [ "${1:-}" = all ] && [ "${#real[@]}" -gt 0 ]; then
-  compile "$emulated" ../../csrc/cpu/*_avx512{bf16,bw,vnni,vbmi}*.cpp
+  compile "$emulated" ../../csrc/cpu/*_avx512{bf16,bw,vnni,vbmi}*.cpp ../../csrc/cpu/*_amx.cpp
   compare "${real[@]}"
 fi

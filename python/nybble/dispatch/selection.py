@@ -132,8 +132,9 @@ class ByRows:
 
 def _boundaries(problem: Problem) -> list[int]:
     """Numbers of rows at which another kernel may begin to serve a problem, in order."""
-    here = (None, problem.device)
-    ranges = [spec.m_range for spec in specs() if spec.scheme == problem.scheme.family and spec.device in here]
+    devices, here = (None, problem.device), targets.detect().targets
+    able = [spec for spec in specs() if spec.scheme == problem.scheme.family and spec.device in devices]
+    ranges = [spec.m_range for spec in able if spec.target in here]
     starts = {least for least, _ in ranges} | {most + 1 for _, most in ranges if most}
     return sorted(starts - {1})
 

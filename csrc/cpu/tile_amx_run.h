@@ -1,0 +1,177 @@
+// The loops of tile_run.h around register tiles of AMX, which take the rows of a block at run time. A Family has
+//   using Op                                      CodesOp or Bf16Op
+//   static int64_t step(a)                        k of a step
+//   static constexpr bool kDecodes                whether weights are decoded, once per K block of a pass, by
+//     decode(a, column, begin, end, to)           the steps of 16 columns, each filled up with zeros
+//   run<T, V>(a, k, at)                           a register tile of T x V tiles over a K block
+#pragma once
+
+#include "tile_amx.h"
+
+namespace {
+
+// A register tile: rows from row, columns from column; their sums between K blocks.
+struct TilePlace {
+  int64_t row, rows, column;
+  uint8_t* slot;
+};
+
+constexpr int64_t kSlotBytes = kMostRows * 2 * W * 4;
+
+inline int64_t whole_steps(int64_t k, int64_t step) { return (k + step - 1) / step * step; }
+
+// The activations of a row block from k on.
+template <class Op>
+inline const uint8_t* lines_at(const NybbleLinearArgs* a, const TilePlace& at, int64_t k) {
+  const int64_t byte = k * Op::kBytes, row_bytes = whole_steps(a->k_padded * Op::kBytes, NYBBLE_LINE_K);
+  return static_cast<const uint8_t*>(a->panel) + at.row * row_bytes + byte / NYBBLE_LINE_K * at.rows * NYBBLE_LINE_K +
+         byte % NYBBLE_LINE_K;
+}
+
+// Calls finish(Rows<R>, r) for each R rows from r on.
+template <int R>
+struct Rows {
+  static constexpr int kCount = R;
+};
+template <class Finish>
+NYBBLE_INLINE void each_rows(int64_t rows, const Finish& finish) {
+  int64_t r = 0;
+  for (; r + 4 <= rows; r += 4) finish(Rows<4>(), r);
+  for (; r < rows; r++) finish(Rows<1>(), r);
+}
+
+// The vectors of R rows and one column vector, from row r on.
+template <class Op, int R>
+NYBBLE_INLINE void load_rows(const TileSums<Op>& sums, int64_t r, int v, typename Op::Vector (&to)[R][1]) {
+#pragma GCC unroll 4
+  for (int i = 0; i < R; i++) to[i][0] = Op::load(sums.at[r + i] + v * W);
+}
+
+// The register tiles of a row block and a K block, two column tiles at a time.
+template <class Family, int T>
+inline void run_tile_columns(const NybbleLinearArgs* a, const KBlock& k, TilePlace at) {
+  for (; at.column + 2 * W <= k.to; at.column += 2 * W, at.slot += kSlotBytes) Family::template run<T, 2>(a, k, at);
+  if (at.column < k.to) Family::template run<T, 1>(a, k, at);
+}
+
+template <class Family>
+inline Streams decode_steps(const NybbleLinearArgs* a, const KBlock& k) {
+  uint8_t* to = static_cast<uint8_t*>(a->decoded);
+  const int64_t bytes = whole_steps(k.end - k.begin, Family::step(a)) * NYBBLE_TILE_N * Family::Op::kBytes;
+  for (int64_t column = k.from; column < k.to; column += NYBBLE_TILE_N)
+    Family::decode(a, column, k.begin, k.end, to + (column - k.from) / NYBBLE_TILE_N * bytes);
+  return Streams(to, bytes);
+}
+
+template <class Family>
+inline NybbleStatus run_amx(const NybbleLinearArgs* a) {
+  if (a->block_rows > kMostRows || (Family::kDecodes && !a->decoded)) return NYBBLE_UNSUPPORTED;
+  TileScope tiles;
+  return each_k_block(a, [&](KBlock k) {
+    if constexpr (Family::kDecodes) k.weights = decode_steps<Family>(a, k);
+    const int64_t slots = (k.to - k.from + 2 * W - 1) / (2 * W) * kSlotBytes;
+    for (int64_t block = a->block_begin; block < a->block_end; block++, k.partial += slots) {
+      const int64_t row = block * a->block_rows, left = a->rows - row;
+      const TilePlace at{row, left < a->block_rows ? left : a->block_rows, k.from, k.partial};
+      tiles.set(at.rows, Family::step(a) * Family::Op::kBytes);
+      if (at.rows > kTileRows)
+        run_tile_columns<Family, 2>(a, k, at);
+      else
+        run_tile_columns<Family, 1>(a, k, at);
+    }
+  });
+}
+
+// All of K in one group: the sums stay in the tiles of a K block.
+template <class Family>
+struct WholeRows {
+  template <int T, int V>
+  static void run(const NybbleLinearArgs* a, const KBlock& k, const TilePlace& at) {
+    using Op = typename Family::Op;
+    const int64_t ks = k.end - k.begin, step = Family::step(a);
+    TileOperands o{lines_at<Op>(a, at, k.begin),
+                   {k.weights.at(at.column - k.from), V > 1 ? k.weights.at(at.column - k.from + W) : nullptr},
+                   at.rows * NYBBLE_LINE_K,
+                   step * NYBBLE_TILE_N * Op::kBytes};
+    TileSums<Op>& slot = *reinterpret_cast<TileSums<Op>*>(at.slot);
+    if (k.begin == 0)
+      zero_tiles<T, V>();
+    else
+      load_tiles<Op, T, V>(slot);
+    multiply_tiles<Op, T, V>(o, Family::kDecodes ? whole_steps(ks, step) / step : ks / step);
+    if (!Family::kDecodes && ks % step) multiply_rest<Op, T, V>(o, ks % step);
+    if (k.end < a->k_padded) return store_tiles<Op, T, V>(slot);
+    TileSums<Op> sums;
+    store_tiles<Op, T, V>(sums);
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++)
+      each_rows(at.rows, [&](auto some, int64_t r) __attribute__((always_inline)) {
+        constexpr int R = decltype(some)::kCount;
+        typename Op::Vector acc[R][1];
+        load_rows<Op, R>(sums, r, v, acc);
+        Family::template finish<R>(a, at.row + r, at.column + v * W, acc);
+      });
+  }
+
+ private:
+  // The last step of packed weights, shorter than a tile: padded with zeros here, or it would read past the weights.
+  template <class Op, int T, int V>
+  static void multiply_rest(const TileOperands& o, int64_t k) {
+    alignas(64) uint8_t rest[V][kTileRows * 64];
+    memset(rest, 0, sizeof rest);
+    TileOperands padded{o.x, {rest[0], rest[V - 1]}, 0, 0};
+    for (int v = 0; v < V; v++) memcpy(rest[v], o.w[v], static_cast<size_t>(k) * NYBBLE_TILE_N);
+    multiply_tiles<Op, T, V>(padded, 1);
+  }
+};
+
+// Groups along K: the sums of each are scaled by the weights' scales, and added in float32.
+template <class Family>
+struct Grouped {
+  template <int T, int V>
+  static void run(const NybbleLinearArgs* a, const KBlock& k, const TilePlace& at) {
+    using Op = typename Family::Op;
+    const int64_t step = Family::step(a), steps = whole_steps(a->group, step) / step;
+    const uint8_t* w = k.weights.at(at.column - k.from);
+    const int64_t between = V > 1 ? k.weights.at(at.column - k.from + W) - w : 0;
+    TileSums<Op> sums;
+    TileSums<Bf16Op> here,
+        &total = k.end - k.begin < a->k_padded ? *reinterpret_cast<TileSums<Bf16Op>*>(at.slot) : here;
+    for (int64_t g = k.begin / a->group; g * a->group < k.end; g++, w += steps * step * NYBBLE_TILE_N * Op::kBytes) {
+      zero_tiles<T, V>();
+      TileOperands o{lines_at<Op>(a, at, g * a->group),
+                     {w, w + between},
+                     at.rows * NYBBLE_LINE_K,
+                     step * NYBBLE_TILE_N * Op::kBytes};
+      multiply_tiles<Op, T, V>(o, steps);
+      store_tiles<Op, T, V>(sums);
+      add_group<Op, V>(a, at, g, sums, total);
+    }
+    if (k.end < a->k_padded) return;
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++)
+      each_rows(at.rows, [&](auto some, int64_t r) __attribute__((always_inline)) {
+        constexpr int R = decltype(some)::kCount;
+        VF acc[R][1];
+        load_rows<Bf16Op, R>(total, r, v, acc);
+        Family::template finish<R>(a, at.row + r, at.column + v * W, acc);
+      });
+  }
+
+ private:
+  template <class Op, int V>
+  NYBBLE_INLINE void add_group(const NybbleLinearArgs* a, const TilePlace& at, int64_t g, const TileSums<Op>& sums,
+                               TileSums<Bf16Op>& total) {
+    VF scale[V];
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++) scale[v] = group_scale(a, at.column + v * W, g);
+    for (int64_t r = 0; r < at.rows; r++)
+#pragma GCC unroll 2
+      for (int v = 0; v < V; v++) {
+        const VF before = g == 0 ? vf_set1(0.0f) : vf_load(total.at[r] + v * W);
+        vf_store(total.at[r] + v * W, vf_fma(Op::to_float(Op::load(sums.at[r] + v * W)), scale[v], before));
+      }
+  }
+};
+
+}  // namespace

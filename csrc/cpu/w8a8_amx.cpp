@@ -1,0 +1,27 @@
+// y = (x codes . w codes) * act_scale * scale + bias; layout n16k4, activations as lines of codes.
+// Built on tdpbssd: sixteen lines of n16k4 are a tile of weights as they lie in memory, and the codes are signed on
+// both sides, so nothing is corrected. 32 rows by 32 columns: four multiplies of 16 x 16 sums by 64 k for four tile
+// loads, two loads of lines a cycle. Bound by the multiply, 16 cycles by Intel's manual, that is 2048 operations a
+// cycle; by the L2 cache, 4 KB for the 64 cycles of a step, where neither operand is in L1; and by memory up to about
+// 32 rows. Never run on a CPU with AMX: emulated and counted only.
+#include "tile_amx.h"
+// clang-format off
+#include "tile_amx_run.h"
+// clang-format on
+
+namespace {
+
+struct Codes : WholeRows<Codes> {
+  using Op = CodesOp;
+  static constexpr bool kDecodes = false;
+  static int64_t step(const NybbleLinearArgs*) { return 64; }
+
+  template <int R>
+  NYBBLE_INLINE void finish(const NybbleLinearArgs* a, int64_t row, int64_t column, const VI (&acc)[R][1]) {
+    finish_w8a8<R, 1>(a, row, column, acc, 0);
+  }
+};
+
+}  // namespace
+
+extern "C" NybbleStatus nybble_w8a8_amx(const NybbleLinearArgs* args) { return run_amx<Codes>(args); }

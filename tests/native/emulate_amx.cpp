@@ -1,0 +1,166 @@
+// Compares the emulated tiles with sums written out, and breaks each rule of the hardware.
+//   emulate_amx            compares; "ok"
+//   emulate_amx BREACH     must abort
+#define NYBBLE_EMULATE_AMX
+#define NYBBLE_EMULATE
+#include "../../csrc/cpu/tile_amx.h"
+
+#include <functional>
+#include <map>
+#include <random>
+#include <string>
+
+namespace {
+
+std::mt19937 engine(7);
+
+struct Operands {
+  int8_t a[kMostRows][64], b[2][16][64];
+  Operands() {
+    for (auto& row : a)
+      for (int8_t& x : row) x = static_cast<int8_t>(engine());
+    for (auto& tile : b)
+      for (auto& row : tile)
+        for (int8_t& x : row) x = static_cast<int8_t>(engine());
+    a[0][0] = b[0][0][0] = -128;
+  }
+};
+
+void require(bool holds, const char* what) {
+  if (holds) return;
+  printf("wrong: %s\n", what);
+  exit(1);
+}
+
+// The sums of `rows` rows and 32 columns over steps of `bytes` bytes; twice, so that they accumulate.
+void codes_agree(int rows, int bytes) {
+  const Operands at;
+  TileSums<CodesOp> sums;
+  memset(&sums, 0x55, sizeof sums);
+  {
+    TileScope tiles;
+    tiles.set(rows, bytes);
+    for (int twice = 0; twice < 2; twice++) {
+      TileOperands o{reinterpret_cast<const uint8_t*>(at.a),
+                     {reinterpret_cast<const uint8_t*>(at.b[0]), reinterpret_cast<const uint8_t*>(at.b[1])},
+                     0,
+                     0};
+      if (rows > kTileRows) {
+        zero_tiles<2, 2>();
+        multiply_tiles<CodesOp, 2, 2>(o, 2);
+        store_tiles<CodesOp, 2, 2>(sums);
+      } else {
+        zero_tiles<1, 2>();
+        multiply_tiles<CodesOp, 1, 2>(o, 2);
+        store_tiles<CodesOp, 1, 2>(sums);
+      }
+    }
+    require(nybble_emulated_tiles.configured, "configured meanwhile");
+  }
+  require(!nybble_emulated_tiles.configured, "released at the end");
+  for (int r = 0; r < kMostRows; r++)
+    for (int c = 0; c < 32; c++) {
+      int32_t sum = 0;
+      for (int k = 0; k < bytes; k++) sum += at.a[r][k] * at.b[c / 16][k / 4][c % 16 * 4 + k % 4];
+      require(sums.at[r][c] == (r < rows ? 2 * sum : 0x55555555), "sums of codes");
+    }
+}
+
+// Each sum of bfloat16 products is exact here.
+void bf16_agrees() {
+  uint16_t a[kMostRows][32], b[2][16][32];
+  const auto half = [](float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    return static_cast<uint16_t>(bits >> 16);
+  };
+  for (auto& row : a)
+    for (uint16_t& x : row) x = half(static_cast<float>(static_cast<int>(engine() % 15) - 7));
+  for (auto& tile : b)
+    for (auto& row : tile)
+      for (uint16_t& x : row) x = half(static_cast<float>(static_cast<int>(engine() % 255) - 127));
+  TileSums<Bf16Op> sums;
+  TileScope tiles;
+  tiles.set(kMostRows, 64);
+  zero_tiles<2, 2>();
+  TileOperands o{reinterpret_cast<const uint8_t*>(a),
+                 {reinterpret_cast<const uint8_t*>(b[0]), reinterpret_cast<const uint8_t*>(b[1])},
+                 0,
+                 0};
+  multiply_tiles<Bf16Op, 2, 2>(o, 1);
+  store_tiles<Bf16Op, 2, 2>(sums);
+  const auto value = [](uint16_t bits) {
+    const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+    float of;
+    memcpy(&of, &wide, 4);
+    return of;
+  };
+  for (int r = 0; r < kMostRows; r++)
+    for (int c = 0; c < 32; c++) {
+      float sum = 0;
+      for (int k = 0; k < 32; k++) sum += value(a[r][k]) * value(b[c / 16][k / 2][c % 16 * 2 + k % 2]);
+      require(sums.at[r][c] == sum, "sums of bfloat16 products");
+    }
+}
+
+TileConfig whole() {
+  TileConfig config;
+  for (int t = 0; t < 8; t++) config.set(t, 16, 64);
+  return config;
+}
+
+void configure(const std::function<void(TileConfig&)>& change) {
+  TileConfig config = whole();
+  change(config);
+  tile_configure(config);
+}
+
+const std::map<std::string, std::function<void()>> kBreaches = {
+    {"unconfigured", [] { tile_zero<0>(); }},
+    {"released",
+     [] {
+       tile_configure(whole());
+       tile_release();
+       tile_zero<0>();
+     }},
+    {"left_out",
+     [] {
+       configure([](TileConfig& c) { c.set(5, 0, 0); });
+       tile_zero<5>();
+     }},
+    {"palette", [] { configure([](TileConfig& c) { c.palette = 2; }); }},
+    {"reserved", [] { configure([](TileConfig& c) { c.reserved[3] = 1; }); }},
+    {"rows", [] { configure([](TileConfig& c) { c.set(1, 17, 64); }); }},
+    {"bytes", [] { configure([](TileConfig& c) { c.set(1, 16, 68); }); }},
+    {"half_empty", [] { configure([](TileConfig& c) { c.colsb[2] = 0; }); }},
+    {"ninth_tile", [] { configure([](TileConfig& c) { c.set(8, 16, 64); }); }},
+    {"operands",
+     [] {
+       configure([](TileConfig& c) { c.set(4, 16, 32); });
+       tile_dot_s8<0, 4, 6>();
+     }},
+    {"sums",
+     [] {
+       configure([](TileConfig& c) { c.set(0, 8, 64); });
+       tile_dot_bf16<0, 4, 6>();
+     }},
+    {"same_tile",
+     [] {
+       tile_configure(whole());
+       tile_dot_s8<0, 4, 4>();
+     }},
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc > 1) {
+    kBreaches.at(argv[1])();
+    return 0;
+  }
+  for (const int rows : {1, 5, 16, 17, 31, 32})
+    for (const int bytes : {4, 32, 36, 64}) codes_agree(rows, bytes);
+  bf16_agrees();
+  puts("ok");
+  for (const auto& breach : kBreaches) puts(breach.first.c_str());
+}
