@@ -14,7 +14,7 @@ enum NybbleStatus { NYBBLE_OK = 0, NYBBLE_UNSUPPORTED = 1 };
 enum NybblePanel {
   NYBBLE_PANEL_F32 = 0,  // float32 activations
   NYBBLE_PANEL_S8 = 1,   // codes
-  NYBBLE_PANEL_S16 = 2,  // codes, widened to 16 bits
+  NYBBLE_PANEL_S16 = 2,  // codes, widened to 16 bits; each four k in the order 0 2 1 3
   NYBBLE_PANEL_U8 = 3,   // codes + 128, for u8 x s8 multiplies
   NYBBLE_PANEL_BF16 =
       4,                // bfloat16 activations; each four k in the order 0 2 1 3, so that multiplied pairs are adjacent

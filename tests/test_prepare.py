@@ -59,7 +59,7 @@ def prepare(spec, x, k_padded, block_rows, group, panel_format, act_type=A8, act
         for start in range(0, m, block_rows):
             r = min(block_rows, m - start)
             block = panel.tensor[start * lines * unit : (start + r) * lines * unit].view(lines, r, unit)
-            if dtype == torch.bfloat16:
+            if dtype in (torch.bfloat16, torch.int16):
                 block = block.view(lines, r, -1, 4)[..., (0, 2, 1, 3)]  # the pairs that kernels multiply
             rows[start : start + r] = block.transpose(0, 1).reshape(r, lines * unit)
     return rows, scale, zero, sums

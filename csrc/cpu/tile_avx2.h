@@ -14,8 +14,9 @@ constexpr int kRegisters = 16;
 using VF = __m256;
 using VI = __m256i;
 
-// acc += products summed in pairs: s16 x s16 to 32 bits, and u8 x s8 to 16 bits (the caller prevents overflow).
-// GCC 12 would multiply all rows first and spill the products, so both instructions are one asm statement.
+// acc += products summed in pairs: s16 x s16 to 32 bits, and u8 x s8 to 16 bits (the caller prevents overflow), or
+// further to 32 bits with the s8 operand in memory. mul_u8s8_16 starts a sum.
+// GCC 12 would multiply all rows first and spill the products, so the instructions are one asm statement.
 #if defined(__GNUC__) && !defined(__clang__)
 #define NYBBLE_MULTIPLY_ADD(multiply, add) \
   VI product;                              \
@@ -23,9 +24,25 @@ using VI = __m256i;
 inline void dot_s16(VI& acc, VI a, VI b) { NYBBLE_MULTIPLY_ADD("vpmaddwd", "vpaddd"); }
 inline void dot_u8s8_16(VI& acc, VI a, VI b) { NYBBLE_MULTIPLY_ADD("vpmaddubsw", "vpaddw"); }
 #undef NYBBLE_MULTIPLY_ADD
+inline VI mul_u8s8_16(VI u, VI s) {
+  VI product;
+  __asm__("vpmaddubsw %2, %1, %0" : "=x"(product) : "x"(u), "x"(s));
+  return product;
+}
+inline void dot_u7s8(VI& acc, VI u, const uint8_t* s, VI ones) {
+  VI product;
+  __asm__("vpmaddubsw %3, %2, %1\n\tvpmaddwd %4, %1, %1\n\tvpaddd %1, %0, %0"
+          : "+x"(acc), "=&x"(product)
+          : "x"(u), "m"(*reinterpret_cast<const VI*>(s)), "x"(ones));
+}
 #else
 inline void dot_s16(VI& acc, VI a, VI b) { acc = _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)); }
 inline void dot_u8s8_16(VI& acc, VI u, VI s) { acc = _mm256_add_epi16(acc, _mm256_maddubs_epi16(u, s)); }
+inline VI mul_u8s8_16(VI u, VI s) { return _mm256_maddubs_epi16(u, s); }
+inline void dot_u7s8(VI& acc, VI u, const uint8_t* s, VI ones) {
+  const VI codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(s));
+  dot_s16(acc, _mm256_maddubs_epi16(u, codes), ones);
+}
 #endif
 
 inline VF vf_set1(float f) { return _mm256_set1_ps(f); }
@@ -48,6 +65,14 @@ template <int kBits>  // shifts 16-bit lanes
 inline VI vi_shift_right(VI a) {
   return _mm256_srli_epi16(a, kBits);
 }
+template <int kBits>
+inline VI vi_shift_right_32(VI a) {
+  return _mm256_srli_epi32(a, kBits);
+}
+// Even and odd bytes, sign-extended to 16-bit lanes; pairs of 16-bit lanes summed to 32 bits.
+inline VI vi_even_s8(VI a) { return _mm256_srai_epi16(_mm256_slli_epi16(a, 8), 8); }
+inline VI vi_odd_s8(VI a) { return _mm256_srai_epi16(a, 8); }
+inline VI vi_sum_pairs_s16(VI a) { return _mm256_madd_epi16(a, _mm256_set1_epi16(1)); }
 inline VI vi_min(VI a, VI b) { return _mm256_min_epi32(a, b); }
 inline VF vf_min(VF a, VF b) { return _mm256_min_ps(a, b); }
 inline VF vf_max(VF a, VF b) { return _mm256_max_ps(a, b); }

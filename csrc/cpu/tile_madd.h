@@ -1,61 +1,61 @@
 // The w8a8 register tile built on vpmaddwd over sign-extended codes: exact for every input, unlike vpmaddubsw, which
-// saturates (255 * 127 * 2). A register holds two partial sums for each of 4 columns, so that one 16-byte load of
-// weights feeds one multiply. Include after tile_avx2.h.
+// saturates (255 * 127 * 2). Four k of a column lie in 4 bytes; its even and its odd k make two vectors of 16-bit
+// pairs, which the panel's order 0 2 1 3 matches. Include after the vector header of a target without VNNI.
 #pragma once
 
+#include "tile_last.h"
 #include "tile_run.h"
 
 namespace {
 
-struct Tile8 : TileDefaults {
+// Where a tile reads codes: a packed line, widened each time, or one that decode() has widened before.
+struct PackedCodes {
+  static constexpr int64_t kDecodedLine = 0, kBytes = kLine;
+  NYBBLE_INLINE VI even(const uint8_t* line) { return vi_even_s8(vi_load(line)); }
+  NYBBLE_INLINE VI odd(const uint8_t* line) { return vi_odd_s8(vi_load(line)); }
+};
+
+struct WideCodes {
+  static constexpr int64_t kDecodedLine = 2 * kLine, kBytes = kDecodedLine;
+  NYBBLE_INLINE VI even(const uint8_t* line) { return vi_load(line); }
+  NYBBLE_INLINE VI odd(const uint8_t* line) { return vi_load(line + kLine); }
+};
+
+template <class Codes>
+struct MaddTile : TileDefaults {
   using X = int16_t;
-  template <int R, int V>  // per vector of columns: sums of its first and of its second four columns
-  using Acc = VI[R][V][2];
+  template <int R, int V>
+  using Acc = VI[R][V];
+  static constexpr int64_t kDecodedLine = Codes::kDecodedLine;
 
-  static constexpr int vectors(int rows) { return fitting_vectors(2 * rows + 2, 1); }
-
-  NYBBLE_INLINE VI widen(const uint8_t* p) {
-    return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  }
+  static constexpr int vectors(int rows) { return fitting_vectors(rows + 1, 2); }
 
   template <int R, int V>
-  NYBBLE_INLINE void multiply(VI (&acc)[R][V][2], const uint8_t* (&w)[V], const int16_t* x) {
-    VI codes[V][2];
-#pragma GCC unroll 2
-    for (int v = 0; v < V; v++) {
-      codes[v][0] = widen(w[v]);
-      codes[v][1] = widen(w[v] + 16);
-      w[v] += kLine;
-    }
-#pragma GCC unroll 8
+  NYBBLE_INLINE void dot(VI (&acc)[R][V], const VI (&codes)[V], const int16_t* x) {
+#pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
-      int64_t four;
-      memcpy(&four, x + 4 * r, 8);
-      const VI xs = _mm256_set1_epi64x(four);
-#pragma GCC unroll 2
-      for (int v = 0; v < V; v++) {
-        dot_s16(acc[r][v][0], codes[v][0], xs);
-        dot_s16(acc[r][v][1], codes[v][1], xs);
-      }
+      const VI xs = word_at(x + 4 * r);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) dot_s16(acc[r][v], codes[v], xs);
     }
   }
 
   template <int R, int V>
-  NYBBLE_INLINE void finish(const NybbleLinearArgs* a, int64_t row, int64_t column, const VI (&acc)[R][V][2]) {
-    VI sum[R][V];
-#pragma GCC unroll 2
+  NYBBLE_INLINE void multiply(VI (&acc)[R][V], const uint8_t* (&w)[V], const int16_t* x) {
+    VI codes[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) codes[v] = Codes::even(w[v]);
+    dot<R, V>(acc, codes, x);
+#pragma GCC unroll 4
     for (int v = 0; v < V; v++) {
-#pragma GCC unroll 8
-      for (int r = 0; r < R; r++) {
-        const VI pairs = _mm256_hadd_epi32(acc[r][v][0], acc[r][v][1]);  // columns 0 1 4 5 | 2 3 6 7
-        sum[r][v] = _mm256_permute4x64_epi64(pairs, _MM_SHUFFLE(3, 1, 2, 0));
-      }
-      finish_w8a8<R, V>(a, row, column + v * W, sum, v);
+      codes[v] = Codes::odd(w[v]);
+      w[v] += Codes::kBytes;
     }
+    dot<R, V>(acc, codes, x + 2);
   }
 
   template <int R, int V>
-  NYBBLE_INLINE void run(const NybbleLinearArgs* a, const Place& at, const uint8_t* (&w)[V], VI (&acc)[R][V][2],
+  NYBBLE_INLINE void run(const NybbleLinearArgs* a, const Place& at, const uint8_t* (&w)[V], VI (&acc)[R][V],
                          Prefetcher& prefetcher) {
     const int16_t* x = panel_at<int16_t>(a, at.row) + at.begin * R;
     each_line<8>((at.end - at.begin) / 4, w, prefetcher, false, [&]() __attribute__((always_inline)) {
@@ -63,6 +63,29 @@ struct Tile8 : TileDefaults {
       x += 4 * R;
     });
   }
+
+  template <int R, int V>
+  NYBBLE_INLINE void finish(const NybbleLinearArgs* a, int64_t row, int64_t column, const VI (&acc)[R][V]) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) finish_w8a8<R, V>(a, row, column + v * W, acc, v);
+  }
+
+  static void decode(const NybbleLinearArgs* a, int64_t column, int64_t begin, int64_t end, uint8_t* to) {
+    const uint8_t* from = codes_at(a, column) + begin * NYBBLE_TILE_N;
+    for (int64_t k = begin; k < end; k += 4, from += kLine, to += kDecodedLine)
+#pragma GCC unroll 2
+      for (int64_t i = 0; i < kLine; i += sizeof(VI)) {
+        vi_store(to + i, PackedCodes::even(from + i));
+        vi_store(to + kLine + i, PackedCodes::odd(from + i));
+      }
+  }
 };
+
+using Tile8 = MaddTile<PackedCodes>;
+
+template <int kRows>
+inline NybbleStatus run_madd(const NybbleLinearArgs* a) {
+  return a->decoded ? run_tiles<MaddTile<WideCodes>, kRows>(a) : run_tiles<Tile8, kRows>(a);
+}
 
 }  // namespace

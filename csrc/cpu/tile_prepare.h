@@ -251,8 +251,8 @@ inline void prepare_bf16_lines(const NybblePrepareArgs& a, int64_t row0, int64_t
 template <int kFormat, int kDtype, bool kGiven>
 inline void prepare_rows(const NybblePrepareArgs& a, int64_t row0, int64_t i, int64_t r, int64_t block) {
   constexpr bool is_codes = kFormat != NYBBLE_PANEL_F32 && kFormat != NYBBLE_PANEL_BF16;
-  constexpr bool kExchange = kFormat == NYBBLE_PANEL_BF16, kLines = is_lines(kFormat);
-  constexpr bool is_panel = kExchange || (kFormat == NYBBLE_PANEL_F32 && kDtype == NYBBLE_F32);
+  constexpr bool kExchange = kFormat == NYBBLE_PANEL_BF16 || kFormat == NYBBLE_PANEL_S16, kLines = is_lines(kFormat);
+  constexpr bool is_panel = kFormat == NYBBLE_PANEL_BF16 || (kFormat == NYBBLE_PANEL_F32 && kDtype == NYBBLE_F32);
   constexpr int64_t bytes = element_bytes(kFormat), x_bytes = kDtype == NYBBLE_F32 ? 4 : 2;
   const int64_t row_bytes = a.ldx * x_bytes;
   const uint8_t* x = static_cast<const uint8_t*>(a.x) + (row0 + i) * row_bytes;

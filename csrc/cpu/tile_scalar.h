@@ -106,6 +106,13 @@ inline VI vi_sub(VI a, VI b) {
 inline VI vi_mul(VI a, VI b) {
   return lanes_of<VI>([&](int i) { return a.v[i] * b.v[i]; });
 }
+inline VI vi_and(VI a, VI b) {
+  return lanes_of<VI>([&](int i) { return a.v[i] & b.v[i]; });
+}
+template <int kBits>
+inline VI vi_shift_right_32(VI a) {
+  return lanes_of<VI>([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) >> kBits); });
+}
 inline VI vi_min(VI a, VI b) {
   return lanes_of<VI>([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
 }

@@ -4,4 +4,4 @@
 #include "tile_float.h"
 // clang-format on
 
-extern "C" NybbleStatus nybble_w4a16_avx2(const NybbleLinearArgs* args) { return run_float<Weight4, 12>(args); }
+extern "C" NybbleStatus nybble_w4a16_avx2(const NybbleLinearArgs* args) { return run_float<Weight4, 6>(args); }

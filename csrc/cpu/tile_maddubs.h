@@ -1,0 +1,174 @@
+// The register tiles built on vpmaddubsw (u8 x s8, pairs summed to 16 bits, saturating) where no sum can saturate.
+// Include after the vector header of a target without VNNI.
+#pragma once
+
+#include "tile_last.h"
+#include "tile_run.h"
+
+namespace {
+
+// 7-bit activations as code + 64, in [0, 127]: a pair is at most 2 * 127 * 128 = 32512. The accumulators start at
+// -64 * column_sum, so the result is exact.
+struct Tile7 : TileDefaults {
+  using X = uint8_t;
+  template <int R, int V>
+  using Acc = VI[R][V];
+
+  static constexpr int vectors(int rows) { return fitting_vectors(rows, 3); }
+
+  template <int R, int V>
+  NYBBLE_INLINE void start(const NybbleLinearArgs* a, int64_t column, VI (&acc)[R][V]) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+      const VI offset = vi_mul(vi_load(a->column_sum + column + v * W), vi_set1(-64));
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r++) acc[r][v] = offset;
+    }
+  }
+
+  template <int R, int V>
+  NYBBLE_INLINE void multiply(VI (&acc)[R][V], const uint8_t* (&w)[V], const uint8_t* x) {
+    const VI ones = vi_set1(0x10001);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) {
+      const VI xs = word_at(x + 4 * r);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) dot_u7s8(acc[r][v], xs, w[v], ones);
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) w[v] += kLine;
+  }
+
+  template <int R, int V>
+  NYBBLE_INLINE void run(const NybbleLinearArgs* a, const Place& at, const uint8_t* (&w)[V], VI (&acc)[R][V],
+                         Prefetcher& prefetcher) {
+    const uint8_t* x = panel_at<uint8_t>(a, at.row) + at.begin * R;
+    each_line<8>((at.end - at.begin) / 4, w, prefetcher, false, [&]() __attribute__((always_inline)) {
+      multiply<R, V>(acc, w, x);
+      x += 4 * R;
+    });
+  }
+
+  template <int R, int V>
+  NYBBLE_INLINE void finish(const NybbleLinearArgs* a, int64_t row, int64_t column, const VI (&acc)[R][V]) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) finish_w8a8<R, V>(a, row, column + v * W, acc, v);
+  }
+};
+
+// Where Tile4 reads nibbles: a packed line, split each time, or one that decode() has split before.
+struct PackedNibbles {
+  static constexpr int64_t kDecodedLine = 0, kBytes = kLine;
+  NYBBLE_INLINE VI low(const uint8_t* line) { return vi_and(vi_load(line), vi_set1(0x0f0f0f0f)); }
+  NYBBLE_INLINE VI high(const uint8_t* line) { return vi_and(vi_shift_right<4>(vi_load(line)), vi_set1(0x0f0f0f0f)); }
+};
+
+struct SplitNibbles {
+  static constexpr int64_t kDecodedLine = 2 * kLine, kBytes = kDecodedLine;
+  NYBBLE_INLINE VI low(const uint8_t* line) { return vi_load(line); }
+  NYBBLE_INLINE VI high(const uint8_t* line) { return vi_load(line + kLine); }
+};
+
+// The nibble is the unsigned operand: a pair is at most 2 * 15 * 128 = 3840, so 8 pairs fit in 16 bits. They are
+// widened to int32 sums of a group, which lie in memory: the 16-bit sums take the registers.
+template <class Nibbles>
+struct NibbleTile : TileDefaults {
+  template <int R, int V>
+  using Acc = VF[R][V];
+  static constexpr int64_t kDecodedLine = Nibbles::kDecodedLine;
+  static constexpr int64_t kWidenEvery = 4;  // lines, of two pairs each
+
+  static constexpr int vectors(int rows) { return fitting_vectors(rows + 1, 2); }
+
+  template <int R, int V, bool kFirst>
+  NYBBLE_INLINE void dot(VI (&sum)[R][V], const VI (&nibbles)[V], const int8_t* x) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) {
+      const VI xs = word_at(x + 4 * r);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) {
+        if constexpr (kFirst)
+          sum[r][v] = mul_u8s8_16(nibbles[v], xs);
+        else
+          dot_u8s8_16(sum[r][v], nibbles[v], xs);
+      }
+    }
+  }
+
+  template <int R, int V, bool kFirst>
+  NYBBLE_INLINE void multiply(VI (&sum)[R][V], const uint8_t* (&w)[V], const int8_t*& x) {
+    VI nibbles[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) nibbles[v] = Nibbles::low(w[v]);
+    dot<R, V, kFirst>(sum, nibbles, x);
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+      nibbles[v] = Nibbles::high(w[v]);
+      w[v] += Nibbles::kBytes;
+    }
+    dot<R, V, false>(sum, nibbles, x + 4 * R);
+    x += 8 * R;
+  }
+
+  // acc += the products of so many lines, at most kWidenEvery.
+  template <int R, int V>
+  NYBBLE_INLINE void add_lines(VI (&acc)[R][V], const uint8_t* (&w)[V], const int8_t*& x, int64_t lines) {
+    VI sum[R][V];
+    multiply<R, V, true>(sum, w, x);
+    for (; lines > 1; lines--) multiply<R, V, false>(sum, w, x);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) acc[r][v] = vi_add(acc[r][v], vi_sum_pairs_s16(sum[r][v]));
+  }
+
+  template <int R, int V>
+  NYBBLE_INLINE void run(const NybbleLinearArgs* a, const Place& at, const uint8_t* (&w)[V], VF (&sum)[R][V],
+                         Prefetcher& prefetcher) {
+    const int8_t* x = panel_at<int8_t>(a, at.row) + at.begin * R;
+    for (int64_t g = at.begin / a->group; g * a->group < at.end; g++) {
+      VI acc[R][V];
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) {
+        const GroupStart start(a, at.row, at.column + v * W, g);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++) acc[r][v] = start.of_row(r);
+      }
+      int64_t lines = a->group / 8;
+      for (; lines >= kWidenEvery; lines -= kWidenEvery) {
+        add_lines<R, V>(acc, w, x, kWidenEvery);
+        prefetcher.used(w, kWidenEvery, false);
+      }
+      if (lines > 0) add_lines<R, V>(acc, w, x, lines);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) {
+        const VF scale = group_scale(a, at.column + v * W, g);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++) sum[r][v] = vf_fma(vf_of_int(acc[r][v]), scale, sum[r][v]);
+      }
+    }
+  }
+
+  template <int R, int V>
+  NYBBLE_INLINE void finish(const NybbleLinearArgs* a, int64_t row, int64_t column, const VF (&sum)[R][V]) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) finish_w4a8<R, V>(a, row, column + v * W, sum, v);
+  }
+
+  static void decode(const NybbleLinearArgs* a, int64_t column, int64_t begin, int64_t end, uint8_t* to) {
+    const uint8_t* from = codes_at(a, column) + begin * NYBBLE_TILE_N / 2;
+    for (int64_t k = begin; k < end; k += 8, from += kLine, to += kDecodedLine)
+#pragma GCC unroll 2
+      for (int64_t i = 0; i < kLine; i += sizeof(VI)) {
+        vi_store(to + i, PackedNibbles::low(from + i));
+        vi_store(to + kLine + i, PackedNibbles::high(from + i));
+      }
+  }
+};
+
+template <int kRows>
+inline NybbleStatus run_nibbles(const NybbleLinearArgs* a) {
+  return a->decoded ? run_tiles<NibbleTile<SplitNibbles>, kRows>(a) : run_tiles<NibbleTile<PackedNibbles>, kRows>(a);
+}
+
+}  // namespace
