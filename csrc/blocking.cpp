@@ -14,6 +14,9 @@ constexpr int kRowPieces = 4, kColumnPieces = 2;
 constexpr int64_t kChunkRows = 64;
 // Up to this many row blocks, a pass is short, so that prefetching starts early.
 constexpr int64_t kFewBlocks = 8;
+// From so many row blocks on, weights are decoded once for all: decoding in registers costs less than writing and
+// reading the decoded ones for fewer.
+constexpr int64_t kDecodedBlocks = 4;
 constexpr int64_t kPassColumns = 64, kStripColumns = 1024, kLeastK = 64;
 
 int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
@@ -95,7 +98,7 @@ Blocks blocks_for(const Product& p, const Caches& caches) {
   to.pass_bytes = caches.l2 / 4;
   const int64_t tile = caches.l2 / 4 / (16 * column_bytes(p));  // tiles of 16 columns
   to.expand = 16 * (tile >= 4 ? round_down(tile, 4) : tile < 2 ? 2 : 4);
-  to.decode = p.decoded_bytes > 0 && (p.tiles || blocks > 1);
+  to.decode = p.decoded_bytes > 0 && (p.tiles || blocks >= kDecodedBlocks);
   split(p, caches, rows, to);
   return to;
 }

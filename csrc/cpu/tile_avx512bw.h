@@ -20,7 +20,7 @@ using VF = __m512;
 using VI = __m512i;
 
 // acc += products summed in pairs: s16 x s16 to 32 bits, and u8 x s8 to 16 bits (the caller prevents overflow), or
-// further to 32 bits with the s8 operand in memory. mul_u8s8_16 starts a sum.
+// further to 32 bits. mul_u8s8_16 starts a sum.
 // GCC 12 would multiply all rows first and spill the products, so the instructions are one asm statement.
 #if defined(__GNUC__) && !defined(__clang__) && !defined(NYBBLE_EMULATE)
 #define NYBBLE_MULTIPLY_ADD(multiply, add) \
@@ -34,19 +34,17 @@ inline VI mul_u8s8_16(VI u, VI s) {
   __asm__("vpmaddubsw %2, %1, %0" : "=v"(product) : "v"(u), "v"(s));
   return product;
 }
-inline void dot_u7s8(VI& acc, VI u, const uint8_t* s, VI ones) {
+inline void dot_u7s8(VI& acc, VI u, VI s, VI ones) {
   VI product;
   __asm__("vpmaddubsw %3, %2, %1\n\tvpmaddwd %4, %1, %1\n\tvpaddd %1, %0, %0"
           : "+v"(acc), "=&v"(product)
-          : "v"(u), "m"(*reinterpret_cast<const VI*>(s)), "v"(ones));
+          : "v"(u), "v"(s), "v"(ones));
 }
 #else
 inline void dot_s16(VI& acc, VI a, VI b) { acc = _mm512_add_epi32(acc, _mm512_madd_epi16(a, b)); }
 inline void dot_u8s8_16(VI& acc, VI u, VI s) { acc = _mm512_add_epi16(acc, _mm512_maddubs_epi16(u, s)); }
 inline VI mul_u8s8_16(VI u, VI s) { return _mm512_maddubs_epi16(u, s); }
-inline void dot_u7s8(VI& acc, VI u, const uint8_t* s, VI ones) {
-  dot_s16(acc, _mm512_maddubs_epi16(u, _mm512_loadu_si512(s)), ones);
-}
+inline void dot_u7s8(VI& acc, VI u, VI s, VI ones) { dot_s16(acc, _mm512_maddubs_epi16(u, s), ones); }
 #endif
 
 inline VF vf_set1(float f) { return _mm512_set1_ps(f); }

@@ -14,7 +14,7 @@ struct Tile7 : TileDefaults {
   template <int R, int V>
   using Acc = VI[R][V];
 
-  static constexpr int vectors(int rows) { return fitting_vectors(rows, 3); }
+  static constexpr int vectors(int rows) { return fitting_vectors(rows + 1, 2); }
 
   template <int R, int V>
   NYBBLE_INLINE void start(const NybbleLinearArgs* a, int64_t column, VI (&acc)[R][V]) {
@@ -29,14 +29,18 @@ struct Tile7 : TileDefaults {
   template <int R, int V>
   NYBBLE_INLINE void multiply(VI (&acc)[R][V], const uint8_t* (&w)[V], const uint8_t* x) {
     const VI ones = vi_set1(0x10001);
+    VI codes[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+      codes[v] = vi_load(w[v]);
+      w[v] += kLine;
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
       const VI xs = word_at(x + 4 * r);
 #pragma GCC unroll 4
-      for (int v = 0; v < V; v++) dot_u7s8(acc[r][v], xs, w[v], ones);
+      for (int v = 0; v < V; v++) dot_u7s8(acc[r][v], xs, codes[v], ones);
     }
-#pragma GCC unroll 4
-    for (int v = 0; v < V; v++) w[v] += kLine;
   }
 
   template <int R, int V>

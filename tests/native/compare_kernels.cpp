@@ -24,7 +24,7 @@ struct Weight {
 Weight random_weight(const WeightShape& shape, Random& random, int threads) {
   Weight w(shape);
   for (uint8_t& code : w.qweight)
-    code = static_cast<uint8_t>(shape.bits == 8 ? random.integer(-127, 127) : random.integer(0, 255));
+    code = static_cast<uint8_t>(shape.bits == 8 ? random.integer(-128, 127) : random.integer(0, 255));
   if (shape.bits == 4 && shape.k % 2)
     for (int64_t n = 1; n <= shape.n; n++) w.qweight[static_cast<size_t>(n * ((shape.k + 1) / 2) - 1)] &= 15;
   const NybbleDtype dtype = shape.bits == 8 ? NYBBLE_F32 : NYBBLE_BF16;

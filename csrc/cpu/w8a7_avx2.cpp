@@ -1,0 +1,8 @@
+// y = (x codes . w codes) * act_scale * scale + bias; layout n16k4, activations of 7 bits as code + 64.
+// Built on vpmaddubsw, vpmaddwd and vpaddd, which bound it: three instructions for 32 products.
+#include "tile_avx2.h"
+// clang-format off
+#include "tile_maddubs.h"
+// clang-format on
+
+extern "C" NybbleStatus nybble_w8a7_avx2(const NybbleLinearArgs* args) { return run_tiles<Tile7, 6>(args); }
