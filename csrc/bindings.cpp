@@ -8,6 +8,7 @@
 #include "portable.h"
 #include "probe.h"
 #include "round.h"
+#include "smallest.h"
 #include "sparse.h"
 
 namespace py = pybind11;
@@ -212,6 +213,23 @@ PYBIND11_MODULE(_C, m) {
     py::gil_scoped_release release;
     const SquaredSums sums = squared_sums(s, from, rounded, threads);
     return std::make_pair(sums.signal, sums.noise);
+  });
+  m.def("check_kept", [](const WeightShape& s, const Pair& qweight, int64_t most, int64_t of, int threads) {
+    if (of < 1) throw std::invalid_argument("of=" + std::to_string(of) + ": must be at least 1");
+    const uint8_t* codes = bytes_of(qweight, s.qweight_bytes(), "qweight");
+    py::gil_scoped_release release;
+    check_kept(s, codes, most, of, threads);
+  });
+  m.def("choose_smallest", [](const Pair& scores, const Pair& counts, int64_t n, int64_t k, const Pair& chosen,
+                              int threads) {
+    if (n < 1 || k < 1 || k > (int64_t{1} << 40) / n)
+      throw std::invalid_argument("k=" + std::to_string(k) + ": n and k must be at least 1, n * k at most 2^40");
+    const size_t total = static_cast<size_t>(n * k);
+    const float* from = reinterpret_cast<const float*>(bytes_of(scores, total * 4, "scores"));
+    const int64_t* each = reinterpret_cast<const int64_t*>(bytes_of(counts, static_cast<size_t>(n) * 8, "counts"));
+    uint8_t* to = bytes_of(chosen, total, "chosen");
+    py::gil_scoped_release release;
+    choose_smallest(from, each, n, k, to, threads);
   });
   py::class_<SparsePack>(m, "SparsePack")
       .def(py::init([](const WeightShape& s, const Pair& qweight, const Pair& scale, int threads) {

@@ -1,8 +1,11 @@
 #include "portable.h"
 
+#include <atomic>
 #include <cstring>
 #include <stdexcept>
 #include <string>
+
+#include "parallel.h"
 
 namespace nybble {
 
@@ -10,7 +13,36 @@ namespace {
 
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
 
+[[noreturn]] void refuse_group(int64_t n, int64_t most, int64_t of, int64_t k) {
+  refuse("mask: row " + std::to_string(n) + " keeps more than " + std::to_string(most) + " of the " +
+         std::to_string(of) + " inputs that end at " + std::to_string(k));
+}
+
+// The last input of the first group of `of` of row n in which more than `most` are not zero; -1: none.
+int64_t too_full(const WeightShape& s, const uint8_t* qweight, int64_t n, int64_t most, int64_t of) {
+  for (int64_t begin = 0; begin < s.k; begin += of) {
+    const int64_t end = begin + of < s.k ? begin + of : s.k;
+    int64_t kept = 0;
+    for (int64_t k = begin; k < end; k++) kept += code_at(s, qweight, n, k) != absent_code(s);
+    if (kept > most) return end - 1;
+  }
+  return -1;
+}
+
 }  // namespace
+
+void check_kept(const WeightShape& s, const uint8_t* qweight, int64_t most, int64_t of, int threads) {
+  constexpr int64_t kRows = 16;  // of one piece of work
+  std::atomic<bool> fits{true};
+  parallel_for((s.n + kRows - 1) / kRows, usable_threads(threads), [&](int64_t piece) {
+    for (int64_t n = piece * kRows; n < s.n && n < (piece + 1) * kRows; n++)
+      if (too_full(s, qweight, n, most, of) >= 0) fits.store(false, std::memory_order_relaxed);
+  });
+  for (int64_t n = 0; n < s.n && !fits; n++) {
+    const int64_t k = too_full(s, qweight, n, most, of);
+    if (k >= 0) refuse_group(n, most, of, k);
+  }
+}
 
 int64_t count_kept(const WeightShape& s, const uint8_t* qweight) {
   int64_t kept = 0;
@@ -46,9 +78,7 @@ void from_bitmask(const WeightShape& s, const Bitmask& from, int64_t most, int64
       if (bit && k >= s.k) refuse("mask: row " + std::to_string(n) + " has a bit beyond in_features");
       if (most && k % of == 0) group = 0;
       group += bit;
-      if (most && group > most)
-        refuse("mask: row " + std::to_string(n) + " keeps more than " + std::to_string(most) + " of the " +
-               std::to_string(of) + " inputs that end at " + std::to_string(k));
+      if (most && group > most) refuse_group(n, most, of, k);
       row += bit;
     }
     kept += row;

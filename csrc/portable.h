@@ -22,6 +22,9 @@ struct Bitmask {
   size_t values_bytes;
 };
 
+// Throws std::invalid_argument if more than `most` of each `of` consecutive inputs of a row are not zero.
+void check_kept(const WeightShape& shape, const uint8_t* qweight, int64_t most, int64_t of, int threads);
+
 int64_t count_kept(const WeightShape& shape, const uint8_t* qweight);
 void to_bitmask(const WeightShape& shape, const uint8_t* qweight, const Bitmask& to);
 // Throws std::invalid_argument if values does not have as many codes as mask has bits, or if more than `most` of each

@@ -43,7 +43,27 @@ struct LineMasks {
   uint64_t of[2];
 };
 
+// Bit i is set where byte i of the word is not 0.
+uint64_t bytes_set(uint64_t word) {
+  const uint64_t low = 0x7f7f7f7f7f7f7f7fu;
+  const uint64_t tops = (((word & low) + low) | word) & ~low;
+  return (tops >> 7) * 0x0102040810204080u >> 56;
+}
+
+// Of a line without padding.
+LineMasks masks_of(const WeightShape& s, const uint8_t* line) {
+  LineMasks masks{};
+  for (int64_t i = 0; i < kLine / 8; i++) {
+    const uint64_t word = word_at(line, i) ^ (s.bits == 8 ? 0 : 0x8888888888888888u);
+    const uint64_t low = s.bits == 8 ? ~uint64_t{0} : 0x0f0f0f0f0f0f0f0fu;
+    masks.of[0] |= bytes_set(word & low) << 8 * i;
+    masks.of[1] |= bytes_set(word & ~low) << 8 * i;
+  }
+  return masks;
+}
+
 LineMasks masks_of(const WeightShape& s, const uint8_t* line, int64_t tile, int64_t l) {
+  if ((tile + 1) * 16 <= s.n && (l + 1) * line_ks(s) <= s.k) return masks_of(s, line);
   LineMasks masks{};
   for (int64_t i = 0; i < kLine; i++) {
     const int64_t k = l * line_ks(s) + i % 4;
@@ -53,6 +73,21 @@ LineMasks masks_of(const WeightShape& s, const uint8_t* line, int64_t tile, int6
     if (high && k + 4 < s.k) masks.of[1] |= uint64_t{1} << i;
   }
   return masks;
+}
+
+// Adds these bits of the masked bytes of a line to the bytes at `to`; returns the end.
+uint8_t* add_values(const uint8_t* line, uint64_t mask, uint8_t bits, uint8_t* to) {
+  for (; mask; mask &= mask - 1) *to++ |= line[__builtin_ctzll(mask)] & bits;
+  return to;
+}
+
+// Puts these bits of the bytes at `from` into the masked bytes of a line; returns the end.
+const uint8_t* spread_values(const uint8_t* from, uint64_t mask, uint8_t bits, uint8_t* line) {
+  for (; mask; mask &= mask - 1) {
+    uint8_t& byte = line[__builtin_ctzll(mask)];
+    byte = static_cast<uint8_t>((byte & ~bits) | (*from++ & bits));
+  }
+  return from;
 }
 
 size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -114,10 +149,8 @@ void SparsePack::write_mask(uint8_t* to) const {
       const uint8_t* line = dense_.data() + (tile * lines + l) * kLine;
       const LineMasks masks = masks_of(shape_, line, tile, l);
       std::memcpy(mask, &masks, static_cast<size_t>(planes * 8));
-      for (int i = 0; i < kLine; i++) {
-        if (masks.of[0] >> i & 1) *values[0]++ |= shape_.bits == 8 ? line[i] : line[i] & 15;
-        if (masks.of[1] >> i & 1) *values[1]++ |= line[i] & 0xf0;
-      }
+      const uint8_t bits[2] = {static_cast<uint8_t>(shape_.bits == 8 ? 0xff : 0x0f), 0xf0};
+      for (int p = 0; p < planes; p++) values[p] = add_values(line, masks.of[p], bits[p], values[p]);
     }
   });
 }
@@ -380,12 +413,11 @@ void unpack_mask(const WeightShape& s, const Sections& at, const uint8_t* packed
         low = high = mask + NYBBLE_MASK_LINES * planes * 8;
       }
       const uint64_t bytes = word_at(mask, 0), nibbles = planes == 2 ? word_at(mask, 1) : 0;
-      for (int i = 0; i < kLine; i++) {
-        int code = absent_code(s) * (s.bits == 8 ? 1 : 17);
-        if (bytes >> i & 1) code = s.bits == 8 ? *low++ : (code & 0xf0) | (*low++ & 15);
-        if (nibbles >> i & 1) code = (code & 15) | (*high++ & 0xf0);
-        lines[into.codes + static_cast<size_t>((tile * per_tile + l) * kLine + i)] = static_cast<uint8_t>(code);
-      }
+      uint8_t* line = lines.data() + into.codes + static_cast<size_t>((tile * per_tile + l) * kLine);
+      std::memset(line, s.bits == 8 ? 0 : 0x88, kLine);
+      const uint8_t bits = s.bits == 8 ? 0xff : 0x0f;
+      low = spread_values(low, bytes, bits, line);
+      high = spread_values(high, nibbles, 0xf0, line);
     }
   });
   unpack(dense, lines.data(), to, threads);

@@ -18,7 +18,7 @@ ORDER = (
     ("weights",),
     ("_C", "_cuda"),
     ("native",),
-    ("rounding",),  # weights to codes, natively where it can
+    ("rounding", "ranking"),  # of weights, natively where they can
     ("layouts",),
     ("dispatch.targets",),
     ("dispatch.spec",),  # what a kernel is

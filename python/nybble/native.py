@@ -109,6 +109,23 @@ def squared_sums(weight: Tensor, rounded: QuantizedWeight, scheme: Scheme) -> tu
     return _C.squared_sums(*args, *_parts(held), torch.get_num_threads())
 
 
+def choose_smallest(scores: Tensor, counts: Tensor) -> Tensor:
+    """ranking.smallest for contiguous float32 scores (N, K)."""
+    n, k = scores.shape
+    chosen, each = torch.empty(n, k, dtype=torch.bool), counts.to(torch.int64).contiguous()
+    _C.choose_smallest(memory(scores), memory(each), n, k, memory(chosen), torch.get_num_threads())
+    return chosen
+
+
+def check_kept(quantized: QuantizedWeight, scheme: Scheme, in_features: int) -> None:
+    """Raises ValueError where codes break the scheme's n of m: where too many of m inputs are not zero."""
+    if isinstance(scheme.sparsity, NofM):
+        codes, form = quantized.qweight.contiguous(), scheme.sparsity
+        _C.check_kept(
+            weight_shape(scheme, len(codes), in_features), memory(codes), form.n, form.m, torch.get_num_threads()
+        )
+
+
 def _parts(quantized: QuantizedWeight) -> tuple[_Memory, _Memory, _Memory]:
     return memory(quantized.qweight), memory(quantized.scale), memory(quantized.zero_point)
 

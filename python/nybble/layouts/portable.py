@@ -73,10 +73,33 @@ def to_portable(
     Raises:
         ValueError: the scheme is static and act is None, or the other way round.
     """
-    if scheme.static is not (act is not None):
-        raise ValueError(f"act={act}, scheme={str(scheme)!r}: must be an ActScale for a static scheme, or else None")
+    check_act(scheme, act)
     weight = _to_weight(quantized, scheme, in_features)
     return weight if act is None else {**weight, **act.tensors()}
+
+
+def check_act(scheme: Scheme, act: ActScale | None) -> None:
+    """Raises ValueError where the scheme is static and act is None, or the other way round."""
+    if scheme.static is not (act is not None):
+        raise ValueError(f"act={act}, scheme={str(scheme)!r}: must be an ActScale for a static scheme, or else None")
+
+
+def check_quantized(quantized: QuantizedWeight, scheme: Scheme, out_features: int, in_features: int) -> None:
+    """Raises ValueError where the tensors are not a weight of this scheme and shape, its n of m included."""
+    check_portable(quantized, scheme, out_features, in_features)
+    form = scheme.sparsity
+    if not isinstance(form, NofM):
+        return
+    if scheme.weight_bits in native.SPARSE_BITS and quantized.qweight.device.type == "cpu":
+        native.check_kept(quantized, scheme, in_features)
+    else:
+        codes = scheme.weight_type.unpack(quantized.qweight, in_features)
+        _check_n_of_m(codes != scheme.weight_type.middle, form)
+
+
+def _check_n_of_m(kept: Tensor, form: NofM) -> None:
+    if (zero_pad(kept, (0, -kept.shape[1] % form.m)).unflatten(1, (-1, form.m)).sum(-1) > form.n).any():
+        raise ValueError(f"mask: keeps more than {form.n} of {form.m} inputs")
 
 
 def _to_weight(quantized: QuantizedWeight, scheme: Scheme, in_features: int) -> dict[str, Tensor]:
@@ -147,11 +170,8 @@ def _from_bitmask(mask: Tensor, values: Tensor, scheme: Scheme, out_features: in
     count = int(kept.sum())
     if -(-count // kind.per_byte) != len(values):
         raise ValueError(f"values: {len(values)}, but the mask keeps {count}")
-    if (
-        isinstance(form, NofM)
-        and (zero_pad(kept, (0, -in_features % form.m)).unflatten(1, (-1, form.m)).sum(-1) > form.n).any()
-    ):
-        raise ValueError(f"mask: keeps more than {form.n} of {form.m} inputs")
+    if isinstance(form, NofM):
+        _check_n_of_m(kept, form)
     stored = kind.unpack(values[None], len(values) * kind.per_byte)[0]
     if stored[count:].any():
         raise ValueError("values: the bits beyond the last code must be 0")

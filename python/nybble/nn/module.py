@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from ..dispatch.explanation import Explanation
 from ..dispatch.selection import explain
 from ..dispatch.spec import Problem
-from ..layouts.portable import to_portable
 from ..rounding import quantize_weight
 from ..weights.activations import ActScale, scale_of
 from ..weights.rounding import QuantizedWeight
@@ -82,10 +81,9 @@ class QuantizedModule(StatefulModule):
         nothing is stored.
         """
         module = cls.on_meta(quantized.qweight.shape[0], in_features, scheme, dtype)
-        module._hold_portable(to_portable(quantized, module.scheme, in_features, act))
+        module.hold(quantized, act)
         if bias is not None:
             module.bias = bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias, requires_grad=False)
-        module.pack()
         return module
 
     def explain(self, m: int = 1, verbose: bool = False) -> Explanation:

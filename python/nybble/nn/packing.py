@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..layouts.portable import from_portable, spec_of, to_portable
+from ..layouts.portable import check_act, check_quantized, from_portable, spec_of, to_portable
 from ..weights.activations import ActScale, split
 from ..weights.rounding import QuantizedWeight, dequantize_weight
 from ..weights.scheme import Scheme
@@ -126,6 +126,24 @@ class PackedModule(nn.Module):
 
     def _portable_parameters(self) -> dict[str, Tensor]:
         return {name: tensor.detach() for name in self._spec() if (tensor := self._parameters.get(name)) is not None}
+
+    def hold(self, quantized: QuantizedWeight, act: ActScale | None) -> None:
+        """Hold an integer weight, packed; on the meta device in the portable form.
+
+        act: for a static scheme, scale and zero point of the activations.
+
+        Raises:
+            ValueError: the codes are not a weight of this scheme and shape, or the scheme is static and act is None (or
+                the other way round).
+        """
+        if quantized.qweight.is_meta:
+            self._hold_portable(to_portable(quantized, self.scheme, self.in_features, act))
+            return
+        check_quantized(quantized, self.scheme, self.out_features, self.in_features)
+        check_act(self.scheme, act)
+        # Tensors made in the caller's inference mode could never be used by autograd.
+        with torch.inference_mode(False):
+            self._hold_packed(*ops.pack(quantized, self.scheme, self.in_features, act))
 
     def pack(self) -> None:
         """Replace the portable tensors by the packed weight. Does nothing on the meta device, or if it is packed."""

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ...model.inputs import Inputs
-from .masks import magnitude_scores, share, smallest, wanda_scores
+from ...ranking import smallest
+from .masks import magnitude_scores, share, wanda_scores
 
 # A layer's percentage is within REACH of the requested one; errors are measured every _STEP percent.
 REACH, _STEP = 10, 5

@@ -11,9 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...ranking import smallest
 from ...weights.sparsity import Block, NofM, Pattern
 from ..layerwise.sweep import COLUMNS, Chooser
-from .masks import block_sums, share, smallest, spread_blocks
+from .masks import block_sums, share, spread_blocks
 
 
 class Rows:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ...ranking import smallest
+from ...rounding import all_finite
 from ...weights.sparsity import Block, NofM, Pattern, Unstructured
 
 
@@ -23,7 +25,7 @@ def keep_mask(scores: Tensor, pattern: Pattern) -> Tensor:
     """
     if scores.dim() != 2:
         raise ValueError(f"scores has shape {tuple(scores.shape)}: must be a matrix (N, K)")
-    if not torch.isfinite(scores).all() or (scores < 0).any():
+    if not all_finite(scores) or scores.min() < 0:
         raise ValueError("scores: must be finite and not negative")
     form = pattern.sparsity
     if isinstance(form, Unstructured):
@@ -33,13 +35,6 @@ def keep_mask(scores: Tensor, pattern: Pattern) -> Tensor:
     blocks = block_sums(scores, form)
     gone = smallest(blocks.view(1, -1), torch.tensor([share(blocks.numel(), pattern.zeros)])).view_as(blocks)
     return ~spread_blocks(gone, form, scores.shape)
-
-
-def smallest(scores: Tensor, counts: Tensor) -> Tensor:
-    """The mask, bool (N, K), of the counts[row] smallest scores in each row; of equal ones, the first."""
-    order = scores.argsort(dim=1, stable=True)
-    chosen = torch.arange(scores.shape[1]) < counts[:, None]
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order, chosen)
 
 
 def n_of_m(scores: Tensor, form: NofM) -> Tensor:

@@ -24,7 +24,7 @@ def recognize(weight: Tensor) -> Pattern | None:
     Of several n:m that fit, the one with the smallest m: 2:4, not 4:8. None if less than 5 % of the weights are zero.
     """
     filled = weight.detach() != 0
-    kept = filled.float().mean().item()
+    kept = filled.count_nonzero().item() / filled.numel()
     if 1 - kept < _LEAST_ZEROS or kept == 0:
         return None
     for m in _GROUPS:
@@ -35,7 +35,8 @@ def recognize(weight: Tensor) -> Pattern | None:
             return Pattern(NofM(n, m), 1 - n / m)
     for rows, columns in _BLOCKS:
         form = Block(rows, columns)
-        empty = (block_sums(filled.float(), form) == 0).float().mean().item()
+        sums = block_sums(filled.float(), form)
+        empty = 1 - sums.count_nonzero().item() / sums.numel()
         if empty >= _IN_BLOCKS * (1 - kept):
             return Pattern(form, empty)
     percent = min(99, max(1, round(100 * (1 - kept))))
@@ -48,12 +49,11 @@ def satisfies(weight: Tensor, pattern: Pattern) -> bool:
 
     For unstructured and block patterns, the share of zeros may be up to half a percentage point too low.
     """
-    filled = weight.detach() != 0
-    form = pattern.sparsity
+    dense, form = weight.detach(), pattern.sparsity
     if isinstance(form, NofM):
-        return _most_in_a_group(filled, form.m) <= form.n
-    units = block_sums(filled.float(), form) if isinstance(form, Block) else filled
-    return (units == 0).float().mean().item() >= pattern.zeros - 0.005
+        return _most_in_a_group(dense != 0, form.m) <= form.n
+    units = block_sums((dense != 0).float(), form) if isinstance(form, Block) else dense
+    return 1 - units.count_nonzero().item() / units.numel() >= pattern.zeros - 0.005
 
 
 def _most_in_a_group(filled: Tensor, m: int) -> int:

@@ -126,7 +126,7 @@ class Pruning(Work):
         assert outcome.weight is not None, "pruning always gives a float weight"  # noqa: S101
         layer.pruned = Pruned(
             pattern=str(layer.pattern),
-            kept=(outcome.weight != 0).float().mean().item(),
+            kept=outcome.weight.count_nonzero().item() / outcome.weight.numel(),
             method=outcome.method,
             error_dense=errors.rounding,
             error=errors.new,
