@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from .. import native
 from ..demo.table import text_table
 from ..dispatch import targets
 from .ceilings_cache import load, store
-from .machine import last_level_cache, parse_size
 
 # A ceiling is the fastest of several short runs in each of several windows: on a shared machine a core may be taken away
 # for longer than a window.
@@ -86,11 +84,11 @@ def measure(threads: int) -> Limits:
 
 def _window(threads: int) -> Limits:
     """Measures the limits once. Reads 1 GiB or 8 times L3, less if memory is short."""
-    l3 = last_level_cache()
+    _, l2, l3 = native.caches()
     short = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
     memory = min(max(_LEAST_MEMORY, 8 * l3), short)
     # Half of L3 in total, but more than the L2 cache for each thread.
-    cached = max(l3 // 2 // threads, 2 * _l2())
+    cached = max(l3 // 2 // threads, 2 * l2)
     passes = max(1, _CACHE_BYTES // (cached * threads))
     rates = {kind: _multiplies(kind, threads) for kind in PEAKS}
     return {
@@ -99,10 +97,6 @@ def _window(threads: int) -> Limits:
         "l3_gbps": _reads(threads, cached, passes, _CACHE_RUNS, True),
         **{name: max(rates[served] for served in _SERVED_BY[kind]) for kind, name in PEAKS.items()},
     }
-
-
-def _l2(size: Path = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")) -> int:
-    return parse_size(size.read_text()) if size.exists() else 1 << 20
 
 
 def _probes(kind: str) -> list[str]:

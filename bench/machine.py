@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib import metadata
@@ -10,37 +9,16 @@ from pathlib import Path
 from platform import python_version
 from typing import Any
 
-from .. import __version__
+from .. import __version__, native
 from ..dispatch import targets
 
 _LIBRARIES = ("torch", "numpy", "transformers", "torchao", "onnxruntime", "openvino", "bitsandbytes", "scipy")
-_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _ROOT = Path(__file__).resolve().parent.parent
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-# Assumed if sysfs does not tell: more than most machines have, so that cold weights do not fit.
-_L3_UNKNOWN = 64 << 20
 
 
-def parse_size(text: str) -> int:
-    """Bytes of a size in the format of sysfs: "32768K".
-
-    Raises:
-        ValueError: another format.
-    """
-    found = re.fullmatch(r"(\d+)([KMG]?)", text.strip())
-    if found is None:
-        raise ValueError(f"{text!r}: must be a size such as 32768K")
-    return int(found[1]) * _UNITS[found[2]]
-
-
-def last_level_cache(caches: Path = _CACHES) -> int:
-    """Size in bytes of CPU 0's last-level cache; 64 MiB if sysfs does not tell."""
-    sizes = {
-        int((index / "level").read_text()): parse_size((index / "size").read_text())
-        for index in caches.glob("index*")
-        if (index / "size").exists()
-    }
-    return sizes[max(sizes)] if sizes else _L3_UNKNOWN
+def last_level_cache() -> int:
+    """Bytes of the last-level cache."""
+    return native.caches().l3
 
 
 def commit(root: Path = _ROOT) -> str | None:

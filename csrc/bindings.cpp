@@ -2,6 +2,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <optional>
+
+#include "blocking.h"
 #include "cpu_features.h"
 #include "linear.h"
 #include "parallel.h"
@@ -96,6 +99,25 @@ py::list cuda_table() {
   return rows;
 }
 
+py::dict blocks(const std::string& kernel, const WeightShape& shape, int64_t rows, int threads,
+                const std::optional<std::string>& sizes) {
+  const KernelEntry& entry = find_kernel(kernel);
+  if (!entry.linear || rows < 1 || threads < 1)
+    throw std::invalid_argument("blocks: needs a linear kernel, and rows and threads of at least 1");
+  const Blocks cut = blocks_for(product_of(entry, shape, rows, threads), sizes ? parse_caches(*sizes) : caches());
+  py::dict row;
+  row["chunk_rows"] = cut.chunk_rows;
+  row["block_rows"] = cut.block_rows;
+  row["k_block"] = cut.k_block;
+  row["pass"] = cut.pass;
+  row["pass_bytes"] = cut.pass_bytes;
+  row["expand"] = cut.expand;
+  row["decode"] = cut.decode;
+  row["tile_parts"] = cut.tile_parts;
+  row["block_parts"] = cut.block_parts;
+  return row;
+}
+
 // A kernel bound to a weight shape; names are resolved once.
 class LinearPlan {
  public:
@@ -155,6 +177,12 @@ PYBIND11_MODULE(_C, m) {
       py::kw_only(), py::arg("one_c"), py::arg("seven_b"), py::arg("seven_c"), py::arg("seven_d"), py::arg("seven1_a"),
       py::arg("saved_state"), py::arg("ask_for_tiles"));
 
+  m.def("caches", [] {
+    const Caches& of = caches();
+    return py::make_tuple(of.l1, of.l2, of.l3);
+  });
+  m.def("blocks", &blocks, py::arg("kernel"), py::arg("shape"), py::kw_only(), py::arg("rows"), py::arg("threads"),
+        py::arg("caches") = py::none());
   m.def("probes", [] {
     std::vector<std::tuple<std::string, std::string, std::string>> rows;
     for (const ProbeEntry& e : probe_table()) rows.emplace_back(e.name, e.kind, e.why_not);

@@ -71,7 +71,7 @@ void add_sysfs(int64_t (&sizes)[3]) {
 }
 
 Caches detect() {
-  if (const char* text = std::getenv(kVariable)) return parse_caches(text);
+  if (const char* text = std::getenv(kVariable); text && *text) return parse_caches(text);
   int64_t sizes[3] = {};
 #if defined(__x86_64__)
   add_cpuid(sizes, 4);

@@ -7,7 +7,6 @@
 #include <stdexcept>
 #include <string>
 
-#include "blocking.h"
 #include "parallel.h"
 #include "sparse.h"
 
@@ -80,25 +79,6 @@ class Scratch {
   uint8_t* data_ = nullptr;
   size_t bytes_ = 0;
 };
-
-// A product as blocks_for takes it.
-Product product_of(const LinearCall& call, int64_t rows, int threads) {
-  const WeightShape& shape = call.shape;
-  const KernelEntry& kernel = *call.kernel;
-  return {rows,
-          shape.tiles() * NYBBLE_TILE_N,
-          shape.k_padded(),
-          shape.strip() * NYBBLE_TILE_N,
-          shape.group(),
-          shape.bits,
-          shape.form,
-          kernel.block_rows,
-          kernel.columns,
-          nybble_panel_row(kernel.panel, shape.k_padded()),
-          kernel.decoded,
-          kernel.multiplies_tiles(),
-          threads};
-}
 
 // Consecutive rows, how to cut their product, and their buffers in the scratch buffer.
 struct Chunk {
@@ -326,6 +306,22 @@ void check(const LinearCall& call) {
 
 }  // namespace
 
+Product product_of(const KernelEntry& kernel, const WeightShape& shape, int64_t rows, int threads) {
+  return {rows,
+          shape.tiles() * NYBBLE_TILE_N,
+          shape.k_padded(),
+          shape.strip() * NYBBLE_TILE_N,
+          shape.group(),
+          shape.bits,
+          shape.form,
+          kernel.block_rows,
+          kernel.columns,
+          nybble_panel_row(kernel.panel, shape.k_padded()),
+          kernel.decoded,
+          kernel.multiplies_tiles(),
+          threads};
+}
+
 void run_prepare(const PrepareCall& call) {
   if (!call.kernel->prepare) refuse(std::string("kernel=\"") + call.kernel->name + "\": not a prepare kernel");
   if (call.k < 1 || call.k_padded < call.k || call.k_padded % 4 || call.block_rows < 1 || call.dtype == NYBBLE_S32)
@@ -385,7 +381,7 @@ void run_linear(const LinearCall& asked, int threads) {
   const bool small = call.shape.n * call.shape.k <= kSerialProducts / call.rows;
   const int workers = small ? 1 : usable_threads(threads);
   for (int64_t row = 0, rows; row < call.rows; row += rows) {
-    const Blocks blocks = blocks_for(product_of(call, call.rows - row, workers), caches());
+    const Blocks blocks = blocks_for(product_of(*call.kernel, call.shape, call.rows - row, workers), caches());
     rows = blocks.chunk_rows;
     if (!run_chunk(call, carve(call, row, blocks), workers))
       throw std::runtime_error(std::string(call.kernel->name) + ": rejected its arguments, or ran out of memory");

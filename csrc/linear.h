@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "blocking.h"
 #include "pack.h"
 #include "table.h"
 
@@ -48,6 +49,9 @@ struct LinearCall {
   int act_steps = 255;      // see NybblePrepareArgs; for integer activations
   Given given;              // filled in by run_linear
 };
+
+// The product of so many rows of activations with a weight, as blocks_for takes it.
+Product product_of(const KernelEntry& kernel, const WeightShape& shape, int64_t rows, int threads);
 
 // Both throw std::invalid_argument for a span that is too small or a number out of range, and std::bad_alloc.
 void run_prepare(const PrepareCall& call);

@@ -105,25 +105,6 @@ def test_a_glob_that_matches_nothing_is_a_stated_failure(monkeypatch, capsys):
 # --- the machine
 
 
-@pytest.mark.parametrize(("text", "expected"), [("32768K", 32 << 20), ("1M\n", 1 << 20), ("512", 512)])
-def test_sizes_as_sysfs_writes_them(text, expected):
-    assert machine.parse_size(text) == expected
-
-
-def test_a_strange_size_is_refused():
-    with pytest.raises(ValueError, match="32 MiB"):
-        machine.parse_size("32 MiB")
-
-
-def test_the_last_level_of_cache_is_the_highest(tmp_path):
-    for index, (level, size) in enumerate([(1, "48K"), (3, "32768K"), (2, "1024K")]):
-        folder = tmp_path / f"index{index}"
-        folder.mkdir()
-        (folder / "level").write_text(f"{level}\n")
-        (folder / "size").write_text(f"{size}\n")
-    assert machine.last_level_cache(tmp_path) == 32 << 20
-
-
 def test_the_commit_of_a_checkout(tmp_path):
     assert machine.commit(tmp_path) is None
     git = tmp_path / ".git"

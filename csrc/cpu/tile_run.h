@@ -130,7 +130,8 @@ class Prefetcher {
   void used(const uint8_t* const (&streams)[V], int64_t lines, bool light) {
     if (!fetched_ && !light)
       for (int64_t i = 0; i < lines; i++)
-        for (const uint8_t* stream : streams) __builtin_prefetch(stream + kPrefetchDistance + i * kLine);
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) __builtin_prefetch(streams[v] + kPrefetchDistance + i * kLine);
     if (left_ == 0) return;
     for (int64_t i = (lines * V + (int64_t{1} << shift_) - 1) >> shift_; i > 0 && left_ > 0; i--) {
       __builtin_prefetch(next_);

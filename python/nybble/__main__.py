@@ -76,6 +76,7 @@ def _info() -> dict[str, Any]:
         "extras": _extras(),
         "cpu": machine.cpu,
         "features": list(machine.features),
+        "caches": machine.caches,
         "targets": list(machine.targets),
         "missing": dict(machine.missing),
         "cap": machine.cap,
@@ -86,11 +87,19 @@ def _info() -> dict[str, Any]:
     }
 
 
+def _sizes(caches: dict[str, int]) -> str:
+    """The sizes of the caches in words."""
+    told = ", ".join(f"{name.upper()} {size >> 10:,} KB" for name, size in caches.items())
+    given = os.environ.get("NYBBLE_CACHE")
+    return f"{told} (NYBBLE_CACHE={given})" if given else told
+
+
 def _show_info(info: dict[str, Any]) -> None:
     rows = [(name, version or "not installed") for name, version in info["versions"].items()]
     rows += [
         ("cpu", info["cpu"]),
         ("features", " ".join(info["features"])),
+        ("caches", _sizes(info["caches"])),
         ("threads", f"{info['threads']} of {info['cores']} cores"),
         ("OpenMP", info["openmp"]["version"] or "none"),
         *(("", library) for library in info["openmp"]["libraries"]),
@@ -231,7 +240,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         targets.detect()
-    except (ValueError, PluginError) as error:  # a wrong NYBBLE_TARGET or NYBBLE_PLUGINS, or a broken plug-in
+    except (
+        ValueError,
+        PluginError,
+    ) as error:  # a wrong NYBBLE_TARGET, NYBBLE_CACHE or NYBBLE_PLUGINS, or a broken plug-in
         return _fail(error)
     try:
         args.run(args)

@@ -46,6 +46,30 @@ def cpu() -> tuple[str, tuple[str, ...], dict[str, str]]:
     return brand, tuple(features), refused
 
 
+class Caches(NamedTuple):
+    """Bytes of the data caches that a core uses; the last may be shared with other cores."""
+
+    l1: int
+    l2: int
+    l3: int
+
+
+def caches() -> Caches:
+    """The sizes that products are cut for: NYBBLE_CACHE, read once, or what CPU or operating system tell.
+
+    Raises:
+        ValueError: NYBBLE_CACHE is not three ascending sizes.
+    """
+    return Caches(*_C.caches())
+
+
+def blocks(
+    kernel: str, scheme: Scheme, size: tuple[int, int], *, layout: str = "", rows: int, threads: int, caches: str
+) -> dict[str, int]:
+    """How a linear kernel cuts its product with a weight of size (N, K), see csrc/blocking.h. caches: as NYBBLE_CACHE."""
+    return _C.blocks(kernel, weight_shape(scheme, *size, layout), rows=rows, threads=threads, caches=caches)
+
+
 def probes() -> list[tuple[str, str, str]]:
     """The rows of csrc/probes.def that were built, slower ones first: name, kind, and why it cannot run here or ""."""
     return _C.probes()

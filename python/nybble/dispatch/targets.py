@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.util import find_spec
 from types import MappingProxyType
@@ -118,7 +118,7 @@ class Machine:
     """This machine as nybble sees it.
 
     cpu: brand; features: what CPU and operating system offer; targets: usable here, the fastest last; missing: the
-    others, each with the reason; cap: the value of NYBBLE_TARGET, if it is set.
+    others, each with the reason; cap: the value of NYBBLE_TARGET, if it is set; caches: the bytes of each level.
     """
 
     cpu: str
@@ -126,14 +126,15 @@ class Machine:
     targets: tuple[str, ...]
     missing: dict[str, str]
     cap: str | None
+    caches: dict[str, int] = field(default_factory=dict)
 
 
 @lru_cache
 def detect() -> Machine:
-    """What this machine is. The CPU and NYBBLE_TARGET are read once, at the first call.
+    """What this machine is. The CPU, NYBBLE_TARGET and NYBBLE_CACHE are read once, at the first call.
 
     Raises:
-        ValueError: NYBBLE_TARGET is not a target, or one that this machine lacks.
+        ValueError: NYBBLE_TARGET is not a target, or one that this machine lacks; NYBBLE_CACHE is not sizes of caches.
     """
     cap = os.environ.get(CAP_VARIABLE) or None
     if cap is not None and cap not in names():
@@ -151,7 +152,7 @@ def detect() -> Machine:
             usable.append(target.name)
     if cap is not None and cap not in usable:
         raise ValueError(f"{CAP_VARIABLE}={cap!r}: {missing[cap]}")
-    return Machine(brand, features, tuple(usable), missing, cap)
+    return Machine(brand, features, tuple(usable), missing, cap, native.caches()._asdict())
 
 
 def _why_no_gpu(target: Target) -> str | None:
