@@ -90,13 +90,18 @@ def _window(threads: int) -> Limits:
     # Half of L3 in total, but more than the L2 cache for each thread.
     cached = max(l3 // 2 // threads, 2 * l2)
     passes = max(1, _CACHE_BYTES // (cached * threads))
-    rates = {kind: _multiplies(kind, threads) for kind in PEAKS}
     return {
+        **peaks(threads),
         "dram_gbps": _reads(threads, memory // threads, 1, _READ_RUNS, False),
         "dram_huge_gbps": _reads(threads, memory // threads, 1, _READ_RUNS, True),
         "l3_gbps": _reads(threads, cached, passes, _CACHE_RUNS, True),
-        **{name: max(rates[served] for served in _SERVED_BY[kind]) for kind, name in PEAKS.items()},
     }
+
+
+def peaks(threads: int) -> Limits:
+    """Measures the peak rates of the multiplies, within a fraction of a second."""
+    rates = {kind: _multiplies(kind, threads) for kind in PEAKS}
+    return {name: max(rates[served] for served in _SERVED_BY[kind]) for kind, name in PEAKS.items()}
 
 
 def _probes(kind: str) -> list[str]:

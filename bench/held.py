@@ -23,7 +23,11 @@ VARIABLES = {
     "MKL_ENABLE_INSTRUCTIONS": "AVX2",
 }
 # Libraries without a variable, by the module that a peer needs.
-FREE = {"onnxruntime": "its kernels are chosen by CPUID alone"}
+FREE = {
+    "onnxruntime": "its kernels are chosen by CPUID alone",
+    "openvino": "it asks CPUID itself, and most of its layers fail where its oneDNN is held",
+    "llama_cpp": "its instruction set was chosen when it was compiled",
+}
 # Comma-separated modules of FREE that the user vouches for: held in another way.
 VOUCHED = "NYBBLE_BENCH_HELD"
 _MORE = ("avxvnni", "avx512f")

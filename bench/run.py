@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .ceilings import peaks
 from .contestants import COLD_CACHES, Contestant, Maker, NotHereError, Site, WrongKernelError
 from .machine import last_level_cache
 from .peers.peer import OPENMP
@@ -56,7 +57,8 @@ def race(
 ) -> Iterator[list[Row]]:
     """Yields the result lines of each cell; before them, for each shape, the contestants that cannot run, with the reason.
 
-    ceilings: of this machine, for all thread counts of the grid. advance: called after each cell with its name.
+    ceilings: of this machine, for all thread counts of the grid; those of multiplies are measured anew before and after each
+    cell, because cores that are shared with other machines change their speed. advance: called after each cell with its name.
 
     Raises:
         WrongKernelError: a kernel of nybble exceeds its error bound. Nothing of its shape is timed.
@@ -95,7 +97,7 @@ def _race_shape(
         for cell in cells:
             if cell in wanted:
                 calls = [contestant.bind(x[: cell.m].to(contestant.dtype)) for contestant in contestants]
-                limits = dict(ceilings["threads"][str(threads)])
+                limits = {**ceilings["threads"][str(threads)], **peaks(threads)}
                 runners = [
                     Runner(each if cell.cache == "cold" else each[:1], contestant.pool)
                     for each, contestant in zip(calls, contestants, strict=True)
@@ -103,6 +105,7 @@ def _race_shape(
                 if cell.cache == "cold":
                     runners.append(Runner(reads, OPENMP))
                 timings, spread = in_turns(runners, grid.budget_s)
+                limits |= {name: round(max(rate, limits[name]), 1) for name, rate in peaks(threads).items()}
                 if cell.cache == "cold":
                     limits["read_gbps"] = round(read_bytes / timings.pop().median / 1e9, 2)
                 yield rows_of(cell, contestants, timings, spread, limits)

@@ -17,6 +17,8 @@ NOISY_ABOVE = 0.05
 MIN_ROUNDS, MAX_ROUNDS = 5, 400
 # Shorter calls are timed several at a time: reading the clock takes 0.1 us.
 BATCH_S = 50e-6
+# Longer calls are timed once before the rounds, shorter ones three times, for a first estimate.
+LONG_S = 20e-3
 # Shorter calls are preceded by two untimed ones, which wake the contestant's threads and load its activations into the
 # cache, as in a model.
 WAKE_BELOW_S, WAKE_CALLS = 2e-3, 2
@@ -115,7 +117,9 @@ class _Entry:
         self.pool = runner.pool
         self.samples: list[float] = []
         self._calls = cycle(runner.calls)
-        self.once = max(min(self._time(1) for _ in range(3)), 1e-9)
+        first = self._time(1)
+        again = 2 if first < LONG_S else 0
+        self.once = max(min([first, *(self._time(1) for _ in range(again))]), 1e-9)
         self._batch = max(1, round(BATCH_S / self.once))
         self._wake = WAKE_CALLS if self.once < WAKE_BELOW_S else 0
 

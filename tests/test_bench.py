@@ -301,6 +301,20 @@ def test_the_slow_run_in_fewer_rounds():
     assert (fast.rounds, slow.rounds) == (timing.MIN_ROUNDS, -(-timing.MIN_ROUNDS // timing.SLOW_EVERY))
 
 
+@pytest.mark.parametrize(("seconds", "times"), [(0.0, 3), (10.0, 1)])
+def test_a_long_call_is_timed_once_for_a_first_estimate(monkeypatch, seconds, times):
+    clock = [0.0]
+    called = []
+
+    def call():
+        called.append(None)
+        clock[0] += seconds
+
+    monkeypatch.setattr(timing, "perf_counter", lambda: clock[0])
+    assert timing._Entry(timing.Runner([call])).once == max(seconds, 1e-9)
+    assert len(called) == times
+
+
 def test_nothing_to_time_is_refused():
     for runners in ([], [timing.Runner([])]):
         with pytest.raises(ValueError, match="at least one"):
@@ -342,6 +356,13 @@ def test_the_memory_is_read_in_every_cold_race(monkeypatch):
     assert read_bytes == 1000
     assert len(calls) * read_bytes > 40_000
     assert len({call.__self__.data_ptr() for call in calls}) == len(calls)
+
+
+def test_peaks_are_measured_with_each_cell(monkeypatch):
+    found = iter([1000.0, 3000.0, 5000.0, 4000.0])
+    monkeypatch.setattr(run, "peaks", lambda threads: dict.fromkeys(("int8_gops", "int4_gops"), next(found)))
+    one, five = lines([contestants.KernelMaker(scalar(), W4A8)])
+    assert (one["peak"], five["peak"]) == (3000.0, 5000.0)
 
 
 def test_the_roofline_is_the_slower_of_memory_and_multiplies(monkeypatch):

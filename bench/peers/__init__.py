@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
-from . import bitsandbytes, onnxruntime, openvino, scipy, torch_ao, torch_dense, torch_int, torch_sparse
+from . import bitsandbytes, ggml, onnxruntime, openvino, scipy, torch_ao, torch_dense, torch_int, torch_sparse
 from .peer import Peer
 
 __all__ = ["PEERS", "Peer", "matching"]
@@ -16,6 +16,7 @@ PEERS: tuple[Peer, ...] = (
     *onnxruntime.PEERS,
     *openvino.PEERS,
     *bitsandbytes.PEERS,
+    *ggml.PEERS,
     *torch_sparse.PEERS,
     *scipy.PEERS,
 )

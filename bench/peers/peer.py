@@ -26,7 +26,7 @@ class Peer:
     dtypes: activation dtypes that it supports without conversion. For others it gets the first; the conversion is not
         timed.
     pool: the thread pool it uses. Threads of a pool spin for a while after a call, and disturb other pools.
-    needs: modules that must be installed.
+    needs: modules that must be installed, by pip install and `install`.
     sparse: prefix of the names of sparsity patterns that it supports, "sp" or "bs32x32"; None: it is dense.
     refused: why it takes no part in this run; None: it does.
     size: bytes that it stores for a sparse weight (N, K); None: weight_bits per weight, without scales.
@@ -39,6 +39,7 @@ class Peer:
     make: Callable[[Tensor, torch.dtype, int], list[Layer]]
     pool: str = OPENMP
     needs: tuple[str, ...] = ()
+    install: str = "'nybble[peers]'"
     sparse: str | None = None
     size: Callable[[Tensor], int] | None = None
     refused: str | None = None
@@ -48,7 +49,7 @@ class Peer:
         if self.refused is not None:
             return self.refused
         absent = [name for name in self.needs if find_spec(name) is None]
-        return f"{' and '.join(absent)} not installed (pip install 'nybble[peers]')" if absent else None
+        return f"{' and '.join(absent)} not installed (pip install {self.install})" if absent else None
 
     def weight_bytes(self, weight: Tensor) -> int:
         """Bytes that it stores for a weight (N, K)."""
