@@ -106,7 +106,8 @@ def peaks(threads: int) -> Limits:
 
 def _probes(kind: str) -> list[str]:
     """The probes of a kind that run here, by instructions of the targets in use: NYBBLE_TARGET holds them too."""
-    used = {"scalar", *(need for name in targets.detect().targets for need in targets.find(name).needs)}
+    names = targets.detect().targets
+    used = {*names, *(need for name in names for need in targets.find(name).needs)}
     return [
         name
         for name, of, why_not in native.probes()
