@@ -149,7 +149,7 @@ def fastest(family, dtype, best, m):
     return served[-1]
 
 
-@pytest.mark.parametrize("target", [target for target in COMPILED if target in ("scalar", "avx2")])
+@pytest.mark.parametrize("target", [target for target in COMPILED if target in ("scalar", "avx2", "avx512bw")])
 def test_each_family_has_a_kernel_on_each_tier(target):
     found = {spec.scheme for spec in specs() if spec.target == target}
     assert found == {family for family in families() if "w16" not in family}

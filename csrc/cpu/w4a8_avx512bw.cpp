@@ -1,0 +1,9 @@
+// y = sum_g scale_g * (x codes . u4 codes - zero_point * act_sum) * act_scale + bias; layout n16k8.
+// Built on vpmaddubsw over 16 lanes with the nibble as the unsigned operand; vpmaddwd widens only every eighth sum.
+// Bound by vpmaddubsw + vpaddw: two instructions for 64 products.
+#include "tile_avx512bw.h"
+// clang-format off
+#include "tile_maddubs.h"
+// clang-format on
+
+extern "C" NybbleStatus nybble_w4a8_avx512bw(const NybbleLinearArgs* args) { return run_nibbles<12>(args); }

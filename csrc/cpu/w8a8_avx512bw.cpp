@@ -1,0 +1,9 @@
+// y = (x codes . w codes) * act_scale * scale + bias; layout n16k4, activations as 16-bit codes.
+// Built on vpmaddwd over 16 lanes. 12 rows by 32 columns keep 24 accumulators in registers. Bound by vpmaddwd + vpaddd:
+// two instructions for 32 products.
+#include "tile_avx512bw.h"
+// clang-format off
+#include "tile_madd.h"
+// clang-format on
+
+extern "C" NybbleStatus nybble_w8a8_avx512bw(const NybbleLinearArgs* args) { return run_madd<12>(args); }
