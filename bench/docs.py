@@ -10,21 +10,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..__main__ import kernel_markdown
 from ..dispatch.registry import specs
 from . import atomic, gpu_goals
-from .docs_results import (
-    WHATS,
-    Result,
-    conditions,
-    markdown_table,
-    newest,
-    ratio,
-    read_machines,
-    read_results,
-    single_speedup,
-)
+from .docs_results import WHATS, conditions, markdown_table, newest, ratio, read_results, single_speedup
+from .machines import CLASSES, Machine, Result, class_of, overview, read_machines
 
 RESULTS = Path("bench", "results")
 _PART = re.compile(r"(<!-- generated: ([\w-]+) -->\n)(?:.*?\n)??(<!-- /generated -->)", re.DOTALL)
@@ -34,7 +26,7 @@ _PART = re.compile(r"(<!-- generated: ([\w-]+) -->\n)(?:.*?\n)??(<!-- /generated
 class Source:
     """What the parts are made from: descriptions of the machines, and results, of each kind the newest."""
 
-    machines: Mapping[str, str]
+    machines: Mapping[str, Machine]
     results: Sequence[Result]
 
     @classmethod
@@ -60,7 +52,7 @@ def picture(source: Source) -> str:
             cosine = row.get("accuracy", {}).get("mean_cosine")
             lines.append(
                 (
-                    f"{source.machines[result.machine]}, {result.date}" if i == 0 else "",
+                    f"{source.machines[result.machine].description}, {result.date}" if i == 0 else "",
                     row["name"],
                     _bold(batch[i], batch),
                     _bold(single[i], single),
@@ -77,27 +69,70 @@ def _bold(value: float | None, values: Sequence[float | None]) -> str:
     return f"**{ratio(value)}**" if value is not None and value == best else ratio(value)
 
 
+def others_win(source: Source) -> str:
+    """On which machines another contestant of the demo is faster than nybble's fastest, and by how much."""
+    found = []
+    for result in source.of("demo"):
+        rows = result.rows[0]["rows"]
+        for what, speed in (("in batches of 32", lambda row: row["speedup"]), ("one by one", _single(rows))):
+            speeds = {row["name"]: value for row in rows if (value := speed(row)) is not None}
+            best = max(speeds, key=speeds.__getitem__, default="")
+            ours = max((value for name, value in speeds.items() if name.startswith("nybble")), default=None)
+            if ours is not None and speeds[best] > ours:
+                where = source.machines[result.machine].description
+                found.append(f"{best} is {speeds[best] / ours:.2f}x as fast as nybble's fastest {what} on {where}")
+    return f"Where others win: {'; '.join(found) or 'nowhere that was measured'}."
+
+
+def _single(rows: Sequence[Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], float | None]:
+    return lambda row: single_speedup(row, rows)
+
+
+def decoding(source: Source) -> str:
+    """Tokens a second of the Llama-shaped model on every machine, the fastest first."""
+    lines = []
+    for result in source.of("model"):
+        rows = sorted(result.rows, key=lambda row: -row["decode_tokens_s"])
+        speeds = ", ".join(f"{row['decode_tokens_s']:.1f} with {row['contestant']}" for row in rows)
+        lines.append(f"{speeds} ({source.machines[result.machine].description}, {result.date})")
+    found = "; ".join(lines) or "not measured yet"
+    return f"Decoding, tokens per second of a Llama-shaped model of 0.79 B parameters: {found}."
+
+
+def machines(source: Source) -> str:
+    """What was measured on which class of machines, and what never was."""
+    return markdown_table(("machines", "`nybble demo`", "layers"), list(overview(source.results, source.machines)))
+
+
 def benchmarks(source: Source) -> str:
-    """Every table of every machine but those of GPUs, each with the name of its file."""
+    """Every table of every machine but those of GPUs, by class, each with the name of its file."""
+    order = list(WHATS)
     parts = []
-    for machine, description in source.machines.items():
-        found = [(what, result) for name, what in WHATS.items() for result in source.of(name)
-                 if result.machine == machine and name != "gpu"]  # fmt: skip
-        if found:
-            parts.append(f"## {description}")
-        for what, result in found:
+    for key, one in CLASSES.items():
+        found = [result for result in source.results if class_of(result, source.machines) == key != "gpu"]
+        if key != "gpu":
+            parts.append(f"## {one.name}")
+            if not found:
+                parts.append(f"Never measured; the kernels are {one.unmeasured}.")
+        for result in sorted(
+            found, key=lambda result: (list(source.machines).index(result.machine), order.index(result.what))
+        ):
+            what = WHATS[result.what]
             note = next((row["note"] for row in result.rows if "note" in row), "")
-            parts.append(f"### {what.heading}")
-            facts = ", ".join(filter(None, (result.date, conditions(result.rows), f"`{RESULTS / result.name}`")))
+            held = next((row["held"] for row in result.rows if "held" in row), "")
+            parts.append(f"### {what.heading}: {source.machines[result.machine].description}")
+            facts = ", ".join(filter(None, (result.date, held, conditions(result.rows), f"`{RESULTS / result.name}`")))
             parts.append(f"{facts}{f': {note}' if note else ''}.")
             parts.append(what.markdown(result.rows))
-    return "\n\n".join(parts) or "Nothing has been measured yet."
+    return "\n\n".join(parts)
 
 
 def gpu(source: Source) -> str:
     """The goals on GPUs: one table for each GPU that was measured, or the goals alone."""
     found = source.of("gpu")
-    tables = [f"{source.machines[one.machine]}, {one.date}:\n\n{gpu_goals.markdown(one.rows)}" for one in found]
+    tables = [
+        f"{source.machines[one.machine].description}, {one.date}:\n\n{gpu_goals.markdown(one.rows)}" for one in found
+    ]
     return "\n\n".join(tables) or gpu_goals.markdown()
 
 
@@ -114,6 +149,9 @@ def gpu_kernels(_: Source) -> str:
 
 PARTS: dict[str, Callable[[Source], str]] = {
     "picture": picture,
+    "others-win": others_win,
+    "decoding": decoding,
+    "machines": machines,
     "benchmarks": benchmarks,
     "gpu-goals": gpu,
     "gpu-kernels": gpu_kernels,

@@ -14,35 +14,18 @@ from . import accuracy, crossover, gpu_goals, gpu_run
 from .figures import Figure
 from .goal_tables import TABLES
 from .goals import show
+from .machines import FILE, Result, read_machines
 from .output import load
 from .report_rows import model_table
 
 Row = Mapping[str, Any]
 
-MACHINES = "machines.json"
 BASELINE = "torch fp32"
-
-
-@dataclass(frozen=True)
-class Result:
-    """One file: ``<machine>-<what>-<date>``. ``rows``: its lines of JSON; a demo's one object is one row."""
-
-    machine: str
-    what: str
-    date: str
-    name: str
-    rows: Sequence[Row]
 
 
 def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of Markdown."""
     return "\n".join(f"| {' | '.join(row)} |" for row in (headers, ("---",) * len(headers), *rows))
-
-
-def read_machines(folder: Path) -> dict[str, str]:
-    """Name of a machine in file names -> its description, in the order in which they are shown."""
-    path = folder / MACHINES
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def read_results(folder: Path) -> list[Result]:
@@ -54,7 +37,7 @@ def read_results(folder: Path) -> list[Result]:
     """
     machines, found = read_machines(folder), []
     for path in sorted(folder.glob("*")):
-        if path.name == MACHINES:
+        if path.name == FILE:
             continue
         parts = _NAME.fullmatch(path.name)
         if parts is None:
@@ -65,7 +48,7 @@ def read_results(folder: Path) -> list[Result]:
         if suffix != WHATS[what].suffix:
             raise ValueError(f"{path}: results of {what} end in {WHATS[what].suffix}")
         if machine not in machines:
-            raise ValueError(f"{path}: {folder / MACHINES} does not describe the machine {machine!r}")
+            raise ValueError(f"{path}: {folder / FILE} does not describe the machine {machine!r}")
         found.append(Result(machine, what, date, path.name, WHATS[what].read(path)))
     return found
 

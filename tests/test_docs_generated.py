@@ -11,6 +11,7 @@ from nybble.bench import docs
 from nybble.bench.__main__ import main as bench
 from nybble.bench.docs_results import read_results
 from nybble.bench.goal_tables import AVX2, CPU, SPARSE
+from nybble.bench.machines import CLASSES
 
 
 @pytest.fixture
@@ -25,7 +26,11 @@ def repository(tmp_path):
 
 def add(repository, name, *rows):
     folder = repository / "bench" / "results"
-    machines = {"one": "The first CPU", "two": "The second CPU", "h100": "NVIDIA H100"}
+    machines = {
+        "one": {"class": "avx512vnni", "description": "The first CPU"},
+        "two": {"class": "avx2", "description": "The second CPU"},
+        "h100": {"class": "gpu", "description": "NVIDIA H100"},
+    }
     (folder / "machines.json").write_text(json.dumps(machines), encoding="utf-8")
     (folder / name).write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
 
@@ -38,7 +43,7 @@ def demo(speedup, single):
         "rows": [
             {**base, "accuracy": accuracy},
             {**base, "name": "peer", "speedup": 1.5, "single_rate": 3.0, "accuracy": accuracy},
-            {**base, "name": "ours", "speedup": speedup, "single_rate": 2.0 * single, "accuracy": accuracy},
+            {**base, "name": "nybble ours", "speedup": speedup, "single_rate": 2.0 * single, "accuracy": accuracy},
         ],
     }
 
@@ -46,7 +51,10 @@ def demo(speedup, single):
 def test_without_results_the_parts_say_so(repository):
     assert docs.update(repository, check=False) == [repository / "README.md"]
     text = (repository / "README.md").read_text(encoding="utf-8")
-    assert text.count("Nothing has been measured yet.") == 2
+    assert text.count("Nothing has been measured yet.") == 1
+    assert text.count("## ") == text.count("Never measured; the kernels are") == len(CLASSES) - 1
+    assert text.count("| never | never; ") == len(CLASSES)
+    assert "Where others win: nowhere that was measured." in text
     assert "old" not in text.split()
     assert "not measured on a GPU yet" in text
     assert docs.update(repository, check=True) == []
@@ -59,9 +67,44 @@ def test_the_picture_shows_the_newest_demo_of_each_machine_and_who_wins(reposito
     docs.update(repository, check=False)
     text = (repository / "README.md").read_text(encoding="utf-8")
     assert "| The first CPU, 2026-01-03 | peer | **1.50x** | 1.50x | 0.5000 |" in text
-    assert "|  | ours | 1.25x | **1.75x** | 0.5000 |" in text
+    assert "|  | nybble ours | 1.25x | **1.75x** | 0.5000 |" in text
     assert "| The second CPU, 2026-01-02 | peer | 1.50x | 1.50x | 0.5000 |" in text
     assert "9.00x" not in text
+
+
+def test_results_are_shown_by_class_of_machine(repository):
+    held = {"kind": "skip", "contestant": "a", "reason": "b", "held": "held to avx2 on The first CPU"}
+    add(repository, "one-avx2-targets-2026-01-01.jsonl", held)
+    add(repository, "two-demo-2026-01-02.json", demo(3.0, 1.0))
+    add(repository, "one-demo-2026-01-03.json", demo(1.25, 1.75))
+    docs.update(repository, check=False)
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    avx2 = text[text.index("\n## AVX2 alone") : text.index("\n## AVX-VNNI without")]
+    assert "2026-01-01, held to avx2 on The first CPU, `bench/results/one-avx2-targets-2026-01-01.jsonl`." in avx2
+    assert "### A sentence encoder (`nybble demo`): The second CPU" in avx2
+    goals = len([goal for goal in AVX2.goals if goal.bound is not None])
+    layers = f"0 of {goals} targets met: The first CPU, held to AVX2, 2026-01-01"
+    assert f"(Intel Haswell to Comet Lake, AMD Zen 1 to 3) | The second CPU, 2026-01-02 | {layers} |" in text
+    assert "| AMX (Intel Sapphire Rapids and later Xeon) | never | never; tested bit for bit in an emulation" in text
+
+
+def test_where_others_win_and_decoding_come_from_results(repository):
+    add(repository, "two-demo-2026-01-02.json", demo(1.0, 2.0))
+    add(repository, "one-model-2026-01-02.jsonl", *(
+        {"kind": "model", "contestant": name, "threads": 2, "decode_tokens_s": speed}
+        for name, speed in (("torch bf16", 12.0), ("nybble w8a8", 36.04))))  # fmt: skip
+    docs.update(repository, check=False)
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    assert "Where others win: peer is 1.50x as fast as nybble's fastest in batches of 32 on The second CPU." in text
+    assert "one by one" not in text
+    assert ": 36.0 with nybble w8a8, 12.0 with torch bf16 (The first CPU, 2026-01-02)." in text
+
+
+@pytest.mark.parametrize("fields", ["A CPU", {"description": "A CPU"}, {"class": "x", "description": "A CPU"}])
+def test_a_machine_without_its_class_is_refused(repository, fields):
+    (repository / "bench" / "results" / "machines.json").write_text(json.dumps({"one": fields}), encoding="utf-8")
+    with pytest.raises(ValueError, match="one: must be a description and a class, one of avx2"):
+        read_results(repository / "bench" / "results")
 
 
 def test_every_kind_of_result_has_a_table(repository):
@@ -95,7 +138,8 @@ def test_every_kind_of_result_has_a_table(repository):
     docs.update(repository, check=False)
     text = (repository / "README.md").read_text(encoding="utf-8")
     for shown in (
-        "## The first CPU\n\n### Layers",
+        "## AVX-512 with VNNI (Intel Cascade Lake and Ice Lake, AMD Zen 4 and 5)\n\n### Layers",
+        "### Layers (`--preset cpu-targets`): The first CPU",
         "2026-01-01, 2 threads, commit 0123456, torch 2.13.0, `bench/results/one-cpu-targets-2026-01-01.jsonl`.",
         "2026-01-01, `bench/results/one-model-2026-01-01.jsonl`.",
         "2026-01-01, 1 thread, torch 9, `bench/results/two-demo-sparse-2026-01-01.json`.",
@@ -105,7 +149,7 @@ def test_every_kind_of_result_has_a_table(repository):
         "| sp50w8a8 | 1.45x (1.45x) / 1.4x met",
         "| nybble w8a8 | 2 | 59.7 |",
         "w8a8     rtn       0.0005",
-        "| ours | 10.0 | 4.0 | 9.0 | 2.00x | 2.00x | 0.5000 | 0.2500 | 1.0000 |",
+        "| nybble ours | 10.0 | 4.0 | 9.0 | 2.00x | 2.00x | 0.5000 | 0.2500 | 1.0000 |",
         "NVIDIA H100, 2026-01-01:",
         "M=1 3.50x met",
     ):
