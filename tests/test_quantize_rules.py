@@ -14,9 +14,10 @@ from torch import nn
 
 import nybble
 from nybble.nn import Linear
-from nybble.passes import measure
+from nybble.passes import measure, paired
 from nybble.report.data import LayerReport
 from nybble.report.report import Report
+from nybble.report.speed import Speed
 
 
 def mlp(**kwargs: Any) -> nn.Sequential:
@@ -208,7 +209,8 @@ class TestStrict:
 
     def test_slow_layers_count(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(measure, "_memo", {})
-        monkeypatch.setattr(measure, "interleaved", lambda fns, budget_s: {"dense": 1.0, "nybble": 2.0})
+        slow = Speed(0.5, 0.4, 0.6, 30)
+        monkeypatch.setattr(paired, "decide", lambda pairs, limits: dict.fromkeys(pairs, slow))
         model = mlp()
         before = snapshot(model)
         with pytest.raises(ValueError, match="slower here"):

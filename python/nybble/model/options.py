@@ -16,13 +16,15 @@ from .walk import Site
 
 GOALS: tuple[str, ...] = ("speed", "no_slower", "memory")
 TIMING_S = 10.0
+MAX_ERROR = 0.05
 Patterns = str | Sequence[str] | None
 
 
 class Options(NamedTuple):
     """The options of a pass, checked.
 
-    scheme: None if weights stay floats. include: None for all layers. observer: None unless activations are static.
+    scheme: None if weights stay floats. others: the schemes that a layer may get in its place. max_error: the most that
+    the output error of one of several schemes may be. include: None for all layers. observer: None unless activations are static.
     """
 
     scheme: Scheme | None
@@ -33,6 +35,13 @@ class Options(NamedTuple):
     goal: str
     timing_s: float = TIMING_S
     observer: str | None = None
+    others: tuple[Scheme, ...] = ()
+    max_error: float = MAX_ERROR
+
+    @property
+    def schemes(self) -> tuple[Scheme, ...]:
+        """All schemes that a layer may get; none if weights stay floats."""
+        return () if self.scheme is None else (self.scheme, *self.others)
 
     def why_not_asked(self, names: Iterable[str]) -> str | None:
         """Why include and exclude rule out the module with these names, or None."""
@@ -53,13 +62,21 @@ def check_choice(argument: str, value: object, choices: tuple[str, ...]) -> str:
     return value
 
 
-def check_observer(observer: str | None, scheme: Scheme | None) -> str | None:
-    """The observer of a static scheme, "mse" by default; None for other schemes. Raises ValueError."""
-    if scheme is not None and scheme.static:
+def check_schemes(argument: str, schemes: str | Scheme | Sequence[str | Scheme]) -> tuple[Scheme, ...]:
+    """The schemes without duplicates. Raises TypeError or ValueError."""
+    asked = schemes if isinstance(schemes, Sequence) and not isinstance(schemes, str) else (schemes,)
+    if not asked:
+        raise ValueError(f"{argument}={schemes!r}: must be at least one scheme")
+    return tuple(dict.fromkeys(map(Scheme.parse, asked)))
+
+
+def check_observer(observer: str | None, *schemes: Scheme) -> str | None:
+    """The observer of static schemes, "mse" by default; None without any. Raises ValueError."""
+    if any(scheme.static for scheme in schemes):
         return check_choice("observer", "mse" if observer is None else observer, tuple(OBSERVERS))
     if observer is not None:
         raise ValueError(
-            f"observer={observer!r}, scheme={None if scheme is None else str(scheme)!r}: needs a scheme with static "
+            f"observer={observer!r}, scheme={', '.join(map(str, schemes)) or None!r}: needs a scheme with static "
             "activations, such as 'w8a8static'"
         )
     return None
@@ -77,6 +94,15 @@ def check_seconds(argument: str, value: object) -> float:
         raise TypeError(f"{argument}={value!r}: must be a number of seconds")
     if not 0 < value < math.inf:
         raise ValueError(f"{argument}={value!r}: must be finite and above 0")
+    return float(value)
+
+
+def check_share(argument: str, value: object) -> float:
+    """``value`` if it is a number above 0 and at most 1. Raises TypeError or ValueError."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{argument}={value!r}: must be a number")
+    if not 0 < value <= 1:
+        raise ValueError(f"{argument}={value!r}: must be above 0 and at most 1")
     return float(value)
 
 

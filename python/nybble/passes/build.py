@@ -10,7 +10,7 @@ from ..model.eligible import ALREADY, dense_weight, is_linear_like
 from ..nn.module import QuantizedModule
 from ..report.speed import Speed, mean_speed
 from ..weights.sparsity import Block
-from .measure import Timer
+from .measure import Speeds, Timer
 from .plan import Layer, Plan
 
 # For each goal that is timed, whether a replacement of this speed is used.
@@ -50,7 +50,7 @@ class Builder:
     """
 
     def __init__(self, plan: Plan) -> None:
-        self._plan, self._options = plan, plan.options
+        self._plan, self.options = plan, plan.options
         self._refused: dict[object, Layer] = {}
         self._timed: set[object] = set()
         self.tell: Callable[[str], None] = lambda line: None
@@ -71,34 +71,50 @@ class Builder:
                     self._refused[_problem(layer)] = layer
         self.leave_refused(twins)
 
-    def _why_drop(self, layer: Layer, new: QuantizedModule) -> str | None:
-        """Record kernels and speedup of a replacement. Returns why it must not be used, or None."""
-        asked = self._options
-        for m in asked.m:
+    def kernels(self, new: QuantizedModule) -> dict[int, str] | str:
+        """The kernel of a replacement for each M, or why there is none."""
+        found = {}
+        for m in self.options.m:
             choice = new.explain(m)
             if choice.kernel is None:
                 return f"no kernel runs it at M={m}: {'; '.join(choice.reasons())}"
-            layer.kernels[m] = choice.kernel
-        keeps = _KEEPS.get(asked.goal)
-        if keeps is None:
+            found[m] = choice.kernel
+        return found
+
+    def speeds(self, layer: Layer, old: nn.Module, new: QuantizedModule) -> Speeds:
+        """Time of ``old`` over that of ``new``, in the place of ``layer``, for each M."""
+        return self.timer.speeds(old, new, self.options.m, self._left(layer))
+
+    def keeps(self, mean: Speed) -> bool:
+        """Whether the goal allows a replacement of this speed."""
+        return _KEEPS[self.options.goal](mean)
+
+    def _why_drop(self, layer: Layer, new: QuantizedModule) -> str | None:
+        """Record kernels and speed of a replacement. Returns why it must not be used, or None."""
+        kernels = self.kernels(new)
+        if isinstance(kernels, str):
+            return kernels
+        layer.kernels = kernels
+        if self.options.goal not in _KEEPS:
             return None
-        layer.speeds = self.timer.speeds(layer.site.module, new, asked.m, self._left(layer))
+        layer.speeds = self.speeds(layer, layer.site.module, new)
         mean = mean_speed(list(layer.speeds.values()))
-        if keeps(mean):
+        if self.keeps(mean):
             return None
-        of = f"geometric mean over M={', '.join(map(str, asked.m))}; {mean.pairs} pairs"
+        of = f"geometric mean over M={', '.join(map(str, self.options.m))}; {mean.pairs} pairs"
         return f"{mean.verdict} here: {mean} dense speed ({of})" + self._where_it_pays(layer, new)
 
     def _left(self, layer: Layer) -> int:
-        """How many kinds of layers are to be timed, this one included."""
+        """How many measurements may come, this one included: of each scheme over dense, and of one over another."""
         self._timed.add(_problem(layer))
-        return 1 + len({_problem(other) for other in self._plan.open_layers() if other.new is None} - self._timed)
+        kinds = 1 + len({_problem(other) for other in self._plan.open_layers() if other.new is None} - self._timed)
+        return kinds * (2 * len(self.options.schemes) - 1)
 
     def _where_it_pays(self, layer: Layer, new: QuantizedModule) -> str:
         """For a sparse layer that is slower than dense: the share of zeros from which it would be faster."""
         if new.scheme.sparsity is None or isinstance(new.scheme.sparsity, Block):
             return ""
-        percent = self.timer.pays_from(layer.site.module, new, self._options.m, self._left(layer))
+        percent = self.timer.pays_from(layer.site.module, new, self.options.m, self._left(layer))
         if percent is None:
             return "; not faster even with 95 % zeros"
         return f"; faster from {percent} % zeros"

@@ -14,7 +14,7 @@ from ..model.options import Options
 from ..model.walk import Site, memory_groups
 from ..nn.kinds import ModuleKind, kind_of
 from ..nn.module import QuantizedModule
-from ..report.data import Pruned, Rounded
+from ..report.data import Pruned, Rounded, Tried
 from ..report.speed import Speed
 from ..weights.sparsity import Pattern
 
@@ -35,6 +35,7 @@ class Layer:
     tied_to: Layer | None = None
     kernels: dict[int, str] = field(default_factory=dict)
     speeds: dict[int, Speed] = field(default_factory=dict)
+    tried: tuple[Tried, ...] = ()
     sqnr_db: float | None = None
     pattern: Pattern | None = None
     is_sparse: bool = False
@@ -97,7 +98,8 @@ class Plan:
 
     def _layer(self, site: Site) -> Layer:
         refusal = None if isinstance(site.module, QuantizedModule) else self.options.why_not_asked(site.names)
-        return Layer(site, asked=refusal is None, reason=refusal or why_left(site.module, self.options.scheme))
+        left = [why_left(site.module, scheme) for scheme in self.options.schemes or (None,)]
+        return Layer(site, asked=refusal is None, reason=refusal or (None if None in left else left[0]))
 
     def group(self, parameter: torch.Tensor) -> int:
         """The memory group of a parameter of the model."""

@@ -22,7 +22,7 @@ from .round.work import Rounding
 
 def quantize(
     model: nn.Module,
-    scheme: str | Scheme = "w8a8",
+    scheme: str | Scheme | Sequence[str | Scheme] = "w8a8",
     *,
     include: options.Patterns = None,
     exclude: options.Patterns = None,
@@ -33,6 +33,7 @@ def quantize(
     m: int | Sequence[int] = (1, 16, 256),
     goal: str = "speed",
     timing_s: float = options.TIMING_S,
+    max_error: float = options.MAX_ERROR,
     strict: bool = False,
     untie: bool = False,
     progress: bool | None = None,
@@ -46,7 +47,10 @@ def quantize(
     Args:
         model: any module; its Linear layers must be inside it, not the model itself.
         scheme: the format of weights and activations, such as ``"w8a8"``, ``"w4a8g128"`` or a ``Scheme``. Static
-            schemes, such as ``"w8a8static"``, need calibration data.
+            schemes, such as ``"w8a8static"``, need calibration data. Of several, such as ``("w8a8", "w8a7")``, each layer
+            gets the fastest whose output error is at most ``max_error``: from the most exact one on, a less exact one is
+            taken only if it is measured to be faster (with ``goal="memory"``: if it is smaller). The report's ``tried``
+            has their errors and speeds. Input scales of ``smooth`` and "awq" are those of the first scheme.
         include: glob patterns on full module names; only layers that match one are quantized. None means all.
         exclude: glob patterns on full module names; layers that match one are left alone.
         method: how weights are rounded. Without data: ``"rtn"`` (round to nearest), ``"mse"`` (the scale with the least
@@ -74,6 +78,9 @@ def quantize(
             layer, untimed.
         timing_s: the most seconds that all measurements of speed may take. Each kind of layer is timed once, in pairs
             of calls, until the interval excludes 1; one that stays undecided gets a twelfth of this time.
+        max_error: the largest relative output error (Frobenius norm) that a layer may have with one of several schemes, on
+            held-out calibration data, or else on normal random rows. If none is within it, the layer stays dense. A
+            single scheme has no such limit.
         strict: raise if any Linear-like layer that ``include`` and ``exclude`` allow would stay dense.
         untie: quantize a copy of a weight that an ``nn.Embedding`` or another dense layer also uses. By default such
             a layer stays dense. Quantized layers that share one weight stay tied either way.
@@ -91,21 +98,23 @@ def quantize(
             data, or ``strict`` failed. After any exception, ``KeyboardInterrupt`` included, the model is unchanged.
     """
     check_model(model)
-    numbers = Scheme.parse(scheme)
+    schemes = options.check_schemes("scheme", scheme)
     found = sites(model)
     asked = options.Options(
-        scheme=numbers,
+        scheme=schemes[0],
         include=None if include is None else options.check_patterns("include", include, found),
         exclude=options.check_patterns("exclude", exclude, found),
         method=options.check_choice("method", method, METHODS),
         m=options.check_m(m),
         goal=options.check_choice("goal", goal, options.GOALS),
         timing_s=options.check_seconds("timing_s", timing_s),
-        observer=options.check_observer(observer, numbers),
+        observer=options.check_observer(observer, *schemes),
+        others=schemes[1:],
+        max_error=options.check_share("max_error", max_error),
     )
-    scaling = _scaling(smooth, asked.method, numbers)
+    scaling, *_ = [_scaling(smooth, asked.method, one) for one in schemes]
     call = Call(calibration, strict, untie, progress, resume, settings=(scaling,))
-    return run_pass(model, found, asked, call, lambda plan, edits: Rounding(plan, edits, numbers, scaling))
+    return run_pass(model, found, asked, call, lambda plan, edits: Rounding(plan, edits, scaling))
 
 
 def _scaling(smooth: bool | float, method: str, scheme: Scheme) -> Awq | Smooth | None:

@@ -106,7 +106,7 @@ def sparsify(
         m=options.check_m(m),
         goal="memory" if numbers is None else options.check_choice("goal", goal, options.GOALS),
         timing_s=options.check_seconds("timing_s", timing_s),
-        observer=options.check_observer(observer, numbers),
+        observer=options.check_observer(observer, *([] if numbers is None else [numbers])),
     )
     wanted = Asked(form, per_layer, chains)
     call = Call(calibration, strict, untie, progress, resume, settings=wanted)

@@ -217,7 +217,7 @@ def _check(name: str, key: str, value: Any) -> None:
         raise FieldError((key,), f"{value!r} must be one of {', '.join(allowed)}")
     try:
         if key == "scheme" and value is not None:
-            Scheme.parse(value)
+            options.check_schemes(key, value)
         if key == "pattern" and value != "auto":
             Pattern.parse(value)
     except ValueError as error:

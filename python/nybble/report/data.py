@@ -51,6 +51,21 @@ class Rounded:
 
 
 @dataclass(frozen=True)
+class Tried:
+    """One of several schemes that a layer could get.
+
+    ``error`` is the relative output error (Frobenius norm), on calibration data that the method did not see or on
+    random rows. ``speed`` is dense time over its time, None where it was not measured. ``why``: why it was not taken;
+    None: it was.
+    """
+
+    scheme: str
+    error: float
+    speed: Speed | None = None
+    why: str | None = None
+
+
+@dataclass(frozen=True)
 class LayerReport:
     """One layer, or one weight that is not a Linear layer's.
 
@@ -58,7 +73,7 @@ class LayerReport:
     ``nbytes_after`` count memory once: of layers that share a weight, only one carries its bytes. ``sqnr_db`` is
     ``inf`` where quantization is exact and None where nothing was quantized. ``speeds`` maps M to dense time over
     nybble time, with its interval, and is empty where nothing was timed. ``reason`` says why the layer was left alone; it is None for a
-    layer that was swapped. ``also`` holds the further names of a module that stands at several places.
+    layer that was swapped. ``also`` holds the further names of a module that stands at several places. ``tried`` holds the schemes of which one was chosen, the most exact first.
     """
 
     name: str
@@ -76,6 +91,7 @@ class LayerReport:
     also: tuple[str, ...] = ()
     pruned: Pruned | None = None
     rounded: Rounded | None = None
+    tried: tuple[Tried, ...] = ()
 
     @property
     def swapped(self) -> bool:

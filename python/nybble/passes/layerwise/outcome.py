@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...weights.activations import ActScale
 from ...weights.rounding import QuantizedWeight
+from ...weights.scheme import Scheme
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,8 @@ class Outcome:
     """A new weight: float (N, K), quantized, or both if it was pruned and rounded in one pass.
 
     method: the one that produced it, after any fallback. notes: why a fallback was taken, and other remarks.
-    act: the scale of static activations; None if they are dynamic or float.
+    act: the scale of static activations; None if they are dynamic or float. scheme: the dense scheme of the codes; None:
+    they stay floats.
     """
 
     weight: Tensor | None
@@ -23,6 +25,7 @@ class Outcome:
     notes: tuple[str, ...] = ()
     quantized: QuantizedWeight | None = None
     act: ActScale | None = None
+    scheme: Scheme | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors that are not None, by name."""

@@ -115,7 +115,7 @@ class Store:
         quantized = QuantizedWeight(**tensors) if tensors else None
         if quantized is not None and scheme is not None:
             check_portable(quantized, scheme, *weight.shape)
-        return Done(Outcome(new, found.kind, found.notes, quantized, act), Errors(*found.numbers))
+        return Done(Outcome(new, found.kind, found.notes, quantized, act, scheme), Errors(*found.numbers))
 
     def _path(self, name: str) -> Path:
         return self.directory / f"layer-{hashlib.sha256(name.encode()).hexdigest()[:16]}"

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from ...model.bar import bar
-from ...model.eligible import dense_weight
+from ...model.eligible import dense_weight, why_left
 from ...model.inputs import Inputs
 from ...model.stages import Stage, stages
 from ...model.walk import Edits
 from ...nn.module import QuantizedModule
 from ...weights.scheme import Scheme
 from ..build import Builder
+from ..pick import pick
 from ..plan import Layer, Plan
 from .errors import Errors, dense_like, output_errors
 from .outcome import Outcome
@@ -45,24 +47,24 @@ class Work:
         self.plan, self.asked, self.edits = plan, plan.options, edits
         self.builder = Builder(plan)
         self.sets: Sets = plan.twins()
-        if self.sets and self.is_static:
-            self.needs_data = f"scheme={str(self.scheme)!r}: static activations need calibration data"
-            self.without_data = str(self.scheme.dynamic) if self.scheme else ""
+        if self.sets and self.static is not None:
+            self.needs_data = f"scheme={str(self.static)!r}: static activations need calibration data"
+            self.without_data = str(self.static.dynamic)
 
     @property
-    def scheme(self) -> Scheme | None:
-        """The dense scheme of the new weights; None: they stay floats."""
-        return self.asked.scheme
+    def schemes(self) -> tuple[Scheme | None, ...]:
+        """The dense schemes that a new weight may have; only None: it stays floats."""
+        return self.asked.schemes or (None,)
 
     @property
-    def is_static(self) -> bool:
-        """Whether the scheme has static activations, whose scales are found now."""
-        return self.scheme is not None and self.scheme.static
+    def static(self) -> Scheme | None:
+        """The first scheme with static activations, whose scales are found now, or None."""
+        return next((scheme for scheme in self.asked.schemes if scheme.static), None)
 
     @property
     def title(self) -> str:
-        """The name of the requested scheme in the report."""
-        return str(self.asked.scheme)
+        """The names of the requested schemes in the report."""
+        return ", ".join(map(str, self.schemes))
 
     def begin(self, model: nn.Module, batches: Sequence[Any] | None) -> None:
         """Change the model as a whole before its layers are replaced."""
@@ -70,8 +72,8 @@ class Work:
     def prepare(self, stage: Stage, sets: Sets, inputs: dict[int, Inputs], store: Store | None) -> None:
         """Change the layers of a stage before they are replaced, and ``inputs``, by ``id(layer)``, to match."""
 
-    def solve(self, layer: Layer, inputs: Inputs | None) -> Outcome:
-        """Compute the new weight of a layer."""
+    def solve(self, layer: Layer, scheme: Scheme | None, inputs: Inputs | None) -> Outcome:
+        """Compute the new weight of a layer in one of the schemes."""
         raise NotImplementedError
 
     def make(self, layer: Layer, outcome: Outcome) -> QuantizedModule:
@@ -114,40 +116,54 @@ class Work:
 
     def _observe_again(self, stage: Stage, inputs: dict[int, Inputs]) -> None:
         """Run the observers again for inputs that ``prepare`` has scaled."""
-        if self.is_static and any(one.observer is None for one in inputs.values()):
+        if self.static is not None and any(one.observer is None for one in inputs.values()):
             for key, seen in stage.inputs(hessian=False, observer=self.asked.observer).items():
                 inputs[key].observer = seen.observer
 
     def _load(self, layer: Layer, store: Store | None) -> Done | None:
         if store is None or self.is_kept(layer):
             return None
-        return store.load_done(layer.site.name, dense_weight(layer.site.module), self.scheme)
+        weight = dense_weight(layer.site.module)
+        found = (store.load_done(_entry(layer, scheme), weight, scheme) for scheme in self.schemes)
+        return next((done for done in found if done is not None), None)
 
     def _replace(self, twins: Sequence[Layer], inputs: Inputs | None, done: Done | None, store: Store | None) -> None:
         first = twins[0]
         if self.builder.is_refused(twins):
             self.builder.leave_refused(twins)
             return
-        if done is not None:
-            outcome = done.outcome
-        else:
-            outcome = self.solve(first, inputs)
-            if self.scheme is not None and self.scheme.static:
-                outcome = with_scale(twins, outcome, inputs, self.scheme.act_type, lambda one: self.make(first, one))
+        outcome = self._outcome(twins, inputs) if done is None else done.outcome
+        if outcome is None:
+            return
         errors = self._build(twins, outcome, None if inputs is None else inputs.held_out)
         if first.reason is not None:
             return
         if done is not None:
             errors = done.errors
         elif store is not None and not self.is_kept(first):
-            store.save(first.site.name, Done(outcome, errors).entry())
+            store.save(_entry(first, outcome.scheme), Done(outcome, errors).entry())
         for layer in twins:
             self.note(layer, outcome, errors)
+
+    def _outcome(self, twins: Sequence[Layer], inputs: Inputs | None) -> Outcome | None:
+        """The new weight of twins; None if none of several schemes is used: they get a ``reason``."""
+        module = twins[0].site.module
+        found = [self._in_scheme(twins, scheme, inputs) for scheme in self.schemes if why_left(module, scheme) is None]
+        if len(self.schemes) == 1:
+            return found[0]
+        return pick(twins, found, self.make, None if inputs is None else inputs.held_out, self.builder)
+
+    def _in_scheme(self, twins: Sequence[Layer], scheme: Scheme | None, inputs: Inputs | None) -> Outcome:
+        first = twins[0]
+        outcome = replace(self.solve(first, scheme, inputs), scheme=scheme)
+        if scheme is None or not scheme.static:
+            return outcome
+        return with_scale(twins, outcome, inputs, scheme.act_type, lambda one: self.make(first, one))
 
     def _build(self, twins: Sequence[Layer], outcome: Outcome, x: Tensor | None) -> Errors:
         """Build the replacement of the twins, measure its error on inputs x (T, K), and put it into the model."""
         dense = twins[0].site.module
-        if self.asked.scheme is None:
+        if outcome.scheme is None:
             assert outcome.weight is not None, "without a scheme the outcome holds floats"  # noqa: S101
             new: nn.Module | None = dense_like(dense, outcome.weight)
         else:
@@ -155,7 +171,7 @@ class Work:
             new = twins[0].new
         if new is None:
             return Errors()
-        errors = output_errors(dense, new, self.asked.scheme, x)
+        errors = output_errors(dense, new, outcome.scheme, x)
         if errors.new is not None and not math.isfinite(errors.new):
             for layer in twins:
                 layer.new, layer.reason = None, "the output of its replacement is not finite"
@@ -171,3 +187,8 @@ class Work:
         new = layer.kind.stored(module, weight)
         self.plan.replace_parameter(old, new)
         self.edits.put(module._parameters, layer.kind.weight.key, new)
+
+
+def _entry(layer: Layer, scheme: Scheme | None) -> str:
+    """The name of a layer's result in a store."""
+    return f"{layer.site.name} as {scheme}"

@@ -100,7 +100,7 @@ class Pruning(Work):
             for layer in todo[name]:
                 layer.pattern = Pattern(Unstructured(own), own / 100)
 
-    def solve(self, layer: Layer, inputs: Inputs | None) -> Outcome:
+    def solve(self, layer: Layer, scheme: Scheme | None, inputs: Inputs | None) -> Outcome:
         """As Work.solve."""
         if layer.is_sparse:
             return Outcome(dense_weight(layer.site.module), "unchanged")

@@ -28,9 +28,10 @@ class Rounding(Work):
     scaling: the method that finds input scales to fold into preceding layers, or None.
     """
 
-    def __init__(self, plan: Plan, edits: Edits, scheme: Scheme, scaling: Awq | Smooth | None) -> None:
+    def __init__(self, plan: Plan, edits: Edits, scaling: Awq | Smooth | None) -> None:
         super().__init__(plan, edits)
-        self._scheme, self._scaling = scheme, scaling
+        self._scaling = scaling
+        self._last: tuple[object, Outcome] | None = None
         method = self.asked.method
         self.hessian, self.follow_dense = method in NEEDS_DATA, method == "gptq"
         if self.needs_data is None and self.sets and (self.hessian or scaling is not None):
@@ -53,7 +54,7 @@ class Rounding(Work):
         scales = {} if known is None else dict(known.tensors)
         for i, fold in enumerate(folds):
             if known is None:
-                chosen = choose(self._scaling, fold.consumers, inputs, self._scheme, fold.tie)
+                chosen = choose(self._scaling, fold.consumers, inputs, self.asked.schemes[0], fold.tie)
                 if chosen is not None:
                     scales[str(i)] = chosen
             if str(i) in scales and try_fold(fold, scales[str(i)], self.plan, self.edits):
@@ -68,15 +69,22 @@ class Rounding(Work):
             if id(layer.site.module) in inputs:
                 inputs[id(layer.site.module)].divide(scale)
 
-    def solve(self, layer: Layer, inputs: Inputs | None) -> Outcome:
-        """As Work.solve."""
-        return round_weight(dense_weight(layer.site.module), self._scheme, self.asked.method, inputs)
+    def solve(self, layer: Layer, scheme: Scheme | None, inputs: Inputs | None) -> Outcome:
+        """As Work.solve; schemes that differ only in their activations share the codes of a weight."""
+        assert scheme is not None, "rounding always gives codes"  # noqa: S101
+        key = layer.site.name, scheme.weight_bits, scheme.group_size, scheme.symmetric
+        if self._last is not None and self._last[0] == key:
+            return self._last[1]
+        outcome = round_weight(dense_weight(layer.site.module), scheme, self.asked.method, inputs)
+        self._last = (key, outcome) if self.asked.others else None
+        return outcome
 
     def make(self, layer: Layer, outcome: Outcome) -> QuantizedModule:
         """As Work.make."""
         assert outcome.quantized is not None, "rounding always gives codes"  # noqa: S101
+        assert outcome.scheme is not None, "and a scheme with them"  # noqa: S101
         in_features = dense_weight(layer.site.module).shape[1]
-        scheme = self._scheme if outcome.act else self._scheme.dynamic
+        scheme = outcome.scheme if outcome.act else outcome.scheme.dynamic
         dtype = layer.weight.dtype
         return layer.kind.module.from_quantized(outcome.quantized, in_features, layer.bias, scheme, dtype, outcome.act)
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from ...model import options
 from ...model.walk import Edits, Site, sites
 from ...nn.module import QuantizedModule
 from ...report.data import LayerReport
@@ -41,21 +42,18 @@ class Unit(NamedTuple):
 
 def check_schemes(argument: str, schemes: str | Scheme | Sequence[str | Scheme]) -> tuple[Scheme, ...]:
     """The schemes without duplicates. Raises TypeError or ValueError."""
-    asked = (schemes,) if isinstance(schemes, (str, Scheme)) else schemes
-    found = tuple(dict.fromkeys(Scheme.parse(scheme) for scheme in asked))
+    found = options.check_schemes(argument, schemes)
     blocks = [str(scheme) for scheme in found if isinstance(scheme.sparsity, Block)]
     if blocks:
         raise ValueError(
             f"{argument}={blocks[0]!r}: block schemes are refused, since they do not give the share of zeros"
         )
-    if not found:
-        raise ValueError(f"{argument}={schemes!r}: must be at least one scheme")
     return found
 
 
-def apply(model: nn.Module, scheme: Scheme, options: Mapping[str, Any]) -> dict[str, LayerReport]:
+def apply(model: nn.Module, scheme: Scheme, arguments: Mapping[str, Any]) -> dict[str, LayerReport]:
     """Give all layers of a model one scheme, with goal="memory" by default. Returns name -> report row."""
-    asked: dict[str, Any] = {"goal": "memory", **options}
+    asked: dict[str, Any] = {"goal": "memory", **arguments}
     if not scheme.static:
         asked.pop("observer", None)
     if scheme.sparsity is None:
