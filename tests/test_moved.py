@@ -27,15 +27,19 @@ GONE = {
     "nybble.nn.linear": {"send"},
     "nybble.passes.build": {"refuse_left"},
     "nybble.passes.choose.solve": {"hull"},
+    "nybble.passes.choose.times": {"BUDGET_S"},
     "nybble.passes.eligible": {"is_conv1d"},  # now a row of the table of module kinds
     "nybble.passes.layerwise.batches": {"whole"},
     "nybble.passes.layerwise.factor": {"made_up", "without_dead"},
     "nybble.passes.layerwise.stages": {"calm"},
     "nybble.passes.layerwise.sweep": {"Fixed"},
+    # Layers are timed by nybble.passes.paired; the SQNR is nybble.rounding.sqnr_db.
+    "nybble.passes.measure": {"BUDGET_S", "interleaved", "pays_from", "slower_at", "speedups", "weight_sqnr_db"},
     "nybble.passes.optimize": {"OWN", "OWN_WHERE"},
     "nybble.passes.recovery.work": {"Scene"},
     "nybble.passes.round.scales": {"Taker"},
     "nybble.passes.sensitivity.harm": {"DAMAGES"},
+    "nybble.report": {"geometric_mean"},  # now report.speed.mean_speed, with an interval
 }
 # Prints module -> [texts of its warnings, name -> texts of its warnings, or null where there is no such name].
 FIND = """

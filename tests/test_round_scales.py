@@ -309,7 +309,7 @@ class TestQuantize:
         [
             ("w8a8", {"smooth": 1.5}, ValueError, "smooth=1.5: must be True, False, or a number between 0 and 1"),
             ("w8a8", {"smooth": "yes"}, TypeError, "smooth='yes': must be"),
-            ("w8a16", {"smooth": True}, ValueError, "needs a scheme with 8-bit activations"),
+            ("w8a16", {"smooth": True}, ValueError, "needs a scheme with quantized activations"),
             (
                 "w4a8g32",
                 {"smooth": True, "method": "awq"},

@@ -72,8 +72,9 @@ class LayerReport:
     ``shape`` is (N, K) for a Linear layer and the parameter's own shape otherwise. ``nbytes_before`` and
     ``nbytes_after`` count memory once: of layers that share a weight, only one carries its bytes. ``sqnr_db`` is
     ``inf`` where quantization is exact and None where nothing was quantized. ``speeds`` maps M to dense time over
-    nybble time, with its interval, and is empty where nothing was timed. ``reason`` says why the layer was left alone; it is None for a
-    layer that was swapped. ``also`` holds the further names of a module that stands at several places. ``tried`` holds the schemes of which one was chosen, the most exact first.
+    nybble time, with its interval, and is empty where nothing was timed. ``reason`` says why the layer was left alone; it
+    is None for a layer that was swapped. ``also`` holds the further names of a module that stands at several places.
+    ``tried`` holds the schemes among which one was to be chosen, the most exact first.
     """
 
     name: str

@@ -121,15 +121,21 @@ class Store:
         return self.directory / f"layer-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
-def open_store(directory: object, settings: Iterable[object], tensors: Iterable[Tensor]) -> Store:
-    """The store of a run, keyed by its settings, weights and data. Raises TypeError, or ImportError without safetensors."""
+def open_store(directory: object, settings: Iterable[object], data: Iterable[object]) -> Store:
+    """The store of a run, keyed by its settings and by its data: tensors, for the most part.
+
+    Raises TypeError, or ImportError without safetensors.
+    """
     from ...checkpoint.tensors import require_safetensors
 
     if not isinstance(directory, (str, os.PathLike)):
         raise TypeError(f"resume={directory!r}: must be the path of a directory")
     require_safetensors()
     key = hashlib.sha256(repr([str(value) for value in settings]).encode())
-    for tensor in tensors:
+    for tensor in data:
+        if not isinstance(tensor, Tensor):
+            key.update(repr(tensor).encode())
+            continue
         key.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
         key.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return Store(Path(directory), key.hexdigest())
