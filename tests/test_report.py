@@ -405,6 +405,11 @@ W4 = {"after": "w4a8", "kernel": "w4a8_avx512vnni", "speeds": speeds({1: 1.5, 16
             {},
             "int8 kernels run on target avx2 because VNNI instructions are not available",
         ),
+        (
+            [swapped(kernel="w8a8_avx512bw")],
+            {},
+            "int8 kernels run on target avx512bw because VNNI instructions are not available",
+        ),
         ([swapped(kernel="w8a8_reference")], {}, "1 layer in plain torch, which is slow"),
         (
             [swapped(rounded=Rounded("rtn", 0.2, 0.2, notes=("not gptq: no usable Hessian",)))],

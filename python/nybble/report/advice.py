@@ -20,7 +20,7 @@ _WORTH = 0.01  # the share of them from which on a weight is named
 _LARGE_ERROR = 0.1
 _GROUP = 128
 _NAMED = 3  # names in one line
-_NO_VNNI = {"scalar", "avx2"}
+_NO_VNNI = {"scalar", "avx2", "avx512bw"}
 _WITHOUT_DATA = {"rtn", "mse", "hqq"}
 # What a layer gets where it does not allow the method that was asked for.
 _SIMPLER = {"rtn", "mse", "magnitude", "wanda"}
