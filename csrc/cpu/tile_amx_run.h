@@ -10,13 +10,17 @@
 
 namespace {
 
-// A register tile: rows from row, columns from column; their sums between K blocks.
+// A register tile: rows from row, columns from column; the byte of KBlock::partial from which its sums are kept.
 struct TilePlace {
-  int64_t row, rows, column;
-  uint8_t* slot;
+  int64_t row, rows, column, slot;
 };
 
 constexpr int64_t kSlotBytes = kMostRows * 2 * W * 4;
+
+template <class Op>
+inline TileSums<Op>& slot_at(const KBlock& k, const TilePlace& at) {
+  return *reinterpret_cast<TileSums<Op>*>(k.partial + at.slot);
+}
 
 inline int64_t whole_steps(int64_t k, int64_t step) { return (k + step - 1) / step * step; }
 
@@ -70,9 +74,9 @@ inline NybbleStatus run_amx(const NybbleLinearArgs* a) {
   return each_k_block(a, [&](KBlock k) {
     if constexpr (Family::kDecodes) k.weights = decode_steps<Family>(a, k);
     const int64_t slots = (k.to - k.from + 2 * W - 1) / (2 * W) * kSlotBytes;
-    for (int64_t block = a->block_begin; block < a->block_end; block++, k.partial += slots) {
+    for (int64_t block = a->block_begin; block < a->block_end; block++) {
       const int64_t row = block * a->block_rows, left = a->rows - row;
-      const TilePlace at{row, left < a->block_rows ? left : a->block_rows, k.from, k.partial};
+      const TilePlace at{row, left < a->block_rows ? left : a->block_rows, k.from, (block - a->block_begin) * slots};
       tiles.set(at.rows, Family::step(a) * Family::Op::kBytes);
       if (at.rows > kTileRows)
         run_tile_columns<Family, 2>(a, k, at);
@@ -93,14 +97,13 @@ struct WholeRows {
                    {k.weights.at(at.column - k.from), V > 1 ? k.weights.at(at.column - k.from + W) : nullptr},
                    at.rows * NYBBLE_LINE_K,
                    step * NYBBLE_TILE_N * Op::kBytes};
-    TileSums<Op>& slot = *reinterpret_cast<TileSums<Op>*>(at.slot);
     if (k.begin == 0)
       zero_tiles<T, V>();
     else
-      load_tiles<Op, T, V>(slot);
+      load_tiles<Op, T, V>(slot_at<Op>(k, at));
     multiply_tiles<Op, T, V>(o, Family::kDecodes ? whole_steps(ks, step) / step : ks / step);
     if (!Family::kDecodes && ks % step) multiply_rest<Op, T, V>(o, ks % step);
-    if (k.end < a->k_padded) return store_tiles<Op, T, V>(slot);
+    if (k.end < a->k_padded) return store_tiles<Op, T, V>(slot_at<Op>(k, at));
     TileSums<Op> sums;
     store_tiles<Op, T, V>(sums);
 #pragma GCC unroll 2
@@ -135,8 +138,7 @@ struct Grouped {
     const uint8_t* w = k.weights.at(at.column - k.from);
     const int64_t between = V > 1 ? k.weights.at(at.column - k.from + W) - w : 0;
     TileSums<Op> sums;
-    TileSums<Bf16Op> here,
-        &total = k.end - k.begin < a->k_padded ? *reinterpret_cast<TileSums<Bf16Op>*>(at.slot) : here;
+    TileSums<Bf16Op> here, &total = k.end - k.begin < a->k_padded ? slot_at<Bf16Op>(k, at) : here;
     for (int64_t g = k.begin / a->group; g * a->group < k.end; g++, w += steps * step * NYBBLE_TILE_N * Op::kBytes) {
       zero_tiles<T, V>();
       TileOperands o{lines_at<Op>(a, at, g * a->group),
