@@ -149,25 +149,30 @@ NYBBLE_INLINE void zero_tiles() {
   if constexpr (T > 1 && V > 1) tile_zero<3>();
 }
 
+// Advances the operands. A function of its own, on copies of them: inlined, its few pointers would not always get
+// registers, and each step would read some from the stack.
 template <class Op, int T, int V>
-NYBBLE_INLINE void multiply_tiles(TileOperands& o, int64_t steps) {
+__attribute__((noinline)) static void multiply_tiles(TileOperands& o, int64_t steps) {
+  const uint8_t *x = o.x, *w0 = o.w[0], *w1 = o.w[1];
+  const int64_t x_step = o.x_step, w_step = o.w_step;
   for (; steps > 0; steps--) {
-    tile_load<6>(o.w[0], 64);
-    tile_load<4>(o.x, 64);
+    tile_load<6>(w0, 64);
+    tile_load<4>(x, 64);
     Op::template dot<0, 4, 6>();
     if constexpr (V > 1) {
-      tile_load<7>(o.w[1], 64);
+      tile_load<7>(w1, 64);
       Op::template dot<1, 4, 7>();
     }
     if constexpr (T > 1) {
-      tile_load<5>(o.x + kTileRows * 64, 64);
+      tile_load<5>(x + kTileRows * 64, 64);
       Op::template dot<2, 5, 6>();
       if constexpr (V > 1) Op::template dot<3, 5, 7>();
     }
-    o.x += o.x_step;
-    o.w[0] += o.w_step;
-    if constexpr (V > 1) o.w[1] += o.w_step;
+    x += x_step;
+    w0 += w_step;
+    if constexpr (V > 1) w1 += w_step;
   }
+  o = {x, {w0, w1}, x_step, w_step};
 }
 
 // The sums of a register tile in memory.

@@ -58,6 +58,26 @@ inline void run_tile_columns(const NybbleLinearArgs* a, const KBlock& k, TilePla
   if (at.column < k.to) Family::template run<T, 1>(a, k, at);
 }
 
+// The rows of a row block, whose tiles are configured for steps of `bytes` bytes.
+inline TilePlace enter_rows(const NybbleLinearArgs* a, TileScope& tiles, int64_t block, int64_t bytes) {
+  const int64_t row = block * a->block_rows, left = a->rows - row, rows = left < a->block_rows ? left : a->block_rows;
+  tiles.set(rows, bytes);
+  return {row, rows, 0, 0};
+}
+
+template <class Family>
+inline void run_row_block(const NybbleLinearArgs* a, const KBlock& k, TilePlace at, int64_t slot) {
+  at.column = k.from;
+  at.slot = slot;
+  if (at.rows > kTileRows)
+    run_tile_columns<Family, 2>(a, k, at);
+  else
+    run_tile_columns<Family, 1>(a, k, at);
+}
+
+// Bytes of the sums of a row block and so many columns.
+inline int64_t slots_of(int64_t columns) { return (columns + 2 * W - 1) / (2 * W) * kSlotBytes; }
+
 template <class Family>
 inline Streams decode_steps(const NybbleLinearArgs* a, const KBlock& k) {
   uint8_t* to = static_cast<uint8_t*>(a->decoded);
@@ -73,17 +93,25 @@ inline NybbleStatus run_amx(const NybbleLinearArgs* a) {
   TileScope tiles;
   return each_k_block(a, [&](KBlock k) {
     if constexpr (Family::kDecodes) k.weights = decode_steps<Family>(a, k);
-    const int64_t slots = (k.to - k.from + 2 * W - 1) / (2 * W) * kSlotBytes;
-    for (int64_t block = a->block_begin; block < a->block_end; block++) {
-      const int64_t row = block * a->block_rows, left = a->rows - row;
-      const TilePlace at{row, left < a->block_rows ? left : a->block_rows, k.from, (block - a->block_begin) * slots};
-      tiles.set(at.rows, Family::step(a) * Family::Op::kBytes);
-      if (at.rows > kTileRows)
-        run_tile_columns<Family, 2>(a, k, at);
-      else
-        run_tile_columns<Family, 1>(a, k, at);
-    }
+    for (int64_t block = a->block_begin; block < a->block_end; block++)
+      run_row_block<Family>(a, k, enter_rows(a, tiles, block, Family::step(a) * Family::Op::kBytes),
+                            (block - a->block_begin) * slots_of(k.to - k.from));
   });
+}
+
+// Writes the rows of a register tile, whose sums are in the tiles.
+template <class Family, class Op, int T, int V>
+inline void finish_tiles(const NybbleLinearArgs* a, const TilePlace& at) {
+  TileSums<Op> sums;
+  store_tiles<Op, T, V>(sums);
+#pragma GCC unroll 2
+  for (int v = 0; v < V; v++)
+    each_rows(at.rows, [&](auto some, int64_t r) __attribute__((always_inline)) {
+      constexpr int R = decltype(some)::kCount;
+      typename Op::Vector acc[R][1];
+      load_rows<Op, R>(sums, r, v, acc);
+      Family::template finish<R>(a, at.row + r, at.column + v * W, acc);
+    });
 }
 
 // All of K in one group: the sums stay in the tiles of a K block.
@@ -104,16 +132,7 @@ struct WholeRows {
     multiply_tiles<Op, T, V>(o, Family::kDecodes ? whole_steps(ks, step) / step : ks / step);
     if (!Family::kDecodes && ks % step) multiply_rest<Op, T, V>(o, ks % step);
     if (k.end < a->k_padded) return store_tiles<Op, T, V>(slot_at<Op>(k, at));
-    TileSums<Op> sums;
-    store_tiles<Op, T, V>(sums);
-#pragma GCC unroll 2
-    for (int v = 0; v < V; v++)
-      each_rows(at.rows, [&](auto some, int64_t r) __attribute__((always_inline)) {
-        constexpr int R = decltype(some)::kCount;
-        typename Op::Vector acc[R][1];
-        load_rows<Op, R>(sums, r, v, acc);
-        Family::template finish<R>(a, at.row + r, at.column + v * W, acc);
-      });
+    finish_tiles<Family, Op, T, V>(a, at);
   }
 
  private:

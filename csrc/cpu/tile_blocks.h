@@ -165,25 +165,37 @@ inline void run_strips(const NybbleLinearArgs* a, int64_t strip, int64_t end, Pl
   }
 }
 
-template <class Dense, int kRows>
-inline NybbleStatus run_blocks(const NybbleLinearArgs* a) {
-  const int64_t ks = a->k_padded;
-  if (a->block_rows > kRows || (a->k_block < ks && !a->partial)) return NYBBLE_UNSUPPORTED;
-  const int64_t last = a->tile_end * NYBBLE_TILE_N / a->block_n, row_blocks = a->block_end - a->block_begin;
-  const auto bytes_to = [&](int64_t strip) { return static_cast<int64_t>(a->start[strip]) * block_bytes(a); };
+// Bytes of the blocks before a strip.
+inline int64_t bytes_to(const NybbleLinearArgs* a, int64_t strip) {
+  return static_cast<int64_t>(a->start[strip]) * block_bytes(a);
+}
+
+// Calls run(strip, end, next) for each pass of strips [strip, end); the one after it ends at next.
+template <class Run>
+inline void each_pass(const NybbleLinearArgs* a, const Run& run) {
+  const int64_t last = a->tile_end * NYBBLE_TILE_N / a->block_n;
   const auto pass_from = [&](int64_t strip) {
     int64_t end = strip < last ? strip + 1 : last;
-    while (end < last && bytes_to(end + 1) - bytes_to(strip) <= a->pass_bytes &&
+    while (end < last && bytes_to(a, end + 1) - bytes_to(a, strip) <= a->pass_bytes &&
            (end + 1 - strip) * a->block_n <= a->pass)
       end++;
     return end;
   };
   for (int64_t strip = a->tile_begin * NYBBLE_TILE_N / a->block_n, end; strip < last; strip = end) {
     end = pass_from(strip);
-    Prefetcher prefetcher(Streams(a->codes + bytes_to(end), bytes_to(pass_from(end)) - bytes_to(end)), row_blocks);
+    run(strip, end, pass_from(end));
+  }
+}
+
+template <class Dense, int kRows>
+inline NybbleStatus run_blocks(const NybbleLinearArgs* a) {
+  const int64_t ks = a->k_padded, row_blocks = a->block_end - a->block_begin;
+  if (a->block_rows > kRows || (a->k_block < ks && !a->partial)) return NYBBLE_UNSUPPORTED;
+  each_pass(a, [&](int64_t strip, int64_t end, int64_t next) {
+    Prefetcher prefetcher(Streams(a->codes + bytes_to(a, end), bytes_to(a, next) - bytes_to(a, end)), row_blocks);
     for (int64_t k = 0; k < ks; k += a->k_block)
       run_strips<Dense, kRows>(a, strip, end, Place{0, 0, k, k + a->k_block < ks ? k + a->k_block : ks}, prefetcher);
-  }
+  });
   return NYBBLE_OK;
 }
 
