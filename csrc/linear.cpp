@@ -184,6 +184,7 @@ struct PieceScratch {
 
 // Runs the kernel on one piece of the output. Weights in the mask layout are expanded a few columns at a time.
 bool run_piece(const LinearCall& call, const Blocks& blocks, NybbleLinearArgs args) {
+  if (args.tile_begin == args.tile_end || args.block_begin == args.block_end) return true;  // more pieces than parts
   thread_local Scratch scratch;
   const PieceScratch needs(call, blocks, args);
   const int64_t tile_bytes = NYBBLE_TILE_N * args.k_padded * args.code_bits / 8, pass = blocks.expand / NYBBLE_TILE_N;
