@@ -150,6 +150,26 @@ def test_one_row_is_not_cut_along_k(kernel, caches):
     assert found["decode"] is False
 
 
+# (k_block, pass) of 4096 x 4096 at 1024 rows; weights that are decoded once take an eighth of L2.
+EXAMPLES = {
+    "w8a8_avx2": {"Zen 3": (512, 64), "Zen 5": (1024, 64), "Skylake-SP": (1024, 64), "Sapphire Rapids": (2048, 64)},
+    "w4a8_avx2": {"Zen 3": (1024, 64), "Zen 5": (2048, 64), "Skylake-SP": (2048, 64), "Sapphire Rapids": (4096, 64)},
+    "w4a16_avx2": {"Zen 3": (256, 64), "Zen 5": (512, 64), "Skylake-SP": (512, 64), "Sapphire Rapids": (1024, 64)},
+    "w8a8_avx512vnni": {"Zen 5": (4096, 64), "Sapphire Rapids": (4096, 128)},
+}
+
+
+@pytest.mark.parametrize(
+    ("kernel", "machine"), [(kernel, machine) for kernel, machines in EXAMPLES.items() for machine in machines]
+)
+def test_examples(kernel, machine):
+    if kernel not in ROWS:
+        pytest.skip(f"{kernel} is not built")
+    found = cut(kernel, scheme_of(kernel, 128), (4096, 4096), 1024, 2, MACHINES[machine])
+    assert (found["k_block"], found["pass"]) == EXAMPLES[kernel][machine]
+    assert found["decode"] is (ROWS[kernel]["decoded"] > 0)
+
+
 # --- the bits
 
 BITS = """
