@@ -15,17 +15,19 @@ from . import accuracy as language
 from . import crossover, held
 from .contestants import Maker, PeerMaker, chosen, each_layout, layer_makers, peer_makers
 from .encoder import cosines, over_bf16
-from .figures import FIGURES
+from .figures import FIGURES as LAYER_FIGURES
 from .goal_tables import AMX, AVX2, CPU, SPARSE
 from .goals import Table, checks, show
 from .peers import Peer
 from .peers.torch_dense import BF16
+from .quantizing import quantizing
 from .results import Row, cell_of
 from .run import Grid, race
 from .shapes import SETS, Shape
 from .weights import WeightKind
 
 THREADS = 2
+FIGURES = (*LAYER_FIGURES, quantizing)
 # Seconds of timing for a figure: with few contestants, less is needed than for a cell with all peers.
 FIGURE_BUDGET_S = 2.0
 

@@ -248,6 +248,16 @@ PYBIND11_MODULE(_C, m) {
     py::gil_scoped_release release;
     check_kept(s, codes, most, of, threads);
   });
+  m.def("keep_only", [](const Pair& from, const Pair& keep, int64_t count, int64_t size, const Pair& to, int threads) {
+    if (count < 1 || count > int64_t{1} << 40 || (size != 2 && size != 4))
+      throw std::invalid_argument("count=" + std::to_string(count) + ", size=" + std::to_string(size) +
+                                  ": must be in [1, 2^40], and 2 or 4");
+    const size_t total = static_cast<size_t>(count);
+    const uint8_t *weights = bytes_of(from, total * size, "from"), *mask = bytes_of(keep, total, "keep");
+    uint8_t* kept = bytes_of(to, total * size, "to");
+    py::gil_scoped_release release;
+    keep_only(weights, mask, count, size, kept, threads);
+  });
   m.def("choose_smallest", [](const Pair& scores, const Pair& counts, int64_t n, int64_t k, const Pair& chosen,
                               int threads) {
     if (n < 1 || k < 1 || k > (int64_t{1} << 40) / n)

@@ -60,7 +60,21 @@ void choose(const float* row, int64_t count, int64_t k, uint8_t* chosen) {
     choose_long(row, count, k, chosen);
 }
 
+template <class T>
+void keep_piece(const void* from, const uint8_t* keep, int64_t begin, int64_t end, void* to) {
+  const T* in = static_cast<const T*>(from);
+  T* out = static_cast<T*>(to);
+  for (int64_t i = begin; i < end; i++) out[i] = static_cast<T>(in[i] & static_cast<T>(-keep[i]));
+}
+
 }  // namespace
+
+void keep_only(const void* from, const uint8_t* keep, int64_t count, int64_t size, void* to, int threads) {
+  parallel_for((count + kChunk - 1) / kChunk, usable_threads(threads), [&](int64_t chunk) {
+    const int64_t begin = chunk * kChunk, end = begin + kChunk < count ? begin + kChunk : count;
+    (size == 2 ? keep_piece<uint16_t> : keep_piece<uint32_t>)(from, keep, begin, end, to);
+  });
+}
 
 void choose_smallest(const float* scores, const int64_t* counts, int64_t n, int64_t k, uint8_t* chosen, int threads) {
   const int64_t rows = k < kChunk ? kChunk / k : 1;

@@ -51,6 +51,18 @@ def test_nan_is_the_largest_and_minus_zero_is_zero() -> None:
         assert ranking.smallest(values, torch.tensor([k - 2])).logical_not().nonzero().tolist() == [[0, 0], [0, 1]]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_only_what_is_kept_stays(dtype: torch.dtype) -> None:
+    for n, k in ((1, 1), (3, 77), (130, 1024)):
+        weight = torch.randn(n, k).to(dtype)
+        weight[0, 0] = torch.inf
+        for view in (weight, weight.t(), torch._neg_view(weight)):
+            keep = torch.rand(view.shape) < 0.5
+            found = ranking.keep_only(view, keep)
+            assert torch.equal(found, torch.where(keep, view, 0))
+            assert not torch.signbit(found[~keep]).any()
+
+
 def test_spans_that_are_too_small_are_refused() -> None:
     values, counts, chosen = torch.ones(4, 8), torch.ones(4, dtype=torch.int64), torch.ones(4, 8, dtype=torch.bool)
     spans = [native.memory(tensor) for tensor in (values, counts, chosen)]

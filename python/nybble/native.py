@@ -141,6 +141,14 @@ def choose_smallest(scores: Tensor, counts: Tensor) -> Tensor:
     return chosen
 
 
+def keep_only(weight: Tensor, keep: Tensor) -> Tensor:
+    """ranking.keep_only for contiguous tensors, not empty, with elements of 2 or 4 bytes."""
+    kept = torch.empty_like(weight)
+    spans, size = [memory(tensor) for tensor in (weight, keep, kept)], weight.element_size()
+    _C.keep_only(spans[0], spans[1], weight.numel(), size, spans[2], torch.get_num_threads())
+    return kept
+
+
 def check_kept(quantized: QuantizedWeight, scheme: Scheme, in_features: int) -> None:
     """Raises ValueError where codes break the scheme's n of m: where too many of m inputs are not zero."""
     if isinstance(scheme.sparsity, NofM):

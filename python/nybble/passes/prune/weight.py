@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...model.inputs import NO_DATA, Inputs
+from ...ranking import keep_only
 from ...rounding import quantize_weight
 from ...weights.rounding import dequantize_weight
 from ...weights.scheme import Scheme
@@ -51,7 +52,7 @@ def prune_weight(weight: Tensor, task: Task, inputs: Inputs | None = None) -> Ou
 
 
 def _masked(weight: Tensor, scores: Tensor, pattern: Pattern) -> Tensor:
-    return torch.where(keep_mask(scores, pattern), weight.detach(), 0)
+    return keep_only(weight, keep_mask(scores, pattern))
 
 
 def _solve(weight: Tensor, wanda: Tensor, task: Task, inputs: Inputs, notes: list[str]) -> Solved | None:
