@@ -18,7 +18,7 @@ ORDER = (
     ("weights",),
     ("_C", "_cuda"),
     ("native",),
-    ("rounding", "ranking"),  # of weights, natively where they can
+    ("compiled",),  # rounding and ranking of weights, by the compiled library where it can
     ("layouts",),
     ("dispatch.targets",),
     ("dispatch.spec",),  # what a kernel is

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nybble import native, ranking
+from nybble import native
+from nybble.compiled import ranking
 
 # Rows that are ranked by pairs, and by digits; several pieces of work.
 SHAPES = [(1, 1), (7, 4), (5, 32), (5, 33), (3, 130), (2, 2048), (300, 700), (2, 70_000)]

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from nybble import native, rounding
+from nybble import native
+from nybble.compiled import rounding
 from nybble.testing.guard import guarded
 from nybble.weights import rounding as definition
 from nybble.weights.rounding import QuantizedWeight, portable_spec

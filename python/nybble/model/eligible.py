@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from ..compiled.rounding import all_finite
 from ..dispatch.spec import FLOATS
 from ..nn.kinds import find_kind, kind_of
 from ..nn.module import QuantizedModule
-from ..rounding import all_finite
 from ..weights.scheme import Scheme
 
 ALREADY = "already quantized"

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ..compiled.rounding import quantize_weight
 from ..dispatch.explanation import Explanation
 from ..dispatch.selection import explain
 from ..dispatch.spec import Problem
-from ..rounding import quantize_weight
 from ..weights.activations import ActScale, scale_of
 from ..weights.rounding import QuantizedWeight
 from ..weights.scheme import Scheme

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from ..compiled.rounding import sqnr_db
 from ..dispatch.targets import detect
 from ..model.eligible import dense_weight, name_of
 from ..model.walk import Site
@@ -14,7 +15,6 @@ from ..nn.kinds import kind_of
 from ..nn.module import QuantizedModule
 from ..report.data import NOT_LINEAR, LayerReport
 from ..report.report import Report
-from ..rounding import sqnr_db
 from .plan import Layer, Plan
 
 

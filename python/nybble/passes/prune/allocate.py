@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ...compiled.ranking import smallest
 from ...model.inputs import Inputs
-from ...ranking import smallest
 from .masks import magnitude_scores, share, wanda_scores
 
 # A layer's percentage is within REACH of the requested one; errors are measured every _STEP percent.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...ranking import smallest
+from ...compiled.ranking import smallest
 from ...weights.sparsity import Block, NofM, Pattern
 from ..layerwise.sweep import COLUMNS, Chooser
 from .masks import block_sums, share, spread_blocks

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ...ranking import smallest
-from ...rounding import all_finite
+from ...compiled.ranking import smallest
+from ...compiled.rounding import all_finite
 from ...weights.sparsity import Block, NofM, Pattern, Unstructured
 
 

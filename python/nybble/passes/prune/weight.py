@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...compiled.ranking import keep_only
+from ...compiled.rounding import quantize_weight
 from ...model.inputs import NO_DATA, Inputs
-from ...ranking import keep_only
-from ...rounding import quantize_weight
 from ...weights.rounding import dequantize_weight
 from ...weights.scheme import Scheme
 from ...weights.sparsity import Pattern

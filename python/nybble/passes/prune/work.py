@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from ...compiled.rounding import quantize_weight
 from ...model.batches import model_calls
 from ...model.eligible import dense_weight
 from ...model.inputs import Inputs
@@ -15,7 +16,6 @@ from ...model.stages import Stage
 from ...model.walk import Edits
 from ...nn.module import QuantizedModule
 from ...report.data import Pruned
-from ...rounding import quantize_weight
 from ...weights.scheme import Scheme
 from ...weights.sparsity import Pattern, Unstructured
 from ..layerwise.errors import Errors

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...rounding import quantize_weight
+from ...compiled.rounding import quantize_weight
 from ...weights.rounding import QuantizedWeight, Ranges
 from ...weights.scheme import Scheme
 from ..layerwise.factor import Factor, drift_correction, factorize, fill_dead

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from ...compiled.rounding import quantize_weight
 from ...model.inputs import NO_DATA, Inputs
-from ...rounding import quantize_weight
 from ...weights.rounding import METHODS as PLAIN
 from ...weights.rounding import QuantizedWeight, dequantize_weight
 from ...weights.scheme import Scheme

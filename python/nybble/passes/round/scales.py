@@ -15,10 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...compiled.rounding import quantize_weight
 from ...model.eligible import dense_weight
 from ...model.inputs import Inputs
 from ...nn import Linear
-from ...rounding import quantize_weight
 from ...weights.rounding import dequantize_weight
 from ...weights.scheme import Scheme
 from ..layerwise.errors import weight_loss

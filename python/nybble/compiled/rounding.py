@@ -12,10 +12,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from . import native
-from .weights import rounding as definition
-from .weights.rounding import QuantizedWeight, portable_spec
-from .weights.scheme import Scheme
+from .. import native
+from ..weights import rounding as definition
+from ..weights.rounding import QuantizedWeight, portable_spec
+from ..weights.scheme import Scheme
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _CHUNK = 1 << 22  # elements of a weight that are copied at a time

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import native
+from .. import native
 
 
 def smallest(scores: Tensor, counts: Tensor) -> Tensor:
