@@ -92,7 +92,7 @@ def test_a_buffer_that_is_too_small_is_refused(name: str) -> None:
     tensors = {"x": torch.randn(m, k), "packed": packed, "bias": torch.randn(n), "y": torch.zeros(m, n)}
     memory = {key: native.memory(tensor) for key, tensor in tensors.items()}
     f32 = native.DTYPES[torch.float32]
-    plan = native._C.LinearPlan("w8a8_scalar", "prepare_scalar", "", "", native.weight_shape(scheme, n, k), False)
+    plan = native._C.LinearPlan("w8a8_scalar", "prepare_scalar", "", "", native.weight_shape(scheme, n, k), False, 255)
 
     def go() -> None:
         plan.run(memory["x"], f32, m, k, memory["packed"], memory["bias"], f32, memory["y"], f32, 1)
