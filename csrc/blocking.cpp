@@ -23,9 +23,10 @@ int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
 int64_t round_down(int64_t a, int64_t b) { return a / b * b; }
 int64_t blocks_of(int64_t rows, int64_t block) { return (rows + block - 1) / block; }
 
-// Rows per block such that the blocks of a chunk are nearly equal; a multiple of 4 where possible, which packs fastest.
-int64_t balanced_block(const Product& p, int64_t rows) {
-  const int64_t most = p.block_rows;
+// Rows per block such that the blocks are nearly equal; a multiple of 4 where possible, which packs fastest. Kernels of
+// floats add in another order for few rows, so it must not depend on a cache.
+int64_t balanced_block(const Product& p) {
+  const int64_t most = p.block_rows, rows = p.rows;
   if (p.tiles) return std::min(rows, most);  // whole tiles of rows; the last block has the rest
   const int64_t blocks = blocks_of(rows, most), even = blocks_of(rows, blocks);
   return blocks == 1 || round_up(even, 4) > most ? even : round_up(even, 4);
@@ -101,9 +102,11 @@ int64_t pass_of(const Product& p, const Caches& caches, int64_t k_block, int64_t
 
 Blocks blocks_for(const Product& p, const Caches& caches) {
   Blocks to{};
-  to.chunk_rows = std::min(round_up(std::max(kChunkRows, caches.l3 / 8 / p.panel_row), p.block_rows), p.rows);
+  to.block_rows = balanced_block(p);
+  // Chunks of whole blocks, nearly equal.
+  const int64_t chunks = blocks_of(p.rows, std::max(kChunkRows, caches.l3 / 8 / p.panel_row));
+  to.chunk_rows = std::min(round_up(blocks_of(p.rows, chunks), to.block_rows), p.rows);
   const int64_t rows = to.chunk_rows;
-  to.block_rows = balanced_block(p, rows);
   const int64_t blocks = blocks_of(rows, to.block_rows);
   to.k_block = k_block_of(p, caches, blocks);
   to.pass = round_up(pass_of(p, caches, to.k_block, blocks), p.unit);

@@ -25,8 +25,8 @@ struct Product {
 };
 
 struct Blocks {
-  int64_t chunk_rows;               // rows packed into a panel at a time; the rest of the fields are for one chunk
-  int64_t block_rows;               // rows multiplied at a time
+  int64_t block_rows;               // rows multiplied at a time; depends on the product and its kernel alone
+  int64_t chunk_rows;               // rows packed into a panel at a time, whole blocks; the last chunk may have fewer
   int64_t k_block;                  // K multiplied at a time; k: all
   int64_t pass;                     // columns multiplied with all row blocks before the next ones
   int64_t pass_bytes;               // the same as bytes of weights, for the layouts in which columns differ in size

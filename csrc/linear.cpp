@@ -92,9 +92,9 @@ struct Chunk {
 
 Chunk carve(const LinearCall& call, int64_t row, const Blocks& blocks) {
   thread_local Scratch scratch;
-  const int64_t rows = blocks.chunk_rows;
-  const int64_t panel = round_up(rows * nybble_panel_row(call.kernel->panel, call.shape.k_padded()), 64);
-  const int64_t scales = round_up(rows * 4, 64), sums = round_up(rows * call.shape.groups() * 4, 64);
+  const int64_t most = blocks.chunk_rows, rows = std::min(most, call.rows - row);
+  const int64_t panel = round_up(most * nybble_panel_row(call.kernel->panel, call.shape.k_padded()), 64);
+  const int64_t scales = round_up(most * 4, 64), sums = round_up(most * call.shape.groups() * 4, 64);
   uint8_t* base = scratch.reserve(static_cast<size_t>(panel + 2 * scales + sums));
   return {row,
           rows,
@@ -381,9 +381,8 @@ void run_linear(const LinearCall& asked, int threads) {
   if (call.rows == 0) return;
   const bool small = call.shape.n * call.shape.k <= kSerialProducts / call.rows;
   const int workers = small ? 1 : usable_threads(threads);
-  for (int64_t row = 0, rows; row < call.rows; row += rows) {
-    const Blocks blocks = blocks_for(product_of(*call.kernel, call.shape, call.rows - row, workers), caches());
-    rows = blocks.chunk_rows;
+  const Blocks blocks = blocks_for(product_of(*call.kernel, call.shape, call.rows, workers), caches());
+  for (int64_t row = 0; row < call.rows; row += blocks.chunk_rows) {
     if (!run_chunk(call, carve(call, row, blocks), workers))
       throw std::runtime_error(std::string(call.kernel->name) + ": rejected its arguments, or ran out of memory");
   }
