@@ -188,5 +188,6 @@ std::string check(const KernelEntry& kernel, int seed) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  return compare(argc, argv, [](const KernelEntry&) { return true; }, check);
+  // There are no sparse weights for activations of 7 bits.
+  return compare(argc, argv, [](const KernelEntry& kernel) { return kernel.panel != NYBBLE_PANEL_U7; }, check);
 }
