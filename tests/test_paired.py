@@ -249,6 +249,15 @@ class TestCalls:
         assert speed.verdict == "no difference"
         assert max(pairs.firsts) < 2e-3
 
+    def test_a_slow_first_call_saves_no_pairs(self) -> None:
+        counts = []
+        for first in (0.0, 0.15):
+            machine = Machine(0)
+            pairs = Pairs(machine.function(50e-6, first=first), machine.function(90e-6), machine.clock)
+            decide({1: pairs}, Limits(20.0, 1.0), machine.clock)
+            counts.append(len(pairs.logs))
+        assert counts[1] > counts[0] / 2
+
     def test_a_clock_that_stands_still(self) -> None:
         pairs = Pairs(lambda: None, lambda: None, lambda: 0.0)
         pairs.add(1, math.inf)

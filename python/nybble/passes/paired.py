@@ -63,7 +63,7 @@ def speed_of(logs: Sequence[float]) -> Speed:
 class Pairs:
     """Paired times of two functions; the ratios are those of ``first`` over ``second``.
 
-    ``firsts``: seconds of the first one. ``spent``: seconds of all calls. ``cost``: those of the fastest pair.
+    ``firsts``: seconds of the first one. ``spent``: seconds of the pairs that count. ``cost``: those of the fastest pair.
     """
 
     first: Call
@@ -83,6 +83,7 @@ class Pairs:
         if self.spent < limit:
             self.logs.clear()
             self.firsts.clear()
+            self.spent = 0.0  # or a slow first call would count as time of measuring
             self.add(1, math.inf)
 
     def add(self, count: int, end: float) -> None:
