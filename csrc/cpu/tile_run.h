@@ -60,8 +60,8 @@ NYBBLE_INLINE void store_register(uint8_t* to, const VI& from) { vi_store(to, fr
 NYBBLE_INLINE void store_register(uint8_t* to, const VF& from) { vf_store(reinterpret_cast<float*>(to), from); }
 
 struct TileDefaults {
-  static constexpr int kLastRows =
-      1 << 30;  // fewest rows for which run_last<R>(a, row, column) serves: see tile_last.h
+  // Fewest rows for which run_last<R>(a, row, column) serves a last tile of one column, for all of K: see tile_last.h.
+  static constexpr int kLastRows = 1 << 30;
   static constexpr int64_t kDecodedLine = 0;  // bytes of a decoded line, for a Tile that reads decoded weights
 
   template <int R, int V, class Acc>
@@ -186,17 +186,8 @@ constexpr int64_t slot_bytes() {
   return 0;
 }
 
-// Whether one column is left, of 16, which run_last serves, for all of K.
-inline bool is_last(const NybbleLinearArgs* a, int64_t column) { return a->n - column == 1; }
-
 template <class Tile, int kRows, int R, int V>
 inline void run_tile(const NybbleLinearArgs* a, const KBlock& k, int64_t row, int64_t column, Prefetcher& prefetcher) {
-  const bool last = k.end == a->k_padded;
-  if constexpr (R >= Tile::kLastRows && V * W == NYBBLE_TILE_N)
-    if (is_last(a, column)) {
-      if (last) Tile::template run_last<R>(a, row, column);
-      return;
-    }
   uint8_t* slot = k.partial + (column - k.from) / W * slot_bytes<Tile, kRows>();
   const uint8_t* w[V];
 #pragma GCC unroll 4
@@ -207,7 +198,7 @@ inline void run_tile(const NybbleLinearArgs* a, const KBlock& k, int64_t row, in
   else
     Tile::load(slot, acc);
   Tile::template run<R, V>(a, Place{row, column, k.begin, k.end}, w, acc, prefetcher);
-  if (last)
+  if (k.end == a->k_padded)
     Tile::template finish<R, V>(a, row, column, acc);
   else
     Tile::save(slot, acc);
@@ -215,17 +206,30 @@ inline void run_tile(const NybbleLinearArgs* a, const KBlock& k, int64_t row, in
 
 // The widest tile that fits, then the remaining columns with half as many vectors.
 template <class Tile, int kRows, int R, int V>
-inline void run_columns(const NybbleLinearArgs* a, const KBlock& k, int64_t row, int64_t column,
+inline void run_columns(const NybbleLinearArgs* a, const KBlock& k, int64_t row, int64_t column, int64_t end,
                         Prefetcher& prefetcher) {
-  for (; column + V * W <= k.to; column += V * W) run_tile<Tile, kRows, R, V>(a, k, row, column, prefetcher);
-  if constexpr (V > 1) run_columns<Tile, kRows, R, V / 2>(a, k, row, column, prefetcher);
+  for (; column + V * W <= end; column += V * W) run_tile<Tile, kRows, R, V>(a, k, row, column, prefetcher);
+  if constexpr (V > 1) run_columns<Tile, kRows, R, V / 2>(a, k, row, column, end, prefetcher);
+}
+
+// All columns of a pass. A last tile of one column is left to run_last, which may add floats in another order: wherever
+// the pass begins, so that the way columns are cut changes no bit.
+template <class Tile, int kRows, int R>
+inline void run_pass(const NybbleLinearArgs* a, const KBlock& k, int64_t row, Prefetcher& prefetcher) {
+  int64_t end = k.to;
+  if constexpr (R >= Tile::kLastRows)
+    if (a->n - (end - NYBBLE_TILE_N) == 1) {
+      end -= NYBBLE_TILE_N;
+      if (k.end == a->k_padded) Tile::template run_last<R>(a, row, end);
+    }
+  run_columns<Tile, kRows, R, Tile::vectors(R)>(a, k, row, k.from, end, prefetcher);
 }
 
 template <class Tile, int kRows, int R>
 inline void run_rows(const NybbleLinearArgs* a, const KBlock& k, int64_t rows, int64_t row, Prefetcher& prefetcher) {
   if constexpr (R > 0) {
     if (rows == R)
-      run_columns<Tile, kRows, R, Tile::vectors(R)>(a, k, row, k.from, prefetcher);
+      run_pass<Tile, kRows, R>(a, k, row, prefetcher);
     else
       run_rows<Tile, kRows, R - 1>(a, k, rows, row, prefetcher);
   }
