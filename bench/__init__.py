@@ -1,7 +1,7 @@
 """Benchmarks of nybble's kernels against other libraries, with correctness checks: ``python -m nybble.bench``.
 
 - shapes, weights, peers, contestants: what is timed. run, timing: the measurement, one cell (shape, M, dtype, ...) at a time.
-- results, output: result files (JSON lines). compare, report*, crossover*: reading them.
+- results, output, progress: result files (JSON lines), and how far a run is. compare, report*, crossover*: reading them.
 - goals, goal_tables, figures, encoder, quantizing, presets, held: performance targets. ceilings*: peak rates, for the roofline.
 - model, llama, outside: whole models. accuracy*: accuracy of the passes. gpu_*: everything for GPUs.
 """

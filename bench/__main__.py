@@ -18,7 +18,6 @@ import torch
 
 from ..demo import DemoUnavailable
 from ..demo.table import text_table
-from ..model.bar import bar
 from ..plugins import PluginError
 from . import compare, crossover, goal_tables, peers, presets
 from .arguments import amount, argument, counts
@@ -27,6 +26,7 @@ from .figures import Figure, model
 from .goals import show
 from .machine import run_line
 from .output import load, sink
+from .progress import steps
 from .quiet import quiet
 from .results import DTYPES, Row
 from .run import Grid, race
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     quiet()
     try:
         if args.preset:
-            presets.PRESETS[args.preset].restart(words)
+            presets.PRESETS[args.preset].begin(words)
         code = int(args.run(args))
         sys.stdout.flush()
         return code
@@ -126,8 +126,9 @@ def _measure(args: argparse.Namespace) -> int:
             raise ValueError(f"--{name} {getattr(args, name)}: requires --preset")
     done = load(args.resume) if args.resume else []  # read before --out, which may be the same file, is opened
     limits = _ceilings(threads)
+    mark = presets.PRESETS[args.preset].mark() if args.preset else {}
     with sink(args.out, args.json) as put:
-        put([run_line(threads, limits, args.preset)])
+        put([run_line(threads, limits, args.preset, mark)])
         for text in _texts(args, matching, limits, put, done):
             print(text, file=sys.stderr if args.json else sys.stdout, flush=True)
     return 0
@@ -146,7 +147,7 @@ def _texts(
     elif args.preset:
         preset = presets.PRESETS[args.preset]
         budget, admitted = args.budget or preset.budget_s, preset.peers(matching)
-        with bar(preset.steps(args.shapes, args.only)) as advance:
+        with steps(preset.steps(args.shapes, args.only)) as advance:
             setup = presets.Setup(admitted, args.shapes, budget, limits, put, advance, done, args.only, preset.mark())
             yield from preset.run(setup)
     else:
@@ -154,7 +155,7 @@ def _texts(
         kernels = kernel_makers(args.kernel)
         makers: list[Maker] = [*kernels, *peer_makers(matching, [kernel.kind for kernel in kernels])]
         grid = Grid(args.shapes, args.m, args.dtype, args.threads, caches, args.budget or BUDGET_S)
-        with bar(grid.cells) as advance:
+        with steps(grid.cells) as advance:
             for rows in race(makers, grid, limits, advance):
                 put(rows)
 

@@ -16,7 +16,9 @@ from ..__main__ import kernel_markdown
 from ..dispatch.registry import specs
 from . import atomic, gpu_goals
 from .docs_results import WHATS, conditions, markdown_table, newest, ratio, read_results, single_speedup
-from .machines import CLASSES, Machine, Result, class_of, overview, read_machines
+from .figures import worst
+from .held import told
+from .machines import CLASSES, Machine, Result, class_of, held_to, overview, read_machines, where
 
 RESULTS = Path("bench", "results")
 _PART = re.compile(r"(<!-- generated: ([\w-]+) -->\n)(?:.*?\n)??(<!-- /generated -->)", re.DOTALL)
@@ -71,7 +73,7 @@ def _bold(value: float | None, values: Sequence[float | None]) -> str:
 
 def others_win(source: Source) -> str:
     """On which machines another contestant of the demo is faster than nybble's fastest, and by how much."""
-    found = []
+    found: dict[tuple[str, str], list[str]] = {}
     for result in source.of("demo"):
         rows = result.rows[0]["rows"]
         for what, speed in (("in batches of 32", lambda row: row["speedup"]), ("one by one", _single(rows))):
@@ -80,8 +82,9 @@ def others_win(source: Source) -> str:
             ours = max((value for name, value in speeds.items() if name.startswith("nybble")), default=None)
             if ours is not None and speeds[best] > ours:
                 where = source.machines[result.machine].description
-                found.append(f"{best} is {speeds[best] / ours:.2f}x as fast as nybble's fastest {what} on {where}")
-    return f"Where others win: {'; '.join(found) or 'nowhere that was measured'}."
+                found.setdefault((best, where), []).append(f"{speeds[best] / ours:.2f}x {what}")
+    lines = [f"{best} ({' and '.join(by)}) on {where}" for (best, where), by in found.items()]
+    return f"Where others win, over nybble's fastest: {'; '.join(lines) or 'nowhere that was measured'}."
 
 
 def _single(rows: Sequence[Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], float | None]:
@@ -101,7 +104,22 @@ def decoding(source: Source) -> str:
 
 def machines(source: Source) -> str:
     """What was measured on which class of machines, and what never was."""
-    return markdown_table(("machines", "`nybble demo`", "layers"), list(overview(source.results, source.machines)))
+    return markdown_table(
+        ("machines", "`nybble demo`", "layers", "quantizing"), list(overview(source.results, source.machines))
+    )
+
+
+def quantizing(source: Source) -> str:
+    """What quantizing costs on every machine: of each topic the figure that is the nearest to its bound, or beyond it."""
+    found = {where(result, source.machines): figures for result in source.results if (figures := worst(result.rows))}
+    if not found:
+        return "What quantizing costs was not measured yet."
+    topics = list(dict.fromkeys(topic for figures in found.values() for topic in figures))
+    lines = [
+        (place, *(figures[topic].reached if topic in figures else "not measured" for topic in topics))
+        for place, figures in found.items()
+    ]
+    return markdown_table(("quantizing on", *topics), lines)
 
 
 def benchmarks(source: Source) -> str:
@@ -119,7 +137,7 @@ def benchmarks(source: Source) -> str:
         ):
             what = WHATS[result.what]
             note = next((row["note"] for row in result.rows if "note" in row), "")
-            held = next((row["held"] for row in result.rows if "held" in row), "")
+            held = told(result.rows) or held_to(result.rows)
             parts.append(f"### {what.heading}: {source.machines[result.machine].description}")
             facts = ", ".join(filter(None, (result.date, held, conditions(result.rows), f"`{RESULTS / result.name}`")))
             parts.append(f"{facts}{f': {note}' if note else ''}.")
@@ -152,6 +170,7 @@ PARTS: dict[str, Callable[[Source], str]] = {
     "others-win": others_win,
     "decoding": decoding,
     "machines": machines,
+    "quantizing": quantizing,
     "benchmarks": benchmarks,
     "gpu-goals": gpu,
     "gpu-kernels": gpu_kernels,

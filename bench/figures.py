@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -36,13 +36,14 @@ MOST_OVERHEAD_US, MOST_ODD, MOST_GROUPS, MOST_ASYMMETRIC, LEAST_SCALING = 5.0, 1
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured value and its bound. Ratios are ratios of times."""
+    """A measured value and its bound. Ratios are ratios of times. topic: figures of one are shown as one, the worst."""
 
     name: str
     value: float
     unit: str
     bound: float
     at_most: bool = True
+    topic: str | None = None
 
     @property
     def met(self) -> bool:
@@ -55,11 +56,30 @@ class Figure:
     @classmethod
     def of(cls, line: Mapping[str, Any]) -> Figure:
         """The figure from a result line."""
-        return cls(**{field.name: line[field.name] for field in fields(cls)})
+        return cls(**{field.name: line[field.name] for field in fields(cls) if field.name in line})
+
+    @property
+    def slack(self) -> float:
+        """How far it is from its bound: below 1 it is missed."""
+        return self.bound / self.value if self.at_most else self.value / self.bound
+
+    @property
+    def reached(self) -> str:
+        """Its value, bound and result."""
+        sign = "<=" if self.at_most else ">="
+        return f"{self.value:.3g}{self.unit} ({sign} {self.bound:g}{self.unit}) {word(self.met)}"
 
     def __str__(self) -> str:
-        sign = "<=" if self.at_most else ">="
-        return f"{self.name}: {self.value:.3g}{self.unit} ({sign} {self.bound:g}{self.unit}) {word(self.met)}"
+        return f"{self.name}: {self.reached}"
+
+
+def worst(rows: Iterable[Mapping[str, Any]]) -> dict[str, Figure]:
+    """Of each topic of the result lines, the figure that is the nearest to its bound, or beyond it."""
+    found: dict[str, Figure] = {}
+    for figure in (Figure.of(row) for row in rows if row.get("kind") == "figure"):
+        if figure.topic is not None:
+            found[figure.topic] = min(figure, found.get(figure.topic, figure), key=lambda one: one.slack)
+    return found
 
 
 Case = tuple[str, Shape]

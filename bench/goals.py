@@ -12,10 +12,17 @@ from ..demo.table import text_table
 from .shapes import Shape
 
 Row = Mapping[str, Any]
-# A value, and the contestant that it is compared with, if any.
-Value = tuple[float, "str | None"]
 
 STAR = "\\*"
+
+
+@dataclass(frozen=True)
+class Value:
+    """A measured value, the contestant that it is compared with, and the globs of needed peers that did not run."""
+
+    value: float
+    over: str | None = None
+    absent: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -24,7 +31,7 @@ class Measure:
 
     of: takes a result and all results of its cell (itself included); None if what it is compared with was not measured.
     text: format of a value; unit: follows it once. at_most: whether the bound is an upper one. mark: follows the bound.
-    peers: globs on the names of the peers that it needs.
+    peers: globs on the names of the peers that take part.
     """
 
     of: Callable[[Row, Sequence[Row]], Value | None]
@@ -39,21 +46,26 @@ class Measure:
 
 
 def over(*names: str, mark: str = "") -> Measure:
-    """The speed over the fastest peer whose name matches one of the globs."""
+    """The speed over the fastest peer whose name matches one of the globs. Each glob needs a peer that ran."""
 
     def matches(_: Row, other: Row) -> bool:
         return other["peer"] and any(fnmatchcase(other["contestant"], name) for name in names)
 
-    return Measure(faster_than(matches), mark=mark, peers=names)
+    return Measure(faster_than(matches, names), mark=mark, peers=names)
 
 
-def faster_than(admits: Callable[[Row, Row], bool]) -> Callable[[Row, Sequence[Row]], Value | None]:
-    """The speed over the fastest result that `admits(mine, other)` lets in."""
+def faster_than(
+    admits: Callable[[Row, Row], bool], needs: Sequence[str] = ()
+) -> Callable[[Row, Sequence[Row]], Value | None]:
+    """The speed over the fastest result that `admits(mine, other)` lets in. needs: globs on names that must be there."""
 
     def of(mine: Row, cell: Sequence[Row]) -> Value | None:
         others = [row for row in cell if admits(mine, row)]
         best = min(others, key=lambda row: row["us"], default=None)
-        return None if best is None else (best["us"] / mine["us"], best["contestant"])
+        if best is None:
+            return None
+        absent = [glob for glob in needs if not any(fnmatchcase(row["contestant"], glob) for row in others)]
+        return Value(best["us"] / mine["us"], best["contestant"], tuple(absent))
 
     return of
 
@@ -63,7 +75,7 @@ class Goal:
     """A cell of a table: at M = m, the fastest of nybble's contestants with one of `schemes` must reach `bound`.
 
     label: the line of the table. measure: key of the table's measures. bound: None: shown without a target.
-    least_cosine: schemes whose cosine was measured and is smaller do not count.
+    least_cosine: schemes whose cosine is smaller, or was not measured, do not count.
     """
 
     label: str
@@ -111,7 +123,8 @@ def line(
 class Checked:
     """A goal and what was reached: geometric mean over the shapes, value and shape of the worst, contestant compared with.
 
-    shapes: how many were measured, of how many. met: None if it has no bound, or not all shapes were measured.
+    shapes: how many were measured, of how many. absent: globs of peers that it needs and that did not run at some shape.
+    met: None if it has no bound, if not all shapes were measured, or if peers are absent and those that ran do not miss it.
     """
 
     goal: Goal
@@ -120,6 +133,7 @@ class Checked:
     worst: float | None = None
     worst_shape: str | None = None
     worst_peer: str | None = None
+    absent: tuple[str, ...] = ()
     met: bool | None = None
 
     def line(self) -> dict[str, Any]:
@@ -146,20 +160,22 @@ def check(goal: Goal, table: Table, rows: Iterable[Row]) -> Checked:
     count = (len(found), len(table.shapes))
     if not found:
         return Checked(goal, count)
-    mean = geometric_mean(value for value, _ in found.values())
-    shape = (max if measure.at_most else min)(found, key=lambda shape: found[shape][0])
-    worst, peer = found[shape]
-    judged = None
+    mean = geometric_mean(one.value for one in found.values())
+    shape = (max if measure.at_most else min)(found, key=lambda shape: found[shape].value)
+    worst = found[shape]
+    absent = tuple(dict.fromkeys(glob for one in found.values() for glob in one.absent))
+    met = None
     if goal.bound is not None and count[0] == count[1]:
-        judged = measure.meets(mean if table.by_mean else worst, goal.bound)
-    return Checked(goal, count, mean, worst, f"{shape[0]}x{shape[1]}", peer, judged)
+        met = measure.meets(mean if table.by_mean else worst.value, goal.bound)
+    judged = None if met and absent else met  # more peers could only lower what was reached
+    return Checked(goal, count, mean, worst.value, f"{shape[0]}x{shape[1]}", worst.over, absent, judged)
 
 
 def _admitted(goal: Goal, rows: Sequence[Row]) -> tuple[str, ...]:
     if goal.least_cosine is None:
         return goal.schemes
     known = {row["scheme"]: row["cosine"] for row in rows if row["kind"] == "cosine" and row["cosine"] is not None}
-    return tuple(scheme for scheme in goal.schemes if known.get(scheme, 1.0) >= goal.least_cosine)
+    return tuple(scheme for scheme in goal.schemes if scheme in known and known[scheme] >= goal.least_cosine)
 
 
 def checks(table: Table, rows: Sequence[Row]) -> list[Checked]:
@@ -199,10 +215,19 @@ def _reached(table: Table, checked: Checked) -> str:
     aim = "" if goal.bound is None else f" / {_bound(measure, goal.bound)}{measure.mark}"
     if checked.mean is None or checked.worst is None:
         return f"-{aim} {word(None)}" if aim else "-"
-    done, of = checked.shapes
-    verdict = f" ({done} of {of} shapes)" if done < of else f" {word(checked.met)}" if aim else ""
     reached = f"{measure.text.format(checked.mean)} ({measure.text.format(checked.worst)}){measure.unit}"
-    return f"{reached}{aim}{verdict}"
+    return f"{reached}{aim}{_verdict(checked)}"
+
+
+def _verdict(checked: Checked) -> str:
+    """Whether it is met, after a space, or why that is not known: " (1 of 2 shapes)", " without ggml q4"."""
+    done, of = checked.shapes
+    if done < of:
+        return f" ({done} of {of} shapes)"
+    if checked.goal.bound is None:
+        return ""
+    without = f" without {', '.join(glob.rstrip('_* ') for glob in checked.absent)}" if checked.absent else ""
+    return without if without and checked.met is None else f" {word(checked.met)}{without}"
 
 
 def _bound(measure: Measure, bound: float) -> str:
@@ -222,15 +247,19 @@ def _miss(table: Table, checked: Checked) -> str:
 def _cosines(table: Table, rows: Iterable[Row]) -> list[str]:
     """What was measured of the accuracy that some goals ask for."""
     least = next((goal.least_cosine for goal in table.goals if goal.least_cosine is not None), None)
+    if least is None:
+        return []
+    asked = dict.fromkeys(name for goal in table.goals if goal.least_cosine is not None for name in goal.schemes)
+    known = {row["scheme"]: row for row in rows if row["kind"] == "cosine"}
     lines = []
-    for row in rows:
-        if row["kind"] != "cosine" or least is None:
-            continue
+    for scheme in asked:
+        row = known.get(scheme, {"cosine": None, "reason": None})
         if row["cosine"] is None:
-            lines.append(f"{row['scheme']}: cosine of MiniLM not measured ({row['reason']}), admitted without it")
+            why = f" ({row['reason']})" if row["reason"] else ""
+            lines.append(f"{scheme}: cosine of MiniLM not measured{why}, not admitted")
         else:
             verdict = "admitted" if row["cosine"] >= least else "not admitted"
-            lines.append(f"{row['scheme']}: cosine of MiniLM {row['cosine']:.4f} (>= {least:g}), {verdict}")
+            lines.append(f"{scheme}: cosine of MiniLM {row['cosine']:.4f} (>= {least:g}), {verdict}")
     return lines
 
 

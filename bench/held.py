@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from .. import native
 from .peers import Peer
@@ -42,8 +43,11 @@ def restart(argv: Sequence[str]) -> None:
     """Restarts this process with everything limited to AVX2; returns where that is so, or is not needed.
 
     Raises:
-        ValueError: the CPU has no AVX2.
+        ValueError: the CPU has no AVX2, or NYBBLE_BENCH_HELD names what is none of FREE.
     """
+    unknown = [module for module in _vouched() if module not in FREE]
+    if unknown:
+        raise ValueError(f"{VOUCHED}={os.environ[VOUCHED]!r}: {', '.join(unknown)}: must be one of {', '.join(FREE)}")
     if "avx2" not in native.cpu()[1]:
         raise ValueError(f"--preset avx2-targets: this CPU ({native.cpu()[0]}) has no AVX2")
     if needed() and any(os.environ.get(name) != value for name, value in VARIABLES.items()):
@@ -52,8 +56,24 @@ def restart(argv: Sequence[str]) -> None:
 
 
 def mark() -> dict[str, str]:
-    """What each result line of a held run says; {} where nothing is held."""
-    return {"held": f"held to avx2 on {native.cpu()[0]}"} if needed() else {}
+    """What each line of a held run says: what holds it, and for which libraries that is the user's word."""
+    if not needed():
+        return {}
+    return {
+        "held": f"held to avx2 on {native.cpu()[0]}",
+        **({"vouched": ", ".join(_vouched())} if _vouched() else {}),
+    }
+
+
+def told(rows: Iterable[Mapping[str, Any]]) -> str:
+    """What the lines of a run say about what held it, for a reader; "" where nothing did."""
+    held = next((row for row in rows if "held" in row), {})
+    vouched = f" ({held['vouched']} by other means, as {VOUCHED} says)" if "vouched" in held else ""
+    return f"{held.get('held', '')}{vouched}"
+
+
+def _vouched() -> list[str]:
+    return [module for module in os.environ.get(VOUCHED, "").split(",") if module]
 
 
 def admit(peers: Sequence[Peer]) -> tuple[Peer, ...]:
@@ -62,8 +82,7 @@ def admit(peers: Sequence[Peer]) -> tuple[Peer, ...]:
 
 
 def _why_not(peer: Peer) -> str | None:
-    vouched = os.environ.get(VOUCHED, "").split(",")
-    module = next((module for module in peer.needs if module in FREE and module not in vouched), None)
+    module = next((module for module in peer.needs if module in FREE and module not in _vouched()), None)
     if module is None:
         return None
     return f"cannot be held to AVX2: {FREE[module]} ({VOUCHED}={module} says that it is held in another way)"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -52,8 +52,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def run_line(threads: Sequence[int], ceilings: dict[str, Any], preset: str | None) -> dict[str, Any]:
-    """The first line of a result file."""
+def run_line(
+    threads: Sequence[int], ceilings: dict[str, Any], preset: str | None, mark: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The first line of a result file. mark: fields that every line of the run has."""
     machine = targets.detect()
     return {
         "kind": "run",
@@ -62,7 +64,9 @@ def run_line(threads: Sequence[int], ceilings: dict[str, Any], preset: str | Non
         "commit": commit(),
         "cpu": machine.cpu,
         "targets": list(machine.targets),
+        "cap": machine.cap,
         "threads": list(threads),
         "versions": versions(),
         "ceilings": ceilings,
+        **mark,
     }

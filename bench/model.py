@@ -7,12 +7,9 @@ the machine's speed affects all equally.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
-from multiprocessing import get_context
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -21,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from ..evaluate.memory import held_bytes, peak_mb
+from .apart import apart
 from .llama import CONTESTANTS, SHAPE
 from .outside import op_ms, without_linears
-from .quiet import quiet
 
 PROMPT, STEPS, PREFILL = 16, 32, 256
 PREFILL_RUNS = 5
@@ -121,15 +118,6 @@ def measure(contestant: str, threads: int) -> ModelResult:
     )
 
 
-def _apart(contestant: str, threads: int) -> ModelResult:
-    """Measures a model in a new process."""
-    with ProcessPoolExecutor(1, get_context("spawn"), initializer=quiet) as pool:
-        try:
-            return pool.submit(measure, contestant, threads).result()
-        except BrokenProcessPool as error:
-            raise ChildProcessError(f"{contestant}: its process died, possibly out of memory") from error
-
-
 def _best(results: Sequence[ModelResult]) -> ModelResult:
     """The best of each speed, and the largest of each memory figure."""
     return replace(
@@ -155,6 +143,6 @@ def run(pattern: str, threads: int, turns: int = TURNS) -> Iterator[ModelResult]
     names = [name for name in CONTESTANTS if fnmatchcase(name, pattern)]
     if not names:
         raise ValueError(f"--model {pattern!r}: matches none of {', '.join(CONTESTANTS)}")
-    rounds = [[_apart(name, threads) for name in names] for _ in range(turns)]
+    rounds = [[apart(measure, name, threads) for name in names] for _ in range(turns)]
     for results in zip(*rounds, strict=True):
         yield _best(results)

@@ -16,18 +16,19 @@ from . import crossover, held
 from .contestants import Maker, PeerMaker, chosen, each_layout, layer_makers, peer_makers
 from .encoder import cosines, over_bf16
 from .figures import FIGURES as LAYER_FIGURES
+from .figures import Figure
 from .goal_tables import AMX, AVX2, CPU, SPARSE
 from .goals import Table, checks, show
 from .peers import Peer
 from .peers.torch_dense import BF16
-from .quantizing import quantizing
+from .quantizing import QUANTIZING
 from .results import Row, cell_of
 from .run import Grid, race
 from .shapes import SETS, Shape
 from .weights import WeightKind
 
 THREADS = 2
-FIGURES = (*LAYER_FIGURES, quantizing)
+FIGURES = (*LAYER_FIGURES, *QUANTIZING)
 # Seconds of timing for a figure: with few contestants, less is needed than for a cell with all peers.
 FIGURE_BUDGET_S = 2.0
 
@@ -62,12 +63,7 @@ def cpu_targets(setup: Setup) -> Iterator[str]:
     """Times nybble's layers against the peers; yields the table of targets, then each other figure."""
     rows = _results(_contestants(CPU, setup), _grid(CPU.shapes, CPU.ms, setup), setup)
     yield _table(CPU, rows, setup)
-    for figures in FIGURES:
-        if setup.wants(figures.__name__):
-            for figure in figures(FIGURE_BUDGET_S):
-                setup.put([figure.line()])
-                yield str(figure)
-        setup.advance(figures.__name__)
+    yield from _figures(FIGURES, setup)
 
 
 def avx2_targets(setup: Setup) -> Iterator[str]:
@@ -80,24 +76,31 @@ def avx2_targets(setup: Setup) -> Iterator[str]:
     rows += _results(makers, replace(grid, shapes=small, caches=("hot",), budget_s=setup.budget_s / 2), setup)
     rows += _cosines(AVX2, setup)
     yield _table(AVX2, rows, setup)
+    yield from _figures(QUANTIZING, setup)
 
 
 def amx_targets(setup: Setup) -> Iterator[str]:
-    """Times int8 layers on a CPU with AMX; yields the table of targets, and the speed of MiniLM.
+    """Times int8 layers on a CPU with AMX; yields the table of targets, and the speed of MiniLM."""
+    yield _table(AMX, _results(_contestants(AMX, setup), _grid(AMX.shapes, AMX.ms, setup), setup), setup)
+    if setup.wants("minilm"):
+        for figure in over_bf16():
+            setup.put([{**figure.line(), **setup.mark}])
+            yield str(figure)
+    setup.advance("minilm")
+    yield from _figures(QUANTIZING, setup)
+
+
+def needs_amx(_: Sequence[str]) -> None:
+    """Refuses a machine without AMX.
 
     Raises:
         ValueError: nybble cannot use AMX here; the message says why.
     """
     machine = targets.detect()
     if "amx" not in machine.targets:
-        reason = machine.missing.get("amx", "nybble has no kernels for it")
-        raise ValueError(f"--preset amx-targets: this machine ({machine.cpu}) cannot run AMX kernels: {reason}")
-    yield _table(AMX, _results(_contestants(AMX, setup), _grid(AMX.shapes, AMX.ms, setup), setup), setup)
-    if setup.wants("minilm"):
-        for figure in over_bf16():
-            setup.put([figure.line()])
-            yield str(figure)
-    setup.advance("minilm")
+        raise ValueError(
+            f"--preset amx-targets: this machine ({machine.cpu}) cannot run AMX kernels: {machine.missing['amx']}"
+        )
 
 
 def sparse_targets(setup: Setup) -> Iterator[str]:
@@ -160,6 +163,21 @@ def _table(table: Table, rows: Sequence[Row], setup: Setup) -> str:
     return show(table, rows)
 
 
+def _figures(runs: Sequence[Callable[[float], Iterator[Figure]]], setup: Setup) -> Iterator[str]:
+    """Outputs the lines of the figures, measured with the preset's number of threads, and yields them as text."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    try:
+        for run in runs:
+            if setup.wants(run.__name__):
+                for figure in run(FIGURE_BUDGET_S):
+                    setup.put([{**figure.line(), **setup.mark}])
+                    yield str(figure)
+            setup.advance(run.__name__)
+    finally:
+        torch.set_num_threads(before)
+
+
 def _cosines(table: Table, setup: Setup) -> list[Row]:
     schemes = dict.fromkeys(scheme for goal in table.goals if goal.least_cosine is not None for scheme in goal.schemes)
     known = [row for row in setup.done if row["kind"] == "cosine" and row["scheme"] in schemes]
@@ -179,14 +197,14 @@ class Preset:
     """A fixed run.
 
     steps: number of calls of `advance` for given shapes and globs. budget_s: default seconds of timing per cell.
-    restart: called first with the command line; may start the program anew in another environment. peers: which of the
-    peers take part. mark: fields added to each result line.
+    begin: called first with the command line; may refuse this machine by a ValueError, or start the program anew in another
+    environment. peers: which of the peers take part. mark: fields added to each result line.
     """
 
     run: Callable[[Setup], Iterator[str]]
     steps: Callable[[Sequence[Shape], Sequence[str]], int]
     budget_s: float = 10.0
-    restart: Callable[[Sequence[str]], None] = lambda _: None
+    begin: Callable[[Sequence[str]], None] = lambda _: None
     peers: Callable[[Sequence[Peer]], Sequence[Peer]] = lambda peers: peers
     mark: Callable[[], Mapping[str, Any]] = dict
 
@@ -197,8 +215,10 @@ def _of_table(table: Table, more: int = 0) -> Callable[[Sequence[Shape], Sequenc
 
 PRESETS: dict[str, Preset] = {
     "cpu-targets": Preset(cpu_targets, _of_table(CPU, len(FIGURES))),
-    "avx2-targets": Preset(avx2_targets, _of_table(AVX2, 1), 5.0, held.restart, held.admit, held.mark),
-    "amx-targets": Preset(amx_targets, _of_table(AMX, 1), 5.0),
+    "avx2-targets": Preset(
+        avx2_targets, _of_table(AVX2, 1 + len(QUANTIZING)), 5.0, held.restart, held.admit, held.mark
+    ),
+    "amx-targets": Preset(amx_targets, _of_table(AMX, 1 + len(QUANTIZING)), 5.0, needs_amx),
     "sparse-targets": Preset(sparse_targets, _of_table(SPARSE)),
     "sparse-crossover": Preset(
         sparse_crossover, lambda shapes, _: len(shapes) * len(crossover.MS) * len(crossover.SERIES)

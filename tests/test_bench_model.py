@@ -94,11 +94,11 @@ def test_the_best_speed_and_the_worst_memory_of_the_turns_count() -> None:
 def test_contestants_run_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
 
-    def apart(contestant: str, threads: int) -> model.ModelResult:
+    def apart(measure: object, contestant: str, threads: int) -> model.ModelResult:
         order.append(contestant)
         return replace(RESULT, contestant=contestant, threads=threads)
 
-    monkeypatch.setattr(model, "_apart", apart)
+    monkeypatch.setattr(model, "apart", apart)
     results = list(model.run("nybble w4*", threads=1))
     assert [result.contestant for result in results] == ["nybble w4a8g128", "nybble w4a16g128"]
     assert order == ["nybble w4a8g128", "nybble w4a16g128"] * 2
@@ -111,14 +111,13 @@ def test_a_pattern_that_matches_nothing_is_refused() -> None:
 
 def test_an_error_in_the_process_of_a_contestant_comes_back() -> None:
     with pytest.raises(KeyError, match="no such contestant"):
-        model._apart("no such contestant", 1)
+        model.apart(model.measure, "no such contestant", 1)
 
 
-def test_a_process_that_dies_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_dies_is_named() -> None:
     # What the new process runs must be importable there, and end it: it becomes the command `false`.
-    monkeypatch.setattr(model, "measure", os.execvp)
     with pytest.raises(ChildProcessError, match="false: its process died"):
-        model._apart("false", ["false"])
+        model.apart(os.execvp, "false", ["false"])  # type: ignore[arg-type]
 
 
 def test_peak_memory_is_reset() -> None:

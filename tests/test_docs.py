@@ -334,7 +334,8 @@ def test_every_public_name_is_in_the_api_reference():
 
 
 def test_the_readme_is_one_page():
-    assert len(TEXTS["README.md"].splitlines()) <= 150
+    written = re.sub(r"<!-- generated: .*?<!-- /generated -->", "", TEXTS["README.md"], flags=re.DOTALL)
+    assert len(written.splitlines()) <= 120, "besides the tables that grow with the machines"
 
 
 # --- generated parts

@@ -11,7 +11,7 @@ from nybble.bench import docs
 from nybble.bench.__main__ import main as bench
 from nybble.bench.docs_results import read_results
 from nybble.bench.goal_tables import AVX2, CPU, SPARSE
-from nybble.bench.machines import CLASSES
+from nybble.bench.machines import CLASSES, Machine, Result, class_of
 
 
 @pytest.fixture
@@ -54,7 +54,8 @@ def test_without_results_the_parts_say_so(repository):
     assert text.count("Nothing has been measured yet.") == 1
     assert text.count("## ") == text.count("Never measured; the kernels are") == len(CLASSES) - 1
     assert text.count("| never | never; ") == len(CLASSES)
-    assert "Where others win: nowhere that was measured." in text
+    assert "Where others win, over nybble's fastest: nowhere that was measured." in text
+    assert "What quantizing costs was not measured yet." in text
     assert "old" not in text.split()
     assert "not measured on a GPU yet" in text
     assert docs.update(repository, check=True) == []
@@ -83,9 +84,75 @@ def test_results_are_shown_by_class_of_machine(repository):
     assert "2026-01-01, held to avx2 on The first CPU, `bench/results/one-avx2-targets-2026-01-01.jsonl`." in avx2
     assert "### A sentence encoder (`nybble demo`): The second CPU" in avx2
     goals = len([goal for goal in AVX2.goals if goal.bound is not None])
-    layers = f"0 of {goals} targets met: The first CPU, held to AVX2, 2026-01-01"
+    layers = f"`avx2-targets`: none of {goals} targets measured, The first CPU, held to AVX2, 2026-01-01"
     assert f"(Intel Haswell to Comet Lake, AMD Zen 1 to 3) | The second CPU, 2026-01-02 | {layers} |" in text
     assert "| AMX (Intel Sapphire Rapids and later Xeon) | never | never; tested bit for bit in an emulation" in text
+
+
+def test_what_quantizing_costs_is_shown_by_machine(repository):
+    def figure(value, topic, at_most=True):
+        fields = {"kind": "figure", "name": f"f {value}", "value": value, "unit": "x", "bound": 2.0, "topic": topic}
+        return fields | {"at_most": at_most, "held": "held to avx2 on A CPU"}
+
+    fast = [figure(value, "speed", at_most=False) for value in (3.0, 1.5, 2.5)]
+    add(repository, "one-avx2-targets-2026-01-01.jsonl", *fast, figure(1.75, "peak"), figure(9.0, None))
+    add(repository, "two-cpu-targets-2026-01-02.jsonl", figure(2.5, "peak") | {"name": "other"})
+    docs.update(repository, check=False)
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    part = text[text.index("<!-- generated: quantizing -->") :].partition("<!-- /generated -->")[0]
+    assert "| quantizing on | speed | peak |" in part
+    assert "| The first CPU, held to AVX2, 2026-01-01 | 1.5x (>= 2x) MISSED | 1.75x (<= 2x) met |" in part
+    assert "2026-01-02 | not measured | 2.5x (<= 2x) MISSED |" in part
+    assert "9x" not in part
+    assert " | 1 of 2 targets met, speed 1.5x (>= 2x) MISSED, The first CPU, held to AVX2, 2026-01-01; " in text
+    assert "0 of 1 targets met, peak 2.5x (<= 2x) MISSED, The second CPU, held to AVX2, 2026-01-02 |" in text
+
+
+def test_only_measured_targets_are_counted_and_the_others_are_named(repository):
+    cell = {"kind": "result", "m": 256, "pattern": None, "weight_bits": 8, "roofline": 0.5, "peer": False}
+    mine = [
+        cell | {"contestant": "w8a8", "scheme": "w8a8", "n": n, "k": k, "us": 1.0, "gops": 1900.0}
+        for n, k in CPU.shapes
+    ]
+    add(repository, "one-cpu-targets-2026-01-01.jsonl", *mine)
+    docs.update(repository, check=False)
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    assert (
+        "| never | `cpu-targets`: 1 of 1 measured targets met (not measured: w4a8g128 at M = 1, 4, 16, 64, 256; w4a16g128 at"
+        in text
+    )
+    assert "w8a8 at M = 1, 4, 16, 64, 256; w8a16 at M" in text
+    assert "), The first CPU, 2026-01-01 |" in text
+
+
+@pytest.mark.parametrize(
+    ("what", "row", "found"),
+    [
+        ("cpu-targets", {"kind": "run", "targets": ["torch", "scalar", "avx2"]}, "avx2"),
+        ("cpu-targets", {"kind": "run", "targets": ["scalar", "avx2", "avxvnni", "avx512bw"]}, "avx512bw"),
+        ("cpu-targets", {"kind": "run", "targets": ["avx2", "avx512vnni", "avx512bf16", "amx"]}, "amx"),
+        ("sparse-targets", {"kind": "run", "targets": ["avx2", "avx512vnni", "avx512vbmi"]}, "avx512vnni"),
+        ("avx2-targets", {"kind": "result", "held": "held to avx2 on A CPU"}, "avx2"),
+        ("demo", {"machine": {"targets": ["scalar", "avx2", "avxvnni"]}, "rows": []}, "avxvnni"),
+        ("demo", {"machine": {"cpu": "A CPU"}, "rows": []}, "gpu"),
+        ("model", {"kind": "model"}, "gpu"),
+    ],
+)
+def test_the_class_is_that_of_the_cpu_that_rows_name(what, row, found):
+    machines = {"one": Machine("The CPU", "gpu")}  # its own class counts only where the rows say nothing
+    assert class_of(Result("one", what, "2026-01-01", "a file", [row]), machines) == found
+
+
+def test_a_limited_target_and_what_the_user_vouches_for_are_told(repository):
+    run = {"kind": "run", "threads": [2], "commit": None, "versions": {}, "targets": ["avx2", "avx512bw"]}
+    add(repository, "one-cpu-targets-2026-01-01.jsonl", run | {"cap": "avx512bw"})
+    held = {"held": "held to avx2 on A CPU", "vouched": "onnxruntime, openvino", "targets": ["avx2"], "cap": "avx2"}
+    add(repository, "one-avx2-targets-2026-01-01.jsonl", run | held)
+    docs.update(repository, check=False)
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    assert "2026-01-01, nybble held to avx512bw, the others not, 2 threads, no commit," in text
+    by_word = "held to avx2 on A CPU (onnxruntime, openvino by other means, as NYBBLE_BENCH_HELD says)"
+    assert f"2026-01-01, {by_word}, 2 threads" in text
 
 
 def test_where_others_win_and_decoding_come_from_results(repository):
@@ -95,7 +162,7 @@ def test_where_others_win_and_decoding_come_from_results(repository):
         for name, speed in (("torch bf16", 12.0), ("nybble w8a8", 36.04))))  # fmt: skip
     docs.update(repository, check=False)
     text = (repository / "README.md").read_text(encoding="utf-8")
-    assert "Where others win: peer is 1.50x as fast as nybble's fastest in batches of 32 on The second CPU." in text
+    assert "Where others win, over nybble's fastest: peer (1.50x in batches of 32) on The second CPU." in text
     assert "one by one" not in text
     assert ": 36.0 with nybble w8a8, 12.0 with torch bf16 (The first CPU, 2026-01-02)." in text
 
@@ -113,13 +180,14 @@ def test_every_kind_of_result_has_a_table(repository):
     def results(table, scheme, speed, m=1):
         """nybble's scheme on the shapes of a table, and a peer and the dense kernel that take `speed` times as long."""
         common = {"kind": "result", "m": m, "weight_bits": 8, "roofline": 0.5, "gops": 1.0, "peak": 2.0}
+        peers = ("torch dynamic x86", "torch dynamic onednn", "onnxruntime dynamic int8", "openvino int8")
         names = {
             scheme: 10.0,
-            "torch dynamic x86": 10.0 * speed,
+            **dict.fromkeys(peers, 10.0 * speed),
             **({} if scheme == "w8a8" else {"w8a8": 10.0 * speed}),
         }
         return [
-            {**common, "contestant": name, "peer": "torch" in name, "scheme": None if "torch" in name else name,
+            {**common, "contestant": name, "peer": name in peers, "scheme": None if name in peers else name,
              "n": n, "k": k, "us": us, "pattern": "sp50" if name == "sp50w8a8" else None, "bytes_vs_dense": 2.0}
             for n, k in table.shapes for name, us in names.items()
         ]  # fmt: skip
