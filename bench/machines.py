@@ -139,7 +139,7 @@ def held_to(rows: Sequence[Row]) -> str:
 
 
 def _met(result: Result) -> str:
-    """How many of the targets that were measured are met, and which were not measured."""
+    """How many of the targets that were measured are met, which were not measured, and how many other figures are met."""
     judged = [one for one in checks(TABLES[result.what], result.rows) if one.goal.bound is not None]
     known = [one.met for one in judged if one.met is not None]
     unknown: dict[str, list[int]] = {}
@@ -149,4 +149,10 @@ def _met(result: Result) -> str:
     if not known:
         return f"none of {len(judged)} targets measured"
     names = "; ".join(f"{label} at M = {', '.join(map(str, ms))}" for label, ms in unknown.items())
-    return f"{known.count(True)} of {len(known)} measured targets met{f' (not measured: {names})' if names else ''}"
+    others = (Figure.of(row) for row in result.rows if row["kind"] == "figure")
+    figures = [figure.met for figure in others if figure.topic is None]
+    return (
+        f"{known.count(True)} of {len(known)} measured targets"
+        f"{f' and {figures.count(True)} of {len(figures)} other figures' if figures else ''}"
+        f" met{f' (not measured: {names})' if names else ''}"
+    )

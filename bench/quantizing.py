@@ -80,8 +80,8 @@ def quantizing(budget_s: float) -> Iterator[Figure]:
     seconds = {name: median(found[1:]) for name, found in times.items()}  # the first round warms up
     for name in WAYS:
         speed, over = n * k / seconds[name], seconds[name] / seconds[_DYNAMIC]
-        least = LEAST_WEIGHTS_S / 1e6
-        yield Figure(f"quantize {n}x{k} {name}, weights/s", speed / 1e6, " million", least, False, "weights/s")
+        least, topic = LEAST_WEIGHTS_S / 1e6, "weights/s, pruned" if " " in name else "weights/s"
+        yield Figure(f"quantize {n}x{k} {name}, weights/s", speed / 1e6, " million", least, False, topic)
         if " " not in name:
             topic = f"time over {_DYNAMIC}"
             yield Figure(f"quantize {n}x{k} {name} over {_DYNAMIC}, time", over, "x", MOST_OVER_DYNAMIC, topic=topic)

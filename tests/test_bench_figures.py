@@ -50,6 +50,7 @@ def test_what_quantizing_costs_has_its_bounds(monkeypatch):
     bounds = {figure.topic: (figure.bound, figure.at_most) for figure in found}
     assert bounds == {
         "weights/s": (60.0, False),
+        "weights/s, pruned": (60.0, False),
         "time over quantize_dynamic": (1.2, True),
         "peak memory above the model": (134.2, True),
         "measuring for MiniLM": (3.0, True),

@@ -114,11 +114,13 @@ def test_only_measured_targets_are_counted_and_the_others_are_named(repository):
         cell | {"contestant": "w8a8", "scheme": "w8a8", "n": n, "k": k, "us": 1.0, "gops": 1900.0}
         for n, k in CPU.shapes
     ]
-    add(repository, "one-cpu-targets-2026-01-01.jsonl", *mine)
+    figure = {"kind": "figure", "name": "f", "value": 1.0, "unit": "x"}
+    figures = [figure | {"bound": 0.5}, figure | {"bound": 1.0}]
+    add(repository, "one-cpu-targets-2026-01-01.jsonl", *mine, *figures)
     docs.update(repository, check=False)
     text = (repository / "README.md").read_text(encoding="utf-8")
     assert (
-        "| never | `cpu-targets`: 1 of 1 measured targets met (not measured: w4a8g128 at M = 1, 4, 16, 64, 256; w4a16g128 at"
+        "| never | `cpu-targets`: 1 of 1 measured targets and 1 of 2 other figures met (not measured: w4a8g128 at M = 1, 4, 16, 64, 256; w4a16g128 at"
         in text
     )
     assert "w8a8 at M = 1, 4, 16, 64, 256; w8a16 at M" in text
