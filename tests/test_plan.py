@@ -12,6 +12,7 @@ from torch import nn
 import nybble
 from nybble.passes.choose import find, times
 from nybble.passes.choose.options import Candidate, Menu, best, front
+from nybble.passes.paired import FEW
 from nybble.testing.models import Residual
 
 WIDTH, LAYERS = 64, 4
@@ -152,6 +153,28 @@ def test_the_stopwatch_times_the_layers_themselves():
         assert watch.times(layers, dense) is found
     assert set(found) == set(layers)
     assert all(0 < ms < 1000 for ms in found.values())
+
+
+@pytest.mark.parametrize("seconds", [1e-3, 0.1, 0.5])
+def test_its_times_are_medians_of_several_pairs(monkeypatch, seconds):
+    """However long a call takes, and whatever the first one does."""
+    made, now = [], [0.0]
+
+    def fake(dense, layer, x):
+        took = [1.0, 0.1, *itertools.repeat(0.0, 1000)]
+
+        def call(share):
+            now[0] += share * seconds + took.pop(0)
+
+        made.append(times.Pairs(lambda: call(1.0), lambda: call(0.25), lambda: now[0]))
+        return made[-1]
+
+    monkeypatch.setattr(times, "_pairs", fake)
+    dense = nn.Linear(8, 8)
+    found = times.Stopwatch(4).times({"dense": dense, "w8a8": nybble.nn.Linear.from_dense(dense, "w8a8")}, dense)
+    assert found["dense"] == pytest.approx(1e3 * seconds)
+    assert found["w8a8"] == pytest.approx(250 * seconds)
+    assert len(made[0].logs) >= FEW
 
 
 def test_nothing_within_the_budget_says_what_the_cheapest_costs():

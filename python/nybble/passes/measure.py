@@ -49,9 +49,10 @@ class Timer:
         key = (_described(old, ms), _described(new, ms), torch.get_num_threads(), self.seconds)
         if key not in _memo:
             self._tell(f"timing {new.out_features}x{new.in_features} {new.scheme}")
-            most = max(0.0, self.seconds - self.spent) / max(1, left)
+            there = max(0.0, self.seconds - self.spent)
+            most = there / max(1, left)
             begin = time.perf_counter()
-            limits = paired.Limits(most, min(most, _PATIENCE * self.seconds))
+            limits = paired.Limits(most, min(most, _PATIENCE * self.seconds), least=there)
             _memo[key] = paired.decide({m: _pairs(old, new, m) for m in ms}, limits)
             self.spent += time.perf_counter() - begin
         return _memo[key]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from statistics import median
 
@@ -12,7 +13,8 @@ from ...model.eligible import dense_weight
 from ...report.speed import Speed
 from ..paired import Limits, Pairs, decide
 
-# Seconds for each candidate of a shape, and the width of its interval that ends the measurement before.
+# Seconds for each candidate of a shape after its first pairs, and the width of its interval that ends the measurement
+# before. The first pairs have no limit: a median of fewer would be worth nothing.
 _SECONDS, _WIDTH = 0.3, 1.04
 
 Times = dict[str, float]
@@ -32,8 +34,7 @@ class Stopwatch:
     def times(self, candidates: Mapping[str, nn.Module], dense: nn.Module) -> Times:
         """Milliseconds by name; each candidate maps (M, K) to (M, N), and ``dense`` gives K and the dtype.
 
-        Each is timed in pairs with ``dense`` and counts with the lower end of its speed's interval, so that none is
-        chosen for a difference that is not certain.
+        Each is timed in pairs with ``dense``; the median of their ratios counts.
         """
         weight = dense_weight(dense)
         sizes = {name: getattr(layer, "nbytes", 0) for name, layer in candidates.items()}
@@ -44,7 +45,7 @@ class Stopwatch:
             speeds = {name: decide({self._m: pair}, _LIMITS)[self._m] for name, pair in pairs.items()}
             seconds = median(one for pair in pairs.values() for one in pair.firsts)
             self._known[key] = {
-                name: 1e3 * seconds / (speeds[name].low if name in speeds else 1) for name in candidates
+                name: 1e3 * seconds / (speeds[name].ratio if name in speeds else 1) for name in candidates
             }
         return self._known[key]
 
@@ -57,4 +58,4 @@ def _is_narrow(speed: Speed) -> bool:
     return speed.high <= _WIDTH * speed.low
 
 
-_LIMITS = Limits(_SECONDS, _SECONDS, _is_narrow)
+_LIMITS = Limits(math.inf, _SECONDS, _is_narrow)
