@@ -92,14 +92,16 @@ struct NybbleLinearArgs {
   int64_t block_n, block_k;
   int64_t block_begin, block_end, tile_begin, tile_end;
   // How the product is cut so that its parts stay in the caches, see blocking.h. It changes no bit of the result.
-  int64_t k_block;     // K multiplied at a time, a multiple of `group` for 4 bits; k_padded or more: all
+  int64_t k_block;     // K multiplied at a time, of whole groups for 4 bits and integers; k_padded or more: all
   int64_t pass;        // columns multiplied with all row blocks before the next ones
   int64_t pass_bytes;  // the same as bytes of weights, for the layouts in which columns differ in size
   void* partial;       // scratch for the sums of a pass between K blocks; null if all of K is multiplied at a time
   void* decoded;       // scratch for the decoded weights of a K block of a pass; null: decode in registers
+  int64_t partial_bytes, decoded_bytes;  // their sizes; a kernel that needs more refuses
 };
 
-// Size of `partial`: so many bytes for each row of the blocks, with all of block_rows, and column of a pass.
+// A size of `partial` that is enough: so many bytes for each row of the blocks, with all of block_rows, and column of a
+// pass.
 enum { NYBBLE_PARTIAL_BYTES = 8 };
 
 // Expands the mask layout to lines of the dense layout: tiles [tile_begin, tile_end), written from `to` on.

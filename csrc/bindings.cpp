@@ -104,7 +104,7 @@ py::dict blocks(const std::string& kernel, const WeightShape& shape, int64_t row
   const KernelEntry& entry = find_kernel(kernel);
   if (!entry.linear || rows < 1 || threads < 1)
     throw std::invalid_argument("blocks: needs a linear kernel, and rows and threads of at least 1");
-  const Blocks cut = blocks_for(product_of(entry, shape, rows, threads), sizes ? parse_caches(*sizes) : caches());
+  const Cut cut = cut_for(product_of(entry, shape, rows, threads), sizes ? parse_caches(*sizes) : caches());
   py::dict row;
   row["chunk_rows"] = cut.chunk_rows;
   row["block_rows"] = cut.block_rows;

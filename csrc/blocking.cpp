@@ -17,32 +17,35 @@ constexpr int64_t kFewBlocks = 8;
 // From so many row blocks on, weights are decoded once for all: decoding in registers costs less than writing and
 // reading the decoded ones for fewer.
 constexpr int64_t kDecodedBlocks = 4;
+// Rows of a tile (AMX).
+constexpr int64_t kTileRows = 16;
 constexpr int64_t kPassColumns = 64, kStripColumns = 1024, kLeastK = 64;
 
 int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
 int64_t round_down(int64_t a, int64_t b) { return a / b * b; }
 int64_t blocks_of(int64_t rows, int64_t block) { return (rows + block - 1) / block; }
 
-// Rows per block such that the blocks are nearly equal; a multiple of 4 where possible, which packs fastest. Kernels of
-// floats add in another order for few rows, so it must not depend on a cache.
+// Rows per block such that the blocks are nearly equal; a multiple of 4 where possible, which packs fastest. Tiles are
+// as few as possible, of nearly equal rows. Kernels of floats add in another order for few rows, so it must not depend
+// on a cache.
 int64_t balanced_block(const Product& p) {
   const int64_t most = p.block_rows, rows = p.rows;
-  if (p.tiles) return std::min(rows, most);  // whole tiles of rows; the last block has the rest
-  const int64_t blocks = blocks_of(rows, most), even = blocks_of(rows, blocks);
-  return blocks == 1 || round_up(even, 4) > most ? even : round_up(even, 4);
+  if (p.multiplies_tiles) return std::min(rows, blocks_of(rows, blocks_of(rows, kTileRows)) * (most / kTileRows));
+  const int64_t blocks = blocks_of(rows, most), equal = blocks_of(rows, blocks);
+  return blocks == 1 || round_up(equal, 4) > most ? equal : round_up(equal, 4);
 }
 
 int64_t column_bytes(const Product& p) { return p.k * p.bits / 8; }
 
-// Bits of a weight as a kernel reads it once for each row block, and whether it must be decoded in memory.
-bool in_memory(const Product& p) { return p.tiles && p.decoded_bytes > 0; }
-int64_t read_bits(const Product& p) { return in_memory(p) ? 8 * p.decoded_bytes : p.bits; }
+// Whether weights must be decoded in memory, and bits of a weight as a kernel reads it once for each row block.
+bool must_decode(const Product& p) { return p.multiplies_tiles && p.decoded_bytes > 0; }
+int64_t read_bits(const Product& p) { return must_decode(p) ? 8 * p.decoded_bytes : p.bits; }
 
 // With small weights and enough rows for every piece, only the rows are split: each piece then packs its own
 // activations and finds them in its cache. Otherwise minimizes the size of the largest piece.
-void split(const Product& p, const Caches& caches, int64_t rows, Blocks& to) {
+void split(const Product& p, const Caches& caches, int64_t rows, Cut& to) {
   const bool large = p.threads > 1 && rows * p.columns >= kLargeProducts / p.k;
-  const int64_t units = p.columns / p.unit, row_pieces = large ? p.threads * kRowPieces : p.threads;
+  const int64_t units = p.columns / p.column_step, row_pieces = large ? p.threads * kRowPieces : p.threads;
   const int64_t pieces = large ? p.threads * kColumnPieces : p.threads, blocks = blocks_of(rows, to.block_rows);
   // Weights that stay in the L2 cache beside the activations, so that every piece may read all of them.
   const bool small = p.columns * column_bytes(p) <= caches.l2 / 4 * 3;
@@ -64,17 +67,23 @@ void split(const Product& p, const Caches& caches, int64_t rows, Blocks& to) {
 
 // Whether weights are decoded once for all row blocks, by a kernel that could also decode them in registers.
 bool decodes_once(const Product& p, int64_t blocks) {
-  return p.decoded_bytes > 0 && !p.tiles && blocks >= kDecodedBlocks;
+  return p.decoded_bytes > 0 && !p.multiplies_tiles && blocks >= kDecodedBlocks;
+}
+
+// K blocks are multiples of it. Whole groups of 4-bit codes: most kernels scale a group's sums as it ends.
+int64_t k_step(const Product& p) {
+  const bool cut = p.bits == 8 || (p.cuts_groups && p.group == p.k);
+  return round_up(kLeastK, cut ? 1 : p.group);
 }
 
 // K per block: all, unless the weights of the narrowest pass would fill half of the L2 cache. Decoded weights, which
 // are larger, take an eighth of it: measured, they gain 7 % at 4 bytes, 2 % at 2 and 1 % at 1 over those of all of K.
 int64_t k_block_of(const Product& p, const Caches& caches, int64_t blocks) {
   if (p.form == Form::gather) return std::max(kLeastK, round_down(caches.l1 / 2 / p.block_rows, kLeastK));
-  const int64_t narrowest = std::max<int64_t>(p.tile_columns, 16), step = round_up(kLeastK, p.bits == 4 ? p.group : 1);
+  const int64_t narrowest = std::max<int64_t>(p.tile_columns, 16), step = k_step(p);
   if (decodes_once(p, blocks) && step < p.k)
     return std::min(std::max(round_down(caches.l2 / 8 / (kPassColumns * p.decoded_bytes), step), step), p.k);
-  const bool once = blocks == 1 && !in_memory(p);
+  const bool once = blocks == 1 && !must_decode(p);
   if (once || step >= p.k || narrowest * p.k * read_bits(p) / 8 <= caches.l2 / 2) return p.k;
   const int64_t most = round_down(caches.l2 / 4 * 8 / (narrowest * read_bits(p)), step);
   return std::min(std::max(most, step), p.k);
@@ -84,14 +93,15 @@ int64_t k_block_of(const Product& p, const Caches& caches, int64_t blocks) {
 // beside those that are prefetched. Few row blocks use few columns, so that prefetching starts early; many use more, or
 // they would reread their activations too often, and tiles more than others, since they multiply what they read sooner.
 int64_t pass_of(const Product& p, const Caches& caches, int64_t k_block, int64_t blocks) {
-  const int64_t most = p.columns, least = std::max<int64_t>(p.tile_columns, 16), share = caches.l2 / (p.tiles ? 2 : 4);
+  const int64_t most = p.columns, least = std::max<int64_t>(p.tile_columns, 16),
+                share = caches.l2 / (p.multiplies_tiles ? 2 : 4);
   // Blocks of zeros are left out: pass_bytes limits the pass, and this the memory of its sums.
-  if (p.form == Form::blocks) return k_block < p.k ? std::min(std::max(p.unit, kStripColumns), most) : most;
+  if (p.form == Form::blocks) return k_block < p.k ? std::min(std::max(p.column_step, kStripColumns), most) : most;
   if (decodes_once(p, blocks)) {
     const int64_t columns = round_down(share / (k_block * p.decoded_bytes), 16);
     return std::min({std::max(columns, least), kPassColumns, most});
   }
-  if (blocks == 1 && !in_memory(p)) return most;
+  if (blocks == 1 && !must_decode(p)) return most;
   const int64_t bytes = k_block * read_bits(p) / 8,
                 columns = round_down((blocks <= kFewBlocks ? share / 2 : share) / bytes, kPassColumns);
   if (columns > 0) return std::min(columns, most);
@@ -100,8 +110,8 @@ int64_t pass_of(const Product& p, const Caches& caches, int64_t k_block, int64_t
 
 }  // namespace
 
-Blocks blocks_for(const Product& p, const Caches& caches) {
-  Blocks to{};
+Cut cut_for(const Product& p, const Caches& caches) {
+  Cut to{};
   to.block_rows = balanced_block(p);
   // Chunks of whole blocks, nearly equal.
   const int64_t chunks = blocks_of(p.rows, std::max(kChunkRows, caches.l3 / 8 / p.panel_row));
@@ -109,11 +119,11 @@ Blocks blocks_for(const Product& p, const Caches& caches) {
   const int64_t rows = to.chunk_rows;
   const int64_t blocks = blocks_of(rows, to.block_rows);
   to.k_block = k_block_of(p, caches, blocks);
-  to.pass = round_up(pass_of(p, caches, to.k_block, blocks), p.unit);
+  to.pass = round_up(pass_of(p, caches, to.k_block, blocks), p.column_step);
   to.pass_bytes = caches.l2 / 4;
   const int64_t tile = caches.l2 / 4 / (16 * column_bytes(p));  // tiles of 16 columns
   to.expand = 16 * (tile >= 4 ? round_down(tile, 4) : tile < 2 ? 2 : 4);
-  to.decode = in_memory(p) || decodes_once(p, blocks);
+  to.decode = must_decode(p) || decodes_once(p, blocks);
   split(p, caches, rows, to);
   return to;
 }

@@ -13,18 +13,19 @@ namespace nybble {
 struct Product {
   int64_t rows;
   int64_t columns, k;   // of the packed weight: padded
-  int64_t unit;         // columns that a thread may not share: those of a tile, or of a strip of blocks
+  int64_t column_step;  // pieces have multiples of so many columns: those of a tile, or of a strip of blocks
   int64_t group, bits;  // group == k: one
   Form form;
   int64_t block_rows;     // most rows that the kernel multiplies at a time
   int64_t tile_columns;   // columns that it multiplies at a time with so many rows
   int64_t panel_row;      // bytes of a row of activations in the panel
   int64_t decoded_bytes;  // bytes of a decoded weight; 0: the kernel never decodes
-  bool tiles;             // whether it multiplies tiles of 16 rows, of weights that are decoded, if at all, in memory
+  bool multiplies_tiles;  // of 16 rows, and of weights that are decoded, if at all, in memory
+  bool cuts_groups;       // whether a K block may end inside a group that spans K
   int threads;
 };
 
-struct Blocks {
+struct Cut {
   int64_t block_rows;               // rows multiplied at a time; depends on the product and its kernel alone
   int64_t chunk_rows;               // rows packed into a panel at a time, whole blocks; the last chunk may have fewer
   int64_t k_block;                  // K multiplied at a time; k: all
@@ -35,7 +36,7 @@ struct Blocks {
   int64_t tile_parts, block_parts;  // pieces along the columns and along the row blocks
 };
 
-// Depends on nothing else. Blocks may be larger than a cache where its share of the product would be too small to use.
-Blocks blocks_for(const Product& product, const Caches& caches);
+// Depends on nothing else. Parts may be larger than a cache where its share of the product would be too small to use.
+Cut cut_for(const Product& product, const Caches& caches);
 
 }  // namespace nybble

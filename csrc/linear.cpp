@@ -83,22 +83,22 @@ class Scratch {
 // Consecutive rows, how to cut their product, and their buffers in the scratch buffer.
 struct Chunk {
   int64_t row, rows;
-  Blocks blocks;
+  Cut cut;
   uint8_t* panel;
   float* act_scale;
   int32_t* act_zero;
   int32_t* act_sum;
 };
 
-Chunk carve(const LinearCall& call, int64_t row, const Blocks& blocks) {
+Chunk carve(const LinearCall& call, int64_t row, const Cut& cut) {
   thread_local Scratch scratch;
-  const int64_t most = blocks.chunk_rows, rows = std::min(most, call.rows - row);
+  const int64_t most = cut.chunk_rows, rows = std::min(most, call.rows - row);
   const int64_t panel = round_up(most * nybble_panel_row(call.kernel->panel, call.shape.k_padded()), 64);
   const int64_t scales = round_up(most * 4, 64), sums = round_up(most * call.shape.groups() * 4, 64);
   uint8_t* base = scratch.reserve(static_cast<size_t>(panel + 2 * scales + sums));
   return {row,
           rows,
-          blocks,
+          cut,
           base,
           reinterpret_cast<float*>(base + panel),
           reinterpret_cast<int32_t*>(base + panel + scales),
@@ -114,7 +114,7 @@ NybblePrepareArgs prepare_args(const LinearCall& call, const Chunk& chunk) {
   args.rows = chunk.rows;
   args.k = call.shape.k;
   args.k_padded = call.shape.k_padded();
-  args.block_rows = chunk.blocks.block_rows;
+  args.block_rows = chunk.cut.block_rows;
   args.group = call.shape.group();
   args.groups = call.shape.groups();
   args.panel = chunk.panel;
@@ -150,13 +150,13 @@ NybbleLinearArgs linear_args(const LinearCall& call, const Chunk& chunk) {
   args.rows = chunk.rows;
   args.n = shape.n;
   args.k_padded = shape.k_padded();
-  args.block_rows = chunk.blocks.block_rows;
+  args.block_rows = chunk.cut.block_rows;
   args.group = shape.group();
   args.groups = shape.groups();
   args.code_bits = shape.bits;
-  args.k_block = chunk.blocks.k_block;
-  args.pass = chunk.blocks.pass;
-  args.pass_bytes = chunk.blocks.pass_bytes;
+  args.k_block = chunk.cut.k_block;
+  args.pass = chunk.cut.pass;
+  args.pass_bytes = chunk.cut.pass_bytes;
   if (shape.form == Form::dense) return args;
   args.start = reinterpret_cast<const uint64_t*>(packed + at.start);
   args.window = reinterpret_cast<const uint16_t*>(packed + at.index);
@@ -171,23 +171,24 @@ NybbleLinearArgs linear_args(const LinearCall& call, const Chunk& chunk) {
 // Bytes that a kernel needs beside its arguments: sums between K blocks, and decoded weights.
 struct PieceScratch {
   int64_t partial, decoded;
-  PieceScratch(const LinearCall& call, const Blocks& blocks, const NybbleLinearArgs& args) {
-    const int64_t columns = std::min(blocks.pass, (args.tile_end - args.tile_begin) * NYBBLE_TILE_N);
+  PieceScratch(const LinearCall& call, const Cut& cut, const NybbleLinearArgs& args) {
+    const int64_t columns = std::min(cut.pass, (args.tile_end - args.tile_begin) * NYBBLE_TILE_N);
     const int64_t rows = (args.block_end - args.block_begin) * call.kernel->block_rows;
-    const bool in_frame = call.shape.form != Form::gather;
-    partial = in_frame && blocks.k_block < args.k_padded ? rows * columns * NYBBLE_PARTIAL_BYTES : 0;
+    // Kernels of the other layouts multiply all of K at a time.
+    const bool cuts = call.expand || call.shape.form == Form::dense || call.shape.form == Form::blocks;
+    partial = cuts && cut.k_block < args.k_padded ? rows * columns * NYBBLE_PARTIAL_BYTES : 0;
     // Filled up to whole lines of activations.
-    const int64_t ks = round_up(std::min(blocks.k_block, args.k_padded), NYBBLE_LINE_K);
-    decoded = blocks.decode ? columns * ks * call.kernel->decoded : 0;
+    const int64_t ks = round_up(std::min(cut.k_block, args.k_padded), NYBBLE_LINE_K);
+    decoded = cut.decode ? columns * ks * call.kernel->decoded : 0;
   }
 };
 
 // Runs the kernel on one piece of the output. Weights in the mask layout are expanded a few columns at a time.
-bool run_piece(const LinearCall& call, const Blocks& blocks, NybbleLinearArgs args) {
+bool run_piece(const LinearCall& call, const Cut& cut, NybbleLinearArgs args) {
   if (args.tile_begin == args.tile_end || args.block_begin == args.block_end) return true;  // more pieces than parts
   thread_local Scratch scratch;
-  const PieceScratch needs(call, blocks, args);
-  const int64_t tile_bytes = NYBBLE_TILE_N * args.k_padded * args.code_bits / 8, pass = blocks.expand / NYBBLE_TILE_N;
+  const PieceScratch needs(call, cut, args);
+  const int64_t tile_bytes = NYBBLE_TILE_N * args.k_padded * args.code_bits / 8, pass = cut.expand / NYBBLE_TILE_N;
   const int64_t lines_bytes = call.expand ? pass * tile_bytes : 0, partial = round_up(needs.partial, 64);
   uint8_t* base = nullptr;
   if (const int64_t bytes = partial + round_up(needs.decoded, 64) + lines_bytes; bytes > 0) {
@@ -196,6 +197,8 @@ bool run_piece(const LinearCall& call, const Blocks& blocks, NybbleLinearArgs ar
   }
   args.partial = needs.partial ? base : nullptr;
   args.decoded = needs.decoded ? base + partial : nullptr;
+  args.partial_bytes = needs.partial;
+  args.decoded_bytes = needs.decoded;
   if (!call.expand) return call.kernel->linear(&args) == NYBBLE_OK;
   uint8_t* lines = base + partial + round_up(needs.decoded, 64);
   NybbleLinearArgs one = args;
@@ -216,7 +219,7 @@ bool run_piece(const LinearCall& call, const Blocks& blocks, NybbleLinearArgs ar
 bool run_chunk(const LinearCall& call, const Chunk& chunk, int threads) {
   const NybblePrepareArgs prepare = prepare_args(call, chunk);
   const NybbleLinearArgs linear = linear_args(call, chunk);
-  const Blocks& cut = chunk.blocks;
+  const Cut& cut = chunk.cut;
   const int64_t strip = call.shape.strip(), strips = call.shape.tiles() / strip;
   const int64_t blocks = (chunk.rows + cut.block_rows - 1) / cut.block_rows;
   const bool together = cut.tile_parts == 1;
@@ -320,6 +323,7 @@ Product product_of(const KernelEntry& kernel, const WeightShape& shape, int64_t 
           nybble_panel_row(kernel.panel, shape.k_padded()),
           kernel.decoded,
           kernel.multiplies_tiles(),
+          kernel.panel == NYBBLE_PANEL_F32,
           threads};
 }
 
@@ -381,9 +385,9 @@ void run_linear(const LinearCall& asked, int threads) {
   if (call.rows == 0) return;
   const bool small = call.shape.n * call.shape.k <= kSerialProducts / call.rows;
   const int workers = small ? 1 : usable_threads(threads);
-  const Blocks blocks = blocks_for(product_of(*call.kernel, call.shape, call.rows, workers), caches());
-  for (int64_t row = 0; row < call.rows; row += blocks.chunk_rows) {
-    if (!run_chunk(call, carve(call, row, blocks), workers))
+  const Cut cut = cut_for(product_of(*call.kernel, call.shape, call.rows, workers), caches());
+  for (int64_t row = 0; row < call.rows; row += cut.chunk_rows) {
+    if (!run_chunk(call, carve(call, row, cut), workers))
       throw std::runtime_error(std::string(call.kernel->name) + ": rejected its arguments, or ran out of memory");
   }
 }

@@ -50,7 +50,7 @@ struct LinearCall {
   Given given;              // filled in by run_linear
 };
 
-// The product of so many rows of activations with a weight, as blocks_for takes it.
+// The product of so many rows of activations with a weight, as cut_for takes it.
 Product product_of(const KernelEntry& kernel, const WeightShape& shape, int64_t rows, int threads);
 
 // Both throw std::invalid_argument for a span that is too small or a number out of range, and std::bad_alloc.

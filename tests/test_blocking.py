@@ -1,6 +1,7 @@
 """How products are cut for the caches: csrc/caches.h, csrc/blocking.h, and that no cut changes a bit."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from nybble import native
+from nybble.dispatch import targets
 from nybble.weights.scheme import Scheme
 
 KB = 1 << 10
@@ -92,11 +94,26 @@ PROBLEMS = {
 }
 
 
+def k_padded_of(kernel, group, k):
+    if "w8" in kernel:
+        return -(-k // 4) * 4
+    return -(-k // (group or 8)) * (group or 8)
+
+
+def k_step_of(kernel, group, k):
+    """K blocks are multiples of it. Kernels of float activations scale codes before they sum them, so that they may cut
+    a group of all K."""
+    k_padded = k_padded_of(kernel, group, k)
+    group = group or k_padded
+    floats = native.PANEL_DTYPES[ROWS[kernel]["panel"]].itemsize == 4
+    return 64 if "w8" in kernel or (floats and group == k_padded) else math.lcm(64, group)
+
+
 @settings(max_examples=400, deadline=None, derandomize=True)
 @given(**PROBLEMS, threads=st.integers(1, 64))
-def test_cuts_cover_the_product(kernel, group, n, k, rows, threads, caches):
+def test_cuts_keep_the_rules_of_kernels(kernel, group, n, k, rows, threads, caches):
     found = cut(kernel, scheme_of(kernel, group), (n, k), rows, threads, caches)
-    columns, k_padded = -(-n // 16) * 16, -(-k // (group or 1)) * (group or 1) if "w4" in kernel else k
+    columns, k_padded = -(-n // 16) * 16, k_padded_of(kernel, group, k)
     assert 1 <= found["block_rows"] <= ROWS[kernel]["block_rows"]
     assert found["block_rows"] <= found["chunk_rows"] <= rows
     assert found["chunk_rows"] == rows or found["chunk_rows"] % found["block_rows"] == 0
@@ -104,10 +121,9 @@ def test_cuts_cover_the_product(kernel, group, n, k, rows, threads, caches):
     assert found["pass"] % 16 == 0
     assert found["k_block"] >= 1
     if found["k_block"] < k_padded:
-        assert found["k_block"] % 64 == 0
-        assert "w4" not in kernel or found["k_block"] % group == 0, "a group is cut"
-    assert found["tile_parts"] >= 1
-    assert found["block_parts"] >= 1
+        assert found["k_block"] % k_step_of(kernel, group, k) == 0
+    assert 1 <= found["tile_parts"] * found["block_parts"] <= 4 * threads
+    assert found["expand"] >= 16
     assert found["expand"] % 16 == 0
     assert found["decode"] is False or ROWS[kernel]["decoded"] > 0
 
@@ -126,19 +142,29 @@ def test_threads_change_the_pieces_alone(kernel, group, n, k, rows, caches):
 @settings(max_examples=400, deadline=None, derandomize=True)
 @given(**PROBLEMS)
 def test_blocks_fit_their_caches(kernel, group, n, k, rows, caches):
-    """The weights of a K block of a pass, in half of L2, unless the pass or the K block is of the least size."""
-    assume(rows > ROWS[kernel]["block_rows"])
+    """The weights of a K block of a pass, as the kernel reads them, in half of L2; the panel of a chunk in a quarter of
+    L3: unless the pass, the K block or the chunk is of the least size."""
+    row = ROWS[kernel]
+    assume(rows > row["block_rows"])
     found = cut(kernel, scheme_of(kernel, group), (n, k), rows, 1, caches)
     _, l2, l3 = sizes_of(caches) if caches != "1,1,1" else (1, 1, 1)
-    row = ROWS[kernel]
-    bits = 4 if "w4" in kernel else 8
-    step = max(64, group) if bits == 4 else 64
-    k_block = min(found["k_block"], -(-k // (group or 1)) * (group or 1))
-    weights = found["pass"] * k_block * bits // 8
-    if found["pass"] > max(row["columns"], 16) and k_block > step and group:
-        assert weights <= l2 / 2 + 4096
-    panel = found["chunk_rows"] * k * native.PANEL_DTYPES[row["panel"]].itemsize
+    k_padded = k_padded_of(kernel, group, k)
+    k_block = min(found["k_block"], k_padded)
+    bits = 8 * row["decoded"] if found["decode"] else 4 if "w4" in kernel else 8
+    if found["pass"] > max(row["columns"], 16) or (k_block > 64 and k_block > k_step_of(kernel, group, k)):
+        assert found["pass"] * k_block * bits // 8 <= l2 / 2
+    panel = found["chunk_rows"] * k_padded * native.PANEL_DTYPES[row["panel"]].itemsize
     assert panel <= l3 / 4 or found["chunk_rows"] <= 64 + row["block_rows"]
+
+
+@pytest.mark.parametrize("kernel", [name for name, row in ROWS.items() if row["layout"] == "gather8"])
+@pytest.mark.parametrize("caches", MACHINES.values(), ids=list(MACHINES))
+def test_the_window_of_gathering_kernels_is_in_l1(kernel, caches):
+    """Their activations of a K block: half of L1."""
+    row = ROWS[kernel]
+    found = cut(kernel, "sp50w8a8", (4096, 11008), 64, 2, caches)
+    half = sizes_of(caches)[0] // 2
+    assert found["k_block"] * row["block_rows"] <= half < (found["k_block"] + 64) * row["block_rows"]
 
 
 @pytest.mark.parametrize("kernel", [name for name in DENSE if ROWS[name]["target"] != "amx"])
@@ -148,6 +174,39 @@ def test_one_row_is_not_cut_along_k(kernel, caches):
     found = cut(kernel, scheme_of(kernel, 128), (4096, 11008), 1, 2, caches)
     assert found["k_block"] >= 11008
     assert found["decode"] is False
+
+
+AMX = [name for name, row in ROWS.items() if row["target"] == "amx"]
+
+
+@pytest.mark.parametrize("kernel", AMX)
+def test_tiles_of_rows_are_few_and_nearly_equal(kernel):
+    """A block is two tiles of up to 16 rows: 33 rows are 22 and 11, not 32 and 1."""
+    scheme = scheme_of(kernel, 128).replace("bs", "bs32x32")
+    for rows in range(1, 200):
+        most = cut(kernel, scheme, (4096, 4096), rows, 2)["block_rows"]
+        blocks = [min(most, rows - row) for row in range(0, rows, most)]
+        tiles = [min(16, block - row) for block in blocks for row in range(0, block, 16)]
+        assert most <= 32
+        assert len(tiles) == -(-rows // 16), blocks
+        assert len(blocks) == -(-rows // 32), blocks
+        if len(blocks) > 1:
+            assert blocks[-1] > most // 2 - 2 * len(blocks), blocks
+    found = cut(kernel, scheme, (4096, 4096), 33, 2)
+    assert found["block_rows"] == 22
+
+
+@pytest.mark.parametrize("kernel", AMX)
+@pytest.mark.parametrize("rows", [16, 1024])
+def test_tiles_of_weights_are_decoded_in_memory(kernel, rows):
+    """For few rows too, in half of the L2 cache."""
+    row, l2 = ROWS[kernel], sizes_of(MACHINES["Sapphire Rapids"])[1]
+    scheme = scheme_of(kernel, 128).replace("bs", "bs32x32")
+    found = cut(kernel, scheme, (4096, 20000), rows, 2, MACHINES["Sapphire Rapids"])
+    assert found["decode"] is (row["decoded"] > 0)
+    if found["decode"]:
+        assert row["columns"] * min(found["k_block"], 20096) * row["decoded"] <= l2 / 2
+        assert found["pass"] >= row["columns"]
 
 
 # (k_block, pass) of 4096 x 4096 at 1024 rows; weights that are decoded once take an eighth of L2.
@@ -216,3 +275,51 @@ def test_tiny_caches_cut_k(kernel):
     found = cut(kernel, scheme_of(kernel, 32), (129, 1300), 37, 1, TINY)
     assert found["k_block"] * 2 < 1300
     assert found["pass"] < 129
+
+
+RIGHT = """
+    import json, torch
+    from nybble import native
+    from nybble.dispatch.registry import specs
+    from nybble.dispatch.spec import Problem
+    from nybble.testing.checks import Subject, activations
+    from nybble.testing.oracle import random_weight, schemes_of
+
+    table = {row["name"]: row for row in native.kernel_table() if row["op"] == "linear"}
+    caches = ",".join(map(str, native.caches()))
+    wrong, cut = [], {"rows": set(), "k": set()}
+    for spec in specs():
+        if spec.device == "cuda" or spec.target == "torch" or spec.from_plugin:
+            continue
+        for scheme in schemes_of(spec.scheme):
+            for m, n, k, threads in ((200, 17, 700, 1), (150, 33, 130, 3), (64, 20, 1300, 3), (16, 20, 3000, 7)):
+                dtype = spec.act_dtypes[0]
+                if spec.why_not(Problem(scheme, m=m, n=n, k=k, dtype=dtype, layout=spec.layout)) is not None:
+                    continue
+                torch.set_num_threads(threads)
+                name = f"{spec.name} {scheme} {m}x{n}x{k} {threads}"
+                if spec.name in table:
+                    size = {"layout": spec.layout, "rows": m, "threads": threads, "caches": caches}
+                    blocks = native.blocks(spec.name, scheme, (n, k), **size)
+                    cut["rows"] |= {name} if blocks["chunk_rows"] < m else set()
+                    cut["k"] |= {name} if blocks["k_block"] < k else set()
+                try:
+                    weight, bias = random_weight(scheme, n, k), torch.randn(n, generator=torch.manual_seed(1))
+                    Subject(spec, scheme).compare(name, weight, activations(m, k, dtype, 5), bias.to(dtype))
+                except AssertionError as error:
+                    wrong.append(str(error))
+    print(json.dumps({"wrong": wrong, "rows": sorted(cut["rows"]), "k": sorted(cut["k"])}))
+"""
+
+
+def test_products_cut_everywhere_agree_with_the_oracle():
+    """Rows in chunks, K in blocks, and more threads than columns to share: some then have no sums to keep."""
+    found = json.loads(python(RIGHT, NYBBLE_CACHE=TINY))
+    assert found["wrong"] == []
+    here = set(targets.detect().targets)
+    for name, row in ROWS.items():
+        if row["target"] not in here:
+            continue
+        assert any(case.startswith(f"{name} ") for case in found["rows"]), f"{name}: no rows are in chunks"
+        if not row["layout"].startswith("mask"):  # all of K at a time
+            assert any(case.startswith(f"{name} ") and "x20x" in case for case in found["k"]), f"{name}: K is not cut"

@@ -110,28 +110,6 @@ def test_thread_count_changes_no_bit(spec: KernelSpec, scheme: Scheme, threads) 
         assert all(torch.equal(results[0], other) for other in results[1:]), (m, n, k)
 
 
-@pytest.mark.parametrize(
-    ("spec", "scheme"), [case for case in COMPILED if str(case.values[1]) in ("w8a8", "w4a8g128", "bs48x64w8a8")]
-)
-def test_more_threads_than_columns_to_share(spec: KernelSpec, scheme: Scheme, threads) -> None:
-    """With K in blocks, as it is too long for an L2 cache of 2 MB, a thread without columns has no sums to keep."""
-    subject = usable(spec, scheme)
-    quantized, x = random_weight(scheme, 20, 40000), activations(64, 40000, subject.dtype, 3)
-    results = []
-    for count in (1, 3):
-        threads(count)
-        results.append(run(spec, quantized, scheme, x))
-    assert torch.equal(*results)
-
-
-@pytest.mark.parametrize(("spec", "scheme"), [case for case in FEW if case in COMPILED])
-def test_many_rows_are_chunked(spec: KernelSpec, scheme: Scheme) -> None:
-    """More activations than one panel holds: 4 MiB, so 2,000 rows of 800 floats."""
-    subject = usable(spec, scheme)
-    m, n, k = 2000 if spec.panel == 0 else 6000, 17, 800
-    subject.compare("many rows", random_weight(scheme, n, k), activations(m, k, subject.dtype, 5))
-
-
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf], ids=str)
 @pytest.mark.parametrize(("spec", "scheme"), FEW)
 def test_a_bad_row_spoils_itself_alone(spec: KernelSpec, scheme: Scheme, bad: float) -> None:

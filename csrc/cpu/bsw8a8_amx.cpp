@@ -27,7 +27,7 @@ struct Codes {
     if (k.begin == 0)
       zero_tiles<T, V>();
     else
-      load_tiles<CodesOp, T, V>(slot_at<CodesOp>(k, at));
+      load_tiles<CodesOp, T, V>(slot_at<CodesOp>(a, at));
     for (uint64_t block = blocks.begin; block < blocks.end; block++) {
       const uint8_t *first = block_at(a, block, at.column), *second = V > 1 ? block_at(a, block, at.column + W) : first;
       for (int64_t i = 0; i < block_k; i += even) {
@@ -38,7 +38,7 @@ struct Codes {
         multiply_tiles<CodesOp, T, V>(o, even / step);
       }
     }
-    if (k.end < a->k_padded) return store_tiles<CodesOp, T, V>(slot_at<CodesOp>(k, at));
+    if (k.end < a->k_padded) return store_tiles<CodesOp, T, V>(slot_at<CodesOp>(a, at));
     finish_tiles<Codes, CodesOp, T, V>(a, at);
   }
 
@@ -52,7 +52,7 @@ struct Codes {
 
 extern "C" NybbleStatus nybble_bsw8a8_amx(const NybbleLinearArgs* a) {
   const int64_t ks = a->k_padded;
-  if (a->block_rows > kMostRows || (a->k_block < ks && !a->partial)) return NYBBLE_UNSUPPORTED;
+  if (a->block_rows > kMostRows || !holds_sums(a, most_strips(a) * slots_of(a->block_n))) return NYBBLE_UNSUPPORTED;
   TileScope tiles;
   each_pass(a, [&](int64_t strip, int64_t end, int64_t) {
     for (int64_t k = 0; k < ks; k += a->k_block) {
@@ -60,11 +60,10 @@ extern "C" NybbleStatus nybble_bsw8a8_amx(const NybbleLinearArgs* a) {
       for (int64_t block = a->block_begin; block < a->block_end; block++) {
         const TilePlace rows = enter_rows(a, tiles, block, step_of(a));
         for (int64_t s = strip; s < end; s++, slot += slots_of(a->block_n))
-          run_row_block<Codes>(
-              a,
-              KBlock{s * a->block_n, (s + 1) * a->block_n, k, k + a->k_block < ks ? k + a->k_block : ks,
-                     Streams(a->codes, 0), static_cast<uint8_t*>(a->partial)},
-              rows, slot);
+          run_row_block<Codes>(a,
+                               KBlock{s * a->block_n, (s + 1) * a->block_n, k,
+                                      k + a->k_block < ks ? k + a->k_block : ks, Streams(a->codes, 0), 0},
+                               rows, slot);
       }
     }
   });

@@ -10,16 +10,18 @@
 
 namespace {
 
-// A register tile: rows from row, columns from column; the byte of KBlock::partial from which its sums are kept.
+// A register tile: rows from row, columns from column; the byte of a->partial from which its sums are kept.
 struct TilePlace {
   int64_t row, rows, column, slot;
 };
 
 constexpr int64_t kSlotBytes = kMostRows * 2 * W * 4;
+static_assert(kSlotBytes <= NYBBLE_PARTIAL_BYTES * kMostRows * W, "enough for a last column tile alone");
 
 template <class Op>
-inline TileSums<Op>& slot_at(const KBlock& k, const TilePlace& at) {
-  return *reinterpret_cast<TileSums<Op>*>(k.partial + at.slot);
+inline TileSums<Op>& slot_at(const NybbleLinearArgs* a, const TilePlace& at) {
+  static_assert(sizeof(TileSums<Op>) == kSlotBytes);
+  return *reinterpret_cast<TileSums<Op>*>(static_cast<uint8_t*>(a->partial) + at.slot);
 }
 
 inline int64_t whole_steps(int64_t k, int64_t step) { return (k + step - 1) / step * step; }
@@ -78,10 +80,16 @@ inline void run_row_block(const NybbleLinearArgs* a, const KBlock& k, TilePlace 
 // Bytes of the sums of a row block and so many columns.
 inline int64_t slots_of(int64_t columns) { return (columns + 2 * W - 1) / (2 * W) * kSlotBytes; }
 
+// Bytes of the decoded weights of 16 columns and so many k.
+template <class Family>
+inline int64_t decoded_tile(const NybbleLinearArgs* a, int64_t ks) {
+  return whole_steps(ks, Family::step(a)) * NYBBLE_TILE_N * Family::Op::kBytes;
+}
+
 template <class Family>
 inline Streams decode_steps(const NybbleLinearArgs* a, const KBlock& k) {
   uint8_t* to = static_cast<uint8_t*>(a->decoded);
-  const int64_t bytes = whole_steps(k.end - k.begin, Family::step(a)) * NYBBLE_TILE_N * Family::Op::kBytes;
+  const int64_t bytes = decoded_tile<Family>(a, k.end - k.begin);
   for (int64_t column = k.from; column < k.to; column += NYBBLE_TILE_N)
     Family::decode(a, column, k.begin, k.end, to + (column - k.from) / NYBBLE_TILE_N * bytes);
   return Streams(to, bytes);
@@ -89,14 +97,16 @@ inline Streams decode_steps(const NybbleLinearArgs* a, const KBlock& k) {
 
 template <class Family>
 inline NybbleStatus run_amx(const NybbleLinearArgs* a) {
-  if (a->block_rows > kMostRows || (Family::kDecodes && !a->decoded)) return NYBBLE_UNSUPPORTED;
+  if (a->block_rows > kMostRows || !holds_sums(a, slots_of(most_columns(a)))) return NYBBLE_UNSUPPORTED;
+  if (Family::kDecodes && !holds_decoded(a, decoded_tile<Family>(a, most_k(a)))) return NYBBLE_UNSUPPORTED;
   TileScope tiles;
-  return each_k_block(a, [&](KBlock k) {
+  each_k_block(a, [&](KBlock k) {
     if constexpr (Family::kDecodes) k.weights = decode_steps<Family>(a, k);
     for (int64_t block = a->block_begin; block < a->block_end; block++)
       run_row_block<Family>(a, k, enter_rows(a, tiles, block, Family::step(a) * Family::Op::kBytes),
                             (block - a->block_begin) * slots_of(k.to - k.from));
   });
+  return NYBBLE_OK;
 }
 
 // Writes the rows of a register tile, whose sums are in the tiles.
@@ -128,10 +138,10 @@ struct WholeRows {
     if (k.begin == 0)
       zero_tiles<T, V>();
     else
-      load_tiles<Op, T, V>(slot_at<Op>(k, at));
+      load_tiles<Op, T, V>(slot_at<Op>(a, at));
     multiply_tiles<Op, T, V>(o, Family::kDecodes ? whole_steps(ks, step) / step : ks / step);
     if (!Family::kDecodes && ks % step) multiply_rest<Op, T, V>(o, ks % step);
-    if (k.end < a->k_padded) return store_tiles<Op, T, V>(slot_at<Op>(k, at));
+    if (k.end < a->k_padded) return store_tiles<Op, T, V>(slot_at<Op>(a, at));
     finish_tiles<Family, Op, T, V>(a, at);
   }
 
@@ -157,7 +167,7 @@ struct Grouped {
     const uint8_t* w = k.weights.at(at.column - k.from);
     const int64_t between = V > 1 ? k.weights.at(at.column - k.from + W) - w : 0;
     TileSums<Op> sums;
-    TileSums<Bf16Op> here, &total = k.end - k.begin < a->k_padded ? slot_at<Bf16Op>(k, at) : here;
+    TileSums<Bf16Op> here, &total = k.end - k.begin < a->k_padded ? slot_at<Bf16Op>(a, at) : here;
     for (int64_t g = k.begin / a->group; g * a->group < k.end; g++, w += steps * step * NYBBLE_TILE_N * Op::kBytes) {
       zero_tiles<T, V>();
       TileOperands o{lines_at<Op>(a, at, g * a->group),

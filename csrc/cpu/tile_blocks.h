@@ -112,22 +112,22 @@ struct BlockTileInOrder : Dense {
 };
 
 template <class Tile, int R, int V>
-inline void run_block_tile(const NybbleLinearArgs* a, const Place& at, uint8_t* slot, Prefetcher& prefetcher) {
+inline void run_block_tile(const NybbleLinearArgs* a, const Place& at, int64_t slot, Prefetcher& prefetcher) {
   typename Tile::template Acc<R, V> acc;
   if (at.begin == 0)
     Tile::template start<R, V>(a, at.column, acc);
   else
-    Tile::load(slot, acc);
+    Tile::load(static_cast<const uint8_t*>(a->partial) + slot, acc);
   Tile::template run<R, V>(a, at, acc, prefetcher);
   if (at.end == a->k_padded)
     Tile::template finish<R, V>(a, at.row, at.column, acc);
   else
-    Tile::save(slot, acc);
+    Tile::save(static_cast<uint8_t*>(a->partial) + slot, acc);
 }
 
-// The strip whose first column is at.column, in slots of `bytes` for the sums of W columns.
+// The strip whose first column is at.column. Its sums are kept from byte `slot` of a->partial on, `bytes` of W columns.
 template <class Tile, int R>
-inline void run_strip_tiles(const NybbleLinearArgs* a, Place at, uint8_t* slot, int64_t bytes, Prefetcher& prefetcher) {
+inline void run_strip_tiles(const NybbleLinearArgs* a, Place at, int64_t slot, int64_t bytes, Prefetcher& prefetcher) {
   constexpr int V = Tile::vectors(R);
   const int64_t end = at.column + a->block_n;
   for (; at.column + V * W <= end; at.column += V * W, slot += V * bytes)
@@ -136,7 +136,7 @@ inline void run_strip_tiles(const NybbleLinearArgs* a, Place at, uint8_t* slot, 
 }
 
 template <class Dense, int kRows, int R>
-inline void run_strip(const NybbleLinearArgs* a, int64_t rows, const Place& at, uint8_t* slot, Prefetcher& prefetcher) {
+inline void run_strip(const NybbleLinearArgs* a, int64_t rows, const Place& at, int64_t slot, Prefetcher& prefetcher) {
   if constexpr (R > 0) {
     constexpr int64_t bytes = slot_bytes<Dense, kRows>();
     if (rows != R)
@@ -153,7 +153,7 @@ template <class Dense, int kRows>
 inline void run_strips(const NybbleLinearArgs* a, int64_t strip, int64_t end, Place at, Prefetcher& prefetcher) {
   constexpr int64_t bytes = slot_bytes<Dense, kRows>();
   const int64_t row_blocks = a->block_end - a->block_begin, first = a->tile_begin * NYBBLE_TILE_N / a->block_n;
-  uint8_t* slot = static_cast<uint8_t*>(a->partial);
+  int64_t slot = 0;
   for (int64_t block = a->block_begin; block < a->block_end; block++) {
     prefetcher.columns_fetched(row_blocks > 1 && (block > a->block_begin || strip > first));
     at.row = block * a->block_rows;
@@ -187,10 +187,19 @@ inline void each_pass(const NybbleLinearArgs* a, const Run& run) {
   }
 }
 
+// Strips of the widest pass.
+inline int64_t most_strips(const NybbleLinearArgs* a) {
+  const int64_t strips = most_columns(a) / a->block_n;
+  return strips > 1 ? strips : 1;
+}
+
 template <class Dense, int kRows>
 inline NybbleStatus run_blocks(const NybbleLinearArgs* a) {
+  constexpr int64_t slot = slot_bytes<Dense, kRows>();
+  static_assert(slot <= NYBBLE_PARTIAL_BYTES * kRows * W);
+  static_assert(slot_bytes<BlockTileInOrder<Dense>, 2>() <= slot, "the sums of one or two rows have room too");
   const int64_t ks = a->k_padded, row_blocks = a->block_end - a->block_begin;
-  if (a->block_rows > kRows || (a->k_block < ks && !a->partial)) return NYBBLE_UNSUPPORTED;
+  if (a->block_rows > kRows || !holds_sums(a, most_strips(a) * (a->block_n / W) * slot)) return NYBBLE_UNSUPPORTED;
   each_pass(a, [&](int64_t strip, int64_t end, int64_t next) {
     Prefetcher prefetcher(Streams(a->codes + bytes_to(a, end), bytes_to(a, next) - bytes_to(a, end)), row_blocks);
     for (int64_t k = 0; k < ks; k += a->k_block)

@@ -167,12 +167,12 @@ struct Place {
   int64_t row, column, begin, end;
 };
 
-// The columns [from, to) of a pass along K from begin to end, and the sums of a row block, if all of K is not
-// multiplied at a time: `slot` bytes for each W columns.
+// The columns [from, to) of a pass along K from begin to end, and the byte of a->partial from which the sums of a row
+// block are kept, if all of K is not multiplied at a time.
 struct KBlock {
   int64_t from, to, begin, end;
   Streams weights;
-  uint8_t* partial;
+  int64_t slot;
 };
 
 // Bytes of the sums of W columns and the rows of a block.
@@ -188,7 +188,7 @@ constexpr int64_t slot_bytes() {
 
 template <class Tile, int kRows, int R, int V>
 inline void run_tile(const NybbleLinearArgs* a, const KBlock& k, int64_t row, int64_t column, Prefetcher& prefetcher) {
-  uint8_t* slot = k.partial + (column - k.from) / W * slot_bytes<Tile, kRows>();
+  const int64_t slot = k.slot + (column - k.from) / W * slot_bytes<Tile, kRows>();
   const uint8_t* w[V];
 #pragma GCC unroll 4
   for (int v = 0; v < V; v++) w[v] = k.weights.at(column - k.from + v * W);
@@ -196,12 +196,12 @@ inline void run_tile(const NybbleLinearArgs* a, const KBlock& k, int64_t row, in
   if (k.begin == 0)
     Tile::template start<R, V>(a, column, acc);
   else
-    Tile::load(slot, acc);
+    Tile::load(static_cast<const uint8_t*>(a->partial) + slot, acc);
   Tile::template run<R, V>(a, Place{row, column, k.begin, k.end}, w, acc, prefetcher);
   if (k.end == a->k_padded)
     Tile::template finish<R, V>(a, row, column, acc);
   else
-    Tile::save(slot, acc);
+    Tile::save(static_cast<uint8_t*>(a->partial) + slot, acc);
 }
 
 // The widest tile that fits, then the remaining columns with half as many vectors.
@@ -263,30 +263,49 @@ inline void run_k_block(const NybbleLinearArgs* a, KBlock k, int64_t end) {
     prefetcher.columns_fetched(Tile::kDecodedLine > 0 || (blocks > 1 && (block > a->block_begin || !first)));
     const int64_t row = block * a->block_rows, rows = a->rows - row < a->block_rows ? a->rows - row : a->block_rows;
     run_rows<Tile, kRows, kRows>(a, k, rows, row, prefetcher);
-    k.partial += (k.to - k.from) / W * slot_bytes<Tile, kRows>();
+    k.slot += (k.to - k.from) / W * slot_bytes<Tile, kRows>();
   }
+}
+
+// Columns of the widest pass, and K of the longest block.
+inline int64_t most_columns(const NybbleLinearArgs* a) {
+  const int64_t all = (a->tile_end - a->tile_begin) * NYBBLE_TILE_N;
+  return a->pass < all ? a->pass : all;
+}
+inline int64_t most_k(const NybbleLinearArgs* a) { return a->k_block < a->k_padded ? a->k_block : a->k_padded; }
+
+// Whether the scratch memory holds the sums of a pass, if K is cut: `bytes` for each row block.
+inline bool holds_sums(const NybbleLinearArgs* a, int64_t bytes) {
+  return a->k_block >= a->k_padded || a->partial_bytes >= (a->block_end - a->block_begin) * bytes;
+}
+
+// Whether it holds decoded weights: `bytes` for each tile of 16 columns.
+inline bool holds_decoded(const NybbleLinearArgs* a, int64_t bytes) {
+  return a->decoded_bytes >= most_columns(a) / NYBBLE_TILE_N * bytes;
 }
 
 // Calls run(k) for each K block of each pass.
 template <class Run>
-inline NybbleStatus each_k_block(const NybbleLinearArgs* a, const Run& run) {
+inline void each_k_block(const NybbleLinearArgs* a, const Run& run) {
   const int64_t end = a->tile_end * NYBBLE_TILE_N, ks = a->k_padded;
-  if (a->k_block < ks && !a->partial) return NYBBLE_UNSUPPORTED;
   for (int64_t from = a->tile_begin * NYBBLE_TILE_N; from < end; from += a->pass) {
     const int64_t to = from + a->pass < end ? from + a->pass : end;
     for (int64_t k = 0; k < ks; k += a->k_block) {
       const int64_t k_end = k + a->k_block < ks ? k + a->k_block : ks;
-      run(KBlock{from, to, k, k_end, Streams(a, from, to, k, k_end), static_cast<uint8_t*>(a->partial)});
+      run(KBlock{from, to, k, k_end, Streams(a, from, to, k, k_end), 0});
     }
   }
-  return NYBBLE_OK;
 }
 
 template <class Tile, int kRows>
 inline NybbleStatus run_tiles(const NybbleLinearArgs* a) {
-  static_assert(slot_bytes<Tile, kRows>() <= NYBBLE_PARTIAL_BYTES * kRows * W);
-  if (a->block_rows > kRows) return NYBBLE_UNSUPPORTED;
-  return each_k_block(a, [&](const KBlock& k) { run_k_block<Tile, kRows>(a, k, a->tile_end * NYBBLE_TILE_N); });
+  constexpr int64_t slot = slot_bytes<Tile, kRows>();
+  static_assert(slot <= NYBBLE_PARTIAL_BYTES * kRows * W);
+  if (a->block_rows > kRows || !holds_sums(a, most_columns(a) / W * slot)) return NYBBLE_UNSUPPORTED;
+  if (Tile::kDecodedLine > 0 && !holds_decoded(a, most_k(a) * a->code_bits * 2 / kLine * Tile::kDecodedLine))
+    return NYBBLE_UNSUPPORTED;
+  each_k_block(a, [&](const KBlock& k) { run_k_block<Tile, kRows>(a, k, a->tile_end * NYBBLE_TILE_N); });
+  return NYBBLE_OK;
 }
 
 // Index of (column, group) in an array [tiles][groups][16].
