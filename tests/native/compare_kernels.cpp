@@ -2,13 +2,7 @@
 // without Python: bit for bit for quantized activations, within an error bound for float activations.
 //   compare_kernels TARGET...        targets of kernels.def that this CPU supports
 // Every buffer has its exact size, so that a sanitizer detects out-of-bounds accesses.
-#include <cstdlib>
-#include <memory>
-
-#include "random_problem.h"
-#ifdef NYBBLE_EMULATE_AMX
-#include "../../csrc/cpu/emulate_amx.h"
-#endif
+#include "by_hand.h"
 
 namespace {
 
@@ -38,76 +32,6 @@ Weight random_weight(const WeightShape& shape, Random& random, int threads) {
   if (back.qweight != w.qweight || back.scale != w.scale || back.zero_point != w.zero_point)
     throw std::runtime_error("unpack is not the inverse of pack");
   return w;
-}
-
-// Scratch memory as the driver gives it: aligned to 64 bytes; null for none.
-struct Scratch : std::unique_ptr<void, decltype(&std::free)> {
-  explicit Scratch(int64_t bytes) : unique_ptr(bytes ? std::aligned_alloc(64, bytes) : nullptr, &std::free) {}
-};
-
-// Calls the prepare and linear kernel once each over the whole problem, with each section of the weights in its own
-// buffer, and cut at random.
-void run_by_hand(const LinearCall& call, Random& random) {
-  const WeightShape& s = call.shape;
-  const bool codes_in = call.kernel->int_activations(), grouped = s.bits == 4;
-  const size_t rows = static_cast<size_t>(call.rows), columns = static_cast<size_t>(s.tiles() * 16);
-  const size_t kp = static_cast<size_t>(s.k_padded()), groups = static_cast<size_t>(s.groups());
-  Bytes panel(rows * static_cast<size_t>(nybble_panel_row(call.kernel->panel, s.k_padded())));
-  Bytes act_scale(codes_in ? rows * 4 : 0), act_zero(codes_in ? rows * 4 : 0);
-  Bytes act_sum(codes_in && grouped ? rows * groups * 4 : 0);
-  run_prepare({call.prepare, static_cast<NybblePanel>(call.kernel->panel), call.x_dtype, call.x, call.rows, call.stride,
-               s.k, s.k_padded(), call.kernel->block_rows, s.group(), span(panel), span(act_scale), span(act_zero),
-               span(act_sum), call.given, call.act_steps});
-  for (size_t i = 0; i < act_sum.size(); i += 4) {
-    int32_t sum;
-    std::memcpy(&sum, &act_sum[i], 4);
-    sum *= s.symmetric ? -8 : -1;
-    std::memcpy(&act_sum[i], &sum, 4);
-  }
-  const Sections at = sections_of(s);
-  const auto section = [&](size_t offset, size_t bytes) {
-    const uint8_t* from = reinterpret_cast<const uint8_t*>(call.packed.address) + offset;
-    return Bytes(from, from + bytes);
-  };
-  const Bytes codes = section(at.codes, columns * kp * static_cast<size_t>(s.bits) / 8);
-  const Bytes scale = section(at.scale, columns * groups * (grouped ? 2 : 4));
-  const Bytes zero_point = section(at.zero_point, s.symmetric ? 0 : columns * groups);
-  const Bytes sum = section(at.sum, columns * 4);
-  NybbleLinearArgs args{};
-  args.panel = panel.data();
-  args.act_scale = reinterpret_cast<const float*>(act_scale.data());
-  args.act_zero = reinterpret_cast<const int32_t*>(act_zero.data());
-  args.act_sum = reinterpret_cast<const int32_t*>(act_sum.data());
-  args.codes = codes.data();
-  args.scale = scale.data();
-  args.zero_point = s.symmetric ? nullptr : zero_point.data();
-  args.column_sum = reinterpret_cast<const int32_t*>(sum.data());
-  args.weight_sum = reinterpret_cast<const float*>(sum.data());
-  args.bias = reinterpret_cast<const void*>(call.bias.address);
-  args.y = reinterpret_cast<void*>(call.y.address);
-  args.bias_dtype = call.bias_dtype;
-  args.y_dtype = call.y_dtype;
-  args.rows = call.rows;
-  args.n = s.n;
-  args.k_padded = s.k_padded();
-  args.block_rows = call.kernel->block_rows;
-  args.group = s.group();
-  args.groups = s.groups();
-  args.code_bits = s.bits;
-  args.block_end = (call.rows + args.block_rows - 1) / args.block_rows;
-  args.tile_end = s.tiles();
-  const int64_t unit = std::max<int64_t>(64, grouped ? s.group() : 0), line_k = NYBBLE_LINE_K;
-  args.k_block = s.groups() > 1 || !grouped ? unit * random.integer(1, 4) : s.k_padded();
-  args.pass = NYBBLE_TILE_N * random.integer(1, 4);
-  const Scratch partial(args.block_end * args.block_rows * args.pass * NYBBLE_PARTIAL_BYTES);
-  const int64_t decoded_k = (std::min(args.k_block, args.k_padded) + line_k - 1) / line_k * line_k;
-  const Scratch decoded(args.pass * decoded_k * call.kernel->decoded);
-  args.partial = partial.get();
-  args.decoded = decoded.get();
-  if (call.kernel->linear(&args) != NYBBLE_OK) throw std::runtime_error("the kernel rejected its arguments");
-#ifdef NYBBLE_EMULATE_AMX
-  if (nybble_emulated_tiles.configured) throw std::runtime_error("the kernel left tiles configured");
-#endif
 }
 
 // Returns "" if the kernel agrees with the scalar one, else what is wrong.
@@ -177,7 +101,7 @@ std::string check(const KernelEntry& kernel, int seed) {
       call.y = span(by_hand);
       call.packed = span(weight.packed);
       if (given) call.given = fixed;
-      run_by_hand(call, random);
+      run_by_hand(call, sections_of(shape), random);
       if (!agrees(by_hand)) return problem + "differs from the scalar kernel when called without the driver";
     }
   } catch (const std::exception& error) {

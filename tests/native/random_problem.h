@@ -22,7 +22,7 @@ constexpr int kCases = 200;
 
 using Bytes = std::vector<uint8_t>;
 
-Span span(Bytes& bytes) { return {reinterpret_cast<uintptr_t>(bytes.data()), bytes.size()}; }
+inline Span span(Bytes& bytes) { return {reinterpret_cast<uintptr_t>(bytes.data()), bytes.size()}; }
 
 class Random {
  public:
@@ -40,7 +40,7 @@ class Random {
   std::mt19937_64 engine_;
 };
 
-size_t bytes_of(NybbleDtype dtype) { return dtype == NYBBLE_F32 || dtype == NYBBLE_S32 ? 4 : 2; }
+inline size_t bytes_of(NybbleDtype dtype) { return dtype == NYBBLE_F32 || dtype == NYBBLE_S32 ? 4 : 2; }
 
 template <class To, class From>
 To bits_as(From from) {
@@ -50,7 +50,7 @@ To bits_as(From from) {
 }
 
 // Truncates; values below the normal range of f16 become 0, above it infinity.
-void store(uint8_t* to, NybbleDtype dtype, float value) {
+inline void store(uint8_t* to, NybbleDtype dtype, float value) {
   uint32_t bits = bits_as<uint32_t>(value);
   if (dtype == NYBBLE_BF16) bits >>= 16;
   if (dtype == NYBBLE_F16) {
@@ -64,7 +64,7 @@ void store(uint8_t* to, NybbleDtype dtype, float value) {
   std::memcpy(to, &bits, bytes_of(dtype));  // little-endian, like all targets
 }
 
-float load(const uint8_t* from, NybbleDtype dtype) {
+inline float load(const uint8_t* from, NybbleDtype dtype) {
   uint32_t bits = 0;
   std::memcpy(&bits, from, bytes_of(dtype));
   if (dtype == NYBBLE_F32) return bits_as<float>(bits);
@@ -73,7 +73,8 @@ float load(const uint8_t* from, NybbleDtype dtype) {
   return bits & 0x8000u ? -magnitude : magnitude;
 }
 // Activations [rows][stride]. integers: for kernels with 8-bit activations, also extreme magnitudes, NaN and Inf.
-Bytes random_activations(int64_t rows, int64_t stride, int64_t k, NybbleDtype dtype, bool integers, Random& random) {
+inline Bytes random_activations(int64_t rows, int64_t stride, int64_t k, NybbleDtype dtype, bool integers,
+                                Random& random) {
   const float factors[] = {0x1p-120f, 0x1p-6f, 1.0f, 1.0f, 0x1p6f, 0x1p126f, 0.0f};
   const float specials[] = {INFINITY, -INFINITY, NAN};
   Bytes x(static_cast<size_t>((rows - 1) * stride + k) * bytes_of(dtype));
@@ -86,7 +87,7 @@ Bytes random_activations(int64_t rows, int64_t stride, int64_t k, NybbleDtype dt
   return x;
 }
 
-bool close(const Bytes& got, const Bytes& expected, NybbleDtype dtype, double least) {
+inline bool close(const Bytes& got, const Bytes& expected, NybbleDtype dtype, double least) {
   double error = 0, norm = 0;
   for (size_t i = 0; i < got.size(); i += bytes_of(dtype)) {
     const double a = load(&got[i], dtype), b = load(&expected[i], dtype);
@@ -109,7 +110,7 @@ const KernelEntry* nearest(const KernelEntry& kernel, const Fits& fits) {
   return found;
 }
 
-const KernelEntry* prepare_for(const KernelEntry& kernel) {
+inline const KernelEntry* prepare_for(const KernelEntry& kernel) {
   return nearest(kernel, [](const KernelEntry& e) { return e.prepare != nullptr; });
 }
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds compare_kernels and compare_sparse with g++'s address and undefined-behaviour sanitizers, and runs them for the
-# targets of this CPU. AVX-512 sources that this CPU cannot run are emulated in plain C++ (NYBBLE_EMULATE), and AMX
+# Builds compare_kernels, compare_sparse and compare_rounding with g++'s address and undefined-behaviour sanitizers, and
+# runs them, for the targets of this CPU. AVX-512 sources that this CPU cannot run are emulated in plain C++ (NYBBLE_EMULATE), and AMX
 # always; `sanitize.sh all` also emulates the others. Uses a temporary folder. The thread sanitizer is not used: it does not know
 # libgomp's barriers and reports false races.
 set -euo pipefail
@@ -22,21 +22,26 @@ emulated="$avx2 -Og -DNYBBLE_EMULATE -DNYBBLE_EMULATE_AMX -Wno-psabi -Wno-ignore
 common="-I$work -std=c++17 -O1 -g1 -Wall -Wextra -ffp-contract=off -fopenmp -DNYBBLE_BUILT_X86 \
   -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all"
 
-# compile FLAGS FILE...: compiles two files at a time. Objects shared by both programs are *.lib.o.
+# compile FLAGS FILE...: compiles two files at a time. Objects shared by the programs are *.lib.o.
 compile() {
   local flags=$1 suffix=${suffix:-.lib.o}
   shift
   printf '%s\n' "$@" | xargs -P 2 -I{} sh -c "g++ $common $flags -c {} -o $work/\$(basename {} .cpp)$suffix"
 }
 
-# compare TARGET...: links both programs and runs them. Waiting threads must not spin, because cores may be shared.
+# run PROGRAM ARGUMENT...: links a program and runs it. Waiting threads must not spin, because cores may be shared.
+run() {
+  local main=$1
+  printf '== %s (%ss)\n' "$*" "$SECONDS"
+  shift
+  g++ $common "$work/$main.o" "$work"/*.lib.o -o "$work/$main"
+  OMP_WAIT_POLICY=passive UBSAN_OPTIONS=print_stacktrace=1 "$work/$main" "$@"
+}
+
+# compare TARGET...: the kernels of these targets.
 compare() {
-  local main
-  for main in compare_kernels compare_sparse; do
-    printf '== %s %s (%ss)\n' "$main" "$*" "$SECONDS"
-    g++ $common "$work/$main.o" "$work"/*.lib.o -o "$work/$main"
-    OMP_WAIT_POLICY=passive UBSAN_OPTIONS=print_stacktrace=1 "$work/$main" "$@"
-  done
+  run compare_kernels "$@"
+  run compare_sparse "$@"
 }
 
 has() {
@@ -46,8 +51,8 @@ has() {
   done
 }
 
-suffix=.o compile -DNYBBLE_EMULATE_AMX compare_{kernels,sparse}.cpp
-compile "" ../../csrc/{table,caches,blocking,pack,linear,portable,sparse}.cpp ../../csrc/cpu/*_scalar*.cpp
+suffix=.o compile -DNYBBLE_EMULATE_AMX compare_{kernels,sparse,rounding}.cpp
+compile "" ../../csrc/{table,caches,blocking,pack,linear,portable,sparse,round,smallest}.cpp ../../csrc/cpu/*_scalar*.cpp
 compile "$avx2" ../../csrc/cpu/*_avx2*.cpp
 compile "$avxvnni" ../../csrc/cpu/*_avxvnni*.cpp
 here=(scalar)
@@ -72,6 +77,7 @@ for target in avx512bf16 amx avx512bw avx512vnni avx512vbmi; do # the slowest to
 done
 if [ "${#emulate[@]}" -gt 0 ]; then compile "$emulated" "${emulate[@]}"; fi
 if [ "${#here[@]}" -gt 1 ]; then here+=(avx512bw avx512vnni avx512vbmi avx512bf16 amx); fi
+run compare_rounding
 compare "${here[@]}"
 
 if [ "${1:-}" = all ] && [ "${#real[@]}" -gt 0 ]; then
