@@ -162,8 +162,8 @@ PYBIND11_MODULE(_C, m) {
   m.attr("version") = NYBBLE_VERSION;
   m.def("kernel_table", &table);
   m.def("cuda_kernel_table", &cuda_table);
-  m.def("cpu", [] {
-    const CpuFeatures cpu = detect_cpu();
+  m.def("cpu", [](bool tiles) {
+    const CpuFeatures cpu = detect_cpu(tiles);
     return py::make_tuple(cpu.brand, cpu.features, cpu.refused);
   });
   m.def(

@@ -99,9 +99,10 @@ int ask_for_tiles() {
 
 }  // namespace
 
-CpuFeatures detect_cpu() {
+CpuFeatures detect_cpu(bool tiles) {
   const Leaf one = cpuid(1, 0), seven = cpuid(7, 0), seven1 = cpuid(7, 1);
-  CpuFeatures cpu = features_of({one.c, seven.b, seven.c, seven.d, seven1.a, saved_state(one)}, ask_for_tiles);
+  CpuFeatures cpu = features_of({one.c, seven.b, seven.c, seven.d, seven1.a, saved_state(one)},
+                                [&] { return tiles ? ask_for_tiles() : 0; });
   cpu.brand = brand_string();
 #if defined(NYBBLE_EMULATE)
   // In this test build, AVX-512 instructions are emulated in plain C++.
@@ -121,7 +122,7 @@ CpuFeatures detect_cpu() {
 
 #else
 
-CpuFeatures detect_cpu() { return {"unknown", {}, {}}; }
+CpuFeatures detect_cpu(bool) { return {"unknown", {}, {}}; }
 
 #endif
 

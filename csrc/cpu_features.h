@@ -25,6 +25,8 @@ struct CpuWords {
 // this process may use them, else an errno.
 CpuFeatures features_of(const CpuWords& words, const std::function<int()>& ask_for_tiles);
 
-CpuFeatures detect_cpu();
+// tiles: whether to ask the operating system for the tile registers of AMX, which this process then holds. Without
+// asking, a CPU that has them counts as having them.
+CpuFeatures detect_cpu(bool tiles);
 
 }  // namespace nybble

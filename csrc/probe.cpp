@@ -45,7 +45,7 @@ std::vector<std::string> needs(const Probe& probe) {
 }
 
 std::string why_not(const Probe& probe) {
-  const std::vector<std::string> has = detect_cpu().features;
+  const std::vector<std::string> has = detect_cpu(true).features;
   for (const std::string& feature : needs(probe))
     if (std::find(has.begin(), has.end(), feature) == has.end()) return "this CPU or system lacks " + feature;
   return "";

@@ -84,9 +84,28 @@ def test_each_multiply_of_tiles_has_its_own_bit(bit: int, name: str) -> None:
 def test_detection_carries_refusals_to_info(monkeypatch: pytest.MonkeyPatch) -> None:
     brand, found, _ = native.cpu()
     without = tuple(feature for feature in found if not feature.startswith("amx"))
-    monkeypatch.setattr(native, "cpu", lambda: (brand, without, {"amx_tile": "refused for a test"}))
+    monkeypatch.setattr(native, "cpu", lambda _: (brand, without, {"amx_tile": "refused for a test"}))
     monkeypatch.setattr(targets, "table", lambda: (Target("scalar"), Target("tiles", needs=("amx_tile",))))
     monkeypatch.delenv(targets.CAP_VARIABLE, raising=False)
     monkeypatch.setattr(targets, "names", lambda: ("scalar", "tiles"))
     missing = targets.detect.__wrapped__().missing
     assert missing == {"tiles": "this CPU or operating system lacks amx_tile; refused for a test"}
+
+
+@pytest.mark.parametrize(("cap", "asked"), [("", True), ("amx", True), ("avx512bf16", False), ("scalar", False)])
+def test_tile_registers_are_asked_for_only_where_targets_may_use_them(
+    cap: str, asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+
+    def cpu(tiles: bool) -> tuple[str, tuple[str, ...], dict[str, str]]:
+        seen.append(tiles)
+        return "a CPU", targets.find("amx").needs, {}
+
+    monkeypatch.setattr(native, "cpu", cpu)
+    monkeypatch.setenv(targets.CAP_VARIABLE, cap)
+    missing = targets.detect.__wrapped__().missing
+    assert seen == [asked]
+    assert ("amx" in missing) is not asked
+    if not asked:
+        assert missing["amx"] == f"above {targets.CAP_VARIABLE}={cap}"

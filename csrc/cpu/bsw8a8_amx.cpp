@@ -51,6 +51,7 @@ struct Codes {
 }  // namespace
 
 extern "C" NybbleStatus nybble_bsw8a8_amx(const NybbleLinearArgs* a) {
+  static_assert(block_rows::bsw8a8_amx == kMostRows);
   const int64_t ks = a->k_padded;
   if (a->block_rows > kMostRows || !holds_sums(a, most_strips(a) * slots_of(a->block_n))) return NYBBLE_UNSUPPORTED;
   TileScope tiles;

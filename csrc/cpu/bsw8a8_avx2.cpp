@@ -7,4 +7,6 @@
 #include "tile_blocks.h"
 // clang-format on
 
-extern "C" NybbleStatus nybble_bsw8a8_avx2(const NybbleLinearArgs* args) { return run_blocks<Tile8, 6>(args); }
+extern "C" NybbleStatus nybble_bsw8a8_avx2(const NybbleLinearArgs* args) {
+  return run_blocks<Tile8, block_rows::bsw8a8_avx2>(args);
+}

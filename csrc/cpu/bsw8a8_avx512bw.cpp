@@ -7,4 +7,6 @@
 #include "tile_blocks.h"
 // clang-format on
 
-extern "C" NybbleStatus nybble_bsw8a8_avx512bw(const NybbleLinearArgs* args) { return run_blocks<Tile8, 12>(args); }
+extern "C" NybbleStatus nybble_bsw8a8_avx512bw(const NybbleLinearArgs* args) {
+  return run_blocks<Tile8, block_rows::bsw8a8_avx512bw>(args);
+}

@@ -5,4 +5,6 @@
 #include "tile_blocks.h"
 // clang-format on
 
-extern "C" NybbleStatus nybble_bsw8a8_scalar(const NybbleLinearArgs* args) { return run_blocks<Tile8, 4>(args); }
+extern "C" NybbleStatus nybble_bsw8a8_scalar(const NybbleLinearArgs* args) {
+  return run_blocks<Tile8, block_rows::bsw8a8_scalar>(args);
+}

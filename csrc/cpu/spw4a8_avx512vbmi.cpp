@@ -6,5 +6,5 @@
 // clang-format on
 
 extern "C" NybbleStatus nybble_spw4a8_avx512vbmi(const NybbleLinearArgs* args) {
-  return run_mask_tiles<TileMask4, 8>(args);
+  return run_mask_tiles<TileMask4, block_rows::spw4a8_avx512vbmi>(args);
 }

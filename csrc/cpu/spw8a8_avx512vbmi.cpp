@@ -7,5 +7,5 @@
 // clang-format on
 
 extern "C" NybbleStatus nybble_spw8a8_avx512vbmi(const NybbleLinearArgs* args) {
-  return run_mask_tiles<TileMask8, 16>(args);
+  return run_mask_tiles<TileMask8, block_rows::spw8a8_avx512vbmi>(args);
 }

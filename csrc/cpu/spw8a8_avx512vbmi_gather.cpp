@@ -71,5 +71,5 @@ struct Tile {
 }  // namespace
 
 extern "C" NybbleStatus nybble_spw8a8_avx512vbmi_gather(const NybbleLinearArgs* args) {
-  return run_gather<Tile, 16>(args);
+  return run_gather<Tile, block_rows::spw8a8_avx512vbmi_gather>(args);
 }

@@ -22,5 +22,5 @@ struct Codes {
 #include "tile_shuffle.h"
 
 extern "C" NybbleStatus nybble_spw8a8_avxvnni_gather(const NybbleLinearArgs* args) {
-  return run_gather<GatherTile, 4>(args);
+  return run_gather<GatherTile, block_rows::spw8a8_avxvnni_gather>(args);
 }

@@ -36,4 +36,6 @@ struct Tile {
 
 }  // namespace
 
-extern "C" NybbleStatus nybble_spw8a8_scalar_gather(const NybbleLinearArgs* args) { return run_gather<Tile, 4>(args); }
+extern "C" NybbleStatus nybble_spw8a8_scalar_gather(const NybbleLinearArgs* args) {
+  return run_gather<Tile, block_rows::spw8a8_scalar_gather>(args);
+}

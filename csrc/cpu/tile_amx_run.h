@@ -95,8 +95,9 @@ inline Streams decode_steps(const NybbleLinearArgs* a, const KBlock& k) {
   return Streams(to, bytes);
 }
 
-template <class Family>
+template <class Family, int kRows>
 inline NybbleStatus run_amx(const NybbleLinearArgs* a) {
+  static_assert(kRows == kMostRows);
   if (a->block_rows > kMostRows || !holds_sums(a, slots_of(most_columns(a)))) return NYBBLE_UNSUPPORTED;
   if (Family::kDecodes && !holds_decoded(a, decoded_tile<Family>(a, most_k(a)))) return NYBBLE_UNSUPPORTED;
   TileScope tiles;

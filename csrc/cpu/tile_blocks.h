@@ -57,7 +57,7 @@ struct BlockTile : Dense {
     for (int v = 0; v < V; v++) w[v] = block_at(a, blocks.begin, at.column + v * W);
     for (uint64_t block = blocks.begin; block < blocks.end; block++) {
       const X* x = panel + a->index[block] * a->block_k * R;
-      // The hardware prefetcher cannot predict the next block's activations: worth 4 to 7 % at 256 rows.
+      // The hardware prefetcher cannot predict the next block's activations: worth 4 to 7 % at 256 rows on Zen 5.
       const X* next = panel + a->index[block + 1 < blocks.end ? block + 1 : block] * a->block_k * R;
       for (int64_t i = 0; i < a->block_k * R; i += kLine / static_cast<int64_t>(sizeof(X)))
         __builtin_prefetch(next + i);
@@ -70,7 +70,7 @@ struct BlockTile : Dense {
 };
 
 // One or two rows are bound by memory, which is fastest when read in storage order: all lines of a block's first
-// vector of columns, then those of the next, instead of alternating. 1.2 to 1.5 times as fast.
+// vector of columns, then those of the next, instead of alternating: 1.2 to 1.5 times as fast on Zen 5.
 template <class Dense>
 struct BlockTileInOrder : Dense {
   using X = typename Dense::X;

@@ -43,5 +43,6 @@ struct Nibbles : Grouped<Nibbles<kSymmetric>> {
 }  // namespace
 
 extern "C" NybbleStatus nybble_w4a16_amx(const NybbleLinearArgs* args) {
-  return args->zero_point ? run_amx<Nibbles<false>>(args) : run_amx<Nibbles<true>>(args);
+  return args->zero_point ? run_amx<Nibbles<false>, block_rows::w4a16_amx>(args)
+                          : run_amx<Nibbles<true>, block_rows::w4a16_amx>(args);
 }

@@ -6,4 +6,6 @@
 #include "tile_float.h"
 // clang-format on
 
-extern "C" NybbleStatus nybble_w4a16_avx2(const NybbleLinearArgs* args) { return run_float<Weight4, 6>(args); }
+extern "C" NybbleStatus nybble_w4a16_avx2(const NybbleLinearArgs* args) {
+  return run_float<Weight4, block_rows::w4a16_avx2>(args);
+}

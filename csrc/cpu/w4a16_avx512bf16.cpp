@@ -122,5 +122,6 @@ struct Tile : TileDefaults {
 }  // namespace
 
 extern "C" NybbleStatus nybble_w4a16_avx512bf16(const NybbleLinearArgs* args) {
-  return args->zero_point ? run_tiles<Tile<false>, 12>(args) : run_tiles<Tile<true>, 12>(args);
+  return args->zero_point ? run_tiles<Tile<false>, block_rows::w4a16_avx512bf16>(args)
+                          : run_tiles<Tile<true>, block_rows::w4a16_avx512bf16>(args);
 }

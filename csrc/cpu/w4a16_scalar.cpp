@@ -4,4 +4,6 @@
 #include "tile_float.h"
 // clang-format on
 
-extern "C" NybbleStatus nybble_w4a16_scalar(const NybbleLinearArgs* args) { return run_float<Weight4, 4>(args); }
+extern "C" NybbleStatus nybble_w4a16_scalar(const NybbleLinearArgs* args) {
+  return run_float<Weight4, block_rows::w4a16_scalar>(args);
+}

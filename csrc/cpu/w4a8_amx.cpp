@@ -46,4 +46,6 @@ struct Nibbles : Grouped<Nibbles> {
 
 }  // namespace
 
-extern "C" NybbleStatus nybble_w4a8_amx(const NybbleLinearArgs* args) { return run_amx<Nibbles>(args); }
+extern "C" NybbleStatus nybble_w4a8_amx(const NybbleLinearArgs* args) {
+  return run_amx<Nibbles, block_rows::w4a8_amx>(args);
+}

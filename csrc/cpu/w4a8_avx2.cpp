@@ -7,4 +7,6 @@
 #include "tile_maddubs.h"
 // clang-format on
 
-extern "C" NybbleStatus nybble_w4a8_avx2(const NybbleLinearArgs* args) { return run_nibbles<6>(args); }
+extern "C" NybbleStatus nybble_w4a8_avx2(const NybbleLinearArgs* args) {
+  return run_nibbles<block_rows::w4a8_avx2>(args);
+}

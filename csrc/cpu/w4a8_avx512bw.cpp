@@ -8,4 +8,6 @@
 #include "tile_maddubs.h"
 // clang-format on
 
-extern "C" NybbleStatus nybble_w4a8_avx512bw(const NybbleLinearArgs* args) { return run_nibbles<12>(args); }
+extern "C" NybbleStatus nybble_w4a8_avx512bw(const NybbleLinearArgs* args) {
+  return run_nibbles<block_rows::w4a8_avx512bw>(args);
+}

@@ -7,4 +7,6 @@
 #include "tile_vnni.h"
 // clang-format on
 
-extern "C" NybbleStatus nybble_w4a8_avx512vnni(const NybbleLinearArgs* args) { return run_tiles<Tile4, 8>(args); }
+extern "C" NybbleStatus nybble_w4a8_avx512vnni(const NybbleLinearArgs* args) {
+  return run_tiles<Tile4, block_rows::w4a8_avx512vnni>(args);
+}

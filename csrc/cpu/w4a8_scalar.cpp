@@ -39,4 +39,6 @@ struct Tile : TileDefaults {
 
 }  // namespace
 
-extern "C" NybbleStatus nybble_w4a8_scalar(const NybbleLinearArgs* args) { return run_tiles<Tile, 4>(args); }
+extern "C" NybbleStatus nybble_w4a8_scalar(const NybbleLinearArgs* args) {
+  return run_tiles<Tile, block_rows::w4a8_scalar>(args);
+}

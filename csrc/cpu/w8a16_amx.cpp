@@ -34,4 +34,6 @@ struct Codes : WholeRows<Codes> {
 
 }  // namespace
 
-extern "C" NybbleStatus nybble_w8a16_amx(const NybbleLinearArgs* args) { return run_amx<Codes>(args); }
+extern "C" NybbleStatus nybble_w8a16_amx(const NybbleLinearArgs* args) {
+  return run_amx<Codes, block_rows::w8a16_amx>(args);
+}

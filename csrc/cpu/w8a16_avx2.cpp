@@ -5,4 +5,6 @@
 #include "tile_float.h"
 // clang-format on
 
-extern "C" NybbleStatus nybble_w8a16_avx2(const NybbleLinearArgs* args) { return run_float<Weight8, 6>(args); }
+extern "C" NybbleStatus nybble_w8a16_avx2(const NybbleLinearArgs* args) {
+  return run_float<Weight8, block_rows::w8a16_avx2>(args);
+}

@@ -119,4 +119,6 @@ struct Tile : TileDefaults {
 
 }  // namespace
 
-extern "C" NybbleStatus nybble_w8a16_avx512bf16(const NybbleLinearArgs* args) { return run_tiles<Tile, 12>(args); }
+extern "C" NybbleStatus nybble_w8a16_avx512bf16(const NybbleLinearArgs* args) {
+  return run_tiles<Tile, block_rows::w8a16_avx512bf16>(args);
+}

@@ -4,4 +4,6 @@
 #include "tile_float.h"
 // clang-format on
 
-extern "C" NybbleStatus nybble_w8a16_avx512bw(const NybbleLinearArgs* args) { return run_float<Weight8, 12>(args); }
+extern "C" NybbleStatus nybble_w8a16_avx512bw(const NybbleLinearArgs* args) {
+  return run_float<Weight8, block_rows::w8a16_avx512bw>(args);
+}

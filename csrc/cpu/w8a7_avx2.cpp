@@ -6,4 +6,6 @@
 #include "tile_maddubs.h"
 // clang-format on
 
-extern "C" NybbleStatus nybble_w8a7_avx2(const NybbleLinearArgs* args) { return run_tiles<Tile7, 6>(args); }
+extern "C" NybbleStatus nybble_w8a7_avx2(const NybbleLinearArgs* args) {
+  return run_tiles<Tile7, block_rows::w8a7_avx2>(args);
+}

@@ -6,4 +6,6 @@
 #include "tile_maddubs.h"
 // clang-format on
 
-extern "C" NybbleStatus nybble_w8a7_avx512bw(const NybbleLinearArgs* args) { return run_tiles<Tile7, 12>(args); }
+extern "C" NybbleStatus nybble_w8a7_avx512bw(const NybbleLinearArgs* args) {
+  return run_tiles<Tile7, block_rows::w8a7_avx512bw>(args);
+}

@@ -6,4 +6,4 @@
 #include "tile_madd.h"
 // clang-format on
 
-extern "C" NybbleStatus nybble_w8a8_avx2(const NybbleLinearArgs* args) { return run_madd<6>(args); }
+extern "C" NybbleStatus nybble_w8a8_avx2(const NybbleLinearArgs* args) { return run_madd<block_rows::w8a8_avx2>(args); }

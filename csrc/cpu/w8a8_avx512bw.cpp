@@ -7,4 +7,6 @@
 #include "tile_madd.h"
 // clang-format on
 
-extern "C" NybbleStatus nybble_w8a8_avx512bw(const NybbleLinearArgs* args) { return run_madd<12>(args); }
+extern "C" NybbleStatus nybble_w8a8_avx512bw(const NybbleLinearArgs* args) {
+  return run_madd<block_rows::w8a8_avx512bw>(args);
+}

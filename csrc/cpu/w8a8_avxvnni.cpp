@@ -7,4 +7,6 @@
 #include "tile_vnni.h"
 // clang-format on
 
-extern "C" NybbleStatus nybble_w8a8_avxvnni(const NybbleLinearArgs* args) { return run_tiles<Tile8, 6>(args); }
+extern "C" NybbleStatus nybble_w8a8_avxvnni(const NybbleLinearArgs* args) {
+  return run_tiles<Tile8, block_rows::w8a8_avxvnni>(args);
+}

@@ -4,4 +4,6 @@
 #include "tile_dot_scalar.h"
 // clang-format on
 
-extern "C" NybbleStatus nybble_w8a8_scalar(const NybbleLinearArgs* args) { return run_tiles<Tile8, 4>(args); }
+extern "C" NybbleStatus nybble_w8a8_scalar(const NybbleLinearArgs* args) {
+  return run_tiles<Tile8, block_rows::w8a8_scalar>(args);
+}

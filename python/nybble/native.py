@@ -39,10 +39,11 @@ def cuda_kernel_table() -> list[dict[str, Any]]:
     return _C.cuda_kernel_table()
 
 
-def cpu() -> tuple[str, tuple[str, ...], dict[str, str]]:
+def cpu(tiles: bool = False) -> tuple[str, tuple[str, ...], dict[str, str]]:
     """The CPU's brand, the instruction sets that it and the operating system offer, and those that the latter refuses,
-    each with the reason."""
-    brand, features, refused = _C.cpu()
+    each with the reason. tiles: whether to ask the system for the tile registers of AMX, which this process then holds;
+    else the answer is taken to be yes."""
+    brand, features, refused = _C.cpu(tiles)
     return brand, tuple(features), refused
 
 

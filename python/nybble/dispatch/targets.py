@@ -139,8 +139,8 @@ def detect() -> Machine:
     cap = os.environ.get(CAP_VARIABLE) or None
     if cap is not None and cap not in names():
         raise ValueError(f"{CAP_VARIABLE}={cap!r}: must be one of {', '.join(names())}")
-    brand, features, refused = native.cpu()
     allowed = names() if cap is None else names()[: names().index(cap) + 1]
+    brand, features, refused = native.cpu(any("amx_tile" in row.needs for row in table() if row.name in allowed))
     usable, missing = [], {}
     for target in table():
         reason = target.missing(features, refused)
