@@ -17,7 +17,7 @@ from nybble.nn import Linear
 from nybble.passes import measure, paired
 from nybble.passes.paired import Limits, Pairs
 from nybble.passes.round import work
-from nybble.report.data import LayerReport
+from nybble.report.data import NOT_TIMED, LayerReport
 from nybble.report.report import Report
 from nybble.report.speed import Speed
 from nybble.weights.scheme import Scheme
@@ -128,6 +128,56 @@ class TestSpeed:
     def test_wrong_seconds(self, seconds: Any, error: type[Exception]) -> None:
         with pytest.raises(error, match="timing_s="):
             nybble.quantize(mlp(), timing_s=seconds)
+
+    def test_nothing_is_timed_when_the_seconds_are_spent(
+        self, clock: Callable[[Rule], list[int]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        timed = clock(lambda m, shape: 2.0)
+        now = [0.0]
+        original = paired.decide
+
+        def slow(pairs: Mapping[int, Pairs], limit: Limits) -> dict[int, Speed]:
+            now[0] += 3.0
+            return original(pairs, limit)
+
+        monkeypatch.setattr(paired, "decide", slow)
+        monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
+        model = nn.Sequential(*(nn.Linear(16, n) for n in (16, 24, 32, 40)))
+        report = nybble.quantize(model, m=1, timing_s=5)
+        assert [row.swapped for row in report.layers] == [True, True, False, False]
+        assert report.layers[3].reason == NOT_TIMED
+        assert report.timing_s == 6.0, "that of one measurement more"
+        assert nybble.quantize(model, m=1, timing_s=5).coverage == 100, "the next call goes on"
+        assert len(timed) == 4
+
+    def test_what_was_cut_off_undecided_is_measured_again(
+        self, clock: Callable[[Rule], list[int]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def counts(pairs: int, ratio: float, **arguments: Any) -> int:
+            """How often a second call measures what the first has found with so many pairs."""
+            monkeypatch.setattr(measure, "_memo", {})
+            found = Speed(ratio, 0.9 * ratio, 1.1 * ratio, pairs)
+            calls: list[Limits] = []
+            monkeypatch.setattr(paired, "decide", lambda ps, limits: calls.append(limits) or dict.fromkeys(ps, found))
+            nybble.quantize(nn.Sequential(nn.Linear(16, 16)), m=1, timing_s=5)
+            nybble.quantize(nn.Sequential(nn.Linear(16, 16)), m=1, **{"timing_s": 5, **arguments})
+            return len(calls) - 1
+
+        assert counts(30, 1.0) == 0
+        assert counts(2, 1.0) == 1
+        assert counts(30, 1.0, timing_s=4) == 0
+        assert counts(30, 1.0, timing_s=6) == 1, "more time may decide it"
+        assert counts(2, 2.0, timing_s=6) == 0, "it is decided"
+
+    def test_within_a_call_nothing_is_measured_twice(
+        self, clock: Callable[[Rule], list[int]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        clock(lambda m, shape: 1.0)
+        calls: list[Limits] = []
+        few = Speed(1.0, 0.5, 2.0, 2)
+        monkeypatch.setattr(paired, "decide", lambda ps, limits: calls.append(limits) or dict.fromkeys(ps, few))
+        nybble.quantize(nn.Sequential(*(nn.Linear(16, 16) for _ in range(3))), ("w8a8", "w8a7"), m=1)
+        assert len(calls) == 2
 
     def test_memory_goal_times_nothing(self, clock: Callable[[Rule], list[int]]) -> None:
         timed = clock(lambda m, shape: 0.1)

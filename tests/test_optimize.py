@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import inspect
 import json
 from typing import Any
 
@@ -173,6 +175,21 @@ class TestLayers:
         model.add_module("a0", nn.Linear(8, 8))
         nybble.optimize(model, recipe(("quantize", {"layers": {"a[[]0]": "w8a8"}})))
         assert schemes(model) == {"a[0]": "w8a8", "a0": "dense"}
+
+    def test_the_schemes_of_a_stage_share_its_seconds(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        given: list[float] = []
+        real = module.PASSES["quantize"]
+
+        def quantize(aside: nn.Module, **arguments: Any) -> Any:
+            given.append(arguments["timing_s"])
+            return dataclasses.replace(real(aside, **arguments), timing_s=2.0)
+
+        quantize.__signature__ = inspect.signature(real)  # type: ignore[attr-defined]
+        monkeypatch.setitem(module.PASSES, "quantize", quantize)
+        layers = {"head": "w8a16", "blocks.0.*": "w8a8", "blocks.1.*": "w4a16"}
+        done = nybble.optimize(Stack(), recipe(("quantize", {"layers": layers, "timing_s": 6})))
+        assert given == pytest.approx([2.0, 2.0, 2.0])
+        assert (done.reports[0].timing_s, done.reports[0].timing_limit_s) == (6.0, 6.0)  # type: ignore[attr-defined]
 
 
 class TestAllOrNothing:

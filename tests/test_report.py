@@ -10,63 +10,11 @@ import re
 import pytest
 import torch
 
-from nybble.report.advice import advice
-from nybble.report.data import LayerReport, Pruned, Rounded
+from nybble.report.data import LayerReport, Pruned, Rounded, Tried
 from nybble.report.fold import fold_names
 from nybble.report.report import Report
-from nybble.report.speed import Speed, mean_speed
-
-
-def speeds(ratios: dict[int, float]) -> dict[int, Speed]:
-    """Speeds whose intervals reach a tenth of the ratio to both sides."""
-    return {m: Speed(ratio, 0.9 * ratio, 1.1 * ratio, 30) for m, ratio in ratios.items()}
-
-
-def swapped(**changes: object) -> LayerReport:
-    values: dict[str, object] = {
-        "name": "encoder.0.fc",
-        "kind": "Linear",
-        "shape": (64, 32),
-        "before": "float32",
-        "after": "w8a8",
-        "nbytes_before": 8448,
-        "nbytes_after": 2560,
-        "sqnr_db": 41.26,
-        "kernel": "w8a8_avx2",
-        "speeds": speeds({1: 0.5, 16: 4.0}),
-    }
-    return LayerReport(**{**values, **changes})  # type: ignore[arg-type]
-
-
-def left(**changes: object) -> LayerReport:
-    values: dict[str, object] = {
-        "name": "embed",
-        "kind": "Embedding",
-        "shape": (10, 4),
-        "before": "bfloat16",
-        "after": "bfloat16",
-        "nbytes_before": 80,
-        "nbytes_after": 80,
-        "reason": "not a Linear layer",
-    }
-    return LayerReport(**{**values, **changes})  # type: ignore[arg-type]
-
-
-def report(*layers: LayerReport, **changes: object) -> Report:
-    values: dict[str, object] = {
-        "layers": layers,
-        "scheme": "w8a8",
-        "goal": "speed",
-        "method": "rtn",
-        "m": (1, 16),
-        "machine": "Some CPU",
-        "threads": 2,
-        "weight_bytes": 8272,
-        "weight_bytes_changed": 8192,
-        "timing_limit_s": 10.0,
-        "versions": {"nybble": "0.1.0"},
-    }
-    return Report(**{**values, **changes})  # type: ignore[arg-type]
+from nybble.report.speed import Speed, mean_speed, product
+from nybble.testing.reports import left, report, speeds, swapped
 
 
 def test_totals_and_parts() -> None:
@@ -97,6 +45,14 @@ def test_geometric_mean(values: tuple[float, ...], mean: float) -> None:
 def test_geometric_mean_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="speeds"):
         mean_speed(())
+
+
+def test_a_product_of_speeds() -> None:
+    both = product(Speed(2.0, 1.0, 4.0, 30), Speed(3.0, 1.5, 6.0, 20))
+    reach = 2 ** (2**0.5)
+    assert (both.ratio, both.low, both.high, both.pairs) == pytest.approx((6.0, 6 / reach, 6 * reach, 20))
+    sure = Speed(1.1, 1.01, 1.2, 9)
+    assert product(sure, sure).is_faster, "what is faster than something faster is faster"
 
 
 def test_mean_speedup() -> None:
@@ -135,7 +91,7 @@ def test_what_timing_found_is_in_words() -> None:
     text = str(report(swapped(), undecided, timing_s=1.25, timing_limit_s=10.0))
     assert "[2] no difference to dense at M=1" in text
     assert "a layer is swapped where the interval is above 1 (goal='speed')" in text
-    assert "timing took 1.2 s of at most 10 s" in text
+    assert "timing took 1.2 s of 10 s (timing_s)" in text
     assert "reaches 1 or more (goal='no_slower')" in str(report(undecided, goal="no_slower"))
     verdicts = [Speed(1.0, *ends, pairs=9).verdict for ends in ((1.1, 1.2), (0.8, 0.9), (1.0, 1.2), (0.9, 1.0))]
     assert verdicts == ["faster", "slower", "no difference", "no difference"]
@@ -294,149 +250,6 @@ def test_any_set_of_indices_is_folded_without_loss() -> None:
         assert all(sorted(unfolded(pattern)) == sorted(members) for pattern, members in found.items())
 
 
-# --- what to do next
-
-
-def advised(*layers: LayerReport, **changes: object) -> str:
-    found = advice(report(*layers, **changes))
-    return "" if found is None else "\n".join(text for _, text in found.items)
-
-
-SLOW = {"reason": "slower here", "speeds": speeds({1: 0.5, 16: 1.5}), "after": "float32", "nbytes_before": 4096}
-W4 = {"after": "w4a8", "kernel": "w4a8_avx512vnni", "speeds": speeds({1: 1.5, 16: 2.0}), "shape": (64, 512)}
-
-
-@pytest.mark.parametrize(
-    ("layers", "changes", "line"),
-    [
-        (
-            [left(reason="excluded by 'x'"), left(reason="excluded by 'x'"), left()],
-            {},
-            "nothing was swapped: 2 x excluded by 'x'; 1 x not a Linear layer",
-        ),
-        ([left(), left(name="b")], {}, "no Linear layer found in this model: nybble replaces torch.nn.Linear"),
-        ([], {}, "no Linear layer found in this model"),
-        (
-            [left(**SLOW), swapped()],
-            {},
-            (
-                "1 layer (4.0 KiB) left alone: slower than the dense layer here, on the mean over M=1, 16; to save memory anyway: "
-                'nybble.quantize(model, "w8a8", goal="memory")'
-            ),
-        ),
-        (
-            [left(**{**SLOW, "reason": "no difference here", "speeds": speeds({1: 1.0, 16: 1.05})}), swapped()],
-            {},
-            (
-                "1 layer (4.0 KiB) left alone: no difference to the dense layer's speed on the mean over M=1, 16; to save "
-                'memory where that is so: nybble.quantize(model, "w8a8", goal="no_slower"); to measure longer: '
-                'nybble.quantize(model, "w8a8", timing_s=60)'
-            ),
-        ),
-        (
-            [left(**SLOW)],
-            {},
-            (
-                "at M=16 those layers are 1.50 times as fast as dense; if you run only these M: "
-                'nybble.quantize(model, "w8a8", m=16)'
-            ),
-        ),
-        (
-            [left(**SLOW)],
-            {"scheme": "sp50 w8a8"},
-            'to save memory anyway: nybble.sparsify(model, "50%", scheme="w8a8", goal="memory")',
-        ),
-        (
-            [left(**SLOW)],
-            {"scheme": "sp32of128 floats"},
-            'nybble.sparsify(model, "32:128", scheme=None, goal="memory")',
-        ),
-        ([left(**SLOW)], {"scheme": "w8a8, w4a8"}, 'the same recipe with goal="memory"'),
-        (
-            [swapped(), swapped(name="b")],
-            {},
-            (
-                "2 layers slower than before at M=1 (0.50x at worst), though faster on the mean; if you run only these M, on the "
-                'original model: nybble.quantize(model, "w8a8", m=1)'
-            ),
-        ),
-        (
-            [
-                left(
-                    name="head",
-                    kind="Linear",
-                    reason="shares its weight with embed.weight (untie=True quantizes a copy)",
-                )
-            ],
-            {},
-            (
-                "head: shares its weight with another module; to quantize a copy of it: nybble.quantize(model, "
-                '"w8a8", untie=True)'
-            ),
-        ),
-        (
-            [swapped(), left(nbytes_before=3 << 20, before="float32")],
-            {"weight_bytes": 4 << 20, "weight_bytes_changed": 1 << 20},
-            (
-                "coverage is 25.0 %: only Linear layers are swapped, and the largest other weights are embed (Embedding, "
-                "float32, 3.0 MiB)"
-            ),
-        ),
-        (
-            [swapped(), *(left(name=f"h.{i}.table", nbytes_before=1 << 20) for i in range(12))],
-            {"weight_bytes": 12 << 20, "weight_bytes_changed": 0},
-            "the largest other weights are h.{0..11}.table (12 x Embedding, bfloat16, 12.0 MiB);",
-        ),
-        (
-            [swapped(**W4)],
-            {"scheme": "w4a8g128"},
-            (
-                "method 'rtn' rounds 4-bit weights without calibration data; more accurate, on the original model: "
-                'nybble.quantize(model, "w4a8g128", method="gptq", calibration=batches)'
-            ),
-        ),
-        (
-            [swapped(**W4)],
-            {"scheme": "w4a8"},
-            'on the original model, scheme="w4a8g128" instead of "w4a8"',
-        ),
-        (
-            [swapped(kernel="w8a8_avx2")],
-            {},
-            "int8 kernels run on target avx2 because VNNI instructions are not available",
-        ),
-        (
-            [swapped(kernel="w8a8_avx512bw")],
-            {},
-            "int8 kernels run on target avx512bw because VNNI instructions are not available",
-        ),
-        ([swapped(kernel="w8a8_reference")], {}, "1 layer in plain torch, which is slow"),
-        (
-            [swapped(rounded=Rounded("rtn", 0.2, 0.2, notes=("not gptq: no usable Hessian",)))],
-            {"method": "gptq"},
-            "1 layer got a simpler method than 'gptq', for the reasons in the notes",
-        ),
-        (
-            [swapped(rounded=Rounded("rtn", 0.2, 0.25)), swapped(name="b", rounded=Rounded("rtn", 0.2, 0.125))],
-            {},
-            "the largest output error is 25.0 %, of encoder.0.fc: on the original model, exclude='encoder.0.fc'",
-        ),
-        ([swapped()], {}, "nybble.evaluate(model, original, batches) compares"),
-        ([swapped()], {}, 'nybble.save(model, "directory") writes the model'),
-    ],
-)
-def test_the_report_says_what_to_do_next(layers: list[LayerReport], changes: dict[str, object], line: str) -> None:
-    assert line in advised(*layers, **changes)
-    good = swapped(kernel="w8a8_avx512vnni", speeds=speeds({1: 1.5, 16: 2.0}))
-    assert line not in advised(good) or line.startswith("nybble."), "said where there is nothing to say"
-    assert line.split(":")[0] in " ".join(str(report(*layers, **changes)).split("what to do next:")[1].split())
-
-
-def test_a_good_report_advises_to_evaluate_and_save_only() -> None:
-    good = swapped(kernel="w8a8_avx512vnni", speeds=speeds({1: 1.5, 16: 2.0}))
-    assert [line.split("(")[0] for line in advised(good).splitlines()] == ["nybble.evaluate", "nybble.save"]
-
-
 # --- the width, and notebooks
 
 
@@ -514,3 +327,18 @@ def test_json_is_complete_and_strict() -> None:
     assert data["coverage"] == both.coverage
     assert data["nbytes_before"] == 8528
     assert data["versions"] == {"nybble": "0.1.0"}
+
+
+def test_numbers_that_are_not_finite_are_text_in_json() -> None:
+    tried = (Tried("w8a8", math.inf), Tried("w4a8", None, why="cannot be"))
+    rounded = Rounded("rtn", math.nan, math.inf)
+    text = report(swapped(tried=tried, rounded=rounded), left(sqnr_db=-math.inf)).to_json()
+    data = json.loads(text, parse_constant=lambda text: pytest.fail(f"not strict JSON: {text}"))
+    first, second = data["layers"]
+    assert [one["error"] for one in first["tried"]] == ["inf", None]
+    assert (first["rounded"]["error"], first["rounded"]["error_rtn"]) == ("inf", "nan")
+    assert second["sqnr_db"] == "-inf"
+
+
+def test_schemes_that_a_layer_cannot_have_are_noted() -> None:
+    assert "w4a8g128 not taken: 48 inputs" in str(report(left(tried=(Tried("w4a8g128", None, why="48 inputs"),))))

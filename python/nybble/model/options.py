@@ -24,7 +24,7 @@ class Options(NamedTuple):
     """The options of a pass, checked.
 
     scheme: None if weights stay floats. others: the schemes that a layer may get in its place. max_error: the most that
-    the output error of one of several schemes may be. include: None for all layers. observer: None unless activations are static.
+    a layer's output error may be, or None. include: None for all layers. observer: None unless activations are static.
     """
 
     scheme: Scheme | None
@@ -36,7 +36,12 @@ class Options(NamedTuple):
     timing_s: float = TIMING_S
     observer: str | None = None
     others: tuple[Scheme, ...] = ()
-    max_error: float = MAX_ERROR
+    max_error: float | None = None
+
+    @property
+    def is_choice(self) -> bool:
+        """Whether a layer's scheme, or whether it gets the only one, depends on its error."""
+        return bool(self.others) or self.max_error is not None
 
     @property
     def schemes(self) -> tuple[Scheme, ...]:
@@ -62,9 +67,9 @@ def check_choice(argument: str, value: object, choices: tuple[str, ...]) -> str:
     return value
 
 
-def check_schemes(argument: str, schemes: str | Scheme | Sequence[str | Scheme]) -> tuple[Scheme, ...]:
+def check_schemes(argument: str, schemes: str | Scheme | Iterable[str | Scheme]) -> tuple[Scheme, ...]:
     """The schemes without duplicates. Raises TypeError or ValueError."""
-    asked = schemes if isinstance(schemes, Sequence) and not isinstance(schemes, str) else (schemes,)
+    asked = (schemes,) if isinstance(schemes, (str, Scheme)) or not isinstance(schemes, Iterable) else tuple(schemes)
     if not asked:
         raise ValueError(f"{argument}={schemes!r}: must be at least one scheme")
     return tuple(dict.fromkeys(map(Scheme.parse, asked)))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from torch import nn
 
 from ..model.eligible import ALREADY, dense_weight, is_linear_like
 from ..nn.module import QuantizedModule
+from ..report.data import NOT_TIMED
 from ..report.speed import Speed, mean_speed
 from ..weights.sparsity import Block
 from .measure import Speeds, Timer
@@ -82,8 +84,17 @@ class Builder:
         return found
 
     def speeds(self, layer: Layer, old: nn.Module, new: QuantizedModule) -> Speeds:
-        """Time of ``old`` over that of ``new``, in the place of ``layer``, for each M."""
+        """Time of ``old`` over that of ``new``, in the place of ``layer``, for each M; empty if the time is spent."""
         return self.timer.speeds(old, new, self.options.m, self._left(layer))
+
+    def accepts(self, layer: Layer, new: QuantizedModule) -> bool:
+        """Whether a replacement has kernels and, depending on the goal, is fast enough."""
+        if isinstance(self.kernels(new), str):
+            return False
+        if self.options.goal not in _KEEPS:
+            return True
+        speeds = self.speeds(layer, layer.site.module, new)
+        return bool(speeds) and self.keeps(mean_speed(list(speeds.values())))
 
     def keeps(self, mean: Speed) -> bool:
         """Whether the goal allows a replacement of this speed."""
@@ -98,6 +109,8 @@ class Builder:
         if self.options.goal not in _KEEPS:
             return None
         layer.speeds = self.speeds(layer, layer.site.module, new)
+        if not layer.speeds:
+            return NOT_TIMED
         mean = mean_speed(list(layer.speeds.values()))
         if self.keeps(mean):
             return None
@@ -105,10 +118,10 @@ class Builder:
         return f"{mean.verdict} here: {mean} dense speed ({of})" + self._where_it_pays(layer, new)
 
     def _left(self, layer: Layer) -> int:
-        """How many measurements may come, this one included: of each scheme over dense, and of one over another."""
+        """How many measurements may come, this one included: one for each scheme."""
         self._timed.add(_problem(layer))
         kinds = 1 + len({_problem(other) for other in self._plan.open_layers() if other.new is None} - self._timed)
-        return kinds * (2 * len(self.options.schemes) - 1)
+        return kinds * len(self.options.schemes)
 
     def _where_it_pays(self, layer: Layer, new: QuantizedModule) -> str:
         """For a sparse layer that is slower than dense: the share of zeros from which it would be faster."""
@@ -116,8 +129,8 @@ class Builder:
             return ""
         percent = self.timer.pays_from(layer.site.module, new, self.options.m, self._left(layer))
         if percent is None:
-            return "; not faster even with 95 % zeros"
-        return f"; faster from {percent} % zeros"
+            return ""
+        return f"; faster from {percent} % zeros" if percent < math.inf else "; not faster even with 95 % zeros"
 
     def leave_refused(self, twins: Sequence[Layer]) -> None:
         """Mark these twins as left alone if a layer with the shape of one of them was rejected before."""

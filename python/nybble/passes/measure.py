@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -15,7 +17,8 @@ from ..report.speed import Speed, mean_speed
 from ..weights.sparsity import Unstructured
 from . import paired
 
-# The share of all seconds that one layer may take as long as neither it nor its replacement is faster.
+# The share of all seconds that one layer may take, after its first pairs, as long as neither it nor its replacement is
+# faster.
 _PATIENCE = 1 / 12
 # Percentages of zeros that are tried when a sparse layer is slower than dense.
 _ZEROS = (50, 60, 70, 80, 90, 95)
@@ -23,11 +26,27 @@ _ZEROS = (50, 60, 70, 80, 90, 95)
 _SIZES = 64
 
 Speeds = dict[int, Speed]
-_memo: dict[object, Speeds] = {}
+
+
+class _Known(NamedTuple):
+    """Speeds, and for how many ``seconds`` in all the call measured that found them."""
+
+    speeds: Speeds
+    seconds: float
+
+    def holds(self, seconds: float) -> bool:
+        """Whether a call that measures for these seconds would find the same: it is decided, or was given as long."""
+        mean = mean_speed(list(self.speeds.values()))
+        return mean.is_faster or mean.is_slower or seconds <= self.seconds
+
+
+_memo: dict[object, _Known] = {}
 
 
 class Timer:
     """Measures the layers of one call of a pass.
+
+    No measurement begins when the seconds are spent; one that has begun gets a pair of calls for each M.
 
     Args:
         seconds: for all measurements.
@@ -37,36 +56,65 @@ class Timer:
     def __init__(self, seconds: float, tell: Callable[[str], None]) -> None:
         self.seconds, self.spent = seconds, 0.0
         self._tell = tell
+        self._found: dict[object, Speeds] = {}
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether there is no time left."""
+        return self.spent >= self.seconds
 
     def speeds(self, old: nn.Module, new: QuantizedModule, ms: Sequence[int], left: int) -> Speeds:
-        """Time of ``old`` over that of ``new`` for each M, in the caller's grad mode.
+        """Time of ``old`` over that of ``new`` for each M, in the caller's grad mode; empty if the time is spent.
 
-        Both map (M, K) to (M, N). Results are cached for the process.
+        Both map (M, K) to (M, N). Results are cached for the process, except those that more time would have decided.
 
         Args:
             left: how many measurements share the seconds that are left, this one included.
         """
-        key = (_described(old, ms), _described(new, ms), torch.get_num_threads(), self.seconds)
-        if key not in _memo:
-            self._tell(f"timing {new.out_features}x{new.in_features} {new.scheme}")
-            there = max(0.0, self.seconds - self.spent)
-            most = there / max(1, left)
-            begin = time.perf_counter()
-            limits = paired.Limits(most, min(most, _PATIENCE * self.seconds), least=there)
-            _memo[key] = paired.decide({m: _pairs(old, new, m) for m in ms}, limits)
-            self.spent += time.perf_counter() - begin
-        return _memo[key]
+        key = _key(old, new, ms)
+        if key not in self._found:
+            known = _memo.get(key)
+            if known is not None and known.holds(self.seconds):
+                self._found[key] = known.speeds
+            elif self.is_spent:
+                return {}
+            else:
+                self._tell(f"timing {new.out_features}x{new.in_features} {new.scheme}")
+                self._found[key] = self._measured(key, {m: _pairs(old, new, m) for m in ms}, left)
+        return self._found[key]
 
-    def pays_from(self, dense: nn.Module, layer: QuantizedModule, ms: Sequence[int], left: int) -> int | None:
+    def put(self, old: nn.Module, new: QuantizedModule, speeds: Speeds) -> None:
+        """Set what ``speeds`` gives for these layers in this call, since it follows from other measurements."""
+        self._found[_key(old, new, list(speeds))] = speeds
+
+    def _measured(self, key: object, pairs: dict[int, paired.Pairs], left: int) -> Speeds:
+        begin = time.perf_counter()
+        there, patience = self.seconds - self.spent, _PATIENCE * self.seconds
+        most = there / max(1, left)
+        speeds = paired.decide(pairs, paired.Limits(most, min(most, patience), least=there))
+        self.spent += time.perf_counter() - begin
+        # One that was cut off is as if it had been given no time.
+        is_whole = most >= patience and all(speed.pairs >= paired.FEW for speed in speeds.values())
+        _memo[key] = _Known(speeds, self.seconds if is_whole else 0.0)
+        return speeds
+
+    def pays_from(self, dense: nn.Module, layer: QuantizedModule, ms: Sequence[int], left: int) -> float | None:
         """The smallest of a few percentages of zeros at which a sparse layer of this shape is faster than ``dense``.
 
-        Measured on random weights, since only the number of zeros matters. None if it is not faster even at 95 %.
+        Measured on random weights, since only the number of zeros matters. Infinite if it is not faster even at 95 %;
+        None if the time is spent before that is known.
         """
         for i, percent in enumerate(_ZEROS):
+            if self.is_spent:
+                return None
             other = _random_layer(layer, Unstructured(percent))
             if mean_speed(list(self.speeds(dense, other, ms, left + len(_ZEROS) - i).values())).is_faster:
                 return percent
-        return None
+        return math.inf
+
+
+def _key(old: nn.Module, new: QuantizedModule, ms: Sequence[int]) -> object:
+    return _described(old, ms), _described(new, ms), tuple(ms), torch.get_num_threads()
 
 
 def _described(layer: nn.Module, ms: Sequence[int]) -> object:

@@ -19,7 +19,7 @@ from torch import nn
 from ..model.batches import check_batches
 from ..model.digest import data_sha256
 from ..model.eligible import is_linear_like
-from ..model.options import check_progress
+from ..model.options import TIMING_S, check_progress, check_seconds
 from ..model.walk import sites
 from ..nn.module import QuantizedModule
 from ..recipe.recipe import DENSE, PASSES, Recipe, Stage
@@ -35,6 +35,8 @@ from .rotate.rotate import Rotation, rotated
 
 # Stands for the stage's own scheme (or pattern), which layers get that match no pattern of ``layers``.
 STAGE_DEFAULT = ""
+# Seconds that a call may measure when those of the stage are spent.
+_LEAST_S = 1e-3
 # The argument that holds that scheme or pattern.
 DEFAULT_ARGUMENT = {"quantize": "scheme", "sparsify": "pattern"}
 
@@ -95,7 +97,7 @@ def optimize(
     Args:
         model: any module, as for ``quantize``.
         recipe: the passes and their arguments. If a stage gives schemes by layer, each scheme is one call of the pass,
-            in the order in which the schemes are listed.
+            in the order in which the schemes are listed; these calls share the stage's ``timing_s``.
         calibration: calibration batches, as for ``sparsify``; every pass that needs data gets them. ``recover`` also
             gets the original model (rotated, if a stage rotated it) as its reference, and the recipe's seed.
         progress: for the bars of the passes, as in ``quantize``.
@@ -144,16 +146,19 @@ def _run(stage: Stage, model: nn.Module, given: Mapping[str, Any]) -> StageRepor
         return report
     groups = _groups(model, layers, STAGE_DEFAULT if DEFAULT_ARGUMENT[stage.name] in arguments else DENSE)
     if not groups:
-        return replace(quantize(model, exclude="*", goal="memory"), scheme=DENSE)
+        return replace(quantize(model, exclude="*", goal="memory"), scheme=DENSE, merged=True)
     resume = arguments.get("resume")
     done: dict[str, Report] = {}
+    limit = left = check_seconds("timing_s", arguments.pop("timing_s", TIMING_S))
     for i, (scheme, names) in enumerate(groups.items()):
-        own = {} if resume is None else {"resume": resume / str(i)}
+        own: dict[str, Any] = {} if resume is None else {"resume": resume / str(i)}
         chosen = {**own, **_scheme(scheme), "include": [escape(name) for name in names]}
         if scheme != STAGE_DEFAULT and not Scheme.parse(scheme).static:
             chosen["observer"] = None
-        done |= dict.fromkeys(names, run(model, **{**arguments, **chosen}))
-    return _merged(done)
+        one: Report = run(model, **{**arguments, **chosen, "timing_s": max(left, _LEAST_S) / (len(groups) - i)})
+        left -= one.timing_s
+        done |= dict.fromkeys(names, one)
+    return replace(_merged(done), timing_limit_s=limit)
 
 
 def _groups(model: nn.Module, layers: Mapping[str, str], default: str) -> dict[str, list[str]]:
@@ -191,8 +196,8 @@ def _merged(done: Mapping[str, Report]) -> Report:
     rows = {name: {row.name: row for row in report.layers}[name] for name, report in done.items()}
     layers = tuple(rows.get(row.name, row) for row in reports[-1].layers)
     schemes = ", ".join(dict.fromkeys(report.scheme for report in reports))
-    spent, limit = (math.fsum(getattr(one, name) for one in reports) for name in ("timing_s", "timing_limit_s"))
-    return replace(reports[-1], layers=layers, scheme=schemes, timing_s=spent, timing_limit_s=limit)
+    spent = math.fsum(one.timing_s for one in reports)
+    return replace(reports[-1], layers=layers, scheme=schemes, timing_s=spent, merged=True)
 
 
 def _differences(recipe: Recipe, batches: list[Any] | None) -> list[str]:

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..model.eligible import dense_weight
 from ..nn.module import QuantizedModule
-from ..report.data import Tried
-from ..report.speed import Speed, mean_speed
+from ..report.data import NOT_TIMED, Tried
+from ..report.speed import Speed, mean_speed, product
 from .build import Builder
 from .layerwise.errors import relative_error
 from .layerwise.outcome import Outcome
+from .measure import Speeds
 from .plan import Layer
 
 # Rows of normal random numbers that stand for inputs where there is no calibration data.
 _ROWS = 64
+
+
+# A less exact scheme must be that much faster, since the place of its buffers alone makes some percent.
+_WORTH = 1.03
 
 
 class _Candidate(NamedTuple):
@@ -29,19 +34,25 @@ class _Candidate(NamedTuple):
 
     @property
     def name(self) -> str:
-        return str(self.outcome.scheme)
+        """The scheme of the layer, which differs from that asked for if its activations stay dynamic."""
+        return str(self.new.scheme)
 
 
 class _Judged(NamedTuple):
-    """``why``: why the candidate is not taken, or None; ``speed``: over the dense layer, if measured."""
+    """``why``: why the candidate is not taken, or None; ``speeds``: over the dense layer, for each M, if measured."""
 
     why: str | None
-    speed: Speed | None = None
+    speeds: Speeds
+
+    @property
+    def mean(self) -> Speed | None:
+        return _mean(self.speeds)
 
 
 def pick(
     twins: Sequence[Layer],
     outcomes: Sequence[Outcome],
+    refused: Mapping[str, str],
     make: Callable[[Layer, Outcome], QuantizedModule],
     x: Tensor | None,
     builder: Builder,
@@ -52,6 +63,7 @@ def pick(
     so far, or with ``goal="memory"`` be smaller.
 
     Args:
+        refused: scheme -> why the layers cannot have it.
         make: builds the replacement of an outcome.
         x: inputs (T, K) on which errors are measured; None: random ones.
         builder: measures speeds, and has the options.
@@ -61,20 +73,28 @@ def pick(
     best: _Candidate | None = None
     judged: dict[str, _Judged] = {}
     for one in candidates:
-        judged[one.name] = _judge(first, one, best, builder)
+        known = None if best is None else judged[best.name].speeds
+        judged[one.name] = _judge(first, one, best, known or {}, builder)
         if judged[one.name].why is None:
             if best is not None:
                 better = "smaller" if builder.options.goal == "memory" else "faster"
                 judged[best.name] = judged[best.name]._replace(why=f"{one.name} is {better}")
             best = one
-    tried = tuple(Tried(one.name, one.error, judged[one.name].speed, judged[one.name].why) for one in candidates)
+    tried = [Tried(one.name, one.error, judged[one.name].mean, judged[one.name].why) for one in candidates]
+    tried += [Tried(name, None, None, why) for name, why in {**refused, **_dynamic(outcomes)}.items()]
+    timed = [judged[one.name].speeds for one in candidates if judged[one.name].speeds]
     for layer in twins:
-        layer.tried = tried
+        layer.tried = tuple(tried)
         if best is None:
             layer.reason = "; ".join(f"not {one.scheme}: {one.why}" for one in tried)
-            timed = [one for one in candidates if judged[one.name].speed is not None]
-            layer.speeds = builder.speeds(first, first.site.module, timed[0].new) if timed else {}
+            layer.speeds = timed[0] if timed else {}
     return None if best is None else best.outcome
+
+
+def _dynamic(outcomes: Sequence[Outcome]) -> dict[str, str]:
+    """Static schemes whose activations stay dynamic -> why."""
+    found = [one for one in outcomes if one.scheme is not None and one.scheme.static and one.act is None]
+    return {str(one.scheme): one.notes[-1] for one in found}
 
 
 def _candidates(
@@ -89,34 +109,42 @@ def _candidates(
         x = torch.randn(_ROWS, weight.shape[1], generator=torch.Generator().manual_seed(0))
     x = x.to(weight.dtype)
     wanted = dense(x)
-    found = []
+    found: dict[str, _Candidate] = {}
     for outcome in outcomes:
         new = make(layer, outcome)
         error = relative_error(new(x), wanted)
-        found.append(_Candidate(outcome, new, error if math.isfinite(error) else math.inf))
-    return found
+        one = _Candidate(outcome, new, error if math.isfinite(error) else math.inf)
+        found.setdefault(one.name, one)
+    return list(found.values())
 
 
-def _judge(layer: Layer, one: _Candidate, best: _Candidate | None, builder: Builder) -> _Judged:
+def _judge(layer: Layer, one: _Candidate, best: _Candidate | None, known: Speeds, builder: Builder) -> _Judged:
+    """``known``: the speeds of the best over the dense layer."""
     options = builder.options
-    if not one.error <= options.max_error:
-        return _Judged(f"its error is above max_error={options.max_error:g}")
+    if options.max_error is not None and not one.error <= options.max_error:
+        return _Judged(f"its error is above max_error={options.max_error:g}", {})
     kernels = builder.kernels(one.new)
     if isinstance(kernels, str):
-        return _Judged(kernels)
+        return _Judged(kernels, {})
     if options.goal == "memory":
         if best is not None and one.new.nbytes >= best.new.nbytes:
-            return _Judged(f"not smaller than {best.name}")
-        return _Judged(None)
-    over_dense = _speed(layer, layer.site.module, one.new, builder)
-    if not builder.keeps(over_dense):
-        return _Judged(f"{over_dense.verdict} against dense", over_dense)
+            return _Judged(f"not smaller than {best.name}", {})
+        return _Judged(None, {})
+    dense = layer.site.module
+    speeds = builder.speeds(layer, dense if best is None else best.new, one.new)
+    mean = _mean(speeds)
+    if mean is None:
+        return _Judged(NOT_TIMED, {})
     if best is None:
+        return _Judged(None if builder.keeps(mean) else f"{mean.verdict} against dense", speeds)
+    # What is faster than the best need not be timed against the dense layer too.
+    over_dense = {m: product(known[m], speed) for m, speed in speeds.items()}
+    builder.timer.put(dense, one.new, over_dense)
+    if mean.low > _WORTH:
         return _Judged(None, over_dense)
-    over_best = _speed(layer, best.new, one.new, builder)
-    why = None if over_best.is_faster else f"{over_best.verdict} against {best.name}, {over_best}"
-    return _Judged(why, over_dense)
+    verdict = f"less than {100 * (_WORTH - 1):.0f} % faster" if mean.is_faster else mean.verdict
+    return _Judged(f"{verdict} against {best.name}, {mean}", over_dense)
 
 
-def _speed(layer: Layer, old: nn.Module, new: QuantizedModule, builder: Builder) -> Speed:
-    return mean_speed(list(builder.speeds(layer, old, new).values()))
+def _mean(speeds: Speeds) -> Speed | None:
+    return mean_speed(list(speeds.values())) if speeds else None

@@ -33,7 +33,7 @@ def quantize(
     m: int | Sequence[int] = (1, 16, 256),
     goal: str = "speed",
     timing_s: float = options.TIMING_S,
-    max_error: float = options.MAX_ERROR,
+    max_error: float | None = None,
     strict: bool = False,
     untie: bool = False,
     progress: bool | None = None,
@@ -49,8 +49,8 @@ def quantize(
         scheme: the format of weights and activations, such as ``"w8a8"``, ``"w4a8g128"`` or a ``Scheme``. Static
             schemes, such as ``"w8a8static"``, need calibration data. Of several, such as ``("w8a8", "w8a7")``, each layer
             gets the fastest whose output error is at most ``max_error``: from the most exact one on, a less exact one is
-            taken only if it is measured to be faster (with ``goal="memory"``: if it is smaller). The report's ``tried``
-            has their errors and speeds. Input scales of ``smooth`` and "awq" are those of the first scheme.
+            taken only if it is measured to be at least 3 % faster (with ``goal="memory"``: if it is smaller). The report's
+            ``tried`` has their errors and speeds. Input scales of ``smooth`` and "awq" are those of the first scheme.
         include: glob patterns on full module names; only layers that match one are quantized. None means all.
         exclude: glob patterns on full module names; layers that match one are left alone.
         method: how weights are rounded. Without data: ``"rtn"`` (round to nearest), ``"mse"`` (the scale with the least
@@ -76,18 +76,21 @@ def quantize(
             threads: the interval of the geometric mean over ``m`` of dense time / nybble time is above 1. ``"no_slower"``
             also replaces layers for which that interval holds 1, for the sake of memory. ``"memory"`` replaces every
             layer, untimed.
-        timing_s: the most seconds that all measurements of speed may take. Each kind of layer is timed once, in pairs
-            of calls, until the interval excludes 1; one that stays undecided gets a twelfth of this time.
-        max_error: the largest relative output error (Frobenius norm) that a layer may have with one of several schemes, on
-            held-out calibration data, or else on normal random rows. If none is within it, the layer stays dense. A
-            single scheme has no such limit.
+        timing_s: the seconds for all measurements of speed. Each kind of layer is timed once, in pairs of calls, until
+            the interval excludes 1; one that stays undecided gets a twelfth of this time after its first pairs. No
+            kind begins when the time is spent, and layers of the others stay dense; one that has begun gets a pair of
+            calls for each ``m``, however long these take.
+        max_error: the largest relative output error (Frobenius norm) that a layer may have, on held-out calibration
+            data, or else on normal random rows. If no scheme is within it, the layer stays dense. None (default): 0.05
+            for one of several schemes, no limit for a single one.
         strict: raise if any Linear-like layer that ``include`` and ``exclude`` allow would stay dense.
         untie: quantize a copy of a weight that an ``nn.Embedding`` or another dense layer also uses. By default such
             a layer stays dense. Quantized layers that share one weight stay tied either way.
         progress: True shows a bar on stderr, False none. None (default): a bar if stderr is a terminal and the work takes
             longer than two seconds. Bars need the package rich.
         resume: a directory for finished layers. An interrupted run that is started again with the same model, data and
-            settings reads them from there and gives bitwise the same result (``goal="speed"`` measures again).
+            settings, ``timing_s`` aside, reads them from there and gives bitwise the same result (``goal="speed"``
+            measures again; a scheme that is too slow now makes way for another, if there are several).
 
     Returns:
         A ``Report``; each layer's ``rounded`` has its method and output errors. Layers keep their training flag; the
@@ -110,11 +113,17 @@ def quantize(
         timing_s=options.check_seconds("timing_s", timing_s),
         observer=options.check_observer(observer, *schemes),
         others=schemes[1:],
-        max_error=options.check_share("max_error", max_error),
+        max_error=_most(max_error, len(schemes)),
     )
     scaling, *_ = [_scaling(smooth, asked.method, one) for one in schemes]
     call = Call(calibration, strict, untie, progress, resume, settings=(scaling,))
     return run_pass(model, found, asked, call, lambda plan, edits: Rounding(plan, edits, scaling))
+
+
+def _most(max_error: float | None, schemes: int) -> float | None:
+    if max_error is None:
+        return options.MAX_ERROR if schemes > 1 else None
+    return options.check_share("max_error", max_error)
 
 
 def _scaling(smooth: bool | float, method: str, scheme: Scheme) -> Awq | Smooth | None:

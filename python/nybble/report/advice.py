@@ -11,7 +11,7 @@ from ..text import Items, span
 from ..weights.scheme import Scheme, activations_of
 from ..weights.sparsity import NofM, Unstructured, parse_name
 from .columns import error_of, method_of, size
-from .data import NOT_LINEAR, LayerReport, ReportData
+from .data import NOT_LINEAR, NOT_TIMED, LayerReport, ReportData
 from .fold import Row, fold_names, rows
 
 Facts = Mapping[str, object]
@@ -53,9 +53,12 @@ def advise(lines: Iterable[str]) -> Advice | None:
 
 def call_of(report: ReportData, argument: str) -> str:
     """The call that runs the report's pass again with another argument."""
-    schemes = report.scheme.split(", ")
-    if len(schemes) > 1 or report.scheme == "dense":
+    if report.merged:
         return f"the same recipe with {argument}"
+    schemes = report.scheme.split(", ")
+    if len(schemes) > 1:
+        several = ", ".join(f'"{one}"' for one in schemes)
+        return f"nybble.quantize(model, ({several}), {argument})"
     pattern, _, numbers = report.scheme.rpartition(" ")
     if not pattern:
         return f'nybble.quantize(model, "{numbers}", {argument})'
@@ -127,6 +130,14 @@ def _undecided(report: ReportData) -> Facts | None:
     longer = call_of(report, f"timing_s={6 * report.timing_limit_s:g}")
     call = call_of(report, 'goal="no_slower"')
     return {"count": _counted(left), "bytes": _bytes(left), "m": _sizes(report.m), "call": call, "longer": longer}
+
+
+def _not_timed(report: ReportData) -> Facts | None:
+    left = [layer for layer in report.left if NOT_TIMED in (layer.reason or "")]
+    if not left:
+        return None
+    call = call_of(report, f"timing_s={6 * report.timing_limit_s:g}")
+    return {"count": _counted(left), "bytes": _bytes(left), "call": call}
 
 
 def _left_for_speed(report: ReportData) -> Facts | None:
@@ -250,6 +261,7 @@ RULES = (
         "{count} ({bytes}) left alone: no difference to the dense layer's speed on the mean over M={m}; to save memory where "
         "that is so: {call}; to measure longer: {longer}",
     ),
+    Rule(_not_timed, "{count} ({bytes}) left alone: no time was left to time them; to measure longer: {call}"),
     Rule(_faster_at_some, "at M={m} those layers are {speeds} times as fast as dense; if you run only these M: {call}"),
     Rule(
         _slower_at_some,

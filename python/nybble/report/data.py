@@ -12,6 +12,8 @@ from .speed import Speed, mean_speed
 SCHEMA = "nybble.report/1"
 # The reason of weights that no pass for Linear layers changes.
 NOT_LINEAR = "not a Linear layer"
+# The reason of layers for which no time was left.
+NOT_TIMED = "not timed: timing_s was spent"
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,12 @@ class Tried:
     """One of several schemes that a layer could get.
 
     ``error`` is the relative output error (Frobenius norm), on calibration data that the method did not see or on
-    random rows. ``speed`` is dense time over its time, None where it was not measured. ``why``: why it was not taken;
-    None: it was.
+    random rows; None where the layer cannot have the scheme. ``speed`` is dense time over its time, None where it was
+    not measured. ``why``: why it was not taken; None: it was.
     """
 
     scheme: str
-    error: float
+    error: float | None
     speed: Speed | None = None
     why: str | None = None
 
@@ -131,8 +133,8 @@ class ReportData:
 
     ``weight_bytes`` counts every parameter of rank 2 and more once, Linear or not; ``weight_bytes_changed`` is the
     part of it that belongs to quantized layers. A layer that was quantized before the call counts as changed, with
-    the bytes that its weight would take in its own dtype. ``timing_s``: seconds that measuring speeds took, of at most
-    ``timing_limit_s``.
+    the bytes that its weight would take in its own dtype. ``timing_s``: seconds that measuring speeds took, of
+    ``timing_limit_s``. ``merged``: whether it tells of a stage of a recipe that gives schemes by layer.
     """
 
     layers: tuple[LayerReport, ...]
@@ -147,6 +149,7 @@ class ReportData:
     versions: dict[str, str] = field(default_factory=dict)
     timing_s: float = 0.0
     timing_limit_s: float = 0.0
+    merged: bool = False
 
     @property
     def coverage(self) -> float:
@@ -176,13 +179,11 @@ class ReportData:
     def to_json(self) -> str:
         """Every field of the report and its layers, and the totals, as strict JSON.
 
-        An infinite ``sqnr_db`` is the string "inf"; the keys of ``speeds`` and ``speedup`` are strings.
+        An infinite number is the string "inf"; the keys of ``speeds`` and ``speedup`` are strings.
         """
         layers = []
         for layer in self.layers:
             entry: dict[str, Any] = asdict(layer)
-            if layer.sqnr_db is not None and math.isinf(layer.sqnr_db):
-                entry["sqnr_db"] = "inf"
             told = ("swapped", "speedup", "slower_at", "undecided_at", "mean_speedup")
             entry |= {name: getattr(layer, name) for name in told}
             mean = layer.mean_speed
@@ -195,4 +196,13 @@ class ReportData:
             "coverage": self.coverage,
             "layers": layers,
         }
-        return json.dumps(totals, indent=2, allow_nan=False)
+        return json.dumps(_strict(totals), indent=2, allow_nan=False)
+
+
+def _strict(value: Any) -> Any:
+    """The value with text in place of numbers that strict JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

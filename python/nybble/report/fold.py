@@ -141,6 +141,8 @@ def notes_of(layer: LayerReport) -> list[str]:
 
 def _said(tried: Tried) -> str:
     """ "w8a7 taken: output error 0.0152, 2.10 times dense speed [2.05, 2.15]"."""
+    if tried.error is None:
+        return f"{tried.scheme} not taken: {tried.why}"
     facts = f"output error {tried.error:.4f}"
     if tried.speed is not None:
         low, high = tried.speed.low, tried.speed.high

@@ -49,7 +49,7 @@ class Report(ReportData, Shown):
         return [
             f"M=... : dense time / nybble time, above 1 is faster; mean : over M, and its interval{holds}",
             f"a layer is swapped where the interval {_SWAPPED[self.goal]} (goal={self.goal!r})",
-            f"timing took {self.timing_s:.1f} s of at most {self.timing_limit_s:g} s",
+            f"timing took {self.timing_s:.1f} s of {self.timing_limit_s:g} s (timing_s)",
         ]
 
     def _foot(self, folded: Sequence[Row]) -> list[str]:

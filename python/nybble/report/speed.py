@@ -1,4 +1,4 @@
-"""A measured speed with its interval, and the mean of several."""
+"""A measured speed with its interval, the mean of several, and the product of two."""
 
 from __future__ import annotations
 
@@ -34,6 +34,16 @@ class Speed:
 
     def __str__(self) -> str:
         return f"{self.ratio:.2f}x [{self.low:.2f}, {self.high:.2f}]"
+
+
+def product(one: Speed, other: Speed) -> Speed:
+    """The speed over a of c, from those of b over a and of c over b, whose errors are independent."""
+    ratio = one.ratio * other.ratio
+    below, above = (
+        math.hypot(math.log(one.ratio / one_end), math.log(other.ratio / other_end))
+        for one_end, other_end in ((one.low, other.low), (one.high, other.high))
+    )
+    return Speed(ratio, ratio * math.exp(-below), ratio * math.exp(above), min(one.pairs, other.pairs))
 
 
 def mean_speed(speeds: Sequence[Speed]) -> Speed:

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from ... import __version__
 from ...model.batches import check_batches
-from ...model.options import Options, check_flag, check_progress
+from ...model.options import TIMING_S, Options, check_flag, check_progress
 from ...model.stages import eval_mode
 from ...model.walk import Edits, Site
 from ...report.report import Report
@@ -61,7 +61,9 @@ def run_pass(
                 raise ValueError(f"{work.needs_data}; {work.without_data!r} needs none")
             store = None
             if call.resume is not None:
-                settings = (*asked, call.untie, *call.settings, __version__)
+                # How long speeds are measured does not change a stored result.
+                lasting = asked._replace(timing_s=TIMING_S)
+                settings = (*lasting, call.untie, *call.settings, __version__)
                 store = open_store(call.resume, settings, [*model.state_dict().values(), *tree_leaves(batches)])
             with eval_mode(model) if batches is not None else contextlib.nullcontext():
                 work.begin(model, batches)

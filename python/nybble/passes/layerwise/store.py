@@ -13,38 +13,42 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ...report.data import Tried
 from ...weights import activations
 from ...weights.activations import ActScale
 from ...weights.rounding import QuantizedWeight, check_portable, portable_spec
 from ...weights.scheme import Scheme
 from .errors import Errors
 from .outcome import Outcome
+from .tried import from_plain, to_plain
 
-_SCHEMA = "nybble.layer/1"
+_SCHEMA = "nybble.layer/2"
 _MOST_INDEX = 1 << 20
 
 Spec = tuple[tuple[int, ...], torch.dtype]
 
 
 class Entry(NamedTuple):
-    """What is stored for one name: tensors, a kind (the method), notes, and numbers that may be missing."""
+    """What is stored for one name: tensors, a kind (the method), notes, numbers that may be missing, schemes tried."""
 
     tensors: Mapping[str, Tensor]
     kind: str
     notes: tuple[str, ...] = ()
     numbers: tuple[float | None, ...] = ()
+    tried: tuple[Tried, ...] = ()
 
 
 class Done(NamedTuple):
-    """The outcome of a layer and its output errors."""
+    """The outcome of a layer, its output errors, and the schemes that were tried."""
 
     outcome: Outcome
     errors: Errors
+    tried: tuple[Tried, ...] = ()
 
     def entry(self) -> Entry:
         """The entry to store."""
         outcome = self.outcome
-        return Entry(outcome.tensors(), outcome.method, outcome.notes, tuple(self.errors))
+        return Entry(outcome.tensors(), outcome.method, outcome.notes, tuple(self.errors), self.tried)
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,8 @@ class Store:
         from ...checkpoint.files import Digest, digest, replace_checkpoint
         from ...checkpoint.tensors import write_tensors
 
-        facts = {"kind": entry.kind, "notes": list(entry.notes), "numbers": list(entry.numbers)}
+        facts: dict[str, Any] = {"kind": entry.kind, "notes": list(entry.notes), "numbers": list(entry.numbers)}
+        facts["tried"] = to_plain(entry.tried)
 
         def write(path: Path) -> Digest:
             return digest(path, write_tensors(dict(entry.tensors), path))
@@ -98,7 +103,7 @@ class Store:
         held = {key: specs[key] for key in index["holds"]}
         with open_tensors(file, held) as read:
             tensors = {key: read(key) for key in held}
-        return Entry(tensors, index["kind"], tuple(index["notes"]), tuple(index["numbers"]))
+        return Entry(tensors, index["kind"], tuple(index["notes"]), tuple(index["numbers"]), index["tried"])
 
     def load_done(self, name: str, weight: Tensor, scheme: Scheme | None) -> Done | None:
         """The stored result of a layer with this weight (N, K) and dense scheme, or None if it was not saved."""
@@ -115,7 +120,7 @@ class Store:
         quantized = QuantizedWeight(**tensors) if tensors else None
         if quantized is not None and scheme is not None:
             check_portable(quantized, scheme, *weight.shape)
-        return Done(Outcome(new, found.kind, found.notes, quantized, act, scheme), Errors(*found.numbers))
+        return Done(Outcome(new, found.kind, found.notes, quantized, act, scheme), Errors(*found.numbers), found.tried)
 
     def _path(self, name: str) -> Path:
         return self.directory / f"layer-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
@@ -155,4 +160,5 @@ def _index(data: bytes) -> dict[str, Any] | None:
         values = index.get(field)
         if not isinstance(values, list) or not all(type(value) in allowed for value in values):
             return None
-    return index if index["schema"] == _SCHEMA else None
+    index["tried"] = from_plain(index.get("tried"))
+    return index if index["schema"] == _SCHEMA and index["tried"] is not None else None

@@ -125,7 +125,11 @@ class Work:
             return None
         weight = dense_weight(layer.site.module)
         found = (store.load_done(_entry(layer, scheme), weight, scheme) for scheme in self.schemes)
-        return next((done for done in found if done is not None), None)
+        done = next((done for done in found if done is not None), None)
+        # Of several schemes, one that is too slow now makes way for another.
+        if done is not None and self.asked.others and not self.builder.accepts(layer, self.make(layer, done.outcome)):
+            return None
+        return done
 
     def _replace(self, twins: Sequence[Layer], inputs: Inputs | None, done: Done | None, store: Store | None) -> None:
         first = twins[0]
@@ -135,23 +139,27 @@ class Work:
         outcome = self._outcome(twins, inputs) if done is None else done.outcome
         if outcome is None:
             return
+        if done is not None:
+            for layer in twins:
+                layer.tried = done.tried
         errors = self._build(twins, outcome, None if inputs is None else inputs.held_out)
         if first.reason is not None:
             return
         if done is not None:
             errors = done.errors
         elif store is not None and not self.is_kept(first):
-            store.save(_entry(first, outcome.scheme), Done(outcome, errors).entry())
+            store.save(_entry(first, outcome.scheme), Done(outcome, errors, first.tried).entry())
         for layer in twins:
             self.note(layer, outcome, errors)
 
     def _outcome(self, twins: Sequence[Layer], inputs: Inputs | None) -> Outcome | None:
-        """The new weight of twins; None if none of several schemes is used: they get a ``reason``."""
-        module = twins[0].site.module
-        found = [self._in_scheme(twins, scheme, inputs) for scheme in self.schemes if why_left(module, scheme) is None]
-        if len(self.schemes) == 1:
+        """The new weight of twins; None if none of the schemes is used: they get a ``reason``."""
+        whys = {scheme: why_left(twins[0].site.module, scheme) for scheme in self.schemes}
+        found = [self._in_scheme(twins, scheme, inputs) for scheme, why in whys.items() if why is None]
+        if not self.asked.is_choice:
             return found[0]
-        return pick(twins, found, self.make, None if inputs is None else inputs.held_out, self.builder)
+        refused = {str(scheme): why for scheme, why in whys.items() if why is not None}
+        return pick(twins, found, refused, self.make, None if inputs is None else inputs.held_out, self.builder)
 
     def _in_scheme(self, twins: Sequence[Layer], scheme: Scheme | None, inputs: Inputs | None) -> Outcome:
         first = twins[0]
