@@ -49,8 +49,8 @@ def quantize(
         scheme: the format of weights and activations, such as ``"w8a8"``, ``"w4a8g128"`` or a ``Scheme``. Static
             schemes, such as ``"w8a8static"``, need calibration data. Of several, such as ``("w8a8", "w8a7")``, each layer
             gets the fastest whose output error is at most ``max_error``: from the most exact one on, a less exact one is
-            taken only if it is measured to be at least 3 % faster (with ``goal="memory"``: if it is smaller). The report's
-            ``tried`` has their errors and speeds. Input scales of ``smooth`` and "awq" are those of the first scheme.
+            taken only if it is measured to be at least 3 % faster (with ``goal="memory"``: if it is smaller). The
+            report's ``tried`` has their errors and speeds. Input scales of ``smooth`` and "awq" are those of the first scheme.
         include: glob patterns on full module names; only layers that match one are quantized. None means all.
         exclude: glob patterns on full module names; layers that match one are left alone.
         method: how weights are rounded. Without data: ``"rtn"`` (round to nearest), ``"mse"`` (the scale with the least
