@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Builds compare_kernels, compare_sparse and compare_rounding with g++'s address and undefined-behaviour sanitizers, and
-# runs them, for the targets of this CPU. AVX-512 sources that this CPU cannot run are emulated in plain C++ (NYBBLE_EMULATE), and AMX
-# always; `sanitize.sh all` also emulates the others. Uses a temporary folder. The thread sanitizer is not used: it does not know
-# libgomp's barriers and reports false races.
+# runs them, for the targets of this CPU. AVX-512 sources that this CPU cannot run are emulated in plain C++
+# (NYBBLE_EMULATE), and AMX always; `sanitize.sh all` also emulates the others. Uses a temporary folder. The thread
+# sanitizer is not used: it does not know libgomp's barriers and reports false races.
 set -euo pipefail
 cd "$(dirname "$0")"
 work=$(mktemp -d)
