@@ -13,7 +13,7 @@ from torch import nn
 import nybble
 from nybble.dispatch.explanation import Explanation
 from nybble.dispatch.spec import Problem
-from nybble.nn import Linear
+from nybble.nn import Linear, SparseLinear
 from nybble.passes import measure, paired
 from nybble.passes.paired import Limits, Pairs
 from nybble.passes.round import work
@@ -149,6 +149,29 @@ class TestSpeed:
         assert report.timing_s == 6.0, "that of one measurement more"
         assert nybble.quantize(model, m=1, timing_s=5).coverage == 100, "the next call goes on"
         assert len(timed) == 4
+
+    @pytest.mark.parametrize(
+        ("faster_from", "seconds", "found", "calls"),
+        [(70, 100, 70, 3), (100, 100, math.inf, 6), (70, 5, None, 2), (70, 0, None, 0)],
+    )
+    def test_more_zeros_are_tried_as_long_as_there_is_time(
+        self, monkeypatch: pytest.MonkeyPatch, faster_from: int, seconds: float, found: float | None, calls: int
+    ) -> None:
+        monkeypatch.setattr(measure, "_memo", {})
+        now, made = [0.0], []
+
+        def decide(pairs: Mapping[int, Pairs], limits: Limits) -> dict[int, Speed]:
+            made.append(limits)
+            now[0] += 3.0
+            ratio = 2.0 if (50, 60, 70, 80, 90, 95)[len(made) - 1] >= faster_from else 0.5
+            return dict.fromkeys(pairs, Speed(ratio, 0.9 * ratio, 1.1 * ratio, 30))
+
+        monkeypatch.setattr(paired, "decide", decide)
+        monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
+        dense = nn.Linear(64, 64)
+        layer = SparseLinear.from_weight(dense.weight.detach(), dense.bias, Scheme.parse("sp50w8a8"))
+        assert measure.Timer(seconds, lambda line: None).pays_from(dense, layer, (1,), 1) == found
+        assert len(made) == calls
 
     def test_what_was_cut_off_undecided_is_measured_again(
         self, clock: Callable[[Rule], list[int]], monkeypatch: pytest.MonkeyPatch

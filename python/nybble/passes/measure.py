@@ -107,8 +107,13 @@ class Timer:
         for i, percent in enumerate(_ZEROS):
             if self.is_spent:
                 return None
+            begin = time.perf_counter()
             other = _random_layer(layer, Unstructured(percent))
-            if mean_speed(list(self.speeds(dense, other, ms, left + len(_ZEROS) - i).values())).is_faster:
+            self.spent += time.perf_counter() - begin
+            speeds = self.speeds(dense, other, ms, left + len(_ZEROS) - i)
+            if not speeds:
+                return None
+            if mean_speed(list(speeds.values())).is_faster:
                 return percent
         return math.inf
 
