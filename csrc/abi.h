@@ -29,6 +29,10 @@ enum NybblePanel {
 // Columns of a packed weight tile, in every packed layout; bytes of a line of a panel, so many k in U8_LINES.
 enum { NYBBLE_TILE_N = 16, NYBBLE_LINE_K = 64 };
 
+// k whose lines share a byte of the section `large`, and bytes of a tile's part of it.
+enum { NYBBLE_LARGE_K = 64 };
+static inline int64_t nybble_large_bytes(int64_t k_padded) { return (k_padded + NYBBLE_LARGE_K - 1) / NYBBLE_LARGE_K; }
+
 // Lines of a mask layout whose masks are stored together.
 enum { NYBBLE_MASK_LINES = 8 };
 
@@ -77,6 +81,7 @@ struct NybbleLinearArgs {
   const void* scale;          // f32 [tiles * 16] for 8 bits; bf16 [tiles][groups][16] for 4 bits
   const uint8_t* zero_point;  // [tiles][groups][16], or null: 8
   const int32_t* column_sum;  // [tiles * 16] sums of codes, 8 bits only
+  const uint8_t* large;       // [tiles][nybble_large_bytes(k_padded)], dense 8 bits only; see pack.h
   const float* weight_sum;    // [tiles * 16] sums of weights, 4 bits only
   const void* bias;           // [n] elements of bias_dtype, or null
   void* y;                    // [rows][n] elements of y_dtype

@@ -143,6 +143,7 @@ NybbleLinearArgs linear_args(const LinearCall& call, const Chunk& chunk) {
   args.zero_point = shape.symmetric ? nullptr : packed + at.zero_point;
   args.column_sum = reinterpret_cast<const int32_t*>(packed + at.sum);
   args.weight_sum = reinterpret_cast<const float*>(packed + at.sum);
+  args.large = at.large ? packed + at.large : nullptr;
   args.bias = reinterpret_cast<const void*>(call.bias.address);
   args.y = reinterpret_cast<uint8_t*>(call.y.address) + chunk.row * shape.n * dtype_bytes(call.y_dtype);
   args.bias_dtype = call.bias_dtype;

@@ -1,9 +1,11 @@
 #include "pack.h"
 
+#include <cstdint>
 #include <cstring>
 #include <stdexcept>
 #include <string>
 
+#include "abi.h"
 #include "parallel.h"
 
 namespace nybble {
@@ -11,6 +13,9 @@ namespace nybble {
 namespace {
 
 int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
+
+// Most that codes of one sign may sum to, if their products with 7 bits are summed in 16 bits.
+constexpr int kLargeSum = INT16_MAX / 127;
 
 [[noreturn]] void refuse(const char* name, int64_t value, const char* rule) {
   throw std::invalid_argument(std::string(name) + "=" + std::to_string(value) + ": " + rule);
@@ -65,6 +70,22 @@ float weight_sum(const WeightShape& s, const Portable& from, int64_t n) {
   return static_cast<float>(sum);
 }
 
+// Marks the pairs of lines of an n16k4 tile whose sums may be too large for 16 bits.
+void mark_large(const WeightShape& s, const Sections& at, uint8_t* to, int64_t tile) {
+  const int64_t lines = s.k_padded() / 4, bytes = nybble_large_bytes(s.k_padded());
+  const int8_t* codes = reinterpret_cast<const int8_t*>(to + at.codes) + tile * lines * 64;
+  uint8_t* large = to + at.large + tile * bytes;
+  for (int64_t line = 0; line + 1 < lines; line += 2, codes += 128) {
+    bool any = false;
+    for (int i = 0; i < 64; i += 2) {
+      int above = 0, below = 0;
+      for (const int code : {codes[i], codes[i + 1], codes[i + 64], codes[i + 65]}) (code > 0 ? above : below) += code;
+      any = any || above > kLargeSum || below < -kLargeSum;
+    }
+    if (any) large[line / 16] |= static_cast<uint8_t>(1 << line / 2 % 8);
+  }
+}
+
 void pack_tile(const WeightShape& s, const Sections& at, const Portable& from, uint8_t* to, int64_t tile) {
   const int64_t row_bytes = s.bits == 8 ? s.k : (s.k + 1) / 2, blocks = s.k_padded() / (s.bits == 8 ? 4 : 8);
   const int64_t groups = s.groups();
@@ -97,6 +118,7 @@ void pack_tile(const WeightShape& s, const Sections& at, const Portable& from, u
       if (!s.symmetric) to[at.zero_point + packed] = n < s.n ? from.zero_point[row] : 0;
     }
   }
+  if (s.bits == 8) mark_large(s, at, to, tile);
 }
 
 void unpack_tile(const WeightShape& s, const Sections& at, const uint8_t* from, const Portable& to, int64_t tile) {
@@ -163,6 +185,7 @@ Sections sections_of(const WeightShape& s) {
   at.scale = take(columns * s.groups() * (s.bits == 8 ? 4 : 2));
   at.zero_point = take(s.symmetric ? 0 : columns * s.groups());
   at.sum = take(columns * 4);
+  if (s.form == Form::dense && s.bits == 8) at.large = take(s.tiles() * nybble_large_bytes(s.k_padded()));
   if (s.form == Form::gather) at.order = take(columns * 4);
   if (s.form == Form::gather || s.form == Form::blocks) at.index = at.total;
   if (s.form != Form::dense) at.codes = at.total;

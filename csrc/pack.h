@@ -3,6 +3,9 @@
 //
 //   n16k4  8 bits  codes [tiles][k_padded / 4][16][4] s8    k_padded: K rounded up to a multiple of 4
 //                  scale [tiles * 16] f32; column_sum [tiles * 16] s32: sum of the codes over K
+//                  large [tiles][k_padded / 64, rounded up] u8: bit i stands for the lines 2 i and 2 i + 1 of 64 k. It
+//                  is set where, in some column, the two codes of each at k and k + 1, k even, have positive ones, or
+//                  negative ones, that sum to more than 258: 127 times 258 is the most that fits in 16 bits
 //   n16k8  4 bits  codes [tiles][k_padded / 8][16][4]: byte j holds k = j (low nibble) and k = j + 4 (high nibble)
 //                  k_padded: K rounded up to a multiple of the group size, or of 8 if one group spans K
 //                  scale [tiles][groups][16] bf16; zero_point [tiles][groups][16] u8, absent if symmetric (8)
@@ -57,10 +60,10 @@ struct WeightShape {
   size_t zero_point_bytes() const { return symmetric ? 0 : static_cast<size_t>(n * groups()); }
 };
 
-// Byte offsets of the sections. sum: column_sum or weight_sum. For sparse forms, codes is the values, steps or blocks,
-// index the windows or block positions, and total the size without these two.
+// Byte offsets of the sections. sum: column_sum or weight_sum. large: of n16k4 only. For sparse forms, codes is the
+// values, steps or blocks, index the windows or block positions, and total the size without these two.
 struct Sections {
-  size_t codes = 0, scale = 0, zero_point = 0, sum = 0, start = 0, order = 0, index = 0, total = 0;
+  size_t codes = 0, scale = 0, zero_point = 0, sum = 0, large = 0, start = 0, order = 0, index = 0, total = 0;
 };
 
 Sections sections_of(const WeightShape& shape);

@@ -15,7 +15,7 @@ using VF = __m256;
 using VI = __m256i;
 
 // acc += products summed in pairs: s16 x s16 to 32 bits, and u8 x s8 to 16 bits (the caller prevents overflow), or
-// further to 32 bits. mul_u8s8_16 starts a sum.
+// further to 32 bits, dot_u7s8_twice two products at once. mul_u8s8_16 starts a sum.
 // GCC 12 would multiply all rows first and spill the products, so the instructions are one asm statement.
 #if defined(__GNUC__) && !defined(__clang__)
 #define NYBBLE_MULTIPLY_ADD(multiply, add) \
@@ -35,11 +35,22 @@ inline void dot_u7s8(VI& acc, VI u, VI s, VI ones) {
           : "+x"(acc), "=&x"(product)
           : "x"(u), "x"(s), "x"(ones));
 }
+alignas(sizeof(VI)) const int16_t kOnes[2 * W] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+inline void dot_u7s8_twice(VI& acc, VI u, VI s, VI u2, VI s2) {
+  VI product, second;
+  __asm__(
+      "vpmaddubsw %4, %3, %1\n\tvpmaddubsw %6, %5, %2\n\tvpaddw %2, %1, %1\n\tvpmaddwd %7, %1, %1\n\tvpaddd %1, %0, %0"
+      : "+x"(acc), "=&x"(product), "=&x"(second)
+      : "x"(u), "x"(s), "x"(u2), "x"(s2), "m"(kOnes));
+}
 #else
 inline void dot_s16(VI& acc, VI a, VI b) { acc = _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)); }
 inline void dot_u8s8_16(VI& acc, VI u, VI s) { acc = _mm256_add_epi16(acc, _mm256_maddubs_epi16(u, s)); }
 inline VI mul_u8s8_16(VI u, VI s) { return _mm256_maddubs_epi16(u, s); }
 inline void dot_u7s8(VI& acc, VI u, VI s, VI ones) { dot_s16(acc, _mm256_maddubs_epi16(u, s), ones); }
+inline void dot_u7s8_twice(VI& acc, VI u, VI s, VI u2, VI s2) {
+  dot_s16(acc, _mm256_add_epi16(_mm256_maddubs_epi16(u, s), _mm256_maddubs_epi16(u2, s2)), _mm256_set1_epi32(0x10001));
+}
 #endif
 
 inline VF vf_set1(float f) { return _mm256_set1_ps(f); }

@@ -8,13 +8,14 @@
 namespace {
 
 // 7-bit activations as code + 64, in [0, 127]: a pair is at most 2 * 127 * 128 = 32512. The accumulators start at
-// -64 * column_sum, so the result is exact.
+// -64 * column_sum, so the result is exact. The pairs of two lines are summed in 16 bits, so that one vpmaddwd serves
+// both, but where the packed weight says that they may be too large.
 struct Tile7 : TileDefaults {
   using X = uint8_t;
   template <int R, int V>
   using Acc = VI[R][V];
 
-  static constexpr int vectors(int rows) { return fitting_vectors(rows + 1, 2); }
+  static constexpr int vectors(int rows) { return fitting_vectors(rows + 2, 4); }
 
   template <int R, int V>
   NYBBLE_INLINE void start(const NybbleLinearArgs* a, int64_t column, VI (&acc)[R][V]) {
@@ -44,13 +45,45 @@ struct Tile7 : TileDefaults {
   }
 
   template <int R, int V>
+  NYBBLE_INLINE void multiply_twice(VI (&acc)[R][V], const uint8_t* (&w)[V], const uint8_t* x) {
+    VI codes[V], second[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+      codes[v] = vi_load(w[v]);
+      second[v] = vi_load(w[v] + kLine);
+      w[v] += 2 * kLine;
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) {
+      const VI xs = word_at(x + 4 * r), xs2 = word_at(x + 4 * (R + r));
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) dot_u7s8_twice(acc[r][v], xs, codes[v], xs2, second[v]);
+    }
+  }
+
+  template <int R, int V>
   NYBBLE_INLINE void run(const NybbleLinearArgs* a, const Place& at, const uint8_t* (&w)[V], VI (&acc)[R][V],
                          Prefetcher& prefetcher) {
+    constexpr int kTiles = V * W > 16 ? V * W / 16 : 1;
     const uint8_t* x = panel_at<uint8_t>(a, at.row) + at.begin * R;
-    each_line<8>((at.end - at.begin) / 4, w, prefetcher, false, [&]() __attribute__((always_inline)) {
-      multiply<R, V>(acc, w, x);
-      x += 4 * R;
-    });
+    const int64_t bytes = nybble_large_bytes(a->k_padded);
+    const uint8_t* large = a->large + at.column / NYBBLE_TILE_N * bytes;
+    for (int64_t k = at.begin; k < at.end; k += NYBBLE_LARGE_K) {
+      int any = 0;
+#pragma GCC unroll 4
+      for (int t = 0; t < kTiles; t++) any |= large[t * bytes + k / NYBBLE_LARGE_K];
+      const int64_t left = at.end - k, lines = left < NYBBLE_LARGE_K ? left / 4 : NYBBLE_LARGE_K / 4;
+      // A loop of its own for the pairs before a large one: GCC 12 would load for both cases before a branch, and
+      // spill.
+      for (int pairs = static_cast<int>(lines / 2); pairs >= 0; pairs--) {
+        const int small = __builtin_ctz(any | 1 << pairs);
+        for (int i = 0; i < small; i++, x += 8 * R) multiply_twice<R, V>(acc, w, x);
+        pairs -= small;
+        any >>= small + 1;
+        for (int64_t i = pairs ? 2 : lines % 2; i > 0; i--, x += 4 * R) multiply<R, V>(acc, w, x);
+      }
+      prefetcher.used(w, lines, false);
+    }
   }
 
   template <int R, int V>

@@ -1,4 +1,4 @@
-// Multiplies of unsigned 7-bit by signed 8-bit codes without VNNI: 8 lanes of 4 products.
+// Multiplies of unsigned 7-bit by signed 8-bit codes without VNNI: 8 lanes of 8 products.
 #include <immintrin.h>
 
 #include "steps_madd.h"

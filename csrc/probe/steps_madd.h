@@ -23,17 +23,20 @@ struct Int8 : Madd<Lanes> {
   }
 };
 
-// Unsigned 7-bit by signed 8-bit codes: vpmaddubsw, whose sums of two products fit 16 bits, then vpmaddwd by ones and
-// vpaddd. Four products per 4 bytes. b stands in for the ones, which saves a register and costs the same.
+// Unsigned 7-bit by signed 8-bit codes: two vpmaddubsw, summed by vpaddw where the sums of four products fit 16 bits,
+// then vpmaddwd by ones and vpaddd. Eight products per 4 bytes. b stands in for the ones, which saves a register and
+// costs the same.
 template <class Lanes>
 struct Int7 : Madd<Lanes> {
   using V = typename Lanes::Vector;
-  static constexpr uint64_t kProducts = sizeof(V);
+  static constexpr uint64_t kProducts = 2 * sizeof(V);
   static void step(V& acc, V a, V b) {
-    V product;
-    __asm__("vpmaddubsw %3, %2, %1\n\tvpmaddwd %3, %1, %1\n\tvpaddd %1, %0, %0"
-            : "+v"(acc), "=&v"(product)
-            : "v"(a), "v"(b));
+    V product, second;
+    __asm__(
+        "vpmaddubsw %4, %3, %1\n\tvpmaddubsw %3, %4, %2\n\tvpaddw %2, %1, %1\n\t"
+        "vpmaddwd %4, %1, %1\n\tvpaddd %1, %0, %0"
+        : "+v"(acc), "=&v"(product), "=&v"(second)
+        : "v"(a), "v"(b));
   }
 };
 

@@ -38,7 +38,7 @@ struct Panel {
 
 // The sections of a packed weight, dense or in blocks.
 struct Parts {
-  Bytes codes, scale, zero_point, sum, start, index;
+  Bytes codes, scale, zero_point, sum, large, start, index;
 
   Parts(const LinearCall& call, const Sections& at) {
     const WeightShape& s = call.shape;
@@ -50,6 +50,7 @@ struct Parts {
     sum = section(at.sum, columns * 4);
     if (s.form == Form::dense) {
       codes = section(at.codes, columns * static_cast<size_t>(s.k_padded() * s.bits) / 8);
+      if (at.large) large = section(at.large, static_cast<size_t>(s.tiles() * nybble_large_bytes(s.k_padded())));
       return;
     }
     const size_t strips = static_cast<size_t>(s.tiles() / s.strip());
@@ -78,6 +79,7 @@ NybbleLinearArgs whole_product(const LinearCall& call, const Panel& panel, const
   args.zero_point = s.symmetric ? nullptr : parts.zero_point.data();
   args.column_sum = data_of<int32_t>(parts.sum);
   args.weight_sum = data_of<float>(parts.sum);
+  args.large = parts.large.empty() ? nullptr : parts.large.data();
   args.bias = reinterpret_cast<const void*>(call.bias.address);
   args.y = reinterpret_cast<void*>(call.y.address);
   args.bias_dtype = call.bias_dtype;

@@ -17,8 +17,12 @@ struct Weight {
 // A random packed weight of magnitude 1. Throws if unpacking does not restore it.
 Weight random_weight(const WeightShape& shape, Random& random, int threads) {
   Weight w(shape);
-  for (uint8_t& code : w.qweight)
-    code = static_cast<uint8_t>(shape.bits == 8 ? random.integer(-128, 127) : random.integer(0, 255));
+  // In some weights, most codes are small: then sums of products fit in fewer bits.
+  const int small = shape.bits == 8 && random.integer(0, 1) ? 2 : 0;
+  for (uint8_t& code : w.qweight) {
+    const int64_t any = shape.bits == 8 ? random.integer(-128, 127) : random.integer(0, 255);
+    code = static_cast<uint8_t>(random.integer(0, 63) ? any >> small : any);
+  }
   if (shape.bits == 4 && shape.k % 2)
     for (int64_t n = 1; n <= shape.n; n++) w.qweight[static_cast<size_t>(n * ((shape.k + 1) / 2) - 1)] &= 15;
   const NybbleDtype dtype = shape.bits == 8 ? NYBBLE_F32 : NYBBLE_BF16;

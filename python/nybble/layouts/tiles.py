@@ -1,7 +1,8 @@
 """Dense weights for CPUs: the layouts n16k4 and n16k8. csrc/pack.h draws them.
 
 n16k4   8 bits: tiles of 16 output features, 4 inputs in a 32-bit word; float32 scales; sums of the codes, for the
-        kernels that multiply u8 x s8
+        kernels that multiply u8 x s8; a bit for each pair of lines of a tile with large sums, for those that multiply
+        u7 x s8
 n16k8   4 bits: tiles of 16 output features, 8 inputs in a 32-bit word, of which byte j holds inputs j (low nibble) and
         j + 4; bfloat16 scales; sums of the weights, which take out the zero point of the activations
 
@@ -25,6 +26,9 @@ from ..weights.scheme import Scheme
 from .layout import Layout, Spec, round_up
 
 TILE_N = 16
+# Two lines of n16k4 whose codes of one sign sum to more than this at some k and k + 1 of a column are marked, in a byte for
+# LARGE_K inputs: times 7 bits, the sums fit in 16 bits elsewhere.
+LARGE_K, LARGE_SUM = 64, 258
 
 
 def _padded(word: int, scheme: Scheme, out_features: int, in_features: int) -> tuple[int, int]:
@@ -44,6 +48,7 @@ def _sections(word: int, scheme: Scheme, out_features: int, in_features: int) ->
         spec["zero_point"] = (per_group, kind.zero_point)
     if word == 4:
         spec["column_sum"] = ((tiles, TILE_N), torch.int32)
+        spec["large"] = ((tiles, -(-k // LARGE_K)), torch.uint8)
     else:
         spec["weight_sum"] = ((tiles, TILE_N), torch.float32)
     return spec
@@ -56,7 +61,7 @@ def _fill(word: int, quantized: QuantizedWeight, scheme: Scheme, in_features: in
     codes = zero_pad(scheme.weight_type.unpack(quantized.qweight, in_features), (0, k - in_features, 0, rows))
     tiled = codes.view(-1, TILE_N, k // word, word).transpose(1, 2)
     if word == 4:
-        filled = {"codes": tiled, "column_sum": codes.sum(dim=1, dtype=torch.int32)}
+        filled = {"codes": tiled, "column_sum": codes.sum(dim=1, dtype=torch.int32), "large": _large(tiled)}
     else:
         # Exact in float64 unless the scales span many octaves.
         total = dequantize_weight(quantized, scheme, in_features).double().sum(dim=1)
@@ -68,6 +73,16 @@ def _fill(word: int, quantized: QuantizedWeight, scheme: Scheme, in_features: in
             padded = zero_pad(tensor, (0, 0, 0, rows))
             filled[name] = padded.view(-1, TILE_N, padded.shape[1]).transpose(1, 2)
     return filled
+
+
+def _large(tiled: Tensor) -> Tensor:
+    """The section of this name for codes (tiles, lines, TILE_N, 4)."""
+    tiles, lines = tiled.shape[:2]
+    pairs = tiled[:, : lines // 2 * 2].int().view(tiles, lines // 2, 2, TILE_N, 2, 2)
+    above, below = pairs.clamp(min=0).sum(dim=(2, 5)), pairs.clamp(max=0).sum(dim=(2, 5))
+    marked = ((above > LARGE_SUM) | (below < -LARGE_SUM)).flatten(2).any(dim=2)
+    bits = zero_pad(marked.to(torch.uint8), (0, round_up(lines, 16) // 2 - lines // 2)).view(tiles, -1, 8)
+    return (bits << torch.arange(8, dtype=torch.uint8)).sum(dim=2, dtype=torch.uint8)
 
 
 def _collect(
