@@ -76,6 +76,7 @@ py::list table() {
     row["block_rows"] = e.block_rows;
     row["columns"] = e.columns;
     row["decoded"] = e.decoded;
+    row["decode_rows"] = e.decode_rows;
     row["least_rows"] = e.least_rows;
     row["built"] = e.built();
     rows.append(row);

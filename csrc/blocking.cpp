@@ -17,9 +17,6 @@ constexpr int kLeastBlocks = 2, kDecodingPieces = 2, kDecodingBlocks = 8;
 constexpr int64_t kChunkRows = 64;
 // Up to this many row blocks, a pass is short, so that prefetching starts early.
 constexpr int64_t kFewBlocks = 8;
-// From so many row blocks of a piece on, weights are decoded once for all: decoding in registers costs less than
-// writing and reading the decoded ones for fewer. Codes of 8 bits that only become wider cost less than others.
-constexpr int64_t kDecodedBlocks = 2, kWidenedBlocks = 4;
 // Rows of a tile (AMX).
 constexpr int64_t kTileRows = 16;
 constexpr int64_t kPassColumns = 64, kStripColumns = 1024, kLeastK = 64;
@@ -71,10 +68,15 @@ void split(const Product& p, const Caches& caches, int64_t rows, Cut& to) {
   }
 }
 
-// Whether weights are decoded once for all row blocks, by a kernel that could also decode them in registers.
-bool decodes_once(const Product& p, int64_t blocks) {
-  return p.decoded_bytes > 0 && !p.multiplies_tiles &&
-         blocks >= (p.bits == 8 && p.decoded_bytes == 2 ? kWidenedBlocks : kDecodedBlocks);
+// The fewest row blocks of a piece, and their rows.
+struct Piece {
+  int64_t blocks, rows;
+};
+
+// Whether a piece decodes its weights once for all of its row blocks, by a kernel that could also decode them in
+// registers.
+bool decodes_once(const Product& p, const Piece& piece) {
+  return p.decoded_bytes > 0 && !p.multiplies_tiles && piece.rows >= p.decode_rows;
 }
 
 // K blocks are multiples of it. Whole groups of 4-bit codes: most kernels scale a group's sums as it ends.
@@ -85,12 +87,12 @@ int64_t k_step(const Product& p) {
 
 // K per block: all, unless the weights of the narrowest pass would fill half of the L2 cache. Decoded weights, which
 // are larger, take an eighth of it: on Zen 5 held to AVX2, that gains 6 % over all of K at 4 bytes, 0 to 2 % at fewer.
-int64_t k_block_of(const Product& p, const Caches& caches, int64_t blocks) {
+int64_t k_block_of(const Product& p, const Caches& caches, const Piece& piece) {
   if (p.form == Form::gather) return std::max(kLeastK, round_down(caches.l1 / 2 / p.block_rows, kLeastK));
   const int64_t narrowest = std::max<int64_t>(p.tile_columns, 16), step = k_step(p);
-  if (decodes_once(p, blocks) && step < p.k)
+  if (decodes_once(p, piece) && step < p.k)
     return std::min(std::max(round_down(caches.l2 / 8 / (kPassColumns * p.decoded_bytes), step), step), p.k);
-  const bool once = blocks == 1 && !must_decode(p);
+  const bool once = piece.blocks == 1 && !must_decode(p);
   if (once || step >= p.k || narrowest * p.k * read_bits(p) / 8 <= caches.l2 / 2) return p.k;
   const int64_t most = round_down(caches.l2 / 4 * 8 / (narrowest * read_bits(p)), step);
   return std::min(std::max(most, step), p.k);
@@ -99,20 +101,20 @@ int64_t k_block_of(const Product& p, const Caches& caches, int64_t blocks) {
 // Columns that all row blocks are multiplied with before the next ones: the weights stay in the L2 cache meanwhile,
 // beside those that are prefetched. Few row blocks use few columns, so that prefetching starts early; many use more, or
 // they would reread their activations too often, and tiles more than others, since they multiply what they read sooner.
-int64_t pass_of(const Product& p, const Caches& caches, int64_t k_block, int64_t blocks) {
+int64_t pass_of(const Product& p, const Caches& caches, int64_t k_block, const Piece& piece) {
   const int64_t most = p.columns, least = std::max<int64_t>(p.tile_columns, 16),
                 share = caches.l2 / (p.multiplies_tiles ? 2 : 4);
   // Blocks of zeros are left out: pass_bytes limits the pass, and this the memory of its sums.
   if (p.form == Form::blocks) return k_block < p.k ? std::min(std::max(p.column_step, kStripColumns), most) : most;
-  if (decodes_once(p, blocks)) {
+  if (decodes_once(p, piece)) {
     const int64_t columns = round_down(share / (k_block * p.decoded_bytes), 16);
     return std::min({std::max(columns, least), kPassColumns, most});
   }
-  if (blocks == 1 && !must_decode(p)) return most;
+  if (piece.blocks == 1 && !must_decode(p)) return most;
   const int64_t bytes = k_block * read_bits(p) / 8,
-                columns = round_down((blocks <= kFewBlocks ? share / 2 : share) / bytes, kPassColumns);
+                columns = round_down((piece.blocks <= kFewBlocks ? share / 2 : share) / bytes, kPassColumns);
   if (columns > 0) return std::min(columns, most);
-  return std::min(blocks > 2 && kPassColumns * bytes <= share ? kPassColumns : least, most);
+  return std::min(piece.blocks > 2 && kPassColumns * bytes <= share ? kPassColumns : least, most);
 }
 
 }  // namespace
@@ -124,14 +126,14 @@ Cut cut_for(const Product& p, const Caches& caches) {
   const int64_t chunks = blocks_of(p.rows, std::max(kChunkRows, caches.l3 / 8 / p.panel_row));
   to.chunk_rows = std::min(round_up(blocks_of(p.rows, chunks), to.block_rows), p.rows);
   split(p, caches, to.chunk_rows, to);
-  // Those of a piece, which decodes for itself.
   const int64_t blocks = blocks_of(to.chunk_rows, to.block_rows) / to.block_parts;
-  to.k_block = k_block_of(p, caches, blocks);
-  to.pass = round_up(pass_of(p, caches, to.k_block, blocks), p.column_step);
+  const Piece piece{blocks, std::min(blocks * to.block_rows, to.chunk_rows)};
+  to.k_block = k_block_of(p, caches, piece);
+  to.pass = round_up(pass_of(p, caches, to.k_block, piece), p.column_step);
   to.pass_bytes = caches.l2 / 4;
   const int64_t tile = caches.l2 / 4 / (16 * column_bytes(p));  // tiles of 16 columns
   to.expand = 16 * (tile >= 4 ? round_down(tile, 4) : tile < 2 ? 2 : 4);
-  to.decode = must_decode(p) || decodes_once(p, blocks);
+  to.decode = must_decode(p) || decodes_once(p, piece);
   return to;
 }
 

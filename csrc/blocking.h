@@ -20,6 +20,7 @@ struct Product {
   int64_t tile_columns;   // columns that it multiplies at a time with so many rows
   int64_t panel_row;      // bytes of a row of activations in the panel
   int64_t decoded_bytes;  // bytes of a decoded weight; 0: the kernel never decodes
+  int64_t decode_rows;    // fewest rows of a piece for which it decodes weights once; 0: none
   bool multiplies_tiles;  // of 16 rows, and of weights that are decoded, if at all, in memory
   bool cuts_groups;       // whether a K block may end inside a group that spans K
   int threads;

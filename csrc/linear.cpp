@@ -323,6 +323,7 @@ Product product_of(const KernelEntry& kernel, const WeightShape& shape, int64_t 
           kernel.columns,
           nybble_panel_row(kernel.panel, shape.k_padded()),
           kernel.decoded,
+          kernel.decode_rows,
           kernel.multiplies_tiles(),
           kernel.panel == NYBBLE_PANEL_F32,
           threads};

@@ -39,9 +39,9 @@ namespace nybble {
 const std::vector<KernelEntry>& kernel_table() {
   static const std::vector<KernelEntry> table = {
 #define NYBBLE_PREPARE(name, target) \
-  {#name, "prepare", #target, "", "", 0, 0, 0, 0, 1, nullptr, NYBBLE_IF_##target(nybble_##name), nullptr},
+  {#name, "prepare", #target, "", "", 0, 0, 0, 0, 0, 1, nullptr, NYBBLE_IF_##target(nybble_##name), nullptr},
 #define NYBBLE_EXPAND(name, target) \
-  {#name, "expand", #target, "", "", 0, 0, 0, 0, 1, nullptr, nullptr, NYBBLE_IF_##target(nybble_##name)},
+  {#name, "expand", #target, "", "", 0, 0, 0, 0, 0, 1, nullptr, nullptr, NYBBLE_IF_##target(nybble_##name)},
 #define NYBBLE_LINEAR(name, scheme, target, layout, panel, ...)                                                        \
   {#name,   "linear", #target, #scheme, #layout, NYBBLE_PANEL_##panel, __VA_ARGS__, NYBBLE_IF_##target(nybble_##name), \
    nullptr, nullptr},

@@ -21,7 +21,7 @@ struct KernelEntry {
   const char* scheme;  // "" unless linear, like the fields below
   const char* layout;
   int panel;
-  int block_rows, columns, decoded, least_rows;
+  int block_rows, columns, decoded, decode_rows, least_rows;
   NybbleLinearFn linear;  // one of these three is set, if the kernel was built
   NybblePrepareFn prepare;
   NybbleExpandFn expand;

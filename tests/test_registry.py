@@ -27,7 +27,7 @@ needs_sources = pytest.mark.skipif(
 LINE = re.compile(
     r"NYBBLE_(?P<op>PREPARE|EXPAND|LINEAR)\((?P<name>\w+), (?:(?P<scheme>(?:sp|bs)?w\d+a\d+), )?(?P<target>\w+)"
     r"(?:, (?P<layout>\w+), (?P<panel>\w+), (?P<block_rows>\d+), (?P<columns>\d+), (?P<decoded>\d+),"
-    r" (?P<least_rows>\d+))?\)"
+    r" (?P<decode_rows>\d+), (?P<least_rows>\d+))?\)"
 )
 PANELS = {"F32": torch.float32, "S8": torch.int8, "S16": torch.int16, "U8": torch.uint8, "BF16": torch.bfloat16}
 PANELS |= {"U8_LINES": torch.uint8, "U7": torch.uint8, "S8_LINES": torch.int8, "BF16_LINES": torch.bfloat16}

@@ -1,6 +1,7 @@
 // The register tile for float activations, for every target: codes become float32 weights, in registers or once for
 // many rows. Both ways give the same weights and the same order of sums. A Weight is the codes of W columns:
 //   kBlock                    number of k per packed line
+//   kFixed                    registers that two vectors of columns need beside their sums; with less, one is better
 //   k_of(i)                   the i-th k of a line that is multiplied
 //   Weight{args, column}
 //   enter(g)                  starts group g
@@ -18,6 +19,7 @@ struct Weight8 {
   const NybbleLinearArgs* a;
   int64_t column;
 
+  static constexpr int kFixed = 4;
   static constexpr int k_of(int i) { return i; }
   void enter(int64_t) {}
   template <int i>
@@ -36,6 +38,7 @@ struct Weight4 {
   int64_t column;
   VF scale[4] = {}, offset = vf_set1(0.0f);
 
+  static constexpr int kFixed = 8;
   static constexpr int k_of(int i) { return i / 2 + i % 2 * 4; }
   void enter(int64_t g) {
     scale[0] = group_scale(a, column, g);
@@ -61,6 +64,7 @@ struct Decoded {
   const NybbleLinearArgs* a;
   int64_t column;
 
+  static constexpr int kFixed = 4;
   static constexpr int k_of(int i) { return Weight::k_of(i); }
   void enter(int64_t) {}
   template <int i>
@@ -85,7 +89,9 @@ struct FloatTile : TileDefaults {
 
   // Independent accumulators per output, so that few rows still hide the latency of the multiply.
   static constexpr int splits(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
-  static constexpr int vectors(int rows) { return fitting_vectors(rows * splits(rows) + 1, 2); }
+  static constexpr int vectors(int rows) {
+    return rows * 2 + Weight::kFixed > kRegisters ? 1 : fitting_vectors(rows * splits(rows) + 1, 2);
+  }
 
   template <int R, int V>
   using Acc = VF[splits(R)][R][V];
