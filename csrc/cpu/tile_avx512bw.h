@@ -19,46 +19,6 @@ constexpr int kRegisters = 32;
 using VF = __m512;
 using VI = __m512i;
 
-// acc += products summed in pairs: s16 x s16 to 32 bits, and u8 x s8 to 16 bits (the caller prevents overflow), or
-// further to 32 bits, dot_u7s8_twice two products at once. mul_u8s8_16 starts a sum.
-// GCC 12 would multiply all rows first and spill the products, so the instructions are one asm statement.
-#if defined(__GNUC__) && !defined(__clang__) && !defined(NYBBLE_EMULATE)
-#define NYBBLE_MULTIPLY_ADD(multiply, add) \
-  VI product;                              \
-  __asm__(multiply " %3, %2, %1\n\t" add " %1, %0, %0" : "+v"(acc), "=&v"(product) : "v"(a), "v"(b))
-inline void dot_s16(VI& acc, VI a, VI b) { NYBBLE_MULTIPLY_ADD("vpmaddwd", "vpaddd"); }
-inline void dot_u8s8_16(VI& acc, VI a, VI b) { NYBBLE_MULTIPLY_ADD("vpmaddubsw", "vpaddw"); }
-#undef NYBBLE_MULTIPLY_ADD
-inline VI mul_u8s8_16(VI u, VI s) {
-  VI product;
-  __asm__("vpmaddubsw %2, %1, %0" : "=v"(product) : "v"(u), "v"(s));
-  return product;
-}
-inline void dot_u7s8(VI& acc, VI u, VI s, VI ones) {
-  VI product;
-  __asm__("vpmaddubsw %3, %2, %1\n\tvpmaddwd %4, %1, %1\n\tvpaddd %1, %0, %0"
-          : "+v"(acc), "=&v"(product)
-          : "v"(u), "v"(s), "v"(ones));
-}
-alignas(sizeof(VI)) const int16_t kOnes[2 * W] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
-                                                  1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
-inline void dot_u7s8_twice(VI& acc, VI u, VI s, VI u2, VI s2) {
-  VI product, second;
-  __asm__(
-      "vpmaddubsw %4, %3, %1\n\tvpmaddubsw %6, %5, %2\n\tvpaddw %2, %1, %1\n\tvpmaddwd %7, %1, %1\n\tvpaddd %1, %0, %0"
-      : "+v"(acc), "=&v"(product), "=&v"(second)
-      : "v"(u), "v"(s), "v"(u2), "v"(s2), "m"(kOnes));
-}
-#else
-inline void dot_s16(VI& acc, VI a, VI b) { acc = _mm512_add_epi32(acc, _mm512_madd_epi16(a, b)); }
-inline void dot_u8s8_16(VI& acc, VI u, VI s) { acc = _mm512_add_epi16(acc, _mm512_maddubs_epi16(u, s)); }
-inline VI mul_u8s8_16(VI u, VI s) { return _mm512_maddubs_epi16(u, s); }
-inline void dot_u7s8(VI& acc, VI u, VI s, VI ones) { dot_s16(acc, _mm512_maddubs_epi16(u, s), ones); }
-inline void dot_u7s8_twice(VI& acc, VI u, VI s, VI u2, VI s2) {
-  dot_s16(acc, _mm512_add_epi16(_mm512_maddubs_epi16(u, s), _mm512_maddubs_epi16(u2, s2)), _mm512_set1_epi32(0x10001));
-}
-#endif
-
 inline VF vf_set1(float f) { return _mm512_set1_ps(f); }
 inline VF vf_load(const float* p) { return _mm512_loadu_ps(p); }
 inline void vf_store(float* p, VF a) { _mm512_storeu_ps(p, a); }
@@ -74,6 +34,9 @@ inline VI vi_set1(int32_t a) { return _mm512_set1_epi32(a); }
 inline VI vi_load(const void* p) { return _mm512_loadu_si512(p); }
 inline void vi_store(void* p, VI a) { _mm512_storeu_si512(p, a); }
 inline VI vi_add(VI a, VI b) { return _mm512_add_epi32(a, b); }
+inline VI vi_add_s16(VI a, VI b) { return _mm512_add_epi16(a, b); }
+inline VI vi_madd_s16(VI a, VI b) { return _mm512_madd_epi16(a, b); }
+inline VI vi_madd_u8s8(VI u, VI s) { return _mm512_maddubs_epi16(u, s); }
 inline VI vi_sub(VI a, VI b) { return _mm512_sub_epi32(a, b); }
 inline VI vi_mul(VI a, VI b) { return _mm512_mullo_epi32(a, b); }
 inline VI vi_and(VI a, VI b) { return _mm512_and_si512(a, b); }
@@ -88,7 +51,7 @@ inline VI vi_shift_right_32(VI a) {
 // Even and odd bytes, sign-extended to 16-bit lanes; pairs of 16-bit lanes summed to 32 bits.
 inline VI vi_even_s8(VI a) { return _mm512_srai_epi16(_mm512_slli_epi16(a, 8), 8); }
 inline VI vi_odd_s8(VI a) { return _mm512_srai_epi16(a, 8); }
-inline VI vi_sum_pairs_s16(VI a) { return _mm512_madd_epi16(a, _mm512_set1_epi32(0x00010001)); }
+inline VI vi_sum_pairs_s16(VI a) { return vi_madd_s16(a, vi_set1(0x10001)); }
 inline VI vi_min(VI a, VI b) { return _mm512_min_epi32(a, b); }
 inline VF vf_min(VF a, VF b) { return _mm512_min_ps(a, b); }
 inline VF vf_max(VF a, VF b) { return _mm512_max_ps(a, b); }
@@ -173,3 +136,6 @@ inline void store_codes(uint8_t* to, VI codes) {
 }
 
 }  // namespace
+
+#define NYBBLE_REGISTER "v"
+#include "tile_steps.h"

@@ -3,19 +3,12 @@
 // target's tile header.
 #pragma once
 
-#include "tile_run.h"
+#include "tile_codes.h"
 
 namespace {
 
 // Fewest rows for which this pays off: kLastRows of a Tile that has run_last.
 constexpr int kRowsForLast = 6;
-
-// The same four bytes in every lane.
-inline VI word_at(const void* p) {
-  int32_t word;
-  memcpy(&word, p, 4);
-  return vi_set1(word);
-}
 
 // Like GroupStart, for one column, with row r in lane r.
 template <int R>

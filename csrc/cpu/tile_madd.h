@@ -3,29 +3,20 @@
 // pairs, which the panel's order 0 2 1 3 matches. Include after the vector header of a target without VNNI.
 #pragma once
 
-#include "tile_last.h"
-#include "tile_run.h"
+#include "tile_codes.h"
 
 namespace {
 
-// Where a tile reads codes: a packed line, widened each time, or one that decode() has widened before.
+// Even and odd codes of a packed line, widened.
 struct PackedCodes {
   static constexpr int64_t kDecodedLine = 0, kBytes = kLine;
-  NYBBLE_INLINE VI even(const uint8_t* line) { return vi_even_s8(vi_load(line)); }
-  NYBBLE_INLINE VI odd(const uint8_t* line) { return vi_odd_s8(vi_load(line)); }
-};
-
-struct WideCodes {
-  static constexpr int64_t kDecodedLine = 2 * kLine, kBytes = kDecodedLine;
-  NYBBLE_INLINE VI even(const uint8_t* line) { return vi_load(line); }
-  NYBBLE_INLINE VI odd(const uint8_t* line) { return vi_load(line + kLine); }
+  NYBBLE_INLINE VI first(const uint8_t* line) { return vi_even_s8(vi_load(line)); }
+  NYBBLE_INLINE VI second(const uint8_t* line) { return vi_odd_s8(vi_load(line)); }
 };
 
 template <class Codes>
-struct MaddTile : TileDefaults {
+struct MaddTile : CodesTile<0> {
   using X = int16_t;
-  template <int R, int V>
-  using Acc = VI[R][V];
   static constexpr int64_t kDecodedLine = Codes::kDecodedLine;
 
   static constexpr int vectors(int rows) { return fitting_vectors(rows + 1, 2); }
@@ -44,11 +35,11 @@ struct MaddTile : TileDefaults {
   NYBBLE_INLINE void multiply(VI (&acc)[R][V], const uint8_t* (&w)[V], const int16_t* x) {
     VI codes[V];
 #pragma GCC unroll 4
-    for (int v = 0; v < V; v++) codes[v] = Codes::even(w[v]);
+    for (int v = 0; v < V; v++) codes[v] = Codes::first(w[v]);
     dot<R, V>(acc, codes, x);
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) {
-      codes[v] = Codes::odd(w[v]);
+      codes[v] = Codes::second(w[v]);
       w[v] += Codes::kBytes;
     }
     dot<R, V>(acc, codes, x + 2);
@@ -64,20 +55,8 @@ struct MaddTile : TileDefaults {
     });
   }
 
-  template <int R, int V>
-  NYBBLE_INLINE void finish(const NybbleLinearArgs* a, int64_t row, int64_t column, const VI (&acc)[R][V]) {
-#pragma GCC unroll 4
-    for (int v = 0; v < V; v++) finish_w8a8<R, V>(a, row, column + v * W, acc, v);
-  }
-
   static void decode(const NybbleLinearArgs* a, int64_t column, int64_t begin, int64_t end, uint8_t* to) {
-    const uint8_t* from = codes_at(a, column) + begin * NYBBLE_TILE_N;
-    for (int64_t k = begin; k < end; k += 4, from += kLine, to += kDecodedLine)
-#pragma GCC unroll 2
-      for (int64_t i = 0; i < kLine; i += sizeof(VI)) {
-        vi_store(to + i, PackedCodes::even(from + i));
-        vi_store(to + kLine + i, PackedCodes::odd(from + i));
-      }
+    decode_halves<PackedCodes>(codes_at(a, column) + begin * NYBBLE_TILE_N, (end - begin) / 4, to);
   }
 };
 
@@ -85,7 +64,7 @@ using Tile8 = MaddTile<PackedCodes>;
 
 template <int kRows>
 inline NybbleStatus run_madd(const NybbleLinearArgs* a) {
-  return a->decoded ? run_tiles<MaddTile<WideCodes>, kRows>(a) : run_tiles<Tile8, kRows>(a);
+  return a->decoded ? run_tiles<MaddTile<DecodedHalves>, kRows>(a) : run_tiles<Tile8, kRows>(a);
 }
 
 }  // namespace

@@ -2,30 +2,16 @@
 // Include after the vector header of a target without VNNI.
 #pragma once
 
-#include "tile_last.h"
-#include "tile_run.h"
+#include "tile_codes.h"
 
 namespace {
 
-// 7-bit activations as code + 64, in [0, 127]: a pair is at most 2 * 127 * 128 = 32512. The accumulators start at
-// -64 * column_sum, so the result is exact. The pairs of two lines are summed in 16 bits, so that one vpmaddwd serves
-// both, but where the packed weight says that they may be too large.
-struct Tile7 : TileDefaults {
+// 7-bit activations as code + 64, in [0, 127]: a pair is at most 2 * 127 * 128 = 32512. The pairs of two lines are
+// summed in 16 bits, so that one vpmaddwd serves both, but where the packed weight says that they may be too large.
+struct Tile7 : CodesTile<64> {
   using X = uint8_t;
-  template <int R, int V>
-  using Acc = VI[R][V];
 
   static constexpr int vectors(int rows) { return fitting_vectors(rows + 2, 4); }
-
-  template <int R, int V>
-  NYBBLE_INLINE void start(const NybbleLinearArgs* a, int64_t column, VI (&acc)[R][V]) {
-#pragma GCC unroll 4
-    for (int v = 0; v < V; v++) {
-      const VI offset = vi_mul(vi_load(a->column_sum + column + v * W), vi_set1(-64));
-#pragma GCC unroll 16
-      for (int r = 0; r < R; r++) acc[r][v] = offset;
-    }
-  }
 
   template <int R, int V>
   NYBBLE_INLINE void multiply(VI (&acc)[R][V], const uint8_t* (&w)[V], const uint8_t* x) {
@@ -85,33 +71,19 @@ struct Tile7 : TileDefaults {
       prefetcher.used(w, lines, false);
     }
   }
-
-  template <int R, int V>
-  NYBBLE_INLINE void finish(const NybbleLinearArgs* a, int64_t row, int64_t column, const VI (&acc)[R][V]) {
-#pragma GCC unroll 4
-    for (int v = 0; v < V; v++) finish_w8a8<R, V>(a, row, column + v * W, acc, v);
-  }
 };
 
-// Where Tile4 reads nibbles: a packed line, split each time, or one that decode() has split before.
+// Low and high nibbles of a packed line.
 struct PackedNibbles {
   static constexpr int64_t kDecodedLine = 0, kBytes = kLine;
-  NYBBLE_INLINE VI low(const uint8_t* line) { return vi_and(vi_load(line), vi_set1(0x0f0f0f0f)); }
-  NYBBLE_INLINE VI high(const uint8_t* line) { return vi_and(vi_shift_right<4>(vi_load(line)), vi_set1(0x0f0f0f0f)); }
-};
-
-struct SplitNibbles {
-  static constexpr int64_t kDecodedLine = 2 * kLine, kBytes = kDecodedLine;
-  NYBBLE_INLINE VI low(const uint8_t* line) { return vi_load(line); }
-  NYBBLE_INLINE VI high(const uint8_t* line) { return vi_load(line + kLine); }
+  NYBBLE_INLINE VI first(const uint8_t* line) { return vi_and(vi_load(line), vi_set1(0x0f0f0f0f)); }
+  NYBBLE_INLINE VI second(const uint8_t* line) { return vi_and(vi_shift_right<4>(vi_load(line)), vi_set1(0x0f0f0f0f)); }
 };
 
 // The nibble is the unsigned operand: a pair is at most 2 * 15 * 128 = 3840, so 8 pairs fit in 16 bits. They are
 // widened to int32 sums of a group, which lie in memory: the 16-bit sums take the registers.
 template <class Nibbles>
-struct NibbleTile : TileDefaults {
-  template <int R, int V>
-  using Acc = VF[R][V];
+struct NibbleTile : GroupsTile {
   static constexpr int64_t kDecodedLine = Nibbles::kDecodedLine;
   static constexpr int64_t kWidenEvery = 4;  // lines, of two pairs each
 
@@ -136,11 +108,11 @@ struct NibbleTile : TileDefaults {
   NYBBLE_INLINE void multiply(VI (&sum)[R][V], const uint8_t* (&w)[V], const int8_t*& x) {
     VI nibbles[V];
 #pragma GCC unroll 4
-    for (int v = 0; v < V; v++) nibbles[v] = Nibbles::low(w[v]);
+    for (int v = 0; v < V; v++) nibbles[v] = Nibbles::first(w[v]);
     dot<R, V, kFirst>(sum, nibbles, x);
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) {
-      nibbles[v] = Nibbles::high(w[v]);
+      nibbles[v] = Nibbles::second(w[v]);
       w[v] += Nibbles::kBytes;
     }
     dot<R, V, false>(sum, nibbles, x + 4 * R);
@@ -165,47 +137,25 @@ struct NibbleTile : TileDefaults {
     const int8_t* x = panel_at<int8_t>(a, at.row) + at.begin * R;
     for (int64_t g = at.begin / a->group; g * a->group < at.end; g++) {
       VI acc[R][V];
-#pragma GCC unroll 4
-      for (int v = 0; v < V; v++) {
-        const GroupStart start(a, at.row, at.column + v * W, g);
-#pragma GCC unroll 16
-        for (int r = 0; r < R; r++) acc[r][v] = start.of_row(r);
-      }
+      start_group<R, V>(a, at, g, acc);
       int64_t lines = a->group / 8;
       for (; lines >= kWidenEvery; lines -= kWidenEvery) {
         add_lines<R, V>(acc, w, x, kWidenEvery);
         prefetcher.used(w, kWidenEvery, false);
       }
       if (lines > 0) add_lines<R, V>(acc, w, x, lines);
-#pragma GCC unroll 4
-      for (int v = 0; v < V; v++) {
-        const VF scale = group_scale(a, at.column + v * W, g);
-#pragma GCC unroll 16
-        for (int r = 0; r < R; r++) sum[r][v] = vf_fma(vf_of_int(acc[r][v]), scale, sum[r][v]);
-      }
+      add_group<R, V>(a, at, g, acc, sum);
     }
   }
 
-  template <int R, int V>
-  NYBBLE_INLINE void finish(const NybbleLinearArgs* a, int64_t row, int64_t column, const VF (&sum)[R][V]) {
-#pragma GCC unroll 4
-    for (int v = 0; v < V; v++) finish_w4a8<R, V>(a, row, column + v * W, sum, v);
-  }
-
   static void decode(const NybbleLinearArgs* a, int64_t column, int64_t begin, int64_t end, uint8_t* to) {
-    const uint8_t* from = codes_at(a, column) + begin * NYBBLE_TILE_N / 2;
-    for (int64_t k = begin; k < end; k += 8, from += kLine, to += kDecodedLine)
-#pragma GCC unroll 2
-      for (int64_t i = 0; i < kLine; i += sizeof(VI)) {
-        vi_store(to + i, PackedNibbles::low(from + i));
-        vi_store(to + kLine + i, PackedNibbles::high(from + i));
-      }
+    decode_halves<PackedNibbles>(codes_at(a, column) + begin * NYBBLE_TILE_N / 2, (end - begin) / 8, to);
   }
 };
 
 template <int kRows>
 inline NybbleStatus run_nibbles(const NybbleLinearArgs* a) {
-  return a->decoded ? run_tiles<NibbleTile<SplitNibbles>, kRows>(a) : run_tiles<NibbleTile<PackedNibbles>, kRows>(a);
+  return a->decoded ? run_tiles<NibbleTile<DecodedHalves>, kRows>(a) : run_tiles<NibbleTile<PackedNibbles>, kRows>(a);
 }
 
 }  // namespace

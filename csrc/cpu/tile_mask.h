@@ -82,8 +82,7 @@ struct TileMask8 {
       Tile8::dot<R, V>(acc, codes, x);
       x += 4 * R;
     });
-#pragma GCC unroll 4
-    for (int v = 0; v < V; v++) finish_w8a8<R, V>(a, row, column + v * W, acc, v);
+    Tile8::finish<R, V>(a, row, column, acc);
   }
 };
 
@@ -101,9 +100,10 @@ struct TileMask4 {
     }
     const int8_t* x = panel_at<int8_t>(a, row);
     const VI nibble = vi_set1(0x0f0f0f0f), zero = vi_set1(0x08080808);
+    const Place at{row, column, 0, a->k_padded};
     for (int64_t g = 0; g < a->groups; g++) {
       VI acc[R][V];
-      Tile4::start_group<R, V>(a, row, column, g, acc);
+      Tile4::start_group<R, V>(a, at, g, acc);
       each_mask_line(a->group / 8, streams, [&]() __attribute__((always_inline)) {
 #pragma GCC unroll 2
         for (int p = 0; p < 2; p++) {
@@ -118,10 +118,9 @@ struct TileMask4 {
         }
         x += 8 * R;
       });
-      Tile4::add_group<R, V>(a, column, g, acc, sum);
+      Tile4::add_group<R, V>(a, at, g, acc, sum);
     }
-#pragma GCC unroll 4
-    for (int v = 0; v < V; v++) finish_w4a8<R, V>(a, row, column + v * W, sum, v);
+    Tile4::finish<R, V>(a, row, column, sum);
   }
 };
 

@@ -7,32 +7,18 @@
 
 namespace {
 
-// Activations are code + 128. The accumulators start at -128 * column_sum, mod 2^32, so the result is exact.
-struct Tile8 : TileDefaults {
+// Activations are code + 128.
+struct Tile8 : CodesTile<128> {
   using X = uint8_t;
   static constexpr int kLastRows = kRowsForLast;
-  template <int R, int V>
-  using Acc = VI[R][V];
 
   static constexpr int vectors(int rows) { return fitting_vectors(rows + 1, 1); }
-
-  template <int R, int V>
-  NYBBLE_INLINE void start(const NybbleLinearArgs* a, int64_t column, VI (&acc)[R][V]) {
-#pragma GCC unroll 4
-    for (int v = 0; v < V; v++) {
-      const VI offset = vi_mul(vi_load(a->column_sum + column + v * W), vi_set1(-128));
-#pragma GCC unroll 16
-      for (int r = 0; r < R; r++) acc[r][v] = offset;
-    }
-  }
 
   template <int R, int V>
   NYBBLE_INLINE void dot(VI (&acc)[R][V], const VI (&codes)[V], const uint8_t* x) {
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
-      int32_t four;
-      memcpy(&four, x + 4 * r, 4);
-      const VI xs = vi_set1(four);
+      const VI xs = word_at(x + 4 * r);
 #pragma GCC unroll 4
       for (int v = 0; v < V; v++) dot_u8s8(acc[r][v], xs, codes[v]);
     }
@@ -47,12 +33,6 @@ struct Tile8 : TileDefaults {
       w[v] += kLine;
     }
     dot<R, V>(acc, codes, x);
-  }
-
-  template <int R, int V>
-  NYBBLE_INLINE void finish(const NybbleLinearArgs* a, int64_t row, int64_t column, const VI (&acc)[R][V]) {
-#pragma GCC unroll 4
-    for (int v = 0; v < V; v++) finish_w8a8<R, V>(a, row, column + v * W, acc, v);
   }
 
   template <int R>
@@ -83,42 +63,17 @@ struct Tile8 : TileDefaults {
   }
 };
 
-// The nibble is the unsigned operand, so the activations need no offset. Each group's int32 sums are scaled in float32.
-struct Tile4 : TileDefaults {
-  template <int R, int V>
-  using Acc = VF[R][V];
+// The nibble is the unsigned operand, so the activations need no offset.
+struct Tile4 : GroupsTile {
   static constexpr int kLastRows = kRowsForLast;
 
   static constexpr int vectors(int rows) { return fitting_vectors(rows + 2, 4); }
 
   template <int R, int V>
-  NYBBLE_INLINE void start_group(const NybbleLinearArgs* a, int64_t row, int64_t column, int64_t g, VI (&acc)[R][V]) {
-#pragma GCC unroll 4
-    for (int v = 0; v < V; v++) {
-      const GroupStart start(a, row, column + v * W, g);
-#pragma GCC unroll 16
-      for (int r = 0; r < R; r++) acc[r][v] = start.of_row(r);
-    }
-  }
-
-  template <int R, int V>
-  NYBBLE_INLINE void add_group(const NybbleLinearArgs* a, int64_t column, int64_t g, const VI (&acc)[R][V],
-                               VF (&sum)[R][V]) {
-#pragma GCC unroll 4
-    for (int v = 0; v < V; v++) {
-      const VF scale = group_scale(a, column + v * W, g);
-#pragma GCC unroll 16
-      for (int r = 0; r < R; r++) sum[r][v] = vf_fma(vf_of_int(acc[r][v]), scale, sum[r][v]);
-    }
-  }
-
-  template <int R, int V>
   NYBBLE_INLINE void multiply_half(VI (&acc)[R][V], const VI (&nibbles)[V], const int8_t* x) {
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
-      int32_t four;
-      memcpy(&four, x + 4 * r, 4);
-      const VI xs = vi_set1(four);
+      const VI xs = word_at(x + 4 * r);
 #pragma GCC unroll 4
       for (int v = 0; v < V; v++) dot_u8s8(acc[r][v], nibbles[v], xs);
     }
@@ -170,19 +125,13 @@ struct Tile4 : TileDefaults {
     const int8_t* x = panel_at<int8_t>(a, at.row) + at.begin * R;
     for (int64_t g = at.begin / a->group; g * a->group < at.end; g++) {
       VI acc[R][V];
-      start_group<R, V>(a, at.row, at.column, g, acc);
+      start_group<R, V>(a, at, g, acc);
       each_line<4>(a->group / 8, w, prefetcher, false, [&]() __attribute__((always_inline)) {
         multiply<R, V>(acc, w, x);
         x += 8 * R;
       });
-      add_group<R, V>(a, at.column, g, acc, sum);
+      add_group<R, V>(a, at, g, acc, sum);
     }
-  }
-
-  template <int R, int V>
-  NYBBLE_INLINE void finish(const NybbleLinearArgs* a, int64_t row, int64_t column, const VF (&sum)[R][V]) {
-#pragma GCC unroll 4
-    for (int v = 0; v < V; v++) finish_w4a8<R, V>(a, row, column + v * W, sum, v);
   }
 };
 
