@@ -65,6 +65,7 @@ VARIANTS = (
     Variant(DYNAMIC, _quantize_dynamic),
     Variant(DEFAULT, _nybble()),
     Variant(W8A8, _nybble("w8a8", goal="memory")),
+    Variant("nybble w8a7", _nybble("w8a7", goal="memory")),
     Variant(BF16_W8A8, _nybble("w8a8", dtype=torch.bfloat16, goal="memory")),
     Variant("nybble w4a8g128", _nybble("w4a8g128", goal="memory")),
     Variant("nybble w4a16g128", _nybble("w4a16g128", goal="memory")),
