@@ -96,11 +96,11 @@ def memory(_: float) -> Iterator[Figure]:
         yield Figure(name, found, " MB", round(two_largest, 1), topic="peak memory above the model")
 
 
-def _peak(scheme: str, threads: int) -> tuple[float, float]:
+def _peak(scheme: str, threads: int, shape: Shape = LARGE) -> tuple[float, float]:
     """(peak above the model, bytes of its two largest layers), in 10^6 bytes."""
     torch.set_num_threads(threads)
     quantize(_stack([torch.ones(64, 64)]), scheme, goal="memory", progress=False)  # loads what it needs
-    model = _stack(_equal_rows(LARGE, torch.bfloat16) for _ in range(_LAYERS))
+    model = _stack(_equal_rows(shape, torch.bfloat16) for _ in range(_LAYERS))
     sizes = sorted(parameter.nbytes for parameter in model.parameters())
     peak_mb(reset=True)
     before = peak_mb()

@@ -222,7 +222,7 @@ def test_a_target_that_does_not_exist_is_refused_by_name(monkeypatch, fresh_dete
 
 
 def test_a_target_that_this_machine_lacks_is_refused_with_the_reason(monkeypatch, fresh_detection):
-    monkeypatch.setattr(targets.native, "cpu", lambda: ("a CPU", ("avx2", "fma", "f16c", "avx512f"), {}))
+    monkeypatch.setattr(targets.native, "cpu", lambda *_: ("a CPU", ("avx2", "fma", "f16c", "avx512f"), {}))
     monkeypatch.setenv(targets.CAP_VARIABLE, "avx512vnni")
     with pytest.raises(ValueError, match="NYBBLE_TARGET='avx512vnni'") as error:
         nybble.kernels()

@@ -52,7 +52,7 @@ def test_all_checks_that_apply_run_in_one_call(name: str, scheme: str, left_out:
 
 
 def test_each_check_of_a_kernel_is_in_the_table() -> None:
-    helpers = {"activations", "cases", "corner_codes", "seed_of", "typical_codes"}
+    helpers = {"activations", "cases", "corner_codes", "middle_codes", "seed_of", "typical_codes"}
     defined = {name for name, value in vars(checks).items() if inspect.isfunction(value) and not name.startswith("_")}
     own = {name for name in defined if getattr(checks, name).__module__ == checks.__name__}
     assert own - helpers == set(nybble.testing.CHECKS) - {"agrees_with_the_oracle"}
