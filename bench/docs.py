@@ -84,7 +84,7 @@ def others_win(source: Source) -> str:
                 where = source.machines[result.machine].description
                 found.setdefault((best, where), []).append(f"{speeds[best] / ours:.2f}x {what}")
     lines = [f"{best} ({' and '.join(by)}) on {where}" for (best, where), by in found.items()]
-    return f"Where others win, over nybble's fastest: {'; '.join(lines) or 'nowhere that was measured'}."
+    return f"Where others win in the demo, over nybble's fastest: {'; '.join(lines) or 'nowhere that was measured'}."
 
 
 def _single(rows: Sequence[Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], float | None]:
