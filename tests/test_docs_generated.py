@@ -164,7 +164,9 @@ def test_where_others_win_and_decoding_come_from_results(repository):
         for name, speed in (("torch bf16", 12.0), ("nybble w8a8", 36.04))))  # fmt: skip
     docs.update(repository, check=False)
     text = (repository / "README.md").read_text(encoding="utf-8")
-    assert "Where others win in the demo, over nybble's fastest: peer (1.50x in batches of 32) on The second CPU." in text
+    assert (
+        "Where others win in the demo, over nybble's fastest: peer (1.50x in batches of 32) on The second CPU." in text
+    )
     assert "one by one" not in text
     assert ": 36.0 with nybble w8a8, 12.0 with torch bf16 (The first CPU, 2026-01-02)." in text
 
