@@ -11,7 +11,8 @@ namespace {
 constexpr int64_t kLargeProducts = 1 << 24;
 constexpr int kRowPieces = 4, kColumnPieces = 2;
 // Fewest row blocks of a piece where only the rows are split. Pieces that decode the weights, each for itself, are
-// larger: measured on Zen 5, 8 to 16 % faster at 128 and 256 rows of 384x1536 than four pieces a thread of two blocks.
+// larger: on Zen 5 held to AVX2, 6 to 19 % faster at 128 and 256 rows of 384x1536 than four pieces a thread of two
+// blocks.
 constexpr int kLeastBlocks = 2, kDecodingPieces = 2, kDecodingBlocks = 8;
 // Fewest rows of a chunk.
 constexpr int64_t kChunkRows = 64;
