@@ -119,6 +119,62 @@ struct NybbleExpandArgs {
   int64_t tile_begin, tile_end;
 };
 
+enum NybbleMask {
+  NYBBLE_MASK_NONE = 0,
+  NYBBLE_MASK_BOOL = 1,  // bytes, not 0: the query sees the key
+  NYBBLE_MASK_F32 = 2,   // added to the scaled scores; -inf: the query does not see the key
+  NYBBLE_MASK_BF16 = 3,
+  NYBBLE_MASK_F16 = 4,
+};
+
+// y = softmax(q k^T * scale + mask) v for queries that read one head of keys and values. A column is a pair of a query
+// and one of the `heads` heads that share the keys: head * queries + query. Strides are in elements; those of the last
+// dimension are 1. A column that sees no key gives 0.
+struct NybbleAttentionArgs {
+  const void *q, *k, *v;
+  void* y;
+  int32_t dtype;  // of q, k, v, y
+  int32_t mask_kind;
+  int64_t heads, queries, keys, head_dim, value_dim;
+  int64_t q_head, q_token, k_token, v_token, y_head, y_token;
+  const void* mask;
+  int64_t mask_head, mask_query, mask_key;
+  const float* slopes;  // [heads], or null; adds slope * (key - (keys - queries + query))
+  float scale;
+  int32_t causal;                                        // query i sees the keys up to i + keys - queries
+  int64_t window;                                        // 0, or with causal: it sees only the last so many of them
+  int64_t column_begin, column_end, key_begin, key_end;  // of this call
+  void* scratch;                                         // nybble_attention_scratch bytes, aligned to 64
+  int64_t scratch_bytes;
+  // Where keys are split over calls: each leaves its sums in `partial`, instead of writing y, and a last call merges
+  // them. nybble_attention_partial bytes a part, aligned to 64.
+  void* partial;
+  int64_t parts;  // of the last call; else 0
+};
+
+// Keys that are multiplied at a time; columns that share a tile, at most; columns up to which the kernel of few columns
+// runs, the only one that splits keys; bytes of what a kernel notes for 16 columns.
+enum {
+  NYBBLE_ATTENTION_KEYS = 128,
+  NYBBLE_ATTENTION_COLUMNS = 32,
+  NYBBLE_ATTENTION_FEW = 8,
+  NYBBLE_ATTENTION_TILE = 512
+};
+
+static inline int64_t nybble_attention_row(int64_t dim) { return (dim + 15) / 16 * 16 + 16; }
+
+static inline int64_t nybble_attention_scratch(int64_t columns, int64_t head_dim, int64_t value_dim) {
+  const int64_t whole = (columns + NYBBLE_ATTENTION_COLUMNS - 1) / NYBBLE_ATTENTION_COLUMNS * NYBBLE_ATTENTION_COLUMNS;
+  const int64_t rows = nybble_attention_row(head_dim) + nybble_attention_row(value_dim);
+  return (NYBBLE_ATTENTION_KEYS * (rows + 2 * NYBBLE_ATTENTION_COLUMNS) + whole * (rows + 2)) * 4 +
+         whole / 16 * NYBBLE_ATTENTION_TILE;
+}
+
+static inline int64_t nybble_attention_partial(int64_t value_dim) {
+  return NYBBLE_ATTENTION_FEW * (nybble_attention_row(value_dim) + 2) * 4;
+}
+
+typedef enum NybbleStatus (*NybbleAttentionFn)(const struct NybbleAttentionArgs*);
 typedef enum NybbleStatus (*NybbleExpandFn)(const struct NybbleExpandArgs*);
 typedef enum NybbleStatus (*NybblePrepareFn)(const struct NybblePrepareArgs*);
 typedef enum NybbleStatus (*NybbleLinearFn)(const struct NybbleLinearArgs*);

@@ -4,6 +4,7 @@
 
 #include <optional>
 
+#include "attention.h"
 #include "blocking.h"
 #include "cpu_features.h"
 #include "linear.h"
@@ -117,6 +118,43 @@ py::dict blocks(const std::string& kernel, const WeightShape& shape, int64_t row
   row["tile_parts"] = cut.tile_parts;
   row["block_parts"] = cut.block_parts;
   return row;
+}
+
+Strides3 strides_of(const std::tuple<int64_t, int64_t, int64_t>& strides) {
+  return {std::get<0>(strides), std::get<1>(strides), std::get<2>(strides)};
+}
+
+using Heads = std::tuple<Pair, std::tuple<int64_t, int64_t, int64_t>>;  // memory and strides of batch, head, token
+using MaskOf = std::tuple<Pair, int, std::tuple<int64_t, int64_t, int64_t, int64_t>>;  // memory, kind, strides
+
+void attention(const std::string& kernel, int dtype, const std::array<int64_t, 7>& sizes,
+               const std::array<Heads, 4>& at, const std::optional<MaskOf>& mask, const Pair& slopes, float scale,
+               bool causal, int64_t window, bool int8, int threads) {
+  AttentionCall call{};
+  call.kernel = &find_kernel(kernel);
+  call.dtype = dtype_of(dtype);
+  std::tie(call.batch, call.heads, call.kv_heads, call.queries, call.keys, call.head_dim, call.value_dim) =
+      std::tuple_cat(sizes);
+  const auto place = [&](size_t i, Span& to, Strides3& strides) {
+    to = span(std::get<0>(at[i]));
+    strides = strides_of(std::get<1>(at[i]));
+  };
+  place(0, call.q, call.q_at);
+  place(1, call.k, call.k_at);
+  place(2, call.v, call.v_at);
+  place(3, call.y, call.y_at);
+  if (mask) {
+    call.mask = span(std::get<0>(*mask));
+    call.mask_kind = std::get<1>(*mask);
+    std::tie(call.mask_batch, call.mask_head, call.mask_query, call.mask_key) = std::get<2>(*mask);
+  }
+  call.slopes = span(slopes);
+  call.scale = scale;
+  call.causal = causal;
+  call.window = window;
+  call.int8 = int8;
+  py::gil_scoped_release release;
+  run_attention(call, threads);
 }
 
 // A kernel bound to a weight shape; names are resolved once.
@@ -342,6 +380,9 @@ PYBIND11_MODULE(_C, m) {
       py::arg("stride"), py::arg("k"), py::arg("k_padded"), py::arg("block_rows"), py::arg("group"), py::arg("panel"),
       py::arg("scale"), py::arg("zero"), py::arg("sums"), py::arg("given_scale") = 0.0f, py::arg("given_zero") = 0,
       py::arg("act_steps") = 255);
+
+  m.def("attention", &attention, py::arg("kernel"), py::arg("dtype"), py::arg("sizes"), py::arg("at"), py::arg("mask"),
+        py::arg("slopes"), py::arg("scale"), py::arg("causal"), py::arg("window"), py::arg("int8"), py::arg("threads"));
 
   py::class_<LinearPlan>(m, "LinearPlan")
       .def(py::init<const std::string&, const std::string&, const std::string&, const std::string&, const WeightShape&,

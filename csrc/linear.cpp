@@ -1,12 +1,11 @@
 #include "linear.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
-#include <new>
 #include <stdexcept>
 #include <string>
 
+#include "memory.h"
 #include "parallel.h"
 #include "sparse.h"
 
@@ -24,20 +23,6 @@ int64_t most_products(int act_steps, int weight_bits) {
   return INT32_MAX / (act_steps * (weight_bits == 8 ? 128 : 15));
 }
 
-int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
-
-int64_t dtype_bytes(NybbleDtype dtype) { return dtype == NYBBLE_F32 || dtype == NYBBLE_S32 ? 4 : 2; }
-
-[[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
-
-// Throws unless the span holds `count` items of `size` bytes; count must be below 2^62.
-void require(const char* name, const Span& span, int64_t count, int64_t size) {
-  int64_t bytes;
-  if (count < 0 || __builtin_mul_overflow(count, size, &bytes)) refuse(std::string(name) + ": size out of range");
-  if (bytes > 0 && (!span.address || span.bytes < static_cast<size_t>(bytes)))
-    refuse(std::string(name) + ": has " + std::to_string(span.bytes) + " bytes, needs " + std::to_string(bytes));
-}
-
 int64_t strided_extent(int64_t rows, int64_t stride, int64_t k) {
   int64_t extent;
   if (rows < 0 || stride < 0) refuse("rows and stride must not be negative");
@@ -47,38 +32,6 @@ int64_t strided_extent(int64_t rows, int64_t stride, int64_t k) {
     refuse("x: size out of range");
   return extent;
 }
-
-// A buffer that grows and never shrinks; one per calling thread.
-class Scratch {
- public:
-  Scratch() = default;
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  ~Scratch() { std::free(data_); }
-
-  uint8_t* reserve(size_t bytes) {
-    uint8_t* data = try_reserve(bytes);
-    if (!data) throw std::bad_alloc();
-    return data;
-  }
-
-  // Null if the allocation fails.
-  uint8_t* try_reserve(size_t bytes) {
-    if (bytes > bytes_) {
-      std::free(data_);
-      data_ = nullptr;
-      bytes_ = 0;
-      data_ = static_cast<uint8_t*>(std::aligned_alloc(64, bytes));
-      if (!data_) return nullptr;
-      bytes_ = bytes;
-    }
-    return data_;
-  }
-
- private:
-  uint8_t* data_ = nullptr;
-  size_t bytes_ = 0;
-};
 
 // Consecutive rows, how to cut their product, and their buffers in the scratch buffer.
 struct Chunk {

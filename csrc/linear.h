@@ -5,16 +5,11 @@
 #include <cstdint>
 
 #include "blocking.h"
+#include "memory.h"
 #include "pack.h"
 #include "table.h"
 
 namespace nybble {
-
-// An address and the number of bytes there.
-struct Span {
-  uintptr_t address = 0;
-  size_t bytes = 0;
-};
 
 // Scale and zero point of static activation quantization: see NybblePrepareArgs.
 struct Given {

@@ -16,16 +16,17 @@ inline bool int_panel(int format) {
 
 struct KernelEntry {
   const char* name;
-  const char* op;  // "linear", "prepare" or "expand"
+  const char* op;  // "linear", "prepare", "expand" or "attention"
   const char* target;
   const char* scheme;  // "" unless linear, like the fields below
   const char* layout;
   int panel;
   int block_rows, columns, decoded, decode_rows, least_rows;
-  NybbleLinearFn linear;  // one of these three is set, if the kernel was built
+  NybbleLinearFn linear;  // one of these is set, if the kernel was built
   NybblePrepareFn prepare;
   NybbleExpandFn expand;
-  bool built() const { return linear || prepare || expand; }
+  NybbleAttentionFn attention;
+  bool built() const { return linear || prepare || expand || attention; }
   int weight_bits() const { return std::strchr(scheme, 'w')[1] - '0'; }
   bool int_activations() const { return int_panel(panel); }
   // Whether it multiplies tiles of 16 rows (AMX).

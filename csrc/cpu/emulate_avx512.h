@@ -66,6 +66,23 @@ inline __m512 mul_ps(__m512 a, __m512 b) {
 inline __m512 add_ps(__m512 a, __m512 b) {
   return each<F>([&](int i) { return F(a).v[i] + F(b).v[i]; });
 }
+inline __m512 sub_ps(__m512 a, __m512 b) {
+  return each<F>([&](int i) { return F(a).v[i] - F(b).v[i]; });
+}
+inline __m512 div_ps(__m512 a, __m512 b) {
+  return each<F>([&](int i) { return F(a).v[i] / F(b).v[i]; });
+}
+// In each 4 lanes: two of a (or one of a, one of b, twice) at the places that the control names.
+inline __m512 unpack_ps(__m512 a, __m512 b, int first) {
+  return each<F>([&](int i) { return F(i % 2 ? b : a).v[i / 4 * 4 + first + i % 4 / 2]; });
+}
+inline __m512 shuffle_ps(__m512 a, __m512 b, int control) {
+  return each<F>([&](int i) { return F(i % 4 < 2 ? a : b).v[i / 4 * 4 + (control >> (i % 4 * 2) & 3)]; });
+}
+// The same for blocks of 4 lanes.
+inline __m512 shuffle_f32x4(__m512 a, __m512 b, int control) {
+  return each<F>([&](int i) { return F(i < 8 ? a : b).v[(control >> (i / 4 * 2) & 3) * 4 + i % 4]; });
+}
 inline __m512 fmadd_ps(__m512 a, __m512 b, __m512 c) {
   return each<F>([&](int i) { return fmaf(F(a).v[i], F(b).v[i], F(c).v[i]); });
 }
@@ -182,9 +199,12 @@ inline __mmask16 cmpgt_epi32_mask(__m512i a, __m512i b) {
 }
 template <int kComparison>
 inline __mmask16 cmp_ps_mask(__m512 a, __m512 b) {
-  static_assert(kComparison == _CMP_UNORD_Q, "only this comparison is emulated");
+  static_assert(kComparison == _CMP_UNORD_Q || kComparison == _CMP_NEQ_UQ, "only these comparisons are emulated");
   unsigned mask = 0;
-  for (int i = 0; i < 16; i++) mask |= static_cast<unsigned>(isunordered(F(a).v[i], F(b).v[i])) << i;
+  for (int i = 0; i < 16; i++) {
+    const float x = F(a).v[i], y = F(b).v[i];
+    mask |= static_cast<unsigned>(kComparison == _CMP_UNORD_Q ? isunordered(x, y) : x != y) << i;
+  }
   return static_cast<__mmask16>(mask);
 }
 inline __m512i mask_mov_epi32(__m512i a, __mmask16 m, __m512i b) {
@@ -242,6 +262,12 @@ inline __m512 dpbf16_ps(__m512 acc, __m512bh a, __m512bh b) {
 #define _mm512_mask_storeu_epi32 emulated::mask_store<emulated::I, __m512i>
 #define _mm512_mul_ps emulated::mul_ps
 #define _mm512_add_ps emulated::add_ps
+#define _mm512_sub_ps emulated::sub_ps
+#define _mm512_div_ps emulated::div_ps
+#define _mm512_unpacklo_ps(a, b) emulated::unpack_ps(a, b, 0)
+#define _mm512_unpackhi_ps(a, b) emulated::unpack_ps(a, b, 2)
+#define _mm512_shuffle_ps emulated::shuffle_ps
+#define _mm512_shuffle_f32x4 emulated::shuffle_f32x4
 #define _mm512_fmadd_ps emulated::fmadd_ps
 #define _mm512_add_epi32 emulated::add_epi32
 #define _mm512_add_epi16 emulated::add_epi16
@@ -278,6 +304,7 @@ inline __m512 dpbf16_ps(__m512 acc, __m512bh a, __m512bh b) {
 #undef _mm512_cmp_ps_mask
 #define _mm512_cmp_ps_mask(a, b, comparison) emulated::cmp_ps_mask<comparison>(a, b)
 #define _mm512_mask_mov_epi32 emulated::mask_mov_epi32
+#define _mm512_mask_mov_ps(a, m, b) ((__m512)emulated::mask_mov_epi32((__m512i)(a), m, (__m512i)(b)))
 #define _mm512_dpbusd_epi32 emulated::dpbusd_epi32
 #define _mm512_permutexvar_epi16 emulated::permutexvar_epi16
 #define _mm512_mask_expand_epi8 emulated::mask_expand_epi8

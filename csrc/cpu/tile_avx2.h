@@ -20,6 +20,8 @@ inline void vf_store(float* p, VF a) { _mm256_storeu_ps(p, a); }
 inline VF vf_mul(VF a, VF b) { return _mm256_mul_ps(a, b); }
 inline VF vf_add(VF a, VF b) { return _mm256_add_ps(a, b); }
 inline VF vf_neg(VF a) { return _mm256_xor_ps(a, _mm256_set1_ps(-0.0f)); }
+inline VF vf_sub(VF a, VF b) { return _mm256_sub_ps(a, b); }
+inline VF vf_div(VF a, VF b) { return _mm256_div_ps(a, b); }
 inline VF vf_fma(VF a, VF b, VF c) { return _mm256_fmadd_ps(a, b, c); }
 inline VF vf_fma_fast(VF a, VF b, VF c) { return _mm256_fmadd_ps(a, b, c); }
 
@@ -51,6 +53,37 @@ inline VF vf_max(VF a, VF b) { return _mm256_max_ps(a, b); }
 template <int kShift, int kBits>
 inline VI vi_field_u(VI a) {
   return _mm256_and_si256(_mm256_srli_epi32(a, kShift), _mm256_set1_epi32((1 << kBits) - 1));
+}
+template <int kBits>
+inline VI vi_shift_left_32(VI a) {
+  return _mm256_slli_epi32(a, kBits);
+}
+inline VI vi_of_bits(VF a) { return _mm256_castps_si256(a); }
+inline VF vf_of_bits(VI a) { return _mm256_castsi256_ps(a); }
+inline VF vf_where_less(VI a, VI b, VF x, VF y) {
+  return _mm256_blendv_ps(y, x, _mm256_castsi256_ps(_mm256_cmpgt_epi32(b, a)));
+}
+inline bool vf_any_unlike(VF a, VF b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_NEQ_UQ)) != 0; }
+inline void vf_transpose(VF (&rows)[W]) {
+  VF pairs[W];
+#pragma GCC unroll 4
+  for (int i = 0; i < W; i += 2) {
+    pairs[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
+    pairs[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < W; i += 4) {
+    rows[i] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
+    rows[i + 1] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0xee);
+    rows[i + 2] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0x44);
+    rows[i + 3] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0xee);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    const VF low = rows[i], high = rows[i + 4];
+    rows[i] = _mm256_permute2f128_ps(low, high, 0x20);
+    rows[i + 4] = _mm256_permute2f128_ps(low, high, 0x31);
+  }
 }
 template <int kByte>
 inline VI vi_byte_s(VI a) {

@@ -27,6 +27,8 @@ inline VF vf_add(VF a, VF b) { return _mm512_add_ps(a, b); }
 inline VF vf_neg(VF a) {
   return _mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(a), _mm512_set1_epi32(INT32_MIN)));
 }
+inline VF vf_sub(VF a, VF b) { return _mm512_sub_ps(a, b); }
+inline VF vf_div(VF a, VF b) { return _mm512_div_ps(a, b); }
 inline VF vf_fma(VF a, VF b, VF c) { return _mm512_fmadd_ps(a, b, c); }
 inline VF vf_fma_fast(VF a, VF b, VF c) { return _mm512_fmadd_ps(a, b, c); }
 
@@ -59,6 +61,40 @@ inline VI vi_abs_bits(VF a) { return _mm512_and_si512(_mm512_castps_si512(a), _m
 template <int kShift, int kBits>
 inline VI vi_field_u(VI a) {
   return _mm512_and_si512(_mm512_srli_epi32(a, kShift), _mm512_set1_epi32((1 << kBits) - 1));
+}
+template <int kBits>
+inline VI vi_shift_left_32(VI a) {
+  return _mm512_slli_epi32(a, kBits);
+}
+inline VI vi_of_bits(VF a) { return _mm512_castps_si512(a); }
+inline VF vf_of_bits(VI a) { return _mm512_castsi512_ps(a); }
+inline VF vf_where_less(VI a, VI b, VF x, VF y) { return _mm512_mask_mov_ps(y, _mm512_cmpgt_epi32_mask(b, a), x); }
+inline bool vf_any_unlike(VF a, VF b) { return _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ) != 0; }
+inline void vf_transpose(VF (&rows)[W]) {
+  VF pairs[W];
+#pragma GCC unroll 8
+  for (int i = 0; i < W; i += 2) {
+    pairs[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
+    pairs[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < W; i += 4) {
+    rows[i] = _mm512_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
+    rows[i + 1] = _mm512_shuffle_ps(pairs[i], pairs[i + 2], 0xee);
+    rows[i + 2] = _mm512_shuffle_ps(pairs[i + 1], pairs[i + 3], 0x44);
+    rows[i + 3] = _mm512_shuffle_ps(pairs[i + 1], pairs[i + 3], 0xee);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {  // 4 x 4 blocks of 4 lanes
+    const VF even = _mm512_shuffle_f32x4(rows[i], rows[i + 4], 0x88),
+             odd = _mm512_shuffle_f32x4(rows[i], rows[i + 4], 0xdd);
+    const VF even2 = _mm512_shuffle_f32x4(rows[i + 8], rows[i + 12], 0x88);
+    const VF odd2 = _mm512_shuffle_f32x4(rows[i + 8], rows[i + 12], 0xdd);
+    rows[i] = _mm512_shuffle_f32x4(even, even2, 0x88);
+    rows[i + 4] = _mm512_shuffle_f32x4(odd, odd2, 0x88);
+    rows[i + 8] = _mm512_shuffle_f32x4(even, even2, 0xdd);
+    rows[i + 12] = _mm512_shuffle_f32x4(odd, odd2, 0xdd);
+  }
 }
 template <int kByte>
 inline VI vi_byte_s(VI a) {

@@ -13,10 +13,8 @@
 #pragma once
 
 #include "../abi.h"
+#include "tile_inline.h"
 #include "tile_table.h"
-
-// For the steps of a register tile: if not inlined, accumulators would be passed through memory.
-#define NYBBLE_INLINE __attribute__((always_inline)) static inline
 
 namespace {
 

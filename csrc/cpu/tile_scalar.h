@@ -78,6 +78,12 @@ inline VF vf_add(VF a, VF b) {
 inline VF vf_neg(VF a) {
   return lanes_of<VF>([&](int i) { return -a.v[i]; });
 }
+inline VF vf_sub(VF a, VF b) {
+  return lanes_of<VF>([&](int i) { return a.v[i] - b.v[i]; });
+}
+inline VF vf_div(VF a, VF b) {
+  return lanes_of<VF>([&](int i) { return a.v[i] / b.v[i]; });
+}
 // Fused, as in hardware, so that integer kernels give the same bits on every target.
 inline VF vf_fma(VF a, VF b, VF c) {
   return lanes_of<VF>([&](int i) { return fmaf(a.v[i], b.v[i], c.v[i]); });
@@ -150,6 +156,39 @@ template <int kShift, int kBits>  // bits [kShift, kShift + kBits) of each lane,
 inline VI vi_field_u(VI a) {
   return lanes_of<VI>(
       [&](int i) { return static_cast<int32_t>((static_cast<uint32_t>(a.v[i]) >> kShift) & ((1u << kBits) - 1)); });
+}
+template <int kBits>
+inline VI vi_shift_left_32(VI a) {
+  return lanes_of<VI>([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) << kBits); });
+}
+// The bits of the lanes, as the other type.
+inline VI vi_of_bits(VF a) {
+  VI out;
+  memcpy(out.v, a.v, sizeof out.v);
+  return out;
+}
+inline VF vf_of_bits(VI a) {
+  VF out;
+  memcpy(out.v, a.v, sizeof out.v);
+  return out;
+}
+// Lane by lane: a < b ? x : y; whether a != b, or one is NaN, in any lane.
+inline VF vf_where_less(VI a, VI b, VF x, VF y) {
+  return lanes_of<VF>([&](int i) { return a.v[i] < b.v[i] ? x.v[i] : y.v[i]; });
+}
+inline bool vf_any_unlike(VF a, VF b) {
+  for (int i = 0; i < W; i++)
+    if (a.v[i] != b.v[i]) return true;
+  return false;
+}
+// Swaps rows and columns.
+inline void vf_transpose(VF (&rows)[W]) {
+  for (int i = 0; i < W; i++)
+    for (int j = 0; j < i; j++) {
+      const float swapped = rows[i].v[j];
+      rows[i].v[j] = rows[j].v[i];
+      rows[j].v[i] = swapped;
+    }
 }
 template <int kByte>  // byte kByte of each lane, sign-extended
 inline VI vi_byte_s(VI a) {

@@ -111,6 +111,22 @@ def prepare(
     act_steps: int = 255,
 ) -> None: ...
 
+_Strides: TypeAlias = tuple[int, int, int]
+
+def attention(
+    kernel: str,
+    dtype: int,
+    sizes: tuple[int, int, int, int, int, int, int],
+    at: tuple[tuple[_Memory, _Strides], ...],
+    mask: tuple[_Memory, int, tuple[int, int, int, int]] | None,
+    slopes: _Memory,
+    scale: float,
+    causal: bool,
+    window: int,
+    int8: bool,
+    threads: int,
+) -> None: ...
+
 class LinearPlan:
     def __init__(
         self,

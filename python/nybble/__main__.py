@@ -126,6 +126,7 @@ def _run_info(args: argparse.Namespace) -> None:
 
 _HELPS = {
     "prepare": "activations to codes",
+    "attention": "softmax(q k^T) v",
     "expand": "masks and values to dense lines",
     "quantize": "activations to codes",
     "dequantize": "weights to floats",

@@ -1,0 +1,50 @@
+// The driver of attention: splits it over threads by its shape alone, calls the kernels.
+#pragma once
+
+#include "memory.h"
+#include "table.h"
+
+namespace nybble {
+
+struct Strides3 {
+  int64_t batch, head, token;  // in elements; the last dimension has stride 1
+};
+
+struct AttentionCall {
+  const KernelEntry* kernel;
+  NybbleDtype dtype;  // of q, k, v, y
+  int64_t batch, heads, kv_heads, queries, keys, head_dim, value_dim;
+  Span q, k, v, y;
+  Strides3 q_at, k_at, v_at, y_at;  // y usually (batch, queries, heads, value_dim), i.e. token stride heads * value_dim
+  Span mask;
+  int mask_kind;                                        // NybbleMask
+  int64_t mask_batch, mask_head, mask_query, mask_key;  // strides in elements, 0 broadcasts
+  Span slopes;                                          // ALiBi, see NybbleAttentionArgs; optional
+  float scale;
+  bool causal;     // query i sees the keys up to i + keys - queries
+  int64_t window;  // 0: none; else, with causal, a query sees only the last so many keys
+  bool int8;       // both products in 8 bits
+};
+
+// A call cut into pieces, by its shape alone. run and merge may be called from any thread, each number once, merge when
+// every piece has run; both are false if a kernel refuses its arguments or no memory is left.
+class AttentionPlan {
+ public:
+  // Throws std::invalid_argument for a span that is too small or a number out of range, and std::bad_alloc.
+  explicit AttentionPlan(const AttentionCall& call);
+  int64_t pieces() const { return pieces_; }
+  bool run(int64_t piece) const;
+  int64_t merges() const { return merges_; }
+  bool merge(int64_t at) const;
+  double products() const;  // multiply-adds
+
+ private:
+  AttentionCall call_;
+  int64_t pieces_ = 0, merges_ = 0;
+};
+
+// Bits do not depend on the number of threads. A query that sees no key gives 0.
+// Throws std::invalid_argument for a span that is too small or a number out of range, and std::bad_alloc.
+void run_attention(const AttentionCall& call, int threads);
+
+}  // namespace nybble

@@ -1,0 +1,96 @@
+// What the parts of attention share: columns, which are pairs of a head and a query, and the exponential.
+#pragma once
+
+#include <math.h>
+
+#include "tile_inline.h"
+
+namespace {
+
+constexpr int64_t kKeys = NYBBLE_ATTENTION_KEYS;
+constexpr int kTileVectors = 2;
+// Rows of a register tile of two vectors, beside those and one more register.
+constexpr int kTileRows = kRegisters == 32 ? 12 : 6;
+constexpr float kLowest = -3.40282347e38f;
+
+struct Rows {
+  const float* at;
+  int64_t stride;
+};
+
+// 2^x for x <= 0, within 2^-23; exactly 1 at 0, 0 below -126.5; NaN stays.
+NYBBLE_INLINE VF power_of_two(VF x) {
+  const VF shift = vf_set1(0x1.8p23f + 127);
+  x = vf_max(vf_set1(-127.0f), x);
+  const VF moved = vf_add(x, shift);  // round(x) + 127 in the last bits
+  const VF f = vf_sub(x, vf_sub(moved, shift));
+  VF p = vf_set1(0x1.5bba14p-10f);
+  p = vf_fma_fast(p, f, vf_set1(0x1.3cea88p-7f));
+  p = vf_fma_fast(p, f, vf_set1(0x1.c6b752p-5f));
+  p = vf_fma_fast(p, f, vf_set1(0x1.ebf9bcp-3f));
+  p = vf_fma_fast(p, f, vf_set1(0x1.62e42ap-1f));
+  p = vf_fma_fast(p, f, vf_set1(1.0f));
+  return vf_mul(p, vf_of_bits(vi_shift_left_32<23>(vi_of_bits(moved))));
+}
+
+// e^(a - b) for a <= b.
+NYBBLE_INLINE VF exp_of_difference(VF a, VF b) { return power_of_two(vf_mul(vf_sub(a, b), vf_set1(0x1.715476p+0f))); }
+
+// A head and a query, in the order of columns.
+struct Column {
+  int64_t head, query;
+  Column(const NybbleAttentionArgs* a, int64_t column) : head(column / a->queries), query(column % a->queries) {}
+  void next(const NybbleAttentionArgs* a) {
+    if (++query == a->queries) query = 0, head++;
+  }
+};
+
+inline int64_t element_bytes(const NybbleAttentionArgs* a) { return a->dtype == NYBBLE_F32 ? 4 : 2; }
+
+inline const uint8_t* element(const void* base, int64_t index, int64_t bytes) {
+  return static_cast<const uint8_t*>(base) + index * bytes;
+}
+
+// A tile of columns and what is kept of it between key blocks.
+struct Tile {
+  int64_t column;
+  int count;                                               // columns
+  int64_t first, last;                                     // keys that any of its columns sees, before the mask
+  int64_t all_first, all_last;                             // keys that all of them see
+  bool started;                                            // whether o holds anything
+  float *q, *o, *most, *sum;                               // [head_dim][width], [value_dim][width], [width], [width]
+  int32_t low[kTileVectors * W], limit[kTileVectors * W];  // a column sees the keys from low to before limit
+
+  int vectors() const { return count <= W ? 1 : 2; }
+
+  void see(const NybbleAttentionArgs* a) {
+    Column at(a, column);
+    first = all_last = a->keys;
+    last = all_first = 0;
+    for (int i = 0; i < kTileVectors * W; i++) {
+      int64_t end = a->keys;
+      if (a->causal) {
+        end = at.query + a->keys - a->queries + 1;
+        end = end < 0 ? 0 : end;
+      }
+      const int64_t begin = a->window && end > a->window ? end - a->window : 0;
+      low[i] = static_cast<int32_t>(begin);
+      limit[i] = static_cast<int32_t>(end);
+      first = begin < first ? begin : first;
+      all_first = begin > all_first ? begin : all_first;
+      last = end > last ? end : last;
+      all_last = end < all_last ? end : all_last;
+      if (i + 1 < count) at.next(a);
+    }
+  }
+};
+
+constexpr int64_t kTileFloats = NYBBLE_ATTENTION_TILE / 4;
+static_assert(sizeof(Tile) <= NYBBLE_ATTENTION_TILE, "the scratch is too small");
+
+// Scratch shared by the tiles of a call.
+struct Shared {
+  float *scores, *bias;  // [kKeys][width]
+};
+
+}  // namespace
