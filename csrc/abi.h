@@ -175,6 +175,67 @@ static inline int64_t nybble_attention_partial(int64_t value_dim) {
 }
 
 typedef enum NybbleStatus (*NybbleAttentionFn)(const struct NybbleAttentionArgs*);
+// Row (r) and column (c) of a matrix: element r * stride + c from `at` on.
+struct NybbleMatrix {
+  void* at;  // null: none
+  int64_t stride;
+};
+
+enum NybbleNorm { NYBBLE_NORM_NONE = 0, NYBBLE_NORM_LAYER = 1, NYBBLE_NORM_RMS = 2 };
+enum NybbleAct {
+  NYBBLE_ACT_IDENTITY = 0,
+  NYBBLE_ACT_GELU = 1,        // x Phi(x), by the error function
+  NYBBLE_ACT_GELU_TANH = 2,   // x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))
+  NYBBLE_ACT_QUICK_GELU = 3,  // x sigmoid(1.702 x)
+  NYBBLE_ACT_SILU = 4,        // x sigmoid(x)
+  NYBBLE_ACT_RELU = 5,
+  NYBBLE_ACT_TANH = 6,
+};
+
+// The scale of a norm: rows of `columns` elements of float dtypes, or null.
+struct NybbleScale {
+  const void *weight, *bias;
+  int32_t weight_dtype, bias_dtype;
+  float eps, weight_offset;
+};
+
+// sum = x + residual, rounded to dtype; y = norm(sum), see tile_norm.h. residual and sum may be none; y may be x, and
+// sum may be x or residual.
+struct NybbleNormArgs {
+  int32_t kind, dtype;
+  int64_t rows, columns;
+  struct NybbleMatrix x, residual, sum, y;
+  struct NybbleScale scale;
+};
+
+// y = act(x) * other + residual, in fp32, rounded once. other and residual may be none; y may be any of the others.
+struct NybbleActivateArgs {
+  int32_t act, dtype;
+  int64_t rows, columns;
+  struct NybbleMatrix x, other, residual, y;
+};
+
+// Rotary positions: turns the first `rotated` elements of each head of head_dim, as pairs of an element of the first
+// half and one of the second, or of neighbours if interleaved. Before, if scale.weight is not null, a head is
+// RMS-normalized. y may be x. Row r has the position r0 + r, whose cosines and sines are those of sequence
+// (r0 + r) / length and token (r0 + r) % length.
+struct NybbleRotateArgs {
+  int32_t dtype, cos_dtype, sin_dtype, interleaved;
+  int64_t rows, heads, head_dim, rotated;
+  struct NybbleMatrix x, y;
+  const void *cos, *sin;
+  int64_t cos_sequence, cos_token, sin_sequence, sin_token;  // strides in elements
+  int64_t row0, length;
+  struct NybbleScale scale;
+};
+
+// The row kernels of a target. They refuse unknown kinds and dtypes.
+struct NybbleRowKernels {
+  enum NybbleStatus (*norm)(const struct NybbleNormArgs*);
+  enum NybbleStatus (*activate)(const struct NybbleActivateArgs*);
+  enum NybbleStatus (*rotate)(const struct NybbleRotateArgs*);
+};
+
 typedef enum NybbleStatus (*NybbleExpandFn)(const struct NybbleExpandArgs*);
 typedef enum NybbleStatus (*NybblePrepareFn)(const struct NybblePrepareArgs*);
 typedef enum NybbleStatus (*NybbleLinearFn)(const struct NybbleLinearArgs*);

@@ -1,13 +1,10 @@
 // The pybind11 module _C: checks sizes, releases the GIL, turns errors into exceptions. No logic.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <optional>
+#include "bindings.h"
 
 #include "attention.h"
 #include "blocking.h"
+#include "chain_steps.h"
 #include "cpu_features.h"
-#include "linear.h"
 #include "parallel.h"
 #include "portable.h"
 #include "probe.h"
@@ -15,19 +12,7 @@
 #include "smallest.h"
 #include "sparse.h"
 
-namespace py = pybind11;
-using namespace nybble;
-
 namespace {
-
-using Pair = std::pair<uintptr_t, size_t>;  // pointer and bytes
-
-Span span(const Pair& pair) { return {pair.first, pair.second}; }
-
-NybbleDtype dtype_of(int value) {
-  if (value < NYBBLE_F32 || value > NYBBLE_S32) throw std::invalid_argument("dtype=" + std::to_string(value));
-  return static_cast<NybbleDtype>(value);
-}
 
 uint8_t* bytes_of(const Pair& pair, size_t needed, const char* name) {
   if (needed && (!pair.first || pair.second < needed))
@@ -157,43 +142,6 @@ void attention(const std::string& kernel, int dtype, const std::array<int64_t, 7
   run_attention(call, threads);
 }
 
-// A kernel bound to a weight shape; names are resolved once.
-class LinearPlan {
- public:
-  // expand and few: "" for none.
-  LinearPlan(const std::string& kernel, const std::string& prepare, const std::string& expand, const std::string& few,
-             const WeightShape& shape, bool static_activations, int act_steps)
-      : call_{} {
-    const auto find = [](const std::string& name) { return name.empty() ? nullptr : &find_kernel(name); };
-    call_.kernel = &find_kernel(kernel);
-    call_.prepare = &find_kernel(prepare);
-    call_.expand = find(expand);
-    call_.few = find(few);
-    call_.shape = shape;
-    call_.static_activations = static_activations;
-    call_.act_steps = act_steps;
-  }
-
-  void run(const Pair& x, int x_dtype, int64_t rows, int64_t stride, const Pair& packed, const Pair& bias,
-           int bias_dtype, const Pair& y, int y_dtype, int threads) const {
-    LinearCall call = call_;
-    call.x = span(x);
-    call.packed = span(packed);
-    call.bias = span(bias);
-    call.y = span(y);
-    call.rows = rows;
-    call.stride = stride;
-    call.x_dtype = dtype_of(x_dtype);
-    call.bias_dtype = dtype_of(bias_dtype);
-    call.y_dtype = dtype_of(y_dtype);
-    py::gil_scoped_release release;
-    run_linear(call, threads);
-  }
-
- private:
-  LinearCall call_;
-};
-
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -241,6 +189,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("BF16") = static_cast<int>(NYBBLE_BF16);
   m.attr("F16") = static_cast<int>(NYBBLE_F16);
   m.attr("S32") = static_cast<int>(NYBBLE_S32);
+  m.attr("BOOL") = kBool;  // of masks only
 
   py::class_<WeightShape>(m, "WeightShape")
       .def(py::init(&weight_shape), py::kw_only(), py::arg("bits"), py::arg("n"), py::arg("k"), py::arg("group_size"),
@@ -390,4 +339,5 @@ PYBIND11_MODULE(_C, m) {
            py::arg("kernel"), py::arg("prepare"), py::arg("expand"), py::arg("few"), py::arg("shape"),
            py::arg("static_activations"), py::arg("act_steps"))
       .def("run", &LinearPlan::run);
+  bind_chain(m);
 }

@@ -1,9 +1,6 @@
 // The driver: packs the activations, splits the output over threads, calls the kernels.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
-
 #include "blocking.h"
 #include "memory.h"
 #include "pack.h"

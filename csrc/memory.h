@@ -49,7 +49,7 @@ class Scratch {
 
   // Null if the allocation fails.
   uint8_t* try_reserve(size_t bytes) {
-    bytes = (bytes + 63) / 64 * 64;
+    bytes = bytes / 64 * 64 + 64;
     if (bytes > bytes_) {
       std::free(data_);
       data_ = nullptr;

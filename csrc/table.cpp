@@ -28,11 +28,13 @@ extern "C" {
 #define NYBBLE_PREPARE(name, target) NybbleStatus nybble_##name(const NybblePrepareArgs*);
 #define NYBBLE_EXPAND(name, target) NybbleStatus nybble_##name(const NybbleExpandArgs*);
 #define NYBBLE_ATTENTION(name, target) NybbleStatus nybble_##name(const NybbleAttentionArgs*);
+#define NYBBLE_ROWS(name, target) extern const NybbleRowKernels nybble_##name;
 #define NYBBLE_LINEAR(name, ...) NybbleStatus nybble_##name(const NybbleLinearArgs*);
 #include "kernels.def"
 #undef NYBBLE_PREPARE
 #undef NYBBLE_EXPAND
 #undef NYBBLE_ATTENTION
+#undef NYBBLE_ROWS
 #undef NYBBLE_LINEAR
 }
 
@@ -40,19 +42,29 @@ namespace nybble {
 
 const std::vector<KernelEntry>& kernel_table() {
   static const std::vector<KernelEntry> table = {
-#define NYBBLE_PREPARE(name, target) \
-  {#name, "prepare", #target, "", "", 0, 0, 0, 0, 0, 1, nullptr, NYBBLE_IF_##target(nybble_##name), nullptr, nullptr},
-#define NYBBLE_EXPAND(name, target) \
-  {#name, "expand", #target, "", "", 0, 0, 0, 0, 0, 1, nullptr, nullptr, NYBBLE_IF_##target(nybble_##name), nullptr},
-#define NYBBLE_ATTENTION(name, target) \
-  {#name, "attention", #target, "", "", 0, 0, 0, 0, 0, 1, nullptr, nullptr, nullptr, NYBBLE_IF_##target(nybble_##name)},
+#define NYBBLE_PREPARE(name, target)                                                                  \
+  {#name,   "prepare", #target, "", "", 0, 0, 0, 0, 0, 1, nullptr, NYBBLE_IF_##target(nybble_##name), \
+   nullptr, nullptr,   nullptr},
+#define NYBBLE_EXPAND(name, target)                                                                           \
+  {#name,   "expand", #target, "", "", 0, 0, 0, 0, 0, 1, nullptr, nullptr, NYBBLE_IF_##target(nybble_##name), \
+   nullptr, nullptr},
+#define NYBBLE_ATTENTION(name, target)                                          \
+  {                                                                             \
+      #name,  "attention", #target, "",      "",                                \
+      0,      0,           0,       0,       0,                                 \
+      1,      nullptr,     nullptr, nullptr, NYBBLE_IF_##target(nybble_##name), \
+      nullptr},
+#define NYBBLE_ROWS(name, target)                                 \
+  {#name, "rows", #target, "",      "",      0,       0,       0, \
+   0,     0,      1,       nullptr, nullptr, nullptr, nullptr, NYBBLE_IF_##target(&nybble_##name)},
 #define NYBBLE_LINEAR(name, scheme, target, layout, panel, ...)                                                        \
   {#name,   "linear", #target, #scheme, #layout, NYBBLE_PANEL_##panel, __VA_ARGS__, NYBBLE_IF_##target(nybble_##name), \
-   nullptr, nullptr,  nullptr},
+   nullptr, nullptr,  nullptr, nullptr},
 #include "kernels.def"
 #undef NYBBLE_PREPARE
 #undef NYBBLE_EXPAND
 #undef NYBBLE_ATTENTION
+#undef NYBBLE_ROWS
 #undef NYBBLE_LINEAR
   };
   return table;

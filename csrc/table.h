@@ -16,7 +16,7 @@ inline bool int_panel(int format) {
 
 struct KernelEntry {
   const char* name;
-  const char* op;  // "linear", "prepare", "expand" or "attention"
+  const char* op;  // "linear", "prepare", "expand", "attention" or "rows"
   const char* target;
   const char* scheme;  // "" unless linear, like the fields below
   const char* layout;
@@ -26,7 +26,8 @@ struct KernelEntry {
   NybblePrepareFn prepare;
   NybbleExpandFn expand;
   NybbleAttentionFn attention;
-  bool built() const { return linear || prepare || expand || attention; }
+  const NybbleRowKernels* rows;
+  bool built() const { return linear || prepare || expand || attention || rows; }
   int weight_bits() const { return std::strchr(scheme, 'w')[1] - '0'; }
   bool int_activations() const { return int_panel(panel); }
   // Whether it multiplies tiles of 16 rows (AMX).

@@ -86,6 +86,15 @@ inline __m512 shuffle_f32x4(__m512 a, __m512 b, int control) {
 inline __m512 fmadd_ps(__m512 a, __m512 b, __m512 c) {
   return each<F>([&](int i) { return fmaf(F(a).v[i], F(b).v[i], F(c).v[i]); });
 }
+inline __m512 swap_pairs_ps(__m512 a) {
+  return each<F>([&](int i) { return F(a).v[i ^ 1]; });
+}
+inline float reduce_add_ps(__m512 a) {
+  F sums(a);
+  for (int half = 8; half; half /= 2)
+    for (int i = 0; i < half; i++) sums.v[i] += sums.v[i + half];
+  return sums.v[0];
+}
 inline __m512i add_epi32(__m512i a, __m512i b) {
   return each<U>([&](int i) { return U(a).v[i] + U(b).v[i]; });
 }
@@ -268,6 +277,9 @@ inline __m512 dpbf16_ps(__m512 acc, __m512bh a, __m512bh b) {
 #define _mm512_unpackhi_ps(a, b) emulated::unpack_ps(a, b, 2)
 #define _mm512_shuffle_ps emulated::shuffle_ps
 #define _mm512_shuffle_f32x4 emulated::shuffle_f32x4
+#undef _mm512_permute_ps
+#define _mm512_permute_ps(a, swaps_pairs) emulated::swap_pairs_ps(a)
+#define _mm512_reduce_add_ps emulated::reduce_add_ps
 #define _mm512_fmadd_ps emulated::fmadd_ps
 #define _mm512_add_epi32 emulated::add_epi32
 #define _mm512_add_epi16 emulated::add_epi16

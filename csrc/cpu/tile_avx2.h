@@ -28,6 +28,7 @@ inline VF vf_fma_fast(VF a, VF b, VF c) { return _mm256_fmadd_ps(a, b, c); }
 inline VI vi_set1(int32_t a) { return _mm256_set1_epi32(a); }
 inline VI vi_load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline void vi_store(void* p, VI a) { _mm256_storeu_si256(static_cast<__m256i*>(p), a); }
+inline VF vf_swap_pairs(VF a) { return _mm256_permute_ps(a, 0xb1); }
 inline VI vi_add(VI a, VI b) { return _mm256_add_epi32(a, b); }
 inline VI vi_add_s16(VI a, VI b) { return _mm256_add_epi16(a, b); }
 inline VI vi_madd_s16(VI a, VI b) { return _mm256_madd_epi16(a, b); }
@@ -109,6 +110,12 @@ inline float vf_most(VF a) {
 }
 inline float vf_least(VF a) { return -vf_most(vf_neg(a)); }
 inline bool vf_has_nan(VF a) { return _mm256_movemask_ps(_mm256_cmp_ps(a, a, _CMP_UNORD_Q)) != 0; }
+
+inline float vf_sum(VF a) {
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
 
 inline int32_t vi_sum(VI a) {
   const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));

@@ -35,6 +35,7 @@ inline VF vf_fma_fast(VF a, VF b, VF c) { return _mm512_fmadd_ps(a, b, c); }
 inline VI vi_set1(int32_t a) { return _mm512_set1_epi32(a); }
 inline VI vi_load(const void* p) { return _mm512_loadu_si512(p); }
 inline void vi_store(void* p, VI a) { _mm512_storeu_si512(p, a); }
+inline VF vf_swap_pairs(VF a) { return _mm512_permute_ps(a, 0xb1); }
 inline VI vi_add(VI a, VI b) { return _mm512_add_epi32(a, b); }
 inline VI vi_add_s16(VI a, VI b) { return _mm512_add_epi16(a, b); }
 inline VI vi_madd_s16(VI a, VI b) { return _mm512_madd_epi16(a, b); }
@@ -123,6 +124,7 @@ inline VI vi_load_first(const void* p) {
 inline float vf_least(VF a) { return _mm512_reduce_min_ps(a); }
 inline float vf_most(VF a) { return _mm512_reduce_max_ps(a); }
 inline bool vf_has_nan(VF a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q) != 0; }
+inline float vf_sum(VF a) { return _mm512_reduce_add_ps(a); }
 inline int32_t vi_sum(VI a) { return _mm512_reduce_add_epi32(a); }
 inline VI vi_first(VI a, int64_t count) { return _mm512_mask_mov_epi32(vi_set1(0), lane_mask(count), a); }
 

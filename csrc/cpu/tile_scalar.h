@@ -103,6 +103,15 @@ inline VI vi_load(const void* p) {
   return out;
 }
 inline void vi_store(void* p, VI a) { memcpy(p, a.v, sizeof a.v); }
+// Exchanges the lanes 2 i and 2 i + 1.
+inline VF vf_swap_pairs(VF a) {
+  return lanes_of<VF>([&](int i) { return a.v[i ^ 1]; });
+}
+inline float vf_sum(VF a) {
+  for (int half = W / 2; half; half /= 2)
+    for (int i = 0; i < half; i++) a.v[i] += a.v[i + half];
+  return a.v[0];
+}
 inline VI vi_add(VI a, VI b) {
   return lanes_of<VI>([&](int i) { return a.v[i] + b.v[i]; });
 }

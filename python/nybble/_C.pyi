@@ -6,8 +6,13 @@ F32: int
 BF16: int
 F16: int
 S32: int
+BOOL: int
 
 _Memory: TypeAlias = tuple[int, int]
+_Vector: TypeAlias = tuple[int, int, int] | None  # address, bytes, dtype
+_Norm: TypeAlias = tuple[str, _Vector, _Vector, float, float]  # kind, weight, bias, eps, weight_offset
+# address, bytes, dtype, 4 sizes, 4 strides
+_Table: TypeAlias = tuple[int, int, int, int, int, int, int, int, int, int, int] | None
 
 def kernel_table() -> list[dict[str, Any]]: ...
 def cuda_kernel_table() -> list[dict[str, Any]]: ...
@@ -151,4 +156,84 @@ class LinearPlan:
         y_dtype: int,
         threads: int,
         /,
+    ) -> None: ...
+
+class ChainWeight:
+    def __init__(
+        self,
+        plan: LinearPlan,
+        packed: _Memory,
+        bias: _Vector,
+        y: int,
+        act: str = "",
+        other: int = -1,
+        residual: int = -1,
+    ) -> None: ...
+
+class Chain:
+    def __init__(self, dtype: int, widths: list[int], externals: int, *, rows: str, attention: str) -> None: ...
+    def add_norm(
+        self,
+        x: int,
+        y: int,
+        kind: str,
+        weight: _Vector,
+        bias: _Vector,
+        eps: float,
+        *,
+        residual: int = -1,
+        sum: int = -1,
+        weight_offset: float = 0.0,
+    ) -> None: ...
+    def add_linears(
+        self,
+        x: int,
+        weights: list[ChainWeight],
+        *,
+        norm: _Norm | None = None,
+        residual: int = -1,
+        sum: int = -1,
+        normed: int = -1,
+    ) -> None: ...
+    def add_activate(self, x: int, y: int, act: str, *, other: int = -1) -> None: ...
+    def add_rotate(
+        self,
+        x: int,
+        y: int,
+        heads: int,
+        *,
+        head_dim: int = 0,
+        offset: int = 0,
+        cos: int,
+        sin: int,
+        interleaved: bool,
+        norm: tuple[_Vector, float, float] | None = None,
+    ) -> None: ...
+    def add_attention(
+        self,
+        q: int,
+        k: int,
+        v: int,
+        y: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        scale: float,
+        *,
+        q_offset: int = 0,
+        k_offset: int = 0,
+        v_offset: int = 0,
+        causal: bool,
+        window: int = 0,
+        mask: int = -1,
+        cached: bool = False,
+        int8: bool = False,
+    ) -> None: ...
+    def run(
+        self,
+        batch: int,
+        length: int,
+        external: list[tuple[int, int, int]],
+        tables: list[_Table],
+        threads: int,
     ) -> None: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 # torch first: its wheels bring the OpenMP library that the extension then shares.
@@ -262,7 +263,7 @@ class LinearPlan:
             static_activations=scheme.static,
             act_steps=act.steps if act.quantized else 0,
         )
-        self._run = plan.run
+        self.compiled, self._run = plan, plan.run
         self._in_features = in_features
 
     def __call__(self, x: Tensor, packed: Tensor, bias: Tensor | None, out: Tensor) -> None:
@@ -291,3 +292,26 @@ class LinearPlan:
             dtype if out.dtype is x.dtype else DTYPES[out.dtype],
             torch.get_num_threads(),
         )
+
+
+ChainWeight = _C.ChainWeight
+
+
+def chain(dtype: torch.dtype, widths: Sequence[int], externals: int, *, rows: str, attention: str) -> _C.Chain:
+    """Steps between matrices (rows, width) of one dtype that run in one call, see csrc/chain.h. rows, attention: names of kernels."""
+    return _C.Chain(DTYPES[dtype], list(widths), externals, rows=rows, attention=attention)
+
+
+def vector(tensor: Tensor | None) -> tuple[int, int, int] | None:
+    """A contiguous vector of floats, as the steps of a chain take weights of norms and biases."""
+    return None if tensor is None else (*memory(tensor), DTYPES[tensor.dtype])
+
+
+def table(tensor: Tensor | None) -> tuple[int, int, int, int, int, int, int, int, int, int, int] | None:
+    """A tensor of four dimensions, as a run of a chain takes it."""
+    if tensor is None:
+        return None
+    kind = _C.BOOL if tensor.dtype is torch.bool else DTYPES[tensor.dtype]
+    s0, s1, s2, s3 = tensor.shape
+    t0, t1, t2, t3 = tensor.stride()
+    return (*memory(tensor), kind, s0, s1, s2, s3, t0, t1, t2, t3)

@@ -53,6 +53,13 @@ def all_specs() -> tuple[KernelSpec, ...]:
     return tuple(sorted((*built_in, *added), key=lambda spec: targets.names().index(spec.target)))
 
 
+def fastest(op: str) -> str:
+    """The name of the fastest compiled kernel of an op without a scheme that can run here."""
+    return [
+        spec.name for spec in all_specs() if spec.op == op and spec.built and spec.target in targets.detect().targets
+    ][-1]
+
+
 def kernels() -> list[dict[str, Any]]:
     """The table: name, op, scheme, target, layout, built, usable here, and why not."""
     rows = []

@@ -1,0 +1,61 @@
+// Activations of rows: y = act(x) * other + residual, in fp32, rounded once; see tile_math.h for the functions. Bound
+// by reading and writing rows that no cache holds, else by the polynomials. Include after a target's tile header.
+#pragma once
+
+#include "tile_math.h"
+#include "tile_rows.h"
+
+namespace {
+
+template <int kDtype, int kAct>
+inline NybbleStatus activate_rows(const NybbleActivateArgs& a) {
+  for (int64_t r = 0; r < a.rows; r++) {
+    const uint8_t *x = row_at<kDtype>(a.x, r), *other = row_at<kDtype>(a.other, r);
+    const uint8_t* residual = row_at<kDtype>(a.residual, r);
+    uint8_t* y = row_at<kDtype>(a.y, r);
+    each_vector(a.columns, [&](int, int64_t c, int64_t lanes) __attribute__((always_inline)) {
+      VF v = vf_act<kAct>(load_at<kDtype>(x, c, lanes));
+      if (other) v = vf_mul(v, load_at<kDtype>(other, c, lanes));
+      if (residual) v = vf_add(v, load_at<kDtype>(residual, c, lanes));
+      store_at<kDtype>(y, c, v, lanes);
+    });
+  }
+  return NYBBLE_OK;
+}
+
+template <int kDtype>
+inline NybbleStatus activate_dtype(const NybbleActivateArgs& a) {
+  switch (a.act) {
+    case NYBBLE_ACT_IDENTITY:
+      return activate_rows<kDtype, NYBBLE_ACT_IDENTITY>(a);
+    case NYBBLE_ACT_GELU:
+      return activate_rows<kDtype, NYBBLE_ACT_GELU>(a);
+    case NYBBLE_ACT_GELU_TANH:
+      return activate_rows<kDtype, NYBBLE_ACT_GELU_TANH>(a);
+    case NYBBLE_ACT_QUICK_GELU:
+      return activate_rows<kDtype, NYBBLE_ACT_QUICK_GELU>(a);
+    case NYBBLE_ACT_SILU:
+      return activate_rows<kDtype, NYBBLE_ACT_SILU>(a);
+    case NYBBLE_ACT_RELU:
+      return activate_rows<kDtype, NYBBLE_ACT_RELU>(a);
+    case NYBBLE_ACT_TANH:
+      return activate_rows<kDtype, NYBBLE_ACT_TANH>(a);
+    default:
+      return NYBBLE_UNSUPPORTED;
+  }
+}
+
+inline NybbleStatus activate(const NybbleActivateArgs* a) {
+  switch (a->dtype) {
+    case NYBBLE_F32:
+      return activate_dtype<NYBBLE_F32>(*a);
+    case NYBBLE_BF16:
+      return activate_dtype<NYBBLE_BF16>(*a);
+    case NYBBLE_F16:
+      return activate_dtype<NYBBLE_F16>(*a);
+    default:
+      return NYBBLE_UNSUPPORTED;
+  }
+}
+
+}  // namespace
