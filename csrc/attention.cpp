@@ -12,6 +12,8 @@ namespace {
 // Columns of a piece, see NybbleAttentionArgs: many, since its keys may be converted once for all, in tiles that fit in
 // the level-2 cache.
 constexpr int64_t kPieceColumns = 256;
+// With few columns the keys are split, into parts of no less than so many, for so many pieces.
+constexpr int64_t kPartKeys = 512, kPartPieces = 64;
 // Below this many multiply-adds a call runs on one thread.
 constexpr int64_t kSerialProducts = 1 << 19;
 // Sizes are below this, so that products of a size and a stride fit in 64 bits.
@@ -146,7 +148,15 @@ bool run_piece(const AttentionCall& call, NybbleAttentionArgs args) {
 
 AttentionPlan::AttentionPlan(const AttentionCall& call) : call_(call) {
   check(call);
-  if (call.batch && call.queries) pieces_ = call.batch * call.kv_heads * Pieces(call).count();
+  if (call.batch == 0 || call.queries == 0) return;
+  const int64_t heads = call.batch * call.kv_heads;
+  pieces_ = heads * Pieces(call).count();
+  if (call.heads / call.kv_heads * call.queries > NYBBLE_ATTENTION_FEW) return;
+  parts_ = std::max<int64_t>(1, std::min(call.keys / kPartKeys, divide_up(kPartPieces, heads)));
+  if (parts_ == 1) return;
+  merges_ = heads;
+  pieces_ = heads * parts_;
+  partial_.reserve(static_cast<size_t>(pieces_ * nybble_attention_partial(call.value_dim)));
 }
 
 double AttentionPlan::products() const {
@@ -154,16 +164,35 @@ double AttentionPlan::products() const {
          static_cast<double>(call_.keys) * static_cast<double>(call_.head_dim + call_.value_dim);
 }
 
+void* AttentionPlan::partial(int64_t head) const {
+  return partial_.data() + head * parts_ * nybble_attention_partial(call_.value_dim);
+}
+
 bool AttentionPlan::run(int64_t number) const {
   const Pieces pieces(call_);
+  if (parts_ > 1) {
+    const int64_t head = number / parts_, part = number % parts_;
+    NybbleAttentionArgs args = arguments(call_, head / call_.kv_heads, head % call_.kv_heads);
+    args.column_end = args.heads * args.queries;
+    args.key_begin = args.keys * part / parts_;
+    args.key_end = args.keys * (part + 1) / parts_;
+    args.partial = static_cast<uint8_t*>(partial(head)) + part * nybble_attention_partial(call_.value_dim);
+    return run_piece(call_, args);
+  }
   // The last queries see the most keys under `causal`: they come first, so that no thread ends with a large piece.
-  const int64_t count = pieces.count(), piece = count - 1 - number % count, head = number / count;
+  const int64_t count = pieces.count(), head = number / count;
   NybbleAttentionArgs args = arguments(call_, head / call_.kv_heads, head % call_.kv_heads);
-  pieces.place(piece, args);
+  pieces.place(count - 1 - number % count, args);
   return run_piece(call_, args);
 }
 
-bool AttentionPlan::merge(int64_t) const { return true; }
+bool AttentionPlan::merge(int64_t head) const {
+  NybbleAttentionArgs args = arguments(call_, head / call_.kv_heads, head % call_.kv_heads);
+  args.column_end = args.heads * args.queries;
+  args.partial = partial(head);
+  args.parts = parts_;
+  return call_.kernel->attention(&args) == NYBBLE_OK;
+}
 
 void run_attention(const AttentionCall& call, int threads) {
   const AttentionPlan plan(call);

@@ -35,12 +35,16 @@ class AttentionPlan {
   int64_t pieces() const { return pieces_; }
   bool run(int64_t piece) const;
   int64_t merges() const { return merges_; }
-  bool merge(int64_t at) const;
+  bool merge(int64_t head) const;
   double products() const;  // multiply-adds
 
  private:
+  void* partial(int64_t head) const;
+
   AttentionCall call_;
+  int64_t parts_ = 1;  // that the keys are split into
   int64_t pieces_ = 0, merges_ = 0;
+  Scratch partial_;  // [merges][parts]
 };
 
 // Bits do not depend on the number of threads. A query that sees no key gives 0.

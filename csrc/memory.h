@@ -61,6 +61,8 @@ class Scratch {
     return data_;
   }
 
+  uint8_t* data() const { return data_; }
+
  private:
   uint8_t* data_ = nullptr;
   size_t bytes_ = 0;

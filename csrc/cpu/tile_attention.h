@@ -9,7 +9,7 @@
 // Bound by the fused multiply-adds: 2 head_dim a score, and about 12 more instructions for its exponential.
 #pragma once
 
-#include "tile_attention_mask.h"
+#include "tile_attention_few.h"
 
 namespace {
 
@@ -233,16 +233,6 @@ NYBBLE_INLINE void store_outputs(const NybbleAttentionArgs* a, const Tile& tile)
   }
 }
 
-// Memory of a call, taken piece by piece from its scratch.
-struct Carver {
-  float* free;
-  float* take(int64_t count) {
-    float* taken = free;
-    free += count;
-    return taken;
-  }
-};
-
 inline void start_tile(const NybbleAttentionArgs* a, Tile& tile, int64_t column, Carver& carver) {
   const int64_t left = a->column_end - column;
   tile.column = column;
@@ -263,7 +253,9 @@ inline void start_tile(const NybbleAttentionArgs* a, Tile& tile, int64_t column,
 
 inline NybbleStatus attention(const NybbleAttentionArgs* a) {
   const int64_t columns = a->column_end - a->column_begin, width = kTileVectors * W;
+  if (a->parts) return merge_few(a);
   if (a->scratch_bytes < nybble_attention_scratch(columns, a->head_dim, a->value_dim)) return NYBBLE_UNSUPPORTED;
+  if (columns <= NYBBLE_ATTENTION_FEW) return attention_few(a);
   Carver carver{static_cast<float*>(a->scratch)};
   const int64_t key_row = nybble_attention_row(a->head_dim), value_row = nybble_attention_row(a->value_dim);
   float *key_floats = carver.take(kKeys * key_row), *value_floats = carver.take(kKeys * value_row);

@@ -65,6 +65,16 @@ inline VF vf_where_less(VI a, VI b, VF x, VF y) {
   return _mm256_blendv_ps(y, x, _mm256_castsi256_ps(_mm256_cmpgt_epi32(b, a)));
 }
 inline bool vf_any_unlike(VF a, VF b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_NEQ_UQ)) != 0; }
+inline VF vf_sum_each(VF (&of)[W]) {
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++)
+    of[i] = _mm256_add_ps(_mm256_unpacklo_ps(of[2 * i], of[2 * i + 1]), _mm256_unpackhi_ps(of[2 * i], of[2 * i + 1]));
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; i++)
+    of[i] = _mm256_add_ps(_mm256_shuffle_ps(of[2 * i], of[2 * i + 1], 0x44),
+                          _mm256_shuffle_ps(of[2 * i], of[2 * i + 1], 0xee));
+  return _mm256_add_ps(_mm256_permute2f128_ps(of[0], of[1], 0x20), _mm256_permute2f128_ps(of[0], of[1], 0x31));
+}
 inline void vf_transpose(VF (&rows)[W]) {
   VF pairs[W];
 #pragma GCC unroll 4

@@ -71,6 +71,20 @@ inline VI vi_of_bits(VF a) { return _mm512_castps_si512(a); }
 inline VF vf_of_bits(VI a) { return _mm512_castsi512_ps(a); }
 inline VF vf_where_less(VI a, VI b, VF x, VF y) { return _mm512_mask_mov_ps(y, _mm512_cmpgt_epi32_mask(b, a), x); }
 inline bool vf_any_unlike(VF a, VF b) { return _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ) != 0; }
+inline VF vf_sum_each(VF (&of)[W]) {
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; i++)
+    of[i] = _mm512_add_ps(_mm512_unpacklo_ps(of[2 * i], of[2 * i + 1]), _mm512_unpackhi_ps(of[2 * i], of[2 * i + 1]));
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++)
+    of[i] = _mm512_add_ps(_mm512_shuffle_ps(of[2 * i], of[2 * i + 1], 0x44),
+                          _mm512_shuffle_ps(of[2 * i], of[2 * i + 1], 0xee));
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; i++)  // blocks of 4 lanes
+    of[i] = _mm512_add_ps(_mm512_shuffle_f32x4(of[2 * i], of[2 * i + 1], 0x88),
+                          _mm512_shuffle_f32x4(of[2 * i], of[2 * i + 1], 0xdd));
+  return _mm512_add_ps(_mm512_shuffle_f32x4(of[0], of[1], 0x88), _mm512_shuffle_f32x4(of[0], of[1], 0xdd));
+}
 inline void vf_transpose(VF (&rows)[W]) {
   VF pairs[W];
 #pragma GCC unroll 8

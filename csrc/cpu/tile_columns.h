@@ -93,4 +93,14 @@ struct Shared {
   float *scores, *bias;  // [kKeys][width]
 };
 
+// Memory of a call, taken piece by piece from its scratch.
+struct Carver {
+  float* free;
+  float* take(int64_t count) {
+    float* taken = free;
+    free += count;
+    return taken;
+  }
+};
+
 }  // namespace

@@ -190,6 +190,14 @@ inline bool vf_any_unlike(VF a, VF b) {
     if (a.v[i] != b.v[i]) return true;
   return false;
 }
+// Lane i: the sum of the lanes of the i-th; overwrites them.
+inline VF vf_sum_each(VF (&of)[W]) {
+  return lanes_of<VF>([&](int i) {
+    float sum = 0.0f;
+    for (float lane : of[i].v) sum += lane;
+    return sum;
+  });
+}
 // Swaps rows and columns.
 inline void vf_transpose(VF (&rows)[W]) {
   for (int i = 0; i < W; i++)
