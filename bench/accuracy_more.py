@@ -18,9 +18,9 @@ from ..demo.data import all_sentences
 from ..demo.model import embed
 from ..demo.model import load as load_encoder
 from ..monitor.monitor import Monitor
+from ..paired import Call, Limits, Pairs, decide
 from ..passes.choose import plan
 from ..passes.optimize import optimize
-from ..passes.paired import Call, Limits, Pairs, decide
 from ..passes.quantize import quantize
 from .figures import Figure
 

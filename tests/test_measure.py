@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 import nybble
+from nybble import paired
 from nybble.dispatch.explanation import Explanation
 from nybble.dispatch.spec import Problem
 from nybble.nn import Linear, SparseLinear
-from nybble.passes import measure, paired
-from nybble.passes.paired import Limits, Pairs
+from nybble.paired import Limits, Pairs
+from nybble.passes import measure
 from nybble.passes.round import work
 from nybble.report.data import NOT_TIMED, LayerReport
 from nybble.report.report import Report

@@ -33,7 +33,7 @@ GONE = {
     "nybble.passes.layerwise.factor": {"made_up", "without_dead"},
     "nybble.passes.layerwise.stages": {"calm"},
     "nybble.passes.layerwise.sweep": {"Fixed"},
-    # Layers are timed by nybble.passes.paired; the SQNR is nybble.compiled.rounding.sqnr_db.
+    # Layers are timed by nybble.paired; the SQNR is nybble.compiled.rounding.sqnr_db.
     "nybble.passes.measure": {"BUDGET_S", "interleaved", "pays_from", "slower_at", "speedups", "weight_sqnr_db"},
     "nybble.passes.optimize": {"OWN", "OWN_WHERE"},
     "nybble.passes.recovery.work": {"Scene"},

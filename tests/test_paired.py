@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from nybble.passes.paired import FEW, Limits, Pairs, decide, speed_of
+from nybble.paired import FEW, Limits, Pairs, decide, speed_of
 from nybble.report.speed import Speed, mean_speed
 
 STREAMS = 1000

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from nybble.passes.paired import SLOW_S, Limits, Pairs, decide, speed_of
+from nybble.paired import SLOW_S, Limits, Pairs, decide, speed_of
 from nybble.report.speed import Speed, mean_speed
 
 STREAMS = 400

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 import nybble
-from nybble import Recipe
+from nybble import Recipe, paired
 from nybble.model.options import check_schemes
 from nybble.nn.module import QuantizedModule
-from nybble.passes import measure, paired
+from nybble.passes import measure
 from nybble.passes.measure import Timer
 from nybble.passes.round import work
 from nybble.recipe.recipe import Stage

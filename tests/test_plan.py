@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import nybble
+from nybble.paired import FEW
 from nybble.passes.choose import find, times
 from nybble.passes.choose.options import Candidate, Menu, best, front
-from nybble.passes.paired import FEW
 from nybble.testing.models import Residual
 
 WIDTH, LAYERS = 64, 4

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 import nybble
+from nybble import paired
 from nybble.nn import Linear
-from nybble.passes import measure, paired
+from nybble.passes import measure
 from nybble.report.data import LayerReport
 from nybble.report.report import Report
 from nybble.report.speed import Speed

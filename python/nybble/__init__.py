@@ -20,6 +20,7 @@ from .weights.scheme import Scheme
 
 if TYPE_CHECKING:
     from .dispatch.registry import kernels
+    from .fusion import FusionReport, fuse
     from .monitor.monitor import Monitor
     from .passes.choose import ChosenPlan, plan
     from .passes.optimize import optimize
@@ -36,9 +37,11 @@ else:
 # Names that are imported at their first use, so that `import nybble` stays quick, and where they are.
 _LAZY = {
     "ChosenPlan": "passes.choose",
+    "FusionReport": "fusion.report",
     "Monitor": "monitor.monitor",
     "Recipe": "recipe.recipe",
     "Sensitivity": "passes.sensitivity",
+    "fuse": "fusion.fuse",
     "optimize": "passes.optimize",
     "plan": "passes.choose",
     "quantize": "passes.quantize",
@@ -83,6 +86,7 @@ __all__ = [
     "ChosenPlan",
     "Evaluation",
     "Explanation",
+    "FusionReport",
     "Monitor",
     "Recipe",
     "Report",
@@ -90,6 +94,7 @@ __all__ = [
     "Sensitivity",
     "evaluate",
     "explain",
+    "fuse",
     "kernels",
     "load",
     "nn",

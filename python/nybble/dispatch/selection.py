@@ -10,6 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ..native import LinearPlan
 from ..weights.scheme import Scheme
 from . import selfcheck, targets
 from .explanation import Explanation, NoKernelError
@@ -95,6 +96,21 @@ def plan_for(scheme: str, layout: str, n: int, k: int, dtype: torch.dtype, devic
         return ByRows(problem, starts)
     spec, settled = _select(problem)
     return _make(spec, problem) if settled else ByRows(problem, starts)
+
+
+@lru_cache(maxsize=4096)
+def compiled_plan(scheme: str, layout: str, size: tuple[int, int], dtype: torch.dtype, m: int) -> LinearPlan | None:
+    """The compiled CPU kernels that plan_for's plan runs for m rows; None if it runs others. size: (N, K)."""
+    n, k = size
+    problem = Problem(Scheme.parse(scheme), m=m, n=n, k=k, dtype=dtype, device="cpu", layout=layout)
+    spec, _ = _select(problem)
+    plan = _make(spec, problem)
+    return plan if isinstance(plan, LinearPlan) else None
+
+
+def row_starts(scheme: Scheme, dtype: torch.dtype) -> list[int]:
+    """Numbers of rows of activations on the CPU at which another kernel may begin to serve weights of a scheme, from 2."""
+    return _boundaries(Problem(scheme, m=1, n=1, k=1, dtype=dtype, device="cpu"))
 
 
 class ByRows:

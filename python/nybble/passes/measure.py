@@ -11,11 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from .. import paired
 from ..nn.kinds import kind_of
 from ..nn.module import QuantizedModule
 from ..report.speed import Speed, mean_speed
 from ..weights.sparsity import Unstructured
-from . import paired
 
 # The share of all seconds that one layer may take, after its first pairs, as long as neither it nor its replacement is
 # faster.

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from ...model.eligible import dense_weight
+from ...paired import Limits, Pairs, decide
 from ...report.speed import Speed
-from ..paired import Limits, Pairs, decide
 
 # Seconds for each candidate of a shape after its first pairs, and the width of its interval that ends the measurement
 # before. The first pairs have no limit: a median of fewer would be worth nothing.

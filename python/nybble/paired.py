@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from statistics import NormalDist, fmean, median
 from typing import NamedTuple
 
-from ..report.speed import Speed, mean_speed
+from .report.speed import Speed, mean_speed
 
 ERROR = 1e-3
 # What each measurement gets, even if the decision is clear: pairs, seconds, and more pairs that fit more seconds. Time

@@ -1,0 +1,186 @@
+"""A module that runs as a fused chain where it can: what replaces its ``forward``."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch._C import (
+    _get_tracing_state,
+    _is_any_autocast_enabled,
+    _len_torch_dispatch_stack,
+    _len_torch_function_stack,
+)
+from torch._C._functorch import peek_interpreter_stack
+from torch.compiler import is_compiling
+from torch.nn.modules import module as torch_module
+
+from .arguments import Arguments, copied, kind_of, large_caches
+from .explain import NotUnderstood, explain
+from .lower import Lowered, lower
+from .pays import Timings
+from .program import Program
+from .prove import prove
+from .watch import Call, watch
+
+# Kinds of calls that a block learns; others run unfused.
+MOST_KINDS = 8
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+@dataclass
+class Fused:
+    """The fused form of a module. ``forward`` takes the place of the module's own, on the instance.
+
+    Calls of a kind that was not seen before are run unfused once, watched, and proved.
+    """
+
+    module: nn.Module
+    timings: Timings | None = None  # what it must be faster than; None: it need not be
+    kinds: dict[Any, Lowered | str] = field(default_factory=dict)
+    undone: str | None = None
+    members: tuple[tuple[dict[str, Any], str, nn.Module], ...] = ()
+    hooks: tuple[dict[Any, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        self.lock = threading.RLock()
+
+    # --- running ---
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As the module's own forward."""
+        if is_compiling() or torch.is_grad_enabled() or self.undone is not None or _watched():
+            return self.own(*args, **kwargs)
+        lowered = self.kinds.get(kind_of(args, kwargs))
+        if lowered is None:
+            return self.learn(args, kwargs)
+        if isinstance(lowered, str):
+            return self.own(*args, **kwargs)
+        if self.module.training or (reason := self.changed()) is not None:
+            if not self.module.training:
+                self.undo(reason)
+            return self.own(*args, **kwargs)
+        return lowered.run(args, kwargs)
+
+    @property
+    def own(self) -> Callable[..., Any]:
+        """The module's own forward."""
+        forward: Callable[..., Any] = type(self.module).forward.__get__(self.module)
+        return forward
+
+    # --- learning ---
+
+    def learn(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Runs a call of a new kind unfused, and keeps how to run it fused, or why not."""
+        if self.module.training or self.changed() is not None:
+            return self.own(*args, **kwargs)
+        if len(self.kinds) >= MOST_KINDS or large_caches(args, kwargs):
+            return self.own(*args, **kwargs)
+        before = copied(args, kwargs)
+        call = watch(self.module, args, kwargs, self.own)
+        with self.lock:
+            self.kinds.setdefault(kind_of(args, kwargs), self.understood(call, before))
+        return call.result
+
+    def understood(self, call: Call, before: Arguments) -> Lowered | str:
+        """How to run calls of this kind fused, or why not. before: the arguments as they were before the call."""
+        names = {inner: name for name, inner in self.module.named_modules()}
+        try:
+            program = Program(explain(call, names))
+            lowered = lower(program)
+            prove(program, lowered, before, self.own)
+            if self.timings is not None:
+                lowered.speed = self.timings.check(program, lowered, before, self.own)
+        except NotUnderstood as reason:
+            return str(reason)
+        return lowered
+
+    # --- changes of the module ---
+
+    def bind(self) -> None:
+        """Notes the modules inside as they are now."""
+        inside = [self.module, *(m for m in self.module.modules() if m is not self.module)]
+        self.members = tuple(
+            (parent._modules, name, child) for parent in inside for name, child in parent._modules.items() if child
+        )
+        own = [getattr(self.module, name) for name in ("_backward_hooks", "_backward_pre_hooks")]
+        self.hooks = (*own, *(getattr(inner, name) for inner in inside[1:] for name in _HOOKS))
+
+    def changed(self) -> str | None:
+        """Why the chain is not what it was: a module inside was replaced, or got a hook."""
+        for held, name, child in self.members:
+            if held.get(name) is not child:
+                return f"{name} was replaced by {type(held.get(name)).__name__}"
+        for hooks in self.hooks:
+            if hooks:
+                return f"a module inside has hooks ({_names(hooks)})"
+        return None
+
+    def undo(self, reason: str) -> None:
+        """Runs the module unfused from now on."""
+        self.undone = reason
+        self.kinds.clear()
+
+    def put(self) -> None:
+        """Replaces the module's forward."""
+        self.bind()
+        self.module.forward = self.forward  # type: ignore[method-assign]
+
+    def take_away(self) -> None:
+        """Gives the module its own forward back."""
+        self.module.__dict__.pop("forward", None)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Fused:
+        from copy import deepcopy
+
+        new = Fused(deepcopy(self.module, memo))
+        new.bind()
+        return new
+
+    def __reduce__(self) -> Any:
+        return _fused_again, (self.module,)
+
+
+def _fused_again(module: nn.Module) -> Fused:
+    return Fused(module)
+
+
+def _names(hooks: dict[Any, Any]) -> str:
+    return ", ".join(sorted({getattr(hook, "__qualname__", type(hook).__qualname__) for hook in hooks.values()}))
+
+
+def _watched() -> bool:
+    """Whether modes, transforms, tracers or hooks on all modules must see each step."""
+    return bool(
+        _len_torch_function_stack() > 0
+        or _len_torch_dispatch_stack() > 0
+        or peek_interpreter_stack() is not None
+        or _get_tracing_state() is not None
+        or _is_any_autocast_enabled()
+        or torch_module._global_forward_hooks
+        or torch_module._global_forward_pre_hooks
+    )
+
+
+def unfuse(model: nn.Module) -> int:
+    """Gives all modules that ``fuse`` changed their own forward back. Returns how many there were."""
+    found = fused_modules(model)
+    for fused in found.values():
+        fused.take_away()
+    return len(found)
+
+
+def fused_modules(model: nn.Module) -> dict[str, Fused]:
+    """The fused modules by their names."""
+    found = {}
+    for name, module in model.named_modules():
+        forward = vars(module).get("forward")
+        owner = getattr(forward, "__self__", None)
+        if isinstance(owner, Fused):
+            found[name] = owner
+    return found

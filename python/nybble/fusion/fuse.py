@@ -1,0 +1,109 @@
+"""`nybble.fuse`: run chains of layers as compiled steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..model import options
+from ..model.batches import call, check_batches
+from .block import fused_modules, unfuse
+from .pays import Timings
+from .report import FusionReport
+from .search import Search
+
+GOALS = ("speed", "always")
+
+
+def fuse(
+    model: nn.Module,
+    examples: Iterable[Any],
+    *,
+    include: options.Patterns = None,
+    exclude: options.Patterns = None,
+    goal: str = "speed",
+) -> FusionReport:
+    """Let modules of ``model`` run as chains of compiled steps: attention, norms, activations and residuals with the
+    quantized layers around them, in one or two calls for a whole block of a transformer.
+
+    The model is run on the examples and watched: which torch functions and modules compute which values. What a module
+    returns is then explained by steps that nybble has compiled. That explanation is proved: it is run in torch beside
+    the module's own forward, in float, on the example and on other inputs, and must agree within rounding; and its
+    compiled form must agree with it. What cannot be proved stays as it is, and the report says why. No class of a model
+    is known by its name.
+
+    The module keeps its parts, its ``state_dict`` and its own forward. It runs fused only without gradients
+    (``torch.no_grad`` or ``torch.inference_mode``), in eval mode, on the CPU, without autocast, torch.compile, tracers and
+    torch modes; otherwise it runs as before. A call of another kind than those seen (another mask, a cache) is watched
+    and proved when it first comes. Where a module inside was replaced or got a hook, as by PEFT or by an observer, the
+    chain is undone.
+
+    Args:
+        model: any module, best after ``nybble.quantize``: dense linear layers run in torch between the compiled steps.
+        examples: inputs to call the model with, as calibration batches: tensors, tuples or dicts. One of usual size is
+            enough; more than one token is needed.
+        include: glob patterns on full names of modules; only those that match one are fused. None means all.
+        exclude: glob patterns on full names of modules that are left alone.
+        goal: "speed" keeps a chain only if it is measured to be faster than the module's own forward; "always" keeps
+            each that was proved.
+
+    Returns:
+        A FusionReport: each chain with its steps and its speed, and why other modules were left. Its ``undo()`` gives
+        the modules their own forward back.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong. After any exception, ``KeyboardInterrupt`` included, the model is
+            unchanged.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model={type(model).__name__}: must be a torch.nn.Module")
+    options.check_choice("goal", goal, GOALS)
+    batches = check_batches(examples, model)
+    if batches is None:
+        raise TypeError("examples=None: must be an iterable of batches, each a tensor, a tuple or a dict")
+    wanted = _filter(model, include, exclude)
+    unfuse(model)
+    search = Search(model, wanted, Timings() if goal == "speed" else None)
+    with _evaluating(model), torch.inference_mode(False), torch.no_grad():
+        search.run([partial(call, model, batch) for batch in batches])
+    return FusionReport.of(search)
+
+
+def _filter(model: nn.Module, include: options.Patterns, exclude: options.Patterns) -> Callable[[str], bool]:
+    """Whether a name is wanted. Raises TypeError or ValueError for a pattern that is no string or matches nothing."""
+    names = [name for name, _ in model.named_modules()]
+    given = {"include": include, "exclude": exclude}
+    patterns = {key: (one,) if isinstance(one, str) else tuple(one or ()) for key, one in given.items()}
+    for key, several in patterns.items():
+        for pattern in several:
+            if not isinstance(pattern, str):
+                raise TypeError(f"{key}={given[key]!r}: {pattern!r} must be a string")
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise ValueError(f"{key}={given[key]!r}: {pattern!r} matches no module of the model")
+
+    def wanted(name: str) -> bool:
+        matches = {key: any(fnmatchcase(name, one) for one in several) for key, several in patterns.items()}
+        return (matches["include"] or include is None) and not matches["exclude"]
+
+    return wanted
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode; the flags are restored afterwards."""
+    training = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, flag in training.items():
+            module.training = flag
+
+
+__all__: Sequence[str] = ("GOALS", "fuse", "fused_modules", "unfuse")

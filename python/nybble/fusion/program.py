@@ -1,0 +1,100 @@
+"""A chain that was understood, as something to run: in plain torch, or by compiled steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor, nn
+
+from .arguments import get
+from .explain import Explanation, Given, Record, outputs_of
+from .nodes import Attend, Input, Linear, Node, Norm, Path, Product, Rotate, Run
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """What a call of one kind computes."""
+
+    explanation: Explanation
+
+    @cached_property
+    def tables(self) -> tuple[Path, ...]:
+        """The paths of what it reads of the call beside rows: masks, cos and sin, caches."""
+        found: dict[Path, None] = {}
+        for node in self.explanation.nodes:
+            if isinstance(node, Rotate):
+                found.update({node.cos: None, node.sin: None})
+            if isinstance(node, Attend):
+                found.update(dict.fromkeys(node.mask.paths() if node.mask is not None else ()))
+                if node.cache is not None:
+                    found[node.cache.path] = None
+        return tuple(found)
+
+    @cached_property
+    def layers(self) -> tuple[nn.Module, ...]:
+        """The Linear-like modules that it calls."""
+        return tuple(dict.fromkeys(node.layer for node in self.explanation.nodes if isinstance(node, Linear)))
+
+    def sizes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int]:
+        """Batch and length of a call."""
+        hidden: Tensor = get(self.explanation.hidden, args, kwargs)
+        return (1, hidden.shape[0]) if hidden.dim() == 2 else (hidden.shape[0], hidden.shape[1])
+
+    def reference(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result of a call, computed in torch, step by step."""
+        batch, length = self.sizes(args, kwargs)
+        run = Run(batch, length, {}, {path: get(path, args, kwargs) for path in self.tables})
+        for node in self.explanation.nodes:
+            if isinstance(node, Input):
+                run.values[node] = get(node.path, args, kwargs).reshape(batch * length, -1)
+            else:
+                run.values[node] = node.compute(run)
+        return self.result({node: run.values[node] for node in self.outputs}, batch, length, args, kwargs)
+
+    @cached_property
+    def outputs(self) -> tuple[Node, ...]:
+        """The nodes that are parts of the result."""
+        return tuple(dict.fromkeys(outputs_of(self.explanation.result)))
+
+    def result(
+        self, values: dict[Node, Tensor], batch: int, length: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """The result of a call from the rows of its outputs."""
+        shape = (batch, length) if self.explanation.dims == 3 else (length,)
+
+        def part(form: Any) -> Any:
+            if isinstance(form, tuple):
+                return tuple([part(one) for one in form])
+            if isinstance(form, Record):
+                return form.make(**{key: part(one) for key, one in form.fields})
+            if isinstance(form, Given):
+                return form.value if form.path is None else get(form.path, args, kwargs)
+            ref = form.ref
+            rows = values[ref.node]
+            return (rows if ref.whole else rows[:, ref.offset : ref.offset + ref.width]).view(*shape, ref.width)
+
+        return part(self.explanation.result)
+
+    def steps(self) -> str:
+        """The steps in words, such as "norm, 3 linears, attention, linear + residual"."""
+        names = [_WORDS.get(type(node), type(node).__name__.lower()) for node in self.explanation.nodes]
+        counts: list[tuple[str, int]] = []
+        for name in names:
+            if not name:
+                continue
+            if counts and counts[-1][0] == name:
+                counts[-1] = (name, counts[-1][1] + 1)
+            else:
+                counts.append((name, 1))
+        return ", ".join(name if count == 1 else f"{count} {name}s" for name, count in counts)
+
+
+_WORDS: dict[type[Node], str] = {
+    Input: "",
+    Product: "dense linear",
+    Attend: "attention",
+    Rotate: "rotary",
+    Norm: "norm",
+}

@@ -1,0 +1,87 @@
+"""Proof that a chain is understood, and that its compiled form computes it: by running both, on inputs that it was not
+found from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..nn.module import QuantizedModule
+from .arguments import Arguments, copied, get, replaced
+from .explain import NotUnderstood
+from .lower import Lowered
+from .nodes import Path
+from .program import Program
+from .recognize import close
+from .watch import tensors_of
+
+# Largest relative errors (Frobenius norm) of the compiled form against torch with the same layers. Where activations are
+# rounded, a last bit of difference before can move a code: then at most this share of the error of rounding itself.
+_FLOAT, _SHARE = 1e-4, 0.5
+
+
+def prove(program: Program, lowered: Lowered, before: Arguments, own: Callable[..., Any]) -> None:
+    """Runs the module's own forward, the reference of the chain and its compiled form on the call's arguments and on
+    others like them, and compares.
+
+    Raises:
+        NotUnderstood: they differ.
+    """
+    hidden = program.explanation.hidden
+    for given in (before, _others(before, hidden)):
+        with _dense(program.layers):
+            expected = tensors_of(own(*copied(*given)[0], **copied(*given)[1]))
+            exact = tensors_of(program.reference(*copied(*given)))
+        if not _all(close, exact, expected):
+            raise NotUnderstood(
+                f"the chain that was found computes something else: off by {_error(exact, expected):.2g}"
+            )
+        rounded = tensors_of(program.reference(*copied(*given)))
+        native = tensors_of(lowered.run(*copied(*given)))
+        bound = max(_FLOAT, 4 * max(torch.finfo(one.dtype).eps for one in exact), _SHARE * _error(rounded, exact))
+        if [one.shape for one in native] != [one.shape for one in rounded] or _error(native, rounded) > bound:
+            raise NotUnderstood(f"its compiled form is off by {_error(native, rounded):.2g}, more than {bound:.2g}")
+
+
+def _all(test: Callable[[Tensor, Tensor], bool], values: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    pairs = list(zip(values, expected, strict=False))
+    return len(values) == len(expected) and all(a.shape == b.shape and test(a, b) for a, b in pairs)
+
+
+def _error(values: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The largest relative error; infinite for NaN."""
+    errors = [
+        float((a.double() - b.double()).norm() / b.double().norm().clamp_min(1e-30))
+        for a, b in zip(values, expected, strict=True)
+    ]
+    return max((one if one == one else float("inf")) for one in errors)
+
+
+def _others(given: Arguments, hidden: Path) -> Arguments:
+    """Arguments with other hidden states: the tokens in reverse order, and some noise."""
+    found: Tensor = get(hidden, *given)
+    noise = torch.randn(found.shape, generator=torch.Generator().manual_seed(0)).to(found)
+    new = found.flip(-2) + 0.3 * found.float().std().to(found) * noise
+
+    def swap(value: Any) -> Any:
+        if value is found:
+            return new
+        return type(value)(swap(one) for one in value) if type(value) in (tuple, list) else value
+
+    return replaced(*given, swap)
+
+
+@contextmanager
+def _dense(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Within it, quantized layers compute with their rounded weights in float, so that rounding of activations does not
+    enlarge small differences."""
+    with ExitStack() as stack:
+        for layer in layers:
+            if isinstance(layer, QuantizedModule) and layer.scheme.act_type.quantized:
+                layer.forward = layer.dequantize().forward  # type: ignore[method-assign]
+                stack.callback(vars(layer).pop, "forward")
+        yield
