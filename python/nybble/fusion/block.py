@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +26,7 @@ from .lower import Lowered, lower
 from .pays import Timings
 from .program import Program
 from .prove import prove
-from .watch import Call, watch
+from .watch import Call, tensors_of, watch
 
 # Kinds of calls that a block learns; others run unfused.
 MOST_KINDS = 8
@@ -65,7 +66,8 @@ class Fused:
             if not self.module.training:
                 self.undo(reason)
             return self.own(*args, **kwargs)
-        return lowered.run(args, kwargs)
+        result = lowered.run(args, kwargs)
+        return self.own(*args, **kwargs) if result is NotImplemented else result
 
     @property
     def own(self) -> Callable[..., Any]:
@@ -79,7 +81,8 @@ class Fused:
         """Runs a call of a new kind unfused, and keeps how to run it fused, or why not."""
         if self.module.training or self.changed() is not None:
             return self.own(*args, **kwargs)
-        if len(self.kinds) >= MOST_KINDS or large_caches(args, kwargs):
+        empty = any(tensor.numel() == 0 for tensor in tensors_of((args, kwargs)))
+        if len(self.kinds) >= MOST_KINDS or empty or large_caches(args, kwargs):
             return self.own(*args, **kwargs)
         before = copied(args, kwargs)
         call = watch(self.module, args, kwargs, self.own)
@@ -113,6 +116,8 @@ class Fused:
 
     def changed(self) -> str | None:
         """Why the chain is not what it was: a module inside was replaced, or got a hook."""
+        if not self.members:
+            self.bind()
         for held, name, child in self.members:
             if held.get(name) is not child:
                 return f"{name} was replaced by {type(held.get(name)).__name__}"
@@ -136,11 +141,8 @@ class Fused:
         self.module.__dict__.pop("forward", None)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Fused:
-        from copy import deepcopy
-
-        new = Fused(deepcopy(self.module, memo))
-        new.bind()
-        return new
+        # The new module has no parts yet: it is bound at its first call.
+        return Fused(deepcopy(self.module, memo))
 
     def __reduce__(self) -> Any:
         return _fused_again, (self.module,)

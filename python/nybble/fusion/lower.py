@@ -53,12 +53,12 @@ class Lowered:
         return [node for node in self.program.explanation.nodes if isinstance(node, Input)]
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The result of a call."""
+        """The result of a call; NotImplemented for one without tokens."""
         program = self.program
         batch, length = program.sizes(args, kwargs)
         rows = batch * length
         if rows == 0:
-            return program.reference(args, kwargs)
+            return NotImplemented
         run = Run(batch, length, {}, {path: get(path, args, kwargs) for path in program.tables})
         for node in self.inputs:
             value = get(node.path, args, kwargs).reshape(rows, -1)

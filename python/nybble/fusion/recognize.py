@@ -38,7 +38,7 @@ def activation_of(module: nn.Module, x: Tensor) -> str | None:
 def norm_of(module: nn.Module, x: Tensor) -> NormKind | None:
     """The norm over the last dimension that a module computes, or None. x: an input that it was seen with."""
     width = x.shape[-1]
-    held = {name: parameter for name, parameter in module.named_parameters(recurse=False)}
+    held = dict(module.named_parameters(recurse=False))
     weight, bias = held.pop("weight", None), held.pop("bias", None)
     if held or any(part is not None and part.shape != (width,) for part in (weight, bias)):
         return None

@@ -1,0 +1,247 @@
+"""`nybble.fuse`: which modules run fused, and that they compute what they did."""
+
+import copy
+import json
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+import nybble
+from nybble.fusion import fuse
+from nybble.fusion.block import fused_modules, unfuse
+
+from .fusion_zoo import LANGUAGE_MODELS, MAKERS, ids, make, run
+
+pytest.importorskip("transformers")
+
+
+def quantized(name, scheme="w8a16", dtype=torch.float32):
+    model = make(name, dtype)
+    if scheme is not None:
+        nybble.quantize(model, scheme, goal="memory")
+    return model
+
+
+def fused(name, scheme="w8a16", dtype=torch.float32):
+    model = quantized(name, scheme, dtype)
+    report = fuse(model, MAKERS[name][1], goal="always")
+    return model, report
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_architectures(name):
+    model, examples, expected = quantized(name), *MAKERS[name][1:]
+    before = [run(model, example) for example in examples]
+    keys = list(model.state_dict())
+    report = fuse(model, examples, goal="always")
+    assert expected <= {chain.name for chain in report.chains}, str(report)
+    assert all(chain.compiled >= 2 for chain in report.chains)
+    for example, expected_output in zip(examples, before, strict=True):
+        assert_close(run(model, example), expected_output, rtol=1e-4, atol=1e-5)
+    assert list(model.state_dict()) == keys
+    json.loads(report.to_json())
+    report.undo()
+    assert not fused_modules(model)
+    assert torch.equal(run(model, examples[0]), before[0])
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8g32", "w4a16g32", "w8a7", "sp50w8a8"])
+def test_schemes(scheme):
+    model = make("llama")
+    if scheme.startswith("sp"):
+        nybble.sparsify(model, "50%", goal="memory", calibration=[{"input_ids": ids(4, 16)}])
+    else:
+        nybble.quantize(model, scheme, goal="memory")
+    before = run(model, {"input_ids": ids(3, 11)})
+    report = fuse(model, [{"input_ids": ids(2, 7)}], goal="always")
+    assert len(report.chains) == 2
+    after = run(model, {"input_ids": ids(3, 11)})
+    assert (after - before).norm() <= 0.02 * before.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_dtypes(name, dtype):
+    model = quantized(name, dtype=dtype)
+    example = MAKERS[name][1][0]
+    before = run(model, example).float()
+    assert fuse(model, [example], goal="always").chains
+    after = run(model, example)
+    assert after.dtype == dtype
+    assert (after.float() - before).norm() <= 0.03 * before.norm()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 12), (5, 1), (3, 40)])
+def test_other_sizes(shape):
+    model, _ = fused("bert")
+    example = {"input_ids": ids(*shape)}
+    after = run(model, example)
+    unfuse(model)
+    assert_close(after, run(model, example), rtol=1e-4, atol=1e-5)
+
+
+def test_no_tokens():
+    model, _ = fused("torch")
+    assert run(model, (torch.empty(0, 7, 64),)).shape == (0, 7, 64)
+
+
+@pytest.mark.parametrize("cache", [None, "static"])
+@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
+def test_generate(name, cache, beams):
+    model, _ = fused(name)
+    options = {"max_new_tokens": 6, "do_sample": False, "num_beams": beams, "cache_implementation": cache}
+    prompts = {"input_ids": ids(2, 7), "attention_mask": torch.ones(2, 7, dtype=torch.int64)}
+    prompts["attention_mask"][0, :3] = 0
+    options["disable_compile"] = True
+    after = model.generate(**prompts, **options)
+    unfuse(model)
+    assert torch.equal(after, model.generate(**prompts, **options))
+
+
+def test_masks_are_learned_one_by_one():
+    model, _ = fused("llama")
+    layer = fused_modules(model)["model.layers.0"]
+    assert len(layer.kinds) == 1
+    example = {"input_ids": ids(2, 7), "attention_mask": torch.ones(2, 7, dtype=torch.int64)}
+    example["attention_mask"][1, :3] = 0
+    first, second = run(model, example), run(model, example)
+    assert len(layer.kinds) == 2
+    assert_close(first, second, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_run_unfused():
+    model, _ = fused("bert")
+    x = torch.randn(2, 5, 64, requires_grad=True)
+    model.encoder(x).last_hidden_state.sum().backward()
+    assert x.grad is not None and x.grad.norm() > 0
+    assert "encoder" in fused_modules(model)
+
+
+@pytest.mark.parametrize("mode", ["autocast", "compile", "inference", "train"])
+def test_modes(mode):
+    model, _ = fused("bert")
+    example, unfused = MAKERS["bert"][1][0], copy.deepcopy(model)
+    unfuse(unfused)
+    if mode == "train":
+        model.train()
+        model.encoder.config.hidden_dropout_prob = 0.0
+        for module in (*model.modules(), *unfused.modules()):
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+    if mode == "autocast":
+        with torch.autocast("cpu", torch.bfloat16):
+            assert_close(run(model, example), run(unfused, example))
+        return
+    if mode == "inference":
+        with torch.inference_mode():
+            assert_close(run(model, example), run(unfused, example), rtol=1e-4, atol=1e-5)
+        return
+    runs = torch.compile(model, backend="eager") if mode == "compile" else model
+    assert_close(run(runs, example), run(unfused, example), rtol=1e-4, atol=1e-5)
+
+
+def test_a_hook_undoes_the_chain():
+    model, _ = fused("bert")
+    seen = []
+    handle = model.encoder.layer[0].output.dense.register_forward_hook(lambda *_: seen.append(1))
+    run(model, MAKERS["bert"][1][0])
+    assert seen == [1]
+    assert "hooks" in fused_modules(model)["encoder"].undone
+    handle.remove()
+
+
+class _Lora(nn.Module):
+    def __init__(self, base):
+        super().__init__()
+        self.base, self.down, self.up = base, nn.Linear(64, 2, bias=False), nn.Linear(2, 64, bias=False)
+
+    def forward(self, x):
+        return self.base(x) + self.up(self.down(x))
+
+
+def test_a_replaced_member_undoes_the_chain():
+    model, _ = fused("llama")
+    example = MAKERS["llama"][1][0]
+    before = run(model, example)
+    attention = model.model.layers[0].self_attn
+    attention.o_proj = _Lora(attention.o_proj)
+    assert (run(model, example) - before).norm() > 1e-3
+    found = fused_modules(model)
+    assert "o_proj" in found["model.layers.0"].undone
+    assert found["model.layers.1"].undone is None
+
+
+def test_output_hidden_states():
+    model, _ = fused("bert")
+    with torch.no_grad():
+        hidden = model(input_ids=ids(2, 5), output_hidden_states=True).hidden_states
+        assert len(hidden) == 3
+
+
+def test_new_weights_count():
+    model, _ = fused("bert")
+    example, other = MAKERS["bert"][1][0], make("bert")
+    for parameter in other.parameters():
+        parameter.data.mul_(1.1)
+    nybble.quantize(other, "w8a16", goal="memory")
+    model.load_state_dict(other.state_dict())
+    assert_close(run(model, example), run(other, example), rtol=1e-4, atol=1e-5)
+    model.to(torch.bfloat16)
+    other.to(torch.bfloat16)
+    assert_close(run(model, example), run(other, example), rtol=0.05, atol=0.05)
+
+
+def test_deepcopy_runs_its_own_weights():
+    model, _ = fused("bert")
+    example = MAKERS["bert"][1][0]
+    new = copy.deepcopy(model)
+    assert set(fused_modules(new)) == {"encoder"}
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data.zero_()
+    expected = run(new, example)
+    unfuse(new)
+    assert_close(expected, run(new, example), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads(threads):
+    model, _ = fused("bert", "w8a8")
+    example, before = MAKERS["bert"][1][0], torch.get_num_threads()
+    expected = run(model, example)
+    try:
+        torch.set_num_threads(threads)
+        assert torch.equal(run(model, example), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_bad_arguments():
+    model = quantized("torch")
+    with pytest.raises(TypeError, match=r"model=dict: must be a torch.nn.Module"):
+        fuse({}, [])
+    with pytest.raises(ValueError, match=r"goal='fast'"):
+        fuse(model, [(torch.randn(1, 3, 64),)], goal="fast")
+    with pytest.raises(ValueError, match=r"include='nothing\*': 'nothing\*' matches no module"):
+        fuse(model, [(torch.randn(1, 3, 64),)], include="nothing*")
+    with pytest.raises(AssertionError, match="embedding dimension"):
+        fuse(model, [(torch.randn(1, 3, 5),)])
+    assert not fused_modules(model)
+
+
+def test_include_and_exclude():
+    model = quantized("bert")
+    report = fuse(model, MAKERS["bert"][1], include="encoder.layer.*", exclude="encoder.layer.0*", goal="always")
+    assert {chain.name for chain in report.chains} == {"encoder.layer.1"}
+
+
+def test_report():
+    _, report = fused("deberta")
+    text = str(report)
+    assert "encoder.layer.{0,1}.intermediate" in text
+    assert "bmm" in text
+    assert max(map(len, text.splitlines())) <= 120
+    assert "<table>" in report._repr_html_()
