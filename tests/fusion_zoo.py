@@ -17,7 +17,9 @@ _SMALL = {
 _DECODER = {**_SMALL, "num_key_value_heads": 2, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2}
 _VISION = {
     **{key: one for key, one in _SMALL.items() if key != "vocab_size"},
-    **{"image_size": 32, "patch_size": 8, "hidden_act": "quick_gelu"},
+    "image_size": 32,
+    "patch_size": 8,
+    "hidden_act": "quick_gelu",
 }
 
 
@@ -36,9 +38,7 @@ def _clip() -> nn.Module:
     text = {**_SMALL, "max_position_embeddings": 32, "hidden_act": "quick_gelu", "projection_dim": 32}
     text |= {"bos_token_id": 1, "eos_token_id": 2}
     vision = {**_VISION, "projection_dim": 32}
-    return transformers.CLIPModel(
-        transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=32)
-    )
+    return transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=32))
 
 
 def _whisper() -> nn.Module:
@@ -60,9 +60,7 @@ def _t5() -> nn.Module:
 
 def _deberta() -> nn.Module:
     position = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 8}
-    return transformers.DebertaV2Model(
-        transformers.DebertaV2Config(**_SMALL, **position, max_position_embeddings=32)
-    )
+    return transformers.DebertaV2Model(transformers.DebertaV2Config(**_SMALL, **position, max_position_embeddings=32))
 
 
 def _gpt2() -> nn.Module:

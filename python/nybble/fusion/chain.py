@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from .. import native
-from ..dispatch.selection import compiled_plan
+from ..dispatch.selection import compiled_kernel, compiled_plan
 from ..nn.module import QuantizedModule
-from .nodes import NormKind, Run
+from .nodes import IDENTITY, Mask, NormKind, Run
 from .steps import Plan, Segment, Slot, Step, Weight, number
+
+# Methods of a chain that take a norm as one argument, beside those that take its parts.
+_NORM_WITHIN = ("add_linears", "add_rotate")
 
 
 class BoundChain:
@@ -23,10 +26,9 @@ class BoundChain:
         self._held: list[tuple[Tensor, int]] = []  # tensors whose memory the chain reads, and where it was
         self._layers: list[tuple[dict[str, Any], Tensor]] = []  # buffers of layers, and their packed weights
         elsewhere, widths = number(plan)
-        self._values = [slot.node for slot in elsewhere]
-        self._outputs = set(segment.outputs)
+        self._values = [(slot.node, slot.node in segment.outputs) for slot in elsewhere]
         self._tables = plan.tables
-        self._chain = native.chain(self._dtype, widths, len(elsewhere))
+        self._chain = native.chain(self._dtype, widths, len(elsewhere), compiled_kernel("rows"))
         for step in plan.steps:
             self._add(step)
 
@@ -39,10 +41,9 @@ class BoundChain:
 
     def run(self, run: Run) -> None:
         """Computes the values of the segment's outputs, from values and tables of the run."""
-        rows, external = run.batch * run.length, []
-        values = run.values
-        for node in self._values:
-            if node in self._outputs:
+        rows, values, external = run.batch * run.length, run.values, []
+        for node, is_output in self._values:
+            if is_output:
                 values[node] = torch.empty(rows, node.width, dtype=self._dtype)
             value = values[node]
             external.append((*native.memory(value), value.stride(0)))
@@ -52,35 +53,47 @@ class BoundChain:
     def _add(self, step: Step) -> None:
         options = {key: one.number if isinstance(one, Slot) else one for key, one in step.options.items()}
         norm = options.pop("norm", None)
-        if isinstance(norm, NormKind):
-            options["norm" if step.method != "add_norm" else "kind"] = None
         if step.method == "add_norm":
-            options |= _norm_options(self, norm)
-        elif step.method in ("add_linears", "add_rotate"):
-            options["norm"] = None if norm is None else _norm_options(self, norm)
+            kind, weight, bias, eps, offset = self._norm(norm)
+            options |= {"kind": kind, "weight": weight, "bias": bias, "eps": eps, "weight_offset": offset}
+        elif step.method in _NORM_WITHIN:
+            options["norm"] = None if norm is None else self._norm(norm)
+        if step.method == "add_attention":
+            options["kernel"] = compiled_kernel("attention")
         if step.weights:
             options["weights"] = [self._weight(weight) for weight in step.weights]
         getattr(self._chain, step.method)(**options)
 
-    def _weight(self, weight: Weight) -> dict[str, Any]:
+    def _norm(self, norm: NormKind | None) -> tuple[Any, ...]:
+        """Kind, weight, bias, eps and offset of the weight; None stands for the value itself."""
+        if norm is None:
+            return "none", None, None, 0.0, 0.0
+        return norm.kind, self._hold(norm.weight), self._hold(norm.bias), norm.eps, norm.offset
+
+    def _weight(self, weight: Weight) -> Any:
         layer = weight.linear.layer
         assert isinstance(layer, QuantizedModule)  # noqa: S101
         packed, layout = layer._pack()
         self._layers.append((layer._buffers, packed))
         size = (layer.out_features, layer.in_features)
         plan = compiled_plan(str(layer.scheme), layout, size, self._dtype, self._rows)
-        assert plan is not None  # noqa: S101
-        slots = {"y": weight.y.number, "other": _number(weight.other), "residual": _number(weight.residual)}
-        return {
-            "plan": plan.compiled,
-            "packed": self._hold(packed)[:2],
-            "bias": self._hold(layer.bias),
-            "act": weight.act,
-            **slots,
-        }
+        assert plan is not None, "only such layers are in a segment"  # noqa: S101
+        other, residual = (-1 if slot is None else slot.number for slot in (weight.other, weight.residual))
+        act = "" if weight.act == IDENTITY else weight.act
+        return native.chain_weight(plan, packed, self._hold(layer.bias), weight.y.number, act, other, residual)
 
-    def _hold(self, tensor: Tensor | None) -> Any:
+    def _hold(self, tensor: Tensor | None) -> tuple[int, int, int] | None:
+        """Address, bytes and dtype of a vector, which the chain reads at each run."""
         if tensor is None:
             return None
         self._held.append((tensor, tensor.data_ptr()))
-        return (*native.memory(tensor), native.DTYPES.get(tensor.dtype, 0))
+        return (*native.memory(tensor), native.DTYPES[tensor.dtype])
+
+
+def _table(key: Any, run: Run) -> Tensor:
+    """A tensor of four dimensions that the steps read beside their matrices."""
+    if isinstance(key, Mask):
+        mask = key.of(run.tables)
+        return mask[(None,) * (4 - mask.dim())]
+    value: Tensor = run.tables[key]
+    return value.unsqueeze(1) if value.dim() == 3 else value
