@@ -11,6 +11,7 @@ from torch.testing import assert_close
 import nybble
 from nybble.fusion import fuse
 from nybble.fusion.block import fused_modules, unfuse
+from nybble.recipe.recipe import Stage
 
 from .fusion_zoo import LANGUAGE_MODELS, MAKERS, ids, make, run
 
@@ -116,7 +117,8 @@ def test_gradients_run_unfused():
     model, _ = fused("bert")
     x = torch.randn(2, 5, 64, requires_grad=True)
     model.encoder(x).last_hidden_state.sum().backward()
-    assert x.grad is not None and x.grad.norm() > 0
+    assert x.grad is not None
+    assert x.grad.norm() > 0
     assert "encoder" in fused_modules(model)
 
 
@@ -245,3 +247,53 @@ def test_report():
     assert "bmm" in text
     assert max(map(len, text.splitlines())) <= 120
     assert "<table>" in report._repr_html_()
+
+
+def test_first_calls_are_the_examples():
+    model, example = quantized("bert"), MAKERS["bert"][1][0]
+    before = run(model, example)
+    report = fuse(model, goal="always")
+    assert report.pending
+    assert "first calls" in str(report)
+    for _ in range(4):
+        assert_close(run(model, example), before, rtol=1e-4, atol=1e-5)
+    assert not report.pending
+    assert {chain.name for chain in report.chains} == {"encoder"}
+    assert not model._forward_hooks
+
+
+def test_first_calls_that_fail_do_no_harm():
+    model, example = quantized("bert"), MAKERS["bert"][1][0]
+    report = fuse(model, goal="always")
+    with pytest.raises(IndexError), torch.no_grad():
+        model(input_ids=torch.full((1, 3), 10**6))
+    for _ in range(4):
+        run(model, example)
+    assert {chain.name for chain in report.chains} == {"encoder"}
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_quantize_fuses(calibrated):
+    model, example = make("bert"), MAKERS["bert"][1][0]
+    report = nybble.quantize(model, "w8a8", goal="memory", fuse=True, calibration=[example] if calibrated else None)
+    assert report.fusion.pending is not calibrated
+    for _ in range(4):
+        run(model, example)
+    assert "fused" in str(report)
+    assert json.loads(report.to_json())["fusion"]["pending"] is False
+    assert nybble.quantize(make("bert"), "w8a8", goal="memory").fusion is None
+
+
+def test_recipe():
+    model, example = make("bert"), MAKERS["bert"][1][0]
+    stages = [
+        Stage("quantize", {"scheme": "w8a16", "goal": "memory"}),
+        Stage("fuse", {"goal": "always"}),
+    ]
+    result = nybble.optimize(model, nybble.Recipe(stages), calibration=[example])
+    assert [chain.name for chain in result.reports[1].chains] == ["encoder"]
+    found = fused_modules(model)["encoder"]
+    after = run(model, example)
+    assert found.first is not None
+    unfuse(model)
+    assert_close(after, run(model, example), rtol=1e-4, atol=1e-5)

@@ -29,6 +29,8 @@ ORDER = (
     ("nn",),
     ("model",),
     ("report",),
+    ("paired",),  # how much faster one function is than another
+    ("fusion",),
     ("checkpoint",),
     ("evaluate",),
     ("monitor", "passes", "recipe"),

@@ -44,6 +44,7 @@ class Fused:
     module: nn.Module
     timings: Timings | None = None  # what it must be faster than; None: it need not be
     kinds: dict[Any, Lowered | str] = field(default_factory=dict)
+    first: Lowered | None = None  # the first of them that was understood
     undone: str | None = None
     members: tuple[tuple[dict[str, Any], str, nn.Module], ...] = ()
     hooks: tuple[dict[Any, Any], ...] = ()
@@ -87,7 +88,9 @@ class Fused:
         before = copied(args, kwargs)
         call = watch(self.module, args, kwargs, self.own)
         with self.lock:
-            self.kinds.setdefault(kind_of(args, kwargs), self.understood(call, before))
+            found = self.kinds.setdefault(kind_of(args, kwargs), self.understood(call, before))
+            if self.first is None and not isinstance(found, str):
+                self.first = found
         return call.result
 
     def understood(self, call: Call, before: Arguments) -> Lowered | str:
@@ -179,10 +182,10 @@ def unfuse(model: nn.Module) -> int:
 
 def fused_modules(model: nn.Module) -> dict[str, Fused]:
     """The fused modules by their names."""
-    found = {}
-    for name, module in model.named_modules():
-        forward = vars(module).get("forward")
-        owner = getattr(forward, "__self__", None)
-        if isinstance(owner, Fused):
-            found[name] = owner
-    return found
+    return {name: fused for name, module in model.named_modules() if (fused := fused_at(module)) is not None}
+
+
+def fused_at(module: nn.Module) -> Fused | None:
+    """The fused form of a module, or None."""
+    owner = getattr(vars(module).get("forward"), "__self__", None)
+    return owner if isinstance(owner, Fused) else None

@@ -23,7 +23,7 @@ GOALS = ("speed", "always")
 
 def fuse(
     model: nn.Module,
-    examples: Iterable[Any],
+    examples: Iterable[Any] | None = None,
     *,
     include: options.Patterns = None,
     exclude: options.Patterns = None,
@@ -47,7 +47,8 @@ def fuse(
     Args:
         model: any module, best after ``nybble.quantize``: dense linear layers run in torch between the compiled steps.
         examples: inputs to call the model with, as calibration batches: tensors, tuples or dicts. One of usual size is
-            enough; more than one token is needed.
+            enough; more than one token is needed. None: the first calls of the model, without gradients and in eval
+            mode, are the examples.
         include: glob patterns on full names of modules; only those that match one are fused. None means all.
         exclude: glob patterns on full names of modules that are left alone.
         goal: "speed" keeps a chain only if it is measured to be faster than the module's own forward; "always" keeps
@@ -65,14 +66,15 @@ def fuse(
         raise TypeError(f"model={type(model).__name__}: must be a torch.nn.Module")
     options.check_choice("goal", goal, GOALS)
     batches = check_batches(examples, model)
-    if batches is None:
-        raise TypeError("examples=None: must be an iterable of batches, each a tensor, a tuple or a dict")
     wanted = _filter(model, include, exclude)
     unfuse(model)
     search = Search(model, wanted, Timings() if goal == "speed" else None)
+    if batches is None:
+        search.arm()
+        return FusionReport(search)
     with _evaluating(model), torch.inference_mode(False), torch.no_grad():
         search.run([partial(call, model, batch) for batch in batches])
-    return FusionReport.of(search)
+    return FusionReport(search)
 
 
 def _filter(model: nn.Module, include: options.Patterns, exclude: options.Patterns) -> Callable[[str], bool]:

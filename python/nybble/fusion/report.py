@@ -6,8 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from torch import nn
-
 from ..report.fold import fold_names
 from ..text import Items, Part, Shown, Table, span
 from .block import Fused, unfuse
@@ -35,29 +33,40 @@ class Left:
 
 @dataclass(frozen=True)
 class FusionReport(Shown):
-    """The chains of a model, and the modules that were left."""
+    """The chains of a model, and the modules that were left: as they are when they are asked for, since chains may be
+    found in later calls, or undone."""
 
-    chains: tuple[Chain, ...]
-    left: tuple[Left, ...]
-    model: nn.Module
+    search: Search
 
-    @staticmethod
-    def of(search: Search) -> FusionReport:
-        """The report of a finished search."""
-        chains = tuple(chain_of(name, fused) for name, fused in search.found.items())
-        left = tuple(Left(name, reason) for name, reason in search.left.items())
-        return FusionReport(chains, left, search.model)
+    @property
+    def chains(self) -> tuple[Chain, ...]:
+        """The modules that run fused."""
+        return tuple(chain_of(name, fused) for name, fused in self.search.found.items())
+
+    @property
+    def left(self) -> tuple[Left, ...]:
+        """The modules that run as before."""
+        return tuple(Left(name, reason) for name, reason in self.search.left.items())
+
+    @property
+    def pending(self) -> bool:
+        """Whether the first calls of the model, in which chains are found, are still to come."""
+        return bool(self.search.frontier)
 
     def undo(self) -> None:
         """Gives the modules their own forward back."""
-        unfuse(self.model)
+        self.search.stop()
+        unfuse(self.search.model)
 
     def parts(self) -> Sequence[Part]:
         """As Shown.parts."""
+        if self.pending:
+            return ["Chains of layers are looked for in the first calls without gradients, in eval mode."]
         if not self.chains:
             return ["No module runs fused.", *self._left()]
         rows = [("module", "steps", "compiled", "speedup"), *map(_row, _same(self.chains))]
-        return [f"{len(self.chains)} modules run fused:", Table(rows, left=(0, 1)), *self._left()]
+        undone = [f"{chain.name}: undone, {chain.undone}" for chain in self.chains if chain.undone]
+        return [f"{len(self.chains)} modules run fused:", *undone, Table(rows, left=(0, 1)), *self._left()]
 
     def _left(self) -> Sequence[Part]:
         by_reason: dict[str, list[str]] = {}
@@ -70,6 +79,7 @@ class FusionReport(Shown):
         """The report as strict JSON."""
         whole = {
             "schema": "nybble.fusion/1",
+            "pending": self.pending,
             "chains": [asdict(chain) for chain in self.chains],
             "left": [asdict(one) for one in self.left],
         }
@@ -78,7 +88,8 @@ class FusionReport(Shown):
 
 def chain_of(name: str, fused: Fused) -> Chain:
     """What a fused module runs: its first kind of call."""
-    lowered = next(one for one in fused.kinds.values() if not isinstance(one, str))
+    lowered = fused.first
+    assert lowered is not None, "only such modules are found"  # noqa: S101
     speed = None if lowered.speed is None else lowered.speed.ratio
     return Chain(name, lowered.program.steps(), lowered.compiled, speed, fused.undone)
 

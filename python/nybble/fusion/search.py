@@ -6,7 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
+from torch.compiler import is_compiling
+from torch.utils.hooks import RemovableHandle
 
 from ..model.eligible import is_linear_like, why_bound
 from .block import Fused
@@ -32,6 +35,8 @@ class Search:
     found: dict[str, Fused] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
     frontier: dict[str, Fused] = field(default_factory=dict)
+    hooks: list[RemovableHandle] = field(default_factory=list)
+    in_round: bool = False
 
     def start(self) -> None:
         """Begins with the whole model."""
@@ -64,13 +69,12 @@ class Search:
         """Keeps what was understood, and goes on inside what was not. What did not run is left."""
         later: dict[str, Fused] = {}
         for name, fused in self.frontier.items():
-            lowered = [one for one in fused.kinds.values() if not isinstance(one, str)]
-            if any(one.compiled >= _LEAST_NODES for one in lowered):
+            if fused.first is not None and fused.first.compiled >= _LEAST_NODES:
                 self.found[name] = fused
                 continue
             fused.take_away()
             reasons = [one for one in fused.kinds.values() if isinstance(one, str)]
-            self.left[name] = reasons[0] if reasons else "it is a single step" if lowered else "it did not run"
+            self.left[name] = reasons[0] if reasons else "it is a single step" if fused.first else "it did not run"
             if reasons:
                 later |= self.inside(name, fused.module)
         self.frontier = later
@@ -93,6 +97,41 @@ class Search:
             raise
         for fused in self.found.values():
             fused.timings = None
+
+    def arm(self) -> None:
+        """Looks for chains in the first calls of the model, instead of now: inside it, since a call that has begun cannot
+        get another forward."""
+        self.frontier = self.inside("", self.model)
+        if self.frontier:
+            self.hooks = [
+                self.model.register_forward_pre_hook(self._before),
+                self.model.register_forward_hook(self._after, always_call=True),
+            ]
+
+    def stop(self) -> None:
+        """Looks no more."""
+        for hook in self.hooks:
+            hook.remove()
+        self.hooks = []
+        for fused in self.frontier.values():
+            fused.take_away()
+        self.frontier = {}
+
+    def _before(self, *_: Any) -> None:
+        self.in_round = not (is_compiling() or torch.is_grad_enabled() or self.model.training)
+        if self.in_round:
+            self.begin_round()
+
+    def _after(self, model: nn.Module, args: Any, result: Any) -> None:
+        if not self.in_round:
+            return
+        if result is None:  # an exception, so that some have not run
+            for fused in self.frontier.values():
+                fused.take_away()
+            return
+        self.end_round()
+        if not self.frontier:
+            self.stop()
 
     def undo(self) -> None:
         """Gives all modules their own forward back."""

@@ -90,6 +90,9 @@ def memory_groups(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
     return groups
 
 
+_NOTHING = object()  # the value of a key that there was not
+
+
 class Edits:
     """Changes to the dictionaries of modules (``_modules``, ``_parameters``), applied at once, that can be undone."""
 
@@ -97,8 +100,8 @@ class Edits:
         self._done: list[tuple[dict[str, Any], str, Any]] = []
 
     def put(self, table: dict[str, Any], key: str, value: object) -> None:
-        """Replace the value of an existing key."""
-        self._done.append((table, key, table[key]))
+        """Set the value of a key."""
+        self._done.append((table, key, table.get(key, _NOTHING)))
         table[key] = value
 
     def swap(self, site: Site, new: nn.Module) -> None:
@@ -115,7 +118,10 @@ class Edits:
         """Undo all changes, the last one first."""
         while self._done:
             table, key, old = self._done.pop()
-            table[key] = old
+            if old is _NOTHING:
+                del table[key]
+            else:
+                table[key] = old
 
 
 def swap(replacements: Iterable[tuple[Site, nn.Module]]) -> None:

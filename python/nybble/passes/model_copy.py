@@ -6,6 +6,7 @@ import copy
 
 from torch import nn
 
+from ..fusion.block import Fused, fused_at
 from ..model.walk import Edits
 
 
@@ -27,7 +28,10 @@ class ModelCopy:
         self._pairs = list(zip(model.modules(), self.model.modules(), strict=True))
 
     def adopt(self) -> None:
-        """Put the copy's new modules, parameters and buffers into the original; all of them, or none on an exception."""
+        """Put the copy's new modules, parameters and buffers into the original; all of them, or none on an exception.
+
+        What runs fused in the copy does so in the original, which learns its kinds of calls again.
+        """
         originals: dict[int, object] = {id(copied): original for original, copied in self._pairs}
         edits = Edits()
         try:
@@ -39,6 +43,8 @@ class ModelCopy:
                         if mine[key] is not wanted:
                             edits.put(mine, key, wanted)
                 _adopt_tie(original, copied, edits)
+                if fused_at(copied) is not None:
+                    edits.put(vars(original), "forward", Fused(original).forward)
         except BaseException:
             edits.undo()
             raise

@@ -122,6 +122,7 @@ def optimize(
         given: dict[str, Any] = {
             "calibration": batches,
             "data": batches,
+            "examples": batches,
             "reference": reference,
             "seed": recipe.seed,
             "progress": progress,

@@ -36,6 +36,7 @@ def quantize(
     max_error: float | None = None,
     strict: bool = False,
     untie: bool = False,
+    fuse: bool | None = None,
     progress: bool | None = None,
     resume: str | os.PathLike[str] | None = None,
 ) -> Report:
@@ -86,6 +87,9 @@ def quantize(
         strict: raise if any Linear-like layer that ``include`` and ``exclude`` allow would stay dense.
         untie: quantize a copy of a weight that an ``nn.Embedding`` or another dense layer also uses. By default such
             a layer stays dense. Quantized layers that share one weight stay tied either way.
+        fuse: whether chains of layers then run as compiled steps where that is faster, as by ``nybble.fuse``: found with
+            the first calibration batch, or without any in the first calls of the model. None (default): with
+            ``goal="speed"``. What was found is the report's ``fusion``.
         progress: True shows a bar on stderr, False none. None (default): a bar if stderr is a terminal and the work takes
             longer than two seconds. Bars need the package rich.
         resume: a directory for finished layers. An interrupted run that is started again with the same model, data and
@@ -116,7 +120,10 @@ def quantize(
         max_error=_most(max_error, len(schemes)),
     )
     scaling, *_ = [_scaling(smooth, asked.method, one) for one in schemes]
-    call = Call(calibration, strict, untie, progress, resume, settings=(scaling,))
+    if fuse is None:
+        fuse = asked.goal == "speed"
+    options.check_flag("fuse", fuse)
+    call = Call(calibration, strict, untie, progress, resume, settings=(scaling,), fuse=fuse)
     return run_pass(model, found, asked, call, lambda plan, edits: Rounding(plan, edits, scaling))
 
 

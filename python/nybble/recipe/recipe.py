@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from .. import _moved
+from ..fusion.fuse import GOALS as FUSE_GOALS
+from ..fusion.fuse import fuse
 from ..model import options
 from ..model.digest import data_sha256
 from ..model.observe import OBSERVERS
@@ -37,10 +39,11 @@ PASSES: dict[str, Callable[..., Any]] = {
     "sparsify": sparsify,
     "recover": recover,
     "rotate": rotate,
+    "fuse": fuse,
 }
 
 # Arguments that `optimize` sets itself, so stages must not.
-_GIVEN = {"model", "reference", "calibration", "data", "progress", "resume", "return"}
+_GIVEN = {"model", "reference", "calibration", "data", "examples", "progress", "resume", "return"}
 _CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
     ("quantize", "method"): METHODS,
     ("sparsify", "method"): pruning.METHODS,
@@ -49,6 +52,7 @@ _CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
     ("quantize", "observer"): tuple(OBSERVERS),
     ("sparsify", "observer"): tuple(OBSERVERS),
     ("recover", "loss"): LOSSES,
+    ("fuse", "goal"): FUSE_GOALS,
 }
 
 
@@ -57,7 +61,7 @@ class Stage:
     """One pass over the model.
 
     Args:
-        name: "quantize", "sparsify", "recover" or "rotate".
+        name: "quantize", "sparsify", "recover", "rotate" or "fuse".
         arguments: keyword arguments of the pass, such as ``{"scheme": "w8a8", "m": (1, 16)}``. In place of include and
             exclude, ``layers`` maps glob patterns on full module names to schemes; the first pattern that matches
             counts. For quantize a dense scheme, such as "w4a16g128"; for sparsify a sparse one, such as "sp24w8a8"; or
@@ -201,7 +205,7 @@ class Recipe:
 def _hints(name: str) -> dict[str, Any]:
     """The allowed arguments of a stage with their types: those of its pass, and layers."""
     hints = {key: hint for key, hint in get_type_hints(PASSES[name]).items() if key not in _GIVEN}
-    return {**hints, "layers": Mapping[str, str]} if "include" in hints else hints
+    return {**hints, "layers": Mapping[str, str]} if {"scheme", "pattern"} & set(hints) else hints
 
 
 @cache

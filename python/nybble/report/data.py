@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
+from ..text import Part
 from .speed import Speed, mean_speed
 
 SCHEMA = "nybble.report/1"
@@ -127,6 +129,16 @@ class LayerReport:
         return None if self.mean_speed is None else self.mean_speed.ratio
 
 
+class Told(Protocol):
+    """A report of something else that belongs to the pass."""
+
+    def to_json(self) -> str:
+        """As strict JSON."""
+
+    def parts(self) -> Sequence[Part]:
+        """As Shown.parts."""
+
+
 @dataclass(frozen=True)
 class ReportData:
     """All layers of a model after a pass; ``to_json`` gives everything.
@@ -134,7 +146,8 @@ class ReportData:
     ``weight_bytes`` counts every parameter of rank 2 and more once, Linear or not; ``weight_bytes_changed`` is the
     part of it that belongs to quantized layers. A layer that was quantized before the call counts as changed, with
     the bytes that its weight would take in its own dtype. ``timing_s``: seconds that measuring speeds took, of
-    ``timing_limit_s``. ``merged``: whether it tells of a stage of a recipe that gives schemes by layer.
+    ``timing_limit_s``. ``merged``: whether it tells of a stage of a recipe that gives schemes by layer. ``fusion``: what
+    became of chains of layers, or None where none were looked for.
     """
 
     layers: tuple[LayerReport, ...]
@@ -150,6 +163,7 @@ class ReportData:
     timing_s: float = 0.0
     timing_limit_s: float = 0.0
     merged: bool = False
+    fusion: Told | None = None
 
     @property
     def coverage(self) -> float:
@@ -190,7 +204,8 @@ class ReportData:
             layers.append({**entry, "mean_speed": None if mean is None else {**asdict(mean), "verdict": mean.verdict}})
         totals = {
             "schema": SCHEMA,
-            **{name: value for name, value in vars(self).items() if name != "layers"},
+            **{name: value for name, value in vars(self).items() if name not in ("layers", "fusion")},
+            "fusion": None if self.fusion is None else json.loads(self.fusion.to_json()),
             "nbytes_before": self.nbytes_before,
             "nbytes_after": self.nbytes_after,
             "coverage": self.coverage,

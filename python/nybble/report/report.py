@@ -36,7 +36,8 @@ class Report(ReportData, Shown):
         """As Shown.parts."""
         folded = rows(self.layers)
         last = advice(self)
-        return [*self._table(folded), *self._foot(folded), *([last] if last else [])]
+        fusion = [] if self.fusion is None else self.fusion.parts()
+        return [*self._table(folded), *self._foot(folded), *fusion, *([last] if last else [])]
 
     def _table(self, folded: Sequence[Row]) -> list[Part]:
         table, notes = drawn(folded, self.m)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from ... import __version__
+from ...fusion.fuse import fuse
 from ...model.batches import check_batches
 from ...model.options import TIMING_S, Options, check_flag, check_progress
 from ...model.stages import eval_mode
@@ -27,7 +29,8 @@ from .work import Work
 class Call(NamedTuple):
     """The arguments that all passes share.
 
-    ``settings``: what the result depends on besides model, data and options; part of the key of ``resume``.
+    ``settings``: what the result depends on besides model, data and options; part of the key of ``resume``. ``fuse``:
+    whether chains of the new layers are to run as compiled steps.
     """
 
     calibration: Iterable[Any] | None
@@ -36,6 +39,7 @@ class Call(NamedTuple):
     progress: bool | None
     resume: str | os.PathLike[str] | None
     settings: tuple[object, ...]
+    fuse: bool = False
 
 
 def run_pass(
@@ -71,7 +75,10 @@ def run_pass(
             work.finish()
             if call.strict:
                 check_strict(plan)
-            return make_report(plan, work.title, work.builder.timer.spent)
+            report = make_report(plan, work.title, work.builder.timer.spent)
+            if call.fuse:
+                report = replace(report, fusion=fuse(model, None if batches is None else batches[:1]))
+            return report
     except BaseException:
         edits.undo()
         raise
