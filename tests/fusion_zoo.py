@@ -83,6 +83,11 @@ _TEXT: Any = {"input_ids": ids(2, 7)}
 MAKERS: dict[str, tuple[Callable[[], nn.Module], list[Any], set[str]]] = {
     # How it is made, examples, and the modules that must run fused.
     "bert": (lambda: transformers.BertModel(transformers.BertConfig(**_SMALL)), [_padded(3, 9)], {"encoder"}),
+    "bert with types": (
+        lambda: transformers.BertModel(transformers.BertConfig(**_SMALL)),
+        [{**_padded(3, 9), "token_type_ids": torch.zeros(3, 9, dtype=torch.int64)}],
+        {""},
+    ),
     "roberta": (lambda: transformers.RobertaModel(transformers.RobertaConfig(**_SMALL)), [_TEXT], {"encoder"}),
     "vit": (
         lambda: transformers.ViTModel(transformers.ViTConfig(**_VISION)),

@@ -43,8 +43,9 @@ class Fused:
 
     module: nn.Module
     timings: Timings | None = None  # what it must be faster than; None: it need not be
-    kinds: dict[Any, Lowered | str] = field(default_factory=dict)
+    kinds: dict[Any, list[Lowered | str]] = field(default_factory=dict)
     first: Lowered | None = None  # the first of them that was understood
+    config: dict[str, Any] | None = None  # the attributes of the module's configuration, as they were
     undone: str | None = None
     members: tuple[tuple[dict[str, Any], str, nn.Module], ...] = ()
     hooks: tuple[dict[Any, Any], ...] = ()
@@ -58,17 +59,18 @@ class Fused:
         """As the module's own forward."""
         if is_compiling() or torch.is_grad_enabled() or self.undone is not None or _watched():
             return self.own(*args, **kwargs)
-        lowered = self.kinds.get(kind_of(args, kwargs))
-        if lowered is None:
-            return self.learn(args, kwargs)
-        if isinstance(lowered, str):
+        if self.module.training:
             return self.own(*args, **kwargs)
-        if self.module.training or (reason := self.changed()) is not None:
-            if not self.module.training:
-                self.undo(reason)
+        if (reason := self.changed()) is not None:
+            self.undo(reason)
             return self.own(*args, **kwargs)
-        result = lowered.run(args, kwargs)
-        return self.own(*args, **kwargs) if result is NotImplemented else result
+        for lowered in self.kinds.get(kind_of(args, kwargs), ()):
+            if isinstance(lowered, str):
+                return self.own(*args, **kwargs)
+            result = lowered.run(args, kwargs)
+            if result is not NotImplemented:
+                return result
+        return self.learn(args, kwargs)
 
     @property
     def own(self) -> Callable[..., Any]:
@@ -80,15 +82,14 @@ class Fused:
 
     def learn(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs a call of a new kind unfused, and keeps how to run it fused, or why not."""
-        if self.module.training or self.changed() is not None:
-            return self.own(*args, **kwargs)
         empty = any(tensor.numel() == 0 for tensor in tensors_of((args, kwargs)))
-        if len(self.kinds) >= MOST_KINDS or empty or large_caches(args, kwargs):
+        if sum(map(len, self.kinds.values())) >= MOST_KINDS or empty or large_caches(args, kwargs):
             return self.own(*args, **kwargs)
         before = copied(args, kwargs)
         call = watch(self.module, args, kwargs, self.own)
         with self.lock:
-            found = self.kinds.setdefault(kind_of(args, kwargs), self.understood(call, before))
+            found = self.understood(call, before)
+            self.kinds.setdefault(kind_of(args, kwargs), []).append(found)
             if self.first is None and not isinstance(found, str):
                 self.first = found
         return call.result
@@ -114,6 +115,7 @@ class Fused:
         self.members = tuple(
             (parent._modules, name, child) for parent in inside for name, child in parent._modules.items() if child
         )
+        self.config = _config_of(self.module)
         own = [getattr(self.module, name) for name in ("_backward_hooks", "_backward_pre_hooks")]
         self.hooks = (*own, *(getattr(inner, name) for inner in inside[1:] for name in _HOOKS))
 
@@ -121,6 +123,8 @@ class Fused:
         """Why the chain is not what it was: a module inside was replaced, or got a hook."""
         if not self.members:
             self.bind()
+        if _config_of(self.module) != self.config:
+            return "its configuration was changed"
         for held, name, child in self.members:
             if held.get(name) is not child:
                 return f"{name} was replaced by {type(held.get(name)).__name__}"
@@ -149,6 +153,12 @@ class Fused:
 
     def __reduce__(self) -> Any:
         return _fused_again, (self.module,)
+
+
+def _config_of(module: nn.Module) -> dict[str, Any] | None:
+    """The attributes of a module's configuration (transformers), on which its forward may depend."""
+    config = module.__dict__.get("config")
+    return None if config is None else dict(getattr(config, "__dict__", {}))
 
 
 def _fused_again(module: nn.Module) -> Fused:

@@ -22,6 +22,7 @@ from .nodes import (
     CacheStep,
     Input,
     Linear,
+    Lookup,
     Mask,
     Multiply,
     Node,
@@ -35,7 +36,7 @@ from .nodes import (
     Scale,
     rotated,
 )
-from .watch import CACHE, MODULE, Call, Event, caches_in
+from .watch import CACHE, CONTAINER, MODULE, Call, Event, caches_in, tensors_of
 
 ATTENTION, MULTI_HEAD = "scaled_dot_product_attention", "multi_head_attention_forward"
 _MULTI_HEAD = tuple(inspect.signature(F.multi_head_attention_forward).parameters)
@@ -61,6 +62,14 @@ class Out:
 
 
 @dataclass(frozen=True)
+class Applied:
+    """A part of the result that a module inside computes from all tokens, such as a pooler: it runs as before."""
+
+    ref: Ref
+    module: nn.Module
+
+
+@dataclass(frozen=True)
 class Record:
     """A part of the result that is a dataclass and a dict, such as transformers' outputs: its class, and its fields."""
 
@@ -70,12 +79,14 @@ class Record:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a call computes. ``result`` has the structure of the call's result, with Record, Out and Given in place of what they stand for."""
+    """What a call computes. ``result`` has the structure of the call's result, with Record, Out, Given and Applied in place
+    of what they stand for."""
 
-    hidden: Path
+    hidden: Path  # of the tensor that has batch and length
     result: Any
     nodes: tuple[Node, ...]  # each after those that it needs
-    dims: int  # of the tensor of hidden states: 3 (batch, length, width) or 2 (length, width)
+    dims: int  # of tensors of hidden states: 3 (batch, length, width) or 2 (length, width)
+    ones: tuple[Path, ...] = ()  # tensors of the call without zeros, which must have none
 
 
 def leaves_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[Path, Any]]:
@@ -100,7 +111,8 @@ class _Explainer:
     dims: int = 3
 
     def start(self) -> None:
-        """Finds the hidden states among the arguments: the first float tensor with batch, length and width."""
+        """Finds the hidden states among the arguments: the first float tensor with batch, length and width. A model of
+        texts has none: then the first tensor of integers (batch, length)."""
         self.tensors = {
             path: leaf for path, leaf in leaves_of(self.call.args, self.call.kwargs) if isinstance(leaf, Tensor)
         }
@@ -109,7 +121,11 @@ class _Explainer:
                 self.hidden, self.dims = path, tensor.dim()
                 self.batch, self.length = (1, len(tensor)) if tensor.dim() == 2 else tensor.shape[:2]
                 return
-        raise NotUnderstood("it is called without a float tensor of tokens (batch, length, width)")
+        for path, tensor in self.tensors.items():
+            if _integers(tensor) and tensor.dtype != torch.bool:
+                self.hidden, (self.batch, self.length) = path, tensor.shape
+                return
+        raise NotUnderstood("it is called without a tensor of tokens")
 
     # --- values ---
 
@@ -154,7 +170,7 @@ class _Explainer:
         """
         inside = None
         for event in self.call.events[:before]:
-            if event.name in _MOVES:
+            if event.name in _MOVES or event.name == CONTAINER:
                 continue
             for output in event.outputs:
                 if not output.is_floating_point() or output.numel() % len(rows):
@@ -218,6 +234,8 @@ class _Explainer:
 
     def module(self, event: Event) -> Ref | None:
         layer, x, out = event.what, event.argument(0, "input"), event.outputs[0]
+        if isinstance(x, Tensor) and not x.is_floating_point():
+            return self.lookup(layer, x, out)
         if not isinstance(x, Tensor):
             x = next((value for value in event.kwargs.values() if isinstance(value, Tensor)), None)
             if x is None:
@@ -235,6 +253,35 @@ class _Explainer:
         if norm is None:
             return None
         return self.norm(norm, x, out, event.first)
+
+    def lookup(self, layer: nn.Module, ids: Tensor, out: Tensor) -> Ref | None:
+        """Explains the rows of an embedding."""
+        weight, given = getattr(layer, "weight", None), self.path_of(ids)
+        if given is None or not isinstance(weight, nn.Parameter) or weight.dim() != 2 or not _integers(ids):
+            return None
+        return self.add(Lookup(rows=self.rows(out), weight=weight, path=given)) if _looks_up(ids, weight, out) else None
+
+    def path_of(self, tensor: Tensor) -> Path | None:
+        """Where a tensor stands among the arguments."""
+        return next((path for path, one in self.tensors.items() if one is tensor), None)
+
+    def positions(self, tensor: Tensor, before: int) -> Ref:
+        """Explains a value that is the same in each text, (1, length, width), as rows of an embedding by position.
+
+        The positions must come from a buffer, so that they do not depend on the call.
+        """
+        for event in self.call.events[:before]:
+            if event.name == MODULE and event.outputs[0] is tensor and isinstance(event.args[0], Tensor):
+                ids, weight = event.args[0], getattr(event.what, "weight", None)
+                held = {buffer.untyped_storage().data_ptr() for buffer in self.call.module.buffers()}
+                if ids.untyped_storage().data_ptr() not in held or not isinstance(weight, nn.Parameter):
+                    continue
+                first = int(ids.reshape(-1)[0])
+                in_order = torch.equal(ids.reshape(-1), torch.arange(first, first + self.length))
+                if in_order and _looks_up(ids, weight, tensor):
+                    rows = tensor.reshape(self.length, -1).repeat(self.batch, 1)
+                    return self.add(Lookup(rows=rows, weight=weight, path=None, first=first))
+        raise NotUnderstood(f"a value of shape {tuple(tensor.shape)} is added to all texts")
 
     def linear(self, layer: nn.Module, x: Tensor, out: Tensor, event: Event) -> Ref:
         if layer not in self.names:
@@ -266,11 +313,26 @@ class _Explainer:
         if make is Multiply and len(numbers) == 1 and not event.kwargs:
             x = next(one for one in operands if isinstance(one, Tensor))
             return self.add(Scale(rows=self.rows(out), x=self.value(x, event.number), factor=float(numbers[0])))
-        same = all(isinstance(one, Tensor) and one.numel() == out.numel() for one in operands)
-        if not same or len(event.args) > 2 or event.kwargs:
+        alone = (1, self.length, out.shape[-1])
+        fits = all(isinstance(one, Tensor) and (one.numel() == out.numel() or one.shape == alone) for one in operands)
+        if not fits or len(event.args) > 2 or event.kwargs:
             raise NotUnderstood(f"{event.name} of other things than two values of one shape")
-        a, b = (self.value(one, event.number) for one in operands)
+        a, b = (
+            self.value(one, event.number)
+            if one.numel() == out.numel() and one.shape != alone
+            else self.alone(one, event)
+            for one in operands
+        )
         return self.add(make(rows=self.rows(out), a=a, b=b))
+
+    def alone(self, tensor: Tensor, event: Event) -> Ref:
+        """A value (1, length, width): that of the only text, or rows by position."""
+        try:
+            return self.positions(tensor, event.number)
+        except NotUnderstood:
+            if self.batch > 1:
+                raise
+            return self.value(tensor, event.number)
 
     def product(self, event: Event) -> Ref:
         x, weight, bias = (event.argument(i, name) for i, name in enumerate(("input", "weight", "bias")))
@@ -415,11 +477,35 @@ class _Explainer:
                             )
         return None
 
+    def applied(self, value: Tensor) -> Applied:
+        """Explains a part of the result that is not a row for each token."""
+        for event in self.call.events:
+            if event.name in (MODULE, CONTAINER) and event.outputs[0] is value and event.what in self.names:
+                inputs = tensors_of((event.args, event.kwargs))
+                if len(inputs) == 1 == len(event.args) and inputs[0].shape[:-1] == (self.batch, self.length):
+                    return Applied(self.value(inputs[0], event.first), event.what)
+        raise NotUnderstood(f"it returns a tensor of shape {tuple(value.shape)}")
+
+    def ones(self, result: Any) -> tuple[Path, ...]:
+        """The tensors of integers (batch, length) without zeros that nothing was computed from, such as the mask of texts
+        without padding: with zeros they might count."""
+        used: set[Path | None] = {self.hidden}
+        for node in _needed(self.nodes, result):
+            if isinstance(node, Lookup):
+                used.add(node.path)
+            if isinstance(node, Attend) and node.mask is not None:
+                used |= node.mask.paths()
+        left = [path for path, one in self.tensors.items() if _integers(one) and path not in used]
+        return tuple(path for path in left if bool(self.tensors[path].all()))
+
     def mask(self, tensor: Tensor, before: int) -> Mask:
         """The mask as a tensor of the call, or as torch functions of such."""
         for path, given in self.tensors.items():
             if given is tensor or (given.shape == tensor.shape and given.dtype == tensor.dtype and given.equal(tensor)):
                 return Mask(path)
+            # Token ids that are 0 at padding are not the mask.
+            if path != self.hidden and _integers(given) and tensor.dtype == torch.bool and tensor.dim() == 4 and _attends(given, tensor):
+                return Mask(what=attending, args=(Mask(path),))
         event = next((one for one in self.call.events[:before] if any(out is tensor for out in one.outputs)), None)
         if event is None or event.name not in _REPLAYED or len(event.outputs) != 1:
             raise NotUnderstood("the mask of attention is computed in a way that is not understood")
@@ -479,6 +565,27 @@ def attended(padding: Tensor) -> Tensor:
     return padding.logical_not()[:, None, None]
 
 
+def attending(kept: Tensor) -> Tensor:
+    """The mask (batch, 1, 1, length) of attention, true where to attend, of one (batch, length) that is 0 at padding."""
+    return kept.bool()[:, None, None]
+
+
+def _attends(kept: Tensor, mask: Tensor) -> bool:
+    """Whether a mask is that of attention to what is kept. If everything is, that cannot be told."""
+    full = attending(kept)
+    fits = mask.shape[0] == full.shape[0] and mask.shape[-1] == full.shape[-1]
+    return fits and not bool(full.all()) and torch.equal(full.expand_as(mask), mask)
+
+
+def _integers(tensor: Tensor) -> bool:
+    """Whether it may hold a number for each token (batch, length)."""
+    return tensor.dim() == 2 and not tensor.is_floating_point() and tensor.numel() > 0
+
+
+def _looks_up(ids: Tensor, weight: Tensor, out: Tensor) -> bool:
+    return torch.equal(F.embedding(ids, weight).reshape(-1), out.reshape(-1))
+
+
 def _constant(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device))
 
@@ -525,7 +632,7 @@ def explain(call: Call, names: dict[nn.Module, str]) -> Explanation:
                 return Given(given)
             prefix = (self.batch, self.length) if self.dims == 3 else (self.length,)
             if tuple(value.shape[:-1]) != prefix:
-                raise NotUnderstood(f"it returns a tensor of shape {tuple(value.shape)}")
+                return self.applied(value)
             return Out(self.value(value, len(call.events)))
         if _constant(value):
             return Given(None, value)
@@ -535,10 +642,11 @@ def explain(call: Call, names: dict[nn.Module, str]) -> Explanation:
         return Given(path)
 
     result = part(call.result)
+    ones = self.ones(result)
     caches = {node.cache.path for node in self.nodes if isinstance(node, Attend) and node.cache is not None}
     if len(caches) != sum(event.name == CACHE for event in call.events):
         raise NotUnderstood("it updates a cache that its attention does not read")
-    return Explanation(self.hidden, result, tuple(_needed(self.nodes, result)), self.dims)
+    return Explanation(self.hidden, result, tuple(_needed(self.nodes, result)), self.dims, ones)
 
 
 def _needed(nodes: list[Node], result: Any) -> list[Node]:
@@ -562,4 +670,4 @@ def outputs_of(result: Any) -> list[Node]:
         return [node for _, one in result.fields for node in outputs_of(one)]
     if isinstance(result, tuple):
         return [node for one in result for node in outputs_of(one)]
-    return [result.ref.node] if isinstance(result, Out) else []
+    return [result.ref.node] if isinstance(result, (Out, Applied)) else []

@@ -53,11 +53,11 @@ class Lowered:
         return [node for node in self.program.explanation.nodes if isinstance(node, Input)]
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The result of a call; NotImplemented for one without tokens."""
+        """The result of a call; NotImplemented for one that the program does not fit."""
         program = self.program
         batch, length = program.sizes(args, kwargs)
         rows = batch * length
-        if rows == 0:
+        if rows == 0 or not program.fits(args, kwargs):
             return NotImplemented
         run = Run(batch, length, {}, {path: get(path, args, kwargs) for path in program.tables})
         for node in self.inputs:

@@ -90,6 +90,21 @@ class Input(Node):
 
 
 @dataclass(eq=False, kw_only=True, repr=False)
+class Lookup(Node):
+    """Rows of a table by the integers (batch, length) of a tensor of the call; without one, by position from ``first``."""
+
+    weight: Tensor
+    path: Path | None
+    first: int = 0
+
+    def compute(self, run: Run) -> Tensor:
+        if self.path is not None:
+            return F.embedding(run.tables[self.path], self.weight).reshape(run.batch * run.length, -1)
+        rows = self.weight[self.first : self.first + run.length]
+        return rows if run.batch == 1 else rows.repeat(run.batch, 1)
+
+
+@dataclass(eq=False, kw_only=True, repr=False)
 class Linear(Node):
     """A Linear-like module, dense or quantized."""
 

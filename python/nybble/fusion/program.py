@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from .arguments import get
-from .explain import Explanation, Given, Record, outputs_of
-from .nodes import Attend, Input, Linear, Node, Norm, Path, Product, Rotate, Run
+from .explain import Applied, Explanation, Given, Record, outputs_of
+from .nodes import Attend, Input, Linear, Lookup, Node, Norm, Path, Product, Rotate, Run
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +26,8 @@ class Program:
         for node in self.explanation.nodes:
             if isinstance(node, Rotate):
                 found.update({node.cos: None, node.sin: None})
+            if isinstance(node, Lookup) and node.path is not None:
+                found[node.path] = None
             if isinstance(node, Attend):
                 found.update(dict.fromkeys(node.mask.paths() if node.mask is not None else ()))
                 if node.cache is not None:
@@ -40,7 +42,11 @@ class Program:
     def sizes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int]:
         """Batch and length of a call."""
         hidden: Tensor = get(self.explanation.hidden, args, kwargs)
-        return (1, hidden.shape[0]) if hidden.dim() == 2 else (hidden.shape[0], hidden.shape[1])
+        return (1, hidden.shape[0]) if self.explanation.dims == 2 else (hidden.shape[0], hidden.shape[1])
+
+    def fits(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether what must have no zeros has none."""
+        return all(bool(get(path, args, kwargs).all()) for path in self.explanation.ones)
 
     def reference(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of a call, computed in torch, step by step."""
@@ -71,9 +77,9 @@ class Program:
                 return form.make(**{key: part(one) for key, one in form.fields})
             if isinstance(form, Given):
                 return form.value if form.path is None else get(form.path, args, kwargs)
-            ref = form.ref
-            rows = values[ref.node]
-            return (rows if ref.whole else rows[:, ref.offset : ref.offset + ref.width]).view(*shape, ref.width)
+            ref, rows = form.ref, values[form.ref.node]
+            value = (rows if ref.whole else rows[:, ref.offset : ref.offset + ref.width]).view(*shape, ref.width)
+            return form.module(value) if isinstance(form, Applied) else value
 
         return part(self.explanation.result)
 

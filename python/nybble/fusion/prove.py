@@ -71,13 +71,19 @@ def _error(values: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
 
 
 def _others(given: Arguments, hidden: Path) -> Arguments:
-    """Arguments with other hidden states: the tokens in reverse order, and some noise."""
+    """Arguments with other tokens: those of the call in reverse order, hidden states with some noise."""
     found: Tensor = get(hidden, *given)
+    if not found.is_floating_point():
+        return _swapped(given, found, found.flip(-1))
     noise = torch.randn(found.shape, generator=torch.Generator().manual_seed(0)).to(found)
-    new = found.flip(-2) + 0.3 * found.float().std().to(found) * noise
+    return _swapped(given, found, found.flip(-2) + 0.3 * found.float().std().to(found) * noise)
+
+
+def _swapped(given: Arguments, old: Tensor, new: Tensor) -> Arguments:
+    """The arguments with one tensor in place of another."""
 
     def swap(value: Any) -> Any:
-        if value is found:
+        if value is old:
             return new
         return type(value)(swap(one) for one in value) if type(value) in (tuple, list) else value
 

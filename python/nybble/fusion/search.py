@@ -73,7 +73,7 @@ class Search:
                 self.found[name] = fused
                 continue
             fused.take_away()
-            reasons = [one for one in fused.kinds.values() if isinstance(one, str)]
+            reasons = [one for several in fused.kinds.values() for one in several if isinstance(one, str)]
             self.left[name] = reasons[0] if reasons else "it is a single step" if fused.first else "it did not run"
             if reasons:
                 later |= self.inside(name, fused.module)

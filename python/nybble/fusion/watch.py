@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-MODULE, CACHE = "module", "cache"
+MODULE, CONTAINER, CACHE = "module", "container", "cache"
 
 
 @dataclass(eq=False)
 class Event:
-    """A call that was seen. ``name`` is that of the torch function, MODULE for a leaf module, CACHE for the update of a
-    key and value cache. ``first`` is the number of the first event inside the call, for a module."""
+    """A call that was seen. ``name`` is that of the torch function, MODULE for a leaf module, CONTAINER for
+    one with modules inside, CACHE for the update of a key and value cache. ``first`` is the number of the first event inside the call, for a module."""
 
     number: int
     name: str
@@ -98,24 +98,25 @@ def is_leaf(module: nn.Module) -> bool:
 
 
 @contextmanager
-def _watched_leaves(module: nn.Module, functions: _Functions) -> Iterator[None]:
-    """Records an event for each call of a leaf module, after those of the functions inside it."""
+def _watched_modules(module: nn.Module, functions: _Functions) -> Iterator[None]:
+    """Records an event for each call of a module inside that returns a tensor, after those of the functions in it."""
     events = functions.events
     starts: list[int] = []
 
-    def enter(leaf: nn.Module, args: Any, kwargs: Any) -> None:
+    def enter(inside: nn.Module, args: Any, kwargs: Any) -> None:
         starts.append(len(events))
 
-    def leave(leaf: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+    def leave(inside: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
         first = starts.pop()
         if isinstance(result, Tensor):
-            events.append(Event(len(events), MODULE, leaf, args, kwargs, [result], first))
+            name = MODULE if is_leaf(inside) else CONTAINER
+            events.append(Event(len(events), name, inside, args, kwargs, [result], first))
 
     with ExitStack() as stack:
-        for leaf in module.modules():
-            if is_leaf(leaf) and leaf is not module:
-                stack.callback(leaf.register_forward_pre_hook(enter, with_kwargs=True).remove)
-                stack.callback(leaf.register_forward_hook(leave, with_kwargs=True).remove)
+        for inside in module.modules():
+            if inside is not module:
+                stack.callback(inside.register_forward_pre_hook(enter, with_kwargs=True).remove)
+                stack.callback(inside.register_forward_hook(leave, with_kwargs=True).remove)
         yield
 
 
@@ -153,7 +154,7 @@ def watch(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], run
         for value in (*args, *kwargs.values()):
             for _, cache in caches_in(value):
                 stack.enter_context(_watched_cache(cache, functions))
-        stack.enter_context(_watched_leaves(module, functions))
+        stack.enter_context(_watched_modules(module, functions))
         stack.enter_context(functions)
         call.result = run(*args, **kwargs)
     return call
