@@ -1,6 +1,7 @@
 """`nybble.fuse`: which modules run fused, and that they compute what they did."""
 
 import copy
+import inspect
 import json
 
 import pytest
@@ -232,6 +233,13 @@ def test_bad_arguments():
     with pytest.raises(AssertionError, match="embedding dimension"):
         fuse(model, [(torch.randn(1, 3, 5),)])
     assert not fused_modules(model)
+
+
+def test_signature():
+    model, _ = fused("bert")
+    assert inspect.signature(model.encoder.forward) == inspect.signature(
+        type(model.encoder).forward.__get__(model.encoder)
+    )
 
 
 def test_include_and_exclude():

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import lru_cache, wraps
+from types import MethodType
 from typing import Any
 
 import torch
@@ -140,8 +142,12 @@ class Fused:
 
     def put(self) -> None:
         """Replaces the module's forward."""
+        self.module.forward = self.replacement()  # type: ignore[method-assign]
+
+    def replacement(self) -> Callable[..., Any]:
+        """What replaces the module's forward: it looks like it."""
         self.bind()
-        self.module.forward = self.forward  # type: ignore[method-assign]
+        return MethodType(_like(type(self.module).forward), self)
 
     def take_away(self) -> None:
         """Gives the module its own forward back."""
@@ -153,6 +159,17 @@ class Fused:
 
     def __reduce__(self) -> Any:
         return _fused_again, (self.module,)
+
+
+@lru_cache(maxsize=256)
+def _like(own: Callable[..., Any]) -> Callable[..., Any]:
+    """Fused.forward with the name and the signature of a module's own forward, which callers may ask for."""
+
+    @wraps(own)
+    def forward(fused: Fused, *args: Any, **kwargs: Any) -> Any:
+        return fused.forward(*args, **kwargs)
+
+    return forward
 
 
 def _config_of(module: nn.Module) -> dict[str, Any] | None:

@@ -504,7 +504,13 @@ class _Explainer:
             if given is tensor or (given.shape == tensor.shape and given.dtype == tensor.dtype and given.equal(tensor)):
                 return Mask(path)
             # Token ids that are 0 at padding are not the mask.
-            if path != self.hidden and _integers(given) and tensor.dtype == torch.bool and tensor.dim() == 4 and _attends(given, tensor):
+            if (
+                path != self.hidden
+                and _integers(given)
+                and tensor.dtype == torch.bool
+                and tensor.dim() == 4
+                and _attends(given, tensor)
+            ):
                 return Mask(what=attending, args=(Mask(path),))
         event = next((one for one in self.call.events[:before] if any(out is tensor for out in one.outputs)), None)
         if event is None or event.name not in _REPLAYED or len(event.outputs) != 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,7 +11,22 @@ from torch import Tensor, nn
 
 from .arguments import get
 from .explain import Applied, Explanation, Given, Record, outputs_of
-from .nodes import Attend, Input, Linear, Lookup, Node, Norm, Path, Product, Rotate, Run
+from .nodes import (
+    Activate,
+    Add,
+    Attend,
+    Input,
+    Linear,
+    Lookup,
+    Multiply,
+    Node,
+    Norm,
+    Path,
+    Product,
+    Rotate,
+    Run,
+    Scale,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,23 +100,21 @@ class Program:
         return part(self.explanation.result)
 
     def steps(self) -> str:
-        """The steps in words, such as "norm, 3 linears, attention, linear + residual"."""
-        names = [_WORDS.get(type(node), type(node).__name__.lower()) for node in self.explanation.nodes]
-        counts: list[tuple[str, int]] = []
-        for name in names:
-            if not name:
-                continue
-            if counts and counts[-1][0] == name:
-                counts[-1] = (name, counts[-1][1] + 1)
-            else:
-                counts.append((name, 1))
-        return ", ".join(name if count == 1 else f"{count} {name}s" for name, count in counts)
+        """The steps in words, such as "4 linears, 1 attention, 2 norms"."""
+        counts = Counter(_WORDS[type(node)] for node in self.explanation.nodes if type(node) in _WORDS)
+        return ", ".join(f"{counts[word]} {word}{'s' if counts[word] > 1 else ''}" for word in _ORDER if counts[word])
 
 
 _WORDS: dict[type[Node], str] = {
-    Input: "",
+    Linear: "linear",
     Product: "dense linear",
     Attend: "attention",
-    Rotate: "rotary",
     Norm: "norm",
+    Activate: "activation",
+    Rotate: "rotary",
+    Add: "sum",
+    Multiply: "product",
+    Scale: "scaling",
+    Lookup: "embedding",
 }
+_ORDER = tuple(_WORDS.values())

@@ -44,7 +44,7 @@ class ModelCopy:
                             edits.put(mine, key, wanted)
                 _adopt_tie(original, copied, edits)
                 if fused_at(copied) is not None:
-                    edits.put(vars(original), "forward", Fused(original).forward)
+                    edits.put(vars(original), "forward", Fused(original).replacement())
         except BaseException:
             edits.undo()
             raise
