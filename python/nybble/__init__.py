@@ -20,7 +20,8 @@ from .weights.scheme import Scheme
 
 if TYPE_CHECKING:
     from .dispatch.registry import kernels
-    from .fusion import FusionReport, fuse
+    from .fusion.fuse import fuse
+    from .fusion.report import FusionReport
     from .monitor.monitor import Monitor
     from .passes.choose import ChosenPlan, plan
     from .passes.optimize import optimize

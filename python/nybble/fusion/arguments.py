@@ -45,6 +45,15 @@ def get(path: Path, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return value
 
 
+def leaves_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[Path, Any]]:
+    """The arguments of a call, those in tuples and lists one by one, each with its path."""
+    for key, value in (*enumerate(args), *kwargs.items()):
+        if isinstance(value, (tuple, list)):
+            yield from (((key, i), part) for i, part in enumerate(value))
+        else:
+            yield (key,), value
+
+
 def replaced(args: tuple[Any, ...], kwargs: dict[str, Any], new: Callable[[Any], Any]) -> Arguments:
     """The arguments with new(value) in place of each value."""
     return tuple(new(one) for one in args), {key: new(one) for key, one in kwargs.items()}

@@ -23,7 +23,8 @@ from torch.compiler import is_compiling
 from torch.nn.modules import module as torch_module
 
 from .arguments import Arguments, copied, kind_of, large_caches
-from .explain import NotUnderstood, explain
+from .explain import explain
+from .forms import NotUnderstood
 from .lower import Lowered, lower
 from .pays import Timings
 from .program import Program
@@ -142,11 +143,11 @@ class Fused:
 
     def put(self) -> None:
         """Replaces the module's forward."""
-        self.module.forward = self.replacement()  # type: ignore[method-assign]
+        self.bind()
+        self.module.forward = self.replacement()
 
     def replacement(self) -> Callable[..., Any]:
-        """What replaces the module's forward: it looks like it."""
-        self.bind()
+        """What replaces the module's forward: it looks like it. Bound at its first call if not before."""
         return MethodType(_like(type(self.module).forward), self)
 
     def take_away(self) -> None:

@@ -52,7 +52,7 @@ class BoundChain:
 
     def _add(self, step: Step) -> None:
         options = {key: one.number if isinstance(one, Slot) else one for key, one in step.options.items()}
-        norm = options.pop("norm", None)
+        norm: Any = options.pop("norm", None)
         if step.method == "add_norm":
             kind, weight, bias, eps, offset = self._norm(norm)
             options |= {"kind": kind, "weight": weight, "bias": bias, "eps": eps, "weight_offset": offset}

@@ -9,7 +9,7 @@ from typing import Any
 from ..paired import Limits, Pairs, decide
 from ..report.speed import Speed
 from .arguments import Arguments, copied
-from .explain import NotUnderstood
+from .forms import NotUnderstood
 from .lower import Lowered
 from .nodes import Linear
 from .program import Program

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .arguments import get
-from .explain import Applied, Explanation, Given, Record, outputs_of
+from .forms import Applied, Explanation, Given, Record, outputs_of
 from .nodes import (
     Activate,
     Add,

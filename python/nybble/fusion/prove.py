@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..model.eligible import dense_weight
 from ..nn.module import QuantizedModule
 from .arguments import Arguments, copied, get, replaced
-from .explain import NotUnderstood
+from .forms import NotUnderstood
 from .lower import Lowered
 from .nodes import Path
 from .program import Program
@@ -97,7 +97,7 @@ def _simple(layers: Sequence[nn.Module]) -> Iterator[None]:
     with ExitStack() as stack:
         for number, layer in enumerate(layers):
             n, k = dense_weight(layer).shape
-            layer.forward = partial(_mix, *_mixing(n, k, number))  # type: ignore[method-assign]
+            layer.forward = partial(_mix, *_mixing(n, k, number))
             stack.callback(vars(layer).pop, "forward")
         yield
 

@@ -112,7 +112,8 @@ class Plan:
     # --- which nodes a linear step computes ---
 
     def tail(self, linear: Linear) -> Tail:
-        act, other, residual, last = IDENTITY, None, None, linear
+        act, other, residual = IDENTITY, None, None
+        last: Node = linear
         while (user := self.only_user(last)) is not None:
             if isinstance(user, Activate) and act == IDENTITY and other is None and residual is None:
                 act = user.act

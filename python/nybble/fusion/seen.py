@@ -1,0 +1,184 @@
+"""The values of a watched call: which event computed a tensor, and which node stands for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .arguments import leaves_of
+from .compare import integers, same, same_flat
+from .forms import NotUnderstood
+from .nodes import Input, Node, Path, Ref
+from .watch import CONTAINER, MODULE, Call, Event, caches_in
+
+ATTENTION, MULTI_HEAD = "scaled_dot_product_attention", "multi_head_attention_forward"
+# Functions whose outputs have the tokens in other dimensions than the first two: what to exchange.
+_TOKENS_INSIDE = {ATTENTION: (1, 2), MULTI_HEAD: (0, 1)}
+# Functions that compute nothing: they give the same values in other places.
+_MOVES = {
+    *("transpose", "permute", "movedim", "swapaxes", "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"),
+    *(
+        "dropout",
+        "contiguous",
+        "clone",
+        "__getitem__",
+        "expand",
+        "chunk",
+        "split",
+        "unbind",
+        "detach",
+        "type_as",
+        "view_as",
+    ),
+}
+
+
+@dataclass
+class Seen:
+    call: Call
+    names: dict[nn.Module, str]
+    nodes: list[Node] = field(default_factory=list)
+    known: dict[tuple[int, int], Ref] = field(default_factory=dict)
+    tensors: dict[Path, Tensor] = field(default_factory=dict)
+    hidden: Path = ()
+    batch: int = 1
+    length: int = 1
+    dims: int = 3
+
+    def start(self) -> None:
+        """Finds the hidden states among the arguments: the first float tensor with batch, length and width. A model of
+        texts has none: then the first tensor of integers (batch, length)."""
+        self.tensors = {
+            path: leaf for path, leaf in leaves_of(self.call.args, self.call.kwargs) if isinstance(leaf, Tensor)
+        }
+        for path, tensor in self.tensors.items():
+            if tensor.is_floating_point() and tensor.dim() in (2, 3) and tensor.numel():
+                self.hidden, self.dims = path, tensor.dim()
+                self.batch, self.length = (1, len(tensor)) if tensor.dim() == 2 else tensor.shape[:2]
+                return
+        for path, tensor in self.tensors.items():
+            if integers(tensor) and tensor.dtype != torch.bool:
+                self.hidden, (self.batch, self.length) = path, tensor.shape
+                return
+        raise NotUnderstood("it is called without a tensor of tokens")
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        """A tensor of tokens as a matrix of rows."""
+        rows = self.batch * self.length
+        if not tensor.numel() or tensor.numel() % rows:
+            raise NotUnderstood(f"a value of shape {tuple(tensor.shape)} is not a row for each of {rows} tokens")
+        return tensor.reshape(rows, -1)
+
+    def add(self, node: Node) -> Ref:
+        self.nodes.append(node)
+        return Ref(node, 0, node.width)
+
+    def find(self, rows: Tensor) -> Ref | None:
+        """A value that is explained already and has these rows, or has them in neighbouring columns."""
+        width = rows.shape[1]
+        for node in self.nodes:
+            for offset in range(0, node.width - width + 1, width):
+                if same(node.rows[:, offset : offset + width], rows):
+                    return Ref(node, offset, width)
+        return None
+
+    def path_of(self, tensor: Tensor) -> Path | None:
+        """Where a tensor stands among the arguments."""
+        return next((path for path, one in self.tensors.items() if one is tensor), None)
+
+    def caches(self) -> Iterator[tuple[Path, Any]]:
+        for path, value in leaves_of(self.call.args, self.call.kwargs):
+            yield from caches_in(value, path)
+
+    def value(self, tensor: Tensor, before: int) -> Ref:
+        """What a tensor of tokens is computed from, by the events before a number."""
+        return self.of_rows(self.rows(tensor), before, tuple(tensor.shape))
+
+    def of_rows(self, rows: Tensor, before: int, shape: tuple[int, ...]) -> Ref:
+        found = self.find(rows)
+        if found is not None:
+            return found
+        for path, tensor in self.tensors.items():
+            if tensor.is_floating_point() and tensor.numel() == rows.numel() and same(self.rows(tensor), rows):
+                return self.add(Input(rows=rows, path=path))
+        event, output = self.producer(rows, before)
+        return self.explained(event, output, rows, shape)
+
+    def producer(self, rows: Tensor, before: int) -> tuple[Event, Tensor]:
+        """The first event whose output has these rows, or has them in some of its columns, and that output.
+
+        Later ones are copies, and a module whose inside is not needed comes after the functions in it.
+        """
+        inside = None
+        for event in self.call.events[:before]:
+            if event.name in _MOVES or event.name == CONTAINER:
+                continue
+            for output in event.outputs:
+                if not output.is_floating_point() or output.numel() % len(rows):
+                    continue
+                if event.name in _TOKENS_INSIDE and output.dim() > 2:
+                    output = output.transpose(*_TOKENS_INSIDE[event.name])
+                if output.numel() == rows.numel() and same(self.rows(output), rows):
+                    return self.outermost(event, rows), output
+                if inside is None and event.name == MODULE and output.numel() > rows.numel():
+                    wide, width = self.rows(output), rows.shape[1]
+                    starts = range(0, wide.shape[1] - width + 1, width)
+                    if any(same(wide[:, start : start + width], rows) for start in starts):
+                        inside = (event, output)
+        if inside is not None:
+            return inside
+        raise NotUnderstood(f"a value is computed by {self.source(rows, before)}, which is not understood")
+
+    def source(self, rows: Tensor, before: int) -> str:
+        """The name of the function whose output was moved to these rows."""
+        moved = [
+            event
+            for event in self.call.events[:before]
+            if event.name in _MOVES and any(same_flat(output, rows) for output in event.outputs)
+        ]
+        tensor = moved[0].args[0] if moved else None
+        for event in reversed(self.call.events[: moved[0].number if moved else 0]):
+            if any(output is tensor for output in event.outputs):
+                if event.name not in _MOVES:
+                    return f"the torch function {event.name}"
+                tensor = event.args[0]
+        return "something that was not seen"
+
+    def outermost(self, event: Event, rows: Tensor) -> Event:
+        """The leaf module that ends with this event, if its output is the same; else the event."""
+        for later in self.call.events[event.number :]:
+            if later.name == MODULE and later.first <= event.number and later.outputs[0].numel() == rows.numel():
+                return later if same(self.rows(later.outputs[0]), rows) else event
+        return event
+
+    def explained(self, event: Event, output: Tensor, rows: Tensor, shape: tuple[int, ...]) -> Ref:
+        if event.name == MODULE:
+            ref = self.module(event)
+            if ref is None:
+                inside = [one for one in self.call.events[event.first : event.number] if one.outputs]
+                alike = next((one for one in inside if same_flat(one.outputs[0], output)), None)
+                if alike is None:
+                    raise NotUnderstood(f"{self.name(event.what)} is neither a Linear, a norm nor an activation")
+                ref = self.function(alike)
+        else:
+            ref = self.function(event)
+        found = ref if same(ref.node.rows, rows) else self.find(rows)
+        if found is None:
+            raise NotUnderstood(f"{event.name} gives rows in an order that is not understood")
+        return found
+
+    def name(self, module: nn.Module) -> str:
+        kind = type(module).__name__
+        return f"{self.names[module]} ({kind})" if module in self.names else kind
+
+    def module(self, event: Event) -> Ref | None:
+        """What a leaf module computes; None if it is not known."""
+        raise NotImplementedError
+
+    def function(self, event: Event) -> Ref:
+        """What a torch function computes. Raises NotUnderstood."""
+        raise NotImplementedError
