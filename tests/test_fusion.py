@@ -154,6 +154,8 @@ def test_a_hook_undoes_the_chain():
     assert seen == [1]
     assert "hooks" in fused_modules(model)["encoder"].undone
     handle.remove()
+    run(model, MAKERS["bert"][1][0])
+    assert fused_modules(model)["encoder"].undone is None
 
 
 class _Lora(nn.Module):

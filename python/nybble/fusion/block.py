@@ -49,7 +49,7 @@ class Fused:
     kinds: dict[Any, list[Lowered | str]] = field(default_factory=dict)
     first: Lowered | None = None  # the first of them that was understood
     config: dict[str, Any] | None = None  # the attributes of the module's configuration, as they were
-    undone: str | None = None
+    undone: str | None = None  # why the last call ran unfused, if the module was changed
     members: tuple[tuple[dict[str, Any], str, nn.Module], ...] = ()
     hooks: tuple[dict[Any, Any], ...] = ()
 
@@ -60,12 +60,12 @@ class Fused:
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the module's own forward."""
-        if is_compiling() or torch.is_grad_enabled() or self.undone is not None or _watched():
+        if is_compiling() or torch.is_grad_enabled() or _watched():
             return self.own(*args, **kwargs)
         if self.module.training:
             return self.own(*args, **kwargs)
-        if (reason := self.changed()) is not None:
-            self.undo(reason)
+        self.undone = self.changed()
+        if self.undone is not None:
             return self.own(*args, **kwargs)
         for lowered in self.kinds.get(kind_of(args, kwargs), ()):
             if isinstance(lowered, str):
@@ -135,11 +135,6 @@ class Fused:
             if hooks:
                 return f"a module inside has hooks ({_names(hooks)})"
         return None
-
-    def undo(self, reason: str) -> None:
-        """Runs the module unfused from now on."""
-        self.undone = reason
-        self.kinds.clear()
 
     def put(self) -> None:
         """Replaces the module's forward."""

@@ -41,8 +41,8 @@ def fuse(
     The module keeps its parts, its ``state_dict`` and its own forward. It runs fused only without gradients
     (``torch.no_grad`` or ``torch.inference_mode``), in eval mode, on the CPU, without autocast, torch.compile, tracers and
     torch modes; otherwise it runs as before. A call of another kind than those seen (another mask, a cache) is watched
-    and proved when it first comes. Where a module inside was replaced or got a hook, as by PEFT or by an observer, the
-    chain is undone.
+    and proved when it first comes. While a module inside is replaced or has a hook, as by PEFT or by an observer, the
+    module runs as before, and the report says so.
 
     Args:
         model: any module, best after ``nybble.quantize``: dense linear layers run in torch between the compiled steps.
