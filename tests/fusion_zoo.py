@@ -7,6 +7,8 @@ import torch
 import transformers
 from torch import nn
 
+from nybble.report.fold import fold_names
+
 _SMALL = {
     "hidden_size": 64,
     "num_hidden_layers": 2,
@@ -145,3 +147,19 @@ def run(model: nn.Module, example: Any) -> torch.Tensor:
     found = result if isinstance(result, torch.Tensor) else next(result[name] for name in names if name in result)
     assert isinstance(found, torch.Tensor)
     return found
+
+
+def described(report: Any) -> list[str]:
+    """A report as rows of the table in docs/fusion.md: modules, steps, or why a module is left."""
+    chains = fold_names(chain.name for chain in report.chains)
+    steps = {chain.name: chain.steps for chain in report.chains}
+    rows = [f"| | {_code(name)} | {steps[names[0]]} |" for name, names in chains.items()]
+    reasons: dict[str, list[str]] = {}
+    for left in report.left:
+        if "tokens" not in left.reason and not left.reason.startswith("it returns"):
+            reasons.setdefault(left.reason, []).append(left.name)
+    return [*rows, *(f"| | {_code(*fold_names(names))} | left: {reason} |" for reason, names in reasons.items())]
+
+
+def _code(*names: str) -> str:
+    return ", ".join(f"`{name}`" if name else "the model" for name in names)

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +15,10 @@ from nybble.fusion import fuse
 from nybble.fusion.block import fused_modules, unfuse
 from nybble.recipe.recipe import Stage
 
-from .fusion_zoo import LANGUAGE_MODELS, MAKERS, ids, make, run
+from .fusion_zoo import LANGUAGE_MODELS, MAKERS, described, ids, make, run
 
 pytest.importorskip("transformers")
+PAGE = Path(__file__).parents[1] / "docs" / "fusion.md"
 
 
 def quantized(name, scheme="w8a16", dtype=torch.float32):
@@ -44,9 +46,19 @@ def test_architectures(name):
         assert_close(run(model, example), expected_output, rtol=1e-4, atol=1e-5)
     assert list(model.state_dict()) == keys
     json.loads(report.to_json())
+    if PAGE.is_file():
+        assert [f"| {name} | | |", *described(report)] == _of_page(name)
     report.undo()
     assert not fused_modules(model)
     assert torch.equal(run(model, examples[0]), before[0])
+
+
+def _of_page(name):
+    """The rows of an architecture in the table of the page."""
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    first = lines.index(f"| {name} | | |")
+    more = next((i for i, line in enumerate(lines[first + 1 :]) if not line.startswith("| | ")), len(lines))
+    return lines[first : first + 1 + more]
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w4a8g32", "w4a16g32", "w8a7", "sp50w8a8"])

@@ -111,7 +111,7 @@ _WORDS: dict[type[Node], str] = {
     Attend: "attention",
     Norm: "norm",
     Activate: "activation",
-    Rotate: "rotary",
+    Rotate: "rotation",
     Add: "sum",
     Multiply: "product",
     Scale: "scaling",
