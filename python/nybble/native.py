@@ -248,24 +248,6 @@ class KernelNames(NamedTuple):
     few: str = ""
 
 
-def chain(dtype: torch.dtype, widths: list[int], externals: int, rows: str) -> _C.Chain:
-    """A chain of steps between matrices with these numbers of columns; ``externals`` of them are given at each run."""
-    return _C.Chain(DTYPES[dtype], widths, externals, rows=rows)
-
-
-def chain_weight(
-    plan: LinearPlan, packed: Tensor, bias: tuple[int, int, int] | None, y: int, act: str, other: int, residual: int
-) -> _C.ChainWeight:
-    """A layer of a step, with the slots of y and of what is applied to it: y = act(x w^T + bias) * other + residual."""
-    return _C.ChainWeight(plan.compiled, memory(packed), bias, y, act, other, residual)
-
-
-def table(tensor: Tensor) -> tuple[int, ...]:
-    """A tensor of four dimensions as a chain reads it: address, bytes, dtype, sizes and strides."""
-    code = _C.BOOL if tensor.dtype is torch.bool else DTYPES[tensor.dtype]
-    return (*memory(tensor), code, *tensor.shape, *tensor.stride())
-
-
 class LinearPlan:
     """Compiled kernels bound to a scheme and a weight shape."""
 

@@ -10,7 +10,6 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .. import native
 from ..native import LinearPlan
 from ..weights.scheme import Scheme
 from . import selfcheck, targets
@@ -97,15 +96,6 @@ def plan_for(scheme: str, layout: str, n: int, k: int, dtype: torch.dtype, devic
         return ByRows(problem, starts)
     spec, settled = _select(problem)
     return _make(spec, problem) if settled else ByRows(problem, starts)
-
-
-@lru_cache
-def compiled_kernel(op: str) -> str:
-    """The name of the fastest compiled kernel of an op ("rows", "attention") that runs here."""
-    here = targets.detect().targets
-    able = [row for row in native.kernel_table() if row["op"] == op and row["built"] and row["target"] in here]
-    name: str = max(able, key=lambda row: here.index(row["target"]))["name"]
-    return name
 
 
 @lru_cache(maxsize=4096)

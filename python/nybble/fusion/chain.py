@@ -8,13 +8,11 @@ import torch
 from torch import Tensor
 
 from .. import native
-from ..dispatch.selection import compiled_kernel, compiled_plan
+from ..dispatch.registry import fastest
+from ..dispatch.selection import compiled_plan
 from ..nn.module import QuantizedModule
 from .nodes import IDENTITY, Mask, NormKind, Run
 from .steps import Plan, Segment, Slot, Step, Weight, number
-
-# Methods of a chain that take a norm as one argument, beside those that take its parts.
-_NORM_WITHIN = ("add_linears", "add_rotate")
 
 
 class BoundChain:
@@ -28,7 +26,9 @@ class BoundChain:
         elsewhere, widths = number(plan)
         self._values = [(slot.node, slot.node in segment.outputs) for slot in elsewhere]
         self._tables = plan.tables
-        self._chain = native.chain(self._dtype, widths, len(elsewhere), compiled_kernel("rows"))
+        self._chain = native.chain(
+            self._dtype, widths, len(elsewhere), rows=fastest("rows"), attention=fastest("attention")
+        )
         for step in plan.steps:
             self._add(step)
 
@@ -47,7 +47,8 @@ class BoundChain:
                 values[node] = torch.empty(rows, node.width, dtype=self._dtype)
             value = values[node]
             external.append((*native.memory(value), value.stride(0)))
-        tables = [native.table(_table(key, run)) for key in self._tables]
+        held = [_table(key, run) for key in self._tables]  # some exist for this run only
+        tables = [native.table(one) for one in held]
         self._chain.run(run.batch, run.length, external, tables, torch.get_num_threads())
 
     def _add(self, step: Step) -> None:
@@ -56,10 +57,10 @@ class BoundChain:
         if step.method == "add_norm":
             kind, weight, bias, eps, offset = self._norm(norm)
             options |= {"kind": kind, "weight": weight, "bias": bias, "eps": eps, "weight_offset": offset}
-        elif step.method in _NORM_WITHIN:
+        elif step.method == "add_linears":
             options["norm"] = None if norm is None else self._norm(norm)
-        if step.method == "add_attention":
-            options["kernel"] = compiled_kernel("attention")
+        elif step.method == "add_rotate":
+            options["norm"] = None if norm is None else (self._hold(norm.weight), norm.eps, norm.offset)
         if step.weights:
             options["weights"] = [self._weight(weight) for weight in step.weights]
         getattr(self._chain, step.method)(**options)
@@ -80,14 +81,16 @@ class BoundChain:
         assert plan is not None, "only such layers are in a segment"  # noqa: S101
         other, residual = (-1 if slot is None else slot.number for slot in (weight.other, weight.residual))
         act = "" if weight.act == IDENTITY else weight.act
-        return native.chain_weight(plan, packed, self._hold(layer.bias), weight.y.number, act, other, residual)
+        return native.ChainWeight(
+            plan.compiled, native.memory(packed), self._hold(layer.bias), weight.y.number, act, other, residual
+        )
 
     def _hold(self, tensor: Tensor | None) -> tuple[int, int, int] | None:
         """Address, bytes and dtype of a vector, which the chain reads at each run."""
         if tensor is None:
             return None
         self._held.append((tensor, tensor.data_ptr()))
-        return (*native.memory(tensor), native.DTYPES[tensor.dtype])
+        return native.vector(tensor)
 
 
 def _table(key: Any, run: Run) -> Tensor:

@@ -140,9 +140,8 @@ def _compiles(node: Node, uses: dict[Node, list[Node | None]]) -> bool:
     if isinstance(node, Linear):
         return node.x.whole and _plan(node, 1) is not None
     if isinstance(node, Norm):
-        return (node.heads == 1 and node.x.whole) or (
-            uses[node] != [] and all(isinstance(u, Rotate) for u in uses[node])
-        )
+        of_heads = node.norm.kind == "rms" and bool(uses[node]) and all(isinstance(one, Rotate) for one in uses[node])
+        return node.x.whole if node.heads == 1 else of_heads
     if isinstance(node, (Activate, Add, Multiply)):
         return all(ref.whole for ref in node.inputs())
     return isinstance(node, (Rotate, Attend))
