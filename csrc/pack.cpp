@@ -55,6 +55,19 @@ float float_of_bf16(const uint8_t* p) {
   return value;
 }
 
+int32_t sum_of(const int8_t* codes, int64_t count) {
+  int32_t sum = 0;
+  for (int64_t i = 0; i < count; i++) sum += codes[i];
+  return sum;
+}
+
+// Of `count` nibbles, from the low one of the first byte on.
+int32_t sum_of_nibbles(const uint8_t* bytes, int64_t count) {
+  int32_t sum = count % 2 ? bytes[count / 2] & 15 : 0;
+  for (int64_t i = 0; i < count / 2; i++) sum += (bytes[i] & 15) + (bytes[i] >> 4);
+  return sum;
+}
+
 // The sum over K of a row's weights, in double: exact unless the scales span many octaves.
 float weight_sum(const WeightShape& s, const Portable& from, int64_t n) {
   double sum = 0;
@@ -62,12 +75,32 @@ float weight_sum(const WeightShape& s, const Portable& from, int64_t n) {
     const int64_t at = n * s.groups() + g, begin = g * s.group(),
                   end = begin + s.group() < s.k ? begin + s.group() : s.k;
     const int64_t zero_point = s.symmetric ? 8 : from.zero_point[at];
-    int64_t codes = 0;
-    for (int64_t k = begin; k < end; k++) codes += from.qweight[n * ((s.k + 1) / 2) + k / 2] >> (k % 2 * 4) & 15;
+    const int64_t codes = sum_of_nibbles(from.qweight + n * ((s.k + 1) / 2) + begin / 2, end - begin);
     sum += static_cast<double>(float_of_bf16(from.scale + at * 2)) *
            static_cast<double>(codes - zero_point * (end - begin));
   }
   return static_cast<float>(sum);
+}
+
+// Whether sums over a pair of lines may be too large for 16 bits. Loops over numbers of 16 bits, which hold two
+// neighbouring codes, are compiled to vectors.
+bool is_large(const int8_t* lines) {
+  int16_t first[32], second[32], above = 0, below = 0;
+  std::memcpy(first, lines, 64);
+  std::memcpy(second, lines + 64, 64);
+  const auto low = [](int16_t pair) { return static_cast<int16_t>(static_cast<int16_t>(pair << 8) >> 8); };
+  const auto high = [](int16_t pair) { return static_cast<int16_t>(pair >> 8); };
+  const auto positive = [](int16_t code) { return static_cast<int16_t>(code > 0 ? code : 0); };
+  for (int i = 0; i < 32; i++) {
+    const int16_t codes[] = {low(first[i]), high(first[i]), low(second[i]), high(second[i])};
+    const int16_t sum = static_cast<int16_t>(codes[0] + codes[1] + codes[2] + codes[3]);
+    const int16_t up =
+        static_cast<int16_t>(positive(codes[0]) + positive(codes[1]) + positive(codes[2]) + positive(codes[3]));
+    const int16_t down = static_cast<int16_t>(sum - up);
+    above = up > above ? up : above;
+    below = down < below ? down : below;
+  }
+  return above > kLargeSum || below < -kLargeSum;
 }
 
 // Marks the pairs of lines of an n16k4 tile whose sums may be too large for 16 bits.
@@ -75,15 +108,8 @@ void mark_large(const WeightShape& s, const Sections& at, uint8_t* to, int64_t t
   const int64_t lines = s.k_padded() / 4, bytes = nybble_large_bytes(s.k_padded());
   const int8_t* codes = reinterpret_cast<const int8_t*>(to + at.codes) + tile * lines * 64;
   uint8_t* large = to + at.large + tile * bytes;
-  for (int64_t line = 0; line + 1 < lines; line += 2, codes += 128) {
-    bool any = false;
-    for (int i = 0; i < 64; i += 2) {
-      int above = 0, below = 0;
-      for (const int code : {codes[i], codes[i + 1], codes[i + 64], codes[i + 65]}) (code > 0 ? above : below) += code;
-      any = any || above > kLargeSum || below < -kLargeSum;
-    }
-    if (any) large[line / 16] |= static_cast<uint8_t>(1 << line / 2 % 8);
-  }
+  for (int64_t line = 0; line + 1 < lines; line += 2)
+    if (is_large(codes + line * 64)) large[line / 16] |= static_cast<uint8_t>(1 << line / 2 % 8);
 }
 
 void pack_tile(const WeightShape& s, const Sections& at, const Portable& from, uint8_t* to, int64_t tile) {
@@ -93,17 +119,24 @@ void pack_tile(const WeightShape& s, const Sections& at, const Portable& from, u
   for (int64_t lane = 0; lane < 16; lane++) {
     const int64_t n = tile * 16 + lane;
     uint8_t* codes = to + at.codes + static_cast<size_t>(tile * blocks * 64 + lane * 4);
-    int32_t sum = 0;
+    const uint8_t* row = n < s.n ? from.qweight + n * row_bytes : nullptr;
+    const int64_t whole = n < s.n ? row_bytes / 4 : 0;
     for (int64_t b = 0; b < blocks; b++) {
-      uint32_t word = n < s.n ? load_block(from.qweight + n * row_bytes, row_bytes, b * 4) : 0;
+      uint32_t word = 0;
+      if (b < whole)
+        std::memcpy(&word, row + b * 4, 4);
+      else if (n < s.n)
+        word = load_block(row, row_bytes, b * 4);
       if (s.bits == 4) {
         if (b * 8 + 8 > s.k && s.k % 2 && s.k >= b * 8) word &= (1u << 4 * (s.k - b * 8)) - 1;  // the unused nibble
         word = interleave(word);
       }
-      for (int i = 0; i < 4; i++) sum += static_cast<int8_t>(word >> 8 * i);
       std::memcpy(codes + b * 64, &word, 4);
     }
-    if (s.bits == 8) std::memcpy(to + at.sum + static_cast<size_t>(n) * 4, &sum, 4);
+    if (s.bits == 8 && n < s.n) {
+      const int32_t sum = sum_of(reinterpret_cast<const int8_t*>(row), s.k);
+      std::memcpy(to + at.sum + static_cast<size_t>(n) * 4, &sum, 4);
+    }
     if (s.bits == 4 && n < s.n) {
       const float total = weight_sum(s, from, n);
       std::memcpy(to + at.sum + static_cast<size_t>(n) * 4, &total, 4);

@@ -15,7 +15,9 @@ import shutil
 import stat
 import tempfile
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from functools import reduce
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,25 +74,23 @@ def read_index(directory: Path, limit: int) -> bytes:
 
 
 def digest(path: Path, ranges: Mapping[str, tuple[int, int]]) -> Digest:
-    """Read a file once, for its hash and checksums. ``ranges`` are (begin, end), ascending, without overlaps."""
+    """Read a file once, for its hash and the checksums of ranges: (begin, end), ascending, without overlaps."""
     crc32 = {}
     with open_file(path) as (descriptor, size), os.fdopen(descriptor, "rb", closefd=False) as file:
         sha256 = hashlib.sha256()
         position = 0
 
-        def take(end: int) -> int:
+        def chunks(end: int) -> Iterator[bytes]:
             nonlocal position
-            crc = 0
             while position < end and (chunk := file.read(min(_CHUNK, end - position))):
                 sha256.update(chunk)
-                crc = zlib.crc32(chunk, crc)
                 position += len(chunk)
-            return crc
+                yield chunk
 
         for name, (begin, end) in ranges.items():
-            take(begin)
-            crc32[name] = take(end)
-        take(size)
+            deque(chunks(begin), maxlen=0)
+            crc32[name] = reduce(lambda crc, chunk: zlib.crc32(chunk, crc), chunks(end), 0)
+        deque(chunks(size), maxlen=0)
     return Digest(position, sha256.hexdigest(), crc32)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os.path
 from pathlib import Path
 
@@ -62,14 +63,16 @@ def load(model: nn.Module, directory: Path) -> None:
     from .index import parse_index
     from .model import index_limit
     from .restore import Restore
-    from .tensors import check_content, open_tensors, require_safetensors
+    from .tensors import open_tensors, require_safetensors, while_checking
 
     require_safetensors()
     index = parse_index(read_index(directory, index_limit(model)))
     restore = Restore(model, index)
     path = directory / index.file
-    check_content(path, index)
     # Tensors made in the caller's inference mode could never be used by autograd.
-    with open_tensors(path, restore.stored_specs()) as read, torch.inference_mode(False), torch.no_grad():
+    with contextlib.ExitStack() as opened, torch.inference_mode(False), torch.no_grad():
+        with while_checking(path, index):
+            read = opened.enter_context(open_tensors(path, restore.stored_specs()))
+            restore.read_values(read)
         restore.fill(read)
         restore.apply()

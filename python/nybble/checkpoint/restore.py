@@ -14,6 +14,8 @@ from ..model.eligible import bias_of, dense_weight, is_linear_like, name_of, why
 from ..model.walk import named_modules, sites, swap
 from ..nn.kinds import kind_of, module_kinds, quantized_classes
 from ..nn.module import QuantizedModule
+from ..weights.activations import ActScale
+from ..weights.rounding import QuantizedWeight
 from .files import CheckpointError
 from .index import Index, LayerEntry
 from .model import Slot, portable_specs, slots
@@ -23,8 +25,8 @@ from .tensors import Spec, listed
 class Restore:
     """A checkpoint on its way into a model.
 
-    The constructor checks that it fits, ``fill`` reads it into new tensors and layers, and ``apply`` puts these into
-    the model. Until ``apply`` the model does not change.
+    The constructor checks that it fits, ``read_values`` reads it into new tensors, ``fill`` into new layers, and ``apply``
+    puts these into the model. Until ``apply`` the model does not change.
 
     Raises:
         CheckpointError: the checkpoint does not fit the model.
@@ -119,8 +121,12 @@ class Restore:
         """Shape and dtype of each tensor in the weights file, by name."""
         return {name: self.expected[name] for name in self.index.tensors}
 
+    def read_values(self, read: Callable[[str], Tensor]) -> None:
+        """Read the tensors that stay dense."""
+        self.values = {target: read(target) for target in {self._target(slot.name) for slot in self.slots}}
+
     def fill(self, read: Callable[[str], Tensor]) -> None:
-        """Read all tensors, and pack the new layers. Raises CheckpointError if a layer's tensors are not valid."""
+        """Read and pack the new layers. Raises CheckpointError if a layer's tensors are not valid."""
         for entry in self.index.layers:
             old = self.modules[entry.name]
             new = self.new[id(old)]
@@ -132,14 +138,12 @@ class Restore:
             scheme = new.scheme
             codes = {name.removeprefix(f"{entry.name}."): read(name) for name in portable_specs(entry)}
             try:
-                from_portable(codes, scheme, entry.out_features, entry.in_features)
+                quantized = from_portable(codes, scheme, entry.out_features, entry.in_features)
+                act = ActScale.of_tensors(codes, scheme.act_type) if scheme.static else None
             except ValueError as error:
                 raise CheckpointError(f"{entry.name}.{error}") from error
             device = _device(old)
-            new.load_state_dict({key: code.to(device) for key, code in codes.items()}, strict=False, assign=True)
-            new.pack()
-        for target in {self._target(slot.name) for slot in self.slots}:
-            self.values[target] = read(target)
+            new.hold(QuantizedWeight(**{key: part.to(device) for key, part in quantized.tensors().items()}), act)
 
     def apply(self) -> None:
         """Put the tensors and layers into the model. After any exception the model is as it was."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -77,14 +78,32 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def check_content(path: Path, index: Index) -> None:
-    """Raise CheckpointError with the names of the damaged tensors, unless the file has the content that was saved."""
+@contextlib.contextmanager
+def while_checking(path: Path, index: Index) -> Iterator[None]:
+    """Check that a file has the content that was saved: its kind and size first, then, while the body of the context
+    reads it, in another thread, its hash.
+
+    Raises CheckpointError with the names of the damaged tensors, also in place of an exception of the body.
+    """
+    _check_size(path, index)
+    with ThreadPoolExecutor(1) as pool:
+        checked = pool.submit(_check_hash, path, index)
+        try:
+            yield
+        finally:
+            checked.result()
+
+
+def _check_size(path: Path, index: Index) -> None:
     with open_file(path) as (_, size):
         if size != index.nbytes:
             cut = [name for name, entry in index.tensors.items() if entry.end > size]
             raise CheckpointError(f"{path}: {size} bytes instead of {index.nbytes}: truncated tensors: {listed(cut)}")
-    found = digest(path, {name: (entry.begin, entry.end) for name, entry in index.tensors.items()})
-    if found.sha256 != index.sha256:
+
+
+def _check_hash(path: Path, index: Index) -> None:
+    if digest(path, {}).sha256 != index.sha256:
+        found = digest(path, {name: (entry.begin, entry.end) for name, entry in index.tensors.items()})
         wrong = [name for name, entry in index.tensors.items() if found.crc32[name] != entry.crc32]
         raise CheckpointError(f"{path}: its sha256 is not the one in the index: damaged tensors: {listed(wrong)}")
 

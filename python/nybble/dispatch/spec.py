@@ -94,10 +94,11 @@ class KernelSpec:
 
     def why_not(self, problem: Problem) -> str | None:
         """The first reason that this kernel cannot solve the problem here; None if it can."""
+        if self.scheme != problem.scheme.family:  # so of most kernels: making all the texts below would take longer
+            return f"computes {self.scheme}, not {problem.scheme.family}"
         out_dtype, size = problem.out_dtype or problem.dtype, problem.scheme.group_size
         machine, zeros = targets.detect(), _zeros(problem.scheme)
         checks = (
-            (self.scheme == problem.scheme.family, f"computes {self.scheme}, not {problem.scheme.family}"),
             (self.static or not problem.scheme.static, "finds a scale for each token, takes no static ones"),
             (
                 self.sparsity in (None, problem.scheme.sparsity),
