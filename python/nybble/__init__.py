@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 from . import _moved, nn
 from .checkpoint.io import load, save
+from .checkpoint.skeleton import skeleton
 from .dispatch.explanation import Explanation
 from .evaluate import Evaluation, evaluate
 from .report.report import Report
@@ -106,5 +107,6 @@ __all__ = [
     "rotate",
     "save",
     "sensitivity",
+    "skeleton",
     "sparsify",
 ]

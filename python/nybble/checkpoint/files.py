@@ -76,16 +76,17 @@ def read_index(directory: Path, limit: int) -> bytes:
 def digest(path: Path, ranges: Mapping[str, tuple[int, int]]) -> Digest:
     """Read a file once, for its hash and the checksums of ranges: (begin, end), ascending, without overlaps."""
     crc32 = {}
-    with open_file(path) as (descriptor, size), os.fdopen(descriptor, "rb", closefd=False) as file:
+    with open_file(path) as (descriptor, size), os.fdopen(descriptor, "rb", buffering=0, closefd=False) as file:
         sha256 = hashlib.sha256()
         position = 0
+        buffer = memoryview(bytearray(_CHUNK))  # one for all: new memory takes longer than the hash
 
-        def chunks(end: int) -> Iterator[bytes]:
+        def chunks(end: int) -> Iterator[memoryview]:
             nonlocal position
-            while position < end and (chunk := file.read(min(_CHUNK, end - position))):
-                sha256.update(chunk)
-                position += len(chunk)
-                yield chunk
+            while position < end and (count := file.readinto(buffer[: end - position])):
+                sha256.update(buffer[:count])
+                position += count
+                yield buffer[:count]
 
         for name, (begin, end) in ranges.items():
             deque(chunks(begin), maxlen=0)

@@ -39,8 +39,8 @@ def load(model: nn.Module, directory: str | os.PathLike[str]) -> nn.Module:
     """Load a checkpoint into ``model``, in place, and return the model. The format is the one that detects its files.
 
     Args:
-        model: a module of the structure that was saved, on any device, also the meta device: the dense model
-            before ``quantize``, or a model that is quantized in any scheme. Layers that the checkpoint has
+        model: a module of the structure that was saved, on any device, also the meta device (the quickest is one made in
+            ``nybble.skeleton``): the dense model before ``quantize``, or a model that is quantized in any scheme. Layers that the checkpoint has
             quantized are replaced. Every other parameter and buffer is filled, and stays the same object unless it
             was on the meta device.
         directory: of the checkpoint.

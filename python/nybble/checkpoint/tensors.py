@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -130,8 +131,18 @@ def open_tensors(path: Path, specs: Mapping[str, Spec]) -> Iterator[Callable[[st
             held = tuple(part.get_shape()), DTYPES.get(part.get_dtype(), part.get_dtype())
             if held != (shape, dtype):
                 raise CheckpointError(f"{name}: the checkpoint has {held[0]} {held[1]}, the model {shape} {dtype}")
-        # A copy: the reader's tensors are views of the mapped file, which may change or shrink later.
-        yield lambda name: file.get_tensor(name).clone()
+        yield lambda name: _copy(file.get_tensor(name))
+
+
+def _copy(mapped: Tensor) -> Tensor:
+    """A copy of a tensor in the mapped file, which may change or shrink later.
+
+    Made by this thread alone: torch's others would take the core that computes the hash.
+    """
+    new = torch.empty_like(mapped)
+    to, source = (tensor.reshape(-1).view(torch.uint8).numpy() for tensor in (new, mapped))
+    np.copyto(to, source)
+    return new
 
 
 def listed(names: list[str]) -> str:
