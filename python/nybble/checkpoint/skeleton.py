@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
-# What sets all values of its first argument. On the meta device torch runs some of it in Python, slowly, for nothing.
-_METHODS = (Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_)
-_SETTERS = (*_METHODS, init.normal_, init.uniform_, init.constant_, init.kaiming_uniform_)
+# Methods, and functions of nn.init or in place of those, that set all values of their first argument. On the meta
+# device torch runs some of them in Python, slowly, for nothing.
+_SETTERS = {"normal_", "uniform_", "fill_", "zero_", "constant_", "kaiming_uniform_"}
 
 
 class _EmptyOnMeta(TorchFunctionMode):
@@ -25,7 +24,7 @@ class _EmptyOnMeta(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is torch.empty and kwargs.get("device") is None and kwargs.get("out") is None:
             kwargs["device"] = "meta"
-        if func in _SETTERS:
+        if getattr(func, "__name__", "") in _SETTERS:
             tensor: Tensor = args[0] if args else kwargs["tensor"]
             if tensor.is_meta:
                 return tensor
