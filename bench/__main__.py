@@ -22,6 +22,7 @@ from ..plugins import PluginError
 from . import compare, crossover, goal_tables, peers, presets
 from .arguments import amount, argument, counts
 from .contestants import Maker, WrongKernelError, kernel_makers, peer_makers
+from .docs_results import markdown_table
 from .figures import Figure, model
 from .goals import show
 from .machine import run_line
@@ -30,7 +31,10 @@ from .progress import steps
 from .quiet import quiet
 from .results import DTYPES, Row
 from .run import Grid, race
+from .setup import THREADS, Put, Setup
 from .shapes import SETS, parse_shapes
+from .whole import lines
+from .whole import show as whole
 
 BUDGET_S = 10.0  # of timing per cell, outside presets
 
@@ -120,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _measure(args: argparse.Namespace) -> int:
     matching = peers.matching(args.peers)
-    threads = [presets.THREADS] if args.preset else args.threads
+    threads = [THREADS] if args.preset else args.threads
     for name in ("resume", "only"):
         if getattr(args, name) and not args.preset:
             raise ValueError(f"--{name} {getattr(args, name)}: requires --preset")
@@ -138,7 +142,7 @@ def _texts(
     args: argparse.Namespace,
     matching: Sequence[peers.Peer],
     limits: dict[str, Any],
-    put: presets.Put,
+    put: Put,
     done: Sequence[Row],
 ) -> Iterator[str]:
     """Runs the requested benchmark; yields the texts to print besides the result lines."""
@@ -148,7 +152,7 @@ def _texts(
         preset = presets.PRESETS[args.preset]
         budget, admitted = args.budget or preset.budget_s, preset.peers(matching)
         with steps(preset.steps(args.shapes, args.only)) as advance:
-            setup = presets.Setup(admitted, args.shapes, budget, limits, put, advance, done, args.only, preset.mark())
+            setup = Setup(admitted, args.shapes, budget, limits, put, advance, done, args.only, preset.mark())
             yield from preset.run(setup)
     else:
         caches = [name for name in ("cold", "hot") if getattr(args, name)] or ["cold"]
@@ -182,7 +186,7 @@ def _docs(args: argparse.Namespace) -> int:
     return 1 if args.check and changed else 0
 
 
-def _model(args: argparse.Namespace, put: presets.Put) -> Iterator[str]:
+def _model(args: argparse.Namespace, put: Put) -> Iterator[str]:
     from .model import run
     from .report_rows import model_table
 
@@ -204,7 +208,7 @@ def _report(args: argparse.Namespace) -> int:
     if args.markdown:
         if not conclusion:
             raise ValueError(
-                f"{args.file}: must be from --preset {', '.join((*goal_tables.TABLES, 'sparse-crossover'))}"
+                f"{args.file}: must be from --preset {', '.join((*goal_tables.TABLES, 'sparse-crossover', 'whole-models'))}"
             )
         print(conclusion)
         return 0
@@ -223,6 +227,8 @@ def _conclusion(rows: Sequence[Row], markdown: bool) -> str:
     """The final table of the preset that wrote a file; "" if it is from none."""
     if maps := crossover.maps(rows):
         return crossover.table(maps)
+    if lines.models(rows):
+        return whole.goals(rows, markdown_table if markdown else whole.plain)
     found = goal_tables.of_rows(rows)
     return show(found, rows, markdown) if found else ""
 

@@ -17,6 +17,7 @@ from .goals import show
 from .machines import FILE, Result, read_machines
 from .output import load
 from .report_rows import model_table
+from .whole import show as whole_show
 
 Row = Mapping[str, Any]
 
@@ -166,6 +167,11 @@ def _model(rows: Sequence[Row]) -> str:
     return "" if found is None else markdown_table(*found)
 
 
+def _whole(rows: Sequence[Row]) -> str:
+    found = list(map(dict, rows))
+    return "\n\n".join((whole_show.goals(found, markdown_table), *whole_show.models(found, markdown_table)))
+
+
 def _accuracy(rows: Sequence[Row]) -> str:
     nats: dict[tuple[str, str], list[float]] = {}
     for (setting, name, _), value in accuracy.known(map(dict, rows)).items():
@@ -194,6 +200,7 @@ WHATS: dict[str, What] = {
     "model": What("A whole Llama-shaped model (`--model`)", _model),
     "sparse-targets": What("Sparse layers (`--preset sparse-targets`)", partial(_targets, "sparse-targets")),
     "sparse-crossover": What("From how many zeros on sparse layers pay (`--preset sparse-crossover`)", _crossover),
+    "whole-models": What("Whole models (`--preset whole-models`)", _whole),
     "accuracy": What("What a language model loses (`--preset accuracy`)", _accuracy),
     "gpu": What("Goals on a GPU (`gpu_goals.sh`)", gpu_goals.markdown, read=gpu_run.read),
 }

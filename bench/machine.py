@@ -12,7 +12,10 @@ from typing import Any
 from .. import __version__, native
 from ..dispatch import targets
 
-_LIBRARIES = ("torch", "numpy", "transformers", "torchao", "onnxruntime", "openvino", "bitsandbytes", "scipy")
+_LIBRARIES = (
+    *("torch", "numpy", "transformers", "sentence-transformers", "torchao", "onnx", "onnxruntime", "openvino", "nncf"),
+    *("llama-cpp-python", "bitsandbytes", "scipy"),
+)
 _ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -24,39 +24,15 @@ from .peers.torch_dense import BF16
 from .quantizing import QUANTIZING
 from .results import Row, cell_of
 from .run import Grid, race
+from .setup import THREADS, Setup
 from .shapes import SETS, Shape
 from .weights import WeightKind
+from .whole.run import cells as whole_cells
+from .whole.run import whole_models
 
-THREADS = 2
 FIGURES = (*LAYER_FIGURES, *QUANTIZING)
 # Seconds of timing for a figure: with few contestants, less is needed than for a cell with all peers.
 FIGURE_BUDGET_S = 2.0
-
-Put = Callable[[Sequence[Row]], None]
-
-
-@dataclass(frozen=True)
-class Setup:
-    """Arguments of a preset.
-
-    shapes: for presets without fixed shapes. budget_s: seconds of timing per cell. put: outputs result lines. advance:
-    called after each cell. done: result lines of an interrupted run. only: globs that restrict what runs. mark: fields
-    added to each result line.
-    """
-
-    peers: Sequence[Peer]
-    shapes: Sequence[Shape]
-    budget_s: float
-    ceilings: dict[str, Any]
-    put: Put
-    advance: Callable[[str], None]
-    done: Sequence[Row] = ()
-    only: Sequence[str] = ()
-    mark: Mapping[str, Any] = field(default_factory=dict)
-
-    def wants(self, name: str) -> bool:
-        """Whether what has this name is to be run."""
-        return not self.only or any(fnmatchcase(name, glob) for glob in self.only)
 
 
 def cpu_targets(setup: Setup) -> Iterator[str]:
@@ -223,5 +199,6 @@ PRESETS: dict[str, Preset] = {
     "sparse-crossover": Preset(
         sparse_crossover, lambda shapes, _: len(shapes) * len(crossover.MS) * len(crossover.SERIES)
     ),
+    "whole-models": Preset(whole_models, lambda *_: len(whole_cells()), 20.0),
     "accuracy": Preset(accuracy, lambda _, only: language.steps(only)),
 }

@@ -10,6 +10,7 @@ from . import atomic, ceilings, crossover
 from .report_cells import Row, WinMap, win_maps
 from .report_html import page
 from .report_rows import headline, model_table, of_kind
+from .whole import lines, show
 
 
 def report(rows: Sequence[Row], html: Path | None = None, png: Path | None = None) -> str:
@@ -22,7 +23,7 @@ def report(rows: Sequence[Row], html: Path | None = None, png: Path | None = Non
     """
     maps = win_maps(rows)
     crossings = crossover.maps(rows)
-    if not maps and not crossings and not of_kind(rows, "model"):
+    if not maps and not crossings and not of_kind(rows, "model") and not lines.models(rows):
         raise ValueError("no results: nothing to report")
     if png is not None:
         atomic.write(png, _png(rows, crossings), 0o644)
@@ -53,6 +54,7 @@ def _parts(rows: Sequence[Row], maps: Sequence[WinMap]) -> Iterator[str]:
     models = model_table(rows)
     if models:
         yield text_table(*models, right=range(1, len(models[0])))
+    yield from show.tables(rows, show.plain)
     skipped = dict.fromkeys(f"not run: {row['contestant']}: {row['reason']}" for row in of_kind(rows, "skip"))
     if skipped:
         yield "\n".join(skipped)

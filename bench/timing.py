@@ -62,11 +62,13 @@ def spread(first: Timing, second: Timing) -> float:
     return high / low - 1
 
 
-def in_turns(runners: Sequence[Runner], budget_s: float) -> tuple[list[Timing], float]:
+def in_turns(
+    runners: Sequence[Runner], budget_s: float, wake_below_s: float = WAKE_BELOW_S
+) -> tuple[list[Timing], float]:
     """The Timing of each contestant, and the spread between two timings of the first one (A/A).
 
     Each round runs the pools, and the contestants of each pool, in a new random order. Rounds end after budget_s seconds, but
-    not before MIN_ROUNDS.
+    not before MIN_ROUNDS. wake_below_s: see WAKE_BELOW_S.
 
     Raises:
         ValueError: no contestants, or one without calls.
@@ -76,7 +78,7 @@ def in_turns(runners: Sequence[Runner], budget_s: float) -> tuple[list[Timing], 
     for runner in runners:
         for call in runner.calls:
             call()  # warm-up: the first call on a copy may pack, plan or allocate
-    entries = [_Entry(runner) for runner in runners]
+    entries = [_Entry(runner, wake_below_s) for runner in runners]
     entries.append(entries[0].again())
     pools = [[e for e in entries if e.pool == pool] for pool in dict.fromkeys(e.pool for e in entries)]
     order = random.Random(0)  # noqa: S311 (not used for security)
@@ -113,7 +115,7 @@ def _settle() -> None:
 class _Entry:
     """A contestant during timing: its calls and samples."""
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Runner, wake_below_s: float = WAKE_BELOW_S) -> None:
         self.pool = runner.pool
         self.samples: list[float] = []
         self._calls = cycle(runner.calls)
@@ -121,7 +123,7 @@ class _Entry:
         again = 2 if first < LONG_S else 0
         self.once = max(min([first, *(self._time(1) for _ in range(again))]), 1e-9)
         self._batch = max(1, round(BATCH_S / self.once))
-        self._wake = WAKE_CALLS if self.once < WAKE_BELOW_S else 0
+        self._wake = WAKE_CALLS if self.once < wake_below_s else 0
 
     def again(self) -> _Entry:
         """The same contestant a second time. Both use the same sequence of copies, so that these stay cold."""

@@ -9,6 +9,7 @@ import torch
 
 from nybble.bench import figures, presets, quantizing
 from nybble.bench.apart import apart
+from nybble.bench.setup import THREADS, Setup
 
 
 def test_figures_have_a_result_on_either_side():
@@ -99,10 +100,10 @@ def test_presets_end_with_what_quantizing_costs(monkeypatch, name):
     for part in ("_results", "_contestants", "_cosines", "over_bf16"):
         monkeypatch.setattr(presets, part, nothing)
     put, steps = [], []
-    setup = presets.Setup((), (), 1.0, {}, put.extend, steps.append, mark={"held": "by hand"})
+    setup = Setup((), (), 1.0, {}, put.extend, steps.append, mark={"held": "by hand"})
     *_, last = presets.PRESETS[name].run(setup)
     assert last == "costs: 1x (<= 1.2x) met"
-    assert told == [(presets.FIGURE_BUDGET_S, presets.THREADS)]
+    assert told == [(presets.FIGURE_BUDGET_S, THREADS)]
     assert put[-1]["held"] == "by hand"
     assert steps[-1] == "costs"
 

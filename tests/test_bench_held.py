@@ -12,6 +12,7 @@ from nybble.bench import held, peers, presets, run
 from nybble.bench.goal_tables import AVX2, OVER_FP32
 from nybble.bench.peers.peer import Peer
 from nybble.bench.progress import steps
+from nybble.bench.setup import Setup
 
 cli = importlib.import_module("nybble.bench.__main__")
 
@@ -105,7 +106,7 @@ def test_the_avx2_preset_runs_resumes_and_runs_a_part(monkeypatch, tmp_path, cap
         {"kind": "cosine", "scheme": scheme, "cosine": 0.9989, "reason": None} for scheme in schemes])  # fmt: skip
     monkeypatch.setattr(run, "COLD_CACHES", 0)
     rows = []
-    setup = presets.Setup(peers.matching("torch fp32"), (), 0.001, CEILINGS, rows.extend, lambda _: None)
+    setup = Setup(peers.matching("torch fp32"), (), 0.001, CEILINGS, rows.extend, lambda _: None)
     part = replace(setup, only=("32x128*",))
     (text,) = presets.avx2_targets(part)
     assert "(1 of 2 shapes)" in text

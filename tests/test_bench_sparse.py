@@ -17,6 +17,7 @@ from nybble.bench.goal_tables import DENSE, OF_BYTES, SPARSE
 from nybble.bench.peers import torch_sparse
 from nybble.bench.report import report
 from nybble.bench.report_html import page
+from nybble.bench.setup import Setup
 from nybble.bench.weights import WeightKind
 from nybble.weights.rounding import dequantize_weight, unpack_nibbles
 
@@ -385,7 +386,7 @@ def test_the_crossover_preset_runs(monkeypatch):
     monkeypatch.setattr(crossover, "SERIES", {"a": ("sp50w8a8", "sp90w8a8"), "b int4": ("sp50w4a8g128",)})
     rows, steps = [], []
     bf16 = peers.matching("torch bf16")
-    setup = presets.Setup(bf16, ((32, 128),), 0.001, CEILINGS, rows.extend, steps.append)
+    setup = Setup(bf16, ((32, 128),), 0.001, CEILINGS, rows.extend, steps.append)
     (text,) = presets.sparse_crossover(setup)
     assert {line["series"] for line in rows} == {"a", "b int4"}
     assert len(steps) == presets.PRESETS["sparse-crossover"].steps(((32, 128),), ()) == 4

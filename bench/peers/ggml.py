@@ -1,6 +1,6 @@
 """ggml's matrix products, by its C interface, from the libraries that llama-cpp-python installs.
 
-Not in the extra `peers`: installing it compiles it. To run what a CPU with AVX2 alone would, compile it so:
+In the extra `llama`, not in `peers`: installing it compiles it. To run what a CPU with AVX2 alone would, compile it so:
 
     CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON" pip install --no-binary :all: llama-cpp-python
 """
@@ -172,7 +172,7 @@ def _make(weight: Tensor, dtype: torch.dtype, copies: int, kind: str) -> list[La
 def _peer(kind: str) -> Peer:
     make = partial(_make, kind=kind)
     bits = 8 if "8" in kind else 4
-    return Peer(f"ggml {kind}", bits, "int8", (torch.float32,), make, needs=(_MODULE,), install="llama-cpp-python")
+    return Peer(f"ggml {kind}", bits, "int8", (torch.float32,), make, needs=(_MODULE,), install="'nybble[llama]'")
 
 
 PEERS = tuple(map(_peer, _TYPES))

@@ -34,12 +34,12 @@ def _sessions(
     )
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
-    options = _options()
+    options = shared_pool()
     sessions = [runtime.InferenceSession(model, options, ["CPUExecutionProvider"]) for _ in range(copies)]
     return [partial(_run, session) for session in sessions]
 
 
-def _options() -> Any:
+def shared_pool() -> Any:
     """Session options for torch's number of threads, with one pool for all sessions, as in a model.
 
     By default each session has a pool, and the threads of the previous copies still spin. Measured on 2 cores, 64 copies

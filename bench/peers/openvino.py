@@ -44,15 +44,19 @@ def _compile(weight: Any, copies: int) -> list[Layer]:
     op: Any = import_module("openvino.opset13")
     x = op.parameter([-1, weight.output(0).shape[1]], ov.Type.f32)
     model = ov.Model([op.matmul(x, weight, transpose_a=False, transpose_b=True)], [x])
-    options = {
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "PERFORMANCE_HINT": "LATENCY",
-        "ENABLE_CPU_PINNING": False,  # would pin the calling thread, and so affect all other contestants
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": _GROUP,
-    }
+    options = {**latency_options(), "DYNAMIC_QUANTIZATION_GROUP_SIZE": _GROUP}
     core = ov.Core()
     requests = [core.compile_model(model, "CPU", options).create_infer_request() for _ in range(copies)]
     return [partial(_run, request) for request in requests]
+
+
+def latency_options() -> dict[str, Any]:
+    """Of a compiled model: torch's number of threads for one request."""
+    return {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+        "ENABLE_CPU_PINNING": False,  # would pin the calling thread, and so affect all other contestants
+    }
 
 
 def _run(request: Any, x: Tensor) -> object:

@@ -50,9 +50,18 @@ def has_peak() -> bool:
 
 def peak_mb(reset: bool = False) -> float:
     """The peak memory of this process since the last reset, in 10^6 bytes; Linux only."""
-    with open("/proc/self/status") as status:
-        kib = next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
+    peak = _status_mb("VmHWM")
     if reset:
         with open("/proc/self/clear_refs", "w") as control:
             control.write("5")
-    return kib * 1024 / 1e6
+    return peak
+
+
+def resident_mb() -> float:
+    """The memory of this process now, in 10^6 bytes; Linux only."""
+    return _status_mb("VmRSS")
+
+
+def _status_mb(field: str) -> float:
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith(f"{field}:")) * 1024 / 1e6

@@ -1,0 +1,72 @@
+"""What is measured of a contestant in processes of their own: the time to the first output, and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import torch
+
+from ...evaluate.memory import held_bytes, resident_mb
+from ..apart import apart
+from ..results import Row
+from . import lines
+from .contestant import Contestant
+from .files import prepared
+from .models import MODELS
+from .subject import Subject
+
+_TURNS = 3
+
+
+def start_up(subject: Subject, contestants: Sequence[Contestant], root: Path, threads: int) -> list[Row]:
+    """Seconds from loading to the first output of the first case, in a process that has imported torch and transformers."""
+    here = [one for one in contestants if one.why_not() is None]
+    folders = [prepared(root, subject, one, threads) for one in here]
+    turns = [
+        [
+            apart(partial(_start, str(folder), subject.name), one.name, threads)
+            for one, folder in zip(here, folders, strict=True)
+        ]
+        for _ in range(_TURNS)
+    ]
+    return [
+        lines.line(subject.name, lines.START, one.name, one.peer, median(seconds))
+        for one, *seconds in zip(here, *turns, strict=True)
+    ]
+
+
+def _start(folder: str, subject: str, name: str, threads: int) -> float:
+    torch.set_num_threads(threads)
+    model = MODELS[subject]
+    inputs = model.subject.example()
+    contestant = model.by_name(name)
+    start = perf_counter()
+    contestant.load(model.subject, Path(folder))(inputs)()
+    return perf_counter() - start
+
+
+def resident(subject: Subject, contestants: Sequence[Contestant], root: Path, threads: int) -> list[Row]:
+    """What a quantized model adds to the memory of a process, over the bytes that the model holds."""
+    return [
+        lines.line(
+            subject.name, lines.RESIDENT, one.name, one.peer, apart(partial(_resident, subject.name), one.name, threads)
+        )
+        for one in contestants
+        if one.build is not None
+    ]
+
+
+def _resident(subject: str, name: str, threads: int) -> float:
+    torch.set_num_threads(threads)
+    model = MODELS[subject]
+    build = model.by_name(name).build
+    assert build is not None, "chosen by resident()"  # noqa: S101
+    inputs = model.subject.example()
+    before = resident_mb()
+    built = build(model.subject)
+    model.subject.ready(built, inputs)()
+    return (resident_mb() - before) * 1e6 / held_bytes(built)

@@ -1,0 +1,68 @@
+"""A decoder: the Llama shape of ``bench/llama.py``.
+
+Every contestant is given the same tokens, so that what it computes can be compared.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..llama import SHAPE, random_llama
+from .subject import Call, Inputs, Subject
+
+_PROMPT, _PREFILL, _STEPS = 16, 256, 8
+
+
+def _ids(rows: int, prompt: int, steps: int) -> Inputs:
+    words, generator = int(SHAPE["vocab_size"]), torch.Generator().manual_seed(0)
+    ids = torch.randint(words, (rows, prompt + steps), generator=generator)
+    return {"prompt": ids[:, :prompt], "steps": ids[:, prompt:]}
+
+
+def forward(model: Any, ids: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
+    """The logits of the last position, and the cache."""
+    out = model.model(ids, past_key_values=cache, use_cache=True)
+    return model.lm_head(out.last_hidden_state[:, -1]), out.past_key_values
+
+
+def ready(model: nn.Module, inputs: Inputs) -> Call:
+    """A prefill where there are no steps; else steps after a prompt whose cache is at hand."""
+    prompt, steps = inputs["prompt"], inputs["steps"]
+
+    @torch.inference_mode()
+    def prefill() -> object:
+        return forward(model, prompt)[0]
+
+    if not steps.shape[1]:
+        return prefill
+    with torch.inference_mode():
+        _, cache = forward(model, prompt)
+
+    @torch.inference_mode()
+    def decode() -> object:
+        if more := cache.get_seq_length() - prompt.shape[1]:
+            cache.crop(-more)
+        for at in range(steps.shape[1]):
+            logits, _ = forward(model, steps[:, at : at + 1], cache)
+        return logits
+
+    return decode
+
+
+PREFILL, DECODE_1, DECODE_8 = "prefill 256", "decode batch 1", "decode batch 8"
+LLAMA = Subject(
+    "Llama 0.85 B",
+    lambda: random_llama(torch.float32),
+    {
+        PREFILL: partial(_ids, 1, _PREFILL, 0),
+        DECODE_1: partial(_ids, 1, _PROMPT, _STEPS),
+        DECODE_8: partial(_ids, 8, _PROMPT, _STEPS),
+    },
+    lambda logits, _: torch.as_tensor(logits).float(),
+    ready=ready,
+    steps={DECODE_1: _STEPS, DECODE_8: _STEPS},
+)

@@ -1,0 +1,90 @@
+"""nybble: quantized and saved by one process, loaded and fused by another, as users do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import nybble
+
+from .contestant import Contestant, Ready
+from .subject import Subject
+from .torch_models import cast
+
+# How a model in fp32 or bf16 is quantized, in place.
+Quantize = Callable[[nn.Module, Subject], object]
+
+
+def by_scheme(*scheme: str, calibrated: bool = False, **options: Any) -> Quantize:
+    """Every layer in a scheme. calibrated: whether the method needs data."""
+
+    def quantize(model: nn.Module, subject: Subject) -> object:
+        data = list(subject.calibration()) if calibrated else None
+        return nybble.quantize(model, *scheme, goal="memory", calibration=data, **options)
+
+    return quantize
+
+
+def by_plan(candidates: tuple[str, ...], harm: float) -> Quantize:
+    """The fastest mix of schemes within a harm, the relative squared change of the output; 4 bits by GPTQ."""
+
+    def quantize(model: nn.Module, subject: Subject) -> object:
+        data = list(subject.calibration())
+        chosen = nybble.plan(
+            model,
+            candidates,
+            data[::4],
+            budget={"harm": harm},
+            save="ms",
+            m=256,
+            harm="output",
+            quantize={"method": "gptq", "calibration": data},
+        )
+        return nybble.optimize(model, chosen.recipe, calibration=data)
+
+    return quantize
+
+
+def _build(subject: Subject, quantize: Quantize, dtype: torch.dtype) -> nn.Module:
+    model = subject.build().to(dtype)
+    quantize(model, subject)
+    return model
+
+
+def _prepare(subject: Subject, folder: Path, build: Callable[[Subject], nn.Module]) -> None:
+    nybble.save(build(subject), folder)
+
+
+def loaded(subject: Subject, folder: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The model of a folder, fused."""
+    model = nybble.load(subject.build().to(dtype), folder)
+    if hasattr(nybble, "fuse"):
+        nybble.fuse(model, [subject.example()])
+    return model
+
+
+def _load(subject: Subject, folder: Path, dtype: torch.dtype) -> Ready:
+    model = loaded(subject, folder, dtype)
+    return partial(subject.ready if dtype == torch.float32 else partial(cast, subject), model)
+
+
+def contestant(
+    name: str, quantize: Quantize, dtype: torch.dtype = torch.float32, least_cosine: float = 0.9
+) -> Contestant:
+    """nybble's contestant of this name."""
+    build = partial(_build, quantize=quantize, dtype=dtype)
+    return Contestant(
+        f"nybble {name}",
+        partial(_load, dtype=dtype),
+        least_cosine,
+        prepare=partial(_prepare, build=build),
+        peer=False,
+        needs=("safetensors",),
+        install="'nybble[save]'",
+        build=build,
+    )
