@@ -17,12 +17,11 @@ from typing import Any
 import torch
 
 from ..demo import DemoUnavailable
-from ..demo.table import text_table
+from ..demo.table import markdown_table, text_table
 from ..plugins import PluginError
 from . import compare, crossover, goal_tables, peers, presets
 from .arguments import amount, argument, counts
 from .contestants import Maker, WrongKernelError, kernel_makers, peer_makers
-from .docs_results import markdown_table
 from .figures import Figure, model
 from .goals import show
 from .machine import run_line

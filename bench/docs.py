@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ..__main__ import kernel_markdown
+from ..demo.table import markdown_table
 from ..dispatch.registry import specs
 from . import atomic, gpu_goals
-from .docs_results import WHATS, conditions, markdown_table, newest, ratio, read_results, single_speedup
+from .docs_results import WHATS, conditions, newest, ratio, read_results, single_speedup
 from .figures import worst
 from .held import told
 from .machines import CLASSES, Machine, Result, class_of, held_to, overview, read_machines, where

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..demo.table import markdown_table
 from . import accuracy, crossover, gpu_goals, gpu_run
 from .figures import Figure
 from .goal_tables import TABLES
@@ -22,11 +23,6 @@ from .whole import show as whole_show
 Row = Mapping[str, Any]
 
 BASELINE = "torch fp32"
-
-
-def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of Markdown."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in (headers, ("---",) * len(headers), *rows))
 
 
 def read_results(folder: Path) -> list[Result]:

@@ -18,6 +18,7 @@ from nybble.bench.whole.contestant import Contestant
 from nybble.bench.whole.goals import GOALS, OTHER, Goal, check, kind_of
 from nybble.bench.whole.models import MODELS, Model
 from nybble.bench.whole.subject import Subject
+from nybble.demo.table import markdown_table
 
 cli = importlib.import_module("nybble.bench.__main__")
 
@@ -246,12 +247,12 @@ def test_tables_in_the_terminal_in_markdown_and_from_a_file(tmp_path, capsys):
         lines.line("MiniLM", lines.COSINE, "nybble w8a8", False, 0.9985),
         {"kind": "skip", "contestant": "openvino int8", "reason": "MiniLM: openvino not installed"},
     ]
-    drawn = show.goals(rows, docs_results.markdown_table).splitlines()
+    drawn = show.goals(rows, markdown_table).splitlines()
     first = next(line for line in drawn if "cosine >= 0.998" in line)
     assert first == "| MiniLM | batch 32, cosine >= 0.998 | w8a8 | onnxruntime int8 | 1.20x | >= 1.1x | met |"
     missed = next(line for line in drawn if "cosine >= 0.992" in line)
     assert missed.endswith("| 1.20x | >= 1.4x | MISSED |")
-    table = show.models(rows, docs_results.markdown_table)
+    table = show.models(rows, markdown_table)
     assert "| nybble w8a8 | 50 (4.00x) | 0.9985 |" in table[0]
     assert table[1] == "- not run: openvino int8: MiniLM: openvino not installed"
     path = tmp_path / "whole.jsonl"

@@ -64,5 +64,6 @@ LLAMA = Subject(
     },
     lambda logits, _: torch.as_tensor(logits).float(),
     ready=ready,
+    arguments=lambda inputs: {"input_ids": inputs["prompt"]},
     steps={DECODE_1: _STEPS, DECODE_8: _STEPS},
 )

@@ -63,8 +63,7 @@ def _prepare(subject: Subject, folder: Path, build: Callable[[Subject], nn.Modul
 def loaded(subject: Subject, folder: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
     """The model of a folder, fused."""
     model = nybble.load(subject.build().to(dtype), folder)
-    if hasattr(nybble, "fuse"):
-        nybble.fuse(model, [subject.example()])
+    nybble.fuse(model, [subject.arguments(subject.example())], goal="always")
     return model
 
 

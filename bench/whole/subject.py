@@ -28,6 +28,10 @@ def _none() -> Sequence[Inputs]:
     return ()
 
 
+def _same(inputs: Inputs) -> Inputs:
+    return inputs
+
+
 @dataclass(frozen=True)
 class Subject:
     """A model.
@@ -35,6 +39,7 @@ class Subject:
     build: the model of torch in fp32 and eval mode; always the same weights.
     cases: name of each timed case -> makes its inputs, in the order of the model's arguments. The first is the example from
         which graphs are made.
+    arguments: takes the inputs of a case; returns the arguments with which a caller would begin.
     ready: takes a model of torch and the inputs of a case; returns its call. What is not to be timed is done before.
     rows: takes an output and the inputs that gave it; returns the vectors (N, D) whose cosines are compared.
     held: inputs on which these cosines are measured; none: those of the cases. calibration: other inputs, for contestants
@@ -53,6 +58,7 @@ class Subject:
     axes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     steps: Mapping[str, int] = field(default_factory=dict)
     ready: Callable[[nn.Module, Inputs], Call] = hidden
+    arguments: Callable[[Inputs], Inputs] = _same
 
     def example(self) -> Inputs:
         """The inputs of the first case."""

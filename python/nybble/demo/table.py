@@ -16,6 +16,11 @@ def text_table(headers: Sequence[str], rows: Rows, right: Sequence[int] = (), wi
     return "\n".join(Table([headers, *rows], left, width=width).lines())
 
 
+def markdown_table(headers: Sequence[str], rows: Rows) -> str:
+    """A table of Markdown."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (headers, ("---",) * len(headers), *rows))
+
+
 def show_table(headers: Sequence[str], rows: Rows, right: Sequence[int] = ()) -> None:
     """Print a table to stdout."""
     text = text_table(headers, rows, right, WIDTH)
