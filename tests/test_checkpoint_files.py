@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import torch
 from torch import nn
 
 import nybble
+from nybble.checkpoint import CheckpointError
+from nybble.checkpoint.index import Index, parse_index
 from nybble.nn import Linear
 
 pytest.importorskip("safetensors")
@@ -246,3 +249,15 @@ class TestDiskErrors:
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("steps")
+
+
+def test_the_index_may_name_fused_modules() -> None:
+    index = Index("0.1.0", f"model-{'0' * 16}.safetensors", 8, "0" * 64, (), {}, {})
+    assert b"fused" not in index.to_json(), "an older nybble reads it"
+    fused = replace(index, fused=("encoder.0", "encoder.1"))
+    assert parse_index(fused.to_json()) == fused
+    assert parse_index(index.to_json()) == index
+    for value, message in (("encoder.0", "fused is"), ([3], r"fused\[0\] is 3"), ([""], r"fused\[0\]")):
+        wrong = json.dumps({**json.loads(index.to_json()), "fused": value}).encode()
+        with pytest.raises(CheckpointError, match=message):
+            parse_index(wrong)

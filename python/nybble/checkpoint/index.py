@@ -54,7 +54,11 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class Index:
-    """The whole index. ``aliases`` maps the name of a tensor to the name under which it is stored."""
+    """The whole index.
+
+    ``aliases`` maps the name of a tensor to the name under which it is stored. ``fused``: the names of the modules that
+    were fused when the model was saved; a hint, which a reader need not follow. The file has it only if there are any.
+    """
 
     nybble: str
     file: str
@@ -63,6 +67,7 @@ class Index:
     layers: tuple[LayerEntry, ...]
     tensors: dict[str, TensorEntry]
     aliases: dict[str, str]
+    fused: tuple[str, ...] = ()
 
     def to_json(self) -> bytes:
         """The content of the file."""
@@ -75,6 +80,7 @@ class Index:
             "layers": [asdict(layer) for layer in self.layers],
             "tensors": {name: [entry.begin, entry.end, entry.crc32] for name, entry in self.tensors.items()},
             "aliases": self.aliases,
+            **({"fused": list(self.fused)} if self.fused else {}),
         }
         return json.dumps(data, indent=1).encode()
 
@@ -89,6 +95,9 @@ def parse_index(data: bytes) -> Index:
     version = _integer("version", top.get("version"), 1, _MAX_SIZE)
     if version != VERSION:
         raise CheckpointError(f"{INDEX}: version is {version}, this nybble reads version {VERSION}; update nybble")
+    fused = top.pop("fused", [])
+    if not isinstance(fused, list):
+        raise CheckpointError(f"{INDEX}: fused is {_short(fused)}, must be a list")
     _keys("the index", top, ("schema", "version", "nybble", "weights", "layers", "tensors", "aliases"))
     weights = _object("weights", top["weights"])
     _keys("weights", weights, ("file", "bytes", "sha256"))
@@ -107,6 +116,7 @@ def parse_index(data: bytes) -> Index:
             _string("aliases", name): _string(f"aliases[{name!r}]", target)
             for name, target in _object("aliases", top["aliases"]).items()
         },
+        fused=tuple(_string(f"fused[{i}]", name) for i, name in enumerate(fused)),
     )
 
 
