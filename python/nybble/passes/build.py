@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Sequence
 
 from torch import nn
@@ -56,7 +57,9 @@ class Builder:
         self._refused: dict[object, Layer] = {}
         self._timed: set[object] = set()
         self.tell: Callable[[str], None] = lambda line: None
-        self.timer = Timer(plan.options.timing_s, lambda line: self.tell(line))
+        # By a weak reference: in a cycle, the dense layers of the plan would live until a garbage collection.
+        me = weakref.ref(self)
+        self.timer = Timer(plan.options.timing_s, lambda line: _tell(me(), line))
 
     def is_refused(self, twins: Sequence[Layer]) -> bool:
         """Whether a layer with the same shape, dtype and bias as one of these was built before and rejected."""
@@ -145,6 +148,11 @@ class Builder:
                 layer.reason = f"shares its weight with {name}, which is left alone"
             else:
                 layer.reason, layer.kernels, layer.speeds = culprit.reason, culprit.kernels, culprit.speeds
+
+
+def _tell(builder: Builder | None, line: str) -> None:
+    if builder is not None:
+        builder.tell(line)
 
 
 def _tied(layer: Layer, first: Layer) -> QuantizedModule:

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from ... import __version__
 from ...fusion.fuse import fuse
+from ...model.allocator import return_freed
 from ...model.batches import check_batches
 from ...model.options import TIMING_S, Options, check_flag, check_progress
 from ...model.stages import eval_mode
@@ -78,6 +79,7 @@ def run_pass(
             report = make_report(plan, work.title, work.builder.timer.spent)
             if call.fuse:
                 report = replace(report, fusion=fuse(model, None if batches is None else batches[:1]))
+            return_freed()
             return report
     except BaseException:
         edits.undo()
