@@ -10,7 +10,7 @@ namespace {
 
 // Rows that a thread carries through a run of steps: with them, what passes between the steps stays in its L2 cache.
 // Fewer would read the weights too often.
-constexpr int64_t kChunkRows = 96, kLeastChunkRows = 48, kMostChunkRows = 384;
+constexpr int64_t kChunkRows = 96, kLeastChunkRows = 16, kMostChunkRows = 384;
 // Row counts of which the schedule is kept.
 constexpr size_t kSchedules = 16;
 
