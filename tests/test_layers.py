@@ -25,7 +25,7 @@ ORDER = (
     ("kernels.table",),  # which Triton kernels there are
     ("dispatch",),
     ("kernels",),  # Triton's, and the table's public name
-    ("ops",),
+    ("ops", "rows"),  # the torch ops
     ("nn",),
     ("model",),
     ("report",),

@@ -1,0 +1,163 @@
+// Compares the row kernels of the given targets with the scalar ones, on random problems and without Python, and chains
+// of them on one thread with chains on several, bit for bit.
+//   compare_rows TARGET...           targets of kernels.def that this CPU supports
+// Every buffer has its exact size, so that a sanitizer detects out-of-bounds accesses.
+#include "../../csrc/chain.h"
+#include "random_problem.h"
+
+namespace {
+
+const KernelEntry& rows_of_target(const std::string& target) { return find_kernel("rows_" + target); }
+
+// A matrix of random elements, its last row without a gap after it.
+struct Random2D {
+  Bytes bytes;
+  int64_t stride;
+  Random2D(int64_t rows, int64_t columns, NybbleDtype dtype, Random& random)
+      : stride(columns + random.integer(0, 1) * random.integer(0, 7)) {
+    bytes.resize(static_cast<size_t>((rows - 1) * stride + columns) * bytes_of(dtype));
+    for (size_t i = 0; i < bytes.size(); i += bytes_of(dtype)) store(&bytes[i], dtype, 4 * random.real());
+  }
+  NybbleMatrix matrix() { return {bytes.data(), stride}; }
+};
+
+// The largest difference, relative to magnitudes above 1, in units of what the dtype may round to.
+float difference(const Bytes& a, const Bytes& b, NybbleDtype dtype) {
+  const float unit = dtype == NYBBLE_F32 ? 0x1p-19f : dtype == NYBBLE_BF16 ? 0x1p-6f : 0x1p-9f;
+  float worst = 0;
+  for (size_t i = 0; i < a.size(); i += bytes_of(dtype)) {
+    const float x = load(&a[i], dtype), y = load(&b[i], dtype);
+    worst = std::max(worst, std::fabs(x - y) / unit / std::max(1.0f, std::fabs(x)));
+  }
+  return worst;
+}
+
+struct Sizes {
+  int64_t rows, columns;
+  NybbleDtype dtype;
+  explicit Sizes(Random& random) {
+    const NybbleDtype dtypes[] = {NYBBLE_F32, NYBBLE_BF16, NYBBLE_F16};
+    rows = random.integer(1, 9);
+    columns = 2 * random.integer(1, 90);
+    dtype = random.pick(dtypes);
+  }
+};
+
+std::string check_norm(const KernelEntry& kernel, Random& random) {
+  const Sizes size(random);
+  const bool adds = random.integer(0, 1), keeps = random.integer(0, 1);
+  Random2D x(size.rows, size.columns, size.dtype, random), residual(size.rows, size.columns, size.dtype, random);
+  Random2D weight(1, size.columns, size.dtype, random), bias(1, size.columns, NYBBLE_F32, random);
+  const int kind = static_cast<int>(random.integer(NYBBLE_NORM_NONE, NYBBLE_NORM_RMS));
+  const bool scaled = kind != NYBBLE_NORM_NONE && random.integer(0, 1);
+  const NybbleScale scale{scaled ? weight.bytes.data() : nullptr,
+                          scaled && kind == NYBBLE_NORM_LAYER ? bias.bytes.data() : nullptr,
+                          size.dtype,
+                          NYBBLE_F32,
+                          1e-5f,
+                          0.0f};
+  Random2D y(size.rows, size.columns, size.dtype, random), sum(size.rows, size.columns, size.dtype, random);
+  Random2D other = y, other_sum = sum;
+  for (auto [entry, to, kept] : {std::tuple(&kernel, &y, &sum), {&rows_of_target("scalar"), &other, &other_sum}}) {
+    const NybbleNormArgs args{kind,
+                              size.dtype,
+                              size.rows,
+                              size.columns,
+                              x.matrix(),
+                              adds ? residual.matrix() : NybbleMatrix{},
+                              keeps ? kept->matrix() : NybbleMatrix{},
+                              to->matrix(),
+                              scale};
+    if (entry->rows->norm(&args) != NYBBLE_OK) return "norm: refused";
+  }
+  if (sum.bytes != other_sum.bytes) return "norm: the sums differ";
+  return difference(y.bytes, other.bytes, size.dtype) > 4 ? "norm: differs" : "";
+}
+
+std::string check_activate(const KernelEntry& kernel, Random& random) {
+  const Sizes size(random);
+  Random2D x(size.rows, size.columns, size.dtype, random), times(size.rows, size.columns, size.dtype, random);
+  Random2D plus(size.rows, size.columns, size.dtype, random), y(size.rows, size.columns, size.dtype, random);
+  Random2D other = y;
+  const int act = static_cast<int>(random.integer(NYBBLE_ACT_IDENTITY, NYBBLE_ACT_TANH));
+  const bool multiplies = random.integer(0, 1), adds = random.integer(0, 1);
+  for (auto [entry, to] : {std::pair(&kernel, &y), {&rows_of_target("scalar"), &other}}) {
+    const NybbleActivateArgs args{act,
+                                  size.dtype,
+                                  size.rows,
+                                  size.columns,
+                                  x.matrix(),
+                                  multiplies ? times.matrix() : NybbleMatrix{},
+                                  adds ? plus.matrix() : NybbleMatrix{},
+                                  to->matrix()};
+    if (entry->rows->activate(&args) != NYBBLE_OK) return "activate: refused";
+  }
+  return difference(y.bytes, other.bytes, size.dtype) > 8 ? "activate: differs" : "";
+}
+
+std::string check_rotate(const KernelEntry& kernel, Random& random) {
+  const Sizes size(random);
+  const int64_t heads = random.integer(1, 3), width = heads * size.columns;
+  Random2D x(size.rows, width, size.dtype, random), y(size.rows, width, size.dtype, random), other = y;
+  const int64_t rotated = 2 * random.integer(1, size.columns / 2), length = random.integer(1, size.rows);
+  Random2D cos(size.rows, rotated, NYBBLE_F32, random), sin(size.rows, rotated, NYBBLE_F32, random);
+  Random2D weight(1, size.columns, size.dtype, random);
+  for (auto [entry, to] : {std::pair(&kernel, &y), {&rows_of_target("scalar"), &other}}) {
+    NybbleRotateArgs args{};
+    args.dtype = size.dtype;
+    args.interleaved = width % 3 == 0;
+    args.rows = size.rows;
+    args.heads = heads;
+    args.head_dim = size.columns;
+    args.rotated = rotated;
+    args.x = x.matrix();
+    args.y = to->matrix();
+    args.cos = cos.bytes.data();
+    args.sin = sin.bytes.data();
+    args.cos_token = cos.stride;
+    args.sin_token = sin.stride;
+    args.length = length;
+    args.scale = {rotated % 4 ? weight.bytes.data() : nullptr, nullptr, size.dtype, NYBBLE_F32, 1e-5f, 0.0f};
+    if (entry->rows->rotate(&args) != NYBBLE_OK) return "rotate: refused";
+  }
+  return difference(y.bytes, other.bytes, size.dtype) > 16 ? "rotate: differs" : "";
+}
+
+// Three steps, on one thread and on several.
+std::string check_chain(const KernelEntry& kernel, Random& random) {
+  const Sizes size(random);
+  const int64_t rows = random.integer(1, 300);
+  Random2D x(rows, size.columns, size.dtype, random), y(rows, size.columns, size.dtype, random), other = y;
+  Chain chain(size.dtype, {size.columns, size.columns, size.columns}, 2, kernel.name, "attention_scalar");
+  Norm norm;
+  norm.kind = NYBBLE_NORM_LAYER;
+  norm.eps = 1e-5f;
+  chain.add_norm(norm, 0, 2, -1, -1);
+  chain.add_activate(NYBBLE_ACT_GELU, 2, 2, 0);
+  chain.add_norm(Norm{}, 2, 1, 0, -1);
+  for (auto [to, threads] : {std::pair(&y, 1), {&other, 3}})
+    chain.run(1, rows, {{span(x.bytes), x.stride}, {span(to->bytes), to->stride}}, {}, threads);
+  return y.bytes == other.bytes ? "" : "chain: threads change the result";
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  int passed = 0, failed = 0;
+  for (int i = 1; i < argc; i++)
+    for (const KernelEntry& kernel : kernel_table()) {
+      if (!kernel.rows || std::string(argv[i]) != kernel.target) continue;
+      for (int seed = 0; seed < kCases; seed++) {
+        Random random(static_cast<uint64_t>(seed));
+        for (const auto check : {check_norm, check_activate, check_rotate, check_chain}) {
+          const std::string wrong = check(kernel, random);
+          if (wrong.empty())
+            passed++;
+          else if (failed++ < 10)
+            std::printf("%s, seed %d: %s\n", kernel.name, seed, wrong.c_str());
+        }
+      }
+    }
+  std::printf("%d passed, %d failed\n", passed, failed);
+  return failed != 0;
+}
