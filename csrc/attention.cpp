@@ -51,6 +51,7 @@ void require_heads(const char* name, const Span& span, const Strides3& at, const
 void check(const AttentionCall& call) {
   if (!call.kernel->attention) refuse(std::string("kernel=\"") + call.kernel->name + "\": not an attention kernel");
   if (call.dtype == NYBBLE_S32) refuse("dtype: must be a float");
+  if (call.int8) refuse("int8: no attention kernel has it");
   for (const auto& [name, value] : {std::pair{"batch", call.batch}, {"queries", call.queries}, {"keys", call.keys}})
     in_range(name, value, 0, kMostTokens);
   for (const auto& [name, value] : {std::pair{"heads", call.heads}, {"kv_heads", call.kv_heads}})

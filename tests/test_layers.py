@@ -26,6 +26,7 @@ ORDER = (
     ("dispatch",),
     ("kernels",),  # Triton's, and the table's public name
     ("ops", "rows"),  # the torch ops
+    ("attention",),  # likewise, beside those
     ("nn",),
     ("model",),
     ("report",),
@@ -40,7 +41,7 @@ ORDER = (
 )
 RANK = {name: rank for rank, row in enumerate(ORDER) for name in row}
 # Modules of earlier rows that rooms must not import all the same.
-_LOW = {"_C", "native", "dispatch.reference", "kernels", "dispatch.targets", "layouts", "ops"}
+_LOW = {"_C", "native", "dispatch.reference", "kernels", "dispatch.targets", "layouts", "ops", "attention"}
 FORBIDDEN = {
     "nn": {"_C", "native", "dispatch.targets", "dispatch.reference", "kernels"},
     "model": _LOW,
@@ -49,9 +50,9 @@ FORBIDDEN = {
     "monitor": _LOW,
     "recipe": _LOW,
     "report": _LOW | {"nn"},
-    "demo": {"_C", "native", "dispatch.reference", "layouts", "ops", "testing"},
-    "__main__": {"_C", "native", "dispatch.reference", "layouts", "ops", "testing"},
-    "commands": {"_C", "native", "dispatch.reference", "layouts", "ops", "testing"},
+    "demo": {"_C", "native", "dispatch.reference", "layouts", "ops", "attention", "testing"},
+    "__main__": {"_C", "native", "dispatch.reference", "layouts", "ops", "attention", "testing"},
+    "commands": {"_C", "native", "dispatch.reference", "layouts", "ops", "attention", "testing"},
     "": _LOW - {"kernels"},
 }
 # Modules that only these rooms may import; any later row may import the others.

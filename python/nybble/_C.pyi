@@ -115,15 +115,12 @@ def prepare(
     given_zero: int = 0,
     act_steps: int = 255,
 ) -> None: ...
-
-_Strides: TypeAlias = tuple[int, int, int]
-
 def attention(
     kernel: str,
     dtype: int,
     sizes: tuple[int, int, int, int, int, int, int],
-    at: tuple[tuple[_Memory, _Strides], ...],
-    mask: tuple[_Memory, int, tuple[int, int, int, int]] | None,
+    at: tuple[tuple[_Memory, tuple[int, ...]], ...],
+    mask: tuple[_Memory, int, tuple[int, ...]] | None,
     slopes: _Memory,
     scale: float,
     causal: bool,

@@ -294,6 +294,51 @@ class LinearPlan:
         )
 
 
+class AttentionHow(NamedTuple):
+    """scale: of the scores; causal, window: which keys a query sees, see csrc/attention.h."""
+
+    scale: float
+    causal: bool = False
+    window: int = 0
+
+
+_MASK_KINDS = {torch.bool: 1, torch.float32: 2, torch.bfloat16: 3, torch.float16: 4}
+
+
+def attention(
+    kernel: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    mask: Tensor | None,
+    slopes: Tensor | None,
+    how: AttentionHow,
+) -> None:
+    """out (B, H, L, Dv) = softmax(q k^T * scale + mask) v, all of one dtype, with unit stride along the last dimension.
+
+    q: (B, H, L, D); k, v: (B, KH, S, D or Dv); mask: (B, H, L, S), bool or float; slopes: (H,) float32, contiguous.
+
+    Raises:
+        ValueError: a tensor is smaller than its shape says, or a size is out of range.
+    """
+    batch, heads, queries, width = q.shape
+    _, kv_heads, keys, value_width = v.shape
+    _C.attention(
+        kernel,
+        DTYPES[q.dtype],
+        (batch, heads, kv_heads, queries, keys, width, value_width),
+        tuple((memory(tensor), tensor.stride()[:3]) for tensor in (q, k, v, out)),
+        None if mask is None else (memory(mask), _MASK_KINDS[mask.dtype], mask.stride()),
+        memory(slopes),
+        how.scale,
+        how.causal,
+        how.window,
+        False,
+        torch.get_num_threads(),
+    )
+
+
 ChainWeight = _C.ChainWeight
 
 

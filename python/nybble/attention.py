@@ -1,0 +1,204 @@
+"""The torch op ``nybble::attention``: softmax(q k^T * scale + mask) v on CPUs, in one call."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, is_grad_enabled
+from torch.compiler import is_compiling
+
+from . import native, ops
+from .dispatch.registry import fastest
+from .dispatch.spec import FLOATS
+
+_LIBRARY = torch.library.Library("nybble", "FRAGMENT")
+_LIBRARY.define(
+    "attention(Tensor q, Tensor k, Tensor v, Tensor? mask=None, Tensor? slopes=None, *, float? scale=None,"
+    " bool causal=False, int window=0) -> Tensor"
+)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    slopes: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    causal: bool = False,
+    window: int = 0,
+) -> Tensor:
+    """softmax(q k^T * scale + mask) v, in q's dtype, with sums in float32.
+
+    q: (batch, heads, queries, D); k: (batch, kv_heads, keys, D); v: (batch, kv_heads, keys, Dv); float32, bfloat16 or
+    float16, any strides (a copy is made unless the last one is 1). Head h reads keys and values of head
+    h // (heads // kv_heads). The result (batch, heads, queries, Dv) lies in memory as (batch, queries, heads, Dv), so
+    that ``.transpose(1, 2).flatten(2)`` copies nothing.
+
+    mask: broadcastable to (batch, heads, queries, keys); bool (True: the query sees the key), or float, added to the
+    scaled scores. slopes: (heads,), ALiBi: adds slope * (key - position of the query). scale: None: 1 / sqrt(D).
+    causal: the last query sees every key, each query before it one less. window: with causal, a query sees only the last
+    so many of those; 0: all. A query that sees no key gives 0. A key that no query of a call sees may not be read, so
+    that a NaN there has no effect.
+
+    Gradients flow to q, k and v.
+
+    Raises:
+        ValueError: a shape, dtype or device that does not fit, by name.
+        NotImplementedError: mask or slopes requires a gradient.
+    """
+    if is_compiling() or _watched(q, k, v, mask, slopes):
+        out: Tensor = torch.ops.nybble.attention.default(
+            q, k, v, mask, slopes, scale=scale, causal=causal, window=window
+        )
+        return out
+    return _attention(q, k, v, mask, slopes, scale=scale, causal=causal, window=window)
+
+
+def _watched(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, slopes: Tensor | None) -> bool:
+    """Whether the call must go through torch's dispatcher, as ops does it."""
+    return (
+        ops._watched(q, k, v)
+        or (k.requires_grad and is_grad_enabled())
+        or any(t is not None and (type(t) is not Tensor or t.requires_grad or t.is_neg()) for t in (mask, slopes))
+        or k.is_neg()
+    )
+
+
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    slopes: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    causal: bool = False,
+    window: int = 0,
+) -> Tensor:
+    _check(q, k, v, mask, slopes, causal, window)
+    batch, heads, queries, width = q.shape
+    q, k, v = (t if t.stride(3) == 1 else t.contiguous() for t in (q, k, v))
+    if mask is not None:
+        mask = mask.expand(batch, heads, queries, k.shape[2])
+    if slopes is not None:
+        slopes = slopes.float().contiguous()
+    out = q.new_empty(batch, queries, heads, v.shape[3]).transpose(1, 2)
+    how = native.AttentionHow(width**-0.5 if scale is None else scale, causal, window)
+    native.attention(_kernel(), q, k, v, out, mask, slopes, how)
+    return out
+
+
+@lru_cache
+def _kernel() -> str:
+    return fastest("attention")
+
+
+def _check(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, slopes: Tensor | None, causal: bool, window: int
+) -> None:
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if tensor.dim() != 4:
+            raise ValueError(f"{name}: shape {tuple(tensor.shape)}, must have four dimensions")
+        if tensor.dtype not in FLOATS or tensor.dtype != q.dtype:
+            raise ValueError(f"{name}: {tensor.dtype}, must be one of {FLOATS} and that of q")
+        if not tensor.is_cpu:
+            raise ValueError(f"{name}: on {tensor.device}, must be on cpu; elsewhere use scaled_dot_product_attention")
+    batch, heads, queries, width = q.shape
+    if k.shape[0] != batch or k.shape[3] != width or width < 1:
+        raise ValueError(f"k: shape {tuple(k.shape)}, must be ({batch}, kv_heads, keys, {width}) as q {tuple(q.shape)}")
+    if v.shape[:3] != k.shape[:3] or v.shape[3] < 1:
+        raise ValueError(f"v: shape {tuple(v.shape)}, must be {(*k.shape[:3], 'any')} as k")
+    if k.shape[1] < 1 or heads < 1 or heads % k.shape[1]:
+        raise ValueError(f"k: {k.shape[1]} heads, must divide the {heads} heads of q")
+    if window < 0 or (window and not causal):
+        raise ValueError(f"window={window}: must be 0, or positive with causal=True")
+    if mask is not None:
+        _check_mask(mask, (batch, heads, queries, k.shape[2]))
+    if slopes is not None and (slopes.dim() != 1 or len(slopes) != heads or not slopes.is_cpu):
+        raise ValueError(f"slopes: shape {tuple(slopes.shape)} on {slopes.device}, must be ({heads},) on cpu")
+
+
+def _check_mask(mask: Tensor, shape: tuple[int, int, int, int]) -> None:
+    if mask.dtype is not torch.bool and mask.dtype not in FLOATS:
+        raise ValueError(f"mask: {mask.dtype}, must be bool or one of {FLOATS}")
+    if not mask.is_cpu:
+        raise ValueError(f"mask: on {mask.device}, must be on cpu")
+    missing = 4 - mask.dim()
+    fits = missing >= 0 and all(
+        size in (1, whole) for size, whole in zip(mask.shape, shape[max(missing, 0) :], strict=False)
+    )
+    if not fits:
+        raise ValueError(f"mask: shape {tuple(mask.shape)}, must broadcast to {shape}")
+
+
+def _weights(
+    q: Tensor, k: Tensor, mask: Tensor | None, slopes: Tensor | None, scale: float, causal: bool, window: int
+) -> Tensor:
+    """softmax(q k^T * scale + mask) in float32; 0 where a query sees no key. k has as many heads as q."""
+    scores = q.float() @ k.float().transpose(2, 3) * scale
+    place = torch.arange(q.shape[2], device=q.device)[:, None] + (k.shape[2] - q.shape[2])
+    distance = torch.arange(k.shape[2], device=q.device) - place
+    if mask is not None:
+        scores = torch.where(mask, scores, -torch.inf) if mask.dtype is torch.bool else scores + mask
+    if slopes is not None:
+        scores = scores + slopes.float()[:, None, None] * distance
+    if causal:
+        scores = torch.where(distance > 0, -torch.inf, scores)
+    if window:
+        scores = torch.where(distance <= -window, -torch.inf, scores)
+    seen = (scores != -torch.inf).any(-1, keepdim=True)
+    weights: Tensor = torch.where(seen, scores, 0).softmax(-1) * seen
+    return weights
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Tensor) -> None:
+    if any(ctx.needs_input_grad[3:5]):
+        raise NotImplementedError(
+            "nybble::attention has no gradient for mask and slopes: detach them, or use scaled_dot_product_attention"
+        )
+    ctx.save_for_backward(*inputs[:5])
+    ctx.how = keyword_only_inputs
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    q, k, v, mask, slopes = ctx.saved_tensors
+    scale, causal, window = (ctx.how[name] for name in ("scale", "causal", "window"))
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    group = q.shape[1] // k.shape[1]
+    keys, values = (t.repeat_interleave(group, 1).float() for t in (k, v))
+    weights = _weights(q, keys, mask, slopes, scale, causal, window)
+    grad = grad.float()
+    of_weights = grad @ values.transpose(2, 3)
+    of_scores = weights * (of_weights - (of_weights * weights).sum(-1, keepdim=True)) * scale
+
+    def summed(each: Tensor, like: Tensor) -> Tensor:
+        total: Tensor = each.unflatten(1, (-1, group)).sum(2).to(like.dtype)
+        return total
+
+    of_k, of_v = of_scores.transpose(2, 3) @ q.float(), weights.transpose(2, 3) @ grad
+    return (of_scores @ keys).to(q.dtype), summed(of_k, k), summed(of_v, v), None, None
+
+
+_LIBRARY.impl("attention", _attention, "CompositeExplicitAutograd")
+torch.library.register_autograd("nybble::attention", _backward, setup_context=_setup_context, lib=_LIBRARY)
+
+
+@torch.library.register_fake("nybble::attention", lib=_LIBRARY)
+def _attention_fake(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    slopes: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    causal: bool = False,
+    window: int = 0,
+) -> Tensor:
+    torch._check(q.dim() == 4, lambda: f"q: shape {tuple(q.shape)}, must have four dimensions")
+    torch._check(k.shape[3] == q.shape[3], lambda: f"k: the last dimension must be {q.shape[3]} as q's")
+    return q.new_empty((q.shape[0], q.shape[2], q.shape[1], v.shape[3])).transpose(1, 2)
