@@ -1,6 +1,7 @@
 """Chains of compiled steps: each step against float64, products bit for bit against separate layers, and schedules."""
 
 import itertools
+import threading
 
 import pytest
 import torch
@@ -246,7 +247,7 @@ def test_a_weight_may_follow_another(m: int, schemes: tuple[str, str]) -> None:
         chain.run(threads)
         assert torch.equal(first, up(x))
         close(second, (F.silu(gate(x).double()) * up(x).double()).detach(), 2.0**-20)
-        close(third, last(x).double() * first.double() + second.double(), 2.0**-22)
+        close(third, (last(x).double() * first.double() + second.double()).detach(), 2.0**-22)
 
 
 # --- rotary positions
@@ -417,6 +418,40 @@ def test_schedules_of_an_encoder(batch: int, length: int) -> None:
         results.append(torch.cat((results[0][: i * length], out, results[0][(i + 1) * length :])))
     assert all(torch.equal(results[0], other) for other in results[1:])
     assert results[0].isfinite().all()
+
+
+@pytest.mark.parametrize("m", [3, 150])
+def test_what_a_step_writes_does_not_lie_where_it_reads(m: int) -> None:
+    one, x = layer("w8a8", 64, 64), random(m, 64)
+    y, total = torch.empty(m, 64), torch.empty(m, 64)
+    chain = Tensors([x, y, total], [64, 64, 64])
+    chain.chain.add_activate(0, 3, "relu")
+    chain.linears(0, [chain.weight(one, 4, residual=3)])
+    chain.norm(4, 5, "layer")
+    chain.norm(5, 1, "none", residual=4)
+    chain.norm(4, 2, "none")
+    chain.run()
+    assert torch.equal(total, one(x) + x.relu())
+    close(y, F.layer_norm(total, (64,)).double() + total.double(), 2.0**-20)
+
+
+def test_a_chain_may_run_in_several_threads_at_once() -> None:
+    x = random(150, 64)
+    chain, out = encoder(x)
+    chain.run()
+    outs = [torch.full_like(out, torch.nan) for _ in range(4)]
+
+    def run(y: Tensor) -> None:
+        external = [(*native.memory(tensor), 64) for tensor in (x, y)]
+        for batch, length in ((3, 50), (1, 150)) * 10:
+            chain.chain.run(batch, length, external, [], 2)
+
+    threads = [threading.Thread(target=run, args=(y,)) for y in outs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(y, out) for y in outs)
 
 
 def test_nothing_beside_the_outputs_is_written() -> None:
