@@ -2,6 +2,6 @@
 
 - shapes, weights, peers, contestants: what is timed. run, timing: the measurement, one cell (shape, M, dtype, ...) at a time.
 - results, output, progress: result files (JSON lines), and how far a run is. compare, report*, crossover*: reading them.
-- goals, goal_tables, figures, encoder, quantizing, presets, held: performance targets. ceilings*: peak rates, for the roofline.
+- goals, goal_tables, figures, attention, encoder, quantizing, presets, held: performance targets. ceilings*: peak rates, for the roofline.
 - model, llama, outside: whole models. accuracy*: accuracy of the passes. gpu_*: everything for GPUs.
 """

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from nybble import native
 from nybble.attention import _attention, attention
+from nybble.bench import attention as bench
 from nybble.dispatch import targets
 from nybble.dispatch.registry import all_specs
 from nybble.testing.guard import guarded
@@ -325,3 +326,22 @@ def test_what_does_not_fit_is_refused_by_name(changed, named):
     assert all(part in str(refused.value) for part in named), str(refused.value)
     with pytest.raises(ValueError, match=f"^{named[0]}"):
         _attention(**{**fits, **changed})
+
+
+# --- the bench
+
+
+@pytest.mark.parametrize("kind", ["", "causal", "padding", "bool", "float"])
+def test_figures_compare_equal_results(kind, monkeypatch):
+    case = bench.Case("small", 2, 4, 2, 9, 11, 16, kind)
+    monkeypatch.setattr(bench, "CASES", (case._replace(keys=9) if kind == "causal" else case,))
+    found = list(bench.attention_figures(0.0))
+    assert [figure.name.split()[-4] for figure in found] == ["fp32,", "bf16,"]
+    assert all(figure.value > 0 and figure.bound == bench.LEAST and not figure.at_most for figure in found)
+
+
+def test_figures_refuse_wrong_results(monkeypatch):
+    monkeypatch.setattr(bench, "CASES", bench.CASES[-4:-3])
+    monkeypatch.setattr(bench, "attention", lambda q, *rest, **how: torch.zeros_like(q))
+    with pytest.raises(AssertionError):
+        next(bench.attention_figures(0.0))
