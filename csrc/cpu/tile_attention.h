@@ -6,7 +6,9 @@
 // values are packed (16-bit ones are converted, a block at a time for all tiles of the call):
 //   scores[key][column] = sum_d k[key][d] q[d][column]     q transposed once per tile
 //   o[d][column] += sum_key v[key][d] p[key][column]       o transposed back at the end
-// Bound by the fused multiply-adds: 2 head_dim a score, and about 12 more instructions for its exponential.
+// Bound by the fused multiply-adds: 2 head_dim a score, and about 12 more instructions for its exponential. Measured on
+// one core of Zen 5, share of the peak: AVX-512 88 % at head_dim 64 and 1500 keys, 75 % at head_dim 32 and 128 keys in the
+// cache; AVX2 88 % and 80 %.
 #pragma once
 
 #include "tile_attention_few.h"

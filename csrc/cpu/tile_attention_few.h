@@ -2,7 +2,8 @@
 //
 // Sums of W keys and columns together are added up over the lanes by one tree, so that a vector of scores holds W / N
 // keys of N columns: lane r * N + n. The values of a key are multiplied with one weight for each column.
-// Bound by reading keys and values; in the caches by the multiply-adds, 2 head_dim / W a key and column.
+// Bound by reading keys and values; in the caches by the multiply-adds, 2 head_dim / W a key and column. Measured on one
+// core of Zen 5, from the level-3 cache: 108 GB/s of 115 with one column, 87 to 95 with four (AVX2: 109, 44 to 48).
 #pragma once
 
 #include "tile_attention_mask.h"

@@ -62,10 +62,15 @@ def _watched(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, slopes: Tenso
     """Whether the call must go through torch's dispatcher, as ops does it."""
     return (
         ops._watched(q, k, v)
-        or (k.requires_grad and is_grad_enabled())
-        or any(t is not None and (type(t) is not Tensor or t.requires_grad or t.is_neg()) for t in (mask, slopes))
         or k.is_neg()
+        or (k.requires_grad and is_grad_enabled())
+        or (mask is not None and _unusual(mask))
+        or (slopes is not None and _unusual(slopes))
     )
+
+
+def _unusual(tensor: Tensor) -> bool:
+    return type(tensor) is not Tensor or tensor.requires_grad or tensor.is_neg()
 
 
 def _attention(
@@ -79,17 +84,26 @@ def _attention(
     causal: bool = False,
     window: int = 0,
 ) -> Tensor:
-    _check(q, k, v, mask, slopes, causal, window)
-    batch, heads, queries, width = q.shape
-    q, k, v = (t if t.stride(3) == 1 else t.contiguous() for t in (q, k, v))
+    batch, heads, queries, width = _checked_shape(q, k, v)
+    if window < 0 or (window and not causal):
+        raise ValueError(f"window={window}: must be 0, or positive with causal=True")
     if mask is not None:
-        mask = mask.expand(batch, heads, queries, k.shape[2])
+        shape = batch, heads, queries, k.shape[2]
+        _check_mask(mask, shape)
+        mask = mask.expand(shape)
     if slopes is not None:
+        if slopes.dim() != 1 or len(slopes) != heads or not slopes.is_cpu:
+            raise ValueError(f"slopes: shape {tuple(slopes.shape)} on {slopes.device}, must be ({heads},) on cpu")
         slopes = slopes.float().contiguous()
+    q, k, v = _rows(q), _rows(k), _rows(v)
     out = q.new_empty(batch, queries, heads, v.shape[3]).transpose(1, 2)
     how = native.AttentionHow(width**-0.5 if scale is None else scale, causal, window)
     native.attention(_kernel(), q, k, v, out, mask, slopes, how)
     return out
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(3) == 1 else tensor.contiguous()
 
 
 @lru_cache
@@ -97,29 +111,26 @@ def _kernel() -> str:
     return fastest("attention")
 
 
-def _check(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, slopes: Tensor | None, causal: bool, window: int
-) -> None:
+def _checked_shape(q: Tensor, k: Tensor, v: Tensor) -> torch.Size:
+    """The shape of q, after a check of all three."""
+    dtype, shape = q.dtype, q.shape
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         if tensor.dim() != 4:
             raise ValueError(f"{name}: shape {tuple(tensor.shape)}, must have four dimensions")
-        if tensor.dtype not in FLOATS or tensor.dtype != q.dtype:
+        if tensor.dtype is not dtype or dtype not in FLOATS:
             raise ValueError(f"{name}: {tensor.dtype}, must be one of {FLOATS} and that of q")
         if not tensor.is_cpu:
             raise ValueError(f"{name}: on {tensor.device}, must be on cpu; elsewhere use scaled_dot_product_attention")
-    batch, heads, queries, width = q.shape
-    if k.shape[0] != batch or k.shape[3] != width or width < 1:
-        raise ValueError(f"k: shape {tuple(k.shape)}, must be ({batch}, kv_heads, keys, {width}) as q {tuple(q.shape)}")
-    if v.shape[:3] != k.shape[:3] or v.shape[3] < 1:
-        raise ValueError(f"v: shape {tuple(v.shape)}, must be {(*k.shape[:3], 'any')} as k")
-    if k.shape[1] < 1 or heads < 1 or heads % k.shape[1]:
-        raise ValueError(f"k: {k.shape[1]} heads, must divide the {heads} heads of q")
-    if window < 0 or (window and not causal):
-        raise ValueError(f"window={window}: must be 0, or positive with causal=True")
-    if mask is not None:
-        _check_mask(mask, (batch, heads, queries, k.shape[2]))
-    if slopes is not None and (slopes.dim() != 1 or len(slopes) != heads or not slopes.is_cpu):
-        raise ValueError(f"slopes: shape {tuple(slopes.shape)} on {slopes.device}, must be ({heads},) on cpu")
+    batch, heads, _, width = shape
+    kv_batch, kv_heads, keys, kv_width = k.shape
+    if kv_batch != batch or kv_width != width or width < 1:
+        raise ValueError(f"k: shape {tuple(k.shape)}, must be ({batch}, kv_heads, keys, {width}) as q {tuple(shape)}")
+    value_batch, value_heads, values, value_width = v.shape
+    if (value_batch, value_heads, values) != (kv_batch, kv_heads, keys) or value_width < 1:
+        raise ValueError(f"v: shape {tuple(v.shape)}, must be ({kv_batch}, {kv_heads}, {keys}, any) as k")
+    if kv_heads < 1 or heads < 1 or heads % kv_heads:
+        raise ValueError(f"k: {kv_heads} heads, must divide the {heads} heads of q")
+    return shape
 
 
 def _check_mask(mask: Tensor, shape: tuple[int, int, int, int]) -> None:

@@ -305,6 +305,10 @@ class AttentionHow(NamedTuple):
 _MASK_KINDS = {torch.bool: 1, torch.float32: 2, torch.bfloat16: 3, torch.float16: 4}
 
 
+def _placed(heads: Tensor) -> tuple[_Memory, tuple[int, ...]]:
+    return memory(heads), heads.stride()[:3]
+
+
 def attention(
     kernel: str,
     q: Tensor,
@@ -328,7 +332,7 @@ def attention(
         kernel,
         DTYPES[q.dtype],
         (batch, heads, kv_heads, queries, keys, width, value_width),
-        tuple((memory(tensor), tensor.stride()[:3]) for tensor in (q, k, v, out)),
+        (_placed(q), _placed(k), _placed(v), _placed(out)),
         None if mask is None else (memory(mask), _MASK_KINDS[mask.dtype], mask.stride()),
         memory(slopes),
         how.scale,
