@@ -1,10 +1,6 @@
 #include "linears.h"
 
 #include <algorithm>
-#include <atomic>
-#include <cstring>
-
-#include "pieces.h"
 
 namespace nybble {
 

@@ -60,8 +60,10 @@ class Team {
   }
 
  private:
-  // Rounds of spinning before a waiting thread lets others run.
-  static constexpr int kSpins = 1 << 14;
+  // Rounds of spinning before a waiting thread lets others run. With more threads than cores, more rounds take the time
+  // of those that are waited for: on 2 cores of Zen 5, a chain of 60 loops took 0.24 ms on 2 threads with any number,
+  // and on 4 threads 0.40 ms with none, 0.48 with 64, 1.2 with 512 and 29 with 16,384.
+  static constexpr int kSpins = 64;
 
   void wait() {
     const uint32_t phase = shared_.phase.load(std::memory_order_relaxed);
