@@ -13,6 +13,7 @@ from torch.testing import assert_close
 import nybble
 from nybble.fusion import fuse
 from nybble.fusion.block import fused_modules, unfuse
+from nybble.fusion.recognize import norm_of
 from nybble.recipe.recipe import Stage
 
 from .fusion_zoo import LANGUAGE_MODELS, MAKERS, described, ids, make, run
@@ -319,3 +320,26 @@ def test_recipe():
     assert found.first is not None
     unfuse(model)
     assert_close(after, run(model, example), rtol=1e-4, atol=1e-5)
+
+
+def test_layers_with_equal_weights():
+    model = make("llama")
+    for layer in model.model.layers:
+        layer.mlp.up_proj.weight.data.copy_(layer.mlp.gate_proj.weight)
+        layer.self_attn.v_proj.weight.data.copy_(layer.self_attn.k_proj.weight)
+        layer.self_attn.q_proj.weight.data[:32].copy_(layer.self_attn.k_proj.weight)
+    nybble.quantize(model, "w8a16", goal="memory")
+    before = run(model, {"input_ids": ids(2, 7)})
+    assert len(fuse(model, [{"input_ids": ids(2, 7)}], goal="always").chains) == 2
+    assert_close(run(model, {"input_ids": ids(2, 7)}), before, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [64, 2048])
+def test_norms_are_told_apart(dtype, width):
+    x = torch.randn(3, width, dtype=dtype)
+    made = {"layer": nn.LayerNorm(width, eps=1e-5), "rms": nn.RMSNorm(width, eps=1e-6)}
+    for kind, module in made.items():
+        found = norm_of(module.to(dtype), x)
+        assert (found.kind, found.eps) == (kind, module.eps)
+    assert norm_of(nn.BatchNorm1d(width).to(dtype).eval(), x) is None

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import recognize
-from .compare import attended, attending, attends, constant, grouped, integers, same_flat
+from .compare import attended, attending, attends, constant, grouped, integers, same_flat, same_memory
 from .forms import NotUnderstood
 from .modules import Modules
 from .nodes import Attend, CacheStep, Mask, Product, Ref, Rotate, Run, Scale, rotated
@@ -118,11 +118,11 @@ class Attention(Modules):
         if tensor.shape[0] != self.batch or tensor.shape[2] != self.length:
             raise NotUnderstood(f"attention to other tokens: shape {tuple(tensor.shape)}")
         rows = self.rows(tensor.transpose(1, 2))
-        if (found := self.find(rows)) is not None:
+        if (found := self.find(rows, same_memory)) is not None:
             return found
         if (turned := self.rotation(tensor, before)) is not None:
             return turned
-        return self.of_rows(rows, before, tuple(tensor.shape))
+        return self.of_rows(rows, before)
 
     def rotation(self, tensor: Tensor, before: int) -> Ref | None:
         """Explains heads as rotary position embedding of an earlier value, by tensors cos and sin of the call."""

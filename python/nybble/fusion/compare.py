@@ -13,6 +13,11 @@ def same(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a[0], b[0]) and torch.equal(a, b)
 
 
+def same_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether two matrices are the same memory."""
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride() and a.dtype == b.dtype
+
+
 def same_flat(a: Tensor, b: Tensor) -> bool:
     return a.numel() == b.numel() and a.dtype == b.dtype and torch.equal(a.reshape(-1), b.reshape(-1))
 

@@ -43,7 +43,8 @@ def norm_of(module: nn.Module, x: Tensor) -> NormKind | None:
     if held or any(part is not None and part.shape != (width,) for part in (weight, bias)):
         return None
     draw = torch.Generator(device="cpu").manual_seed(0)
-    probes = [(torch.randn(5, width, generator=draw) * size).to(x.device, x.dtype) for size in _SIZES]
+    # A mean that is not 0 tells layer norm from root-mean-square norm.
+    probes = [((torch.randn(5, width, generator=draw) + 0.5) * size).to(x.device, x.dtype) for size in _SIZES]
     results = [_try(module, probe) for probe in probes]
     for norm in _norms(module, weight, bias, x.dtype):
         if all(

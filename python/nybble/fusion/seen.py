@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from .arguments import leaves_of
-from .compare import integers, same, same_flat
+from .compare import integers, same, same_flat, same_memory
 from .forms import NotUnderstood
 from .nodes import Input, Node, Path, Ref
 from .watch import CONTAINER, MODULE, Call, Event, caches_in
 
+Test = Callable[[Tensor, Tensor], bool]
 ATTENTION, MULTI_HEAD = "scaled_dot_product_attention", "multi_head_attention_forward"
 # Functions whose outputs have the tokens in other dimensions than the first two: what to exchange.
 _TOKENS_INSIDE = {ATTENTION: (1, 2), MULTI_HEAD: (0, 1)}
@@ -77,12 +78,12 @@ class Seen:
         self.nodes.append(node)
         return Ref(node, 0, node.width)
 
-    def find(self, rows: Tensor) -> Ref | None:
+    def find(self, rows: Tensor, alike: Test = same) -> Ref | None:
         """A value that is explained already and has these rows, or has them in neighbouring columns."""
         width = rows.shape[1]
         for node in self.nodes:
             for offset in range(0, node.width - width + 1, width):
-                if same(node.rows[:, offset : offset + width], rows):
+                if alike(node.rows[:, offset : offset + width], rows):
                     return Ref(node, offset, width)
         return None
 
@@ -96,19 +97,27 @@ class Seen:
 
     def value(self, tensor: Tensor, before: int) -> Ref:
         """What a tensor of tokens is computed from, by the events before a number."""
-        return self.of_rows(self.rows(tensor), before, tuple(tensor.shape))
+        return self.of_rows(self.rows(tensor), before)
 
-    def of_rows(self, rows: Tensor, before: int, shape: tuple[int, ...]) -> Ref:
-        found = self.find(rows)
-        if found is not None:
-            return found
+    def of_rows(self, rows: Tensor, before: int) -> Ref:
+        """The value in the same memory, or else the first with equal numbers: some layers may compute the same."""
+        for alike in (same_memory, same):
+            found = self.find(rows, alike) or self.given(rows, alike)
+            if found is not None:
+                return found
+            seen = self.producer(rows, before, alike)
+            if seen is not None:
+                return self.explained(*seen, rows)
+        raise NotUnderstood(f"a value is computed by {self.source(rows, before)}, which is not understood")
+
+    def given(self, rows: Tensor, alike: Test) -> Ref | None:
+        """A tensor of the call that has these rows."""
         for path, tensor in self.tensors.items():
-            if tensor.is_floating_point() and tensor.numel() == rows.numel() and same(self.rows(tensor), rows):
+            if tensor.is_floating_point() and tensor.numel() == rows.numel() and alike(self.rows(tensor), rows):
                 return self.add(Input(rows=rows, path=path))
-        event, output = self.producer(rows, before)
-        return self.explained(event, output, rows, shape)
+        return None
 
-    def producer(self, rows: Tensor, before: int) -> tuple[Event, Tensor]:
+    def producer(self, rows: Tensor, before: int, alike: Test) -> tuple[Event, Tensor] | None:
         """The first event whose output has these rows, or has them in some of its columns, and that output.
 
         Later ones are copies, and a module whose inside is not needed comes after the functions in it.
@@ -122,16 +131,14 @@ class Seen:
                     continue
                 if event.name in _TOKENS_INSIDE and output.dim() > 2:
                     output = output.transpose(*_TOKENS_INSIDE[event.name])
-                if output.numel() == rows.numel() and same(self.rows(output), rows):
+                if output.numel() == rows.numel() and alike(self.rows(output), rows):
                     return self.outermost(event, rows), output
                 if inside is None and event.name == MODULE and output.numel() > rows.numel():
                     wide, width = self.rows(output), rows.shape[1]
                     starts = range(0, wide.shape[1] - width + 1, width)
-                    if any(same(wide[:, start : start + width], rows) for start in starts):
+                    if any(alike(wide[:, start : start + width], rows) for start in starts):
                         inside = (event, output)
-        if inside is not None:
-            return inside
-        raise NotUnderstood(f"a value is computed by {self.source(rows, before)}, which is not understood")
+        return inside
 
     def source(self, rows: Tensor, before: int) -> str:
         """The name of the function whose output was moved to these rows."""
@@ -155,7 +162,7 @@ class Seen:
                 return later if same(self.rows(later.outputs[0]), rows) else event
         return event
 
-    def explained(self, event: Event, output: Tensor, rows: Tensor, shape: tuple[int, ...]) -> Ref:
+    def explained(self, event: Event, output: Tensor, rows: Tensor) -> Ref:
         if event.name == MODULE:
             ref = self.module(event)
             if ref is None:
