@@ -24,7 +24,7 @@ class BoundChain:
         self._held: list[tuple[Tensor, int]] = []  # tensors whose memory the chain reads, and where it was
         self._layers: list[tuple[dict[str, Any], Tensor]] = []  # buffers of layers, and their packed weights
         elsewhere, widths = number(plan)
-        self._values = [(slot.node, slot.node in segment.outputs) for slot in elsewhere]
+        self._values = [(slot.node, slot.width, slot.node in segment.outputs) for slot in elsewhere]
         self._tables = plan.tables
         self._chain = native.chain(
             self._dtype, widths, len(elsewhere), rows=fastest("rows"), attention=fastest("attention")
@@ -37,16 +37,24 @@ class BoundChain:
         for buffers, packed in self._layers:
             if buffers["packed"] is not packed:
                 return True
-        return any(tensor.data_ptr() != address for tensor, address in self._held)
+        for tensor, address in self._held:
+            if tensor.data_ptr() != address:
+                return True
+        return False
 
     def run(self, run: Run) -> None:
         """Computes the values of the segment's outputs, from values and tables of the run."""
         rows, values, external = run.batch * run.length, run.values, []
-        for node, is_output in self._values:
+        for node, width, is_output in self._values:
             if is_output:
-                values[node] = torch.empty(rows, node.width, dtype=self._dtype)
-            value = values[node]
-            external.append((*native.memory(value), value.stride(0)))
+                value = values[node] = torch.empty(rows, width, dtype=self._dtype)
+            else:
+                value = values[node]
+            stride = value.stride(0)
+            if stride == width:  # nothing between rows, as almost always
+                external.append((value.data_ptr(), value.nbytes, width))
+            else:
+                external.append((*native.memory(value), stride))
         held = [_table(key, run) for key in self._tables]  # some exist for this run only
         tables = [native.table(one) for one in held]
         self._chain.run(run.batch, run.length, external, tables, torch.get_num_threads())
