@@ -124,13 +124,22 @@ class Prefetcher {
   // Sets whether the weights of the next row block have been prefetched.
   void columns_fetched(bool yes) { fetched_ = yes; }
 
+  // Sets where the first stream of the current tile ends, and how far from there that of the next tile begins: a stream
+  // that ends soon prefetches the one that takes its place.
+  void streams_end(const uint8_t* end, int64_t jump) {
+    end_ = end;
+    jump_ = jump;
+  }
+
   // Called after each few lines that every stream has used.
   template <int V>
   void used(const uint8_t* const (&streams)[V], int64_t lines, bool light) {
-    if (!fetched_ && !light)
+    if (!fetched_ && !light) {
+      const int64_t ahead = kPrefetchDistance + (streams[0] + kPrefetchDistance >= end_ ? jump_ : 0);
       for (int64_t i = 0; i < lines; i++)
 #pragma GCC unroll 4
-        for (int v = 0; v < V; v++) __builtin_prefetch(streams[v] + kPrefetchDistance + i * kLine);
+        for (int v = 0; v < V; v++) __builtin_prefetch(streams[v] + ahead + i * kLine);
+    }
     if (left_ == 0) return;
     for (int64_t i = (lines * V + (int64_t{1} << shift_) - 1) >> shift_; i > 0 && left_ > 0; i--) {
       __builtin_prefetch(next_);
@@ -144,8 +153,8 @@ class Prefetcher {
 
  private:
   static constexpr int64_t kPrefetchDistance = 2048;
-  const uint8_t *next_, *run_end_;
-  int64_t bytes_, stride_, left_;
+  const uint8_t *next_, *run_end_, *end_ = nullptr;
+  int64_t bytes_, stride_, left_, jump_ = 0;
   int shift_ = 0;
   bool fetched_ = false;
 };
@@ -191,6 +200,7 @@ inline void run_tile(const NybbleLinearArgs* a, const KBlock& k, int64_t row, in
   const uint8_t* w[V];
 #pragma GCC unroll 4
   for (int v = 0; v < V; v++) w[v] = k.weights.at(column - k.from + v * W);
+  prefetcher.streams_end(w[0] + k.weights.bytes, V * W / NYBBLE_TILE_N * k.weights.stride - k.weights.bytes);
   typename Tile::template Acc<R, V> acc;
   if (k.begin == 0)
     Tile::template start<R, V>(a, column, acc);
