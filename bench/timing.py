@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from itertools import cycle
-from time import perf_counter, process_time, sleep
+from time import perf_counter
+
+from ..demo.settle import settle
 
 Call = Callable[[], object]
 
@@ -24,9 +26,6 @@ LONG_S = 20e-3
 WAKE_BELOW_S, WAKE_CALLS = 2e-3, 2
 # A contestant that is this many times slower than the first runs only in every fourth round, to save time.
 SLOW, SLOW_EVERY = 8, 4
-# Threads of a pool spin after a call: libgomp's 8 ms, onnxruntime's 30 ms, measured on 2 cores, where a spinning thread
-# made calls of another pool 1.8 times slower. So timing waits until the previous pool is idle.
-_SETTLE_STEP_S, _IDLE_SHARE, _SETTLE_LIMIT_S = 2e-3, 0.1, 0.5
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def in_turns(
                 break
             for pool in order.sample(pools, len(pools)):
                 if len(pools) > 1:
-                    _settle()
+                    settle()
                 for entry in order.sample(pool, len(pool)):
                     if done % SLOW_EVERY == 0 or entry.once < SLOW * entries[0].once:
                         entry.sample()
@@ -100,16 +99,6 @@ def in_turns(
             gc.enable()
     timings = [summarize(entry.samples) for entry in entries]
     return timings[:-1], spread(timings[0], timings[-1])
-
-
-def _settle() -> None:
-    """Sleeps until all threads of this process are idle."""
-    end = perf_counter() + _SETTLE_LIMIT_S
-    while perf_counter() < end:
-        wall, used = perf_counter(), process_time()
-        sleep(_SETTLE_STEP_S)
-        if process_time() - used < _IDLE_SHARE * (perf_counter() - wall):
-            return
 
 
 class _Entry:

@@ -1,5 +1,6 @@
 """The demo: its text, its table, its bookkeeping, and one tiny run from end to end."""
 
+import copy
 import dataclasses
 import importlib.util
 import json
@@ -236,3 +237,21 @@ def test_tiny_sparse_run_from_end_to_end(monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert all(name in printed for name in rows)
     assert all(check.line() in printed for check in outcome.checks[checks.CHECKED_SPARSE])
+
+
+def test_onnx_runtime_is_left_out_with_the_reason_or_agrees_with_torch():
+    variant = next(one for one in variants.VARIANTS if one.name == variants.ONNX_RUNTIME)
+    if reason := variants.onnx_runtime.why_not():
+        with pytest.raises(variants.NotHere, match="onnxruntime not installed"):
+            variant.build(nn.Linear(1, 1))
+        assert "pip install" in reason
+        return
+    transformers = pytest.importorskip("transformers")
+    shape = {"num_hidden_layers": 2, "hidden_size": 384, "intermediate_size": 64, "vocab_size": 50}
+    dense = transformers.BertModel(transformers.BertConfig(**shape, num_attention_heads=12)).eval()
+    ids = torch.randint(0, 50, (3, 9), generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": ids, "token_type_ids": torch.zeros_like(ids), "attention_mask": torch.ones_like(ids)}
+    built = variant.build(copy.deepcopy(dense))
+    cosine = nn.functional.cosine_similarity(model.embed(built.model, batch), model.embed(dense, batch))
+    assert cosine.min() > 0.98
+    assert built.megabytes > 0.1

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...demo import onnx_runtime
 from ...demo.data import all_sentences
 from ...demo.model import Encoder, load
 from .subject import Inputs, Subject
@@ -42,7 +43,6 @@ def _tokens(output: Any, _: Inputs) -> Tensor:
     return torch.as_tensor(output).float().flatten(0, 1)
 
 
-_OF_TOKENS = {0: "rows", 1: "tokens"}
 MINILM = Subject(
     "MiniLM",
     lambda: load().model,
@@ -50,8 +50,8 @@ MINILM = Subject(
     pooled,
     held=lambda: _encoder().tokenize(all_sentences()[_HELD], _ROWS),
     calibration=lambda: _encoder().tokenize(all_sentences()[_CALIBRATION], 1),
-    fusion={"model_type": "bert", "num_heads": 12, "hidden_size": 384},
-    axes=dict.fromkeys(("input_ids", "token_type_ids", "attention_mask"), _OF_TOKENS),
+    fusion=onnx_runtime.FUSION,
+    axes=onnx_runtime.AXES,
 )
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .model import Batch, Encoder, embed
+from .settle import settle
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ def measure(
             break
         for name, model in models.items():
             track = tracks[name]
+            settle()
             if _goes_on(track.batch_s, done, plan.batch_budget_s):
                 seconds, vectors = _timed(model, work.batches)
                 track.batch_s.append(seconds)

@@ -22,6 +22,9 @@ from torch import Tensor, nn
 
 NEEDS = ("onnx", "onnxruntime")
 INSTALL = "'nybble[peers]'"
+# Of all-MiniLM-L6-v2: its inputs, whose sizes change, and the arguments of the optimizer.
+AXES = {key: {0: "rows", 1: "tokens"} for key in ("input_ids", "token_type_ids", "attention_mask")}
+FUSION = {"model_type": "bert", "num_heads": 12, "hidden_size": 384}
 FP32, INT8 = "fp32.onnx", "int8.onnx"
 # What quantize_dynamic makes int8. Without convolutions: theirs have no fast kernel on CPUs.
 _QUANTIZED = ("MatMul", "Gemm", "Attention", "Gather", "EmbedLayerNormalization")

@@ -26,7 +26,7 @@ from .measure import Accuracy, Plan, Track, accuracy, make_rounds, measure, spee
 from .model import MODEL_NAME, load
 from .sparse import contestants
 from .table import show_table
-from .variants import BF16_W8A8, DYNAMIC, FP32, VARIANTS, W8A8, Built, NotHere
+from .variants import BF16_W8A8, DYNAMIC, FP32, ONNX_RUNTIME, VARIANTS, W8A8, Built, NotHere
 
 _HEADERS = ("contestant", "batch 32/s", "vs fp32", "batch 1/s", "MB", "cos mean", "cos worst", "top-1 %", "sentences")
 
@@ -102,7 +102,7 @@ def _row(name: str, built: Built, tracks: dict[str, Track], plan: Plan) -> Row:
         batch_rate=plan.round_size / median(track.batch_s),
         speedup=speedup(track, tracks[FP32]),
         single_rate=plan.singles_per_round / median(track.single_s),
-        megabytes=held_bytes(built.model) / 1e6,
+        megabytes=held_bytes(built.model) / 1e6 if built.megabytes is None else built.megabytes,
         accuracy=accuracy(track, tracks[FP32]),
         sentences=plan.round_size * len(track.batch_s),
         singles=plan.singles_per_round * len(track.single_s),
@@ -157,8 +157,12 @@ def _best_title(winner: str | None) -> str:
 def _notes(outcome: Outcome) -> list[str]:
     notes = [
         "batch 32/s, batch 1/s: sentences per second, median over rounds; the contestants run in turns.",
-        "MB: parameters and buffers. cos: cosine to the fp32 vectors; top-1: same nearest sentence as fp32.",
+        "MB: parameters and buffers, or the file. cos: cosine to the fp32 vectors; top-1: same nearest sentence as fp32.",
     ]
+    if any(row.name == ONNX_RUNTIME for row in outcome.rows):
+        notes.append(
+            f"{ONNX_RUNTIME}: its own fused graph of transformers, and quantize_dynamic with a scale per output."
+        )
     if any(row.name == BF16_W8A8 for row in outcome.rows):
         notes.append(f"{BF16_W8A8}: the whole model in bfloat16, its linear layers in w8a8.")
     most = max(row.singles for row in outcome.rows)
