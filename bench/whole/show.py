@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ...demo.table import text_table
+from ...demo.variants import FP32
 from . import lines
 from .goals import Checked, checks
 from .lines import Row
@@ -63,11 +64,9 @@ def tables(rows: Sequence[Row], draw: Draw) -> list[str]:
 def _model(rows: Sequence[Row], model: str) -> tuple[list[str], list[list[str]]]:
     mine = [row for row in rows if row["kind"] == lines.KIND and row["model"] == model]
     quantities = list(dict.fromkeys(row["quantity"] for row in mine))
-    contestants = list(dict.fromkeys(row["contestant"] for row in mine))
+    contestants = list(dict.fromkeys((FP32, *(row["contestant"] for row in mine))))
     headers = ["contestant", *(name if name in _PLAIN else f"{name}, ms" for name in quantities)]
-    cells = [
-        [name, *(_cell(rows, model, quantity, name, contestants[0]) for quantity in quantities)] for name in contestants
-    ]
+    cells = [[name, *(_cell(rows, model, quantity, name, FP32) for quantity in quantities)] for name in contestants]
     return headers, cells
 
 
