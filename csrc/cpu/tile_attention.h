@@ -7,8 +7,8 @@
 //   scores[key][column] = sum_d k[key][d] q[d][column]     q transposed once per tile
 //   o[d][column] += sum_key v[key][d] p[key][column]       o transposed back at the end
 // Bound by the fused multiply-adds: 2 head_dim a score, and about 12 more instructions for its exponential. Measured on
-// one core of Zen 5, share of the peak: AVX-512 88 % at head_dim 64 and 1500 keys, 75 % at head_dim 32 and 128 keys in the
-// cache; AVX2 88 % and 80 %.
+// one core of Zen 5, share of the peak: AVX-512 88 % at head_dim 64 and 1500 keys, 75 % at head_dim 32 and 128 keys in
+// the cache; AVX2 88 % and 80 %.
 #pragma once
 
 #include "tile_attention_few.h"
@@ -27,6 +27,7 @@ NYBBLE_INLINE void load_queries(const NybbleAttentionArgs* a, Tile& tile) {
       from[i] = element(a->q, at.head * a->q_head + at.query * a->q_token, bytes);
     for (int64_t d = 0; d < a->head_dim; d += W) {
       VF rows[W];
+#pragma GCC unroll 16
       for (int i = 0; i < W; i++)
         rows[i] = i < held ? vf_mul(vf_load_as(from[i] + d * bytes, a->dtype, a->head_dim - d), scale) : vf_set1(0.0f);
       vf_transpose(rows);
@@ -226,10 +227,12 @@ NYBBLE_INLINE void store_outputs(const NybbleAttentionArgs* a, const Tile& tile)
     const VF part = vf_div(vf_set1(1.0f), vf_max(vf_set1(0x1p-126f), vf_load(tile.sum + v * W)));
     for (int64_t d = 0; d < a->value_dim; d += W) {
       VF rows[W];
+#pragma GCC unroll 16
       for (int i = 0; i < W; i++)
         rows[i] = tile.started && d + i < a->value_dim ? vf_mul(vf_load(tile.o + (d + i) * V * W + v * W), part)
                                                        : vf_set1(0.0f);
       vf_transpose(rows);
+#pragma GCC unroll 16
       for (int i = 0; i < held; i++) vf_store_as(to[i] + d * bytes, a->dtype, rows[i], a->value_dim - d);
     }
   }

@@ -63,16 +63,24 @@ struct Tile {
 
   int vectors() const { return count <= W ? 1 : 2; }
 
+  void see_all() {
+    const VI begin = vi_set1(static_cast<int32_t>(first)), end = vi_set1(static_cast<int32_t>(last));
+    for (int i = 0; i < kTileVectors * W; i += W) {
+      vi_store(low + i, begin);
+      vi_store(limit + i, end);
+    }
+  }
+
   void see(const NybbleAttentionArgs* a) {
+    first = all_first = 0;
+    last = all_last = a->keys;
+    if (!a->causal) return see_all();
     Column at(a, column);
     first = all_last = a->keys;
     last = all_first = 0;
     for (int i = 0; i < kTileVectors * W; i++) {
-      int64_t end = a->keys;
-      if (a->causal) {
-        end = at.query + a->keys - a->queries + 1;
-        end = end < 0 ? 0 : end;
-      }
+      int64_t end = at.query + a->keys - a->queries + 1;
+      end = end < 0 ? 0 : end;
       const int64_t begin = a->window && end > a->window ? end - a->window : 0;
       low[i] = static_cast<int32_t>(begin);
       limit[i] = static_cast<int32_t>(end);
