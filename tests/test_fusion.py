@@ -343,3 +343,18 @@ def test_norms_are_told_apart(dtype, width):
         found = norm_of(module.to(dtype), x)
         assert (found.kind, found.eps) == (kind, module.eps)
     assert norm_of(nn.BatchNorm1d(width).to(dtype).eval(), x) is None
+
+
+def test_save_and_load(tmp_path):
+    pytest.importorskip("safetensors")
+    model, _ = fused("bert")
+    example = MAKERS["bert"][1][0]
+    expected = run(model, example)
+    nybble.save(model, tmp_path)
+    new = make("bert")
+    nybble.load(new, tmp_path)
+    found = fused_modules(new)["encoder"]
+    first, second = run(new, example), run(new, example)
+    assert found.first is not None
+    assert torch.equal(second, expected)
+    assert_close(first, expected, rtol=1e-4, atol=1e-5)

@@ -57,7 +57,7 @@ class Index:
     """The whole index.
 
     ``aliases`` maps the name of a tensor to the name under which it is stored. ``fused``: the names of the modules that
-    were fused when the model was saved; a hint, which a reader need not follow. The file has it only if there are any.
+    ran fused when the model was saved; loading lets them run fused again. The file has it only if there are any.
     """
 
     nybble: str

@@ -30,12 +30,13 @@ def save(model: nn.Module, directory: Path) -> None:
         ImportError: safetensors is not installed.
     """
     from .. import __version__
+    from ..fusion.block import fused_modules
     from .index import Index, TensorEntry
     from .model import aliases_of, layer_entries, state_of
     from .tensors import require_safetensors, write_tensors
 
     require_safetensors()
-    layers = layer_entries(model)
+    layers, fused = layer_entries(model), tuple(fused_modules(model))
     state = state_of(model)
     aliases = aliases_of(state, layers)
     stored = {name: tensor for name, tensor in state.items() if name not in aliases}
@@ -47,8 +48,8 @@ def save(model: nn.Module, directory: Path) -> None:
 
     def make_index(content: Digest) -> bytes:
         tensors = {name: TensorEntry(*span, content.crc32[name]) for name, span in spans.items()}
-        index = Index(__version__, content.file_name, content.nbytes, content.sha256, layers, tensors, aliases)
-        return index.to_json()
+        file = (content.file_name, content.nbytes, content.sha256)
+        return Index(__version__, *file, layers, tensors, aliases, fused).to_json()
 
     replace_checkpoint(directory, write_weights, make_index)
 
@@ -60,6 +61,7 @@ def load(model: nn.Module, directory: Path) -> None:
         CheckpointError: the checkpoint is damaged or does not fit the model.
         ImportError: safetensors is not installed.
     """
+    from ..fusion.block import fuse_again
     from .index import parse_index
     from .model import index_limit
     from .restore import Restore
@@ -76,3 +78,4 @@ def load(model: nn.Module, directory: Path) -> None:
             restore.read_values(read)
         restore.fill(read)
         restore.apply()
+    fuse_again(model, index.fused)

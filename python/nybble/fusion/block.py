@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import lru_cache, wraps
@@ -206,6 +206,16 @@ def unfuse(model: nn.Module) -> int:
 def fused_modules(model: nn.Module) -> dict[str, Fused]:
     """The fused modules by their names."""
     return {name: fused for name, module in model.named_modules() if (fused := fused_at(module)) is not None}
+
+
+def fuse_again(model: nn.Module, names: Iterable[str]) -> None:
+    """Lets modules run fused that did when the model was saved; each is proved again at its first call. Names that the
+    model does not have, and modules whose forward is not their own, are left."""
+    modules = dict(model.named_modules())
+    for name in names:
+        module = modules.get(name)
+        if module is not None and "forward" not in vars(module):
+            Fused(module).put()
 
 
 def fused_at(module: nn.Module) -> Fused | None:
