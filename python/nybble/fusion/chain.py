@@ -37,10 +37,7 @@ class BoundChain:
         for buffers, packed in self._layers:
             if buffers["packed"] is not packed:
                 return True
-        for tensor, address in self._held:
-            if tensor.data_ptr() != address:
-                return True
-        return False
+        return any(tensor.data_ptr() != address for tensor, address in self._held)
 
     def run(self, run: Run) -> None:
         """Computes the values of the segment's outputs, from values and tables of the run."""
