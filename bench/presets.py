@@ -14,6 +14,7 @@ from ..weights.sparsity import NofM
 from . import accuracy as language
 from . import crossover, held
 from .attention import attention_figures
+from .calls import call_figures
 from .chain import chain_figures
 from .contestants import Maker, PeerMaker, chosen, each_layout, layer_makers, peer_makers
 from .encoder import cosines, over_bf16
@@ -32,7 +33,7 @@ from .weights import WeightKind
 from .whole.run import cells as whole_cells
 from .whole.run import whole_models
 
-FIGURES = (*LAYER_FIGURES, *QUANTIZING, attention_figures, chain_figures)
+FIGURES = (*LAYER_FIGURES, *QUANTIZING, attention_figures, chain_figures, call_figures)
 # Seconds of timing for a figure: with few contestants, less is needed than for a cell with all peers.
 FIGURE_BUDGET_S = 2.0
 
