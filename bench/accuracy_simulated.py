@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..model.eligible import is_linear_like
 from ..model.stages import eval_mode, stages
+from ..model.walk import sites
 from ..passes.layerwise.factor import factorize, fill_dead
 from ..passes.layerwise.sweep import FixedMask, Rounder, sweep
 
@@ -62,14 +64,15 @@ def by_gptq(weight: Tensor, hessian: Tensor, bits: int) -> Tensor:
 def simulate(model: nn.Module, bits: int, calibration: Sequence[Tensor] | None) -> None:
     """Rounds the weights of the model's blocks in place: to nearest, or by GPTQ on the outputs of the rounded blocks
     before it."""
-    layers = [module for module in model.model.layers.modules() if is_linear_like(module)]  # type: ignore[union-attr]
+    causal: Any = model
+    layers = [site for site in sites(causal.model.layers) if is_linear_like(site.module)]
     with torch.no_grad(), eval_mode(model):
         for stage in stages(model, calibration, layers):
             inputs = {} if calibration is None else stage.inputs(hessian=True)
             for layer in stage.layers:
-                weight = layer.weight
+                weight = layer.module.weight
                 assert isinstance(weight, nn.Parameter), "the layers are dense"  # noqa: S101
-                found = inputs.get(id(layer))
+                found = inputs.get(id(layer.module))
                 if found is None or found.hessian is None:
                     weight.copy_(nearest(weight, bits))
                 else:

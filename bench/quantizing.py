@@ -88,7 +88,7 @@ def quantizing(budget_s: float) -> Iterator[Figure]:
 
 
 def memory(_: float) -> Iterator[Figure]:
-    """The peak memory of quantizing a bfloat16 model, above the model itself; at most its two largest layers."""
+    """The peak memory of quantizing a bfloat16 model without rollback, above the model; at most its two largest layers."""
     n, k = LARGE
     for scheme in ("w8a8", "w4a8g128"):
         found, two_largest = apart(_peak, scheme, torch.get_num_threads())
@@ -99,12 +99,13 @@ def memory(_: float) -> Iterator[Figure]:
 def _peak(scheme: str, threads: int, shape: Shape = LARGE) -> tuple[float, float]:
     """(peak above the model, bytes of its two largest layers), in 10^6 bytes."""
     torch.set_num_threads(threads)
-    quantize(_stack([torch.ones(64, 64)]), scheme, goal="memory", progress=False)  # loads what it needs
+    options: dict[str, Any] = {"goal": "memory", "rollback": False, "progress": False}
+    quantize(_stack([torch.ones(64, 64)]), scheme, **options)  # loads what it needs
     model = _stack(_equal_rows(shape, torch.bfloat16) for _ in range(_LAYERS))
     sizes = sorted(parameter.nbytes for parameter in model.parameters())
     peak_mb(reset=True)
     before = peak_mb()
-    quantize(model, scheme, goal="memory", progress=False)
+    quantize(model, scheme, **options)
     return peak_mb() - before, sum(sizes[-2:]) / 1e6
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from .batches import model_calls
-from .chain import survey
+from .chain import Chain, survey
 from .eligible import dense_weight
 from .inputs import Inputs
+from .walk import Site
 
 
 @dataclass(frozen=True)
@@ -24,14 +26,15 @@ class Stage:
     """
 
     name: str
-    layers: tuple[nn.Module, ...]
+    layers: tuple[Site, ...]
     runs: tuple[Callable[[], object], ...] = ()
     masks: tuple[Tensor | None, ...] = ()
     dense_runs: tuple[Callable[[], object], ...] = ()
 
     def inputs(self, hessian: bool, observer: str | None = None) -> dict[int, Inputs]:
-        """The input statistics of each layer over all batches, by ``id(layer)``; padding tokens are left out."""
-        found = {id(layer): Inputs(dense_weight(layer).shape[1], hessian, observer) for layer in self.layers}
+        """The input statistics of each layer over all batches, by ``id(module)``; padding tokens are left out."""
+        modules = [site.module for site in self.layers]
+        found = {id(module): Inputs(dense_weight(module).shape[1], hessian, observer) for module in modules}
         for b, (run, mask) in enumerate(zip(self.runs, self.masks, strict=True)):
             before = self._seen(self.dense_runs[b], mask) if hessian and self.dense_runs else {}
             for key, calls in self._seen(run, mask).items():
@@ -42,7 +45,7 @@ class Stage:
         return found
 
     def _seen(self, run: Callable[[], object], mask: Tensor | None) -> dict[int, list[Tensor]]:
-        """The input rows of each call of each layer, by ``id(layer)``."""
+        """The input rows of each call of each layer, by ``id(module)``."""
         seen: dict[int, list[Tensor]] = {}
 
         def see(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -50,8 +53,8 @@ class Stage:
             seen.setdefault(id(layer), []).append(_rows(x, mask))
 
         with contextlib.ExitStack() as hooks:
-            for layer in self.layers:
-                hooks.callback(layer.register_forward_pre_hook(see, with_kwargs=True).remove)
+            for site in self.layers:
+                hooks.callback(site.module.register_forward_pre_hook(see, with_kwargs=True).remove)
             run()
         return seen
 
@@ -65,7 +68,8 @@ def _rows(x: Tensor, mask: Tensor | None) -> Tensor:
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """The model in eval mode and without a KV cache (``config.use_cache``); both are restored afterwards."""
-    training = {module: module.training for module in model.modules()}
+    # By weak references: what the body replaces may be freed in it.
+    training = weakref.WeakKeyDictionary({module: module.training for module in model.modules()})
     config: Any = getattr(model, "config", None)
     caches = bool(getattr(config, "use_cache", False))
     try:
@@ -81,7 +85,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def stages(
-    model: nn.Module, batches: Sequence[Any] | None, layers: Sequence[nn.Module], follow_dense: bool = False
+    model: nn.Module, batches: Sequence[Any] | None, layers: Sequence[Site], follow_dense: bool = False
 ) -> Iterator[Stage]:
     """The stages of a model in the order in which they run. A stage runs on the changed layers before it.
 
@@ -95,13 +99,10 @@ def stages(
         yield Stage("the model", tuple(layers))
         return
     runs, masks = model_calls(model, batches)
-    found = survey(model, runs[0], layers)
-    if found.chain is None:
+    found = _order(model, runs[0], layers)
+    if found is None:
         yield Stage("the model", tuple(layers), runs, masks)
         return
-    # Found now, since replaced layers are no longer inside their blocks.
-    inside = found.chain.inside(layers)
-    rest = tuple(layer for layer in layers if layer not in found.before and not any(layer in here for here in inside))
     # The original model's input of the first block.
     dense = found.chain.capture(runs).hidden if found.before and follow_dense else None
     if found.before:
@@ -109,10 +110,35 @@ def stages(
     feed = found.chain.capture(runs)
     if follow_dense:
         feed.dense = list(feed.hidden) if dense is None else dense
-    for i, here in enumerate(inside):
+    for i, here in enumerate(found.inside):
         dense_calls = feed.dense_runners(i)
         feed.advance_dense(i)
         yield Stage(f"{found.chain.name}.{i}", here, feed.runners(i), masks, dense_calls)
         feed.advance(i)
-    if rest:
-        yield Stage("beside the blocks", rest, runs, masks)
+    if found.rest:
+        yield Stage("beside the blocks", found.rest, runs, masks)
+
+
+class _Order(NamedTuple):
+    """A chain of blocks, and the layers that run before it, that are inside each block, and all others."""
+
+    chain: Chain
+    before: tuple[Site, ...]
+    inside: tuple[tuple[Site, ...], ...]
+    rest: tuple[Site, ...]
+
+
+def _order(model: nn.Module, run: Callable[[], object], layers: Sequence[Site]) -> _Order | None:
+    """Where layers are in a chain of blocks, or None if there is none. Later, replaced ones are no longer inside."""
+    sites = {site.module: site for site in layers}
+    found = survey(model, run, tuple(sites))
+    if found.chain is None:
+        return None
+    inside = found.chain.inside(tuple(sites))
+    placed = {*found.before, *(module for here in inside for module in here)}
+    return _Order(
+        found.chain,
+        tuple(sites[module] for module in found.before),
+        tuple(tuple(sites[module] for module in here) for here in inside),
+        tuple(site for module, site in sites.items() if module not in placed),
+    )

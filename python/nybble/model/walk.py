@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -20,8 +21,12 @@ class Place(NamedTuple):
         self.parent._modules[self.key] = module
 
 
-class Site(NamedTuple):
-    """A module object with all its names and places. The root has the name "" and no place."""
+@dataclass(eq=False)
+class Site:
+    """A module object with all its names and places. The root has the name "" and no place.
+
+    Who goes through a model holds sites, not modules: then ``module`` can be set to one without values, which frees it.
+    """
 
     module: nn.Module
     names: tuple[str, ...]
@@ -94,25 +99,32 @@ _NOTHING = object()  # the value of a key that there was not
 
 
 class Edits:
-    """Changes to the dictionaries of modules (``_modules``, ``_parameters``), applied at once, that can be undone."""
+    """Changes to the dictionaries of modules (``_modules``, ``_parameters``), applied at once, that can be undone.
 
-    def __init__(self) -> None:
+    With ``undoable=False`` they stay, since what they replace is not kept.
+    """
+
+    def __init__(self, undoable: bool = True) -> None:
+        self.undoable = undoable
         self._done: list[tuple[dict[str, Any], str, Any]] = []
 
     def put(self, table: dict[str, Any], key: str, value: object) -> None:
         """Set the value of a key."""
-        self._done.append((table, key, table.get(key, _NOTHING)))
+        if self.undoable:
+            self._done.append((table, key, table.get(key, _NOTHING)))
         table[key] = value
 
     def swap(self, site: Site, new: nn.Module) -> None:
         """Put a module into all places of a site."""
         for place in site.places:
-            self._done.append((place.parent._modules, place.key, site.module))
+            if self.undoable:
+                self._done.append((place.parent._modules, place.key, site.module))
             place.put(new)
 
     def take(self, later: Edits) -> None:
         """Take over the changes of another Edits, so that ``undo`` undoes them too."""
-        self._done += later._done
+        if self.undoable:
+            self._done += later._done
 
     def undo(self) -> None:
         """Undo all changes, the last one first."""

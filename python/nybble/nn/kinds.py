@@ -129,11 +129,20 @@ class ModuleKind:
 
     def dense_like(self, dense: nn.Module, matrix: Tensor, bias: nn.Parameter | None) -> nn.Module:
         """A copy of a dense layer with another weight, a matrix (N, K), and bias (N,)."""
+        return self._copy(dense, self.stored(dense, matrix), bias)
+
+    def shell_of(self, dense: nn.Module) -> nn.Module:
+        """A copy of a dense layer whose weight has no values: it is on the device "meta"."""
+        old = self.parameter_of(dense)
+        empty = nn.Parameter(torch.empty_like(old, device="meta"), requires_grad=old.requires_grad)
+        return self._copy(dense, empty, self.bias_of(dense))
+
+    def _copy(self, dense: nn.Module, weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Module:
         new = dense.__class__.__new__(dense.__class__)
         # The copy has its own dictionaries of parameters and hooks; their values are shared.
         for key, value in vars(dense).items():
             new.__dict__[key] = value.copy() if isinstance(value, (dict, set)) else value
-        new._parameters[self.weight.key] = self.stored(dense, matrix)
+        new._parameters[self.weight.key] = weight
         if self.weight.bias is not None:
             new._parameters[self.weight.bias] = bias
         return new

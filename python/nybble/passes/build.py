@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
+from ..compiled.rounding import sqnr_db
 from ..model.eligible import ALREADY, dense_weight, is_linear_like
 from ..nn.module import QuantizedModule
 from ..report.data import NOT_TIMED
@@ -75,6 +76,10 @@ class Builder:
                 if layer.reason is not None:
                     self._refused[_problem(layer)] = layer
         self.leave_refused(twins)
+        first = twins[0]
+        if first.new is not None:
+            # Now, since the dense weight may be freed when the layer is replaced.
+            first.sqnr_db = sqnr_db(dense_weight(first.site.module), first.new.quantized(), first.new.scheme)
 
     def kernels(self, new: QuantizedModule) -> dict[int, str] | str:
         """The kernel of a replacement for each M, or why there is none."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import nn
@@ -25,12 +25,15 @@ class Layer:
 
     ``asked``: whether include and exclude allow it. ``reason``: why it is not replaced, or None. ``new``: its
     replacement. ``tied_to``: the layer whose packed weight the replacement uses. ``pattern``: the sparsity pattern it
-    gets; ``is_sparse``: whether its weight has that pattern already.
+    gets; ``is_sparse``: whether its weight has that pattern already. ``training``: the flag of the module at first.
+    ``is_done``: whether the model has its replacement, or its new weight.
     """
 
     site: Site
     asked: bool
     reason: str | None
+    training: bool
+    is_done: bool = False
     new: QuantizedModule | None = None
     tied_to: Layer | None = None
     kernels: dict[int, str] = field(default_factory=dict)
@@ -65,11 +68,15 @@ class Layer:
 
 
 class Owner(NamedTuple):
-    """A parameter and the module that registers it."""
+    """The module that registers a parameter, and under which key."""
 
     site: Site
     key: str
-    parameter: nn.Parameter
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The parameter that the module has now."""
+        return cast(nn.Parameter, self.site.module._parameters[self.key])
 
     @property
     def name(self) -> str:
@@ -84,9 +91,9 @@ class Plan:
         self.sites = sites
         self.options = options
         self.layers = [self._layer(site) for site in sites if is_linear_like(site.module)]
-        self.by_module = {id(layer.site.module): layer for layer in self.layers}
+        self.by_site = {layer.site: layer for layer in self.layers}
         owners = [
-            Owner(site, key, parameter)
+            Owner(site, key)
             for site in sites
             for key, parameter in site.module._parameters.items()
             if parameter is not None
@@ -99,7 +106,8 @@ class Plan:
     def _layer(self, site: Site) -> Layer:
         refusal = None if isinstance(site.module, QuantizedModule) else self.options.why_not_asked(site.names)
         left = [why_left(site.module, scheme) for scheme in self.options.schemes or (None,)]
-        return Layer(site, asked=refusal is None, reason=refusal or (None if None in left else left[0]))
+        reason = refusal or (None if None in left else left[0])
+        return Layer(site, asked=refusal is None, reason=reason, training=site.module.training)
 
     def group(self, parameter: torch.Tensor) -> int:
         """The memory group of a parameter of the model."""
@@ -108,6 +116,18 @@ class Plan:
     def replace_parameter(self, old: torch.Tensor, new: torch.Tensor) -> None:
         """Put a parameter that replaces another into the memory group of the old one."""
         self.groups[id(new)] = self.group(old)
+
+    def release(self, layer: Layer) -> None:
+        """Keep of a replaced layer only what the report needs: its values are freed, unless others use them."""
+        old = layer.weight
+        layer.site.module = layer.kind.shell_of(layer.site.module)
+        self.replace_parameter(old, layer.weight)
+
+    def restore_training(self) -> None:
+        """Give the new layers the training flag of the layers that they replace."""
+        for layer in self.layers:
+            if layer.new is not None:
+                layer.new.train(layer.training)
 
     def open_layers(self) -> list[Layer]:
         """The layers that are not ruled out."""
@@ -121,7 +141,7 @@ class Plan:
 
     def _why_tied(self, layer: Layer) -> str | None:
         for owner in self.owners[self.group(layer.weight)]:
-            other = self.by_module.get(id(owner.site.module))
+            other = self.by_site.get(owner.site)
             if other is None or other.reason is not None:
                 return f"shares its weight with {owner.name}, which stays dense (untie=True quantizes a copy)"
             if other.twin_key() != layer.twin_key():
@@ -140,7 +160,7 @@ class Plan:
         kept = set()
         for group, owners in self.owners.items():
             for owner in owners:
-                layer = self.by_module.get(id(owner.site.module))
+                layer = self.by_site.get(owner.site)
                 if layer is None or layer.reason is not None:
                     kept.add(group)
         return kept

@@ -37,6 +37,7 @@ def quantize(
     strict: bool = False,
     untie: bool = False,
     fuse: bool | None = None,
+    rollback: bool = True,
     progress: bool | None = None,
     resume: str | os.PathLike[str] | None = None,
 ) -> Report:
@@ -90,6 +91,10 @@ def quantize(
         fuse: whether chains of layers then run as compiled steps where that is faster, as by ``nybble.fuse``: found with
             the first calibration batch, or without any in the first calls of the model. None (default): with
             ``goal="speed"``. What was found is the report's ``fusion``.
+        rollback: True (default): after any exception the model is unchanged; for that all dense layers are kept until
+            the end. False frees each as soon as it is replaced: the peak memory is that of the model and about its two
+            largest layers. After an exception the layers that were finished stay as they are then; the model can be
+            used, and a new call goes on with the others. Not with ``strict``.
         progress: True shows a bar on stderr, False none. None (default): a bar if stderr is a terminal and the work takes
             longer than two seconds. Bars need the package rich.
         resume: a directory for finished layers. An interrupted run that is started again with the same model, data and
@@ -102,7 +107,8 @@ def quantize(
 
     Raises:
         TypeError, ValueError: an argument is wrong, the model is itself a Linear layer, the method needs calibration
-            data, or ``strict`` failed. After any exception, ``KeyboardInterrupt`` included, the model is unchanged.
+            data, or ``strict`` failed. After any exception, ``KeyboardInterrupt`` included, the model is unchanged,
+            unless ``rollback=False``: then a note of the exception says how many layers are finished.
     """
     check_model(model)
     schemes = options.check_schemes("scheme", scheme)
@@ -123,7 +129,7 @@ def quantize(
     if fuse is None:
         fuse = asked.goal == "speed"
     options.check_flag("fuse", fuse)
-    call = Call(calibration, strict, untie, progress, resume, settings=(scaling,), fuse=fuse)
+    call = Call(calibration, strict, untie, progress, resume, (scaling,), fuse, rollback)
     return run_pass(model, found, asked, call, lambda plan, edits: Rounding(plan, edits, scaling))
 
 

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from ..compiled.rounding import sqnr_db
 from ..dispatch.targets import detect
-from ..model.eligible import dense_weight, name_of
+from ..model.eligible import name_of
 from ..model.walk import Site
 from ..nn.kinds import kind_of
 from ..nn.module import QuantizedModule
@@ -54,7 +53,7 @@ def make_report(plan: Plan, scheme: str, timing_s: float) -> Report:
     memory = _Memory(plan)
     rows: list[LayerReport] = []
     for site in plan.sites:
-        layer = plan.by_module.get(id(site.module))
+        layer = plan.by_site.get(site)
         if layer is None:
             rows += _other_rows(site, memory)
         elif layer.new is not None:
@@ -81,8 +80,6 @@ def make_report(plan: Plan, scheme: str, timing_s: float) -> Report:
 
 def _swapped_row(layer: Layer, new: QuantizedModule, memory: _Memory) -> LayerReport:
     module, first = layer.site.module, layer.tied_to
-    if first is None:
-        layer.sqnr_db = sqnr_db(dense_weight(module), new.quantized(), new.scheme)
     bias = memory.dense(layer.bias)
     return LayerReport(
         name=layer.site.name,

@@ -37,6 +37,7 @@ def sparsify(
     untie: bool = False,
     per_layer: bool = False,
     permute: bool | Sequence[Sequence[str]] = False,
+    rollback: bool = True,
     progress: bool | None = None,
     resume: str | os.PathLike[str] | None = None,
 ) -> Report:
@@ -78,6 +79,7 @@ def sparsify(
             change the model's output; it is undone if the output on the first batch changes. True finds MLPs by common
             names. Or pass tuples of names: the layers that produce the channels, then the layer that consumes them,
             with only elementwise operations between.
+        rollback: False frees each dense layer as soon as it is replaced, as in ``quantize``.
         progress: True shows a bar on stderr, False none. None (default): a bar if stderr is a terminal and the work takes
             longer than two seconds. Bars need the package rich.
         resume: a directory for finished layers. An interrupted run that is started again with the same model, data and
@@ -88,7 +90,7 @@ def sparsify(
 
     Raises:
         TypeError, ValueError: an argument is wrong, the method needs calibration data, or ``strict`` failed. After
-            any exception, ``KeyboardInterrupt`` included, the model is unchanged.
+            any exception, ``KeyboardInterrupt`` included, the model is unchanged, unless ``rollback=False``.
     """
     check_model(model)
     options.check_flag("per_layer", per_layer)
@@ -109,7 +111,7 @@ def sparsify(
         observer=options.check_observer(observer, *([] if numbers is None else [numbers])),
     )
     wanted = Asked(form, per_layer, chains)
-    call = Call(calibration, strict, untie, progress, resume, settings=wanted)
+    call = Call(calibration, strict, untie, progress, resume, wanted, rollback=rollback)
     return run_pass(model, found, asked, call, lambda plan, edits: Pruning(plan, edits, wanted))
 
 

@@ -43,7 +43,7 @@ PASSES: dict[str, Callable[..., Any]] = {
 }
 
 # Arguments that `optimize` sets itself, so stages must not.
-_GIVEN = {"model", "reference", "calibration", "data", "examples", "progress", "resume", "return"}
+_GIVEN = {"model", "reference", "calibration", "data", "examples", "progress", "resume", "rollback", "return"}
 _CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
     ("quantize", "method"): METHODS,
     ("sparsify", "method"): pruning.METHODS,

@@ -90,29 +90,24 @@ class Work:
     def run(self, model: nn.Module, batches: Sequence[Any] | None, store: Store | None, progress: bool | None) -> None:
         """Replace all layers, on calibration batches if there are any; layers found in the store are not recomputed."""
         sets = list(self.sets)
-        modules = [layer.site.module for twins in sets for layer in twins]
+        layers = [layer.site for twins in sets for layer in twins]
         with bar(len(sets), progress) as advance:
             self.builder.tell = lambda line: advance(line, 0)
-            for stage in stages(model, batches, modules, self.follow_dense):
+            for stage in stages(model, batches, layers, self.follow_dense):
                 here = set(stage.layers)
-                now = [twins for twins in sets if any(layer.site.module in here for layer in twins)]
+                now = [twins for twins in sets if any(layer.site in here for layer in twins)]
                 sets = [twins for twins in sets if twins not in now]
-                done = {twins[0].site.name: self._load(twins[0], store) for twins in now}
-                inputs = stage.inputs(self.hessian, self.asked.observer) if not all(done.values()) else {}
+                # Without data each is read in its turn, since a stage is the whole model.
+                done = [self._load(twins[0], store) for twins in now] if stage.runs else []
+                inputs = {} if stage.runs and all(done) else stage.inputs(self.hessian, self.asked.observer)
                 self.prepare(stage, now, inputs, store)
                 self._observe_again(stage, inputs)
                 for twins in now:
-                    name = twins[0].site.name
+                    known = done.pop(0) if stage.runs else self._load(twins[0], store)
                     # Of twins in one stage, the inputs of the one with the most rows count.
                     seen = [inputs[id(layer.site.module)] for layer in twins if id(layer.site.module) in inputs]
-                    self._replace(twins, max(seen, key=lambda one: one.rows, default=None), done[name], store)
-                    advance(name)
-
-    def finish(self) -> None:
-        """Give the new layers the training flag of the layers that they replace."""
-        for layer in self.plan.layers:
-            if layer.new is not None:
-                layer.new.train(layer.site.module.training)
+                    self._replace(twins, max(seen, key=lambda one: one.rows, default=None), known, store)
+                    advance(twins[0].site.name)
 
     def _observe_again(self, stage: Stage, inputs: dict[int, Inputs]) -> None:
         """Run the observers again for inputs that ``prepare`` has scaled."""
@@ -184,11 +179,18 @@ class Work:
             for layer in twins:
                 layer.new, layer.reason = None, "the output of its replacement is not finite"
         for layer in twins:
-            if layer.new is not None:
-                self.edits.swap(layer.site, layer.new)
-            elif layer.reason is None and outcome.weight is not None:
-                self._place_weight(layer, outcome.weight)
+            self._put(layer, outcome)
         return errors
+
+    def _put(self, layer: Layer, outcome: Outcome) -> None:
+        """Put the replacement of a layer, or its new weight, into the model."""
+        if layer.new is not None:
+            self.edits.swap(layer.site, layer.new)
+            if not self.edits.undoable:
+                self.plan.release(layer)
+        elif layer.reason is None and outcome.weight is not None:
+            self._place_weight(layer, outcome.weight)
+        layer.is_done = layer.reason is None
 
     def _place_weight(self, layer: Layer, weight: Tensor) -> None:
         old, module = layer.weight, layer.site.module

@@ -88,8 +88,8 @@ class Pruning(Work):
         todo = {twins[0].site.name: twins for twins in self.sets if not twins[0].is_sparse}
         if not todo:
             return
-        modules = [twins[0].site.module for twins in todo.values()]
-        found = Stage("all", tuple(modules), *model_calls(model, batches)).inputs(hessian=False) if batches else {}
+        sites = tuple(twins[0].site for twins in todo.values())
+        found = Stage("all", sites, *model_calls(model, batches)).inputs(hessian=False) if batches else {}
         percent = self._percent(next(iter(todo.values()))[0])
         harms, sizes = {}, {}
         for name, twins in todo.items():

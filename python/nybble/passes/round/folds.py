@@ -98,13 +98,18 @@ def find_folds(stage: Stage, layers: Sequence[Layer], plan: Plan) -> list[Fold]:
 def try_fold(fold: Fold, scale: Tensor, plan: Plan, edits: Edits) -> bool:
     """Apply a fold, unless a changed weight overflows its dtype. Returns whether it was applied."""
     trial = Edits()
-    fold.apply(scale, plan, trial)
-    changed = [*fold.producer._parameters.values(), *(layer.weight for layer in fold.consumers)]
-    if all(one is None or bool(torch.isfinite(one).all()) for one in changed):
+    try:
+        fold.apply(scale, plan, trial)
+        changed = [*fold.producer._parameters.values(), *(layer.weight for layer in fold.consumers)]
+        is_finite = all(one is None or bool(torch.isfinite(one).all()) for one in changed)
+    except BaseException:
+        trial.undo()
+        raise
+    if is_finite:
         edits.take(trial)
-        return True
-    trial.undo()
-    return False
+    else:
+        trial.undo()
+    return is_finite
 
 
 @dataclass
