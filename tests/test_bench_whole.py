@@ -13,7 +13,7 @@ from torch import nn
 from nybble.bench import docs_results
 from nybble.bench.contestants import WrongKernelError
 from nybble.bench.setup import Setup
-from nybble.bench.whole import files, lines, models, race, run, show
+from nybble.bench.whole import files, lines, models, pipeline, race, run, show
 from nybble.bench.whole.contestant import Contestant
 from nybble.bench.whole.goals import GOALS, OTHER, Goal, check, kind_of
 from nybble.bench.whole.models import MODELS, Model
@@ -164,6 +164,37 @@ def test_files_are_kept_only_where_the_user_says(monkeypatch, tmp_path):
     with files.room() as root:
         assert root.is_dir()
     assert not root.exists()
+
+
+def test_a_pipeline_keeps_the_share_of_the_gain_that_its_own_work_leaves(monkeypatch, tmp_path):
+    class Pipe:
+        def __init__(self, model):
+            self.model = model
+
+        def encode(self, sentences, batch_size, show_progress_bar):
+            return [self.model.forward(x=torch.ones(batch_size, 8)) for _ in range(0, len(sentences), batch_size)]
+
+    class Net(nn.Linear):
+        def forward(self, x):
+            return super().forward(x)
+
+    found = []
+    monkeypatch.setattr(pipeline, "_pipe", Pipe)
+    monkeypatch.setattr(pipeline, "find_spec", lambda name: name)
+    monkeypatch.setattr(pipeline, "loaded", lambda subject, folder: Net(8, 4))
+
+    def in_turns(runners, budget_s):
+        found.extend(len(runner.calls[0]()) for runner in runners)
+        return [race_timing(seconds) for seconds in (10.0, 8.0, 3.0, 2.0)], 0.0
+
+    monkeypatch.setattr(pipeline, "in_turns", in_turns)
+    subject = replace(SUBJECT, build=lambda: Net(8, 4))
+    (row,) = pipeline.pipeline(subject, TOY.contestants, tmp_path, 1)
+    assert found == [2, 2, 2, 2]
+    assert (row["contestant"], row["value"]) == ("nybble a", pytest.approx((10 / 3) / (8 / 2), rel=1e-4))
+    monkeypatch.setattr(pipeline, "find_spec", lambda name: None)
+    (skip,) = pipeline.pipeline(subject, TOY.contestants, tmp_path, 1)
+    assert "sentence_transformers not installed" in skip["reason"]
 
 
 def timed(contestant, value, quantity="one"):

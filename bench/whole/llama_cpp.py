@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import gguf_files
 from .contestant import Contestant, Ready
-from .decoder import RANDOM_4_BITS
+from .decoder import RANDOM_WEIGHTS
 from .subject import Call, Inputs, Subject
 
 _ROOM = 512  # tokens of each sequence's cache
@@ -108,7 +108,7 @@ CONTESTANTS = tuple(
     Contestant(
         f"llama.cpp {kind}",
         _load,
-        least_cosine=0.9 if kind == "Q8_0" else RANDOM_4_BITS,
+        least_cosine=0.9 if kind == "Q8_0" else RANDOM_WEIGHTS,
         prepare=partial(_prepare, kind=kind),
         pool="llama.cpp",
         needs=("llama_cpp", "gguf"),

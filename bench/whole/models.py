@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from . import lines, llama_cpp, onnx_models, openvino_models
 from .contestant import Contestant
-from .decoder import LLAMA, RANDOM_4_BITS
+from .decoder import LLAMA, RANDOM_WEIGHTS
 from .encoders import MINILM, VIT, WHISPER
 from .nybble_models import by_plan, by_scheme, contestant
 from .subject import Subject
@@ -54,8 +54,8 @@ _ALL = (
         (
             REFERENCE,
             BFLOAT16,
-            QUANTIZE_DYNAMIC,
-            contestant("w4a8g128", by_scheme("w4a8g128", untie=True), torch.bfloat16, RANDOM_4_BITS),
+            replace(QUANTIZE_DYNAMIC, least_cosine=RANDOM_WEIGHTS),
+            contestant("w4a8g128", by_scheme("w4a8g128", untie=True), torch.bfloat16, RANDOM_WEIGHTS),
             *llama_cpp.CONTESTANTS,
         ),
         (lines.COSINE, lines.RESIDENT),
