@@ -5,7 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum NybbleDtype { NYBBLE_F32 = 0, NYBBLE_BF16 = 1, NYBBLE_F16 = 2, NYBBLE_S32 = 3 };
+enum NybbleDtype { NYBBLE_F32 = 0, NYBBLE_BF16 = 1, NYBBLE_F16 = 2, NYBBLE_S32 = 3, NYBBLE_S8 = 4 };
 
 enum NybbleStatus { NYBBLE_OK = 0, NYBBLE_UNSUPPORTED = 1 };
 
@@ -133,13 +133,15 @@ enum NybbleMask {
 struct NybbleAttentionArgs {
   const void *q, *k, *v;
   void* y;
-  int32_t dtype;  // of q, k, v, y
+  int32_t dtype;  // of q, y, and of k and v unless they have scales
   int32_t mask_kind;
   int64_t heads, queries, keys, head_dim, value_dim;
   int64_t q_head, q_token, k_token, v_token, y_head, y_token;
   const void* mask;
   int64_t mask_head, mask_query, mask_key;
-  const float* slopes;  // [heads], or null; adds slope * (key - (keys - queries + query))
+  const float* slopes;             // [heads], or null; adds slope * (key - (keys - queries + query))
+  const float *k_scale, *v_scale;  // of each key, or both null; else k and v are int8 codes, in units of them
+  int64_t k_scale_token, v_scale_token;
   float scale;
   int32_t causal;                                        // query i sees the keys up to i + keys - queries
   int64_t window;                                        // 0, or with causal: it sees only the last so many of them

@@ -48,9 +48,11 @@ void require_heads(const char* name, const Span& span, const Strides3& at, const
   require_strided(name, span, sizes, {at.batch, at.head, at.token}, width, dtype_bytes(dtype));
 }
 
+NybbleDtype kv_dtype(const AttentionCall& call) { return call.k_scale.address ? NYBBLE_S8 : call.dtype; }
+
 void check(const AttentionCall& call) {
   if (!call.kernel->attention) refuse(std::string("kernel=\"") + call.kernel->name + "\": not an attention kernel");
-  if (call.dtype == NYBBLE_S32) refuse("dtype: must be a float");
+  if (call.dtype > NYBBLE_F16) refuse("dtype: must be a float");
   if (call.int8) refuse("int8: no attention kernel has it");
   for (const auto& [name, value] : {std::pair{"batch", call.batch}, {"queries", call.queries}, {"keys", call.keys}})
     in_range(name, value, 0, kMostTokens);
@@ -65,8 +67,12 @@ void check(const AttentionCall& call) {
     refuse("heads=" + std::to_string(call.heads) + ": must be a multiple of kv_heads=" + std::to_string(call.kv_heads));
   const int64_t many[3] = {call.batch, call.heads, call.queries}, few[3] = {call.batch, call.kv_heads, call.keys};
   require_heads("q", call.q, call.q_at, many, call.head_dim, call.dtype);
-  require_heads("k", call.k, call.k_at, few, call.head_dim, call.dtype);
-  require_heads("v", call.v, call.v_at, few, call.value_dim, call.dtype);
+  require_heads("k", call.k, call.k_at, few, call.head_dim, kv_dtype(call));
+  require_heads("v", call.v, call.v_at, few, call.value_dim, kv_dtype(call));
+  if (call.k_scale.address || call.v_scale.address) {
+    require_heads("k_scale", call.k_scale, call.k_scale_at, few, 1, NYBBLE_F32);
+    require_heads("v_scale", call.v_scale, call.v_scale_at, few, 1, NYBBLE_F32);
+  }
   require_heads("y", call.y, call.y_at, many, call.value_dim, call.dtype);
   if (call.mask_kind) {
     in_range("mask: key stride", call.mask_key, 0, kMostStride);
@@ -104,15 +110,19 @@ const uint8_t* moved(const Span& span, int64_t elements, int64_t bytes) {
 
 // The arguments for a sequence and a head of keys.
 NybbleAttentionArgs arguments(const AttentionCall& call, int64_t batch, int64_t kv_head) {
-  const int64_t bytes = dtype_bytes(call.dtype), group = call.heads / call.kv_heads, head = kv_head * group;
-  const auto at = [&](const Span& span, const Strides3& strides, int64_t h) {
-    return moved(span, batch * strides.batch + h * strides.head, bytes);
+  const int64_t group = call.heads / call.kv_heads, head = kv_head * group;
+  const auto at = [&](const Span& span, const Strides3& strides, int64_t h, NybbleDtype dtype) {
+    return moved(span, batch * strides.batch + h * strides.head, dtype_bytes(dtype));
   };
   NybbleAttentionArgs args{};
-  args.q = at(call.q, call.q_at, head);
-  args.k = at(call.k, call.k_at, kv_head);
-  args.v = at(call.v, call.v_at, kv_head);
-  args.y = const_cast<uint8_t*>(at(call.y, call.y_at, head));
+  args.q = at(call.q, call.q_at, head, call.dtype);
+  args.k = at(call.k, call.k_at, kv_head, kv_dtype(call));
+  args.v = at(call.v, call.v_at, kv_head, kv_dtype(call));
+  args.k_scale = reinterpret_cast<const float*>(at(call.k_scale, call.k_scale_at, kv_head, NYBBLE_F32));
+  args.v_scale = reinterpret_cast<const float*>(at(call.v_scale, call.v_scale_at, kv_head, NYBBLE_F32));
+  args.k_scale_token = call.k_scale_at.token;
+  args.v_scale_token = call.v_scale_at.token;
+  args.y = const_cast<uint8_t*>(at(call.y, call.y_at, head, call.dtype));
   args.dtype = call.dtype;
   args.mask_kind = call.mask_kind;
   args.heads = group;

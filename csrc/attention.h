@@ -12,10 +12,12 @@ struct Strides3 {
 
 struct AttentionCall {
   const KernelEntry* kernel;
-  NybbleDtype dtype;  // of q, k, v, y
+  NybbleDtype dtype;  // of q, y, and of k and v unless they have scales
   int64_t batch, heads, kv_heads, queries, keys, head_dim, value_dim;
   Span q, k, v, y;
   Strides3 q_at, k_at, v_at, y_at;  // y usually (batch, queries, heads, value_dim), i.e. token stride heads * value_dim
+  Span k_scale, v_scale;            // f32 (batch, kv_heads, keys): k and v are int8 codes in units of these; optional
+  Strides3 k_scale_at, v_scale_at;
   Span mask;
   int mask_kind;                                        // NybbleMask
   int64_t mask_batch, mask_head, mask_query, mask_key;  // strides in elements, 0 broadcasts

@@ -114,20 +114,24 @@ using MaskOf = std::tuple<Pair, int, std::tuple<int64_t, int64_t, int64_t, int64
 
 void attention(const std::string& kernel, int dtype, const std::array<int64_t, 7>& sizes,
                const std::array<Heads, 4>& at, const std::optional<MaskOf>& mask, const Pair& slopes, float scale,
-               bool causal, int64_t window, bool int8, int threads) {
+               bool causal, int64_t window, bool int8, const std::optional<std::array<Heads, 2>>& scales, int threads) {
   AttentionCall call{};
   call.kernel = &find_kernel(kernel);
   call.dtype = dtype_of(dtype);
   std::tie(call.batch, call.heads, call.kv_heads, call.queries, call.keys, call.head_dim, call.value_dim) =
       std::tuple_cat(sizes);
-  const auto place = [&](size_t i, Span& to, Strides3& strides) {
-    to = span(std::get<0>(at[i]));
-    strides = strides_of(std::get<1>(at[i]));
+  const auto place = [](const Heads& heads, Span& to, Strides3& strides) {
+    to = span(std::get<0>(heads));
+    strides = strides_of(std::get<1>(heads));
   };
-  place(0, call.q, call.q_at);
-  place(1, call.k, call.k_at);
-  place(2, call.v, call.v_at);
-  place(3, call.y, call.y_at);
+  place(at[0], call.q, call.q_at);
+  place(at[1], call.k, call.k_at);
+  place(at[2], call.v, call.v_at);
+  place(at[3], call.y, call.y_at);
+  if (scales) {
+    place((*scales)[0], call.k_scale, call.k_scale_at);
+    place((*scales)[1], call.v_scale, call.v_scale_at);
+  }
   if (mask) {
     call.mask = span(std::get<0>(*mask));
     call.mask_kind = std::get<1>(*mask);
@@ -189,7 +193,8 @@ PYBIND11_MODULE(_C, m) {
   m.attr("BF16") = static_cast<int>(NYBBLE_BF16);
   m.attr("F16") = static_cast<int>(NYBBLE_F16);
   m.attr("S32") = static_cast<int>(NYBBLE_S32);
-  m.attr("BOOL") = kBool;  // of masks only
+  m.attr("S8") = static_cast<int>(NYBBLE_S8);  // of keys and values only
+  m.attr("BOOL") = kBool;                      // of masks only
 
   py::class_<WeightShape>(m, "WeightShape")
       .def(py::init(&weight_shape), py::kw_only(), py::arg("bits"), py::arg("n"), py::arg("k"), py::arg("group_size"),
@@ -331,7 +336,8 @@ PYBIND11_MODULE(_C, m) {
       py::arg("act_steps") = 255);
 
   m.def("attention", &attention, py::arg("kernel"), py::arg("dtype"), py::arg("sizes"), py::arg("at"), py::arg("mask"),
-        py::arg("slopes"), py::arg("scale"), py::arg("causal"), py::arg("window"), py::arg("int8"), py::arg("threads"));
+        py::arg("slopes"), py::arg("scale"), py::arg("causal"), py::arg("window"), py::arg("int8"), py::arg("scales"),
+        py::arg("threads"));
 
   py::class_<LinearPlan>(m, "LinearPlan")
       .def(py::init<const std::string&, const std::string&, const std::string&, const std::string&, const WeightShape&,

@@ -160,9 +160,18 @@ bool RotateStep::run(const Frame& frame, const Rows& rows) const {
 void AttentionStep::check(const Frame& frame) const {
   if (cached) {
     const Table &keys = frame.table("k", k), &values = frame.table("v", v);
-    for (const auto& [name, table, dim] : {std::tuple("k", &keys, head_dim), {"v", &values, value_dim}}) {
+    const int dtype = codes(frame) ? NYBBLE_S8 : frame.dtype;
+    std::vector<std::tuple<const char*, const Table*, int64_t, int>> held{{"k", &keys, head_dim, dtype},
+                                                                          {"v", &values, value_dim, dtype}};
+    if (codes(frame)) {
+      held.emplace_back("k_scale", &frame.table("k_scale", k_scale), 1, NYBBLE_F32);
+      held.emplace_back("v_scale", &frame.table("v_scale", v_scale), 1, NYBBLE_F32);
+    }
+    for (const auto& [name, table, dim, kind] : held) {
       const int64_t* sizes = table->sizes;
-      if (table->dtype != frame.dtype) refuse(std::string(name) + ": must have the dtype of the chain");
+      if (table->dtype != kind)
+        refuse(std::string(name) + ": has dtype code " + std::to_string(table->dtype) + ", must be " +
+               std::to_string(kind) + (codes(frame) ? ", with scales" : ", that of the chain"));
       if ((sizes[0] != 1 && sizes[0] != frame.batch) || sizes[1] != kv_heads || sizes[3] != dim ||
           (dim > 1 && table->strides[3] != 1) || sizes[2] != keys.sizes[2])
         refuse(std::string(name) + ": has size (" + std::to_string(sizes[0]) + ", " + std::to_string(sizes[1]) + ", " +
@@ -199,7 +208,7 @@ AttentionCall AttentionStep::call(const Frame& frame, int64_t begin, int64_t cou
   };
   const auto cache = [&](int index, Span& span, Strides3& at) {
     const Table& from = frame.table("k, v", index);
-    const size_t skipped = static_cast<size_t>(first * stride_of(from, 0) * bytes);
+    const size_t skipped = static_cast<size_t>(first * stride_of(from, 0) * table_bytes(from.dtype));
     span = {from.span.address + skipped, from.span.bytes - skipped};
     at = {stride_of(from, 0), stride_of(from, 1), stride_of(from, 2)};
     to.keys = from.sizes[2];
@@ -209,13 +218,18 @@ AttentionCall AttentionStep::call(const Frame& frame, int64_t begin, int64_t cou
   if (cached) {
     cache(k, to.k, to.k_at);
     cache(v, to.v, to.v_at);
+    if (codes(frame)) {
+      cache(k_scale, to.k_scale, to.k_scale_at);
+      cache(v_scale, to.v_scale, to.v_scale_at);
+    }
   } else {
     columns(k, k_offset, head_dim, kv_heads, to.k, to.k_at);
     columns(v, v_offset, value_dim, kv_heads, to.v, to.v_at);
   }
   if (mask >= 0) {
     const Table& from = frame.table("mask", mask);
-    constexpr int kinds[] = {NYBBLE_MASK_F32, NYBBLE_MASK_BF16, NYBBLE_MASK_F16, NYBBLE_MASK_NONE, NYBBLE_MASK_BOOL};
+    constexpr int kinds[] = {NYBBLE_MASK_F32,  NYBBLE_MASK_BF16, NYBBLE_MASK_F16,
+                             NYBBLE_MASK_NONE, NYBBLE_MASK_NONE, NYBBLE_MASK_BOOL};
     const size_t skipped = static_cast<size_t>(first * stride_of(from, 0) * table_bytes(from.dtype));
     to.mask = {from.span.address + skipped, from.span.bytes - skipped};
     to.mask_kind = kinds[from.dtype];

@@ -10,7 +10,7 @@
 namespace nybble {
 
 // The dtype of a mask of bytes.
-constexpr int kBool = 4;
+constexpr int kBool = 5;
 
 // A tensor of four dimensions; the last is contiguous, a size of 1 or a stride of 0 repeats.
 struct Table {
@@ -30,6 +30,9 @@ struct Frame {
   const std::vector<std::optional<Table>>* tables;
   // Throws std::invalid_argument if there is none.
   const Table& table(const char* argument, int index) const;
+  bool has_table(int index) const {
+    return static_cast<size_t>(index) < tables->size() && (*tables)[static_cast<size_t>(index)];
+  }
   NybbleMatrix slot(int index) const { return index < 0 ? NybbleMatrix{} : slots[static_cast<size_t>(index)]; }
 };
 
@@ -114,9 +117,10 @@ struct RotateStep : Step {
 };
 
 // k and v are slots, or if `cached` tables (batch, kv_heads, keys, head_dim). Rows of y are the heads side by side.
+// k_scale and v_scale: tables (batch, kv_heads, keys, 1), or -1. A run that has them has int8 codes as k and v.
 struct AttentionStep : Step {
   const KernelEntry* kernel = nullptr;
-  int q = -1, k = -1, v = -1, y = -1, mask = -1;  // mask: a table, or -1
+  int q = -1, k = -1, v = -1, y = -1, mask = -1, k_scale = -1, v_scale = -1;  // mask: a table, or -1
   int64_t heads = 0, kv_heads = 0, head_dim = 0, value_dim = 0;
   int64_t q_offset = 0, k_offset = 0, v_offset = 0, window = 0;
   float scale = 1.0f;
@@ -127,6 +131,8 @@ struct AttentionStep : Step {
   bool attends() const override { return true; }
   void check(const Frame& frame) const override;
   bool run(const Frame& frame, const Rows& rows) const override;
+  // Whether k and v are int8 codes in this run.
+  bool codes(const Frame& frame) const { return cached && k_scale >= 0 && frame.has_table(k_scale); }
   // For the sequences of some rows.
   AttentionCall call(const Frame& frame, int64_t begin, int64_t count) const;
 };

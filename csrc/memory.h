@@ -21,7 +21,9 @@ struct Span {
 inline int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
 
 // dtype: a NybbleDtype.
-inline int64_t dtype_bytes(int dtype) { return dtype == NYBBLE_F32 || dtype == NYBBLE_S32 ? 4 : 2; }
+inline int64_t dtype_bytes(int dtype) {
+  return dtype == NYBBLE_F32 || dtype == NYBBLE_S32 ? 4 : dtype == NYBBLE_S8 ? 1 : 2;
+}
 
 [[noreturn]] inline void refuse(const std::string& what) { throw std::invalid_argument(what); }
 

@@ -102,12 +102,21 @@ def masks(shape):
     }
 
 
-def run(kernel, q, k, v, mask=None, slopes=None, scale=None, causal=False, window=0):
+def codes_of(tensor):
+    """int8 codes of keys or values and their scales, with gaps between the scales; and what they stand for."""
+    scale = tensor.float().abs().amax(-1) / 127
+    codes = (tensor.float() / scale[..., None]).round().to(torch.int8)
+    apart = torch.full((*scale.shape, 3), math.nan)
+    apart[..., 1] = scale
+    return codes, apart[..., 1], codes.double() * scale.double()[..., None]
+
+
+def run(kernel, q, k, v, mask=None, slopes=None, scale=None, causal=False, window=0, scales=None):
     """The kernel of this name, on what attention() passes to the one that it chooses."""
     batch, heads, queries, width = q.shape
     out = torch.full((batch, queries, heads, v.shape[3]), math.nan, dtype=q.dtype).transpose(1, 2)
     mask = None if mask is None else mask.expand(batch, heads, queries, k.shape[2])
-    how = native.AttentionHow(width**-0.5 if scale is None else scale, causal, window)
+    how = native.AttentionHow(width**-0.5 if scale is None else scale, causal, window, scales)
     native.attention(kernel, q, k, v, out, mask, slopes, how)
     return out
 
@@ -138,6 +147,18 @@ def test_16_bit_inputs_are_rounded_once(kernel, dtype):
             assert error(got, reference(*tensors, **how)) < BOUNDS[dtype], (shape, name)
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_int8_keys_and_values_are_what_they_stand_for(kernel, dtype):
+    for shape in SHAPES:
+        q, k, v = draw(shape, dtype)
+        (k, k_scale, keys), (v, v_scale, values) = codes_of(k), codes_of(v)
+        for name, how in masks(shape).items():
+            got = run(kernel, q, k, v, scales=(k_scale, v_scale), **how)
+            assert got.dtype == dtype
+            assert error(got, reference(q, keys, values, **how)) < BOUNDS[dtype], (shape, name)
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_error_is_like_that_of_torch(kernel):
     for shape in ((1, 4, 4, 128, 128, 32, 32), (1, 2, 2, 60, 1500, 64, 64), (1, 4, 4, 1, 2048, 64, 64)):
@@ -152,12 +173,14 @@ def test_bits_do_not_depend_on_threads(kernel):
     before = torch.get_num_threads()
     try:
         for shape in SHAPES:
-            tensors, how = draw(shape), masks(shape)["causal"]
-            found = []
-            for threads in (1, 2, 3, 7):
-                torch.set_num_threads(threads)
-                found.append(run(kernel, *tensors, **how))
-            assert all(torch.equal(found[0], other) for other in found[1:])
+            (q, k, v), how = draw(shape), masks(shape)["causal"]
+            (k8, k_scale, _), (v8, v_scale, _) = codes_of(k), codes_of(v)
+            for tensors, scales in (((q, k, v), None), ((q, k8, v8), (k_scale, v_scale))):
+                found = []
+                for threads in (1, 2, 3, 7):
+                    torch.set_num_threads(threads)
+                    found.append(run(kernel, *tensors, scales=scales, **how))
+                assert all(torch.equal(found[0], other) for other in found[1:])
     finally:
         torch.set_num_threads(before)
 
@@ -288,6 +311,32 @@ def test_gradients_are_those_of_the_reference(name):
         assert error(ours, theirs.double()) < 1e-5
 
 
+def int8_call():
+    """Arguments of attention with codes, and the result."""
+    q, k, v = draw((2, 4, 2, 6, 9, 16, 8))
+    (k, k_scale, keys), (v, v_scale, values) = codes_of(k), codes_of(v)
+    return (q, k, v), {"k_scale": k_scale, "v_scale": v_scale}, reference(q, keys, values, causal=True)
+
+
+def test_the_op_takes_int8_codes():
+    tensors, scales, expected = int8_call()
+    found = attention(*tensors, causal=True, **scales)
+    assert error(found, expected) < 2e-6
+    compiled = torch.compile(lambda *of: attention(*of, causal=True, **scales), fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(*tensors), found)
+    extra = (None, None, *scales.values())
+    results = torch.library.opcheck(torch.ops.nybble.attention.default, (*tensors, *extra), {"causal": True})
+    assert set(results.values()) == {"SUCCESS"}
+
+
+def test_gradients_with_int8_codes_are_refused():
+    (q, k, v), scales, _ = int8_call()
+    with pytest.raises(NotImplementedError, match="int8 keys and values"):
+        attention(q.requires_grad_(), k, v, **scales)
+    with torch.no_grad():
+        attention(q, k, v, **scales)
+
+
 def test_gradients_of_masks_are_refused():
     q, k, v = draw((1, 2, 2, 3, 3, 8, 8))
     with pytest.raises(NotImplementedError, match="no gradient for mask"):
@@ -314,6 +363,12 @@ def test_compiled_in_one_graph():
         ({"mask": torch.zeros(3, 4)}, ["mask", "(3, 4)", "(1, 4, 3, 5)"]),
         ({"mask": torch.zeros(1, 1, 1, 3, 5)}, ["mask", "(1, 1, 1, 3, 5)"]),
         ({"slopes": torch.zeros(2)}, ["slopes", "(2,)", "(4,)"]),
+        ({"k": torch.zeros(1, 2, 5, 8, dtype=torch.int8)}, ["k", "torch.int8"]),
+        ({"k_scale": torch.zeros(1, 2, 5)}, ["v_scale=None"]),
+        ({"v_scale": torch.zeros(1, 2, 5)}, ["k_scale=None"]),
+        ({"k_scale": torch.zeros(1, 2, 5), "v_scale": torch.zeros(1, 2, 4)}, ["v_scale", "(1, 2, 4)", "(1, 2, 5)"]),
+        ({"k_scale": torch.zeros(1, 2, 5).half(), "v_scale": torch.zeros(1, 2, 5)}, ["k_scale", "torch.float16"]),
+        ({"k_scale": torch.zeros(1, 2, 5), "v_scale": torch.zeros(1, 2, 5)}, ["k", "torch.float32", "torch.int8"]),
         ({"window": 4}, ["window=4", "causal"]),
         ({"window": -1, "causal": True}, ["window=-1"]),
     ],

@@ -27,6 +27,7 @@ ORDER = (
     ("kernels",),  # Triton's, and the table's public name
     ("ops", "rows"),  # the torch ops
     ("attention",),  # likewise, beside those
+    ("int8_cache",),  # for models of transformers
     ("nn",),
     ("model",),
     ("report",),

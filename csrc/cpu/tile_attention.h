@@ -3,7 +3,8 @@
 //
 // Columns, pairs of a head and a query, are in the lanes, up to two vectors a tile; keys are read where they lie, one
 // number for all lanes at a time. So the maximum, the exponentials and the sums work lane by lane, and neither keys nor
-// values are packed (16-bit ones are converted, a block at a time for all tiles of the call):
+// values are packed (16-bit ones are converted, and int8 codes multiplied by their scales, a block at a time for all
+// tiles of the call):
 //   scores[key][column] = sum_d k[key][d] q[d][column]     q transposed once per tile
 //   o[d][column] += sum_key v[key][d] p[key][column]       o transposed back at the end
 // Bound by the fused multiply-adds: 2 head_dim a score, and about 12 more instructions for its exponential. Measured on
@@ -177,15 +178,26 @@ NYBBLE_INLINE void weigh(Tile& tile, int64_t keys, float* scores, VF (&keep)[V])
   }
 }
 
-// Keys `from` on, as floats: of key_begin to key_end of a block.
-NYBBLE_INLINE Rows float_rows(const NybbleAttentionArgs* a, const void* base, int64_t stride, int64_t width,
-                              int64_t begin, int64_t end, float* to, int64_t row) {
-  const int64_t bytes = element_bytes(a);
-  const uint8_t* from = element(base, begin * stride, bytes);
-  if (a->dtype == NYBBLE_F32) return {reinterpret_cast<const float*>(from), stride};
-  for (int64_t key = 0; key < end - begin; key++)
-    for (int64_t d = 0; d < width; d += W)
-      vf_store(to + key * row + d, vf_load_as(from + (key * stride + d) * bytes, a->dtype, width - d));
+// Keys or values as they lie in memory; `scale` is null unless they are int8 codes.
+struct Stored {
+  const void* base;
+  int64_t stride, width;
+  const float* scale;
+  int64_t scale_stride;
+};
+
+// Rows from `begin` to before `end` as floats, in `to` unless they are floats where they lie.
+NYBBLE_INLINE Rows float_rows(const Stored& of, int dtype, int64_t begin, int64_t end, float* to, int64_t row) {
+  const int64_t bytes = kv_bytes(dtype);
+  const uint8_t* from = element(of.base, begin * of.stride, bytes);
+  if (dtype == NYBBLE_F32) return {reinterpret_cast<const float*>(from), of.stride};
+  for (int64_t key = 0; key < end - begin; key++) {
+    const VF scale = vf_set1(dtype == NYBBLE_S8 ? of.scale[(begin + key) * of.scale_stride] : 1.0f);
+    for (int64_t d = 0; d < of.width; d += W) {
+      const VF read = load_kv(from + (key * of.stride + d) * bytes, dtype, of.width - d);
+      vf_store(to + key * row + d, dtype == NYBBLE_S8 ? vf_mul(read, scale) : read);
+    }
+  }
   return {to, row};
 }
 
@@ -267,6 +279,9 @@ inline NybbleStatus attention(const NybbleAttentionArgs* a) {
   const Shared shared{carver.take(kKeys * width), carver.take(kKeys * width)};
   const int64_t count = (columns + width - 1) / width;
   Tile* tiles = reinterpret_cast<Tile*>(carver.take(count * kTileFloats));
+  const int dtype = kv_dtype(a);
+  const Stored keys{a->k, a->k_token, a->head_dim, a->k_scale, a->k_scale_token};
+  const Stored stored_values{a->v, a->v_token, a->value_dim, a->v_scale, a->v_scale_token};
   int64_t first = a->key_end, last = a->key_begin;
   for (int64_t i = 0; i < count; i++) {
     start_tile(a, tiles[i], a->column_begin + i * width, carver);
@@ -275,8 +290,8 @@ inline NybbleStatus attention(const NybbleAttentionArgs* a) {
   }
   for (int64_t begin = first; begin < last; begin += kKeys) {
     const int64_t end = begin + kKeys < last ? begin + kKeys : last;
-    const Rows k = float_rows(a, a->k, a->k_token, a->head_dim, begin, end, key_floats, key_row);
-    const Rows values = float_rows(a, a->v, a->v_token, a->value_dim, begin, end, value_floats, value_row);
+    const Rows k = float_rows(keys, dtype, begin, end, key_floats, key_row);
+    const Rows values = float_rows(stored_values, dtype, begin, end, value_floats, value_row);
     for (int64_t i = 0; i < count; i++) {
       Tile& tile = tiles[i];
       tile.vectors() == 1 ? run_block<1>(a, shared, tile, k, values, begin, end)

@@ -2,8 +2,8 @@
 //
 // Sums of W keys and columns together are added up over the lanes by one tree, so that a vector of scores holds W / N
 // keys of N columns: lane r * N + n. The values of a key are multiplied with one weight for each column.
-// Bound by reading keys and values; in the caches by the multiply-adds, 2 head_dim / W a key and column. Measured on one
-// core of Zen 5, from the level-3 cache: 108 GB/s of 115 with one column, 87 to 95 with four (AVX2: 109, 44 to 48).
+// Bound by reading keys and values; in the caches by the multiply-adds, 2 head_dim / W a key and column. Measured on
+// one core of Zen 5, from the level-3 cache: 108 GB/s of 115 with one column, 87 to 95 with four (AVX2: 109, 44 to 48).
 #pragma once
 
 #include "tile_attention_mask.h"
@@ -21,13 +21,13 @@ struct Few {
 
 template <int kDtype>
 NYBBLE_INLINE const uint8_t* row_of(const void* base, int64_t row, int64_t stride) {
-  return element(base, row * stride, kDtype == NYBBLE_F32 ? 4 : 2);
+  return element(base, row * stride, kv_bytes(kDtype));
 }
 
 // W / N keys by N columns; keys beyond `left` are read as the last one.
 template <int kDtype, int N>
 NYBBLE_INLINE VF few_scores(const NybbleAttentionArgs* a, const Few& few, int64_t key, int64_t left) {
-  constexpr int R = W / N, kBytes = kDtype == NYBBLE_F32 ? 4 : 2;
+  constexpr int R = W / N, kBytes = kv_bytes(kDtype);
   const uint8_t* rows[R];
   VF acc[W];
 #pragma GCC unroll 16
@@ -40,7 +40,7 @@ NYBBLE_INLINE VF few_scores(const NybbleAttentionArgs* a, const Few& few, int64_
     for (int n = 0; n < N; n++) q[n] = vf_load(few.q + n * few.q_row + d);
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
-      const VF k = vf_load_as(rows[r] + d * kBytes, kDtype, count);
+      const VF k = load_kv(rows[r] + d * kBytes, kDtype, count);
 #pragma GCC unroll 8
       for (int n = 0; n < N; n++) acc[r * N + n] = vf_fma_fast(q[n], k, acc[r * N + n]);
     }
@@ -55,7 +55,7 @@ NYBBLE_INLINE VF few_scores(const NybbleAttentionArgs* a, const Few& few, int64_
 template <int kDtype, int N, int C>
 NYBBLE_INLINE void few_values(const NybbleAttentionArgs* a, const Few& few, const float* p, int64_t begin, int64_t end,
                               const float* keep, int64_t d, int64_t count) {
-  constexpr int kBytes = kDtype == NYBBLE_F32 ? 4 : 2;
+  constexpr int kBytes = kv_bytes(kDtype);
   VF acc[N][C];
 #pragma GCC unroll 8
   for (int n = 0; n < N; n++)
@@ -65,7 +65,7 @@ NYBBLE_INLINE void few_values(const NybbleAttentionArgs* a, const Few& few, cons
   for (int64_t key = begin; key < end; key++, p += N, from += a->v_token * kBytes) {
     VF x[C];
 #pragma GCC unroll 8
-    for (int c = 0; c < C; c++) x[c] = vf_load_as(from + c * W * kBytes, kDtype, C == 1 ? count : W);
+    for (int c = 0; c < C; c++) x[c] = load_kv(from + c * W * kBytes, kDtype, C == 1 ? count : W);
 #pragma GCC unroll 8
     for (int n = 0; n < N; n++) {
       const VF one = vf_set1(p[n]);
@@ -166,6 +166,18 @@ NYBBLE_INLINE VF repeated(const float* of) {
   return vf_load(each);
 }
 
+// The scales of int8 keys or values of a block, each N times.
+template <int N>
+struct FewScales {
+  float of[kFewKeys * N + W];
+  void load(const float* scale, int64_t stride, int64_t begin, int64_t keys) {
+    for (int64_t key = 0; key < keys; key++)
+      for (int n = 0; n < N; n++) of[key * N + n] = scale[(begin + key) * stride];
+    vf_store(of + keys * N, vf_set1(0.0f));
+  }
+  VF at(int64_t key) const { return vf_load(of + key * N); }
+};
+
 // Scores to weights of the values; `top` has the largest of each lane. What earlier sums are to be multiplied with is
 // left in `keep`.
 template <int N>
@@ -187,29 +199,46 @@ NYBBLE_INLINE void weigh_few(const Few& few, int64_t keys, VF top, float* scores
 template <int kDtype, int N>
 inline void run_few(const NybbleAttentionArgs* a, const Shared& shared, const Tile& tile, const Few& few) {
   constexpr int R = W / N, kMost = kRegisters / 2 / N, C = kMost > 8 ? 8 : kMost;
+  constexpr bool kCodes = kDtype == NYBBLE_S8;
   const int64_t first = a->key_begin > tile.first ? a->key_begin : tile.first;
   const int64_t last = a->key_end < tile.last ? a->key_end : tile.last;
   FewHiding<N> hiding(a, tile, last, shared.bias);
+  [[maybe_unused]] FewScales<N> scales;
   for (int64_t begin = first; begin < last; begin += kFewKeys) {
     const int64_t end = begin + kFewKeys < last ? begin + kFewKeys : last, keys = end - begin;
     hiding.load(begin, end);
+    if constexpr (kCodes) scales.load(a->k_scale, a->k_scale_token, begin, keys);
     VF top = vf_set1(kLowest);
     for (int64_t at = 0; at < keys; at += R) {
-      const VF scores = hiding.hide(few_scores<kDtype, N>(a, few, begin + at, keys - at), begin + at, at);
+      VF scores = few_scores<kDtype, N>(a, few, begin + at, keys - at);
+      if constexpr (kCodes) scores = vf_mul(scores, scales.at(at));
+      scores = hiding.hide(scores, begin + at, at);
       top = vf_max(scores, top);
       vf_store(shared.scores + at * N, scores);
     }
     float keep[W];
     weigh_few<N>(few, keys, top, shared.scores, keep);
+    if constexpr (kCodes) {
+      scales.load(a->v_scale, a->v_scale_token, begin, keys);
+      for (int64_t at = 0; at < keys; at += R)
+        vf_store(shared.scores + at * N, vf_mul(vf_load(shared.scores + at * N), scales.at(at)));
+    }
     all_few_values<kDtype, N, C>(a, few, shared.scores, begin, end, keep, 0);
   }
 }
 
 template <int N>
 inline void run_few_as(const NybbleAttentionArgs* a, const Shared& shared, const Tile& tile, const Few& few) {
-  if (a->dtype == NYBBLE_F32) return run_few<NYBBLE_F32, N>(a, shared, tile, few);
-  if (a->dtype == NYBBLE_BF16) return run_few<NYBBLE_BF16, N>(a, shared, tile, few);
-  return run_few<NYBBLE_F16, N>(a, shared, tile, few);
+  switch (kv_dtype(a)) {
+    case NYBBLE_F32:
+      return run_few<NYBBLE_F32, N>(a, shared, tile, few);
+    case NYBBLE_BF16:
+      return run_few<NYBBLE_BF16, N>(a, shared, tile, few);
+    case NYBBLE_F16:
+      return run_few<NYBBLE_F16, N>(a, shared, tile, few);
+    default:
+      return run_few<NYBBLE_S8, N>(a, shared, tile, few);
+  }
 }
 
 // Columns rounded up to a number that a kernel is made for.

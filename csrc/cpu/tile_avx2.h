@@ -153,6 +153,15 @@ inline VF vf_load_as(const void* p, int dtype, int64_t count) {
   return dtype == NYBBLE_BF16 ? vf_of_bf16(half) : _mm256_cvtph_ps(half);
 }
 
+inline VF vf_load_s8(const void* p, int64_t count) {
+  __m128i codes = _mm_setzero_si128();
+  if (count >= W)
+    codes = _mm_loadl_epi64(static_cast<const __m128i*>(p));
+  else
+    memcpy(&codes, p, static_cast<size_t>(count));
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes));
+}
+
 inline __m128i bf16_of_vf(VF a) {
   const __m256i bits = _mm256_castps_si256(a);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));

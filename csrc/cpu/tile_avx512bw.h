@@ -152,6 +152,10 @@ inline VF vf_load_as(const void* p, int dtype, int64_t count) {
   return dtype == NYBBLE_BF16 ? vf_of_bf16(half) : _mm512_cvtph_ps(half);
 }
 
+inline VF vf_load_s8(const void* p, int64_t count) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(lane_mask(count), p)));
+}
+
 inline __m256i bf16_of_vf(VF a) {
   const __m512i bits = _mm512_castps_si512(a);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));

@@ -47,6 +47,13 @@ struct Column {
 
 inline int64_t element_bytes(const NybbleAttentionArgs* a) { return a->dtype == NYBBLE_F32 ? 4 : 2; }
 
+// Keys and values may be int8 codes, with a scale each.
+inline int kv_dtype(const NybbleAttentionArgs* a) { return a->k_scale ? NYBBLE_S8 : a->dtype; }
+constexpr int64_t kv_bytes(int dtype) { return dtype == NYBBLE_F32 ? 4 : dtype == NYBBLE_S8 ? 1 : 2; }
+NYBBLE_INLINE VF load_kv(const void* p, int dtype, int64_t count) {
+  return dtype == NYBBLE_S8 ? vf_load_s8(p, count) : vf_load_as(p, dtype, count);
+}
+
 inline const uint8_t* element(const void* base, int64_t index, int64_t bytes) {
   return static_cast<const uint8_t*>(base) + index * bytes;
 }

@@ -238,6 +238,12 @@ inline VF vf_load_as(const void* p, int dtype, int64_t count) {
   return out;
 }
 
+inline VF vf_load_s8(const void* p, int64_t count) {
+  VF out = vf_set1(0.0f);
+  for (int64_t i = 0; i < count && i < W; i++) out.v[i] = static_cast<const int8_t*>(p)[i];
+  return out;
+}
+
 inline void vf_store_as(void* p, int dtype, VF a, int64_t count) {
   for (int64_t i = 0; i < count && i < W; i++) {
     if (dtype == NYBBLE_F32)

@@ -7,6 +7,7 @@ BF16: int
 F16: int
 S32: int
 BOOL: int
+S8: int
 
 _Memory: TypeAlias = tuple[int, int]
 _Vector: TypeAlias = tuple[int, int, int] | None  # address, bytes, dtype
@@ -126,6 +127,7 @@ def attention(
     causal: bool,
     window: int,
     int8: bool,
+    scales: tuple[tuple[_Memory, tuple[int, ...]], ...] | None,
     threads: int,
 ) -> None: ...
 
@@ -224,6 +226,8 @@ class Chain:
         window: int = 0,
         mask: int = -1,
         cached: bool = False,
+        k_scale: int = -1,
+        v_scale: int = -1,
         int8: bool = False,
     ) -> None: ...
     def run(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .dispatch.registry import kernels
     from .fusion.fuse import fuse
     from .fusion.report import FusionReport
+    from .int8_cache import Int8Cache
     from .monitor.monitor import Monitor
     from .passes.choose import ChosenPlan, plan
     from .passes.optimize import optimize
@@ -40,6 +41,7 @@ else:
 _LAZY = {
     "ChosenPlan": "passes.choose",
     "FusionReport": "fusion.report",
+    "Int8Cache": "int8_cache",
     "Monitor": "monitor.monitor",
     "Recipe": "recipe.recipe",
     "Sensitivity": "passes.sensitivity",
@@ -89,6 +91,7 @@ __all__ = [
     "Evaluation",
     "Explanation",
     "FusionReport",
+    "Int8Cache",
     "Monitor",
     "Recipe",
     "Report",

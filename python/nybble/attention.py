@@ -15,8 +15,8 @@ from .dispatch.spec import FLOATS
 
 _LIBRARY = torch.library.Library("nybble", "FRAGMENT")
 _LIBRARY.define(
-    "attention(Tensor q, Tensor k, Tensor v, Tensor? mask=None, Tensor? slopes=None, *, float? scale=None,"
-    " bool causal=False, int window=0) -> Tensor"
+    "attention(Tensor q, Tensor k, Tensor v, Tensor? mask=None, Tensor? slopes=None, Tensor? k_scale=None,"
+    " Tensor? v_scale=None, *, float? scale=None, bool causal=False, int window=0) -> Tensor"
 )
 
 
@@ -26,6 +26,8 @@ def attention(
     v: Tensor,
     mask: Tensor | None = None,
     slopes: Tensor | None = None,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
     *,
     scale: float | None = None,
     causal: bool = False,
@@ -44,28 +46,30 @@ def attention(
     so many of those; 0: all. A query that sees no key gives 0. A key that no query of a call sees may not be read, so
     that a NaN there has no effect.
 
-    Gradients flow to q, k and v.
+    k_scale, v_scale: (batch, kv_heads, keys), float32: k and v are int8 codes, and a key or value is its codes times its
+    scale, as a cache in 8 bits holds them.
+
+    Gradients flow to q, k and v, but not with int8 codes.
 
     Raises:
         ValueError: a shape, dtype or device that does not fit, by name.
-        NotImplementedError: mask or slopes requires a gradient.
+        NotImplementedError: mask or slopes requires a gradient, or any tensor with int8 codes.
     """
-    if is_compiling() or _watched(q, k, v, mask, slopes):
-        out: Tensor = torch.ops.nybble.attention.default(
-            q, k, v, mask, slopes, scale=scale, causal=causal, window=window
-        )
+    optional = mask, slopes, k_scale, v_scale
+    how = {"scale": scale, "causal": causal, "window": window}
+    if is_compiling() or _watched(q, k, v, *optional):
+        out: Tensor = torch.ops.nybble.attention.default(q, k, v, *optional, **how)
         return out
-    return _attention(q, k, v, mask, slopes, scale=scale, causal=causal, window=window)
+    return _attention(q, k, v, *optional, scale=scale, causal=causal, window=window)
 
 
-def _watched(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, slopes: Tensor | None) -> bool:
+def _watched(q: Tensor, k: Tensor, v: Tensor, *optional: Tensor | None) -> bool:
     """Whether the call must go through torch's dispatcher, as ops does it."""
     return (
         ops._watched(q, k, v)
         or k.is_neg()
         or (k.requires_grad and is_grad_enabled())
-        or (mask is not None and _unusual(mask))
-        or (slopes is not None and _unusual(slopes))
+        or any(one is not None and _unusual(one) for one in optional)
     )
 
 
@@ -79,12 +83,15 @@ def _attention(
     v: Tensor,
     mask: Tensor | None = None,
     slopes: Tensor | None = None,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
     *,
     scale: float | None = None,
     causal: bool = False,
     window: int = 0,
 ) -> Tensor:
-    batch, heads, queries, width = _checked_shape(q, k, v)
+    scales = _checked_scales(k, k_scale, v_scale)
+    batch, heads, queries, width = _checked_shape(q, k, v, scales is not None)
     if window < 0 or (window and not causal):
         raise ValueError(f"window={window}: must be 0, or positive with causal=True")
     if mask is not None:
@@ -97,7 +104,7 @@ def _attention(
         slopes = slopes.float().contiguous()
     q, k, v = _rows(q), _rows(k), _rows(v)
     out = q.new_empty(batch, queries, heads, v.shape[3]).transpose(1, 2)
-    how = native.AttentionHow(width**-0.5 if scale is None else scale, causal, window)
+    how = native.AttentionHow(width**-0.5 if scale is None else scale, causal, window, scales)
     native.attention(_kernel(), q, k, v, out, mask, slopes, how)
     return out
 
@@ -111,13 +118,33 @@ def _kernel() -> str:
     return fastest("attention")
 
 
-def _checked_shape(q: Tensor, k: Tensor, v: Tensor) -> torch.Size:
-    """The shape of q, after a check of all three."""
+def _checked_scales(k: Tensor, k_scale: Tensor | None, v_scale: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    """The scales of int8 keys and values, after a check."""
+    if k_scale is None and v_scale is None:
+        return None
+    for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
+        if scale is None:
+            raise ValueError(f"{name}=None: int8 keys and values need both scales")
+        if scale.shape != k.shape[:3] or scale.dtype is not torch.float32 or not scale.is_cpu:
+            raise ValueError(
+                f"{name}: {scale.dtype} of shape {tuple(scale.shape)} on {scale.device}, must be float32"
+                f" {tuple(k.shape[:3])} on cpu"
+            )
+    assert k_scale is not None  # noqa: S101
+    assert v_scale is not None  # noqa: S101
+    return k_scale, v_scale
+
+
+def _checked_shape(q: Tensor, k: Tensor, v: Tensor, codes: bool) -> torch.Size:
+    """The shape of q, after a check of all three. codes: k and v are int8."""
     dtype, shape = q.dtype, q.shape
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         if tensor.dim() != 4:
             raise ValueError(f"{name}: shape {tuple(tensor.shape)}, must have four dimensions")
-        if tensor.dtype is not dtype or dtype not in FLOATS:
+        if codes and tensor is not q:
+            if tensor.dtype is not torch.int8:
+                raise ValueError(f"{name}: {tensor.dtype}, must be torch.int8 with k_scale and v_scale")
+        elif tensor.dtype is not dtype or dtype not in FLOATS:
             raise ValueError(f"{name}: {tensor.dtype}, must be one of {FLOATS} and that of q")
         if not tensor.is_cpu:
             raise ValueError(f"{name}: on {tensor.device}, must be on cpu; elsewhere use scaled_dot_product_attention")
@@ -167,6 +194,10 @@ def _weights(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Tensor) -> None:
+    if inputs[5] is not None:
+        raise NotImplementedError(
+            "nybble::attention has no gradient with int8 keys and values: detach q, or attend to float keys and values"
+        )
     if any(ctx.needs_input_grad[3:5]):
         raise NotImplementedError(
             "nybble::attention has no gradient for mask and slopes: detach them, or use scaled_dot_product_attention"
@@ -191,7 +222,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return total
 
     of_k, of_v = of_scores.transpose(2, 3) @ q.float(), weights.transpose(2, 3) @ grad
-    return (of_scores @ keys).to(q.dtype), summed(of_k, k), summed(of_v, v), None, None
+    return (of_scores @ keys).to(q.dtype), summed(of_k, k), summed(of_v, v), None, None, None, None
 
 
 _LIBRARY.impl("attention", _attention, "CompositeExplicitAutograd")
@@ -205,6 +236,8 @@ def _attention_fake(
     v: Tensor,
     mask: Tensor | None = None,
     slopes: Tensor | None = None,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
     *,
     scale: float | None = None,
     causal: bool = False,

@@ -295,11 +295,15 @@ class LinearPlan:
 
 
 class AttentionHow(NamedTuple):
-    """scale: of the scores; causal, window: which keys a query sees, see csrc/attention.h."""
+    """scale: of the scores; causal, window: which keys a query sees, see csrc/attention.h.
+
+    scales: of keys and of values that are int8 codes, each (B, KH, S), float32.
+    """
 
     scale: float
     causal: bool = False
     window: int = 0
+    scales: tuple[Tensor, Tensor] | None = None
 
 
 _MASK_KINDS = {torch.bool: 1, torch.float32: 2, torch.bfloat16: 3, torch.float16: 4}
@@ -319,8 +323,9 @@ def attention(
     slopes: Tensor | None,
     how: AttentionHow,
 ) -> None:
-    """out (B, H, L, Dv) = softmax(q k^T * scale + mask) v, all of one dtype, with unit stride along the last dimension.
+    """out (B, H, L, Dv) = softmax(q k^T * scale + mask) v, with unit stride along the last dimension.
 
+    All are of one dtype, but k and v are int8 with ``how.scales``: then a key is its codes times its scale.
     q: (B, H, L, D); k, v: (B, KH, S, D or Dv); mask: (B, H, L, S), bool or float; slopes: (H,) float32, contiguous.
 
     Raises:
@@ -339,6 +344,7 @@ def attention(
         how.causal,
         how.window,
         False,
+        None if how.scales is None else (_placed(how.scales[0]), _placed(how.scales[1])),
         torch.get_num_threads(),
     )
 
@@ -356,11 +362,14 @@ def vector(tensor: Tensor | None) -> tuple[int, int, int] | None:
     return None if tensor is None else (*memory(tensor), DTYPES[tensor.dtype])
 
 
+_TABLE_DTYPES = DTYPES | {torch.int8: _C.S8, torch.bool: _C.BOOL}
+
+
 def table(tensor: Tensor | None) -> tuple[int, int, int, int, int, int, int, int, int, int, int] | None:
     """A tensor of four dimensions, as a run of a chain takes it."""
     if tensor is None:
         return None
-    kind = _C.BOOL if tensor.dtype is torch.bool else DTYPES[tensor.dtype]
+    kind = _TABLE_DTYPES[tensor.dtype]
     s0, s1, s2, s3 = tensor.shape
     t0, t1, t2, t3 = tensor.stride()
     return (*memory(tensor), kind, s0, s1, s2, s3, t0, t1, t2, t3)

@@ -98,10 +98,10 @@ class BoundChain:
         return native.vector(tensor)
 
 
-def _table(key: Any, run: Run) -> Tensor:
-    """A tensor of four dimensions that the steps read beside their matrices."""
+def _table(key: Any, run: Run) -> Tensor | None:
+    """A tensor of four dimensions that the steps read beside their matrices; None: a scale that this run does not have."""
     if isinstance(key, Mask):
         mask = key.of(run.tables)
         return mask[(None,) * (4 - mask.dim())]
-    value: Tensor = run.tables[key]
-    return value.unsqueeze(1) if value.dim() == 3 else value
+    value: Tensor | None = run.tables[key]
+    return value.unsqueeze(1) if value is not None and value.dim() == 3 else value

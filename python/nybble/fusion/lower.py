@@ -22,16 +22,20 @@ from .steps import Segment, uses_of
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """The update of a cache, before the attention that reads it: ``tables[self, 0]`` are the keys, [self, 1] the values."""
+    """The update of a cache, before the attention that reads it.
+
+    ``tables[node, 0]`` are the keys, 1 the values; 2 and 3 their scales if the cache gives int8 codes, else None.
+    """
 
     attend: Attend
 
     def run(self, run: Run) -> None:
-        """Puts new keys and values into the cache, and all of them into the tables of the run."""
+        """Puts new keys and values into the cache, and all that it holds into the tables of the run."""
         node = self.attend
         new = (run.heads(node.k, node.kv_heads), run.heads(node.v, node.kv_heads))
         assert node.cache is not None  # noqa: S101
-        for side, held in enumerate(node.update(run.tables[node.cache.path], *new)):
+        run.tables[node, 2] = run.tables[node, 3] = None
+        for side, held in enumerate(node.held(run.tables[node.cache.path], *new)):
             # As torch's attention of as many queries as keys, where the cache has a fixed size.
             held = held[:, :, : run.length] if node.causal and run.length > 1 else held
             run.tables[node, side] = held if held.stride(-1) == 1 else held.contiguous()

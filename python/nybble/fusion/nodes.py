@@ -331,3 +331,11 @@ class Attend(Node):
         assert self.cache is not None  # noqa: S101
         keys, values = cache.update(k, v, *self.cache.rest, **dict(self.cache.options))
         return keys, values
+
+    def held(self, cache: Any, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        """As ``update``; of a cache with ``update_codes`` int8 keys and values, and their scales (batch, kv_heads, keys, 1)."""
+        if not callable(getattr(cache, "update_codes", None)):
+            return self.update(cache, k, v)
+        assert self.cache is not None  # noqa: S101
+        codes: tuple[Tensor, ...] = cache.update_codes(k, v, *self.cache.rest, **dict(self.cache.options))
+        return codes

@@ -249,9 +249,11 @@ class Plan:
         cached = node.cache is not None
         q = self.slot(node.q)
         k, v = (self.table((node, side)) if cached else self.slot(ref) for side, ref in enumerate((node.k, node.v)))
-        offsets = {} if cached else {"k_offset": node.k.offset, "v_offset": node.v.offset}
+        offsets = {"k_offset": node.k.offset, "v_offset": node.v.offset}
+        scales = {"k_scale": 2, "v_scale": 3}
+        beside = {name: self.table((node, side)) for name, side in scales.items()} if cached else offsets
         options = {"q": q, "k": k, "v": v, "heads": node.heads, "kv_heads": node.kv_heads, "scale": node.scale}
-        options |= {"head_dim": node.q.width // node.heads, "q_offset": node.q.offset, **offsets}
+        options |= {"head_dim": node.q.width // node.heads, "q_offset": node.q.offset, **beside}
         options |= {"causal": node.causal, "cached": cached, "mask": -1 if node.mask is None else self.table(node.mask)}
         self.steps.append(Step("add_attention", {**options, "y": self.new(node)}))
 
