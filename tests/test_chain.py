@@ -347,6 +347,30 @@ def test_attention_with_a_cache(queries: int, batch: int) -> None:
     close(y, right.transpose(1, 2).reshape(y.shape), 2.0**-18)
 
 
+@pytest.mark.parametrize("batch", [1, 6])
+@pytest.mark.parametrize("queries", [1, 30])
+def test_attention_with_a_cache_in_8_bits(queries: int, batch: int) -> None:
+    heads, shared, dim, keys = 4, 2, 16, 50
+    x, y = random(batch * queries, heads * dim), torch.empty(batch * queries, heads * dim)
+    held = [random(batch, shared, 64, dim, seed=seed)[:, :, :keys] for seed in (1, 2)]
+    scales = [one.abs().amax(-1, keepdim=True) / 127 for one in held]
+    codes = [(one / scale).round().to(torch.int8) for one, scale in zip(held, scales, strict=True)]
+    chain = Tensors([x, y])
+    chain.chain.add_attention(0, 0, 1, 1, heads, shared, dim, 0.3, causal=True, cached=True, k_scale=2, v_scale=3)
+    q = x.view(batch, queries, heads, dim).transpose(1, 2)
+    stands_for = [code * scale for code, scale in zip(codes, scales, strict=True)]
+    for tables, (k, v) in (([*codes, *scales], stands_for), ([*held, None, None], held)):
+        chain.run(batch=batch, tables=tables)
+        right = attended(q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1), None, True)
+        close(y, right.transpose(1, 2).reshape(y.shape), 2.0**-18)
+    with pytest.raises(ValueError, match="k: has dtype code"):
+        chain.run(batch=batch, tables=[*codes, None, None])
+    with pytest.raises(ValueError, match="k: has dtype code"):
+        chain.run(batch=batch, tables=[*held, *scales])
+    with pytest.raises(ValueError, match="v_scale"):
+        chain.run(batch=batch, tables=[*codes, scales[0], scales[1][:, :, 1:]])
+
+
 # --- whole chains
 
 

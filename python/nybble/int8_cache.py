@@ -23,11 +23,11 @@ def _codes(states: Tensor) -> tuple[Tensor, Tensor]:
     return (wide / scales).round().to(torch.int8), scales
 
 
-class Int8Layer(DynamicLayer):
+class Int8Layer(DynamicLayer):  # type: ignore[no-untyped-call]
     """The cache of one layer: ``keys`` and ``values`` are codes, ``key_scales`` and ``value_scales`` their scales."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.key_scales: Tensor | None = None
         self.value_scales: Tensor | None = None
 
@@ -45,9 +45,11 @@ class Int8Layer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         (keys, key_scales), (values, value_scales) = _codes(key_states), _codes(value_states)
-        for name, new in zip(_PARTS, (keys, values, key_scales, value_scales), strict=True):
-            setattr(self, name, torch.cat((getattr(self, name), new), 2))
-        return self.keys, self.values, self.key_scales, self.value_scales
+        news = keys, values, key_scales, value_scales
+        held = [torch.cat((getattr(self, name), new), 2) for name, new in zip(_PARTS, news, strict=True)]
+        for name, part in zip(_PARTS, held, strict=True):
+            setattr(self, name, part)
+        return held[0], held[1], held[2], held[3]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Adds tokens; returns all keys and values in the model's dtype."""
@@ -123,5 +125,6 @@ class Int8Cache(Cache):
         """As ``update``, but returns int8 codes of all keys and values of a layer, then their scales (..., 1)."""
         while len(self.layers) <= layer_idx:
             self.layers.append(Int8Layer())
-        layer: Int8Layer = self.layers[layer_idx]
+        layer = self.layers[layer_idx]
+        assert isinstance(layer, Int8Layer)  # noqa: S101
         return layer.append(key_states, value_states)
