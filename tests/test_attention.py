@@ -271,6 +271,22 @@ def test_no_kernel_leaves_its_memory(kernel, dtype, flush):
             assert all(region.intact() for region in (*regions, mask))
 
 
+@pytest.mark.parametrize("flush", ["left", "right"])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_no_kernel_leaves_the_memory_of_codes(kernel, flush):
+    for queries, keys, width, value_width in ((1, 1, 1, 3), (1, 21, 17, 15), (2, 530, 9, 33), (19, 31, 5, 18)):
+        q, k, v = draw((1, 2, 2, queries, keys, width, value_width))
+        (k, k_scale, stands_for_k), (v, v_scale, stands_for_v) = codes_of(k), codes_of(v)
+        with ExitStack() as stack:
+            held = [stack.enter_context(guarded(tuple(t.shape), t.dtype, flush)) for t in (k, v, k_scale, v_scale)]
+            for region, tensor in zip(held, (k, v, k_scale, v_scale), strict=True):
+                region.tensor.copy_(tensor)
+            k, v, k_scale, v_scale = (region.tensor for region in held)
+            got = run(kernel, q, k, v, scales=(k_scale, v_scale))
+            assert error(got, reference(q, stands_for_k, stands_for_v)) < BOUNDS[torch.float32]
+            assert all(region.intact() for region in held)
+
+
 # --- the op
 
 
