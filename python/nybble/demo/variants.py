@@ -77,16 +77,17 @@ def _nybble(*scheme: str, dtype: torch.dtype = torch.float32, **options: Any) ->
     return build
 
 
-# "default" is a plain call of nybble.quantize; the others replace every Linear, whether or not that is faster here.
+# "default" is a plain call of nybble.quantize; the others replace every Linear, whether or not that is faster
+# here. All run fused: the chains are found in the first calls.
 VARIANTS = (
     Variant(FP32, Built),
     Variant(BF16, lambda model: Built(model.to(torch.bfloat16))),
     Variant(DYNAMIC, _quantize_dynamic),
     Variant(ONNX_RUNTIME, _onnx_runtime),
     Variant(DEFAULT, _nybble()),
-    Variant(W8A8, _nybble("w8a8", goal="memory")),
-    Variant("nybble w8a7", _nybble("w8a7", goal="memory")),
-    Variant(BF16_W8A8, _nybble("w8a8", dtype=torch.bfloat16, goal="memory")),
-    Variant("nybble w4a8g128", _nybble("w4a8g128", goal="memory")),
-    Variant("nybble w4a16g128", _nybble("w4a16g128", goal="memory")),
+    Variant(W8A8, _nybble("w8a8", goal="memory", fuse=True)),
+    Variant("nybble w8a7", _nybble("w8a7", goal="memory", fuse=True)),
+    Variant(BF16_W8A8, _nybble("w8a8", dtype=torch.bfloat16, goal="memory", fuse=True)),
+    Variant("nybble w4a8g128", _nybble("w4a8g128", goal="memory", fuse=True)),
+    Variant("nybble w4a16g128", _nybble("w4a16g128", goal="memory", fuse=True)),
 )

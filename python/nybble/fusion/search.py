@@ -6,9 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
-from torch.compiler import is_compiling
 from torch.utils.hooks import RemovableHandle
 
 from ..model.eligible import is_linear_like, why_bound
@@ -35,8 +33,7 @@ class Search:
     found: dict[str, Fused] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
     frontier: dict[str, Fused] = field(default_factory=dict)
-    hooks: list[RemovableHandle] = field(default_factory=list)
-    in_round: bool = False
+    hook: RemovableHandle | None = None
 
     def start(self) -> None:
         """Begins with the whole model."""
@@ -95,42 +92,34 @@ class Search:
         except BaseException:
             self.undo()
             raise
-        for fused in self.found.values():
-            fused.timings = None
+        self.stop()
 
     def arm(self) -> None:
-        """Looks for chains in the first calls of the model, instead of now: inside it, since a call that has begun cannot
-        get another forward."""
-        self.frontier = self.inside("", self.model)
+        """Looks for chains in the first calls of the model, instead of now."""
+        self.start()
         if self.frontier:
-            self.hooks = [
-                self.model.register_forward_pre_hook(self._before),
-                self.model.register_forward_hook(self._after, always_call=True),
-            ]
+            self.begin_round()
+            self.hook = self.model.register_forward_hook(self._after, always_call=True)
 
     def stop(self) -> None:
-        """Looks no more."""
-        for hook in self.hooks:
-            hook.remove()
-        self.hooks = []
+        """Looks no more. Kinds of calls that come later need not be timed."""
+        for fused in self.found.values():
+            fused.timings = None
+        if self.hook is not None:
+            self.hook.remove()
+            self.hook = None
         for fused in self.frontier.values():
             fused.take_away()
         self.frontier = {}
 
-    def _before(self, *_: Any) -> None:
-        self.in_round = not (is_compiling() or torch.is_grad_enabled() or self.model.training)
-        if self.in_round:
-            self.begin_round()
-
-    def _after(self, model: nn.Module, args: Any, result: Any) -> None:
-        if not self.in_round:
-            return
-        if result is None:  # an exception, so that some have not run
-            for fused in self.frontier.values():
-                fused.take_away()
+    def _after(self, *_: Any) -> None:
+        """Ends a round after a call in which modules were watched: not with gradients, or in training."""
+        if not any(fused.kinds for fused in self.frontier.values()):
             return
         self.end_round()
-        if not self.frontier:
+        if self.frontier:
+            self.begin_round()
+        else:
             self.stop()
 
     def undo(self) -> None:
