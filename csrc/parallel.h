@@ -35,28 +35,39 @@ void parallel_for(int64_t count, int threads, const Fn& fn) {
   for (int64_t i = 0; i < count; i++) fn(i);
 }
 
-// Threads that run one function together, each with a Team of its own, and wait for each other between its loops. This
-// costs a tenth of entering a parallel region for each loop.
+// Threads that run one function together, each with a Team of its own, and share its loops. This costs a tenth of
+// entering a parallel region for each loop. Between loops a thread waits for the items that others still compute, not
+// for the others: one that has lost its core holds nobody up, and passes by the loops that are finished meanwhile.
 class Team {
  public:
   struct Shared {
-    std::atomic<int64_t> next{0};
-    std::atomic<int> arrived{0};
-    std::atomic<uint32_t> phase{0};
+    std::atomic<uint64_t> next{0};  // the number of the current loop, and in the lower 32 bits its next item
+    std::atomic<int64_t> done{0};   // finished items of the current loop
   };
   Team(Shared& shared, int workers) : shared_(shared), workers_(workers) {}
   int workers() const { return workers_; }
 
-  // Runs fn(i) for i in [0, count), dynamically scheduled, and waits for all. Every thread calls it with equal
-  // arguments. fn must not throw.
+  // Runs fn(i) for i in [0, count), dynamically scheduled; count is below 2^32. When it returns, all are done. Every
+  // thread calls it with equal arguments. fn must not throw. What a thread does outside of fn is not waited for.
   template <class Fn>
   void each(int64_t count, const Fn& fn) {
     if (workers_ == 1) {
       for (int64_t i = 0; i < count; i++) fn(i);
       return;
     }
-    for (int64_t i; (i = shared_.next.fetch_add(1, std::memory_order_relaxed)) < count;) fn(i);
-    wait();
+    if (count == 0) return;
+    const uint64_t begin = loop_++ << 32, end = begin + static_cast<uint64_t>(count);
+    for (uint64_t at = shared_.next.load(std::memory_order_acquire); at >> 32 == begin >> 32;) {
+      if (at == end) return wait(end);
+      if (!shared_.next.compare_exchange_weak(at, at + 1, std::memory_order_acq_rel)) continue;
+      fn(static_cast<int64_t>(at - begin));
+      if (shared_.done.fetch_add(1, std::memory_order_acq_rel) + 1 == count) {
+        shared_.done.store(0, std::memory_order_relaxed);
+        shared_.next.store(loop_ << 32, std::memory_order_release);
+        return;
+      }
+      at = shared_.next.load(std::memory_order_acquire);
+    }
   }
 
  private:
@@ -65,15 +76,9 @@ class Team {
   // and on 4 threads 0.40 ms with none, 0.48 with 64, 1.2 with 512 and 29 with 16,384.
   static constexpr int kSpins = 64;
 
-  void wait() {
-    const uint32_t phase = shared_.phase.load(std::memory_order_relaxed);
-    if (shared_.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == workers_) {
-      shared_.arrived.store(0, std::memory_order_relaxed);
-      shared_.next.store(0, std::memory_order_relaxed);
-      shared_.phase.store(phase + 1, std::memory_order_release);
-      return;
-    }
-    for (int spins = 0; shared_.phase.load(std::memory_order_acquire) == phase; spins++) {
+  // Until the loop whose items are all taken is finished.
+  void wait(uint64_t end) {
+    for (int spins = 0; shared_.next.load(std::memory_order_acquire) == end; spins++) {
       if (spins < kSpins)
         pause();
       else
@@ -89,6 +94,7 @@ class Team {
 
   Shared& shared_;
   int workers_;
+  uint64_t loop_ = 0;  // of the next call of each
 };
 
 // Runs fn(team) on so many threads together; `threads` as usable_threads gives it. fn must not throw.
