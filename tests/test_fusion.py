@@ -358,3 +358,9 @@ def test_save_and_load(tmp_path):
     assert found.first is not None
     assert torch.equal(second, expected)
     assert_close(first, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_watched_values_are_freed():
+    model, _ = fused("llama")
+    lowered = fused_modules(model)["model.layers.0"].first
+    assert all(node.rows.is_meta for node in lowered.program.explanation.nodes)

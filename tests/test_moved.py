@@ -22,6 +22,7 @@ OLD = {
 }
 # Module -> names that went without a successor, because only nybble itself used them.
 GONE = {
+    "nybble.checkpoint_tensors": {"check_content"},  # the file is compared while it is read
     "nybble.layouts": {"BLOCK_K"},  # the number of inputs in a word, now part of each layout's functions
     "nybble.layouts_gpu": {"ROWS_K", "collect", "fill"},  # now functions of each layout's row
     "nybble.nn.linear": {"send"},

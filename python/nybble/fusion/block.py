@@ -108,6 +108,7 @@ class Fused:
                 lowered.speed = self.timings.check(program, lowered, before, self.own)
         except NotUnderstood as reason:
             return str(reason)
+        program.forget()
         return lowered
 
     # --- changes of the module ---

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .arguments import get
@@ -98,6 +99,11 @@ class Program:
             return form.module(value) if isinstance(form, Applied) else value
 
         return part(self.explanation.result)
+
+    def forget(self) -> None:
+        """Frees the values that were watched; their shapes and dtypes stay."""
+        for node in self.explanation.nodes:
+            node.rows = torch.empty_like(node.rows, device="meta")
 
     def steps(self) -> str:
         """The steps in words, such as "4 linears, 1 attention, 2 norms"."""
