@@ -20,8 +20,10 @@ _CONSTANTS = (bool, int, float, str)
 
 def kind_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
     """Calls of one kind are computed alike: they have the same arguments, each None or of the same type. Of tensors the
-    dtype and the number of dimensions count, of constants their values."""
-    return (*[_kind(one) for one in args], *[(key, _kind(one)) for key, one in kwargs.items()])
+    dtype, the number of dimensions and whether they are one object count, of constants their values."""
+    kind = (*[_kind(one) for one in args], *[(key, _kind(one)) for key, one in kwargs.items()])
+    tensors = [id(one) for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
+    return kind if len(set(tensors)) == len(tensors) else (kind, *map(tensors.index, tensors))
 
 
 def _kind(value: Any) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import lru_cache, wraps
+from operator import itemgetter
 from types import MethodType
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.compiler import is_compiling
 from torch.nn.modules import module as torch_module
 
+from ..nn.module import QuantizedModule
 from .arguments import Arguments, copied, kind_of, large_caches
 from .explain import explain
 from .forms import NotUnderstood
@@ -33,7 +35,10 @@ from .watch import Call, tensors_of, watch
 
 # Kinds of calls that a block learns; others run unfused.
 MOST_KINDS = 8
+# How often a block is understood anew after its parameters or attributes changed.
+MOST_TIMES = 4
 
+_CONSTANTS = (bool, int, float, str, tuple)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -50,8 +55,11 @@ class Fused:
     first: Lowered | None = None  # the first of them that was understood
     config: dict[str, Any] | None = None  # the attributes of the module's configuration, as they were
     undone: str | None = None  # why the last call ran unfused, if the module was changed
-    members: tuple[tuple[dict[str, Any], str, nn.Module], ...] = ()
+    again: int = 0  # how often it had to be understood anew
+    members: tuple[tuple[dict[str, Any], tuple[tuple[str, nn.Module | None], ...]], ...] = ()
     hooks: tuple[dict[Any, Any], ...] = ()
+    parameters: tuple[tuple[dict[str, Any], str, Any], ...] = ()
+    attributes: tuple[tuple[dict[str, Any], int, Callable[[dict[str, Any]], Any], Any], ...] = ()
 
     def __post_init__(self) -> None:
         self.lock = threading.RLock()
@@ -66,6 +74,13 @@ class Fused:
             return self.own(*args, **kwargs)
         self.undone = self.changed()
         if self.undone is not None:
+            return self.own(*args, **kwargs)
+        if self.moved():
+            self.again += 1
+            self.kinds.clear()
+            self.bind()
+        if self.again > MOST_TIMES:
+            self.undone = "its parameters or attributes change from call to call"
             return self.own(*args, **kwargs)
         for lowered in self.kinds.get(kind_of(args, kwargs), ()):
             if isinstance(lowered, str):
@@ -88,11 +103,15 @@ class Fused:
         empty = any(tensor.numel() == 0 for tensor in tensors_of((args, kwargs)))
         if sum(map(len, self.kinds.values())) >= MOST_KINDS or empty or large_caches(args, kwargs):
             return self.own(*args, **kwargs)
+        found_before = len(self.kinds.get(kind_of(args, kwargs), ()))
         before = copied(args, kwargs)
         call = watch(self.module, args, kwargs, self.own)
         with self.lock:
+            known = self.kinds.setdefault(kind_of(args, kwargs), [])
+            if len(known) > found_before:
+                return call.result  # another thread was quicker
             found = self.understood(call, before)
-            self.kinds.setdefault(kind_of(args, kwargs), []).append(found)
+            known.append(found)
             if self.first is None and not isinstance(found, str):
                 self.first = found
         return call.result
@@ -115,27 +134,46 @@ class Fused:
 
     def bind(self) -> None:
         """Notes the modules inside as they are now."""
-        inside = [self.module, *(m for m in self.module.modules() if m is not self.module)]
-        self.members = tuple(
-            (parent._modules, name, child) for parent in inside for name, child in parent._modules.items() if child
-        )
         self.config = _config_of(self.module)
+        inside = [self.module, *(m for m in self.module.modules() if m is not self.module)]
+        self.members = tuple((one._modules, tuple(one._modules.items())) for one in inside if one._modules)
         own = [getattr(self.module, name) for name in ("_backward_hooks", "_backward_pre_hooks")]
-        self.hooks = (*own, *(getattr(inner, name) for inner in inside[1:] for name in _HOOKS))
+        self.hooks = (*own, *(getattr(one, name) for one in inside[1:] for name in _HOOKS))
+        self.parameters = tuple(
+            (one._parameters, key, held)
+            for one in inside
+            for key, held in one._parameters.items()
+            if key == "bias" or not isinstance(one, QuantizedModule)
+        )
+        parts = [one for one in inside[1:] if not isinstance(one, QuantizedModule)]
+        self.attributes = tuple(_attributes_of(one) for one in parts)
+        self.own_attributes = _attributes_of(self.module)
 
     def changed(self) -> str | None:
-        """Why the chain is not what it was: a module inside was replaced, or got a hook."""
+        """Why the module cannot run as a chain: a module inside was replaced, or got a hook."""
         if not self.members:
             self.bind()
-        if _config_of(self.module) != self.config:
-            return "its configuration was changed"
-        for held, name, child in self.members:
-            if held.get(name) is not child:
-                return f"{name} was replaced by {type(held.get(name)).__name__}"
+        for held, children in self.members:
+            if len(held) != len(children):
+                return "a module was added or removed"
+            for name, child in children:
+                if held.get(name) is not child:
+                    return f"{name} was replaced by {type(held.get(name)).__name__}"
         for hooks in self.hooks:
             if hooks:
                 return f"a module inside has hooks ({_names(hooks)})"
         return None
+
+    def moved(self) -> bool:
+        """Whether parameters, attributes or the configuration are others than those with which it was understood."""
+        for held, key, parameter in self.parameters:
+            if held.get(key) is not parameter:
+                return True
+        for attributes, count, get, values in self.attributes:
+            if len(attributes) != count or get(attributes) != values:
+                return True
+        attributes, _, get, values = self.own_attributes  # without their number: forward is one of them
+        return bool(get(attributes) != values or _config_of(self.module) != self.config)
 
     def put(self) -> None:
         """Replaces the module's forward."""
@@ -167,6 +205,14 @@ def _like(own: Callable[..., Any]) -> Callable[..., Any]:
         return fused.forward(*args, **kwargs)
 
     return forward
+
+
+def _attributes_of(module: nn.Module) -> tuple[dict[str, Any], int, Callable[[dict[str, Any]], Any], Any]:
+    """A module's attributes: their dictionary, how many there are, what gets its constants, and these as they are."""
+    held = vars(module)
+    keys = [key for key, value in held.items() if type(value) in _CONSTANTS]
+    get = itemgetter(*keys)
+    return held, len(held), get, get(held)
 
 
 def _config_of(module: nn.Module) -> dict[str, Any] | None:

@@ -74,6 +74,22 @@ class Explainer(Attention):
         norm = NormKind("layer", weight, bias, event.argument(4, "eps", 1e-5))
         return self.norm(norm, x, event.outputs[0], event.number)
 
+    def check_pure(self) -> None:
+        """Raises NotUnderstood if the call changes its arguments or the module's tensors, or looks at values."""
+        module = self.call.module
+        kept = {
+            one.untyped_storage().data_ptr()
+            for one in (*self.tensors.values(), *module.buffers(), *module.parameters())
+        }
+        for event in self.call.events:
+            changes = event.name.endswith("_") and not event.name.endswith("__")
+            target = event.args[0] if event.args and (changes or event.name in _IN_PLACE) else None
+            if isinstance(target, Tensor) and target.untyped_storage().data_ptr() in kept:
+                raise NotUnderstood(f"it changes a tensor in place ({event.name})")
+        # A model of texts looks whether its mask has zeros: then what it computes is taken for masks like that one.
+        if self.call.looks and self.tensors[self.hidden].is_floating_point():
+            raise NotUnderstood(f"what it computes depends on values ({self.call.looks[0]})")
+
     def applied(self, value: Tensor) -> Applied:
         """Explains a part of the result that is not a row for each token."""
         for event in self.call.events:
@@ -96,6 +112,7 @@ class Explainer(Attention):
         return tuple(path for path in left if bool(self.tensors[path].all()))
 
 
+_IN_PLACE = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__"}
 _FUNCTIONS: dict[str, Callable[[Explainer, Event], Ref]] = {
     "add": lambda self, event: self.binary(event, Add),
     "mul": lambda self, event: self.binary(event, Multiply),
@@ -122,6 +139,7 @@ def explain(call: Call, names: dict[nn.Module, str]) -> Explanation:
     """
     self = Explainer(call, names)
     self.start()
+    self.check_pure()
 
     def part(value: Any) -> Any:
         if type(value) is tuple:
@@ -136,7 +154,7 @@ def explain(call: Call, names: dict[nn.Module, str]) -> Explanation:
             if tuple(value.shape[:-1]) != prefix:
                 return self.applied(value)
             return Out(self.value(value, len(call.events)))
-        if constant(value):
+        if constant(value) and (value is None or isinstance(value, (bool, str))):
             return Given(None, value)
         path = next((where for where, one in leaves_of(call.args, call.kwargs) if one is value), None)
         if path is None:

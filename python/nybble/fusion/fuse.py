@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ from ..model.batches import call, check_batches
 from .block import fused_modules, unfuse
 from .pays import Timings
 from .report import FusionReport
-from .search import Search
+from .search import Search, stop_search
 
 GOALS = ("speed", "always")
 
@@ -67,6 +68,7 @@ def fuse(
     options.check_choice("goal", goal, GOALS)
     batches = check_batches(examples, model)
     wanted = _filter(model, include, exclude)
+    stop_search(model)
     unfuse(model)
     search = Search(model, wanted, Timings() if goal == "speed" else None)
     if batches is None:
@@ -77,8 +79,20 @@ def fuse(
     return FusionReport(search)
 
 
-def _filter(model: nn.Module, include: options.Patterns, exclude: options.Patterns) -> Callable[[str], bool]:
-    """Whether a name is wanted. Raises TypeError or ValueError for a pattern that is no string or matches nothing."""
+@dataclass(frozen=True)
+class _Wanted:
+    """Whether a module may be fused, by its name."""
+
+    include: tuple[str, ...] | None
+    exclude: tuple[str, ...]
+
+    def __call__(self, name: str) -> bool:
+        included = self.include is None or any(fnmatchcase(name, one) for one in self.include)
+        return included and not any(fnmatchcase(name, one) for one in self.exclude)
+
+
+def _filter(model: nn.Module, include: options.Patterns, exclude: options.Patterns) -> _Wanted:
+    """Raises TypeError or ValueError for a pattern that is no string or matches nothing."""
     names = [name for name, _ in model.named_modules()]
     given = {"include": include, "exclude": exclude}
     patterns = {key: (one,) if isinstance(one, str) else tuple(one or ()) for key, one in given.items()}
@@ -88,12 +102,7 @@ def _filter(model: nn.Module, include: options.Patterns, exclude: options.Patter
                 raise TypeError(f"{key}={given[key]!r}: {pattern!r} must be a string")
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise ValueError(f"{key}={given[key]!r}: {pattern!r} matches no module of the model")
-
-    def wanted(name: str) -> bool:
-        matches = {key: any(fnmatchcase(name, one) for one in several) for key, several in patterns.items()}
-        return (matches["include"] or include is None) and not matches["exclude"]
-
-    return wanted
+    return _Wanted(None if include is None else patterns["include"], patterns["exclude"])
 
 
 @contextmanager

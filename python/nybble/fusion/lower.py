@@ -66,7 +66,10 @@ class Lowered:
         run = Run(batch, length, {}, {path: get(path, args, kwargs) for path in program.tables})
         for node in self.inputs:
             value = get(node.path, args, kwargs).reshape(rows, -1)
-            run.values[node] = value if value.stride(1) == 1 else value.contiguous()
+            if value.shape[1] != node.width:
+                return NotImplemented
+            plain = value.stride(1) == 1 and value.stride(0) >= node.width
+            run.values[node] = value if plain else value.contiguous()
         kernels = bisect_right(self.starts, rows)
         for number, part in enumerate(self.parts):
             if isinstance(part, Segment):

@@ -4,6 +4,7 @@ found from."""
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -20,7 +21,7 @@ from .lower import Lowered
 from .nodes import Path
 from .program import Program
 from .recognize import close
-from .watch import tensors_of
+from .watch import caches_in, tensors_of
 
 # Largest relative errors (Frobenius norm) of the compiled form against torch with the same layers. Where activations are
 # rounded, a last bit of difference before can move a code by one step: then at most this much for 8 bits.
@@ -37,7 +38,7 @@ def prove(program: Program, lowered: Lowered, before: Arguments, own: Callable[.
         NotUnderstood: they differ.
     """
     hidden = program.explanation.hidden
-    for given in (before, _others(before, hidden)):
+    for given in (before, _others(before, hidden), *_lengths(before, hidden)):
         with _simple(program.layers):
             expected = tensors_of(own(*copied(*given)[0], **copied(*given)[1]))
             exact = tensors_of(program.reference(*copied(*given)))
@@ -95,6 +96,15 @@ def _others(given: Arguments, hidden: Path) -> Arguments:
     return _swapped(given, found, found.flip(-2) + 0.3 * found.float().std().to(found) * noise)
 
 
+def _lengths(given: Arguments, hidden: Path) -> list[Arguments]:
+    """Arguments of other lengths, where nothing but the hidden states has one."""
+    found: Tensor = get(hidden, *given)
+    alone = len(tensors_of(given)) == 1 and found.is_floating_point()
+    if not alone or any(any(caches_in(one)) for one in (*given[0], *given[1].values())):
+        return []
+    return [_swapped(given, found, found[..., :1, :]), _swapped(given, found, torch.cat([found] * 5, -2))]
+
+
 def _swapped(given: Arguments, old: Tensor, new: Tensor) -> Arguments:
     """The arguments with one tensor in place of another."""
 
@@ -112,9 +122,15 @@ def _dense(layers: Sequence[nn.Module]) -> Iterator[None]:
     with ExitStack() as stack:
         for layer in layers:
             if isinstance(layer, QuantizedModule):
-                layer.forward = partial(_in_float, layer)
+                layer.forward = _here(layer, partial(_in_float, layer))
                 stack.callback(vars(layer).pop, "forward")
         yield
+
+
+def _here(layer: nn.Module, instead: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A forward that differs in this thread only: others may call the layer meanwhile."""
+    owner, own = threading.get_ident(), type(layer).forward.__get__(layer)
+    return lambda x: instead(x) if threading.get_ident() == owner else own(x)
 
 
 def _in_float(layer: QuantizedModule, x: Tensor) -> Tensor:
@@ -128,7 +144,7 @@ def _simple(layers: Sequence[nn.Module]) -> Iterator[None]:
     with ExitStack() as stack:
         for number, layer in enumerate(layers):
             n, k = dense_weight(layer).shape
-            layer.forward = partial(_mix, *_mixing(n, k, number))
+            layer.forward = _here(layer, partial(_mix, *_mixing(n, k, number)))
             stack.callback(vars(layer).pop, "forward")
         yield
 

@@ -57,6 +57,7 @@ class FusionReport(Shown):
         """Gives the modules their own forward back."""
         self.search.stop()
         unfuse(self.search.model)
+        self.search.found.clear()
 
     def parts(self) -> Sequence[Part]:
         """As Shown.parts."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -42,12 +43,17 @@ class Call:
     kwargs: dict[str, Any]
     result: Any = None
     events: list[Event] = field(default_factory=list)
+    looks: list[str] = field(default_factory=list)  # functions that gave values of tensors to Python
+
+
+# Functions that give values of tensors to Python, where they may decide what is computed.
+_LOOKS = {"__bool__", "__int__", "__float__", "__index__", "item", "tolist", "numpy", "equal", "allclose", "is_nonzero"}
 
 
 class _Functions(TorchFunctionMode):
-    def __init__(self, events: list[Event]) -> None:
+    def __init__(self, events: list[Event], looks: list[str]) -> None:
         super().__init__()
-        self.events, self.quiet = events, 0
+        self.events, self.looks, self.quiet = events, looks, 0
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -55,9 +61,10 @@ class _Functions(TorchFunctionMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if not self.quiet:
-            outputs = tensors_of(result)
+            outputs, name = tensors_of(result), getattr(func, "__name__", type(func).__name__)
+            if name in _LOOKS:
+                self.looks.append(name)
             if outputs:
-                name = getattr(func, "__name__", type(func).__name__)
                 self.events.append(Event(len(self.events), name, func, args, kwargs, outputs))
         return result
 
@@ -100,13 +107,16 @@ def is_leaf(module: nn.Module) -> bool:
 @contextmanager
 def _watched_modules(module: nn.Module, functions: _Functions) -> Iterator[None]:
     """Records an event for each call of a module inside that returns a tensor, after those of the functions in it."""
-    events = functions.events
+    events, owner = functions.events, threading.get_ident()  # other threads may call the same modules
     starts: list[int] = []
 
     def enter(inside: nn.Module, args: Any, kwargs: Any) -> None:
-        starts.append(len(events))
+        if threading.get_ident() == owner:
+            starts.append(len(events))
 
     def leave(inside: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+        if threading.get_ident() != owner:
+            return
         first = starts.pop()
         if isinstance(result, Tensor):
             name = MODULE if is_leaf(inside) else CONTAINER
@@ -148,7 +158,7 @@ def watch(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], run
     Tensors are kept as long as the result is, so that no memory is used twice.
     """
     call = Call(module, tuple(args), dict(kwargs))
-    functions = _Functions(call.events)
+    functions = _Functions(call.events, call.looks)
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         for value in (*args, *kwargs.values()):
