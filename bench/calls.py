@@ -19,7 +19,12 @@ from .figures import Figure
 
 TOKENS, LAYERS = 12, 6
 # As many layers and calls as MiniLM has, so narrow that kernels take next to no time.
-NARROW = {"hidden_size": 48, "num_hidden_layers": LAYERS, "num_attention_heads": 12, "intermediate_size": 96}
+NARROW: dict[str, Any] = {
+    "hidden_size": 48,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 12,
+    "intermediate_size": 96,
+}
 MOST_CALLS, MOST_SHARE = 12.0, 0.25
 
 
@@ -47,7 +52,8 @@ def call_figures(budget_s: float) -> Iterator[Figure]:
 def _encoder() -> tuple[nn.Module, dict[str, Tensor]]:
     from transformers import BertConfig, BertModel
 
-    model: nn.Module = BertModel(BertConfig(**NARROW, vocab_size=100)).eval()
+    made: Any = BertModel(BertConfig(**NARROW, vocab_size=100))
+    model: nn.Module = made.eval()
     quantize(model, "w8a8", goal="memory")
     ids = torch.randint(1, 100, (1, TOKENS), generator=torch.Generator().manual_seed(0))
     return model, {"input_ids": ids, "token_type_ids": torch.zeros_like(ids), "attention_mask": torch.ones_like(ids)}

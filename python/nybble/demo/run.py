@@ -189,8 +189,11 @@ def _foot(outcome: Outcome) -> list[str]:
     lines = []
     for name, parts in outcome.shares.items():
         shares = ", ".join(f"{part} {100 * share:.0f}%" for part, share in parts.items())
-        lines.append(f"Time of {name} at batch {outcome.plan.rows} (torch.profiler): {shares}.")
-    return [*lines, "Everything but the linears is torch's own code, the same for all contestants of one dtype."]
+        lines.append(f"Time of {name} at batch {outcome.plan.rows} (torch.profiler), unfused: {shares}.")
+    return [
+        *lines,
+        "Where the profiler looks, models run unfused: everything but the linears is then torch's own code.",
+    ]
 
 
 def show(outcome: Outcome) -> None:
