@@ -345,15 +345,16 @@ def test_norms_are_told_apart(dtype, width):
     assert norm_of(nn.BatchNorm1d(width).to(dtype).eval(), x) is None
 
 
-def test_save_and_load(tmp_path):
+@pytest.mark.parametrize(("name", "where"), [("bert", "encoder"), ("bert with types", "")])
+def test_save_and_load(tmp_path, name, where):
     pytest.importorskip("safetensors")
-    model, _ = fused("bert")
-    example = MAKERS["bert"][1][0]
+    model, _ = fused(name)
+    example = MAKERS[name][1][0]
     expected = run(model, example)
     nybble.save(model, tmp_path)
-    new = make("bert")
+    new = make(name)
     nybble.load(new, tmp_path)
-    found = fused_modules(new)["encoder"]
+    found = fused_modules(new)[where]
     first, second = run(new, example), run(new, example)
     assert found.first is not None
     assert torch.equal(second, expected)
@@ -364,3 +365,13 @@ def test_watched_values_are_freed():
     model, _ = fused("llama")
     lowered = fused_modules(model)["model.layers.0"].first
     assert all(node.rows.is_meta for node in lowered.program.explanation.nodes)
+
+
+def test_saving_before_the_first_calls(tmp_path):
+    pytest.importorskip("safetensors")
+    model = quantized("bert")
+    fuse(model, goal="always")
+    nybble.save(model, tmp_path)
+    new = make("bert")
+    nybble.load(new, tmp_path)
+    assert not fused_modules(new)

@@ -116,7 +116,8 @@ def parse_index(data: bytes) -> Index:
             _string("aliases", name): _string(f"aliases[{name!r}]", target)
             for name, target in _object("aliases", top["aliases"]).items()
         },
-        fused=tuple(_string(f"fused[{i}]", name) for i, name in enumerate(fused)),
+        # The model itself has no name.
+        fused=tuple("" if name == "" else _string(f"fused[{i}]", name) for i, name in enumerate(fused)),
     )
 
 

@@ -36,7 +36,8 @@ def save(model: nn.Module, directory: Path) -> None:
     from .tensors import require_safetensors, write_tensors
 
     require_safetensors()
-    layers, fused = layer_entries(model), tuple(fused_modules(model))
+    layers = layer_entries(model)
+    fused = tuple(name for name, fused in fused_modules(model).items() if fused.first is not None)
     state = state_of(model)
     aliases = aliases_of(state, layers)
     stored = {name: tensor for name, tensor in state.items() if name not in aliases}
