@@ -80,7 +80,8 @@ def test_peak_memory_and_measuring_are_real(monkeypatch):
     # In a process of its own: memory that this one freed would be used again, unseen.
     peak, two_largest = apart(peak_of, "w8a8", torch.get_num_threads())
     assert two_largest == 2 * 2 * 1024 * 2048 / 1e6
-    assert 24 * 1024 * 2048 / 1e6 < peak < 24 * 4 * 1024 * 2048 / 1e6, "the packed weights of all layers at least"
+    # Without rollback dense layers go as packed ones come: some layers at a time, never all of them.
+    assert 0.5 * 1024 * 2048 / 1e6 < peak < 12 * 1024 * 2048 / 1e6
     assert 0 < quantizing._measuring("toy", torch.get_num_threads()) <= 10
 
 
