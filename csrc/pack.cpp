@@ -88,7 +88,9 @@ bool is_large(const int8_t* lines) {
   int16_t first[32], second[32], above = 0, below = 0;
   std::memcpy(first, lines, 64);
   std::memcpy(second, lines + 64, 64);
-  const auto low = [](int16_t pair) { return static_cast<int16_t>(static_cast<int16_t>(pair << 8) >> 8); };
+  const auto low = [](int16_t pair) {
+    return static_cast<int16_t>(static_cast<int16_t>(static_cast<uint16_t>(pair) << 8) >> 8);
+  };
   const auto high = [](int16_t pair) { return static_cast<int16_t>(pair >> 8); };
   const auto positive = [](int16_t code) { return static_cast<int16_t>(code > 0 ? code : 0); };
   for (int i = 0; i < 32; i++) {
