@@ -1,15 +1,14 @@
 #!/usr/bin/env bash
-# transformers 5.23.0 with torch 2.13.0: one call with output_hidden_states=True leaves forward hooks on every decoder layer and
-# every attention module of the model, for good.
+# transformers 5.23.0 with torch 2.13.0: one call with output_hidden_states=True leaves forward hooks on every decoder layer
+# and every attention module of the model, for good.
 #
-# Expected: hidden states are collected for the call that asks for them; afterwards the model is what it was. That is how
-# versions before 5 behaved, whose layers returned them.
-# Seen: before the call no module has a forward hook; after it, each decoder layer and each attention has one, also after further calls that
-# ask for nothing. deepcopy copies them.
+# Expected: hidden states are collected for the call that asks for them; afterwards the model is what it was.
+# Seen: before the call no module has a forward hook; after it, each decoder layer and each attention has one, also after
+# further calls that ask for nothing. deepcopy copies them.
 # Why it matters: tools that leave modules with hooks alone, since a replacement would lose them, or that check for hooks
-# to see whether somebody watches (quantizers, fusers, exporters, schedulers of offloading), treat the model differently
-# from the first such call on, for instance after an evaluation that compared hidden states. They must tell hooks that
-# collect now from hooks that once did.
+# to see whether somebody watches (quantizers, fusers, exporters, offloading), treat the model differently from the first
+# such call on, for instance after an evaluation that compared hidden states. They must tell hooks that collect now from
+# hooks that once did.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
