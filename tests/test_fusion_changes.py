@@ -210,3 +210,13 @@ def test_what_changes_at_each_call_is_left_in_the_end():
             one[0].norm.eps = 1e-5 * (step + 1)
         agree(model, plain, torch.randn(2, 7, WIDTH))
     assert any("from call to call" in (fused.undone or "") for fused in fused_modules(model).values())
+
+
+def test_rare_changes_never_end_the_fusion():
+    model, plain, _ = pair()
+    for step in range(8):
+        for one in (model, plain):
+            one[0].norm.eps = 1e-5 * (step + 1)
+        for _ in range(2):
+            agree(model, plain, torch.randn(2, 7, WIDTH))
+    assert not any(fused.undone for fused in fused_modules(model).values())

@@ -35,7 +35,7 @@ from .watch import Call, tensors_of, watch
 
 # Kinds of calls that a block learns; others run unfused.
 MOST_KINDS = 8
-# How often a block is understood anew after its parameters or attributes changed.
+# How often in succession a block is understood anew after its parameters or attributes changed.
 MOST_TIMES = 4
 
 _CONSTANTS = (bool, int, float, str, tuple)
@@ -55,7 +55,7 @@ class Fused:
     first: Lowered | None = None  # the first of them that was understood
     config: dict[str, Any] | None = None  # the attributes of the module's configuration, as they were
     undone: str | None = None  # why the last call ran unfused, if the module was changed
-    again: int = 0  # how often it had to be understood anew
+    again: int = 0  # how often it had to be understood anew since it last ran fused
     members: tuple[tuple[dict[str, Any], tuple[tuple[str, nn.Module | None], ...]], ...] = ()
     hooks: tuple[dict[Any, Any], ...] = ()
     parameters: tuple[tuple[dict[str, Any], str, Any], ...] = ()
@@ -68,9 +68,7 @@ class Fused:
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the module's own forward."""
-        if is_compiling() or torch.is_grad_enabled() or _watched():
-            return self.own(*args, **kwargs)
-        if self.module.training:
+        if is_compiling() or torch.is_grad_enabled() or self.module.training or _watched():
             return self.own(*args, **kwargs)
         self.undone = self.changed()
         if self.undone is not None:
@@ -87,6 +85,7 @@ class Fused:
                 return self.own(*args, **kwargs)
             result = lowered.run(args, kwargs)
             if result is not NotImplemented:
+                self.again = 0
                 return result
         return self.learn(args, kwargs)
 
@@ -134,7 +133,8 @@ class Fused:
 
     def bind(self) -> None:
         """Notes the modules inside as they are now."""
-        self.config = _config_of(self.module)
+        config = _config_of(self.module)
+        self.config = None if config is None else dict(config)
         inside = [self.module, *(m for m in self.module.modules() if m is not self.module)]
         self.members = tuple((one._modules, tuple(one._modules.items())) for one in inside if one._modules)
         own = [getattr(self.module, name) for name in ("_backward_hooks", "_backward_pre_hooks")]
@@ -216,9 +216,9 @@ def _attributes_of(module: nn.Module) -> tuple[dict[str, Any], int, Callable[[di
 
 
 def _config_of(module: nn.Module) -> dict[str, Any] | None:
-    """The attributes of a module's configuration (transformers), on which its forward may depend."""
-    config = module.__dict__.get("config")
-    return None if config is None else dict(getattr(config, "__dict__", {}))
+    """The attributes of a module's configuration (transformers), on which its forward may depend: no copy."""
+    found: dict[str, Any] | None = getattr(module.__dict__.get("config"), "__dict__", None)
+    return found
 
 
 def _fused_again(module: nn.Module) -> Fused:

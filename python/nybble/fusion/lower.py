@@ -97,8 +97,11 @@ def lower(program: Program) -> Lowered:
     parts: list[Segment | Update | Node] = []
     left = [node for node in nodes if node not in done]
 
+    # Elsewhere torch computes the attention, and updates the cache itself.
+    cached = [node for node in nodes if isinstance(node, Attend) and node.cache is not None and _compiles(node, uses)]
+
     def ready(node: Node) -> bool:
-        needs_cache = isinstance(node, Attend) and node.cache is not None and (node, "cache") not in done
+        needs_cache = node in cached and (node, "cache") not in done
         return not needs_cache and all(ref.node in done for ref in node.inputs())
 
     while left:
@@ -111,7 +114,7 @@ def lower(program: Program) -> Lowered:
             parts.append(Segment(tuple(segment), tuple(node for node in segment if _leaves(node, segment, uses))))
             left = [node for node in left if node not in done]
             continue
-        updates = [node for node in left if isinstance(node, Attend) and node.cache is not None]
+        updates = [node for node in left if node in cached]
         for node in [one for one in updates if all(ref.node in done for ref in one.inputs())]:
             parts.append(Update(node))
             done.add((node, "cache"))

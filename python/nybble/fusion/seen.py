@@ -43,7 +43,6 @@ class Seen:
     call: Call
     names: dict[nn.Module, str]
     nodes: list[Node] = field(default_factory=list)
-    known: dict[tuple[int, int], Ref] = field(default_factory=dict)
     tensors: dict[Path, Tensor] = field(default_factory=dict)
     hidden: Path = ()
     batch: int = 1
