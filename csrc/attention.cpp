@@ -53,7 +53,6 @@ NybbleDtype kv_dtype(const AttentionCall& call) { return call.k_scale.address ? 
 void check(const AttentionCall& call) {
   if (!call.kernel->attention) refuse(std::string("kernel=\"") + call.kernel->name + "\": not an attention kernel");
   if (call.dtype > NYBBLE_F16) refuse("dtype: must be a float");
-  if (call.int8) refuse("int8: no attention kernel has it");
   for (const auto& [name, value] : {std::pair{"batch", call.batch}, {"queries", call.queries}, {"keys", call.keys}})
     in_range(name, value, 0, kMostTokens);
   for (const auto& [name, value] : {std::pair{"heads", call.heads}, {"kv_heads", call.kv_heads}})

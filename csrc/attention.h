@@ -25,7 +25,6 @@ struct AttentionCall {
   float scale;
   bool causal;     // query i sees the keys up to i + keys - queries
   int64_t window;  // 0: none; else, with causal, a query sees only the last so many keys
-  bool int8;       // both products in 8 bits
 };
 
 // A call cut into pieces, by its shape alone. run and merge may be called from any thread, each number once, merge when

@@ -114,7 +114,7 @@ using MaskOf = std::tuple<Pair, int, std::tuple<int64_t, int64_t, int64_t, int64
 
 void attention(const std::string& kernel, int dtype, const std::array<int64_t, 7>& sizes,
                const std::array<Heads, 4>& at, const std::optional<MaskOf>& mask, const Pair& slopes, float scale,
-               bool causal, int64_t window, bool int8, const std::optional<std::array<Heads, 2>>& scales, int threads) {
+               bool causal, int64_t window, const std::optional<std::array<Heads, 2>>& scales, int threads) {
   AttentionCall call{};
   call.kernel = &find_kernel(kernel);
   call.dtype = dtype_of(dtype);
@@ -141,7 +141,6 @@ void attention(const std::string& kernel, int dtype, const std::array<int64_t, 7
   call.scale = scale;
   call.causal = causal;
   call.window = window;
-  call.int8 = int8;
   py::gil_scoped_release release;
   run_attention(call, threads);
 }
@@ -336,7 +335,7 @@ PYBIND11_MODULE(_C, m) {
       py::arg("act_steps") = 255);
 
   m.def("attention", &attention, py::arg("kernel"), py::arg("dtype"), py::arg("sizes"), py::arg("at"), py::arg("mask"),
-        py::arg("slopes"), py::arg("scale"), py::arg("causal"), py::arg("window"), py::arg("int8"), py::arg("scales"),
+        py::arg("slopes"), py::arg("scale"), py::arg("causal"), py::arg("window"), py::arg("scales"),
         py::arg("threads"));
 
   py::class_<LinearPlan>(m, "LinearPlan")

@@ -241,7 +241,6 @@ AttentionCall AttentionStep::call(const Frame& frame, int64_t begin, int64_t cou
   to.scale = scale;
   to.causal = causal;
   to.window = window;
-  to.int8 = int8;
   return to;
 }
 

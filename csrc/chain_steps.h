@@ -124,7 +124,7 @@ struct AttentionStep : Step {
   int64_t heads = 0, kv_heads = 0, head_dim = 0, value_dim = 0;
   int64_t q_offset = 0, k_offset = 0, v_offset = 0, window = 0;
   float scale = 1.0f;
-  bool causal = false, cached = false, int8 = false;
+  bool causal = false, cached = false;
   const char* name() const override { return "attention"; }
   std::vector<int> reads() const override { return cached ? std::vector<int>{q} : std::vector<int>{q, k, v}; }
   std::vector<int> writes() const override { return {y}; }

@@ -126,7 +126,6 @@ def attention(
     scale: float,
     causal: bool,
     window: int,
-    int8: bool,
     scales: tuple[tuple[_Memory, tuple[int, ...]], ...] | None,
     threads: int,
 ) -> None: ...
@@ -228,7 +227,6 @@ class Chain:
         cached: bool = False,
         k_scale: int = -1,
         v_scale: int = -1,
-        int8: bool = False,
     ) -> None: ...
     def run(
         self,

@@ -343,7 +343,6 @@ def attention(
         how.scale,
         how.causal,
         how.window,
-        False,
         None if how.scales is None else (_placed(how.scales[0]), _placed(how.scales[1])),
         torch.get_num_threads(),
     )
