@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -14,7 +14,7 @@ from torch import nn
 
 from ..model import options
 from ..model.batches import call, check_batches
-from .block import fused_modules, unfuse
+from .block import unfuse
 from .pays import Timings
 from .report import FusionReport
 from .search import Search, stop_search
@@ -115,6 +115,3 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, flag in training.items():
             module.training = flag
-
-
-__all__: Sequence[str] = ("GOALS", "fuse", "fused_modules", "unfuse")

@@ -40,6 +40,12 @@ _MOVES = {
 
 @dataclass
 class Seen:
+    """What was seen of a call, and the nodes that explain its values so far.
+
+    names: the modules inside, with their names. tensors: those among the arguments. hidden: where the one stands that gives
+    batch and length; dims: of its kind, 3 (batch, length, width) or 2 (length, width).
+    """
+
     call: Call
     names: dict[nn.Module, str]
     nodes: list[Node] = field(default_factory=list)
