@@ -286,7 +286,7 @@ def test_sensitivity_of_static_schemes() -> None:
 
 def test_what_is_learned_keeps_the_scale() -> None:
     model = One()
-    dense = model.layer.weight
+    dense = model.layer
     small(model, calibration=[torch.randn(64, 32)])
     made = Shadow(model.layer, dense).make()
     assert torch.equal(made.act_scale, model.layer.act_scale)

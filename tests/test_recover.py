@@ -233,7 +233,7 @@ class TestNeverWorse:
     @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
     def test_a_loss_that_is_not_finite_restores_the_last_good_state(self, bad: float) -> None:
         layer, reference = nn.Linear(8, 8), nn.Linear(8, 8)
-        shadow = Shadow(Linear.from_dense(layer, "w8a16"), layer.weight)
+        shadow = Shadow(Linear.from_dense(layer, "w8a16"), layer)
         x = torch.randn(8, 4, 8)
         calls: list[int] = []
 
@@ -250,7 +250,7 @@ class TestNeverWorse:
 
     def test_training_that_does_not_help_stops_early_and_changes_nothing(self) -> None:
         layer = nn.Linear(8, 8)
-        shadow = Shadow(Linear.from_dense(layer, "w8a16"), layer.weight)
+        shadow = Shadow(Linear.from_dense(layer, "w8a16"), layer)
         before = [p.clone() for p in shadow.parameters()]
         x = torch.randn(4, 8)
         task = Task([shadow], lambda b: shadow(x).sum() * (1 if b else -1), [0], [1])

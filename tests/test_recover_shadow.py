@@ -32,7 +32,7 @@ class TestShadow:
         give_scheme(model, scheme)
         layer = model[0]
         assert isinstance(layer, Linear)
-        shadow = Shadow(layer, dense.weight)
+        shadow = Shadow(layer, dense)
         made = shadow.make()
         assert type(made) is type(layer)
         for name, tensor in layer.state_dict().items():
@@ -43,7 +43,7 @@ class TestShadow:
 
     def test_the_gradient_is_one_inside_the_range_and_zero_outside(self) -> None:
         dense = nn.Linear(32, 4)
-        shadow = Shadow(Linear.from_dense(dense, "w4a16"), dense.weight)
+        shadow = Shadow(Linear.from_dense(dense, "w4a16"), dense)
         with torch.no_grad():
             shadow.latent[0, 0], shadow.latent[0, 1], shadow.latent[0, 2] = 9.0, -9.0, 3.3
         (gradient,) = torch.autograd.grad(shadow.codes().sum(), shadow.latent)
@@ -58,14 +58,14 @@ class TestShadow:
         model = nn.Sequential(nn.Linear(32, 16))
         dense = copy.deepcopy(model[0])
         give_scheme(model, "sp24w8a16")
-        shadow = Shadow(model[0], dense.weight)
+        shadow = Shadow(model[0], dense)
         (gradient,) = torch.autograd.grad(shadow(torch.randn(3, 32)).square().sum(), shadow.latent)
         assert not gradient[weight_of(model[0]) == 0].any()
         assert gradient.any()
 
     def test_search_leaves_it_as_it_was(self) -> None:
         layer = nn.Linear(8, 8)
-        shadow = Shadow(Linear.from_dense(layer, "w8a16"), layer.weight)
+        shadow = Shadow(Linear.from_dense(layer, "w8a16"), layer)
         before = [p.clone() for p in shadow.parameters()]
         x, y = torch.randn(4, 8), torch.randn(4, 8)
         assert search(Task([shadow], lambda _: (shadow(x) - y).square().mean(), [0, 1], [0]), 0, 2) == 4e-3

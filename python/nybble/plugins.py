@@ -38,7 +38,10 @@ class PluginError(RuntimeError):
 
 
 def rows(
-    group: str, kind: type[R], built_in: Iterable[R] = (), wrong: Callable[[R], str | None] | None = None
+    group: str,
+    kind: type[R] | tuple[type[R], ...],
+    built_in: Iterable[R] = (),
+    wrong: Callable[[R], str | None] | None = None,
 ) -> tuple[R, ...]:
     """A table: nybble's own rows, then those of the plug-ins, ordered by distribution and entry point.
 
@@ -46,7 +49,7 @@ def rows(
 
     Args:
         group: one of GROUPS.
-        kind: the type of the rows.
+        kind: the type of the rows, or several.
         built_in: nybble's own rows.
         wrong: says which rule a plug-in's row breaks; None: none.
 
@@ -61,7 +64,7 @@ def rows(
             if row.name in owners:
                 raise _refused(entry, f"the name {row.name!r} is taken by {owners[row.name]}; names must be unique")
             if wrong is not None and (rule := wrong(row)) is not None:
-                raise _refused(entry, f"{kind.__name__} {row.name!r} {rule}")
+                raise _refused(entry, f"{type(row).__name__} {row.name!r} {rule}")
             owners[row.name] = _origin(entry)
             table += (row,)
     return table
@@ -88,14 +91,15 @@ def _entry_points() -> dict[str, list[EntryPoint]]:
 
 
 @lru_cache
-def _load(entry: EntryPoint, kind: type[R]) -> tuple[R, ...]:
+def _load(entry: EntryPoint, kind: type[R] | tuple[type[R], ...]) -> tuple[R, ...]:
     try:
         value = entry.load()
     except Exception as error:  # the plug-in's module may raise anything
         raise _refused(entry, f"cannot be imported: {type(error).__name__}: {error}") from error
     for row in value if isinstance(value, tuple) else (value,):
         if not isinstance(row, kind):
-            raise _refused(entry, f"is a {type(row).__name__}; must be a {kind.__name__} or a tuple of them")
+            names = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
+            raise _refused(entry, f"is a {type(row).__name__}; must be a {names} or a tuple of them")
     return value if isinstance(value, tuple) else (value,)
 
 

@@ -63,6 +63,7 @@ def load(model: nn.Module, directory: Path) -> None:
         ImportError: safetensors is not installed.
     """
     from ..fusion.block import fuse_again
+    from ..model.opened import opened
     from .index import parse_index
     from .model import index_limit
     from .restore import Restore
@@ -70,12 +71,17 @@ def load(model: nn.Module, directory: Path) -> None:
 
     require_safetensors()
     index = parse_index(read_index(directory, index_limit(model)))
-    restore = Restore(model, index)
     path = directory / index.file
+
+    def has_layers(names: tuple[str, ...]) -> bool:
+        return any(entry.name.startswith(f"{name}.") for entry in index.layers for name in names)
+
     # Tensors made in the caller's inference mode could never be used by autograd.
-    with contextlib.ExitStack() as opened, torch.inference_mode(False), torch.no_grad():
+    with contextlib.ExitStack() as stack, torch.inference_mode(False), torch.no_grad():
+        stack.enter_context(opened(model, only=has_layers))
+        restore = Restore(model, index)
         with while_checking(path, index):
-            read = opened.enter_context(open_tensors(path, restore.stored_specs()))
+            read = stack.enter_context(open_tensors(path, restore.stored_specs()))
             restore.read_values(read)
         restore.fill(read)
         restore.apply()

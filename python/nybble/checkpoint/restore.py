@@ -60,7 +60,7 @@ class Restore:
         if first is entry:
             kind = quantized_classes()[entry.kind]
             new = kind.on_meta(entry.out_features, entry.in_features, entry.scheme, dense_weight(old).dtype)
-            new.bias = bias_of(old)
+            new.adopt(old).bias = bias_of(old)
             self.new[id(old)] = new.train(old.training)
         elif entry.tied_to is None or entry.tied_to not in (first.name, first.tied_to):
             raise CheckpointError(

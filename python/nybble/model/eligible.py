@@ -58,7 +58,7 @@ def why_left(module: nn.Module, scheme: Scheme | None) -> str | None:
 
 def why_structure(module: nn.Module) -> str | None:
     """Why a dense module cannot be swapped for a quantized one, whatever the values of its weight; or None."""
-    return _why_type(module) or why_bound(module) or _why_content(module)
+    return _why_type(module) or why_bound(module) or _why_content(module) or kind_of(module).why_not(module)
 
 
 def _why_type(module: nn.Module) -> str | None:
@@ -120,7 +120,7 @@ def _why_weight(module: nn.Module) -> str | None:
 
 def _why_scheme(module: nn.Module, scheme: Scheme) -> str | None:
     try:
-        scheme.check_shape(*dense_weight(module).shape)
+        kind_of(module).scheme_for(scheme).check_shape(*dense_weight(module).shape)
     except ValueError as error:
         return str(error)
     return None

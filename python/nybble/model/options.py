@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from ..nn.composite import CompositeModule
 from ..weights.scheme import Scheme
 from .eligible import is_linear_like
 from .observe import OBSERVERS
@@ -135,14 +136,15 @@ def check_m(m: int | Sequence[int]) -> tuple[int, ...]:
 def check_patterns(argument: str, patterns: Patterns, sites: Sequence[Site]) -> tuple[str, ...]:
     """The glob patterns as a tuple. Raises TypeError, or ValueError for a pattern that matches nothing (a typo).
 
-    A pattern of ``include`` must match a Linear-like layer, one of ``exclude`` any module without children.
+    A pattern of ``include`` must match a Linear-like layer, one of ``exclude`` any module without children; and either
+    may match a module with several weights, which stands for all its members.
     """
     values = (patterns,) if isinstance(patterns, str) else patterns
     if values is None:
         return ()
     if not isinstance(values, Sequence):
         raise TypeError(f"{argument}={patterns!r}: must be a glob pattern or a sequence of them")
-    fits = is_linear_like if argument == "include" else _is_leaf
+    fits = _is_layer if argument == "include" else _is_leaf
     what = "Linear layer" if argument == "include" else "layer"
     names = [name for site in sites if fits(site.module) for name in site.names]
     for pattern in values:
@@ -157,8 +159,12 @@ def check_patterns(argument: str, patterns: Patterns, sites: Sequence[Site]) -> 
     return tuple(values)
 
 
+def _is_layer(module: nn.Module) -> bool:
+    return is_linear_like(module) or isinstance(module, CompositeModule)
+
+
 def _is_leaf(module: nn.Module) -> bool:
-    return not any(True for _ in module.children()) or is_linear_like(module)
+    return not any(True for _ in module.children()) or _is_layer(module)
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

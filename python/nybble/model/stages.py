@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from ..nn.kinds import kind_of
 from .batches import model_calls
 from .chain import Chain, survey
 from .eligible import dense_weight
 from .inputs import Inputs
+from .rows import rows_of
 from .walk import Site
 
 
@@ -33,36 +35,31 @@ class Stage:
 
     def inputs(self, hessian: bool, observer: str | None = None) -> dict[int, Inputs]:
         """The input statistics of each layer over all batches, by ``id(module)``; padding tokens are left out."""
-        modules = [site.module for site in self.layers]
+        modules = [site.module for site in self.layers if kind_of(site.module).why_no_rows(site.module) is None]
         found = {id(module): Inputs(dense_weight(module).shape[1], hessian, observer) for module in modules}
         for b, (run, mask) in enumerate(zip(self.runs, self.masks, strict=True)):
-            before = self._seen(self.dense_runs[b], mask) if hessian and self.dense_runs else {}
-            for key, calls in self._seen(run, mask).items():
+            before = _seen(modules, self.dense_runs[b], mask) if hessian and self.dense_runs else {}
+            for key, calls in _seen(modules, run, mask).items():
                 # A layer that gets other shapes than in the original model has no matching rows there.
                 same = [x.shape for x in calls] == [x.shape for x in before.get(key, [])]
                 for x, dense in zip(calls, before[key] if same else [None] * len(calls), strict=True):
                     found[key].add(x, dense)
         return found
 
-    def _seen(self, run: Callable[[], object], mask: Tensor | None) -> dict[int, list[Tensor]]:
-        """The input rows of each call of each layer, by ``id(module)``."""
-        seen: dict[int, list[Tensor]] = {}
 
-        def see(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x = args[0] if args else next(iter(kwargs.values()))
-            seen.setdefault(id(layer), []).append(_rows(x, mask))
+def _seen(layers: Sequence[nn.Module], run: Callable[[], object], mask: Tensor | None) -> dict[int, list[Tensor]]:
+    """The input rows of each call of each layer, by ``id(module)``."""
+    seen: dict[int, list[Tensor]] = {}
 
-        with contextlib.ExitStack() as hooks:
-            for site in self.layers:
-                hooks.callback(site.module.register_forward_pre_hook(see, with_kwargs=True).remove)
-            run()
-        return seen
+    def see(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = args[0] if args else next(iter(kwargs.values()))
+        seen.setdefault(id(layer), []).append(rows_of(layer, x, mask))
 
-
-def _rows(x: Tensor, mask: Tensor | None) -> Tensor:
-    if mask is not None and x.shape[:-1] == mask.shape:
-        return x[mask]
-    return x.reshape(-1, x.shape[-1])
+    with contextlib.ExitStack() as hooks:
+        for layer in layers:
+            hooks.callback(layer.register_forward_pre_hook(see, with_kwargs=True).remove)
+        run()
+    return seen
 
 
 @contextlib.contextmanager

@@ -22,8 +22,10 @@ from ..checkpoint.files import CheckpointError
 from ..model import options
 from ..model.batches import call, check_batches
 from ..model.eligible import dense_weight, is_linear_like
+from ..model.rows import rows_of
 from ..model.stages import eval_mode
 from ..model.walk import sites
+from ..nn.kinds import kind_of
 from ..nn.module import QuantizedModule
 from ..text import Part, Shown
 from .statistics import Statistics
@@ -271,13 +273,14 @@ class Monitor:
             self._layer_hooks.pop().remove()
         self._sampler = self._mask = None
 
-    def look(self, watch: Watch, x: Any) -> None:
+    def look(self, watch: Watch, layer: nn.Module, x: Any) -> None:
         """Count an input of a layer in the sampled call."""
         if self._sampler != threading.get_ident() or not isinstance(x, Tensor) or x.is_meta or x.dim() < 1:
             return
         # Outside inference mode: tensors made inside it cannot be changed in place later.
         with self._lock, torch.inference_mode(False), torch.no_grad():
-            if watch.add(pick_rows(x, self._mask, _MOST_ROWS, self._sampled)) and watch.statistics is not None:
+            rows = pick_rows(rows_of(layer, x, self._mask), _MOST_ROWS, self._sampled)
+            if watch.add(rows) and watch.statistics is not None:
                 self._write(watch.drift())
 
     def _write(self, drift: LayerDrift) -> None:
@@ -318,8 +321,8 @@ class _Look:
     def __init__(self, monitor: Monitor, watch: Watch) -> None:
         self._monitor, self._watch = monitor, watch
 
-    def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._monitor.look(self._watch, args[0] if args else next(iter(kwargs.values()), None))
+    def __call__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._monitor.look(self._watch, layer, args[0] if args else next(iter(kwargs.values()), None))
 
 
 def _layers(model: nn.Module, include: options.Patterns, exclude: options.Patterns) -> dict[str, nn.Module]:
@@ -333,7 +336,13 @@ def _layers(model: nn.Module, include: options.Patterns, exclude: options.Patter
         m=(),
         goal="",
     )
-    linear = [site for site in found if is_linear_like(site.module) and asked.why_not_asked(site.names) is None]
+    linear = [
+        site
+        for site in found
+        if is_linear_like(site.module)
+        and kind_of(site.module).why_no_rows(site.module) is None
+        and asked.why_not_asked(site.names) is None
+    ]
     quantized = [site for site in linear if isinstance(site.module, QuantizedModule)]
     layers = {site.name: site.module for site in quantized or linear}
     if not layers:

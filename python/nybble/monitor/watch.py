@@ -148,8 +148,7 @@ def _some(channels: tuple[int, ...]) -> str:
     return ", ".join(map(str, channels[:4])) + (", ..." if len(channels) > 4 else "")
 
 
-def pick_rows(x: Tensor, mask: Tensor | None, most: int, turn: int) -> Tensor:
-    """At most ``most`` evenly spaced rows (T, K) of x (..., K), others each turn; without padding if the mask fits."""
-    rows = x[mask] if mask is not None and x.shape[:-1] == mask.shape else x.reshape(-1, x.shape[-1])
+def pick_rows(rows: Tensor, most: int, turn: int) -> Tensor:
+    """At most ``most`` evenly spaced ones of some rows (T, K), others each turn."""
     step = -(-len(rows) // most)
     return rows[turn % step :: step] if step > 1 else rows

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .. import plugins
 from ..weights.scheme import Scheme
+from .composite import CompositeKind
 from .linear import Linear
 from .module import QuantizedModule
 from .sparse import SparseLinear
@@ -50,16 +51,36 @@ def _full_name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
+def _all_rows(module: nn.Module, x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _as_asked(scheme: Scheme) -> Scheme:
+    return scheme
+
+
+def _never(module: nn.Module) -> str | None:
+    return None
+
+
 @dataclass(frozen=True)
 class ModuleKind:
-    """A class of dense layers, and the modules that replace it.
+    """A class of dense layers with one weight, and the modules that replace it.
 
-    The dense layer maps (..., K) to (..., N) with its weight and bias alone: it has no other state. Only instances of
-    exactly the class are replaced. Those of a subclass stay, since they may do more.
+    The dense layer computes with its weight and bias alone: it has no other state. Only instances of exactly the class
+    are replaced. Those of a subclass stay, since they may do more. Modules with several weights are ``CompositeKind``s,
+    see ``nn.composite``.
 
-    ``dense`` is the class, or its full name ("package.module.Class"), which saves importing it. ``module`` replaces it
-    under a dense scheme, ``sparse_module`` under a sparse one; None if it cannot be sparse. ``weights`` must be one
-    ``MatrixWeight``; kinds with several are not supported yet.
+    Attributes:
+        dense: the class, or its full name ("package.module.Class"), which saves importing it.
+        module: replaces it under a dense scheme.
+        sparse_module: replaces it under a sparse scheme; None if it cannot be sparse.
+        weights: one ``MatrixWeight``.
+        rows: for a dense or quantized layer and its input x, the rows (T, K) that the weight's matrix multiplies: what
+            methods with calibration data learn from.
+        why_no_rows: why there are no such rows for a layer, which is then rounded without data, or None.
+        scheme_for: the scheme that these layers get where another is asked for, such as one with float activations.
+        why_not: why a layer of the class cannot be replaced, whatever its weight, or None.
     """
 
     name: str
@@ -67,6 +88,10 @@ class ModuleKind:
     module: type[QuantizedModule]
     sparse_module: type[QuantizedModule] | None = None
     weights: tuple[MatrixWeight, ...] = (MatrixWeight(),)
+    rows: Callable[[nn.Module, Tensor], Tensor] = _all_rows
+    why_no_rows: Callable[[nn.Module], str | None] = _never
+    scheme_for: Callable[[Scheme], Scheme] = _as_asked
+    why_not: Callable[[nn.Module], str | None] = _never
 
     def __post_init__(self) -> None:
         if len(self.weights) != 1:
@@ -97,6 +122,11 @@ class ModuleKind:
     def dense_name(self) -> str:
         """The full name of the dense class."""
         return self.dense if isinstance(self.dense, str) else _full_name(self.dense)
+
+    @property
+    def takes_rows(self) -> bool:
+        """Whether the layers map rows (..., K) to (..., N)."""
+        return self.module.takes_rows
 
     def replaces(self, cls: type) -> bool:
         """Whether this is exactly the dense class."""
@@ -148,7 +178,7 @@ class ModuleKind:
         return new
 
 
-BUILT_IN = (
+BUILT_IN: tuple[ModuleKind | CompositeKind, ...] = (
     ModuleKind("Linear", nn.Linear, Linear, SparseLinear),
     ModuleKind(
         "Conv1D",
@@ -161,16 +191,19 @@ BUILT_IN = (
 
 
 @lru_cache
-def module_kinds() -> tuple[ModuleKind, ...]:
-    """The table: nybble's kinds and those of plug-ins.
+def _table() -> tuple[ModuleKind | CompositeKind, ...]:
+    """nybble's kinds and those of plug-ins.
 
     Raises:
         PluginError: a plug-in cannot be loaded, or two kinds replace one class, or two quantized classes have one name.
     """
-    dense = {kind.dense_name: kind.name for kind in BUILT_IN}
-    classes = _by_name(BUILT_IN)
+    own = tuple(kind for kind in BUILT_IN if isinstance(kind, ModuleKind))
+    dense = {kind.dense_name: kind.name for kind in own}
+    classes = _by_name(own)
 
-    def wrong(row: ModuleKind) -> str | None:
+    def wrong(row: ModuleKind | CompositeKind) -> str | None:
+        if isinstance(row, CompositeKind):
+            return None
         owner = dense.setdefault(row.dense_name, row.name)
         if owner != row.name:
             return f"replaces {row.dense_name}, which the kind {owner!r} replaces already"
@@ -182,7 +215,24 @@ def module_kinds() -> tuple[ModuleKind, ...]:
                 )
         return None
 
-    return plugins.rows("nybble.modules", ModuleKind, BUILT_IN, wrong)
+    return plugins.rows("nybble.modules", (ModuleKind, CompositeKind), BUILT_IN, wrong)
+
+
+@lru_cache
+def module_kinds() -> tuple[ModuleKind, ...]:
+    """The kinds of layers with one weight: nybble's and those of plug-ins. Raises PluginError."""
+    return tuple(kind for kind in _table() if isinstance(kind, ModuleKind))
+
+
+@lru_cache
+def composite_kinds() -> tuple[CompositeKind, ...]:
+    """The kinds of modules with several weights: nybble's and those of plug-ins. Raises PluginError."""
+    return tuple(kind for kind in _table() if isinstance(kind, CompositeKind))
+
+
+def find_composite(module: nn.Module) -> CompositeKind | None:
+    """The kind of a dense module with several weights, or None."""
+    return next((kind for kind in composite_kinds() if kind.matches(module)), None)
 
 
 def quantized_classes() -> dict[str, type[QuantizedModule]]:
@@ -204,9 +254,36 @@ def find_kind(module: nn.Module) -> ModuleKind | None:
 
 
 def kind_of(module: nn.Module) -> ModuleKind:
-    """As find_kind. Raises TypeError if there is none."""
-    found = find_kind(module)
+    """The kind of a dense or quantized module. Raises TypeError if there is none."""
+    if isinstance(module, QuantizedModule):
+        found = next((kind for kind in module_kinds() if isinstance(module, kind.modules)), None)
+    else:
+        found = find_kind(module)
     if found is None:
         known = ", ".join(kind.name for kind in module_kinds())
         raise TypeError(f"module={type(module).__name__}: must be one of the module kinds {known}")
     return found
+
+
+def matrix_layer(module: nn.Module) -> nn.Module:
+    """A layer that maps rows (..., K) to (..., N) with the weight and bias of a dense or quantized module.
+
+    It is the module itself if that takes rows.
+    """
+    kind = kind_of(module)
+    if kind.takes_rows:
+        return module
+    if isinstance(module, QuantizedModule):
+        cls = SparseLinear if module.is_sparse else Linear
+        codes, act = module.quantized(), module.act()
+        return cls.from_quantized(codes, module.in_features, module.bias, module.scheme, module.dtype, act)
+    weight, bias = kind.matrix_of(module), kind.bias_of(module)
+    layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    layer.register_parameter("bias", bias)
+    return layer
+
+
+def settings_of(module: nn.Module) -> tuple[object, ...]:
+    """The class of a dense or quantized module, and the settings by which its modules differ besides their weights."""
+    return type(module), *(getattr(module, name) for name in kind_of(module).module.settings)

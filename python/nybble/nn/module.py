@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,15 @@ class QuantizedModule(StatefulModule):
     """A module that replaces a dense one: an integer weight (N, K), and a bias (N,) or None.
 
     A subclass adds its own arguments, ``forward``, ``on_meta`` and ``dequantize``.
+
+    Attributes:
+        settings: names of the attributes that it takes over from the dense module, besides weight and bias, such as
+            the stride of a convolution.
+        takes_rows: whether it maps rows (..., K) to (..., N), as a Linear layer does.
     """
+
+    settings: ClassVar[tuple[str, ...]] = ()
+    takes_rows: ClassVar[bool] = True
 
     @classmethod
     def on_meta(cls, out_features: int, in_features: int, scheme: str | Scheme, dtype: torch.dtype) -> Self:
@@ -35,6 +43,16 @@ class QuantizedModule(StatefulModule):
     def dequantize(self) -> nn.Module:
         """A dense module with the rounded weight and a copy of the bias."""
         raise NotImplementedError
+
+    def adopt(self, source: nn.Module) -> Self:
+        """Take over the settings of the dense module that it replaces, or of a module of its own class; returns self."""
+        for name in self.settings:
+            setattr(self, name, getattr(source, name))
+        return self
+
+    def example(self, m: int) -> Tensor:
+        """An input of about m rows, for measuring speed. The random state of the process does not change."""
+        return torch.randn(m, self.in_features, generator=torch.Generator().manual_seed(0)).to(self.dtype)
 
     @classmethod
     def from_weight(

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..compiled.rounding import sqnr_db
 from ..model.eligible import ALREADY, dense_weight, is_linear_like
+from ..nn.kinds import settings_of
 from ..nn.module import QuantizedModule
 from ..report.data import NOT_TIMED
 from ..report.speed import Speed, mean_speed
@@ -166,12 +167,11 @@ def _tied(layer: Layer, first: Layer) -> QuantizedModule:
     n, k = dense_weight(layer.site.module).shape
     new = type(first.new).on_meta(n, k, first.new.scheme, layer.weight.dtype)
     new.tie_to(first.new)
-    new.bias = layer.bias
+    new.adopt(layer.site.module).bias = layer.bias
     layer.tied_to = first
     return new
 
 
 def _problem(layer: Layer) -> object:
     """The key of layers that run the same kernels at the same speed."""
-    kind = type(layer.site.module)
-    return kind, layer.weight.shape, layer.weight.dtype, layer.bias is not None, layer.pattern
+    return settings_of(layer.site.module), layer.weight.shape, layer.weight.dtype, layer.bias is not None, layer.pattern

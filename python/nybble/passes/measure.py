@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .. import paired
-from ..nn.kinds import kind_of
+from ..nn.kinds import kind_of, settings_of
 from ..nn.module import QuantizedModule
 from ..report.speed import Speed, mean_speed
 from ..weights.sparsity import Unstructured
@@ -66,7 +66,7 @@ class Timer:
     def speeds(self, old: nn.Module, new: QuantizedModule, ms: Sequence[int], left: int) -> Speeds:
         """Time of ``old`` over that of ``new`` for each M, in the caller's grad mode; empty if the time is spent.
 
-        Both map (M, K) to (M, N). Results are cached for the process, except those that more time would have decided.
+        Both get ``new.example(M)``. Results are cached for the process, except those that more time would have decided.
 
         Args:
             left: how many measurements share the seconds that are left, this one included.
@@ -128,15 +128,14 @@ def _described(layer: nn.Module, ms: Sequence[int]) -> object:
         n, k = layer.out_features, layer.in_features
         size = layer.nbytes * _SIZES // (n * k)
         kernels = tuple((m, layer.explain(m).kernel) for m in ms)
-        return type(layer).__name__, (n, k), layer.bias is not None, layer.dtype, str(layer.scheme), size, kernels
+        return settings_of(layer), (n, k), layer.bias is not None, layer.dtype, str(layer.scheme), size, kernels
     kind = kind_of(layer)
     weight = kind.parameter_of(layer)
-    return type(layer).__name__, tuple(weight.shape), kind.bias_of(layer) is not None, weight.dtype
+    return settings_of(layer), tuple(weight.shape), kind.bias_of(layer) is not None, weight.dtype
 
 
 def _pairs(old: nn.Module, new: QuantizedModule, m: int) -> paired.Pairs:
-    # A generator of its own, so that timing does not advance the global random state.
-    x = torch.randn(m, new.in_features, generator=torch.Generator().manual_seed(0)).to(new.dtype)
+    x = new.example(m)
     return paired.Pairs(lambda: old(x), lambda: new(x))
 
 
@@ -146,4 +145,5 @@ def _random_layer(layer: QuantizedModule, sparsity: Unstructured) -> QuantizedMo
     kept = torch.rand(weight.shape, generator=generator) >= sparsity.zeros
     scheme = replace(layer.scheme, sparsity=sparsity)
     act_range = (-1.0, 1.0) if scheme.static else None
-    return type(layer).from_weight(weight * kept, layer.bias, scheme, dtype=layer.dtype, act_range=act_range)
+    other = type(layer).from_weight(weight * kept, layer.bias, scheme, dtype=layer.dtype, act_range=act_range)
+    return other.adopt(layer)

@@ -19,6 +19,7 @@ from torch import nn
 from ..model.batches import check_batches
 from ..model.digest import data_sha256
 from ..model.eligible import is_linear_like
+from ..model.opened import names_around, opened
 from ..model.options import TIMING_S, check_progress, check_seconds
 from ..model.walk import sites
 from ..nn.module import QuantizedModule
@@ -145,31 +146,35 @@ def _run(stage: Stage, model: nn.Module, given: Mapping[str, Any]) -> StageRepor
     if layers is None:
         report: StageReport = run(model, **arguments)
         return report
-    groups = _groups(model, layers, STAGE_DEFAULT if DEFAULT_ARGUMENT[stage.name] in arguments else DENSE)
-    if not groups:
-        return replace(quantize(model, exclude="*", goal="memory"), scheme=DENSE, merged=True)
-    resume = arguments.get("resume")
-    done: dict[str, Report] = {}
-    limit = left = check_seconds("timing_s", arguments.pop("timing_s", TIMING_S))
-    for i, (scheme, names) in enumerate(groups.items()):
-        own: dict[str, Any] = {} if resume is None else {"resume": resume / str(i)}
-        chosen = {**own, **_scheme(scheme), "include": [escape(name) for name in names]}
-        if scheme != STAGE_DEFAULT and not Scheme.parse(scheme).static:
-            chosen["observer"] = None
-        one: Report = run(model, **{**arguments, **chosen, "timing_s": max(left, _LEAST_S) / (len(groups) - i)})
-        left -= one.timing_s
-        done |= dict.fromkeys(names, one)
-    return replace(_merged(done), timing_limit_s=limit)
+    with opened(model):
+        groups = _groups(model, layers, STAGE_DEFAULT if DEFAULT_ARGUMENT[stage.name] in arguments else DENSE)
+        if not groups:
+            return replace(quantize(model, exclude="*", goal="memory"), scheme=DENSE, merged=True)
+        resume = arguments.get("resume")
+        done: dict[str, Report] = {}
+        limit = left = check_seconds("timing_s", arguments.pop("timing_s", TIMING_S))
+        for i, (scheme, names) in enumerate(groups.items()):
+            own: dict[str, Any] = {} if resume is None else {"resume": resume / str(i)}
+            chosen = {**own, **_scheme(scheme), "include": [escape(name) for name in names]}
+            if scheme != STAGE_DEFAULT and not Scheme.parse(scheme).static:
+                chosen["observer"] = None
+            one: Report = run(model, **{**arguments, **chosen, "timing_s": max(left, _LEAST_S) / (len(groups) - i)})
+            left -= one.timing_s
+            done |= dict.fromkeys(names, one)
+        return replace(_merged(done), timing_limit_s=limit)
 
 
 def _groups(model: nn.Module, layers: Mapping[str, str], default: str) -> dict[str, list[str]]:
     """Scheme -> names of the layers that get it, in the order of the patterns; layers that stay dense are left out."""
     groups: dict[str, list[str]] = {scheme: [] for scheme in (*layers.values(), default)}
     unused = set(layers)
-    for site in sites(model):
+    found = sites(model)
+    within = names_around(found)
+    for site in found:
         if not is_linear_like(site.module):
             continue
-        matching = [pattern for pattern in layers if any(fnmatchcase(name, pattern) for name in site.names)]
+        names = (*site.names, *within.get(site.module, ()))
+        matching = [pattern for pattern in layers if any(fnmatchcase(name, pattern) for name in names)]
         unused -= set(matching)
         if not isinstance(site.module, QuantizedModule):
             groups[layers[matching[0]] if matching else default].append(site.name)

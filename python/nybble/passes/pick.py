@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..model.eligible import dense_weight
+from ..nn.kinds import matrix_layer
 from ..nn.module import QuantizedModule
 from ..report.data import NOT_TIMED, Tried
 from ..report.speed import Speed, mean_speed, product
@@ -108,11 +109,11 @@ def _candidates(
     if x is None or not len(x):
         x = torch.randn(_ROWS, weight.shape[1], generator=torch.Generator().manual_seed(0))
     x = x.to(weight.dtype)
-    wanted = dense(x)
+    wanted = matrix_layer(dense)(x)
     found: dict[str, _Candidate] = {}
     for outcome in outcomes:
         new = make(layer, outcome)
-        error = relative_error(new(x), wanted)
+        error = relative_error(matrix_layer(new)(x), wanted)
         one = _Candidate(outcome, new, error if math.isfinite(error) else math.inf)
         found.setdefault(one.name, one)
     return list(found.values())

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..model.eligible import is_linear_like, why_left
+from ..model.opened import names_around
 from ..model.options import Options
 from ..model.walk import Site, memory_groups
 from ..nn.kinds import ModuleKind, kind_of
@@ -90,7 +91,8 @@ class Plan:
     def __init__(self, sites: Sequence[Site], options: Options) -> None:
         self.sites = sites
         self.options = options
-        self.layers = [self._layer(site) for site in sites if is_linear_like(site.module)]
+        within = names_around(sites)
+        self.layers = [self._layer(site, within.get(site.module, ())) for site in sites if is_linear_like(site.module)]
         self.by_site = {layer.site: layer for layer in self.layers}
         owners = [
             Owner(site, key)
@@ -103,8 +105,9 @@ class Plan:
         for owner in owners:
             self.owners.setdefault(self.group(owner.parameter), []).append(owner)
 
-    def _layer(self, site: Site) -> Layer:
-        refusal = None if isinstance(site.module, QuantizedModule) else self.options.why_not_asked(site.names)
+    def _layer(self, site: Site, within: tuple[str, ...]) -> Layer:
+        names = (*site.names, *within)
+        refusal = None if isinstance(site.module, QuantizedModule) else self.options.why_not_asked(names)
         left = [why_left(site.module, scheme) for scheme in self.options.schemes or (None,)]
         reason = refusal or (None if None in left else left[0])
         return Layer(site, asked=refusal is None, reason=reason, training=site.module.training)

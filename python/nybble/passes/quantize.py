@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..model import options
+from ..model.opened import opened
 from ..model.walk import sites
 from ..report.report import Report
 from ..weights.scheme import Scheme
@@ -112,25 +113,27 @@ def quantize(
     """
     check_model(model)
     schemes = options.check_schemes("scheme", scheme)
-    found = sites(model)
-    asked = options.Options(
-        scheme=schemes[0],
-        include=None if include is None else options.check_patterns("include", include, found),
-        exclude=options.check_patterns("exclude", exclude, found),
-        method=options.check_choice("method", method, METHODS),
-        m=options.check_m(m),
-        goal=options.check_choice("goal", goal, options.GOALS),
-        timing_s=options.check_seconds("timing_s", timing_s),
-        observer=options.check_observer(observer, *schemes),
-        others=schemes[1:],
-        max_error=_most(max_error, len(schemes)),
-    )
-    scaling, *_ = [_scaling(smooth, asked.method, one) for one in schemes]
-    if fuse is None:
-        fuse = asked.goal == "speed"
-    options.check_flag("fuse", fuse)
-    call = Call(calibration, strict, untie, progress, resume, (scaling,), fuse, rollback)
-    return run_pass(model, found, asked, call, lambda plan, edits: Rounding(plan, edits, scaling))
+    options.check_flag("rollback", rollback)
+    with opened(model, keep=rollback) as close:
+        found = sites(model)
+        asked = options.Options(
+            scheme=schemes[0],
+            include=None if include is None else options.check_patterns("include", include, found),
+            exclude=options.check_patterns("exclude", exclude, found),
+            method=options.check_choice("method", method, METHODS),
+            m=options.check_m(m),
+            goal=options.check_choice("goal", goal, options.GOALS),
+            timing_s=options.check_seconds("timing_s", timing_s),
+            observer=options.check_observer(observer, *schemes),
+            others=schemes[1:],
+            max_error=_most(max_error, len(schemes)),
+        )
+        scaling, *_ = [_scaling(smooth, asked.method, one) for one in schemes]
+        if fuse is None:
+            fuse = asked.goal == "speed"
+        options.check_flag("fuse", fuse)
+        call = Call(calibration, strict, untie, progress, resume, (scaling,), fuse, rollback, close)
+        return run_pass(model, found, asked, call, lambda plan, edits: Rounding(plan, edits, scaling))
 
 
 def _most(max_error: float | None, schemes: int) -> float | None:

@@ -15,6 +15,7 @@ from ..model import options
 from ..model.bar import bar
 from ..model.batches import check_batches
 from ..model.digest import data_sha256
+from ..model.opened import is_open, opened
 from ..model.stages import eval_mode
 from .build import check_model
 from .recovery.losses import LOSSES
@@ -93,7 +94,13 @@ def recover(
     training = {name: module.training for name, module in model.named_modules()}
     asked = Settings(epochs, end_to_end_epochs, learning_rate, loss, seed)
     # Leave the caller's inference mode: tensors made inside it can never be used by autograd.
-    with torch.inference_mode(False), torch.no_grad(), eval_mode(model), eval_mode(reference):
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        opened(reference, only=lambda names: is_open(model, names)),
+        eval_mode(model),
+        eval_mode(reference),
+    ):
         store = None
         if resume is not None:
             states = [*model.state_dict().values(), *reference.state_dict().values()]

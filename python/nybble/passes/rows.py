@@ -9,6 +9,7 @@ from torch import nn
 
 from ..dispatch.targets import detect
 from ..model.eligible import name_of
+from ..model.opened import why_closed
 from ..model.walk import Site
 from ..nn.kinds import kind_of
 from ..nn.module import QuantizedModule
@@ -140,7 +141,7 @@ def _other_rows(site: Site, memory: _Memory) -> Iterator[LayerReport]:
             after=name_of(parameter.dtype),
             nbytes_before=nbytes,
             nbytes_after=nbytes,
-            reason=NOT_LINEAR,
+            reason=why_closed(site.module) or NOT_LINEAR,
             also=tuple(names[1:]),
         )
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..model import options
+from ..model.opened import opened
 from ..model.walk import sites
 from ..report.report import Report
 from ..weights.scheme import Scheme
@@ -99,20 +100,22 @@ def sparsify(
     if per_layer and not (form and isinstance(form.sparsity, Unstructured)):
         raise ValueError(f"per_layer=True, pattern={pattern!r}: needs an unstructured pattern such as '50%'")
     numbers = None if scheme is None else _check_scheme(scheme, form)
-    found = sites(model)
-    asked = options.Options(
-        scheme=numbers,
-        include=None if include is None else options.check_patterns("include", include, found),
-        exclude=options.check_patterns("exclude", exclude, found),
-        method=options.check_choice("method", method, METHODS),
-        m=options.check_m(m),
-        goal="memory" if numbers is None else options.check_choice("goal", goal, options.GOALS),
-        timing_s=options.check_seconds("timing_s", timing_s),
-        observer=options.check_observer(observer, *([] if numbers is None else [numbers])),
-    )
-    wanted = Asked(form, per_layer, chains)
-    call = Call(calibration, strict, untie, progress, resume, wanted, rollback=rollback)
-    return run_pass(model, found, asked, call, lambda plan, edits: Pruning(plan, edits, wanted))
+    options.check_flag("rollback", rollback)
+    with opened(model, keep=rollback) as close:
+        found = sites(model)
+        asked = options.Options(
+            scheme=numbers,
+            include=None if include is None else options.check_patterns("include", include, found),
+            exclude=options.check_patterns("exclude", exclude, found),
+            method=options.check_choice("method", method, METHODS),
+            m=options.check_m(m),
+            goal="memory" if numbers is None else options.check_choice("goal", goal, options.GOALS),
+            timing_s=options.check_seconds("timing_s", timing_s),
+            observer=options.check_observer(observer, *([] if numbers is None else [numbers])),
+        )
+        wanted = Asked(form, per_layer, chains)
+        call = Call(calibration, strict, untie, progress, resume, wanted, rollback=rollback, close=close)
+        return run_pass(model, found, asked, call, lambda plan, edits: Pruning(plan, edits, wanted))
 
 
 def _check_scheme(scheme: str | Scheme, pattern: Pattern | None) -> Scheme:

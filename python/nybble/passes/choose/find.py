@@ -12,6 +12,7 @@ from torch import nn
 from ... import __version__, _moved
 from ...evaluate.data import ON_BAD, sift
 from ...model.digest import data_sha256
+from ...model.opened import opened
 from ...model.options import check_choice, check_m, check_progress
 from ...model.stages import eval_mode
 from ...weights.scheme import Scheme
@@ -80,7 +81,7 @@ def plan(
     check_progress(progress)
     (rows,) = check_m(m)
     batches = sift(data, model, on_bad)
-    with torch.no_grad():
+    with opened(model), torch.no_grad():
         units = variants(model, schemes, quantize or {}, sparsify or {})
         if not units:
             raise ValueError(f"candidates={candidates!r}: no layer of the model can have any of these schemes")

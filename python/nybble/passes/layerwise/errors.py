@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ...model.eligible import dense_weight
-from ...nn.kinds import kind_of
+from ...model.eligible import bias_of, dense_weight
+from ...nn.kinds import kind_of, matrix_layer
+from ...nn.linear import Linear
 from ...weights.scheme import Scheme
 
 
@@ -24,7 +25,7 @@ class Errors(NamedTuple):
 
 
 def output_errors(dense: nn.Module, new: nn.Module, scheme: Scheme | None, x: Tensor | None) -> Errors:
-    """The errors on inputs x (T, K) of ``new``, which replaces ``dense``.
+    """The errors on rows x (T, K) of ``new``, which replaces ``dense``.
 
     scheme: rounds the dense layer for comparison, with dynamic activations; None: no rounding.
     """
@@ -32,12 +33,11 @@ def output_errors(dense: nn.Module, new: nn.Module, scheme: Scheme | None, x: Te
         return Errors()
     weight = dense_weight(dense)
     x = x.to(weight.dtype)
-    wanted = dense(x)
+    wanted, found = matrix_layer(dense)(x), matrix_layer(new)(x)
     if scheme is None:
-        return Errors(0.0, relative_error(new(x), wanted))
-    kind = kind_of(dense)
-    rounded = kind.module.from_weight(weight, kind.bias_of(dense), scheme.dynamic)
-    return Errors(relative_error(rounded(x), wanted), relative_error(new(x), wanted))
+        return Errors(0.0, relative_error(found, wanted))
+    rounded = Linear.from_weight(weight, bias_of(dense), scheme.dynamic)
+    return Errors(relative_error(rounded(x), wanted), relative_error(found, wanted))
 
 
 def weight_loss(weight: Tensor, new: Tensor, x: Tensor) -> float:

@@ -37,7 +37,7 @@ class Call(NamedTuple):
 
     ``settings``: what the result depends on besides model, data and options; part of the key of ``resume``. ``fuse``:
     whether chains of the new layers are to run as compiled steps. ``rollback``: whether dense layers are kept until the
-    end, to be put back after an exception.
+    end, to be put back after an exception. ``close``: closes what was opened and has not changed, see ``model.opened``.
     """
 
     calibration: Iterable[Any] | None
@@ -48,6 +48,7 @@ class Call(NamedTuple):
     settings: tuple[object, ...]
     fuse: bool = False
     rollback: bool = True
+    close: Callable[[], None] = lambda: None
 
     def check(self) -> None:
         """Raise TypeError or ValueError unless the flags are bools that go together."""
@@ -103,6 +104,7 @@ def _run(model: nn.Module, work: Work, batches: list[Any] | None, call: Call) ->
     if call.strict:
         check_strict(plan)
     report = make_report(plan, work.title, work.builder.timer.spent)
+    call.close()
     if call.fuse:
         report = replace(report, fusion=fuse(model, None if batches is None else batches[:1]))
     return_freed()

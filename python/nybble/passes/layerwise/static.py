@@ -10,6 +10,7 @@ from torch import nn
 
 from ...model.eligible import dense_weight
 from ...model.inputs import NO_DATA, Inputs
+from ...nn.kinds import matrix_layer
 from ...weights.activation_type import ActivationType
 from ...weights.activations import ActScale
 from ..plan import Layer
@@ -59,8 +60,8 @@ def _why_not(
     assert inputs is not None, "a scale was observed"  # noqa: S101
     dense = layer.site.module
     x = inputs.held_out.to(dense_weight(dense).dtype)
-    wanted = dense(x)
-    ours, theirs = (relative_error(make(one)(x), wanted) for one in (static, dynamic))
+    wanted = matrix_layer(dense)(x)
+    ours, theirs = (relative_error(matrix_layer(make(one))(x), wanted) for one in (static, dynamic))
     if ours <= max(_MAX_RATIO * theirs, _SMALL_ERROR):
         return None
     ratio = ours / theirs if theirs else math.inf

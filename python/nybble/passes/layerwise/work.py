@@ -119,7 +119,7 @@ class Work:
         if store is None or self.is_kept(layer):
             return None
         weight = dense_weight(layer.site.module)
-        found = (store.load_done(_entry(layer, scheme), weight, scheme) for scheme in self.schemes)
+        found = (store.load_done(_entry(layer, scheme), weight, scheme) for scheme in self._schemes_of(layer))
         done = next((done for done in found if done is not None), None)
         # Of several schemes, one that is too slow now makes way for another.
         if done is not None and self.asked.others and not self.builder.accepts(layer, self.make(layer, done.outcome)):
@@ -149,12 +149,17 @@ class Work:
 
     def _outcome(self, twins: Sequence[Layer], inputs: Inputs | None) -> Outcome | None:
         """The new weight of twins; None if none of the schemes is used: they get a ``reason``."""
-        whys = {scheme: why_left(twins[0].site.module, scheme) for scheme in self.schemes}
+        whys = {scheme: why_left(twins[0].site.module, scheme) for scheme in self._schemes_of(twins[0])}
         found = [self._in_scheme(twins, scheme, inputs) for scheme, why in whys.items() if why is None]
         if not self.asked.is_choice:
             return found[0]
         refused = {str(scheme): why for scheme, why in whys.items() if why is not None}
         return pick(twins, found, refused, self.make, None if inputs is None else inputs.held_out, self.builder)
+
+    def _schemes_of(self, layer: Layer) -> tuple[Scheme | None, ...]:
+        """What the kind of a layer makes of the schemes that are asked for."""
+        found = (None if scheme is None else layer.kind.scheme_for(scheme) for scheme in self.schemes)
+        return tuple(dict.fromkeys(found))
 
     def _in_scheme(self, twins: Sequence[Layer], scheme: Scheme | None, inputs: Inputs | None) -> Outcome:
         first = twins[0]

@@ -115,7 +115,8 @@ class Pruning(Work):
         quantized = outcome.quantized or quantize_weight(outcome.weight, scheme)
         in_features, dtype = outcome.weight.shape[1], layer.weight.dtype
         module = layer.kind.module_for(scheme)
-        return module.from_quantized(quantized, in_features, layer.bias, scheme, dtype, outcome.act)
+        new = module.from_quantized(quantized, in_features, layer.bias, scheme, dtype, outcome.act)
+        return new.adopt(layer.site.module)
 
     def is_kept(self, layer: Layer) -> bool:
         """As Work.is_kept."""

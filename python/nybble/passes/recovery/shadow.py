@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional
 
 from ...model.eligible import bias_of, dense_weight
@@ -34,16 +37,18 @@ class Shadow(nn.Module):
 
     Args:
         layer: a quantized layer, or a pruned dense one.
-        dense: the original weight (N, K).
+        dense: the original layer.
     """
 
-    def __init__(self, layer: nn.Module, dense: Tensor) -> None:
+    def __init__(self, layer: nn.Module, dense: nn.Module) -> None:
         super().__init__()
-        self._layer = [layer]  # in a list, so that it does not become a submodule
+        # In lists, so that they do not become submodules.
+        self._layer, self._dense = [layer], [dense]
         values, self._scale, self._zero = _parts(layer)
         self._size = layer.scheme.group_size if isinstance(layer, QuantizedModule) else None
         residual = (
-            dense.detach().float() / self._spread(self._scale).clamp_min(torch.finfo(torch.float32).tiny) - values
+            dense_weight(dense).detach().float() / self._spread(self._scale).clamp_min(torch.finfo(torch.float32).tiny)
+            - values
         )
         rounds = isinstance(layer, QuantizedModule) and not isinstance(layer.scheme.weight_type, FloatType)
         # Less than one half, so that rounding gives the codes of the layer.
@@ -88,7 +93,20 @@ class Shadow(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output with float activations."""
         weight = self.codes() * self._spread(self.scale())
-        return functional.linear(x, weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        dense = self._dense[0]
+        kind = kind_of(dense)
+        if kind.takes_rows:
+            return functional.linear(x, weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        dtype = dense_weight(dense).dtype
+        values = {kind.weight.key: kind.weight.from_matrix(weight.to(dtype), kind.parameter_of(dense).shape)}
+        if self.bias is not None and kind.weight.bias is not None:
+            values[kind.weight.bias] = self.bias.to(dtype)
+        return cast(Tensor, functional_call(dense, values, (x,)))
+
+    @property
+    def takes_rows(self) -> bool:
+        """Whether the layer maps rows (..., K) to (..., N)."""
+        return kind_of(self._dense[0]).takes_rows
 
     @torch.no_grad()
     def make(self) -> nn.Module:
@@ -107,7 +125,8 @@ class Shadow(nn.Module):
         packed = layer.scheme.weight_type.pack(whole)
         quantized = QuantizedWeight(packed, scale.to(self._stored), layer.quantized().zero_point)
         scheme, dtype = layer.scheme, layer.dtype
-        return type(layer).from_quantized(quantized, layer.in_features, bias, scheme, dtype, layer.act()).eval()
+        new = type(layer).from_quantized(quantized, layer.in_features, bias, scheme, dtype, layer.act())
+        return new.adopt(layer).eval()
 
     @property
     def _stored(self) -> torch.dtype:

@@ -34,7 +34,7 @@ class Pair(NamedTuple):
 
     def shadow(self) -> Shadow:
         """A trainable stand-in for the layer."""
-        return Shadow(self.layer, dense_weight(self.dense))
+        return Shadow(self.layer, self.dense)
 
 
 def pairs(model: nn.Module, reference: nn.Module) -> tuple[list[Pair], dict[str, str]]:

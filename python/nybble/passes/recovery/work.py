@@ -188,7 +188,8 @@ class Work:
         """Apply the closed-form correction; undo it unless the held-out loss is lower."""
         start, before = state_of(task), task.held_out()
         runs, dense_runs = ([them[b] for b in self._train_batches] for them in (part.runs, part.dense_runs))
-        correct(task.shadows, [pair.dense for pair in part.layers], runs, dense_runs)
+        both = [(own, pair.dense) for own, pair in zip(task.shadows, part.layers, strict=True) if own.takes_rows]
+        correct([own for own, _ in both], [dense for _, dense in both], runs, dense_runs)
         if not task.held_out() < before:
             restore(task, start)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -41,7 +43,7 @@ class Rounding(Work):
 
     def prepare(self, stage: Stage, sets: Sets, inputs: dict[int, Inputs], store: Store | None) -> None:
         """Find input scales and fold them into the layers that produce the inputs."""
-        layers = [twins[0] for twins in sets if len(twins) == 1]
+        layers = [twins[0] for twins in sets if len(twins) == 1 and twins[0].kind.takes_rows]
         if self._scaling is None or not stage.runs:
             return
         folds = find_folds(stage, layers, self.plan)
@@ -75,7 +77,12 @@ class Rounding(Work):
         key = layer.site.name, scheme.weight_bits, scheme.group_size, scheme.symmetric
         if self._last is not None and self._last[0] == key:
             return self._last[1]
-        outcome = round_weight(dense_weight(layer.site.module), scheme, self.asked.method, inputs)
+        method, why = self.asked.method, layer.kind.why_no_rows(layer.site.module)
+        if method in NEEDS_DATA and why is not None:
+            outcome = round_weight(dense_weight(layer.site.module), scheme, "rtn")
+            outcome = replace(outcome, notes=(f"rtn instead of {method}: {why}",))
+        else:
+            outcome = round_weight(dense_weight(layer.site.module), scheme, method, inputs)
         self._last = (key, outcome) if self.asked.others else None
         return outcome
 
@@ -86,7 +93,8 @@ class Rounding(Work):
         in_features = dense_weight(layer.site.module).shape[1]
         scheme = outcome.scheme if outcome.act else outcome.scheme.dynamic
         dtype = layer.weight.dtype
-        return layer.kind.module.from_quantized(outcome.quantized, in_features, layer.bias, scheme, dtype, outcome.act)
+        new = layer.kind.module.from_quantized(outcome.quantized, in_features, layer.bias, scheme, dtype, outcome.act)
+        return new.adopt(layer.site.module)
 
     def note(self, layer: Layer, outcome: Outcome, errors: Errors) -> None:
         """As Work.note."""

@@ -12,6 +12,7 @@ from ... import _moved
 from ...evaluate.data import ON_BAD, sift
 from ...model.bar import bar
 from ...model.batches import call
+from ...model.opened import opened
 from ...model.options import check_choice, check_progress
 from ...model.stages import eval_mode
 from ...weights.scheme import Scheme
@@ -66,7 +67,7 @@ def sensitivity(
     check_choice("on_bad", on_bad, ON_BAD)
     check_progress(progress)
     batches = sift(data, model, on_bad)
-    with torch.no_grad():
+    with opened(model), torch.no_grad():
         units = variants(model, asked, quantize or {}, sparsify or {})
         if not units:
             raise ValueError(f"schemes={schemes!r}: no layer of the model can have any of these schemes")
