@@ -54,14 +54,11 @@ KIND = CompositeKind("Twice", lambda module: type(module) is Twice, OpenTwice)
 
 @pytest.fixture(autouse=True)
 def with_kind(monkeypatch):
-    tables = (kinds._table, kinds.module_kinds, kinds.composite_kinds)
-    for table in tables:
-        table.cache_clear()
+    kinds.forget_kinds()
     monkeypatch.setattr(kinds, "BUILT_IN", (*kinds.BUILT_IN, KIND))
     yield
     monkeypatch.undo()
-    for table in tables:
-        table.cache_clear()
+    kinds.forget_kinds()
 
 
 def make():
@@ -188,6 +185,11 @@ def test_hooks_keep_a_module_closed():
     report = nybble.quantize(model, "w8a8", goal="memory")
     assert type(model[1]) is Twice
     assert "forward hooks" in rows(report)["1.first"].reason
+
+
+def test_a_model_that_is_one_module_with_several_weights():
+    with pytest.raises(ValueError, match="Twice: is itself"):
+        nybble.quantize(Twice(), "w8a8")
 
 
 def test_watched():

@@ -316,7 +316,7 @@ class TestReport:
 @pytest.mark.parametrize(
     ("model", "arguments", "error", "why"),
     [
-        (nn.Linear(8, 8), {}, ValueError, "is itself a Linear layer"),
+        (nn.Linear(8, 8), {}, ValueError, "is itself a layer"),
         (Stack(), {"recipe": "r.yaml"}, TypeError, "recipe=str: must be a nybble.Recipe"),
         (Stack(), {"calibration": []}, ValueError, "calibration: has no batches"),
         (Stack(), {"progress": 1}, TypeError, "progress=1"),

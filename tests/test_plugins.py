@@ -283,15 +283,15 @@ KIND_HEAD = "from torch import nn\nfrom nybble.nn import Linear, MatrixWeight, M
     ],
 )
 def test_a_module_kind_that_breaks_a_rule_is_refused(site, row, rule):
-    from nybble.nn.kinds import module_kinds
+    from nybble.nn.kinds import forget_kinds, module_kinds
 
     install(site, "toy_k", f"{KIND_HEAD}ROW = {row}", "[nybble.modules]\nmine = toy_k.rows:ROW\n")
-    module_kinds.cache_clear()
+    forget_kinds()
     try:
         with pytest.raises(PluginError, match=rf"toy_k 1\.0.*{rule}"):
             module_kinds()
     finally:
-        module_kinds.cache_clear()
+        forget_kinds()
 
 
 TOY_FORMATS = """

@@ -75,15 +75,20 @@ def opened(
             one.close()
 
     try:
-        for site in sites(model):
-            kind = find_composite(site.module)
-            if kind is None or not site.places or why_closed(site.module) is not None or not only(site.names):
-                continue
-            new = kind.open(site.module).train(site.module.training)
-            done.append(_Opened(site, new, list(new.parameters()), site.module if keep else None))
-            for place in site.places:
-                place.put(new)
-            site.module = new
+        _open(model, keep, only, done)
         yield close
     finally:
         close()
+
+
+def _open(model: nn.Module, keep: bool, only: Callable[[tuple[str, ...]], bool], done: list[_Opened]) -> None:
+    """Open the modules, and add each to ``done`` before the model changes."""
+    for site in sites(model):
+        kind = find_composite(site.module)
+        if kind is None or not site.places or why_closed(site.module) is not None or not only(site.names):
+            continue
+        new = kind.open(site.module).train(site.module.training)
+        done.append(_Opened(site, new, list(new.parameters()), site.module if keep else None))
+        for place in site.places:
+            place.put(new)
+        site.module = new

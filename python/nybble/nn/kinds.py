@@ -230,6 +230,12 @@ def composite_kinds() -> tuple[CompositeKind, ...]:
     return tuple(kind for kind in _table() if isinstance(kind, CompositeKind))
 
 
+def forget_kinds() -> None:
+    """Read the table again at its next use: for tests that change it."""
+    for table in (_table, module_kinds, composite_kinds):
+        table.cache_clear()
+
+
 def find_composite(module: nn.Module) -> CompositeKind | None:
     """The kind of a dense module with several weights, or None."""
     return next((kind for kind in composite_kinds() if kind.matches(module)), None)

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..compiled.rounding import sqnr_db
 from ..model.eligible import ALREADY, dense_weight, is_linear_like
-from ..nn.kinds import settings_of
+from ..nn.kinds import find_composite, settings_of
 from ..nn.module import QuantizedModule
 from ..report.data import NOT_TIMED
 from ..report.speed import Speed, mean_speed
@@ -29,9 +29,9 @@ def check_model(model: nn.Module) -> None:
     """Raise TypeError or ValueError unless ``model`` is a module whose inner layers can be swapped."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model={type(model).__name__}: must be a torch.nn.Module")
-    if is_linear_like(model):
+    if is_linear_like(model) or find_composite(model) is not None:
         raise ValueError(
-            f"model={type(model).__name__}: is itself a Linear layer and cannot be swapped in place; "
+            f"model={type(model).__name__}: is itself a layer and cannot be swapped in place; "
             "pass a module that contains it, such as torch.nn.Sequential(model)"
         )
 

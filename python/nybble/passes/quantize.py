@@ -107,7 +107,7 @@ def quantize(
         bias stays the same parameter.
 
     Raises:
-        TypeError, ValueError: an argument is wrong, the model is itself a Linear layer, the method needs calibration
+        TypeError, ValueError: an argument is wrong, the model is itself a layer, the method needs calibration
             data, or ``strict`` failed. After any exception, ``KeyboardInterrupt`` included, the model is unchanged,
             unless ``rollback=False``: then a note of the exception says how many layers are finished.
     """
