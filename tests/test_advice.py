@@ -24,10 +24,10 @@ W4 = {"after": "w4a8", "kernel": "w4a8_avx512vnni", "speeds": speeds({1: 1.5, 16
         (
             [left(reason="excluded by 'x'"), left(reason="excluded by 'x'"), left()],
             {},
-            "nothing was swapped: 2 x excluded by 'x'; 1 x not a Linear layer",
+            "nothing was swapped: 2 x excluded by 'x'; 1 x not a kind of module that nybble replaces",
         ),
-        ([left(), left(name="b")], {}, "no Linear layer found in this model: nybble replaces torch.nn.Linear"),
-        ([], {}, "no Linear layer found in this model"),
+        ([left(), left(name="b")], {}, "nothing found in this model that nybble replaces: print(model)"),
+        ([], {}, "nothing found in this model"),
         (
             [left(**SLOW), swapped()],
             {},
@@ -100,14 +100,14 @@ W4 = {"after": "w4a8", "kernel": "w4a8_avx512vnni", "speeds": speeds({1: 1.5, 16
             [swapped(), left(nbytes_before=3 << 20, before="float32")],
             {"weight_bytes": 4 << 20, "weight_bytes_changed": 1 << 20},
             (
-                "coverage is 25.0 %: only Linear layers are swapped, and the largest other weights are embed (Embedding, "
+                "coverage is 25.0 %: the largest weights of modules that nybble does not replace are embed (Embedding, "
                 "float32, 3.0 MiB)"
             ),
         ),
         (
             [swapped(), *(left(name=f"h.{i}.table", nbytes_before=1 << 20) for i in range(12))],
             {"weight_bytes": 12 << 20, "weight_bytes_changed": 0},
-            "the largest other weights are h.{0..11}.table (12 x Embedding, bfloat16, 12.0 MiB);",
+            "does not replace are h.{0..11}.table (12 x Embedding, bfloat16, 12.0 MiB);",
         ),
         (
             [swapped(**W4)],

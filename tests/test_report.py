@@ -75,7 +75,7 @@ def test_table_has_every_layer_and_fact() -> None:
     speed = next(line for line in reversed(text.splitlines()) if line.startswith("encoder.0.fc"))
     assert speed.split()[4:] == ["0.50", "4.00", "1.41x", "[1.31,", "1.51]", "60"]
     assert second.startswith("embed [2]")
-    for line in ("  [1] slower at M=1", "  [2] left alone: not a Linear layer"):
+    for line in ("  [1] slower at M=1", "  [2] left alone: not a kind of module that nybble replaces"):
         assert line in text.splitlines()
     for word in (
         "1 of 2 layers swapped",

@@ -13,7 +13,7 @@ from ..model.opened import why_closed
 from ..model.walk import Site
 from ..nn.kinds import kind_of
 from ..nn.module import QuantizedModule
-from ..report.data import NOT_LINEAR, LayerReport
+from ..report.data import UNKNOWN_KIND, LayerReport
 from ..report.report import Report
 from .plan import Layer, Plan
 
@@ -127,7 +127,7 @@ def _left_row(layer: Layer, memory: _Memory) -> LayerReport:
 
 
 def _other_rows(site: Site, memory: _Memory) -> Iterator[LayerReport]:
-    """A row for each weight of a module that is not a Linear layer: an embedding, a convolution, fused experts."""
+    """A row for each weight of a module that nybble does not replace."""
     for key, parameter in site.module._parameters.items():
         if parameter is None or nn.parameter.is_lazy(parameter) or parameter.dim() < 2:
             continue
@@ -141,7 +141,7 @@ def _other_rows(site: Site, memory: _Memory) -> Iterator[LayerReport]:
             after=name_of(parameter.dtype),
             nbytes_before=nbytes,
             nbytes_after=nbytes,
-            reason=why_closed(site.module) or NOT_LINEAR,
+            reason=why_closed(site.module) or UNKNOWN_KIND,
             also=tuple(names[1:]),
         )
 

@@ -11,7 +11,7 @@ from ..text import Items, span
 from ..weights.scheme import Scheme, activations_of
 from ..weights.sparsity import NofM, Unstructured, parse_name
 from .columns import error_of, method_of, size
-from .data import NOT_LINEAR, NOT_TIMED, LayerReport, ReportData
+from .data import NOT_TIMED, UNKNOWN_KIND, LayerReport, ReportData
 from .fold import Row, fold_names, rows
 
 Facts = Mapping[str, object]
@@ -101,12 +101,12 @@ def _call_for(report: ReportData, ms: Sequence[int]) -> str:
     return call_of(report, f"m={ms[0]}" if len(ms) == 1 else f"m=({_sizes(ms)})")
 
 
-def _no_linear(report: ReportData) -> Facts | None:
-    return {} if all(layer.reason == NOT_LINEAR for layer in report.layers) else None
+def _nothing_known(report: ReportData) -> Facts | None:
+    return {} if all(layer.reason == UNKNOWN_KIND for layer in report.layers) else None
 
 
 def _nothing_swapped(report: ReportData) -> Facts | None:
-    if report.swapped or _no_linear(report) is not None:
+    if report.swapped or _nothing_known(report) is not None:
         return None
     timed = {layer.name: mean.verdict for layer in report.left if (mean := layer.mean_speed) is not None}
     words = {
@@ -171,10 +171,10 @@ def _shared_weight(report: ReportData) -> Facts | None:
     return {"names": _named(shared), "call": call_of(report, "untie=True")} if shared else None
 
 
-def _not_linear(report: ReportData) -> Facts | None:
+def _unknown_kinds(report: ReportData) -> Facts | None:
     """The largest weights that no pass of this kind changes."""
     least = report.weight_bytes * _WORTH
-    left = rows(layer for layer in report.left if layer.reason == NOT_LINEAR)
+    left = rows(layer for layer in report.left if layer.reason == UNKNOWN_KIND)
     others = [row for row in left if _nbytes(row.layers) > least]
     if report.coverage >= _COVERED or not others or not report.swapped:
         return None
@@ -247,9 +247,9 @@ def _swapped(report: ReportData) -> Facts | None:
 
 RULES = (
     Rule(
-        _no_linear,
-        "no Linear layer found in this model: nybble replaces torch.nn.Linear and transformers' Conv1D; print(model) shows "
-        "which modules there are; a plug-in adds other kinds of modules (docs/adding/module.md)",
+        _nothing_known,
+        "nothing found in this model that nybble replaces: print(model) shows which modules there are, and "
+        "nybble.nn.module_kinds() what can be replaced; a plug-in adds other kinds (docs/adding/module.md)",
     ),
     Rule(_nothing_swapped, "nothing was swapped: {why}"),
     Rule(
@@ -270,8 +270,8 @@ RULES = (
     ),
     Rule(_shared_weight, "{names}: shares its weight with another module; to quantize a copy of it: {call}"),
     Rule(
-        _not_linear,
-        "coverage is {coverage} %: only Linear layers are swapped, and the largest other weights are {names}; "
+        _unknown_kinds,
+        "coverage is {coverage} %: the largest weights of modules that nybble does not replace are {names}; "
         "model.to(torch.bfloat16) before the pass halves those in float32",
     ),
     Rule(

@@ -13,7 +13,7 @@ from .speed import Speed, mean_speed
 
 SCHEMA = "nybble.report/1"
 # The reason of weights that no pass for Linear layers changes.
-NOT_LINEAR = "not a Linear layer"
+UNKNOWN_KIND = "not a kind of module that nybble replaces"
 # The reason of layers for which no time was left.
 NOT_TIMED = "not timed: timing_s was spent"
 
@@ -71,7 +71,7 @@ class Tried:
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer, or one weight that is not a Linear layer's.
+    """One layer, or one weight of a module that nybble does not replace.
 
     ``shape`` is (N, K) for a Linear layer and the parameter's own shape otherwise. ``nbytes_before`` and
     ``nbytes_after`` count memory once: of layers that share a weight, only one carries its bytes. ``sqnr_db`` is

@@ -39,7 +39,7 @@ def left(**changes: object) -> LayerReport:
         "after": "bfloat16",
         "nbytes_before": 80,
         "nbytes_after": 80,
-        "reason": "not a Linear layer",
+        "reason": "not a kind of module that nybble replaces",
     }
     return LayerReport(**{**values, **changes})  # type: ignore[arg-type]
 
