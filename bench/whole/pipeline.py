@@ -48,8 +48,9 @@ def _pipe(model: nn.Module) -> Any:
     return pipe
 
 
-def _encode(pipe: Any) -> object:
-    return pipe.encode(all_sentences()[:_SENTENCES], batch_size=_ROWS, show_progress_bar=False)
+def _encoding(pipe: Any) -> Call:
+    """All sentences through `encode`; reading them from the corpus is not part of it."""
+    return partial(pipe.encode, all_sentences()[:_SENTENCES], batch_size=_ROWS, show_progress_bar=False)
 
 
 def _batches(model: nn.Module) -> list[Inputs]:
@@ -62,11 +63,11 @@ def _batches(model: nn.Module) -> list[Inputs]:
         return forward(**inputs)
 
     with patch.object(model, "forward", recorded):
-        _encode(pipe)
+        _encoding(pipe)()
     return found
 
 
 def _calls(subject: Subject, model: nn.Module, batches: Sequence[Inputs]) -> tuple[Call, Call]:
     """All sentences through `encode`, and their batches through the model alone."""
     alone = [subject.ready(model, batch) for batch in batches]
-    return partial(_encode, _pipe(model)), lambda: [call() for call in alone]
+    return _encoding(_pipe(model)), lambda: [call() for call in alone]
