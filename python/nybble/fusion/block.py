@@ -51,6 +51,7 @@ class Fused:
 
     module: nn.Module
     timings: Timings | None = None  # what it must be faster than; None: it need not be
+    skips: bool = False  # whether rows of padding are left out
     kinds: dict[Any, list[Lowered | str]] = field(default_factory=dict)
     first: Lowered | None = None  # the first of them that was understood
     config: dict[str, Any] | None = None  # the attributes of the module's configuration, as they were
@@ -124,6 +125,7 @@ class Fused:
             prove(program, lowered, before, self.own)
             if self.timings is not None:
                 lowered.speed = self.timings.check(program, lowered, before, self.own)
+            lowered.skips = self.skips
         except NotUnderstood as reason:
             return str(reason)
         program.forget()
@@ -190,10 +192,10 @@ class Fused:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Fused:
         # The new module has no parts yet: it is bound at its first call.
-        return Fused(deepcopy(self.module, memo))
+        return Fused(deepcopy(self.module, memo), skips=self.skips)
 
     def __reduce__(self) -> Any:
-        return _fused_again, (self.module,)
+        return _fused_again, (self.module, self.skips)
 
 
 @lru_cache(maxsize=256)
@@ -221,8 +223,8 @@ def _config_of(module: nn.Module) -> dict[str, Any] | None:
     return found
 
 
-def _fused_again(module: nn.Module) -> Fused:
-    return Fused(module)
+def _fused_again(module: nn.Module, skips: bool) -> Fused:
+    return Fused(module, skips=skips)
 
 
 def _names(hooks: dict[Any, Any]) -> str:

@@ -101,7 +101,7 @@ class BoundChain:
 def _table(key: Any, run: Run) -> Tensor | None:
     """A tensor of four dimensions that the steps read beside their matrices; None: a scale that this run does not have."""
     if isinstance(key, Mask):
-        mask = key.of(run.tables)
+        mask = run.mask(key)
         return mask[(None,) * (4 - mask.dim())]
     value: Tensor | None = run.tables[key]
     return value.unsqueeze(1) if value is not None and value.dim() == 3 else value

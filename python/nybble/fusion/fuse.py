@@ -29,6 +29,7 @@ def fuse(
     include: options.Patterns = None,
     exclude: options.Patterns = None,
     goal: str = "speed",
+    skip_padding: bool = False,
 ) -> FusionReport:
     """Let modules of ``model`` run as chains of compiled steps: attention, norms, activations and residuals with the
     quantized layers around them, in one or two calls for a whole block of a transformer.
@@ -52,6 +53,9 @@ def fuse(
             mode, are the examples.
         include: glob patterns on full names of modules; only those that match one are fused. None means all.
         exclude: glob patterns on full names of modules that are left alone.
+        skip_padding: do not compute the tokens at the end of a sequence that the attention masks hide from all others;
+            what a chain returns for them is 0, and for all others what it was within rounding. For models whose callers do
+            not read the padding, as those that pool over the mask. Not kept by ``nybble.save``.
         goal: "speed" keeps a chain only if it is measured to be faster than the module's own forward; "always" keeps
             each that was proved.
 
@@ -66,11 +70,12 @@ def fuse(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model={type(model).__name__}: must be a torch.nn.Module")
     options.check_choice("goal", goal, GOALS)
+    options.check_flag("skip_padding", skip_padding)
     batches = check_batches(examples, model)
     wanted = _filter(model, include, exclude)
     stop_search(model)
     unfuse(model)
-    search = Search(model, wanted, Timings() if goal == "speed" else None)
+    search = Search(model, wanted, Timings() if goal == "speed" else None, skip_padding)
     if batches is None:
         search.arm()
         return FusionReport(search)

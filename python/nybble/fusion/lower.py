@@ -10,9 +10,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from torch import Tensor
+
 from ..dispatch.selection import compiled_plan, row_starts
 from ..nn.module import QuantizedModule
 from ..report.speed import Speed
+from . import padding
 from .arguments import get
 from .chain import BoundChain
 from .nodes import Activate, Add, Attend, Input, Linear, Multiply, Node, Norm, Rotate, Run
@@ -50,6 +53,7 @@ class Lowered:
     starts: list[int]  # numbers of rows from which on other kernels may serve the layers
     chains: dict[tuple[int, int], BoundChain] = field(default_factory=dict)
     speed: Speed | None = None  # over the module's own forward, if it was measured
+    skips: bool = False  # whether rows of padding are left out
 
     @cached_property
     def inputs(self) -> list[Input]:
@@ -70,6 +74,20 @@ class Lowered:
                 return NotImplemented
             plain = value.stride(1) == 1 and value.stride(0) >= node.width
             run.values[node] = value if plain else value.contiguous()
+        groups = padding.groups(program, run) if self.skips else []
+        if not groups:
+            self._compute(run)
+            return program.result(run.values, batch, length, args, kwargs)
+        values: dict[Node, Tensor] = {}
+        for group in groups:
+            part = padding.taken(program, run, group)
+            self._compute(part)
+            padding.put(values, run, group, part, program.outputs)
+        return program.result(values, batch, length, args, kwargs)
+
+    def _compute(self, run: Run) -> None:
+        """The values of all nodes that later parts or the result need."""
+        rows = run.batch * run.length
         kernels = bisect_right(self.starts, rows)
         for number, part in enumerate(self.parts):
             if isinstance(part, Segment):
@@ -81,7 +99,6 @@ class Lowered:
                 part.run(run)
             else:
                 run.values[part] = part.compute(run)
-        return program.result(run.values, batch, length, args, kwargs)
 
     @property
     def compiled(self) -> int:

@@ -71,6 +71,13 @@ class Run:
     length: int
     values: dict[Node, Tensor]
     tables: dict[Any, Any]
+    masks: dict[Mask, Tensor] = field(default_factory=dict)  # those that were computed
+
+    def mask(self, mask: Mask) -> Tensor:
+        """A mask, computed once."""
+        if mask not in self.masks:
+            self.masks[mask] = mask.of(self.tables)
+        return self.masks[mask]
 
     def of(self, ref: Ref) -> Tensor:
         """The columns of a value, (rows, width)."""
@@ -320,7 +327,7 @@ class Attend(Node):
         causal = self.causal and run.length > 1
         if causal:
             k, v = k[:, :, : run.length], v[:, :, : run.length]
-        mask = None if self.mask is None else self.mask.of(run.tables)
+        mask = None if self.mask is None else run.mask(self.mask)
         out = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=causal, scale=self.scale, enable_gqa=self.heads != self.kv_heads
         )

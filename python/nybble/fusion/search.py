@@ -30,6 +30,7 @@ class Search:
     model: nn.Module
     wanted: Callable[[str], bool] = lambda _: True
     timings: Timings | None = None  # None: chains need not be faster
+    skips: bool = False  # whether rows of padding are left out
     found: dict[str, Fused] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
     frontier: dict[str, Fused] = field(default_factory=dict)
@@ -45,7 +46,7 @@ class Search:
             return {}
         reason = why_bound(module)
         if reason is None and self.wanted(name) and _has_forward(module):
-            return {name: Fused(module, self.timings)}
+            return {name: Fused(module, self.timings, self.skips)}
         if reason is not None and "forward" in vars(module):
             self.left[name] = reason
         return self.inside(name, module)

@@ -43,8 +43,8 @@ class ModelCopy:
                         if mine[key] is not wanted:
                             edits.put(mine, key, wanted)
                 _adopt_tie(original, copied, edits)
-                if fused_at(copied) is not None:
-                    edits.put(vars(original), "forward", Fused(original).replacement())
+                if (fused := fused_at(copied)) is not None:
+                    edits.put(vars(original), "forward", Fused(original, skips=fused.skips).replacement())
         except BaseException:
             edits.undo()
             raise
