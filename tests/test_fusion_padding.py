@@ -58,8 +58,8 @@ def rows_run(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def small_groups(monkeypatch):
-    monkeypatch.setattr(padding, "_THREAD_ROWS", 12)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(padding, "_GROUP_ROWS", 4)
+    monkeypatch.setattr(padding, "_SEQUENCES", 2)
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w8a16"])

@@ -14,9 +14,12 @@ from torch import Tensor
 from .nodes import Attend, Lookup, Mask, Node, Rotate, Run
 from .program import Program
 
-# Rows of a thread from which on a group is large enough. Fewer would read the weights too often.
-_THREAD_ROWS = 48
-# Fewer rows than this share of all are not worth the copies.
+# What a group costs beside its rows, in rows: entering the chain, and reading the weights anew. Measured on MiniLM: 24.
+_GROUP_ROWS = 32
+# Sequences of a group are a multiple, for equal work on 2 or 4 threads. Not of the threads that there are, since attention
+# sums in another order in other groups: no result may depend on their number.
+_SEQUENCES = 4
+# A gain of less than this share of all rows is not worth the copies.
 _LEAST_SHARE = 1 / 8
 
 
@@ -37,8 +40,8 @@ def groups(program: Program, run: Run) -> list[Group]:
     lengths = torch.stack([seen(run.mask(mask), run) for mask in masks]).amax(0)
     ordered, order = lengths.sort(descending=True, stable=True)
     found = _grouped(ordered.tolist(), order)
-    rows = run.batch * run.length
-    return found if sum(len(one.of) * one.length for one in found) <= rows * (1 - _LEAST_SHARE) else []
+    rows = sum(len(one.of) * one.length + _GROUP_ROWS for one in found)
+    return found if rows <= run.batch * run.length * (1 - _LEAST_SHARE) else []
 
 
 def seen(mask: Tensor, run: Run) -> Tensor:
@@ -57,15 +60,17 @@ def seen(mask: Tensor, run: Run) -> Tensor:
 
 
 def _grouped(ordered: list[int], order: Tensor) -> list[Group]:
-    """Sequences from the longest to the shortest, in groups that are large enough, and of which all threads get as many."""
-    threads = torch.get_num_threads()
-    found, begin = [], 0
-    for i, length in enumerate(ordered):
-        enough = (i - begin) * ordered[begin] >= _THREAD_ROWS * threads and (i - begin) % threads == 0
-        if enough and length < ordered[begin]:
-            found.append(Group(order[begin:i], ordered[begin]))
-            begin = i
-    return [*found, Group(order[begin:], ordered[begin])]
+    """Sequences from the longest to the shortest, in the groups that cost least."""
+    count = len(ordered)
+    best = {0: (0, 0)}  # end of a group -> cost of all up to it, and where it begins
+    for end in (*range(_SEQUENCES, count, _SEQUENCES), count):
+        best[end] = min((cost + (end - at) * ordered[at] + _GROUP_ROWS, at) for at, (cost, _) in best.items())
+    found, end = list[Group](), count
+    while end > 0:
+        begin = best[end][1]
+        found.append(Group(order[begin:end], ordered[begin]))
+        end = begin
+    return found
 
 
 def taken(program: Program, run: Run, group: Group) -> Run:
