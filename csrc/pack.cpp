@@ -6,6 +6,7 @@
 #include <string>
 
 #include "abi.h"
+#include "huge_pages.h"
 #include "parallel.h"
 
 namespace nybble {
@@ -231,6 +232,7 @@ void pack(const WeightShape& shape, const Portable& from, uint8_t* to, int threa
   const Sections at = sections_of(shape);
   std::memset(to + at.scale, 0, at.total - at.scale);  // clears the padding between sections
   parallel_for(shape.tiles(), usable_threads(threads), [&](int64_t tile) { pack_tile(shape, at, from, to, tile); });
+  use_huge_pages(to, at.total);
 }
 
 void unpack(const WeightShape& shape, const uint8_t* from, const Portable& to, int threads) {
