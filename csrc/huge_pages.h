@@ -12,7 +12,7 @@ namespace nybble {
 
 // Moves memory that was written, and will be read again and again, to huge pages, with what else is on them. Nothing
 // but speed changes, and the system may refuse.
-inline void use_huge_pages(const void* data, size_t bytes) {
+inline void use_huge_pages([[maybe_unused]] const void* data, [[maybe_unused]] size_t bytes) {
 #if defined(__linux__)
   constexpr uintptr_t kHuge = uintptr_t{2} << 20;
   constexpr size_t kLeast = size_t{1} << 17;  // less is not worth a call
