@@ -231,11 +231,24 @@ struct NybbleRotateArgs {
   struct NybbleScale scale;
 };
 
+// A step of a recurrent layer, for units [begin, end) of each row: see tile_gates.h. x and h hold the products with the
+// input and with the state before, biases added: gate i of unit u is column i * units + u.
+struct NybbleGatesArgs {
+  int32_t dtype;  // of the states and y
+  int64_t rows, units, begin, end;
+  struct NybbleMatrix x, h;      // float32
+  struct NybbleMatrix cell;      // float32, of an LSTM only: read and written
+  struct NybbleMatrix before;    // of a GRU only: the state before
+  struct NybbleMatrix state, y;  // both receive the state after
+};
+
 // The row kernels of a target. They refuse unknown kinds and dtypes.
 struct NybbleRowKernels {
   enum NybbleStatus (*norm)(const struct NybbleNormArgs*);
   enum NybbleStatus (*activate)(const struct NybbleActivateArgs*);
   enum NybbleStatus (*rotate)(const struct NybbleRotateArgs*);
+  enum NybbleStatus (*lstm)(const struct NybbleGatesArgs*);
+  enum NybbleStatus (*gru)(const struct NybbleGatesArgs*);
 };
 
 typedef enum NybbleStatus (*NybbleExpandFn)(const struct NybbleExpandArgs*);

@@ -345,4 +345,5 @@ PYBIND11_MODULE(_C, m) {
            py::arg("static_activations"), py::arg("act_steps"))
       .def("run", &LinearPlan::run);
   bind_chain(m);
+  bind_recurrent(m);
 }

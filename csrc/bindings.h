@@ -61,3 +61,4 @@ class LinearPlan {
 };
 
 void bind_chain(py::module_& m);
+void bind_recurrent(py::module_& m);

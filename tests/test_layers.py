@@ -26,7 +26,7 @@ ORDER = (
     ("dispatch",),
     ("kernels",),  # Triton's, and the table's public name
     ("ops", "rows"),  # the torch ops
-    ("attention",),  # likewise, beside those
+    ("attention", "recurrent"),  # likewise, beside those
     ("int8_cache",),  # for models of transformers
     ("nn",),
     ("model",),
@@ -42,7 +42,7 @@ ORDER = (
 )
 RANK = {name: rank for rank, row in enumerate(ORDER) for name in row}
 # Modules of earlier rows that rooms must not import all the same.
-_LOW = {"_C", "native", "dispatch.reference", "kernels", "dispatch.targets", "layouts", "ops", "attention"}
+_LOW = {"_C", "native", "dispatch.reference", "kernels", "dispatch.targets", "layouts", "ops", "attention", "recurrent"}
 FORBIDDEN = {
     "nn": {"_C", "native", "dispatch.targets", "dispatch.reference", "kernels"},
     "model": _LOW,

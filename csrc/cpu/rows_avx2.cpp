@@ -1,9 +1,11 @@
-// Norms, activations and rotary positions of rows: see tile_norm.h, tile_activate.h and tile_rotate.h.
+// Norms, activations, rotary positions and recurrent cells of rows: see tile_norm.h, tile_activate.h, tile_rotate.h and
+// tile_gates.h.
 #include "tile_avx2.h"
 // clang-format off
 #include "tile_activate.h"
+#include "tile_gates.h"
 #include "tile_norm.h"
 #include "tile_rotate.h"
 // clang-format on
 
-extern "C" const NybbleRowKernels nybble_rows_avx2 = {norm, activate, rotate};
+extern "C" const NybbleRowKernels nybble_rows_avx2 = {norm, activate, rotate, lstm, gru};

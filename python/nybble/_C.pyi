@@ -236,3 +236,20 @@ class Chain:
         tables: list[_Table],
         threads: int,
     ) -> None: ...
+
+_RecurrentWeight: TypeAlias = tuple[LinearPlan, _Memory, _Vector]
+
+def recurrent(
+    rows: str,
+    cell: str,
+    *,
+    dtype: int,
+    directions: list[tuple[_RecurrentWeight, _RecurrentWeight]],
+    sizes: list[int],
+    x: _Memory,
+    stride: int,
+    y: _Memory,
+    h: _Memory,
+    c: _Memory,
+    threads: int,
+) -> None: ...

@@ -372,3 +372,38 @@ def table(tensor: Tensor | None) -> tuple[int, int, int, int, int, int, int, int
     s0, s1, s2, s3 = tensor.shape
     t0, t1, t2, t3 = tensor.stride()
     return (*memory(tensor), kind, s0, s1, s2, s3, t0, t1, t2, t3)
+
+
+_RecurrentWeight: TypeAlias = tuple[_C.LinearPlan, _Memory, tuple[int, int, int] | None]
+
+
+def recurrent(
+    rows: str,
+    cell: str,
+    directions: list[tuple[_RecurrentWeight, _RecurrentWeight]],
+    sizes: list[int],
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor | None],
+) -> None:
+    """A layer of an LSTM or GRU, see csrc/recurrent.h.
+
+    rows: name of the row kernels; cell: "lstm" or "gru"; directions: for each the weights of the input and of the state,
+    as compiled plan, memory and vector; sizes: the rows of each step; tensors: x (rows, inputs) with unit stride along
+    inputs, y (rows, directions * units), h (directions, batch, units) of the same dtype, and c, float32, as h.
+
+    Raises:
+        ValueError: a tensor is smaller than its shape says, or a size is out of range.
+    """
+    x, y, h, c = tensors
+    _C.recurrent(
+        rows,
+        cell,
+        dtype=DTYPES[x.dtype],
+        directions=directions,
+        sizes=sizes,
+        x=memory(x),
+        stride=x.stride(0),
+        y=memory(y),
+        h=memory(h),
+        c=memory(c),
+        threads=torch.get_num_threads(),
+    )

@@ -4,9 +4,12 @@ from .composite import CompositeKind, CompositeModule
 from .kinds import MatrixWeight, ModuleKind, composite_kinds, module_kinds
 from .linear import Linear
 from .module import QuantizedModule
+from .recurrent import GRU, LSTM
 from .sparse import SparseLinear
 
 __all__ = [
+    "GRU",
+    "LSTM",
     "CompositeKind",
     "CompositeModule",
     "Linear",

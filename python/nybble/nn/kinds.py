@@ -21,6 +21,7 @@ from ..weights.scheme import Scheme
 from .composite import CompositeKind
 from .linear import Linear
 from .module import QuantizedModule
+from .recurrent import GRU_KIND, LSTM_KIND
 from .sparse import SparseLinear
 
 
@@ -187,6 +188,8 @@ BUILT_IN: tuple[ModuleKind | CompositeKind, ...] = (
         SparseLinear,
         weights=(MatrixWeight(to_matrix=torch.t, from_matrix=lambda matrix, shape: matrix.t().contiguous()),),
     ),
+    LSTM_KIND,
+    GRU_KIND,
 )
 
 

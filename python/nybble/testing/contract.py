@@ -65,4 +65,13 @@ CONTRACTS: tuple[Contract, ...] = (
         bad=(((torch.zeros(5, 70),), r"K=71|71"), ((torch.zeros(5, 71, dtype=torch.float64),), "float64")),
     ),
     Contract("Linear without bias", lambda: nn.Linear(40, 1, bias=False), _rows(2, 3, 40), ("w8a8",)),
+    Contract(
+        "LSTM",
+        lambda: nn.LSTM(33, 19, 2, bidirectional=True),
+        _rows(7, 3, 33),
+        ("w8a8", "w8a16", "w4a8", "w4a16g32"),
+        bad=(((torch.zeros(7, 3, 32),), "input_size=33"), ((torch.zeros(7, 3, 33, dtype=torch.float64),), "float64")),
+    ),
+    Contract("GRU", lambda: nn.GRU(48, 64, batch_first=True), _rows(4, 5, 48), ("w8a8", "w4a8g32")),
+    Contract("GRU of one sequence, without bias", lambda: nn.GRU(9, 1, bias=False), _rows(1, 9), ("w8a8",)),
 )

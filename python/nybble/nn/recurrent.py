@@ -1,0 +1,285 @@
+"""torch.nn.LSTM and torch.nn.GRU with integer weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.rnn import PackedSequence
+
+from .. import recurrent
+from ..weights.scheme import Scheme
+from .composite import CompositeKind, CompositeModule
+from .linear import Linear, _autocast
+from .module import QuantizedModule
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class _Sequences(NamedTuple):
+    """An input as the layers take it: (steps, batch, inputs), or (rows, inputs) with the rows of each step."""
+
+    x: Tensor
+    batch_sizes: Tensor | None
+    batch: int
+
+    def sizes(self) -> list[int]:
+        """The rows of each step."""
+        if self.batch_sizes is None:
+            return [self.batch] * self.x.shape[0]
+        sizes: list[int] = self.batch_sizes.tolist()
+        return sizes
+
+
+class Recurrent(CompositeModule):
+    """What LSTM and GRU share: one or more layers, each with one direction or two.
+
+    The members are Linear layers, named as torch names the weights: ``weight_ih_l0``, ``weight_hh_l0``,
+    ``weight_ih_l0_reverse`` ... Each has the bias that torch calls ``bias_ih_l0`` and so on. While all are dense, torch
+    computes; quantized ones run in one call for each layer.
+
+    Args:
+        dense: torch's module, which does not change; its parameters are shared.
+
+    Raises:
+        TypeError: a module of another class.
+        ValueError: proj_size is not 0, or a weight is parametrized.
+    """
+
+    dense_class: ClassVar[type[nn.RNNBase]]
+    cell: ClassVar[str]
+    state_names: ClassVar[tuple[str, ...]]  # of the first states
+
+    def __init__(self, dense: nn.RNNBase) -> None:
+        if type(dense) is not self.dense_class:
+            raise TypeError(f"dense: must be a torch.nn.{self.dense_class.__name__}, got {type(dense).__name__}")
+        reason = _why_not(dense)
+        if reason is not None:
+            raise ValueError(f"dense: {reason}")
+        super().__init__({name: _member(dense, name) for name in dense._parameters if name.startswith("weight")})
+        self.input_size, self.hidden_size, self.num_layers = dense.input_size, dense.hidden_size, dense.num_layers
+        self.bias, self.batch_first, self.dropout = dense.bias, dense.batch_first, dense.dropout
+        self.bidirectional = dense.bidirectional
+        self.train(dense.training)
+
+    @classmethod
+    def from_dense(cls, dense: nn.RNNBase, scheme: str | Scheme, method: str = "rtn") -> Self:
+        """A module with the rounded weights of a dense one, which does not change. Both share the bias Parameters.
+
+        Raises:
+            TypeError, ValueError: as the class, and as ``Linear.from_weight``.
+        """
+        new = cls(dense)
+        for name in new._names:
+            new.add_module(name, Linear.from_dense(new.get_submodule(name), scheme, method))  # type: ignore[arg-type]
+        return new
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    def close(self) -> nn.RNNBase:
+        """Torch's module, with the members' weights as they are now; those of quantized members are dequantized."""
+        plain = {name: _dense(self.get_submodule(name)) for name in self._names}
+        dense: Any = self.dense_class  # torch gives the types of the base class
+        dense = dense(
+            self.input_size,
+            self.hidden_size,
+            self.num_layers,
+            bias=self.bias,
+            batch_first=self.batch_first,
+            dropout=self.dropout,
+            bidirectional=self.bidirectional,
+            device="meta",
+        )
+        for name, member in plain.items():
+            setattr(dense, name, member.weight)
+            if self.bias:
+                setattr(dense, name.replace("weight", "bias"), member.bias)
+        closed: nn.RNNBase = dense.train(self.training)
+        return closed
+
+    def forward(self, input: Tensor | PackedSequence, hx: Any = None) -> tuple[Any, Any]:
+        """As the forward of torch's module: the outputs and the last states, for a batch, one sequence or a PackedSequence.
+
+        Raises:
+            ValueError: a shape, dtype or device that does not fit, by name.
+        """
+        packed = input if isinstance(input, PackedSequence) else None
+        single = not isinstance(input, PackedSequence) and input.dim() == 2  # a sequence without a batch
+        sequences = _by_steps(input, self.batch_first)
+        if sequences.x.shape[-1] != self.input_size or sequences.x.shape[0] < 1:
+            raise ValueError(
+                f"input: {tuple(sequences.x.shape)}, must have steps, and input_size={self.input_size} last"
+            )
+        if not self.is_dense:
+            sequences = sequences._replace(x=_autocast(sequences.x))
+        states = self._states(hx, sequences, single)
+        if packed is not None:
+            states = [_ordered(state, packed.sorted_indices) for state in states]
+        y, last = self._run(sequences, states)
+        output: Any = y
+        if packed is not None:
+            output = PackedSequence(y, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
+            last = [_ordered(state, packed.unsorted_indices) for state in last]
+        elif single:
+            output, last = y.squeeze(1), [state.squeeze(1) for state in last]
+        elif self.batch_first:
+            output = y.transpose(0, 1)
+        return output, last[0] if len(last) == 1 else tuple(last)
+
+    def _states(self, hx: Any, sequences: _Sequences, single: bool) -> list[Tensor]:
+        """The first states, each (layers * directions, batch, units)."""
+        shape = (self.num_layers * self.directions, sequences.batch, self.hidden_size)
+        if hx is None:
+            return [sequences.x.new_zeros(shape)] * len(self.state_names)
+        given = (hx,) if isinstance(hx, Tensor) else tuple(hx)
+        if len(given) != len(self.state_names):
+            raise ValueError(f"hx: has {len(given)} tensors, must have {len(self.state_names)}: {self.state_names}")
+        wanted = shape[::2] if single else shape
+        for name, state in zip(self.state_names, given, strict=True):
+            if state.shape != wanted:
+                raise ValueError(f"hx: {name} is {tuple(state.shape)}, must be {wanted}")
+        return [state.unsqueeze(1) if single else state for state in given]
+
+    def _run(self, sequences: _Sequences, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        watched = self.is_watched()
+        if self.is_dense and not watched:
+            return self._torch(sequences, states)
+        pairs, count = self._pairs(), self.directions
+        fuses = not watched and all(_runs_fused(member) for pair in pairs for member in pair)
+        run = self._fused if fuses else self._by_members
+        if not self.is_dense:
+            states = [_autocast(state) for state in states]
+        x, ends = sequences.x, []
+        for layer in range(self.num_layers):
+            if layer and self.training and self.dropout:
+                x = F.dropout(x, self.dropout)
+            at = slice(layer * count, (layer + 1) * count)
+            x, last = run(pairs[at], sequences._replace(x=x), [state[at] for state in states])
+            ends.append(last)
+        return x, [torch.cat(parts) for parts in zip(*ends, strict=True)]
+
+    def _torch(self, sequences: _Sequences, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """What torch's module computes."""
+        function: Any = getattr(torch, self.cell)
+        weights = [tensor for pair in self._pairs() for tensor in _flat(pair, self.bias)]
+        how = (weights, self.bias, self.num_layers, self.dropout, self.training, self.bidirectional)
+        hx = states if len(states) > 1 else states[0]
+        if sequences.batch_sizes is None:
+            y, *last = function(sequences.x, hx, *how, False)
+        else:
+            y, *last = function(sequences.x, sequences.batch_sizes, hx, *how)
+        return y, last
+
+    def _pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        """The weight of the input and that of the state, for each direction of each layer in turn."""
+        return [
+            (self.get_submodule(f"weight_ih_{end}"), self.get_submodule(f"weight_hh_{end}"))
+            for layer in range(self.num_layers)
+            for end in (f"l{layer}", f"l{layer}_reverse")[: self.directions]
+        ]
+
+    def _fused(
+        self, pairs: Sequence[tuple[nn.Module, nn.Module]], sequences: _Sequences, states: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """One call for a layer."""
+        members: list[Any] = [member for pair in pairs for member in pair]
+        packed = [_packed(member) for member in members]
+        bias = [member._parameters["bias"] for member in members]
+        weights = packed, bias, [m._scheme_name for m in members], [m.layout for m in members]
+        call: Any = getattr(recurrent, self.cell)
+        y, *last = call(sequences.x, sequences.batch_sizes, *states, *weights)
+        return y, last
+
+    def _by_members(
+        self, pairs: Sequence[tuple[nn.Module, nn.Module]], sequences: _Sequences, states: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """A layer that calls its members: that of the state once a step."""
+        y, *last = recurrent.by_steps(sequences.x, sequences.sizes(), states, pairs)
+        return y, last
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, batch_first={self.batch_first}, "
+            f"dropout={self.dropout}, bidirectional={self.bidirectional}"
+        )
+
+
+class LSTM(Recurrent):
+    """torch.nn.LSTM with Linear layers as its weights: see Recurrent."""
+
+    dense_class = nn.LSTM
+    cell = "lstm"
+    state_names = ("h_0", "c_0")
+
+
+class GRU(Recurrent):
+    """torch.nn.GRU with Linear layers as its weights: see Recurrent."""
+
+    dense_class = nn.GRU
+    cell = "gru"
+    state_names = ("h_0",)
+
+
+def _by_steps(input: Tensor | PackedSequence, batch_first: bool) -> _Sequences:
+    if isinstance(input, PackedSequence):
+        return _Sequences(input.data, input.batch_sizes, int(input.batch_sizes[0]))
+    if input.dim() not in (2, 3):
+        raise ValueError(f"input: {tuple(input.shape)}, must have 3 dimensions, or 2 for one sequence without a batch")
+    x = input.unsqueeze(1) if input.dim() == 2 else input.transpose(0, 1) if batch_first else input
+    return _Sequences(x, None, x.shape[1])
+
+
+def _ordered(state: Tensor, indices: Tensor | None) -> Tensor:
+    return state if indices is None else state.index_select(1, indices)
+
+
+def _member(dense: nn.RNNBase, name: str) -> nn.Linear:
+    """A Linear layer with a weight of a dense module, and the bias that belongs to it."""
+    weight, bias = dense._parameters[name], dense._parameters.get(name.replace("weight", "bias"))
+    assert weight is not None, "torch's modules have all of their weights"  # noqa: S101
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    linear.weight = weight
+    if bias is not None:
+        linear.bias = bias
+    return linear.train(dense.training)
+
+
+def _dense(member: nn.Module) -> Any:
+    return member.dequantize() if isinstance(member, QuantizedModule) else member
+
+
+def _flat(pair: tuple[nn.Module, nn.Module], bias: bool) -> list[Any]:
+    """The parameters of a direction in torch's order."""
+    return [member.weight for member in pair] + ([member.bias for member in pair] if bias else [])
+
+
+def _runs_fused(member: nn.Module) -> bool:
+    return isinstance(member, Linear) and member.device.type != "meta"
+
+
+def _packed(member: Linear) -> Tensor:
+    packed = member._buffers["packed"]
+    return member._pack()[0] if packed is None else packed
+
+
+def _why_not(dense: nn.Module) -> str | None:
+    if getattr(dense, "proj_size", 0):
+        return f"proj_size={dense.proj_size}: an LSTM that projects its state"
+    if parametrize.is_parametrized(dense):
+        return "a weight is parametrized"
+    return None
+
+
+def _open(dense: nn.Module) -> Recurrent:
+    return next(cls for cls in (LSTM, GRU) if type(dense) is cls.dense_class)(dense)  # type: ignore[arg-type]
+
+
+LSTM_KIND = CompositeKind("LSTM", lambda module: type(module) is nn.LSTM, _open, _why_not)
+GRU_KIND = CompositeKind("GRU", lambda module: type(module) is nn.GRU, _open, _why_not)

@@ -1,0 +1,309 @@
+"""The torch ops ``nybble::lstm`` and ``nybble::gru``: a layer over whole sequences, in one call.
+
+``by_steps`` computes the same from torch's functions, with any products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.compiler import is_compiling
+
+from . import native, ops
+from .dispatch.registry import fastest
+from .dispatch.selection import compiled_plan
+from .dispatch.spec import FLOATS
+
+_LIBRARY = torch.library.Library("nybble", "FRAGMENT")
+_WEIGHTS = "Tensor[] packed, Tensor?[] bias, str[] scheme, str[] layout"
+_LIBRARY.define(f"lstm(Tensor x, Tensor? batch_sizes, Tensor h, Tensor c, {_WEIGHTS}) -> (Tensor, Tensor, Tensor)")
+_LIBRARY.define(f"gru(Tensor x, Tensor? batch_sizes, Tensor h, {_WEIGHTS}) -> (Tensor, Tensor)")
+
+# Inputs or states (rows, columns) times a weight.
+Product = Callable[[Tensor], Tensor]
+
+# Rows of the weights for each unit.
+GATES = {"lstm": 4, "gru": 3}
+
+
+def lstm(
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h: Tensor,
+    c: Tensor,
+    packed: Sequence[Tensor],
+    bias: Sequence[Tensor | None],
+    scheme: Sequence[str],
+    layout: Sequence[str],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The outputs, the last state and the last cell of an LSTM layer with the weights of nybble::linear.
+
+    Args:
+        x: (steps, batch, inputs), float32, bfloat16 or float16; or (rows, inputs) with batch_sizes, an int64 vector on
+            the CPU of the rows of each step, none more than before: as torch packs sequences of unequal lengths.
+        h, c: (directions, batch, units), the first state and cell, in x's dtype.
+        packed: the weight of the input and that of the state, of each direction; the second runs backwards.
+        bias, scheme, layout: an item for each weight.
+
+    The outputs are (steps, batch, directions * units) or (rows, directions * units). The cell and the sums are float32;
+    the state is rounded to x's dtype after each step. The products are those of nybble::linear, and the result does not
+    depend on the number of threads. A layer with a weight that has no compiled kernel, as on a GPU, is computed step by
+    step. Gradients flow to x, h, c and bias; for them the layer is computed again, step by step.
+
+    Raises:
+        ValueError: what does not fit, by name.
+        NoKernelError: no kernel accepts a weight.
+    """
+    call: Any = _lstm if _direct(x, h, packed, bias) else torch.ops.nybble.lstm.default
+    y, last, cell = call(x, batch_sizes, h, c, packed, bias, scheme, layout)
+    return y, last, cell
+
+
+def gru(
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h: Tensor,
+    packed: Sequence[Tensor],
+    bias: Sequence[Tensor | None],
+    scheme: Sequence[str],
+    layout: Sequence[str],
+) -> tuple[Tensor, Tensor]:
+    """The outputs and the last state of a GRU layer; as ``lstm``."""
+    call: Any = _gru if _direct(x, h, packed, bias) else torch.ops.nybble.gru.default
+    y, last = call(x, batch_sizes, h, packed, bias, scheme, layout)
+    return y, last
+
+
+def _direct(x: Tensor, h: Tensor, packed: Sequence[Tensor], bias: Sequence[Tensor | None]) -> bool:
+    """Whether the call need not go through torch's dispatcher."""
+    if is_compiling():
+        return False
+    return not any(ops._watched(x, weight, shift) for weight, shift in zip(packed, bias, strict=False)) and not (
+        ops._watched(h, packed[0], None)
+    )
+
+
+def by_steps(
+    x: Tensor, sizes: Sequence[int], states: Sequence[Tensor], products: Sequence[tuple[Product, Product]]
+) -> list[Tensor]:
+    """A layer, step by step: the outputs, and the last of each state.
+
+    x: (steps, batch, inputs) or (rows, inputs), of which a step has so many as `sizes` says; states: (directions, batch,
+    units), h and of an LSTM c; products: for each direction, of the input and of the state with their weights, biases
+    added. Sums are float32, or float64.
+    """
+    rows, outputs, ends = x.reshape(-1, x.shape[-1]), [], []
+    for i, pair in enumerate(products):
+        y, *last = _direction(rows, sizes, [state[i] for state in states], pair, backwards=i == 1)
+        outputs.append(y)
+        ends.append([end.to(state.dtype) for end, state in zip(last, states, strict=True)])
+    y = torch.cat(outputs, -1)
+    return [y.view(*x.shape[:-1], y.shape[-1]), *(torch.stack(parts) for parts in zip(*ends, strict=True))]
+
+
+def _direction(
+    x: Tensor, sizes: Sequence[int], states: list[Tensor], products: tuple[Product, Product], backwards: bool
+) -> list[Tensor]:
+    wide = torch.promote_types(x.dtype, torch.float32)
+    steps = list(zip(products[0](x).split(list(sizes)), sizes, strict=True))
+    h, c = states[0], states[1].to(wide) if len(states) > 1 else None
+    outputs: list[Tensor] = []
+    for inputs, rows in reversed(steps) if backwards else steps:
+        hidden = products[1](h[:rows]).to(wide)
+        if c is None:
+            new = _gru_cell(inputs.to(wide), hidden, h[:rows].to(wide))
+        else:
+            new, cells = _lstm_cell(inputs.to(wide) + hidden, c[:rows])
+            c = _replaced(c, cells)
+        outputs.append(new.to(h.dtype))
+        h = _replaced(h, outputs[-1])
+    y = torch.cat(outputs[::-1] if backwards else outputs)
+    return [y, h] if c is None else [y, h, c]
+
+
+def _lstm_cell(sums: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    enter, forget, candidate, leave = sums.chunk(4, -1)
+    c = forget.sigmoid() * c + enter.sigmoid() * candidate.tanh()
+    return leave.sigmoid() * c.tanh(), c
+
+
+def _gru_cell(inputs: Tensor, hidden: Tensor, before: Tensor) -> Tensor:
+    units = before.shape[-1]
+    reset, update = (inputs[..., : 2 * units] + hidden[..., : 2 * units]).sigmoid().chunk(2, -1)
+    candidate = (inputs[..., 2 * units :] + reset * hidden[..., 2 * units :]).tanh()
+    return candidate + update * (before - candidate)
+
+
+def _replaced(state: Tensor, first: Tensor) -> Tensor:
+    """The state with other first rows."""
+    return first if len(first) == len(state) else torch.cat((first, state[len(first) :]))
+
+
+def _lstm(x: Tensor, batch_sizes: Tensor | None, h: Tensor, c: Tensor, *weights: Any) -> tuple[Tensor, Tensor, Tensor]:
+    if c.shape != h.shape or c.dtype is not h.dtype or c.device != h.device:
+        raise ValueError(f"c: {tuple(c.shape)} {c.dtype} on {c.device}, must be as h, {tuple(h.shape)} {h.dtype}")
+    cell = c.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    y, last = _run("lstm", x, batch_sizes, h, cell, *weights)
+    return y, last, cell.to(c.dtype)
+
+
+def _gru(x: Tensor, batch_sizes: Tensor | None, h: Tensor, *weights: Any) -> tuple[Tensor, Tensor]:
+    return _run("gru", x, batch_sizes, h, None, *weights)
+
+
+def _run(
+    cell: str,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h: Tensor,
+    c: Tensor | None,
+    packed: Sequence[Tensor],
+    bias: Sequence[Tensor | None],
+    scheme: Sequence[str],
+    layout: Sequence[str],
+) -> tuple[Tensor, Tensor]:
+    """The outputs and the last state; the last cell is written into c."""
+    sizes = _sizes(x, batch_sizes)
+    directions, units, inputs = _checked_state(h, x, sizes[0]), h.shape[2], x.shape[-1]
+    for name, items in {"packed": packed, "bias": bias, "scheme": scheme, "layout": layout}.items():
+        if len(items) != 2 * directions:
+            raise ValueError(f"{name}: has {len(items)} items, must have two for each of {directions} directions of h")
+    columns, count = GATES[cell] * units, 2 * directions
+    shifts = [None if shift is None else ops._checked_bias(shift, x, columns) for shift in bias]
+    sides = [(columns, units if i % 2 else inputs) for i in range(count)]
+    plans = [
+        _plan(packed[i], scheme[i], layout[i], sides[i], (x, sizes[0] if i % 2 else sum(sizes))) for i in range(count)
+    ]
+    made = [
+        (plan.compiled, native.memory(weight), native.vector(shift))
+        for plan, weight, shift in zip(plans, packed, shifts, strict=True)
+        if plan is not None
+    ]
+    if len(made) < count:
+        states = [h] if c is None else [h, c]
+        y, *last = _by_linear(cell, x, sizes, states, (packed, shifts, scheme, layout))
+        if c is not None:
+            c.copy_(last[1])
+        return y, last[0]
+    rows, state = x.reshape(-1, inputs), h.clone(memory_format=torch.contiguous_format)
+    if rows.stride(1) != 1 or 0 < rows.stride(0) < inputs:
+        rows = rows.contiguous()
+    out = x.new_empty(*x.shape[:-1], directions * units)
+    native.recurrent(_kernel(), cell, list(zip(made[::2], made[1::2], strict=True)), sizes, (rows, out, state, c))
+    return out, state
+
+
+def _plan(
+    packed: Tensor, scheme: str, layout: str, size: tuple[int, int], of: tuple[Tensor, int]
+) -> native.LinearPlan | None:
+    """The compiled kernels of a weight for a number of rows as x is; None if it has none here."""
+    ops._check_packed(packed)
+    x, rows = of
+    return compiled_plan(scheme, layout, size, x.dtype, max(rows, 1)) if x.is_cpu else None
+
+
+@lru_cache
+def _kernel() -> str:
+    return fastest("rows")
+
+
+def _sizes(x: Tensor, batch_sizes: Tensor | None) -> list[int]:
+    """The rows of each step."""
+    if x.dtype not in FLOATS:
+        raise ValueError(f"x: {x.dtype}, must be one of {FLOATS}")
+    if x.dim() != (3 if batch_sizes is None else 2) or x.shape[0] < 1:
+        raise ValueError(
+            f"x: shape {tuple(x.shape)}, must be (steps, batch, inputs) of at least one step, or (rows, inputs) with "
+            "batch_sizes"
+        )
+    if batch_sizes is None:
+        return [x.shape[1]] * x.shape[0]
+    if batch_sizes.dtype is not torch.int64 or batch_sizes.dim() != 1 or not batch_sizes.is_cpu:
+        raise ValueError(
+            f"batch_sizes: {batch_sizes.dtype} on {batch_sizes.device}, must be an int64 vector on the CPU"
+        )
+    sizes: list[int] = batch_sizes.tolist()
+    if sum(sizes) != x.shape[0]:
+        raise ValueError(f"batch_sizes: sum to {sum(sizes)}, must be the {x.shape[0]} rows of x")
+    return sizes
+
+
+def _checked_state(h: Tensor, x: Tensor, batch: int) -> int:
+    """The number of directions."""
+    if h.dim() != 3 or h.shape[0] not in (1, 2) or h.shape[1] != batch or h.dtype is not x.dtype:
+        raise ValueError(f"h: {tuple(h.shape)} {h.dtype}, must be (1 or 2, {batch}, units) {x.dtype}")
+    if h.device != x.device:
+        raise ValueError(f"h: on {h.device}, x is on {x.device}")
+    return h.shape[0]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    x, batch_sizes, *states, packed, bias, scheme, layout = inputs
+    ctx.save_for_backward(x, batch_sizes, *states, *packed, *bias)
+    ctx.names = scheme, layout
+
+
+def _backward(cell: str, ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    """The gradients, by computing the layer again step by step."""
+    scheme, layout = ctx.names
+    count, states = len(scheme), 2 if cell == "lstm" else 1
+    x, batch_sizes, *rest = ctx.saved_tensors
+    packed, needs = rest[states : states + count], ctx.needs_input_grad
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(needs[0])
+        first = [state.detach().requires_grad_(need) for state, need in zip(rest, needs[2:], strict=False)][:states]
+        bias = [
+            None if shift is None else shift.detach().requires_grad_(need)
+            for shift, need in zip(rest[states + count :], needs[3 + states], strict=True)
+        ]
+        outputs = _by_linear(cell, x, _sizes(x, batch_sizes), first, (packed, bias, scheme, layout))
+        inputs = [x, *first, *bias]
+        wanted = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
+        found = iter(torch.autograd.grad(outputs, wanted, grads, allow_unused=True))
+    of_x, *of_states = [next(found) if tensor.requires_grad else None for tensor in (x, *first)]
+    of_bias = [next(found) if shift is not None and shift.requires_grad else None for shift in bias]
+    return of_x, None, *of_states, [None] * count, of_bias, None, None
+
+
+def _by_linear(
+    cell: str, x: Tensor, sizes: list[int], states: list[Tensor], weights: tuple[Sequence[Any], ...]
+) -> list[Tensor]:
+    """The layer step by step, with nybble::linear and its gradients."""
+    columns, units = GATES[cell] * states[0].shape[2], states[0].shape[2]
+    multiply = [
+        partial(_product, weight=each, size=(columns, units if i % 2 else x.shape[-1]))
+        for i, each in enumerate(zip(*weights, strict=True))
+    ]
+    return by_steps(x, sizes, states, list(zip(multiply[::2], multiply[1::2], strict=True)))
+
+
+def _product(x: Tensor, weight: tuple[Tensor, Tensor | None, str, str], size: tuple[int, int]) -> Tensor:
+    out: Tensor = torch.ops.nybble.linear(x, *weight, *size)
+    return out
+
+
+for _name, _function in (("lstm", _lstm), ("gru", _gru)):
+    _LIBRARY.impl(_name, _function, "CompositeExplicitAutograd")
+    torch.library.register_autograd(
+        f"nybble::{_name}", partial(_backward, _name), setup_context=_setup_context, lib=_LIBRARY
+    )
+
+
+@torch.library.register_fake("nybble::lstm", lib=_LIBRARY)
+def _lstm_fake(x: Tensor, batch_sizes: Any, h: Tensor, c: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _fake_output(x, h), h.new_empty(h.shape), c.new_empty(c.shape)
+
+
+@torch.library.register_fake("nybble::gru", lib=_LIBRARY)
+def _gru_fake(x: Tensor, batch_sizes: Any, h: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return _fake_output(x, h), h.new_empty(h.shape)
+
+
+def _fake_output(x: Tensor, h: Tensor) -> Tensor:
+    torch._check(h.dim() == 3, lambda: f"h: has {h.dim()} dimensions, must have 3")
+    torch._check(x.device == h.device, lambda: f"h: on {h.device}, x is on {x.device}")
+    return x.new_empty((*x.shape[:-1], h.shape[0] * h.shape[2]))
