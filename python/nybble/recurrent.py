@@ -20,8 +20,8 @@ from .dispatch.spec import FLOATS
 
 _LIBRARY = torch.library.Library("nybble", "FRAGMENT")
 _WEIGHTS = "Tensor[] packed, Tensor?[] bias, str[] scheme, str[] layout"
-_LIBRARY.define(f"lstm(Tensor x, Tensor? batch_sizes, Tensor h, Tensor c, {_WEIGHTS}) -> (Tensor, Tensor, Tensor)")
-_LIBRARY.define(f"gru(Tensor x, Tensor? batch_sizes, Tensor h, {_WEIGHTS}) -> (Tensor, Tensor)")
+_LIBRARY.define(f"lstm(Tensor x, int[]? sizes, Tensor h, Tensor c, {_WEIGHTS}) -> (Tensor, Tensor, Tensor)")
+_LIBRARY.define(f"gru(Tensor x, int[]? sizes, Tensor h, {_WEIGHTS}) -> (Tensor, Tensor)")
 
 # Inputs or states (rows, columns) times a weight.
 Product = Callable[[Tensor], Tensor]
@@ -32,7 +32,7 @@ GATES = {"lstm": 4, "gru": 3}
 
 def lstm(
     x: Tensor,
-    batch_sizes: Tensor | None,
+    sizes: Sequence[int] | None,
     h: Tensor,
     c: Tensor,
     packed: Sequence[Tensor],
@@ -43,8 +43,8 @@ def lstm(
     """The outputs, the last state and the last cell of an LSTM layer with the weights of nybble::linear.
 
     Args:
-        x: (steps, batch, inputs), float32, bfloat16 or float16; or (rows, inputs) with batch_sizes, an int64 vector on
-            the CPU of the rows of each step, none more than before: as torch packs sequences of unequal lengths.
+        x: (steps, batch, inputs), float32, bfloat16 or float16; or (rows, inputs) with sizes, the rows of each step,
+            none more than before: as torch packs sequences of unequal lengths.
         h, c: (directions, batch, units), the first state and cell, in x's dtype.
         packed: the weight of the input and that of the state, of each direction; the second runs backwards.
         bias, scheme, layout: an item for each weight.
@@ -59,13 +59,13 @@ def lstm(
         NoKernelError: no kernel accepts a weight.
     """
     call: Any = _lstm if _direct(x, h, packed, bias) else torch.ops.nybble.lstm.default
-    y, last, cell = call(x, batch_sizes, h, c, packed, bias, scheme, layout)
+    y, last, cell = call(x, sizes, h, c, packed, bias, scheme, layout)
     return y, last, cell
 
 
 def gru(
     x: Tensor,
-    batch_sizes: Tensor | None,
+    sizes: Sequence[int] | None,
     h: Tensor,
     packed: Sequence[Tensor],
     bias: Sequence[Tensor | None],
@@ -74,7 +74,7 @@ def gru(
 ) -> tuple[Tensor, Tensor]:
     """The outputs and the last state of a GRU layer; as ``lstm``."""
     call: Any = _gru if _direct(x, h, packed, bias) else torch.ops.nybble.gru.default
-    y, last = call(x, batch_sizes, h, packed, bias, scheme, layout)
+    y, last = call(x, sizes, h, packed, bias, scheme, layout)
     return y, last
 
 
@@ -143,22 +143,22 @@ def _replaced(state: Tensor, first: Tensor) -> Tensor:
     return first if len(first) == len(state) else torch.cat((first, state[len(first) :]))
 
 
-def _lstm(x: Tensor, batch_sizes: Tensor | None, h: Tensor, c: Tensor, *weights: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _lstm(x: Tensor, sizes: Sequence[int] | None, h: Tensor, c: Tensor, *weights: Any) -> tuple[Tensor, Tensor, Tensor]:
     if c.shape != h.shape or c.dtype is not h.dtype or c.device != h.device:
         raise ValueError(f"c: {tuple(c.shape)} {c.dtype} on {c.device}, must be as h, {tuple(h.shape)} {h.dtype}")
     cell = c.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-    y, last = _run("lstm", x, batch_sizes, h, cell, *weights)
+    y, last = _run("lstm", x, sizes, h, cell, *weights)
     return y, last, cell.to(c.dtype)
 
 
-def _gru(x: Tensor, batch_sizes: Tensor | None, h: Tensor, *weights: Any) -> tuple[Tensor, Tensor]:
-    return _run("gru", x, batch_sizes, h, None, *weights)
+def _gru(x: Tensor, sizes: Sequence[int] | None, h: Tensor, *weights: Any) -> tuple[Tensor, Tensor]:
+    return _run("gru", x, sizes, h, None, *weights)
 
 
 def _run(
     cell: str,
     x: Tensor,
-    batch_sizes: Tensor | None,
+    sizes: Sequence[int] | None,
     h: Tensor,
     c: Tensor | None,
     packed: Sequence[Tensor],
@@ -167,7 +167,7 @@ def _run(
     layout: Sequence[str],
 ) -> tuple[Tensor, Tensor]:
     """The outputs and the last state; the last cell is written into c."""
-    sizes = _sizes(x, batch_sizes)
+    sizes = _sizes(x, sizes)
     directions, units, inputs = _checked_state(h, x, sizes[0]), h.shape[2], x.shape[-1]
     for name, items in {"packed": packed, "bias": bias, "scheme": scheme, "layout": layout}.items():
         if len(items) != 2 * directions:
@@ -211,25 +211,19 @@ def _kernel() -> str:
     return fastest("rows")
 
 
-def _sizes(x: Tensor, batch_sizes: Tensor | None) -> list[int]:
+def _sizes(x: Tensor, sizes: Sequence[int] | None) -> list[int]:
     """The rows of each step."""
     if x.dtype not in FLOATS:
         raise ValueError(f"x: {x.dtype}, must be one of {FLOATS}")
-    if x.dim() != (3 if batch_sizes is None else 2) or x.shape[0] < 1:
+    if x.dim() != (3 if sizes is None else 2) or x.shape[0] < 1:
         raise ValueError(
-            f"x: shape {tuple(x.shape)}, must be (steps, batch, inputs) of at least one step, or (rows, inputs) with "
-            "batch_sizes"
+            f"x: shape {tuple(x.shape)}, must be (steps, batch, inputs) of at least one step, or (rows, inputs) with sizes"
         )
-    if batch_sizes is None:
+    if sizes is None:
         return [x.shape[1]] * x.shape[0]
-    if batch_sizes.dtype is not torch.int64 or batch_sizes.dim() != 1 or not batch_sizes.is_cpu:
-        raise ValueError(
-            f"batch_sizes: {batch_sizes.dtype} on {batch_sizes.device}, must be an int64 vector on the CPU"
-        )
-    sizes: list[int] = batch_sizes.tolist()
     if sum(sizes) != x.shape[0]:
-        raise ValueError(f"batch_sizes: sum to {sum(sizes)}, must be the {x.shape[0]} rows of x")
-    return sizes
+        raise ValueError(f"sizes: sum to {sum(sizes)}, must be the {x.shape[0]} rows of x")
+    return list(sizes)
 
 
 def _checked_state(h: Tensor, x: Tensor, batch: int) -> int:
@@ -242,25 +236,25 @@ def _checked_state(h: Tensor, x: Tensor, batch: int) -> int:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    x, batch_sizes, *states, packed, bias, scheme, layout = inputs
-    ctx.save_for_backward(x, batch_sizes, *states, *packed, *bias)
-    ctx.names = scheme, layout
+    x, sizes, *states, packed, bias, scheme, layout = inputs
+    ctx.save_for_backward(x, *states, *packed, *bias)
+    ctx.rest = sizes, scheme, layout
 
 
 def _backward(cell: str, ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
     """The gradients, by computing the layer again step by step."""
-    scheme, layout = ctx.names
+    sizes, scheme, layout = ctx.rest
     count, states = len(scheme), 2 if cell == "lstm" else 1
-    x, batch_sizes, *rest = ctx.saved_tensors
+    x, *rest = ctx.saved_tensors
     packed, needs = rest[states : states + count], ctx.needs_input_grad
     with torch.enable_grad():
         x = x.detach().requires_grad_(needs[0])
-        first = [state.detach().requires_grad_(need) for state, need in zip(rest, needs[2:], strict=False)][:states]
+        first = [state.detach().requires_grad_(needs[2 + i]) for i, state in enumerate(rest[:states])]
         bias = [
             None if shift is None else shift.detach().requires_grad_(need)
             for shift, need in zip(rest[states + count :], needs[3 + states], strict=True)
         ]
-        outputs = _by_linear(cell, x, _sizes(x, batch_sizes), first, (packed, bias, scheme, layout))
+        outputs = _by_linear(cell, x, _sizes(x, sizes), first, (packed, bias, scheme, layout))
         inputs = [x, *first, *bias]
         wanted = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
         found = iter(torch.autograd.grad(outputs, wanted, grads, allow_unused=True))
@@ -294,12 +288,12 @@ for _name, _function in (("lstm", _lstm), ("gru", _gru)):
 
 
 @torch.library.register_fake("nybble::lstm", lib=_LIBRARY)
-def _lstm_fake(x: Tensor, batch_sizes: Any, h: Tensor, c: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _lstm_fake(x: Tensor, sizes: Any, h: Tensor, c: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return _fake_output(x, h), h.new_empty(h.shape), c.new_empty(c.shape)
 
 
 @torch.library.register_fake("nybble::gru", lib=_LIBRARY)
-def _gru_fake(x: Tensor, batch_sizes: Any, h: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _gru_fake(x: Tensor, sizes: Any, h: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return _fake_output(x, h), h.new_empty(h.shape)
 
 

@@ -28,12 +28,9 @@ class _Sequences(NamedTuple):
     batch_sizes: Tensor | None
     batch: int
 
-    def sizes(self) -> list[int]:
-        """The rows of each step."""
-        if self.batch_sizes is None:
-            return [self.batch] * self.x.shape[0]
-        sizes: list[int] = self.batch_sizes.tolist()
-        return sizes
+    def sizes(self) -> list[int] | None:
+        """The rows of each step, where they are not those of a batch."""
+        return None if self.batch_sizes is None else self.batch_sizes.tolist()
 
 
 class Recurrent(CompositeModule):
@@ -54,6 +51,7 @@ class Recurrent(CompositeModule):
     dense_class: ClassVar[type[nn.RNNBase]]
     cell: ClassVar[str]
     state_names: ClassVar[tuple[str, ...]]  # of the first states
+    autocasts: ClassVar[bool]  # whether torch casts its inputs under autocast on a CPU
 
     def __init__(self, dense: nn.RNNBase) -> None:
         if type(dense) is not self.dense_class:
@@ -117,7 +115,7 @@ class Recurrent(CompositeModule):
             raise ValueError(
                 f"input: {tuple(sequences.x.shape)}, must have steps, and input_size={self.input_size} last"
             )
-        if not self.is_dense:
+        if self.autocasts and not self.is_dense:
             sequences = sequences._replace(x=_autocast(sequences.x))
         states = self._states(hx, sequences, single)
         if packed is not None:
@@ -154,7 +152,7 @@ class Recurrent(CompositeModule):
         pairs, count = self._pairs(), self.directions
         fuses = not watched and all(_runs_fused(member) for pair in pairs for member in pair)
         run = self._fused if fuses else self._by_members
-        if not self.is_dense:
+        if self.autocasts and not self.is_dense:
             states = [_autocast(state) for state in states]
         x, ends = sequences.x, []
         for layer in range(self.num_layers):
@@ -194,14 +192,16 @@ class Recurrent(CompositeModule):
         bias = [member._parameters["bias"] for member in members]
         weights = packed, bias, [m._scheme_name for m in members], [m.layout for m in members]
         call: Any = getattr(recurrent, self.cell)
-        y, *last = call(sequences.x, sequences.batch_sizes, *states, *weights)
+        y, *last = call(sequences.x, sequences.sizes(), *states, *weights)
         return y, last
 
     def _by_members(
         self, pairs: Sequence[tuple[nn.Module, nn.Module]], sequences: _Sequences, states: list[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
         """A layer that calls its members: that of the state once a step."""
-        y, *last = recurrent.by_steps(sequences.x, sequences.sizes(), states, pairs)
+        y, *last = recurrent.by_steps(
+            sequences.x, sequences.sizes() or [sequences.batch] * sequences.x.shape[0], states, pairs
+        )
         return y, last
 
     def extra_repr(self) -> str:
@@ -217,6 +217,7 @@ class LSTM(Recurrent):
     dense_class = nn.LSTM
     cell = "lstm"
     state_names = ("h_0", "c_0")
+    autocasts = True
 
 
 class GRU(Recurrent):
@@ -225,6 +226,7 @@ class GRU(Recurrent):
     dense_class = nn.GRU
     cell = "gru"
     state_names = ("h_0",)
+    autocasts = False
 
 
 def _by_steps(input: Tensor | PackedSequence, batch_first: bool) -> _Sequences:
