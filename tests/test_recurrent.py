@@ -356,6 +356,18 @@ def test_quantized_members(cell, how):
         torch.testing.assert_close(found[1], wanted[1], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("quantized", [["weight_ih_l0", "weight_hh_l0"], ["weight_ih_l0"], ["weight_hh_l1"]], ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+@torch.no_grad()
+def test_some_members_quantized(cell, quantized):
+    dense, module = opened(cell, num_layers=2)
+    for name in quantized:
+        module.add_module(name, nybble.nn.Linear.from_dense(module.get_submodule(name), "w8a16"))
+    for args in calls(dense):
+        found, wanted = module(*args), module.close()(*args)
+        torch.testing.assert_close(found[1], wanted[1], atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_opening_and_closing_share_the_parameters(cell):
     dense, module = opened(cell, num_layers=2, bidirectional=True)

@@ -128,7 +128,7 @@ _HELPS = {
     "prepare": "activations to codes",
     "attention": "softmax(q k^T) v",
     "expand": "masks and values to dense lines",
-    "rows": "norms, activations and rotary positions",
+    "rows": "norms, activations, rotary positions and recurrent cells",
     "quantize": "activations to codes",
     "dequantize": "weights to floats",
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
@@ -19,6 +19,9 @@ from .module import QuantizedModule
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+# The weight of the input and that of the state, for each direction of each layer in turn.
+_Pairs = list[tuple[nn.Module, nn.Module]]
 
 
 class _Sequences(NamedTuple):
@@ -147,11 +150,9 @@ class Recurrent(CompositeModule):
 
     def _run(self, sequences: _Sequences, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         watched = self.is_watched()
-        if self.is_dense and not watched:
-            return self._torch(sequences, states)
         pairs, count = self._pairs(), self.directions
-        fuses = not watched and all(_runs_fused(member) for pair in pairs for member in pair)
-        run = self._fused if fuses else self._by_members
+        if self.is_dense and not watched:
+            return self._torch(pairs, sequences, states)
         if self.autocasts and not self.is_dense:
             states = [_autocast(state) for state in states]
         x, ends = sequences.x, []
@@ -159,15 +160,24 @@ class Recurrent(CompositeModule):
             if layer and self.training and self.dropout:
                 x = F.dropout(x, self.dropout)
             at = slice(layer * count, (layer + 1) * count)
+            run = self._by_members if watched else self._way(pairs[at])
             x, last = run(pairs[at], sequences._replace(x=x), [state[at] for state in states])
             ends.append(last)
         return x, [torch.cat(parts) for parts in zip(*ends, strict=True)]
 
-    def _torch(self, sequences: _Sequences, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """What torch's module computes."""
+    def _way(self, pairs: _Pairs) -> Callable[[_Pairs, _Sequences, list[Tensor]], tuple[Tensor, list[Tensor]]]:
+        """How an unwatched layer runs."""
+        members = [member for pair in pairs for member in pair]
+        if all(_runs_fused(member) for member in members):
+            return self._fused
+        return self._by_members if any(isinstance(member, QuantizedModule) for member in members) else self._torch
+
+    def _torch(self, pairs: _Pairs, sequences: _Sequences, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """What torch's module computes, for some layers."""
         function: Any = getattr(torch, self.cell)
-        weights = [tensor for pair in self._pairs() for tensor in _flat(pair, self.bias)]
-        how = (weights, self.bias, self.num_layers, self.dropout, self.training, self.bidirectional)
+        weights = [tensor for pair in pairs for tensor in _flat(pair, self.bias)]
+        layers = len(pairs) // self.directions
+        how = (weights, self.bias, layers, self.dropout if layers > 1 else 0.0, self.training, self.bidirectional)
         hx = states if len(states) > 1 else states[0]
         if sequences.batch_sizes is None:
             y, *last = function(sequences.x, hx, *how, False)
@@ -175,17 +185,14 @@ class Recurrent(CompositeModule):
             y, *last = function(sequences.x, sequences.batch_sizes, hx, *how)
         return y, last
 
-    def _pairs(self) -> list[tuple[nn.Module, nn.Module]]:
-        """The weight of the input and that of the state, for each direction of each layer in turn."""
+    def _pairs(self) -> _Pairs:
         return [
             (self.get_submodule(f"weight_ih_{end}"), self.get_submodule(f"weight_hh_{end}"))
             for layer in range(self.num_layers)
             for end in (f"l{layer}", f"l{layer}_reverse")[: self.directions]
         ]
 
-    def _fused(
-        self, pairs: Sequence[tuple[nn.Module, nn.Module]], sequences: _Sequences, states: list[Tensor]
-    ) -> tuple[Tensor, list[Tensor]]:
+    def _fused(self, pairs: _Pairs, sequences: _Sequences, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """One call for a layer."""
         members: list[Any] = [member for pair in pairs for member in pair]
         packed = [_packed(member) for member in members]
@@ -195,9 +202,7 @@ class Recurrent(CompositeModule):
         y, *last = call(sequences.x, sequences.sizes(), *states, *weights)
         return y, last
 
-    def _by_members(
-        self, pairs: Sequence[tuple[nn.Module, nn.Module]], sequences: _Sequences, states: list[Tensor]
-    ) -> tuple[Tensor, list[Tensor]]:
+    def _by_members(self, pairs: _Pairs, sequences: _Sequences, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """A layer that calls its members: that of the state once a step."""
         y, *last = recurrent.by_steps(
             sequences.x, sequences.sizes() or [sequences.batch] * sequences.x.shape[0], states, pairs
