@@ -34,6 +34,7 @@ from .setup import THREADS, Put, Setup
 from .shapes import SETS, parse_shapes
 from .whole import lines
 from .whole import show as whole
+from .whole.suites import SUITES
 
 BUDGET_S = 10.0  # of timing per cell, outside presets
 
@@ -207,7 +208,7 @@ def _report(args: argparse.Namespace) -> int:
     if args.markdown:
         if not conclusion:
             raise ValueError(
-                f"{args.file}: must be from --preset {', '.join((*goal_tables.TABLES, 'sparse-crossover', 'whole-models'))}"
+                f"{args.file}: must be from --preset {', '.join((*goal_tables.TABLES, 'sparse-crossover', *SUITES))}"
             )
         print(conclusion)
         return 0

@@ -197,6 +197,7 @@ WHATS: dict[str, What] = {
     "sparse-targets": What("Sparse layers (`--preset sparse-targets`)", partial(_targets, "sparse-targets")),
     "sparse-crossover": What("From how many zeros on sparse layers pay (`--preset sparse-crossover`)", _crossover),
     "whole-models": What("Whole models (`--preset whole-models`)", _whole),
+    "modules": What("Models of other modules (`--preset modules`)", _whole),
     "accuracy": What("What a language model loses (`--preset accuracy`)", _accuracy),
     "gpu": What("Goals on a GPU (`gpu_goals.sh`)", gpu_goals.markdown, read=gpu_run.read),
 }

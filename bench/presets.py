@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from .shapes import SETS, Shape
 from .weights import WeightKind
 from .whole.run import cells as whole_cells
 from .whole.run import whole_models
+from .whole.suites import MODULES, WHOLE
 
 FIGURES = (*LAYER_FIGURES, *QUANTIZING, attention_figures, chain_figures, call_figures)
 # Seconds of timing for a figure: with few contestants, less is needed than for a cell with all peers.
@@ -202,6 +204,7 @@ PRESETS: dict[str, Preset] = {
     "sparse-crossover": Preset(
         sparse_crossover, lambda shapes, _: len(shapes) * len(crossover.MS) * len(crossover.SERIES)
     ),
-    "whole-models": Preset(whole_models, lambda *_: len(whole_cells()), 20.0),
+    WHOLE: Preset(whole_models, lambda *_: len(whole_cells()), 20.0),
+    MODULES: Preset(partial(whole_models, preset=MODULES), lambda *_: len(whole_cells(MODULES)), 10.0),
     "accuracy": Preset(accuracy, lambda _, only: language.steps(only)),
 }

@@ -211,10 +211,22 @@ struct NybbleNormArgs {
 };
 
 // y = act(x) * other + residual, in fp32, rounded once. other and residual may be none; y may be any of the others.
+// With a limit that is not 0: act(min(x, limit)) * (other, clamped to [-limit, limit], + other_offset) + residual.
 struct NybbleActivateArgs {
   int32_t act, dtype;
   int64_t rows, columns;
   struct NybbleMatrix x, other, residual, y;
+  float limit, other_offset;
+};
+
+// Row r of y is the sum over its terms j of weight[r][j] times the row from[r][j] of x, in fp32 and in the order of j,
+// rounded once. There is no term where `from` is negative.
+struct NybbleMixArgs {
+  int32_t dtype;
+  int64_t rows, columns, terms;
+  const int64_t* from;  // [rows][terms]
+  const float* weight;  // [rows][terms]
+  struct NybbleMatrix x, y;
 };
 
 // Rotary positions: turns the first `rotated` elements of each head of head_dim, as pairs of an element of the first
@@ -249,6 +261,7 @@ struct NybbleRowKernels {
   enum NybbleStatus (*rotate)(const struct NybbleRotateArgs*);
   enum NybbleStatus (*lstm)(const struct NybbleGatesArgs*);
   enum NybbleStatus (*gru)(const struct NybbleGatesArgs*);
+  enum NybbleStatus (*mix)(const struct NybbleMixArgs*);
 };
 
 typedef enum NybbleStatus (*NybbleExpandFn)(const struct NybbleExpandArgs*);

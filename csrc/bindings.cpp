@@ -346,4 +346,5 @@ PYBIND11_MODULE(_C, m) {
       .def("run", &LinearPlan::run);
   bind_chain(m);
   bind_recurrent(m);
+  bind_experts(m);
 }

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "linear.h"
+#include "rows.h"
 
 namespace py = pybind11;
 using namespace nybble;
@@ -18,6 +19,14 @@ inline Span span(const Pair& pair) { return {pair.first, pair.second}; }
 inline NybbleDtype dtype_of(int value) {
   if (value < NYBBLE_F32 || value > NYBBLE_S32) throw std::invalid_argument("dtype=" + std::to_string(value));
   return static_cast<NybbleDtype>(value);
+}
+
+using VectorArgument = std::optional<std::tuple<uintptr_t, size_t, int>>;  // pointer, bytes, dtype
+
+inline Vector vector_of(const VectorArgument& argument) {
+  if (!argument) return {};
+  const auto& [address, bytes, dtype] = *argument;
+  return {{address, bytes}, dtype_of(dtype)};
 }
 
 // A kernel bound to a weight shape; names are resolved once.
@@ -62,3 +71,4 @@ class LinearPlan {
 
 void bind_chain(py::module_& m);
 void bind_recurrent(py::module_& m);
+void bind_experts(py::module_& m);

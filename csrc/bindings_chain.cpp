@@ -4,19 +4,12 @@
 
 namespace {
 
-using VectorArgument = std::optional<std::tuple<uintptr_t, size_t, int>>;  // pointer, bytes, dtype
 // kind, weight, bias, eps, weight_offset
 using NormArgument = std::optional<std::tuple<std::string, VectorArgument, VectorArgument, float, float>>;
 using ExternalArgument = std::tuple<uintptr_t, size_t, int64_t>;  // pointer, bytes, row stride
 // pointer, bytes, dtype, sizes, strides
 using TableArgument = std::optional<
     std::tuple<uintptr_t, size_t, int, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>>;
-
-Vector vector_of(const VectorArgument& argument) {
-  if (!argument) return {};
-  const auto& [address, bytes, dtype] = *argument;
-  return {{address, bytes}, dtype_of(dtype)};
-}
 
 Norm norm_from(const NormArgument& argument) {
   if (!argument) return {};

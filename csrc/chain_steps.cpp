@@ -122,7 +122,9 @@ bool ActivateStep::run(const Frame& frame, const Rows& rows) const {
                                 from_row(frame, x, rows),
                                 from_row(frame, other, rows),
                                 {},
-                                from_row(frame, y, rows)};
+                                from_row(frame, y, rows),
+                                0,
+                                0};
   return each_rows(rows.team, kernel->rows->activate, args);
 }
 

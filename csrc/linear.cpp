@@ -12,7 +12,6 @@ bool run_chunk(const LinearCall& call, const Chunk& chunk, int threads) {
   const NybblePrepareArgs prepare = prepare_args(call, chunk);
   const NybbleLinearArgs linear = linear_args(call, chunk);
   const Cut& cut = chunk.cut;
-  const int64_t strip = call.shape.strip(), strips = call.shape.tiles() / strip;
   const int64_t blocks = (chunk.rows + cut.block_rows - 1) / cut.block_rows;
   const bool together = cut.tile_parts == 1;
   std::atomic<bool> ok{true};
@@ -27,12 +26,7 @@ bool run_chunk(const LinearCall& call, const Chunk& chunk, int threads) {
     parallel_for(blocks, preparing, [&](int64_t block) { prepare_blocks(block, block + 1); });
   }
   parallel_for(cut.tile_parts * cut.block_parts, threads, [&](int64_t part) {
-    const int64_t t = part / cut.block_parts, b = part % cut.block_parts;
-    NybbleLinearArgs one = linear;
-    one.tile_begin = strips * t / cut.tile_parts * strip;
-    one.tile_end = strips * (t + 1) / cut.tile_parts * strip;
-    one.block_begin = blocks * b / cut.block_parts;
-    one.block_end = blocks * (b + 1) / cut.block_parts;
+    const NybbleLinearArgs one = piece_args(call, chunk, linear, part);
     if (together) prepare_blocks(one.block_begin, one.block_end);
     if (!run_piece(call, cut, one)) ok.store(false, std::memory_order_relaxed);
   });

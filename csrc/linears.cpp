@@ -249,7 +249,7 @@ bool LinearsPlan::finishes(const Part& part, const LinearsAt& at) const {
 NybbleActivateArgs LinearsPlan::finish_args(const Part& part, const LinearsAt& at, int64_t row, int64_t rows) const {
   const LinearsAt::Of& of = at.of[part.index];
   const NybbleActivateArgs args{
-      call_.weights[part.index].act, call_.dtype, rows_, part.call.shape.n, of.y, of.other, of.residual, of.y};
+      call_.weights[part.index].act, call_.dtype, rows_, part.call.shape.n, of.y, of.other, of.residual, of.y, 0, 0};
   return rows_of(args, row, row + rows);
 }
 

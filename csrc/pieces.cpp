@@ -135,6 +135,19 @@ NybbleLinearArgs linear_args(const LinearCall& call, const Chunk& chunk) {
   return args;
 }
 
+NybbleLinearArgs piece_args(const LinearCall& call, const Chunk& chunk, const NybbleLinearArgs& all, int64_t piece) {
+  const Cut& cut = chunk.cut;
+  const int64_t t = piece / cut.block_parts, b = piece % cut.block_parts;
+  const int64_t strip = call.shape.strip(), strips = call.shape.tiles() / strip;
+  const int64_t blocks = (chunk.rows + cut.block_rows - 1) / cut.block_rows;
+  NybbleLinearArgs one = all;
+  one.tile_begin = strips * t / cut.tile_parts * strip;
+  one.tile_end = strips * (t + 1) / cut.tile_parts * strip;
+  one.block_begin = blocks * b / cut.block_parts;
+  one.block_end = blocks * (b + 1) / cut.block_parts;
+  return one;
+}
+
 bool run_piece(const LinearCall& call, const Cut& cut, NybbleLinearArgs args) {
   if (args.tile_begin == args.tile_end || args.block_begin == args.block_end) return true;  // more pieces than parts
   thread_local Scratch scratch;

@@ -41,6 +41,8 @@ LinearCall resolved(const LinearCall& asked);
 // The arguments for all blocks of the chunk.
 NybblePrepareArgs prepare_args(const LinearCall& call, const Chunk& chunk);
 NybbleLinearArgs linear_args(const LinearCall& call, const Chunk& chunk);
+// The arguments of one of the cut's tile_parts * block_parts pieces, from those for all blocks.
+NybbleLinearArgs piece_args(const LinearCall& call, const Chunk& chunk, const NybbleLinearArgs& all, int64_t piece);
 
 // Runs the kernel on one piece of the output. Weights in the mask layout are expanded a few columns at a time. False if
 // a kernel rejects its arguments, or no memory is left.

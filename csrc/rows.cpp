@@ -82,4 +82,12 @@ NybbleRotateArgs rows_of(NybbleRotateArgs args, int64_t begin, int64_t end) {
   return args;
 }
 
+NybbleMixArgs rows_of(NybbleMixArgs args, int64_t begin, int64_t end) {
+  args.from += begin * args.terms;
+  args.weight += begin * args.terms;
+  args.y = part_of(args.y, begin, 0, args.dtype);
+  args.rows = end - begin;
+  return args;
+}
+
 }  // namespace nybble

@@ -40,10 +40,12 @@ inline NybbleMatrix part_of(const NybbleMatrix& matrix, int64_t row, int64_t col
 NybbleNormArgs rows_of(NybbleNormArgs args, int64_t begin, int64_t end);
 NybbleActivateArgs rows_of(NybbleActivateArgs args, int64_t begin, int64_t end);
 NybbleRotateArgs rows_of(NybbleRotateArgs args, int64_t begin, int64_t end);
+NybbleMixArgs rows_of(NybbleMixArgs args, int64_t begin, int64_t end);
 
 inline int64_t columns_of(const NybbleNormArgs& args) { return args.columns; }
 inline int64_t columns_of(const NybbleActivateArgs& args) { return args.columns; }
 inline int64_t columns_of(const NybbleRotateArgs& args) { return args.heads * args.head_dim; }
+inline int64_t columns_of(const NybbleMixArgs& args) { return args.columns * args.terms; }
 
 // Runs a kernel over all rows, a few at a time by each thread. False if it refuses its arguments.
 template <class Args>

@@ -13,10 +13,10 @@ from torch import nn
 from nybble.bench import docs_results
 from nybble.bench.contestants import WrongKernelError
 from nybble.bench.setup import Setup
-from nybble.bench.whole import files, lines, models, pipeline, race, run, show
+from nybble.bench.whole import files, lines, pipeline, race, run, show, suites
 from nybble.bench.whole.contestant import Contestant
 from nybble.bench.whole.goals import GOALS, OTHER, Goal, check, kind_of
-from nybble.bench.whole.models import MODELS, Model
+from nybble.bench.whole.models import Model
 from nybble.bench.whole.subject import Subject
 from nybble.demo.table import markdown_table
 
@@ -65,9 +65,7 @@ TOY = Model(SUBJECT, (contestant("torch fp32"), contestant("nybble a"), ABSENT),
 @pytest.fixture
 def toy(monkeypatch):
     """The toy as the only model of the preset, whose files are written by this process."""
-    monkeypatch.setattr(models, "MODELS", {"toy": TOY})
-    for module in (run, files):
-        monkeypatch.setattr(module, "MODELS", {"toy": TOY})
+    monkeypatch.setitem(suites.SUITES, suites.WHOLE, suites.Suite({"toy": TOY}, GOALS))
     monkeypatch.setattr(files, "apart", lambda function, name, threads: function(name, threads))
     return TOY
 
@@ -143,7 +141,7 @@ def test_files_are_written_once_and_only_whole(toy, monkeypatch, tmp_path):
             raise RuntimeError("interrupted")
 
     one = contestant("A peer 1.0", prepare=failing)
-    monkeypatch.setattr(files, "MODELS", {"toy": replace(TOY, contestants=(one,))})
+    monkeypatch.setitem(suites.SUITES, suites.WHOLE, suites.Suite({"toy": replace(TOY, contestants=(one,))}, ()))
     with pytest.raises(RuntimeError, match="interrupted"):
         files.prepared(tmp_path, SUBJECT, one, 1)
     folder = files.prepared(tmp_path, SUBJECT, one, 1)
@@ -239,13 +237,18 @@ def test_upper_bounds_and_bounds_of_some_machines():
     assert kind_of(()) == OTHER
 
 
-def test_the_goals_name_what_is_measured():
-    for one in GOALS:
-        model = MODELS[one.model]
+@pytest.mark.parametrize("preset", suites.SUITES)
+def test_the_goals_name_what_is_measured(preset):
+    suite = suites.SUITES[preset]
+    for one in suite.goals:
+        model = suite.models[one.model]
         assert one.quantity in (*model.subject.cases, *model.more)
         names = [contestant.name for contestant in model.contestants]
         assert set(one.over) <= set(names)
         assert any(name.startswith("nybble") for name in names)
+
+
+def test_the_bounds_of_whole_models():
     assert {(one.quantity, one.bounds[OTHER]) for one in GOALS if OTHER in one.bounds} == {
         ("batch 32", 1.3),
         ("batch 32", 1.4),
@@ -264,8 +267,10 @@ def test_the_goals_name_what_is_measured():
 
 
 def test_the_first_contestant_of_each_model_is_torch_in_fp32():
-    assert {model.contestants[0].name for model in MODELS.values()} == {"torch fp32"}
-    for model in MODELS.values():
+    models = [model for suite in suites.SUITES.values() for model in suite.models.values()]
+    assert {model.contestants[0].name for model in models} == {"torch fp32"}
+    assert len({model.subject.name for model in models}) == len(models)
+    for model in models:
         names = [contestant.name for contestant in model.contestants]
         assert len(names) == len(set(names))
 

@@ -26,7 +26,7 @@ ORDER = (
     ("dispatch",),
     ("kernels",),  # Triton's, and the table's public name
     ("ops", "rows"),  # the torch ops
-    ("attention", "recurrent"),  # likewise, beside those
+    ("attention", "recurrent", "experts"),  # likewise, beside those
     ("int8_cache",),  # for models of transformers
     ("nn",),
     ("model",),
@@ -42,7 +42,18 @@ ORDER = (
 )
 RANK = {name: rank for rank, row in enumerate(ORDER) for name in row}
 # Modules of earlier rows that rooms must not import all the same.
-_LOW = {"_C", "native", "dispatch.reference", "kernels", "dispatch.targets", "layouts", "ops", "attention", "recurrent"}
+_LOW = {
+    "_C",
+    "native",
+    "dispatch.reference",
+    "kernels",
+    "dispatch.targets",
+    "layouts",
+    "ops",
+    "attention",
+    "recurrent",
+    "experts",
+}
 FORBIDDEN = {
     "nn": {"_C", "native", "dispatch.targets", "dispatch.reference", "kernels"},
     "model": _LOW,
@@ -51,9 +62,9 @@ FORBIDDEN = {
     "monitor": _LOW,
     "recipe": _LOW,
     "report": _LOW | {"nn"},
-    "demo": {"_C", "native", "dispatch.reference", "layouts", "ops", "attention", "testing"},
-    "__main__": {"_C", "native", "dispatch.reference", "layouts", "ops", "attention", "testing"},
-    "commands": {"_C", "native", "dispatch.reference", "layouts", "ops", "attention", "testing"},
+    "demo": {"_C", "native", "dispatch.reference", "layouts", "ops", "attention", "experts", "testing"},
+    "__main__": {"_C", "native", "dispatch.reference", "layouts", "ops", "attention", "experts", "testing"},
+    "commands": {"_C", "native", "dispatch.reference", "layouts", "ops", "attention", "experts", "testing"},
     "": _LOW - {"kernels"},
 }
 # Modules that only these rooms may import; any later row may import the others.

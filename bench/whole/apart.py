@@ -16,8 +16,8 @@ from ..results import Row
 from . import lines
 from .contestant import Contestant
 from .files import prepared
-from .models import MODELS
 from .subject import Subject
+from .suites import find
 
 _TURNS = 3
 
@@ -41,7 +41,7 @@ def start_up(subject: Subject, contestants: Sequence[Contestant], root: Path, th
 
 def _start(folder: str, subject: str, name: str, threads: int) -> float:
     torch.set_num_threads(threads)
-    model = MODELS[subject]
+    model = find(subject)
     inputs = model.subject.example()
     contestant = model.by_name(name)
     start = perf_counter()
@@ -62,7 +62,7 @@ def resident(subject: Subject, contestants: Sequence[Contestant], root: Path, th
 
 def _resident(subject: str, name: str, threads: int) -> float:
     torch.set_num_threads(threads)
-    model = MODELS[subject]
+    model = find(subject)
     build = model.by_name(name).build
     assert build is not None, "chosen by resident()"  # noqa: S101
     inputs = model.subject.example()

@@ -20,15 +20,16 @@ _PROMPT, _PREFILL, _STEPS = 16, 256, 8
 RANDOM_WEIGHTS = 0.6
 
 
-def _ids(rows: int, prompt: int, steps: int) -> Inputs:
-    words, generator = int(SHAPE["vocab_size"]), torch.Generator().manual_seed(0)
-    ids = torch.randint(words, (rows, prompt + steps), generator=generator)
-    return {"prompt": ids[:, :prompt], "steps": ids[:, prompt:]}
+def ids(words: int, rows: int, prompt: int, steps: int) -> Inputs:
+    """Random tokens of a vocabulary: the prompts, and the steps after them."""
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randint(words, (rows, prompt + steps), generator=generator)
+    return {"prompt": chosen[:, :prompt], "steps": chosen[:, prompt:]}
 
 
-def forward(model: Any, ids: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
+def forward(model: Any, tokens: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
     """The logits of the last position, and the cache."""
-    out = model.model(ids, past_key_values=cache, use_cache=True)
+    out = model.model(tokens, past_key_values=cache, use_cache=True)
     return model.lm_head(out.last_hidden_state[:, -1]), out.past_key_values
 
 
@@ -57,13 +58,14 @@ def ready(model: nn.Module, inputs: Inputs) -> Call:
 
 
 PREFILL, DECODE_1, DECODE_8 = "prefill 256", "decode batch 1", "decode batch 8"
+_WORDS = int(SHAPE["vocab_size"])
 LLAMA = Subject(
     "Llama 0.85 B",
     lambda: random_llama(torch.float32),
     {
-        PREFILL: partial(_ids, 1, _PREFILL, 0),
-        DECODE_1: partial(_ids, 1, _PROMPT, _STEPS),
-        DECODE_8: partial(_ids, 8, _PROMPT, _STEPS),
+        PREFILL: partial(ids, _WORDS, 1, _PREFILL, 0),
+        DECODE_1: partial(ids, _WORDS, 1, _PROMPT, _STEPS),
+        DECODE_8: partial(ids, _WORDS, 8, _PROMPT, _STEPS),
     },
     lambda logits, _: torch.as_tensor(logits).float(),
     ready=ready,

@@ -14,8 +14,8 @@ import torch
 
 from ..apart import apart
 from .contestant import Contestant
-from .models import MODELS
 from .subject import Subject
+from .suites import find
 
 # A folder in which the files of runs are kept and found again, instead of one that is deleted. Converting takes minutes.
 FILES = "NYBBLE_BENCH_FILES"
@@ -47,7 +47,7 @@ def prepared(root: Path, subject: Subject, contestant: Contestant, threads: int)
 
 def _write(folder: str, subject: str, name: str, threads: int) -> None:
     torch.set_num_threads(threads)
-    model = MODELS[subject]
+    model = find(subject)
     prepare = model.by_name(name).prepare
     assert prepare is not None, "asked for by prepared()"  # noqa: S101
     with TemporaryDirectory(dir=Path(folder).parent) as unfinished:

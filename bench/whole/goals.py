@@ -131,7 +131,7 @@ def _accurate(row: Row, goal: Goal, rows: Sequence[Row]) -> bool:
     return cosine is not None and cosine >= goal.least_cosine
 
 
-def checks(rows: Sequence[Row]) -> list[Checked]:
-    """The checks of all goals, in order, by the lines of a run."""
+def checks(rows: Sequence[Row], goals: Sequence[Goal]) -> list[Checked]:
+    """The checks of goals, in order, by the lines of a run."""
     run = next((row for row in rows if row["kind"] == "run"), {})
-    return [check(goal, rows, kind_of(run.get("targets", ()))) for goal in GOALS]
+    return [check(goal, rows, kind_of(run.get("targets", ()))) for goal in goals]

@@ -1,4 +1,4 @@
-"""``--preset whole-models``: every model's cases with all contestants in turns, then what is measured apart."""
+"""``--preset whole-models`` and ``--preset modules``: every model's cases with all contestants in turns, then what is measured apart."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from . import apart, lines, show
 from .contestant import Contestant
 from .files import prepared, room
 from .goals import checks
-from .models import MODELS, Model
+from .models import Model
 from .pipeline import pipeline
 from .race import Entry, cosines, enter, times
 from .subject import Subject
+from .suites import SUITES, WHOLE
 
 # What is measured without a race -> how.
 _APART: dict[str, Callable[[Subject, Sequence[Contestant], Path, int], list[Row]]] = {
@@ -30,31 +31,32 @@ _APART: dict[str, Callable[[Subject, Sequence[Contestant], Path, int], list[Row]
 PREPARE = "prepare"
 
 
-def cells() -> list[str]:
-    """The names of what is measured, in order."""
-    return [f"{model.subject.name} {quantity}" for model in MODELS.values() for quantity in _quantities(model)]
+def cells(preset: str = WHOLE) -> list[str]:
+    """The names of what a preset measures, in order."""
+    models = SUITES[preset].models.values()
+    return [f"{model.subject.name} {quantity}" for model in models for quantity in _quantities(model)]
 
 
 def _quantities(model: Model) -> list[str]:
     return [*model.subject.cases, *model.more]
 
 
-def whole_models(setup: Setup) -> Iterator[str]:
-    """Times whole models; yields the tables of the models, then that of the goals."""
+def whole_models(setup: Setup, preset: str = WHOLE) -> Iterator[str]:
+    """Times the models of a preset; yields the tables of the models, then that of the goals."""
     before = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     rows = [row for row in setup.done if row["kind"] in (lines.KIND, "skip")]
     setup.put(rows)
     try:
         with room() as root:
-            for model in MODELS.values():
+            for model in SUITES[preset].models.values():
                 for new in _measured(model, setup, root):
                     setup.put(new)
                     rows += new
     finally:
         torch.set_num_threads(before)
-    found = [{"kind": "run", "targets": list(targets.detect().targets)}, *rows]
-    setup.put([checked.line() for checked in checks(found)])
+    found = [{"kind": "run", "preset": preset, "targets": list(targets.detect().targets)}, *rows]
+    setup.put([checked.line() for checked in checks(found, SUITES[preset].goals)])
     yield from show.models(found, show.plain)
     yield show.goals(found, show.plain)
 

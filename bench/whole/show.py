@@ -9,6 +9,7 @@ from ...demo.variants import FP32
 from . import lines
 from .goals import Checked, checks
 from .lines import Row
+from .suites import of
 
 Draw = Callable[[Sequence[str], Sequence[Sequence[str]]], str]
 
@@ -29,7 +30,7 @@ def plain(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def goals(rows: Sequence[Row], draw: Draw) -> str:
     """The table of the goals."""
-    return draw(_GOALS, [_goal(checked) for checked in checks(rows)])
+    return draw(_GOALS, [_goal(checked) for checked in checks(rows, of(rows).goals)])
 
 
 def _goal(checked: Checked) -> tuple[str, ...]:

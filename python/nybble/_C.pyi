@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 version: str
@@ -166,6 +166,16 @@ class ChainWeight:
         act: str = "",
         other: int = -1,
         residual: int = -1,
+    ) -> None: ...
+
+_Side: TypeAlias = tuple[Sequence[tuple[int, LinearPlan]], Sequence[_Memory], Sequence[_Vector]]
+
+class Experts:
+    def __init__(
+        self, dtype: int, rows: str, up: _Side, down: _Side, gate: tuple[str, bool, bool, float, float]
+    ) -> None: ...
+    def run(
+        self, sizes: tuple[int, int, int], x: _Memory, index: _Memory, weight: _Memory, y: _Memory, threads: int
     ) -> None: ...
 
 class Chain:

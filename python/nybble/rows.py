@@ -6,16 +6,27 @@ They have no gradients; `nybble.fuse` uses the same kernels in longer chains.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from . import native
 from .dispatch import registry
 from .dispatch.selection import compiled_plan, plan_for
 from .dispatch.spec import FLOATS
+
+# Activations by name: what they compute.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": lambda x: F.gelu(x),
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "silu": F.silu,
+    "relu": F.relu,
+    "tanh": torch.tanh,
+}
 
 _LIBRARY = torch.library.Library("nybble", "FRAGMENT")
 _LIBRARY.define(

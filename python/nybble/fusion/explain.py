@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..rows import ACTIVATIONS
 from .arguments import leaves_of
 from .attention import Attention
 from .compare import constant, integers
 from .forms import Applied, Explanation, Given, NotUnderstood, Out, Record, needed
-from .nodes import ACTIVATIONS, Activate, Add, Attend, Lookup, Multiply, Node, NormKind, Path, Product, Ref, Scale
+from .nodes import Activate, Add, Attend, Lookup, Multiply, Node, NormKind, Path, Product, Ref, Scale
 from .seen import ATTENTION, MULTI_HEAD
 from .watch import CACHE, CONTAINER, MODULE, Call, Event, tensors_of
 

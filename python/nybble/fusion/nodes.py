@@ -7,7 +7,7 @@ understood.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,15 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Activations by name: what they compute.
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": lambda x: F.gelu(x),
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
-    "silu": F.silu,
-    "relu": F.relu,
-    "tanh": torch.tanh,
-}
+from ..rows import ACTIVATIONS
+
 IDENTITY = "identity"
 
 Path = tuple[Any, ...]  # how to get at a value in (args, kwargs): keys of containers, names of attributes

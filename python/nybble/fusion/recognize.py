@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from .nodes import ACTIVATIONS, IDENTITY, NormKind
+from ..rows import ACTIVATIONS
+from .nodes import IDENTITY, NormKind
 
 # Relative error up to which two float32 formulas count as the same.
 CLOSE = 1e-5

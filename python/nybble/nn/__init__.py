@@ -1,6 +1,7 @@
 """Quantized modules, and the table of the dense layers that they replace."""
 
 from .composite import CompositeKind, CompositeModule
+from .experts import Experts
 from .kinds import MatrixWeight, ModuleKind, composite_kinds, module_kinds
 from .linear import Linear
 from .module import QuantizedModule
@@ -12,6 +13,7 @@ __all__ = [
     "LSTM",
     "CompositeKind",
     "CompositeModule",
+    "Experts",
     "Linear",
     "MatrixWeight",
     "ModuleKind",

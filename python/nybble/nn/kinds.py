@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .. import plugins
 from ..weights.scheme import Scheme
 from .composite import CompositeKind
+from .experts import EXPERTS
 from .linear import Linear
 from .module import QuantizedModule
 from .recurrent import GRU_KIND, LSTM_KIND
@@ -190,6 +191,7 @@ BUILT_IN: tuple[ModuleKind | CompositeKind, ...] = (
     ),
     LSTM_KIND,
     GRU_KIND,
+    EXPERTS,
 )
 
 

@@ -52,6 +52,70 @@ class Holder(nn.Module):
         return self.layer(*args)
 
 
+class FusedExperts(nn.Module):
+    """Experts as in transformers' Mixtral, Qwen3-MoE and OLMoE."""
+
+    def __init__(self, experts: int, hidden: int, inner: int) -> None:
+        super().__init__()
+        self.num_experts = experts
+        self.gate_up_proj = nn.Parameter(torch.randn(experts, 2 * inner, hidden) * hidden**-0.5)
+        self.down_proj = nn.Parameter(torch.randn(experts, hidden, inner) * inner**-0.5)
+        self.act_fn = nn.SiLU()
+
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """The weighted sum of each token's experts."""
+        out = torch.zeros_like(hidden_states)
+        for expert in range(self.num_experts):
+            token, place = torch.where(top_k_index == expert)
+            gate, up = self._up(hidden_states[token], expert).chunk(2, dim=-1)
+            y = self._down(self.act_fn(gate) * up, expert) * top_k_weights[token, place, None]
+            out.index_add_(0, token, y.to(out.dtype))
+        return out
+
+    def _up(self, x: Tensor, expert: int) -> Tensor:
+        return nn.functional.linear(x, self.gate_up_proj[expert])
+
+    def _down(self, x: Tensor, expert: int) -> Tensor:
+        return nn.functional.linear(x, self.down_proj[expert])
+
+
+class InterleavedExperts(nn.Module):
+    """Experts as in transformers' gpt-oss: transposed, with biases, and gates and ups in turns, which have limits."""
+
+    def __init__(self, experts: int, hidden: int, inner: int) -> None:
+        super().__init__()
+        self.num_experts, self.alpha, self.limit = experts, 1.702, 2.0
+        self.gate_up_proj = nn.Parameter(torch.randn(experts, hidden, 2 * inner) * 2 * hidden**-0.5)
+        self.gate_up_proj_bias = nn.Parameter(torch.randn(experts, 2 * inner))
+        self.down_proj = nn.Parameter(torch.randn(experts, inner, hidden) * inner**-0.5)
+        self.down_proj_bias = nn.Parameter(torch.randn(experts, hidden))
+
+    def forward(self, hidden_states: Tensor, router_indices: Tensor, routing_weights: Tensor) -> Tensor:
+        """The weighted sum of each token's experts."""
+        out = torch.zeros_like(hidden_states)
+        for expert in range(self.num_experts):
+            token, place = torch.where(router_indices == expert)
+            both = hidden_states[token] @ self.gate_up_proj[expert] + self.gate_up_proj_bias[expert]
+            gate, up = both[..., ::2].clamp(max=self.limit), both[..., 1::2].clamp(-self.limit, self.limit)
+            inner = (up + 1) * gate * torch.sigmoid(gate * self.alpha)
+            y = inner @ self.down_proj[expert] + self.down_proj_bias[expert]
+            out.index_add_(0, token, (y * routing_weights[token, place, None]).to(out.dtype))
+        return out
+
+
+def _routed(tokens: int, experts: int, top_k: int, hidden: int) -> Callable[[], tuple[Tensor, ...]]:
+    """Hidden states, the experts of each token, and their weights."""
+
+    def make() -> tuple[Tensor, ...]:
+        index = torch.stack([torch.randperm(experts)[:top_k] for _ in range(tokens)])
+        return torch.randn(tokens, hidden), index, torch.rand(tokens, top_k)
+
+    return make
+
+
+_INDEX, _WEIGHT = torch.zeros(2, 1, dtype=torch.long), torch.ones(2, 1)
+
+
 def _rows(*shape: int) -> Callable[[], tuple[Tensor, ...]]:
     return lambda: (torch.randn(shape),)
 
@@ -74,4 +138,17 @@ CONTRACTS: tuple[Contract, ...] = (
     ),
     Contract("GRU", lambda: nn.GRU(48, 64, batch_first=True), _rows(4, 5, 48), ("w8a8", "w4a8g32")),
     Contract("GRU of one sequence, without bias", lambda: nn.GRU(9, 1, bias=False), _rows(1, 9), ("w8a8",)),
+    Contract(
+        "Experts",
+        lambda: FusedExperts(6, 64, 48),
+        _routed(19, 6, 2, 64),
+        ("w8a8", "w8a16", "w4a8g32"),
+        bad=(
+            ((torch.zeros(2, 63), _INDEX, _WEIGHT), r"x: \(2, 63\) torch.float32 on cpu, must be \(T, 64\)"),
+            ((torch.zeros(2, 64), _INDEX + 7, _WEIGHT), r"index: has the expert 7, must be in \[0, 6\]"),
+            ((torch.zeros(2, 64), _INDEX, _WEIGHT[:1]), r"weight: \(1, 1\)"),
+            ((torch.zeros(2, 1, 64), _INDEX, _WEIGHT), r"hidden_states: \(2, 1, 64\), must be \(T, K\)"),
+        ),
+    ),
+    Contract("interleaved Experts", lambda: InterleavedExperts(4, 38, 21), _routed(1, 4, 1, 38), ("w8a8", "w4a8")),
 )
