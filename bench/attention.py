@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +15,8 @@ from .figures import Figure
 from .results import NAMES
 from .timing import Runner, in_turns
 
-LEAST = 1.5
+LEAST, LEAST_INT8 = 1.5, 1.2
+MOST_ERROR = 0.03  # of attention in 8 bits, relative to that in floats
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -65,14 +67,37 @@ def attention_figures(budget_s: float) -> Iterator[Figure]:
                 yield Figure(name, ratio, "x", LEAST, at_most=False, topic=f"attention {NAMES[dtype]}")
 
 
-def _race(case: Case, dtype: torch.dtype, budget_s: float) -> float:
+def int8_figures(budget_s: float) -> Iterator[Figure]:
+    """Of attention with products of 8 bits, where it serves a case: time in floats over its time, and its error."""
+    with torch.inference_mode():
+        for case in CASES:
+            q, k, v, how = _given(case, torch.float32)
+            floats, int8 = partial(attention, q, k, v, **how), partial(attention, q, k, v, **how, int8=True)
+            exact, rounded = floats(), int8()
+            if torch.equal(exact, rounded):
+                continue
+            (slow, fast), _ = in_turns([Runner([floats]), Runner([int8])], budget_s)
+            name, topic = f"attention {case.name} {case.mask or 'no mask'} int8", "attention int8"
+            ratio, error = slow.median / fast.median, float((rounded - exact).norm() / exact.norm())
+            yield Figure(f"{name}, float32 over it", ratio, "x", LEAST_INT8, at_most=False, topic=topic)
+            yield Figure(f"{name}, relative error", error, "", MOST_ERROR, at_most=True, topic=topic)
+
+
+def _given(case: Case, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
+    """q, k, v, and mask or causal."""
+
     def drawn(tokens: int, heads: int) -> Tensor:
         return torch.randn(case.batch, tokens, heads, case.width, dtype=dtype).transpose(1, 2)
 
     q, k, v = drawn(case.queries, case.heads), drawn(case.keys, case.kv_heads), drawn(case.keys, case.kv_heads)
     if case.queries == 1:  # a cache
         k, v = k.contiguous(), v.contiguous()
-    mask, causal, grouped = _mask(case, dtype), case.mask == "causal", case.heads != case.kv_heads
+    return q, k, v, {"mask": _mask(case, dtype), "causal": case.mask == "causal"}
+
+
+def _race(case: Case, dtype: torch.dtype, budget_s: float) -> float:
+    q, k, v, how = _given(case, dtype)
+    mask, causal, grouped = how["mask"], how["causal"], case.heads != case.kv_heads
 
     def theirs() -> Tensor:
         out = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)

@@ -14,7 +14,7 @@ from ..dispatch import targets
 from ..weights.sparsity import NofM
 from . import accuracy as language
 from . import crossover, held
-from .attention import attention_figures
+from .attention import attention_figures, int8_figures
 from .calls import call_figures
 from .chain import chain_figures
 from .contestants import Maker, PeerMaker, chosen, each_layout, layer_makers, peer_makers
@@ -35,7 +35,7 @@ from .whole.run import cells as whole_cells
 from .whole.run import whole_models
 from .whole.suites import MODULES, WHOLE
 
-FIGURES = (*LAYER_FIGURES, *QUANTIZING, attention_figures, chain_figures, call_figures)
+FIGURES = (*LAYER_FIGURES, *QUANTIZING, attention_figures, int8_figures, chain_figures, call_figures)
 # Seconds of timing for a figure: with few contestants, less is needed than for a cell with all peers.
 FIGURE_BUDGET_S = 2.0
 

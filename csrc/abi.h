@@ -152,6 +152,10 @@ struct NybbleAttentionArgs {
   // them. nybble_attention_partial bytes a part, aligned to 64.
   void* partial;
   int64_t parts;  // of the last call; else 0
+  // Of the int8 kernels only: the codes of all keys and values, nybble_attention8_packed bytes, aligned to 64. A call
+  // with `pack` writes them and no more; the others read them.
+  void* packed;
+  int32_t pack;
 };
 
 // Keys that are multiplied at a time; columns that share a tile, at most; columns up to which the kernel of few columns
@@ -174,6 +178,17 @@ static inline int64_t nybble_attention_scratch(int64_t columns, int64_t head_dim
 
 static inline int64_t nybble_attention_partial(int64_t value_dim) {
   return NYBBLE_ATTENTION_FEW * (nybble_attention_row(value_dim) + 2) * 4;
+}
+
+// A block of keys and values as codes of at most two bytes, with their scales, see tile_attention8_pack.h.
+static inline int64_t nybble_attention8_block(int64_t head_dim, int64_t value_dim) {
+  const int64_t rows = nybble_attention_row(value_dim);
+  return NYBBLE_ATTENTION_KEYS * 2 * (nybble_attention_row(head_dim) + rows) + 4 * (2 * NYBBLE_ATTENTION_KEYS + rows) +
+         64;
+}
+
+static inline int64_t nybble_attention8_packed(int64_t keys, int64_t head_dim, int64_t value_dim) {
+  return (keys + NYBBLE_ATTENTION_KEYS - 1) / NYBBLE_ATTENTION_KEYS * nybble_attention8_block(head_dim, value_dim);
 }
 
 typedef enum NybbleStatus (*NybbleAttentionFn)(const struct NybbleAttentionArgs*);

@@ -16,6 +16,8 @@ constexpr int64_t kPieceColumns = 256;
 constexpr int64_t kPartKeys = 512, kPartPieces = 64;
 // Below this many multiply-adds a call runs on one thread.
 constexpr int64_t kSerialProducts = 1 << 19;
+// With fewer keys or columns the kernel of 8 bits takes as much time or more: it packs keys and values first.
+constexpr int64_t kInt8Keys = 96, kInt8Columns = 96;
 // Sizes are below this, so that products of a size and a stride fit in 64 bits.
 constexpr int64_t kMostTokens = INT32_MAX, kMostStride = int64_t{1} << 40;
 
@@ -50,8 +52,14 @@ void require_heads(const char* name, const Span& span, const Strides3& at, const
 
 NybbleDtype kv_dtype(const AttentionCall& call) { return call.k_scale.address ? NYBBLE_S8 : call.dtype; }
 
+void require_kernel(const char* argument, const KernelEntry& kernel, const char* op) {
+  if (!kernel.attention || std::string(kernel.op) != op)
+    refuse(std::string(argument) + "=\"" + kernel.name + "\": not a kernel of " + op);
+}
+
 void check(const AttentionCall& call) {
-  if (!call.kernel->attention) refuse(std::string("kernel=\"") + call.kernel->name + "\": not an attention kernel");
+  require_kernel("kernel", *call.kernel, "attention");
+  if (call.kernel8) require_kernel("kernel8", *call.kernel8, "attention8");
   if (call.dtype > NYBBLE_F16) refuse("dtype: must be a float");
   for (const auto& [name, value] : {std::pair{"batch", call.batch}, {"queries", call.queries}, {"keys", call.keys}})
     in_range(name, value, 0, kMostTokens);
@@ -103,6 +111,10 @@ struct Pieces {
   }
 };
 
+bool takes_int8(const AttentionCall& call) {
+  return call.keys >= kInt8Keys && call.heads / call.kv_heads * call.queries >= kInt8Columns;
+}
+
 const uint8_t* moved(const Span& span, int64_t elements, int64_t bytes) {
   return span.address ? reinterpret_cast<const uint8_t*>(span.address) + elements * bytes : nullptr;
 }
@@ -147,11 +159,21 @@ NybbleAttentionArgs arguments(const AttentionCall& call, int64_t batch, int64_t 
 }
 
 // Runs the kernel on one piece; false if it refuses, or without memory.
-bool run_piece(const AttentionCall& call, NybbleAttentionArgs args) {
+bool run_piece(const KernelEntry& kernel, NybbleAttentionArgs args) {
   thread_local Scratch scratch;
-  args.scratch_bytes = nybble_attention_scratch(args.column_end - args.column_begin, call.head_dim, call.value_dim);
+  args.scratch_bytes = nybble_attention_scratch(args.column_end - args.column_begin, args.head_dim, args.value_dim);
   args.scratch = scratch.try_reserve(static_cast<size_t>(args.scratch_bytes));
-  return args.scratch && call.kernel->attention(&args) == NYBBLE_OK;
+  return args.scratch && kernel.attention(&args) == NYBBLE_OK;
+}
+
+bool pack_head(const KernelEntry& kernel, NybbleAttentionArgs args) {
+  args.pack = 1;
+  args.column_begin = args.column_end = 0;
+  return run_piece(kernel, args);
+}
+
+size_t packed_bytes(const AttentionCall& call) {
+  return static_cast<size_t>(nybble_attention8_packed(call.keys, call.head_dim, call.value_dim));
 }
 
 }  // namespace
@@ -159,8 +181,13 @@ bool run_piece(const AttentionCall& call, NybbleAttentionArgs args) {
 AttentionPlan::AttentionPlan(const AttentionCall& call) : call_(call) {
   check(call);
   if (call.batch == 0 || call.queries == 0) return;
-  const int64_t heads = call.batch * call.kv_heads;
-  pieces_ = heads * Pieces(call).count();
+  const int64_t heads = call.batch * call.kv_heads, count = Pieces(call).count();
+  pieces_ = heads * count;
+  int8_ = call.kernel8 && takes_int8(call);
+  if (int8_ && count > 1) {
+    packs_ = heads;
+    packed_.reserve(packed_bytes(call) * static_cast<size_t>(heads));
+  }
   if (call.heads / call.kv_heads * call.queries > NYBBLE_ATTENTION_FEW) return;
   parts_ = std::max<int64_t>(1, std::min(call.keys / kPartKeys, divide_up(kPartPieces, heads)));
   if (parts_ == 1) return;
@@ -178,6 +205,22 @@ void* AttentionPlan::partial(int64_t head) const {
   return partial_.data() + head * parts_ * nybble_attention_partial(call_.value_dim);
 }
 
+bool AttentionPlan::pack(int64_t head) const {
+  NybbleAttentionArgs args = arguments(call_, head / call_.kv_heads, head % call_.kv_heads);
+  args.packed = packed_.data() + static_cast<size_t>(head) * packed_bytes(call_);
+  return pack_head(*call_.kernel8, args);
+}
+
+bool AttentionPlan::run_int8(int64_t head, NybbleAttentionArgs args) const {
+  if (packs_) {
+    args.packed = packed_.data() + static_cast<size_t>(head) * packed_bytes(call_);
+    return run_piece(*call_.kernel8, args);
+  }
+  thread_local Scratch packed;
+  args.packed = packed.try_reserve(packed_bytes(call_));
+  return args.packed && pack_head(*call_.kernel8, args) && run_piece(*call_.kernel8, args);
+}
+
 bool AttentionPlan::run(int64_t number) const {
   const Pieces pieces(call_);
   if (parts_ > 1) {
@@ -187,13 +230,13 @@ bool AttentionPlan::run(int64_t number) const {
     args.key_begin = args.keys * part / parts_;
     args.key_end = args.keys * (part + 1) / parts_;
     args.partial = static_cast<uint8_t*>(partial(head)) + part * nybble_attention_partial(call_.value_dim);
-    return run_piece(call_, args);
+    return run_piece(*call_.kernel, args);
   }
   // The last queries see the most keys under `causal`: they come first, so that no thread ends with a large piece.
   const int64_t count = pieces.count(), head = number / count;
   NybbleAttentionArgs args = arguments(call_, head / call_.kv_heads, head % call_.kv_heads);
   pieces.place(count - 1 - number % count, args);
-  return run_piece(call_, args);
+  return int8_ ? run_int8(head, args) : run_piece(*call_.kernel, args);
 }
 
 bool AttentionPlan::merge(int64_t head) const {
@@ -208,6 +251,9 @@ void run_attention(const AttentionCall& call, int threads) {
   const AttentionPlan plan(call);
   const int workers = plan.products() < kSerialProducts ? 1 : usable_threads(threads);
   std::atomic<bool> ok{true};
+  parallel_for(plan.packs(), workers, [&](int64_t head) {
+    if (!plan.pack(head)) ok.store(false, std::memory_order_relaxed);
+  });
   parallel_for(plan.pieces(), workers, [&](int64_t piece) {
     if (!plan.run(piece)) ok.store(false, std::memory_order_relaxed);
   });

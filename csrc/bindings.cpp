@@ -114,9 +114,11 @@ using MaskOf = std::tuple<Pair, int, std::tuple<int64_t, int64_t, int64_t, int64
 
 void attention(const std::string& kernel, int dtype, const std::array<int64_t, 7>& sizes,
                const std::array<Heads, 4>& at, const std::optional<MaskOf>& mask, const Pair& slopes, float scale,
-               bool causal, int64_t window, const std::optional<std::array<Heads, 2>>& scales, int threads) {
+               bool causal, int64_t window, const std::optional<std::array<Heads, 2>>& scales,
+               const std::string& kernel8, int threads) {
   AttentionCall call{};
   call.kernel = &find_kernel(kernel);
+  if (!kernel8.empty()) call.kernel8 = &find_kernel(kernel8);
   call.dtype = dtype_of(dtype);
   std::tie(call.batch, call.heads, call.kv_heads, call.queries, call.keys, call.head_dim, call.value_dim) =
       std::tuple_cat(sizes);
@@ -336,7 +338,7 @@ PYBIND11_MODULE(_C, m) {
 
   m.def("attention", &attention, py::arg("kernel"), py::arg("dtype"), py::arg("sizes"), py::arg("at"), py::arg("mask"),
         py::arg("slopes"), py::arg("scale"), py::arg("causal"), py::arg("window"), py::arg("scales"),
-        py::arg("threads"));
+        py::arg("kernel8"), py::arg("threads"));
 
   py::class_<LinearPlan>(m, "LinearPlan")
       .def(py::init<const std::string&, const std::string&, const std::string&, const std::string&, const WeightShape&,

@@ -109,8 +109,9 @@ void bind_chain(py::module_& m) {
           "add_attention",
           [](Chain& chain, int q, int k, int v, int y, int64_t heads, int64_t kv_heads, int64_t head_dim, float scale,
              int64_t q_offset, int64_t k_offset, int64_t v_offset, bool causal, int64_t window, int mask, bool cached,
-             int k_scale, int v_scale) {
+             int k_scale, int v_scale, const std::string& int8) {
             AttentionStep step;
+            if (!int8.empty()) step.kernel8 = &find_kernel(int8);
             step.q = q, step.k = k, step.v = v, step.y = y, step.mask = mask;
             step.k_scale = k_scale, step.v_scale = v_scale;
             step.heads = heads, step.kv_heads = kv_heads, step.head_dim = head_dim, step.scale = scale;
@@ -121,7 +122,7 @@ void bind_chain(py::module_& m) {
           py::arg("q"), py::arg("k"), py::arg("v"), py::arg("y"), py::arg("heads"), py::arg("kv_heads"),
           py::arg("head_dim"), py::arg("scale"), py::kw_only(), py::arg("q_offset") = 0, py::arg("k_offset") = 0,
           py::arg("v_offset") = 0, py::arg("causal"), py::arg("window") = 0, py::arg("mask") = -1,
-          py::arg("cached") = false, py::arg("k_scale") = -1, py::arg("v_scale") = -1)
+          py::arg("cached") = false, py::arg("k_scale") = -1, py::arg("v_scale") = -1, py::arg("int8") = "")
       .def("run", &run, py::arg("batch"), py::arg("length"), py::arg("external"), py::arg("tables"),
            py::arg("threads"));
 }

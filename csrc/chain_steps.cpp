@@ -195,6 +195,7 @@ AttentionCall AttentionStep::call(const Frame& frame, int64_t begin, int64_t cou
   const int64_t bytes = dtype_bytes(frame.dtype), first = begin / frame.length;
   AttentionCall to{};
   to.kernel = kernel;
+  to.kernel8 = kernel8;
   to.dtype = frame.dtype;
   to.batch = count / frame.length;
   to.heads = heads;
@@ -249,6 +250,7 @@ AttentionCall AttentionStep::call(const Frame& frame, int64_t begin, int64_t cou
 bool AttentionStep::run(const Frame& frame, const Rows& rows) const {
   bool ok = true;
   const auto pieces = [&](const AttentionPlan& plan) {
+    if (plan.packs()) rows.team.each(plan.packs(), [&](int64_t head) { ok = plan.pack(head) && ok; });
     rows.team.each(plan.pieces(), [&](int64_t piece) { ok = plan.run(piece) && ok; });
     if (plan.merges()) rows.team.each(plan.merges(), [&](int64_t at) { ok = plan.merge(at) && ok; });
   };

@@ -119,7 +119,7 @@ struct RotateStep : Step {
 // k and v are slots, or if `cached` tables (batch, kv_heads, keys, head_dim). Rows of y are the heads side by side.
 // k_scale and v_scale: tables (batch, kv_heads, keys, 1), or -1. A run that has them has int8 codes as k and v.
 struct AttentionStep : Step {
-  const KernelEntry* kernel = nullptr;
+  const KernelEntry *kernel = nullptr, *kernel8 = nullptr;                    // see AttentionCall
   int q = -1, k = -1, v = -1, y = -1, mask = -1, k_scale = -1, v_scale = -1;  // mask: a table, or -1
   int64_t heads = 0, kv_heads = 0, head_dim = 0, value_dim = 0;
   int64_t q_offset = 0, k_offset = 0, v_offset = 0, window = 0;

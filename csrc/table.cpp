@@ -28,12 +28,14 @@ extern "C" {
 #define NYBBLE_PREPARE(name, target) NybbleStatus nybble_##name(const NybblePrepareArgs*);
 #define NYBBLE_EXPAND(name, target) NybbleStatus nybble_##name(const NybbleExpandArgs*);
 #define NYBBLE_ATTENTION(name, target) NybbleStatus nybble_##name(const NybbleAttentionArgs*);
+#define NYBBLE_ATTENTION8(name, target) NYBBLE_ATTENTION(name, target)
 #define NYBBLE_ROWS(name, target) extern const NybbleRowKernels nybble_##name;
 #define NYBBLE_LINEAR(name, ...) NybbleStatus nybble_##name(const NybbleLinearArgs*);
 #include "kernels.def"
 #undef NYBBLE_PREPARE
 #undef NYBBLE_EXPAND
 #undef NYBBLE_ATTENTION
+#undef NYBBLE_ATTENTION8
 #undef NYBBLE_ROWS
 #undef NYBBLE_LINEAR
 }
@@ -48,12 +50,10 @@ const std::vector<KernelEntry>& kernel_table() {
 #define NYBBLE_EXPAND(name, target)                                                                           \
   {#name,   "expand", #target, "", "", 0, 0, 0, 0, 0, 1, nullptr, nullptr, NYBBLE_IF_##target(nybble_##name), \
    nullptr, nullptr},
-#define NYBBLE_ATTENTION(name, target)                                          \
-  {                                                                             \
-      #name,  "attention", #target, "",      "",                                \
-      0,      0,           0,       0,       0,                                 \
-      1,      nullptr,     nullptr, nullptr, NYBBLE_IF_##target(nybble_##name), \
-      nullptr},
+#define NYBBLE_ATTENDS(name, op, target) \
+  {#name, op, #target, "", "", 0, 0, 0, 0, 0, 1, nullptr, nullptr, nullptr, NYBBLE_IF_##target(nybble_##name), nullptr},
+#define NYBBLE_ATTENTION(name, target) NYBBLE_ATTENDS(name, "attention", target)
+#define NYBBLE_ATTENTION8(name, target) NYBBLE_ATTENDS(name, "attention8", target)
 #define NYBBLE_ROWS(name, target)                                 \
   {#name, "rows", #target, "",      "",      0,       0,       0, \
    0,     0,      1,       nullptr, nullptr, nullptr, nullptr, NYBBLE_IF_##target(&nybble_##name)},
@@ -63,7 +63,9 @@ const std::vector<KernelEntry>& kernel_table() {
 #include "kernels.def"
 #undef NYBBLE_PREPARE
 #undef NYBBLE_EXPAND
+#undef NYBBLE_ATTENDS
 #undef NYBBLE_ATTENTION
+#undef NYBBLE_ATTENTION8
 #undef NYBBLE_ROWS
 #undef NYBBLE_LINEAR
   };

@@ -16,7 +16,7 @@ inline bool int_panel(int format) {
 
 struct KernelEntry {
   const char* name;
-  const char* op;  // "linear", "prepare", "expand", "attention" or "rows"
+  const char* op;  // "linear", "prepare", "expand", "attention", "attention8" or "rows"
   const char* target;
   const char* scheme;  // "" unless linear, like the fields below
   const char* layout;

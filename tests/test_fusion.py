@@ -375,3 +375,70 @@ def test_saving_before_the_first_calls(tmp_path):
     new = make("bert")
     nybble.load(new, tmp_path)
     assert not fused_modules(new)
+
+
+# --- attention in 8 bits
+
+
+def _long():
+    """A model, and an example with enough tokens."""
+    model = quantized("bert")
+    return model, {"input_ids": torch.randint(1, 100, (2, 120), generator=torch.Generator().manual_seed(0))}
+
+
+def test_attention_in_int8_and_its_error():
+    model, example = _long()
+    fuse(model, [example], goal="always")
+    exact = run(model, example)
+    report = fuse(model, [example], goal="always", attention="int8")
+    rounded = run(model, example)
+    error = ((rounded - exact).norm() / exact.norm()).item()
+    told = report.chains[0].int8
+    assert 0 < error < 0.05
+    assert error <= told.error * 1.01 < 0.05
+    assert 0.998 < told.cosine < 1
+    assert told.left is None
+    assert "attention in floats" in str(report)
+    assert json.loads(report.to_json())["fusion"]["chains"][0]["int8"]["error"] == told.error
+    fuse(model, [example], goal="always")
+    assert torch.equal(run(model, example), exact)
+
+
+def test_an_error_above_the_bound_is_said_and_floats_stay(monkeypatch):
+    model, example = _long()
+    fuse(model, [example], goal="always")
+    exact = run(model, example)
+    monkeypatch.setattr("nybble.fusion.prove.MOST_INT8", 1e-6)
+    report = fuse(model, [example], goal="always", attention="int8")
+    assert torch.equal(run(model, example), exact)
+    assert "changes its results by" in report.chains[0].int8.left
+    assert report.chains[0].int8.left in str(report)
+
+
+def test_without_attention_there_is_nothing_to_tell():
+    model = nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 16), nn.GELU(), nn.Linear(16, 16)).eval()
+    nybble.quantize(model, "w8a8", goal="memory")
+    report = fuse(model, [torch.randn(3, 5, 16)], goal="always", attention="int8")
+    assert report.chains
+    assert report.chains[0].int8 is None
+
+
+def test_the_option_is_saved_and_copied(tmp_path):
+    model, example = _long()
+    fuse(model, [example], goal="always", attention="int8")
+    expected = run(model, example)
+    nybble.save(model, tmp_path)
+    new = nybble.load(make("bert"), tmp_path)
+    for again in (new, copy.deepcopy(model)):
+        run(again, example)
+        assert torch.equal(run(again, example), expected)
+    index = json.loads((tmp_path / "nybble.json").read_text())
+    assert index["fused_int8"] == index["fused"]
+
+
+def test_a_stage_with_the_option():
+    assert Stage("fuse", {"attention": "int8"}).arguments == {"attention": "int8"}
+    with pytest.raises(ValueError, match="attention"):
+        Stage("fuse", {"attention": "int4"})
+    with pytest.raises(ValueError, match="attention='fp8'"):
+        fuse(nn.Linear(2, 2), attention="fp8")

@@ -60,26 +60,30 @@ def _prepare(subject: Subject, folder: Path, build: Callable[[Subject], nn.Modul
     nybble.save(build(subject), folder)
 
 
-def loaded(subject: Subject, folder: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
+def loaded(subject: Subject, folder: Path, dtype: torch.dtype = torch.float32, attention: str = "float") -> nn.Module:
     """The model of a folder, fused."""
     model = nybble.load(subject.build().to(dtype), folder)
-    nybble.fuse(model, [subject.arguments(subject.example())], goal="always")
+    nybble.fuse(model, [subject.arguments(subject.example())], goal="always", attention=attention)
     return model
 
 
-def _load(subject: Subject, folder: Path, dtype: torch.dtype) -> Ready:
-    model = loaded(subject, folder, dtype)
+def _load(subject: Subject, folder: Path, dtype: torch.dtype, attention: str) -> Ready:
+    model = loaded(subject, folder, dtype, attention)
     return partial(subject.ready if dtype == torch.float32 else partial(cast, subject), model)
 
 
 def contestant(
-    name: str, quantize: Quantize, dtype: torch.dtype = torch.float32, least_cosine: float = 0.9
+    name: str,
+    quantize: Quantize,
+    dtype: torch.dtype = torch.float32,
+    least_cosine: float = 0.9,
+    attention: str = "float",
 ) -> Contestant:
-    """nybble's contestant of this name."""
+    """nybble's contestant of this name. attention: see nybble.fuse."""
     build = partial(_build, quantize=quantize, dtype=dtype)
     return Contestant(
         f"nybble {name}",
-        partial(_load, dtype=dtype),
+        partial(_load, dtype=dtype, attention=attention),
         least_cosine,
         prepare=partial(_prepare, build=build),
         peer=False,

@@ -185,6 +185,13 @@ inline __m512i cvtepu16_epi32(__m256i a) {
 inline __m512i cvtepu8_epi32(__m128i a) {
   return each<U>([&](int i) { return Lanes<uint8_t, __m128i>(a).v[i]; });
 }
+inline __m512i cvtepi8_epi32(__m128i a) {
+  return each<I>([&](int i) { return static_cast<int8_t>(Lanes<uint8_t, __m128i>(a).v[i]); });
+}
+inline __m128i maskz_loadu_epi8(__mmask16 m, const void* p) {
+  return each<Lanes<uint8_t, __m128i>>(
+      [&](int i) { return m >> i & 1 ? static_cast<const uint8_t*>(p)[i] : uint8_t{0}; });
+}
 inline __m256i cvtepi32_epi16(__m512i a) {
   return each<Lanes<uint16_t, __m256i>>([&](int i) { return static_cast<uint16_t>(U(a).v[i]); });
 }
@@ -307,6 +314,8 @@ inline __m512 dpbf16_ps(__m512 acc, __m512bh a, __m512bh b) {
 #define _mm512_cvtps_epi32 emulated::cvtps_epi32
 #define _mm512_cvtepu16_epi32 emulated::cvtepu16_epi32
 #define _mm512_cvtepu8_epi32 emulated::cvtepu8_epi32
+#define _mm512_cvtepi8_epi32 emulated::cvtepi8_epi32
+#define _mm_maskz_loadu_epi8 emulated::maskz_loadu_epi8
 #define _mm512_cvtepi32_epi16 emulated::cvtepi32_epi16
 #define _mm512_cvtepi32_epi8 emulated::cvtepi32_epi8
 #define _mm512_cvtph_ps emulated::cvtph_ps

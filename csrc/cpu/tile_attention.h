@@ -146,7 +146,7 @@ NYBBLE_INLINE void add_slopes(const NybbleAttentionArgs* a, const Tile& tile, in
     for (int v = 0; v < V; v++) {
       float* to = scores + ((key - begin) * V + v) * W;
       const VF distance = vf_sub(vf_set1(static_cast<float>(key)), vf_load(places + v * W));
-      vf_store(to, vf_fma_fast(vf_load(slopes + v * W), distance, vf_load(to)));
+      vf_store(to, vf_fma(vf_load(slopes + v * W), distance, vf_load(to)));
     }
 }
 

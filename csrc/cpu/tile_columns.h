@@ -11,6 +11,7 @@ constexpr int64_t kKeys = NYBBLE_ATTENTION_KEYS;
 constexpr int kTileVectors = 2;
 // Rows of a register tile of two vectors, beside those and one more register.
 constexpr int kTileRows = kRegisters == 32 ? 12 : 6;
+constexpr float kLog2e = 0x1.715476p+0f;
 constexpr float kLowest = -3.40282347e38f;
 
 struct Rows {
@@ -18,23 +19,33 @@ struct Rows {
   int64_t stride;
 };
 
+// a b + c, in one rounding on every target if kFused.
+template <bool kFused>
+NYBBLE_INLINE VF product_and(VF a, VF b, VF c) {
+  return kFused ? vf_fma(a, b, c) : vf_fma_fast(a, b, c);
+}
+
 // 2^x for x <= 0, within 2^-23; exactly 1 at 0, 0 below -126.5; NaN stays.
+template <bool kFused>
 NYBBLE_INLINE VF power_of_two(VF x) {
   const VF shift = vf_set1(0x1.8p23f + 127);
   x = vf_max(vf_set1(-127.0f), x);
   const VF moved = vf_add(x, shift);  // round(x) + 127 in the last bits
   const VF f = vf_sub(x, vf_sub(moved, shift));
   VF p = vf_set1(0x1.5bba14p-10f);
-  p = vf_fma_fast(p, f, vf_set1(0x1.3cea88p-7f));
-  p = vf_fma_fast(p, f, vf_set1(0x1.c6b752p-5f));
-  p = vf_fma_fast(p, f, vf_set1(0x1.ebf9bcp-3f));
-  p = vf_fma_fast(p, f, vf_set1(0x1.62e42ap-1f));
-  p = vf_fma_fast(p, f, vf_set1(1.0f));
+  p = product_and<kFused>(p, f, vf_set1(0x1.3cea88p-7f));
+  p = product_and<kFused>(p, f, vf_set1(0x1.c6b752p-5f));
+  p = product_and<kFused>(p, f, vf_set1(0x1.ebf9bcp-3f));
+  p = product_and<kFused>(p, f, vf_set1(0x1.62e42ap-1f));
+  p = product_and<kFused>(p, f, vf_set1(1.0f));
   return vf_mul(p, vf_of_bits(vi_shift_left_32<23>(vi_of_bits(moved))));
 }
 
 // e^(a - b) for a <= b.
-NYBBLE_INLINE VF exp_of_difference(VF a, VF b) { return power_of_two(vf_mul(vf_sub(a, b), vf_set1(0x1.715476p+0f))); }
+template <bool kFused = false>
+NYBBLE_INLINE VF exp_of_difference(VF a, VF b) {
+  return power_of_two<kFused>(vf_mul(vf_sub(a, b), vf_set1(kLog2e)));
+}
 
 // A head and a query, in the order of columns.
 struct Column {

@@ -124,6 +124,14 @@ inline VI vi_mul(VI a, VI b) {
 inline VI vi_and(VI a, VI b) {
   return lanes_of<VI>([&](int i) { return a.v[i] & b.v[i]; });
 }
+// acc += u8 x s8, four products per lane.
+inline void dot_u8s8(VI& acc, VI u, VI s) {
+  uint8_t us[4 * W];
+  int8_t ss[4 * W];
+  memcpy(us, u.v, sizeof us);
+  memcpy(ss, s.v, sizeof ss);
+  for (int i = 0; i < 4 * W; i++) acc.v[i / 4] += us[i] * ss[i];
+}
 template <int kBits>
 inline VI vi_shift_right_32(VI a) {
   return lanes_of<VI>([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) >> kBits); });

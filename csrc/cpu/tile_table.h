@@ -7,12 +7,14 @@ namespace block_rows {
 #define NYBBLE_PREPARE(name, target)
 #define NYBBLE_EXPAND(name, target)
 #define NYBBLE_ATTENTION(name, target)
+#define NYBBLE_ATTENTION8(name, target)
 #define NYBBLE_ROWS(name, target)
 #define NYBBLE_LINEAR(name, scheme, target, layout, panel, block_rows, ...) constexpr int name = block_rows;
 #include "../kernels.def"
 #undef NYBBLE_PREPARE
 #undef NYBBLE_EXPAND
 #undef NYBBLE_ATTENTION
+#undef NYBBLE_ATTENTION8
 #undef NYBBLE_ROWS
 #undef NYBBLE_LINEAR
 

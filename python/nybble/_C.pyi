@@ -127,6 +127,7 @@ def attention(
     causal: bool,
     window: int,
     scales: tuple[tuple[_Memory, tuple[int, ...]], ...] | None,
+    kernel8: str,
     threads: int,
 ) -> None: ...
 
@@ -237,6 +238,7 @@ class Chain:
         cached: bool = False,
         k_scale: int = -1,
         v_scale: int = -1,
+        int8: str = "",
     ) -> None: ...
     def run(
         self,

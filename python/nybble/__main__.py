@@ -127,6 +127,7 @@ def _run_info(args: argparse.Namespace) -> None:
 _HELPS = {
     "prepare": "activations to codes",
     "attention": "softmax(q k^T) v",
+    "attention8": "softmax(q k^T) v with products of 8 bits",
     "expand": "masks and values to dense lines",
     "rows": "norms, activations, rotary positions and recurrent cells",
     "quantize": "activations to codes",

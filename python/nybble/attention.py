@@ -16,7 +16,8 @@ from .dispatch.spec import FLOATS
 _LIBRARY = torch.library.Library("nybble", "FRAGMENT")
 _LIBRARY.define(
     "attention(Tensor q, Tensor k, Tensor v, Tensor? mask=None, Tensor? slopes=None, Tensor? k_scale=None,"
-    " Tensor? v_scale=None, *, float? scale=None, bool causal=False, int window=0) -> Tensor"
+    " Tensor? v_scale=None, *, float? scale=None, bool causal=False, int window=0, bool int8=False)"
+    " -> Tensor"
 )
 
 
@@ -32,6 +33,7 @@ def attention(
     scale: float | None = None,
     causal: bool = False,
     window: int = 0,
+    int8: bool = False,
 ) -> Tensor:
     """softmax(q k^T * scale + mask) v, in q's dtype, with sums in float32.
 
@@ -49,18 +51,21 @@ def attention(
     k_scale, v_scale: (batch, kv_heads, keys), float32: k and v are int8 codes, and a key or value is its codes times its
     scale, as a cache in 8 bits holds them.
 
-    Gradients flow to q, k and v, but not with int8 codes.
+    int8: products of codes of 8 bits, see docs/how-it-works.md: less time for many keys, and an error of a hundredth or
+    so. Calls that it would not serve in less time, such as those of few queries, are computed in floats.
+
+    Gradients flow to q, k and v, but not with int8 codes or products.
 
     Raises:
         ValueError: a shape, dtype or device that does not fit, by name.
-        NotImplementedError: mask or slopes requires a gradient, or any tensor with int8 codes.
+        NotImplementedError: mask or slopes requires a gradient, or any tensor with int8 codes or products.
     """
     optional = mask, slopes, k_scale, v_scale
-    how = {"scale": scale, "causal": causal, "window": window}
+    how = {"scale": scale, "causal": causal, "window": window, "int8": int8}
     if is_compiling() or _watched(q, k, v, *optional):
         out: Tensor = torch.ops.nybble.attention.default(q, k, v, *optional, **how)
         return out
-    return _attention(q, k, v, *optional, scale=scale, causal=causal, window=window)
+    return _attention(q, k, v, *optional, scale=scale, causal=causal, window=window, int8=int8)
 
 
 def _watched(q: Tensor, k: Tensor, v: Tensor, *optional: Tensor | None) -> bool:
@@ -89,6 +94,7 @@ def _attention(
     scale: float | None = None,
     causal: bool = False,
     window: int = 0,
+    int8: bool = False,
 ) -> Tensor:
     scales = _checked_scales(k, k_scale, v_scale)
     batch, heads, queries, width = _checked_shape(q, k, v, scales is not None)
@@ -104,8 +110,10 @@ def _attention(
         slopes = slopes.float().contiguous()
     q, k, v = _rows(q), _rows(k), _rows(v)
     out = q.new_empty(batch, queries, heads, v.shape[3]).transpose(1, 2)
-    how = native.AttentionHow(width**-0.5 if scale is None else scale, causal, window, scales)
-    native.attention(_kernel(), q, k, v, out, mask, slopes, how)
+    how = native.AttentionHow(
+        width**-0.5 if scale is None else scale, causal, window, scales, _kernel("attention8") if int8 else ""
+    )
+    native.attention(_kernel("attention"), q, k, v, out, mask, slopes, how)
     return out
 
 
@@ -114,8 +122,8 @@ def _rows(tensor: Tensor) -> Tensor:
 
 
 @lru_cache
-def _kernel() -> str:
-    return fastest("attention")
+def _kernel(op: str) -> str:
+    return fastest(op)
 
 
 def _checked_scales(k: Tensor, k_scale: Tensor | None, v_scale: Tensor | None) -> tuple[Tensor, Tensor] | None:
@@ -198,6 +206,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[
         raise NotImplementedError(
             "nybble::attention has no gradient with int8 keys and values: detach q, or attend to float keys and values"
         )
+    if keyword_only_inputs["int8"]:
+        raise NotImplementedError(
+            "nybble::attention has no gradient with int8=True: detach q, k and v, or leave it off"
+        )
     if any(ctx.needs_input_grad[3:5]):
         raise NotImplementedError(
             "nybble::attention has no gradient for mask and slopes: detach them, or use scaled_dot_product_attention"
@@ -242,6 +254,7 @@ def _attention_fake(
     scale: float | None = None,
     causal: bool = False,
     window: int = 0,
+    int8: bool = False,
 ) -> Tensor:
     torch._check(q.dim() == 4, lambda: f"q: shape {tuple(q.shape)}, must have four dimensions")
     torch._check(k.shape[3] == q.shape[3], lambda: f"k: the last dimension must be {q.shape[3]} as q's")

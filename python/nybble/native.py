@@ -298,12 +298,15 @@ class AttentionHow(NamedTuple):
     """scale: of the scores; causal, window: which keys a query sees, see csrc/attention.h.
 
     scales: of keys and of values that are int8 codes, each (B, KH, S), float32.
+
+    int8: the name of a kernel whose products are of 8 bits; "": none.
     """
 
     scale: float
     causal: bool = False
     window: int = 0
     scales: tuple[Tensor, Tensor] | None = None
+    int8: str = ""
 
 
 _MASK_KINDS = {torch.bool: 1, torch.float32: 2, torch.bfloat16: 3, torch.float16: 4}
@@ -344,6 +347,7 @@ def attention(
         how.causal,
         how.window,
         None if how.scales is None else (_placed(how.scales[0]), _placed(how.scales[1])),
+        how.int8,
         torch.get_num_threads(),
     )
 

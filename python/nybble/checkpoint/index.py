@@ -57,7 +57,8 @@ class Index:
     """The whole index.
 
     ``aliases`` maps the name of a tensor to the name under which it is stored. ``fused``: the names of the modules that
-    ran fused when the model was saved; loading lets them run fused again. The file has it only if there are any.
+    ran fused when the model was saved; loading lets them run fused again; ``fused_int8``: those of them that attend in 8 bits. The
+    file has either only if there are any.
     """
 
     nybble: str
@@ -68,6 +69,7 @@ class Index:
     tensors: dict[str, TensorEntry]
     aliases: dict[str, str]
     fused: tuple[str, ...] = ()
+    fused_int8: tuple[str, ...] = ()
 
     def to_json(self) -> bytes:
         """The content of the file."""
@@ -81,6 +83,7 @@ class Index:
             "tensors": {name: [entry.begin, entry.end, entry.crc32] for name, entry in self.tensors.items()},
             "aliases": self.aliases,
             **({"fused": list(self.fused)} if self.fused else {}),
+            **({"fused_int8": list(self.fused_int8)} if self.fused_int8 else {}),
         }
         return json.dumps(data, indent=1).encode()
 
@@ -95,9 +98,9 @@ def parse_index(data: bytes) -> Index:
     version = _integer("version", top.get("version"), 1, _MAX_SIZE)
     if version != VERSION:
         raise CheckpointError(f"{INDEX}: version is {version}, this nybble reads version {VERSION}; update nybble")
-    fused = top.pop("fused", [])
-    if not isinstance(fused, list):
-        raise CheckpointError(f"{INDEX}: fused is {_short(fused)}, must be a list")
+    fused, fused_int8 = (_names(key, top.pop(key, [])) for key in ("fused", "fused_int8"))
+    if unknown := set(fused_int8) - set(fused):
+        raise CheckpointError(f"{INDEX}: fused_int8 has {_short(min(unknown))}, which fused does not have")
     _keys("the index", top, ("schema", "version", "nybble", "weights", "layers", "tensors", "aliases"))
     weights = _object("weights", top["weights"])
     _keys("weights", weights, ("file", "bytes", "sha256"))
@@ -116,9 +119,16 @@ def parse_index(data: bytes) -> Index:
             _string("aliases", name): _string(f"aliases[{name!r}]", target)
             for name, target in _object("aliases", top["aliases"]).items()
         },
-        # The model itself has no name.
-        fused=tuple("" if name == "" else _string(f"fused[{i}]", name) for i, name in enumerate(fused)),
+        fused=fused,
+        fused_int8=fused_int8,
     )
+
+
+def _names(key: str, names: object) -> tuple[str, ...]:
+    """The names of modules; the model itself has none."""
+    if not isinstance(names, list):
+        raise CheckpointError(f"{INDEX}: {key} is {_short(names)}, must be a list")
+    return tuple("" if name == "" else _string(f"{key}[{i}]", name) for i, name in enumerate(names))
 
 
 def _layers(values: list[Any]) -> tuple[LayerEntry, ...]:

@@ -37,7 +37,8 @@ def save(model: nn.Module, directory: Path) -> None:
 
     require_safetensors()
     layers = layer_entries(model)
-    fused = tuple(name for name, fused in fused_modules(model).items() if fused.first is not None)
+    fused = {name: fused.int8 for name, fused in fused_modules(model).items() if fused.first is not None}
+    in_int8 = tuple(name for name, int8 in fused.items() if int8)
     state = state_of(model)
     aliases = aliases_of(state, layers)
     stored = {name: tensor for name, tensor in state.items() if name not in aliases}
@@ -50,7 +51,7 @@ def save(model: nn.Module, directory: Path) -> None:
     def make_index(content: Digest) -> bytes:
         tensors = {name: TensorEntry(*span, content.crc32[name]) for name, span in spans.items()}
         file = (content.file_name, content.nbytes, content.sha256)
-        return Index(__version__, *file, layers, tensors, aliases, fused).to_json()
+        return Index(__version__, *file, layers, tensors, aliases, tuple(fused), in_int8).to_json()
 
     replace_checkpoint(directory, write_weights, make_index)
 
@@ -85,4 +86,4 @@ def load(model: nn.Module, directory: Path) -> None:
             restore.read_values(read)
         restore.fill(read)
         restore.apply()
-    fuse_again(model, index.fused)
+    fuse_again(model, index.fused, index.fused_int8)

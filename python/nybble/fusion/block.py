@@ -30,7 +30,7 @@ from .forms import NotUnderstood
 from .lower import Lowered, lower
 from .pays import Timings
 from .program import Program
-from .prove import prove
+from .prove import prove, try_int8
 from .watch import Call, tensors_of, watch
 
 # Kinds of calls that a block learns; others run unfused.
@@ -52,6 +52,7 @@ class Fused:
     module: nn.Module
     timings: Timings | None = None  # what it must be faster than; None: it need not be
     skips: bool = False  # whether rows of padding are left out
+    int8: bool = False  # whether attention in 8 bits is asked for
     kinds: dict[Any, list[Lowered | str]] = field(default_factory=dict)
     first: Lowered | None = None  # the first of them that was understood
     config: dict[str, Any] | None = None  # the attributes of the module's configuration, as they were
@@ -123,6 +124,8 @@ class Fused:
             program = Program(explain(call, names))
             lowered = lower(program)
             prove(program, lowered, before, self.own)
+            if self.int8:
+                try_int8(program, lowered, before)
             if self.timings is not None:
                 lowered.speed = self.timings.check(program, lowered, before, self.own)
             lowered.skips = self.skips
@@ -192,10 +195,10 @@ class Fused:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Fused:
         # The new module has no parts yet: it is bound at its first call.
-        return Fused(deepcopy(self.module, memo), skips=self.skips)
+        return Fused(deepcopy(self.module, memo), skips=self.skips, int8=self.int8)
 
     def __reduce__(self) -> Any:
-        return _fused_again, (self.module, self.skips)
+        return _fused_again, (self.module, self.skips, self.int8)
 
 
 @lru_cache(maxsize=256)
@@ -223,8 +226,8 @@ def _config_of(module: nn.Module) -> dict[str, Any] | None:
     return found
 
 
-def _fused_again(module: nn.Module, skips: bool) -> Fused:
-    return Fused(module, skips=skips)
+def _fused_again(module: nn.Module, skips: bool, int8: bool) -> Fused:
+    return Fused(module, skips=skips, int8=int8)
 
 
 def _names(hooks: dict[Any, Any]) -> str:
@@ -257,14 +260,14 @@ def fused_modules(model: nn.Module) -> dict[str, Fused]:
     return {name: fused for name, module in model.named_modules() if (fused := fused_at(module)) is not None}
 
 
-def fuse_again(model: nn.Module, names: Iterable[str]) -> None:
+def fuse_again(model: nn.Module, names: Iterable[str], int8: Iterable[str] = ()) -> None:
     """Lets modules run fused that did when the model was saved; each is proved again at its first call. Names that the
-    model does not have, and modules whose forward is not their own, are left."""
-    modules = dict(model.named_modules())
+    model does not have, and modules whose forward is not their own, are left. int8: those that attend in 8 bits."""
+    modules, in_int8 = dict(model.named_modules()), set(int8)
     for name in names:
         module = modules.get(name)
         if module is not None and "forward" not in vars(module):
-            Fused(module).put()
+            Fused(module, int8=name in in_int8).put()
 
 
 def fused_at(module: nn.Module) -> Fused | None:

@@ -66,6 +66,8 @@ class BoundChain:
             options["norm"] = None if norm is None else self._norm(norm)
         elif step.method == "add_rotate":
             options["norm"] = None if norm is None else (self._hold(norm.weight), norm.eps, norm.offset)
+        elif step.method == "add_attention":
+            options["int8"] = fastest("attention8") if options["int8"] else ""
         if step.weights:
             options["weights"] = [self._weight(weight) for weight in step.weights]
         getattr(self._chain, step.method)(**options)

@@ -20,6 +20,7 @@ from .report import FusionReport
 from .search import Search, stop_search
 
 GOALS = ("speed", "always")
+ATTENTION = ("float", "int8")
 
 
 def fuse(
@@ -30,6 +31,7 @@ def fuse(
     exclude: options.Patterns = None,
     goal: str = "speed",
     skip_padding: bool = False,
+    attention: str = "float",
 ) -> FusionReport:
     """Let modules of ``model`` run as chains of compiled steps: attention, norms, activations and residuals with the
     quantized layers around them, in one or two calls for a whole block of a transformer.
@@ -58,6 +60,9 @@ def fuse(
             not read the padding, as those that pool over the mask. Not kept by ``nybble.save``.
         goal: "speed" keeps a chain only if it is measured to be faster than the module's own forward; "always" keeps
             each that was proved.
+        attention: "int8" multiplies codes of 8 bits in the attention of the chains, where that takes less time: see
+            ``nybble::attention``. It is compared with attention in floats on the inputs of the proof, and the report says
+            how far the results are apart; chains whose results change by more than a tenth attend in floats.
 
     Returns:
         A FusionReport: each chain with its steps and its speed, and why other modules were left. Its ``undo()`` gives
@@ -71,11 +76,12 @@ def fuse(
         raise TypeError(f"model={type(model).__name__}: must be a torch.nn.Module")
     options.check_choice("goal", goal, GOALS)
     options.check_flag("skip_padding", skip_padding)
+    options.check_choice("attention", attention, ATTENTION)
     batches = check_batches(examples, model)
     wanted = _filter(model, include, exclude)
     stop_search(model)
     unfuse(model)
-    search = Search(model, wanted, Timings() if goal == "speed" else None, skip_padding)
+    search = Search(model, wanted, Timings() if goal == "speed" else None, skip_padding, attention == "int8")
     if batches is None:
         search.arm()
         return FusionReport(search)

@@ -44,6 +44,16 @@ class Update:
             run.tables[node, side] = held if held.stride(-1) == 1 else held.contiguous()
 
 
+@dataclass(frozen=True)
+class Int8Attention:
+    """What attention in 8 bits changes in the results of a module: the largest relative error and the least cosine, over
+    the inputs of the proof, to the same chain with attention in floats. left: why it attends in floats after all."""
+
+    error: float
+    cosine: float
+    left: str | None = None
+
+
 @dataclass(eq=False)
 class Lowered:
     """A program in parts."""
@@ -54,6 +64,7 @@ class Lowered:
     chains: dict[tuple[int, int], BoundChain] = field(default_factory=dict)
     speed: Speed | None = None  # over the module's own forward, if it was measured
     skips: bool = False  # whether rows of padding are left out
+    int8: Int8Attention | None = None  # what its attention in 8 bits changes, where that was asked for
 
     @cached_property
     def inputs(self) -> list[Input]:
@@ -99,6 +110,13 @@ class Lowered:
                 part.run(run)
             else:
                 run.values[part] = part.compute(run)
+
+    def attend_in_int8(self, wanted: bool) -> None:
+        """Lets the attention of its chains multiply codes of 8 bits, or floats."""
+        for node in self.program.explanation.nodes:
+            if isinstance(node, Attend):
+                node.int8 = wanted
+        self.chains.clear()
 
     @property
     def compiled(self) -> int:

@@ -308,6 +308,7 @@ class Attend(Node):
     causal: bool
     mask: Mask | None
     cache: CacheStep | None
+    int8: bool = False  # whether the compiled step may multiply codes of 8 bits
 
     def inputs(self) -> Sequence[Ref]:
         return (self.q, self.k, self.v)

@@ -17,8 +17,8 @@ from ..model.eligible import dense_weight
 from ..nn.module import QuantizedModule
 from .arguments import Arguments, copied, get, replaced
 from .forms import NotUnderstood
-from .lower import Lowered
-from .nodes import Path
+from .lower import Int8Attention, Lowered
+from .nodes import Attend, Path
 from .program import Program
 from .recognize import close
 from .watch import caches_in, tensors_of
@@ -26,6 +26,8 @@ from .watch import caches_in, tensors_of
 # Largest relative errors (Frobenius norm) of the compiled form against torch with the same layers. Where activations are
 # rounded, a last bit of difference before can move a code by one step: then at most this much for 8 bits.
 _FLOAT, _CODES = 1e-4, 0.02
+# Largest relative error of a module's results for attention in 8 bits.
+MOST_INT8 = 0.1
 # Of a deep chain: the distance of two results over that of one from a result without rounding, 2 ** 0.5 and some more.
 _APART = 1.7
 
@@ -37,8 +39,7 @@ def prove(program: Program, lowered: Lowered, before: Arguments, own: Callable[.
     Raises:
         NotUnderstood: they differ.
     """
-    hidden = program.explanation.hidden
-    for given in (before, _others(before, hidden), *_lengths(before, hidden)):
+    for given in _inputs(program, before):
         with _simple(program.layers):
             expected = tensors_of(own(*copied(*given)[0], **copied(*given)[1]))
             exact = tensors_of(program.reference(*copied(*given)))
@@ -51,6 +52,37 @@ def prove(program: Program, lowered: Lowered, before: Arguments, own: Callable[.
         if [one.shape for one in native] != [one.shape for one in rounded]:
             raise NotUnderstood("its compiled form gives other shapes")
         _check_native(_error(native, rounded), rounded, program, given)
+
+
+def try_int8(program: Program, lowered: Lowered, before: Arguments) -> None:
+    """Lets the chain attend in 8 bits and notes in it what that changes; where it changes more than MOST_INT8, or more
+    than rounding explains, the chain goes on in floats."""
+    if not any(isinstance(node, Attend) for node in program.explanation.nodes):
+        return
+    errors, cosines, bound = [], [], MOST_INT8
+    for given in _inputs(program, before):
+        lowered.attend_in_int8(False)
+        exact = tensors_of(lowered.run(*copied(*given)))
+        lowered.attend_in_int8(True)
+        rounded = tensors_of(lowered.run(*copied(*given)))
+        errors.append(_error(rounded, exact))
+        cosines += [_cosine(a, b) for a, b in zip(rounded, exact, strict=True)]
+    error, left = max(errors), None
+    if error > bound:
+        lowered.attend_in_int8(False)
+        left = f"attention in 8 bits changes its results by {error:.2g}, more than {bound:.2g}"
+    lowered.int8 = Int8Attention(error, min(cosines), left)
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    x, y = a.double().flatten(), b.double().flatten()
+    return float(x @ y / (x.norm() * y.norm()).clamp_min(1e-30))
+
+
+def _inputs(program: Program, before: Arguments) -> tuple[Arguments, ...]:
+    """The arguments of a call and others like them."""
+    hidden = program.explanation.hidden
+    return before, _others(before, hidden), *_lengths(before, hidden)
 
 
 def _check_native(error: float, rounded: list[Tensor], program: Program, given: Arguments) -> None:

@@ -9,18 +9,23 @@ from dataclasses import asdict, dataclass
 from ..report.fold import fold_names
 from ..text import Items, Part, Shown, Table, span
 from .block import Fused, unfuse
+from .lower import Int8Attention, Lowered
 from .search import Search
 
 
 @dataclass(frozen=True)
 class Chain:
-    """A fused module: its name, its steps in words, how many of them are compiled, and how much faster it is."""
+    """A fused module: its name, its steps in words, how many of them are compiled, and how much faster it is.
+
+    int8: what attention in 8 bits changes, at most, in all kinds of calls so far; None: it attends in floats.
+    """
 
     name: str
     steps: str
     compiled: int
     speed: float | None
     undone: str | None = None
+    int8: Int8Attention | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,24 @@ class FusionReport(Shown):
             return ["No module runs fused.", *self._left()]
         rows = [("module", "steps", "compiled", "speedup"), *map(_row, _same(self.chains))]
         undone = [f"{chain.name}: undone, {chain.undone}" for chain in self.chains if chain.undone]
-        return [f"{len(self.chains)} modules run fused:", *undone, Table(rows, left=(0, 1)), *self._left()]
+        table = Table(rows, left=(0, 1))
+        return [f"{len(self.chains)} modules run fused:", *undone, table, *self._int8(), *self._left()]
+
+    def _int8(self) -> Sequence[Part]:
+        known = [chain for chain in self.chains if chain.int8 is not None]
+        rounded = [chain.int8 for chain in known if chain.int8 is not None and chain.int8.left is None]
+        lines = [
+            f"{chain.name or 'the model itself'}: {chain.int8.left}"
+            for chain in known
+            if chain.int8 and chain.int8.left
+        ]
+        if rounded:
+            error, cosine = max(one.error for one in rounded), min(one.cosine for one in rounded)
+            lines = [
+                f"{len(rounded)} modules: relative error of their results at most {error:.2g}, cosine at least {cosine:.5f}",
+                *lines,
+            ]
+        return [Items.dashed("Attention in 8 bits, against attention in floats:", lines)] if lines else []
 
     def _left(self) -> Sequence[Part]:
         by_reason: dict[str, list[str]] = {}
@@ -92,7 +114,16 @@ def chain_of(name: str, fused: Fused) -> Chain:
     lowered = fused.first
     assert lowered is not None, "only such modules are found"  # noqa: S101
     speed = None if lowered.speed is None else lowered.speed.ratio
-    return Chain(name, lowered.program.steps(), lowered.compiled, speed, fused.undone)
+    return Chain(name, lowered.program.steps(), lowered.compiled, speed, fused.undone, _int8_of(fused))
+
+
+def _int8_of(fused: Fused) -> Int8Attention | None:
+    kinds = [one for several in fused.kinds.values() for one in several if isinstance(one, Lowered)]
+    found = [one.int8 for one in kinds if one.int8 is not None]
+    if not found:
+        return None
+    left = next((one.left for one in found if one.left is not None), None)
+    return Int8Attention(max(one.error for one in found), min(one.cosine for one in found), left)
 
 
 def _same(chains: Sequence[Chain]) -> list[list[Chain]]:

@@ -31,6 +31,7 @@ class Search:
     wanted: Callable[[str], bool] = lambda _: True
     timings: Timings | None = None  # None: chains need not be faster
     skips: bool = False  # whether rows of padding are left out
+    int8: bool = False  # whether chains attend in 8 bits
     found: dict[str, Fused] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
     frontier: dict[str, Fused] = field(default_factory=dict)
@@ -46,7 +47,7 @@ class Search:
             return {}
         reason = why_bound(module)
         if reason is None and self.wanted(name) and _has_forward(module):
-            return {name: Fused(module, self.timings, self.skips)}
+            return {name: Fused(module, self.timings, self.skips, self.int8)}
         if reason is not None and "forward" in vars(module):
             self.left[name] = reason
         return self.inside(name, module)

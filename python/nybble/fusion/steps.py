@@ -254,7 +254,12 @@ class Plan:
         beside = {name: self.table((node, side)) for name, side in scales.items()} if cached else offsets
         options = {"q": q, "k": k, "v": v, "heads": node.heads, "kv_heads": node.kv_heads, "scale": node.scale}
         options |= {"head_dim": node.q.width // node.heads, "q_offset": node.q.offset, **beside}
-        options |= {"causal": node.causal, "cached": cached, "mask": -1 if node.mask is None else self.table(node.mask)}
+        options |= {
+            "int8": node.int8,
+            "causal": node.causal,
+            "cached": cached,
+            "mask": -1 if node.mask is None else self.table(node.mask),
+        }
         self.steps.append(Step("add_attention", {**options, "y": self.new(node)}))
 
     def table(self, key: Any) -> int:

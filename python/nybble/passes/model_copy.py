@@ -44,7 +44,8 @@ class ModelCopy:
                             edits.put(mine, key, wanted)
                 _adopt_tie(original, copied, edits)
                 if (fused := fused_at(copied)) is not None:
-                    edits.put(vars(original), "forward", Fused(original, skips=fused.skips).replacement())
+                    replacement = Fused(original, skips=fused.skips, int8=fused.int8).replacement()
+                    edits.put(vars(original), "forward", replacement)
         except BaseException:
             edits.undo()
             raise

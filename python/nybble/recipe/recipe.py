@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from .. import _moved
+from ..fusion.fuse import ATTENTION, fuse
 from ..fusion.fuse import GOALS as FUSE_GOALS
-from ..fusion.fuse import fuse
 from ..model import options
 from ..model.digest import data_sha256
 from ..model.observe import OBSERVERS
@@ -53,6 +53,7 @@ _CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
     ("sparsify", "observer"): tuple(OBSERVERS),
     ("recover", "loss"): LOSSES,
     ("fuse", "goal"): FUSE_GOALS,
+    ("fuse", "attention"): ATTENTION,
 }
 
 
