@@ -399,7 +399,7 @@ def test_attention_in_int8_and_its_error():
     assert 0.998 < told.cosine < 1
     assert told.left is None
     assert "attention in floats" in str(report)
-    assert json.loads(report.to_json())["fusion"]["chains"][0]["int8"]["error"] == told.error
+    assert json.loads(report.to_json())["chains"][0]["int8"]["error"] == told.error
     fuse(model, [example], goal="always")
     assert torch.equal(run(model, example), exact)
 
