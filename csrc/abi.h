@@ -269,6 +269,34 @@ struct NybbleGatesArgs {
   struct NybbleMatrix state, y;  // both receive the state after
 };
 
+// How the rows of a lookup become one row of y.
+enum NybbleBag {
+  NYBBLE_BAG_NONE = 0,  // each id gives a row
+  NYBBLE_BAG_SUM = 1,
+  NYBBLE_BAG_MEAN = 2,
+  NYBBLE_BAG_MAX = 3,
+};
+
+// Rows of a weight by their numbers: y[i] = (code - zero_point) * scale of row ids[i]; or the sum, mean or maximum of
+// the rows ids[start[i]] .. ids[start[i + 1] - 1], in fp32. A bag without rows gives 0.
+struct NybbleLookupArgs {
+  int32_t dtype, id_bytes, code_bits, bag;  // id_bytes: 4 or 8
+  const void* ids;
+  const int64_t* start;   // of bags only, ascending
+  const float* weights;   // of the ids of NYBBLE_BAG_SUM, or null
+  int64_t left_out;       // an id that bags skip; -1: none
+  int64_t rows, columns;  // of the weight
+  // The sections of the layout plain (row by row), or of n16k4 and n16k8 (pack.h), whose tiles are `tile_bytes` long.
+  const uint8_t* codes;
+  const void* scale;
+  const uint8_t* zero_point;  // null: 0 for 8 bits, 8 for 4 bits
+  int64_t tile_bytes;         // 0: plain
+  int64_t group, groups;      // columns of a group; 4 bits: 32, 64, 128, or all in one group
+  struct NybbleMatrix y;
+  int64_t begin, end;  // rows of y of this call
+  int64_t* wrong;      // set to the place of the first id that is no row, where the call ends
+};
+
 // The row kernels of a target. They refuse unknown kinds and dtypes.
 struct NybbleRowKernels {
   enum NybbleStatus (*norm)(const struct NybbleNormArgs*);
@@ -277,6 +305,7 @@ struct NybbleRowKernels {
   enum NybbleStatus (*lstm)(const struct NybbleGatesArgs*);
   enum NybbleStatus (*gru)(const struct NybbleGatesArgs*);
   enum NybbleStatus (*mix)(const struct NybbleMixArgs*);
+  enum NybbleStatus (*lookup)(const struct NybbleLookupArgs*);
 };
 
 typedef enum NybbleStatus (*NybbleExpandFn)(const struct NybbleExpandArgs*);

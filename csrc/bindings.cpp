@@ -349,4 +349,5 @@ PYBIND11_MODULE(_C, m) {
   bind_chain(m);
   bind_recurrent(m);
   bind_experts(m);
+  bind_lookup(m);
 }

@@ -72,3 +72,4 @@ class LinearPlan {
 void bind_chain(py::module_& m);
 void bind_recurrent(py::module_& m);
 void bind_experts(py::module_& m);
+void bind_lookup(py::module_& m);

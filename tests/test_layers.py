@@ -26,7 +26,7 @@ ORDER = (
     ("dispatch",),
     ("kernels",),  # Triton's, and the table's public name
     ("ops", "rows"),  # the torch ops
-    ("attention", "recurrent", "experts"),  # likewise, beside those
+    ("attention", "recurrent", "experts", "lookup"),  # likewise, beside those
     ("int8_cache",),  # for models of transformers
     ("nn",),
     ("model",),
@@ -53,6 +53,7 @@ _LOW = {
     "attention",
     "recurrent",
     "experts",
+    "lookup",
 }
 FORBIDDEN = {
     "nn": {"_C", "native", "dispatch.targets", "dispatch.reference", "kernels"},

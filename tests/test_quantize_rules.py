@@ -205,7 +205,7 @@ class TestStrict:
         assert snapshot(model) == before
 
     def test_layers_that_the_user_excluded_do_not_count(self) -> None:
-        model = nn.Sequential(nn.Linear(8, 8), Sub(8, 8), nn.Embedding(4, 4))
+        model = nn.Sequential(nn.Linear(8, 8), Sub(8, 8), nn.Bilinear(4, 4, 4))
         assert len(small(model, strict=True, exclude="1").swapped) == 1
 
     def test_slow_layers_count(self, monkeypatch: pytest.MonkeyPatch) -> None:

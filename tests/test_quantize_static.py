@@ -25,7 +25,8 @@ def _one_thread(threads) -> None:
 
 
 def small(model: nn.Module, scheme: str = "w8a8static", **kwargs: Any) -> Report:
-    return nybble.quantize(model, scheme, **{"goal": "memory", "calibration": token_batches(8), **kwargs})
+    own = {"exclude": "embed"} if hasattr(model, "embed") else {}  # which has no activations
+    return nybble.quantize(model, scheme, **{**own, "goal": "memory", "calibration": token_batches(8), **kwargs})
 
 
 def after(report: Report) -> dict[str, str]:

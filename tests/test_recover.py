@@ -343,8 +343,8 @@ def test_shared_weights_are_left_alone() -> None:
     [
         ({"data": data(1)}, ValueError, "data has 1 batches: must be at least 2"),
         ({"reference": 1}, TypeError, "reference=int"),
-        ({"reference": Flat()}, ValueError, "has no dense Linear layer 'blocks.0.up'"),
-        ({"reference": Stack(width=32)}, ValueError, r"'blocks.0.up' has shape \(64, 32\)"),
+        ({"reference": nn.Sequential(nn.Linear(4, 4))}, ValueError, "has no dense Linear layer 'embed'"),
+        ({"reference": Stack(width=32)}, ValueError, r"'embed' has shape \(40, 32\)"),
         ({"model": Stack()}, ValueError, "no quantized or pruned"),
         ({"epochs": -1}, ValueError, "epochs=-1"),
         ({"learning_rate": 2}, ValueError, "learning_rate=2"),

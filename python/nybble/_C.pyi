@@ -157,6 +157,37 @@ class LinearPlan:
         /,
     ) -> None: ...
 
+class Lookup:
+    def __init__(self, kernel: str, shape: WeightShape, tiled: bool) -> None: ...
+    def run(
+        self,
+        packed: int,
+        packed_bytes: int,
+        ids: int,
+        id_bytes: int,
+        count: int,
+        y: int,
+        y_bytes: int,
+        dtype: int,
+        threads: int,
+        /,
+    ) -> None: ...
+    def bag(
+        self,
+        packed: _Memory,
+        ids: _Memory,
+        id_bytes: int,
+        count: int,
+        y: _Memory,
+        dtype: int,
+        mode: str,
+        start: _Memory,
+        bags: int,
+        weights: _Memory,
+        left_out: int,
+        threads: int,
+    ) -> None: ...
+
 class ChainWeight:
     def __init__(
         self,

@@ -28,8 +28,8 @@ class LayerEntry:
     """A quantized layer: what is needed to make it without its tensors.
 
     ``kind`` is the name of its class, see ``nn.kinds``. ``dtype`` is that of its bias and activations. ``stored`` is
-    the number of values or blocks that a sparse weight stores, 0 for a dense one. ``tied_to`` is the name of an
-    earlier layer with the same weight, or None.
+    the number of values or blocks that a sparse weight stores, 0 for a dense one. ``tied_to`` is the name of another
+    layer with the same weight, or None. The first layer that multiplies with the weight has it, or else the first one.
     """
 
     name: str
@@ -137,9 +137,10 @@ def _layers(values: list[Any]) -> tuple[LayerEntry, ...]:
         entry = _layer(f"layers[{i}]", _object(f"layers[{i}]", value))
         if entry.name in entries:
             raise CheckpointError(f"{INDEX}: layers[{i}].name: {_short(entry.name)} is there twice")
+        entries[entry.name] = entry
+    for i, entry in enumerate(entries.values()):
         if entry.tied_to is not None:
             _check_tie(f"layers[{i}].tied_to", entry, entries.get(entry.tied_to))
-        entries[entry.name] = entry
     return tuple(entries.values())
 
 
@@ -169,12 +170,12 @@ def _layer(where: str, value: dict[str, Any]) -> LayerEntry:
 
 def _check_tie(where: str, entry: LayerEntry, first: LayerEntry | None) -> None:
     if first is None or first.tied_to is not None:
-        raise CheckpointError(
-            f"{INDEX}: {where} is {_short(entry.tied_to)}, must be an earlier layer with its own weight"
-        )
-    for field in ("scheme", "in_features", "out_features", "stored"):
+        raise CheckpointError(f"{INDEX}: {where} is {_short(entry.tied_to)}, must be a layer with its own weight")
+    for field in ("in_features", "out_features", "stored"):
         if getattr(entry, field) != getattr(first, field):
             raise CheckpointError(f"{INDEX}: {where}: {field} differs from that of {_short(first.name)}")
+    if not Scheme.parse(entry.scheme).shares_codes_of(Scheme.parse(first.scheme)):
+        raise CheckpointError(f"{INDEX}: {where}: scheme differs from that of {_short(first.name)}")
 
 
 def _tensors(values: dict[str, Any], nbytes: int) -> dict[str, TensorEntry]:

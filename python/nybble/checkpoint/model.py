@@ -53,14 +53,15 @@ def portable_specs(entry: LayerEntry) -> dict[str, Spec]:
 def layer_entries(model: nn.Module) -> tuple[LayerEntry, ...]:
     """The quantized layers of a model, one entry for each name. Raises ValueError if one cannot be saved."""
     entries: list[LayerEntry] = []
+    layers = [(name, module) for name, module in named_modules(model) if isinstance(module, QuantizedModule)]
     first_name: dict[int, str] = {}
-    for name, module in named_modules(model):
-        if not isinstance(module, QuantizedModule):
-            continue
+    for name, module in sorted(layers, key=lambda pair: not pair[1].multiplies):
+        first_name.setdefault(module.weight_id, name)
+    for name, module in layers:
         dtype = name_of(module.dtype)
         if dtype not in LAYER_DTYPES:
             raise ValueError(f"{name}: its dtype is {dtype}, can only be saved in {', '.join(LAYER_DTYPES)}")
-        first = first_name.setdefault(module.weight_id, name)
+        first = first_name[module.weight_id]
         entries.append(
             LayerEntry(
                 name=name,

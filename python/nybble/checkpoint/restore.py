@@ -127,7 +127,8 @@ class Restore:
 
     def fill(self, read: Callable[[str], Tensor]) -> None:
         """Read and pack the new layers. Raises CheckpointError if a layer's tensors are not valid."""
-        for entry in self.index.layers:
+        # Those that share the weight of another come last.
+        for entry in sorted(self.index.layers, key=lambda entry: entry.tied_to is not None):
             old = self.modules[entry.name]
             new = self.new[id(old)]
             if self.first[id(old)] is not entry:

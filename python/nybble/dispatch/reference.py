@@ -93,6 +93,53 @@ def linear(
     return y.to(out_dtype)
 
 
+class EmbeddingReference:
+    """Lookups in plain torch, called like native.Lookup. The weight has the layout plain."""
+
+    def __init__(self, scheme: Scheme, out_features: int, in_features: int) -> None:
+        self._shape = (scheme, out_features, in_features)
+
+    def __call__(self, packed: Tensor, ids: Tensor, out: Tensor) -> None:
+        self._check(ids)
+        scheme, out_features, in_features = self._shape
+        parts = layouts.views(packed, layouts.PLAIN, scheme, out_features, in_features)
+        rows = QuantizedWeight(**{name: part[ids.reshape(-1)] for name, part in parts.items()})
+        out.view(-1, in_features).copy_(dequantize_weight(rows, scheme, in_features))
+
+    def bags(
+        self,
+        packed: Tensor,
+        ids: Tensor,
+        start: Tensor,
+        weights: Tensor | None,
+        out: Tensor,
+        mode: str,
+        left_out: int,
+    ) -> None:
+        self._check(ids)
+        weight = dequantize_weight(layouts.unpack(packed, layouts.PLAIN, *self._shape), self._shape[0], self._shape[2])
+        skip = None if left_out < 0 else left_out
+        bags = torch.nn.functional.embedding_bag(
+            ids.long(),
+            weight,
+            start,
+            mode=mode,
+            per_sample_weights=weights,
+            include_last_offset=True,
+            padding_idx=skip,
+        )
+        out.copy_(bags)
+
+    def _check(self, ids: Tensor) -> None:
+        wrong = ((ids < 0) | (ids >= self._shape[1])).reshape(-1).nonzero()
+        if len(wrong):
+            place = int(wrong[0])
+            raise IndexError(
+                f"ids: {int(ids.reshape(-1)[place])} (item {place}) is not in [0, {self._shape[1]}), the rows of the "
+                "embedding"
+            )
+
+
 class ReferencePlan:
     """The reference as a plan, which is called like native.LinearPlan. The weight has the layout plain."""
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 
 def same(a: Tensor, b: Tensor) -> bool:
@@ -29,10 +28,6 @@ def integers(tensor: Tensor) -> bool:
 
 def constant(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device))
-
-
-def looks_up(ids: Tensor, weight: Tensor, out: Tensor) -> bool:
-    return torch.equal(F.embedding(ids, weight).reshape(-1), out.reshape(-1))
 
 
 def attended(padding: Tensor) -> Tensor:

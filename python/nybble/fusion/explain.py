@@ -29,7 +29,7 @@ class Explainer(Attention):
             return self.add(
                 Activate(rows=self.rows(event.outputs[0]), x=self.value(event.args[0], event.number), act=act_of(event))
             )
-        raise NotUnderstood(f"the torch function {name} is not understood")
+        raise NotUnderstood(f"the torch function {name.removesuffix('.default')} is not understood")
 
     def binary(self, event: Event, make: Callable[..., Node]) -> Ref:
         out, operands = event.outputs[0], event.args[:2]

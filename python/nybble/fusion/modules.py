@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 from ..model.eligible import is_linear_like
 from . import recognize
-from .compare import integers, looks_up
+from .compare import integers
 from .forms import NotUnderstood
 from .nodes import IDENTITY, Activate, Linear, Lookup, Norm, NormKind, Ref
 from .seen import Seen
+from .tables import looks_up, table_of
 from .watch import MODULE, Event
 
 
@@ -41,10 +42,10 @@ class Modules(Seen):
 
     def lookup(self, layer: nn.Module, ids: Tensor, out: Tensor) -> Ref | None:
         """Explains the rows of an embedding."""
-        weight, given = getattr(layer, "weight", None), self.path_of(ids)
-        if given is None or not isinstance(weight, nn.Parameter) or weight.dim() != 2 or not integers(ids):
+        table, given = table_of(layer), self.path_of(ids)
+        if given is None or table is None or not integers(ids):
             return None
-        return self.add(Lookup(rows=self.rows(out), weight=weight, path=given)) if looks_up(ids, weight, out) else None
+        return self.add(Lookup(rows=self.rows(out), table=table, path=given)) if looks_up(ids, table, out) else None
 
     def positions(self, tensor: Tensor, before: int) -> Ref:
         """Explains a value that is the same in each text, (1, length, width), as rows of an embedding by position.
@@ -53,15 +54,15 @@ class Modules(Seen):
         """
         for event in self.call.events[:before]:
             if event.name == MODULE and event.outputs[0] is tensor and isinstance(event.args[0], Tensor):
-                ids, weight = event.args[0], getattr(event.what, "weight", None)
+                ids, table = event.args[0], table_of(event.what)
                 held = {buffer.untyped_storage().data_ptr() for buffer in self.call.module.buffers()}
-                if ids.untyped_storage().data_ptr() not in held or not isinstance(weight, nn.Parameter):
+                if ids.untyped_storage().data_ptr() not in held or table is None:
                     continue
                 first = int(ids.reshape(-1)[0])
                 in_order = torch.equal(ids.reshape(-1), torch.arange(first, first + self.length))
-                if in_order and looks_up(ids, weight, tensor):
+                if in_order and looks_up(ids, table, tensor):
                     rows = tensor.reshape(self.length, -1).repeat(self.batch, 1)
-                    return self.add(Lookup(rows=rows, weight=weight, path=None, first=first))
+                    return self.add(Lookup(rows=rows, table=table, path=None, first=first))
         raise NotUnderstood(f"a value of shape {tuple(tensor.shape)} is added to all texts")
 
     def linear(self, layer: nn.Module, x: Tensor, out: Tensor, event: Event) -> Ref:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..rows import ACTIVATIONS
+from .tables import Table, rows_of_table
 
 IDENTITY = "identity"
 
@@ -93,14 +94,18 @@ class Input(Node):
 class Lookup(Node):
     """Rows of a table by the integers (batch, length) of a tensor of the call; without one, by position from ``first``."""
 
-    weight: Tensor
+    table: Table
     path: Path | None
     first: int = 0
 
     def compute(self, run: Run) -> Tensor:
         if self.path is not None:
-            return F.embedding(run.tables[self.path], self.weight).reshape(run.batch * run.length, -1)
-        rows = self.weight[self.first : self.first + run.length]
+            return rows_of_table(self.table, run.tables[self.path]).reshape(run.batch * run.length, -1)
+        end = self.first + run.length
+        if isinstance(self.table, Tensor):
+            rows = self.table[self.first : end]
+        else:
+            rows = rows_of_table(self.table, torch.arange(self.first, end))
         return rows if run.batch == 1 else rows.repeat(run.batch, 1)
 
 

@@ -16,7 +16,7 @@ def _fill(quantized: QuantizedWeight, scheme: Scheme, in_features: int) -> dict[
 
 
 def _collect(parts: dict[str, Tensor], scheme: Scheme, out_features: int, in_features: int) -> QuantizedWeight:
-    return QuantizedWeight(**parts)
+    return QuantizedWeight(**{name: part.clone() for name, part in parts.items()})
 
 
 LAYOUTS = (Layout(PLAIN, portable_spec, _fill, _collect),)

@@ -25,7 +25,7 @@ class Options(NamedTuple):
     """The options of a pass, checked.
 
     scheme: None if weights stay floats. others: the schemes that a layer may get in its place. max_error: the most that
-    a layer's output error may be, or None. include: None for all layers. observer: None unless activations are static.
+    a layer's output error may be, or None. prunes: whether weights become sparse. include: None for all layers. observer: None unless activations are static.
     """
 
     scheme: Scheme | None
@@ -38,6 +38,7 @@ class Options(NamedTuple):
     observer: str | None = None
     others: tuple[Scheme, ...] = ()
     max_error: float | None = None
+    prunes: bool = False
 
     @property
     def is_choice(self) -> bool:

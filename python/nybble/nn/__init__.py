@@ -1,6 +1,7 @@
 """Quantized modules, and the table of the dense layers that they replace."""
 
 from .composite import CompositeKind, CompositeModule
+from .embedding import Embedding, EmbeddingBag
 from .experts import Experts
 from .kinds import MatrixWeight, ModuleKind, composite_kinds, module_kinds
 from .linear import Linear
@@ -13,6 +14,8 @@ __all__ = [
     "LSTM",
     "CompositeKind",
     "CompositeModule",
+    "Embedding",
+    "EmbeddingBag",
     "Experts",
     "Linear",
     "MatrixWeight",

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .. import plugins
 from ..weights.scheme import Scheme
+from . import embedding
 from .composite import CompositeKind
 from .experts import EXPERTS
 from .linear import Linear
@@ -180,6 +181,19 @@ class ModuleKind:
         return new
 
 
+def _table_kind(name: str, dense: type[nn.Module], module: type[QuantizedModule]) -> ModuleKind:
+    """A kind whose layers read rows of the weight, instead of multiplying with it."""
+    return ModuleKind(
+        name,
+        dense,
+        module,
+        weights=(MatrixWeight(bias=None),),
+        why_no_rows=embedding.why_no_rows,
+        scheme_for=embedding.scheme_for,
+        why_not=embedding.why_not,
+    )
+
+
 BUILT_IN: tuple[ModuleKind | CompositeKind, ...] = (
     ModuleKind("Linear", nn.Linear, Linear, SparseLinear),
     ModuleKind(
@@ -189,6 +203,8 @@ BUILT_IN: tuple[ModuleKind | CompositeKind, ...] = (
         SparseLinear,
         weights=(MatrixWeight(to_matrix=torch.t, from_matrix=lambda matrix, shape: matrix.t().contiguous()),),
     ),
+    _table_kind("Embedding", nn.Embedding, embedding.Embedding),
+    _table_kind("EmbeddingBag", nn.EmbeddingBag, embedding.EmbeddingBag),
     LSTM_KIND,
     GRU_KIND,
     EXPERTS,

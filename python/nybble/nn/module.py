@@ -30,10 +30,12 @@ class QuantizedModule(StatefulModule):
         settings: names of the attributes that it takes over from the dense module, besides weight and bias, such as
             the stride of a convolution.
         takes_rows: whether it maps rows (..., K) to (..., N), as a Linear layer does.
+        multiplies: whether it multiplies with its weight; a table of embeddings only reads rows of it.
     """
 
     settings: ClassVar[tuple[str, ...]] = ()
     takes_rows: ClassVar[bool] = True
+    multiplies: ClassVar[bool] = True
 
     @classmethod
     def on_meta(cls, out_features: int, in_features: int, scheme: str | Scheme, dtype: torch.dtype) -> Self:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..dispatch.selection import layout_for
 from ..layouts.portable import check_act, check_quantized, from_portable, spec_of, to_portable
 from ..weights.activations import ActScale, split
 from ..weights.rounding import QuantizedWeight, dequantize_weight
@@ -143,7 +144,7 @@ class PackedModule(nn.Module):
         check_act(self.scheme, act)
         # Tensors made in the caller's inference mode could never be used by autograd.
         with torch.inference_mode(False):
-            self._hold_packed(*ops.pack(quantized, self.scheme, self.in_features, act))
+            self._hold_packed(*self._packed_form(quantized, act))
 
     def pack(self) -> None:
         """Replace the portable tensors by the packed weight. Does nothing on the meta device, or if it is packed."""
@@ -158,9 +159,20 @@ class PackedModule(nn.Module):
                     raise ValueError("layer: its weight is on the meta device; load it first")
                 # Tensors made in the caller's inference mode could never be used by autograd.
                 with torch.inference_mode(False):
-                    self._hold_packed(*ops.pack(self.quantized(), self.scheme, self.in_features, self.act()))
+                    self._hold_packed(*self._packed_form(self.quantized(), self.act()))
             assert self.packed is not None and self.layout is not None, "packed above"  # noqa: S101, PT018
             return self.packed, self.layout
+
+    def _packed_form(self, quantized: QuantizedWeight, act: ActScale | None) -> tuple[Tensor, str]:
+        """A weight as it is packed for this module on its device, and the name of the layout."""
+        return ops.pack(quantized, self.scheme, self.in_features, act)
+
+    def _packed_as(self, layout: str) -> Tensor:
+        """The weight packed in a layout."""
+        with torch.inference_mode(False):
+            packed = ops.pack_as(self.quantized(), layout, self.scheme, self.in_features)
+            act = self.act()
+            return packed if act is None else act.before(packed)
 
     def unpack(self) -> None:
         """Replace the packed weight by the portable tensors, for code that edits or shards them."""
@@ -168,23 +180,42 @@ class PackedModule(nn.Module):
             if self.packed is not None:
                 self._hold_portable(self.portable())
 
+    def reads(self, layout: str, device: str) -> bool:
+        """Whether the module can use a weight in a layout on a type of device."""
+        return layout == layout_for(self.scheme, self.out_features, self.in_features, device)
+
     def tie_to(self, other: PackedModule) -> None:
-        """Share the packed weight, and the static activation scale, of a module with the same scheme and shape.
+        """Share the packed weight of a module whose weight has the same codes and shape.
+
+        With the same scheme, the static activation scale is shared too. A table of embeddings can share the weight of a
+        Linear; not the other way round, since a Linear cannot multiply with rows as tables hold them.
 
         Raises:
-            ValueError: scheme or shape differ, or the other module is on the meta device.
+            ValueError: weights of the schemes, or shapes, differ; the other module is on the meta device; or it holds the
+                weight in a layout that this one does not read.
         """
         mine, theirs = (f"{layer.scheme} of ({layer.out_features}, {layer.in_features})" for layer in (self, other))
-        if mine != theirs:
+        if not self.scheme.shares_codes_of(other.scheme) or (self.out_features, self.in_features) != (
+            other.out_features,
+            other.in_features,
+        ):
             raise ValueError(f"other: is {theirs}, this layer is {mine}")
         if other.device.type == "meta":
             raise ValueError("other: its weight is on the meta device and cannot be shared; load it first")
-        self._hold_packed(*other._pack())
+        packed, layout = other._pack()
+        if type(self) is not type(other) and not self.reads(layout, other.device.type):
+            raise ValueError(
+                f"other: holds its weight in the layout {layout!r}, which a {type(self).__name__} does not read; "
+                "tie that module to this one"
+            )
+        self._hold_packed(packed if self.scheme == other.scheme else split(packed, other.scheme)[1], layout)
 
     @property
     def weight_id(self) -> int:
         """Equal for modules that share their weight."""
-        return id(self.packed) if self.packed is not None else id(self._parameters.get("scale"))
+        if self.packed is not None:
+            return self.packed.untyped_storage().data_ptr()
+        return id(self._parameters.get("scale"))
 
     @property
     def weight(self) -> WeightView:

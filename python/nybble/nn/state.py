@@ -69,9 +69,10 @@ class StatefulModule(PackedModule):
         self.unpack()
         self._resize(found)
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self.pack()
-        if before is not None and layout is not None and layout == self.layout and self.packed is not None:
-            self._hold_packed(_copied_into(before, self.packed), layout)
+        if before is None or layout is None or self.device.type == "meta":
+            self.pack()
+        else:  # in the same layout, which a module of another class may read too
+            self._hold_packed(_copied_into(before, self._packed_as(layout)), layout)
 
     def _check_portable(self, found: dict[str, Tensor]) -> None:
         """Raise ValueError unless these are all portable tensors of a weight, or none."""

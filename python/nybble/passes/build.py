@@ -103,11 +103,11 @@ class Builder:
         if self.options.goal not in _KEEPS:
             return True
         speeds = self.speeds(layer, layer.site.module, new)
-        return bool(speeds) and self.keeps(mean_speed(list(speeds.values())))
+        return bool(speeds) and self.keeps(layer, mean_speed(list(speeds.values())))
 
-    def keeps(self, mean: Speed) -> bool:
-        """Whether the goal allows a replacement of this speed."""
-        return _KEEPS[self.options.goal](mean)
+    def keeps(self, layer: Layer, mean: Speed) -> bool:
+        """Whether the goal allows a replacement of this speed. A table of embeddings saves memory: it must not be slower."""
+        return _KEEPS[self.options.goal if layer.multiplies else "no_slower"](mean)
 
     def _why_drop(self, layer: Layer, new: QuantizedModule) -> str | None:
         """Record kernels and speed of a replacement. Returns why it must not be used, or None."""
@@ -115,13 +115,15 @@ class Builder:
         if isinstance(kernels, str):
             return kernels
         layer.kernels = kernels
-        if self.options.goal not in _KEEPS:
+        # Reading some rows takes no time beside a product with all of them.
+        is_read = layer.tied_to is not None and not layer.multiplies and layer.tied_to.multiplies
+        if self.options.goal not in _KEEPS or is_read:
             return None
         layer.speeds = self.speeds(layer, layer.site.module, new)
         if not layer.speeds:
             return NOT_TIMED
         mean = mean_speed(list(layer.speeds.values()))
-        if self.keeps(mean):
+        if self.keeps(layer, mean):
             return None
         of = f"geometric mean over M={', '.join(map(str, self.options.m))}; {mean.pairs} pairs"
         return f"{mean.verdict} here: {mean} dense speed ({of})" + self._where_it_pays(layer, new)
@@ -165,7 +167,8 @@ def _tied(layer: Layer, first: Layer) -> QuantizedModule:
     """A replacement that uses the packed weight of its twin ``first``."""
     assert first.new is not None, "the first twin is built first"  # noqa: S101
     n, k = dense_weight(layer.site.module).shape
-    new = type(first.new).on_meta(n, k, first.new.scheme, layer.weight.dtype)
+    scheme = layer.kind.scheme_for(first.new.scheme)
+    new = layer.kind.module_for(scheme).on_meta(n, k, scheme, layer.weight.dtype)
     new.tie_to(first.new)
     new.adopt(layer.site.module).bias = layer.bias
     layer.tied_to = first

@@ -137,7 +137,7 @@ def _judge(layer: Layer, one: _Candidate, best: _Candidate | None, known: Speeds
     if mean is None:
         return _Judged(NOT_TIMED, {})
     if best is None:
-        return _Judged(None if builder.keeps(mean) else f"{mean.verdict} against dense", speeds)
+        return _Judged(None if builder.keeps(layer, mean) else f"{mean.verdict} against dense", speeds)
     # What is faster than the best need not be timed against the dense layer too.
     over_dense = {m: product(known[m], speed) for m, speed in speeds.items()}
     builder.timer.put(dense, one.new, over_dense)

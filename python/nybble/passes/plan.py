@@ -9,7 +9,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import nn
 
-from ..model.eligible import is_linear_like, why_left
+from ..model.eligible import dense_weight, is_linear_like, why_left
 from ..model.opened import names_around
 from ..model.options import Options
 from ..model.walk import Site, memory_groups
@@ -63,9 +63,20 @@ class Layer:
         """The dense bias of a layer that can be swapped."""
         return self.kind.bias_of(self.site.module)
 
+    @property
+    def multiplies(self) -> bool:
+        """Whether its weight is multiplied; the rows of a table of embeddings are only read."""
+        return self.kind.module.multiplies
+
     def twin_key(self) -> tuple[str, int, torch.Size, tuple[int, ...]]:
-        """Equal for twins: layers with the same weight memory, shape and strides."""
-        return self.kind.name, self.weight.data_ptr(), self.weight.shape, self.weight.stride()
+        """Equal for twins: layers that read one memory as the same matrix, for which one set of codes serves.
+
+        Twins are Linear layers, and tables of embeddings; other layers that multiply are none, since they may have a
+        layout of their own.
+        """
+        kind, matrix = self.kind, dense_weight(self.site.module)
+        own = kind.name if self.multiplies and not kind.takes_rows else ""
+        return own, matrix.data_ptr(), matrix.shape, matrix.stride()
 
 
 class Owner(NamedTuple):
@@ -109,8 +120,15 @@ class Plan:
         names = (*site.names, *within)
         refusal = None if isinstance(site.module, QuantizedModule) else self.options.why_not_asked(names)
         left = [why_left(site.module, scheme) for scheme in self.options.schemes or (None,)]
-        reason = refusal or (None if None in left else left[0])
-        return Layer(site, asked=refusal is None, reason=reason, training=site.module.training)
+        never = self._why_not_sparse(site.module)
+        reason = refusal or (None if None in left else left[0]) or never
+        return Layer(site, asked=refusal is None and never is None, reason=reason, training=site.module.training)
+
+    def _why_not_sparse(self, module: nn.Module) -> str | None:
+        """Why a pass that prunes cannot take a layer that can be quantized; or None."""
+        if not self.options.prunes or kind_of(module).sparse_module is not None:
+            return None
+        return f"nybble has no sparse {kind_of(module).name}"
 
     def group(self, parameter: torch.Tensor) -> int:
         """The memory group of a parameter of the model."""
@@ -152,11 +170,15 @@ class Plan:
         return None
 
     def twins(self) -> list[list[Layer]]:
-        """The layers that are not ruled out, in lists of layers that share one weight (twins)."""
+        """The layers that are not ruled out, in lists of layers that share one weight (twins).
+
+        The first of a list is the one whose codes the others share.
+        """
         sets: dict[object, list[Layer]] = {}
         for layer in self.open_layers():
             sets.setdefault(layer.twin_key(), []).append(layer)
-        return list(sets.values())
+        # First one that multiplies: tables can read its codes, but it cannot multiply with theirs.
+        return [sorted(twins, key=lambda layer: not layer.multiplies) for twins in sets.values()]
 
     def kept_groups(self) -> set[int]:
         """Memory groups that some module still uses after the swap."""

@@ -112,6 +112,7 @@ def sparsify(
             goal="memory" if numbers is None else options.check_choice("goal", goal, options.GOALS),
             timing_s=options.check_seconds("timing_s", timing_s),
             observer=options.check_observer(observer, *([] if numbers is None else [numbers])),
+            prunes=True,
         )
         wanted = Asked(form, per_layer, chains)
         call = Call(calibration, strict, untie, progress, resume, wanted, rollback=rollback, close=close)

@@ -151,4 +151,21 @@ CONTRACTS: tuple[Contract, ...] = (
         ),
     ),
     Contract("interleaved Experts", lambda: InterleavedExperts(4, 38, 21), _routed(1, 4, 1, 38), ("w8a8", "w4a8")),
+    Contract(
+        "Embedding",
+        lambda: nn.Embedding(33, 71, padding_idx=2),
+        lambda: (torch.randint(33, (3, 5)),),
+        ("w8a8", "w4a16g32", "w4a8g64asym"),
+        bad=(((torch.tensor([3, 33]),), r"33 .*item 1.*\[0, 33\)"), ((torch.zeros(5),), "float32")),
+    ),
+    Contract(
+        "EmbeddingBag",
+        lambda: nn.EmbeddingBag(19, 40, mode="sum"),
+        lambda: (torch.randint(19, (9,)), torch.tensor([0, 4, 4, 7])),
+        ("w8a8", "w4a16g32"),
+        bad=(
+            ((torch.tensor([-1]), torch.tensor([0])), r"-1 .*\[0, 19\)"),
+            ((torch.zeros(5, dtype=torch.int64),), "offsets"),
+        ),
+    ),
 )

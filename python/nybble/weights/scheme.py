@@ -138,6 +138,15 @@ class Scheme:
         return replace(self, static=False)
 
     @property
+    def without_activations(self) -> Scheme:
+        """The same weights with float activations."""
+        return replace(self, act_bits=16, static=False)
+
+    def shares_codes_of(self, other: Scheme) -> bool:
+        """Whether a layer can use the weight of a layer of another scheme: it is that, or its weights without activations."""
+        return self in (other, other.without_activations)
+
+    @property
     def max_in_features(self) -> int:
         """The largest K for which int32 accumulators cannot overflow."""
         act = self.act_type

@@ -41,7 +41,7 @@ def with_scale(
 
 def _scale(twins: Sequence[Layer], inputs: Inputs | None, act_type: ActivationType) -> ActScale | str:
     """The static scale, or the reason why there is none."""
-    if len(twins) > 1:
+    if sum(layer.multiplies for layer in twins) > 1:
         return "it shares its weight with other layers, whose inputs differ"
     if len(twins[0].site.names) > 1:
         return "it is registered under several names, whose inputs differ"
