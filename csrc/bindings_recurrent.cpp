@@ -19,7 +19,7 @@ LinearCall call_of(const WeightArgument& argument) {
 }
 
 void recurrent(const std::string& rows, const std::string& cell, int dtype,
-               const std::vector<std::pair<WeightArgument, WeightArgument>>& directions,
+               const std::vector<std::pair<std::optional<WeightArgument>, WeightArgument>>& directions,
                const std::vector<int64_t>& sizes, const Pair& x, int64_t stride, const Pair& y, const Pair& h,
                const Pair& c, int threads) {
   if (cell != "lstm" && cell != "gru")
@@ -28,7 +28,8 @@ void recurrent(const std::string& rows, const std::string& cell, int dtype,
   call.rows = &find_kernel(rows);
   call.gru = cell == "gru";
   call.dtype = dtype_of(dtype);
-  for (const auto& [input, hidden] : directions) call.directions.push_back({call_of(input), call_of(hidden)});
+  for (const auto& [input, hidden] : directions)
+    call.directions.push_back({input ? call_of(*input) : LinearCall{}, call_of(hidden)});
   call.sizes = sizes;
   call.x = span(x);
   call.stride = stride;

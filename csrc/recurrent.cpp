@@ -30,11 +30,15 @@ void check(const RecurrentCall& call) {
   if (call.dtype == NYBBLE_S32) refuse("dtype: must be a float");
   if (call.directions.empty() || call.directions.size() > 2) refuse("directions: must be 1 or 2");
   const int64_t units = call.units(), columns = call.gates() * units, inputs = call.directions[0].input.shape.k;
-  for (const RecurrentDirection& each : call.directions)
-    if (each.input.shape.n != columns || each.hidden.shape.n != columns || each.hidden.shape.k != units ||
-        each.input.shape.k != inputs)
-      refuse("directions: the weights must be (" + std::to_string(columns) + ", inputs) and (" +
+  const int64_t directions = static_cast<int64_t>(call.directions.size());
+  for (const RecurrentDirection& each : call.directions) {
+    const bool input = call.multiplied()
+                           ? !each.input.kernel
+                           : each.input.kernel && each.input.shape.n == columns && each.input.shape.k == inputs;
+    if (!input || each.hidden.shape.n != columns || each.hidden.shape.k != units)
+      refuse("directions: the weights must be (" + std::to_string(columns) + ", inputs), or none, and (" +
              std::to_string(columns) + ", " + std::to_string(units) + "), alike for both");
+  }
   if (call.sizes.empty()) refuse("sizes: must be at least one step");
   int64_t rows = 0;
   for (size_t i = 0; i < call.sizes.size(); i++) {
@@ -44,8 +48,11 @@ void check(const RecurrentCall& call) {
              std::to_string(least) + ", the size of the step before]");
     if (__builtin_add_overflow(rows, call.sizes[i], &rows) || rows > int64_t{1} << 40) refuse("sizes: too many rows");
   }
-  const int64_t wide = static_cast<int64_t>(call.directions.size()) * units, first = call.sizes[0];
-  require("x", call.x, strided_extent(rows, call.stride, inputs), dtype_bytes(call.dtype));
+  const int64_t wide = directions * units, first = call.sizes[0];
+  if (call.multiplied())
+    require("x", call.x, strided_extent(rows, call.stride, directions * columns), 4);
+  else
+    require("x", call.x, strided_extent(rows, call.stride, inputs), dtype_bytes(call.dtype));
   require("y", call.y, rows * wide, dtype_bytes(call.dtype));
   require("h", call.h, first * wide, dtype_bytes(call.dtype));
   if (!call.gru) require("c", call.c, first * wide, 4);
@@ -95,6 +102,7 @@ class Lane {
   // The products with the inputs of some steps.
   void multiply_inputs(const Steps& steps, int threads) {
     steps_ = steps;
+    if (call_.multiplied()) return;
     LinearCall call = input_;
     const int64_t row = offsets_[steps.begin], bytes = dtype_bytes(call_.dtype);
     call.rows = offsets_[steps.end] - row;
@@ -131,7 +139,6 @@ class Lane {
   // The cells of some units.
   bool finish(int64_t i, int64_t begin, int64_t end) const {
     const int64_t step = step_of(i), wide = static_cast<int64_t>(call_.directions.size()) * units();
-    const NybbleMatrix inputs{from_input_ + (offsets_[step] - offsets_[steps_.begin]) * columns(), columns()};
     const NybbleMatrix cells{reinterpret_cast<float*>(call_.c.address) + index_ * rows() * units(), units()};
     const NybbleMatrix out{reinterpret_cast<void*>(call_.y.address), wide};
     const NybbleGatesArgs args{call_.dtype,
@@ -139,7 +146,7 @@ class Lane {
                                units(),
                                begin,
                                end,
-                               inputs,
+                               inputs(step),
                                {from_state_, columns()},
                                call_.gru ? NybbleMatrix{} : cells,
                                {before(i), units()},
@@ -168,6 +175,11 @@ class Lane {
   int64_t columns() const { return call_.gates() * units(); }
   int64_t state_bytes() const { return round_up(rows() * units() * dtype_bytes(call_.dtype), 64); }
   int64_t step_of(int64_t i) const { return backwards() ? steps_.end - 1 - i : steps_.begin + i; }
+  NybbleMatrix inputs(int64_t step) const {
+    if (!call_.multiplied()) return {from_input_ + (offsets_[step] - offsets_[steps_.begin]) * columns(), columns()};
+    float* x = reinterpret_cast<float*>(call_.x.address);
+    return {x + offsets_[step] * call_.stride + static_cast<int64_t>(index_) * columns(), call_.stride};
+  }
   uint8_t* before(int64_t i) const { return state_[(done_ + i) & 1]; }
   const Product& product_of_step(int64_t i) const {
     const int64_t rows = call_.sizes[step_of(i)];
@@ -293,9 +305,11 @@ void run_recurrent(const RecurrentCall& call, int threads) {
   if (call.sizes[0] == 0) return;
   std::vector<int64_t> offsets(1, 0);
   for (const int64_t rows : call.sizes) offsets.push_back(offsets.back() + rows);
-  const std::vector<Steps> chunks = chunks_of(call.sizes, offsets);
+  const std::vector<Steps> chunks = call.multiplied() ? std::vector<Steps>{{0, static_cast<int64_t>(call.sizes.size())}}
+                                                      : chunks_of(call.sizes, offsets);
   int64_t chunk_rows = 0;
   for (const Steps& steps : chunks) chunk_rows = std::max(chunk_rows, offsets[steps.end] - offsets[steps.begin]);
+  if (call.multiplied()) chunk_rows = 0;  // nothing to keep
   const Split split = split_of(call, threads);
   std::vector<Lane> lanes;
   for (size_t i = 0; i < call.directions.size(); i++) lanes.emplace_back(call, i, offsets, split.workers);

@@ -11,7 +11,9 @@
 namespace nybble {
 
 struct RecurrentDirection {
-  LinearCall input{}, hidden{};  // kernels, shapes, packed weights and biases; the rest is filled in
+  // Kernels, shapes, packed weights and biases; the rest is filled in. input may have no kernel, if that of the other
+  // direction has none either.
+  LinearCall input{}, hidden{};
 };
 
 struct RecurrentCall {
@@ -25,6 +27,7 @@ struct RecurrentCall {
   Span y;  // [all rows][directions * units]
   Span h;  // [directions][rows][units]: the first states, then the last ones of each sequence
   Span c;  // likewise, float32; of an LSTM only
+  bool multiplied() const { return !directions[0].input.kernel; }
   int64_t gates() const { return gru ? 3 : 4; }
   int64_t units() const { return directions[0].hidden.shape.k; }
 };

@@ -1,5 +1,6 @@
 """LSTM and GRU: the ops against an oracle in float64, and the modules against torch's."""
 
+import fnmatch
 import itertools
 
 import pytest
@@ -11,6 +12,7 @@ import nybble
 from nybble import native, ops, recurrent
 from nybble.dispatch import registry
 from nybble.nn.recurrent import GRU, LSTM
+from nybble.recurrent import GATES
 from nybble.testing.chains import layer
 
 CELLS = ("lstm", "gru")
@@ -39,7 +41,7 @@ class Layer:
 
     def __init__(self, cell, inputs, units, directions, sizes, scheme="w8a8", dtype=torch.float32, bias=True):
         self.cell, self.units, self.directions, self.sizes = cell, units, directions, sizes
-        columns = recurrent.GATES[cell] * units
+        columns = GATES[cell] * units
         sides = (inputs, units) * directions
         self.members = [layer(scheme, columns, side, bias, seed, dtype) for seed, side in enumerate(sides)]
         packed, layouts = zip(*(member._pack() for member in self.members), strict=True)
@@ -220,6 +222,30 @@ def test_gradients(cell):
         assert (a - b).norm() <= 0.02 * b.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_products_given(cell, dtype):
+    made = Layer(cell, 12, 21, 2, [300, 3, 3, 1], dtype=dtype)
+    wanted, products, weights = made.run(), [], []
+    for i, (packed, bias, scheme, layout) in enumerate(zip(*made.weights, strict=True)):
+        weights.append((packed, bias, scheme, layout) if i % 2 else (torch.empty(0, dtype=torch.uint8), None, "", ""))
+        if i % 2 == 0:
+            size = GATES[cell] * 21, 12
+            product = torch.empty(len(made.x), size[0])
+            recurrent.compiled_plan(scheme, layout, size, dtype, len(made.x))(made.x, packed, bias, product)
+            products.append(product)
+    wide = torch.cat([*products, torch.zeros(len(made.x), 5)], 1)[:, :-5]  # rows with gaps
+    weights = [list(column) for column in zip(*weights, strict=True)]
+    with torch.no_grad():
+        found = OPS[cell](wide, made.sizes, *made.states, *weights)
+        assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+        with pytest.raises(ValueError, match="columns"):
+            OPS[cell](wide[:, 1:], made.sizes, *made.states, *weights)
+        weights[2][0] = "w8a8"
+        with pytest.raises(ValueError, match="all directions"):
+            OPS[cell](wide, made.sizes, *made.states, *weights)
+
+
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("cell", CELLS)
@@ -257,11 +283,8 @@ def test_bad_arguments(change, match):
 
 def test_the_binding_checks_sizes():
     made = Layer("lstm", 12, 16, 1, [3, 3])
-    plans = [
-        recurrent._plan(p, s, lay, (64, k), (made.x, 3))
-        for p, s, lay, k in zip(*made.weights[::2], made.weights[3], (12, 16), strict=False)
-    ]
-    args = [(plan.compiled, native.memory(p), None) for plan, p in zip(plans, made.weights[0], strict=True)]
+    weights = list(zip(*made.weights, strict=True))
+    args = [recurrent._compiled(one, torch.zeros(3, k), 64) for one, k in zip(weights, (12, 16), strict=True)]
     for wrong in range(4):
         tensors = [made.x, torch.empty(6, 16), torch.zeros(1, 3, 16), torch.zeros(1, 3, 16)]
         tensors[wrong] = tensors[wrong].flatten()[:-1].unsqueeze(0)
@@ -356,12 +379,13 @@ def test_quantized_members(cell, how):
         torch.testing.assert_close(found[1], wanted[1], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("quantized", [["weight_ih_l0", "weight_hh_l0"], ["weight_ih_l0"], ["weight_hh_l1"]], ids=str)
+@pytest.mark.parametrize("quantized", ["*_l0*", "weight_ih_l0", "weight_hh_l1*", "weight_hh_l0"], ids=str)
+@pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("cell", CELLS)
 @torch.no_grad()
-def test_some_members_quantized(cell, quantized):
-    dense, module = opened(cell, num_layers=2)
-    for name in quantized:
+def test_some_members_quantized(cell, bidirectional, quantized):
+    dense, module = opened(cell, num_layers=2, bidirectional=bidirectional)
+    for name in fnmatch.filter(module._names, quantized):
         module.add_module(name, nybble.nn.Linear.from_dense(module.get_submodule(name), "w8a16"))
     for args in calls(dense):
         found, wanted = module(*args), module.close()(*args)

@@ -287,7 +287,7 @@ def recurrent(
     cell: str,
     *,
     dtype: int,
-    directions: list[tuple[_RecurrentWeight, _RecurrentWeight]],
+    directions: list[tuple[_RecurrentWeight | None, _RecurrentWeight]],
     sizes: list[int],
     x: _Memory,
     stride: int,

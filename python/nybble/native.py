@@ -432,7 +432,7 @@ _RecurrentWeight: TypeAlias = tuple[_C.LinearPlan, _Memory, tuple[int, int, int]
 def recurrent(
     rows: str,
     cell: str,
-    directions: list[tuple[_RecurrentWeight, _RecurrentWeight]],
+    directions: list[tuple[_RecurrentWeight | None, _RecurrentWeight]],
     sizes: list[int],
     tensors: tuple[Tensor, Tensor, Tensor, Tensor | None],
 ) -> None:
@@ -440,7 +440,8 @@ def recurrent(
 
     rows: name of the row kernels; cell: "lstm" or "gru"; directions: for each the weights of the input and of the state,
     as compiled plan, memory and vector; sizes: the rows of each step; tensors: x (rows, inputs) with unit stride along
-    inputs, y (rows, directions * units), h (directions, batch, units) of the same dtype, and c, float32, as h.
+    inputs, y (rows, directions * units), h (directions, batch, units) of the same dtype, and c, float32, as h. Without
+    weights of the inputs, x are the products with them, float32.
 
     Raises:
         ValueError: a tensor is smaller than its shape says, or a size is out of range.
@@ -449,7 +450,7 @@ def recurrent(
     _C.recurrent(
         rows,
         cell,
-        dtype=DTYPES[x.dtype],
+        dtype=DTYPES[y.dtype],
         directions=directions,
         sizes=sizes,
         x=memory(x),

@@ -47,7 +47,8 @@ def lstm(
             none more than before: as torch packs sequences of unequal lengths.
         h, c: (directions, batch, units), the first state and cell, in x's dtype.
         packed: the weight of the input and that of the state, of each direction; the second runs backwards.
-        bias, scheme, layout: an item for each weight.
+        bias, scheme, layout: an item for each weight. Where the weights of the input have the scheme "", x are the
+            products with them, biases added, float32: (..., directions * 4 * units).
 
     The outputs are (steps, batch, directions * units) or (rows, directions * units). The cell and the sums are float32;
     the state is rounded to x's dtype after each step. The products are those of nybble::linear, and the result does not
@@ -168,42 +169,54 @@ def _run(
 ) -> tuple[Tensor, Tensor]:
     """The outputs and the last state; the last cell is written into c."""
     sizes = _sizes(x, sizes)
-    directions, units, inputs = _checked_state(h, x, sizes[0]), h.shape[2], x.shape[-1]
+    directions, units, columns = _checked_state(h, x, sizes[0]), h.shape[2], GATES[cell] * h.shape[2]
     for name, items in {"packed": packed, "bias": bias, "scheme": scheme, "layout": layout}.items():
         if len(items) != 2 * directions:
             raise ValueError(f"{name}: has {len(items)} items, must have two for each of {directions} directions of h")
-    columns, count = GATES[cell] * units, 2 * directions
+    multiplied = _checked_products(x, h, scheme, directions * columns)
     shifts = [None if shift is None else ops._checked_bias(shift, x, columns) for shift in bias]
-    sides = [(columns, units if i % 2 else inputs) for i in range(count)]
-    plans = [
-        _plan(packed[i], scheme[i], layout[i], sides[i], (x, sizes[0] if i % 2 else sum(sizes))) for i in range(count)
-    ]
-    made = [
-        (plan.compiled, native.memory(weight), native.vector(shift))
-        for plan, weight, shift in zip(plans, packed, shifts, strict=True)
-        if plan is not None
-    ]
-    if len(made) < count:
-        states = [h] if c is None else [h, c]
-        y, *last = _by_linear(cell, x, sizes, states, (packed, shifts, scheme, layout))
+    weights = list(zip(packed, shifts, scheme, layout, strict=True))
+    inputs = [None] * directions if multiplied else [_compiled(one, x, columns) for one in weights[::2]]
+    hidden = [_compiled(one, h[0], columns) for one in weights[1::2]]
+    if any(one is None for one in hidden) or (not multiplied and any(one is None for one in inputs)):
+        y, *last = _by_linear(cell, x, sizes, [h] if c is None else [h, c], weights)
         if c is not None:
             c.copy_(last[1])
         return y, last[0]
-    rows, state = x.reshape(-1, inputs), h.clone(memory_format=torch.contiguous_format)
-    if rows.stride(1) != 1 or 0 < rows.stride(0) < inputs:
+    rows, state = x.reshape(-1, x.shape[-1]), h.clone(memory_format=torch.contiguous_format)
+    if rows.stride(1) != 1 or 0 < rows.stride(0) < rows.shape[1]:
         rows = rows.contiguous()
-    out = x.new_empty(*x.shape[:-1], directions * units)
-    native.recurrent(_kernel(), cell, list(zip(made[::2], made[1::2], strict=True)), sizes, (rows, out, state, c))
+    out = h.new_empty(*x.shape[:-1], directions * units)
+    pairs = [(one, other) for one, other in zip(inputs, hidden, strict=True) if other is not None]
+    native.recurrent(_kernel(), cell, pairs, sizes, (rows, out, state, c))
     return out, state
 
 
-def _plan(
-    packed: Tensor, scheme: str, layout: str, size: tuple[int, int], of: tuple[Tensor, int]
-) -> native.LinearPlan | None:
-    """The compiled kernels of a weight for a number of rows as x is; None if it has none here."""
+_Weight = tuple[Tensor, "Tensor | None", str, str]  # packed, bias, scheme, layout
+
+
+def _checked_products(x: Tensor, h: Tensor, scheme: Sequence[str], columns: int) -> bool:
+    """Whether x are products with the input already."""
+    given = [name == "" for name in scheme[::2]]
+    if not any(given):
+        if h.dtype is not x.dtype:
+            raise ValueError(f"h: {h.dtype}, must be {x.dtype} as x")
+        return False
+    if not all(given) or x.dtype is not torch.float32 or x.shape[-1] != columns:
+        raise ValueError(
+            f"x: {tuple(x.shape)} {x.dtype} with scheme={list(scheme)}: products with the inputs must be for all "
+            f"directions, float32, and have {columns} columns"
+        )
+    return True
+
+
+def _compiled(weight: _Weight, x: Tensor, columns: int) -> Any:
+    """A weight as native.recurrent takes it, for the rows of x; None if it has no compiled kernel here."""
+    packed, bias, scheme, layout = weight
     ops._check_packed(packed)
-    x, rows = of
-    return compiled_plan(scheme, layout, size, x.dtype, max(rows, 1)) if x.is_cpu else None
+    k = x.shape[-1]
+    plan = compiled_plan(scheme, layout, (columns, k), x.dtype, max(x.numel() // k, 1)) if x.is_cpu else None
+    return None if plan is None else (plan.compiled, native.memory(packed), native.vector(bias))
 
 
 @lru_cache
@@ -228,8 +241,8 @@ def _sizes(x: Tensor, sizes: Sequence[int] | None) -> list[int]:
 
 def _checked_state(h: Tensor, x: Tensor, batch: int) -> int:
     """The number of directions."""
-    if h.dim() != 3 or h.shape[0] not in (1, 2) or h.shape[1] != batch or h.dtype is not x.dtype:
-        raise ValueError(f"h: {tuple(h.shape)} {h.dtype}, must be (1 or 2, {batch}, units) {x.dtype}")
+    if h.dim() != 3 or h.shape[0] not in (1, 2) or h.shape[1] != batch or h.dtype not in FLOATS:
+        raise ValueError(f"h: {tuple(h.shape)} {h.dtype}, must be (1 or 2, {batch}, units), one of {FLOATS}")
     if h.device != x.device:
         raise ValueError(f"h: on {h.device}, x is on {x.device}")
     return h.shape[0]
@@ -254,7 +267,8 @@ def _backward(cell: str, ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
             None if shift is None else shift.detach().requires_grad_(need)
             for shift, need in zip(rest[states + count :], needs[3 + states], strict=True)
         ]
-        outputs = _by_linear(cell, x, _sizes(x, sizes), first, (packed, bias, scheme, layout))
+        weights = list(zip(packed, bias, scheme, layout, strict=True))
+        outputs = _by_linear(cell, x, _sizes(x, sizes), first, weights)
         inputs = [x, *first, *bias]
         wanted = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
         found = iter(torch.autograd.grad(outputs, wanted, grads, allow_unused=True))
@@ -264,19 +278,18 @@ def _backward(cell: str, ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
 
 
 def _by_linear(
-    cell: str, x: Tensor, sizes: list[int], states: list[Tensor], weights: tuple[Sequence[Any], ...]
+    cell: str, x: Tensor, sizes: list[int], states: list[Tensor], weights: Sequence[_Weight]
 ) -> list[Tensor]:
     """The layer step by step, with nybble::linear and its gradients."""
-    columns, units = GATES[cell] * states[0].shape[2], states[0].shape[2]
-    multiply = [
-        partial(_product, weight=each, size=(columns, units if i % 2 else x.shape[-1]))
-        for i, each in enumerate(zip(*weights, strict=True))
-    ]
+    columns = GATES[cell] * states[0].shape[2]
+    multiply = [partial(_product, weight, columns, i // 2) for i, weight in enumerate(weights)]
     return by_steps(x, sizes, states, list(zip(multiply[::2], multiply[1::2], strict=True)))
 
 
-def _product(x: Tensor, weight: tuple[Tensor, Tensor | None, str, str], size: tuple[int, int]) -> Tensor:
-    out: Tensor = torch.ops.nybble.linear(x, *weight, *size)
+def _product(weight: _Weight, columns: int, direction: int, x: Tensor) -> Tensor:
+    if not weight[2]:  # x are the products
+        return x[:, direction * columns : (direction + 1) * columns]
+    out: Tensor = torch.ops.nybble.linear(x, *weight, columns, x.shape[-1])
     return out
 
 
@@ -300,4 +313,4 @@ def _gru_fake(x: Tensor, sizes: Any, h: Tensor, *_: Any) -> tuple[Tensor, Tensor
 def _fake_output(x: Tensor, h: Tensor) -> Tensor:
     torch._check(h.dim() == 3, lambda: f"h: has {h.dim()} dimensions, must have 3")
     torch._check(x.device == h.device, lambda: f"h: on {h.device}, x is on {x.device}")
-    return x.new_empty((*x.shape[:-1], h.shape[0] * h.shape[2]))
+    return h.new_empty((*x.shape[:-1], h.shape[0] * h.shape[2]))

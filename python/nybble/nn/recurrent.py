@@ -166,16 +166,16 @@ class Recurrent(CompositeModule):
         return x, [torch.cat(parts) for parts in zip(*ends, strict=True)]
 
     def _way(self, pairs: _Pairs) -> Callable[[_Pairs, _Sequences, list[Tensor]], tuple[Tensor, list[Tensor]]]:
-        """How an unwatched layer runs."""
+        """How an unwatched layer runs: in one call if the weights of its state are quantized, else by torch."""
         members = [member for pair in pairs for member in pair]
-        if all(_runs_fused(member) for member in members):
-            return self._fused
-        return self._by_members if any(isinstance(member, QuantizedModule) for member in members) else self._torch
+        if any(isinstance(member, Linear) and member.device.type == "meta" for member in members):
+            return self._by_members
+        return self._fused if all(isinstance(hidden, Linear) for _, hidden in pairs) else self._torch
 
     def _torch(self, pairs: _Pairs, sequences: _Sequences, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """What torch's module computes, for some layers."""
         function: Any = getattr(torch, self.cell)
-        weights = [tensor for pair in pairs for tensor in _flat(pair, self.bias)]
+        weights = [tensor for pair in pairs for tensor in _flat(pair, self.bias, sequences.x.dtype)]
         layers = len(pairs) // self.directions
         how = (weights, self.bias, layers, self.dropout if layers > 1 else 0.0, self.training, self.bidirectional)
         hx = states if len(states) > 1 else states[0]
@@ -193,13 +193,16 @@ class Recurrent(CompositeModule):
         ]
 
     def _fused(self, pairs: _Pairs, sequences: _Sequences, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """One call for a layer."""
-        members: list[Any] = [member for pair in pairs for member in pair]
-        packed = [_packed(member) for member in members]
-        bias = [member._parameters["bias"] for member in members]
-        weights = packed, bias, [m._scheme_name for m in members], [m.layout for m in members]
+        """One call for a layer. Where weights of the input are dense, only their products come before."""
+        x, inputs = sequences.x, [member for member, _ in pairs]
+        multiplied = not all(isinstance(member, Linear) for member in inputs)
+        if multiplied:
+            x = torch.cat([member(x).float() for member in inputs], -1)
+        weights = [
+            _nothing(x) if multiplied and i == 0 else _weight(member) for pair in pairs for i, member in enumerate(pair)
+        ]
         call: Any = getattr(recurrent, self.cell)
-        y, *last = call(sequences.x, sequences.sizes(), *states, *weights)
+        y, *last = call(x, sequences.sizes(), *states, *map(list, zip(*weights, strict=True)))
         return y, last
 
     def _by_members(self, pairs: _Pairs, sequences: _Sequences, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -262,18 +265,22 @@ def _dense(member: nn.Module) -> Any:
     return member.dequantize() if isinstance(member, QuantizedModule) else member
 
 
-def _flat(pair: tuple[nn.Module, nn.Module], bias: bool) -> list[Any]:
-    """The parameters of a direction in torch's order."""
-    return [member.weight for member in pair] + ([member.bias for member in pair] if bias else [])
+def _flat(pair: tuple[nn.Module, nn.Module], bias: bool, dtype: torch.dtype) -> list[Any]:
+    """The parameters of a direction in torch's order; a quantized weight is dequantized."""
+    members: Any = pair
+    weights = [m.dequantized_weight().to(dtype) if isinstance(m, QuantizedModule) else m.weight for m in members]
+    return weights + ([member.bias for member in members] if bias else [])
 
 
-def _runs_fused(member: nn.Module) -> bool:
-    return isinstance(member, Linear) and member.device.type != "meta"
-
-
-def _packed(member: Linear) -> Tensor:
+def _weight(member: Any) -> tuple[Tensor, Tensor | None, str, str]:
+    """A quantized weight as the ops take it."""
     packed = member._buffers["packed"]
-    return member._pack()[0] if packed is None else packed
+    packed = member._pack()[0] if packed is None else packed
+    return packed, member._parameters["bias"], member._scheme_name, member.layout
+
+
+def _nothing(x: Tensor) -> tuple[Tensor, Tensor | None, str, str]:
+    return x.new_empty(0, dtype=torch.uint8), None, "", ""
 
 
 def _why_not(dense: nn.Module) -> str | None:
