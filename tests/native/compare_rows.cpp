@@ -123,6 +123,26 @@ std::string check_rotate(const KernelEntry& kernel, Random& random) {
   return difference(y.bytes, other.bytes, size.dtype) > 16 ? "rotate: differs" : "";
 }
 
+std::string check_cells(const KernelEntry& kernel, Random& random) {
+  const Sizes size(random);
+  const bool gru = random.integer(0, 1);
+  const int64_t units = size.columns, begin = random.integer(0, units - 1), end = random.integer(begin, units);
+  Random2D x(size.rows, 4 * units, NYBBLE_F32, random), h(size.rows, 4 * units, NYBBLE_F32, random);
+  Random2D before(size.rows, units, size.dtype, random), cell(size.rows, units, NYBBLE_F32, random);
+  Random2D state(size.rows, units, size.dtype, random), y(size.rows, units, size.dtype, random);
+  Random2D other_cell = cell, other_state = state, other_y = y;
+  for (auto [entry, c, s, to] :
+       {std::tuple(&kernel, &cell, &state, &y), {&rows_of_target("scalar"), &other_cell, &other_state, &other_y}}) {
+    const NybbleGatesArgs args{size.dtype, size.rows,   units,           begin,       end,         x.matrix(),
+                               h.matrix(), c->matrix(), before.matrix(), s->matrix(), to->matrix()};
+    if ((gru ? entry->rows->gru : entry->rows->lstm)(&args) != NYBBLE_OK) return "cells: refused";
+  }
+  const bool same = difference(cell.bytes, other_cell.bytes, NYBBLE_F32) <= 4 &&
+                    difference(state.bytes, other_state.bytes, size.dtype) <= 4 &&
+                    difference(y.bytes, other_y.bytes, size.dtype) <= 4;
+  return same ? "" : "cells: differ";
+}
+
 // Three steps, on one thread and on several.
 std::string check_chain(const KernelEntry& kernel, Random& random) {
   const Sizes size(random);
@@ -149,7 +169,7 @@ int main(int argc, char** argv) {
       if (!kernel.rows || std::string(argv[i]) != kernel.target) continue;
       for (int seed = 0; seed < kCases; seed++) {
         Random random(static_cast<uint64_t>(seed));
-        for (const auto check : {check_norm, check_activate, check_rotate, check_chain}) {
+        for (const auto check : {check_norm, check_activate, check_rotate, check_cells, check_chain}) {
           const std::string wrong = check(kernel, random);
           if (wrong.empty())
             passed++;

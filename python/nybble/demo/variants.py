@@ -50,7 +50,7 @@ def _quantize_dynamic(model: nn.Module) -> Built:
         except (ImportError, AttributeError) as error:
             raise NotHere(str(error)) from error
         try:
-            return Built(convert(model, {nn.Linear}, torch.qint8))
+            return Built(convert(model, {nn.Linear, nn.LSTM, nn.GRU}, torch.qint8))
         except RuntimeError as error:  # no quantized engine on this processor
             raise NotHere(str(error).splitlines()[0]) from error
 
