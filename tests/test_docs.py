@@ -249,6 +249,7 @@ ROWS = {
     "nybble.layouts": "Layout",
     "nybble.schemes": "WeightType",
     "nybble.formats": "Format",
+    "nybble.foreign": "ForeignFormat",
     "nybble.modules": "ModuleKind",
 }
 

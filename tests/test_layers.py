@@ -34,6 +34,7 @@ ORDER = (
     ("paired",),  # how much faster one function is than another
     ("fusion",),
     ("checkpoint",),
+    ("foreign",),  # checkpoints of other libraries
     ("evaluate",),
     ("monitor", "passes", "recipe"),
     ("",),  # the package's own __init__
@@ -60,6 +61,7 @@ FORBIDDEN = {
     "model": _LOW,
     "passes": _LOW - {"dispatch.targets"},
     "checkpoint": _LOW - {"layouts"},
+    "foreign": _LOW,
     "monitor": _LOW,
     "recipe": _LOW,
     "report": _LOW | {"nn"},

@@ -20,7 +20,9 @@ from typing import Protocol, TypeVar
 from .callers import outside_level
 
 VARIABLE = "NYBBLE_PLUGINS"
-GROUPS = tuple(f"nybble.{table}" for table in ("kernels", "targets", "layouts", "schemes", "formats", "modules"))
+GROUPS = tuple(
+    f"nybble.{table}" for table in ("kernels", "targets", "layouts", "schemes", "formats", "foreign", "modules")
+)
 
 
 class Row(Protocol):

@@ -1,0 +1,49 @@
+"""Codes of a few bits, packed in bytes or in words of 32 bits, to one code a byte."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Bytes = NDArray[np.uint8]
+
+
+def unpack_stream(packed: Bytes, bits: int, count: int) -> Bytes:
+    """Rows of bytes (R, B) to codes (R, count): code i is bits [i * bits, i * bits + bits) of its row, low bit first."""
+    rows = packed.shape[0]
+    periods = -(-count // 8)  # eight codes are `bits` bytes
+    needed = periods * bits
+    if packed.shape[1] < needed:
+        packed = np.pad(packed, ((0, 0), (0, needed - packed.shape[1])))
+    parts = packed[:, :needed].reshape(rows, periods, bits)
+    codes = np.empty((rows, periods, 8), np.uint8)
+    for i in range(8):
+        byte, shift = divmod(i * bits, 8)
+        low = parts[:, :, byte] >> np.uint8(shift)
+        if shift + bits > 8:
+            low = low | (parts[:, :, byte + 1] << np.uint8(8 - shift))
+        codes[:, :, i] = low & np.uint8((1 << bits) - 1)
+    return codes.reshape(rows, -1)[:, :count]
+
+
+def unpack_words(packed: NDArray[np.uint32], bits: int, count: int) -> Bytes:
+    """Rows of words (R, W) to codes (R, count): 32 // bits codes a word, low bits first; a code never crosses words."""
+    rows, words = packed.shape
+    each = 32 // bits
+    codes = np.empty((rows, words, each), np.uint8)
+    for i in range(each):
+        codes[:, :, i] = (packed >> np.uint32(i * bits)) & np.uint32((1 << bits) - 1)
+    return codes.reshape(rows, -1)[:, :count]
+
+
+def as_bytes(words: NDArray[np.uint32]) -> Bytes:
+    """Rows of words as rows of bytes."""
+    return np.ascontiguousarray(words).view(np.uint8)
+
+
+def halves(packed: Bytes) -> Bytes:
+    """Bytes (..., B) to nibbles (..., 2 * B), the low one of each byte first."""
+    codes = np.empty((*packed.shape, 2), np.uint8)
+    codes[..., 0] = packed & np.uint8(15)
+    codes[..., 1] = packed >> np.uint8(4)
+    return codes.reshape(*packed.shape[:-1], -1)

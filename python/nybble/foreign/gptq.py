@@ -1,0 +1,100 @@
+"""GPTQ, v1 and v2: the files of gptqmodel, AutoGPTQ and auto-round.
+
+qweight, int32 (K * bits / 32, N): each column is a stream of codes along K. qzeros, int32 (groups, N * bits / 32): each
+row is a stream along N. v1 stores the zero points less one, subtracted from whole words, with borrow. scales (groups, N).
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..checkpoint.files import CheckpointError
+from .bits import as_bytes, unpack_stream
+from .opened import Opened, modules_of, opened
+from .source import Source
+from .tensors import FLOATS, Tensors
+from .weight import ForeignWeight, checked, ordered_groups
+
+_BITS = (2, 3, 4, 8)
+_NEEDED = ("qweight", "qzeros", "scales")
+_AUTO_ROUND = ("auto_round:auto_gptq", "auto_round:gptqmodel", "auto_round")
+
+
+def detect(source: Source) -> bool:
+    if source.method in ("auto-round", "intel/auto-round", "auto_round"):
+        return source.quantization.get("packing_format") in _AUTO_ROUND
+    return source.method == "gptq" or (not source.method and source.has("quantize_config.json"))
+
+
+def read_file(source: Source) -> Opened:
+    tensors = Tensors(source.path)
+    modules = modules_of(tensors.entries, _NEEDED, ("g_idx",))
+    if not modules:
+        raise CheckpointError(f"{source.path}: says GPTQ, but has no tensor *.qweight")
+    bits, group_size = source.number("bits", _BITS), source.number("group_size", default=128)
+    if group_size != -1 and group_size < 1:
+        raise CheckpointError(f"{source.path}: group_size {group_size}: must be -1 (all inputs) or at least 1")
+    if source.quantization.get("dynamic"):
+        raise CheckpointError(f"{source.path}: dynamic: layers with settings of their own are not read yet")
+    bare = [name for name, parts in modules.items() if "g_idx" not in parts]
+    if bare and source.quantization.get("desc_act") is True:
+        raise CheckpointError(f"{bare[0]}.g_idx: is missing, though the configuration says desc_act")
+    known = ("gptq", "gptq_v2")
+    form = source.text("checkpoint_format", known, source.text("format", known, "gptq"))
+    zeros = 1 << (bits - 1) if source.quantization.get("sym") is True else None
+    read = functools.partial(
+        _read, tensors=tensors, bits=bits, group_size=group_size, v1=form == "gptq", expected_zero=zeros
+    )
+    return opened(source, tensors, modules, read)
+
+
+def _read(
+    name: str, tensors: Tensors, bits: int, group_size: int, v1: bool, expected_zero: int | None
+) -> ForeignWeight:
+    words = tensors.typed(f"{name}.qweight", (torch.int32,), 2)
+    n = words.shape[1]
+    if words.shape[0] * 32 % bits:
+        raise CheckpointError(f"{name}.qweight: {words.shape[0]} words hold no whole number of codes of {bits} bits")
+    k = words.shape[0] * 32 // bits
+    group_size = k if group_size == -1 else group_size
+    groups = -(-k // group_size)
+    scales = tensors.shaped(f"{name}.scales", FLOATS, (groups, n))
+    codes = unpack_stream(as_bytes(words.numpy().view(np.uint32).T), bits, k)
+    zero = _zeros(tensors, name, bits, (groups, n), v1)
+    if expected_zero is not None and (zero != expected_zero).any():
+        where = f"are not all {expected_zero}, though the configuration says sym"
+        raise CheckpointError(f"{name}.qzeros: {where}; is its checkpoint_format right?")
+    index = f"{name}.g_idx"
+    order = tensors.shaped(index, (torch.int32,), (k,)) if index in tensors.entries else None
+    if order is None and k % group_size:
+        raise CheckpointError(
+            f"{name}.qweight: {k} inputs are no multiple of group_size {group_size}, and no g_idx is there"
+        )
+    weight = ForeignWeight(
+        torch.from_numpy(codes),
+        bits,
+        scales.T.contiguous(),
+        zero.T.contiguous() if expected_zero is None else expected_zero,
+        group_size,
+        None if order is None else ordered_groups(order, name, group_size, groups),
+    )
+    return checked(weight, name, "scales")
+
+
+def _zeros(tensors: Tensors, name: str, bits: int, shape: tuple[int, int], v1: bool) -> Tensor:
+    """The zero points, int16 (groups, N)."""
+    groups, n = shape
+    words = tensors.shaped(f"{name}.qzeros", (torch.int32,), (groups, n * bits // 32)).numpy().view(np.uint32)
+    if n * bits % 32:
+        raise CheckpointError(f"{name}.qzeros: {n} zero points of {bits} bits do not fill whole words")
+    if v1 and 32 % bits == 0:
+        ones = np.uint32(sum(1 << i for i in range(0, 32, bits)))
+        words = words + ones  # modulo 2 ** 32: the borrow comes back
+    zero = unpack_stream(as_bytes(words), bits, n)
+    if v1 and 32 % bits:
+        zero = (zero + np.uint8(1)) & np.uint8((1 << bits) - 1)
+    return torch.from_numpy(zero.astype(np.int16))

@@ -1,0 +1,71 @@
+"""A file of tensors, mapped into memory, whose header is not trusted."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..checkpoint.files import CheckpointError
+
+
+class MappedFile:
+    """A regular file, mapped; symbolic links are followed, as download caches are made of them.
+
+    Raises CheckpointError if it cannot be read, or is empty.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be opened: {error.strerror}") from error
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or not status.st_size:
+                raise CheckpointError(f"{path}: must be a regular file that is not empty")
+            # Private: torch wants memory that it could write to.
+            self._map = mmap.mmap(descriptor, status.st_size, access=mmap.ACCESS_COPY)
+        finally:
+            os.close(descriptor)
+        self.size = status.st_size
+
+    def read(self, begin: int, end: int) -> bytes:
+        """A copy of some bytes."""
+        return self._map[begin:end]
+
+    def tensor(self, begin: int, end: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+        """A tensor in the mapped memory, copied only where its dtype does not allow its place."""
+        raw = np.frombuffer(self._map, np.uint8, end - begin, begin)
+        if begin % dtype.itemsize:
+            raw = raw.copy()
+        return torch.from_numpy(raw).view(dtype).reshape(shape)
+
+
+class Span(NamedTuple):
+    """Where a tensor lies in its file."""
+
+    begin: int
+    end: int
+    name: str
+
+
+def check_spans(spans: Iterable[Span], path: Path, begin: int, end: int) -> None:
+    """Raises CheckpointError, naming the tensor, where one lies outside [begin, end), or two overlap."""
+    last = Span(begin, begin, "the header")
+    for span in sorted(spans):
+        if span.begin < begin or span.end > end or span.begin > span.end:
+            place = f"bytes [{span.begin}, {span.end}) of [{begin}, {end})"
+            raise CheckpointError(f"{path}: {span.name}: offsets: {place}: outside the file's data")
+        if span.begin < last.end and span.end > span.begin:
+            raise CheckpointError(f"{path}: {span.name}: offsets: overlaps with {last.name}")
+        if span.end > last.end:
+            last = span

@@ -1,0 +1,123 @@
+"""ONNX: the weights of MatMulNBits nodes, of the domain com.microsoft; needs the package onnx.
+
+B, uint8 (N, blocks, block_size * bits / 8): each block is a stream of codes. scales: one a block. zero_points, uint8: a
+stream of codes for each row, or absent: 2 ** (bits - 1).
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..checkpoint.files import CheckpointError
+from .bits import unpack_stream
+from .mapped import MappedFile
+from .opened import Layer, Opened
+from .source import Source
+from .weight import ForeignWeight, checked
+
+_LARGEST = 1 << 31  # bytes that protobuf allows
+_BITS = (2, 4, 8)
+_UINT8 = 2
+_FLOATS = {1: torch.float32, 10: torch.float16, 16: torch.bfloat16}
+_INPUTS = ("A", "B", "scales", "zero_points", "g_idx", "bias")
+
+
+def detect(source: Source) -> bool:
+    return source.single(".onnx") is not None
+
+
+def read_file(source: Source) -> Opened:
+    path = source.single(".onnx")
+    if path is None:
+        raise CheckpointError(f"{source.path}: has no .onnx file")
+    graph = _graph(path)
+    values = {tensor.name: tensor for tensor in graph.initializer}
+    layers: dict[str, Layer] = {}
+    for node in graph.node:
+        if node.op_type != "MatMulNBits":
+            continue
+        inputs = {part: name for part, name in zip(_INPUTS, node.input, strict=False) if name}
+        if not all(isinstance(name, str) for name in inputs.values()):  # bytes, where they are not UTF-8
+            raise CheckpointError(f"{path}: node {node.name}: inputs: must be names")
+        if "B" not in inputs or "scales" not in inputs or "g_idx" in inputs:
+            raise CheckpointError(
+                f"{path}: node {node.name}: must have B and scales, and no g_idx, which is not read yet"
+            )
+        stem, _, ending = inputs["B"].rpartition("_")
+        name = (stem if ending.startswith("Q") else inputs["B"]).removesuffix(".weight")
+        if name in layers:
+            raise CheckpointError(f"{path}: {name}: two nodes have this weight")
+        mine = [values[part] for part in inputs.values() if part in values]
+        read = functools.partial(_read, name, node, inputs, values)
+        layers[name] = Layer(read, sum(len(value.raw_data) for value in mine))
+    if not layers:
+        raise CheckpointError(f"{path}: has no node MatMulNBits")
+    return Opened(layers, {})
+
+
+def _graph(path: Path) -> Any:
+    try:
+        import onnx
+    except ImportError as error:
+        raise ImportError("reading ONNX files needs onnx: pip install 'nybble[onnx]'") from error
+    from google.protobuf.message import DecodeError
+
+    file = MappedFile(path)
+    if file.size > _LARGEST:
+        raise CheckpointError(f"{path}: {file.size} bytes: must be at most {_LARGEST}")
+    try:
+        return onnx.ModelProto.FromString(file.read(0, file.size)).graph
+    except DecodeError as error:
+        raise CheckpointError(f"{path}: not an ONNX model: {error}") from error
+
+
+def _numbers(node: Any, name: str) -> tuple[int, int, int, int]:
+    """N, K, bits and block_size of a node."""
+    found = {attribute.name: attribute.i for attribute in node.attribute}
+    for key in ("N", "K", "bits", "block_size"):
+        if not 1 <= found.get(key, 0) < 1 << 31:
+            raise CheckpointError(f"{name}: {key} {found.get(key)}: must be a number above 0")
+    if found["bits"] not in _BITS:
+        raise CheckpointError(f"{name}: bits {found['bits']}: must be one of {_BITS}")
+    if found["block_size"] < 16 or found["block_size"] & (found["block_size"] - 1):
+        raise CheckpointError(f"{name}: block_size {found['block_size']}: must be a power of 2 from 16 on")
+    return found["N"], found["K"], found["bits"], found["block_size"]
+
+
+def _array(
+    name: str, values: dict[str, Any], kinds: dict[int, torch.dtype], shapes: tuple[tuple[int, ...], ...]
+) -> Tensor:
+    """An initializer of one of some types, that has one of some shapes, in the first of them."""
+    if name not in values:
+        raise CheckpointError(f"{name}: is missing")
+    value = values[name]
+    if value.data_location or value.external_data:
+        raise CheckpointError(f"{name}: data_location: data in another file is not read yet")
+    if value.data_type not in kinds or tuple(value.dims) not in shapes:
+        rule = " or ".join(map(str, shapes))
+        raise CheckpointError(f"{name}: is {tuple(value.dims)} of type {value.data_type}, must be {rule}")
+    dtype = kinds[value.data_type]
+    needed = int(np.prod(shapes[0], dtype=object)) * dtype.itemsize
+    if len(value.raw_data) != needed:
+        raise CheckpointError(f"{name}: raw_data: {len(value.raw_data)} bytes, must be {needed}")
+    return torch.frombuffer(bytearray(value.raw_data), dtype=dtype).reshape(shapes[0])
+
+
+def _read(name: str, node: Any, inputs: dict[str, str], values: dict[str, Any]) -> ForeignWeight:
+    n, k, bits, size = _numbers(node, name)
+    blocks = -(-k // size)
+    packed = _array(inputs["B"], values, {_UINT8: torch.uint8}, ((n, blocks, size * bits // 8),))
+    scale = _array(inputs["scales"], values, _FLOATS, ((n, blocks), (n * blocks,)))
+    zero: Tensor | int = 1 << (bits - 1)
+    if "zero_points" in inputs:
+        width = -(-blocks * bits // 8)
+        stored = _array(inputs["zero_points"], values, {_UINT8: torch.uint8}, ((n, width), (n * width,)))
+        zero = torch.from_numpy(unpack_stream(stored.numpy(), bits, blocks).astype(np.int16))
+    codes = unpack_stream(packed.reshape(n, -1).numpy(), bits, k)
+    return checked(ForeignWeight(torch.from_numpy(codes), bits, scale, zero, size), name, "scales")

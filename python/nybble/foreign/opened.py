@@ -1,0 +1,92 @@
+"""An opened foreign checkpoint: its quantized layers and its other tensors, each read when it is asked for."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ..checkpoint.files import CheckpointError
+from .source import Source
+from .tensors import Tensors
+from .weight import ForeignWeight
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A quantized weight that has not been read yet. ``nbytes``: in the file."""
+
+    read: Callable[[], ForeignWeight]
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor that is not quantized and has not been read yet."""
+
+    read: Callable[[], Tensor]
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint whose headers were checked. ``notes`` are what a reader of a report should know of it."""
+
+    layers: Mapping[str, Layer]
+    parts: Mapping[str, Part]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def modules_of(
+    names: Iterable[str], needed: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> dict[str, dict[str, str]]:
+    """Each module that has tensors with these endings -> ending -> tensor.
+
+    Raises CheckpointError, naming the tensor, where one of those that are needed is missing.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for name in names:
+        module, _, part = name.rpartition(".")
+        if part in needed or part in optional:
+            found.setdefault(module, {})[part] = name
+    for module, parts in found.items():
+        lost = [part for part in needed if part not in parts]
+        if lost:
+            raise CheckpointError(f"{module}.{lost[0]}: is missing, but there is {next(iter(parts.values()))}")
+    return found
+
+
+def opened(
+    source: Source,
+    tensors: Tensors,
+    modules: Mapping[str, Mapping[str, str]],
+    read: Callable[[str], ForeignWeight],
+    notes: tuple[str, ...] = (),
+) -> Opened:
+    """A checkpoint of safetensors files: its layers, and all tensors that belong to none of them."""
+    theirs = {name for parts in modules.values() for name in parts.values()}
+    layers = {
+        name: Layer(functools.partial(read, name), tensors.nbytes(parts.values())) for name, parts in modules.items()
+    }
+    parts = {
+        name: Part(functools.partial(tensors.read, name), tensors.nbytes([name]))
+        for name in tensors.entries
+        if name not in theirs
+    }
+    for name in parts:
+        owner = next((owner for owner in _owners(name) if owner in modules), None)
+        if owner is not None and name != f"{owner}.bias":
+            raise CheckpointError(f"{name}: not a tensor that a quantized layer of this format has")
+    return Opened(layers, parts, source.config, notes)
+
+
+def _owners(name: str) -> Iterable[str]:
+    """All modules that a tensor is in."""
+    at = name.rfind(".")
+    while at > 0:
+        yield name[:at]
+        at = name.rfind(".", 0, at)

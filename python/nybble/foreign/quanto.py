@@ -1,0 +1,72 @@
+"""optimum-quanto: qint8 rows, and qint4 codes with a float shift; the settings are in quanto_qmap.json.
+
+qint8: weight._data, int8 (N, K), and weight._scale (N, 1). qint4: the weight is regrouped to (N * K / g, g);
+weight._data._data, uint8 (N * K / 2g, g), has row r of it in the low half and row r + N * K / 2g in the high half;
+weight = code * _scale - _shift, in the dtype of the scale. The file does not have N and K of qint4 weights.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..checkpoint.files import CheckpointError
+from .opened import Opened, opened
+from .source import Source
+from .tensors import FLOATS, Tensors, read_json
+from .weight import ForeignWeight, checked
+
+_MAP = "quanto_qmap.json"
+_PARTS = {"qint8": ("weight._data", "weight._scale"), "qint4": ("weight._data._data", "weight._scale", "weight._shift")}
+_INPUTS = ("input_scale", "output_scale")
+
+
+def detect(source: Source) -> bool:
+    return source.has(_MAP)
+
+
+def read_file(source: Source) -> Opened:
+    told = read_json(source.path / _MAP)
+    tensors = Tensors(source.path)
+    modules: dict[str, dict[str, str]] = {}
+    kinds: dict[str, str] = {}
+    for name, setting in told.items():
+        kind = setting.get("weights") if isinstance(setting, dict) else None
+        if not isinstance(kind, str) or kind not in _PARTS:
+            raise CheckpointError(f"{source.path / _MAP}: {name}: weights {kind!r}: must be one of {', '.join(_PARTS)}")
+        if setting.get("activations") not in (None, "none"):
+            raise CheckpointError(f"{source.path / _MAP}: {name}: quantized activations are not read yet")
+        parts = {part: f"{name}.{part}" for part in _PARTS[kind]}
+        if lost := [tensor for tensor in parts.values() if tensor not in tensors.entries]:
+            raise CheckpointError(f"{lost[0]}: is missing, though {_MAP} says {kind}")
+        modules[name] = parts | {part: f"{name}.{part}" for part in _INPUTS if f"{name}.{part}" in tensors.entries}
+        kinds[name] = kind
+    result = opened(source, tensors, modules, lambda name: _READ[kinds[name]](name, tensors))
+    if left := [name for name in result.parts if ".weight._" in name]:
+        raise CheckpointError(f"{left[0]}: belongs to no layer of {_MAP}")
+    return result
+
+
+def _read8(name: str, tensors: Tensors) -> ForeignWeight:
+    codes = tensors.typed(f"{name}.weight._data", (torch.int8,), 2)
+    scale = tensors.shaped(f"{name}.weight._scale", FLOATS, (codes.shape[0], 1))
+    return checked(ForeignWeight(codes, 8, scale, 0, codes.shape[1]), name, "weight._scale")
+
+
+def _read4(name: str, tensors: Tensors) -> ForeignWeight:
+    packed = tensors.typed(f"{name}.weight._data._data", (torch.uint8,), 2)
+    rows, size = packed.shape[0] * 2, packed.shape[1]
+    scale = tensors.shaped(f"{name}.weight._scale", FLOATS, (rows, 1))
+    shift = tensors.shaped(f"{name}.weight._shift", (scale.dtype,), (rows, 1))
+    weight = ForeignWeight(
+        torch.cat([packed & 15, packed >> 4]).reshape(1, -1),
+        4,
+        scale.reshape(1, -1),
+        0,
+        max(size, 1),
+        minimum=-shift.reshape(1, -1),
+        arithmetic=scale.dtype,
+    )
+    return checked(weight, name, "weight._scale")
+
+
+_READ = {"qint8": _read8, "qint4": _read4}
