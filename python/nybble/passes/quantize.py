@@ -46,6 +46,9 @@ def quantize(
 
     Replaces modules that are exactly ``nn.Linear`` or transformers' ``Conv1D``, in float32, bfloat16 or float16 on the
     CPU. All others stay as they are, and the report says why. No layer is excluded by its name.
+    Tables of embeddings get the weights of the scheme without activations, rounded to nearest, unless they are slower
+    than dense; ``exclude="*embed*"`` leaves such names alone. A head that shares the weight of an embedding shares its
+    codes as well, and stays dense if the embedding does.
 
     Args:
         model: any module; its Linear layers must be inside it, not the model itself.
@@ -87,7 +90,7 @@ def quantize(
             data, or else on normal random rows. If no scheme is within it, the layer stays dense. None (default): 0.05
             for one of several schemes, no limit for a single one.
         strict: raise if any Linear-like layer that ``include`` and ``exclude`` allow would stay dense.
-        untie: quantize a copy of a weight that an ``nn.Embedding`` or another dense layer also uses. By default such
+        untie: quantize a copy of a weight that a layer that stays dense also uses. By default such
             a layer stays dense. Quantized layers that share one weight stay tied either way.
         fuse: whether chains of layers then run as compiled steps where that is faster, as by ``nybble.fuse``: found with
             the first calibration batch, or without any in the first calls of the model. None (default): with
