@@ -7,6 +7,9 @@ from typing import Any, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor
+from torch._C import _get_tracing_state, _len_torch_dispatch_stack, _len_torch_function_stack
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import profiler
 from torch.compiler import is_compiling
 
 from . import layouts, native, ops
@@ -52,14 +55,18 @@ def embedding(
         IndexError: an id is not in [0, num_embeddings).
         ValueError: a shape, dtype, device or layout that does not fit, by name.
     """
-    if is_compiling() or ops._watched(ids, packed, None):
+    if is_compiling() or _watched(ids):
         out: Tensor = torch.ops.nybble.embedding.default(
             ids, packed, scheme, layout, num_embeddings, embedding_dim, dtype
         )
         return out
-    # The fastest way to a new tensor, if no mode of torch changes where it is.
-    rows = torch.empty(*ids.shape, embedding_dim, dtype=dtype, device=None if packed.is_cpu else packed.device)
-    return _read(ids, packed, scheme, layout, num_embeddings, rows)
+    usual = ids.dtype is torch.int64 and ids.is_cpu and packed.is_cpu and packed.dtype is torch.uint8
+    if not (usual and dtype in FLOATS and ids.is_contiguous() and packed.is_contiguous()):
+        return _embedding(ids, packed, scheme, layout, num_embeddings, embedding_dim, dtype)
+    # The checks of _embedding, and the fastest way to a new tensor, if no mode of torch changes where it is.
+    rows = torch.empty(*ids.shape, embedding_dim, dtype=dtype)
+    _plan(scheme, layout, num_embeddings, embedding_dim, "cpu")(packed, ids, rows)
+    return rows
 
 
 def embedding_bag(
@@ -95,6 +102,18 @@ def embedding_bag(
         padding_idx,
     )
     return out
+
+
+def _watched(ids: Tensor) -> bool:
+    """Whether the call must go through torch's dispatcher, as ops does it; integers have no gradients."""
+    return (
+        type(ids) is not Tensor
+        or _len_torch_dispatch_stack() > 0
+        or _len_torch_function_stack() > 0
+        or peek_interpreter_stack() is not None
+        or _get_tracing_state() is not None
+        or profiler._is_profiler_enabled
+    )
 
 
 def kernel_for(scheme: Scheme, layout: str | None, device: str) -> str:
@@ -138,16 +157,9 @@ def _embedding(
     embedding_dim: int,
     dtype: torch.dtype,
 ) -> Tensor:
+    _check(ids, packed, dtype)
     rows = packed.new_empty((*ids.shape, embedding_dim), dtype=dtype)
-    return _read(ids, packed, scheme, layout, num_embeddings, rows)
-
-
-def _read(ids: Tensor, packed: Tensor, scheme: str, layout: str, num_embeddings: int, rows: Tensor) -> Tensor:
-    _check(ids, packed, rows.dtype)
-    if not ids.is_contiguous():
-        ids = ids.contiguous()
-    device = "cpu" if packed.is_cpu else packed.device.type
-    _plan(scheme, layout, num_embeddings, rows.shape[-1], device)(packed, ids, rows)
+    _plan(scheme, layout, num_embeddings, embedding_dim, packed.device.type)(packed, ids.contiguous(), rows)
     return rows
 
 
