@@ -200,7 +200,7 @@ def _run_demo(args: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from .commands import quantize
+    from .commands import inspect, quantize
 
     parser = argparse.ArgumentParser(prog="nybble", description="int8 and int4 linear layers for torch")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
@@ -225,6 +225,7 @@ def _parser() -> argparse.ArgumentParser:
         help="page that --accuracy writes (default: %(default)s)",
     )
     quantize.add_arguments(command("quantize", quantize.run, "run a recipe on a model and save the result"))
+    inspect.add_arguments(command("inspect", inspect.run, "what a checkpoint holds, of nybble or of another library"))
     return parser
 
 

@@ -56,12 +56,13 @@ def foreign_formats() -> tuple[ForeignFormat, ...]:
 
 
 def open_foreign(path: str | os.PathLike[str]) -> tuple[ForeignFormat, Opened]:
-    """Open another library's checkpoint, a file or a directory.
+    """Open another library's checkpoint, a file or a directory; of a safetensors file, the directory that it is in.
 
     Raises:
         CheckpointError: it is damaged, or of no format, or of several formats, of the table.
     """
-    source = Source(Path(path))
+    given = Path(path)
+    source = Source(given.parent if given.suffix == ".safetensors" and given.is_file() else given)
     if not source.path.exists():
         raise CheckpointError(f"{source.path}: no such file or directory")
     found = [row for row in foreign_formats() if row.detect(source)]

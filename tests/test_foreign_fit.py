@@ -1,0 +1,145 @@
+"""Which foreign weights nybble's schemes hold exactly, and `nybble inspect`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import nybble
+from nybble.__main__ import main
+from nybble.foreign import ForeignWeight, open_foreign
+from nybble.foreign.fit import fit
+from nybble.weights.rounding import dequantize_weight
+
+DATA = Path(__file__).parent / "data" / "foreign"
+
+
+def weight_of(name: str) -> ForeignWeight:
+    (layer,) = open_foreign(DATA / name)[1].layers.values()
+    return layer.read()
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme"),
+    [
+        ("ct-w4a16-g128", "w4a16g128"),
+        ("ct-w4a16-asym-g32-edge", "w4a16g32asym"),
+        ("ct-w3a16-g32", "w4a16g32"),
+        ("ct-w4a8-g128", "w4a16g128"),
+        ("autoround-gptq-w4-g128", "w4a16g128asym"),  # negative scales
+    ],
+)
+def test_what_a_scheme_holds_is_equal_bit_for_bit(name: str, scheme: str) -> None:
+    weight = weight_of(name)
+    found = fit(weight)
+    assert (str(found.scheme), found.why) == (scheme, None)
+    assert found.scheme is not None
+    assert found.quantized is not None
+    assert torch.equal(dequantize_weight(found.quantized, found.scheme, weight.shape[1]), weight.dequantize())
+    module = nybble.nn.Linear.from_quantized(found.quantized, weight.shape[1], None, scheme, torch.float32)
+    assert torch.equal(module.dequantized_weight(), weight.dequantize())
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("gptq-w4-g128-desc-act", "columns in activation order"),
+        ("bnb-nf4-double", "a code book"),
+        ("bnb-nf4-flat", "a code book"),
+        ("gguf-q4-1", "a float minimum"),
+        ("gguf-q6-k", "groups of 16: w8 has one scale a row"),
+        ("gptq-w8-g128", "groups of 128: w8 has one scale a row"),
+        ("bnb-int8", "rounds twice"),
+    ],
+)
+def test_what_none_holds_says_why(name: str, why: str) -> None:
+    found = fit(weight_of(name))
+    assert found.scheme is None
+    assert found.why is not None
+    assert why in found.why
+
+
+def eight_bits(codes: torch.Tensor, **more: object) -> ForeignWeight:
+    weight = ForeignWeight(codes, 8, torch.full((codes.shape[0], 1), 0.5), 0, codes.shape[1])
+    return replace(weight, **more)  # type: ignore[arg-type]
+
+
+def test_eight_bits_of_a_row() -> None:
+    codes = torch.randint(-127, 128, (8, 64), dtype=torch.int8)
+    assert str(fit(eight_bits(codes)).scheme) == "w8a16"
+    unsigned = (codes.to(torch.int16) + 128).to(torch.uint8)
+    assert str(fit(eight_bits(unsigned, zero=128)).scheme) == "w8a16"
+    zero = torch.full((8, 1), 128, dtype=torch.int16)
+    assert str(fit(eight_bits(unsigned, zero=zero)).scheme) == "w8a16"
+    assert "negative scales" in str(fit(eight_bits(codes, scale=torch.full((8, 1), -0.5))).why)
+
+
+def test_four_bits_whose_scales_do_not_fit() -> None:
+    weight = weight_of("ct-w4a16-g128")
+    finer = replace(weight, scale=weight.scale.float() * 1.001)
+    assert "of the float32 scales are not bfloat16" in str(fit(finer).why)
+    assert "groups of 16" in str(fit(ForeignWeight(weight.codes, 4, torch.ones(128, 16), 8, 16)).why)
+
+
+# --- nybble inspect
+
+
+def test_inspect_tells_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(DATA / "ct-w4a16-g128")]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.startswith("format compressed-tensors, ")
+    assert "4 bits, groups of 128, symmetric, bfloat16 scales      1" in out
+    assert "1 of 1 quantized layers are held exactly" in out
+    assert main(["inspect", str(DATA / "gguf-q4-k-m" / "model.gguf")]) == 0
+    out, _ = capsys.readouterr()
+    assert "0 of 1 quantized layers" in out
+    assert "model.layers.1.self_attn.k_proj: a float minimum" in out
+    assert max(map(len, out.splitlines())) <= 120
+
+
+def test_inspect_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
+    name = DATA / "gptq-w4-g64-gpt2" / "model.safetensors"
+    assert main(["inspect", str(name), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (layer,) = found["layers"]
+    assert (found["schema"], found["format"], found["exact"]) == ("nybble.inspect/1", "gptq", 0)
+    assert (layer["name"], layer["shape"]) == ("transformer.h.1.mlp.c_proj", [128, 512])
+    assert "of the float16 scales are not bfloat16" in layer["why"]
+    assert found["other"] == {"tensors": 1, "nbytes": 256}
+    assert found["nbytes"] == layer["nbytes"] + 256
+
+
+def test_inspect_reads_nybbles_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = nn.Sequential(nn.Linear(64, 32), nn.LayerNorm(32))
+    nybble.quantize(model, "w8a8", goal="memory")
+    nybble.save(model, tmp_path)
+    assert main(["inspect", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (layer,) = found["layers"]
+    assert (found["format"], layer["scheme"], layer["shape"]) == ("nybble", "w8a8", [32, 64])
+    assert found["nbytes"] == 64 * 32 + 32 * 4 + 32 * 4 + 2 * 32 * 4
+
+
+@pytest.mark.parametrize("path", ["none", "."])
+def test_inspect_fails_with_one_line(path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(tmp_path / path)]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("nybble: ")
+    assert err.count("\n") == 1
+
+
+def test_the_example_of_the_help_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["inspect", "--help"])
+    assert done.value.code == 0
+    (words,) = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("example: ")]
+    words = [str(DATA / "awq-gemm-w4-g32-edge") if word == "DIR" else word for word in words[2:]]
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out)["format"] == "awq"
