@@ -271,6 +271,8 @@ def read_all(directory: Path) -> ForeignWeight:
         ("ct-w4a8-g128", "weight", lambda t: t.fill_(9), r"k_proj\.weight: 9 to 9: must be numbers of 4 bits"),
         ("ct-old-sparse24-w8a8", "bitmask", lambda t: t.fill_(7), r"bitmask: must have two set bits in each four"),
         ("ct-old-sparse-bitmask-bf16", "row_offsets", lambda t: t + 1, r"row_offsets: are not the sums"),
+        ("ct-old-marlin24-w4-g128", "meta", lambda t: t.fill_(0), r"meta: two places of four columns must be in ascending"),
+        ("ct-old-marlin24-w4-g128", "scale_packed", lambda t: t[:2].clone(), r"down_proj: the shapes .* fit 0 settings"),
         ("bnb-int8", "weight_format", lambda t: t.fill_(1), r"weight_format: must be 0"),
         ("bnb-nf4-double", "nested_absmax", None, r"one of the two is missing"),
         ("torchao-int8wo", "_weight_scale", lambda t: t[1:].clone(), r"_weight_scale: is \(127, 1\).*\(128, 1\)"),

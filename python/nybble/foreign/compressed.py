@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..checkpoint.files import CheckpointError
 from . import compressed_dense as dense
+from . import compressed_marlin as marlin
 from . import compressed_sparse as sparse
 from .compressed_setting import FORMATS, Context, dense_words, settings
 from .opened import Opened, Part, opened
@@ -44,6 +45,7 @@ def _layout(marks: str, needed: str, optional: str, read: Callable[[str, Context
 
 
 _LAYOUTS: tuple[_Layout | _FloatLayout, ...] = (
+    _layout("scale_packed", "weight_packed scale_packed meta", "", marlin.marlin24),
     _layout("weight_packed", "weight_packed weight_scale weight_shape", "weight_zero_point weight_g_idx", dense.packed),
     _FloatLayout(frozenset({"row_offsets"}), ("compressed", "bitmask", "shape", "row_offsets"), sparse.bitmask_floats),
     _layout("compressed weight_scale", "compressed bitmask shape weight_scale", "weight_zero_point", sparse.codes24),
@@ -65,7 +67,7 @@ def read_file(source: Source) -> Opened:
     modules, layouts = _modules(tensors)
     if not modules:
         raise CheckpointError(
-            f"{source.path}: says compressed-tensors, but has no tensor *.weight_scale or *.compressed"
+            f"{source.path}: says compressed-tensors, but has no tensor *.weight_scale, *.scale_packed or *.compressed"
         )
     quantized = {name: layout for name, layout in layouts.items() if isinstance(layout, _Layout)}
     result = opened(source, tensors, modules, lambda name: quantized[name].read(name, context))

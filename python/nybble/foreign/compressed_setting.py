@@ -10,7 +10,7 @@ from ..checkpoint.files import CheckpointError
 from .source import Source
 from .tensors import Tensors
 
-FORMATS = ("pack-quantized", "int-quantized", "naive-quantized", "dense", "mixed-precision")
+FORMATS = ("pack-quantized", "int-quantized", "naive-quantized", "dense", "marlin-24", "mixed-precision")
 _STRATEGIES = ("tensor", "channel", "group")
 _DENSE_SINCE = (0, 18)  # the version from which on codes of 3, 5, 6 and 7 bits cross words
 

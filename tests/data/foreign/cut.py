@@ -17,12 +17,14 @@ from safetensors.torch import save_file
 HERE = Path(__file__).parent
 LAYER = "model.layers.1.self_attn.k_proj"
 OTHER = {
+    "ct-old-marlin24-w4-g128": "model.layers.0.mlp.down_proj",
     "gptq-w4-g64-gpt2": "transformer.h.1.mlp.c_proj",
     "gptq-w4-g64-moe": "model.layers.1.mlp.experts.3.down_proj",
     "ct-w4a16-g64-moe": "model.layers.1.mlp.experts.3.down_proj",
 }
 ORACLE_DTYPES = {
     "bnb-int8": "float32",
+    "ct-old-marlin24": "float16",
     "onnx": "float32",
     "gguf": "float32",
     "gptq": "float16",
@@ -110,7 +112,7 @@ def cut_onnx(source, target, layer):
 def main(checkpoints):
     for source in sorted(checkpoints.iterdir()):
         name = source.name
-        if name.startswith(("hqq", "ct-old-marlin24")) or not (source / "oracle.safetensors").exists():
+        if name.startswith("hqq") or not (source / "oracle.safetensors").exists():
             continue
         layer = OTHER.get(name, LAYER)
         target = HERE / name
