@@ -6,6 +6,7 @@ from .experts import Experts
 from .kinds import MatrixWeight, ModuleKind, composite_kinds, module_kinds
 from .linear import Linear
 from .module import QuantizedModule
+from .multihead import MultiheadAttention
 from .recurrent import GRU, LSTM
 from .sparse import SparseLinear
 
@@ -20,6 +21,7 @@ __all__ = [
     "Linear",
     "MatrixWeight",
     "ModuleKind",
+    "MultiheadAttention",
     "QuantizedModule",
     "SparseLinear",
     "composite_kinds",

@@ -23,6 +23,7 @@ from .composite import CompositeKind
 from .experts import EXPERTS
 from .linear import Linear
 from .module import QuantizedModule
+from .multihead import MULTIHEAD_KIND
 from .recurrent import GRU_KIND, LSTM_KIND
 from .sparse import SparseLinear
 
@@ -208,6 +209,7 @@ BUILT_IN: tuple[ModuleKind | CompositeKind, ...] = (
     LSTM_KIND,
     GRU_KIND,
     EXPERTS,
+    MULTIHEAD_KIND,
 )
 
 

@@ -24,6 +24,8 @@ class Contract:
         schemes: those that are tried.
         bad: calls that must be refused: arguments, and a pattern that the message of the error must match.
         least_coverage: percent of the weight bytes that must be quantized.
+        forks: whether it runs in a forked child: False if it calls functions of torch that wait there for threads of the
+            parent, as libgomp's pool does not survive a fork.
         closeness: the largest relative error of the output against the dense module, by scheme; of others 0.05.
     """
 
@@ -33,6 +35,7 @@ class Contract:
     schemes: tuple[str, ...]
     bad: tuple[tuple[tuple[Any, ...], str], ...] = ()
     least_coverage: float = 95.0
+    forks: bool = True
     closeness: tuple[tuple[str, float], ...] = (("w4a8", 0.3), ("w4a16", 0.3))
 
     def error_of(self, scheme: str) -> float:
@@ -113,6 +116,10 @@ def _routed(tokens: int, experts: int, top_k: int, hidden: int) -> Callable[[], 
     return make
 
 
+def _self_attention(*shape: int) -> Callable[[], tuple[Tensor, ...]]:
+    return lambda: (torch.randn(shape),) * 3
+
+
 _INDEX, _WEIGHT = torch.zeros(2, 1, dtype=torch.long), torch.ones(2, 1)
 
 
@@ -149,6 +156,21 @@ CONTRACTS: tuple[Contract, ...] = (
             ((torch.zeros(2, 64), _INDEX, _WEIGHT[:1]), r"weight: \(1, 1\)"),
             ((torch.zeros(2, 1, 64), _INDEX, _WEIGHT), r"hidden_states: \(2, 1, 64\), must be \(T, K\)"),
         ),
+    ),
+    Contract(
+        "MultiheadAttention",
+        lambda: nn.MultiheadAttention(48, 4, batch_first=True),
+        _self_attention(3, 5, 48),
+        ("w8a8", "w8a16", "w4a8g32"),
+        bad=(((torch.zeros(3, 5, 47),) * 3, r"query: \(3, 5, 47\), must have 2 or 3 dimensions"),),
+        forks=False,
+    ),
+    Contract(
+        "MultiheadAttention with other keys and values",
+        lambda: nn.MultiheadAttention(32, 2, kdim=24, vdim=40, add_bias_kv=True, add_zero_attn=True),
+        lambda: (torch.randn(5, 2, 32), torch.randn(7, 2, 24), torch.randn(7, 2, 40)),
+        ("w8a8",),
+        forks=False,
     ),
     Contract("interleaved Experts", lambda: InterleavedExperts(4, 38, 21), _routed(1, 4, 1, 38), ("w8a8", "w4a8")),
     Contract(
