@@ -8,6 +8,7 @@ experts that get no token are not read.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import is_
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -71,13 +72,14 @@ class Experts:
     def __init__(self, up: Side, down: Side, gate: Gate) -> None:
         self.up, self.down, self.gate = up, down, gate
         self._made: dict[torch.dtype, native.Experts] = {}
+        self._packed, self._bias = [*up.packed, *down.packed], [*up.bias, *down.bias]
         self._addresses: list[int] | None = None  # of the packed weights, once they are used
 
     def serves(self, packed: Sequence[Tensor], bias: Sequence[Tensor | None]) -> bool:
         """Whether these are its weights, those of up first, where they were."""
-        held = (*self.up.packed, *self.down.packed, *self.up.bias, *self.down.bias)
-        same = len(held) == len(packed) + len(bias) and all(map(_is, held, (*packed, *bias)))
-        return same and [one.data_ptr() for one in packed] == self._addresses
+        pairs = ((self._packed, packed), (self._bias, bias))
+        same = all(len(held) == len(now) and all(map(is_, held, now)) for held, now in pairs)
+        return same and list(map(Tensor.data_ptr, packed)) == self._addresses
 
     def __call__(self, x: Tensor, index: Tensor, weight: Tensor) -> Tensor:
         """x (T, K), float32, bfloat16 or float16; index (T, top_k), integers: the experts of each token, of which the
@@ -106,7 +108,7 @@ class Experts:
         return out
 
     def _make(self, dtype: torch.dtype) -> native.Experts:
-        self._addresses = [packed.data_ptr() for packed in (*self.up.packed, *self.down.packed)]
+        self._addresses = list(map(Tensor.data_ptr, self._packed))
         sides = [native.ExpertsSide(_plans(side, dtype), side.packed, side.bias) for side in (self.up, self.down)]
         return native.Experts(dtype, registry.fastest("rows"), sides[0], sides[1], self.gate)
 
@@ -114,10 +116,6 @@ class Experts:
 def experts(x: Tensor, index: Tensor, weight: Tensor, up: Side, down: Side, gate: Gate) -> Tensor:
     """As ``Experts``, for one call."""
     return Experts(up, down, gate)(x, index, weight)
-
-
-def _is(a: object, b: object) -> bool:
-    return a is b
 
 
 def _plans(side: Side, dtype: torch.dtype) -> list[tuple[int, native.LinearPlan]]:

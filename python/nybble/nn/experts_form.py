@@ -38,8 +38,9 @@ class Form:
 
 def looks_like_experts(module: nn.Module) -> bool:
     """Whether a module has two weights of three dimensions, and a forward of hidden states, indexes and weights."""
-    weights = [name for name, held in module._parameters.items() if held is not None and held.dim() == 3]
-    if len(weights) != 2 or "forward" in vars(module):
+    held = [one for one in module._parameters.values() if one is not None]
+    plain = all(type(one) is nn.Parameter for one in held)  # those of lazy modules have no dimensions yet
+    if not plain or sum(one.dim() == 3 for one in held) != 2 or "forward" in vars(module):
         return False
     return len(names_of_arguments(module)) == 3
 

@@ -85,10 +85,12 @@ class MultiheadAttention(CompositeModule):
         if dense._qkv_same_embed_dim:
             members: dict[str, nn.Module] = {"in_proj": _linear(dense.in_proj_weight, bias)}
         else:
-            weights = (dense.q_proj_weight, dense.k_proj_weight, dense.v_proj_weight)
+            weights: tuple[Any, ...] = (dense.q_proj_weight, dense.k_proj_weight, dense.v_proj_weight)
             biases: tuple[Any, ...] = (None,) * 3 if bias is None else bias.detach().chunk(3)
             parts = [None if one is None else nn.Parameter(one, bias.requires_grad) for one in biases]
-            members = {name: _linear(*one) for name, *one in zip(_SEPARATE, weights, parts, strict=True)}
+            members = {
+                name: _linear(weight, part) for name, weight, part in zip(_SEPARATE, weights, parts, strict=True)
+            }
         members["out_proj"] = _linear(dense.out_proj.weight, dense.out_proj.bias)
         shell = _with(dense, {name: _empty(one) for name, one in dense._parameters.items()}, _emptied(dense.out_proj))
         new = cls(shell, members)
@@ -103,7 +105,8 @@ class MultiheadAttention(CompositeModule):
         layer: Any = self._modules.get("in_proj")
         if layer is None:
             return None
-        return WeightView(layer if isinstance(layer, QuantizedModule) else _Held(layer))
+        held: Any = layer if isinstance(layer, QuantizedModule) else _Held(layer)
+        return WeightView(held)
 
     @property
     def in_proj_bias(self) -> Tensor | None:
@@ -217,7 +220,7 @@ class MultiheadAttention(CompositeModule):
         return _with(self._shell[0], held, out).train(self.training)
 
 
-def _linear(weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:
+def _linear(weight: Any, bias: Any) -> nn.Linear:
     """A layer with these parameters."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     layer.weight = weight
