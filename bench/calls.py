@@ -77,4 +77,4 @@ def _chains(model: nn.Module) -> int:
     from ..fusion.block import fused_modules
 
     kinds = [fused.first for fused in fused_modules(model).values()]
-    return sum(len(lowered.chains) for lowered in kinds if lowered is not None)
+    return sum(lowered.calls for lowered in kinds if lowered is not None)

@@ -350,4 +350,5 @@ PYBIND11_MODULE(_C, m) {
   bind_recurrent(m);
   bind_experts(m);
   bind_lookup(m);
+  bind_conv(m);
 }

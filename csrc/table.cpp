@@ -30,6 +30,7 @@ extern "C" {
 #define NYBBLE_ATTENTION(name, target) NybbleStatus nybble_##name(const NybbleAttentionArgs*);
 #define NYBBLE_ATTENTION8(name, target) NYBBLE_ATTENTION(name, target)
 #define NYBBLE_ROWS(name, target) extern const NybbleRowKernels nybble_##name;
+#define NYBBLE_CONV(name, target) extern const NybbleConvKernels nybble_##name;
 #define NYBBLE_LINEAR(name, ...) NybbleStatus nybble_##name(const NybbleLinearArgs*);
 #include "kernels.def"
 #undef NYBBLE_PREPARE
@@ -37,6 +38,7 @@ extern "C" {
 #undef NYBBLE_ATTENTION
 #undef NYBBLE_ATTENTION8
 #undef NYBBLE_ROWS
+#undef NYBBLE_CONV
 #undef NYBBLE_LINEAR
 }
 
@@ -44,22 +46,42 @@ namespace nybble {
 
 const std::vector<KernelEntry>& kernel_table() {
   static const std::vector<KernelEntry> table = {
-#define NYBBLE_PREPARE(name, target)                                                                  \
-  {#name,   "prepare", #target, "", "", 0, 0, 0, 0, 0, 1, nullptr, NYBBLE_IF_##target(nybble_##name), \
-   nullptr, nullptr,   nullptr},
+#define NYBBLE_PREPARE(name, target)                                                                      \
+  {#name,   "prepare", #target, "",     "", 0, 0, 0, 0, 0, 1, nullptr, NYBBLE_IF_##target(nybble_##name), \
+   nullptr, nullptr,   nullptr, nullptr},
 #define NYBBLE_EXPAND(name, target)                                                                           \
   {#name,   "expand", #target, "", "", 0, 0, 0, 0, 0, 1, nullptr, nullptr, NYBBLE_IF_##target(nybble_##name), \
+   nullptr, nullptr,  nullptr},
+#define NYBBLE_ATTENDS(name, op, target)                                                                             \
+  {#name,   op,     #target, "", "", 0, 0, 0, 0, 0, 1, nullptr, nullptr, nullptr, NYBBLE_IF_##target(nybble_##name), \
    nullptr, nullptr},
-#define NYBBLE_ATTENDS(name, op, target) \
-  {#name, op, #target, "", "", 0, 0, 0, 0, 0, 1, nullptr, nullptr, nullptr, NYBBLE_IF_##target(nybble_##name), nullptr},
 #define NYBBLE_ATTENTION(name, target) NYBBLE_ATTENDS(name, "attention", target)
 #define NYBBLE_ATTENTION8(name, target) NYBBLE_ATTENDS(name, "attention8", target)
-#define NYBBLE_ROWS(name, target)                                 \
-  {#name, "rows", #target, "",      "",      0,       0,       0, \
-   0,     0,      1,       nullptr, nullptr, nullptr, nullptr, NYBBLE_IF_##target(&nybble_##name)},
+#define NYBBLE_ROWS(name, target)                                                                   \
+  {#name,  "rows", #target, "",      "",      0,       0,       0,                                  \
+   0,      0,      1,       nullptr, nullptr, nullptr, nullptr, NYBBLE_IF_##target(&nybble_##name), \
+   nullptr},
+#define NYBBLE_CONV(name, target) \
+  {#name,                         \
+   "conv",                        \
+   #target,                       \
+   "",                            \
+   "",                            \
+   0,                             \
+   0,                             \
+   0,                             \
+   0,                             \
+   0,                             \
+   1,                             \
+   nullptr,                       \
+   nullptr,                       \
+   nullptr,                       \
+   nullptr,                       \
+   nullptr,                       \
+   NYBBLE_IF_##target(&nybble_##name)},
 #define NYBBLE_LINEAR(name, scheme, target, layout, panel, ...)                                                        \
   {#name,   "linear", #target, #scheme, #layout, NYBBLE_PANEL_##panel, __VA_ARGS__, NYBBLE_IF_##target(nybble_##name), \
-   nullptr, nullptr,  nullptr, nullptr},
+   nullptr, nullptr,  nullptr, nullptr, nullptr},
 #include "kernels.def"
 #undef NYBBLE_PREPARE
 #undef NYBBLE_EXPAND
@@ -67,6 +89,7 @@ const std::vector<KernelEntry>& kernel_table() {
 #undef NYBBLE_ATTENTION
 #undef NYBBLE_ATTENTION8
 #undef NYBBLE_ROWS
+#undef NYBBLE_CONV
 #undef NYBBLE_LINEAR
   };
   return table;

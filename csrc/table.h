@@ -7,6 +7,8 @@
 
 #include "abi.h"
 
+struct NybbleConvKernels;  // abi_conv.h
+
 namespace nybble {
 
 // Whether a panel of this format holds codes.
@@ -16,7 +18,7 @@ inline bool int_panel(int format) {
 
 struct KernelEntry {
   const char* name;
-  const char* op;  // "linear", "prepare", "expand", "attention", "attention8" or "rows"
+  const char* op;  // "linear", "prepare", "expand", "attention", "attention8", "rows" or "conv"
   const char* target;
   const char* scheme;  // "" unless linear, like the fields below
   const char* layout;
@@ -27,7 +29,8 @@ struct KernelEntry {
   NybbleExpandFn expand;
   NybbleAttentionFn attention;
   const NybbleRowKernels* rows;
-  bool built() const { return linear || prepare || expand || attention || rows; }
+  const NybbleConvKernels* conv;
+  bool built() const { return linear || prepare || expand || attention || rows || conv; }
   int weight_bits() const { return std::strchr(scheme, 'w')[1] - '0'; }
   bool int_activations() const { return int_panel(panel); }
   // Whether it multiplies tiles of 16 rows (AMX).

@@ -26,7 +26,8 @@ ORDER = (
     ("dispatch",),
     ("kernels",),  # Triton's, and the table's public name
     ("ops", "rows"),  # the torch ops
-    ("attention", "recurrent", "experts", "lookup"),  # likewise, beside those
+    ("attention", "recurrent", "experts", "lookup", "conv"),  # likewise, beside those
+    ("bound_conv",),  # convolutions made ready to run again
     ("int8_cache",),  # for models of transformers
     ("nn",),
     ("model",),
@@ -55,6 +56,8 @@ _LOW = {
     "recurrent",
     "experts",
     "lookup",
+    "conv",
+    "bound_conv",
 }
 FORBIDDEN = {
     "nn": {"_C", "native", "dispatch.targets", "dispatch.reference", "kernels"},

@@ -25,7 +25,7 @@ needs_sources = pytest.mark.skipif(
     reason="csrc/kernels.def is not here: these tests run without the source tree",
 )
 LINE = re.compile(
-    r"NYBBLE_(?P<op>PREPARE|ATTENTION8?|EXPAND|ROWS|LINEAR)\((?P<name>\w+), (?:(?P<scheme>(?:sp|bs)?w\d+a\d+), )?(?P<target>\w+)"
+    r"NYBBLE_(?P<op>PREPARE|ATTENTION8?|EXPAND|ROWS|CONV|LINEAR)\((?P<name>\w+), (?:(?P<scheme>(?:sp|bs)?w\d+a\d+), )?(?P<target>\w+)"
     r"(?:, (?P<layout>\w+), (?P<panel>\w+), (?P<block_rows>\d+), (?P<columns>\d+), (?P<decoded>\d+),"
     r" (?P<decode_rows>\d+), (?P<least_rows>\d+))?\)"
 )

@@ -46,8 +46,14 @@ inline RowPlan bad_row(int32_t steps) {
   return {quiet_nan, 1.0f, 0.0f, 0, steps, 0, false};
 }
 
+// The least and the largest of values and 0; whether one is NaN or Inf.
+struct Range {
+  float low, high;
+  bool bad;
+};
+
 template <int kDtype>
-inline RowPlan plan_row(const uint8_t* x, int64_t count, int32_t steps) {
+inline Range range_of(const uint8_t* x, int64_t count) {
   // Several accumulators of each kind hide the latency. `poison` becomes NaN if the row has a NaN or an Inf.
   constexpr int n = 4;
   const VF none = vf_set1(0.0f);
@@ -74,17 +80,25 @@ inline RowPlan plan_row(const uint8_t* x, int64_t count, int32_t steps) {
     high[0] = vf_max(high[0], high[i]);
     poison[0] = vf_add(poison[0], poison[i]);
   }
-  if (vf_has_nan(poison[0])) return bad_row(steps);
-  float lowest = vf_least(low[0]);
-  const float highest = vf_most(high[0]);
-  const float magnitude = highest > -lowest ? highest : -lowest;
+  return {vf_least(low[0]), vf_most(high[0]), vf_has_nan(poison[0])};
+}
+
+// The plan for `count` values of a range.
+inline RowPlan plan_of(const Range& range, int64_t count, int32_t steps) {
+  if (range.bad) return bad_row(steps);
+  const float magnitude = range.high > -range.low ? range.high : -range.low;
   if (magnitude == 0.0f) return {0.0f, 1.0f, 0.0f, 0, steps, 0, false};
   const float factor = magnitude < kTiny ? kTinyFactor : magnitude > kHuge ? kHugeFactor : 1.0f;
-  lowest *= factor;
-  const float levels = static_cast<float>(steps), width = highest * factor - lowest, inverse = levels / width;
+  const float lowest = range.low * factor;
+  const float levels = static_cast<float>(steps), width = range.high * factor - lowest, inverse = levels / width;
   int32_t zero[W];
   vi_store(zero, vi_round(vf_set1(-lowest * inverse)));
   return {width / levels / factor, factor, inverse, zero[0] + lowest_code(steps), steps, count, factor != 1.0f};
+}
+
+template <int kDtype>
+inline RowPlan plan_row(const uint8_t* x, int64_t count, int32_t steps) {
+  return plan_of(range_of<kDtype>(x, count), count, steps);
 }
 
 // Static quantization: the scale and zero point are given; the row is only searched for a NaN or an Inf.

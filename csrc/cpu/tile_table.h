@@ -9,6 +9,7 @@ namespace block_rows {
 #define NYBBLE_ATTENTION(name, target)
 #define NYBBLE_ATTENTION8(name, target)
 #define NYBBLE_ROWS(name, target)
+#define NYBBLE_CONV(name, target)
 #define NYBBLE_LINEAR(name, scheme, target, layout, panel, block_rows, ...) constexpr int name = block_rows;
 #include "../kernels.def"
 #undef NYBBLE_PREPARE
@@ -16,6 +17,7 @@ namespace block_rows {
 #undef NYBBLE_ATTENTION
 #undef NYBBLE_ATTENTION8
 #undef NYBBLE_ROWS
+#undef NYBBLE_CONV
 #undef NYBBLE_LINEAR
 
 }  // namespace block_rows

@@ -31,7 +31,13 @@ def cpu_features_of(
 def caches() -> tuple[int, int, int]: ...
 def probes() -> list[tuple[str, str, str]]: ...
 def probe(
-    name: str, *, threads: int, amount: int, passes: int = 1, runs: int = 1, huge_pages: bool = False
+    name: str,
+    *,
+    threads: int,
+    amount: int,
+    passes: int = 1,
+    runs: int = 1,
+    huge_pages: bool = False,
 ) -> tuple[float, int]: ...
 
 class WeightShape:
@@ -51,7 +57,12 @@ class WeightShape:
     def packed_bytes(self) -> int: ...
 
 def blocks(
-    kernel: str, shape: WeightShape, *, rows: int, threads: int, caches: str | None = None
+    kernel: str,
+    shape: WeightShape,
+    *,
+    rows: int,
+    threads: int,
+    caches: str | None = None,
 ) -> dict[str, int]: ...
 
 class SparsePack:
@@ -64,13 +75,30 @@ def check_packed(shape: WeightShape, packed: _Memory) -> None: ...
 def unpack_sparse(shape: WeightShape, packed: _Memory, qweight: _Memory, scale: _Memory, threads: int) -> None: ...
 def count_kept(shape: WeightShape, qweight: _Memory) -> int: ...
 def to_bitmask(shape: WeightShape, qweight: _Memory, mask: _Memory, values: _Memory) -> None: ...
-def from_bitmask(shape: WeightShape, mask: _Memory, values: _Memory, most: int, of: int, qweight: _Memory) -> None: ...
+def from_bitmask(
+    shape: WeightShape,
+    mask: _Memory,
+    values: _Memory,
+    most: int,
+    of: int,
+    qweight: _Memory,
+) -> None: ...
 def check_blocks(start: _Memory, index: _Memory, width: int) -> None: ...
 def pack(
-    shape: WeightShape, qweight: _Memory, scale: _Memory, zero_point: _Memory, packed: _Memory, threads: int
+    shape: WeightShape,
+    qweight: _Memory,
+    scale: _Memory,
+    zero_point: _Memory,
+    packed: _Memory,
+    threads: int,
 ) -> None: ...
 def unpack(
-    shape: WeightShape, packed: _Memory, qweight: _Memory, scale: _Memory, zero_point: _Memory, threads: int
+    shape: WeightShape,
+    packed: _Memory,
+    qweight: _Memory,
+    scale: _Memory,
+    zero_point: _Memory,
+    threads: int,
 ) -> None: ...
 def all_finite(weight: _Memory, dtype: int, n: int, k: int, stride: int, threads: int) -> bool: ...
 def round_weight(
@@ -188,6 +216,35 @@ class Lookup:
         threads: int,
     ) -> None: ...
 
+class ConvCall:
+    def __init__(
+        self,
+        plan: LinearPlan,
+        kernel: str,
+        sizes: tuple[int, ...],
+        x: tuple[_Memory, int, bool],
+        packed: _Memory,
+        scale: _Memory,
+        bias: _Memory,
+        bias_dtype: int,
+        y: tuple[_Memory, int, bool],
+        residual: _Memory,
+        act: str,
+        most: float,
+        x_range: _Memory,
+        y_range: _Memory,
+    ) -> None: ...
+
+def pool_call(
+    kernel: str,
+    sizes: tuple[int, ...],
+    pool: str,
+    x: tuple[_Memory, int, bool],
+    y: _Memory,
+    y_range: _Memory,
+) -> ConvCall: ...
+def run_convs(calls: list[ConvCall], threads: int, /) -> None: ...
+
 class ChainWeight:
     def __init__(
         self,
@@ -211,7 +268,15 @@ class Experts:
     ) -> None: ...
 
 class Chain:
-    def __init__(self, dtype: int, widths: list[int], externals: int, *, rows: str, attention: str) -> None: ...
+    def __init__(
+        self,
+        dtype: int,
+        widths: list[int],
+        externals: int,
+        *,
+        rows: str,
+        attention: str,
+    ) -> None: ...
     def add_norm(
         self,
         x: int,

@@ -130,6 +130,7 @@ _HELPS = {
     "attention8": "softmax(q k^T) v with products of 8 bits",
     "expand": "masks and values to dense lines",
     "rows": "norms, activations, rotary positions and recurrent cells",
+    "conv": "rounding, patches and outputs of convolutions, and depthwise ones",
     "quantize": "activations to codes",
     "dequantize": "weights to floats",
 }

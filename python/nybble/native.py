@@ -16,7 +16,12 @@ from .weights.sparsity import Block, NofM
 
 if _C.version != __version__:
     raise ImportError(f"nybble {__version__} found a compiled extension of version {_C.version}: reinstall it")
-DTYPES = {torch.float32: _C.F32, torch.bfloat16: _C.BF16, torch.float16: _C.F16, torch.int32: _C.S32}
+DTYPES = {
+    torch.float32: _C.F32,
+    torch.bfloat16: _C.BF16,
+    torch.float16: _C.F16,
+    torch.int32: _C.S32,
+}
 # By the panel number of csrc/abi.h.
 PANEL_DTYPES = (
     *(torch.float32, torch.int8, torch.int16, torch.uint8, torch.bfloat16, torch.uint8),
@@ -66,10 +71,23 @@ def caches() -> Caches:
 
 
 def blocks(
-    kernel: str, scheme: Scheme, size: tuple[int, int], *, layout: str = "", rows: int, threads: int, caches: str
+    kernel: str,
+    scheme: Scheme,
+    size: tuple[int, int],
+    *,
+    layout: str = "",
+    rows: int,
+    threads: int,
+    caches: str,
 ) -> dict[str, int]:
     """How a linear kernel cuts its product with a weight of size (N, K), see csrc/blocking.h. caches: as NYBBLE_CACHE."""
-    return _C.blocks(kernel, weight_shape(scheme, *size, layout), rows=rows, threads=threads, caches=caches)
+    return _C.blocks(
+        kernel,
+        weight_shape(scheme, *size, layout),
+        rows=rows,
+        threads=threads,
+        caches=caches,
+    )
 
 
 def probes() -> list[tuple[str, str, str]]:
@@ -78,7 +96,13 @@ def probes() -> list[tuple[str, str, str]]:
 
 
 def probe(
-    name: str, threads: int, amount: int, *, passes: int = 1, runs: int = 1, huge_pages: bool = False
+    name: str,
+    threads: int,
+    amount: int,
+    *,
+    passes: int = 1,
+    runs: int = 1,
+    huge_pages: bool = False,
 ) -> tuple[float, int]:
     """Seconds of the fastest of `runs`, and the work of a run: bytes read or operations.
 
@@ -88,7 +112,14 @@ def probe(
         ValueError: an unknown name, one that cannot run here, or a number below its least value.
         MemoryError: the memory to read cannot be had.
     """
-    return _C.probe(name, threads=threads, amount=amount, passes=passes, runs=runs, huge_pages=huge_pages)
+    return _C.probe(
+        name,
+        threads=threads,
+        amount=amount,
+        passes=passes,
+        runs=runs,
+        huge_pages=huge_pages,
+    )
 
 
 def memory(tensor: Tensor | None) -> tuple[int, int]:
@@ -119,18 +150,35 @@ def weight_shape(scheme: Scheme, out_features: int, in_features: int, layout: st
 def all_finite(weight: Tensor) -> bool:
     """Whether a weight (N, K), float32, bfloat16 or float16 with unit stride along K, has neither NaN nor Inf."""
     n, k = weight.shape
-    return _C.all_finite(memory(weight), DTYPES[weight.dtype], n, k, weight.stride(0), torch.get_num_threads())
+    return _C.all_finite(
+        memory(weight),
+        DTYPES[weight.dtype],
+        n,
+        k,
+        weight.stride(0),
+        torch.get_num_threads(),
+    )
 
 
 def round_weight(weight: Tensor, scheme: Scheme, to: QuantizedWeight) -> bool:
     """Rounds a weight (N, K) as all_finite takes it into `to`. False: it has NaN or Inf, and `to` is not defined."""
-    args = weight_shape(scheme, *weight.shape), memory(weight), DTYPES[weight.dtype], weight.stride(0)
+    args = (
+        weight_shape(scheme, *weight.shape),
+        memory(weight),
+        DTYPES[weight.dtype],
+        weight.stride(0),
+    )
     return _C.round_weight(*args, *_parts(to), torch.get_num_threads())
 
 
 def squared_sums(weight: Tensor, rounded: QuantizedWeight, scheme: Scheme) -> tuple[float, float]:
     """Sums of w^2 and (w - w')^2 of a weight (N, K) as all_finite takes it; w' is the rounded one, in the same dtype."""
-    args = weight_shape(scheme, *weight.shape), memory(weight), DTYPES[weight.dtype], weight.stride(0)
+    args = (
+        weight_shape(scheme, *weight.shape),
+        memory(weight),
+        DTYPES[weight.dtype],
+        weight.stride(0),
+    )
     held = QuantizedWeight(**{name: tensor.contiguous() for name, tensor in rounded.tensors().items()})
     return _C.squared_sums(*args, *_parts(held), torch.get_num_threads())
 
@@ -138,7 +186,10 @@ def squared_sums(weight: Tensor, rounded: QuantizedWeight, scheme: Scheme) -> tu
 def choose_smallest(scores: Tensor, counts: Tensor) -> Tensor:
     """ranking.smallest for contiguous float32 scores (N, K)."""
     n, k = scores.shape
-    chosen, each = torch.empty(n, k, dtype=torch.bool), counts.to(torch.int64).contiguous()
+    chosen, each = (
+        torch.empty(n, k, dtype=torch.bool),
+        counts.to(torch.int64).contiguous(),
+    )
     _C.choose_smallest(memory(scores), memory(each), n, k, memory(chosen), torch.get_num_threads())
     return chosen
 
@@ -146,7 +197,10 @@ def choose_smallest(scores: Tensor, counts: Tensor) -> Tensor:
 def keep_only(weight: Tensor, keep: Tensor) -> Tensor:
     """ranking.keep_only for contiguous tensors, not empty, with elements of 2 or 4 bytes."""
     kept = torch.empty_like(weight)
-    spans, size = [memory(tensor) for tensor in (weight, keep, kept)], weight.element_size()
+    spans, size = (
+        [memory(tensor) for tensor in (weight, keep, kept)],
+        weight.element_size(),
+    )
     _C.keep_only(spans[0], spans[1], weight.numel(), size, spans[2], torch.get_num_threads())
     return kept
 
@@ -156,12 +210,20 @@ def check_kept(quantized: QuantizedWeight, scheme: Scheme, in_features: int) -> 
     if isinstance(scheme.sparsity, NofM):
         codes, form = quantized.qweight.contiguous(), scheme.sparsity
         _C.check_kept(
-            weight_shape(scheme, len(codes), in_features), memory(codes), form.n, form.m, torch.get_num_threads()
+            weight_shape(scheme, len(codes), in_features),
+            memory(codes),
+            form.n,
+            form.m,
+            torch.get_num_threads(),
         )
 
 
 def _parts(quantized: QuantizedWeight) -> tuple[_Memory, _Memory, _Memory]:
-    return memory(quantized.qweight), memory(quantized.scale), memory(quantized.zero_point)
+    return (
+        memory(quantized.qweight),
+        memory(quantized.scale),
+        memory(quantized.zero_point),
+    )
 
 
 def pack(quantized: QuantizedWeight, scheme: Scheme, in_features: int, layout: str) -> Tensor:
@@ -172,7 +234,14 @@ def pack(quantized: QuantizedWeight, scheme: Scheme, in_features: int, layout: s
     threads = torch.get_num_threads()
     if scheme.sparsity is None:
         packed = torch.empty(shape.packed_bytes, dtype=torch.uint8)
-        _C.pack(shape, memory(qweight), memory(scale), memory(zero_point), memory(packed), threads)
+        _C.pack(
+            shape,
+            memory(qweight),
+            memory(scale),
+            memory(zero_point),
+            memory(packed),
+            threads,
+        )
         return packed
     sparse = _C.SparsePack(shape, memory(qweight), memory(scale), threads)
     packed = torch.empty(sparse.nbytes, dtype=torch.uint8)
@@ -205,7 +274,10 @@ def check_packed(packed: Tensor, scheme: Scheme, out_features: int, in_features:
 def to_bitmask(qweight: Tensor, scheme: Scheme, in_features: int) -> tuple[Tensor, Tensor]:
     """The codes of a sparse weight as mask and values, see portable.py."""
     out_features = qweight.shape[0]
-    shape, codes = weight_shape(scheme, out_features, in_features), memory(qweight.contiguous())
+    shape, codes = (
+        weight_shape(scheme, out_features, in_features),
+        memory(qweight.contiguous()),
+    )
     kept = _C.count_kept(shape, codes)
     mask = torch.empty(out_features, (in_features + 7) // 8, dtype=torch.uint8)
     kind = scheme.weight_type
@@ -225,7 +297,14 @@ def from_bitmask(mask: Tensor, values: Tensor, scheme: Scheme, out_features: int
     sparsity = scheme.sparsity
     most, of = (sparsity.n, sparsity.m) if isinstance(sparsity, NofM) else (0, 0)
     shape = weight_shape(scheme, out_features, in_features)
-    _C.from_bitmask(shape, memory(mask.contiguous()), memory(values.contiguous()), most, of, memory(qweight))
+    _C.from_bitmask(
+        shape,
+        memory(mask.contiguous()),
+        memory(values.contiguous()),
+        most,
+        of,
+        memory(qweight),
+    )
     return qweight
 
 
@@ -400,10 +479,84 @@ def attention(
     )
 
 
+_Image: TypeAlias = tuple[Tensor, bool]  # whether its channels are last in memory
+
+
+def conv_call(
+    plan: LinearPlan,
+    kernel: str,
+    sizes: tuple[int, ...],
+    x: _Image,
+    packed: Tensor,
+    bias: Tensor | None,
+    y: _Image,
+    residual: Tensor | None = None,
+    act: str = "",
+    most: float = float("inf"),
+    scale: Tensor | None = None,
+    ranges: tuple[Tensor | None, Tensor | None] = (None, None),
+) -> _C.ConvCall:
+    """A call y = min(act(conv(x) + bias + residual), most) for dense images, see csrc/conv.h, which `run_convs` runs. The
+    caller keeps the tensors alive.
+
+    plan: of the weight (N, K). kernel: the name of a kernel of the op "conv". sizes: batch, channels; then height and
+    width of x, of y, of the kernel, the stride, the padding and the dilation; groups. y: of x's dtype, or int32 for the
+    accumulators of w8a8. residual: as y. scale: float32, of N rounded up to a multiple of 16, in place of the scales of
+    an 8-bit weight. ranges: of x, as found before, and of y, to be written; float32 (batch, 3).
+    """
+    images = [((t.data_ptr(), t.nbytes), DTYPES[t.dtype], last) for t, last in (x, y)]
+    return _C.ConvCall(
+        plan.compiled,
+        kernel,
+        sizes,
+        images[0],
+        memory(packed),
+        memory(scale),
+        memory(bias),
+        DTYPES[x[0].dtype if bias is None else bias.dtype],
+        images[1],
+        _NOTHING if residual is None else (residual.data_ptr(), residual.nbytes),
+        act,
+        most,
+        memory(ranges[0]),
+        memory(ranges[1]),
+    )
+
+
+def pool_call(
+    kernel: str,
+    sizes: tuple[int, ...],
+    pool: str,
+    x: Tensor,
+    y: Tensor,
+    y_range: Tensor | None,
+) -> _C.ConvCall:
+    """A call of `run_convs` that writes the "max" or the "mean" of each window of x, both channels_last. sizes: as of
+    conv_call, with a dilation of 1."""
+    image = ((x.data_ptr(), x.nbytes), DTYPES[x.dtype], True)
+    return _C.pool_call(kernel, sizes, pool, image, (y.data_ptr(), y.nbytes), memory(y_range))
+
+
+def run_convs(calls: list[_C.ConvCall]) -> None:
+    """Runs convolutions one after the other.
+
+    Raises:
+        ValueError: a tensor is smaller than its shape says, or a size is out of range.
+    """
+    _C.run_convs(calls, torch.get_num_threads())
+
+
 ChainWeight = _C.ChainWeight
 
 
-def chain(dtype: torch.dtype, widths: Sequence[int], externals: int, *, rows: str, attention: str) -> _C.Chain:
+def chain(
+    dtype: torch.dtype,
+    widths: Sequence[int],
+    externals: int,
+    *,
+    rows: str,
+    attention: str,
+) -> _C.Chain:
     """Steps between matrices (rows, width) of one dtype that run in one call, see csrc/chain.h. rows, attention: names of kernels."""
     return _C.Chain(DTYPES[dtype], list(widths), externals, rows=rows, attention=attention)
 
@@ -416,7 +569,9 @@ def vector(tensor: Tensor | None) -> tuple[int, int, int] | None:
 _TABLE_DTYPES = DTYPES | {torch.int8: _C.S8, torch.bool: _C.BOOL}
 
 
-def table(tensor: Tensor | None) -> tuple[int, int, int, int, int, int, int, int, int, int, int] | None:
+def table(
+    tensor: Tensor | None,
+) -> tuple[int, int, int, int, int, int, int, int, int, int, int] | None:
     """A tensor of four dimensions, as a run of a chain takes it."""
     if tensor is None:
         return None

@@ -27,6 +27,8 @@ from ..nn.module import QuantizedModule
 from .arguments import Arguments, copied, kind_of, large_caches
 from .explain import explain
 from .forms import NotUnderstood
+from .image_graph import is_of_images
+from .images import ImageProgram, understand_images
 from .lower import Lowered, lower
 from .pays import Timings
 from .program import Program
@@ -53,8 +55,8 @@ class Fused:
     timings: Timings | None = None  # what it must be faster than; None: it need not be
     skips: bool = False  # whether rows of padding are left out
     int8: bool = False  # whether attention in 8 bits is asked for
-    kinds: dict[Any, list[Lowered | str]] = field(default_factory=dict)
-    first: Lowered | None = None  # the first of them that was understood
+    kinds: dict[Any, list[Lowered | ImageProgram | str]] = field(default_factory=dict)
+    first: Lowered | ImageProgram | None = None  # the first of them that was understood
     config: dict[str, Any] | None = None  # the attributes of the module's configuration, as they were
     undone: str | None = None  # why the last call ran unfused, if the module was changed
     again: int = 0  # how often it had to be understood anew since it last ran fused
@@ -117,10 +119,12 @@ class Fused:
                 self.first = found
         return call.result
 
-    def understood(self, call: Call, before: Arguments) -> Lowered | str:
+    def understood(self, call: Call, before: Arguments) -> Lowered | ImageProgram | str:
         """How to run calls of this kind fused, or why not. before: the arguments as they were before the call."""
         names = {inner: name for name, inner in self.module.named_modules()}
         try:
+            if is_of_images(call):
+                return self.understood_images(call, before)
             program = Program(explain(call, names))
             lowered = lower(program)
             prove(program, lowered, before, self.own)
@@ -133,6 +137,13 @@ class Fused:
             return str(reason)
         program.forget()
         return lowered
+
+    def understood_images(self, call: Call, before: Arguments) -> ImageProgram:
+        """As understood, for a call with images. Raises NotUnderstood."""
+        program = understand_images(call, before, self.own)
+        if self.timings is not None:
+            program.speed = self.timings.check(program, program, before, self.own)
+        return program
 
     # --- changes of the module ---
 

@@ -119,6 +119,11 @@ class Lowered:
         self.chains.clear()
 
     @property
+    def calls(self) -> int:
+        """How many compiled chains it has run so far."""
+        return len(self.chains)
+
+    @property
     def compiled(self) -> int:
         """How many of the nodes run in compiled chains."""
         return sum(len(part.nodes) for part in self.parts if isinstance(part, Segment))

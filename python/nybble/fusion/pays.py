@@ -10,8 +10,8 @@ from ..paired import Limits, Pairs, decide
 from ..report.speed import Speed
 from .arguments import Arguments, copied
 from .forms import NotUnderstood
+from .images import ImageProgram
 from .lower import Lowered
-from .nodes import Linear
 from .program import Program
 
 # Seconds for one kind of module in all, and while neither form is faster.
@@ -24,13 +24,19 @@ class Timings:
 
     known: dict[Any, Speed] = field(default_factory=dict)
 
-    def check(self, program: Program, lowered: Lowered, given: Arguments, own: Callable[..., Any]) -> Speed:
+    def check(
+        self,
+        program: Program | ImageProgram,
+        lowered: Lowered | ImageProgram,
+        given: Arguments,
+        own: Callable[..., Any],
+    ) -> Speed:
         """How much faster the chain is than the module's own forward.
 
         Raises:
             NotUnderstood: it is not faster.
         """
-        key = _alike(program)
+        key = program.alike()
         if key not in self.known:
             self.known[key] = _measured(lowered, given, own)
         speed = self.known[key]
@@ -39,13 +45,7 @@ class Timings:
         return speed
 
 
-def _measured(lowered: Lowered, given: Arguments, own: Callable[..., Any]) -> Speed:
+def _measured(lowered: Lowered | ImageProgram, given: Arguments, own: Callable[..., Any]) -> Speed:
     ours, theirs = copied(*given), copied(*given)
     pairs = Pairs(lambda: own(*theirs[0], **theirs[1]), lambda: lowered.run(*ours))
     return decide({1: pairs}, _LIMITS)[1]
-
-
-def _alike(program: Program) -> Any:
-    nodes = program.explanation.nodes
-    schemes = [str(getattr(node.layer, "scheme", "")) for node in nodes if isinstance(node, Linear)]
-    return program.steps(), tuple(node.rows.shape for node in nodes), tuple(schemes)

@@ -105,6 +105,12 @@ class Program:
         for node in self.explanation.nodes:
             node.rows = torch.empty_like(node.rows, device="meta")
 
+    def alike(self) -> Any:
+        """Equal for programs that take the same time."""
+        nodes = self.explanation.nodes
+        schemes = [str(getattr(node.layer, "scheme", "")) for node in nodes if isinstance(node, Linear)]
+        return self.steps(), tuple(node.rows.shape for node in nodes), tuple(schemes)
+
     def steps(self) -> str:
         """The steps in words, such as "4 linears, 1 attention, 2 norms"."""
         counts = Counter(_WORDS[type(node)] for node in self.explanation.nodes if type(node) in _WORDS)

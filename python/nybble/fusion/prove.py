@@ -154,15 +154,15 @@ def _dense(layers: Sequence[nn.Module]) -> Iterator[None]:
     with ExitStack() as stack:
         for layer in layers:
             if isinstance(layer, QuantizedModule):
-                layer.forward = _here(layer, partial(_in_float, layer))
+                layer.forward = here_only(layer, partial(_in_float, layer))
                 stack.callback(vars(layer).pop, "forward")
         yield
 
 
-def _here(layer: nn.Module, instead: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def here_only(layer: nn.Module, instead: Callable[..., Any]) -> Callable[..., Any]:
     """A forward that differs in this thread only: others may call the layer meanwhile."""
     owner, own = threading.get_ident(), type(layer).forward.__get__(layer)
-    return lambda x: instead(x) if threading.get_ident() == owner else own(x)
+    return lambda *args: instead(*args) if threading.get_ident() == owner else own(*args)
 
 
 def _in_float(layer: QuantizedModule, x: Tensor) -> Tensor:
@@ -176,7 +176,7 @@ def _simple(layers: Sequence[nn.Module]) -> Iterator[None]:
     with ExitStack() as stack:
         for number, layer in enumerate(layers):
             n, k = dense_weight(layer).shape
-            layer.forward = _here(layer, partial(_mix, *_mixing(n, k, number)))
+            layer.forward = here_only(layer, partial(_mix, *_mixing(n, k, number)))
             stack.callback(vars(layer).pop, "forward")
         yield
 

@@ -1,6 +1,7 @@
 """Quantized modules, and the table of the dense layers that they replace."""
 
 from .composite import CompositeKind, CompositeModule
+from .conv import Conv1d, Conv2d, ConvTranspose1d
 from .embedding import Embedding, EmbeddingBag
 from .experts import Experts
 from .kinds import MatrixWeight, ModuleKind, composite_kinds, module_kinds
@@ -15,6 +16,9 @@ __all__ = [
     "LSTM",
     "CompositeKind",
     "CompositeModule",
+    "Conv1d",
+    "Conv2d",
+    "ConvTranspose1d",
     "Embedding",
     "EmbeddingBag",
     "Experts",

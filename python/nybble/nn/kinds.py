@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .. import plugins
 from ..weights.scheme import Scheme
-from . import embedding
+from . import conv, embedding
 from .composite import CompositeKind
 from .experts import EXPERTS
 from .linear import Linear
@@ -210,6 +210,25 @@ BUILT_IN: tuple[ModuleKind | CompositeKind, ...] = (
     GRU_KIND,
     EXPERTS,
     MULTIHEAD_KIND,
+    *(
+        ModuleKind(
+            module.__name__,
+            module.dense_class,
+            module,
+            weights=(MatrixWeight(to_matrix=conv.patch_matrix, from_matrix=conv.patch_weight),),
+            rows=conv.patch_rows,
+            why_no_rows=conv.why_no_patch_rows,
+        )
+        for module in (conv.Conv1d, conv.Conv2d)
+    ),
+    ModuleKind(
+        "ConvTranspose1d",
+        nn.ConvTranspose1d,
+        conv.ConvTranspose1d,
+        weights=(MatrixWeight(to_matrix=conv.transposed_matrix, from_matrix=conv.transposed_weight),),
+        why_no_rows=conv.why_no_transposed_rows,
+        why_not=conv.ConvTranspose1d.why_not,
+    ),
 )
 
 

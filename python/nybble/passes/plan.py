@@ -12,7 +12,7 @@ from torch import nn
 from ..model.eligible import dense_weight, is_linear_like, why_left
 from ..model.opened import names_around
 from ..model.options import Options
-from ..model.walk import Site, memory_groups
+from ..model.walk import Site, memory_groups, region
 from ..nn.kinds import ModuleKind, kind_of
 from ..nn.module import QuantizedModule
 from ..report.data import Pruned, Rounded, Tried
@@ -76,6 +76,9 @@ class Layer:
         """
         kind, matrix = self.kind, dense_weight(self.site.module)
         own = kind.name if self.multiplies and not kind.takes_rows else ""
+        held = kind.parameter_of(self.site.module)
+        if region(matrix) is not None and region(matrix) != region(held):
+            matrix = held  # the matrix is a copy: its memory says nothing
         return own, matrix.data_ptr(), matrix.shape, matrix.stride()
 
 

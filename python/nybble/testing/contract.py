@@ -190,4 +190,25 @@ CONTRACTS: tuple[Contract, ...] = (
             ((torch.zeros(5, dtype=torch.int64),), "offsets"),
         ),
     ),
+    Contract(
+        "Conv2d",
+        lambda: nn.Conv2d(12, 20, (3, 2), 2, 1),
+        _rows(2, 12, 9, 8),
+        ("w8a8", "w8a16", "w4a8", "w4a16g32"),
+        bad=(
+            ((torch.zeros(2, 11, 9, 8),), "11 channels"),
+            ((torch.zeros(2, 12, 9, 8, dtype=torch.float64),), "float64"),
+        ),
+    ),
+    Contract("Conv2d without a batch", lambda: nn.Conv2d(5, 7, 3, bias=False), _rows(5, 8, 8), ("w8a8",)),
+    Contract("Conv2d depthwise", lambda: nn.Conv2d(19, 19, 3, 1, 1, groups=19), _rows(2, 19, 6, 7), ("w8a8", "w8a16")),
+    Contract("Conv2d with groups", lambda: nn.Conv2d(24, 36, 3, groups=3), _rows(1, 24, 7, 7), ("w8a8", "w4a8g32")),
+    Contract(
+        "Conv2d padded unevenly",
+        lambda: nn.Conv2d(6, 8, 4, padding="same"),
+        _rows(2, 6, 9, 9),
+        ("w8a8",),
+    ),
+    Contract("Conv1d", lambda: nn.Conv1d(10, 24, 5, 2, 2), _rows(2, 10, 31), ("w8a8", "w4a16g32")),
+    Contract("ConvTranspose1d", lambda: nn.ConvTranspose1d(20, 9, 4, 2, 1), _rows(2, 20, 11), ("w8a8", "w8a16")),
 )

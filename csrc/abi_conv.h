@@ -1,0 +1,105 @@
+// The interface between the driver and the kernels of convolutions: see abi.h.
+#pragma once
+
+#include "abi.h"
+
+// Convolutions, see tile_conv.h. A sample is an image of [height][width]
+// pixels, each of `channels` elements, or of channels of [height][width]
+// elements. It is rounded as if it were a row of activations
+// (NybblePrepareArgs), to pixels of codes. `range` finds the range of values,
+// extended by each call; `plan` how a sample of that range is rounded.
+struct NybbleRangeArgs {
+  const void* x;
+  int32_t dtype, bad;  // bad: a value is NaN or Inf
+  int64_t count;
+  float low, high;
+};
+struct NybbleRounding {
+  float scale, factor, inverse;
+  int32_t zero, steps;
+  int32_t empty;  // not 0: all codes are 0
+  int32_t given;  // not 0: scale and zero point are given; values outside the
+                  // code range are clamped
+};
+
+// Writes pixels of a row of an image, to[width][channels] in the format of a
+// panel, but not exchanged.
+struct NybblePixelsArgs {
+  const void* x;
+  int32_t x_dtype, panel_format;
+  int64_t channels, width;
+  int64_t channel;  // from one channel to the next, in elements; 1: pixels are
+                    // adjacent
+  struct NybbleRounding how;
+  void* to;
+};
+
+// Packs a row block of a panel, [k_padded / 4][rows][4] or lines: a row is
+// `runs` runs of `run` elements at rows[r] + offsets[i] bytes.
+struct NybbleFillArgs {
+  const uint8_t* const* row;
+  const int64_t* offset;
+  int64_t rows, runs, run, k_padded;
+  int32_t panel_format, sum_factor;
+  int32_t* act_sum;  // [rows][groups] as in NybblePrepareArgs, or null
+  int64_t group, groups;
+  void* panel;
+  uint8_t* scratch;  // 4 rows of nybble_panel_row bytes, and 16 more; rows are
+                     // followed by 16 readable bytes
+};
+
+// y = min(act(x + residual), most) for x [rows][columns] in fp32. Elements of y
+// and residual are row_step and column_step apart, one of which is 1. With
+// y_dtype S32, y = x, bit for bit.
+struct NybbleFinishArgs {
+  const float* x;
+  int64_t x_stride, rows, columns, row_step, column_step;
+  const void* residual;  // or null
+  void* y;
+  int32_t dtype, act;  // act: identity, relu or silu
+  float most;
+  struct NybbleRangeArgs* range;  // or null; extended by the range of y: low, high and bad
+};
+
+// Convolutions in which each channel has a weight of its own, of 8 bits, and at
+// most NYBBLE_MOST_TAPS positions: sums of so many products of codes are exact
+// as floats. y = (sum - act_zero * column_sum) * (act_scale * scale) + bias.
+enum { NYBBLE_MOST_TAPS = 512 };
+struct NybbleDepthwiseArgs {
+  const int8_t* x;        // codes of the first tap of the first position
+  int64_t position;       // bytes from a position to the next
+  const int64_t* offset;  // of the taps, in bytes
+  int64_t taps, positions, channels;
+  int64_t stride;       // channels, rounded up to a multiple of 16
+  const float* weight;  // [taps][stride] codes
+  const float* scale;   // [stride], as column_sum
+  const int32_t* column_sum;
+  const void* bias;  // [channels], or null
+  float act_scale;
+  int32_t act_zero, bias_dtype, sums;  // sums: y are the sums, int32
+  void* y;                             // [positions][stride] float, or int32
+};
+
+// A pixel of y: of each channel, the largest of the window's pixels, or their
+// sum times `factor`.
+enum NybblePool { NYBBLE_POOL_NONE = 0, NYBBLE_POOL_MAX = 1, NYBBLE_POOL_MEAN = 2 };
+struct NybblePoolArgs {
+  const void* x;
+  int64_t columns, rows, column,
+      row;           // pixels of the window, and elements from one to the next
+  int64_t channels;  // adjacent
+  int32_t pool, dtype;
+  float factor;
+  void* y;
+  struct NybbleRangeArgs* range;  // or null; see NybbleFinishArgs
+};
+
+struct NybbleConvKernels {
+  enum NybbleStatus (*range)(struct NybbleRangeArgs*);
+  void (*plan)(const struct NybbleRangeArgs*, int32_t steps, struct NybbleRounding*);
+  enum NybbleStatus (*pixels)(const struct NybblePixelsArgs*);
+  enum NybbleStatus (*fill)(const struct NybbleFillArgs*);
+  enum NybbleStatus (*finish)(const struct NybbleFinishArgs*);
+  enum NybbleStatus (*depthwise)(const struct NybbleDepthwiseArgs*);
+  enum NybbleStatus (*pool)(const struct NybblePoolArgs*);
+};

@@ -1,0 +1,66 @@
+// Convolutions as products: each sample is rounded once, to pixels of codes;
+// rows of patches of pixels are packed into panels, which the kernels of linear
+// layers multiply.
+#pragma once
+
+#include <initializer_list>
+#include <vector>
+
+#include "abi_conv.h"
+#include "linear.h"
+
+namespace nybble {
+
+// Sizes in pixels. The image begins `pad` pixels into its frame of zeros, which
+// is as large as the output needs.
+struct ConvShape {
+  int64_t batch = 0, channels = 0, height = 0, width = 0;
+  int64_t out_height = 0, out_width = 0;
+  int64_t kernel_height = 0, kernel_width = 0, stride_height = 0, stride_width = 0;
+  int64_t pad_height = 0, pad_width = 0, dilation_height = 0, dilation_width = 0;
+  int64_t groups = 0;
+
+  int64_t positions() const { return out_height * out_width; }
+  int64_t frame_height() const { return (out_height - 1) * stride_height + (kernel_height - 1) * dilation_height + 1; }
+  int64_t frame_width() const { return (out_width - 1) * stride_width + (kernel_width - 1) * dilation_width + 1; }
+  int64_t group_channels() const { return channels / groups; }
+};
+
+// The product of sizes. Throws std::invalid_argument if it, or its bytes, could overflow, or one is negative.
+int64_t image_elements(std::initializer_list<int64_t> sizes);
+// Throws std::invalid_argument for a number out of range, or a weight of other sizes.
+void check_conv(const ConvShape& shape, const WeightShape& weight);
+
+// The weight is (N, K): N outputs of all groups, K = kernel_height *
+// kernel_width * group_channels in this order. Images are dense,
+// [batch][height][width][channels] if `last`, else
+// [batch][channels][height][width].
+struct ConvCall {
+  LinearCall linear;  // kernel, prepare, shape, packed, bias, x, y and their
+                      // dtypes; y S32: the sums of products
+  const KernelEntry* kernel;
+  ConvShape shape;
+  bool x_last, y_last;
+  Span scale;     // null, or fp32 [tiles * 16]: in place of the scales of a weight
+                  // of 8 bits
+  Span residual;  // null, or as y: y = min(act(product + bias + residual), most)
+  int act;
+  float most;
+  Span x_range,
+      y_range;   // null, or of each sample the least value and 0, the largest and
+                 // 0, and 0, or not 0 if a value is NaN or Inf; fp32 [batch][3].
+                 // That of x saves reading x twice; that of y is written
+  int pool = 0;  // NybblePool
+};
+
+// Likewise, without a weight: y is the largest or the mean (`pool`) of the
+// pixels of each window, of which those outside of the image are no part. Both
+// are `last` and of linear.x_dtype. Windows lie in the frame.
+void run_pool(const ConvCall& call, int threads);
+
+// Throws std::invalid_argument for a span that is too small or a number out of
+// range, and std::bad_alloc.
+// Runs one after the other.
+void run_convs(const std::vector<const ConvCall*>& calls, int threads);
+
+}  // namespace nybble

@@ -1,0 +1,39 @@
+// Pools of images whose channels are adjacent: the largest or the mean of the
+// pixels of a window. Bound by reading x. Include after tile_conv.h.
+#pragma once
+
+#include "tile_conv.h"
+
+namespace {
+
+template <int kDtype, bool kMax>
+inline NybbleStatus pool_pixel(const NybblePoolArgs& a) {
+  constexpr int64_t bytes = kDtype == NYBBLE_F32 ? 4 : 2;
+  const uint8_t* x = static_cast<const uint8_t*>(a.x);
+  Seen seen;
+  for (int64_t c = 0; c < a.channels; c += W) {
+    const int64_t lanes = a.channels - c < W ? a.channels - c : W;
+    VF v = kMax ? vf_load_as(x + c * bytes, kDtype, lanes) : vf_set1(0.0f);
+    for (int64_t i = 0; i < a.rows; i++)
+      for (int64_t j = 0; j < a.columns; j++) {
+        const VF one = vf_load_as(x + (i * a.row + j * a.column + c) * bytes, kDtype, lanes);
+        v = kMax ? vf_max(v, one) : vf_add(v, one);
+      }
+    store_seen<kDtype>(kMax ? v : vf_mul(v, vf_set1(a.factor)), static_cast<uint8_t*>(a.y) + c * bytes, lanes, seen);
+  }
+  if (a.range) extend_by(seen, *a.range);
+  return NYBBLE_OK;
+}
+
+template <int kDtype>
+inline NybbleStatus pool_dtype(const NybblePoolArgs& a) {
+  return a.pool == NYBBLE_POOL_MAX ? pool_pixel<kDtype, true>(a) : pool_pixel<kDtype, false>(a);
+}
+
+inline NybbleStatus pool(const NybblePoolArgs* a) {
+  if (a->dtype == NYBBLE_F32) return pool_dtype<NYBBLE_F32>(*a);
+  if (a->dtype == NYBBLE_BF16) return pool_dtype<NYBBLE_BF16>(*a);
+  return a->dtype == NYBBLE_F16 ? pool_dtype<NYBBLE_F16>(*a) : NYBBLE_UNSUPPORTED;
+}
+
+}  // namespace
