@@ -21,6 +21,7 @@ from .weights.scheme import Scheme
 
 if TYPE_CHECKING:
     from .dispatch.registry import kernels
+    from .foreign.load import load_pretrained
     from .fusion.fuse import fuse
     from .fusion.report import FusionReport
     from .int8_cache import Int8Cache
@@ -46,6 +47,7 @@ _LAZY = {
     "Recipe": "recipe.recipe",
     "Sensitivity": "passes.sensitivity",
     "fuse": "fusion.fuse",
+    "load_pretrained": "foreign.load",
     "optimize": "passes.optimize",
     "plan": "passes.choose",
     "quantize": "passes.quantize",
@@ -102,6 +104,7 @@ __all__ = [
     "fuse",
     "kernels",
     "load",
+    "load_pretrained",
     "nn",
     "optimize",
     "plan",

@@ -15,43 +15,69 @@ from .weight import ForeignWeight
 
 @dataclass(frozen=True)
 class Fit:
-    """The scheme that holds a weight bit for bit, and the weight in it; or why none does."""
+    """A scheme that holds a weight, and the weight in it; or why none does."""
 
     scheme: Scheme | None = None
     quantized: QuantizedWeight | None = None
     why: str | None = None
 
 
-def fit(weight: ForeignWeight) -> Fit:
-    """The scheme, with float activations, whose weight equals the foreign one bit for bit as float32."""
-    why = _unlike(weight)
+def fit(weight: ForeignWeight, act_bits: int = 16) -> Fit:
+    """The scheme whose weight equals the foreign one bit for bit as float32.
+
+    Raises ValueError if no scheme has activations of ``act_bits``.
+    """
+    kind, size, why = _form(weight)
     if why is not None:
         return Fit(why=why)
-    k, flips = weight.shape[1], weight.scale < 0
-    kind = weight_types()[8 if weight.bits > 4 else 4]
-    whole = weight.group_size >= k
-    if not whole and weight.group_size not in kind.group_sizes:
-        allowed = ", ".join(map(str, kind.group_sizes))
-        held = f"{kind.name} has groups of {allowed} or a whole row" if allowed else f"{kind.name} has one scale a row"
-        return Fit(why=f"groups of {weight.group_size}: {held}")
-    if not torch.equal(weight.scale.to(kind.scale).float(), weight.scale.float()):
-        share = (weight.scale.to(kind.scale).float() != weight.scale.float()).float().mean().item()
-        return Fit(why=f"{share:.0%} of the {_name(weight.scale)} scales are not {_name(weight.scale, kind.scale)}")
-    if flips.any() and kind.zero_point is None:
-        return Fit(why=f"negative scales: {kind.name} is symmetric and has none")
-    codes, zero = _codes(weight, kind, flips)
+    stored = weight.scale.to(kind.scale).float()
+    if not torch.equal(stored, weight.scale.float()):
+        share = (stored != weight.scale.float()).float().mean().item()
+        return Fit(why=f"{share:.0%} of the {_name(weight.scale.dtype)} scales are not {_name(kind.scale)}")
+    codes, zero = _codes(weight, kind)
     low, high = (int(end) for end in codes.aminmax())
     if low < kind.lowest or high > kind.highest:
         code = low if low < kind.lowest else high
         return Fit(why=f"code {code - kind.middle} ({int((codes == code).sum())} times): {kind.name} has not this code")
-    if kind.zero_point is not None and zero is not None and (zero.min() < kind.lowest or zero.max() > kind.highest):
+    if zero is not None and (zero.min() < kind.lowest or zero.max() > kind.highest):
         return Fit(why=f"a zero point outside [{kind.lowest}, {kind.highest}]")
-    scheme = Scheme(kind.bits, 16, None if whole else weight.group_size, zero is None)
+    found = _held(weight, codes, zero, Scheme(kind.bits, act_bits, size, zero is None))
+    assert found.scheme is not None and found.quantized is not None  # noqa: S101, PT018
+    if not torch.equal(dequantize_weight(found.quantized, found.scheme, weight.shape[1]), weight.dequantize()):
+        return Fit(why="the library rounds twice in float32, so that last bits differ")
+    return found
+
+
+def keep_codes(weight: ForeignWeight, act_bits: int = 16) -> Fit:
+    """A scheme that has the weight's codes, at most clipped, with its scales rounded to what the scheme stores."""
+    kind, size, why = _form(weight)
+    if why is not None:
+        return Fit(why=why)
+    codes, zero = _codes(weight, kind)
+    zero = None if zero is None else zero.clamp(kind.lowest, kind.highest)
+    codes = codes.clamp(kind.lowest, kind.highest)
+    return _held(weight, codes, zero, Scheme(kind.bits, act_bits, size, zero is None))
+
+
+def _form(weight: ForeignWeight) -> tuple[WeightType, int | None, str | None]:
+    """The weight type and the group size of a scheme with the form of the weight, or why there is none."""
+    kind, size = weight_types()[8 if weight.bits > 4 else 4], weight.group_size
+    whole = size >= weight.shape[1]
+    why = _unlike(weight)
+    if why is None and not whole and size not in kind.group_sizes:
+        allowed = ", ".join(map(str, kind.group_sizes))
+        held = f"{kind.name} has groups of {allowed} or a whole row" if allowed else f"{kind.name} has one scale a row"
+        why = f"groups of {size}: {held}"
+    if why is None and kind.zero_point is None and (weight.scale < 0).any():
+        why = f"negative scales: {kind.name} is symmetric and has none"
+    return kind, None if whole else size, why
+
+
+def _held(weight: ForeignWeight, codes: Tensor, zero: Tensor | None, scheme: Scheme) -> Fit:
+    kind = scheme.weight_type
     stored = None if zero is None or kind.zero_point is None else zero.to(kind.zero_point)
     found = QuantizedWeight(kind.pack(codes), weight.scale.abs().to(kind.scale), stored)
     check_portable(found, scheme, *weight.shape)
-    if not torch.equal(dequantize_weight(found, scheme, k), weight.dequantize()):
-        return Fit(why="the library rounds twice in float32, so that last bits differ")
     return Fit(scheme, found)
 
 
@@ -66,12 +92,12 @@ def _unlike(weight: ForeignWeight) -> str | None:
     return next((why for holds, why in reasons if holds), None)
 
 
-def _codes(weight: ForeignWeight, kind: WeightType, flips: Tensor) -> tuple[Tensor, Tensor | None]:
+def _codes(weight: ForeignWeight, kind: WeightType) -> tuple[Tensor, Tensor | None]:
     """Codes (N, K) as the weight type counts them, and zero points (N, groups), or None where all are its middle.
 
     Of a group with a negative scale they are mirrored: lowest + highest - code, which goes with the positive scale.
     """
-    columns = weight.column_groups(slice(0, weight.shape[1]))
+    columns, flips = weight.column_groups(slice(0, weight.shape[1])), weight.scale < 0
     codes = weight.codes.to(torch.int16)
     if isinstance(weight.zero, int) and not flips.any():
         return codes - weight.zero + kind.middle, None
@@ -85,5 +111,5 @@ def _codes(weight: ForeignWeight, kind: WeightType, flips: Tensor) -> tuple[Tens
     return torch.where(flips[:, columns], ends - codes, codes), torch.where(flips, ends - zeros, zeros)
 
 
-def _name(tensor: Tensor, dtype: torch.dtype | None = None) -> str:
-    return str(dtype or tensor.dtype).removeprefix("torch.")
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,171 @@
+"""nybble.load_pretrained: checkpoints of other libraries as models."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import nybble
+from nybble.checkpoint import CheckpointError
+
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("safetensors")
+from safetensors.torch import load_file, save_file
+
+SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 96}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32}
+INPUTS = {"num_bits": 8, "strategy": "token", "dynamic": True}
+WEIGHTS: dict[str, Any] = {"num_bits": 8, "strategy": "channel", "symmetric": True}
+INT8 = {
+    "quant_method": "compressed-tensors",
+    "format": "int-quantized",
+    "config_groups": {"all": {"weights": WEIGHTS, "input_activations": INPUTS, "targets": ["Linear"]}},
+}
+
+
+def rounded(weight: Tensor, lowest: int) -> tuple[Tensor, Tensor]:
+    """Codes and scales of rows."""
+    scale = (weight.abs().amax(1, keepdim=True) / -lowest).to(torch.bfloat16)
+    codes = (weight / scale.float()).round().clamp(lowest, 127).to(torch.int8)
+    codes[0, 0] = lowest
+    return codes, scale
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> tuple[Path, nn.Module]:
+    """A checkpoint of int8 rows, and the dense model of its weights."""
+    return write(tmp_path, -127)
+
+
+def write(directory: Path, lowest: int, **config: object) -> tuple[Path, nn.Module]:
+    torch.manual_seed(0)
+    told = transformers.LlamaConfig(**SIZES, **HEADS, attention_bias=True, tie_word_embeddings=True, **config)
+    model = transformers.LlamaForCausalLM(told).eval()
+    tensors = {name: value for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Linear) and name != "lm_head":
+            codes, scale = rounded(layer.weight.detach(), lowest)
+            tensors |= {f"{name}.weight": codes, f"{name}.weight_scale": scale}
+            layer.weight.data = codes * scale.float()
+            if layer.bias is not None:
+                layer.bias.data.normal_()
+                tensors[f"{name}.bias"] = layer.bias.data.clone()
+    save_file({name: value.contiguous() for name, value in tensors.items()}, directory / "model.safetensors")
+    named = {"architectures": ["LlamaForCausalLM"], "dtype": "float32", "quantization_config": INT8}
+    (directory / "config.json").write_text(json.dumps(told.to_dict() | named))
+    return directory, model
+
+
+def test_every_layer_is_exact_and_the_model_runs(written: tuple[Path, nn.Module]) -> None:
+    directory, dense = written
+    model, report = nybble.load_pretrained(directory)
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nybble.nn.Linear)}
+    assert len(layers) == len(report.layers) == 14
+    assert all(row.exact and math.isinf(row.sqnr_db) and row.scheme == "w8a16" for row in report.layers)
+    for name, layer in layers.items():
+        assert torch.equal(layer.dequantized_weight(), dense.get_submodule(name).weight)
+    tokens = torch.randint(0, 96, (2, 9))
+    with torch.no_grad():
+        found, expected = model(tokens).logits, dense(tokens).logits
+    assert not model.training
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert "14 of 14 layers are held exactly" in str(report)
+    assert {row["sqnr_db"] for row in json.loads(report.to_json())["layers"]} == {None}
+
+
+def test_codes_that_do_not_fit_are_rounded_again_and_it_is_said(tmp_path: Path) -> None:
+    directory, dense = write(tmp_path, -128)
+    model, report = nybble.load_pretrained(directory, act_bits=8)
+    row = next(row for row in report.layers if row.name == "model.layers.1.mlp.up_proj")
+    assert not row.exact
+    assert row.scheme == "w8a8"
+    assert row.why is not None
+    assert "code -128" in row.why
+    layer = model.model.layers[1].mlp.up_proj
+    weight, new = dense.model.layers[1].mlp.up_proj.weight.detach(), layer.dequantized_weight()
+    noise = (weight - new).square().sum()
+    assert row.sqnr_db == pytest.approx(10 * math.log10(weight.square().sum() / noise), abs=0.01)
+    assert row.sqnr_db > 45
+    assert "0 of 14 layers are held exactly" in str(report)
+    assert "rounded again" in str(report)
+    assert max(map(len, str(report).splitlines())) <= 120
+
+
+def test_a_model_has_the_dtype_that_was_asked_for(written: tuple[Path, nn.Module]) -> None:
+    model, _ = nybble.load_pretrained(written[0], dtype=torch.bfloat16)
+    assert model.get_submodule(NAME).dtype == torch.bfloat16
+    assert {value.dtype for value in model.parameters()} == {torch.bfloat16}
+    with torch.no_grad():
+        assert model(torch.zeros(1, 3, dtype=torch.long)).logits.dtype == torch.bfloat16
+
+
+NAME = "model.layers.0.mlp.up_proj"
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        (lambda t: t.pop("model.norm.weight"), r"model\.norm\.weight: is missing in the checkpoint"),
+        (lambda t: t.pop("model.layers.0.self_attn.q_proj.bias"), r"q_proj\.bias: is missing in the checkpoint"),
+        (lambda t: t.pop("model.embed_tokens.weight"), r"(embed_tokens|lm_head)\.weight: is missing in the checkpoint"),
+        (lambda t: t.update({"model.more.weight": torch.ones(3)}), r"model\.more\.weight: the model has no such parameter"),
+        (lambda t: t.update({f"{NAME}.bias": torch.ones(128)}), r"up_proj\.bias: is not 0, and the model has no such"),
+        (lambda t: t.update({"model.norm.weight": torch.ones(63)}), r"model\.norm\.weight: is \(63,\).*must be \(64,\)"),
+        (
+            lambda t: t.update({f"{NAME}.weight": t[f"{NAME}.weight"][:, :32].contiguous()}),
+            r"up_proj: is \(128, 32\) in the checkpoint, and \(128, 64\) in the model",
+        ),
+        (
+            lambda t: t.update({f"{NAME}x.{part}": t.pop(f"{NAME}.{part}") for part in ("weight", "weight_scale")}),
+            r"up_projx: the model has no such module",
+        ),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_the_model_is_named(written: tuple[Path, nn.Module], change: Any, rule: str) -> None:
+    directory, _ = written
+    tensors = load_file(directory / "model.safetensors")
+    change(tensors)
+    save_file(tensors, directory / "model.safetensors")
+    with pytest.raises(CheckpointError, match=rule):
+        nybble.load_pretrained(directory)
+
+
+def test_biases_of_zeros_that_a_writer_adds_are_left_out(written: tuple[Path, nn.Module]) -> None:
+    directory, _ = written
+    tensors = load_file(directory / "model.safetensors") | {f"{NAME}.bias": torch.zeros(128)}
+    save_file(tensors, directory / "model.safetensors")
+    model, _ = nybble.load_pretrained(directory)
+    assert model.get_submodule(NAME).bias is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "rule"),
+    [
+        ("architectures", ["os"], r"architectures \['os'\]: must name a model of transformers"),
+        ("architectures", None, "must name a model of transformers"),
+        ("dtype", "int8", "dtype 'int8': must be one of"),
+    ],
+)
+def test_a_wrong_configuration_is_named(written: tuple[Path, nn.Module], key: str, value: object, rule: str) -> None:
+    directory, _ = written
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {key: value}))
+    with pytest.raises(CheckpointError, match=rule):
+        nybble.load_pretrained(directory)
+
+
+def test_an_imported_model_is_saved_as_nybbles_own(written: tuple[Path, nn.Module], tmp_path: Path) -> None:
+    directory, _ = written
+    model, _ = nybble.load_pretrained(directory)
+    nybble.save(model, tmp_path / "own")
+    with nybble.skeleton():
+        fresh = transformers.LlamaForCausalLM(model.config).eval()
+    nybble.load(fresh, tmp_path / "own")
+    assert torch.equal(fresh.get_submodule(NAME).dequantized_weight(), model.get_submodule(NAME).dequantized_weight())
