@@ -129,10 +129,9 @@ def _shaped(weight: ForeignWeight, shape: tuple[int, ...], name: str) -> Foreign
     """The weight, with the shape of the model where the file does not have it."""
     n, k = shape
     if weight.shape == (1, n * k) and n > 1 and k % weight.group_size == 0:
-        spread = {"scale": weight.scale, "minimum": weight.minimum, "codes": weight.codes}
-        return replace(
-            weight, **{key: None if value is None else value.reshape(n, -1) for key, value in spread.items()}
-        )
+        minimum = None if weight.minimum is None else weight.minimum.reshape(n, -1)
+        codes, scale = weight.codes.reshape(n, -1), weight.scale.reshape(n, -1)
+        return replace(weight, codes=codes, scale=scale, minimum=minimum)
     if weight.shape != (n, k):
         raise CheckpointError(f"{name}: is {weight.shape} in the checkpoint, and {(n, k)} in the model")
     return weight
