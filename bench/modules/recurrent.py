@@ -79,6 +79,11 @@ def _rows(output: Any, _: Inputs) -> Tensor:
     return found.reshape(-1, found.shape[-1])
 
 
+def _stack(dense: type[nn.RNNBase]) -> nn.Module:
+    layers: Any = dense  # torch gives the types of the base class
+    return Outputs(layers(_UNITS, _UNITS, _LAYERS))
+
+
 def _subject(name: str, make: Callable[[], nn.Module], case: str, *shape: int) -> Subject:
     return Subject(name, partial(_built, make), {case: partial(_random, *shape)}, _rows, ready=_ready)
 
@@ -88,7 +93,7 @@ _W4A8 = contestant("w4a8g128", by_scheme("w4a8g128"), least_cosine=0.98)
 _RECURRENT = tuple(
     _subject(
         f"{dense.__name__} {_LAYERS} x {_UNITS}",
-        lambda dense=dense: Outputs(dense(_UNITS, _UNITS, _LAYERS)),
+        partial(_stack, dense),
         _CASE,
         *(_STEPS, 1, _UNITS),
     )
