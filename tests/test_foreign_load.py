@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import nybble
+from nybble.__main__ import main
 from nybble.checkpoint import CheckpointError
 
 transformers = pytest.importorskip("transformers")
@@ -169,3 +170,43 @@ def test_an_imported_model_is_saved_as_nybbles_own(written: tuple[Path, nn.Modul
         fresh = transformers.LlamaForCausalLM(model.config).eval()
     nybble.load(fresh, tmp_path / "own")
     assert torch.equal(fresh.get_submodule(NAME).dequantized_weight(), model.get_submodule(NAME).dequantized_weight())
+
+
+# --- nybble import
+
+
+def test_the_example_of_import_runs(
+    written: tuple[Path, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory, dense = written
+    (directory / "tokenizer.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        main(["import", "--help"])
+    (words,) = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("example: ")]
+    out = tmp_path / "new"
+    words = [{"DIR": str(directory), "OUT": str(out)}.get(word, word) for word in words[2:]]
+    assert main(words) == 0
+    assert "14 of 14 layers are held exactly" in capsys.readouterr().out
+    assert {path.name for path in out.iterdir()} >= {"nybble.json", "config.json", "report.json", "tokenizer.json"}
+    config = transformers.LlamaConfig.from_pretrained(out)
+    with nybble.skeleton():
+        fresh = transformers.LlamaForCausalLM(config).eval()
+    nybble.load(fresh, out)
+    assert torch.equal(fresh.get_submodule(NAME).dequantized_weight(), dense.get_submodule(NAME).weight)
+    assert main(words) == 1
+    assert "exists and is not an empty directory" in capsys.readouterr().err
+
+
+def test_an_import_that_fails_writes_nothing(
+    written: tuple[Path, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory, _ = written
+    tensors = load_file(directory / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, directory / "model.safetensors")
+    before = sorted(tmp_path.iterdir())
+    assert main(["import", str(directory), "--out", str(tmp_path / "new"), "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "nybble: model.norm.weight: is missing in the checkpoint\n"
+    assert sorted(tmp_path.iterdir()) == before

@@ -201,7 +201,7 @@ def _run_demo(args: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from .commands import inspect, quantize
+    from .commands import importing, inspect, quantize
 
     parser = argparse.ArgumentParser(prog="nybble", description="int8 and int4 linear layers for torch")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
@@ -227,6 +227,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     quantize.add_arguments(command("quantize", quantize.run, "run a recipe on a model and save the result"))
     inspect.add_arguments(command("inspect", inspect.run, "what a checkpoint holds, of nybble or of another library"))
+    importing.add_arguments(command("import", importing.run, "make nybble's checkpoint of another library's"))
     return parser
 
 

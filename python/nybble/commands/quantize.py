@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from ..passes.optimize import Optimized, optimize
 from ..recipe.recipe import Recipe
 from . import CommandFailed
 from .model_dir import CONFIG, load_model, load_texts
+from .output import check_out, written_at_once
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -35,8 +34,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> None:
     """Run the command. Raises CommandFailed, and then writes nothing to --out."""
-    if args.out.exists() and not (args.out.is_dir() and not any(args.out.iterdir())):
-        raise CommandFailed(f"--out {args.out}: exists and is not an empty directory")
+    check_out(args.out)
     try:
         recipe = Recipe.load(args.recipe)
         model = load_model(args.model)
@@ -62,18 +60,11 @@ def _calibration(args: Namespace) -> list[dict[str, Any]] | None:
 
 
 def _write(args: Namespace, model: Any, done: Optimized) -> None:
-    """Write all files to a temporary directory, then rename it to --out in one step."""
-    aside = args.out.with_name(f".{args.out.name}-{os.getpid()}.tmp")
-    aside.mkdir(parents=True)
-    try:
+    with written_at_once(args.out) as aside:
         save(model, aside)
         _write_config(args.model / CONFIG, aside / CONFIG, model)
         done.recipe.save(aside / "recipe.json")
         (aside / "report.json").write_text(done.to_json(), encoding="utf-8")
-        os.replace(aside, args.out)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
 
 
 def _write_config(old: Path, new: Path, model: Any) -> None:

@@ -83,7 +83,8 @@ def _empty_model(config: Mapping[str, Any]) -> nn.Module:
     plain = {key: value for key, value in config.items() if key not in ("quantization_config", "compression_config")}
     try:
         with skeleton():
-            model: nn.Module = kind(kind.config_class.from_dict(plain))
+            settings: Any = kind.config_class
+            model: nn.Module = kind(settings.from_dict(plain))
     except (ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"config.json: {name} cannot be made from it: {error}") from error
     return model
