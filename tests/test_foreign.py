@@ -267,6 +267,8 @@ def read_all(directory: Path) -> ForeignWeight:
         ("awq-gemm-w4-g32-edge", "qzeros", lambda t: t[:, 1:].clone(), r"k_proj\.qzeros: is .*must be \(8, 16\)"),
         ("ct-w4a16-g128", "weight_shape", lambda t: -t, r"weight_shape: \[-128, -256\]: both must be at least 1"),
         ("ct-w4a16-g128", "weight_shape", lambda t: t * 2, r"k_proj: the shapes of its tensors fit 0 settings"),
+        ("ct-old-w4a16-g128-actorder-group", "weight_g_idx", None, r"weight_g_idx: is missing, though .* actorder 'group'"),
+        ("bnb-int8", "SCB", lambda t: t.fill_(3e38), r"SCB: must be finite, and below"),
         ("ct-w8a8-dynamic", "weight_scale", None, r"k_proj\.weight: is torch\.int8, but has no weight_scale|has no tensor"),
         ("ct-w4a8-g128", "weight", lambda t: t.fill_(9), r"k_proj\.weight: 9 to 9: must be numbers of 4 bits"),
         ("ct-old-sparse24-w8a8", "bitmask", lambda t: t.fill_(7), r"bitmask: must have two set bits in each four"),

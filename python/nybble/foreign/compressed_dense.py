@@ -102,6 +102,8 @@ def _signed(codes: Tensor, name: str, bits: int) -> Tensor:
 def _order(tensors: Tensors, name: str, setting: Setting, k: int) -> Tensor | None:
     index = f"{name}.weight_g_idx"
     if index not in tensors.entries:
+        if setting.ordered:
+            raise CheckpointError(f"{index}: is missing, though the configuration says actorder 'group'")
         return None
     order = tensors.shaped(index, (torch.int32,), (k,))
     if (order == -1).all():  # the library's word for none

@@ -16,11 +16,12 @@ _DENSE_SINCE = (0, 18)  # the version from which on codes of 3, 5, 6 and 7 bits 
 
 
 class Setting(NamedTuple):
-    """How weights of a group of layers are quantized. ``group_size`` 0: a whole row."""
+    """How weights of a group of layers are quantized. ``group_size`` 0: a whole row. ``ordered``: columns have groups."""
 
     bits: int
     group_size: int
     symmetric: bool
+    ordered: bool
 
     def groups(self, inputs: int) -> int:
         """How many groups a row of so many inputs has; 0 where they are not whole groups."""
@@ -81,7 +82,7 @@ def _setting(where: str, group: Any) -> Setting | None:
     symmetric = told.get("symmetric", True)
     if not isinstance(symmetric, bool):
         raise CheckpointError(f"{where}: symmetric {symmetric!r}: must be true or false")
-    return Setting(bits, (size or 0) if strategy == "group" else 0, symmetric)
+    return Setting(bits, (size or 0) if strategy == "group" else 0, symmetric, told.get("actorder") == "group")
 
 
 def dense_words(source: Source) -> bool | None:

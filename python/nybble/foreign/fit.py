@@ -12,6 +12,8 @@ from ..weights.scheme import Scheme
 from ..weights.weight_type import WeightType, weight_types
 from .weight import ForeignWeight
 
+_AT_ONCE = 1 << 20  # weights that are compared at a time
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -43,7 +45,7 @@ def fit(weight: ForeignWeight, act_bits: int = 16) -> Fit:
         return Fit(why=f"a zero point outside [{kind.lowest}, {kind.highest}]")
     found = _held(weight, codes, zero, Scheme(kind.bits, act_bits, size, zero is None))
     assert found.scheme is not None and found.quantized is not None  # noqa: S101, PT018
-    if not torch.equal(dequantize_weight(found.quantized, found.scheme, weight.shape[1]), weight.dequantize()):
+    if not _equal(weight, found.quantized, found.scheme):
         return Fit(why="the library rounds twice in float32, so that last bits differ")
     return found
 
@@ -57,6 +59,19 @@ def keep_codes(weight: ForeignWeight, act_bits: int = 16) -> Fit:
     zero = None if zero is None else zero.clamp(kind.lowest, kind.highest)
     codes = codes.clamp(kind.lowest, kind.highest)
     return _held(weight, codes, zero, Scheme(kind.bits, act_bits, size, zero is None))
+
+
+def _equal(weight: ForeignWeight, held: QuantizedWeight, scheme: Scheme) -> bool:
+    """Whether both are the same weight bit for bit; by some rows at a time, to take little memory."""
+    n, k = weight.shape
+    height = max(_AT_ONCE // k, 1)
+    for row in range(0, n, height):
+        rows = slice(row, row + height)
+        zero = None if held.zero_point is None else held.zero_point[rows]
+        part = QuantizedWeight(held.qweight[rows], held.scale[rows], zero)
+        if not torch.equal(dequantize_weight(part, scheme, k), weight.rows(rows).dequantize()):
+            return False
+    return True
 
 
 def _form(weight: ForeignWeight) -> tuple[WeightType, int | None, str | None]:

@@ -46,7 +46,7 @@ def read_file(source: Source) -> Opened:
         else:
             read = functools.partial(_weight, header, name, tensor, tensor.type.decode)
             layers[new.removesuffix(".weight")] = Layer(read, nbytes)
-    return Opened(layers, parts, header.fields)
+    return Opened(layers, parts, header.fields, (header.file,))
 
 
 def _floats(header: GgufHeader, name: str, tensor: GgufTensor) -> Tensor:

@@ -114,6 +114,7 @@ def _replace(model: nn.Module, name: str, opened: Opened, act_bits: int, dtype: 
     bias = _bias(opened, f"{name}.bias", old, shape[0], dtype)
     new = Linear.from_quantized(chosen.quantized, shape[1], bias, chosen.scheme, dtype)
     model.set_submodule(name, new)
+    opened.release()
     sizes = opened.layers[name].nbytes, chosen.quantized.nbytes
     return ImportedLayer(name, weight.shape, weight.describe(), str(chosen.scheme), *sizes, chosen.sqnr_db, chosen.why)
 
@@ -172,6 +173,7 @@ def _fill(model: nn.Module, opened: Opened, dtype: torch.dtype) -> None:
         module, _, last = name.rpartition(".")
         tensor = _part(opened, name, tuple(old[name].shape), dtype)
         setattr(model.get_submodule(module), last, nn.Parameter(tensor, requires_grad=False))
+        opened.release()
     for name, buffer in saved.items():
         buffer.copy_(_part(opened, name, tuple(buffer.shape), buffer.dtype))
     tie: Any = getattr(model, "tie_weights", None)

@@ -49,6 +49,11 @@ class MappedFile:
             raw = raw.copy()
         return torch.from_numpy(raw).view(dtype).reshape(shape)
 
+    def release(self) -> None:
+        """Give the memory of what was read back; what is read again comes from the file again."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
 
 class Span(NamedTuple):
     """Where a tensor lies in its file."""

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..checkpoint.files import CheckpointError
+from .mapped import MappedFile
 from .source import Source
 from .tensors import Tensors
 from .weight import ForeignWeight
@@ -33,12 +34,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Opened:
-    """A checkpoint whose headers were checked. ``notes`` are what a reader of a report should know of it."""
+    """A checkpoint whose headers were checked. ``files`` are those that it is read from."""
 
     layers: Mapping[str, Layer]
     parts: Mapping[str, Part]
     config: Mapping[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    files: tuple[MappedFile, ...] = ()
+
+    def release(self) -> None:
+        """Give the memory of all that was read so far back to the system; tensors in mapped memory stay valid."""
+        for file in self.files:
+            file.release()
 
 
 def modules_of(
@@ -65,7 +71,6 @@ def opened(
     tensors: Tensors,
     modules: Mapping[str, Mapping[str, str]],
     read: Callable[[str], ForeignWeight],
-    notes: tuple[str, ...] = (),
 ) -> Opened:
     """A checkpoint of safetensors files: its layers, and all tensors that belong to none of them."""
     theirs = {name for parts in modules.values() for name in parts.values()}
@@ -81,7 +86,8 @@ def opened(
         owner = next((owner for owner in _owners(name) if owner in modules), None)
         if owner is not None and name != f"{owner}.bias":
             raise CheckpointError(f"{name}: not a tensor that a quantized layer of this format has")
-    return Opened(layers, parts, source.config, notes)
+    files = {id(entry.file): entry.file for entry in tensors.entries.values()}
+    return Opened(layers, parts, source.config, tuple(files.values()))
 
 
 def _owners(name: str) -> Iterable[str]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..checkpoint.files import CheckpointError
 
 _AT_ONCE = 1 << 20  # elements that are dequantized at a time
+_MOST = 2.0**100  # of a scale: products with codes stay finite
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,8 @@ class ForeignWeight:
             return self.groups[columns].long()
         return torch.arange(columns.start, columns.stop) // self.group_size
 
-    def rows(self, order: Tensor) -> ForeignWeight:
-        """The weight with its rows in another order."""
+    def rows(self, order: Tensor | slice) -> ForeignWeight:
+        """Some rows of the weight, or all in another order."""
         zero = self.zero if isinstance(self.zero, int) else self.zero[order]
         minimum = None if self.minimum is None else self.minimum[order]
         return replace(self, codes=self.codes[order], scale=self.scale[order], zero=zero, minimum=minimum)
@@ -138,8 +139,8 @@ def checked(weight: ForeignWeight, name: str, scale: str, *, zero_scales: bool =
             rule = f"groups of {weight.group_size} of ({n}, {k}) weights need {spread}"
             raise CheckpointError(f"{name}.{scale if field == 'scale' else field}: {tuple(value.shape)}, but {rule}")
     for field, value in ((scale, weight.scale), ("minimum", weight.minimum), ("code book", weight.book)):
-        if value is not None and not torch.isfinite(value).all():
-            raise CheckpointError(f"{name}.{field}: must be finite")
+        if value is not None and not (value.abs().float() < _MOST).all():
+            raise CheckpointError(f"{name}.{field}: must be finite, and below 2 ** 100")
     if not zero_scales and weight.minimum is None and weight.book is None and (weight.scale == 0).any():
         unscaled = replace(weight, scale=(weight.scale == 0).float(), arithmetic=torch.float32)
         if unscaled.dequantize().any():
