@@ -12,8 +12,9 @@ from torch import nn
 
 import nybble
 from nybble.__main__ import main
+from nybble.compiled.rounding import sqnr_db
 from nybble.foreign import ForeignWeight, open_foreign
-from nybble.foreign.fit import fit
+from nybble.foreign.fit import fit, keep_codes
 from nybble.weights.rounding import dequantize_weight
 
 DATA = Path(__file__).parent / "data" / "foreign"
@@ -62,6 +63,24 @@ def test_what_none_holds_says_why(name: str, why: str) -> None:
     assert found.scheme is None
     assert found.why is not None
     assert why in found.why
+
+
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [
+        ("bnb-int8", 120),
+        ("ct-w8a8-dynamic", 55),
+        ("gptq-w4-g128", 50),
+        ("gptq-w3-g32", 50),
+        ("gptq-w4-g32-asym-edge", 50),
+    ],
+)
+def test_codes_are_kept_where_only_scales_or_single_codes_do_not_fit(name: str, least: float) -> None:
+    weight = weight_of(name)
+    found = keep_codes(weight)
+    assert found.scheme is not None
+    assert found.quantized is not None
+    assert sqnr_db(weight.dequantize(), found.quantized, found.scheme) > least
 
 
 def eight_bits(codes: torch.Tensor, **more: object) -> ForeignWeight:

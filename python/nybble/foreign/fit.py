@@ -91,7 +91,8 @@ def _form(weight: ForeignWeight) -> tuple[WeightType, int | None, str | None]:
 def _held(weight: ForeignWeight, codes: Tensor, zero: Tensor | None, scheme: Scheme) -> Fit:
     kind = scheme.weight_type
     stored = None if zero is None or kind.zero_point is None else zero.to(kind.zero_point)
-    found = QuantizedWeight(kind.pack(codes), weight.scale.abs().to(kind.scale), stored)
+    scale = weight.scale if weight.factor == 1 else weight.scale.float() * weight.factor
+    found = QuantizedWeight(kind.pack(codes), scale.abs().to(kind.scale), stored)
     check_portable(found, scheme, *weight.shape)
     return Fit(scheme, found)
 
