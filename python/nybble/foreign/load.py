@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -83,8 +83,8 @@ def _empty_model(config: Mapping[str, Any]) -> nn.Module:
     plain = {key: value for key, value in config.items() if key not in ("quantization_config", "compression_config")}
     try:
         with skeleton():
-            settings: Any = kind.config_class
-            model: nn.Module = kind(settings.from_dict(plain))
+            made: Any = cast(Any, kind).config_class.from_dict(plain)
+            model: nn.Module = kind(made)
     except (ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"config.json: {name} cannot be made from it: {error}") from error
     return model
