@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -93,11 +94,17 @@ def variants(
                 name,
                 tuple(places[member] for member in group),
                 {str(scheme): tuple(modules[scheme][member] for member in group) for scheme in swapped},
-                {str(scheme): known[scheme] for scheme in swapped},
+                {str(scheme): _whole([rows[scheme][member] for member in group]) for scheme in swapped},
                 {str(scheme): str(row.reason) for scheme, row in known.items() if not row.swapped},
             )
         )
     return units
+
+
+def _whole(rows: Sequence[LayerReport]) -> LayerReport:
+    """The first of several rows, with the bytes of all: of layers that share a weight, one has them, whichever is first."""
+    before, after = (sum(getattr(row, key) for row in rows) for key in ("nbytes_before", "nbytes_after"))
+    return replace(rows[0], nbytes_before=before, nbytes_after=after)
 
 
 @contextmanager
