@@ -32,12 +32,12 @@ class _Stub(nn.Module):
 
 @contextmanager
 def without_linears(model: nn.Module) -> Iterator[None]:
-    """While active, every module with in_features and out_features is replaced by a stub."""
+    """While active, every linear layer, dense or quantized, is replaced by a stub."""
     found = [
         (parent, name, child)
         for parent in model.modules()
         for name, child in parent.named_children()
-        if hasattr(child, "in_features") and hasattr(child, "out_features")
+        if hasattr(child, "in_features") and hasattr(child, "out_features") and getattr(child, "takes_rows", True)
     ]
     for parent, name, child in found:
         setattr(parent, name, _Stub(cast(int, child.out_features)))

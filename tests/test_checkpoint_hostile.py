@@ -199,7 +199,7 @@ INDEX_CASES: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (put("layers", 0, "name", ""), r"layers\[0\]\.name"),
     (put("layers", 0, "name", "x" * 5000), r"layers\[0\]\.name"),
     (put("layers", 1, "name", "0"), r"layers\[1\]\.name.*twice"),
-    (put("layers", 0, "kind", "Conv2d"), r"layers\[0\]\.kind"),
+    (put("layers", 0, "kind", "Conv9d"), r"layers\[0\]\.kind"),
     (put("layers", 0, "scheme", "w4a16g33"), r"layers\[0\].*w4a16g33"),
     (put("layers", 0, "scheme", "w8a8"), "scheme differs"),
     (put("layers", 0, "bias", 1), r"layers\[0\]\.bias"),

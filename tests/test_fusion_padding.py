@@ -87,7 +87,7 @@ def test_encoder_of_hidden_states(monkeypatch):
     rows = rows_run(monkeypatch)
     found = run(skips, call)
     assert rows
-    assert sum(rows) < 0.7 * inside.numel()
+    assert sum(rows) < 0.7 * inside.numel() * 2  # each layer is a program
     check(found[inside], expected[inside])
 
 

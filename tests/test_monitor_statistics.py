@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from nybble.model.rows import rows_of
 from nybble.monitor.statistics import BINS, Reading, Statistics, Tally, anchor_of, compare, psi
 from nybble.monitor.watch import LIMITS, PATIENCE, Watch, pick_rows
 
@@ -176,14 +177,15 @@ class TestMeasures:
         assert json.loads(json.dumps(watch.drift().to_dict(), allow_nan=False))["amax_ratio"] == "inf"
 
     def test_rows_are_spread_and_padding_is_left_out(self) -> None:
+        layer = nn.Linear(2, 3)
         x = torch.arange(40.0).view(2, 10, 2)
-        assert pick_rows(x, None, 64, 0).shape == (20, 2)
-        assert [pick_rows(x, None, 5, turn)[0, 0].item() for turn in range(4)] == [0, 2, 4, 6]
-        assert len(pick_rows(x, None, 5, 0)) == 5
+        assert pick_rows(rows_of(layer, x, None), 64, 0).shape == (20, 2)
+        assert [pick_rows(rows_of(layer, x, None), 5, turn)[0, 0].item() for turn in range(4)] == [0, 2, 4, 6]
+        assert len(pick_rows(rows_of(layer, x, None), 5, 0)) == 5
         mask = torch.zeros(2, 10, dtype=torch.bool)
         mask[1, :3] = True
-        assert torch.equal(pick_rows(x, mask, 64, 0), x[1, :3])
-        assert pick_rows(x[:1], mask, 64, 0).shape == (10, 2)
+        assert torch.equal(pick_rows(rows_of(layer, x, mask), 64, 0), x[1, :3])
+        assert pick_rows(rows_of(layer, x[:1], mask), 64, 0).shape == (10, 2)
 
 
 def test_compare_uses_the_moving_average() -> None:

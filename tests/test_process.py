@@ -33,7 +33,7 @@ def python(script, *arguments, path=None, **environment):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_import_takes_less_than_150_ms_of_cpu_time_on_top_of_torch():
+def test_import_takes_less_than_200_ms_of_cpu_time_on_top_of_torch():
     """The best of twelve forks of an interpreter that has imported torch. Its objects are frozen: half of the time would
     be a garbage collection of torch's. CPU time, since other programs may use the cores."""
     output = python("""
@@ -51,7 +51,7 @@ def test_import_takes_less_than_150_ms_of_cpu_time_on_top_of_torch():
     """)
     times = [float(line) for line in output.split()]
     assert len(times) == 12
-    assert min(times) < 0.150, times
+    assert min(times) < 0.200, times
 
 
 def test_import_and_calls_open_no_socket_and_start_no_process():

@@ -107,9 +107,9 @@ class TestSwap:
         assert model(torch.randn(2, 71)).shape == (2, 33)
 
     def test_module_without_linear_layers(self) -> None:
-        report = small(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
+        report = small(nn.Sequential(nn.Conv3d(3, 4, 3), nn.ReLU()))
         assert [(row.name, row.kind, row.reason) for row in report.layers] == [
-            ("0", "Conv2d", "not a kind of module that nybble replaces")
+            ("0", "Conv3d", "not a kind of module that nybble replaces")
         ]
         assert report.coverage == 0.0
 
@@ -243,7 +243,7 @@ class TestShared:
 
 
 class TestKinds:
-    def test_multihead_attention_out_proj_is_left_alone_and_still_runs(self) -> None:
+    def test_multihead_attention_inside_a_layer_of_torch(self) -> None:
         model = nn.Sequential(nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)).eval()
         x = torch.randn(2, 5, 32)
         with torch.no_grad():
@@ -251,8 +251,8 @@ class TestKinds:
             report = small(model)
             after = model(x)
         found = rows(report)
-        assert "NonDynamicallyQuantizableLinear" in str(found["0.self_attn.out_proj"].reason)
-        assert found["0.self_attn.in_proj_weight"].reason == "not a kind of module that nybble replaces"
+        assert found["0.self_attn.out_proj"].swapped
+        assert found["0.self_attn.in_proj"].swapped
         assert isinstance(model[0].linear1, Linear)
         assert ((after - before).norm() / before.norm()).item() < 0.05
         assert not torch.equal(after, before)

@@ -66,7 +66,7 @@ def rows(
             if row.name in owners:
                 raise _refused(entry, f"the name {row.name!r} is taken by {owners[row.name]}; names must be unique")
             if wrong is not None and (rule := wrong(row)) is not None:
-                raise _refused(entry, f"{type(row).__name__} {row.name!r} {rule}")
+                raise _refused(entry, f"{_sort(row, kind)} {row.name!r} {rule}")
             owners[row.name] = _origin(entry)
             table += (row,)
     return table
@@ -103,6 +103,11 @@ def _load(entry: EntryPoint, kind: type[R] | tuple[type[R], ...]) -> tuple[R, ..
             names = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
             raise _refused(entry, f"is a {type(row).__name__}; must be a {names} or a tuple of them")
     return value if isinstance(value, tuple) else (value,)
+
+
+def _sort(row: Row, kind: type | tuple[type, ...]) -> str:
+    """Which of the types of a table's rows this is."""
+    return next(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)) if isinstance(row, one))
 
 
 def _refused(entry: EntryPoint, rule: str) -> PluginError:

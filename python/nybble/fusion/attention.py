@@ -19,6 +19,7 @@ from .watch import CACHE, Event
 _MULTI_HEAD = tuple(inspect.signature(F.multi_head_attention_forward).parameters)
 # Functions that a mask may be computed by: they take no sizes.
 _REPLAYED = {"where", "add", "contiguous", "to", "expand_as", "logical_not", "float", "bool"}
+_REPLAYED |= {"unsqueeze", "zeros_like", "masked_fill"}
 
 
 class Attention(Modules):

@@ -197,10 +197,11 @@ class MultiheadAttention(CompositeModule):
         found = None
         if attn is not None:
             attn = _added(attn, dtype)
-            found = attn.view(1, 1, *attn.shape) if attn.dim() == 2 else attn.unflatten(0, (-1, self.num_heads))
+            found = attn.unsqueeze(0).unsqueeze(0) if attn.dim() == 2 else attn.unflatten(0, (-1, self.num_heads))
         if padding is not None:
+            # By functions that nybble.fuse can replay for other lengths.
             padding = _added(padding, dtype)
-            padding = padding.view(-1, 1, 1, padding.shape[-1])
+            padding = (padding.unsqueeze(0) if padding.dim() == 1 else padding).unsqueeze(1).unsqueeze(1)
             found = padding if found is None else found + padding
         return found
 
@@ -257,7 +258,7 @@ def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A mask as what is added to scores: of a bool one, -inf where it is true."""
     if mask.dtype is not torch.bool:
         return mask.to(dtype)
-    return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, -torch.inf)
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, -torch.inf)
 
 
 def _attended(

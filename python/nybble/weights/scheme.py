@@ -144,7 +144,7 @@ class Scheme:
 
     def shares_codes_of(self, other: Scheme) -> bool:
         """Whether a layer can use the weight of a layer of another scheme: it is that, or its weights without activations."""
-        return self in (other, other.without_activations)
+        return self == other or (other.sparsity is None and self == other.without_activations)
 
     @property
     def max_in_features(self) -> int:
