@@ -1,5 +1,5 @@
 // Compares the attention kernels of the given targets with the scalar one, on random problems and without Python, and
-// each with itself on several threads, bit for bit.
+// each with itself on several threads, bit for bit. Those with products of 8 bits equal the scalar one bit for bit too.
 //   compare_attention TARGET...      targets of kernels.def that this CPU supports
 // Every buffer has its exact size, so that a sanitizer detects out-of-bounds accesses.
 #include "../../csrc/attention.h"
@@ -50,18 +50,26 @@ float difference(const Bytes& a, const Bytes& b, NybbleDtype dtype) {
   return worst;
 }
 
+// Makes the call use the kernel, or the scalar one of its operation.
+void use(AttentionCall& call, const KernelEntry& kernel) {
+  const bool int8 = std::string(kernel.op) == "attention8";
+  call.kernel = int8 ? &find_kernel("attention_scalar") : &kernel;
+  call.kernel8 = int8 ? &kernel : nullptr;
+}
+
 // Returns "" if the kernel agrees with the scalar one, else what is wrong.
 std::string check(const KernelEntry& kernel, int seed) {
   Random random(static_cast<uint64_t>(seed));
   const NybbleDtype dtypes[] = {NYBBLE_F32, NYBBLE_BF16, NYBBLE_F16};
   AttentionCall call{};
-  call.kernel = &kernel;
+  use(call, kernel);
   call.dtype = random.pick(dtypes);
   call.batch = random.integer(1, 2);
   call.kv_heads = random.integer(1, 2);
   call.heads = call.kv_heads * random.integer(1, 3);
-  call.queries = random.integer(0, 1) ? random.integer(1, 3) : random.integer(1, 70);
-  call.keys = random.integer(0, 7) ? random.integer(1, 150) : random.integer(1000, 1100);
+  const int64_t least = call.kernel8 ? 96 : 1;  // below that the products are of floats
+  call.queries = random.integer(0, 1) ? least + random.integer(0, 2) : least + random.integer(0, 69);
+  call.keys = random.integer(0, 7) ? random.integer(least, 150) : random.integer(1000, 1100);
   call.head_dim = random.integer(1, 70);
   call.value_dim = random.integer(1, 70);
   Heads q(call.batch, call.heads, call.queries, call.head_dim, call.dtype, random);
@@ -87,8 +95,9 @@ std::string check(const KernelEntry& kernel, int seed) {
   run_attention(call, 3);
   if (again.bytes != y.bytes) return "threads change the result";
   call.y = span(other.bytes);
-  call.kernel = &find_kernel("attention_scalar");
+  use(call, find_kernel(call.kernel8 ? "attention8_scalar" : "attention_scalar"));
   run_attention(call, 1);
+  if (call.kernel8) return other.bytes == y.bytes ? "" : "differs from the scalar kernel";
   const float most = call.dtype == NYBBLE_F32 ? 2e-5f : call.dtype == NYBBLE_BF16 ? 1e-2f : 2e-3f;
   return difference(y.bytes, other.bytes, call.dtype) <= most ? "" : "differs from the scalar kernel";
 }

@@ -82,14 +82,15 @@ std::string check_activate(const KernelEntry& kernel, Random& random) {
   const int act = static_cast<int>(random.integer(NYBBLE_ACT_IDENTITY, NYBBLE_ACT_TANH));
   const bool multiplies = random.integer(0, 1), adds = random.integer(0, 1);
   for (auto [entry, to] : {std::pair(&kernel, &y), {&rows_of_target("scalar"), &other}}) {
-    const NybbleActivateArgs args{act,
-                                  size.dtype,
-                                  size.rows,
-                                  size.columns,
-                                  x.matrix(),
-                                  multiplies ? times.matrix() : NybbleMatrix{},
-                                  adds ? plus.matrix() : NybbleMatrix{},
-                                  to->matrix()};
+    NybbleActivateArgs args{};
+    args.act = act;
+    args.dtype = size.dtype;
+    args.rows = size.rows;
+    args.columns = size.columns;
+    args.x = x.matrix();
+    if (multiplies) args.other = times.matrix();
+    if (adds) args.residual = plus.matrix();
+    args.y = to->matrix();
     if (entry->rows->activate(&args) != NYBBLE_OK) return "activate: refused";
   }
   return difference(y.bytes, other.bytes, size.dtype) > 8 ? "activate: differs" : "";
