@@ -101,8 +101,12 @@ def test_without_a_stderr_there_is_no_bar(monkeypatch: pytest.MonkeyPatch, clock
     work(clock, 10, None)
 
 
-def test_without_rich_there_is_no_bar(shown_on: ShownOn, clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    stderr = shown_on(Terminal())
+@pytest.mark.parametrize("kind", [Terminal, io.StringIO], ids=["terminal", "pipe"])
+@pytest.mark.parametrize("wanted", [None, True])
+def test_without_rich_a_line_is_written_over(
+    kind: type[io.StringIO], wanted: bool | None, shown_on: ShownOn, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stderr = shown_on(kind())
     real = builtins.__import__
 
     def absent(name: str, *args: object, **kwargs: object) -> object:
@@ -111,14 +115,16 @@ def test_without_rich_there_is_no_bar(shown_on: ShownOn, clock: list[float], mon
         return real(name, *args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(builtins, "__import__", absent)
-    work(clock, 10, None)
-    assert stderr.getvalue() == ""
+    work(clock, 10, wanted)
+    shown = [text.rstrip() for text in stderr.getvalue().split("\r")]
+    assert "\n" not in stderr.getvalue()
+    assert shown[-3:] == (["step 3 4/4", "", ""] if stderr.isatty() else [""])
 
 
 PASSES = ("evaluate", "optimize", "plan", "quantize", "recover", "sensitivity", "sparsify")
 
 
-@pytest.mark.parametrize("name", PASSES)
+@pytest.mark.parametrize("name", [*PASSES, "load_pretrained"])
 def test_every_pass_decides_by_the_terminal_unless_told(name: str) -> None:
     assert inspect.signature(getattr(nybble, name)).parameters["progress"].default is None
 

@@ -201,7 +201,7 @@ def _run_demo(args: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from .commands import importing, inspect, quantize
+    from .commands import importing, inspect, quantize, reporting
 
     parser = argparse.ArgumentParser(prog="nybble", description="int8 and int4 linear layers for torch")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
@@ -225,9 +225,12 @@ def _parser() -> argparse.ArgumentParser:
         default=Path("nybble-accuracy.html"),
         help="page that --accuracy writes (default: %(default)s)",
     )
-    quantize.add_arguments(command("quantize", quantize.run, "run a recipe on a model and save the result"))
+    quantize.add_arguments(command("quantize", quantize.run, "quantize a model by a scheme or a recipe, and save it"))
     inspect.add_arguments(command("inspect", inspect.run, "what a checkpoint holds, of nybble or of another library"))
     importing.add_arguments(command("import", importing.run, "make nybble's checkpoint of another library's"))
+    reporting.add_arguments(
+        command("report", reporting.run, "what the making of a directory reported, or what it holds")
+    )
     return parser
 
 

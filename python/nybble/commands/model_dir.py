@@ -13,6 +13,7 @@ from ..demo.model import no_loading_bar
 from . import CommandFailed
 
 CONFIG = "config.json"
+QUANTIZATION = ("quantization_config", "compression_config")  # keys of config.json
 
 
 def load_model(directory: Path) -> nn.Module:
@@ -27,7 +28,7 @@ def load_model(directory: Path) -> nn.Module:
         import transformers
     except ImportError as error:
         raise CommandFailed("a model path needs transformers: pip install 'nybble[demo]'") from error
-    name = _architecture(directory / CONFIG)
+    name = _architecture(directory)
     kind: Any = getattr(transformers, name, None)
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         raise CommandFailed(f"{directory / CONFIG}: transformers {transformers.__version__} has no model {name!r}")
@@ -37,7 +38,7 @@ def load_model(directory: Path) -> nn.Module:
                 directory, local_files_only=True, use_safetensors=True, dtype="auto"
             )
     except (OSError, ValueError) as error:
-        raise CommandFailed(f"--model {directory}: {_line(error)}") from error
+        raise CommandFailed(f"{directory}: {_line(error)}") from error
     return model.eval()
 
 
@@ -57,14 +58,25 @@ def load_texts(directory: Path, texts: Sequence[str], tokens: int) -> list[dict[
     return [batch for batch in batches if batch["input_ids"].numel()]
 
 
-def _architecture(path: Path) -> str:
+def read_config(directory: Path) -> dict[str, Any]:
+    """config.json. Raises CommandFailed if there is none."""
+    path = directory / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CommandFailed(f"{path}: {_line(error)}; --model must be a directory of a transformers model") from error
-    names = config.get("architectures") if isinstance(config, dict) else None
+        raise CommandFailed(f"{path}: {_line(error)}; must be beside the weights of a transformers model") from error
+    if not isinstance(config, dict):
+        raise CommandFailed(f"{path}: must be a JSON object")
+    return config
+
+
+def _architecture(directory: Path) -> str:
+    config = read_config(directory)
+    if any(config.get(key) for key in QUANTIZATION):
+        raise CommandFailed(f"{directory}: is quantized already; `nybble import` makes nybble's checkpoint of it")
+    names = config.get("architectures")
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
-        raise CommandFailed(f"{path}: has no 'architectures'")
+        raise CommandFailed(f"{directory / CONFIG}: has no 'architectures'")
     return names[0]
 
 

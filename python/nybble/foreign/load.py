@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from ..checkpoint.files import CheckpointError
 from ..checkpoint.skeleton import skeleton
 from ..compiled.rounding import quantize_weight, sqnr_db
+from ..model.bar import bar
+from ..model.options import check_progress
 from ..nn.linear import Linear
 from ..weights.rounding import QuantizedWeight
 from ..weights.scheme import Scheme
@@ -42,7 +44,13 @@ class _Chosen(NamedTuple):
     why: str | None
 
 
-def load_pretrained(path: str | os.PathLike[str], *, act_bits: int = 16, dtype: torch.dtype | None = None) -> Loaded:
+def load_pretrained(
+    path: str | os.PathLike[str],
+    *,
+    act_bits: int = 16,
+    dtype: torch.dtype | None = None,
+    progress: bool | None = None,
+) -> Loaded:
     """A transformers model from another library's quantized checkpoint, whose quantized layers are nybble's modules.
 
     A layer that a scheme of nybble holds exactly is kept bit for bit. Any other is rounded again, to the nearest scheme: its
@@ -53,6 +61,7 @@ def load_pretrained(path: str | os.PathLike[str], *, act_bits: int = 16, dtype: 
         path: a directory with config.json and safetensors files, see docs/foreign.md.
         act_bits: 16: float activations; 8: quantized ones, for each token.
         dtype: of the activations and of what is not quantized; None: what the configuration says.
+        progress: whether to show a bar of the layers on stderr; None: on a terminal, for work that takes long.
 
     Returns:
         The model, in eval mode, and the report.
@@ -61,12 +70,17 @@ def load_pretrained(path: str | os.PathLike[str], *, act_bits: int = 16, dtype: 
         CheckpointError: (a ValueError) the checkpoint is damaged, of no known format, or does not fit its model.
         ImportError: transformers is not installed.
     """
+    check_progress(progress)
     row, opened = open_foreign(path)
     model = _empty_model(opened.config)
     dtype = dtype or _dtype(opened.config)
-    layers = tuple(_replace(model, name, opened, act_bits, dtype) for name in opened.layers)
+    layers = []
+    with bar(len(opened.layers), progress) as advance:
+        for name in opened.layers:
+            layers.append(_replace(model, name, opened, act_bits, dtype))
+            advance(name)
     _fill(model, opened, dtype)
-    return Loaded(model.eval(), ImportReport(row.name, layers))
+    return Loaded(model.eval(), ImportReport(row.name, tuple(layers)))
 
 
 def _empty_model(config: Mapping[str, Any]) -> nn.Module:
