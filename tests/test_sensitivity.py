@@ -132,6 +132,24 @@ def test_outlier_channels_are_named():
     assert channels.outliers(torch.zeros(3)) == ((), 1.0)
 
 
+def test_layers_whose_inputs_are_no_rows_of_numbers_have_no_outliers():
+    class Reads(nn.Sequential):
+        def forward(self, ids):
+            image = self[0](ids).transpose(1, 2)
+            return self[2](self[1](image).mean(-1))
+
+    model = Reads(nn.Embedding(50, 32), nn.Conv1d(32, 40, 3), nn.Linear(40, 3))
+    batches = [torch.arange(tokens)[None] for tokens in (7, 12)]  # of two lengths, which an embedding passes on
+    found = {row.name: row for row in nybble.sensitivity(model, "w8a8", batches).layers}
+    assert found["0"].outliers == ()
+    assert math.isnan(found["0"].peak)
+    patches = torch.cat(
+        [model[0](ids).transpose(1, 2).unfold(2, 3, 1).transpose(1, 2).flatten(0, 1) for ids in batches]
+    )
+    largest = patches.abs().amax(0).flatten()
+    assert found["1"].peak == pytest.approx((largest.max() / largest.median()).item())
+
+
 def test_it_prints_is_json_and_draws(tmp_path):
     found = nybble.sensitivity(Residual(), ["w8a8", "w4a16"], data())
     text = str(found)

@@ -11,6 +11,7 @@ from time import perf_counter
 import torch
 
 from ...evaluate.memory import held_bytes, resident_mb
+from ...model.allocator import return_freed
 from ..apart import apart
 from ..results import Row
 from . import lines
@@ -50,23 +51,26 @@ def _start(folder: str, subject: str, name: str, threads: int) -> float:
 
 
 def resident(subject: Subject, contestants: Sequence[Contestant], root: Path, threads: int) -> list[Row]:
-    """What a quantized model adds to the memory of a process, over the bytes that the model holds."""
+    """The memory of a process with a quantized model after a call, over the bytes that the model holds. What the process
+    had with the dense model, after the same call and less its bytes, is torch's own and not counted."""
     return [
         lines.line(
             subject.name, lines.RESIDENT, one.name, one.peer, apart(partial(_resident, subject.name), one.name, threads)
         )
         for one in contestants
-        if one.build is not None
+        if one.convert is not None
     ]
 
 
 def _resident(subject: str, name: str, threads: int) -> float:
     torch.set_num_threads(threads)
     model = find(subject)
-    build = model.by_name(name).build
-    assert build is not None, "chosen by resident()"  # noqa: S101
-    inputs = model.subject.example()
-    before = resident_mb()
-    built = build(model.subject)
+    convert = model.by_name(name).convert
+    assert convert is not None, "chosen by resident()"  # noqa: S101
+    inputs, built = model.subject.example(), model.subject.build()
+    return_freed()
     model.subject.ready(built, inputs)()
-    return (resident_mb() - before) * 1e6 / held_bytes(built)
+    own = resident_mb() * 1e6 - held_bytes(built)
+    convert(built, model.subject)
+    model.subject.ready(built, inputs)()
+    return (resident_mb() * 1e6 - own) / held_bytes(built)

@@ -26,7 +26,7 @@ class Contestant:
         library does not support.
     least_cosine: with an output whose mean cosine to torch fp32 is below, it is taken as wrong, and not timed.
     pool: the thread pool that it uses; see timing.Runner.
-    build: makes a model in this process, whose memory is then measured; None: it is not.
+    convert: makes it of the model in torch, in place, and its memory is then measured; None: it is not.
     needs: modules that must be installed, by pip install and `install`.
     """
 
@@ -38,7 +38,7 @@ class Contestant:
     pool: str = OPENMP
     needs: tuple[str, ...] = ()
     install: str = "'nybble[peers]'"
-    build: Callable[[Subject], nn.Module] | None = None
+    convert: Callable[[nn.Module, Subject], object] | None = None
 
     def why_not(self) -> str | None:
         """Why it cannot run here; None if it can."""

@@ -50,14 +50,14 @@ def by_plan(candidates: tuple[str, ...], harm: float) -> Quantize:
     return quantize
 
 
-def _build(subject: Subject, quantize: Quantize, dtype: torch.dtype) -> nn.Module:
-    model = subject.build().to(dtype)
-    quantize(model, subject)
-    return model
+def _convert(model: nn.Module, subject: Subject, quantize: Quantize, dtype: torch.dtype) -> None:
+    quantize(model.to(dtype), subject)
 
 
-def _prepare(subject: Subject, folder: Path, build: Callable[[Subject], nn.Module]) -> None:
-    nybble.save(build(subject), folder)
+def _prepare(subject: Subject, folder: Path, convert: Quantize) -> None:
+    model = subject.build()
+    convert(model, subject)
+    nybble.save(model, folder)
 
 
 def loaded(subject: Subject, folder: Path, dtype: torch.dtype = torch.float32, attention: str = "float") -> nn.Module:
@@ -80,14 +80,14 @@ def contestant(
     attention: str = "float",
 ) -> Contestant:
     """nybble's contestant of this name. attention: see nybble.fuse."""
-    build = partial(_build, quantize=quantize, dtype=dtype)
+    convert = partial(_convert, quantize=quantize, dtype=dtype)
     return Contestant(
         f"nybble {name}",
         partial(_load, dtype=dtype, attention=attention),
         least_cosine,
-        prepare=partial(_prepare, build=build),
+        prepare=partial(_prepare, convert=convert),
         peer=False,
         needs=("safetensors",),
         install="'nybble[save]'",
-        build=build,
+        convert=convert,
     )

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def return_freed() -> None:
@@ -11,3 +17,16 @@ def return_freed() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
+
+
+def returning_freed(run: Callable[P, T]) -> Callable[P, T]:
+    """The same function; what it held until its end, such as replaced layers, goes back to the system after it."""
+
+    @wraps(run)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return run(*args, **kwargs)
+        finally:
+            return_freed()
+
+    return wrapped

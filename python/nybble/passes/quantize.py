@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..model import options
+from ..model.allocator import returning_freed
 from ..model.opened import opened
 from ..model.walk import sites
 from ..report.report import Report
@@ -21,6 +22,7 @@ from .round.scales import Awq, Smooth
 from .round.work import Rounding
 
 
+@returning_freed
 def quantize(
     model: nn.Module,
     scheme: str | Scheme | Sequence[str | Scheme] = "w8a8",

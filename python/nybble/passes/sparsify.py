@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..model import options
+from ..model.allocator import returning_freed
 from ..model.opened import opened
 from ..model.walk import sites
 from ..report.report import Report
@@ -21,6 +22,7 @@ from .prune.weight import METHODS
 from .prune.work import Asked, Pruning, sparse_scheme
 
 
+@returning_freed
 def sparsify(
     model: nn.Module,
     pattern: str | Pattern,

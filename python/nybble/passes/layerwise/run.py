@@ -19,7 +19,6 @@ from torch.utils._pytree import tree_leaves
 
 from ... import __version__
 from ...fusion.fuse import fuse
-from ...model.allocator import return_freed
 from ...model.batches import check_batches
 from ...model.options import TIMING_S, Options, check_flag, check_progress
 from ...model.stages import eval_mode
@@ -107,7 +106,6 @@ def _run(model: nn.Module, work: Work, batches: list[Any] | None, call: Call) ->
     call.close()
     if call.fuse:
         report = replace(report, fusion=fuse(model, None if batches is None else batches[:1]))
-    return_freed()
     return report
 
 

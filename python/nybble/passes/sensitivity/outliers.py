@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ...model.rows import rows_of
+from ...nn.kinds import kind_of
+
 # A channel is an outlier if its maximum is above this many times that of the median channel (LLM.int8() uses about 6).
 FACTOR = 6.0
 
@@ -31,16 +34,17 @@ def outliers(largest: Tensor) -> Outliers:
 
 
 def largest_inputs(layers: Sequence[nn.Module], run: Callable[[], object]) -> list[Tensor | None]:
-    """The largest magnitude of each input channel, float32 (K,), of each layer during ``run``; None if it is not called."""
+    """The largest magnitude of each input channel, float32 (K,), of each layer during ``run``; None if it is not called, or
+    has no rows of inputs (an embedding)."""
     found: dict[int, Tensor] = {}
 
     def see(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = args[0] if args else next(iter(kwargs.values()))
-        here = x.detach().abs().reshape(-1, x.shape[-1]).amax(0).float()
+        here = rows_of(layer, x.detach(), None).abs().amax(0).float()
         found[id(layer)] = torch.maximum(found[id(layer)], here) if id(layer) in found else here
 
     with contextlib.ExitStack() as hooks:
-        for layer in layers:
+        for layer in (one for one in layers if kind_of(one).why_no_rows(one) is None):
             hooks.callback(layer.register_forward_pre_hook(see, with_kwargs=True).remove)
         run()
     return [found.get(id(layer)) for layer in layers]
