@@ -56,6 +56,7 @@ struct NybblePrepareArgs {
   int32_t panel_format;
   int64_t rows, k, k_padded, block_rows;
   int64_t group, groups;  // group * groups == k_padded
+  const int32_t* order;   // [k]: the element of x that comes at each k of the panel; null: the same
   void* panel;
   // The rest is for integer formats only.
   float* act_scale;   // [rows]; NaN for a row with a NaN or an Inf

@@ -21,9 +21,10 @@ uint8_t* bytes_of(const Pair& pair, size_t needed, const char* name) {
   return reinterpret_cast<uint8_t*>(pair.first);
 }
 
-Portable portable_of(const WeightShape& s, const Pair& qweight, const Pair& scale, const Pair& zero_point) {
+Portable portable_of(const WeightShape& s, const Pair& qweight, const Pair& scale, const Pair& zero_point,
+                     const Pair& order = {}) {
   return {bytes_of(qweight, s.qweight_bytes(), "qweight"), bytes_of(scale, s.scale_bytes(), "scale"),
-          bytes_of(zero_point, s.zero_point_bytes(), "zero_point")};
+          bytes_of(zero_point, s.zero_point_bytes(), "zero_point"), reinterpret_cast<uint8_t*>(order.first)};
 }
 
 // n rows of k elements of a dtype, `stride` elements apart.
@@ -43,8 +44,8 @@ Form form_of(const std::string& layout) {
 }
 
 WeightShape weight_shape(int bits, int64_t n, int64_t k, int64_t group_size, bool symmetric, const std::string& layout,
-                         int64_t block_n, int64_t block_k) {
-  WeightShape shape{bits, n, k, group_size, symmetric, form_of(layout), block_n, block_k};
+                         int64_t block_n, int64_t block_k, bool ordered) {
+  WeightShape shape{bits, n, k, group_size, symmetric, form_of(layout), block_n, block_k, ordered};
   shape.validate();
   return shape;
 }
@@ -199,20 +200,22 @@ PYBIND11_MODULE(_C, m) {
 
   py::class_<WeightShape>(m, "WeightShape")
       .def(py::init(&weight_shape), py::kw_only(), py::arg("bits"), py::arg("n"), py::arg("k"), py::arg("group_size"),
-           py::arg("symmetric"), py::arg("layout"), py::arg("block_n"), py::arg("block_k"))
+           py::arg("symmetric"), py::arg("layout"), py::arg("block_n"), py::arg("block_k"), py::arg("ordered"))
       .def_property_readonly("packed_bytes", [](const WeightShape& s) { return sections_of(s).total; });
 
   m.def("pack", [](const WeightShape& s, const Pair& qweight, const Pair& scale, const Pair& zero_point,
-                   const Pair& packed, int threads) {
-    const Portable from = portable_of(s, qweight, scale, zero_point);
+                   const Pair& order, const Pair& packed, int threads) {
+    bytes_of(order, s.order_bytes(), "order");
+    const Portable from = portable_of(s, qweight, scale, zero_point, order);
     uint8_t* to = bytes_of(packed, sections_of(s).total, "packed");
     py::gil_scoped_release release;
     pack(s, from, to, threads);
   });
   m.def("unpack", [](const WeightShape& s, const Pair& packed, const Pair& qweight, const Pair& scale,
-                     const Pair& zero_point, int threads) {
+                     const Pair& zero_point, const Pair& order, int threads) {
+    bytes_of(order, s.order_bytes(), "order");
     const uint8_t* from = bytes_of(packed, sections_of(s).total, "packed");
-    const Portable to = portable_of(s, qweight, scale, zero_point);
+    const Portable to = portable_of(s, qweight, scale, zero_point, order);
     py::gil_scoped_release release;
     unpack(s, from, to, threads);
   });
@@ -313,7 +316,7 @@ PYBIND11_MODULE(_C, m) {
       "prepare",
       [](const std::string& kernel, int panel_format, int dtype, const Pair& x, int64_t rows, int64_t stride, int64_t k,
          int64_t k_padded, int64_t block_rows, int64_t group, const Pair& panel, const Pair& scale, const Pair& zero,
-         const Pair& sums, float given_scale, int32_t given_zero, int act_steps) {
+         const Pair& sums, float given_scale, int32_t given_zero, int act_steps, const Pair& order) {
         run_prepare({&find_kernel(kernel),
                      static_cast<NybblePanel>(panel_format),
                      dtype_of(dtype),
@@ -329,12 +332,13 @@ PYBIND11_MODULE(_C, m) {
                      span(zero),
                      span(sums),
                      {given_scale, given_zero},
-                     act_steps});
+                     act_steps,
+                     span(order)});
       },
       py::kw_only(), py::arg("kernel"), py::arg("panel_format"), py::arg("dtype"), py::arg("x"), py::arg("rows"),
       py::arg("stride"), py::arg("k"), py::arg("k_padded"), py::arg("block_rows"), py::arg("group"), py::arg("panel"),
       py::arg("scale"), py::arg("zero"), py::arg("sums"), py::arg("given_scale") = 0.0f, py::arg("given_zero") = 0,
-      py::arg("act_steps") = 255);
+      py::arg("act_steps") = 255, py::arg("order") = Pair{});
 
   m.def("attention", &attention, py::arg("kernel"), py::arg("dtype"), py::arg("sizes"), py::arg("at"), py::arg("mask"),
         py::arg("slopes"), py::arg("scale"), py::arg("causal"), py::arg("window"), py::arg("scales"),

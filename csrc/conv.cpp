@@ -29,7 +29,8 @@ class Convolution {
   Convolution(const ConvCall& call, int threads) : call_(call), s_(call_.shape) {
     check_conv(s_, call.linear.shape);
     if (!call.kernel->conv) refuse(std::string("kernel=\"") + call.kernel->name + "\": not a kernel of convolutions");
-    if (call.linear.shape.form != Form::dense) refuse("weight: must not be sparse");
+    if (call.linear.shape.form != Form::dense || call.linear.shape.ordered)
+      refuse("weight: must not be sparse, nor have an order of its own");
     LinearCall& linear = call_.linear;
     linear.rows = s_.batch * s_.positions();
     linear = resolved(linear);

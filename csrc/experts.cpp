@@ -338,8 +338,10 @@ void check_side(const char* name, const ExpertsSide& side, size_t experts) {
     refuse(std::string(name) + ": has " + std::to_string(side.packed.size()) + " weights and " +
            std::to_string(side.bias.size()) + " biases, must have one for each of " + std::to_string(experts) +
            " experts");
-  for (const KernelsFrom& each : side.kernels)
+  for (const KernelsFrom& each : side.kernels) {
     if (each.call.static_activations) refuse(std::string(name) + ": static activations are not supported");
+    if (each.call.shape.ordered) refuse(std::string(name) + ": columns in an order of their own are not supported");
+  }
 }
 
 }  // namespace

@@ -66,6 +66,12 @@ void run_prepare(const PrepareCall& call) {
   if (call.panel_format >= NYBBLE_PANEL_U8_LINES && groups > 1 && call.group % NYBBLE_LINE_K &&
       NYBBLE_LINE_K % call.group)
     refuse("group: must divide 64 or be a multiple of it for panels of lines");
+  if (call.order.address) {
+    require("order", call.order, call.k, 4);
+    const int32_t* order = reinterpret_cast<const int32_t*>(call.order.address);
+    for (int64_t k = 0; k < call.k; k++)
+      if (order[k] < 0 || order[k] >= call.k) refuse("order: must be in [0, k)");
+  }
   require("panel", call.panel, call.rows, nybble_panel_row(call.panel_format, call.k_padded));
   if (int_panel(call.panel_format)) {
     require("scale", call.scale, call.rows, 4);
@@ -85,6 +91,7 @@ void run_prepare(const PrepareCall& call) {
   args.block_rows = call.block_rows;
   args.group = call.group;
   args.groups = groups;
+  args.order = reinterpret_cast<const int32_t*>(call.order.address);
   args.panel = reinterpret_cast<void*>(call.panel.address);
   args.act_scale = reinterpret_cast<float*>(call.scale.address);
   args.act_zero = reinterpret_cast<int32_t*>(call.zero.address);

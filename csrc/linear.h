@@ -26,6 +26,7 @@ struct PrepareCall {
   Span panel, scale, zero, sums;  // sums may be null
   Given given{};                  // scale 0: dynamic quantization
   int act_steps = 255;            // see NybblePrepareArgs
+  Span order{};                   // likewise; null: none
 };
 
 struct LinearCall {

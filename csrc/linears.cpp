@@ -10,10 +10,11 @@ namespace {
 bool share(const LinearCall& a, const Cut& cut, const LinearCall& b, const Cut& other) {
   const bool sums = a.shape.bits == 4 && a.kernel->int_activations();
   const bool other_sums = b.shape.bits == 4 && b.kernel->int_activations();
-  return !a.static_activations && !b.static_activations && a.prepare == b.prepare &&
-         a.kernel->panel == b.kernel->panel && a.shape.k_padded() == b.shape.k_padded() && a.act_steps == b.act_steps &&
-         a.shape.group() == b.shape.group() && sums == other_sums && a.shape.symmetric == b.shape.symmetric &&
-         cut.block_rows == other.block_rows && cut.chunk_rows == other.chunk_rows;
+  const bool own = a.static_activations || b.static_activations || a.shape.ordered || b.shape.ordered;
+  return !own && a.prepare == b.prepare && a.kernel->panel == b.kernel->panel &&
+         a.shape.k_padded() == b.shape.k_padded() && a.act_steps == b.act_steps && a.shape.group() == b.shape.group() &&
+         sums == other_sums && a.shape.symmetric == b.shape.symmetric && cut.block_rows == other.block_rows &&
+         cut.chunk_rows == other.chunk_rows;
 }
 
 int64_t strips_of(const WeightShape& shape) { return shape.tiles() / shape.strip(); }

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "abi.h"
 #include "huge_pages.h"
@@ -106,6 +107,17 @@ bool is_large(const int8_t* lines) {
   return above > kLargeSum || below < -kLargeSum;
 }
 
+void check_order(const WeightShape& s, const uint8_t* order) {
+  std::vector<bool> seen(static_cast<size_t>(s.k));
+  for (int64_t k = 0; k < s.k; k++) {
+    int32_t input;
+    std::memcpy(&input, order + k * 4, 4);
+    if (input < 0 || input >= s.k || seen[static_cast<size_t>(input)])
+      refuse("order", input, "must be a permutation of 0 .. in_features - 1");
+    seen[static_cast<size_t>(input)] = true;
+  }
+}
+
 // Marks the pairs of lines of an n16k4 tile whose sums may be too large for 16 bits.
 void mark_large(const WeightShape& s, const Sections& at, uint8_t* to, int64_t tile) {
   const int64_t lines = s.k_padded() / 4, bytes = nybble_large_bytes(s.k_padded());
@@ -193,6 +205,7 @@ void WeightShape::validate() const {
   if (bits == 8 && (group_size || !symmetric))
     refuse("group_size", group_size, "8-bit weights must be per channel and symmetric");
   if (form != Form::dense && !symmetric) refuse("symmetric", symmetric, "sparse weights must be symmetric");
+  if (form != Form::dense && ordered) refuse("ordered", ordered, "sparse weights have the order of their inputs");
   if ((form == Form::gather || form == Form::blocks) && bits != 8)
     refuse("weight_bits", bits, "must be 8 for this layout");
   if (form == Form::blocks && (block_n < 16 || block_n > 128 || block_n % 16))
@@ -223,6 +236,7 @@ Sections sections_of(const WeightShape& s) {
   at.sum = take(columns * 4);
   if (s.form == Form::dense && s.bits == 8) at.large = take(s.tiles() * nybble_large_bytes(s.k_padded()));
   if (s.form == Form::gather) at.order = take(columns * 4);
+  if (s.ordered) at.order = take(s.k * 4);
   if (s.form == Form::gather || s.form == Form::blocks) at.index = at.total;
   if (s.form != Form::dense) at.codes = at.total;
   return at;
@@ -230,14 +244,17 @@ Sections sections_of(const WeightShape& s) {
 
 void pack(const WeightShape& shape, const Portable& from, uint8_t* to, int threads) {
   const Sections at = sections_of(shape);
+  if (shape.ordered) check_order(shape, from.order);
   std::memset(to + at.scale, 0, at.total - at.scale);  // clears the padding between sections
   parallel_for(shape.tiles(), usable_threads(threads), [&](int64_t tile) { pack_tile(shape, at, from, to, tile); });
+  if (shape.ordered) std::memcpy(to + at.order, from.order, shape.order_bytes());
   use_huge_pages(to, at.total);
 }
 
 void unpack(const WeightShape& shape, const uint8_t* from, const Portable& to, int threads) {
   const Sections at = sections_of(shape);
   parallel_for(shape.tiles(), usable_threads(threads), [&](int64_t tile) { unpack_tile(shape, at, from, to, tile); });
+  if (shape.ordered) std::memcpy(to.order, from + at.order, shape.order_bytes());
 }
 
 }  // namespace nybble

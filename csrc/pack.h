@@ -11,6 +11,8 @@
 //                  scale [tiles][groups][16] bf16; zero_point [tiles][groups][16] u8, absent if symmetric (8)
 //                  weight_sum [tiles * 16] f32: sum of (code - zero_point) * scale over K
 //
+// Both end with order [k] s32 if the columns of the weight are in another order than the inputs: which input each has.
+//
 // Sparse weights (sparse.h) store no zero weights. Sections whose size depends on the weights come last:
 //
 //   mask8   start [tiles + 1] u64: byte offset of a tile's lines; scale and column_sum as in n16k4
@@ -46,6 +48,7 @@ struct WeightShape {
   bool symmetric = true;
   Form form = Form::dense;
   int64_t block_n = 0, block_k = 0;  // Form::blocks only
+  bool ordered = false;              // Form::dense only: columns are in an order of their own
 
   // Throws std::invalid_argument, naming the field, its value and the rule.
   void validate() const;
@@ -58,6 +61,7 @@ struct WeightShape {
   size_t qweight_bytes() const { return static_cast<size_t>(n * (bits == 8 ? k : (k + 1) / 2)); }
   size_t scale_bytes() const { return static_cast<size_t>(n * groups()) * (bits == 8 ? 4 : 2); }
   size_t zero_point_bytes() const { return symmetric ? 0 : static_cast<size_t>(n * groups()); }
+  size_t order_bytes() const { return ordered ? static_cast<size_t>(k) * 4 : 0; }
 };
 
 // Byte offsets of the sections. sum: column_sum or weight_sum. large: of n16k4 only. For sparse forms, codes is the
@@ -72,9 +76,10 @@ struct Portable {
   uint8_t* qweight;
   uint8_t* scale;
   uint8_t* zero_point;
+  uint8_t* order = nullptr;  // [k] s32, a permutation
 };
 
-// Dense forms only.
+// Dense forms only. Throws std::invalid_argument if the order is no permutation.
 void pack(const WeightShape& shape, const Portable& from, uint8_t* to, int threads);
 void unpack(const WeightShape& shape, const uint8_t* from, const Portable& to, int threads);
 

@@ -169,6 +169,7 @@ SETS = {
     "w8a8": ["w8a8", "w8a8", "w8a8"],
     "w4a8": ["w4a8g32", "w4a8g32asym", "w4a8g32"],
     "mixed": ["w8a8", "w4a8", "w8a16", "w8a8"],
+    "ordered": ["w4a8g32", "w4a8g32order", "w4a8g32asymorder", "w4a16g32order"],
     "w8a16": ["w8a16", "w8a16"],
     "w4a16": ["w4a16g32", "w4a16g32"],
     "sparse": ["sp90w8a8", "sp50w8a8", "w8a8"],
@@ -192,7 +193,7 @@ def test_products_have_the_bits_of_separate_layers(schemes: list[str], m: int, d
             assert torch.equal(out, one(x)), (one.scheme, threads)
 
 
-@pytest.mark.parametrize("schemes", [SETS["w8a8"], SETS["mixed"], SETS["w4a8"]], ids=["w8a8", "mixed", "w4a8"])
+@pytest.mark.parametrize("schemes", [SETS[name] for name in ("w8a8", "mixed", "w4a8", "ordered")])
 @pytest.mark.parametrize("keeps", [False, True], ids=["the norm's result is not kept", "kept"])
 def test_norm_before(schemes: list[str], keeps: bool) -> None:
     m, k = 37, 70

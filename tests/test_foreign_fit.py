@@ -33,6 +33,7 @@ def weight_of(name: str) -> ForeignWeight:
         ("ct-w3a16-g32", "w4a16g32"),
         ("ct-w4a8-g128", "w4a16g128"),
         ("autoround-gptq-w4-g128", "w4a16g128asym"),  # negative scales
+        ("ct-old-w4a16-g128-actorder-group", "w4a16g128order"),
     ],
 )
 def test_what_a_scheme_holds_is_equal_bit_for_bit(name: str, scheme: str) -> None:
@@ -49,7 +50,6 @@ def test_what_a_scheme_holds_is_equal_bit_for_bit(name: str, scheme: str) -> Non
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("gptq-w4-g128-desc-act", "columns in activation order"),
         ("bnb-nf4-double", "a code book"),
         ("bnb-nf4-flat", "a code book"),
         ("gguf-q4-1", "a float minimum"),
@@ -71,6 +71,7 @@ def test_what_none_holds_says_why(name: str, why: str) -> None:
         ("bnb-int8", 120),
         ("ct-w8a8-dynamic", 55),
         ("gptq-w4-g128", 50),
+        ("gptq-w4-g128-desc-act", 50),
         ("gptq-w3-g32", 50),
         ("gptq-w4-g32-asym-edge", 50),
     ],

@@ -25,7 +25,7 @@ WORD_SHAPES = ((1, 4, 4), (70, 96, 32), (129, 136, 136), (128, 128, 64), (12, 12
 LINE_SHAPES = ((1, 128, 128), (70, 128, 64), (129, 192, 192), (128, 128, 128), (300, 320, 64))
 
 
-def prepare(spec, x, k_padded, block_rows, group, panel_format, act_type=A8, act=None):
+def prepare(spec, x, k_padded, block_rows, group, panel_format, act_type=A8, act=None, order=None):
     """The panel as rows (M, k_padded), scales, zeros and group sums. act: of static activations."""
     m, k = x.shape
     dtype = native.PANEL_DTYPES[panel_format]
@@ -53,6 +53,7 @@ def prepare(spec, x, k_padded, block_rows, group, panel_format, act_type=A8, act
             given_scale=0.0 if act is None else act.scale.item(),
             given_zero=0 if act is None else act.zero_point.item(),
             act_steps=act_type.steps,
+            order=native.memory(order),
         )
         assert panel.intact()
         rows = torch.empty(m, lines * unit, dtype=dtype)
@@ -111,6 +112,32 @@ def agree_with_the_reference(
             assert torch.equal(scale.nan_to_num(-1), expected.scale.nan_to_num(-1))
             assert torch.equal(zero, expected.zero)
             assert torch.equal(sums, codes[:, :k_padded].view(len(x), -1, group).sum(-1))
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("panel", FORMATS)
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_an_order_gives_the_panel_of_permuted_rows(spec, panel: str, dtype: torch.dtype) -> None:
+    if spec.target not in targets.detect().targets or (panel.startswith("bf16") and dtype != torch.bfloat16):
+        pytest.skip(f"{spec.name} does not run here, or not with this panel")
+    act_type = A7 if panel == "u7" else A8
+    for k, k_padded, group in LINE_SHAPES if panel.endswith("lines") else WORD_SHAPES:
+        order = torch.randperm(k).int()
+        for block_rows, act in ((1, None), (4, None), (12, ActScale.of_range(-1.5, 2.0, act_type))):
+            with guarded((18, k), dtype, "right") as x:
+                x.tensor.copy_(torch.randn(18, k) * torch.exp2(torch.randint(-9, 9, (18, 1))))
+                args = k_padded, block_rows, group, FORMATS[panel], act_type, act
+                got = prepare(spec, x.tensor, *args, order)
+                expected = prepare(spec, x.tensor[:, order.long()].contiguous(), *args)
+            codes = panel not in ("f32", "bf16", "bf16_lines")
+            for one, other in zip(got[: None if codes else 1], expected, strict=False):
+                assert torch.equal(one, other), (k, block_rows)
+
+
+def test_orders_beyond_the_row_are_refused() -> None:
+    for wrong in (12, -1):
+        with pytest.raises(ValueError, match=r"order: must be in \[0, k\)"):
+            prepare(SPECS[0], hard_rows(12), 12, 4, 12, FORMATS["s8"], order=torch.full((12,), wrong).int())
 
 
 @pytest.mark.parametrize(("scale", "zero"), [(-1.0, 0), (2.0**-127, 0), (torch.inf, 0), (1.0, 128), (1.0, -129)])

@@ -181,6 +181,17 @@ inline void widen(const uint8_t* x, int64_t count, int64_t begin, int64_t end, u
     vf_store(reinterpret_cast<float*>(to), load_x<kDtype>(x, k, count));
 }
 
+// Copies the elements of k in [begin, end) of a row, those below a.k, in the order of the panel.
+template <typename T>
+inline void gather_row(const NybblePrepareArgs& a, const uint8_t* row, int64_t begin, int64_t end, uint8_t* to) {
+  const int32_t* order = a.order + begin;
+  const int64_t count = (end < a.k ? end : a.k) - begin;
+  const T* from = reinterpret_cast<const T*>(row);
+  T* place = reinterpret_cast<T*>(to);
+#pragma GCC unroll 4
+  for (int64_t i = 0; i < count; i++) place[i] = from[order[i]];
+}
+
 // Swaps the inner two of four 16-bit elements.
 inline uint64_t exchange(uint64_t four) {
   return (four & 0xffff00000000ffffu) | (four & 0xffff0000u) << 16 | (four >> 16 & 0xffff0000u);
@@ -252,13 +263,29 @@ inline void prepare_bf16_lines(const NybblePrepareArgs& a, int64_t row0, int64_t
   for (int64_t k = 0; k < a.k_padded; k += kLineK)
     for (int64_t r = 0; r < rows; r++, to += NYBBLE_LINE_K) {
       const uint8_t* from = static_cast<const uint8_t*>(a.x) + ((row0 + r) * a.ldx + k) * 2;
-      alignas(16) uint8_t tail[NYBBLE_LINE_K];
+      alignas(16) uint8_t ordered[NYBBLE_LINE_K], tail[NYBBLE_LINE_K];
+      if (a.order) {
+        gather_row<uint16_t>(a, from - k * 2, k, k + kLineK, ordered);
+        from = ordered;
+      }
       if (k + kLineK > a.k) {
         widen<NYBBLE_PANEL_BF16_LINES, NYBBLE_BF16>(from - k * 2, a.k, k, k + kLineK, tail);
         from = tail;
       }
       interleave<8, true>(from, 0, 1, NYBBLE_LINE_K / 8, to, 8);
     }
+}
+
+// Copies k in [begin, end) of r rows, kStep elements apart, in the order of the panel.
+template <int64_t kBytes>
+inline void gather_rows(const NybblePrepareArgs& a, const uint8_t* x, int64_t r, int64_t begin, int64_t end,
+                        uint8_t* to) {
+  for (int64_t j = 0; j < r; j++, x += a.ldx * kBytes, to += kStep * kBytes) {
+    if (kBytes == 4)
+      gather_row<uint32_t>(a, x, begin, end, to);
+    else
+      gather_row<uint16_t>(a, x, begin, end, to);
+  }
 }
 
 // Packs r rows, from row i on, of a row block with `block` rows that starts at row0.
@@ -271,7 +298,7 @@ inline void prepare_rows(const NybblePrepareArgs& a, int64_t row0, int64_t i, in
   const int64_t row_bytes = a.ldx * x_bytes;
   const uint8_t* x = static_cast<const uint8_t*>(a.x) + (row0 + i) * row_bytes;
   uint8_t* panel = static_cast<uint8_t*>(a.panel) + row0 * a.k_padded * bytes + i * 4 * bytes;
-  alignas(64) uint8_t rows[kRows * kStep * bytes];
+  alignas(64) uint8_t rows[kRows * kStep * bytes], ordered[kRows * kStep * x_bytes];
   RowPlan plans[kRows];
   for (int64_t j = 0; j < r && is_codes; j++) {
     const uint8_t* row = x + j * row_bytes;
@@ -287,8 +314,15 @@ inline void prepare_rows(const NybblePrepareArgs& a, int64_t row0, int64_t i, in
       if (kLines && end == a.k_padded) end = line_end(end);
       uint8_t* to_panel = panel + begin * block * bytes;
       const int64_t words = (end - begin) / 4, stride = 4 * block * bytes;
+      const uint8_t* from = x;  // of element 0
+      int64_t from_bytes = row_bytes;
+      if (a.order) {
+        gather_rows<x_bytes>(a, x, r, begin, end, ordered);
+        from = ordered - begin * x_bytes;
+        from_bytes = kStep * x_bytes;
+      }
       if (is_panel && end <= a.k) {  // no conversion needed
-        interleave<4 * bytes, kExchange>(x + begin * bytes, row_bytes, r, words, to_panel, stride);
+        interleave<4 * bytes, kExchange>(from + begin * bytes, from_bytes, r, words, to_panel, stride);
         continue;
       }
       for (int64_t j = 0; j < r; j++) {
@@ -296,7 +330,7 @@ inline void prepare_rows(const NybblePrepareArgs& a, int64_t row0, int64_t i, in
         if (kLines)
           to = static_cast<uint8_t*>(a.panel) + row0 * line_end(a.k_padded) + line_begin(begin) * block +
                (i + j) * NYBBLE_LINE_K + (begin - line_begin(begin));
-        const uint8_t* row = x + j * row_bytes;
+        const uint8_t* row = from + j * from_bytes;
         if constexpr (is_codes)
           sums[j] = vi_add(sums[j], begin + kStep == end && end <= plans[j].count
                                         ? convert<kFormat, kDtype, kGiven, true>(row, plans[j], begin, end, to)

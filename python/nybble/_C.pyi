@@ -52,6 +52,7 @@ class WeightShape:
         layout: str,
         block_n: int,
         block_k: int,
+        ordered: bool,
     ) -> None: ...
     @property
     def packed_bytes(self) -> int: ...
@@ -89,6 +90,7 @@ def pack(
     qweight: _Memory,
     scale: _Memory,
     zero_point: _Memory,
+    order: _Memory,
     packed: _Memory,
     threads: int,
 ) -> None: ...
@@ -98,6 +100,7 @@ def unpack(
     qweight: _Memory,
     scale: _Memory,
     zero_point: _Memory,
+    order: _Memory,
     threads: int,
 ) -> None: ...
 def all_finite(weight: _Memory, dtype: int, n: int, k: int, stride: int, threads: int) -> bool: ...
@@ -143,6 +146,7 @@ def prepare(
     given_scale: float = 0.0,
     given_zero: int = 0,
     act_steps: int = 255,
+    order: _Memory = (0, 0),
 ) -> None: ...
 def attention(
     kernel: str,

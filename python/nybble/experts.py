@@ -59,6 +59,8 @@ def why_not(scheme: Scheme) -> str | None:
     """Why experts of a scheme cannot run in one call, or None. Their Linear layers run one by one then."""
     if scheme.static:
         return "static activations have a scale for each expert, so a token cannot be rounded once for all"
+    if scheme.ordered:
+        return "each expert has an order of the inputs of its own, so a token cannot be rounded once for all"
     return None
 
 

@@ -144,6 +144,7 @@ def weight_shape(scheme: Scheme, out_features: int, in_features: int, layout: st
         layout=layout,
         block_n=block.rows if block else 0,
         block_k=block.columns if block else 0,
+        ordered=scheme.ordered,
     )
 
 
@@ -231,6 +232,7 @@ def pack(quantized: QuantizedWeight, scheme: Scheme, in_features: int, layout: s
     shape = weight_shape(scheme, quantized.qweight.shape[0], in_features, layout)
     qweight, scale = quantized.qweight.contiguous(), quantized.scale.contiguous()
     zero_point = None if quantized.zero_point is None else quantized.zero_point.contiguous()
+    order = None if quantized.order is None else quantized.order.contiguous()
     threads = torch.get_num_threads()
     if scheme.sparsity is None:
         packed = torch.empty(shape.packed_bytes, dtype=torch.uint8)
@@ -239,6 +241,7 @@ def pack(quantized: QuantizedWeight, scheme: Scheme, in_features: int, layout: s
             memory(qweight),
             memory(scale),
             memory(zero_point),
+            memory(order),
             memory(packed),
             threads,
         )
@@ -260,7 +263,7 @@ def unpack(packed: Tensor, scheme: Scheme, out_features: int, in_features: int, 
     quantized = QuantizedWeight(**{name: torch.empty(size, dtype=dtype) for name, (size, dtype) in spec.items()})
     parts, threads = _parts(quantized), torch.get_num_threads()
     if scheme.sparsity is None:
-        _C.unpack(shape, memory(packed), *parts, threads)
+        _C.unpack(shape, memory(packed), *parts, memory(quantized.order), threads)
     else:
         _C.unpack_sparse(shape, memory(packed), *parts[:2], threads)
     return quantized

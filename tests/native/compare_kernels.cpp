@@ -8,10 +8,14 @@ namespace {
 
 struct Weight {
   WeightShape shape;
-  Bytes qweight, scale, zero_point, packed;
+  Bytes qweight, scale, zero_point, order, packed;
   explicit Weight(const WeightShape& s)
-      : shape(s), qweight(s.qweight_bytes()), scale(s.scale_bytes()), zero_point(s.zero_point_bytes()) {}
-  Portable portable() { return {qweight.data(), scale.data(), zero_point.data()}; }
+      : shape(s),
+        qweight(s.qweight_bytes()),
+        scale(s.scale_bytes()),
+        zero_point(s.zero_point_bytes()),
+        order(s.order_bytes()) {}
+  Portable portable() { return {qweight.data(), scale.data(), zero_point.data(), order.data()}; }
 };
 
 // A random packed weight of magnitude 1. Throws if unpacking does not restore it.
@@ -29,11 +33,16 @@ Weight random_weight(const WeightShape& shape, Random& random, int threads) {
   for (size_t i = 0; i < w.scale.size(); i += bytes_of(dtype))
     store(&w.scale[i], dtype, (1.5f + 0.5f * random.real()) / (shape.bits == 8 ? 127.0f : 8.0f));
   for (uint8_t& zero : w.zero_point) zero = static_cast<uint8_t>(random.integer(0, 15));
+  for (int32_t k = 0; shape.ordered && k < shape.k; k++) {  // each input changes places with one before it
+    const size_t other = static_cast<size_t>(random.integer(0, k));
+    std::memcpy(&w.order[static_cast<size_t>(k) * 4], &w.order[other * 4], 4);
+    std::memcpy(&w.order[other * 4], &k, 4);
+  }
   w.packed.resize(sections_of(shape).total);
   pack(shape, w.portable(), w.packed.data(), threads);
   Weight back(shape);
   unpack(shape, w.packed.data(), back.portable(), threads);
-  if (back.qweight != w.qweight || back.scale != w.scale || back.zero_point != w.zero_point)
+  if (back.qweight != w.qweight || back.scale != w.scale || back.zero_point != w.zero_point || back.order != w.order)
     throw std::runtime_error("unpack is not the inverse of pack");
   return w;
 }
@@ -48,6 +57,7 @@ std::string check(const KernelEntry& kernel, int seed) {
     shape.group_size = random.pick(group_sizes);
     shape.symmetric = random.integer(0, 1);
   }
+  shape.ordered = random.integer(0, 3) == 0;
   const int64_t rows = random.integer(1, 40), stride = shape.k + random.integer(0, 1) * random.integer(0, 7);
   const NybbleDtype dtype = kernel.bf16_activations() ? NYBBLE_BF16 : random.pick(dtypes);
   const NybbleDtype out_dtype = random.pick(dtypes);
@@ -60,11 +70,11 @@ std::string check(const KernelEntry& kernel, int seed) {
       static_cast<int32_t>(random.integer(-(steps + 1) / 2, steps / 2))};
   char text[200];
   std::snprintf(text, sizeof text,
-                "seed %d, m %d, n %d, k %d, group size %d, symmetric %d, dtype %d to %d, bias %d, threads %d, static "
-                "%d, steps %d: ",
+                "seed %d, m %d, n %d, k %d, group size %d, symmetric %d, ordered %d, dtype %d to %d, bias %d, threads "
+                "%d, static %d, steps %d: ",
                 seed, static_cast<int>(rows), static_cast<int>(shape.n), static_cast<int>(shape.k),
-                static_cast<int>(shape.group_size), shape.symmetric, dtype, out_dtype, with_bias, threads, given,
-                steps);
+                static_cast<int>(shape.group_size), shape.symmetric, shape.ordered, dtype, out_dtype, with_bias,
+                threads, given, steps);
   const std::string problem = text;
   try {
     Weight weight = random_weight(shape, random, threads);

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .. import native
 from ..weights import rounding as definition
-from ..weights.rounding import QuantizedWeight, portable_spec
+from ..weights.rounding import QuantizedWeight, natural_order, portable_spec
 from ..weights.scheme import Scheme
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -28,8 +28,10 @@ def quantize_weight(weight: Tensor, scheme: Scheme, method: str = "rtn") -> Quan
     scheme.check_shape(*weight.shape)
     spec = portable_spec(scheme, *weight.shape)
     found = QuantizedWeight(**{name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in spec.items()})
+    if found.order is not None:
+        found.order.copy_(natural_order(weight.shape[1]))
     for rows, part in _native_parts(weight):
-        if not native.round_weight(part, scheme, _rows_of(found, rows)):
+        if not native.round_weight(part, scheme, found.rows(rows)):
             raise ValueError("weight: has NaN or Inf")
     return found
 
@@ -47,12 +49,12 @@ def sqnr_db(weight: Tensor, rounded: QuantizedWeight, scheme: Scheme) -> float:
     ``inf`` if they are equal; ``-inf`` if W is 0, or a rounded weight is beyond the largest number of the dtype.
     """
     signal = noise = 0.0
-    if scheme.weight_bits in native.ROUNDED_BITS and _is_native(weight):
+    if scheme.weight_bits in native.ROUNDED_BITS and _is_native(weight) and not scheme.ordered:
         parts, sums_of = _native_parts(weight), native.squared_sums
     else:
         parts, sums_of = _parts(weight.detach()), _squared_sums
     for rows, part in parts:
-        sums = sums_of(part, _rows_of(rounded, rows), scheme)
+        sums = sums_of(part, rounded.rows(rows), scheme)
         signal, noise = signal + sums[0], noise + sums[1]
     if noise == 0:
         return math.inf
@@ -94,7 +96,3 @@ def _parts(weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
     for i in range(0, len(weight), step):
         part = weight[i : i + step]
         yield slice(i, i + len(part)), part
-
-
-def _rows_of(quantized: QuantizedWeight, rows: slice) -> QuantizedWeight:
-    return QuantizedWeight(**{name: tensor[rows] for name, tensor in quantized.tensors().items()})

@@ -93,7 +93,14 @@ def _references() -> Iterator[KernelSpec]:
     for family in families():
         codes = activations_of(family).quantized
         yield KernelSpec(
-            f"{family}_reference", family, "torch", layouts.PLAIN, ReferencePlan, device=None, static=codes
+            f"{family}_reference",
+            family,
+            "torch",
+            layouts.PLAIN,
+            ReferencePlan,
+            device=None,
+            static=codes,
+            ordered=True,
         )
 
 
@@ -188,6 +195,7 @@ def _compiled(row: Row, names: KernelNames) -> KernelSpec:
         least_zeros=layouts.find(row["layout"]).least_zeros if row["layout"] else 0.0,
         flushes_subnormals=bf16,
         static=codes,
+        ordered=True,
     )
 
 

@@ -64,6 +64,7 @@ class KernelSpec:
         sparsity: the only pattern of zeros that it takes; None: all of the family.
         built: whether the compiled extension has it.
         static: whether it takes activations with a static scale.
+        ordered: whether it takes weights whose columns are in an order of their own.
         from_plugin: whether a plug-in brings it, so that it is compared with the reference before its first use. The
             registry sets it.
     """
@@ -90,6 +91,7 @@ class KernelSpec:
     sparsity: Sparsity | None = None
     built: bool = True
     static: bool = False
+    ordered: bool = False
     from_plugin: bool = field(default=False, compare=False)
 
     def why_not(self, problem: Problem) -> str | None:
@@ -100,6 +102,7 @@ class KernelSpec:
         machine, zeros = targets.detect(), _zeros(problem.scheme)
         checks = (
             (self.static or not problem.scheme.static, "finds a scale for each token, takes no static ones"),
+            (self.ordered or not problem.scheme.ordered, "multiplies columns in the order of the inputs"),
             (
                 self.sparsity in (None, problem.scheme.sparsity),
                 f"is for {self.sparsity}, not {problem.scheme.sparsity}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ def fit(weight: ForeignWeight, act_bits: int = 16) -> Fit:
 
     Raises ValueError if no scheme has activations of ``act_bits``.
     """
+    foreign, (weight, order) = weight, _in_groups(weight)
     kind, size, why = _form(weight)
     if why is not None:
         return Fit(why=why)
@@ -43,22 +44,32 @@ def fit(weight: ForeignWeight, act_bits: int = 16) -> Fit:
         return Fit(why=f"code {code - kind.middle} ({int((codes == code).sum())} times): {kind.name} has not this code")
     if zero is not None and (zero.min() < kind.lowest or zero.max() > kind.highest):
         return Fit(why=f"a zero point outside [{kind.lowest}, {kind.highest}]")
-    found = _held(weight, codes, zero, Scheme(kind.bits, act_bits, size, zero is None))
+    found = _held(weight, codes, zero, Scheme(kind.bits, act_bits, size, zero is None, ordered=order is not None), order)
     assert found.scheme is not None and found.quantized is not None  # noqa: S101, PT018
-    if not _equal(weight, found.quantized, found.scheme):
+    if not _equal(foreign, found.quantized, found.scheme):
         return Fit(why="the library rounds twice in float32, so that last bits differ")
     return found
 
 
 def keep_codes(weight: ForeignWeight, act_bits: int = 16) -> Fit:
     """A scheme that has the weight's codes, at most clipped, with its scales rounded to what the scheme stores."""
+    weight, order = _in_groups(weight)
     kind, size, why = _form(weight)
     if why is not None:
         return Fit(why=why)
     codes, zero = _codes(weight, kind)
     zero = None if zero is None else zero.clamp(kind.lowest, kind.highest)
     codes = codes.clamp(kind.lowest, kind.highest)
-    return _held(weight, codes, zero, Scheme(kind.bits, act_bits, size, zero is None))
+    return _held(weight, codes, zero, Scheme(kind.bits, act_bits, size, zero is None, ordered=order is not None), order)
+
+
+def _in_groups(weight: ForeignWeight) -> tuple[ForeignWeight, Tensor | None]:
+    """The weight with the columns of each group together, in their order, and the input of each column; None: all are
+    in order."""
+    if weight.groups is None:
+        return weight, None
+    order = weight.groups.argsort(stable=True)
+    return replace(weight, codes=weight.codes[:, order], groups=None), order.to(torch.int32)
 
 
 def _equal(weight: ForeignWeight, held: QuantizedWeight, scheme: Scheme) -> bool:
@@ -67,9 +78,7 @@ def _equal(weight: ForeignWeight, held: QuantizedWeight, scheme: Scheme) -> bool
     height = max(_AT_ONCE // k, 1)
     for row in range(0, n, height):
         rows = slice(row, row + height)
-        zero = None if held.zero_point is None else held.zero_point[rows]
-        part = QuantizedWeight(held.qweight[rows], held.scale[rows], zero)
-        if not torch.equal(dequantize_weight(part, scheme, k), weight.rows(rows).dequantize()):
+        if not torch.equal(dequantize_weight(held.rows(rows), scheme, k), weight.rows(rows).dequantize()):
             return False
     return True
 
@@ -88,11 +97,11 @@ def _form(weight: ForeignWeight) -> tuple[WeightType, int | None, str | None]:
     return kind, None if whole else size, why
 
 
-def _held(weight: ForeignWeight, codes: Tensor, zero: Tensor | None, scheme: Scheme) -> Fit:
+def _held(weight: ForeignWeight, codes: Tensor, zero: Tensor | None, scheme: Scheme, order: Tensor | None) -> Fit:
     kind = scheme.weight_type
     stored = None if zero is None or kind.zero_point is None else zero.to(kind.zero_point)
     scale = weight.scale if weight.factor == 1 else weight.scale.float() * weight.factor
-    found = QuantizedWeight(kind.pack(codes), scale.abs().to(kind.scale), stored)
+    found = QuantizedWeight(kind.pack(codes), scale.abs().to(kind.scale), stored, order)
     check_portable(found, scheme, *weight.shape)
     return Fit(scheme, found)
 
@@ -103,7 +112,6 @@ def _unlike(weight: ForeignWeight) -> str | None:
         (weight.book is not None, "a code book"),
         (weight.minimum is not None, "a float minimum in place of an integer zero point"),
         (weight.flat_shape is not None, "groups that run over the flattened matrix"),
-        (weight.groups is not None, "columns in activation order"),
     )
     return next((why for holds, why in reasons if holds), None)
 

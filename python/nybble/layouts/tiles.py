@@ -6,6 +6,8 @@ n16k4   8 bits: tiles of 16 output features, 4 inputs in a 32-bit word; float32 
 n16k8   4 bits: tiles of 16 output features, 8 inputs in a 32-bit word, of which byte j holds inputs j (low nibble) and
         j + 4; bfloat16 scales; sums of the weights, which take out the zero point of the activations
 
+Both end with the order of the columns, of an ordered scheme.
+
 Padding: output features to 16, with code 0 and scale 0; inputs to 4 (n16k4), to the group size, or to 8 without groups
 (n16k8), with code 0. The activations there are 0 too, so the padding adds nothing.
 
@@ -51,6 +53,8 @@ def _sections(word: int, scheme: Scheme, out_features: int, in_features: int) ->
         spec["large"] = ((tiles, -(-k // LARGE_K)), torch.uint8)
     else:
         spec["weight_sum"] = ((tiles, TILE_N), torch.float32)
+    if scheme.ordered:
+        spec["order"] = ((in_features,), torch.int32)
     return spec
 
 
@@ -72,7 +76,7 @@ def _fill(word: int, quantized: QuantizedWeight, scheme: Scheme, in_features: in
         if tensor is not None:
             padded = zero_pad(tensor, (0, 0, 0, rows))
             filled[name] = padded.view(-1, TILE_N, padded.shape[1]).transpose(1, 2)
-    return filled
+    return filled if quantized.order is None else {**filled, "order": quantized.order}
 
 
 def _large(tiled: Tensor) -> Tensor:
@@ -97,7 +101,8 @@ def _collect(
         for name in ("scale", "zero_point")
         if name in parts
     }
-    return QuantizedWeight(scheme.weight_type.pack(codes).contiguous(), **per_group)
+    order = parts["order"].clone() if "order" in parts else None
+    return QuantizedWeight(scheme.weight_type.pack(codes).contiguous(), **per_group, order=order)
 
 
 def _layout(name: str, word: int, mask: str) -> Layout:

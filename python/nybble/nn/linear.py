@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class Linear(QuantizedModule):
     """y = x w^T + bias with w as integers: a drop-in for torch.nn.Linear.
 
-    ``state_dict`` holds the portable layout: ``qweight``, ``scale``, ``zero_point`` if asymmetric, ``act_scale`` and
-    ``act_zero_point`` if static, and ``bias``; see ``layouts.portable``. In memory the weight is packed for this
+    ``state_dict`` holds the portable layout: ``qweight``, ``scale``, ``zero_point`` if asymmetric, ``order`` if the
+    scheme is ordered, ``act_scale`` and ``act_zero_point`` if static, and ``bias``; see ``layouts.portable``. In memory the weight is packed for this
     machine at the first call. The weight of a new layer is 0 until it is loaded.
 
     Args:
@@ -34,6 +34,8 @@ class Linear(QuantizedModule):
     Raises:
         ValueError: an unknown scheme, or a shape that the scheme cannot hold.
     """
+
+    takes_order = True
 
     def __init__(
         self,

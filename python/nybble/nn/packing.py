@@ -13,7 +13,7 @@ from .. import ops
 from ..dispatch.selection import layout_for
 from ..layouts.portable import check_act, check_quantized, from_portable, spec_of, to_portable
 from ..weights.activations import ActScale, split
-from ..weights.rounding import QuantizedWeight, dequantize_weight
+from ..weights.rounding import QuantizedWeight, dequantize_weight, natural_order
 from ..weights.scheme import Scheme
 from .weight import WeightView, portable_tensor
 
@@ -59,6 +59,8 @@ class PackedModule(nn.Module):
 
     # Whether the scheme must be sparse, and what the error says if it is not as it must be.
     is_sparse: ClassVar[bool] = False
+    # Whether the columns of its weight may be in an order of their own.
+    takes_order: ClassVar[bool] = False
     sparsity_rule: ClassVar[str] = "a sparse scheme is for nybble.nn.SparseLinear"
 
     in_features: int
@@ -71,6 +73,7 @@ class PackedModule(nn.Module):
     qweight = portable_tensor("qweight")
     scale = portable_tensor("scale")
     zero_point = portable_tensor("zero_point")
+    order = portable_tensor("order")
     act_scale = portable_tensor("act_scale")
     act_zero_point = portable_tensor("act_zero_point")
 
@@ -90,10 +93,14 @@ class PackedModule(nn.Module):
         self.dtype = dtype or torch.get_default_dtype()
         if (self.scheme.sparsity is not None) is not self.is_sparse:
             raise ValueError(f"scheme={str(self.scheme)!r}: {self.sparsity_rule}")
+        if self.scheme.ordered and not self.takes_order:
+            raise ValueError(f"scheme={str(self.scheme)!r}: ordered columns are for nybble.nn.Linear")
         spec = self._spec()
         new = {name: torch.zeros(shape, dtype=kind, device=device) for name, (shape, kind) in spec.items()}
         if self.scheme.static:
             new["act_scale"] = torch.ones_like(new["act_scale"])
+        if self.scheme.ordered:
+            new["order"] = natural_order(in_features, device)
         self._hold_portable(new)
         held = nn.Parameter(torch.zeros(out_features, device=device, dtype=self.dtype)) if bias else None
         self.register_parameter("bias", held)

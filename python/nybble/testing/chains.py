@@ -14,13 +14,15 @@ from ..dispatch import registry
 from ..dispatch.selection import plan_for
 from ..nn import Linear, SparseLinear
 from ..weights.scheme import Scheme
-from .oracle import random_mask
+from .oracle import random_mask, random_weight
 
 
 def layer(scheme: str, n: int, k: int, bias: bool = True, seed: int = 0, dtype: torch.dtype = torch.float32) -> Linear:
-    """A random layer; a sparse scheme gets its zeros at random places."""
+    """A random layer; a sparse scheme gets its zeros at random places, an ordered one its columns in random order."""
     torch.manual_seed(seed)
     dense, parsed = torch.nn.Linear(k, n, bias, dtype=dtype), Scheme.parse(scheme)
+    if parsed.ordered:
+        return Linear.from_quantized(random_weight(parsed, n, k, seed), k, dense.bias, parsed, dtype)
     if parsed.sparsity is None:
         return Linear.from_dense(dense, parsed)
     with torch.no_grad():

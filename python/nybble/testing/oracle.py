@@ -88,7 +88,8 @@ def random_weight(
     zero_point = None
     if not scheme.symmetric and kind.zero_point is not None:
         zero_point = integers(kind.lowest, kind.highest, groups).to(kind.zero_point)
-    return QuantizedWeight(kind.pack(codes), scale, zero_point)
+    order = torch.randperm(in_features, generator=generator, dtype=torch.int32) if scheme.ordered else None
+    return QuantizedWeight(kind.pack(codes), scale, zero_point, order)
 
 
 def random_mask(

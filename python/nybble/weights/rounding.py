@@ -6,7 +6,7 @@ scale as it is stored, and no scale has an absolute minimum.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -30,16 +30,23 @@ class QuantizedWeight:
         the first input in the lowest bits and unused bits 0. See WeightType.
     scale: (N, groups).
     zero_point: (N, groups), or None where the weight is symmetric: then it is WeightType.middle.
+    order: int32 (K,), a permutation: the input of each column of qweight; None: they are in the order of the inputs.
     """
 
     qweight: Tensor
     scale: Tensor
     zero_point: Tensor | None = None
+    order: Tensor | None = None
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors by name, without zero_point if that is None."""
-        named = {"qweight": self.qweight, "scale": self.scale, "zero_point": self.zero_point}
+        """The tensors by name, without those that are None."""
+        named = {"qweight": self.qweight, "scale": self.scale, "zero_point": self.zero_point, "order": self.order}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    def rows(self, rows: slice) -> QuantizedWeight:
+        """Some rows of the weight, sharing its memory."""
+        zero = None if self.zero_point is None else self.zero_point[rows]
+        return QuantizedWeight(self.qweight[rows], self.scale[rows], zero, self.order)
 
     @property
     def nbytes(self) -> int:
@@ -73,7 +80,13 @@ def join_codes(codes: Tensor, ranges: Ranges, scheme: Scheme) -> QuantizedWeight
     """Codes (N, K), as numbers, in the portable layout."""
     kind = scheme.weight_type
     zero = None if scheme.symmetric or kind.zero_point is None else ranges.zero.to(kind.zero_point)
-    return QuantizedWeight(kind.pack(codes.contiguous()), ranges.scale, zero)
+    order = natural_order(codes.shape[1], codes.device) if scheme.ordered else None
+    return QuantizedWeight(kind.pack(codes.contiguous()), ranges.scale, zero, order)
+
+
+def natural_order(in_features: int, device: torch.device | str | None = None) -> Tensor:
+    """The `order` of a weight whose columns are in the order of the inputs."""
+    return torch.arange(in_features, dtype=torch.int32, device=device)
 
 
 def portable_spec(
@@ -87,6 +100,8 @@ def portable_spec(
     }
     if not scheme.symmetric and kind.zero_point is not None:
         spec["zero_point"] = (groups, kind.zero_point)
+    if scheme.ordered:
+        spec["order"] = ((in_features,), torch.int32)
     return spec
 
 
@@ -112,10 +127,17 @@ def check_portable(quantized: QuantizedWeight, scheme: Scheme, out_features: int
     zero = quantized.zero_point
     if zero is not None and ((zero > kind.highest).any() or (zero < kind.lowest).any()):
         raise ValueError(f"zero_point: must be in [{kind.lowest}, {kind.highest}]")
+    if quantized.order is not None:
+        _check_order(quantized.order)
     if (scale == 0).any():
-        unscaled = QuantizedWeight(quantized.qweight, (scale == 0).to(quantized.scale.dtype), zero)
+        unscaled = replace(quantized, scale=(scale == 0).to(quantized.scale.dtype))
         if dequantize_weight(unscaled, scheme, in_features).any():
             raise ValueError("scale: is 0 for weights that are not 0")
+
+
+def _check_order(order: Tensor) -> None:
+    if not torch.equal(order.sort().values, natural_order(len(order), order.device)):
+        raise ValueError(f"order: must have each number from 0 to {len(order) - 1} once")
 
 
 def quantize_weight(weight: Tensor, scheme: Scheme, method: str = "rtn") -> QuantizedWeight:
@@ -162,14 +184,17 @@ def _quantize_rows(weight: Tensor, scheme: Scheme, method: str) -> Rounded:
 
 
 def dequantize_weight(quantized: QuantizedWeight, scheme: Scheme, in_features: int) -> Tensor:
-    """The float32 weight (N, in_features) of the codes."""
+    """The float32 weight (N, in_features) of the codes, its columns in the order of the inputs."""
     kind, size = scheme.weight_type, scheme.group_size or in_features
     codes, zero = kind.unpack(quantized.qweight, in_features).float(), quantized.zero_point
     if zero is not None:
         codes = codes - _spread(zero.float(), size, in_features)
     elif kind.middle:
         codes = codes - kind.middle
-    return codes * _spread(quantized.scale.float(), size, in_features)
+    weight = codes * _spread(quantized.scale.float(), size, in_features)
+    if quantized.order is None:
+        return weight
+    return torch.empty_like(weight).index_copy_(1, quantized.order.long(), weight)
 
 
 def pack_nibbles(codes: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ _MOST_INT32 = 2**31 - 1
 
 _NAME = re.compile(
     r"(?P<sparsity>sp\d{1,2}|sp\d{1,3}of\d{1,3}|bs\d{1,3}x\d{1,3})?w(?P<weight>[1-9]\d?)a(?P<act>[1-9]\d?)"
-    r"(?:g(?P<group>[1-9]\d{0,4}))?(?P<asymmetric>asym)?(?P<static>static)?"
+    r"(?:g(?P<group>[1-9]\d{0,4}))?(?P<asymmetric>asym)?(?P<static>static)?(?P<ordered>order)?"
 )
 _FAMILY = re.compile(r"(?:sp|bs)?w(\d+)a(\d+)")
 
@@ -35,6 +35,8 @@ class Scheme:
             symmetric. Blocks need 8-bit weights and 8-bit activations, and no sparse weight goes with 7-bit activations.
         static: True: quantized activations have one scale and one zero point for the layer, found by calibration. False
             (dynamic): one for each token, found at run time.
+        ordered: True: the columns of the weight are in an order of their own, in which groups have similar columns (act-order);
+            the tensor `order` has the input of each. For dense weights.
 
     Raises:
         ValueError: an unsupported combination.
@@ -46,6 +48,7 @@ class Scheme:
     symmetric: bool = True
     sparsity: Sparsity | None = None
     static: bool = False
+    ordered: bool = False
 
     def __post_init__(self) -> None:
         if self.weight_bits not in weight_types():
@@ -63,6 +66,8 @@ class Scheme:
             raise ValueError(f"symmetric=False: {why} must be symmetric")
         if self.static and not self.act_type.quantized:
             raise ValueError("static=True: float activations (a16) have no scale; must be False")
+        if self.ordered and self.sparsity is not None:
+            raise ValueError(f"ordered=True: sparse weights ({self.sparsity}) have the order of their inputs")
         self._check_sparsity()
 
     def _check_sparsity(self) -> None:
@@ -101,6 +106,7 @@ class Scheme:
                 symmetric=not match["asymmetric"],
                 sparsity=parse_name(match["sparsity"]) if match["sparsity"] else None,
                 static=bool(match["static"]),
+                ordered=bool(match["ordered"]),
             )
         except ValueError as error:
             raise ValueError(f"scheme={name!r}: not a scheme: {error}; use {grammar()}") from None
@@ -108,7 +114,7 @@ class Scheme:
     def __str__(self) -> str:
         group = f"g{self.group_size}" if self.group_size else ""
         sparsity = "" if self.sparsity is None else str(self.sparsity)
-        rest = f"{'' if self.symmetric else 'asym'}{'static' if self.static else ''}"
+        rest = f"{'' if self.symmetric else 'asym'}{'static' if self.static else ''}{'order' if self.ordered else ''}"
         return f"{sparsity}w{self.weight_bits}a{self.act_bits}{group}{rest}"
 
     @property
@@ -209,8 +215,8 @@ def grammar() -> str:
     asymmetric = _or(kind.name for kind in kinds if kind.zero_point is not None)
     static = _or(kind.name for kind in activation_types().values() if kind.quantized)
     return (
-        f"{names}; after it a group size ({groups}), asym ({asymmetric}), static ({static}): w4a16g128, w4a8g32asym, "
-        "w8a8static; before it a pattern of zeros: sp50 (percent), sp24 (2:4), sp32of128 (n of m) or bs32x32 (blocks, "
+        f"{names}; after it a group size ({groups}), asym ({asymmetric}), static ({static}), order (columns "
+        "in an order of their own): w4a16g128, w4a8g32asym, w8a8static, w4a16g128order; before it a pattern of zeros: sp50 (percent), sp24 (2:4), sp32of128 (n of m) or bs32x32 (blocks, "
         "w8a8): sp50w8a8"
     )
 

@@ -58,6 +58,8 @@ def pairs(model: nn.Module, reference: nn.Module) -> tuple[list[Pair], dict[str,
             raise ValueError(f"reference: {site.name!r} has shape {shape}, in the model it has {wanted}")
         if users[_weight_id(site.module)] > 1:
             left[site.name] = "shares its weight with another layer"
+        elif isinstance(site.module, QuantizedModule) and site.module.scheme.ordered:
+            left[site.name] = "the columns of its weight are in an order of their own"
         else:
             found.append(Pair(site, other))
     if not found:
