@@ -44,7 +44,9 @@ def fit(weight: ForeignWeight, act_bits: int = 16) -> Fit:
         return Fit(why=f"code {code - kind.middle} ({int((codes == code).sum())} times): {kind.name} has not this code")
     if zero is not None and (zero.min() < kind.lowest or zero.max() > kind.highest):
         return Fit(why=f"a zero point outside [{kind.lowest}, {kind.highest}]")
-    found = _held(weight, codes, zero, Scheme(kind.bits, act_bits, size, zero is None, ordered=order is not None), order)
+    found = _held(
+        weight, codes, zero, Scheme(kind.bits, act_bits, size, zero is None, ordered=order is not None), order
+    )
     assert found.scheme is not None and found.quantized is not None  # noqa: S101, PT018
     if not _equal(foreign, found.quantized, found.scheme):
         return Fit(why="the library rounds twice in float32, so that last bits differ")

@@ -81,14 +81,14 @@ def random_weight(
     octaves = torch.rand(groups, generator=generator) * 4 - 8
     scale = torch.ones(groups, dtype=kind.scale) if unit_scale else torch.exp2(octaves).to(kind.scale)
     kept = random_mask(scheme, out_features, in_features, generator)
+    order = torch.randperm(in_features, generator=generator, dtype=torch.int32) if scheme.ordered else None
     if isinstance(kind, FloatType):
         values = torch.randn(shape, generator=generator) * kept
-        return QuantizedWeight(kind.pack(values), torch.ones(groups))
+        return QuantizedWeight(kind.pack(values), torch.ones(groups), None, order)
     codes = integers(kind.lowest, kind.highest, shape).where(kept, kind.middle)
     zero_point = None
     if not scheme.symmetric and kind.zero_point is not None:
         zero_point = integers(kind.lowest, kind.highest, groups).to(kind.zero_point)
-    order = torch.randperm(in_features, generator=generator, dtype=torch.int32) if scheme.ordered else None
     return QuantizedWeight(kind.pack(codes), scale, zero_point, order)
 
 
