@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 import nybble
+from nybble.nn.module import QuantizedModule
 from nybble.paired import FEW
 from nybble.passes.choose import find, times
 from nybble.passes.choose.options import Candidate, Menu, best, front
-from nybble.testing.models import Residual
+from nybble.testing.models import Reads, Residual
 
 WIDTH, LAYERS = 64, 4
 SCHEMES = ("w8a8", "w4a16", "w4a16g32")
@@ -142,6 +143,19 @@ def test_a_budget_of_time_holds_by_what_was_measured(monkeypatch):
     assert wider.chosen.ms == 14
     assert wider.chosen.measured.value < plan.chosen.measured.value
     assert "dense" in wider.chosen.schemes.values()
+
+
+@pytest.mark.parametrize("budget", [{"harm": 10.0}, {"ms": 1e6}])
+def test_every_kind_of_layer_is_timed_on_inputs_of_its_own(budget):
+    torch.manual_seed(0)
+    model = Reads().eval()
+    batches = model.batches()
+    chosen = nybble.plan(model, ("w8a8", "w4a16g32"), batches, budget=budget, save="ms")
+    assert set(chosen.chosen.schemes) == {"words", "image", "head"}
+    assert chosen.chosen.ms > 0
+    nybble.optimize(model, chosen.recipe)
+    changed = {name for name, layer in model.named_children() if isinstance(layer, QuantizedModule)}
+    assert changed == {name for name, scheme in chosen.chosen.schemes.items() if scheme != "dense"}
 
 
 def test_the_stopwatch_times_the_layers_themselves():

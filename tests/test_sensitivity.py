@@ -11,7 +11,7 @@ import nybble
 from nybble.evaluate import Metric
 from nybble.passes.sensitivity import Effect, LayerSensitivity, Sensitivity
 from nybble.passes.sensitivity import outliers as channels
-from nybble.testing.models import Residual
+from nybble.testing.models import Reads, Residual
 
 WIDTH, LAYERS = 64, 4
 
@@ -133,21 +133,16 @@ def test_outlier_channels_are_named():
 
 
 def test_layers_whose_inputs_are_no_rows_of_numbers_have_no_outliers():
-    class Reads(nn.Sequential):
-        def forward(self, ids):
-            image = self[0](ids).transpose(1, 2)
-            return self[2](self[1](image).mean(-1))
-
-    model = Reads(nn.Embedding(50, 32), nn.Conv1d(32, 40, 3), nn.Linear(40, 3))
-    batches = [torch.arange(tokens)[None] for tokens in (7, 12)]  # of two lengths, which an embedding passes on
+    model = Reads()
+    batches = model.batches()
     found = {row.name: row for row in nybble.sensitivity(model, "w8a8", batches).layers}
-    assert found["0"].outliers == ()
-    assert math.isnan(found["0"].peak)
+    assert found["words"].outliers == ()
+    assert math.isnan(found["words"].peak)
     patches = torch.cat(
-        [model[0](ids).transpose(1, 2).unfold(2, 3, 1).transpose(1, 2).flatten(0, 1) for ids in batches]
+        [model.words(ids).transpose(1, 2).unfold(2, 3, 1).transpose(1, 2).flatten(0, 1) for ids in batches]
     )
     largest = patches.abs().amax(0).flatten()
-    assert found["1"].peak == pytest.approx((largest.max() / largest.median()).item())
+    assert found["image"].peak == pytest.approx((largest.max() / largest.median()).item())
 
 
 def test_it_prints_is_json_and_draws(tmp_path):

@@ -111,3 +111,21 @@ def snapshot(model: nn.Module) -> list[tuple[Any, ...]]:
         *((name, id(tensor)) for name, tensor in (*model.named_parameters(), *model.named_buffers())),
         *((name, tensor.double().sum().item()) for name, tensor in model.state_dict().items()),
     ]
+
+
+class Reads(nn.Module):
+    """An embedding, a convolution over the tokens, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.image, self.head = nn.Embedding(50, 32), nn.Conv1d(32, 40, 3), nn.Linear(40, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Ids (batch, tokens) -> (batch, 3)."""
+        result: Tensor = self.head(self.image(self.words(ids).transpose(1, 2)).mean(-1))
+        return result
+
+    @staticmethod
+    def batches() -> list[Tensor]:
+        """Ids of two lengths."""
+        return [torch.arange(tokens)[None] for tokens in (7, 12)]

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from ...model.eligible import dense_weight
+from ...nn.kinds import settings_of
+from ...nn.module import QuantizedModule
 from ...paired import Limits, Pairs, decide
 from ...report.speed import Speed
 
@@ -32,15 +34,15 @@ class Stopwatch:
         self._known: dict[object, Times] = {}
 
     def times(self, candidates: Mapping[str, nn.Module], dense: nn.Module) -> Times:
-        """Milliseconds by name; each candidate maps (M, K) to (M, N), and ``dense`` gives K and the dtype.
+        """Milliseconds by name, of an input of about M rows as the layer takes them (ids, an image).
 
-        Each is timed in pairs with ``dense``; the median of their ratios counts.
+        Each candidate is timed in pairs with ``dense``; the median of their ratios counts.
         """
         weight = dense_weight(dense)
         sizes = {name: getattr(layer, "nbytes", 0) for name, layer in candidates.items()}
-        key = (weight.shape, weight.dtype, tuple(sizes.items()), torch.get_num_threads())
+        key = (settings_of(dense), weight.shape, weight.dtype, tuple(sizes.items()), torch.get_num_threads())
         if key not in self._known:
-            x = torch.randn(self._m, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight.dtype)
+            x = self._example(candidates, weight)
             pairs = {name: _pairs(dense, layer, x) for name, layer in candidates.items() if layer is not dense}
             speeds = {name: decide({self._m: pair}, _LIMITS)[self._m] for name, pair in pairs.items()}
             seconds = median(one for pair in pairs.values() for one in pair.firsts)
@@ -48,6 +50,12 @@ class Stopwatch:
                 name: 1e3 * seconds / (speeds[name].ratio if name in speeds else 1) for name in candidates
             }
         return self._known[key]
+
+    def _example(self, candidates: Mapping[str, nn.Module], weight: torch.Tensor) -> torch.Tensor:
+        for layer in candidates.values():
+            if isinstance(layer, QuantizedModule):
+                return layer.example(self._m)
+        return torch.randn(self._m, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight.dtype)
 
 
 def _pairs(dense: nn.Module, layer: nn.Module, x: torch.Tensor) -> Pairs:
