@@ -22,6 +22,7 @@ from .weights.scheme import Scheme
 if TYPE_CHECKING:
     from .dispatch.registry import kernels
     from .foreign.load import load_pretrained
+    from .foreign.save import save_pretrained
     from .fusion.fuse import fuse
     from .fusion.report import FusionReport
     from .int8_cache import Int8Cache
@@ -53,6 +54,7 @@ _LAZY = {
     "quantize": "passes.quantize",
     "recover": "passes.recover",
     "rotate": "passes.rotate.rotate",
+    "save_pretrained": "foreign.save",
     "sensitivity": "passes.sensitivity",
     "sparsify": "passes.sparsify",
 }
@@ -112,6 +114,7 @@ __all__ = [
     "recover",
     "rotate",
     "save",
+    "save_pretrained",
     "sensitivity",
     "skeleton",
     "sparsify",

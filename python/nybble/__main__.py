@@ -201,7 +201,7 @@ def _run_demo(args: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from .commands import importing, inspect, quantize, reporting
+    from .commands import export, importing, inspect, quantize, reporting
 
     parser = argparse.ArgumentParser(prog="nybble", description="int8 and int4 linear layers for torch")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
@@ -228,6 +228,7 @@ def _parser() -> argparse.ArgumentParser:
     quantize.add_arguments(command("quantize", quantize.run, "quantize a model by a scheme or a recipe, and save it"))
     inspect.add_arguments(command("inspect", inspect.run, "what a checkpoint holds, of nybble or of another library"))
     importing.add_arguments(command("import", importing.run, "make nybble's checkpoint of another library's"))
+    export.add_arguments(command("export", export.run, "write nybble's checkpoint in another library's format"))
     reporting.add_arguments(
         command("report", reporting.run, "what the making of a directory reported, or what it holds")
     )

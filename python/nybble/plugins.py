@@ -21,7 +21,8 @@ from .callers import outside_level
 
 VARIABLE = "NYBBLE_PLUGINS"
 GROUPS = tuple(
-    f"nybble.{table}" for table in ("kernels", "targets", "layouts", "schemes", "formats", "foreign", "modules")
+    f"nybble.{table}"
+    for table in ("kernels", "targets", "layouts", "schemes", "formats", "foreign", "writers", "modules")
 )
 
 

@@ -132,6 +132,25 @@ def replace_checkpoint(
     _remove(directory, lambda name: WEIGHTS_NAME.fullmatch(name) is not None and name != content.file_name)
 
 
+@contextlib.contextmanager
+def written_at_once(out: Path) -> Iterator[Path]:
+    """A temporary directory to write to; it becomes ``out`` in one step, or is removed after an exception.
+
+    Raises FileExistsError if there is anything but an empty directory.
+    """
+    out = out.absolute()
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise FileExistsError(f"{out}: exists and is not an empty directory")
+    aside = out.with_name(f".{out.name}-{os.getpid()}.tmp")
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        os.replace(aside, out)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from ..checkpoint.files import written_at_once
 from ..checkpoint.io import save
 from . import CommandFailed
 from .model_dir import CONFIG
@@ -41,25 +41,17 @@ def written_model(
 
     ``source``: the directory that the tokenizer's files are taken from; of a file, the one that it is in.
     """
-    with _written_at_once(out) as aside:
+    with written_at_once(out) as aside:
         save(model, aside)
         (aside / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        (aside / REPORT_JSON).write_text(report.to_json(), encoding="utf-8")
-        (aside / REPORT_TEXT).write_text(f"{report}\n", encoding="utf-8")
-        for path in sorted((source if source.is_dir() else source.parent).iterdir()):
-            if path.is_file() and path.name.startswith(_KEPT):
-                shutil.copyfile(path, aside / path.name)
+        add_beside(aside, source, report)
         yield aside
 
 
-@contextmanager
-def _written_at_once(out: Path) -> Iterator[Path]:
-    """A temporary directory to write to; it becomes ``out`` in one step, or is removed after an exception."""
-    aside = out.with_name(f".{out.name}-{os.getpid()}.tmp")
-    aside.mkdir(parents=True)
-    try:
-        yield aside
-        os.replace(aside, out)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+def add_beside(out: Path, source: Path, report: Reported) -> None:
+    """Write into a model's directory what it has besides the model: the report, and the tokenizer's files of ``source``."""
+    (out / REPORT_JSON).write_text(report.to_json(), encoding="utf-8")
+    (out / REPORT_TEXT).write_text(f"{report}\n", encoding="utf-8")
+    for path in sorted((source if source.is_dir() else source.parent).iterdir()):
+        if path.is_file() and path.name.startswith(_KEPT):
+            shutil.copyfile(path, out / path.name)

@@ -47,3 +47,22 @@ def halves(packed: Bytes) -> Bytes:
     codes[..., 0] = packed & np.uint8(15)
     codes[..., 1] = packed >> np.uint8(4)
     return codes.reshape(*packed.shape[:-1], -1)
+
+
+def pack_stream(codes: Bytes, bits: int) -> Bytes:
+    """The inverse of unpack_stream: codes (R, count) below 2 ** bits to bytes (R, ceil(count * bits / 8))."""
+    rows, count = codes.shape
+    periods = -(-count // 8)
+    parts = np.pad(codes, ((0, 0), (0, periods * 8 - count))).reshape(rows, periods, 8)
+    packed = np.zeros((rows, periods, bits), np.uint8)
+    for i in range(8):
+        byte, shift = divmod(i * bits, 8)
+        packed[:, :, byte] |= parts[:, :, i] << np.uint8(shift)
+        if shift + bits > 8:
+            packed[:, :, byte + 1] |= parts[:, :, i] >> np.uint8(8 - shift)
+    return packed.reshape(rows, -1)[:, : -(-count * bits // 8)]
+
+
+def as_words(packed: Bytes) -> NDArray[np.int32]:
+    """Rows of bytes as rows of words of 32 bits; the last one is filled up with zeros."""
+    return np.ascontiguousarray(np.pad(packed, ((0, 0), (0, -packed.shape[1] % 4)))).view(np.int32)

@@ -72,7 +72,7 @@ def load_pretrained(
     """
     check_progress(progress)
     row, opened = open_foreign(path)
-    model = _empty_model(opened.config)
+    model = empty_model(opened.config)
     dtype = dtype or _dtype(opened.config)
     layers = []
     with bar(len(opened.layers), progress) as advance:
@@ -83,7 +83,7 @@ def load_pretrained(
     return Loaded(model.eval(), ImportReport(row.name, tuple(layers)))
 
 
-def _empty_model(config: Mapping[str, Any]) -> nn.Module:
+def empty_model(config: Mapping[str, Any]) -> nn.Module:
     """The model that config.json tells, without memory for its parameters. Code beside the checkpoint is ignored."""
     try:
         import transformers

@@ -1,0 +1,85 @@
+"""`nybble export`: write nybble's checkpoint in another library's format."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..checkpoint.files import INDEX, read_index, written_at_once
+from ..checkpoint.index import parse_index
+from ..checkpoint.io import load
+from ..checkpoint.model import slots
+from ..foreign.export_report import ExportReport
+from ..foreign.load import empty_model
+from ..foreign.save import save_pretrained
+from ..foreign.tensors import Tensors
+from ..model.walk import named_modules
+from . import CommandFailed
+from .model_dir import CONFIG, read_config
+from .output import add_beside, check_out
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_LARGEST_INDEX = 1 << 26
+EXAMPLE = "example: nybble export DIR --format compressed-tensors --out OUT"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """The options of the command."""
+    parser.add_argument(
+        "path", type=Path, metavar="DIR", help="nybble's checkpoint with config.json, as import writes it"
+    )
+    parser.add_argument(
+        "--format", required=True, metavar="NAME", help="compressed-tensors, gptq, or another: no such name lists all"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="OUT", help="output directory, new or empty")
+    parser.add_argument("--dense", action="store_true", help="write layers that the format cannot hold as floats")
+    parser.add_argument("--round-scales", action="store_true", help="round scales that the format cannot hold")
+    parser.epilog = EXAMPLE
+
+
+def run(args: Namespace) -> None:
+    """Run the command. Raises CommandFailed, and then writes nothing to --out."""
+    check_out(args.out)
+    try:
+        report = _write(args)
+    except (ValueError, OSError, ImportError) as error:
+        raise CommandFailed(" ".join(str(error).split())) from error
+    print(report.to_json() if args.json else report)
+
+
+def _write(args: Namespace) -> ExportReport:
+    for name in (INDEX, CONFIG):
+        if not (args.path / name).is_file():
+            raise CommandFailed(f"{args.path}: has no {name}: must be a directory that nybble import or quantize wrote")
+    config = read_config(args.path)
+    model = load(_model(args.path, config), args.path)
+    with written_at_once(args.out) as aside:
+        report = save_pretrained(
+            model.eval(),
+            aside,
+            format=args.format,
+            dense=args.dense,
+            round_scales=args.round_scales,
+            config=config,
+        )
+        add_beside(aside, args.path, report)
+    return report
+
+
+def _model(directory: Path, config: dict[str, Any]) -> nn.Module:
+    """The model of config.json without values, in the dtypes of the checkpoint."""
+    index = parse_index(read_index(directory, _LARGEST_INDEX))
+    stored, layers = Tensors(directory).entries, {layer.name: _DTYPES[layer.dtype] for layer in index.layers}
+    model = empty_model(config)
+    if layers:
+        model.to(next(iter(layers.values())))
+    for name, module in named_modules(model):
+        for slot in slots(name, module):
+            place = stored.get(index.aliases.get(slot.name, slot.name))
+            dtype = layers.get(name) if place is None else place.dtype
+            slot.tensor.data = slot.tensor.data.to(dtype or slot.tensor.dtype)
+    return model
