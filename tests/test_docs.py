@@ -250,6 +250,7 @@ ROWS = {
     "nybble.schemes": "WeightType",
     "nybble.formats": "Format",
     "nybble.foreign": "ForeignFormat",
+    "nybble.writers": "ForeignWriter",
     "nybble.modules": "ModuleKind",
 }
 

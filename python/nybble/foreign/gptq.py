@@ -6,20 +6,18 @@ row is a stream along N. v1 stores the zero points less one, subtracted from who
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..checkpoint.files import CheckpointError
 from .bits import as_bytes, unpack_stream
+from .gptq_dynamic import Setting, own_settings
 from .opened import Opened, modules_of, opened
 from .source import Source
 from .tensors import FLOATS, Tensors
 from .weight import ForeignWeight, checked, ordered_groups
 
-_BITS = (2, 3, 4, 8)
 _NEEDED = ("qweight", "qzeros", "scales")
 _AUTO_ROUND = ("auto_round:auto_gptq", "auto_round:gptqmodel", "auto_round")
 
@@ -35,26 +33,19 @@ def read_file(source: Source) -> Opened:
     modules = modules_of(tensors.entries, _NEEDED, ("g_idx",))
     if not modules:
         raise CheckpointError(f"{source.path}: says GPTQ, but has no tensor *.qweight")
-    bits, group_size = source.number("bits", _BITS), source.number("group_size", default=128)
-    if group_size != -1 and group_size < 1:
-        raise CheckpointError(f"{source.path}: group_size {group_size}: must be -1 (all inputs) or at least 1")
-    if source.quantization.get("dynamic"):
-        raise CheckpointError(f"{source.path}: dynamic: layers with settings of their own are not read yet")
+    rules = own_settings(source)
+    common = Setting.of(source, source.quantization)
     bare = [name for name, parts in modules.items() if "g_idx" not in parts]
     if bare and source.quantization.get("desc_act") is True:
         raise CheckpointError(f"{bare[0]}.g_idx: is missing, though the configuration says desc_act")
     known = ("gptq", "gptq_v2")
     form = source.text("checkpoint_format", known, source.text("format", known, "gptq"))
-    zeros = 1 << (bits - 1) if source.quantization.get("sym") is True else None
-    read = functools.partial(
-        _read, tensors=tensors, bits=bits, group_size=group_size, v1=form == "gptq", expected_zero=zeros
-    )
-    return opened(source, tensors, modules, read)
+    own = {name: rules.get(name, common) for name in modules}
+    return opened(source, tensors, modules, lambda name: _read(name, tensors, own[name], form == "gptq"))
 
 
-def _read(
-    name: str, tensors: Tensors, bits: int, group_size: int, v1: bool, expected_zero: int | None
-) -> ForeignWeight:
+def _read(name: str, tensors: Tensors, setting: Setting, v1: bool) -> ForeignWeight:
+    bits, group_size, expected_zero = setting.bits, setting.group_size, setting.zero
     words = tensors.typed(f"{name}.qweight", (torch.int32,), 2)
     n = words.shape[1]
     if words.shape[0] * 32 % bits:

@@ -36,10 +36,10 @@ def encode(layer: Held, round_scales: bool) -> Encoded:
 
 
 def _compressed(weight: Tensor) -> dict[str, Tensor]:
-    """Two of each four values: those that are not 0, then the first of the others."""
+    """Two of each four values: those that are not 0, and zeros where there are fewer."""
     n, k = weight.shape
-    order = (weight.reshape(n, k // 4, 4) == 0).to(torch.uint8).argsort(stable=True)[:, :, :2]
-    mask = torch.zeros(n, k // 4, 4, dtype=torch.bool).scatter_(2, order, True).reshape(n, k)
+    kept = (weight.reshape(n, k // 4, 4) != 0).byte().topk(2).indices
+    mask = torch.zeros(n, k // 4, 4, dtype=torch.bool).scatter_(2, kept, True).reshape(n, k)
     bits = np.packbits(mask.numpy(), axis=1, bitorder="little")
     shape = torch.tensor([[n], [k]])
     return {"compressed": weight[mask].reshape(n, k // 2), "bitmask": torch.from_numpy(bits), "shape": shape}
