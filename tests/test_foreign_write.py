@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,21 @@ def test_what_is_written_is_the_same_weight(scheme: str, format: str, tmp_path: 
     assert row.nbytes == opened.layers["0"].nbytes + 64
 
 
+@pytest.mark.parametrize("scheme", ["w4a16g32order", "w4a16g32asymorder", "w4a8g64order"])
+def test_columns_in_activation_order(scheme: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    parsed, weight = Scheme.parse(scheme), torch.randn(16, 128)
+    order = torch.randperm(128, dtype=torch.int32)
+    quantized = replace(quantize_weight(weight[:, order.long()], replace(parsed, ordered=False)), order=order)
+    layer = Linear.from_quantized(quantized, 128, None, parsed, torch.float32)
+    report = nybble.save_pretrained(nn.Sequential(layer), tmp_path / "out", format="gptq")
+    read = open_foreign(tmp_path / "out")[1].layers["0"].read()
+    assert torch.equal(read.dequantize(), layer.dequantized_weight())
+    assert read.groups is not None
+    assert config_of(tmp_path / "out")["desc_act"] is True
+    assert "columns in activation order with groups: vLLM refuses them" in str(report)
+
+
 def test_activations_are_told(tmp_path: Path) -> None:
     nybble.save_pretrained(model_of("w8a8"), tmp_path / "dynamic", format="compressed-tensors")
     (group,) = config_of(tmp_path / "dynamic")["config_groups"].values()
@@ -247,6 +263,7 @@ def test_scales_have_the_dtype_of_the_model_where_that_holds_them(tmp_path: Path
         ("w4a16", 16, 60, "gptq", "0: 60 inputs of 4 bits do not fill whole words"),
         ("w4a16g32", 16, 72, "gptq", "0: 72 inputs are no multiple of the group size 32"),
         ("w4a16g32", 16, 72, "compressed-tensors", "0: 72 inputs are no multiple of the group size 32"),
+        ("w4a16g32order", 16, 64, "compressed-tensors", "0: its columns are in activation order"),
         ("sp24w16a16", 16, 64, "compressed-tensors", "0: its weights are w16: must be codes of 4 or 8 bits"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -62,17 +62,28 @@ class Held:
         return self.module.quantized()
 
     def unsigned(self) -> Tensor:
-        """The codes (N, K), uint8, from 0 on: the weight 0 has the code 2 ** (bits - 1) where it is symmetric."""
+        """The codes (N, K) in the order of the inputs, uint8, from 0 on: of a symmetric weight 2 ** (bits - 1) is the weight 0.
+
+        Raises NotHeldError for weights that are no codes of 4 or 8 bits.
+        """
         kind = self.scheme.weight_type
         if isinstance(kind, FloatType) or kind.bits not in (4, 8):
             raise NotHeldError(f"its weights are {kind.name}: must be codes of 4 or 8 bits")
-        codes = kind.unpack(self.quantized.qweight, self.shape[1])
-        return codes if codes.dtype == torch.uint8 else (codes.to(torch.int16) + self._shift).to(torch.uint8)
+        codes, order = kind.unpack(self.quantized.qweight, self.shape[1]), self.quantized.order
+        if codes.dtype != torch.uint8:
+            codes = (codes.to(torch.int16) + self._shift).to(torch.uint8)
+        return codes if order is None else torch.empty_like(codes).index_copy_(1, order.long(), codes)
 
     def unsigned_zeros(self) -> Tensor | None:
         """The zero points (N, groups), uint8, counted as the codes; None: symmetric."""
         zero = self.quantized.zero_point
         return None if zero is None else (zero.to(torch.int16) + self._shift).to(torch.uint8)
+
+    def column_groups(self) -> Tensor:
+        """The group of each input, int32 (K,)."""
+        k, order = self.shape[1], self.quantized.order
+        groups = torch.arange(k, dtype=torch.int32) // (self.scheme.group_size or k)
+        return groups if order is None else torch.empty_like(groups).index_copy_(0, order.long(), groups)
 
     @property
     def _shift(self) -> int:
@@ -98,7 +109,7 @@ class Held:
     def _sqnr_db(self, rounded: Tensor) -> float:
         k, old = self.shape[1], self.quantized
         weight = dequantize_weight(old, self.scheme, k)
-        new = dequantize_weight(QuantizedWeight(old.qweight, rounded.float(), old.zero_point), self.scheme, k)
+        new = dequantize_weight(replace(old, scale=rounded.float()), self.scheme, k)
         noise = (weight - new).double().square().sum().item()
         return 10 * math.log10(weight.double().square().sum().item() / noise) if noise else math.inf
 

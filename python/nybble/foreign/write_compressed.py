@@ -44,6 +44,10 @@ def _check(layer: Held) -> None:
     size, inputs = layer.scheme.group_size, layer.shape[1]
     if layer.dense != "Linear":
         raise NotHeldError(f"is a {layer.dense}: compressed-tensors quantizes torch.nn.Linear only")
+    if layer.scheme.ordered:
+        raise NotHeldError(
+            "its columns are in activation order: compressed-tensors 0.19 and later, and vLLM, have no weight_g_idx"
+        )
     if size and inputs % size:
         raise NotHeldError(f"{inputs} inputs are no multiple of the group size {size}")
 

@@ -29,9 +29,9 @@ def _encode(layer: Held, round_scales: bool, v1: bool) -> Encoded:
         "qweight": _words(codes, bits).T,
         "qzeros": _zeros(zeros.T, bits, v1),
         "scales": scale.T,
-        "g_idx": torch.arange(k, dtype=torch.int32) // (size or k),
+        "g_idx": layer.column_groups(),
     }
-    setting = {"bits": bits, "group_size": size or -1, "sym": zero is None, "desc_act": False}
+    setting = {"bits": bits, "group_size": size or -1, "sym": zero is None, "desc_act": layer.scheme.ordered}
     act = layer.scheme.act_bits
     notes = (f"activations of {act} bits are not told",) if layer.scheme.act_type.quantized else ()
     return Encoded(tensors, setting, in_words(layer), sqnr_db, notes)
@@ -76,6 +76,8 @@ def _notes(layers: Layers) -> list[str]:
         )
     if any(not setting["sym"] for setting, _ in groups):
         found.append("asymmetric layers: vLLM refuses them")
+    if any(setting["desc_act"] and setting["group_size"] != -1 for setting, _ in groups):
+        found.append("columns in activation order with groups: vLLM refuses them")
     return found
 
 
