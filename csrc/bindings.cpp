@@ -346,9 +346,9 @@ PYBIND11_MODULE(_C, m) {
 
   py::class_<LinearPlan>(m, "LinearPlan")
       .def(py::init<const std::string&, const std::string&, const std::string&, const std::string&, const WeightShape&,
-                    bool, int>(),
+                    bool, int, int64_t, int64_t>(),
            py::arg("kernel"), py::arg("prepare"), py::arg("expand"), py::arg("few"), py::arg("shape"),
-           py::arg("static_activations"), py::arg("act_steps"))
+           py::arg("static_activations"), py::arg("act_steps"), py::arg("first_row") = 0, py::arg("all_rows") = 0)
       .def("run", &LinearPlan::run);
   bind_chain(m);
   bind_recurrent(m);

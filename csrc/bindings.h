@@ -32,9 +32,9 @@ inline Vector vector_of(const VectorArgument& argument) {
 // A kernel bound to a weight shape; names are resolved once.
 class LinearPlan {
  public:
-  // expand and few: "" for none.
+  // expand and few: "" for none. first_row, all_rows: as in LinearCall.
   LinearPlan(const std::string& kernel, const std::string& prepare, const std::string& expand, const std::string& few,
-             const WeightShape& shape, bool static_activations, int act_steps)
+             const WeightShape& shape, bool static_activations, int act_steps, int64_t first_row, int64_t all_rows)
       : call_{} {
     const auto find = [](const std::string& name) { return name.empty() ? nullptr : &find_kernel(name); };
     call_.kernel = &find_kernel(kernel);
@@ -44,6 +44,8 @@ class LinearPlan {
     call_.shape = shape;
     call_.static_activations = static_activations;
     call_.act_steps = act_steps;
+    call_.first_row = first_row;
+    call_.all_rows = all_rows;
   }
 
   // The kernels and the shape; the rest is filled in for each call.

@@ -41,6 +41,14 @@ struct LinearCall {
   bool static_activations;  // packed begins with a Given
   int act_steps = 255;      // see NybblePrepareArgs; for integer activations
   Given given;              // filled in by run_linear
+  // Where `packed` is a larger dense weight, of so many outputs, and `shape` the rows of it from `first_row` on, a
+  // multiple of 16; 0: it is all of it.
+  int64_t first_row = 0, all_rows = 0;
+  WeightShape packed_shape() const {
+    WeightShape all = shape;
+    if (all_rows) all.n = all_rows;
+    return all;
+  }
 };
 
 // The product of so many rows of activations with a weight, as cut_for takes it.

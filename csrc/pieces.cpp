@@ -31,6 +31,27 @@ struct PieceScratch {
   }
 };
 
+// The sections from the call's first row on.
+Sections sections_of_rows(const LinearCall& call) {
+  const WeightShape& s = call.shape;
+  Sections at = sections_of(call.packed_shape());
+  const size_t columns = static_cast<size_t>(call.first_row), groups = columns * static_cast<size_t>(s.groups());
+  at.codes += columns * static_cast<size_t>(s.k_padded() * s.bits) / 8;
+  at.scale += groups * (s.bits == 8 ? 4 : 2);
+  at.zero_point += s.symmetric ? 0 : groups;
+  at.sum += columns * 4;
+  if (at.large) at.large += columns / NYBBLE_TILE_N * static_cast<size_t>(nybble_large_bytes(s.k_padded()));
+  return at;
+}
+
+void check_rows(const LinearCall& call) {
+  const int64_t first = call.first_row, all = call.all_rows;
+  if (first == 0 && all == 0) return;
+  if (call.shape.form != Form::dense || first < 0 || first % NYBBLE_TILE_N || call.shape.n > all - first)
+    refuse("first_row=" + std::to_string(first) + ": must be a multiple of 16, and the rows lie in a dense weight of " +
+           std::to_string(all));
+}
+
 }  // namespace
 
 void take_given(LinearCall& call) {
@@ -100,7 +121,7 @@ NybbleLinearArgs linear_args(const LinearCall& call, const Chunk& chunk) {
   const WeightShape& shape = call.shape;
   const uint8_t* packed = reinterpret_cast<const uint8_t*>(call.packed.address);
   const Sections at =
-      shape.form == Form::dense ? sections_of(shape) : sparse_sections(shape, packed, call.packed.bytes);
+      shape.form == Form::dense ? sections_of_rows(call) : sparse_sections(shape, packed, call.packed.bytes);
   NybbleLinearArgs args{};
   args.panel = chunk.panel;
   args.act_scale = chunk.act_scale;
@@ -214,7 +235,8 @@ void check_weight(const LinearCall& call) {
   if (call.x_dtype == NYBBLE_S32 || call.bias_dtype == NYBBLE_S32) refuse("dtype: activations and bias must be float");
   if (call.y_dtype == NYBBLE_S32 && !(call.kernel->int_activations() && shape.bits == 8))
     refuse("y: int32 output is supported only for 8-bit weights and 8-bit activations");
-  require("packed", call.packed, static_cast<int64_t>(sections_of(shape).total), 1);
+  check_rows(call);
+  require("packed", call.packed, static_cast<int64_t>(sections_of(call.packed_shape()).total), 1);
   const char* layout = shape.form == Form::mask     ? (shape.bits == 8 ? "mask8" : "mask4")
                        : shape.form == Form::gather ? "gather8"
                        : shape.form == Form::blocks ? "blocks8"

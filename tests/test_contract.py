@@ -122,7 +122,7 @@ def _in_child(model, args, queue):
 @pytest.mark.parametrize(("row", "scheme"), ROWS)
 def test_after_a_fork(row, scheme):
     if not row.forks:
-        pytest.skip("calls functions of torch that do not survive a fork")
+        pytest.skip("calls functions of torch that wait for ever for threads of the parent")
     model, args = make(row, scheme), inputs_of(row)
     wanted = run(model, args)
     context = multiprocessing.get_context("fork")

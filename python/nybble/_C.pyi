@@ -173,6 +173,8 @@ class LinearPlan:
         shape: WeightShape,
         static_activations: bool,
         act_steps: int,
+        first_row: int = 0,
+        all_rows: int = 0,
     ) -> None: ...
     def run(
         self,

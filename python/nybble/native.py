@@ -333,8 +333,18 @@ class KernelNames(NamedTuple):
 class LinearPlan:
     """Compiled kernels bound to a scheme and a weight shape."""
 
-    def __init__(self, kernels: KernelNames, scheme: Scheme, out_features: int, in_features: int) -> None:
-        shape = weight_shape(scheme, out_features, in_features, kernels.layout)
+    def __init__(
+        self,
+        kernels: KernelNames,
+        scheme: Scheme,
+        out_features: int,
+        in_features: int,
+        rows: tuple[int, int] | None = None,
+    ) -> None:
+        """rows: begin, a multiple of 16, and end: of a weight in a tiled layout only these outputs are computed."""
+        self._made_of = (kernels, scheme, out_features, in_features)
+        begin, end = rows or (0, out_features)
+        shape = weight_shape(scheme, end - begin, in_features, kernels.layout)
         act = scheme.act_type
         plan = _C.LinearPlan(
             kernels.linear,
@@ -344,9 +354,15 @@ class LinearPlan:
             shape,
             static_activations=scheme.static,
             act_steps=act.steps if act.quantized else 0,
+            first_row=begin,
+            all_rows=0 if rows is None else out_features,
         )
         self.compiled, self._run = plan, plan.run
         self._in_features = in_features
+
+    def of_rows(self, begin: int, end: int) -> LinearPlan:
+        """The same kernels for the outputs [begin, end) of the weight."""
+        return LinearPlan(*self._made_of, rows=(begin, end))
 
     def __call__(self, x: Tensor, packed: Tensor, bias: Tensor | None, out: Tensor) -> None:
         """out (..., N) = x (..., K) w^T + bias.
@@ -376,6 +392,8 @@ class LinearPlan:
         )
 
 
+# The layouts of which a LinearPlan may multiply some of the rows.
+TILED = ("n16k4", "n16k8")
 # The layouts whose rows a Lookup reads, and whether they are in tiles.
 LOOKUP_LAYOUTS = {"plain": False, "n16k4": True, "n16k8": True}
 _ID_BYTES = {torch.int32: 4, torch.int64: 8}

@@ -1,6 +1,7 @@
 """The torch ops: the only place that checks tensors and allocates outputs.
 
-``nybble::linear`` computes a layer. ``nybble::dequantize`` computes its dense weight, for gradients.
+``nybble::linear`` computes a layer, ``nybble::linear_part`` some of its outputs. ``nybble::dequantize`` computes its
+dense weight, for gradients.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch.autograd import forward_ad, profiler
 from torch.compiler import is_compiling
 
 from . import layouts
-from .dispatch.selection import layout_for, plan_for
+from .dispatch.selection import layout_for, part_plan, plan_for
 from .dispatch.spec import FLOATS
 from .weights.activations import ActScale, split
 from .weights.rounding import QuantizedWeight, dequantize_weight
@@ -26,6 +27,10 @@ _BIAS_TYPES = (torch.nn.Parameter, Tensor, type(None))
 _LIBRARY = torch.library.Library("nybble", "DEF")
 _LIBRARY.define(
     "linear(Tensor x, Tensor packed, Tensor? bias, str scheme, str layout, int out_features, int in_features) -> Tensor"
+)
+_LIBRARY.define(
+    "linear_part(Tensor x, Tensor packed, Tensor? bias, str scheme, str layout, int out_features, int in_features, "
+    "int begin, int end) -> Tensor"
 )
 _LIBRARY.define("dequantize(Tensor packed, str scheme, str layout, int out_features, int in_features) -> Tensor")
 
@@ -75,6 +80,32 @@ def linear(
     return _linear(x, packed, bias, scheme, layout, out_features, in_features)
 
 
+def linear_part(
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    scheme: str,
+    layout: str,
+    out_features: int,
+    in_features: int,
+    begin: int,
+    end: int,
+) -> Tensor:
+    """The outputs [begin, end) of ``linear``, with its bits. In dense layouts of the CPU the others are not computed, if
+    begin is a multiple of 16.
+
+    Raises:
+        ValueError: as ``linear``, or not 0 <= begin < end <= out_features.
+    """
+    args = (x, packed, bias, scheme, layout, out_features, in_features, begin, end)
+    if is_compiling() or _watched(x, packed, bias):
+        if forward_ad._current_level >= 0:
+            _refuse_tangents(x=x, bias=bias)
+        out: Tensor = torch.ops.nybble.linear_part.default(*args)
+        return out
+    return _linear_part(*args)
+
+
 def _watched(x: Tensor, packed: Tensor, bias: Tensor | None) -> bool:
     """Whether the call must go through torch's dispatcher.
 
@@ -110,22 +141,58 @@ def _linear(
     x: Tensor, packed: Tensor, bias: Tensor | None, scheme: str, layout: str, out_features: int, in_features: int
 ) -> Tensor:
     shape, dtype = x.shape, x.dtype
+    bias = _checked(x, packed, bias, out_features, in_features)
+    device = "cpu" if x.is_cpu else "cuda" if x.is_cuda else x.device.type
+    # Slicing a shape takes as long as reading an attribute of a tensor, so the usual case avoids it.
+    out = x.new_empty(shape[0], out_features) if len(shape) == 2 else x.new_empty(*shape[:-1], out_features)
+    plan_for(scheme, layout, out_features, in_features, dtype, device)(_rows(x), packed, bias, out)
+    return out
+
+
+def _linear_part(
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    scheme: str,
+    layout: str,
+    out_features: int,
+    in_features: int,
+    begin: int,
+    end: int,
+) -> Tensor:
+    _check_part(begin, end, out_features)
+    bias = _checked(x, packed, bias, out_features, in_features)
+    size, m = (out_features, in_features), x.numel() // in_features
+    plan = part_plan(scheme, layout, size, x.dtype, max(m, 1), (begin, end)) if x.is_cpu else None
+    if plan is None:
+        return _linear(x, packed, bias, scheme, layout, *size)[..., begin:end].contiguous()
+    out = x.new_empty(*x.shape[:-1], end - begin)
+    plan(_rows(x), packed, None if bias is None else bias[begin:end], out)
+    return out
+
+
+def _check_part(begin: int, end: int, out_features: int) -> None:
+    if not 0 <= begin < end <= out_features:
+        raise ValueError(f"begin={begin}, end={end}: must be ascending and in [0, out_features={out_features}]")
+
+
+def _checked(x: Tensor, packed: Tensor, bias: Tensor | None, out_features: int, in_features: int) -> Tensor | None:
+    """The bias as kernels take it."""
+    shape, dtype = x.shape, x.dtype
     if not shape or shape[-1] != in_features:
         raise ValueError(f"x: shape {tuple(shape)}, the last dimension must be in_features={in_features}")
     if dtype not in FLOATS:
         raise ValueError(f"x: {dtype}, must be one of {FLOATS}")
     _check_packed(packed)
-    device = "cpu" if x.is_cpu else "cuda" if x.is_cuda else x.device.type
-    if bias is not None:
-        bias = _checked_bias(bias, x, out_features)
-    # Slicing a shape takes as long as reading an attribute of a tensor, so the usual case avoids it.
-    out = x.new_empty(shape[0], out_features) if len(shape) == 2 else x.new_empty(*shape[:-1], out_features)
-    if not x.is_contiguous():
-        x = x.reshape(-1, in_features)
-        if x.stride(1) != 1 or 0 < x.stride(0) < in_features:
-            x = x.contiguous()
-    plan_for(scheme, layout, out_features, in_features, dtype, device)(x, packed, bias, out)
-    return out
+    return None if bias is None else _checked_bias(bias, x, out_features)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """x, or its rows (M, K), as kernels take them."""
+    if x.is_contiguous():
+        return x
+    x = x.reshape(-1, x.shape[-1])
+    return x.contiguous() if x.stride(1) != 1 or 0 < x.stride(0) < x.shape[1] else x
 
 
 def _checked_bias(bias: Tensor, x: Tensor, out_features: int) -> Tensor:
@@ -150,7 +217,7 @@ def _dequantize(packed: Tensor, scheme: str, layout: str, out_features: int, in_
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _, packed, bias, *rest = inputs
     ctx.save_for_backward(packed)
-    ctx.rest = rest
+    ctx.rest, ctx.part = rest[:4], rest[4:]
     ctx.bias_dtype = None if bias is None else bias.dtype
 
 
@@ -159,15 +226,20 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     grad_x = grad_bias = None
     if ctx.needs_input_grad[0]:
         weight = torch.ops.nybble.dequantize(packed, *ctx.rest)
-        grad_x = grad @ weight.to(grad.dtype)
+        grad_x = grad @ (weight[slice(*ctx.part)] if ctx.part else weight).to(grad.dtype)
     if ctx.needs_input_grad[2]:
         grad_bias = grad.flatten(0, -2).sum(0).to(ctx.bias_dtype) if grad.dim() > 1 else grad.to(ctx.bias_dtype)
-    return grad_x, None, grad_bias, None, None, None, None
+        if ctx.part:
+            begin, end = ctx.part
+            grad_bias = torch.nn.functional.pad(grad_bias, (begin, ctx.rest[2] - end))
+    return grad_x, None, grad_bias, *(None,) * (4 + len(ctx.part))
 
 
 _LIBRARY.impl("linear", _linear, "CompositeExplicitAutograd")
+_LIBRARY.impl("linear_part", _linear_part, "CompositeExplicitAutograd")
 _LIBRARY.impl("dequantize", _dequantize, "CompositeExplicitAutograd")
-torch.library.register_autograd("nybble::linear", _backward, setup_context=_setup_context, lib=_LIBRARY)
+for _name in ("nybble::linear", "nybble::linear_part"):
+    torch.library.register_autograd(_name, _backward, setup_context=_setup_context, lib=_LIBRARY)
 
 
 @torch.library.register_fake("nybble::linear", lib=_LIBRARY)
@@ -181,6 +253,23 @@ def _linear_fake(
     torch._check(x.dim() > 0, lambda: "x: needs at least one dimension")
     torch._check(x.shape[-1] == in_features, lambda: f"x: the last dimension must be in_features={in_features}")
     return x.new_empty((*x.shape[:-1], out_features))
+
+
+@torch.library.register_fake("nybble::linear_part", lib=_LIBRARY)
+def _linear_part_fake(
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    scheme: str,
+    layout: str,
+    out_features: int,
+    in_features: int,
+    begin: int,
+    end: int,
+) -> Tensor:
+    _check_part(begin, end, out_features)
+    whole: Tensor = _linear_fake(x, packed, bias, scheme, layout, out_features, in_features)
+    return whole[..., begin:end].contiguous()
 
 
 @torch.library.register_fake("nybble::dequantize", lib=_LIBRARY)

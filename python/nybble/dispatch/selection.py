@@ -10,7 +10,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..native import LinearPlan
+from ..layouts.tiles import TILE_N
+from ..native import TILED, LinearPlan
 from ..weights.scheme import Scheme
 from . import selfcheck, targets
 from .explanation import Explanation, NoKernelError
@@ -106,6 +107,15 @@ def compiled_plan(scheme: str, layout: str, size: tuple[int, int], dtype: torch.
     spec, _ = _select(problem)
     plan = _make(spec, problem)
     return plan if isinstance(plan, LinearPlan) else None
+
+
+@lru_cache(maxsize=4096)
+def part_plan(
+    scheme: str, layout: str, size: tuple[int, int], dtype: torch.dtype, m: int, part: tuple[int, int]
+) -> LinearPlan | None:
+    """As compiled_plan, for the outputs [begin, end) alone; None also where the layout cannot be cut there."""
+    plan = compiled_plan(scheme, layout, size, dtype, m) if layout in TILED and part[0] % TILE_N == 0 else None
+    return None if plan is None else plan.of_rows(*part)
 
 
 def row_starts(scheme: Scheme, dtype: torch.dtype) -> list[int]:

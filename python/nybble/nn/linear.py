@@ -95,6 +95,18 @@ class Linear(QuantizedModule):
         bias = self._parameters["bias"]
         return ops.linear(x, packed, bias, self._scheme_name, layout, self.out_features, self.in_features)
 
+    def part(self, x: Tensor, begin: int, end: int) -> Tensor:
+        """The outputs [begin, end) of forward(x), with the same bits; see ops.linear_part for what is computed."""
+        if _is_any_autocast_enabled():
+            x = _autocast(x)
+        packed, layout = self._buffers["packed"], self.layout
+        if packed is None or layout is None:
+            if x.device.type == self.device.type == "meta":
+                return x.new_empty((*x.shape[:-1], end - begin))
+            packed, layout = self._pack()
+        size = self.out_features, self.in_features
+        return ops.linear_part(x, packed, self.bias, self._scheme_name, layout, *size, begin, end)
+
     def dequantize(self) -> nn.Linear:
         """A dense nn.Linear with the rounded weight and a copy of the bias."""
         dense = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta", dtype=self.dtype)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from .composite import CompositeKind, CompositeModule
 from .experts_form import with_parameters
+from .linear import Linear
 from .module import QuantizedModule
 from .weight import WeightView
 
@@ -54,8 +55,8 @@ class MultiheadAttention(CompositeModule):
     have other sizes than queries, and ``out_proj``.
 
     While all are dense and unwatched, torch's own forward runs on their parameters. Else the layers are called, with
-    torch's attention between them. Queries that are not the keys pass through all of ``in_proj``, so cross attention
-    computes more than it needs.
+    torch's attention between them. Queries that are not the keys pass through the first third of ``in_proj``, keys and
+    values through the rest; a watched ``in_proj`` is called as a whole.
 
     Args:
         shell: the dense module, with parameters without values.
@@ -173,12 +174,23 @@ class MultiheadAttention(CompositeModule):
         if "in_proj" not in self._modules:
             found = (self._layer(name)(x) for name, x in zip(_SEPARATE, (query, key, value), strict=True))
             return tuple(found)
-        project, width = self._layer("in_proj"), self.embed_dim
+        width = self.embed_dim
         if query is key and key is value:
-            return tuple(project(query).chunk(3, -1))
-        both = project(key)[..., width:]
-        values = both[..., width:] if key is value else project(value)[..., 2 * width :]
-        return project(query)[..., :width], both[..., :width], values
+            return tuple(self._layer("in_proj")(query).chunk(3, -1))
+        q = self._part(query, 0, width)
+        if key is value:
+            return (q, *self._part(key, width, 3 * width).chunk(2, -1))
+        return q, self._part(key, width, 2 * width), self._part(value, 2 * width, 3 * width)
+
+    def _part(self, x: Tensor, begin: int, end: int) -> Tensor:
+        """Outputs of ``in_proj``, which only a watched one computes all."""
+        layer = self._layer("in_proj")
+        if self.is_watched():
+            whole: Tensor = layer(x)
+            return whole[..., begin:end]
+        if isinstance(layer, Linear):
+            return layer.part(x, begin, end)
+        return F.linear(x, layer.weight[begin:end], None if layer.bias is None else layer.bias[begin:end])
 
     def _heads(self, rows: tuple[Tensor, ...], batched: bool) -> tuple[Tensor, ...]:
         """(batch, heads, length, head_dim) of queries, keys and values."""

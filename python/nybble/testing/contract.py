@@ -24,8 +24,10 @@ class Contract:
         schemes: those that are tried.
         bad: calls that must be refused: arguments, and a pattern that the message of the error must match.
         least_coverage: percent of the weight bytes that must be quantized.
-        forks: whether it runs in a forked child: False if it calls functions of torch that wait there for threads of the
-            parent, as libgomp's pool does not survive a fork.
+        forks: whether it runs in a forked child. False if between nybble's kernels it calls functions of torch that
+            share their work among threads: there they wait for ever for the threads of the parent, as libgomp's pool
+            does not survive a fork. That is so of torch's attention in MultiheadAttention, dense or quantized, if the
+            parent has run a parallel function of torch before; nybble's own kernels run on one thread in such a child.
         closeness: the largest relative error of the output against the dense module, by scheme; of others 0.05.
     """
 
@@ -163,6 +165,13 @@ CONTRACTS: tuple[Contract, ...] = (
         _self_attention(3, 5, 48),
         ("w8a8", "w8a16", "w4a8g32"),
         bad=(((torch.zeros(3, 5, 47),) * 3, r"query: \(3, 5, 47\), must have 2 or 3 dimensions"),),
+        forks=False,
+    ),
+    Contract(
+        "MultiheadAttention to other tokens",
+        lambda: nn.MultiheadAttention(48, 4, batch_first=True),
+        lambda: (torch.randn(3, 5, 48), *(torch.randn(3, 7, 48),) * 2),
+        ("w8a8",),
         forks=False,
     ),
     Contract(
