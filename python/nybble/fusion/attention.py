@@ -20,6 +20,8 @@ _MULTI_HEAD = tuple(inspect.signature(F.multi_head_attention_forward).parameters
 # Functions that a mask may be computed by: they take no sizes.
 _REPLAYED = {"where", "add", "contiguous", "to", "expand_as", "logical_not", "float", "bool"}
 _REPLAYED |= {"unsqueeze", "zeros_like", "masked_fill"}
+# Functions that write their first argument, and the same without that: a replay must not change a tensor of the call.
+_WRITING = {"masked_fill_": Tensor.masked_fill}
 
 
 class Attention(Modules):
@@ -163,8 +165,10 @@ class Attention(Modules):
                 and attends(given, tensor)
             ):
                 return Mask(what=attending, args=(Mask(path),))
-        event = next((one for one in self.call.events[:before] if any(out is tensor for out in one.outputs)), None)
-        if event is None or event.name not in _REPLAYED or len(event.outputs) != 1:
+        # The last one: what a function writes or returns as it is has been the output of another before.
+        events = reversed(self.call.events[:before])
+        event = next((one for one in events if any(out is tensor for out in one.outputs)), None)
+        if event is None or event.name not in {*_REPLAYED, *_WRITING} or len(event.outputs) != 1:
             raise NotUnderstood("the mask of attention is computed in a way that is not understood")
         args, kwargs = event.args, event.kwargs
         if not all(isinstance(one, Tensor) or constant(one) for one in (*args, *kwargs.values())):
@@ -174,7 +178,7 @@ class Attention(Modules):
             return self.mask(one, event.number) if isinstance(one, Tensor) else one
 
         return Mask(
-            what=event.what,
+            what=_WRITING.get(event.name, event.what),
             args=tuple(part(one) for one in args),
             kwargs=tuple((key, part(one)) for key, one in kwargs.items()),
         )
