@@ -150,10 +150,28 @@ def test_arguments_are_checked():
         bag(ids, torch.tensor([0]), torch.ones(5))
     with pytest.raises(ValueError, match="only 'sum' takes them"):
         EmbeddingBag(5, 4)(ids, torch.tensor([0]), torch.ones(6))
-    with pytest.raises(NotImplementedError, match="no gradients"):
-        bag(ids, torch.tensor([0]), torch.ones(6, requires_grad=True)).sum().backward()
     with pytest.raises(ValueError, match="has 64 bytes, needs"):
         lookup.embedding(ids, torch.zeros(64, dtype=torch.uint8), "w8a16", "plain", 50, 4, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("padding", [None, 3])
+def test_gradients_of_the_weights_of_samples(padding, dtype):
+    torch.manual_seed(0)
+    bag = EmbeddingBag.from_dense(nn.EmbeddingBag(9, 37, mode="sum", padding_idx=padding, include_last_offset=True))
+    dense, ids, offsets = bag.dequantize(), torch.randint(9, (14,)), torch.tensor([2, 2, 5, 9, 9, 12])
+    weights, into = torch.randn(14).to(dtype), torch.randn(5, 37)
+    found, wanted = (weights.clone().requires_grad_() for _ in range(2))
+    bag(ids, offsets, found).backward(into)
+    with pytest.raises(RuntimeError):  # torch's own begins with the first id
+        dense(ids, offsets, wanted.float())
+    inner = ids[2:12], offsets - 2
+    dense(*inner, wanted[2:12].float()).backward(into)
+    assert found.grad.dtype is dtype
+    torch.testing.assert_close(found.grad, wanted.grad)
+    bag.to(torch.bfloat16)
+    (none,) = torch.autograd.grad(bag(ids, offsets[:1], found).sum(), found)
+    assert not none.any()
 
 
 @pytest.mark.parametrize("mode", lookup.MODES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -86,7 +86,7 @@ def embedding_bag(
 
     ids: (count,). offsets: (bags + 1,), ascending: bag i has ids[offsets[i]:offsets[i + 1]]; an empty one gives 0.
     per_sample_weights: (count,), float, by which rows are multiplied before they are summed. padding_idx: an id that is
-    left out, or -1. The rest as in ``embedding``. There are no gradients.
+    left out, or -1. The rest as in ``embedding``. Gradients flow to per_sample_weights.
     """
     out: Tensor = torch.ops.nybble.embedding_bag.default(
         ids,
@@ -212,15 +212,31 @@ def _check(ids: Tensor, packed: Tensor, dtype: torch.dtype) -> None:
     ops._check_packed(packed)
 
 
-def _refuse_gradients(ctx: Any, *_: Any) -> NoReturn:
-    raise NotImplementedError(
-        "nybble::embedding_bag has no gradients: call it under torch.no_grad(), or detach per_sample_weights"
-    )
+def _setup_bag_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ids, offsets, weights, packed, *table, _, padding_idx = inputs
+    ctx.save_for_backward(ids, offsets, packed)
+    ctx.table, ctx.padding_idx = table[:-1], padding_idx
+    ctx.weights_dtype = None if weights is None else weights.dtype
+
+
+def _bag_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Of per_sample_weights: the product of an id's row with the gradient of its bag, 0 for an id that is left out."""
+    ids, offsets, packed = ctx.saved_tensors
+    given = None
+    if ctx.needs_input_grad[2]:
+        rows = torch.ops.nybble.embedding(ids, packed, *ctx.table, torch.float32)
+        bag = (
+            torch.searchsorted(offsets, torch.arange(len(ids), device=ids.device, dtype=offsets.dtype), right=True) - 1
+        )
+        counts = (bag >= 0) & (bag < len(grad)) & (ids != ctx.padding_idx)
+        products = (rows * grad.float()[bag.clamp(0, max(len(grad) - 1, 0))]).sum(-1) if len(grad) else rows.sum(-1)
+        given = torch.where(counts, products, 0.0).to(ctx.weights_dtype)
+    return None, None, given, *(None,) * 8
 
 
 _LIBRARY.impl("embedding", _embedding, "CompositeExplicitAutograd")
 _LIBRARY.impl("embedding_bag", _embedding_bag, "CompositeExplicitAutograd")
-torch.library.register_autograd("nybble::embedding_bag", _refuse_gradients, lib=_LIBRARY)
+torch.library.register_autograd("nybble::embedding_bag", _bag_backward, setup_context=_setup_bag_context, lib=_LIBRARY)
 
 
 @torch.library.register_fake("nybble::embedding", lib=_LIBRARY)

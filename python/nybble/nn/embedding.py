@@ -186,7 +186,8 @@ class Embedding(_Table):
 class EmbeddingBag(_Table):
     """Sums, means or maxima of rows of an integer weight: a drop-in for torch.nn.EmbeddingBag.
 
-    They are computed in float32, in the order of the ids, and rounded once to the module's dtype. There are no gradients.
+    They are computed in float32, in the order of the ids, and rounded once to the module's dtype. Gradients flow to
+    per_sample_weights alone.
 
     Args:
         num_embeddings, embedding_dim, mode, include_last_offset, padding_idx: as in nn.EmbeddingBag.
