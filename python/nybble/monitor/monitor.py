@@ -101,7 +101,8 @@ class Monitor:
     * psi: the population stability index is above 0.2;
     * channels: a new outlier channel, near the largest ones and at least three times its calibrated size.
 
-    The monitor never changes the model's outputs and keeps no inputs. The model may be called from several threads. It
+    The monitor never changes the model's outputs and keeps no inputs; but in a sampled call torch computes the gates of
+    an LSTM or GRU, which rounds their last bits otherwise. The model may be called from several threads. The monitor
     samples only calls of the model itself, not direct calls of its submodules.
 
     Args:
