@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from itertools import chain
 
 from ..whole.models import Model
-from . import experts, images, recurrent
+from . import embeddings, experts, images, recurrent
 
-_PARTS = (experts, recurrent, images)
+_PARTS = (embeddings, experts, recurrent, images)
 
 MODELS: Mapping[str, Model] = {model.subject.name: model for model in chain(*(part.MODELS for part in _PARTS))}
 GOALS = tuple(chain(*(part.GOALS for part in _PARTS)))
