@@ -105,7 +105,7 @@ NybblePrepareArgs prepare_args(const LinearCall& call, const Chunk& chunk) {
   args.group = call.shape.group();
   args.groups = call.shape.groups();
   if (call.shape.ordered)
-    args.order = reinterpret_cast<const int32_t*>(call.packed.address + sections_of(call.shape).order);
+    args.order = reinterpret_cast<const int32_t*>(call.packed.address + sections_of(call.packed_shape()).order);
   args.panel = chunk.panel;
   args.act_scale = chunk.act_scale;
   args.act_zero = chunk.act_zero;
