@@ -11,6 +11,7 @@ were refused, and how many read. Fails with the number of the damage where
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import resource
@@ -37,8 +38,10 @@ SPECIAL = {
 
 
 def weights(path):
-    """Every tensor of a checkpoint, read and dequantized."""
+    """Every tensor of a checkpoint, read and dequantized, after its configuration was asked for, which may be refused."""
     opened = open_foreign(path)[1]
+    with contextlib.suppress(CheckpointError):
+        opened.config()
     found = {name: layer.read().dequantize() for name, layer in opened.layers.items()}
     return found | {name: part.read().float() for name, part in opened.parts.items()}
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import nybble
-from nybble.__main__ import main
+from nybble.__main__ import _parser, main
 from nybble.checkpoint import CheckpointError
 
 transformers = pytest.importorskip("transformers")
@@ -175,16 +175,17 @@ def test_an_imported_model_is_saved_as_nybbles_own(written: tuple[Path, nn.Modul
 # --- nybble import
 
 
-def test_the_example_of_import_runs(
+def test_the_examples_of_import_run(
     written: tuple[Path, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     directory, dense = written
     (directory / "tokenizer.json").write_text("{}")
     with pytest.raises(SystemExit):
         main(["import", "--help"])
-    (words,) = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("example: ")]
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  nybble import ")]
     out = tmp_path / "new"
-    words = [{"DIR": str(directory), "OUT": str(out)}.get(word, word) for word in words[2:]]
+    words, other = [[{"DIR": str(directory), "OUT": str(out)}.get(word, word) for word in line[1:]] for line in lines]
+    assert _parser().parse_args(other).act_bits == 8, "a GGUF file, as in test_foreign_gguf_model"
     assert main(words) == 0
     assert "14 of 14 layers are held exactly" in capsys.readouterr().out
     assert {path.name for path in out.iterdir()} >= {"nybble.json", "config.json", "report.json", "tokenizer.json"}

@@ -13,8 +13,8 @@ from ..checkpoint.files import INDEX, read_index, written_at_once
 from ..checkpoint.index import parse_index
 from ..checkpoint.io import load
 from ..checkpoint.model import slots
+from ..foreign.empty import empty_model
 from ..foreign.export_report import ExportReport
-from ..foreign.load import empty_model
 from ..foreign.save import save_pretrained
 from ..foreign.tensors import Tensors
 from ..model.walk import named_modules

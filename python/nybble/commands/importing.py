@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from ..foreign.load import load_pretrained
 from . import CommandFailed
-from .model_dir import QUANTIZATION, read_config
+from .model_dir import CONFIG, QUANTIZATION, read_config
 from .output import check_out, written_model
 
-EXAMPLE = "example: nybble import DIR --out OUT"
+EXAMPLES = """\
+examples:
+  nybble import DIR --out OUT
+  nybble import model.gguf --out OUT --act-bits 8"""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """The options of the command."""
-    parser.add_argument("path", type=Path, metavar="DIR", help="another library's checkpoint, see `nybble inspect`")
+    parser.add_argument("path", type=Path, metavar="PATH", help="a directory or a GGUF file, see `nybble inspect`")
     parser.add_argument("--out", type=Path, required=True, metavar="OUT", help="output directory, new or empty")
     parser.add_argument("--act-bits", type=int, default=16, metavar="N", help="16: float activations (default); 8")
-    parser.epilog = EXAMPLE
+    parser.epilog, parser.formatter_class = EXAMPLES, RawDescriptionHelpFormatter
 
 
 def run(args: Namespace) -> None:
@@ -26,9 +32,15 @@ def run(args: Namespace) -> None:
     check_out(args.out)
     try:
         loaded = load_pretrained(args.path, act_bits=args.act_bits)
-        config = {key: value for key, value in read_config(args.path).items() if key not in QUANTIZATION}
-        with written_model(args.out, loaded.model, config, args.path, loaded.report):
+        with written_model(args.out, loaded.model, _config(args.path, loaded.model), args.path, loaded.report):
             pass
     except (ValueError, OSError, ImportError) as error:
         raise CommandFailed(" ".join(str(error).split())) from error
     print(loaded.report.to_json() if args.json else loaded.report)
+
+
+def _config(path: Path, model: nn.Module) -> dict[str, Any]:
+    """config.json without what it says of quantization; where there is none, the configuration of the model."""
+    told: Any = model.config
+    config = read_config(path) if (path / CONFIG).is_file() else told.to_dict()
+    return {key: value for key, value in config.items() if key not in QUANTIZATION}

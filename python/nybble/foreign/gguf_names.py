@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.files import CheckpointError
+from .gguf_config import ARCHITECTURES
 
-_ARCHITECTURES = ("llama", "qwen2", "qwen3")
+ROPE = "rope_freqs.weight"  # of the whole model, and part of its configuration in transformers
 _PERMUTED = ("llama",)  # whose rows of attn_q and attn_k are in the order of llama.cpp's rotary positions
 _MODEL = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _BLOCK = {
@@ -26,19 +27,29 @@ _BLOCK = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+    "ffn_gate_inp": "mlp.gate",
 }
+_EXPERTS = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
 _HEADS = {"attn_q": "head_count", "attn_k": "head_count_kv"}
 
 
 def tensor_name(architecture: str, name: str) -> str:
     """transformers' name of a tensor; the same name where the architecture or the tensor is not in the table."""
     stem, _, ending = name.rpartition(".")
-    if architecture not in _ARCHITECTURES or ending not in ("weight", "bias"):
+    if architecture not in ARCHITECTURES or ending not in ("weight", "bias"):
         return name
     block = re.fullmatch(r"blk\.(\d{1,6})\.(\w+)", stem)
     if block is not None and block[2] in _BLOCK:
         return f"model.layers.{block[1]}.{_BLOCK[block[2]]}.{ending}"
     return f"{_MODEL[stem]}.{ending}" if stem in _MODEL else name
+
+
+def expert_name(architecture: str, name: str, expert: int) -> str | None:
+    """transformers' name of one expert's matrix of a tensor that has those of all; None: it is no such tensor."""
+    found = re.fullmatch(r"blk\.(\d{1,6})\.(\w+)\.weight", name)
+    if architecture not in ARCHITECTURES or found is None or found[2] not in _EXPERTS:
+        return None
+    return f"model.layers.{found[1]}.mlp.experts.{expert}.{_EXPERTS[found[2]]}"
 
 
 def row_order(fields: Mapping[str, Any], name: str, rows: int) -> Tensor | None:

@@ -58,7 +58,11 @@ def read_file(source: Source) -> Opened:
         layers[name] = Layer(read, sum(len(value.raw_data) for value in mine))
     if not layers:
         raise CheckpointError(f"{path}: has no node MatMulNBits")
-    return Opened(layers, {})
+    return Opened(layers, {}, _no_config)
+
+
+def _no_config() -> dict[str, Any]:
+    raise CheckpointError("an ONNX file says no configuration of transformers: its layers are read one by one only")
 
 
 def _graph(path: Path) -> Any:

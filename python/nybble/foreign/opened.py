@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -34,11 +34,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Opened:
-    """A checkpoint whose headers were checked. ``files`` are those that it is read from."""
+    """A checkpoint whose headers were checked.
+
+    ``config`` gives what config.json says, or what the file says in its place. ``files`` are those that it is read from.
+    """
 
     layers: Mapping[str, Layer]
     parts: Mapping[str, Part]
-    config: Mapping[str, Any] = field(default_factory=dict)
+    config: Callable[[], Mapping[str, Any]]
     files: tuple[MappedFile, ...] = ()
 
     def release(self) -> None:
@@ -87,7 +90,7 @@ def opened(
         if owner is not None and name != f"{owner}.bias":
             raise CheckpointError(f"{name}: not a tensor that a quantized layer of this format has")
     files = {id(entry.file): entry.file for entry in tensors.entries.values()}
-    return Opened(layers, parts, source.config, tuple(files.values()))
+    return Opened(layers, parts, lambda: source.config, tuple(files.values()))
 
 
 def _owners(name: str) -> Iterable[str]:

@@ -12,7 +12,11 @@ from ..text import Part, Shown, Table
 
 @dataclass(frozen=True)
 class ImportedLayer:
-    """A quantized layer. ``sqnr_db``: of nybble's weight to the foreign one; ``inf``: equal bit for bit, else ``why`` not."""
+    """A quantized layer.
+
+    ``sqnr_db``: of nybble's weight to the foreign one; ``inf``: equal bit for bit, else ``why`` not. ``inputs``: what became
+    of static activations, where the file has them.
+    """
 
     name: str
     shape: tuple[int, int]
@@ -22,6 +26,7 @@ class ImportedLayer:
     nbytes_after: int
     sqnr_db: float
     why: str | None = None
+    inputs: str | None = None
 
     @property
     def exact(self) -> bool:
@@ -47,6 +52,10 @@ class ImportReport(Shown):
         if exact < len(self.layers):
             first = next(row for row in self.layers if not row.exact)
             lines.append(f"the others were rounded again, such as {first.name}: {first.why}")
+        if static := [row for row in self.layers if row.inputs]:
+            lines.append(
+                f"{len(static)} layers have static inputs in the file, such as {static[0].name}: {static[0].inputs}"
+            )
         return [Table([header, *rows], left=(0, 1, 2)), *lines]
 
     def to_json(self) -> str:

@@ -1,0 +1,66 @@
+"""A foreign weight in a scheme of nybble: bit for bit where one holds it, else rounded again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..compiled.rounding import quantize_weight, sqnr_db
+from ..weights.rounding import QuantizedWeight
+from ..weights.scheme import Scheme
+from .fit import fit, keep_codes
+from .weight import ForeignWeight
+
+_AT_ONCE = 1 << 20  # weights that are rounded at a time
+
+
+class Chosen(NamedTuple):
+    """A weight in a scheme of nybble. ``why``: it is not the foreign one bit for bit."""
+
+    scheme: Scheme
+    quantized: QuantizedWeight
+    sqnr_db: float
+    why: str | None
+
+
+def choose(weight: ForeignWeight, act_bits: int) -> Chosen:
+    """The weight in the scheme that holds it exactly; else with its own codes; else rounded to 4 bits, or to 8 if it has more.
+
+    Raises ValueError if no scheme has activations of ``act_bits``.
+    """
+    found = fit(weight, act_bits)
+    if found.scheme is not None and found.quantized is not None:
+        return Chosen(found.scheme, found.quantized, math.inf, None)
+    kept = keep_codes(weight, act_bits)
+    if kept.scheme is not None and kept.quantized is not None:
+        return Chosen(kept.scheme, kept.quantized, sqnr_db(weight.dequantize(), kept.quantized, kept.scheme), found.why)
+    eight = weight.bits > 4 or weight.shape[1] % 32 != 0
+    return _rounded(weight, Scheme(8, act_bits) if eight else Scheme(4, act_bits, 32, symmetric=False), found.why)
+
+
+def _rounded(weight: ForeignWeight, scheme: Scheme, why: str | None) -> Chosen:
+    """By some rows at a time, so that the whole weight is never there as floats."""
+    parts: list[QuantizedWeight] = []
+    signal = noise = 0.0
+    for dense in _rows(weight):
+        parts.append(quantize_weight(dense, scheme))
+        power = dense.square().sum(dtype=torch.float64).item()
+        signal, noise = signal + power, noise + power * 10 ** (-sqnr_db(dense, parts[-1], scheme) / 10)
+    named = [part.tensors() for part in parts]
+    whole = QuantizedWeight(**{name: torch.cat([part[name] for part in named]) for name in named[0]})
+    return Chosen(scheme, whole, 10 * math.log10(signal / noise) if noise else math.inf, why)
+
+
+def _rows(weight: ForeignWeight) -> Iterator[Tensor]:
+    """The weight, float32, in parts of some rows; in one where its groups cross rows."""
+    n, k = weight.shape
+    if weight.flat_shape is not None:
+        yield weight.dequantize()
+        return
+    height = max(_AT_ONCE // k, 1)
+    for row in range(0, n, height):
+        yield weight.rows(slice(row, row + height)).dequantize()
