@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,19 +78,30 @@ class ForeignWeight:
                 yield slice(row, row + height), slice(column, min(column + width, k))
 
     def _piece(self, rows: slice, columns: slice) -> Tensor:
-        group = self.column_groups(columns)
         codes, kind = self.codes[rows, columns], self.arithmetic
-        scale = self.scale[rows, group].to(kind)
-        if self.book is not None:
-            steps = self.book[codes.int()].to(kind)
-        elif isinstance(self.zero, int):
-            steps = (codes.to(torch.int16) - self.zero).to(kind)
-        else:
-            steps = (codes.to(torch.int16) - self.zero[rows, group]).to(kind)
-        weight = steps * scale
-        if self.minimum is not None:
-            weight = weight + self.minimum[rows, group].to(kind)
-        return weight.float() if self.factor == 1.0 else weight.float() * self.factor
+        shape = codes.shape
+        scale, zero, minimum = (self._spread(one, rows, columns) for one in (self.scale, self.zero, self.minimum))
+        if scale.dim() == 3:
+            codes = codes.reshape(len(codes), -1, self.group_size)
+        # Codes and their differences have up to 9 bits: exact in bfloat16 too.
+        weight = codes.to(kind) if self.book is None else self.book[codes.int()].to(kind)
+        if self.book is None and (isinstance(zero, Tensor) or zero):
+            weight -= zero
+        weight *= scale
+        if minimum is not None:
+            weight += minimum
+        weight = weight.reshape(shape).float()
+        return weight if self.factor == 1.0 else weight.mul_(self.factor)
+
+    def _spread(self, value: Any, rows: slice, columns: slice) -> Any:
+        """What each group has, in the dtype of the arithmetic, as it broadcasts to codes: (rows, groups, 1), where groups are
+        whole and lie side by side; else (rows, columns)."""
+        if not isinstance(value, Tensor):
+            return value
+        first, last, size = columns.start, columns.stop, self.group_size
+        if self.groups is None and first % size == 0 and last % size == 0:
+            return value[rows, first // size : last // size, None].to(self.arithmetic)
+        return value[rows, self.column_groups(columns)].to(self.arithmetic)
 
     def column_groups(self, columns: slice) -> Tensor:
         """The group of each of some columns."""
