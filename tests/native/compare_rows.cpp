@@ -144,6 +144,22 @@ std::string check_cells(const KernelEntry& kernel, Random& random) {
   return same ? "" : "cells: differ";
 }
 
+std::string check_mix(const KernelEntry& kernel, Random& random) {
+  const Sizes size(random);
+  const int64_t terms = random.integer(1, 4), rows = random.integer(1, 9);
+  Random2D x(size.rows, size.columns, size.dtype, random), y(rows, size.columns, size.dtype, random), other = y;
+  std::vector<int64_t> from(static_cast<size_t>(rows * terms));
+  std::vector<float> weight(from.size());
+  for (int64_t& each : from) each = random.integer(-1, size.rows - 1);
+  for (float& each : weight) each = random.real();
+  for (auto [entry, to] : {std::pair(&kernel, &y), {&rows_of_target("scalar"), &other}}) {
+    const NybbleMixArgs args{size.dtype,  rows,          size.columns, terms,
+                             from.data(), weight.data(), x.matrix(),   to->matrix()};
+    if (entry->rows->mix(&args) != NYBBLE_OK) return "mix: refused";
+  }
+  return y.bytes == other.bytes ? "" : "mix: differs";
+}
+
 // Three steps, on one thread and on several.
 std::string check_chain(const KernelEntry& kernel, Random& random) {
   const Sizes size(random);
@@ -170,7 +186,7 @@ int main(int argc, char** argv) {
       if (!kernel.rows || std::string(argv[i]) != kernel.target) continue;
       for (int seed = 0; seed < kCases; seed++) {
         Random random(static_cast<uint64_t>(seed));
-        for (const auto check : {check_norm, check_activate, check_rotate, check_cells, check_chain}) {
+        for (const auto check : {check_norm, check_activate, check_rotate, check_cells, check_mix, check_chain}) {
           const std::string wrong = check(kernel, random);
           if (wrong.empty())
             passed++;

@@ -144,10 +144,10 @@ std::string check(const KernelEntry& kernel, int seed) {
   const NybbleDtype y_dtype = exact && shape.bits == 8 && random.integer(0, 1) ? NYBBLE_S32 : random.pick(dtypes);
   const int threads = static_cast<int>(random.integer(1, 3));
   char text[200];
-  std::snprintf(text, sizeof text, "seed %d, m %d, n %d, k %d, group size %d, blocks %d x %d, dtype %d to %d: ", seed,
-                static_cast<int>(rows), static_cast<int>(shape.n), static_cast<int>(shape.k),
-                static_cast<int>(shape.group_size), static_cast<int>(shape.block_n), static_cast<int>(shape.block_k),
-                dtype, y_dtype);
+  std::snprintf(text, sizeof text,
+                "m %d, n %d, k %d, group size %d, blocks %d x %d, dtype %d to %d: ", static_cast<int>(rows),
+                static_cast<int>(shape.n), static_cast<int>(shape.k), static_cast<int>(shape.group_size),
+                static_cast<int>(shape.block_n), static_cast<int>(shape.block_k), dtype, y_dtype);
   const std::string problem = text;
   try {
     Weight weight = random_weight(shape, random, threads);

@@ -87,15 +87,19 @@ inline Bytes random_activations(int64_t rows, int64_t stride, int64_t k, NybbleD
   return x;
 }
 
-inline bool close(const Bytes& got, const Bytes& expected, NybbleDtype dtype, double least) {
+// Whether the distance of all elements is at most `bound` times their norm, which counts as `least` at least.
+inline bool within(double bound, const Bytes& got, const Bytes& expected, NybbleDtype dtype, double least) {
   double error = 0, norm = 0;
   for (size_t i = 0; i < got.size(); i += bytes_of(dtype)) {
     const double a = load(&got[i], dtype), b = load(&expected[i], dtype);
     error += (a - b) * (a - b);
     norm += b * b;
   }
-  const double bound = dtype == NYBBLE_F32 ? 1e-5 : dtype == NYBBLE_BF16 ? 1e-2 : 2e-3;
   return std::sqrt(error) <= bound * std::fmax(std::sqrt(norm), least);
+}
+
+inline bool close(const Bytes& got, const Bytes& expected, NybbleDtype dtype, double least) {
+  return within(dtype == NYBBLE_F32 ? 1e-5 : dtype == NYBBLE_BF16 ? 1e-2 : 2e-3, got, expected, dtype, least);
 }
 
 // The last entry of the table, up to the kernel's own, for which `fits` is true; entries are ordered by target. Null if
@@ -114,24 +118,30 @@ inline const KernelEntry* prepare_for(const KernelEntry& kernel) {
   return nearest(kernel, [](const KernelEntry& e) { return e.prepare != nullptr; });
 }
 
-// Runs `check`, which returns "" or what is wrong, on each linear kernel of the targets in argv for which `serves` is
-// true.
+// Runs `check`, which returns "" or what is wrong, on random cases of each kernel of the targets in argv for which
+// `serves` is true.
 template <class Serves, class Check>
-int compare(int argc, char** argv, const Serves& serves, const Check& check) {
+int compare_all(int argc, char** argv, int cases, const Serves& serves, const Check& check) {
   int passed = 0, failed = 0;
   for (const KernelEntry& kernel : kernel_table()) {
-    if (!kernel.linear || std::find(argv + 1, argv + argc, std::string(kernel.target)) == argv + argc) continue;
-    if (!serves(kernel)) continue;
+    if (!serves(kernel) || std::find(argv + 1, argv + argc, std::string(kernel.target)) == argv + argc) continue;
     int wrong = 0;
-    for (int seed = 0; seed < kCases; seed++) {
+    for (int seed = 0; seed < cases; seed++) {
       const std::string failure = check(kernel, seed);
-      if (!failure.empty() && wrong++ < 5) std::printf("%s: %s\n", kernel.name, failure.c_str());
+      if (!failure.empty() && wrong++ < 5) std::printf("%s, seed %d: %s\n", kernel.name, seed, failure.c_str());
     }
-    std::printf("%-24s %d cases, %d wrong\n", kernel.name, kCases, wrong);
+    std::printf("%-24s %d cases, %d wrong\n", kernel.name, cases, wrong);
     (wrong ? failed : passed)++;
   }
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed || !passed ? 1 : 0;
+}
+
+// Likewise, for linear kernels.
+template <class Serves, class Check>
+int compare(int argc, char** argv, const Serves& serves, const Check& check) {
+  const auto linear = [&](const KernelEntry& kernel) { return kernel.linear && serves(kernel); };
+  return compare_all(argc, argv, kCases, linear, check);
 }
 
 }  // namespace

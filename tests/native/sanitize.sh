@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Builds compare_kernels, compare_sparse, compare_rows, compare_attention and compare_rounding with g++'s address and
-# undefined-behaviour sanitizers, and runs them, for the targets of this CPU. AVX-512 sources that this CPU cannot run are
-# emulated in plain C++ (NYBBLE_EMULATE), and AMX always; `sanitize.sh all` also emulates the others. Uses a temporary
-# folder. The thread sanitizer is not used: it does not know libgomp's barriers and reports false races.
+# Builds the compare programs of this folder with g++'s address and undefined-behaviour sanitizers, and runs them, for the
+# targets of this CPU. AVX-512 sources that this CPU cannot run are emulated in plain C++ (NYBBLE_EMULATE), and AMX
+# always; `sanitize.sh all` also emulates the others. Uses a temporary folder. The thread sanitizer is not used: it does
+# not know libgomp's barriers and reports false races.
 set -euo pipefail
 cd "$(dirname "$0")"
 work=$(mktemp -d)
@@ -38,12 +38,12 @@ run() {
   OMP_WAIT_POLICY=passive UBSAN_OPTIONS=print_stacktrace=1 "$work/$main" "$@"
 }
 
+programs=(kernels rows attention sparse lookup conv recurrent experts)
+
 # compare TARGET...: the kernels of these targets.
 compare() {
-  run compare_kernels "$@"
-  run compare_rows "$@"
-  run compare_attention "$@"
-  run compare_sparse "$@"
+  local program
+  for program in "${programs[@]}"; do run compare_"$program" "$@"; done
 }
 
 has() {
@@ -53,8 +53,15 @@ has() {
   done
 }
 
-suffix=.o compile -DNYBBLE_EMULATE_AMX compare_{kernels,sparse,rows,attention,rounding}.cpp
-compile "" ../../csrc/{table,caches,blocking,pack,pieces,linear,attention,rows,linears,chain_steps,chain,portable,sparse,round,smallest}.cpp ../../csrc/cpu/*_scalar*.cpp
+suffix=.o compile -DNYBBLE_EMULATE_AMX compare_*.cpp
+drivers=()
+for file in ../../csrc/*.cpp; do
+  case $(basename "$file") in
+    bindings*.cpp | cpu_features.cpp | probe.cpp) ;;
+    *) drivers+=("$file") ;;
+  esac
+done
+compile "" "${drivers[@]}" ../../csrc/cpu/*_scalar*.cpp
 compile "$avx2" ../../csrc/cpu/*_avx2*.cpp
 compile "$avxvnni" ../../csrc/cpu/*_avxvnni*.cpp
 here=(scalar)

@@ -1,0 +1,160 @@
+// Compares the convolutions of the given targets with the scalar ones, on random problems and without Python: with each
+// dense linear kernel, bit for bit for quantized activations, and on one thread with several; and pools likewise.
+//   compare_conv TARGET...           targets of kernels.def that this CPU supports
+// Every buffer has its exact size, so that a sanitizer detects out-of-bounds accesses.
+#include "../../csrc/conv.h"
+#include "random_weight.h"
+
+namespace {
+
+constexpr int kConvCases = 60;
+
+const KernelEntry* conv_for(const KernelEntry& kernel) {
+  return nearest(kernel, [](const KernelEntry& e) { return e.conv != nullptr; });
+}
+
+// An axis: pixels, kernel, stride, padding and dilation such that there is an output.
+struct Axis {
+  int64_t size, kernel, stride, pad, dilation, out;
+  explicit Axis(Random& random)
+      : size(random.integer(1, 14)),
+        kernel(random.integer(1, 4)),
+        stride(random.integer(1, 3)),
+        pad(random.integer(0, 3)),
+        dilation(random.integer(1, 2)) {
+    size = std::max(size, (kernel - 1) * dilation + 1 - 2 * pad);
+    out = (size + 2 * pad - (kernel - 1) * dilation - 1) / stride + 1;
+  }
+};
+
+// A convolution of any kind: whole, in groups, or with a weight for each channel.
+ConvShape random_conv(int64_t group_channels, int64_t groups, Random& random) {
+  const Axis y(random), x(random);
+  ConvShape s;
+  s.batch = random.integer(1, 3);
+  s.groups = groups;
+  s.channels = groups * group_channels;
+  s.height = y.size, s.width = x.size;
+  s.out_height = y.out, s.out_width = x.out;
+  s.kernel_height = y.kernel, s.kernel_width = x.kernel;
+  s.stride_height = y.stride, s.stride_width = x.stride;
+  s.pad_height = y.pad, s.pad_width = x.pad;
+  s.dilation_height = y.dilation, s.dilation_width = x.dilation;
+  return s;
+}
+
+size_t image_bytes(int64_t batch, int64_t channels, int64_t pixels, NybbleDtype dtype) {
+  return static_cast<size_t>(batch * channels * pixels) * bytes_of(dtype);
+}
+
+// What a run writes.
+struct Result {
+  Bytes y, range;
+  explicit Result(const ConvCall& call)
+      : y(image_bytes(call.shape.batch, call.linear.shape.n, call.shape.positions(), call.linear.y_dtype), 0x55),
+        range(call.y_range.bytes, 0x55) {}
+};
+
+Result result_of(ConvCall call, int threads) {
+  Result result(call);
+  call.linear.y = span(result.y);
+  if (call.y_range.bytes) call.y_range = span(result.range);
+  run_convs({&call, &call}, threads);
+  return result;
+}
+
+void random_end(ConvCall& call, Bytes& residual, Bytes& range, Random& random) {
+  const int acts[] = {NYBBLE_ACT_IDENTITY, NYBBLE_ACT_RELU};
+  call.most = INFINITY;
+  if (call.linear.y_dtype == NYBBLE_S32) return;
+  call.act = random.pick(acts);
+  if (random.integer(0, 1)) call.most = 2.0f;
+  if (random.integer(0, 1)) call.residual = span(residual);
+  if (random.integer(0, 1)) call.y_range = span(range);
+}
+
+std::string check(const KernelEntry& kernel, int seed) {
+  Random random(static_cast<uint64_t>(seed));
+  const bool exact = kernel.int_activations(), each_channel = random.integer(0, 3) == 0;
+  const int64_t groups = each_channel ? random.integer(1, 40) : random.integer(0, 2) ? 1 : random.integer(1, 4);
+  const ConvShape s = random_conv(each_channel ? 1 : random.integer(1, 20), groups, random);
+  const int64_t n = groups * (each_channel ? 1 : random.integer(1, 20));
+  const int64_t k = s.kernel_height * s.kernel_width * s.group_channels();
+  Weight weight = random_weight(random_shape(kernel, n, k, random), random, 1);
+  const NybbleDtype dtype = random_dtype(kernel, random);
+  const bool sums = exact && weight.shape.bits == 8 && random.integer(0, 3) == 0;
+  Bytes x = random_activations(s.batch, s.channels * s.height * s.width, s.channels * s.height * s.width, dtype, exact,
+                               random);
+  Bytes bias = random.integer(0, 1) ? random_activations(1, n, n, dtype, false, random) : Bytes();
+  ConvCall call{};
+  const int steps = random_steps(kernel, random);
+  const bool channels_last[] = {random.integer(0, 1) == 1, random.integer(0, 1) == 1};
+  const NybbleDtype y_dtype = sums ? NYBBLE_S32 : dtype;
+  Bytes residual(image_bytes(s.batch, n, s.positions(), y_dtype)), range(static_cast<size_t>(s.batch) * 12);
+  for (size_t i = 0; i < residual.size(); i += bytes_of(y_dtype)) store(&residual[i], y_dtype, random.real());
+  call.linear.y_dtype = y_dtype;
+  random_end(call, residual, range, random);
+  const auto with = [&](bool scalar) {
+    ConvCall one = call;
+    one.linear = call_with(kernel, scalar, steps);
+    one.kernel = conv_for(*one.linear.kernel);
+    one.shape = s;
+    one.linear.shape = weight.shape;
+    one.linear.packed = span(weight.packed);
+    one.linear.x = span(x);
+    one.linear.bias = span(bias);
+    one.linear.x_dtype = one.linear.bias_dtype = dtype;
+    one.linear.y_dtype = y_dtype;
+    one.x_last = channels_last[0], one.y_last = channels_last[1];
+    return one;
+  };
+  try {
+    const Result got = result_of(with(false), 1), again = result_of(with(false), 3), other = result_of(with(true), 1);
+    if (again.y != got.y || again.range != got.range) return "threads change the result";
+    const double least = 0.1 * std::sqrt(static_cast<double>(s.batch * s.positions() * n * k));
+    if (exact) return other.y == got.y && other.range == got.range ? "" : "differs from the scalar kernel";
+    return close(got.y, other.y, y_dtype, least) ? "" : "differs from the scalar kernel";
+  } catch (const std::exception& error) {
+    return error.what();
+  }
+}
+
+std::string check_pool(const KernelEntry& kernel, int seed) {
+  Random random(static_cast<uint64_t>(seed));
+  const NybbleDtype dtypes[] = {NYBBLE_F32, NYBBLE_BF16, NYBBLE_F16};
+  ConvCall call{};
+  call.kernel = &kernel;
+  ConvShape& s = call.shape;
+  s = random_conv(random.integer(1, 40), 1, random);
+  s.pad_height = random.integer(0, s.kernel_height - 1), s.pad_width = random.integer(0, s.kernel_width - 1);
+  s.out_height = (s.height + s.pad_height - 1) / s.stride_height + 1;
+  s.out_width = (s.width + s.pad_width - 1) / s.stride_width + 1;
+  const NybbleDtype dtype = random.pick(dtypes);
+  const int64_t image = s.height * s.width * s.channels;
+  Bytes x = random_activations(s.batch, image, image, dtype, false, random), range(static_cast<size_t>(s.batch) * 12);
+  call.linear.x = span(x);
+  call.linear.x_dtype = call.linear.y_dtype = dtype;
+  call.linear.shape.n = s.channels;
+  call.pool = random.integer(0, 1) ? NYBBLE_POOL_MAX : NYBBLE_POOL_MEAN;
+  if (random.integer(0, 1)) call.y_range = span(range);
+  const auto pooled = [&](const KernelEntry& by, int threads) {
+    call.kernel = &by;
+    Result result(call);
+    call.linear.y = span(result.y);
+    if (call.y_range.bytes) call.y_range = span(result.range);
+    run_pool(call, threads);
+    return result;
+  };
+  const Result got = pooled(kernel, 1), again = pooled(kernel, 3), other = pooled(find_kernel("conv_scalar"), 1);
+  if (again.y != got.y || again.range != got.range) return "threads change the result";
+  return other.y == got.y && other.range == got.range ? "" : "differs from the scalar kernel";
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const auto linear = [](const KernelEntry& kernel) { return kernel.linear && is_dense(kernel); };
+  const auto conv = [](const KernelEntry& kernel) { return kernel.conv != nullptr; };
+  const int pools = compare_all(argc, argv, kCases, conv, check_pool);
+  return compare_all(argc, argv, kConvCases, linear, check) | pools;
+}

@@ -1,0 +1,82 @@
+// Random dense weights for the comparison programs, and pairs of kernels that must agree on them.
+#pragma once
+
+#include "random_problem.h"
+
+namespace {
+
+struct Weight {
+  WeightShape shape;
+  Bytes qweight, scale, zero_point, order, packed;
+  explicit Weight(const WeightShape& s)
+      : shape(s),
+        qweight(s.qweight_bytes()),
+        scale(s.scale_bytes()),
+        zero_point(s.zero_point_bytes()),
+        order(s.order_bytes()) {}
+  Portable portable() { return {qweight.data(), scale.data(), zero_point.data(), order.data()}; }
+};
+
+// A random packed weight of magnitude 1. Throws if unpacking does not restore it.
+Weight random_weight(const WeightShape& shape, Random& random, int threads) {
+  Weight w(shape);
+  // In some weights, most codes are small: then sums of products fit in fewer bits.
+  const int small = shape.bits == 8 && random.integer(0, 1) ? 2 : 0;
+  for (uint8_t& code : w.qweight) {
+    const int64_t any = shape.bits == 8 ? random.integer(-128, 127) : random.integer(0, 255);
+    code = static_cast<uint8_t>(random.integer(0, 63) ? any >> small : any);
+  }
+  if (shape.bits == 4 && shape.k % 2)
+    for (int64_t n = 1; n <= shape.n; n++) w.qweight[static_cast<size_t>(n * ((shape.k + 1) / 2) - 1)] &= 15;
+  const NybbleDtype dtype = shape.bits == 8 ? NYBBLE_F32 : NYBBLE_BF16;
+  for (size_t i = 0; i < w.scale.size(); i += bytes_of(dtype))
+    store(&w.scale[i], dtype, (1.5f + 0.5f * random.real()) / (shape.bits == 8 ? 127.0f : 8.0f));
+  for (uint8_t& zero : w.zero_point) zero = static_cast<uint8_t>(random.integer(0, 15));
+  for (int32_t k = 0; shape.ordered && k < shape.k; k++) {  // each input changes places with one before it
+    const size_t other = static_cast<size_t>(random.integer(0, k));
+    std::memcpy(&w.order[static_cast<size_t>(k) * 4], &w.order[other * 4], 4);
+    std::memcpy(&w.order[other * 4], &k, 4);
+  }
+  w.packed.resize(sections_of(shape).total);
+  pack(shape, w.portable(), w.packed.data(), threads);
+  Weight back(shape);
+  unpack(shape, w.packed.data(), back.portable(), threads);
+  if (back.qweight != w.qweight || back.scale != w.scale || back.zero_point != w.zero_point || back.order != w.order)
+    throw std::runtime_error("unpack is not the inverse of pack");
+  return w;
+}
+
+// A random shape of (n, k) for the kernel.
+inline WeightShape random_shape(const KernelEntry& kernel, int64_t n, int64_t k, Random& random) {
+  const int64_t group_sizes[] = {0, 32, 64, 128};
+  WeightShape shape{kernel.weight_bits(), n, k};
+  if (shape.bits == 4) {
+    shape.group_size = random.pick(group_sizes);
+    shape.symmetric = random.integer(0, 1);
+  }
+  return shape;
+}
+
+// A call with the kernel, or with the scalar one of its scheme, that lacks its weight, x and y.
+inline LinearCall call_with(const KernelEntry& kernel, bool scalar, int steps) {
+  LinearCall call{};
+  const std::string scheme = "w" + std::to_string(kernel.weight_bits()) + (kernel.int_activations() ? "a8" : "a16");
+  call.kernel = scalar ? &find_kernel(scheme + "_scalar") : &kernel;
+  call.prepare = prepare_for(*call.kernel);
+  call.act_steps = steps;
+  return call;
+}
+
+// Steps of the codes of activations that the kernel can take.
+inline int random_steps(const KernelEntry& kernel, Random& random) {
+  return kernel.panel == NYBBLE_PANEL_U7 || random.integer(0, 3) == 0 ? 127 : 255;
+}
+
+inline NybbleDtype random_dtype(const KernelEntry& kernel, Random& random) {
+  const NybbleDtype dtypes[] = {NYBBLE_F32, NYBBLE_BF16, NYBBLE_F16};
+  return kernel.bf16_activations() ? NYBBLE_BF16 : random.pick(dtypes);
+}
+
+inline bool is_dense(const KernelEntry& kernel) { return std::strchr(kernel.layout, 'n') == kernel.layout; }
+
+}  // namespace
