@@ -3,6 +3,9 @@
 
 #include "abi.h"
 
+// Beside NybbleDtype, of images only: code + 128 in a byte.
+enum { NYBBLE_U8 = 5 };
+
 // Convolutions, see tile_conv.h. A sample is an image of [height][width]
 // pixels, each of `channels` elements, or of channels of [height][width]
 // elements. It is rounded as if it were a row of activations
@@ -80,6 +83,40 @@ struct NybbleDepthwiseArgs {
   void* y;                             // [positions][stride] float, or int32
 };
 
+// Outputs that lie in a row of the image, NYBBLE_PIXELS of them.
+enum { NYBBLE_PIXELS = 7 };
+struct NybbleSegment {
+  const uint8_t* x;      // codes + 128: the patch of the first output
+  int64_t y, residual;   // its place, in elements
+  int64_t sample, skip;  // skip: first outputs that are left to another segment
+  float act_scale;
+  int32_t zero;  // what is subtracted from an element of x: 128 + the zero point
+};
+
+// Convolutions with weights of 8 bits whose patches are read where they lie: a patch is `runs` runs of `run` bytes, a
+// multiple of 4, at x + offset[i]; those of a segment are `position` bytes apart. For columns of tiles [tile_begin,
+// tile_end): y = min(act((sum - zero * column_sum) * (act_scale * scale) + bias + residual), most). y and residual have
+// n adjacent elements a pixel, of a float dtype; or, of dtype U8, code + 128 rounded by `how` or read with a scale and
+// a zero point. With y_dtype S32, y are the sums of act codes, not centred.
+struct NybbleDirectArgs {
+  const struct NybbleSegment* segment;
+  int64_t segments, position;
+  const int64_t* offset;
+  int64_t runs, run;
+  const uint8_t* codes;  // as in NybbleLinearArgs, layout n16k4; the next four too
+  const float* scale;
+  const int32_t* column_sum;
+  const void* bias;
+  int64_t k_padded, n, tile_begin, tile_end;
+  void* y;
+  const void* residual;  // or null
+  int32_t bias_dtype, y_dtype, residual_dtype, act;
+  float most, residual_scale;
+  int32_t residual_zero;
+  struct NybbleRounding how;
+  struct NybbleRangeArgs* range;  // or null; of each sample, extended by the range of y; of codes, only `bad`
+};
+
 // A pixel of y: of each channel, the largest of the window's pixels, or their
 // sum times `factor`.
 enum NybblePool { NYBBLE_POOL_NONE = 0, NYBBLE_POOL_MAX = 1, NYBBLE_POOL_MEAN = 2 };
@@ -102,4 +139,5 @@ struct NybbleConvKernels {
   enum NybbleStatus (*finish)(const struct NybbleFinishArgs*);
   enum NybbleStatus (*depthwise)(const struct NybbleDepthwiseArgs*);
   enum NybbleStatus (*pool)(const struct NybblePoolArgs*);
+  enum NybbleStatus (*direct)(const struct NybbleDirectArgs*);  // or null
 };

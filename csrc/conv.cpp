@@ -7,7 +7,7 @@
 #include <memory>
 #include <mutex>
 
-#include "parallel.h"
+#include "conv_direct.h"
 #include "pieces.h"
 
 namespace nybble {
@@ -35,18 +35,7 @@ class Convolution {
     linear.rows = s_.batch * s_.positions();
     linear = resolved(linear);
     if (linear.kernel->block_rows > kMostBlockRows) refuse("kernel: multiplies too many rows at a time");
-    const int64_t x = image_elements({s_.batch, s_.channels, s_.height, s_.width});
-    const int64_t y = image_elements({s_.batch, linear.shape.n, s_.positions()});
-    require("x", linear.x, x, dtype_bytes(linear.x_dtype));
-    require("y", linear.y, y, dtype_bytes(linear.y_dtype));
-    if (call.residual.address) require("residual", call.residual, y, dtype_bytes(linear.y_dtype));
-    for (const Span* range : {&call.x_range, &call.y_range})
-      if (range->address) require("range", *range, 3 * s_.batch, 4);
-    if (std::isnan(call.most)) refuse("most: must not be NaN");
-    if (call.scale.address) {
-      if (linear.shape.bits != 8) refuse("scale: must be that of a weight of 8 bits");
-      require("scale", call.scale, linear.shape.tiles() * NYBBLE_TILE_N, 4);
-    }
+    check_spans(call_);
     const bool small = linear.shape.n * linear.shape.k <= kSerialProducts / std::max<int64_t>(linear.rows, 1);
     workers_ = small ? 1 : usable_threads(threads);
     codes_ = linear.kernel->int_activations();
@@ -55,11 +44,16 @@ class Convolution {
     format_ = each_channel_ ? NYBBLE_PANEL_S8 : linear.kernel->panel;
     element_ = nybble_panel_element(format_);
     panel_row_ = nybble_panel_row(linear.kernel->panel, linear.shape.k_padded());
+    frame_width_ = call.x_coded ? s_.width + 2 * call.x_coded.pad_width : s_.frame_width();
     set_runs();
+    direct_ = !each_channel_ && runs_direct(call_, run_);
+    if ((call.x_coded || call.y_coded || call.residual_coded) && !direct_)
+      refuse("x_coded, y_coded, residual_coded: the kernel reads no codes");
     if (each_channel_) read_taps();
   }
 
   int workers() const { return workers_; }
+  bool direct() const { return direct_; }
 
   // Bytes of memory that a run needs.
   int64_t bytes() {
@@ -111,7 +105,7 @@ class Convolution {
     run_ = s_.group_channels() * (joined ? s_.kernel_width : 1);
     for (int64_t y = 0; y < s_.kernel_height; y++)
       for (int64_t x = 0; x < (joined ? 1 : s_.kernel_width); x++)
-        tables_->offsets.push_back((y * s_.dilation_height * s_.frame_width() + x * s_.dilation_width) * s_.channels *
+        tables_->offsets.push_back((y * s_.dilation_height * frame_width_ + x * s_.dilation_width) * s_.channels *
                                    element_);
   }
 
@@ -122,7 +116,11 @@ class Convolution {
     return args;
   }
 
-  int64_t frame_bytes() const { return s_.frame_height() * s_.frame_width() * s_.channels * element_; }
+  // 0 if x is given as a frame.
+  int64_t frame_bytes() const {
+    if (call_.x_coded) return 0;
+    return s_.frame_height() * s_.frame_width() * s_.channels * element_;
+  }
 
   // Calls fn() for chunks of samples: as many as have rows enough for the weights to be worth reading, and whose codes
   // stay in the cache.
@@ -142,8 +140,10 @@ class Convolution {
 
   void run_chunk(Team& team) {
     if (codes_) find_ranges(team);
-    team.each(samples_ * s_.frame_height(),
-              [&](int64_t i) { write_row(i / s_.frame_height(), i % s_.frame_height()); });
+    if (!call_.x_coded)
+      team.each(samples_ * s_.frame_height(),
+                [&](int64_t i) { write_row(i / s_.frame_height(), i % s_.frame_height()); });
+    if (direct_) return multiply_in_place(team);
     if (each_channel_) return multiply_channels(team);
     for (int64_t row = 0; row < rows_; row += cut_.chunk_rows)
       for (int64_t g = 0; g < s_.groups; g++) multiply(team, row, std::min(cut_.chunk_rows, rows_ - row), g);
@@ -177,7 +177,7 @@ class Convolution {
   // The ranges of the samples, and how they are rounded.
   void find_ranges(Team& team) {
     const int64_t all = s_.channels * s_.height * s_.width;
-    if (!call_.x_range.address)
+    if (!call_.x_range.address && !call_.x_coded)
       team.each(samples_ * parts_, [&](int64_t i) {
         const int64_t sample = i / parts_, part = i % parts_, begin = all * part / parts_;
         NybbleRangeArgs& range = held_.ranges[i];
@@ -189,6 +189,7 @@ class Convolution {
 
   NybbleRangeArgs range_of(int64_t sample) const {
     NybbleRangeArgs all{};
+    if (call_.x_coded && !call_.x_range.address) return all;
     if (call_.x_range.address) {
       const float* given = reinterpret_cast<const float*>(call_.x_range.address) + (first_ + sample) * 3;
       all.low = given[0];
@@ -213,6 +214,22 @@ class Convolution {
       how = {given.scale, 1.0f, 1.0f / given.scale, given.zero, steps, 0, 1};
     else
       call_.kernel->conv->plan(&range, steps, &how);
+  }
+
+  // All outputs of a chunk of samples, from patches where they lie.
+  void multiply_in_place(Team& team) {
+    const Coded& coded = call_.x_coded;
+    const int64_t row = frame_width_ * s_.channels;
+    DirectRun run{&call_, args_of(Chunk{}), held_.frames, row,      frame_bytes(), tables_->offsets.data(), 0,
+                  run_,   held_.how,        first_,       samples_, workers_};
+    run.runs = static_cast<int64_t>(tables_->offsets.size());
+    if (coded) {
+      run.sample_bytes = (s_.height + 2 * coded.pad_height) * row;
+      run.x = reinterpret_cast<const uint8_t*>(call_.linear.x.address) + first_ * run.sample_bytes +
+              (coded.pad_height - s_.pad_height) * row + (coded.pad_width - s_.pad_width) * s_.channels;
+    }
+    if (!run_direct(run, team, [&](int64_t sample, const NybbleRangeArgs& range) { extend(sample, range); }))
+      note(NYBBLE_UNSUPPORTED);
   }
 
   // Extends the range of a sample of y; several threads may do so at a time.
@@ -453,8 +470,9 @@ class Convolution {
   int workers_ = 1;
   bool codes_ = false;
   bool each_channel_ = false;  // depthwise: each has a weight of its own
+  bool direct_ = false;        // patches are read where they lie
   int format_ = 0;             // of the frames
-  int64_t element_ = 0, panel_row_ = 0, run_ = 0;
+  int64_t element_ = 0, panel_row_ = 0, run_ = 0, frame_width_ = 0;
   std::shared_ptr<Tables> tables_ = std::make_shared<Tables>();
   int64_t first_ = 0, samples_ = 0, rows_ = 0, parts_ = 1;  // of the chunk
   Cut cut_{};
@@ -463,6 +481,8 @@ class Convolution {
 };
 
 }  // namespace
+
+bool reads_codes(const ConvCall& call) { return Convolution(call, 1).direct(); }
 
 void run_convs(const std::vector<const ConvCall*>& calls, int threads) {
   thread_local Scratch scratch;

@@ -31,6 +31,19 @@ int64_t image_elements(std::initializer_list<int64_t> sizes);
 // Throws std::invalid_argument for a number out of range, or a weight of other sizes.
 void check_conv(const ConvShape& shape, const WeightShape& weight);
 
+// An image as code + 128 in bytes, channels last, x = (code - zero) * scale, if scale is not 0. Around each sample it
+// has so many more pixels, which hold the code of 0.
+struct Coded {
+  float scale = 0;
+  int32_t zero = 0;
+  int64_t pad_height = 0, pad_width = 0;
+  explicit operator bool() const { return scale != 0; }
+};
+
+struct ConvCall;
+// Throws std::invalid_argument for a span that is too small, or codes out of range. linear.rows is set.
+void check_spans(const ConvCall& call);
+
 // The weight is (N, K): N outputs of all groups, K = kernel_height *
 // kernel_width * group_channels in this order. Images are dense,
 // [batch][height][width][channels] if `last`, else
@@ -51,7 +64,19 @@ struct ConvCall {
                  // 0, and 0, or not 0 if a value is NaN or Inf; fp32 [batch][3].
                  // That of x saves reading x twice; that of y is written
   int pool = 0;  // NybblePool
+  // Of x, y and the residual: those that are codes, of which only calls that `direct` computes have any. x is then as
+  // padded as the kernel needs at least, and scale and zero point of linear.given are those of x.
+  Coded x_coded, y_coded, residual_coded;
+  // linear.x_dtype and linear.y_dtype, and that of the residual; NYBBLE_U8 for codes.
+  int x_dtype() const { return x_coded ? NYBBLE_U8 : linear.x_dtype; }
+  int y_dtype() const { return y_coded ? NYBBLE_U8 : linear.y_dtype; }
+  int residual_dtype() const { return residual_coded ? NYBBLE_U8 : linear.y_dtype; }
 };
+
+// Bytes of an element of an image.
+inline int64_t pixel_bytes(int dtype) { return dtype == NYBBLE_U8 ? 1 : dtype_bytes(dtype); }
+// Whether a convolution reads patches where they lie: it may then read and write codes.
+bool reads_codes(const ConvCall& call);
 
 // Likewise, without a weight: y is the largest or the mean (`pool`) of the
 // pixels of each window, of which those outside of the image are no part. Both

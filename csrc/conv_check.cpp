@@ -1,3 +1,5 @@
+#include <cmath>
+
 #include "conv.h"
 
 namespace nybble {
@@ -6,6 +8,19 @@ namespace {
 
 // Most elements of an image, such that no product of sizes and bytes overflows.
 constexpr int64_t kMostElements = int64_t{1} << 48;
+
+void check_coded(const char* name, const Coded& coded, int64_t least_height, int64_t least_width) {
+  if (!coded) return;
+  const bool padded = coded.pad_height >= least_height && coded.pad_width >= least_width;
+  if (!(coded.scale >= 0x1p-126f && coded.scale <= 0x1p126f) || coded.zero < -128 || coded.zero > 127 || !padded ||
+      coded.pad_height > INT32_MAX || coded.pad_width > INT32_MAX)
+    refuse(std::string(name) + ": scale, zero point or padding out of range");
+}
+
+// Elements of an image of n channels.
+int64_t coded_elements(const ConvShape& s, int64_t n, int64_t height, int64_t width, const Coded& coded) {
+  return image_elements({s.batch, n, height + 2 * coded.pad_height, width + 2 * coded.pad_width});
+}
 
 }  // namespace
 
@@ -48,6 +63,29 @@ void check_conv(const ConvShape& s, const WeightShape& weight) {
   for (int64_t size : {s.stride_height, s.stride_width, s.dilation_height, s.dilation_width})
     image_elements({size, s.kernel_height, s.kernel_width, s.out_height, s.out_width});
   image_elements({s.frame_height(), s.frame_width(), s.channels, 4});
+}
+
+void check_spans(const ConvCall& call) {
+  const ConvShape& s = call.shape;
+  const LinearCall& linear = call.linear;
+  const int64_t n = linear.shape.n;
+  check_coded("x_coded", call.x_coded, s.pad_height, s.pad_width);
+  check_coded("y_coded", call.y_coded, 0, 0);
+  check_coded("residual_coded", call.residual_coded, 0, 0);
+  if (call.x_coded && (s.frame_height() > s.height + 2 * s.pad_height || s.frame_width() > s.width + 2 * s.pad_width))
+    refuse("x_coded: the kernel leaves the image");
+  require("x", linear.x, coded_elements(s, s.channels, s.height, s.width, call.x_coded), pixel_bytes(call.x_dtype()));
+  require("y", linear.y, coded_elements(s, n, s.out_height, s.out_width, call.y_coded), pixel_bytes(call.y_dtype()));
+  if (call.residual.address)
+    require("residual", call.residual, coded_elements(s, n, s.out_height, s.out_width, call.residual_coded),
+            pixel_bytes(call.residual_dtype()));
+  for (const Span* range : {&call.x_range, &call.y_range})
+    if (range->address) require("range", *range, 3 * s.batch, 4);
+  if (call.y_coded && !call.y_range.address) refuse("y_range: missing, for codes");
+  if (std::isnan(call.most)) refuse("most: must not be NaN");
+  if (!call.scale.address) return;
+  if (linear.shape.bits != 8) refuse("scale: must be that of a weight of 8 bits");
+  require("scale", call.scale, linear.shape.tiles() * NYBBLE_TILE_N, 4);
 }
 
 }  // namespace nybble

@@ -9,4 +9,4 @@
 // clang-format on
 
 extern "C" const NybbleConvKernels nybble_conv_scalar = {extend_range, plan_sample, pixels, fill,
-                                                         finish,       depthwise,   pool};
+                                                         finish,       depthwise,   pool,   nullptr};

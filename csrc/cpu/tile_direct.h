@@ -1,0 +1,242 @@
+// Convolutions as products of patches that are read where they lie in an image of codes, and finished as they leave the
+// registers: nothing is packed. Two segments of 7 outputs by 32 columns keep 28 sums in registers; words of patches are
+// broadcast from 7 places `position` bytes apart. Built on dot_u8s8. Bound by the multiply.
+// Include after a target's tile header and tile_conv.h.
+#pragma once
+
+#include "../abi_conv.h"
+#include "tile_codes.h"
+
+namespace {
+
+constexpr int kPixels = NYBBLE_PIXELS;
+constexpr int kDirectVectors = kRegisters >= 32 ? 2 : 1;  // beside two segments
+constexpr int64_t kAheadBytes = 1024;                     // of weights that are prefetched
+
+// Adds the products of `words` words of each patch. x advances by them, as w.
+template <int S, int V>
+NYBBLE_INLINE void add_words(VI (&acc)[S][kPixels][V], const uint8_t* (&x)[S], int64_t position, int64_t words,
+                             const uint8_t* (&w)[V]) {
+  // Hidden from the compiler, which would keep an address for each place.
+  int64_t third = 3 * position, fifth = 5 * position;
+  __asm__("" : "+r"(third), "+r"(fifth));
+  for (; words > 0; words--) {
+    VI codes[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+      codes[v] = vi_load(w[v]);
+      __builtin_prefetch(w[v] + kAheadBytes);
+      w[v] += kLine;
+    }
+#pragma GCC unroll 2
+    for (int s = 0; s < S; s++) {
+      const uint8_t* at[kPixels] = {
+          x[s],         x[s] + position, x[s] + 2 * position, x[s] + third, x[s] + 4 * position,
+          x[s] + fifth, x[s] + 2 * third};
+#pragma GCC unroll 8
+      for (int i = 0; i < kPixels; i++) {
+        const VI word = word_at(at[i]);
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) dot_u8s8(acc[s][i][v], word, codes[v]);
+      }
+      x[s] += 4;
+    }
+  }
+}
+
+// sums[segment][pixel][V * W] of S segments and V * W columns.
+template <int S, int V>
+inline void direct_sums(const NybbleDirectArgs& a, const NybbleSegment* segment, int64_t column, int32_t* sums) {
+  VI acc[S][kPixels][V];
+  const uint8_t* w[V];
+#pragma GCC unroll 4
+  for (int v = 0; v < V; v++) {
+    const int64_t at = column + v * W;
+    w[v] = a.codes + at / NYBBLE_TILE_N * NYBBLE_TILE_N * a.k_padded + at % NYBBLE_TILE_N * 4;
+#pragma GCC unroll 2
+    for (int s = 0; s < S; s++) {
+      const int32_t zero = a.y_dtype == NYBBLE_S32 ? 128 : segment[s].zero;
+      const VI start = vi_mul(vi_load(a.column_sum + at), vi_set1(-zero));
+#pragma GCC unroll 8
+      for (int i = 0; i < kPixels; i++) acc[s][i][v] = start;
+    }
+  }
+  for (int64_t run = 0; run < a.runs; run++) {
+    const uint8_t* x[S];
+#pragma GCC unroll 2
+    for (int s = 0; s < S; s++) x[s] = segment[s].x + a.offset[run];
+    add_words<S, V>(acc, x, a.position, a.run / 4, w);
+  }
+#pragma GCC unroll 2
+  for (int s = 0; s < S; s++)
+#pragma GCC unroll 8
+    for (int i = 0; i < kPixels; i++)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) vi_store(sums + ((s * kPixels + i) * V + v) * W, acc[s][i][v]);
+}
+
+// How codes of the residual become floats, and floats codes of y.
+struct Recoding {
+  VF residual_scale, residual_shift, inverse, lower, upper;
+  VI zero;
+  explicit Recoding(const NybbleDirectArgs& a)
+      : residual_scale(vf_set1(a.residual_scale)),
+        residual_shift(vf_set1(-128.0f - static_cast<float>(a.residual_zero))),
+        inverse(vf_set1(a.how.inverse)),
+        lower(vf_set1(static_cast<float>(lowest_code(a.how.steps) - a.how.zero))),
+        upper(vf_set1(static_cast<float>(highest_code(a.how.steps) - a.how.zero))),
+        zero(vi_set1(a.how.zero)) {}
+
+  NYBBLE_INLINE VF read(const Recoding& how, const uint8_t* from, int64_t lanes) {
+    uint8_t held[W] = {};
+    if (lanes < W) {
+      memcpy(held, from, static_cast<size_t>(lanes));
+      from = held;
+    }
+    return vf_mul(vf_add(vf_of_int(vi_load_u8(from)), how.residual_shift), how.residual_scale);
+  }
+
+  // As convert of tile_prepare.h does with a given scale.
+  NYBBLE_INLINE void write(const Recoding& how, VF v, uint8_t* to, int64_t lanes) {
+    uint8_t held[W];
+    const VF bounded = vf_min(vf_max(vf_mul(v, how.inverse), how.lower), how.upper);
+    store_codes<NYBBLE_PANEL_U8>(lanes < W ? held : to, vi_add(vi_round(bounded), how.zero));
+    if (lanes < W) memcpy(to, held, static_cast<size_t>(lanes));
+  }
+};
+
+constexpr int64_t dtype_bytes(int dtype) {
+  return dtype == NYBBLE_U8 ? 1 : dtype == NYBBLE_F32 || dtype == NYBBLE_S32 ? 4 : 2;
+}
+
+// Finishes W columns of the pixels of a segment, whose sums are `stride` apart.
+template <int kDtype, int kAct>
+inline void finish_pixels(const NybbleDirectArgs& a, const Recoding& how, const NybbleSegment& segment, int64_t column,
+                          const int32_t* sums, int64_t stride, Seen* seen) {
+  const int64_t lanes = a.n - column < W ? a.n - column : W, first = segment.skip;
+  const VF scale = vf_mul(vf_set1(segment.act_scale), vf_load(a.scale + column));
+  const VF most = vf_set1(a.most);
+  VF bias = vf_set1(0.0f);
+  if (a.bias) {
+    const int64_t bytes = dtype_bytes(a.bias_dtype);
+    bias = vf_load_as(static_cast<const uint8_t*>(a.bias) + column * bytes, a.bias_dtype, lanes);
+  }
+  uint8_t* y = static_cast<uint8_t*>(a.y) + (segment.y + first * a.n + column) * dtype_bytes(kDtype);
+  const int64_t residual_bytes = dtype_bytes(a.residual_dtype);
+  const uint8_t* residual = static_cast<const uint8_t*>(a.residual);
+  if (residual) residual += (segment.residual + first * a.n + column) * residual_bytes;
+  sums += first * stride;
+  for (int64_t i = first; i < kPixels; i++, y += a.n * dtype_bytes(kDtype), sums += stride) {
+    VF v = vf_fma(vf_of_int(vi_load(sums)), scale, bias);
+    if (residual) {
+      v = vf_add(v, a.residual_dtype == NYBBLE_U8 ? Recoding::read(how, residual, lanes)
+                                                  : vf_load_as(residual, a.residual_dtype, lanes));
+      residual += a.n * residual_bytes;
+    }
+    v = vf_min(most, vf_act<kAct>(v));
+    if constexpr (kDtype == NYBBLE_U8) {
+      Recoding::write(how, v, y, lanes);
+      seen->poison = vf_fma(v, vf_set1(0.0f), seen->poison);
+    } else if (seen) {
+      store_seen<kDtype>(v, y, lanes, *seen);
+    } else {
+      vf_store_as(y, kDtype, v, lanes);
+    }
+  }
+}
+
+inline void store_pixels(const NybbleDirectArgs& a, const Recoding&, const NybbleSegment& segment, int64_t column,
+                         const int32_t* sums, int64_t stride, Seen*) {
+  int32_t* y = static_cast<int32_t*>(a.y) + segment.y + segment.skip * a.n + column;
+  sums += segment.skip * stride;
+  for (int64_t i = segment.skip; i < kPixels; i++, y += a.n, sums += stride)
+    vi_store_as_s32(y, vi_load(sums), a.n - column);
+}
+
+using FinishPixels = void (*)(const NybbleDirectArgs&, const Recoding&, const NybbleSegment&, int64_t, const int32_t*,
+                              int64_t, Seen*);
+
+template <int kDtype>
+inline FinishPixels finish_of_act(int act) {
+  switch (act) {
+    case NYBBLE_ACT_IDENTITY:
+      return finish_pixels<kDtype, NYBBLE_ACT_IDENTITY>;
+    case NYBBLE_ACT_RELU:
+      return finish_pixels<kDtype, NYBBLE_ACT_RELU>;
+    case NYBBLE_ACT_SILU:
+      return finish_pixels<kDtype, NYBBLE_ACT_SILU>;
+    default:
+      return nullptr;
+  }
+}
+
+inline FinishPixels finish_of(const NybbleDirectArgs& a) {
+  switch (a.y_dtype) {
+    case NYBBLE_F32:
+      return finish_of_act<NYBBLE_F32>(a.act);
+    case NYBBLE_BF16:
+      return finish_of_act<NYBBLE_BF16>(a.act);
+    case NYBBLE_F16:
+      return finish_of_act<NYBBLE_F16>(a.act);
+    case NYBBLE_U8:
+      return finish_of_act<NYBBLE_U8>(a.act);
+    case NYBBLE_S32:
+      return store_pixels;
+    default:
+      return nullptr;
+  }
+}
+
+// Finishes segments one after the other, and notes the ranges of their samples.
+class Finisher {
+ public:
+  explicit Finisher(const NybbleDirectArgs& a) : a_(a), how_(a), finish_(finish_of(a)) {}
+  ~Finisher() { note(); }
+  bool able() const { return finish_ && (a_.range || a_.y_dtype != NYBBLE_U8); }
+
+  void operator()(const NybbleSegment& segment, int64_t column, int vectors, const int32_t* sums) {
+    if (segment.sample != sample_) note();
+    sample_ = segment.sample;
+    for (int v = 0; v < vectors && column + v * W < a_.n; v++)
+      finish_(a_, how_, segment, column + v * W, sums + v * W, vectors * W, a_.range ? &seen_ : nullptr);
+  }
+
+ private:
+  void note() {
+    if (a_.range && sample_ >= 0) extend_by(seen_, a_.range[sample_]);
+    seen_ = Seen{};
+  }
+
+  const NybbleDirectArgs& a_;
+  const Recoding how_;
+  const FinishPixels finish_;
+  int64_t sample_ = -1;
+  Seen seen_;
+};
+
+// All segments and V * W columns.
+template <int V>
+inline void direct_columns(const NybbleDirectArgs& a, int64_t column, Finisher& finish) {
+  alignas(64) int32_t sums[2 * kPixels * V * W];
+  int64_t i = 0;
+  for (; i + 2 <= a.segments; i += 2) {
+    direct_sums<2, V>(a, a.segment + i, column, sums);
+    for (int s = 0; s < 2; s++) finish(a.segment[i + s], column, V, sums + s * kPixels * V * W);
+  }
+  if (i == a.segments) return;
+  direct_sums<1, V>(a, a.segment + i, column, sums);
+  finish(a.segment[i], column, V, sums);
+}
+
+inline NybbleStatus direct(const NybbleDirectArgs* a) {
+  Finisher finish(*a);
+  if (!finish.able() || a->run % 4) return NYBBLE_UNSUPPORTED;
+  int64_t column = a->tile_begin * NYBBLE_TILE_N;
+  const int64_t end = a->tile_end * NYBBLE_TILE_N;
+  for (; column + kDirectVectors * W <= end; column += kDirectVectors * W)
+    direct_columns<kDirectVectors>(*a, column, finish);
+  for (; column < end; column += W) direct_columns<1>(*a, column, finish);
+  return NYBBLE_OK;
+}
+
+}  // namespace
