@@ -98,11 +98,16 @@ struct NybbleSegment {
 // tile_end): y = min(act((sum - zero * column_sum) * (act_scale * scale) + bias + residual), most). y and residual have
 // n adjacent elements a pixel, of a float dtype; or, of dtype U8, code + 128 rounded by `how` or read with a scale and
 // a zero point. With y_dtype S32, y are the sums of act codes, not centred.
+//
+// each_channel: each channel has a weight of its own, of as many bytes of its own as there are runs, of one byte; 63
+// bytes after an image are readable.
+enum { NYBBLE_DIRECT_TAPS = 64 };
 struct NybbleDirectArgs {
   const struct NybbleSegment* segment;
   int64_t segments, position;
   const int64_t* offset;
   int64_t runs, run;
+  int32_t each_channel;
   const uint8_t* codes;  // as in NybbleLinearArgs, layout n16k4; the next four too
   const float* scale;
   const int32_t* column_sum;

@@ -6,6 +6,23 @@
 namespace {
 
 using Image = std::tuple<Pair, int, bool>;  // memory, dtype, whether channels are last
+using Held = std::pair<Pair, int>;          // memory, dtype
+
+using Codes = std::optional<std::tuple<float, int, int64_t, int64_t>>;  // scale, zero point, padding
+using ManyCodes = std::array<Codes, 3>;                                 // of x, y and the residual
+
+Coded coded(const Codes& codes) {
+  if (!codes) return {};
+  const auto& [scale, zero, height, width] = *codes;
+  if (!(scale > 0)) refuse("codes: scale must be above 0");
+  return {scale, zero, height, width};
+}
+
+// The dtype that a call has for an image: that of floats, if it is codes.
+NybbleDtype image_dtype(const Codes& codes, int dtype) {
+  if (codes && dtype != NYBBLE_U8) refuse("codes: must be bytes");
+  return codes ? NYBBLE_F32 : dtype_of(dtype);
+}
 
 ConvShape conv_shape(const std::array<int64_t, 15>& sizes) {
   ConvShape s;
@@ -17,18 +34,25 @@ ConvShape conv_shape(const std::array<int64_t, 15>& sizes) {
 
 ConvCall conv_call(const LinearPlan& plan, const std::string& kernel, const std::array<int64_t, 15>& sizes,
                    const Image& x, const Pair& packed, const Pair& scale, const Pair& bias, int bias_dtype,
-                   const Image& y, const Pair& residual, const std::string& act, float most, const Pair& x_range,
-                   const Pair& y_range) {
-  ConvCall call{plan.call(),    &find_kernel(kernel), conv_shape(sizes), std::get<2>(x),
-                std::get<2>(y), span(scale),          span(residual),    act_of(act),
+                   const Image& y, const Held& residual, const std::string& act, float most, const Pair& x_range,
+                   const Pair& y_range, const ManyCodes& codes) {
+  ConvCall call{plan.call(),    &find_kernel(kernel), conv_shape(sizes),    std::get<2>(x),
+                std::get<2>(y), span(scale),          span(residual.first), act_of(act),
                 most,           span(x_range),        span(y_range)};
   call.linear.x = span(std::get<0>(x));
-  call.linear.x_dtype = dtype_of(std::get<1>(x));
+  call.linear.x_dtype = image_dtype(codes[0], std::get<1>(x));
   call.linear.y = span(std::get<0>(y));
-  call.linear.y_dtype = dtype_of(std::get<1>(y));
+  call.linear.y_dtype = image_dtype(codes[1], std::get<1>(y));
   call.linear.packed = span(packed);
   call.linear.bias = span(bias);
   call.linear.bias_dtype = dtype_of(bias_dtype);
+  call.x_coded = coded(codes[0]);
+  call.y_coded = coded(codes[1]);
+  call.residual_coded = coded(codes[2]);
+  call.residual_float = image_dtype(codes[2], residual.second);
+  if (residual.first.second && !codes[1] && !codes[2] && call.residual_float != call.linear.y_dtype)
+    refuse("residual: must have the dtype of y");
+  arrange(call);
   return call;
 }
 
@@ -71,7 +95,9 @@ void bind_conv(py::module_& m) {
   py::class_<ConvCall>(m, "ConvCall")
       .def(py::init(&conv_call), py::arg("plan"), py::arg("kernel"), py::arg("sizes"), py::arg("x"), py::arg("packed"),
            py::arg("scale"), py::arg("bias"), py::arg("bias_dtype"), py::arg("y"), py::arg("residual"), py::arg("act"),
-           py::arg("most"), py::arg("x_range"), py::arg("y_range"));
+           py::arg("most"), py::arg("x_range"), py::arg("y_range"), py::arg("codes") = ManyCodes{})
+      .def_property_readonly("runs_direct", &runs_direct);
+  m.attr("U8") = int{NYBBLE_U8};
   m.def("pool_call", &pool_call, py::arg("kernel"), py::arg("sizes"), py::arg("pool"), py::arg("x"), py::arg("y"),
         py::arg("y_range"));
   m.def("run_convs", &run_all);

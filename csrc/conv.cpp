@@ -39,21 +39,19 @@ class Convolution {
     const bool small = linear.shape.n * linear.shape.k <= kSerialProducts / std::max<int64_t>(linear.rows, 1);
     workers_ = small ? 1 : usable_threads(threads);
     codes_ = linear.kernel->int_activations();
-    each_channel_ = codes_ && linear.shape.bits == 8 && s_.groups == s_.channels && linear.shape.n == s_.channels &&
-                    linear.shape.k <= NYBBLE_MOST_TAPS;
+    direct_ = runs_direct(call_);
+    each_channel_ = !direct_ && codes_ && linear.shape.bits == 8 && s_.groups == s_.channels &&
+                    linear.shape.n == s_.channels && linear.shape.k <= NYBBLE_MOST_TAPS;
     format_ = each_channel_ ? NYBBLE_PANEL_S8 : linear.kernel->panel;
     element_ = nybble_panel_element(format_);
     panel_row_ = nybble_panel_row(linear.kernel->panel, linear.shape.k_padded());
     frame_width_ = call.x_coded ? s_.width + 2 * call.x_coded.pad_width : s_.frame_width();
     set_runs();
-    direct_ = !each_channel_ && runs_direct(call_, run_);
-    if ((call.x_coded || call.y_coded || call.residual_coded) && !direct_)
-      refuse("x_coded, y_coded, residual_coded: the kernel reads no codes");
+
     if (each_channel_) read_taps();
   }
 
   int workers() const { return workers_; }
-  bool direct() const { return direct_; }
 
   // Bytes of memory that a run needs.
   int64_t bytes() {
@@ -101,13 +99,15 @@ class Convolution {
 
   // The runs of a patch, as offsets from its first pixel.
   void set_runs() {
-    const bool joined = s_.groups == 1 && s_.dilation_width == 1;
-    run_ = s_.group_channels() * (joined ? s_.kernel_width : 1);
+    run_ = run_of(s_);
+    const bool joined = run_ > s_.group_channels();
     for (int64_t y = 0; y < s_.kernel_height; y++)
       for (int64_t x = 0; x < (joined ? 1 : s_.kernel_width); x++)
         tables_->offsets.push_back((y * s_.dilation_height * frame_width_ + x * s_.dilation_width) * s_.channels *
                                    element_);
   }
+
+  int64_t runs() const { return static_cast<int64_t>(tables_->offsets.size()); }
 
   // The arguments of a kernel for a chunk of rows.
   NybbleLinearArgs args_of(const Chunk& chunk) const {
@@ -220,9 +220,8 @@ class Convolution {
   void multiply_in_place(Team& team) {
     const Coded& coded = call_.x_coded;
     const int64_t row = frame_width_ * s_.channels;
-    DirectRun run{&call_, args_of(Chunk{}), held_.frames, row,      frame_bytes(), tables_->offsets.data(), 0,
+    DirectRun run{&call_, args_of(Chunk{}), held_.frames, row,      frame_bytes(), tables_->offsets.data(), runs(),
                   run_,   held_.how,        first_,       samples_, workers_};
-    run.runs = static_cast<int64_t>(tables_->offsets.size());
     if (coded) {
       run.sample_bytes = (s_.height + 2 * coded.pad_height) * row;
       run.x = reinterpret_cast<const uint8_t*>(call_.linear.x.address) + first_ * run.sample_bytes +
@@ -370,7 +369,7 @@ class Convolution {
     args.row = at;
     args.offset = tables_->offsets.data();
     args.rows = count;
-    args.runs = static_cast<int64_t>(tables_->offsets.size());
+    args.runs = runs();
     args.run = run_;
     args.k_padded = shape.k_padded();
     args.panel_format = call_.linear.kernel->panel;
@@ -481,8 +480,6 @@ class Convolution {
 };
 
 }  // namespace
-
-bool reads_codes(const ConvCall& call) { return Convolution(call, 1).direct(); }
 
 void run_convs(const std::vector<const ConvCall*>& calls, int threads) {
   thread_local Scratch scratch;

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <initializer_list>
+#include <memory>
 #include <vector>
 
 #include "abi_conv.h"
@@ -66,17 +67,22 @@ struct ConvCall {
   int pool = 0;  // NybblePool
   // Of x, y and the residual: those that are codes, of which only calls that `direct` computes have any. x is then as
   // padded as the kernel needs at least, and scale and zero point of linear.given are those of x.
-  Coded x_coded, y_coded, residual_coded;
+  Coded x_coded{}, y_coded{}, residual_coded{};
+  NybbleDtype residual_float = NYBBLE_F32;  // of a residual that is no codes: that of y, unless y is codes
+  std::shared_ptr<const std::vector<uint8_t>> arranged{};  // null, or what `arrange` made of the codes
   // linear.x_dtype and linear.y_dtype, and that of the residual; NYBBLE_U8 for codes.
-  int x_dtype() const { return x_coded ? NYBBLE_U8 : linear.x_dtype; }
-  int y_dtype() const { return y_coded ? NYBBLE_U8 : linear.y_dtype; }
-  int residual_dtype() const { return residual_coded ? NYBBLE_U8 : linear.y_dtype; }
+  int x_dtype() const { return x_coded ? int{NYBBLE_U8} : linear.x_dtype; }
+  int y_dtype() const { return y_coded ? int{NYBBLE_U8} : linear.y_dtype; }
+  int residual_dtype() const { return residual_coded ? int{NYBBLE_U8} : residual_float; }
 };
 
 // Bytes of an element of an image.
 inline int64_t pixel_bytes(int dtype) { return dtype == NYBBLE_U8 ? 1 : dtype_bytes(dtype); }
-// Whether a convolution reads patches where they lie: it may then read and write codes.
-bool reads_codes(const ConvCall& call);
+// Whether patches are read where they lie, by the kernel `direct`. Only such a call may read and write codes.
+bool runs_direct(const ConvCall& call);
+// Makes a call ready for that if it lacks just weights whose runs are filled up to multiples of 4 bytes. The weight may
+// then change no more.
+void arrange(ConvCall& call);
 
 // Likewise, without a weight: y is the largest or the mean (`pool`) of the
 // pixels of each window, of which those outside of the image are no part. Both

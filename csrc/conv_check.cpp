@@ -74,13 +74,19 @@ void check_spans(const ConvCall& call) {
   check_coded("residual_coded", call.residual_coded, 0, 0);
   if (call.x_coded && (s.frame_height() > s.height + 2 * s.pad_height || s.frame_width() > s.width + 2 * s.pad_width))
     refuse("x_coded: the kernel leaves the image");
-  require("x", linear.x, coded_elements(s, s.channels, s.height, s.width, call.x_coded), pixel_bytes(call.x_dtype()));
+  const int64_t x = coded_elements(s, s.channels, s.height, s.width, call.x_coded);
+  require("x", linear.x, x + (call.x_coded ? 64 : 0), pixel_bytes(call.x_dtype()));
   require("y", linear.y, coded_elements(s, n, s.out_height, s.out_width, call.y_coded), pixel_bytes(call.y_dtype()));
   if (call.residual.address)
     require("residual", call.residual, coded_elements(s, n, s.out_height, s.out_width, call.residual_coded),
             pixel_bytes(call.residual_dtype()));
   for (const Span* range : {&call.x_range, &call.y_range})
     if (range->address) require("range", *range, 3 * s.batch, 4);
+  if ((call.x_coded || call.y_coded || call.residual_coded) && !runs_direct(call))
+    refuse("codes: the kernel reads and writes none");
+  if (call.x_coded && !(linear.static_activations && linear.given.scale == call.x_coded.scale &&
+                        linear.given.zero == call.x_coded.zero))
+    refuse("codes: those of x must have the layer's scale and zero point");
   if (call.y_coded && !call.y_range.address) refuse("y_range: missing, for codes");
   if (std::isnan(call.most)) refuse("most: must not be NaN");
   if (!call.scale.address) return;

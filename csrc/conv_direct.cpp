@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "caches.h"
+#include "pieces.h"
 
 namespace nybble {
 
@@ -68,6 +69,19 @@ NybbleSegment segment_of(const DirectRun& run, const Lines& lines, int64_t i) {
           128 + how.zero};
 }
 
+bool has_own_weights(const ConvCall& call) {
+  return call.shape.groups == call.shape.channels && call.linear.shape.n == call.shape.channels &&
+         call.shape.channels > 1;
+}
+
+// What runs_direct asks for besides the form of the patches.
+bool may_run(const ConvCall& call) {
+  const LinearCall& linear = call.linear;
+  return call.kernel->conv && call.kernel->conv->direct && linear.kernel->panel == NYBBLE_PANEL_U8 &&
+         linear.shape.bits == 8 && linear.shape.form == Form::dense && call.y_last &&
+         lines_of(call).width >= NYBBLE_PIXELS;
+}
+
 NybbleDirectArgs direct_args(const DirectRun& run) {
   const ConvCall& call = *run.call;
   NybbleDirectArgs args{};
@@ -75,6 +89,7 @@ NybbleDirectArgs direct_args(const DirectRun& run) {
   args.offset = run.offset;
   args.runs = run.runs;
   args.run = run.run;
+  args.each_channel = has_own_weights(call);
   args.codes = run.weight.codes;
   args.scale = static_cast<const float*>(run.weight.scale);
   args.column_sum = run.weight.column_sum;
@@ -90,16 +105,44 @@ NybbleDirectArgs direct_args(const DirectRun& run) {
   args.residual_zero = call.residual_coded.zero;
   args.act = call.act;
   args.most = call.most;
+  if (call.arranged) {
+    args.run = round_up(run.run, 4);
+    args.k_padded = run.runs * args.run;
+    args.codes = call.arranged->data();
+  }
   if (call.y_coded) args.how = {call.y_coded.scale, 1.0f, 1.0f / call.y_coded.scale, call.y_coded.zero, 255, 0, 1};
   return args;
 }
 
 }  // namespace
 
-bool runs_direct(const ConvCall& call, int64_t run) {
-  const LinearCall& linear = call.linear;
-  return call.kernel->conv->direct && linear.kernel->panel == NYBBLE_PANEL_U8 && linear.shape.bits == 8 &&
-         call.shape.groups == 1 && run % 4 == 0 && call.y_last && lines_of(call).width >= NYBBLE_PIXELS;
+int64_t run_of(const ConvShape& s) {
+  return s.group_channels() * (s.groups == 1 && s.dilation_width == 1 ? s.kernel_width : 1);
+}
+
+void arrange(ConvCall& call) {
+  const int64_t run = run_of(call.shape);
+  if (!may_run(call) || call.shape.groups != 1 || run % 4 == 0 || call.x_coded) return;
+  LinearCall linear = call.linear;
+  linear.rows = call.shape.batch * call.shape.positions();
+  linear = resolved(linear);
+  const uint8_t* codes = linear_args(linear, Chunk{}).codes;
+  const int64_t padded = round_up(run, 4), runs = linear.shape.k / run, tiles = linear.shape.tiles();
+  const int64_t tile = NYBBLE_TILE_N * linear.shape.k_padded();
+  auto to = std::make_shared<std::vector<uint8_t>>(static_cast<size_t>(tiles * NYBBLE_TILE_N * runs * padded));
+  const auto at = [](int64_t k, int64_t column) { return k / 4 * 64 + column * 4 + k % 4; };
+  for (int64_t t = 0; t < tiles; t++)
+    for (int64_t k = 0; k < linear.shape.k; k++)
+      for (int64_t column = 0; column < NYBBLE_TILE_N; column++)
+        (*to)[static_cast<size_t>(t * NYBBLE_TILE_N * runs * padded + at(k / run * padded + k % run, column))] =
+            codes[t * tile + at(k, column)];
+  call.arranged = std::move(to);
+}
+
+bool runs_direct(const ConvCall& call) {
+  if (!may_run(call)) return false;
+  if (has_own_weights(call)) return call.linear.shape.k <= NYBBLE_DIRECT_TAPS;
+  return call.shape.groups == 1 && (run_of(call.shape) % 4 == 0 || (call.arranged && !call.x_coded));
 }
 
 bool run_direct(const DirectRun& run, Team& team,

@@ -23,8 +23,8 @@ struct DirectRun {
   int workers;
 };
 
-// Whether the kernel computes a call, resolved, whose patches consist of runs of so many bytes.
-bool runs_direct(const ConvCall& call, int64_t run);
+// Bytes of a run of a patch, that is, of adjacent elements.
+int64_t run_of(const ConvShape& shape);
 
 // Every thread of a team calls it. extend(sample, range) extends the range of y of a sample. False if a kernel rejects
 // its arguments, or no memory is left.

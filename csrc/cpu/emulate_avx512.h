@@ -80,6 +80,15 @@ inline __m512 shuffle_ps(__m512 a, __m512 b, int control) {
   return each<F>([&](int i) { return F(i % 4 < 2 ? a : b).v[i / 4 * 4 + (control >> (i % 4 * 2) & 3)]; });
 }
 // The same for blocks of 4 lanes.
+template <class L>
+inline __m512i unpack(__m512i a, __m512i b, int first) {  // first: 0 for the lower halves of lanes
+  const L x(a), y(b);
+  constexpr int n = 16 / sizeof(x.v[0]);
+  return each<L>([&](int i) {
+    const int from = i / n * n + first * n / 2 + i % n / 2;
+    return i % 2 ? y.v[from] : x.v[from];
+  });
+}
 inline __m512 shuffle_f32x4(__m512 a, __m512 b, int control) {
   return each<F>([&](int i) { return F(i < 8 ? a : b).v[(control >> (i / 4 * 2) & 3) * 4 + i % 4]; });
 }
@@ -283,6 +292,10 @@ inline __m512 dpbf16_ps(__m512 acc, __m512bh a, __m512bh b) {
 #define _mm512_unpacklo_ps(a, b) emulated::unpack_ps(a, b, 0)
 #define _mm512_unpackhi_ps(a, b) emulated::unpack_ps(a, b, 2)
 #define _mm512_shuffle_ps emulated::shuffle_ps
+#define _mm512_unpacklo_epi8(a, b) emulated::unpack<emulated::B>(a, b, 0)
+#define _mm512_unpackhi_epi8(a, b) emulated::unpack<emulated::B>(a, b, 1)
+#define _mm512_unpacklo_epi16(a, b) emulated::unpack<emulated::H>(a, b, 0)
+#define _mm512_unpackhi_epi16(a, b) emulated::unpack<emulated::H>(a, b, 1)
 #define _mm512_shuffle_f32x4 emulated::shuffle_f32x4
 #undef _mm512_permute_ps
 #define _mm512_permute_ps(a, swaps_pairs) emulated::swap_pairs_ps(a)

@@ -6,6 +6,7 @@
 
 #include "../abi_conv.h"
 #include "tile_codes.h"
+#include "tile_direct_channels.h"
 
 namespace {
 
@@ -214,6 +215,16 @@ class Finisher {
   Seen seen_;
 };
 
+// All segments and 64 channels, each with a weight of its own.
+inline void direct_channels(const NybbleDirectArgs& a, int64_t column, Finisher& finish) {
+  alignas(64) int32_t sums[kPixels * kChannels];
+  const Taps taps(a, column);
+  for (int64_t i = 0; i < a.segments; i++) {
+    channel_sums(a, a.segment[i], taps, sums);
+    finish(a.segment[i], column, kLanes, sums);
+  }
+}
+
 // All segments and V * W columns.
 template <int V>
 inline void direct_columns(const NybbleDirectArgs& a, int64_t column, Finisher& finish) {
@@ -230,9 +241,13 @@ inline void direct_columns(const NybbleDirectArgs& a, int64_t column, Finisher& 
 
 inline NybbleStatus direct(const NybbleDirectArgs* a) {
   Finisher finish(*a);
-  if (!finish.able() || a->run % 4) return NYBBLE_UNSUPPORTED;
+  if (!finish.able() || (a->each_channel ? a->runs > kMostQuads * 4 : a->run % 4)) return NYBBLE_UNSUPPORTED;
   int64_t column = a->tile_begin * NYBBLE_TILE_N;
   const int64_t end = a->tile_end * NYBBLE_TILE_N;
+  if (a->each_channel) {
+    for (; column < end; column += kChannels) direct_channels(*a, column, finish);
+    return NYBBLE_OK;
+  }
   for (; column + kDirectVectors * W <= end; column += kDirectVectors * W)
     direct_columns<kDirectVectors>(*a, column, finish);
   for (; column < end; column += W) direct_columns<1>(*a, column, finish);

@@ -8,6 +8,7 @@ F16: int
 S32: int
 BOOL: int
 S8: int
+U8: int
 
 _Memory: TypeAlias = tuple[int, int]
 _Vector: TypeAlias = tuple[int, int, int] | None  # address, bytes, dtype
@@ -222,6 +223,8 @@ class Lookup:
         threads: int,
     ) -> None: ...
 
+_Code: TypeAlias = tuple[float, int, int, int] | None
+
 class ConvCall:
     def __init__(
         self,
@@ -234,12 +237,15 @@ class ConvCall:
         bias: _Memory,
         bias_dtype: int,
         y: tuple[_Memory, int, bool],
-        residual: _Memory,
+        residual: tuple[_Memory, int],
         act: str,
         most: float,
         x_range: _Memory,
         y_range: _Memory,
+        codes: tuple[_Code, _Code, _Code],
     ) -> None: ...
+    @property
+    def runs_direct(self) -> bool: ...
 
 def pool_call(
     kernel: str,

@@ -15,6 +15,8 @@ from .weights.activations import split
 from .weights.scheme import Scheme
 
 Ranges = tuple["Tensor | None", "Tensor | None"]  # of x and of y, see native.conv_call
+_Codes = tuple["native.Code", "native.Code", "native.Code"]  # of x, y and the residual, likewise
+_NO_CODES: _Codes = (None, None, None)
 
 
 class BoundConv:
@@ -49,42 +51,42 @@ class BoundConv:
         self.plan, self.sizes = plan, sizes_of(shape[0], shape, size, geometry)
         self.packed, self.bias, self.epilogue = packed, bias, epilogue
         self.scale: Tensor | None = None
+        act, codes = split(packed, parsed)
+        # The static scale and zero point, or None.
+        self.given = None if act is None else (float(act.scale), int(act.zero_point))
+        self.channels = shape[1] if geometry.groups == 1 else 4
         if affine is not None:
             factor, shift = affine
-            scale = layouts.find(layout).unpack(split(packed, parsed)[1], parsed, out_channels, k).scale.flatten()
+            scale = layouts.find(layout).unpack(codes, parsed, out_channels, k).scale.flatten()
             self.scale = functional.pad(scale * factor, (0, -out_channels % 16))
             self.bias = shift if bias is None else bias.float() * factor + shift
 
-    def call(self, x: Tensor, out: Tensor, residual: Tensor | None, ranges: Ranges) -> Any:
-        """A call for native.run_convs that writes to ``out``. All are channels_last; x may also be contiguous."""
-        _, act, most = self.epilogue
-        images, packed, bias, scale = (
-            (dense_image(x), (out, True)),
-            self.packed,
-            self.bias,
-            self.scale,
-        )
-        return native.conv_call(
-            self.plan,
-            kernel_name(),
-            self.sizes,
-            images[0],
-            packed,
-            bias,
-            images[1],
-            residual,
-            act,
-            most,
-            scale,
-            ranges,
-        )
+    @property
+    def takes_codes(self) -> bool:
+        """Whether its images and its residual may be codes."""
+        nothing = (torch.empty(0), True)
+        call = native.conv_call(self.plan, kernel_name(), self.sizes, nothing, self.packed, None, nothing)
+        return self.channels % 4 == 0 and call.runs_direct
 
-    def __call__(self, x: Tensor, out: Tensor, residual: Tensor | None, ranges: Ranges) -> None:
-        """Writes to ``out``, which is channels_last. residual: as out. ranges: as native.conv_call."""
-        if residual is not None and (residual.stride() != out.stride() or residual.dtype is not out.dtype):
-            residual = torch.empty_like(out).copy_(residual)
-        x = x if dense_image(x)[0] is x else x.contiguous()
-        native.run_convs([self.call(x, out, residual, ranges)])
+    def call(self, x: Tensor, out: Tensor, residual: Tensor | None, ranges: Ranges, codes: _Codes = _NO_CODES) -> Any:
+        """A call for native.run_convs that writes to ``out``. All are channels_last; x may also be contiguous. codes: as
+        native.conv_call; images of codes are frames."""
+        _, act, most = self.epilogue
+        image = (x, True) if codes[0] else dense_image(x)
+        parts = (image, self.packed, self.bias, (out, True), residual, act, most, self.scale, ranges, codes)
+        return native.conv_call(self.plan, kernel_name(), self.sizes, *parts)
+
+    def __call__(
+        self, x: Tensor, out: Tensor, residual: Tensor | None, ranges: Ranges, codes: _Codes = _NO_CODES
+    ) -> None:
+        """Writes to ``out``, which is channels_last. residual: as out. ranges, codes: as native.conv_call."""
+        if residual is not None and codes[1] and not codes[2]:
+            residual = residual.contiguous(memory_format=torch.channels_last)
+        elif residual is not None and not codes[2]:
+            alike = residual.stride() == out.stride() and residual.dtype is out.dtype
+            residual = residual if alike else torch.empty_like(out).copy_(residual)
+        x = x if codes[0] or dense_image(x)[0] is x else x.contiguous()
+        native.run_convs([self.call(x, out, residual, ranges, codes)])
 
 
 class BoundPool:
@@ -96,11 +98,13 @@ class BoundPool:
             sizes_of(shape[0], shape, geometry.out_size(tuple(shape[2:])), geometry),
         )
 
-    def call(self, x: Tensor, out: Tensor, residual: Tensor | None, ranges: Ranges) -> Any:
+    def call(self, x: Tensor, out: Tensor, residual: Tensor | None, ranges: Ranges, codes: _Codes = _NO_CODES) -> Any:
         """As BoundConv.call; both are channels_last and of one dtype."""
         return native.pool_call(kernel_name(), self.sizes, self.pool, x, out, ranges[1])
 
-    def __call__(self, x: Tensor, out: Tensor, residual: Tensor | None, ranges: Ranges) -> None:
+    def __call__(
+        self, x: Tensor, out: Tensor, residual: Tensor | None, ranges: Ranges, codes: _Codes = _NO_CODES
+    ) -> None:
         """Writes to ``out``."""
         native.run_convs([self.call(x, out, residual, ranges)])
 

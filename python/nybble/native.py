@@ -501,6 +501,9 @@ def attention(
 
 
 _Image: TypeAlias = tuple[Tensor, bool]  # whether its channels are last in memory
+Code: TypeAlias = tuple[float, int, int, int] | None
+_Codes: TypeAlias = tuple[Code, Code, Code]
+_IMAGE_DTYPES = DTYPES | {torch.uint8: _C.U8}
 
 
 def conv_call(
@@ -516,6 +519,7 @@ def conv_call(
     most: float = float("inf"),
     scale: Tensor | None = None,
     ranges: tuple[Tensor | None, Tensor | None] = (None, None),
+    codes: _Codes = (None, None, None),
 ) -> _C.ConvCall:
     """A call y = min(act(conv(x) + bias + residual), most) for dense images, see csrc/conv.h, which `run_convs` runs. The
     caller keeps the tensors alive.
@@ -523,9 +527,16 @@ def conv_call(
     plan: of the weight (N, K). kernel: the name of a kernel of the op "conv". sizes: batch, channels; then height and
     width of x, of y, of the kernel, the stride, the padding and the dilation; groups. y: of x's dtype, or int32 for the
     accumulators of w8a8. residual: as y. scale: float32, of N rounded up to a multiple of 16, in place of the scales of
-    an 8-bit weight. ranges: of x, as found before, and of y, to be written; float32 (batch, 3).
+    an 8-bit weight. ranges: of x, as found before, and of y, to be written; float32 (batch, 3). codes: of x, y and the
+    residual, those that are bytes of code + 128 in frames: scale, zero point, and padding of the frame in pixels; only for
+    a call that runs_direct. 64 bytes after their frames belong to the tensors.
     """
-    images = [((t.data_ptr(), t.nbytes), DTYPES[t.dtype], last) for t, last in (x, y)]
+    images = [((t.data_ptr(), t.nbytes), _IMAGE_DTYPES[t.dtype], last) for t, last in (x, y)]
+    added = (
+        (_NOTHING, _C.F32)
+        if residual is None
+        else ((residual.data_ptr(), residual.nbytes), _IMAGE_DTYPES[residual.dtype])
+    )
     return _C.ConvCall(
         plan.compiled,
         kernel,
@@ -534,13 +545,14 @@ def conv_call(
         memory(packed),
         memory(scale),
         memory(bias),
-        DTYPES[x[0].dtype if bias is None else bias.dtype],
+        _C.F32 if bias is None else DTYPES[bias.dtype],
         images[1],
-        _NOTHING if residual is None else (residual.data_ptr(), residual.nbytes),
+        added,
         act,
         most,
         memory(ranges[0]),
         memory(ranges[1]),
+        codes,
     )
 
 

@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..bound_conv import BoundConv, BoundPool, run_calls
+from ..native import Code
 from ..nn.module import QuantizedModule
 from ..report.speed import Speed
 from .arguments import Arguments, get
 from .forms import NotUnderstood
+from .image_codes import Codes, codes_of
 from .image_graph import Graph, Step, graph_of
 from .image_parts import Fold, Part, Pool, folds_of, parts_of, versions_of
 from .prove import here_only
@@ -41,13 +43,15 @@ class ImageProgram:
     """A network of images as parts that run in order, and steps that torch computes. It fits calls of the same shapes.
 
     dtypes: in which the values of parts are held. Where activations are rounded to codes anyway, those between parts are
-    bfloat16 in a network of float32; torch gets them in their own dtype.
+    bfloat16 in a network of float32, or codes, where all that read them round them alike; torch gets them in their own
+    dtype.
     """
 
     graph: Graph
     parts: list[Part | Step]
     bound: dict[Part, BoundConv | BoundPool]
     dtypes: dict[Step, torch.dtype]
+    codes: dict[Step, Codes] = field(default_factory=dict)  # of the values that are held as codes
     versions: list[tuple[int, int]] = field(default_factory=list)
     speed: Speed | None = None
     local: threading.local = field(default_factory=threading.local)
@@ -93,8 +97,8 @@ class ImageProgram:
 
     @cached_property
     def memory(self) -> tuple[dict[Part, int], list[int]]:
-        """The number of the buffer that each part writes to, one that no value that is still needed lies in; and the bytes
-        of the buffers."""
+        """The number of the buffer that each part writes to, one that no value that is still needed lies in, and, for
+        codes in a padded frame, that held only such frames; and the bytes of the buffers."""
         last_use: dict[Step, int] = {}
         for i, part in reversed(list(enumerate(self.parts))):
             for one in part.inputs:
@@ -107,19 +111,20 @@ class ImageProgram:
         numbers: dict[Part, int] = {}
         busy: list[int] = []  # until which part each buffer is needed
         sizes: list[int] = []
+        kinds: list[Any] = []
         for i, part in enumerate(self.parts):
             if isinstance(part, Step):
                 continue
             step = part.last
-            size, end = (
-                step.shape.numel() * self.dtypes[step].itemsize,
-                last_use.get(step, i),
-            )
-            free = [n for n, until in enumerate(busy) if until < i]
+            codes, end = self.codes.get(step), last_use.get(step, i)
+            size = codes.nbytes(step.shape) if codes else step.shape.numel() * self.dtypes[step].itemsize
+            kind = (codes.frame(step.shape), codes.pad, codes.zero) if codes and any(codes.pad) else None
+            free = [n for n, until in enumerate(busy) if until < i and kinds[n] == kind]
             number = min(free, key=lambda n: abs(sizes[n] - size), default=len(busy))
             if number == len(busy):
                 busy.append(end)
                 sizes.append(size)
+                kinds.append(kind)
             busy[number], sizes[number] = end, max(sizes[number], size)
             numbers[part] = number
         return numbers, sizes
@@ -129,7 +134,7 @@ class ImageProgram:
         found: Here | None = getattr(self.local, "here", None)
         if found is None:
             with torch.inference_mode(False):
-                found = self.local.here = Here(*self.memory, self.dtypes)
+                found = self.local.here = Here(*self.memory, self.dtypes, self.codes)
             ready: list[Any] = []
             for part in self.parts:
                 last = ready[-1] if ready and isinstance(ready[-1], list) else None
@@ -140,7 +145,8 @@ class ImageProgram:
                     ready.append(last := [])
                 residual = None if part.residual is None else found.values[part.residual]
                 held = (found.values[part.x], found.values[part.last], residual)
-                last.append(self.bound[part].call(*held, (found.ranges[part.x], found.ranges[part.last])))
+                ranges = (found.ranges[part.x], found.ranges[part.last])
+                last.append(self.bound[part].call(*held, ranges, self.codes_of(part)))
             found.ready = ready
         return found
 
@@ -163,7 +169,7 @@ class ImageProgram:
             else:
                 self.one(part, values, here)
                 if check:
-                    _check(values[part.last], part.reference(values))
+                    self.check(part, values)
 
         def own(step: Step) -> Tensor:
             value = values[step]
@@ -172,11 +178,30 @@ class ImageProgram:
 
         return pytree.tree_map_only(Step, own, self.graph.result)
 
+    def codes_of(self, part: Part) -> tuple[Code, Code, Code]:
+        """As BoundConv.call takes them."""
+        found = [self.codes.get(step) for step in (part.x, part.last, part.residual) if step is not None]
+        native = [codes.native if codes else None for codes in found]
+        return native[0], native[1], native[2] if len(native) > 2 else None
+
+    def check(self, part: Part, values: dict[Step, Tensor]) -> None:
+        """Compares what a part wrote with what the modules compute.
+
+        Raises:
+            NotUnderstood: they differ.
+        """
+        seen = {
+            step: self.codes[step].read(values[step], step.shape) if step in self.codes else values[step]
+            for step in (*part.inputs, part.last)
+        }
+        expected, codes = part.reference(seen), self.codes.get(part.last)
+        _check(seen[part.last], codes.rounded(expected) if codes else expected, self.dtypes[part.last])
+
     def one(self, part: Part, values: dict[Step, Tensor], here: Here) -> None:
         """Runs one part."""
         residual = None if part.residual is None else values[part.residual]
         ranges = here.ranges.get(part.x), here.ranges[part.last]
-        self.bound[part](values[part.x], values[part.last], residual, ranges)
+        self.bound[part](values[part.x], values[part.last], residual, ranges, self.codes_of(part))
 
 
 _WORDS = {
@@ -198,6 +223,7 @@ class Here:
         numbers: dict[Part, int],
         sizes: list[int],
         dtypes: dict[Step, torch.dtype],
+        codes: dict[Step, Codes],
     ) -> None:
         held = [torch.empty(size, dtype=torch.uint8) for size in sizes]
         self.owned = {one.untyped_storage().data_ptr() for one in held}
@@ -205,6 +231,10 @@ class Here:
         self.ranges: dict[Step, Tensor | None] = {part.last: torch.empty(part.last.shape[0], 3) for part in numbers}
         self.ready: list[Any] = []
         for part, number in numbers.items():
+            if part.last in codes:
+                frame = self.values[part.last] = held[number][: codes[part.last].nbytes(part.last.shape)]
+                frame.fill_(128 + codes[part.last].zero)  # only pixels of the image are ever written
+                continue
             batch, channels, *size = part.last.shape
             flat = held[number].view(dtypes[part.last])[: part.last.shape.numel()]
             self.values[part.last] = flat.view(batch, *size, channels).movedim(-1, 1)
@@ -212,14 +242,14 @@ class Here:
     def holds(self, part: Part) -> bool:
         """Whether a part reads nothing else, and adds a value of its own dtype."""
         if part.residual is not None and part.residual in self.values:
-            same = self.values[part.residual].dtype is self.values[part.last].dtype
-            return same and part.x in self.values
+            kinds = {self.values[one].dtype for one in (part.residual, part.last)}
+            return (len(kinds) == 1 or torch.uint8 in kinds) and part.x in self.values
         return part.residual is None and part.x in self.values
 
 
-def _check(out: Tensor, expected: Tensor) -> None:
+def _check(out: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     error = _error(out, expected)
-    if not error <= _ALONE[out.dtype is torch.float32]:
+    if not error <= _ALONE[dtype is torch.float32]:
         raise NotUnderstood(f"a convolution with what follows it is off by {error:.2g}")
 
 
@@ -243,8 +273,10 @@ def understand_images(call: Call, before: Arguments, own: Callable[..., Any]) ->
     parts = parts_of(graph, folds)
     compiled = [part for part in parts if not isinstance(part, Step)]
     rounding = [fold.module.scheme.act_type.quantized for fold in folds]
-    dtypes = _dtypes(graph, compiled, all(rounding))
-    program = ImageProgram(graph, parts, {part: part.bind() for part in compiled}, dtypes)
+    bound = {part: part.bind() for part in compiled}
+    codes = codes_of(parts, bound, pytree.tree_leaves(graph.result))
+    dtypes = _dtypes(graph, compiled, all(rounding)) | dict.fromkeys(codes, torch.uint8)
+    program = ImageProgram(graph, parts, bound, dtypes, codes)
     program.versions = versions_of(program.folds)
     for given in (before, _others(before)):
         found = tensors_of(program.run(*given, check=True))
