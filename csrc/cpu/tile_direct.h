@@ -110,40 +110,51 @@ constexpr int64_t dtype_bytes(int dtype) {
   return dtype == NYBBLE_U8 ? 1 : dtype == NYBBLE_F32 || dtype == NYBBLE_S32 ? 4 : 2;
 }
 
+// What is added to the product.
+enum { kNothing = 0, kFloats = 1, kCodes = 2 };
+
 // Finishes W columns of the pixels of a segment, whose sums are `stride` apart.
-template <int kDtype, int kAct>
-inline void finish_pixels(const NybbleDirectArgs& a, const Recoding& how, const NybbleSegment& segment, int64_t column,
-                          const int32_t* sums, int64_t stride, Seen* seen) {
-  const int64_t lanes = a.n - column < W ? a.n - column : W, first = segment.skip;
+template <int kDtype, int kAct, int kAdd, bool kWhole>
+inline void finish_vectors(const NybbleDirectArgs& a, const Recoding& how, const NybbleSegment& segment, int64_t column,
+                           const int32_t* sums, int64_t stride, Seen* seen) {
+  constexpr int64_t bytes = dtype_bytes(kDtype);
+  const int64_t lanes = kWhole ? W : a.n - column, first = segment.skip;
+  const int64_t added_bytes = kAdd == kCodes ? 1 : dtype_bytes(a.residual_dtype);
   const VF scale = vf_mul(vf_set1(segment.act_scale), vf_load(a.scale + column));
   const VF most = vf_set1(a.most);
-  VF bias = vf_set1(0.0f);
-  if (a.bias) {
-    const int64_t bytes = dtype_bytes(a.bias_dtype);
-    bias = vf_load_as(static_cast<const uint8_t*>(a.bias) + column * bytes, a.bias_dtype, lanes);
-  }
-  uint8_t* y = static_cast<uint8_t*>(a.y) + (segment.y + first * a.n + column) * dtype_bytes(kDtype);
-  const int64_t residual_bytes = dtype_bytes(a.residual_dtype);
-  const uint8_t* residual = static_cast<const uint8_t*>(a.residual);
-  if (residual) residual += (segment.residual + first * a.n + column) * residual_bytes;
+  VF bias = vf_set1(0.0f), poison = bias;
+  if (a.bias)
+    bias = vf_load_as(static_cast<const uint8_t*>(a.bias) + column * dtype_bytes(a.bias_dtype), a.bias_dtype, lanes);
+  uint8_t* y = static_cast<uint8_t*>(a.y) + (segment.y + first * a.n + column) * bytes;
+  const uint8_t* added = static_cast<const uint8_t*>(a.residual);
+  if (kAdd) added += (segment.residual + first * a.n + column) * added_bytes;
   sums += first * stride;
-  for (int64_t i = first; i < kPixels; i++, y += a.n * dtype_bytes(kDtype), sums += stride) {
+  for (int64_t i = first; i < kPixels; i++, y += a.n * bytes, sums += stride) {
     VF v = vf_fma(vf_of_int(vi_load(sums)), scale, bias);
-    if (residual) {
-      v = vf_add(v, a.residual_dtype == NYBBLE_U8 ? Recoding::read(how, residual, lanes)
-                                                  : vf_load_as(residual, a.residual_dtype, lanes));
-      residual += a.n * residual_bytes;
+    if (kAdd) {
+      v = vf_add(v, kAdd == kCodes ? Recoding::read(how, added, lanes) : vf_load_as(added, a.residual_dtype, lanes));
+      added += a.n * added_bytes;
     }
     v = vf_min(most, vf_act<kAct>(v));
     if constexpr (kDtype == NYBBLE_U8) {
       Recoding::write(how, v, y, lanes);
-      seen->poison = vf_fma(v, vf_set1(0.0f), seen->poison);
+      poison = vf_fma(v, vf_set1(0.0f), poison);
     } else if (seen) {
       store_seen<kDtype>(v, y, lanes, *seen);
     } else {
       vf_store_as(y, kDtype, v, lanes);
     }
   }
+  if (kDtype == NYBBLE_U8) seen->poison = vf_add(seen->poison, poison);
+}
+
+template <int kDtype, int kAct, int kAdd>
+inline void finish_pixels(const NybbleDirectArgs& a, const Recoding& how, const NybbleSegment& segment, int64_t column,
+                          const int32_t* sums, int64_t stride, Seen* seen) {
+  if (a.n - column >= W)
+    finish_vectors<kDtype, kAct, kAdd, true>(a, how, segment, column, sums, stride, seen);
+  else
+    finish_vectors<kDtype, kAct, kAdd, false>(a, how, segment, column, sums, stride, seen);
 }
 
 inline void store_pixels(const NybbleDirectArgs& a, const Recoding&, const NybbleSegment& segment, int64_t column,
@@ -157,15 +168,21 @@ inline void store_pixels(const NybbleDirectArgs& a, const Recoding&, const Nybbl
 using FinishPixels = void (*)(const NybbleDirectArgs&, const Recoding&, const NybbleSegment&, int64_t, const int32_t*,
                               int64_t, Seen*);
 
+template <int kDtype, int kAct>
+inline FinishPixels finish_of_residual(const NybbleDirectArgs& a) {
+  if (!a.residual) return finish_pixels<kDtype, kAct, kNothing>;
+  return a.residual_dtype == NYBBLE_U8 ? finish_pixels<kDtype, kAct, kCodes> : finish_pixels<kDtype, kAct, kFloats>;
+}
+
 template <int kDtype>
-inline FinishPixels finish_of_act(int act) {
-  switch (act) {
+inline FinishPixels finish_of_act(const NybbleDirectArgs& a) {
+  switch (a.act) {
     case NYBBLE_ACT_IDENTITY:
-      return finish_pixels<kDtype, NYBBLE_ACT_IDENTITY>;
+      return finish_of_residual<kDtype, NYBBLE_ACT_IDENTITY>(a);
     case NYBBLE_ACT_RELU:
-      return finish_pixels<kDtype, NYBBLE_ACT_RELU>;
+      return finish_of_residual<kDtype, NYBBLE_ACT_RELU>(a);
     case NYBBLE_ACT_SILU:
-      return finish_pixels<kDtype, NYBBLE_ACT_SILU>;
+      return finish_of_residual<kDtype, NYBBLE_ACT_SILU>(a);
     default:
       return nullptr;
   }
@@ -174,13 +191,13 @@ inline FinishPixels finish_of_act(int act) {
 inline FinishPixels finish_of(const NybbleDirectArgs& a) {
   switch (a.y_dtype) {
     case NYBBLE_F32:
-      return finish_of_act<NYBBLE_F32>(a.act);
+      return finish_of_act<NYBBLE_F32>(a);
     case NYBBLE_BF16:
-      return finish_of_act<NYBBLE_BF16>(a.act);
+      return finish_of_act<NYBBLE_BF16>(a);
     case NYBBLE_F16:
-      return finish_of_act<NYBBLE_F16>(a.act);
+      return finish_of_act<NYBBLE_F16>(a);
     case NYBBLE_U8:
-      return finish_of_act<NYBBLE_U8>(a.act);
+      return finish_of_act<NYBBLE_U8>(a);
     case NYBBLE_S32:
       return store_pixels;
     default:
@@ -225,32 +242,51 @@ inline void direct_channels(const NybbleDirectArgs& a, int64_t column, Finisher&
   }
 }
 
-// All segments and V * W columns.
-template <int V>
-inline void direct_columns(const NybbleDirectArgs& a, int64_t column, Finisher& finish) {
-  alignas(64) int32_t sums[2 * kPixels * V * W];
-  int64_t i = 0;
-  for (; i + 2 <= a.segments; i += 2) {
-    direct_sums<2, V>(a, a.segment + i, column, sums);
-    for (int s = 0; s < 2; s++) finish(a.segment[i + s], column, V, sums + s * kPixels * V * W);
+// Fetches what the outputs of a segment are written to, and what is added to them.
+inline void prefetch_outputs(const NybbleDirectArgs& a, const NybbleSegment& segment, int64_t column) {
+  const int64_t bytes = dtype_bytes(a.y_dtype), added_bytes = dtype_bytes(a.residual_dtype);
+  for (int64_t i = segment.skip; i < kPixels; i++) {
+    __builtin_prefetch(static_cast<const uint8_t*>(a.y) + (segment.y + i * a.n + column) * bytes, 1);
+    if (a.residual)
+      __builtin_prefetch(static_cast<const uint8_t*>(a.residual) + (segment.residual + i * a.n + column) * added_bytes);
   }
-  if (i == a.segments) return;
-  direct_sums<1, V>(a, a.segment + i, column, sums);
-  finish(a.segment[i], column, V, sums);
+}
+
+// S segments and columns [column, end): V * W at a time, then fewer.
+template <int S, int V>
+inline void direct_columns(const NybbleDirectArgs& a, const NybbleSegment* segment, int64_t column, int64_t end,
+                           Finisher& finish) {
+  alignas(64) int32_t sums[S * kPixels * V * W];
+  for (; column + V * W <= end; column += V * W) {
+    for (int s = 0; s < S; s++) prefetch_outputs(a, segment[s], column);
+    direct_sums<S, V>(a, segment, column, sums);
+    for (int s = 0; s < S; s++) finish(segment[s], column, V, sums + s * kPixels * V * W);
+  }
+  if constexpr (V > 1) direct_columns<S, V / 2>(a, segment, column, end, finish);
+}
+
+// Columns whose weights stay in the L1 cache while all segments are multiplied with them, at least 64: whole lines of
+// y.
+inline int64_t columns_at_a_time(const NybbleDirectArgs& a) {
+  constexpr int64_t kWeightBytes = 1 << 14, kLeast = 64;
+  const int64_t columns = kWeightBytes / a.k_padded / kLeast * kLeast;
+  return columns > kLeast ? columns : kLeast;
 }
 
 inline NybbleStatus direct(const NybbleDirectArgs* a) {
   Finisher finish(*a);
   if (!finish.able() || (a->each_channel ? a->runs > kMostQuads * 4 : a->run % 4)) return NYBBLE_UNSUPPORTED;
-  int64_t column = a->tile_begin * NYBBLE_TILE_N;
-  const int64_t end = a->tile_end * NYBBLE_TILE_N;
-  if (a->each_channel) {
-    for (; column < end; column += kChannels) direct_channels(*a, column, finish);
-    return NYBBLE_OK;
+  const int64_t end = a->tile_end * NYBBLE_TILE_N, step = a->each_channel ? kChannels : columns_at_a_time(*a);
+  for (int64_t column = a->tile_begin * NYBBLE_TILE_N; column < end; column += step) {
+    const int64_t to = column + step < end ? column + step : end;
+    if (a->each_channel) {
+      direct_channels(*a, column, finish);
+      continue;
+    }
+    int64_t i = 0;
+    for (; i + 2 <= a->segments; i += 2) direct_columns<2, kDirectVectors>(*a, a->segment + i, column, to, finish);
+    if (i < a->segments) direct_columns<1, kDirectVectors>(*a, a->segment + i, column, to, finish);
   }
-  for (; column + kDirectVectors * W <= end; column += kDirectVectors * W)
-    direct_columns<kDirectVectors>(*a, column, finish);
-  for (; column < end; column += W) direct_columns<1>(*a, column, finish);
   return NYBBLE_OK;
 }
 
