@@ -122,11 +122,11 @@ struct NybbleDirectArgs {
   struct NybbleRangeArgs* range;  // or null; of each sample, extended by the range of y; of codes, only `bad`
 };
 
-// A pixel of y: of each channel, the largest of the window's pixels, or their
-// sum times `factor`.
+// Pixels of y, `count` adjacent ones: of each channel, the largest of the window's pixels, or their sum times `factor`.
 enum NybblePool { NYBBLE_POOL_NONE = 0, NYBBLE_POOL_MAX = 1, NYBBLE_POOL_MEAN = 2 };
 struct NybblePoolArgs {
   const void* x;
+  int64_t count, step;  // windows, and elements from one to the next
   int64_t columns, rows, column,
       row;           // pixels of the window, and elements from one to the next
   int64_t channels;  // adjacent

@@ -130,12 +130,13 @@ void arrange(ConvCall& call) {
   const int64_t padded = round_up(run, 4), runs = linear.shape.k / run, tiles = linear.shape.tiles();
   const int64_t tile = NYBBLE_TILE_N * linear.shape.k_padded();
   auto to = std::make_shared<std::vector<uint8_t>>(static_cast<size_t>(tiles * NYBBLE_TILE_N * runs * padded));
-  const auto at = [](int64_t k, int64_t column) { return k / 4 * 64 + column * 4 + k % 4; };
+  const auto at = [](int64_t k) { return k / 4 * 64 + k % 4; };
   for (int64_t t = 0; t < tiles; t++)
-    for (int64_t k = 0; k < linear.shape.k; k++)
-      for (int64_t column = 0; column < NYBBLE_TILE_N; column++)
-        (*to)[static_cast<size_t>(t * NYBBLE_TILE_N * runs * padded + at(k / run * padded + k % run, column))] =
-            codes[t * tile + at(k, column)];
+    for (int64_t k = 0; k < linear.shape.k; k++) {
+      const uint8_t* from = codes + t * tile + at(k);
+      uint8_t* here = to->data() + t * NYBBLE_TILE_N * runs * padded + at(k / run * padded + k % run);
+      for (int64_t column = 0; column < NYBBLE_TILE_N; column++) here[column * 4] = from[column * 4];
+    }
   call.arranged = std::move(to);
 }
 

@@ -50,9 +50,17 @@ void run_pool(const ConvCall& call, int threads) {
     args.pool = call.pool;
     args.dtype = dtype;
     args.range = call.y_range.address ? &range : nullptr;
-    for (int64_t x = 0; x < s.out_width; x++) {
-      const Window columns(x, s.stride_width, s.pad_width, s.kernel_width, s.width);
+    args.step = s.stride_width * s.channels;
+    const auto window = [&](int64_t x) { return Window(x, s.stride_width, s.pad_width, s.kernel_width, s.width); };
+    for (int64_t x = 0; x < s.out_width; x += args.count) {
+      const Window columns = window(x);
       args.columns = columns.end - columns.begin;
+      // As many windows as are whole, or this one.
+      args.count = 1;
+      if (args.columns == s.kernel_width)
+        while (x + args.count < s.out_width &&
+               window(x + args.count).end - window(x + args.count).begin == args.columns)
+          args.count++;
       args.factor = 1.0f / static_cast<float>(args.rows * args.columns);
       const int64_t from = ((sample * s.height + rows.begin) * s.width + columns.begin) * s.channels;
       args.x = reinterpret_cast<const void*>(call.linear.x.address + static_cast<uintptr_t>(from * bytes));

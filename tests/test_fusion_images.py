@@ -87,6 +87,43 @@ def test_the_whole_network_is_one_program(scheme, dtype):
     assert torch.equal(model(x), plain(x))
 
 
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 16, 3, 2, 1)
+        self.wide, self.same = nn.Conv2d(16, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1)
+        self.narrow = nn.Conv2d(32, 16, 1)
+        self.last = nn.Conv2d(16, 8, 3, 2, 1)
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        y = self.same(self.wide(x).relu()).relu()
+        y = (self.narrow(y) + x).relu()
+        return self.last(y)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@torch.no_grad()
+def test_codes_between_static_convolutions(batch):
+    torch.manual_seed(0)
+    model, x = Residual().eval(), images(batch, 40)
+    nybble.quantize(
+        model, "w8a8static", goal="memory", fuse=False, calibration=[(images(4, 40, seed),) for seed in (5, 6)]
+    )
+    assert all(str(module.scheme) == "w8a8static" for module in model.children())
+    plain = copy.deepcopy(model)
+    nybble.fuse(model, [x], goal="always")
+    program = fused_at(model, "").first
+    able = all(program.bound[part].takes_codes for part in program.folds)
+    assert len(program.codes) == (4 if able else 0)
+    for seed in (1, 2):
+        one = images(batch, 40, seed)
+        assert distance(model(one), plain(one)) <= 0.03
+    one[0, 0, 0, 0] = float("inf")
+    assert model(one)[0].isnan().all()  # as the modules themselves
+    assert torch.equal(model(one).isnan(), plain(one).isnan())
+
+
 @torch.no_grad()
 def test_other_sizes_are_learned_and_gradients_run_unfused():
     model, x = net(), images()

@@ -139,6 +139,7 @@ _CONTESTANTS = (
     REFERENCE,
     _TORCH_LAST,
     contestant("w8a8", by_scheme("w8a8"), least_cosine=_LEAST),
+    contestant("w8a8static", by_scheme("w8a8static", calibrated=True), least_cosine=_LEAST),
     Contestant(_ORT, _load_onnx, _LEAST, _write_onnx, pool="onnxruntime", needs=("onnx", "onnxruntime")),
     Contestant(_OV, _load_openvino, _LEAST, _write_openvino, pool="openvino", needs=("openvino", "nncf")),
 )

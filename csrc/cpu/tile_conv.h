@@ -78,7 +78,12 @@ inline void turn_bytes(const uint8_t* from, int64_t pixels, int64_t channels, ui
     for (int64_t p = 0; p < pixels; p++) _mm_storeu_si128(reinterpret_cast<__m128i*>(to + p * pixel_bytes), rows[p]);
     return;
   }
-  for (int64_t p = 0; p < pixels; p++) memcpy(to + p * pixel_bytes, &rows[p], static_cast<size_t>(channels));
+  // Pixels of fewer bytes in all: whole vectors, of which the next ones overwrite the end.
+  int64_t p = 0;
+  if (pixel_bytes == channels)
+    for (; (pixels - p) * pixel_bytes >= kSquare; p++)
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to + p * pixel_bytes), rows[p]);
+  for (; p < pixels; p++) memcpy(to + p * pixel_bytes, &rows[p], static_cast<size_t>(channels));
 #else
   for (int64_t p = 0; p < pixels; p++)
     for (int64_t c = 0; c < channels; c++) to[p * pixel_bytes + c] = from[c * kStep + p];

@@ -7,10 +7,8 @@
 namespace {
 
 template <int kDtype, bool kMax>
-inline NybbleStatus pool_pixel(const NybblePoolArgs& a) {
+inline void pool_pixel(const NybblePoolArgs& a, const uint8_t* x, uint8_t* y, Seen& seen) {
   constexpr int64_t bytes = kDtype == NYBBLE_F32 ? 4 : 2;
-  const uint8_t* x = static_cast<const uint8_t*>(a.x);
-  Seen seen;
   for (int64_t c = 0; c < a.channels; c += W) {
     const int64_t lanes = a.channels - c < W ? a.channels - c : W;
     VF v = kMax ? vf_load_as(x + c * bytes, kDtype, lanes) : vf_set1(0.0f);
@@ -19,15 +17,24 @@ inline NybbleStatus pool_pixel(const NybblePoolArgs& a) {
         const VF one = vf_load_as(x + (i * a.row + j * a.column + c) * bytes, kDtype, lanes);
         v = kMax ? vf_max(v, one) : vf_add(v, one);
       }
-    store_seen<kDtype>(kMax ? v : vf_mul(v, vf_set1(a.factor)), static_cast<uint8_t*>(a.y) + c * bytes, lanes, seen);
+    store_seen<kDtype>(kMax ? v : vf_mul(v, vf_set1(a.factor)), y + c * bytes, lanes, seen);
   }
+}
+
+template <int kDtype, bool kMax>
+inline NybbleStatus pool_pixels(const NybblePoolArgs& a) {
+  constexpr int64_t bytes = kDtype == NYBBLE_F32 ? 4 : 2;
+  Seen seen;
+  for (int64_t i = 0; i < a.count; i++)
+    pool_pixel<kDtype, kMax>(a, static_cast<const uint8_t*>(a.x) + i * a.step * bytes,
+                             static_cast<uint8_t*>(a.y) + i * a.channels * bytes, seen);
   if (a.range) extend_by(seen, *a.range);
   return NYBBLE_OK;
 }
 
 template <int kDtype>
 inline NybbleStatus pool_dtype(const NybblePoolArgs& a) {
-  return a.pool == NYBBLE_POOL_MAX ? pool_pixel<kDtype, true>(a) : pool_pixel<kDtype, false>(a);
+  return a.pool == NYBBLE_POOL_MAX ? pool_pixels<kDtype, true>(a) : pool_pixels<kDtype, false>(a);
 }
 
 inline NybbleStatus pool(const NybblePoolArgs* a) {

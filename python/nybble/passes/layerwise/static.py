@@ -61,6 +61,10 @@ def _why_not(
     dense = layer.site.module
     x = inputs.held_out.to(dense_weight(dense).dtype)
     wanted = matrix_layer(dense)(x)
+    if not layer.kind.takes_rows and static.scheme is not None:
+        # Convolutions round a whole image with one scale, not each of its patches.
+        low, high = x.aminmax()
+        dynamic = replace(dynamic, act=ActScale.of_range(float(low), float(high), static.scheme.act_type))
     ours, theirs = (relative_error(matrix_layer(make(one))(x), wanted) for one in (static, dynamic))
     if ours <= max(_MAX_RATIO * theirs, _SMALL_ERROR):
         return None
