@@ -403,7 +403,7 @@ def test_codes_give_the_bits_of_floats(name, pad):
         module.pack()
         parts = (module.packed, module.bias, "w8a8static", module.layout, case.out, module._geometry)
         bounds.append(BoundConv(*parts, given, torch.float32, Epilogue(None, "relu", 6.0), None))
-    if not all(bound.takes_codes for bound in bounds):
+    if not all(bound.reads_codes for bound in bounds):
         pytest.skip("the kernels here read no codes")
     codes = Codes(*bounds[1].given, pad)
     frame = torch.full((codes.nbytes(shape),), 128 + codes.zero, dtype=torch.uint8)
@@ -438,7 +438,7 @@ def test_codes_are_refused():
     shape = torch.Size((1, 64, 30, 30))
     parts = (module.packed, module.bias, "w8a8static", module.layout, case.out, case.geometry)
     bound = BoundConv(*parts, shape, torch.float32, Epilogue(), None)
-    if not bound.takes_codes:
+    if not bound.reads_codes:
         pytest.skip("the kernels here read no codes")
     codes = Codes(*bound.given, (1, 1))
     frame = torch.zeros(codes.nbytes(shape), dtype=torch.uint8)

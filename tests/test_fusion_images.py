@@ -113,8 +113,8 @@ def test_codes_between_static_convolutions(batch):
     assert all(str(module.scheme) == "w8a8static" for module in model.children())
     plain = copy.deepcopy(model)
     nybble.fuse(model, [x], goal="always")
-    program = fused_at(model, "").first
-    able = all(program.bound[part].takes_codes for part in program.folds)
+    program = fused_at(model).first
+    able = all(program.bound[part].writes_codes for part in program.folds)
     assert len(program.codes) == (4 if able else 0)
     for seed in (1, 2):
         one = images(batch, 40, seed)

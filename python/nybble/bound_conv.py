@@ -54,7 +54,7 @@ class BoundConv:
         act, codes = split(packed, parsed)
         # The static scale and zero point, or None.
         self.given = None if act is None else (float(act.scale), int(act.zero_point))
-        self.channels = shape[1] if geometry.groups == 1 else 4
+        self.channels, self.geometry = shape[1] if geometry.groups == 1 else 4, geometry
         if affine is not None:
             factor, shift = affine
             scale = layouts.find(layout).unpack(codes, parsed, out_channels, k).scale.flatten()
@@ -62,11 +62,16 @@ class BoundConv:
             self.bias = shift if bias is None else bias.float() * factor + shift
 
     @property
-    def takes_codes(self) -> bool:
-        """Whether its images and its residual may be codes."""
+    def reads_codes(self) -> bool:
+        """Whether its image may be codes."""
+        return self.channels % 4 == 0 and self.writes_codes
+
+    @property
+    def writes_codes(self) -> bool:
+        """Whether its residual and its output may be codes."""
         nothing = (torch.empty(0), True)
         call = native.conv_call(self.plan, kernel_name(), self.sizes, nothing, self.packed, None, nothing)
-        return self.channels % 4 == 0 and call.runs_direct
+        return call.runs_direct
 
     def call(self, x: Tensor, out: Tensor, residual: Tensor | None, ranges: Ranges, codes: _Codes = _NO_CODES) -> Any:
         """A call for native.run_convs that writes to ``out``. All are channels_last; x may also be contiguous. codes: as

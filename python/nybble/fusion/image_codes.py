@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..bound_conv import BoundConv, BoundPool
 from .image_graph import Step
-from .image_parts import Fold, Part
+from .image_parts import Part
 
 # Bytes after a frame that kernels may read (csrc/conv.h).
 _AFTER = 64
@@ -61,25 +61,22 @@ def codes_of(
             users.setdefault(one, []).append(part)
     found: dict[Step, Codes] = {}
     for part in parts:
-        if not isinstance(part, Fold) or not _able(bound[part]) or any(part.last is one for one in results):
+        if isinstance(part, Step) or any(part.last is one for one in results):
             continue
-        readers = users.get(part.last, [])
-        folds = [one for one in readers if isinstance(one, Fold) and _able(bound[one])]
-        inputs = [one for one in folds if one.x is part.last]
-        if len(folds) < len(readers) or not inputs:
+        read = [bound[one] for one in users.get(part.last, []) if not isinstance(one, Step) and one.x is part.last]
+        inputs = [one for one in read if isinstance(one, BoundConv) and one.reads_codes]
+        others = [one for one in users.get(part.last, []) if isinstance(one, Step) or one.x is not part.last]
+        able = all(_writes(bound.get(one)) for one in (part, *others) if not isinstance(one, Step))
+        if not inputs or len(inputs) < len(read) or not able or any(isinstance(one, Step) for one in others):
             continue
-        given = {_given(bound[one]) for one in inputs}
+        given = {one.given for one in inputs}
         scale, zero = given.pop() or (0.0, 0)
         if given or not scale:
             continue
-        pads = [one.module._geometry.padding for one in inputs]
+        pads = [one.geometry.padding for one in inputs]
         found[part.last] = Codes(scale, zero, (max(pad[0] for pad in pads), max(pad[1] for pad in pads)))
     return found
 
 
-def _able(bound: BoundConv | BoundPool) -> bool:
-    return isinstance(bound, BoundConv) and bound.takes_codes
-
-
-def _given(bound: BoundConv | BoundPool) -> tuple[float, int] | None:
-    return bound.given if isinstance(bound, BoundConv) else None
+def _writes(bound: BoundConv | BoundPool | None) -> bool:
+    return isinstance(bound, BoundConv) and bound.writes_codes
