@@ -131,7 +131,7 @@ def odd(budget_s: float) -> Iterator[Figure]:
 def groups(budget_s: float) -> Iterator[Figure]:
     """Time of the slowest group size over the fastest, and of asymmetric over symmetric, with cold weights."""
     for family in ("w4a8", "w4a16"):
-        sizes = [family, *(f"{family}g{size}" for size in numbers_of(family)[0].group_sizes)]
+        sizes = [family, *(f"{family}g{size}" for size in numbers_of(family)[0].group_sizes if size >= 32)]
         schemes = [*sizes, f"{family}g128asym"]
         for m in CPU.ms:
             seconds = duel([(scheme, LARGE) for scheme in schemes], m, torch.bfloat16, "cold", budget_s)

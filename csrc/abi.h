@@ -77,16 +77,18 @@ struct NybbleLinearArgs {
   const void* panel;
   const float* act_scale;
   const int32_t* act_zero;
-  const int32_t* act_sum;  // multiplied by -1, or by -8 where zero_point is null
+  const int32_t* act_sum;  // multiplied by -1, or by -8 where zero_point is null, or by 1 where minimum is not
   const uint8_t* codes;
-  const void* scale;          // f32 [tiles * 16] for 8 bits; bf16 [tiles][groups][16] for 4 bits
-  const uint8_t* zero_point;  // [tiles][groups][16], or null: 8
+  const void* scale;          // [tiles * 16] for 8 bits, [tiles][groups][16] for 4 bits, of scale_dtype
+  const uint8_t* zero_point;  // [tiles][groups][16], or null: 8, or 0 beside minimum
+  const void* minimum;        // likewise, of scale_dtype: weight = code * scale + minimum; null: none
   const int32_t* column_sum;  // [tiles * 16] sums of codes, 8 bits only
   const uint8_t* large;       // [tiles][nybble_large_bytes(k_padded)], dense 8 bits only; see pack.h
   const float* weight_sum;    // [tiles * 16] sums of weights, 4 bits only
   const void* bias;           // [n] elements of bias_dtype, or null
   void* y;                    // [rows][n] elements of y_dtype
   int32_t bias_dtype, y_dtype;
+  int32_t scale_dtype;  // f32 for 8 bits; bf16, f16 or f32 for 4 bits
   int64_t rows, n, k_padded, block_rows;
   int64_t group, groups;
   int64_t code_bits;
@@ -290,7 +292,9 @@ struct NybbleLookupArgs {
   // The sections of the layout plain (row by row), or of n16k4 and n16k8 (pack.h), whose tiles are `tile_bytes` long.
   const uint8_t* codes;
   const void* scale;
-  const uint8_t* zero_point;  // null: 0 for 8 bits, 8 for 4 bits
+  int32_t scale_dtype;
+  const uint8_t* zero_point;  // null: 0 for 8 bits and beside minimum, 8 for 4 bits
+  const void* minimum;        // of scale_dtype, or null
   int64_t tile_bytes;         // 0: plain
   int64_t group, groups;      // columns of a group; 4 bits: 32, 64, 128, or all in one group
   struct NybbleMatrix y;

@@ -373,7 +373,7 @@ class Convolution {
     args.run = run_;
     args.k_padded = shape.k_padded();
     args.panel_format = call_.linear.kernel->panel;
-    args.sum_factor = shape.symmetric ? -8 : -1;
+    args.sum_factor = sum_factor(shape);
     args.group = shape.group();
     args.groups = shape.groups();
     args.act_sum = codes_ && shape.bits == 4 ? held_.act_sum + first * args.groups : nullptr;

@@ -13,7 +13,7 @@ bool share(const LinearCall& a, const Cut& cut, const LinearCall& b, const Cut& 
   const bool own = a.static_activations || b.static_activations || a.shape.ordered || b.shape.ordered;
   return !own && a.prepare == b.prepare && a.kernel->panel == b.kernel->panel &&
          a.shape.k_padded() == b.shape.k_padded() && a.act_steps == b.act_steps && a.shape.group() == b.shape.group() &&
-         sums == other_sums && a.shape.symmetric == b.shape.symmetric && cut.block_rows == other.block_rows &&
+         sums == other_sums && sum_factor(a.shape) == sum_factor(b.shape) && cut.block_rows == other.block_rows &&
          cut.chunk_rows == other.chunk_rows;
 }
 

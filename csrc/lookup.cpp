@@ -23,13 +23,16 @@ void place_sections(const LookupCall& call, NybbleLookupArgs& args) {
   } else {
     at.scale = aligned(s.qweight_bytes());
     at.zero_point = at.scale + aligned(s.scale_bytes());
-    at.total = at.zero_point + s.zero_point_bytes();
+    at.minimum = at.zero_point;  // it has one of the two
+    at.total = at.zero_point + s.zero_point_bytes() + s.minimum_bytes();
   }
   require("packed", call.packed, static_cast<int64_t>(at.total), 1);
   const auto* packed = reinterpret_cast<const uint8_t*>(call.packed.address);
   args.codes = packed + at.codes;
   args.scale = packed + at.scale;
+  args.scale_dtype = s.scale_dtype();
   args.zero_point = s.symmetric ? nullptr : packed + at.zero_point;
+  args.minimum = s.minimum ? packed + at.minimum : nullptr;
 }
 
 void check_bags(const LookupCall& call) {

@@ -48,13 +48,16 @@ uint32_t load_block(const uint8_t* row, int64_t row_bytes, int64_t at) {
   return word;
 }
 
-float float_of_bf16(const uint8_t* p) {
-  uint16_t half;
-  std::memcpy(&half, p, 2);
-  const uint32_t bits = static_cast<uint32_t>(half) << 16;
+float float_of_bits(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, 4);
   return value;
+}
+
+float float_of_f16(uint16_t half) {
+  const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16, exponent = half >> 10 & 31u, part = half & 1023u;
+  if (!exponent) return float_of_bits(sign | 0x38800000u | part << 13) - float_of_bits(sign | 0x38800000u);
+  return float_of_bits(sign | (exponent == 31 ? 255u : exponent + 112) << 23 | part << 13);
 }
 
 int32_t sum_of(const int8_t* codes, int64_t count) {
@@ -76,10 +79,10 @@ float weight_sum(const WeightShape& s, const Portable& from, int64_t n) {
   for (int64_t g = 0; g < s.groups(); g++) {
     const int64_t at = n * s.groups() + g, begin = g * s.group(),
                   end = begin + s.group() < s.k ? begin + s.group() : s.k;
-    const int64_t zero_point = s.symmetric ? 8 : from.zero_point[at];
+    const int64_t zero_point = s.symmetric ? s.zero() : from.zero_point[at];
     const int64_t codes = sum_of_nibbles(from.qweight + n * ((s.k + 1) / 2) + begin / 2, end - begin);
-    sum += static_cast<double>(float_of_bf16(from.scale + at * 2)) *
-           static_cast<double>(codes - zero_point * (end - begin));
+    sum += static_cast<double>(scale_at(s, from.scale, at)) * static_cast<double>(codes - zero_point * (end - begin));
+    if (s.minimum) sum += static_cast<double>(scale_at(s, from.minimum, at)) * static_cast<double>(end - begin);
   }
   return static_cast<float>(sum);
 }
@@ -130,7 +133,7 @@ void mark_large(const WeightShape& s, const Sections& at, uint8_t* to, int64_t t
 void pack_tile(const WeightShape& s, const Sections& at, const Portable& from, uint8_t* to, int64_t tile) {
   const int64_t row_bytes = s.bits == 8 ? s.k : (s.k + 1) / 2, blocks = s.k_padded() / (s.bits == 8 ? 4 : 8);
   const int64_t groups = s.groups();
-  const size_t scale_bytes = s.bits == 8 ? 4 : 2;
+  const size_t scale_bytes = s.scale_item();
   for (int64_t lane = 0; lane < 16; lane++) {
     const int64_t n = tile * 16 + lane;
     uint8_t* codes = to + at.codes + static_cast<size_t>(tile * blocks * 64 + lane * 4);
@@ -164,6 +167,8 @@ void pack_tile(const WeightShape& s, const Sections& at, const Portable& from, u
       else
         std::memset(to + at.scale + packed * scale_bytes, 0, scale_bytes);
       if (!s.symmetric) to[at.zero_point + packed] = n < s.n ? from.zero_point[row] : 0;
+      if (s.minimum && n < s.n)  // the others were cleared
+        std::memcpy(to + at.minimum + packed * scale_bytes, from.minimum + row * scale_bytes, scale_bytes);
     }
   }
   if (s.bits == 8) mark_large(s, at, to, tile);
@@ -172,7 +177,7 @@ void pack_tile(const WeightShape& s, const Sections& at, const Portable& from, u
 void unpack_tile(const WeightShape& s, const Sections& at, const uint8_t* from, const Portable& to, int64_t tile) {
   const int64_t row_bytes = s.bits == 8 ? s.k : (s.k + 1) / 2, blocks = s.k_padded() / (s.bits == 8 ? 4 : 8);
   const int64_t groups = s.groups();
-  const size_t scale_bytes = s.bits == 8 ? 4 : 2;
+  const size_t scale_bytes = s.scale_item();
   for (int64_t lane = 0; lane < 16 && tile * 16 + lane < s.n; lane++) {
     const int64_t n = tile * 16 + lane;
     const uint8_t* codes = from + at.codes + static_cast<size_t>(tile * blocks * 64 + lane * 4);
@@ -188,6 +193,7 @@ void unpack_tile(const WeightShape& s, const Sections& at, const uint8_t* from, 
                    row = static_cast<size_t>(n * groups + g);
       std::memcpy(to.scale + row * scale_bytes, from + at.scale + packed * scale_bytes, scale_bytes);
       if (!s.symmetric) to.zero_point[row] = from[at.zero_point + packed];
+      if (s.minimum) std::memcpy(to.minimum + row * scale_bytes, from + at.minimum + packed * scale_bytes, scale_bytes);
     }
   }
 }
@@ -200,8 +206,13 @@ void WeightShape::validate() const {
   if (n < 1 || n > limit) refuse("out_features", n, "must be in [1, 2^31 - 1]");
   if (k < 1 || k > limit) refuse("in_features", k, "must be in [1, 2^31 - 1]");
   if (k > (int64_t{1} << 40) / n) refuse("in_features", k, "in_features * out_features must be at most 2^40");
-  if (group_size != 0 && group_size != 32 && group_size != 64 && group_size != 128)
-    refuse("group_size", group_size, "must be 0 (one group), 32, 64 or 128");
+  if (group_size != 0 && group_size != 16 && group_size != 32 && group_size != 64 && group_size != 128)
+    refuse("group_size", group_size, "must be 0 (one group), 16, 32, 64 or 128");
+  if (four_bit_scale != NYBBLE_BF16 &&
+      (bits != 4 || form != Form::dense || (four_bit_scale != NYBBLE_F16 && four_bit_scale != NYBBLE_F32)))
+    refuse("scale_dtype", four_bit_scale, "must be float16 or float32 for dense 4-bit weights, or else the usual one");
+  if (minimum && (bits != 4 || form != Form::dense || !symmetric))
+    refuse("minimum", minimum, "is for dense 4-bit weights without zero points");
   if (bits == 8 && (group_size || !symmetric))
     refuse("group_size", group_size, "8-bit weights must be per channel and symmetric");
   if (form != Form::dense && !symmetric) refuse("symmetric", symmetric, "sparse weights must be symmetric");
@@ -231,8 +242,9 @@ Sections sections_of(const WeightShape& s) {
   const int64_t columns = s.tiles() * 16;
   if (s.form == Form::dense) at.codes = take(columns * s.k_padded() * s.bits / 8);
   if (s.form != Form::dense) at.start = take((s.tiles() / s.strip() + (s.form == Form::gather ? 2 : 1)) * 8);
-  at.scale = take(columns * s.groups() * (s.bits == 8 ? 4 : 2));
+  at.scale = take(columns * s.groups() * static_cast<int64_t>(s.scale_item()));
   at.zero_point = take(s.symmetric ? 0 : columns * s.groups());
+  at.minimum = take(s.minimum ? columns * s.groups() * static_cast<int64_t>(s.scale_item()) : 0);
   at.sum = take(columns * 4);
   if (s.form == Form::dense && s.bits == 8) at.large = take(s.tiles() * nybble_large_bytes(s.k_padded()));
   if (s.form == Form::gather) at.order = take(columns * 4);
@@ -240,6 +252,17 @@ Sections sections_of(const WeightShape& s) {
   if (s.form == Form::gather || s.form == Form::blocks) at.index = at.total;
   if (s.form != Form::dense) at.codes = at.total;
   return at;
+}
+
+float scale_at(const WeightShape& shape, const uint8_t* scales, int64_t place) {
+  if (shape.scale_dtype() == NYBBLE_F32) {
+    float value;
+    std::memcpy(&value, scales + place * 4, 4);
+    return value;
+  }
+  uint16_t half;
+  std::memcpy(&half, scales + place * 2, 2);
+  return shape.scale_dtype() == NYBBLE_F16 ? float_of_f16(half) : float_of_bits(static_cast<uint32_t>(half) << 16);
 }
 
 void pack(const WeightShape& shape, const Portable& from, uint8_t* to, int threads) {

@@ -8,8 +8,9 @@
 //                  negative ones, that sum to more than 258: 127 times 258 is the most that fits in 16 bits
 //   n16k8  4 bits  codes [tiles][k_padded / 8][16][4]: byte j holds k = j (low nibble) and k = j + 4 (high nibble)
 //                  k_padded: K rounded up to a multiple of the group size, or of 8 if one group spans K
-//                  scale [tiles][groups][16] bf16; zero_point [tiles][groups][16] u8, absent if symmetric (8)
-//                  weight_sum [tiles * 16] f32: sum of (code - zero_point) * scale over K
+//                  scale [tiles][groups][16] of scale_dtype; zero_point [tiles][groups][16] u8, absent if symmetric
+//                  (8); or minimum, as scale: weight = code * scale + minimum weight_sum [tiles * 16] f32: sum of (code
+//                  - zero_point) * scale over K
 //
 // Both end with order [k] s32 if the columns of the weight are in another order than the inputs: which input each has.
 //
@@ -37,6 +38,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "abi.h"
+
 namespace nybble {
 
 enum class Form { dense, mask, gather, blocks };
@@ -47,8 +50,10 @@ struct WeightShape {
   int64_t group_size = 0;  // 0: one group spans K
   bool symmetric = true;
   Form form = Form::dense;
-  int64_t block_n = 0, block_k = 0;  // Form::blocks only
-  bool ordered = false;              // Form::dense only: columns are in an order of their own
+  int64_t block_n = 0, block_k = 0;          // Form::blocks only
+  bool ordered = false;                      // Form::dense only: columns are in an order of their own
+  NybbleDtype four_bit_scale = NYBBLE_BF16;  // of the scales of 4 bits: bf16, or dense f16 or f32
+  bool minimum = false;  // Form::dense with 4 bits and symmetric only: weights are code * scale + minimum
 
   // Throws std::invalid_argument, naming the field, its value and the rule.
   void validate() const;
@@ -57,17 +62,23 @@ struct WeightShape {
   int64_t k_padded() const;
   int64_t group() const { return group_size ? group_size : k_padded(); }
   int64_t groups() const { return k_padded() / group(); }
+  NybbleDtype scale_dtype() const { return bits == 8 ? NYBBLE_F32 : four_bit_scale; }
+  size_t scale_item() const { return scale_dtype() == NYBBLE_F32 ? 4 : 2; }
   // Bytes of the portable tensors: qweight [n][k] or [n][(k + 1) / 2], scale [n][groups], zero_point [n][groups].
   size_t qweight_bytes() const { return static_cast<size_t>(n * (bits == 8 ? k : (k + 1) / 2)); }
-  size_t scale_bytes() const { return static_cast<size_t>(n * groups()) * (bits == 8 ? 4 : 2); }
+  size_t scale_bytes() const { return static_cast<size_t>(n * groups()) * scale_item(); }
   size_t zero_point_bytes() const { return symmetric ? 0 : static_cast<size_t>(n * groups()); }
+  size_t minimum_bytes() const { return minimum ? scale_bytes() : 0; }
+  // The zero point of weights without a tensor of them.
+  int zero() const { return bits == 8 || minimum ? 0 : 8; }
   size_t order_bytes() const { return ordered ? static_cast<size_t>(k) * 4 : 0; }
 };
 
 // Byte offsets of the sections. sum: column_sum or weight_sum. large: of n16k4 only. For sparse forms, codes is the
 // values, steps or blocks, index the windows or block positions, and total the size without these two.
 struct Sections {
-  size_t codes = 0, scale = 0, zero_point = 0, sum = 0, large = 0, start = 0, order = 0, index = 0, total = 0;
+  size_t codes = 0, scale = 0, zero_point = 0, minimum = 0, sum = 0, large = 0, start = 0, order = 0, index = 0,
+         total = 0;
 };
 
 Sections sections_of(const WeightShape& shape);
@@ -76,8 +87,12 @@ struct Portable {
   uint8_t* qweight;
   uint8_t* scale;
   uint8_t* zero_point;
-  uint8_t* order = nullptr;  // [k] s32, a permutation
+  uint8_t* minimum = nullptr;  // as scale
+  uint8_t* order = nullptr;    // [k] s32, a permutation
 };
+
+// The scale of a place among those of a weight.
+float scale_at(const WeightShape& shape, const uint8_t* scales, int64_t place);
 
 // Dense forms only. Throws std::invalid_argument if the order is no permutation.
 void pack(const WeightShape& shape, const Portable& from, uint8_t* to, int threads);

@@ -37,8 +37,9 @@ Sections sections_of_rows(const LinearCall& call) {
   Sections at = sections_of(call.packed_shape());
   const size_t columns = static_cast<size_t>(call.first_row), groups = columns * static_cast<size_t>(s.groups());
   at.codes += columns * static_cast<size_t>(s.k_padded() * s.bits) / 8;
-  at.scale += groups * (s.bits == 8 ? 4 : 2);
+  at.scale += groups * s.scale_item();
   at.zero_point += s.symmetric ? 0 : groups;
+  at.minimum += s.minimum ? groups * s.scale_item() : 0;
   at.sum += columns * 4;
   if (at.large) at.large += columns / NYBBLE_TILE_N * static_cast<size_t>(nybble_large_bytes(s.k_padded()));
   return at;
@@ -92,6 +93,8 @@ Chunk carve(const LinearCall& call, int64_t row, const Cut& cut, uint8_t* base) 
           reinterpret_cast<int32_t*>(base + panel + 2 * scales)};
 }
 
+int32_t sum_factor(const WeightShape& shape) { return shape.minimum ? 1 : shape.symmetric ? -8 : -1; }
+
 NybblePrepareArgs prepare_args(const LinearCall& call, const Chunk& chunk) {
   NybblePrepareArgs args{};
   args.x = reinterpret_cast<const uint8_t*>(call.x.address) + chunk.row * call.stride * dtype_bytes(call.x_dtype);
@@ -110,7 +113,7 @@ NybblePrepareArgs prepare_args(const LinearCall& call, const Chunk& chunk) {
   args.act_scale = chunk.act_scale;
   args.act_zero = chunk.act_zero;
   args.act_sum = call.shape.bits == 4 && call.kernel->int_activations() ? chunk.act_sum : nullptr;
-  args.sum_factor = call.shape.symmetric ? -8 : -1;
+  args.sum_factor = sum_factor(call.shape);
   args.act_steps = call.act_steps;
   args.given_scale = call.given.scale;
   args.given_zero = call.given.zero;
@@ -129,7 +132,9 @@ NybbleLinearArgs linear_args(const LinearCall& call, const Chunk& chunk) {
   args.act_sum = chunk.act_sum;
   args.codes = packed + at.codes;
   args.scale = packed + at.scale;
+  args.scale_dtype = shape.scale_dtype();
   args.zero_point = shape.symmetric ? nullptr : packed + at.zero_point;
+  args.minimum = shape.minimum ? packed + at.minimum : nullptr;
   args.column_sum = reinterpret_cast<const int32_t*>(packed + at.sum);
   args.weight_sum = reinterpret_cast<const float*>(packed + at.sum);
   args.large = at.large ? packed + at.large : nullptr;
@@ -232,6 +237,8 @@ void check_weight(const LinearCall& call) {
            "\": takes float activations; static_activations must be false");
   if (call.kernel->bf16_activations() && call.x_dtype != NYBBLE_BF16)
     refuse(std::string("kernel=\"") + call.kernel->name + "\": takes only bfloat16 activations");
+  if (call.kernel->panel == NYBBLE_PANEL_BF16_LINES && shape.minimum)
+    refuse(std::string("kernel=\"") + call.kernel->name + "\": does not support weights with a minimum");
   if (call.x_dtype == NYBBLE_S32 || call.bias_dtype == NYBBLE_S32) refuse("dtype: activations and bias must be float");
   if (call.y_dtype == NYBBLE_S32 && !(call.kernel->int_activations() && shape.bits == 8))
     refuse("y: int32 output is supported only for 8-bit weights and 8-bit activations");

@@ -38,6 +38,9 @@ void check_weight(const LinearCall& call);
 // longer begins with. Throws std::invalid_argument if something other than x and y is wrong.
 LinearCall resolved(const LinearCall& asked);
 
+// What the sums of a row's codes are multiplied with: see NybbleLinearArgs::act_sum.
+int32_t sum_factor(const WeightShape& shape);
+
 // The arguments for all blocks of the chunk.
 NybblePrepareArgs prepare_args(const LinearCall& call, const Chunk& chunk);
 NybbleLinearArgs linear_args(const LinearCall& call, const Chunk& chunk);

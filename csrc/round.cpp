@@ -108,7 +108,7 @@ float clamped(float value, float low, float high) { return value < low ? low : v
 
 // A scale as stored, 0 if it cannot tell codes apart, and a zero point.
 struct Step {
-  float scale, zero;
+  float scale, zero, minimum = 0;
 };
 
 Step step_of(const WeightShape& s, const Range& range) {
@@ -166,14 +166,9 @@ void store_step(const WeightShape& s, const Step& step, const Portable& to, int6
 }
 
 Step load_step(const WeightShape& s, const Portable& from, int64_t at) {
-  float full;
-  uint16_t upper;
-  if (s.bits == 8)
-    std::memcpy(&full, from.scale + at * 4, 4);
-  else
-    std::memcpy(&upper, from.scale + at * 2, 2);
-  return {s.bits == 8 ? full : BF16::load(upper),
-          s.symmetric ? codes_of(s).middle : static_cast<float>(from.zero_point[at])};
+  return {scale_at(s, from.scale, at),
+          s.symmetric ? static_cast<float>(s.zero()) : static_cast<float>(from.zero_point[at]),
+          s.minimum ? scale_at(s, from.minimum, at) : 0};
 }
 
 template <class T>
@@ -206,7 +201,7 @@ void add_squares(const typename T::Stored* x, const int8_t* codes, int64_t count
 #pragma omp simd reduction(+ : signal, noise)
   for (int64_t i = 0; i < count; i++) {
     const double value = T::load(x[i]);
-    const double error = value - T::stored((static_cast<float>(codes[i]) - step.zero) * step.scale);
+    const double error = value - T::stored((static_cast<float>(codes[i]) - step.zero) * step.scale + step.minimum);
     signal += value * value;
     noise += error * error;
   }

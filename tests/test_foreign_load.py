@@ -44,7 +44,7 @@ def written(tmp_path: Path) -> tuple[Path, nn.Module]:
     return write(tmp_path, -127)
 
 
-def write(directory: Path, lowest: int, **config: object) -> tuple[Path, nn.Module]:
+def write(directory: Path, lowest: int, negative: bool = False, **config: object) -> tuple[Path, nn.Module]:
     torch.manual_seed(0)
     told = transformers.LlamaConfig(**SIZES, **HEADS, attention_bias=True, tie_word_embeddings=True, **config)
     model = transformers.LlamaForCausalLM(told).eval()
@@ -52,6 +52,7 @@ def write(directory: Path, lowest: int, **config: object) -> tuple[Path, nn.Modu
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Linear) and name != "lm_head":
             codes, scale = rounded(layer.weight.detach(), lowest)
+            scale[:1] *= -1 if negative else 1
             tensors |= {f"{name}.weight": codes, f"{name}.weight_scale": scale}
             layer.weight.data = codes * scale.float()
             if layer.bias is not None:
@@ -82,13 +83,13 @@ def test_every_layer_is_exact_and_the_model_runs(written: tuple[Path, nn.Module]
 
 
 def test_codes_that_do_not_fit_are_rounded_again_and_it_is_said(tmp_path: Path) -> None:
-    directory, dense = write(tmp_path, -128)
+    directory, dense = write(tmp_path, -128, negative=True)
     model, report = nybble.load_pretrained(directory, act_bits=8)
     row = next(row for row in report.layers if row.name == "model.layers.1.mlp.up_proj")
     assert not row.exact
     assert row.scheme == "w8a8"
     assert row.why is not None
-    assert "code -128" in row.why
+    assert "code 128" in row.why
     layer = model.model.layers[1].mlp.up_proj
     weight, new = dense.model.layers[1].mlp.up_proj.weight.detach(), layer.dequantized_weight()
     noise = (weight - new).square().sum()

@@ -179,10 +179,10 @@ DAMAGE = {
     "qweight not packed in nibbles": ("w4a16g32", "qweight", edit("qweight", lambda t: t.repeat(1, 2)[:, :K])),
     "qweight empty": ("w4a16g32", "qweight", edit("qweight", lambda t: t[:0])),
     "qweight flat": ("w4a16g32", "qweight", edit("qweight", torch.flatten)),
-    "code -128": ("w8a8", "qweight", put("qweight", (N - 1, K - 1), -128)),
     "nibble beyond the row": ("w4a16g32", "qweight", put("qweight", (N - 1, -1), 0x18)),
     "scale of another dtype": ("w8a8", "scale", edit("scale", lambda t: t.double())),
-    "scale half": ("w4a16g32", "scale", edit("scale", lambda t: t.half())),
+    "scale half": ("w8a8", "scale", edit("scale", lambda t: t.half())),
+    "scale double": ("w4a16g32", "scale", edit("scale", lambda t: t.double())),
     "scale of another group size": ("w4a16g32", "scale", edit("scale", lambda t: t[:, :1])),
     "scale without groups": ("w8a8", "scale", edit("scale", lambda t: t[:, 0])),
     "scale NaN": ("w8a8", "scale", put("scale", (N - 1, 0), torch.nan)),
@@ -213,6 +213,15 @@ def test_damaged_states_are_refused_by_name_and_change_nothing(damage, strict, p
     assert "0.0" in str(error.value)
     assert layer.packed is held
     assert_same_state(layer.state_dict(), before)
+
+
+def test_the_code_minus_128_is_held():
+    layer = make("w8a8")
+    state = clone_of(layer.state_dict())
+    state["qweight"][N - 1, K - 1] = -128
+    layer.load_state_dict(state)
+    assert layer.qweight[N - 1, K - 1] == -128
+    assert layer.dequantized_weight()[N - 1, K - 1] == -128 * layer.scale[N - 1, 0]
 
 
 def test_a_state_without_damage_is_accepted_where_the_damaged_ones_were_not():

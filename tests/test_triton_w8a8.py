@@ -53,7 +53,7 @@ def product(x: Tensor, quantized: QuantizedWeight, bias: Tensor | None, config: 
 
 
 def corner_codes(n: int, k: int) -> Tensor:
-    corners = torch.tensor([127, -127, 0, 1, -1, 126, -126, 64], dtype=torch.int8)
+    corners = torch.tensor([127, -128, 0, 1, -1, 126, -126, 64], dtype=torch.int8)
     return corners[torch.randint(0, len(corners), (n, k))]
 
 

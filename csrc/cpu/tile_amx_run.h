@@ -201,7 +201,9 @@ struct Grouped {
 #pragma GCC unroll 2
       for (int v = 0; v < V; v++) {
         const VF before = g == 0 ? vf_set1(0.0f) : vf_load(total.at[r] + v * W);
-        vf_store(total.at[r] + v * W, vf_fma(Op::to_float(Op::load(sums.at[r] + v * W)), scale[v], before));
+        VF sum = vf_fma(Op::to_float(Op::load(sums.at[r] + v * W)), scale[v], before);
+        add_minimum<1>(a, at.row + r, at.column + v * W, g, [&](int) -> VF& { return sum; });
+        vf_store(total.at[r] + v * W, sum);
       }
   }
 };

@@ -104,7 +104,6 @@ inline VF vf_of_int(VI a) { return _mm256_cvtepi32_ps(a); }
 inline VI vi_round(VF a) { return _mm256_cvtps_epi32(a); }
 
 inline VF vf_of_bf16(__m128i half) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16)); }
-inline VF vf_load_bf16(const uint16_t* p) { return vf_of_bf16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
 inline VI vi_load_u8(const uint8_t* p) {
   return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
 }

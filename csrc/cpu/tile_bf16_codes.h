@@ -25,6 +25,7 @@ struct Bf16Nibbles {
   // 16 - zero_point in each 16-bit lane, for W columns in a group.
   NYBBLE_INLINE VI origin(const NybbleLinearArgs* a, int64_t column, int64_t g) {
     if (kSymmetric) return vi_set1(0);
+    if (a->minimum) return vi_set1(0x00100010);  // zero points of 0
     const VI start = vi_sub(vi_set1(16), vi_load_u8(a->zero_point + group_at(a, column, g)));
     return vi_mul(start, vi_set1(0x00010001));
   }

@@ -76,6 +76,8 @@ struct GroupsTile : TileDefaults {
       const VF scale = group_scale(a, at.column + v * W, g);
 #pragma GCC unroll 16
       for (int r = 0; r < R; r++) sum[r][v] = vf_fma(vf_of_int(acc[r][v]), scale, sum[r][v]);
+      add_minimum<R>(a, at.row, at.column + v * W, g,
+                     [&](int r) __attribute__((always_inline)) -> VF& { return sum[r][v]; });
     }
   }
 

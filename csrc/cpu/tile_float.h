@@ -30,7 +30,8 @@ struct Weight8 {
 };
 
 // A nibble is converted where it lies among 16 bits, times 16^(i % 4), which the scale takes out again: no shift. The
-// fused multiply-add is exact, since code * scale - zero_point * scale has at most 13 significant bits.
+// fused multiply-add is exact for scales of 16 bits, since code * scale - zero_point * scale has at most 16 significant
+// bits. The offset may be a minimum.
 struct Weight4 {
   static constexpr int kBlock = 8;
   static constexpr int64_t kLineBytes = kLine, kDecodedLine = 0;
@@ -43,7 +44,7 @@ struct Weight4 {
   void enter(int64_t g) {
     scale[0] = group_scale(a, column, g);
     const VI zero = a->zero_point ? vi_load_u8(a->zero_point + group_at(a, column, g)) : vi_set1(8);
-    offset = vf_neg(vf_mul(scale[0], vf_of_int(zero)));
+    offset = a->minimum ? group_minimum(a, column, g) : vf_neg(vf_mul(scale[0], vf_of_int(zero)));
 #pragma GCC unroll 4
     for (int i = 1; i < 4; i++) scale[i] = vf_mul(scale[i - 1], vf_set1(0x1p-4f));
   }

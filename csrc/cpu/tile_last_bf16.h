@@ -14,6 +14,8 @@ inline VI vi_pairs(int32_t even, int32_t odd) {
   return vi_load(lanes);
 }
 
+constexpr int32_t kTwoOnes = 0x3f803f80;  // as bfloat16
+
 // The accumulators of one column for R rows, in two parts to hide the latency of the multiply.
 template <int R>
 struct LastSums {
@@ -34,6 +36,11 @@ struct LastSums {
   void add(const LastSums& sums, VF scale) {
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; v++) part[0][v] = vf_fma(vf_add(sums.part[0][v], sums.part[1][v]), scale, part[0][v]);
+  }
+
+  // Adds the activations of `count` k themselves, a multiple of 4.
+  void add_activations(const uint8_t* x, int64_t count) {
+    for (int64_t i = 0; i < count / 4; i++, x += 8 * R) add(static_cast<int>(i % 2), vi_set1(kTwoOnes), x);
   }
 
   void rows(VF (&of_row)[R][1]) const {

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "tile_rows.h"
+#include "tile_scale.h"
 
 namespace {
 
@@ -28,13 +29,6 @@ inline RowPlace place_of(const NybbleLookupArgs& a, int64_t row) {
   const int64_t tile = row / NYBBLE_TILE_N, column = row % NYBBLE_TILE_N;
   return {a.codes + tile * a.tile_bytes + column * 4, 4 * NYBBLE_TILE_N, tile * a.groups * NYBBLE_TILE_N + column,
           NYBBLE_TILE_N};
-}
-
-inline float float_of_bf16(uint16_t half) {
-  const uint32_t bits = static_cast<uint32_t>(half) << 16;
-  float value;
-  memcpy(&value, &bits, 4);
-  return value;
 }
 
 // Eight bytes of four bytes of nibbles: of the layout n16k8, byte j holds the columns j and j + 4.
@@ -80,14 +74,16 @@ inline void each_value(const NybbleLookupArgs& a, const RowPlace& at, int64_t c,
   const int64_t group = a.group < kBlock ? a.group : kBlock;
   for (int64_t g = 0; g < count; g += group) {
     const int64_t place = at.scale + (c + g) / a.group * at.scale_step, end = g + group < count ? g + group : count;
-    const VF scale = vf_set1(kBits == 8 ? static_cast<const float*>(a.scale)[place]
-                                        : float_of_bf16(static_cast<const uint16_t*>(a.scale)[place]));
-    const VF zero = vf_set1(a.zero_point ? static_cast<float>(a.zero_point[place]) : 8.0f);
+    const VF scale = one_scale(a.scale, a.scale_dtype, place);
+    const VF zero = vf_set1(a.zero_point ? static_cast<float>(a.zero_point[place]) : a.minimum ? 0.0f : 8.0f);
+    const VF minimum = a.minimum ? one_scale(a.minimum, a.scale_dtype, place) : vf_set1(0.0f);
     for (int64_t i = g; i < end; i += W) {
       const int64_t lanes = end - i < W ? end - i : W;
       VF v = vf_load_s8(codes + i, lanes);
       if (kBits == 4) v = vf_sub(v, zero);
-      use(i, lanes, vf_mul(v, scale));
+      v = vf_mul(v, scale);
+      if (a.minimum) v = vf_add(v, minimum);
+      use(i, lanes, v);
     }
   }
 }

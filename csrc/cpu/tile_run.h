@@ -14,6 +14,7 @@
 
 #include "../abi.h"
 #include "tile_inline.h"
+#include "tile_scale.h"
 #include "tile_table.h"
 
 namespace {
@@ -378,12 +379,30 @@ NYBBLE_INLINE void finish_w8a8(const NybbleLinearArgs* a, int64_t row, int64_t c
 // fetches those of the group that is kScalesAhead tiles further, in small groups the next ones.
 inline VF group_scale(const NybbleLinearArgs* a, int64_t column, int64_t g) {
   constexpr int64_t kScalesAhead = 4;
-  const uint16_t* scale = static_cast<const uint16_t*>(a->scale) + group_at(a, column, g);
-  __builtin_prefetch(scale + (a->group <= 32 ? 256 : kScalesAhead * NYBBLE_TILE_N * a->groups));
-  return vf_load_bf16(scale);
+  const int64_t place = group_at(a, column, g);
+  const int64_t ahead = a->group <= 32 ? 256 : kScalesAhead * NYBBLE_TILE_N * a->groups;
+  __builtin_prefetch(scale_place(a->scale, a->scale_dtype, place + ahead));
+  return vf_load_as(scale_place(a->scale, a->scale_dtype, place), a->scale_dtype, W);
 }
 
-// Initial accumulators of a group, which subtract the weight zero point: -zero_point * (sum of activation codes).
+// Likewise, their minimum.
+inline VF group_minimum(const NybbleLinearArgs* a, int64_t column, int64_t g) {
+  return vf_load_as(scale_place(a->minimum, a->scale_dtype, group_at(a, column, g)), a->scale_dtype, W);
+}
+
+// Adds to the sums of R rows and W columns, where weights have a minimum, its product with the sum of the row's codes
+// in the group. sum_of(r): the sum, to be changed.
+template <int R, class SumOf>
+NYBBLE_INLINE void add_minimum(const NybbleLinearArgs* a, int64_t row, int64_t column, int64_t g, const SumOf& sum_of) {
+  if (!a->minimum) return;
+  const VF minimum = group_minimum(a, column, g);
+  const int32_t* sums = a->act_sum + row * a->groups + g;
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++) sum_of(r) = vf_fma(vf_set1(static_cast<float>(sums[r * a->groups])), minimum, sum_of(r));
+}
+
+// Initial accumulators of a group, which subtract the weight zero point: -zero_point * (sum of activation codes). 0
+// where weights have a minimum.
 struct GroupStart {
   const int32_t* sums;
   int64_t groups;
@@ -393,8 +412,8 @@ struct GroupStart {
   GroupStart(const NybbleLinearArgs* a, int64_t row, int64_t column, int64_t g)
       : sums(a->act_sum + row * a->groups + g),
         groups(a->groups),
-        symmetric(!a->zero_point),
-        zero(symmetric ? vi_set1(0) : vi_load_u8(a->zero_point + group_at(a, column, g))) {}
+        symmetric(!a->zero_point && !a->minimum),
+        zero(a->zero_point ? vi_load_u8(a->zero_point + group_at(a, column, g)) : vi_set1(0)) {}
 
   VI of_row(int r) const {
     const VI sum = vi_set1(sums[r * groups]);

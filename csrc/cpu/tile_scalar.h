@@ -227,9 +227,6 @@ inline VI vi_round(VF a) {
   return lanes_of<VI>([&](int i) { return static_cast<int32_t>(nearbyintf(a.v[i])); });
 }
 
-inline VF vf_load_bf16(const uint16_t* p) {
-  return lanes_of<VF>([&](int i) { return f32_of_bits(static_cast<uint32_t>(p[i]) << 16); });
-}
 inline VI vi_load_u8(const uint8_t* p) {
   return lanes_of<VI>([&](int i) { return static_cast<int32_t>(p[i]); });
 }

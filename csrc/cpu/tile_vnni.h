@@ -109,7 +109,7 @@ struct Tile4 : GroupsTile {
         x += 4 * R;
       });
       const VI all = vi_add(vi_add(part[0], part[1]), vi_add(part[2], part[3]));
-      sum = vf_fma(vf_of_int(all), last_scale(a, column, g), sum);
+      sum = with_last_minimum<R>(a, row, column, g, vf_fma(vf_of_int(all), last_scale(a, column, g), sum));
     }
     float of_row[W];
     vf_store(of_row, sum);

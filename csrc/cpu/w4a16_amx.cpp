@@ -16,7 +16,7 @@ struct Nibbles : Grouped<Nibbles<kSymmetric>> {
   using Op = Bf16Op;
   using Pairs = Bf16Nibbles<kSymmetric>;
   static constexpr bool kDecodes = true;
-  static int64_t step(const NybbleLinearArgs*) { return 32; }
+  static int64_t step(const NybbleLinearArgs* a) { return a->groups > 1 && a->group < 32 ? a->group : 32; }
 
   static void decode(const NybbleLinearArgs* a, int64_t column, int64_t begin, int64_t end, uint8_t* to) {
     const VI entries = Pairs::table();
@@ -31,7 +31,7 @@ struct Nibbles : Grouped<Nibbles<kSymmetric>> {
         vi_store(to + 3 * kLine, Pairs::template pair<3>(codes, origin, entries));
       }
     }
-    memset(to, 0, static_cast<size_t>((whole_steps(end - begin, 32) - (end - begin)) / 2 * kLine));
+    memset(to, 0, static_cast<size_t>((whole_steps(end - begin, step(a)) - (end - begin)) / 2 * kLine));
   }
 
   template <int R>

@@ -61,8 +61,14 @@ struct Tile : TileDefaults {
     const uint8_t *w = codes_at(a, column), *x = panel_at<uint8_t>(a, row * 2);
     LastSums<R> total;
     for (int64_t g = 0; g < a->groups; g++) {
-      const VI origin = vi_set1(kSymmetric ? 0 : 0x00010001 * (16 - a->zero_point[group_at(a, column, g)]));
+      const int zero = a->zero_point ? a->zero_point[group_at(a, column, g)] : 0;
+      const VI origin = vi_set1(kSymmetric ? 0 : 0x00010001 * (16 - zero));
       LastSums<R> sums;
+      if (!kSymmetric && a->minimum) {
+        LastSums<R> activations;
+        activations.add_activations(x, a->group);
+        total.add(activations, one_scale(a->minimum, a->scale_dtype, group_at(a, column, g)));
+      }
       each_of_four(a->group / 4, [&](int i) __attribute__((always_inline)) {
         const VI codes = vi_mul(word_at(w), shift);
         sums.add(
@@ -85,12 +91,29 @@ struct Tile : TileDefaults {
     for (int v = 0; v < V; v++) finish_w4a16<R, V>(a, row, column + v * W, sum, v);
   }
 
+  // What the minimum of a group, whose activations are at x, adds to the sums.
+  template <int R, int V>
+  NYBBLE_INLINE void add_minimums(const NybbleLinearArgs* a, int64_t column, int64_t g, const uint8_t* x,
+                                  VF (&sum)[R][V]) {
+    LastSums<R> activations;
+    activations.add_activations(x, a->group);
+    VF of_row[R][1];
+    activations.rows(of_row);
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+      const VF minimum = group_minimum(a, column + v * W, g);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r++) sum[r][v] = vf_fma(of_row[r][0], minimum, sum[r][v]);
+    }
+  }
+
   template <int R, int V>
   NYBBLE_INLINE void run(const NybbleLinearArgs* a, const Place& at, const uint8_t* (&w)[V], VF (&sum)[R][V],
                          Prefetcher& prefetcher) {
     const VI entries = Codes::table();
     const uint8_t* x = panel_at<uint8_t>(a, at.row * 2) + at.begin * R * 2;
     for (int64_t g = at.begin / a->group; g * a->group < at.end; g++) {
+      if (!kSymmetric && a->minimum) add_minimums<R, V>(a, at.column, g, x, sum);
       constexpr int kSums = R * parts(R);
       VF acc[parts(R)][R][V];
       VI origin[V];
@@ -122,6 +145,6 @@ struct Tile : TileDefaults {
 }  // namespace
 
 extern "C" NybbleStatus nybble_w4a16_avx512bf16(const NybbleLinearArgs* args) {
-  return args->zero_point ? run_tiles<Tile<false>, block_rows::w4a16_avx512bf16>(args)
-                          : run_tiles<Tile<true>, block_rows::w4a16_avx512bf16>(args);
+  return args->zero_point || args->minimum ? run_tiles<Tile<false>, block_rows::w4a16_avx512bf16>(args)
+                                           : run_tiles<Tile<true>, block_rows::w4a16_avx512bf16>(args);
 }

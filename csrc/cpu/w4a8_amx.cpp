@@ -39,7 +39,7 @@ struct Nibbles : Grouped<Nibbles> {
  private:
   // The zero point of each column in each of its four bytes.
   NYBBLE_INLINE VI zero_points(const NybbleLinearArgs* a, int64_t column, int64_t g) {
-    if (!a->zero_point) return vi_set1(0x08080808);
+    if (!a->zero_point) return vi_set1(a->minimum ? 0 : 0x08080808);
     return vi_mul(vi_load_u8(a->zero_point + group_at(a, column, g)), vi_set1(0x01010101));
   }
 };

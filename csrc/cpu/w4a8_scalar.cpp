@@ -28,6 +28,7 @@ struct Tile : TileDefaults {
               acc[r].v[i] += x[r * 4 + j] * (w[i * 4 + j] & 15) + x[(R + r) * 4 + j] * (w[i * 4 + j] >> 4);
       const VF scale = group_scale(a, at.column, g);
       for (int r = 0; r < R; r++) sum[r][0] = vf_fma(vf_of_int(acc[r]), scale, sum[r][0]);
+      add_minimum<R>(a, at.row, at.column, g, [&](int r) -> VF& { return sum[r][0]; });
     }
   }
 

@@ -54,6 +54,8 @@ class WeightShape:
         block_n: int,
         block_k: int,
         ordered: bool,
+        four_bit_scale: int = ...,
+        minimum: bool = ...,
     ) -> None: ...
     @property
     def packed_bytes(self) -> int: ...
@@ -91,6 +93,7 @@ def pack(
     qweight: _Memory,
     scale: _Memory,
     zero_point: _Memory,
+    minimum: _Memory,
     order: _Memory,
     packed: _Memory,
     threads: int,
@@ -101,6 +104,7 @@ def unpack(
     qweight: _Memory,
     scale: _Memory,
     zero_point: _Memory,
+    minimum: _Memory,
     order: _Memory,
     threads: int,
 ) -> None: ...
@@ -123,6 +127,7 @@ def squared_sums(
     qweight: _Memory,
     scale: _Memory,
     zero_point: _Memory,
+    minimum: _Memory,
     threads: int,
 ) -> tuple[float, float]: ...
 def choose_smallest(scores: _Memory, counts: _Memory, n: int, k: int, chosen: _Memory, threads: int) -> None: ...

@@ -18,6 +18,7 @@ from .dispatch.explanation import Explanation
 from .dispatch.reference import EmbeddingReference
 from .dispatch.registry import all_specs, fastest
 from .dispatch.spec import FLOATS, Problem
+from .weights.form import split_layout
 from .weights.scheme import Scheme
 
 MODES = ("sum", "mean", "max")
@@ -123,9 +124,10 @@ def kernel_for(scheme: Scheme, layout: str | None, device: str) -> str:
         ValueError: nothing reads the layout there.
     """
     compiled = device == "cpu" and scheme.sparsity is None and scheme.weight_bits in (4, 8)
-    if compiled and (layout is None or layout in native.LOOKUP_LAYOUTS):
+    base = None if layout is None else split_layout(layout)[0]
+    if compiled and (base is None or base in native.LOOKUP_LAYOUTS):
         return fastest("rows")
-    if layout in (None, layouts.PLAIN):
+    if base in (None, layouts.PLAIN):
         return REFERENCE
     raise ValueError(f"layout={layout!r}: no lookup reads it on {device}; must be {layouts.PLAIN!r}")
 
@@ -144,7 +146,7 @@ def _plan(scheme: str, layout: str, num_embeddings: int, embedding_dim: int, dev
     parsed = Scheme.parse(scheme)
     kernel = kernel_for(parsed, layout, device)
     if kernel == REFERENCE:
-        return EmbeddingReference(parsed, num_embeddings, embedding_dim)
+        return EmbeddingReference(parsed, num_embeddings, embedding_dim, split_layout(layout)[1])
     return native.Lookup(kernel, parsed, num_embeddings, embedding_dim, layout)
 
 

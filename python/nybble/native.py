@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import _C, __version__
+from .weights.form import USUAL, Form, split_layout
 from .weights.rounding import QuantizedWeight, portable_spec
 from .weights.scheme import Scheme
 from .weights.sparsity import Block, NofM
@@ -27,6 +28,7 @@ PANEL_DTYPES = (
     *(torch.float32, torch.int8, torch.int16, torch.uint8, torch.bfloat16, torch.uint8),
     *(torch.uint8, torch.int8, torch.bfloat16),  # lines
 )
+BF16_LINES = 8
 
 # Weight bits of the sparse weights that it packs, and of the weights that it rounds.
 SPARSE_BITS = ROUNDED_BITS = (8, 4)
@@ -132,7 +134,9 @@ def memory(tensor: Tensor | None) -> tuple[int, int]:
     return tensor.data_ptr(), int(tensor.untyped_storage().nbytes()) - offset
 
 
-def weight_shape(scheme: Scheme, out_features: int, in_features: int, layout: str = "") -> _C.WeightShape:
+def weight_shape(
+    scheme: Scheme, out_features: int, in_features: int, layout: str = "", form: Form = USUAL
+) -> _C.WeightShape:
     """layout "": the dense one."""
     block = scheme.sparsity if isinstance(scheme.sparsity, Block) else None
     return _C.WeightShape(
@@ -140,11 +144,13 @@ def weight_shape(scheme: Scheme, out_features: int, in_features: int, layout: st
         n=out_features,
         k=in_features,
         group_size=scheme.group_size or 0,
-        symmetric=scheme.symmetric,
+        symmetric=scheme.symmetric or form.minimum,
+        minimum=form.minimum,
         layout=layout,
         block_n=block.rows if block else 0,
         block_k=block.columns if block else 0,
         ordered=scheme.ordered,
+        four_bit_scale=DTYPES[form.scale or torch.bfloat16],
     )
 
 
@@ -174,14 +180,15 @@ def round_weight(weight: Tensor, scheme: Scheme, to: QuantizedWeight) -> bool:
 
 def squared_sums(weight: Tensor, rounded: QuantizedWeight, scheme: Scheme) -> tuple[float, float]:
     """Sums of w^2 and (w - w')^2 of a weight (N, K) as all_finite takes it; w' is the rounded one, in the same dtype."""
+    n, k = weight.shape
     args = (
-        weight_shape(scheme, *weight.shape),
+        weight_shape(scheme, n, k, "", Form.of(rounded.tensors(), scheme)),
         memory(weight),
         DTYPES[weight.dtype],
         weight.stride(0),
     )
     held = QuantizedWeight(**{name: tensor.contiguous() for name, tensor in rounded.tensors().items()})
-    return _C.squared_sums(*args, *_parts(held), torch.get_num_threads())
+    return _C.squared_sums(*args, *_parts(held), memory(held.minimum), torch.get_num_threads())
 
 
 def choose_smallest(scores: Tensor, counts: Tensor) -> Tensor:
@@ -229,10 +236,13 @@ def _parts(quantized: QuantizedWeight) -> tuple[_Memory, _Memory, _Memory]:
 
 def pack(quantized: QuantizedWeight, scheme: Scheme, in_features: int, layout: str) -> Tensor:
     """layouts.pack for the layouts of the CPU kernels, in parallel."""
-    shape = weight_shape(scheme, quantized.qweight.shape[0], in_features, layout)
+    form = Form.of(quantized.tensors(), scheme)
+    shape = weight_shape(scheme, quantized.qweight.shape[0], in_features, layout, form)
     qweight, scale = quantized.qweight.contiguous(), quantized.scale.contiguous()
-    zero_point = None if quantized.zero_point is None else quantized.zero_point.contiguous()
-    order = None if quantized.order is None else quantized.order.contiguous()
+    zero_point, minimum, order = (
+        None if part is None else part.contiguous()
+        for part in (quantized.zero_point, quantized.minimum, quantized.order)
+    )
     threads = torch.get_num_threads()
     if scheme.sparsity is None:
         packed = torch.empty(shape.packed_bytes, dtype=torch.uint8)
@@ -241,6 +251,7 @@ def pack(quantized: QuantizedWeight, scheme: Scheme, in_features: int, layout: s
             memory(qweight),
             memory(scale),
             memory(zero_point),
+            memory(minimum),
             memory(order),
             memory(packed),
             threads,
@@ -252,18 +263,20 @@ def pack(quantized: QuantizedWeight, scheme: Scheme, in_features: int, layout: s
     return packed
 
 
-def unpack(packed: Tensor, scheme: Scheme, out_features: int, in_features: int, layout: str) -> QuantizedWeight:
+def unpack(
+    packed: Tensor, scheme: Scheme, out_features: int, in_features: int, layout: str, form: Form = USUAL
+) -> QuantizedWeight:
     """layouts.unpack, in parallel. Sparse weights come back with their zeros.
 
     Raises:
         ValueError: the packed tensor of a sparse weight is damaged.
     """
-    shape = weight_shape(scheme, out_features, in_features, layout)
-    spec = portable_spec(scheme, out_features, in_features)
+    shape = weight_shape(scheme, out_features, in_features, layout, form)
+    spec = portable_spec(scheme, out_features, in_features, form)
     quantized = QuantizedWeight(**{name: torch.empty(size, dtype=dtype) for name, (size, dtype) in spec.items()})
     parts, threads = _parts(quantized), torch.get_num_threads()
     if scheme.sparsity is None:
-        _C.unpack(shape, memory(packed), *parts, memory(quantized.order), threads)
+        _C.unpack(shape, memory(packed), *parts, memory(quantized.minimum), memory(quantized.order), threads)
     else:
         _C.unpack_sparse(shape, memory(packed), *parts[:2], threads)
     return quantized
@@ -339,12 +352,13 @@ class LinearPlan:
         scheme: Scheme,
         out_features: int,
         in_features: int,
+        form: Form = USUAL,
         rows: tuple[int, int] | None = None,
     ) -> None:
         """rows: begin, a multiple of 16, and end: of a weight in a tiled layout only these outputs are computed."""
-        self._made_of = (kernels, scheme, out_features, in_features)
+        self._made_of = (kernels, scheme, out_features, in_features, form)
         begin, end = rows or (0, out_features)
-        shape = weight_shape(scheme, end - begin, in_features, kernels.layout)
+        shape = weight_shape(scheme, end - begin, in_features, kernels.layout, form)
         act = scheme.act_type
         plan = _C.LinearPlan(
             kernels.linear,
@@ -406,7 +420,9 @@ class Lookup:
     """
 
     def __init__(self, kernel: str, scheme: Scheme, out_features: int, in_features: int, layout: str) -> None:
-        self._compiled = _C.Lookup(kernel, weight_shape(scheme, out_features, in_features), LOOKUP_LAYOUTS[layout])
+        base, form = split_layout(layout)
+        shape = weight_shape(scheme, out_features, in_features, form=form)
+        self._compiled = _C.Lookup(kernel, shape, LOOKUP_LAYOUTS[base])
         self._run = self._compiled.run
 
     def __call__(self, packed: Tensor, ids: Tensor, out: Tensor) -> None:

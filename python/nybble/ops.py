@@ -19,6 +19,7 @@ from . import layouts
 from .dispatch.selection import layout_for, part_plan, plan_for
 from .dispatch.spec import FLOATS
 from .weights.activations import ActScale, split
+from .weights.form import Form
 from .weights.rounding import QuantizedWeight, dequantize_weight
 from .weights.scheme import Scheme
 
@@ -43,7 +44,8 @@ def pack(
     act: the scale of static activations, which is put before the packed weight.
     """
     device = quantized.qweight.device.type
-    layout = layout_for(scheme, quantized.qweight.shape[0], in_features, device)
+    form = Form.of(quantized.tensors(), scheme)
+    layout = layout_for(scheme, quantized.qweight.shape[0], in_features, device, form)
     packed = pack_as(quantized, layout, scheme, in_features)
     return (packed if act is None else act.before(packed)), layout
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ..nn.kinds import quantized_classes
+from ..weights.form import Form
 from ..weights.scheme import Scheme
 from .files import INDEX, WEIGHTS_NAME, CheckpointError
 
@@ -30,6 +31,7 @@ class LayerEntry:
     ``kind`` is the name of its class, see ``nn.kinds``. ``dtype`` is that of its bias and activations. ``stored`` is
     the number of values or blocks that a sparse weight stores, 0 for a dense one. ``tied_to`` is the name of another
     layer with the same weight, or None. The first layer that multiplies with the weight has it, or else the first one.
+    ``form`` is that of the weight's tensors, see ``weights.form``; the file has it only if it is not the usual one.
     """
 
     name: str
@@ -41,6 +43,14 @@ class LayerEntry:
     dtype: str
     stored: int
     tied_to: str | None
+    form: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry as it is in the file."""
+        entry = asdict(self)
+        if not self.form:
+            del entry["form"]
+        return entry
 
 
 @dataclass(frozen=True)
@@ -79,7 +89,7 @@ class Index:
             "version": VERSION,
             "nybble": self.nybble,
             "weights": weights,
-            "layers": [asdict(layer) for layer in self.layers],
+            "layers": [layer.to_json() for layer in self.layers],
             "tensors": {name: [entry.begin, entry.end, entry.crc32] for name, entry in self.tensors.items()},
             "aliases": self.aliases,
             **({"fused": list(self.fused)} if self.fused else {}),
@@ -145,10 +155,12 @@ def _layers(values: list[Any]) -> tuple[LayerEntry, ...]:
 
 
 def _layer(where: str, value: dict[str, Any]) -> LayerEntry:
-    _keys(where, value, tuple(field.name for field in fields(LayerEntry)))
+    form = value.pop("form", "")
+    _keys(where, value, tuple(field.name for field in fields(LayerEntry) if field.name != "form"))
     scheme = _string(f"{where}.scheme", value["scheme"])
     try:
         sparse = Scheme.parse(scheme).sparsity is not None
+        Form.parse(form if form == "" else _string(f"{where}.form", form))
     except ValueError as error:
         raise CheckpointError(f"{INDEX}: {where}.{error}") from error
     classes = quantized_classes()
@@ -165,13 +177,14 @@ def _layer(where: str, value: dict[str, Any]) -> LayerEntry:
         dtype=_choice(f"{where}.dtype", value["dtype"], DTYPES),
         stored=_integer(f"{where}.stored", value["stored"], 0, 1 << 40),
         tied_to=None if value["tied_to"] is None else _string(f"{where}.tied_to", value["tied_to"]),
+        form=form,
     )
 
 
 def _check_tie(where: str, entry: LayerEntry, first: LayerEntry | None) -> None:
     if first is None or first.tied_to is not None:
         raise CheckpointError(f"{INDEX}: {where} is {_short(entry.tied_to)}, must be a layer with its own weight")
-    for field in ("in_features", "out_features", "stored"):
+    for field in ("in_features", "out_features", "stored", "form"):
         if getattr(entry, field) != getattr(first, field):
             raise CheckpointError(f"{INDEX}: {where}: {field} differs from that of {_short(first.name)}")
     if not Scheme.parse(entry.scheme).shares_codes_of(Scheme.parse(first.scheme)):

@@ -13,6 +13,7 @@ from ..layouts.portable import spec_of, stored_in
 from ..model.eligible import name_of
 from ..model.walk import named_modules, region
 from ..nn.module import QuantizedModule
+from ..weights.form import Form
 from ..weights.scheme import Scheme
 from .index import DTYPES as LAYER_DTYPES
 from .index import LayerEntry
@@ -46,7 +47,8 @@ def slots(name: str, module: nn.Module) -> Iterator[Slot]:
 
 def portable_specs(entry: LayerEntry) -> dict[str, Spec]:
     """Shape and dtype of the portable tensors of a layer, by full name."""
-    spec = spec_of(Scheme.parse(entry.scheme), entry.out_features, entry.in_features, entry.stored)
+    size = entry.out_features, entry.in_features
+    spec = spec_of(Scheme.parse(entry.scheme), *size, entry.stored, Form.parse(entry.form))
     return {f"{entry.name}.{key}": value for key, value in spec.items()}
 
 
@@ -73,6 +75,7 @@ def layer_entries(model: nn.Module) -> tuple[LayerEntry, ...]:
                 dtype=dtype,
                 stored=stored_in(module.scheme, module.portable()),
                 tied_to=None if first == name else first,
+                form=str(module.form),
             )
         )
     return tuple(entries)

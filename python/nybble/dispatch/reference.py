@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import layouts
 from ..weights.activation_type import ActivationType
 from ..weights.activations import ActScale, split
+from ..weights.form import USUAL, Form
 from ..weights.rounding import QuantizedWeight, dequantize_weight
 from ..weights.scheme import Scheme
 
@@ -96,13 +97,14 @@ def linear(
 class EmbeddingReference:
     """Lookups in plain torch, called like native.Lookup. The weight has the layout plain."""
 
-    def __init__(self, scheme: Scheme, out_features: int, in_features: int) -> None:
+    def __init__(self, scheme: Scheme, out_features: int, in_features: int, form: Form = USUAL) -> None:
         self._shape = (scheme, out_features, in_features)
+        self._layout = form.of_layout(layouts.PLAIN)
 
     def __call__(self, packed: Tensor, ids: Tensor, out: Tensor) -> None:
         self._check(ids)
         scheme, out_features, in_features = self._shape
-        parts = layouts.views(packed, layouts.PLAIN, scheme, out_features, in_features)
+        parts = layouts.views(packed, self._layout, scheme, out_features, in_features)
         rows = QuantizedWeight(**{name: part[ids.reshape(-1)] for name, part in parts.items()})
         out.view(-1, in_features).copy_(dequantize_weight(rows, scheme, in_features))
 
@@ -117,7 +119,7 @@ class EmbeddingReference:
         left_out: int,
     ) -> None:
         self._check(ids)
-        weight = dequantize_weight(layouts.unpack(packed, layouts.PLAIN, *self._shape), self._shape[0], self._shape[2])
+        weight = dequantize_weight(layouts.unpack(packed, self._layout, *self._shape), self._shape[0], self._shape[2])
         skip = None if left_out < 0 else left_out
         bags = torch.nn.functional.embedding_bag(
             ids.long(),
@@ -143,12 +145,13 @@ class EmbeddingReference:
 class ReferencePlan:
     """The reference as a plan, which is called like native.LinearPlan. The weight has the layout plain."""
 
-    def __init__(self, scheme: Scheme, out_features: int, in_features: int) -> None:
+    def __init__(self, scheme: Scheme, out_features: int, in_features: int, form: Form = USUAL) -> None:
         self._shape = (scheme, out_features, in_features)
+        self._layout = form.of_layout(layouts.PLAIN)
 
     def __call__(self, x: Tensor, packed: Tensor, bias: Tensor | None, out: Tensor) -> None:
         scheme, out_features, in_features = self._shape
         act, weight = split(packed, scheme)
-        quantized = layouts.unpack(weight, layouts.PLAIN, scheme, out_features, in_features)
+        quantized = layouts.unpack(weight, self._layout, scheme, out_features, in_features)
         rows = linear(x.reshape(-1, in_features), quantized, bias, scheme, out.dtype, act)
         out.view(-1, out_features).copy_(rows)

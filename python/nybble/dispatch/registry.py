@@ -15,10 +15,11 @@ import torch
 from .. import layouts, native, plugins
 from ..kernels.table import KERNELS
 from ..native import KernelNames
-from ..weights.scheme import Scheme, activations_of, families
+from ..weights.form import USUAL, Form
+from ..weights.scheme import Scheme, activations_of, families, numbers_of
 from . import native_cuda, targets
 from .reference import ReferencePlan
-from .spec import DISTRUSTED, FLOATS, KernelSpec, Plan
+from .spec import DISTRUSTED, FLOATS, GPU_GROUP_SIZES, KernelSpec, Plan
 
 Row = dict[str, Any]
 
@@ -101,6 +102,8 @@ def _references() -> Iterator[KernelSpec]:
             device=None,
             static=codes,
             ordered=True,
+            scales=() if family.startswith(("sp", "bs")) else numbers_of(family)[0].other_scales,
+            minimum=numbers_of(family)[0].minimum,
         )
 
 
@@ -114,6 +117,7 @@ def _cuda(row: Row) -> KernelSpec:
         layout,
         partial(native_cuda.CudaPlan, name, layout),
         device="cuda",
+        group_sizes=GPU_GROUP_SIZES if scheme.weight_bits == 4 else None,
         act_dtypes=FLOATS[:2] if scheme.weight_bits == 16 else FLOATS,  # both operands are of one type
         m_range=(row["min_m"], row["max_m"] or None),
         rounds=torch.bfloat16 if scheme.act_bits == 16 else None,
@@ -196,8 +200,17 @@ def _compiled(row: Row, names: KernelNames) -> KernelSpec:
         flushes_subnormals=bf16,
         static=codes,
         ordered=True,
+        scales=_scales(row),
+        minimum=bool(_scales(row)) and row["panel"] != native.BF16_LINES,
     )
 
 
-def _plan(names: KernelNames, scheme: Scheme, out_features: int, in_features: int) -> Plan:
-    return native.LinearPlan(names, scheme, out_features, in_features)
+def _scales(row: Row) -> tuple[torch.dtype, ...]:
+    """Dtypes of scales that a compiled kernel reads, besides the usual one: all that its layout holds."""
+    if not row["layout"] or layouts.find(row["layout"]).of_form is None:
+        return ()
+    return numbers_of(row["scheme"])[0].other_scales
+
+
+def _plan(names: KernelNames, scheme: Scheme, out_features: int, in_features: int, form: Form = USUAL) -> Plan:
+    return native.LinearPlan(names, scheme, out_features, in_features, form)

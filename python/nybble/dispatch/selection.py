@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..layouts.tiles import TILE_N
 from ..native import TILED, LinearPlan
+from ..weights.form import USUAL, Form, split_layout
 from ..weights.scheme import Scheme
 from . import selfcheck, targets
 from .explanation import Explanation, NoKernelError
@@ -79,9 +80,9 @@ def _select(problem: Problem) -> tuple[KernelSpec, bool]:
     raise NoKernelError.of(explain(problem))
 
 
-def layout_for(scheme: Scheme, n: int, k: int, device: str) -> str:
+def layout_for(scheme: Scheme, n: int, k: int, device: str, form: Form = USUAL) -> str:
     """The layout to pack a weight in."""
-    return select(Problem(scheme, m=1, n=n, k=k, device=device)).layout
+    return form.of_layout(select(Problem(scheme, m=1, n=n, k=k, device=device, form=form)).layout)
 
 
 @lru_cache(maxsize=4096)
@@ -114,7 +115,8 @@ def part_plan(
     scheme: str, layout: str, size: tuple[int, int], dtype: torch.dtype, m: int, part: tuple[int, int]
 ) -> LinearPlan | None:
     """As compiled_plan, for the outputs [begin, end) alone; None also where the layout cannot be cut there."""
-    plan = compiled_plan(scheme, layout, size, dtype, m) if layout in TILED and part[0] % TILE_N == 0 else None
+    cut = split_layout(layout)[0] in TILED and part[0] % TILE_N == 0
+    plan = compiled_plan(scheme, layout, size, dtype, m) if cut else None
     return None if plan is None else plan.of_rows(*part)
 
 
@@ -166,5 +168,4 @@ def _boundaries(problem: Problem) -> list[int]:
 
 
 def _make(spec: KernelSpec, problem: Problem) -> Plan:
-    assert spec.make is not None, "select returns kernels that can run"  # noqa: S101
-    return spec.make(problem.scheme, problem.n, problem.k)
+    return spec.plan(problem.scheme, problem.n, problem.k, problem.form)

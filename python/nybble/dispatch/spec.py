@@ -9,11 +9,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..weights.form import USUAL, Form, split_layout
 from ..weights.scheme import Scheme, numbers_of
 from ..weights.sparsity import Block, Sparsity
 from . import targets
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+# Of the 4-bit weights that kernels for GPUs take.
+GPU_GROUP_SIZES = (None, 32, 64, 128)
 
 # Kernels that disagreed with the reference on this machine, and how: see selfcheck.py.
 DISTRUSTED: dict[str, str] = {}
@@ -25,7 +29,10 @@ Plan = Callable[[Tensor, Tensor, "Tensor | None", Tensor], None]
 
 @dataclass(frozen=True)
 class Problem:
-    """One product: y (m, n) = x (m, k) w (n, k)^T. layout None: the weight is not packed yet."""
+    """One product: y (m, n) = x (m, k) w (n, k)^T. layout None: the weight is not packed yet.
+
+    A layout whose name ends in a form sets `form`, and is kept without it.
+    """
 
     scheme: Scheme
     m: int
@@ -35,6 +42,13 @@ class Problem:
     device: str = "cpu"
     layout: str | None = None
     out_dtype: torch.dtype | None = None
+    form: Form = USUAL
+
+    def __post_init__(self) -> None:
+        if self.layout is not None:
+            base, form = split_layout(self.layout)
+            object.__setattr__(self, "layout", base)
+            object.__setattr__(self, "form", form if form != USUAL else self.form)
 
 
 @dataclass(frozen=True)
@@ -46,7 +60,8 @@ class KernelSpec:
         scheme: the family that it computes, see Scheme.family; "" for ops other than linear.
         target: the hardware that it is written for.
         layout: of the packed weight that it reads.
-        make: (scheme, out_features, in_features) -> a Plan; None for ops other than linear.
+        make: (scheme, out_features, in_features) -> a Plan; None for ops other than linear. For a weight of another
+            form than the usual one, that is the fourth argument.
         op: "linear", or the step of a linear layer that it takes.
         device: the type of device that its tensors are on; None: any.
         group_sizes: of the weights; None: all of the family.
@@ -65,6 +80,8 @@ class KernelSpec:
         built: whether the compiled extension has it.
         static: whether it takes activations with a static scale.
         ordered: whether it takes weights whose columns are in an order of their own.
+        scales: dtypes of scales that it reads, besides that of the weight type.
+        minimum: whether it takes weights with float minimums.
         from_plugin: whether a plug-in brings it, so that it is compared with the reference before its first use. The
             registry sets it.
     """
@@ -73,7 +90,7 @@ class KernelSpec:
     scheme: str
     target: str
     layout: str
-    make: Callable[[Scheme, int, int], Plan] | None = None
+    make: Callable[..., Plan] | None = None
     op: str = "linear"
     device: str | None = "cpu"
     group_sizes: tuple[int | None, ...] | None = None
@@ -92,6 +109,8 @@ class KernelSpec:
     built: bool = True
     static: bool = False
     ordered: bool = False
+    scales: tuple[torch.dtype, ...] = ()
+    minimum: bool = False
     from_plugin: bool = field(default=False, compare=False)
 
     def why_not(self, problem: Problem) -> str | None:
@@ -116,12 +135,20 @@ class KernelSpec:
             (out_dtype in self.out_dtypes, f"gives {_names(self.out_dtypes)}, not {_names((out_dtype,))}"),
             (self.takes(problem.m), f"is for {_rows(self.m_range)}, not {problem.m}"),
             (self.group_sizes is None or size in self.group_sizes, f"has no group_size {size}"),
+            (problem.form.scale in (None, *self.scales), f"reads no scales of {_names((problem.form.scale,))}"),
+            (self.minimum or not problem.form.minimum, "takes no float minimums in place of zero points"),
             (
                 problem.layout is not None or self.least_zeros <= zeros,
                 f"packed from {self.least_zeros:.0%} zeros on, {problem.scheme} has {zeros:.0%}",
             ),
         )
         return next((reason for holds, reason in checks if not holds), None)
+
+    def plan(self, scheme: Scheme, n: int, k: int, form: Form = USUAL) -> Plan:
+        """What computes products with a weight (n, k). Raises ValueError if the kernel is of another op than linear."""
+        if self.make is None:
+            raise ValueError(f"kernel={self.name!r}: must be a linear kernel")
+        return self.make(scheme, n, k) if form == USUAL else self.make(scheme, n, k, form)
 
     def takes(self, m: int) -> bool:
         """Whether it serves m rows of activations; no rows count as one."""
@@ -143,5 +170,5 @@ def _rows(m_range: tuple[int, int | None]) -> str:
     return f"{least} to {most} rows" if most else f"{least} rows and more"
 
 
-def _names(dtypes: tuple[torch.dtype, ...]) -> str:
+def _names(dtypes: tuple[torch.dtype | None, ...]) -> str:
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)

@@ -33,20 +33,15 @@ def fit(weight: ForeignWeight, act_bits: int = 16) -> Fit:
     kind, size, why = _form(weight)
     if why is not None:
         return Fit(why=why)
-    stored = weight.scale.to(kind.scale).float()
-    if not torch.equal(stored, weight.scale.float()):
-        share = (stored != weight.scale.float()).float().mean().item()
-        return Fit(why=f"{share:.0%} of the {_name(weight.scale.dtype)} scales are not {_name(kind.scale)}")
     codes, zero = _codes(weight, kind)
     low, high = (int(end) for end in codes.aminmax())
-    if low < kind.lowest or high > kind.highest:
-        code = low if low < kind.lowest else high
+    lowest, highest = kind.ends
+    if low < lowest or high > highest:
+        code = low if low < lowest else high
         return Fit(why=f"code {code - kind.middle} ({int((codes == code).sum())} times): {kind.name} has not this code")
     if zero is not None and (zero.min() < kind.lowest or zero.max() > kind.highest):
         return Fit(why=f"a zero point outside [{kind.lowest}, {kind.highest}]")
-    found = _held(
-        weight, codes, zero, Scheme(kind.bits, act_bits, size, zero is None, ordered=order is not None), order
-    )
+    found = _held(weight, codes, zero, _scheme(weight, act_bits, size, zero, order), order)
     assert found.scheme is not None and found.quantized is not None  # noqa: S101, PT018
     if not _equal(foreign, found.quantized, found.scheme):
         return Fit(why="the library rounds twice in float32, so that last bits differ")
@@ -54,15 +49,15 @@ def fit(weight: ForeignWeight, act_bits: int = 16) -> Fit:
 
 
 def keep_codes(weight: ForeignWeight, act_bits: int = 16) -> Fit:
-    """A scheme that has the weight's codes, at most clipped, with its scales rounded to what the scheme stores."""
+    """A scheme that has the weight's codes, at most clipped."""
     weight, order = _in_groups(weight)
     kind, size, why = _form(weight)
     if why is not None:
         return Fit(why=why)
     codes, zero = _codes(weight, kind)
     zero = None if zero is None else zero.clamp(kind.lowest, kind.highest)
-    codes = codes.clamp(kind.lowest, kind.highest)
-    return _held(weight, codes, zero, Scheme(kind.bits, act_bits, size, zero is None, ordered=order is not None), order)
+    codes = codes.clamp(*kind.ends)
+    return _held(weight, codes, zero, _scheme(weight, act_bits, size, zero, order), order)
 
 
 def _in_groups(weight: ForeignWeight) -> tuple[ForeignWeight, Tensor | None]:
@@ -89,30 +84,47 @@ def _form(weight: ForeignWeight) -> tuple[WeightType, int | None, str | None]:
     """The weight type and the group size of a scheme with the form of the weight, or why there is none."""
     kind, size = weight_types()[8 if weight.bits > 4 else 4], weight.group_size
     whole = size >= weight.shape[1]
-    why = _unlike(weight)
+    why = _unlike(weight, kind)
     if why is None and not whole and size not in kind.group_sizes:
         allowed = ", ".join(map(str, kind.group_sizes))
         held = f"{kind.name} has groups of {allowed} or a whole row" if allowed else f"{kind.name} has one scale a row"
         why = f"groups of {size}: {held}"
-    if why is None and kind.zero_point is None and (weight.scale < 0).any():
-        why = f"negative scales: {kind.name} is symmetric and has none"
     return kind, None if whole else size, why
 
 
 def _held(weight: ForeignWeight, codes: Tensor, zero: Tensor | None, scheme: Scheme, order: Tensor | None) -> Fit:
     kind = scheme.weight_type
     stored = None if zero is None or kind.zero_point is None else zero.to(kind.zero_point)
-    scale = weight.scale if weight.factor == 1 else weight.scale.float() * weight.factor
-    found = QuantizedWeight(kind.pack(codes), scale.abs().to(kind.scale), stored, order)
+    scale = (weight.scale if weight.factor == 1 else weight.scale.float() * weight.factor).abs()
+    dtype = _dtype_of([scale] if weight.minimum is None else [scale, weight.minimum], kind)
+    least = None if weight.minimum is None else weight.minimum.to(dtype)
+    found = QuantizedWeight(kind.pack(codes), scale.to(dtype), stored, order, least)
     check_portable(found, scheme, *weight.shape)
     return Fit(scheme, found)
 
 
-def _unlike(weight: ForeignWeight) -> str | None:
-    """What no scheme of nybble has."""
+def _scheme(
+    weight: ForeignWeight, act_bits: int, size: int | None, zero: Tensor | None, order: Tensor | None
+) -> Scheme:
+    bits = 8 if weight.bits > 4 else 4
+    symmetric = zero is None and weight.minimum is None
+    return Scheme(bits, act_bits, size, symmetric, ordered=order is not None)
+
+
+def _dtype_of(scales: list[Tensor], kind: WeightType) -> torch.dtype:
+    """The first dtype that has all scales, that of nybble's own rounding before others: it is the fastest."""
+    dtypes = (kind.scale, *kind.other_scales)
+    exact = (dtype for dtype in dtypes if all(torch.equal(s.to(dtype).float(), s.float()) for s in scales))
+    return next(exact, kind.scale)
+
+
+def _unlike(weight: ForeignWeight, kind: WeightType) -> str | None:
+    """What no scheme with this type of weights has."""
     reasons = (
         (weight.book is not None, "a code book"),
-        (weight.minimum is not None, "a float minimum in place of an integer zero point"),
+        (weight.minimum is not None and not kind.minimum, "a float minimum in place of an integer zero point"),
+        (weight.minimum is not None and bool((weight.scale < 0).any()), "negative scales beside a float minimum"),
+        (weight.minimum is not None and weight.factor != 1, "a factor of the sums with a float minimum"),
         (weight.flat_shape is not None, "groups that run over the flattened matrix"),
     )
     return next((why for holds, why in reasons if holds), None)
@@ -121,21 +133,20 @@ def _unlike(weight: ForeignWeight) -> str | None:
 def _codes(weight: ForeignWeight, kind: WeightType) -> tuple[Tensor, Tensor | None]:
     """Codes (N, K) as the weight type counts them, and zero points (N, groups), or None where all are its middle.
 
-    Of a group with a negative scale they are mirrored: lowest + highest - code, which goes with the positive scale.
+    Of a group with a negative scale they are mirrored, lowest + highest - code, or negated where there are no zero points:
+    that goes with the positive scale.
     """
     columns, flips = weight.column_groups(slice(0, weight.shape[1])), weight.scale < 0
     codes = weight.codes.to(torch.int16)
+    if weight.minimum is not None:
+        return codes - (weight.zero if isinstance(weight.zero, int) else weight.zero[:, columns]), None
     if isinstance(weight.zero, int) and not flips.any():
         return codes - weight.zero + kind.middle, None
     if kind.zero_point is None:
-        zero = weight.zero if isinstance(weight.zero, int) else weight.zero[:, columns]
-        return codes - zero + kind.middle, None
+        steps = codes - (weight.zero if isinstance(weight.zero, int) else weight.zero[:, columns])
+        return torch.where(flips[:, columns], -steps, steps) + kind.middle, None
     shift = 0 if not isinstance(weight.zero, int) else kind.middle - weight.zero
     zeros = torch.full(weight.scale.shape, kind.middle) if isinstance(weight.zero, int) else weight.zero
     codes, zeros = codes + shift, zeros.to(torch.int16)
     ends = kind.lowest + kind.highest
     return torch.where(flips[:, columns], ends - codes, codes), torch.where(flips, ends - zeros, zeros)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad as zero_pad
 
+from ..weights.form import USUAL, Form
 from ..weights.rounding import QuantizedWeight
 from ..weights.scheme import Scheme
 
@@ -48,6 +49,8 @@ class Layout:
         device: the type of device that these need the weight on; None: any.
         mask: the layout of sparse weights that kernels expand to this one, line by line; "": none.
         least_zeros: share of zeros from which this layout is faster than its alternatives.
+        form: of the weights that it holds.
+        of_form: makes the row for another form; None: it holds weights of this form only.
     """
 
     name: str
@@ -60,6 +63,8 @@ class Layout:
     device: str | None = None
     mask: str = ""
     least_zeros: float = 0.0
+    form: Form = USUAL
+    of_form: Callable[[Form], Layout] | None = None
 
     def spec(self, scheme: Scheme, out_features: int, in_features: int) -> dict[str, Spec]:
         """Name, shape and dtype of each section, in order.
@@ -91,6 +96,7 @@ class Layout:
         """The packed weight, by `own_pack` if there is one."""
         if self.own_pack is None:
             return self.pack_sections(quantized, scheme, in_features)
+        self._check_form(quantized, scheme)
         self._check_device(quantized.qweight)
         return self.own_pack(quantized, scheme, in_features)
 
@@ -103,6 +109,7 @@ class Layout:
 
     def pack_sections(self, quantized: QuantizedWeight, scheme: Scheme, in_features: int) -> Tensor:
         """The packed weight by the definition in torch."""
+        self._check_form(quantized, scheme)
         spec = self.spec(scheme, quantized.qweight.shape[0], in_features)
         assert self.fill is not None, "sections come with fill"  # noqa: S101
         filled, parts = self.fill(quantized, scheme, in_features), []
@@ -116,6 +123,11 @@ class Layout:
         parts = self.views(packed, scheme, out_features, in_features)
         assert self.collect is not None, "sections come with collect"  # noqa: S101
         return self.collect(parts, scheme, out_features, in_features)
+
+    def _check_form(self, quantized: QuantizedWeight, scheme: Scheme) -> None:
+        if Form.of(quantized.tensors(), scheme) != self.form:
+            wanted = self.form.scale or scheme.weight_type.scale
+            raise ValueError(f"scale: {quantized.scale.dtype}; layout {self.name!r} holds {wanted}")
 
     def _check_device(self, tensor: Tensor) -> None:
         if self.device not in (None, tensor.device.type):

@@ -12,6 +12,7 @@ from functools import lru_cache
 from torch import Tensor
 
 from .. import plugins
+from ..weights.form import USUAL, split_layout
 from ..weights.rounding import QuantizedWeight
 from ..weights.scheme import Scheme
 from . import blocks, frag, plain, quads, rows, sparse, tiles
@@ -33,15 +34,20 @@ def table() -> dict[str, Layout]:
 
 
 def find(layout: str) -> Layout:
-    """The layout of a name.
+    """The layout of a name, which may end in a form.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or it does not hold weights of the form.
     """
-    row = table().get(layout)
+    base, form = split_layout(layout)
+    row = table().get(base)
     if row is None:
         raise ValueError(f"layout={layout!r}: unknown; must be one of {', '.join(table())}")
-    return row
+    if form == USUAL:
+        return row
+    if row.of_form is None:
+        raise ValueError(f"layout={layout!r}: {base} holds no weights of the form {form}")
+    return row.of_form(form)
 
 
 def padded(layout: str, scheme: Scheme, out_features: int, in_features: int) -> tuple[int, int]:

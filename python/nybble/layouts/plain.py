@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor
 
+from ..weights.form import USUAL, Form
 from ..weights.rounding import QuantizedWeight, portable_spec
 from ..weights.scheme import Scheme
-from .layout import Layout
+from .layout import Layout, Spec
 
 PLAIN = "plain"
 
@@ -19,4 +22,12 @@ def _collect(parts: dict[str, Tensor], scheme: Scheme, out_features: int, in_fea
     return QuantizedWeight(**{name: part.clone() for name, part in parts.items()})
 
 
-LAYOUTS = (Layout(PLAIN, portable_spec, _fill, _collect),)
+def _sections(form: Form, scheme: Scheme, out_features: int, in_features: int) -> dict[str, Spec]:
+    return portable_spec(scheme, out_features, in_features, form)
+
+
+def _layout(form: Form) -> Layout:
+    return Layout(form.of_layout(PLAIN), partial(_sections, form), _fill, _collect, form=form, of_form=_layout)
+
+
+LAYOUTS = (_layout(USUAL),)

@@ -1,6 +1,6 @@
 """The portable tensors of a weight, in a state_dict and on disk: the same on every machine.
 
-dense    qweight, scale, zero_point: rounding.QuantizedWeight
+dense    qweight, scale, zero_point or minimum, order: rounding.QuantizedWeight
 sp...    mask uint8 (N, ceil(K / 8)): bit k % 8 of byte k / 8 is set if a code is kept; values: the kept codes, row by
          row, int8 (count,), or uint8 (ceil(count / 2),), even ones in the low nibble; scale
 bs...    block_start int32 (N / rows + 1,), block_index int32 (blocks,): a block CSR over K / columns; values int8
@@ -22,6 +22,7 @@ from torch.nn.functional import pad as zero_pad
 from .. import native
 from ..weights import activations
 from ..weights.activations import ActScale
+from ..weights.form import USUAL, Form
 from ..weights.rounding import QuantizedWeight, check_portable, portable_spec
 from ..weights.scheme import Scheme
 from ..weights.sparsity import Block, NofM
@@ -29,14 +30,24 @@ from ..weights.sparsity import Block, NofM
 Spec = tuple[tuple[int, ...], torch.dtype]
 
 
-def spec_of(scheme: Scheme, out_features: int, in_features: int, stored: int = 0) -> dict[str, Spec]:
+def spec_of(
+    scheme: Scheme, out_features: int, in_features: int, stored: int = 0, form: Form = USUAL
+) -> dict[str, Spec]:
     """Shape and dtype of each tensor. stored: number of codes or blocks that a sparse weight keeps."""
-    weight = _weight_spec(scheme, out_features, in_features, stored)
+    weight = _weight_spec(scheme, out_features, in_features, stored, form)
     return {**weight, **activations.SPEC} if scheme.static else weight
 
 
-def _weight_spec(scheme: Scheme, out_features: int, in_features: int, stored: int = 0) -> dict[str, Spec]:
-    dense = portable_spec(scheme, out_features, in_features)
+def portable_names(scheme: Scheme) -> set[str]:
+    """The names of the tensors that a weight may have, in one form or another."""
+    other = ("minimum",) if scheme.weight_type.minimum and not scheme.symmetric else ()
+    return {*spec_of(scheme, 1, 1), *other}
+
+
+def _weight_spec(
+    scheme: Scheme, out_features: int, in_features: int, stored: int, form: Form = USUAL
+) -> dict[str, Spec]:
+    dense = portable_spec(scheme, out_features, in_features, form)
     sparsity = scheme.sparsity
     if sparsity is None:
         return dense
@@ -124,7 +135,7 @@ def from_portable(
     Raises:
         ValueError: a tensor is missing, has another shape or dtype, or holds values that the scheme does not allow.
     """
-    names = set(spec_of(scheme, out_features, in_features))
+    names = set(spec_of(scheme, out_features, in_features, form=Form.of(tensors, scheme)))
     if set(tensors) != names:
         raise ValueError(f"{scheme} needs the tensors {sorted(names)}, got {sorted(tensors)}")
     if scheme.static:

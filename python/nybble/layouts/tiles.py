@@ -4,7 +4,7 @@ n16k4   8 bits: tiles of 16 output features, 4 inputs in a 32-bit word; float32 
         kernels that multiply u8 x s8; a bit for each pair of lines of a tile with large sums, for those that multiply
         u7 x s8
 n16k8   4 bits: tiles of 16 output features, 8 inputs in a 32-bit word, of which byte j holds inputs j (low nibble) and
-        j + 4; bfloat16 scales; sums of the weights, which take out the zero point of the activations
+        j + 4; scales in bfloat16, float16 or float32; sums of the weights, which take out the zero point of the activations
 
 Both end with the order of the columns, of an ordered scheme.
 
@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.nn.functional import pad as zero_pad
 
 from .. import native
-from ..weights.rounding import QuantizedWeight, dequantize_weight
+from ..weights.form import USUAL, Form
+from ..weights.rounding import QuantizedWeight, Ranges
 from ..weights.scheme import Scheme
 from .layout import Layout, Spec, round_up
 
@@ -32,21 +33,25 @@ TILE_N = 16
 # LARGE_K inputs: times 7 bits, the sums fit in 16 bits elsewhere.
 LARGE_K, LARGE_SUM = 64, 258
 
+_PER_GROUP = ("scale", "zero_point", "minimum")
+
 
 def _padded(word: int, scheme: Scheme, out_features: int, in_features: int) -> tuple[int, int]:
     return round_up(out_features, TILE_N), round_up(in_features, scheme.group_size or word)
 
 
-def _sections(word: int, scheme: Scheme, out_features: int, in_features: int) -> dict[str, Spec]:
+def _sections(word: int, form: Form, scheme: Scheme, out_features: int, in_features: int) -> dict[str, Spec]:
     kind = scheme.weight_type
     n, k = _padded(word, scheme, out_features, in_features)
     tiles = n // TILE_N
     per_group = (tiles, k // (scheme.group_size or k), TILE_N)
     spec: dict[str, Spec] = {
         "codes": ((tiles, k // word, TILE_N, 4), kind.stored),
-        "scale": (per_group, kind.scale),
+        "scale": (per_group, form.scale or kind.scale),
     }
-    if not scheme.symmetric and kind.zero_point is not None:
+    if form.minimum:
+        spec["minimum"] = spec["scale"]
+    elif not scheme.symmetric and kind.zero_point is not None:
         spec["zero_point"] = (per_group, kind.zero_point)
     if word == 4:
         spec["column_sum"] = ((tiles, TILE_N), torch.int32)
@@ -67,16 +72,29 @@ def _fill(word: int, quantized: QuantizedWeight, scheme: Scheme, in_features: in
     if word == 4:
         filled = {"codes": tiled, "column_sum": codes.sum(dim=1, dtype=torch.int32), "large": _large(tiled)}
     else:
-        # Exact in float64 unless the scales span many octaves.
-        total = dequantize_weight(quantized, scheme, in_features).double().sum(dim=1)
+        total = _weight_sum(quantized, scheme, in_features)
         codes = tiled[..., :4] | (tiled[..., 4:] << 4)
         filled = {"codes": codes, "weight_sum": zero_pad(total, (0, rows)).float()}
-    for name in ("scale", "zero_point"):
+    for name in _PER_GROUP:
         tensor = quantized.tensors().get(name)
         if tensor is not None:
             padded = zero_pad(tensor, (0, 0, 0, rows))
             filled[name] = padded.view(-1, TILE_N, padded.shape[1]).transpose(1, 2)
     return filled if quantized.order is None else {**filled, "order": quantized.order}
+
+
+def _weight_sum(quantized: QuantizedWeight, scheme: Scheme, in_features: int) -> Tensor:
+    """The sum of the weights of each row, float64: exact unless the scales span many octaves."""
+    size, least = scheme.group_size or in_features, quantized.minimum
+    steps = scheme.weight_type.unpack(quantized.qweight, in_features).double()
+    if least is None:
+        steps -= Ranges.of(quantized, scheme).spread_zeros(size, in_features)
+    sums = zero_pad(steps, (0, -in_features % size)).unflatten(1, (-1, size)).sum(dim=2) * quantized.scale.double()
+    if least is not None:
+        counts = torch.arange(0, in_features, size).neg().add(in_features).clamp(max=size)
+        sums += counts * least.double()
+    total: Tensor = sums.sum(dim=1)
+    return total
 
 
 def _large(tiled: Tensor) -> Tensor:
@@ -98,25 +116,27 @@ def _collect(
     codes = codes.transpose(1, 2).flatten(0, 1).flatten(1)[:out_features, :in_features]
     per_group = {
         name: parts[name].transpose(1, 2).flatten(0, 1)[:out_features].contiguous()
-        for name in ("scale", "zero_point")
+        for name in _PER_GROUP
         if name in parts
     }
     order = parts["order"].clone() if "order" in parts else None
     return QuantizedWeight(scheme.weight_type.pack(codes).contiguous(), **per_group, order=order)
 
 
-def _layout(name: str, word: int, mask: str) -> Layout:
+def _layout(name: str, word: int, mask: str, form: Form = USUAL) -> Layout:
     """A layout with `word` inputs in a 32-bit word."""
     return Layout(
-        name,
-        partial(_sections, word),
+        form.of_layout(name),
+        partial(_sections, word, form),
         partial(_fill, word),
         partial(_collect, word),
         partial(_padded, word),
         own_pack=partial(native.pack, layout=name),
-        own_unpack=partial(native.unpack, layout=name),
+        own_unpack=partial(native.unpack, layout=name, form=form),
         device="cpu",
         mask=mask,
+        form=form,
+        of_form=partial(_layout, name, word, mask) if word == 8 else None,
     )
 
 

@@ -12,6 +12,7 @@ from .. import layouts, lookup, ops
 from ..dispatch.explanation import Explanation
 from ..dispatch.spec import Problem
 from ..weights.activations import ActScale
+from ..weights.form import Form
 from ..weights.rounding import QuantizedWeight
 from ..weights.scheme import Scheme
 from .module import QuantizedModule
@@ -86,7 +87,8 @@ class _Table(QuantizedModule):
         return cls.from_weight(dense.weight, None, scheme, method).adopt(dense).train(dense.training)
 
     def _packed_form(self, quantized: QuantizedWeight, act: ActScale | None) -> tuple[Tensor, str]:
-        return ops.pack_as(quantized, layouts.PLAIN, self.scheme, self.in_features), layouts.PLAIN
+        layout = Form.of(quantized.tensors(), self.scheme).of_layout(layouts.PLAIN)
+        return ops.pack_as(quantized, layout, self.scheme, self.in_features), layout
 
     def reads(self, layout: str, device: str) -> bool:
         """As PackedModule.reads."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from .. import ops
 from ..dispatch.selection import layout_for
-from ..layouts.portable import check_act, check_quantized, from_portable, spec_of, to_portable
+from ..layouts.portable import check_act, check_quantized, from_portable, portable_names, spec_of, to_portable
 from ..weights.activations import ActScale, split
+from ..weights.form import Form, split_layout
 from ..weights.rounding import QuantizedWeight, dequantize_weight, natural_order
 from ..weights.scheme import Scheme
 from .weight import WeightView, portable_tensor
@@ -73,6 +75,7 @@ class PackedModule(nn.Module):
     qweight = portable_tensor("qweight")
     scale = portable_tensor("scale")
     zero_point = portable_tensor("zero_point")
+    minimum = portable_tensor("minimum")
     order = portable_tensor("order")
     act_scale = portable_tensor("act_scale")
     act_zero_point = portable_tensor("act_zero_point")
@@ -106,7 +109,16 @@ class PackedModule(nn.Module):
         self.register_parameter("bias", held)
 
     def _spec(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        return spec_of(self.scheme, self.out_features, self.in_features)
+        return spec_of(self.scheme, self.out_features, self.in_features, form=self.form)
+
+    @property
+    def form(self) -> Form:
+        """What the tensors of the weight are where the scheme leaves that open."""
+        with lock():
+            if self._buffers.get("packed") is not None and self.layout is not None:
+                return split_layout(self.layout)[1]
+            held = {name: tensor for name, tensor in self._parameters.items() if tensor is not None}
+            return Form.of(held, self.scheme)
 
     def quantized(self) -> QuantizedWeight:
         """The integer weight with its scales and zero points, in the portable layout of a dense weight."""
@@ -189,7 +201,8 @@ class PackedModule(nn.Module):
 
     def reads(self, layout: str, device: str) -> bool:
         """Whether the module can use a weight in a layout on a type of device."""
-        return layout == layout_for(self.scheme, self.out_features, self.in_features, device)
+        base, form = split_layout(layout)
+        return form.of_layout(base) == layout_for(self.scheme, self.out_features, self.in_features, device, form)
 
     def tie_to(self, other: PackedModule) -> None:
         """Share the packed weight of a module whose weight has the same codes and shape.
@@ -247,14 +260,18 @@ class PackedModule(nn.Module):
         return dequantize_weight(self.quantized(), self.scheme, self.in_features).to(self.dtype)
 
     def _hold_portable(self, tensors: dict[str, Tensor]) -> None:
-        for name in self._spec():
-            self._parameters[name] = nn.Parameter(tensors[name], requires_grad=False)
+        self._name_parameters({name: nn.Parameter(tensor, requires_grad=False) for name, tensor in tensors.items()})
         self.register_buffer("packed", None, persistent=False)
         self.layout = None
+
+    def _name_parameters(self, named: Mapping[str, nn.Parameter | None]) -> None:
+        """Hold these in place of the portable tensors."""
+        for name in portable_names(self.scheme) - named.keys():
+            self._parameters.pop(name, None)
+        self._parameters.update(named)
 
     def _hold_packed(self, packed: Tensor, layout: str) -> None:
         # The layout is set first: another thread's forward must not see a packed weight without it.
         self.layout = layout
         self.packed = packed
-        no_parameters: dict[str, Any] = dict.fromkeys(self._spec())
-        self._parameters.update(no_parameters)
+        self._name_parameters(dict.fromkeys(self._spec()))

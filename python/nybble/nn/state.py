@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..layouts.portable import from_portable
+from ..layouts.portable import from_portable, portable_names, spec_of
+from ..weights.form import Form
 from .packing import PackedModule, lock
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class StatefulModule(PackedModule):
             self.unpack()
         # fn would convert the scales. They are taken out, and moved as integers of the same size.
         scales: dict[str, nn.Parameter | None] = {
-            name: self._parameters[name] for name in ("scale", "act_scale") if name in self._parameters
+            name: self._parameters[name] for name in ("scale", "minimum", "act_scale") if name in self._parameters
         }
         self._parameters.update(dict.fromkeys(scales))
         try:
@@ -58,7 +59,8 @@ class StatefulModule(PackedModule):
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        found = {name: state_dict[prefix + name] for name in self._spec() if prefix + name in state_dict}
+        names = [name for name in portable_names(self.scheme) if prefix + name in state_dict]
+        found = {name: state_dict[prefix + name] for name in names}
         try:
             self._check_portable(found)
         except ValueError as error:
@@ -71,24 +73,34 @@ class StatefulModule(PackedModule):
         super()._load_from_state_dict(state_dict, prefix, *args)
         if before is None or layout is None or self.device.type == "meta":
             self.pack()
-        else:  # in the same layout, which a module of another class may read too
-            self._hold_packed(_copied_into(before, self._packed_as(layout)), layout)
+            return
+        # In the same layout, which a module of another class may read too.
+        new = self.form.of_layout(layout)
+        packed = self._packed_as(new)
+        # Modules that share a weight of another form go on reading that.
+        self._hold_packed(_copied_into(before, packed) if new == layout else packed, new)
 
     def _check_portable(self, found: dict[str, Tensor]) -> None:
         """Raise ValueError unless these are all portable tensors of a weight, or none."""
-        missing = self._spec().keys() - found.keys()
+        form = Form.of(found, self.scheme)
+        missing = spec_of(self.scheme, self.out_features, self.in_features, form=form).keys() - found.keys()
         if found and missing:
             raise ValueError(f"the state has {sorted(found)} but not {sorted(missing)}")
         if found and not any(tensor.is_meta for tensor in found.values()):
             from_portable(found, self.scheme, self.out_features, self.in_features)
 
     def _resize(self, found: dict[str, Tensor]) -> None:
-        """Make room for tensors of another size: sparse weights of one shape may keep different numbers of values."""
+        """Make room for tensors of another size or form: sparse weights of one shape may keep different numbers of
+        values, and scales may be of different dtypes."""
+        if not found:
+            return
+        device, now = self.device, {name: self._parameters.get(name) for name in found}
         for name, tensor in found.items():
-            held = self._parameters[name]
-            if held is not None and held.shape != tensor.shape:
-                resized = torch.empty(tensor.shape, dtype=held.dtype, device=held.device)
-                self._parameters[name] = nn.Parameter(resized, requires_grad=False)
+            held = now[name]
+            if held is None or (held.shape, held.dtype) != (tensor.shape, tensor.dtype):
+                room = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+                now[name] = nn.Parameter(room, requires_grad=False)
+        self._name_parameters(now)
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()

@@ -185,7 +185,7 @@ def small_integers_are_exact(subject: Subject, m: int, n: int, k: int, seed: int
 
 def corner_codes(n: int, k: int) -> Tensor:
     """int8 codes (n, k) at the extremes, where multiplications may saturate."""
-    corners = torch.tensor([127, -127, 0, 1, -1, 126, -126, 64], dtype=torch.int8)
+    corners = torch.tensor([127, -128, 0, 1, -1, 126, -127, 64], dtype=torch.int8)
     return corners[torch.randint(0, len(corners), (n, k))]
 
 
@@ -219,13 +219,13 @@ def accumulators_are_exact(subject: Subject) -> None:
 def largest_k_does_not_overflow(subject: Subject) -> None:
     """The largest sums fit int32 at the largest K, and a larger K is refused."""
     k, act = subject.scheme.max_in_features, subject.scheme.act_type
-    for sign in (1, -1):
+    for code in (127, -128):
         quantized = random_weight(subject.scheme, 2, k)
-        quantized.qweight.fill_(127 * sign)
+        quantized.qweight.fill_(code)
         x = torch.full((subject.tokens(1), k), float(act.lowest))
         x[:, 7] = act.highest
         got = subject.run(quantized, x, out_dtype=torch.int32)
-        assert (got == sign * 127 * (act.lowest * (k - 1) + act.highest)).all()
+        assert (got == code * (act.lowest * (k - 1) + act.highest)).all()
         x = torch.full((subject.tokens(1), k), 3.0)
         right, bound = subject.expected(x, quantized)
         assert ((subject.run(quantized, x).double() - right).abs() <= bound).all()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from .. import layouts, ops
 from ..dispatch import reference
 from ..dispatch.spec import KernelSpec
 from ..weights.activations import ActScale
+from ..weights.form import USUAL, Form
 from ..weights.rounding import QuantizedWeight, dequantize_weight
 from ..weights.scheme import Scheme, numbers_of
 from ..weights.sparsity import Block, Unstructured
@@ -65,7 +68,12 @@ def served_by(spec: KernelSpec) -> list[Scheme]:
 
 
 def random_weight(
-    scheme: Scheme, out_features: int, in_features: int, seed: int = 0, unit_scale: bool = False
+    scheme: Scheme,
+    out_features: int,
+    in_features: int,
+    seed: int = 0,
+    unit_scale: bool = False,
+    form: Form = USUAL,
 ) -> QuantizedWeight:
     """A random weight: codes over their full range, scales over four octaves (or all 1), random zero points.
 
@@ -79,14 +87,17 @@ def random_weight(
     shape, kind = (out_features, in_features), scheme.weight_type
     groups = (out_features, scheme.groups(in_features))
     octaves = torch.rand(groups, generator=generator) * 4 - 8
-    scale = torch.ones(groups, dtype=kind.scale) if unit_scale else torch.exp2(octaves).to(kind.scale)
+    stored = form.scale or kind.scale
+    scale = torch.ones(groups, dtype=stored) if unit_scale else torch.exp2(octaves).to(stored)
     kept = random_mask(scheme, out_features, in_features, generator)
     order = torch.randperm(in_features, generator=generator, dtype=torch.int32) if scheme.ordered else None
     if isinstance(kind, FloatType):
         values = torch.randn(shape, generator=generator) * kept
         return QuantizedWeight(kind.pack(values), torch.ones(groups), None, order)
-    codes = integers(kind.lowest, kind.highest, shape).where(kept, kind.middle)
+    codes = integers(*kind.ends, shape).where(kept, kind.middle)
     zero_point = None
+    if form.minimum:
+        return QuantizedWeight(kind.pack(codes), scale, None, order, -integers(0, 15, groups).to(stored) * scale)
     if not scheme.symmetric and kind.zero_point is not None:
         zero_point = integers(kind.lowest, kind.highest, groups).to(kind.zero_point)
     return QuantizedWeight(kind.pack(codes), scale, zero_point, order)
@@ -130,9 +141,10 @@ def run(
 
 def pack_for(spec: KernelSpec, quantized: QuantizedWeight, scheme: Scheme, in_features: int) -> Tensor:
     """The weight packed for a kernel, by the layout's reference implementation in torch if it has one."""
+    layout = Form.of(quantized.tensors(), scheme).of_layout(spec.layout)
     if scheme.sparsity is None or spec.layout == layouts.PLAIN:
-        return layouts.pack(quantized, spec.layout, scheme, in_features)
-    return ops.pack_as(quantized, spec.layout, scheme, in_features)
+        return layouts.pack(quantized, layout, scheme, in_features)
+    return ops.pack_as(quantized, layout, scheme, in_features)
 
 
 def run_into(
@@ -145,13 +157,12 @@ def run_into(
     act: ActScale | None = None,
 ) -> None:
     """As ``run``, into a contiguous ``out`` (M, N); an int32 ``out`` receives the accumulators."""
-    if spec.make is None:
-        raise ValueError(f"spec={spec.name}: must be a linear kernel")
     packed = pack_for(spec, quantized, scheme, x.shape[1])
     if act is not None:
         packed = act.before(packed)
     bias = None if bias is None else bias.to(x.device)
-    spec.make(scheme, out.shape[1], x.shape[1])(x, packed.to(x.device), bias, out)
+    plan = spec.plan(scheme, out.shape[1], x.shape[1], Form.of(quantized.tensors(), scheme))
+    plan(x, packed.to(x.device), bias, out)
 
 
 def error_bound(
@@ -168,6 +179,12 @@ def error_bound(
     reference rounds them to the same codes. For subnormal outputs the bound is absolute.
     """
     weight = dequantize_weight(quantized, scheme, x.shape[1]).double().abs()
+    if quantized.minimum is not None:  # which is multiplied on its own
+        steps = replace(quantized, minimum=torch.zeros_like(quantized.minimum))
+        least = replace(quantized, qweight=torch.zeros_like(quantized.qweight))
+        weight = torch.stack(
+            [dequantize_weight(part, scheme, x.shape[1]).double().abs() for part in (steps, least)]
+        ).sum(0)
     magnitude = x.double().abs()
     if scheme.act_type.quantized:
         # Codes and zero point are multiplied separately, so both magnitudes count.

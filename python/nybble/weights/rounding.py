@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad as zero_pad
 
+from .form import USUAL, Form
 from .scheme import Scheme
 from .search import Rounded, check_hqq, clipped, half_quadratic, round_range
 from .weight_type import pack_codes, unpack_codes
@@ -24,29 +25,30 @@ _ROWS_AT_ONCE = 1 << 22  # elements
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """A weight in the portable layout. weight = (code - zero_point) * scale.
+    """A weight in the portable layout. weight = (code - zero_point) * scale, or code * scale + minimum.
 
-    qweight: (N, K) codes, int8 in [-127, 127]; or, with several codes in a byte, uint8 (N, ceil(K / codes in a byte)),
-        the first input in the lowest bits and unused bits 0. See WeightType.
-    scale: (N, groups).
+    qweight: (N, K) codes, int8, of which rounding makes [-127, 127]; or, with several codes in a byte, uint8
+        (N, ceil(K / codes in a byte)), the first input in the lowest bits and unused bits 0. See WeightType.
+    scale: (N, groups), of WeightType.scale or one of WeightType.other_scales.
     zero_point: (N, groups), or None where the weight is symmetric: then it is WeightType.middle.
     order: int32 (K,), a permutation: the input of each column of qweight; None: they are in the order of the inputs.
+    minimum: (N, groups), of the dtype of the scales, in place of zero_point; see Form.
     """
 
     qweight: Tensor
     scale: Tensor
     zero_point: Tensor | None = None
     order: Tensor | None = None
+    minimum: Tensor | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by name, without those that are None."""
-        named = {"qweight": self.qweight, "scale": self.scale, "zero_point": self.zero_point, "order": self.order}
-        return {name: tensor for name, tensor in named.items() if tensor is not None}
+        return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
 
     def rows(self, rows: slice) -> QuantizedWeight:
         """Some rows of the weight, sharing its memory."""
-        zero = None if self.zero_point is None else self.zero_point[rows]
-        return QuantizedWeight(self.qweight[rows], self.scale[rows], zero, self.order)
+        parts = {name: tensor[rows] for name, tensor in self.tensors().items() if name != "order"}
+        return QuantizedWeight(**parts, order=self.order)
 
     @property
     def nbytes(self) -> int:
@@ -67,7 +69,9 @@ class Ranges(NamedTuple):
 
     @classmethod
     def of(cls, quantized: QuantizedWeight, scheme: Scheme) -> Ranges:
-        """Those of a quantized weight."""
+        """Those of a quantized weight. Raises ValueError if it has minimums."""
+        if quantized.minimum is not None:
+            raise ValueError("minimum: the weight has float minimums and no zero points")
         scale, zero, middle = quantized.scale, quantized.zero_point, scheme.weight_type.middle
         return cls(scale, torch.full_like(scale, middle, dtype=torch.float32) if zero is None else zero.float())
 
@@ -90,15 +94,17 @@ def natural_order(in_features: int, device: torch.device | str | None = None) ->
 
 
 def portable_spec(
-    scheme: Scheme, out_features: int, in_features: int
+    scheme: Scheme, out_features: int, in_features: int, form: Form = USUAL
 ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Shape and dtype of each portable tensor of an (out_features, in_features) weight."""
     kind, groups = scheme.weight_type, (out_features, scheme.groups(in_features))
     spec: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
         "qweight": ((out_features, -(-in_features // kind.per_byte)), kind.stored),
-        "scale": (groups, kind.scale),
+        "scale": (groups, form.scale or kind.scale),
     }
-    if not scheme.symmetric and kind.zero_point is not None:
+    if form.minimum:
+        spec["minimum"] = spec["scale"]
+    elif not scheme.symmetric and kind.zero_point is not None:
         spec["zero_point"] = (groups, kind.zero_point)
     if scheme.ordered:
         spec["order"] = ((in_features,), torch.int32)
@@ -108,7 +114,7 @@ def portable_spec(
 def check_portable(quantized: QuantizedWeight, scheme: Scheme, out_features: int, in_features: int) -> None:
     """Raises ValueError, naming the tensor, where the tensors are not a weight of this scheme and shape."""
     tensors, kind = quantized.tensors(), scheme.weight_type
-    spec = portable_spec(scheme, out_features, in_features)
+    spec = portable_spec(scheme, out_features, in_features, Form.of(tensors, scheme))
     if tensors.keys() != spec.keys():
         raise ValueError(f"{scheme} needs the tensors {sorted(spec)}, got {sorted(tensors)}")
     for name, (shape, dtype) in spec.items():
@@ -129,6 +135,10 @@ def check_portable(quantized: QuantizedWeight, scheme: Scheme, out_features: int
         raise ValueError(f"zero_point: must be in [{kind.lowest}, {kind.highest}]")
     if quantized.order is not None:
         _check_order(quantized.order)
+    if quantized.minimum is not None:
+        if not torch.isfinite(quantized.minimum).all():
+            raise ValueError("minimum: must be finite")
+        return
     if (scale == 0).any():
         unscaled = replace(quantized, scale=(scale == 0).to(quantized.scale.dtype))
         if dequantize_weight(unscaled, scheme, in_features).any():
@@ -189,9 +199,11 @@ def dequantize_weight(quantized: QuantizedWeight, scheme: Scheme, in_features: i
     codes, zero = kind.unpack(quantized.qweight, in_features).float(), quantized.zero_point
     if zero is not None:
         codes = codes - _spread(zero.float(), size, in_features)
-    elif kind.middle:
+    elif kind.middle and quantized.minimum is None:
         codes = codes - kind.middle
     weight = codes * _spread(quantized.scale.float(), size, in_features)
+    if quantized.minimum is not None:
+        weight = weight + _spread(quantized.minimum.float(), size, in_features)
     if quantized.order is None:
         return weight
     return torch.empty_like(weight).index_copy_(1, quantized.order.long(), weight)

@@ -25,11 +25,11 @@ class Scheme:
     """Quantized weights, with float or quantized activations.
 
     Args:
-        weight_bits: 8 (codes in [-127, 127] and one float32 scale for each output channel), 4 (codes in [-8, 7] and
-            bfloat16 scales), 16 (bfloat16 weights, for 2:4 sparsity with float activations), or what a plug-in adds.
+        weight_bits: 8 (int8 codes and one float32 scale for each output channel), 4 (codes in [-8, 7]; scales in
+            bfloat16, or, of other libraries, in float16 or float32), 16 (bfloat16 weights, for 2:4 sparsity with float activations), or what a plug-in adds.
         act_bits: 16 (float activations), 8 (codes in [-128, 127] with a scale and a zero point) or, with 8-bit weights,
             7 (codes in [-64, 63]: faster on CPUs without VNNI).
-        group_size: number of inputs that share a scale: 32, 64 or 128, for 4-bit weights; None: all inputs.
+        group_size: number of inputs that share a scale: 16, 32, 64 or 128, for 4-bit weights; None: all inputs.
         symmetric: False: each group has its own zero point, for 4-bit weights.
         sparsity: the pattern of the zero weights, which are not stored; None: a dense weight. Sparse weights are
             symmetric. Blocks need 8-bit weights and 8-bit activations, and no sparse weight goes with 7-bit activations.

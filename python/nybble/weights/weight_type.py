@@ -24,12 +24,15 @@ class WeightType:
 
     Args:
         bits: the number in the name of a scheme, w4; no two types have the same.
-        lowest, highest: the range of the codes.
+        lowest, highest: the range of the codes that rounding makes.
+        least: the lowest code that a weight may have, where other libraries make a lower one; None: lowest.
         middle: the zero point of symmetric weights.
         largest_step: the largest abs(code - zero_point), which limits the length of an int32 sum.
         stored: dtype of the tensor of codes.
         per_byte: codes in an element of that tensor: 1, or 2, 4 or 8 in a uint8, the first in the lowest bits.
-        scale: dtype of the scales.
+        scale: dtype of the scales that rounding makes.
+        other_scales: dtypes that the scales of a dense weight may have too: those of other libraries.
+        minimum: whether an asymmetric weight may have float minimums in place of zero points, see Form.
         zero_point: dtype of the zero points of asymmetric weights; None: the weights are symmetric.
         group_sizes: numbers of inputs that may share a scale, besides a whole row.
         act_bits: the activations that go with it, 16 (float), 8 and 7 (quantized).
@@ -44,6 +47,9 @@ class WeightType:
     stored: torch.dtype
     per_byte: int = 1
     scale: torch.dtype = torch.float32
+    other_scales: tuple[torch.dtype, ...] = ()
+    minimum: bool = False
+    least: int | None = None
     zero_point: torch.dtype | None = None
     group_sizes: tuple[int, ...] = ()
     act_bits: tuple[int, ...] = (8, 16)
@@ -52,6 +58,11 @@ class WeightType:
     @property
     def name(self) -> str:
         return f"w{self.bits}"
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The lowest and the highest code that a weight may have."""
+        return self.lowest if self.least is None else self.least, self.highest
 
     def inconsistent(self) -> str | None:
         """Which rule the fields break; None: none."""
@@ -104,10 +115,10 @@ class WeightType:
         used = in_features % self.per_byte
         if used and (stored[:, -1] >> (used * 8 // self.per_byte)).any():
             raise ValueError("qweight: the bits beyond the last input must be 0")
-        least, most = (int(end) for end in self.unpack(stored, in_features).aminmax())
-        for code in (least, most):
-            if not self.lowest <= code <= self.highest:
-                raise ValueError(f"qweight: code {code} is outside [{self.lowest}, {self.highest}]")
+        lowest, highest = self.ends
+        for code in (int(end) for end in self.unpack(stored, in_features).aminmax()):
+            if not lowest <= code <= highest:
+                raise ValueError(f"qweight: code {code} is outside [{lowest}, {highest}]")
 
 
 @dataclass(frozen=True)
@@ -138,6 +149,7 @@ _BUILT_IN = (
         0,
         largest_step=128,
         stored=torch.int8,
+        least=-128,
         act_bits=(7, 8, 16),
         patterns=(Unstructured, NofM, Block),
     ),
@@ -150,8 +162,10 @@ _BUILT_IN = (
         stored=torch.uint8,
         per_byte=2,
         scale=torch.bfloat16,
+        other_scales=(torch.float16, torch.float32),
+        minimum=True,
         zero_point=torch.uint8,
-        group_sizes=(32, 64, 128),
+        group_sizes=(16, 32, 64, 128),
         patterns=(Unstructured, NofM),
     ),
     FloatType(16, 0, 0, 0, largest_step=0, stored=torch.bfloat16, act_bits=(16,), patterns=(NofM(2, 4),)),

@@ -131,7 +131,9 @@ class Shadow(nn.Module):
     @property
     def _stored(self) -> torch.dtype:
         layer = self._layer[0]
-        return layer.scheme.weight_type.scale if isinstance(layer, QuantizedModule) else torch.float32
+        return (
+            layer.form.scale or layer.scheme.weight_type.scale if isinstance(layer, QuantizedModule) else torch.float32
+        )
 
     def _spread(self, per_group: Tensor) -> Tensor:
         """Expand values per group, (N, groups), to values per weight, (N, K)."""
@@ -156,6 +158,6 @@ def _parts(layer: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
         return weight.clone(), torch.ones(len(weight), 1), torch.zeros(1)
     quantized, k, kind = layer.quantized(), layer.in_features, layer.scheme.weight_type
     zero = torch.full((1,), float(kind.middle))
-    if quantized.zero_point is not None:
+    if not layer.scheme.symmetric:
         zero = Ranges.of(quantized, layer.scheme).spread_zeros(layer.scheme.group_size or k, k)
     return kind.unpack(quantized.qweight, k).float() - zero, quantized.scale.float(), zero
