@@ -48,7 +48,7 @@ def test_types_and_fields_are_checked() -> None:
     for kwargs in (
         {"weight_bits": 3, "act_bits": 8},
         {"weight_bits": 8, "act_bits": 4},
-        {"weight_bits": 4, "act_bits": 8, "group_size": 16},
+        {"weight_bits": 4, "act_bits": 8, "group_size": 8},
     ):
         with pytest.raises(ValueError, match="must be"):
             Scheme(**kwargs)
@@ -191,7 +191,7 @@ def test_mse_is_never_worse_in_its_own_norm(scheme: Scheme) -> None:
         difference = (dequantize_weight(quantize_weight(weight, scheme, method), scheme, 256) - weight).abs().pow(2.4)
         errors.append(difference.view(24, -1, scheme.group_size or 256).sum(-1))
     assert (errors[1] <= errors[0] * (1 + 1e-5)).all()
-    assert errors[1].sum() < 0.95 * errors[0].sum() or scheme.weight_bits == 8
+    assert errors[1].sum() < 0.97 * errors[0].sum() or scheme.weight_bits == 8
 
 
 def test_eight_bits_are_far_better_than_four() -> None:
