@@ -85,6 +85,7 @@ struct NybbleLinearArgs {
   const int32_t* column_sum;  // [tiles * 16] sums of codes, 8 bits only
   const uint8_t* large;       // [tiles][nybble_large_bytes(k_padded)], dense 8 bits only; see pack.h
   const float* weight_sum;    // [tiles * 16] sums of weights, 4 bits only
+  const float* book;          // [16] the value of each code in units of the scale, or null: codes are numbers
   const void* bias;           // [n] elements of bias_dtype, or null
   void* y;                    // [rows][n] elements of y_dtype
   int32_t bias_dtype, y_dtype;

@@ -155,7 +155,7 @@ void pack_tile(const WeightShape& s, const Sections& at, const Portable& from, u
       const int32_t sum = sum_of(reinterpret_cast<const int8_t*>(row), s.k);
       std::memcpy(to + at.sum + static_cast<size_t>(n) * 4, &sum, 4);
     }
-    if (s.bits == 4 && n < s.n) {
+    if (s.bits == 4 && !s.book && n < s.n) {
       const float total = weight_sum(s, from, n);
       std::memcpy(to + at.sum + static_cast<size_t>(n) * 4, &total, 4);
     }
@@ -216,6 +216,8 @@ void WeightShape::validate() const {
   if (bits == 8 && (group_size || !symmetric))
     refuse("group_size", group_size, "8-bit weights must be per channel and symmetric");
   if (form != Form::dense && !symmetric) refuse("symmetric", symmetric, "sparse weights must be symmetric");
+  if (book && (bits != 4 || form != Form::dense || !symmetric))
+    refuse("book", book, "must be 0, or the weights of 4 bits, dense and without zero points");
   if (form != Form::dense && ordered) refuse("ordered", ordered, "sparse weights have the order of their inputs");
   if ((form == Form::gather || form == Form::blocks) && bits != 8)
     refuse("weight_bits", bits, "must be 8 for this layout");
@@ -245,10 +247,11 @@ Sections sections_of(const WeightShape& s) {
   at.scale = take(columns * s.groups() * static_cast<int64_t>(s.scale_item()));
   at.zero_point = take(s.symmetric ? 0 : columns * s.groups());
   at.minimum = take(s.minimum ? columns * s.groups() * static_cast<int64_t>(s.scale_item()) : 0);
-  at.sum = take(columns * 4);
+  at.sum = take(s.book ? 0 : columns * 4);
   if (s.form == Form::dense && s.bits == 8) at.large = take(s.tiles() * nybble_large_bytes(s.k_padded()));
   if (s.form == Form::gather) at.order = take(columns * 4);
   if (s.ordered) at.order = take(s.k * 4);
+  if (s.book) at.book = take(static_cast<int64_t>(s.book_bytes()));
   if (s.form == Form::gather || s.form == Form::blocks) at.index = at.total;
   if (s.form != Form::dense) at.codes = at.total;
   return at;
@@ -271,6 +274,7 @@ void pack(const WeightShape& shape, const Portable& from, uint8_t* to, int threa
   std::memset(to + at.scale, 0, at.total - at.scale);  // clears the padding between sections
   parallel_for(shape.tiles(), usable_threads(threads), [&](int64_t tile) { pack_tile(shape, at, from, to, tile); });
   if (shape.ordered) std::memcpy(to + at.order, from.order, shape.order_bytes());
+  if (shape.book) std::memcpy(to + at.book, from.book, shape.book_bytes());
   use_huge_pages(to, at.total);
 }
 
@@ -278,6 +282,7 @@ void unpack(const WeightShape& shape, const uint8_t* from, const Portable& to, i
   const Sections at = sections_of(shape);
   parallel_for(shape.tiles(), usable_threads(threads), [&](int64_t tile) { unpack_tile(shape, at, from, to, tile); });
   if (shape.ordered) std::memcpy(to.order, from + at.order, shape.order_bytes());
+  if (shape.book) std::memcpy(to.book, from + at.book, shape.book_bytes());
 }
 
 }  // namespace nybble

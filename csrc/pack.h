@@ -12,6 +12,8 @@
 //                  (8); or minimum, as scale: weight = code * scale + minimum weight_sum [tiles * 16] f32: sum of (code
 //                  - zero_point) * scale over K
 //
+//                  If codes index a table: no weight_sum, and book [16] f32 at the end
+//
 // Both end with order [k] s32 if the columns of the weight are in another order than the inputs: which input each has.
 //
 // Sparse weights (sparse.h) store no zero weights. Sections whose size depends on the weights come last:
@@ -54,6 +56,7 @@ struct WeightShape {
   bool ordered = false;                      // Form::dense only: columns are in an order of their own
   NybbleDtype four_bit_scale = NYBBLE_BF16;  // of the scales of 4 bits: bf16, or dense f16 or f32
   bool minimum = false;  // Form::dense with 4 bits and symmetric only: weights are code * scale + minimum
+  bool book = false;     // 4 bits, Form::dense only: codes index a table
 
   // Throws std::invalid_argument, naming the field, its value and the rule.
   void validate() const;
@@ -71,14 +74,15 @@ struct WeightShape {
   size_t minimum_bytes() const { return minimum ? scale_bytes() : 0; }
   // The zero point of weights without a tensor of them.
   int zero() const { return bits == 8 || minimum ? 0 : 8; }
+  size_t book_bytes() const { return book ? 64 : 0; }
   size_t order_bytes() const { return ordered ? static_cast<size_t>(k) * 4 : 0; }
 };
 
 // Byte offsets of the sections. sum: column_sum or weight_sum. large: of n16k4 only. For sparse forms, codes is the
 // values, steps or blocks, index the windows or block positions, and total the size without these two.
 struct Sections {
-  size_t codes = 0, scale = 0, zero_point = 0, minimum = 0, sum = 0, large = 0, start = 0, order = 0, index = 0,
-         total = 0;
+  size_t codes = 0, scale = 0, zero_point = 0, minimum = 0, sum = 0, large = 0, start = 0, order = 0, book = 0,
+         index = 0, total = 0;
 };
 
 Sections sections_of(const WeightShape& shape);
@@ -89,6 +93,7 @@ struct Portable {
   uint8_t* zero_point;
   uint8_t* minimum = nullptr;  // as scale
   uint8_t* order = nullptr;    // [k] s32, a permutation
+  uint8_t* book = nullptr;     // [16] f32
 };
 
 // The scale of a place among those of a weight.

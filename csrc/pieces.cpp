@@ -137,6 +137,7 @@ NybbleLinearArgs linear_args(const LinearCall& call, const Chunk& chunk) {
   args.minimum = shape.minimum ? packed + at.minimum : nullptr;
   args.column_sum = reinterpret_cast<const int32_t*>(packed + at.sum);
   args.weight_sum = reinterpret_cast<const float*>(packed + at.sum);
+  args.book = shape.book ? reinterpret_cast<const float*>(packed + at.book) : nullptr;
   args.large = at.large ? packed + at.large : nullptr;
   args.bias = reinterpret_cast<const void*>(call.bias.address);
   args.y = reinterpret_cast<uint8_t*>(call.y.address) + chunk.row * shape.n * dtype_bytes(call.y_dtype);
@@ -225,6 +226,9 @@ void check_weight(const LinearCall& call) {
   if (call.kernel->weight_bits() != shape.bits)
     refuse(std::string("kernel=\"") + call.kernel->name + "\": does not support " + std::to_string(shape.bits) +
            "-bit weights");
+  if (call.kernel->reads_book() != shape.book)
+    refuse(std::string("kernel=\"") + call.kernel->name + "\": takes weights " + (shape.book ? "without" : "with") +
+           " a book");
   if (call.kernel->int_activations()) {
     check_steps(call.kernel->panel, call.act_steps);
     const int64_t most = most_products(call.act_steps, shape.bits);

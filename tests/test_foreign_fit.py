@@ -41,6 +41,8 @@ def weight_of(name: str) -> ForeignWeight:
         ("gptq-w4-g32-asym-edge", "w4a16g32asym"),
         ("ct-w8a8-dynamic", "w8a16"),  # the code -128
         ("gptq-w4-g128-desc-act", "w4a16g128order"),
+        ("bnb-nf4-double", "w4nfa16g64"),
+        ("gguf-iq4-nl", "w4nfa16g32"),
     ],
 )
 def test_what_a_scheme_holds_is_equal_bit_for_bit(name: str, scheme: str) -> None:
@@ -57,8 +59,7 @@ def test_what_a_scheme_holds_is_equal_bit_for_bit(name: str, scheme: str) -> Non
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("bnb-nf4-double", "a code book"),
-        ("bnb-nf4-flat", "a code book"),
+        ("bnb-nf4-flat", "groups that run over the flattened matrix"),
         ("gguf-q6-k", "groups of 16: w8 has one scale a row"),
         ("gptq-w8-g128", "groups of 128: w8 has one scale a row"),
         ("bnb-int8", "rounds twice"),

@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -41,7 +42,7 @@ def layer_of(scheme: str, n: int = 24, k: int = 37, dtype: torch.dtype = torch.f
 
 
 def in_natural_order(quantized: QuantizedWeight) -> QuantizedWeight:
-    return QuantizedWeight(quantized.qweight, quantized.scale, quantized.zero_point)
+    return replace(quantized, order=None)
 
 
 @pytest.mark.parametrize(("spec", "scheme"), CASES)

@@ -25,7 +25,7 @@ needs_sources = pytest.mark.skipif(
     reason="csrc/kernels.def is not here: these tests run without the source tree",
 )
 LINE = re.compile(
-    r"NYBBLE_(?P<op>PREPARE|ATTENTION8?|EXPAND|ROWS|CONV|LINEAR)\((?P<name>\w+), (?:(?P<scheme>(?:sp|bs)?w\d+a\d+), )?(?P<target>\w+)"
+    r"NYBBLE_(?P<op>PREPARE|ATTENTION8?|EXPAND|ROWS|CONV|LINEAR)\((?P<name>\w+), (?:(?P<scheme>(?:sp|bs)?w\d+(?:nf)?a\d+), )?(?P<target>\w+)"
     r"(?:, (?P<layout>\w+), (?P<panel>\w+), (?P<block_rows>\d+), (?P<columns>\d+), (?P<decoded>\d+),"
     r" (?P<decode_rows>\d+), (?P<least_rows>\d+))?\)"
 )
@@ -106,7 +106,11 @@ def test_the_table_the_files_and_the_specs_are_the_same_set():
 
 def expanded():
     """The kernels that serve a mask layout through lines: every dense one, by the name of its spec."""
-    return {f"sp{line['name']}": line for line in table() if line["layout"] in MASK_OF and "a7" not in line["scheme"]}
+    return {
+        f"sp{line['name']}": line
+        for line in table()
+        if line["layout"] in MASK_OF and f"sp{line['scheme']}" in families()
+    }
 
 
 def narrower():
@@ -165,7 +169,14 @@ def test_specs_are_ordered_from_the_slowest_target_to_the_fastest():
 
 def test_scheme_families_and_registry_agree():
     dense = {Scheme(bits, act).family for bits in (4, 8) for act in (8, 16)}
-    assert set(families()) == {"bsw8a8", "w8a7", *dense, *(f"sp{family}" for family in dense), *FLOAT_FAMILIES}
+    assert set(families()) == {
+        "bsw8a8",
+        "w8a7",
+        "w4nfa16",
+        *dense,
+        *(f"sp{family}" for family in dense),
+        *FLOAT_FAMILIES,
+    }
     for spec in specs():
         assert spec.exact == (
             spec.scheme.endswith(("a8", "a7")) and spec.target != "torch" and spec.name != "w4a8_sm80"

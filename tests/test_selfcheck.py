@@ -49,7 +49,7 @@ def test_wrong_outputs_are_found(wrong_m: int) -> None:
 
     reason = selfcheck.disagreement(dataclasses.replace(right, make=make), "cpu")
     assert reason is not None
-    assert reason.startswith(f"its bfloat16 outputs for {wrong_m} rows and (72, 1096) weights of w4a16g32asym are off")
+    assert reason.startswith(f"its bfloat16 outputs for {wrong_m} rows and (72, 1096) weights of w4a16g16asym are off")
 
 
 def test_a_second_launch_that_is_wrong_is_found() -> None:

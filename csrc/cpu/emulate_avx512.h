@@ -254,6 +254,9 @@ inline __m512i permutex2var_epi8(__m512i low, __m512i index, __m512i high) {
   const B a(low), b(high), at(index);
   return each<B>([&](int i) { return at.v[i] & 64 ? b.v[at.v[i] & 63] : a.v[at.v[i] & 63]; });
 }
+inline __m512 permutexvar_ps(__m512i index, __m512 table) {
+  return __m512(each<U>([&](int i) { return U(__m512i(table)).v[U(index).v[i] % 16]; }));
+}
 inline __m512i permutexvar_epi16(__m512i index, __m512i table) {
   return each<H>([&](int i) { return H(table).v[H(index).v[i] % 32]; });
 }
@@ -340,6 +343,7 @@ inline __m512 dpbf16_ps(__m512 acc, __m512bh a, __m512bh b) {
 #define _mm512_mask_mov_epi32 emulated::mask_mov_epi32
 #define _mm512_mask_mov_ps(a, m, b) ((__m512)emulated::mask_mov_epi32((__m512i)(a), m, (__m512i)(b)))
 #define _mm512_dpbusd_epi32 emulated::dpbusd_epi32
+#define _mm512_permutexvar_ps emulated::permutexvar_ps
 #define _mm512_permutexvar_epi16 emulated::permutexvar_epi16
 #define _mm512_mask_expand_epi8 emulated::mask_expand_epi8
 #define _mm512_maskz_expand_epi8(m, a) emulated::mask_expand_epi8(emulated::set1_epi32(0), m, a)

@@ -101,6 +101,17 @@ inline VI vi_byte_s(VI a) {
   return _mm256_srai_epi32(_mm256_slli_epi32(a, 24 - 8 * kByte), 24);
 }
 inline VF vf_of_int(VI a) { return _mm256_cvtepi32_ps(a); }
+// Tables of 16 floats; looks up bits kShift .. kShift + 3 of each lane.
+struct Table16 {
+  VF low, high;
+};
+inline Table16 table16(const float* values) { return {vf_load(values), vf_load(values + 8)}; }
+template <int kShift>
+inline VF vf_lookup(Table16 table, VI a) {
+  const VI index = _mm256_srli_epi32(a, kShift);
+  return _mm256_blendv_ps(_mm256_permutevar8x32_ps(table.low, index), _mm256_permutevar8x32_ps(table.high, index),
+                          _mm256_castsi256_ps(_mm256_slli_epi32(a, 28 - kShift)));
+}
 inline VI vi_round(VF a) { return _mm256_cvtps_epi32(a); }
 
 inline VF vf_of_bf16(__m128i half) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16)); }

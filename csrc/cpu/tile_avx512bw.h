@@ -116,6 +116,13 @@ inline VI vi_byte_s(VI a) {
   return _mm512_srai_epi32(_mm512_slli_epi32(a, 24 - 8 * kByte), 24);
 }
 inline VF vf_of_int(VI a) { return _mm512_cvtepi32_ps(a); }
+// Tables of 16 floats; looks up bits kShift .. kShift + 3 of each lane.
+using Table16 = VF;
+inline Table16 table16(const float* values) { return vf_load(values); }
+template <int kShift>
+inline VF vf_lookup(Table16 table, VI a) {
+  return _mm512_permutexvar_ps(_mm512_srli_epi32(a, kShift), table);
+}
 inline VI vi_round(VF a) { return _mm512_cvtps_epi32(a); }
 
 inline VF vf_of_bf16(__m256i half) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16)); }

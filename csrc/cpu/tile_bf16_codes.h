@@ -17,8 +17,10 @@ NYBBLE_INLINE VI bf16_pair(VI codes) {
 // Nibbles of n16k8 lines minus their zero points. kSymmetric: all zero points are 8.
 template <bool kSymmetric>
 struct Bf16Nibbles {
+  static constexpr bool kOrigin = !kSymmetric;
+
   // Entry i is i - 16, or i % 16 - 8 if all zero points are 8.
-  static inline VI table() {
+  static inline VI table(const NybbleLinearArgs*) {
     return bf16_table([](int i) { return kSymmetric ? i % 16 - 8 : i - 16; });
   }
 
@@ -30,12 +32,35 @@ struct Bf16Nibbles {
     return vi_mul(start, vi_set1(0x00010001));
   }
 
+  // The same for one column, in all lanes.
+  NYBBLE_INLINE VI last_origin(const NybbleLinearArgs* a, int64_t column, int64_t g) {
+    const int zero = a->zero_point ? a->zero_point[group_at(a, column, g)] : 0;
+    return vi_set1(kSymmetric ? 0 : 0x00010001 * (16 - zero));
+  }
+
   // Nibble j of each 16-bit lane: k = 0 and 2 for j = 0, then 4 and 6, 1 and 3, 5 and 7.
   template <int j>
   NYBBLE_INLINE VI pair(VI codes, VI origin, VI entries) {
     const VI shifted = vi_shift_right<4 * j>(codes);
     if (kSymmetric) return vi_lookup16(entries, shifted);
     return vi_lookup16(entries, vi_add16(vi_and(shifted, vi_set1(0x000f000f)), origin));
+  }
+};
+
+// Nibbles of n16k8 lines that pick a value of the book, rounded to bfloat16.
+struct Bf16Book {
+  static constexpr bool kOrigin = false;
+
+  static inline VI table(const NybbleLinearArgs* a) {
+    alignas(64) uint16_t entries[32];
+    for (int i = 0; i < 2; i++) vf_store_as(entries + i * W, NYBBLE_BF16, vf_load(a->book), W);
+    return vi_load(entries);
+  }
+  NYBBLE_INLINE VI origin(const NybbleLinearArgs*, int64_t, int64_t) { return vi_set1(0); }
+  NYBBLE_INLINE VI last_origin(const NybbleLinearArgs*, int64_t, int64_t) { return vi_set1(0); }
+  template <int j>
+  NYBBLE_INLINE VI pair(VI codes, VI, VI entries) {
+    return vi_lookup16(entries, vi_shift_right<4 * j>(codes));
   }
 };
 

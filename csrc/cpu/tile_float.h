@@ -57,6 +57,28 @@ struct Weight4 {
   VF finish(VF sum) const { return sum; }
 };
 
+// A nibble picks one of 16 values. The product with the scale is rounded, as by a library that dequantizes first.
+struct WeightOfBook {
+  static constexpr int kBlock = 8;
+  static constexpr int64_t kLineBytes = kLine, kDecodedLine = 0;
+  const NybbleLinearArgs* a;
+  int64_t column;
+  Table16 table = {};
+  VF scale = vf_set1(0.0f);
+
+  static constexpr int kFixed = 8;
+  static constexpr int k_of(int i) { return Weight4::k_of(i); }
+  void enter(int64_t g) {
+    table = table16(a->book);
+    scale = group_scale(a, column, g);
+  }
+  template <int i>
+  VF decode(const uint8_t* line) const {
+    return vf_mul(vf_lookup<4 * i>(table, vi_load(line)), scale);
+  }
+  VF finish(VF sum) const { return sum; }
+};
+
 // The weights that Weight decoded before.
 template <class Weight>
 struct Decoded {

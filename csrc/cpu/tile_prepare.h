@@ -121,6 +121,9 @@ inline RowPlan given_row(const uint8_t* x, const NybblePrepareArgs& a) {
 
 constexpr int64_t kStep = 64;  // number of k at a time
 constexpr int64_t kRows = 4;   // rows at a time: they stay in the L1 cache for both passes
+// Number of k that are gathered at a time, where a panel has an order: so many that the first ones are in the cache,
+// and no longer on their way there element by element, before vectors of them are read.
+constexpr int64_t kGathered = 512;
 
 constexpr int64_t element_bytes(int format) {
   return format == NYBBLE_PANEL_F32                                                                       ? 4
@@ -276,11 +279,11 @@ inline void prepare_bf16_lines(const NybblePrepareArgs& a, int64_t row0, int64_t
     }
 }
 
-// Copies k in [begin, end) of r rows, kStep elements apart, in the order of the panel.
+// Copies k in [begin, end) of r rows, kGathered elements apart, in the order of the panel.
 template <int64_t kBytes>
 inline void gather_rows(const NybblePrepareArgs& a, const uint8_t* x, int64_t r, int64_t begin, int64_t end,
                         uint8_t* to) {
-  for (int64_t j = 0; j < r; j++, x += a.ldx * kBytes, to += kStep * kBytes) {
+  for (int64_t j = 0; j < r; j++, x += a.ldx * kBytes, to += kGathered * kBytes) {
     if (kBytes == 4)
       gather_row<uint32_t>(a, x, begin, end, to);
     else
@@ -298,7 +301,9 @@ inline void prepare_rows(const NybblePrepareArgs& a, int64_t row0, int64_t i, in
   const int64_t row_bytes = a.ldx * x_bytes;
   const uint8_t* x = static_cast<const uint8_t*>(a.x) + (row0 + i) * row_bytes;
   uint8_t* panel = static_cast<uint8_t*>(a.panel) + row0 * a.k_padded * bytes + i * 4 * bytes;
-  alignas(64) uint8_t rows[kRows * kStep * bytes], ordered[kRows * kStep * x_bytes];
+  alignas(64) uint8_t rows[kRows * kStep * bytes], ordered[kRows * kGathered * x_bytes];
+  const uint8_t* from = x;  // element 0 of the first row
+  int64_t from_bytes = row_bytes, gathered = 0;
   RowPlan plans[kRows];
   for (int64_t j = 0; j < r && is_codes; j++) {
     const uint8_t* row = x + j * row_bytes;
@@ -314,12 +319,11 @@ inline void prepare_rows(const NybblePrepareArgs& a, int64_t row0, int64_t i, in
       if (kLines && end == a.k_padded) end = line_end(end);
       uint8_t* to_panel = panel + begin * block * bytes;
       const int64_t words = (end - begin) / 4, stride = 4 * block * bytes;
-      const uint8_t* from = x;  // of element 0
-      int64_t from_bytes = row_bytes;
-      if (a.order) {
-        gather_rows<x_bytes>(a, x, r, begin, end, ordered);
+      if (a.order && end > gathered) {
+        gathered = begin + kGathered;
+        gather_rows<x_bytes>(a, x, r, begin, gathered, ordered);
         from = ordered - begin * x_bytes;
-        from_bytes = kStep * x_bytes;
+        from_bytes = kGathered * x_bytes;
       }
       if (is_panel && end <= a.k) {  // no conversion needed
         interleave<4 * bytes, kExchange>(from + begin * bytes, from_bytes, r, words, to_panel, stride);

@@ -223,6 +223,13 @@ inline VI vi_byte_s(VI a) {
 inline VF vf_of_int(VI a) {
   return lanes_of<VF>([&](int i) { return static_cast<float>(a.v[i]); });
 }
+// Tables of 16 floats; looks up bits kShift .. kShift + 3 of each lane.
+using Table16 = const float*;
+inline Table16 table16(const float* values) { return values; }
+template <int kShift>
+inline VF vf_lookup(Table16 table, VI a) {
+  return lanes_of<VF>([&](int i) { return table[static_cast<uint32_t>(a.v[i]) >> kShift & 15]; });
+}
 inline VI vi_round(VF a) {
   return lanes_of<VI>([&](int i) { return static_cast<int32_t>(nearbyintf(a.v[i])); });
 }

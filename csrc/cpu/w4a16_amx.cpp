@@ -19,7 +19,7 @@ struct Nibbles : Grouped<Nibbles<kSymmetric>> {
   static int64_t step(const NybbleLinearArgs* a) { return a->groups > 1 && a->group < 32 ? a->group : 32; }
 
   static void decode(const NybbleLinearArgs* a, int64_t column, int64_t begin, int64_t end, uint8_t* to) {
-    const VI entries = Pairs::table();
+    const VI entries = Pairs::table(a);
     const uint8_t* w = codes_at(a, column) + begin / 8 * kLine;
     for (int64_t k = begin; k < end; k += a->group) {
       const VI origin = Pairs::origin(a, column, k / a->group);

@@ -56,6 +56,7 @@ class WeightShape:
         ordered: bool,
         four_bit_scale: int = ...,
         minimum: bool = ...,
+        book: bool = ...,
     ) -> None: ...
     @property
     def packed_bytes(self) -> int: ...
@@ -95,6 +96,7 @@ def pack(
     zero_point: _Memory,
     minimum: _Memory,
     order: _Memory,
+    book: _Memory,
     packed: _Memory,
     threads: int,
 ) -> None: ...
@@ -106,6 +108,7 @@ def unpack(
     zero_point: _Memory,
     minimum: _Memory,
     order: _Memory,
+    book: _Memory,
     threads: int,
 ) -> None: ...
 def all_finite(weight: _Memory, dtype: int, n: int, k: int, stride: int, threads: int) -> bool: ...

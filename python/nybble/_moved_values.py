@@ -17,13 +17,15 @@ from .weights.weight_type import weight_types
 
 
 def group_sizes() -> tuple[int, ...]:
-    """nybble.weights.weight_type.weight_types()[4].group_sizes"""
-    return weight_types()[4].group_sizes
+    """nybble.weights.weight_type.weight_types()["w4"].group_sizes"""
+    return weight_types()["w4"].group_sizes
 
 
 def dense_families() -> tuple[str, ...]:
-    """nybble.weights.scheme.families(), without those of sparse and of 16-bit weights"""
-    return tuple(family for family in families() if family.startswith("w") and "w16" not in family)
+    """nybble.weights.scheme.families(), without those of sparse and of 16-bit weights, and of codes of a table"""
+    return tuple(
+        family for family in families() if family.startswith("w") and "w16" not in family and "nf" not in family
+    )
 
 
 def sparse_families() -> tuple[str, ...]:

@@ -123,7 +123,7 @@ def kernel_for(scheme: Scheme, layout: str | None, device: str) -> str:
     Raises:
         ValueError: nothing reads the layout there.
     """
-    compiled = device == "cpu" and scheme.sparsity is None and scheme.weight_bits in (4, 8)
+    compiled = device == "cpu" and scheme.sparsity is None and scheme.weight_bits in (4, 8) and not scheme.book
     base = None if layout is None else split_layout(layout)[0]
     if compiled and (base is None or base in native.LOOKUP_LAYOUTS):
         return fastest("rows")

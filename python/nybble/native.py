@@ -31,7 +31,7 @@ PANEL_DTYPES = (
 BF16_LINES = 8
 
 # Weight bits of the sparse weights that it packs, and of the weights that it rounds.
-SPARSE_BITS = ROUNDED_BITS = (8, 4)
+SPARSE_BITS = _ROUNDED_BITS = (8, 4)
 
 _Memory: TypeAlias = tuple[int, int]
 _NOTHING = (0, 0)
@@ -151,7 +151,13 @@ def weight_shape(
         block_k=block.columns if block else 0,
         ordered=scheme.ordered,
         four_bit_scale=DTYPES[form.scale or torch.bfloat16],
+        book=bool(scheme.book),
     )
+
+
+def rounds(scheme: Scheme) -> bool:
+    """Whether round_weight and squared_sums take the weights of a scheme."""
+    return scheme.weight_bits in _ROUNDED_BITS and not scheme.book
 
 
 def all_finite(weight: Tensor) -> bool:
@@ -239,9 +245,9 @@ def pack(quantized: QuantizedWeight, scheme: Scheme, in_features: int, layout: s
     form = Form.of(quantized.tensors(), scheme)
     shape = weight_shape(scheme, quantized.qweight.shape[0], in_features, layout, form)
     qweight, scale = quantized.qweight.contiguous(), quantized.scale.contiguous()
-    zero_point, minimum, order = (
+    zero_point, minimum, order, book = (
         None if part is None else part.contiguous()
-        for part in (quantized.zero_point, quantized.minimum, quantized.order)
+        for part in (quantized.zero_point, quantized.minimum, quantized.order, quantized.book)
     )
     threads = torch.get_num_threads()
     if scheme.sparsity is None:
@@ -253,6 +259,7 @@ def pack(quantized: QuantizedWeight, scheme: Scheme, in_features: int, layout: s
             memory(zero_point),
             memory(minimum),
             memory(order),
+            memory(book),
             memory(packed),
             threads,
         )
@@ -276,7 +283,8 @@ def unpack(
     quantized = QuantizedWeight(**{name: torch.empty(size, dtype=dtype) for name, (size, dtype) in spec.items()})
     parts, threads = _parts(quantized), torch.get_num_threads()
     if scheme.sparsity is None:
-        _C.unpack(shape, memory(packed), *parts, memory(quantized.minimum), memory(quantized.order), threads)
+        rest = memory(quantized.minimum), memory(quantized.order), memory(quantized.book)
+        _C.unpack(shape, memory(packed), *parts, *rest, threads)
     else:
         _C.unpack_sparse(shape, memory(packed), *parts[:2], threads)
     return quantized

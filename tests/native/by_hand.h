@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <memory>
 
+#include "../../csrc/pieces.h"
 #include "random_problem.h"
 #ifdef NYBBLE_EMULATE_AMX
 #include "../../csrc/cpu/emulate_amx.h"
@@ -30,7 +31,7 @@ struct Panel {
     for (size_t i = 0; i < sum.size(); i += 4) {
       int32_t of;
       std::memcpy(&of, &sum[i], 4);
-      of *= s.symmetric ? -8 : -1;
+      of *= sum_factor(s);
       std::memcpy(&sum[i], &of, 4);
     }
   }
@@ -38,16 +39,18 @@ struct Panel {
 
 // The sections of a packed weight, dense or in blocks.
 struct Parts {
-  Bytes codes, scale, zero_point, sum, large, start, index;
+  Bytes codes, scale, zero_point, minimum, sum, large, book, start, index;
 
   Parts(const LinearCall& call, const Sections& at) {
     const WeightShape& s = call.shape;
     const uint8_t* packed = reinterpret_cast<const uint8_t*>(call.packed.address);
     const auto section = [&](size_t offset, size_t bytes) { return Bytes(packed + offset, packed + offset + bytes); };
     const size_t columns = static_cast<size_t>(s.tiles() * 16), groups = static_cast<size_t>(s.groups());
-    scale = section(at.scale, columns * groups * (s.bits == 4 ? 2 : 4));
+    scale = section(at.scale, columns * groups * s.scale_item());
+    minimum = section(at.minimum, s.minimum ? scale.size() : 0);
+    book = section(at.book, s.book_bytes());
     zero_point = section(at.zero_point, s.symmetric ? 0 : columns * groups);
-    sum = section(at.sum, columns * 4);
+    sum = section(at.sum, s.book ? 0 : columns * 4);
     if (s.form == Form::dense) {
       codes = section(at.codes, columns * static_cast<size_t>(s.k_padded() * s.bits) / 8);
       if (at.large) large = section(at.large, static_cast<size_t>(s.tiles() * nybble_large_bytes(s.k_padded())));
@@ -76,6 +79,9 @@ NybbleLinearArgs whole_product(const LinearCall& call, const Panel& panel, const
   args.act_sum = data_of<int32_t>(panel.sum);
   args.codes = parts.codes.data();
   args.scale = parts.scale.data();
+  args.scale_dtype = s.scale_dtype();
+  args.minimum = s.minimum ? parts.minimum.data() : nullptr;
+  args.book = s.book ? data_of<float>(parts.book) : nullptr;
   args.zero_point = s.symmetric ? nullptr : parts.zero_point.data();
   args.column_sum = data_of<int32_t>(parts.sum);
   args.weight_sum = data_of<float>(parts.sum);

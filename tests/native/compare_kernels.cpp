@@ -53,6 +53,11 @@ std::string check(const KernelEntry& kernel, int seed) {
   const int64_t n = random.integer(1, 70), k = random.integer(1, 300);
   WeightShape shape = random_shape(kernel, n, k, random);
   shape.ordered = random.integer(0, 3) == 0;
+  if (shape.bits == 4) {
+    const NybbleDtype scales[] = {NYBBLE_BF16, NYBBLE_F16, NYBBLE_F32};
+    shape.four_bit_scale = random.pick(scales);
+    shape.minimum = shape.symmetric && !shape.book && random.integer(0, 3) == 0;
+  }
   const int64_t rows = random.integer(1, 40), stride = shape.k + random.integer(0, 1) * random.integer(0, 7);
   const NybbleDtype dtype = random_dtype(kernel, random);
   const NybbleDtype out_dtype = random.pick(dtypes);

@@ -7,14 +7,18 @@ namespace {
 
 struct Weight {
   WeightShape shape;
-  Bytes qweight, scale, zero_point, order, packed;
+  Bytes qweight, scale, zero_point, minimum, order, book, packed;
   explicit Weight(const WeightShape& s)
       : shape(s),
         qweight(s.qweight_bytes()),
         scale(s.scale_bytes()),
         zero_point(s.zero_point_bytes()),
-        order(s.order_bytes()) {}
-  Portable portable() { return {qweight.data(), scale.data(), zero_point.data(), order.data()}; }
+        minimum(s.minimum_bytes()),
+        order(s.order_bytes()),
+        book(s.book_bytes()) {}
+  Portable portable() {
+    return {qweight.data(), scale.data(), zero_point.data(), minimum.data(), order.data(), book.data()};
+  }
 };
 
 // A random packed weight of magnitude 1. Throws if unpacking does not restore it.
@@ -28,7 +32,7 @@ Weight random_weight(const WeightShape& shape, Random& random, int threads) {
   }
   if (shape.bits == 4 && shape.k % 2)
     for (int64_t n = 1; n <= shape.n; n++) w.qweight[static_cast<size_t>(n * ((shape.k + 1) / 2) - 1)] &= 15;
-  const NybbleDtype dtype = shape.bits == 8 ? NYBBLE_F32 : NYBBLE_BF16;
+  const NybbleDtype dtype = shape.scale_dtype();
   for (size_t i = 0; i < w.scale.size(); i += bytes_of(dtype))
     store(&w.scale[i], dtype, (1.5f + 0.5f * random.real()) / (shape.bits == 8 ? 127.0f : 8.0f));
   for (uint8_t& zero : w.zero_point) zero = static_cast<uint8_t>(random.integer(0, 15));
@@ -37,11 +41,15 @@ Weight random_weight(const WeightShape& shape, Random& random, int threads) {
     std::memcpy(&w.order[static_cast<size_t>(k) * 4], &w.order[other * 4], 4);
     std::memcpy(&w.order[other * 4], &k, 4);
   }
+  for (size_t i = 0; i < w.minimum.size(); i += bytes_of(dtype)) store(&w.minimum[i], dtype, 0.5f * random.real());
+  for (size_t i = 0; i < w.book.size(); i += 4)  // values that bfloat16 has
+    store(&w.book[i], NYBBLE_F32, static_cast<float>(random.integer(-64, 64)) / 8);
   w.packed.resize(sections_of(shape).total);
   pack(shape, w.portable(), w.packed.data(), threads);
   Weight back(shape);
   unpack(shape, w.packed.data(), back.portable(), threads);
-  if (back.qweight != w.qweight || back.scale != w.scale || back.zero_point != w.zero_point || back.order != w.order)
+  if (back.qweight != w.qweight || back.scale != w.scale || back.zero_point != w.zero_point ||
+      back.minimum != w.minimum || back.order != w.order || back.book != w.book)
     throw std::runtime_error("unpack is not the inverse of pack");
   return w;
 }
@@ -52,7 +60,8 @@ inline WeightShape random_shape(const KernelEntry& kernel, int64_t n, int64_t k,
   WeightShape shape{kernel.weight_bits(), n, k};
   if (shape.bits == 4) {
     shape.group_size = random.pick(group_sizes);
-    shape.symmetric = random.integer(0, 1);
+    shape.book = kernel.reads_book();
+    shape.symmetric = shape.book || random.integer(0, 1);
   }
   return shape;
 }
@@ -60,7 +69,8 @@ inline WeightShape random_shape(const KernelEntry& kernel, int64_t n, int64_t k,
 // A call with the kernel, or with the scalar one of its scheme, that lacks its weight, x and y.
 inline LinearCall call_with(const KernelEntry& kernel, bool scalar, int steps) {
   LinearCall call{};
-  const std::string scheme = "w" + std::to_string(kernel.weight_bits()) + (kernel.int_activations() ? "a8" : "a16");
+  const std::string weight = "w" + std::to_string(kernel.weight_bits()) + (kernel.reads_book() ? "nf" : "");
+  const std::string scheme = weight + (kernel.int_activations() ? "a8" : "a16");
   call.kernel = scalar ? &find_kernel(scheme + "_scalar") : &kernel;
   call.prepare = prepare_for(*call.kernel);
   call.act_steps = steps;

@@ -23,7 +23,7 @@ _CHUNK = 1 << 22  # elements of a weight that are copied at a time
 
 def quantize_weight(weight: Tensor, scheme: Scheme, method: str = "rtn") -> QuantizedWeight:
     """As ``weights.rounding.quantize_weight``."""
-    if method != "rtn" or scheme.weight_bits not in native.ROUNDED_BITS or not _is_native(weight):
+    if method != "rtn" or not native.rounds(scheme) or not _is_native(weight):
         return definition.quantize_weight(weight, scheme, method)
     scheme.check_shape(*weight.shape)
     spec = portable_spec(scheme, *weight.shape)
@@ -49,7 +49,7 @@ def sqnr_db(weight: Tensor, rounded: QuantizedWeight, scheme: Scheme) -> float:
     ``inf`` if they are equal; ``-inf`` if W is 0, or a rounded weight is beyond the largest number of the dtype.
     """
     signal = noise = 0.0
-    if scheme.weight_bits in native.ROUNDED_BITS and _is_native(weight) and not scheme.ordered:
+    if native.rounds(scheme) and _is_native(weight) and not scheme.ordered:
         parts, sums_of = _native_parts(weight), native.squared_sums
     else:
         parts, sums_of = _parts(weight.detach()), _squared_sums

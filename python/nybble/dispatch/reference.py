@@ -105,7 +105,7 @@ class EmbeddingReference:
         self._check(ids)
         scheme, out_features, in_features = self._shape
         parts = layouts.views(packed, self._layout, scheme, out_features, in_features)
-        rows = QuantizedWeight(**{name: part[ids.reshape(-1)] for name, part in parts.items()})
+        rows = QuantizedWeight(**parts).rows(ids.reshape(-1))
         out.view(-1, in_features).copy_(dequantize_weight(rows, scheme, in_features))
 
     def bags(

@@ -137,7 +137,7 @@ def _compiled_kernels() -> Iterator[KernelSpec]:
             yield _masked(row, rows)
             continue
         yield _compiled(row, KernelNames(row["name"], _nearest("prepare", row, rows), row["layout"]))
-        if row["layout"] and known[row["layout"]].mask and activations_of(row["scheme"]).sparse:
+        if row["layout"] and known[row["layout"]].mask and f"sp{row['scheme']}" in families():
             yield _expanding(row, rows, known[row["layout"]].mask)
         yield from _narrower(row, rows)
 

@@ -109,7 +109,7 @@ def schemes(spec: KernelSpec) -> list[Scheme]:
     kind, act_bits = numbers_of(spec.scheme)
     sparsity = _sparsity(spec)
     sizes = [size for size in spec.sizes() if size is not None]
-    found = [Scheme(kind.bits, act_bits, max(sizes, default=None), sparsity=sparsity)]
+    found = [Scheme(kind.bits, act_bits, max(sizes, default=None), sparsity=sparsity, book=kind.book)]
     if kind.zero_point is not None and sparsity is None:
         found.insert(0, Scheme(kind.bits, act_bits, min(sizes, default=None), symmetric=False))
     return found

@@ -30,7 +30,7 @@ def fit(weight: ForeignWeight, act_bits: int = 16) -> Fit:
     Raises ValueError if no scheme has activations of ``act_bits``.
     """
     foreign, (weight, order) = weight, _in_groups(weight)
-    kind, size, why = _form(weight)
+    kind, size, why = _form(weight, act_bits)
     if why is not None:
         return Fit(why=why)
     codes, zero = _codes(weight, kind)
@@ -51,7 +51,7 @@ def fit(weight: ForeignWeight, act_bits: int = 16) -> Fit:
 def keep_codes(weight: ForeignWeight, act_bits: int = 16) -> Fit:
     """A scheme that has the weight's codes, at most clipped."""
     weight, order = _in_groups(weight)
-    kind, size, why = _form(weight)
+    kind, size, why = _form(weight, act_bits)
     if why is not None:
         return Fit(why=why)
     codes, zero = _codes(weight, kind)
@@ -80,11 +80,13 @@ def _equal(weight: ForeignWeight, held: QuantizedWeight, scheme: Scheme) -> bool
     return True
 
 
-def _form(weight: ForeignWeight) -> tuple[WeightType, int | None, str | None]:
+def _form(weight: ForeignWeight, act_bits: int) -> tuple[WeightType, int | None, str | None]:
     """The weight type and the group size of a scheme with the form of the weight, or why there is none."""
-    kind, size = weight_types()[8 if weight.bits > 4 else 4], weight.group_size
+    kind, size = _kind_of(weight), weight.group_size
     whole = size >= weight.shape[1]
     why = _unlike(weight, kind)
+    if why is None and act_bits not in kind.act_bits:
+        why = f"a code book: {kind.name} has float activations, not a{act_bits}"
     if why is None and not whole and size not in kind.group_sizes:
         allowed = ", ".join(map(str, kind.group_sizes))
         held = f"{kind.name} has groups of {allowed} or a whole row" if allowed else f"{kind.name} has one scale a row"
@@ -95,10 +97,11 @@ def _form(weight: ForeignWeight) -> tuple[WeightType, int | None, str | None]:
 def _held(weight: ForeignWeight, codes: Tensor, zero: Tensor | None, scheme: Scheme, order: Tensor | None) -> Fit:
     kind = scheme.weight_type
     stored = None if zero is None or kind.zero_point is None else zero.to(kind.zero_point)
-    scale = (weight.scale if weight.factor == 1 else weight.scale.float() * weight.factor).abs()
+    scale = weight.scale if weight.factor == 1 else weight.scale.float() * weight.factor
+    scale = scale if kind.table else scale.abs()
     dtype = _dtype_of([scale] if weight.minimum is None else [scale, weight.minimum], kind)
     least = None if weight.minimum is None else weight.minimum.to(dtype)
-    found = QuantizedWeight(kind.pack(codes), scale.to(dtype), stored, order, least)
+    found = QuantizedWeight(kind.pack(codes), scale.to(dtype), stored, order, least, weight.book)
     check_portable(found, scheme, *weight.shape)
     return Fit(scheme, found)
 
@@ -106,9 +109,8 @@ def _held(weight: ForeignWeight, codes: Tensor, zero: Tensor | None, scheme: Sch
 def _scheme(
     weight: ForeignWeight, act_bits: int, size: int | None, zero: Tensor | None, order: Tensor | None
 ) -> Scheme:
-    bits = 8 if weight.bits > 4 else 4
-    symmetric = zero is None and weight.minimum is None
-    return Scheme(bits, act_bits, size, symmetric, ordered=order is not None)
+    kind, symmetric = _kind_of(weight), zero is None and weight.minimum is None
+    return Scheme(kind.bits, act_bits, size, symmetric, ordered=order is not None, book=kind.book)
 
 
 def _dtype_of(scales: list[Tensor], kind: WeightType) -> torch.dtype:
@@ -118,10 +120,14 @@ def _dtype_of(scales: list[Tensor], kind: WeightType) -> torch.dtype:
     return next(exact, kind.scale)
 
 
+def _kind_of(weight: ForeignWeight) -> WeightType:
+    return weight_types()["w8" if weight.bits > 4 else "w4nf" if weight.book is not None else "w4"]
+
+
 def _unlike(weight: ForeignWeight, kind: WeightType) -> str | None:
     """What no scheme with this type of weights has."""
     reasons = (
-        (weight.book is not None, "a code book"),
+        (weight.book is not None and (not kind.table or weight.factor != 1), "a code book of other than 16 values"),
         (weight.minimum is not None and not kind.minimum, "a float minimum in place of an integer zero point"),
         (weight.minimum is not None and bool((weight.scale < 0).any()), "negative scales beside a float minimum"),
         (weight.minimum is not None and weight.factor != 1, "a factor of the sums with a float minimum"),
@@ -140,6 +146,8 @@ def _codes(weight: ForeignWeight, kind: WeightType) -> tuple[Tensor, Tensor | No
     codes = weight.codes.to(torch.int16)
     if weight.minimum is not None:
         return codes - (weight.zero if isinstance(weight.zero, int) else weight.zero[:, columns]), None
+    if kind.table:
+        return codes, None
     if isinstance(weight.zero, int) and not flips.any():
         return codes - weight.zero + kind.middle, None
     if kind.zero_point is None:

@@ -6,7 +6,8 @@ n16k4   8 bits: tiles of 16 output features, 4 inputs in a 32-bit word; float32 
 n16k8   4 bits: tiles of 16 output features, 8 inputs in a 32-bit word, of which byte j holds inputs j (low nibble) and
         j + 4; scales in bfloat16, float16 or float32; sums of the weights, which take out the zero point of the activations
 
-Both end with the order of the columns, of an ordered scheme.
+Both end with the order of the columns, of an ordered scheme. Codes of a table (w4nf) have the table at the end
+instead of the sums.
 
 Padding: output features to 16, with code 0 and scale 0; inputs to 4 (n16k4), to the group size, or to 8 without groups
 (n16k8), with code 0. The activations there are 0 too, so the padding adds nothing.
@@ -24,7 +25,7 @@ from torch.nn.functional import pad as zero_pad
 
 from .. import native
 from ..weights.form import USUAL, Form
-from ..weights.rounding import QuantizedWeight, Ranges
+from ..weights.rounding import QuantizedWeight, Ranges, portable_spec
 from ..weights.scheme import Scheme
 from .layout import Layout, Spec, round_up
 
@@ -32,6 +33,8 @@ TILE_N = 16
 # Two lines of n16k4 whose codes of one sign sum to more than this at some k and k + 1 of a column are marked, in a byte for
 # LARGE_K inputs: times 7 bits, the sums fit in 16 bits elsewhere.
 LARGE_K, LARGE_SUM = 64, 258
+# Portable tensors that are sections as they are.
+_WHOLE = ("order", "book")
 
 _PER_GROUP = ("scale", "zero_point", "minimum")
 
@@ -56,11 +59,10 @@ def _sections(word: int, form: Form, scheme: Scheme, out_features: int, in_featu
     if word == 4:
         spec["column_sum"] = ((tiles, TILE_N), torch.int32)
         spec["large"] = ((tiles, -(-k // LARGE_K)), torch.uint8)
-    else:
+    elif not kind.table:
         spec["weight_sum"] = ((tiles, TILE_N), torch.float32)
-    if scheme.ordered:
-        spec["order"] = ((in_features,), torch.int32)
-    return spec
+    portable = portable_spec(scheme, out_features, in_features)
+    return spec | {name: portable[name] for name in _WHOLE if name in portable}
 
 
 def _fill(word: int, quantized: QuantizedWeight, scheme: Scheme, in_features: int) -> dict[str, Tensor]:
@@ -80,7 +82,7 @@ def _fill(word: int, quantized: QuantizedWeight, scheme: Scheme, in_features: in
         if tensor is not None:
             padded = zero_pad(tensor, (0, 0, 0, rows))
             filled[name] = padded.view(-1, TILE_N, padded.shape[1]).transpose(1, 2)
-    return filled if quantized.order is None else {**filled, "order": quantized.order}
+    return filled | {name: tensor for name, tensor in quantized.tensors().items() if name in _WHOLE}
 
 
 def _weight_sum(quantized: QuantizedWeight, scheme: Scheme, in_features: int) -> Tensor:
@@ -119,8 +121,8 @@ def _collect(
         for name in _PER_GROUP
         if name in parts
     }
-    order = parts["order"].clone() if "order" in parts else None
-    return QuantizedWeight(scheme.weight_type.pack(codes).contiguous(), **per_group, order=order)
+    whole = {name: parts[name].clone() for name in _WHOLE if name in parts}
+    return QuantizedWeight(scheme.weight_type.pack(codes).contiguous(), **per_group, **whole)
 
 
 def _layout(name: str, word: int, mask: str, form: Form = USUAL) -> Layout:

@@ -20,7 +20,7 @@ class Linear(QuantizedModule):
     """y = x w^T + bias with w as integers: a drop-in for torch.nn.Linear.
 
     ``state_dict`` holds the portable layout: ``qweight``, ``scale``, ``zero_point`` if asymmetric, ``order`` if the
-    scheme is ordered, ``act_scale`` and ``act_zero_point`` if static, and ``bias``; see ``layouts.portable``. In memory the weight is packed for this
+    scheme is ordered, ``book`` if codes index a table, ``act_scale`` and ``act_zero_point`` if static, and ``bias``; see ``layouts.portable``. In memory the weight is packed for this
     machine at the first call. The weight of a new layer is 0 until it is loaded.
 
     Args:

@@ -15,7 +15,7 @@ from ..dispatch.selection import layout_for
 from ..layouts.portable import check_act, check_quantized, from_portable, portable_names, spec_of, to_portable
 from ..weights.activations import ActScale, split
 from ..weights.form import Form, split_layout
-from ..weights.rounding import QuantizedWeight, dequantize_weight, natural_order
+from ..weights.rounding import QuantizedWeight, book_of, dequantize_weight, natural_order
 from ..weights.scheme import Scheme
 from .weight import WeightView, portable_tensor
 
@@ -77,6 +77,7 @@ class PackedModule(nn.Module):
     zero_point = portable_tensor("zero_point")
     minimum = portable_tensor("minimum")
     order = portable_tensor("order")
+    book = portable_tensor("book")
     act_scale = portable_tensor("act_scale")
     act_zero_point = portable_tensor("act_zero_point")
 
@@ -104,6 +105,8 @@ class PackedModule(nn.Module):
             new["act_scale"] = torch.ones_like(new["act_scale"])
         if self.scheme.ordered:
             new["order"] = natural_order(in_features, device)
+        if (book := book_of(self.scheme, device)) is not None:
+            new["book"] = book
         self._hold_portable(new)
         held = nn.Parameter(torch.zeros(out_features, device=device, dtype=self.dtype)) if bias else None
         self.register_parameter("bias", held)

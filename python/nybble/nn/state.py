@@ -37,7 +37,9 @@ class StatefulModule(PackedModule):
             self.unpack()
         # fn would convert the scales. They are taken out, and moved as integers of the same size.
         scales: dict[str, nn.Parameter | None] = {
-            name: self._parameters[name] for name in ("scale", "minimum", "act_scale") if name in self._parameters
+            name: self._parameters[name]
+            for name in ("scale", "minimum", "act_scale", "book")
+            if name in self._parameters
         }
         self._parameters.update(dict.fromkeys(scales))
         try:

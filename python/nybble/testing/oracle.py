@@ -53,7 +53,9 @@ def schemes_of(family: str) -> list[Scheme]:
     kind, act_bits = numbers_of(family)
     symmetries = (True,) if kind.zero_point is None else (True, False)
     sizes = (None, *kind.group_sizes)
-    return [Scheme(kind.bits, act_bits, group, symmetric) for group in sizes for symmetric in symmetries]
+    return [
+        Scheme(kind.bits, act_bits, group, symmetric, book=kind.book) for group in sizes for symmetric in symmetries
+    ]
 
 
 def _sparse_schemes(family: str) -> tuple[str, ...]:
@@ -100,7 +102,13 @@ def random_weight(
         return QuantizedWeight(kind.pack(codes), scale, None, order, -integers(0, 15, groups).to(stored) * scale)
     if not scheme.symmetric and kind.zero_point is not None:
         zero_point = integers(kind.lowest, kind.highest, groups).to(kind.zero_point)
-    return QuantizedWeight(kind.pack(codes), scale, zero_point, order)
+    book = None
+    if kind.table:
+        values = torch.randn(len(kind.table), generator=generator)
+        book = (
+            (values * 4).round() if unit_scale else values.bfloat16().float()
+        )  # values that every kernel multiplies with
+    return QuantizedWeight(kind.pack(codes), scale, zero_point, order, book=book)
 
 
 def random_mask(

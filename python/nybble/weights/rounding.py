@@ -21,16 +21,18 @@ from .weight_type import pack_codes, unpack_codes
 METHODS = ("rtn", "mse", "hqq")
 
 _ROWS_AT_ONCE = 1 << 22  # elements
+_MOST_BOOK = 2.0**20
 
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """A weight in the portable layout. weight = (code - zero_point) * scale, or code * scale + minimum.
+    """A weight in the portable layout. weight = (code - zero_point) * scale, code * scale + minimum, or book[code] * scale.
 
     qweight: (N, K) codes, int8, of which rounding makes [-127, 127]; or, with several codes in a byte, uint8
         (N, ceil(K / codes in a byte)), the first input in the lowest bits and unused bits 0. See WeightType.
     scale: (N, groups), of WeightType.scale or one of WeightType.other_scales.
     zero_point: (N, groups), or None where the weight is symmetric: then it is WeightType.middle.
+    book: float32 (16,), the value of each code in units of the scale; None: that is code - zero_point.
     order: int32 (K,), a permutation: the input of each column of qweight; None: they are in the order of the inputs.
     minimum: (N, groups), of the dtype of the scales, in place of zero_point; see Form.
     """
@@ -40,15 +42,16 @@ class QuantizedWeight:
     zero_point: Tensor | None = None
     order: Tensor | None = None
     minimum: Tensor | None = None
+    book: Tensor | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by name, without those that are None."""
         return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
 
-    def rows(self, rows: slice) -> QuantizedWeight:
-        """Some rows of the weight, sharing its memory."""
-        parts = {name: tensor[rows] for name, tensor in self.tensors().items() if name != "order"}
-        return QuantizedWeight(**parts, order=self.order)
+    def rows(self, rows: slice | Tensor) -> QuantizedWeight:
+        """Some rows of the weight: those of a slice share its memory."""
+        parts = {name: tensor[rows] for name, tensor in self.tensors().items() if name not in ("order", "book")}
+        return QuantizedWeight(**parts, order=self.order, book=self.book)
 
     @property
     def nbytes(self) -> int:
@@ -85,12 +88,19 @@ def join_codes(codes: Tensor, ranges: Ranges, scheme: Scheme) -> QuantizedWeight
     kind = scheme.weight_type
     zero = None if scheme.symmetric or kind.zero_point is None else ranges.zero.to(kind.zero_point)
     order = natural_order(codes.shape[1], codes.device) if scheme.ordered else None
-    return QuantizedWeight(kind.pack(codes.contiguous()), ranges.scale, zero, order)
+    book = book_of(scheme, codes.device)
+    return QuantizedWeight(kind.pack(codes.contiguous()), ranges.scale, zero, order, book=book)
 
 
 def natural_order(in_features: int, device: torch.device | str | None = None) -> Tensor:
     """The `order` of a weight whose columns are in the order of the inputs."""
     return torch.arange(in_features, dtype=torch.int32, device=device)
+
+
+def book_of(scheme: Scheme, device: torch.device | str | None = None) -> Tensor | None:
+    """The `book` of weights that nybble rounds; None where codes are numbers."""
+    table = scheme.weight_type.table
+    return torch.tensor(table, dtype=torch.float32, device=device) if table else None
 
 
 def portable_spec(
@@ -108,6 +118,8 @@ def portable_spec(
         spec["zero_point"] = (groups, kind.zero_point)
     if scheme.ordered:
         spec["order"] = ((in_features,), torch.int32)
+    if kind.table:
+        spec["book"] = ((len(kind.table),), torch.float32)
     return spec
 
 
@@ -127,7 +139,9 @@ def check_portable(quantized: QuantizedWeight, scheme: Scheme, out_features: int
     if quantized.qweight.is_meta:
         return
     scale = quantized.scale.float()
-    if not torch.isfinite(scale).all() or (scale < 0).any():
+    if quantized.book is not None:
+        _check_book(quantized.book, scale)
+    elif not torch.isfinite(scale).all() or (scale < 0).any():
         raise ValueError("scale: must be finite and not negative")
     kind.check(quantized.qweight, in_features)
     zero = quantized.zero_point
@@ -139,7 +153,7 @@ def check_portable(quantized: QuantizedWeight, scheme: Scheme, out_features: int
         if not torch.isfinite(quantized.minimum).all():
             raise ValueError("minimum: must be finite")
         return
-    if (scale == 0).any():
+    if quantized.book is None and (scale == 0).any():
         unscaled = replace(quantized, scale=(scale == 0).to(quantized.scale.dtype))
         if dequantize_weight(unscaled, scheme, in_features).any():
             raise ValueError("scale: is 0 for weights that are not 0")
@@ -148,6 +162,14 @@ def check_portable(quantized: QuantizedWeight, scheme: Scheme, out_features: int
 def _check_order(order: Tensor) -> None:
     if not torch.equal(order.sort().values, natural_order(len(order), order.device)):
         raise ValueError(f"order: must have each number from 0 to {len(order) - 1} once")
+
+
+def _check_book(book: Tensor, scale: Tensor) -> None:
+    # Products of values and scales stay finite.
+    if not (book.abs() <= _MOST_BOOK).all():
+        raise ValueError(f"book: must be finite, and at most {_MOST_BOOK:g}")
+    if not (scale.abs() <= torch.finfo(torch.float32).max / _MOST_BOOK).all():
+        raise ValueError(f"scale: must be finite, and {_MOST_BOOK:g} times it too")
 
 
 def quantize_weight(weight: Tensor, scheme: Scheme, method: str = "rtn") -> QuantizedWeight:
@@ -197,7 +219,9 @@ def dequantize_weight(quantized: QuantizedWeight, scheme: Scheme, in_features: i
     """The float32 weight (N, in_features) of the codes, its columns in the order of the inputs."""
     kind, size = scheme.weight_type, scheme.group_size or in_features
     codes, zero = kind.unpack(quantized.qweight, in_features).float(), quantized.zero_point
-    if zero is not None:
+    if quantized.book is not None:
+        codes = quantized.book[codes.long()]
+    elif zero is not None:
         codes = codes - _spread(zero.float(), size, in_features)
     elif kind.middle and quantized.minimum is None:
         codes = codes - kind.middle

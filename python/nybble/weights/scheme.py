@@ -14,10 +14,10 @@ from .weight_type import WeightType, weight_types
 _MOST_INT32 = 2**31 - 1
 
 _NAME = re.compile(
-    r"(?P<sparsity>sp\d{1,2}|sp\d{1,3}of\d{1,3}|bs\d{1,3}x\d{1,3})?w(?P<weight>[1-9]\d?)a(?P<act>[1-9]\d?)"
+    r"(?P<sparsity>sp\d{1,2}|sp\d{1,3}of\d{1,3}|bs\d{1,3}x\d{1,3})?w(?P<weight>[1-9]\d?)(?P<book>[b-z]*)a(?P<act>[1-9]\d?)"
     r"(?:g(?P<group>[1-9]\d{0,4}))?(?P<asymmetric>asym)?(?P<static>static)?(?P<ordered>order)?"
 )
-_FAMILY = re.compile(r"(?:sp|bs)?w(\d+)a(\d+)")
+_FAMILY = re.compile(r"(?:sp|bs)?(w\d+[b-z]*)a(\d+)")
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Scheme:
             (dynamic): one for each token, found at run time.
         ordered: True: the columns of the weight are in an order of their own, in which groups have similar columns (act-order);
             the tensor `order` has the input of each. For dense weights.
+        book: "nf" where the codes of 4-bit weights index a table of 16 values, such as that of NF4; for float activations.
 
     Raises:
         ValueError: an unsupported combination.
@@ -49,10 +50,15 @@ class Scheme:
     sparsity: Sparsity | None = None
     static: bool = False
     ordered: bool = False
+    book: str = ""
 
     def __post_init__(self) -> None:
-        if self.weight_bits not in weight_types():
-            raise ValueError(f"weight_bits={self.weight_bits!r}: must be {_or(weight_types())}")
+        kinds = weight_types().values()
+        if self.weight_bits not in {kind.bits for kind in kinds}:
+            raise ValueError(f"weight_bits={self.weight_bits!r}: must be {_or(k.bits for k in kinds if not k.book)}")
+        if f"w{self.weight_bits}{self.book}" not in weight_types():
+            known = [kind.book for kind in kinds if kind.bits == self.weight_bits]
+            raise ValueError(f"book={self.book!r}: must be {_or(map(repr, known))} with w{self.weight_bits}")
         if self.act_bits not in activation_types():
             raise ValueError(f"act_bits={self.act_bits!r}: must be {_or(activation_types())}")
         kind = self.weight_type
@@ -107,6 +113,7 @@ class Scheme:
                 sparsity=parse_name(match["sparsity"]) if match["sparsity"] else None,
                 static=bool(match["static"]),
                 ordered=bool(match["ordered"]),
+                book=match["book"],
             )
         except ValueError as error:
             raise ValueError(f"scheme={name!r}: not a scheme: {error}; use {grammar()}") from None
@@ -115,12 +122,12 @@ class Scheme:
         group = f"g{self.group_size}" if self.group_size else ""
         sparsity = "" if self.sparsity is None else str(self.sparsity)
         rest = f"{'' if self.symmetric else 'asym'}{'static' if self.static else ''}{'order' if self.ordered else ''}"
-        return f"{sparsity}w{self.weight_bits}a{self.act_bits}{group}{rest}"
+        return f"{sparsity}w{self.weight_bits}{self.book}a{self.act_bits}{group}{rest}"
 
     @property
     def weight_type(self) -> WeightType:
         """How its weights are rounded and stored."""
-        return weight_types()[self.weight_bits]
+        return weight_types()[f"w{self.weight_bits}{self.book}"]
 
     @property
     def act_type(self) -> ActivationType:
@@ -131,7 +138,7 @@ class Scheme:
     def family(self) -> str:
         """What a kernel is written for: the bits, after "sp" (zeros anywhere, or n:m) or "bs" (blocks) if sparse."""
         kind = "" if self.sparsity is None else "bs" if isinstance(self.sparsity, Block) else "sp"
-        return f"{kind}w{self.weight_bits}a{self.act_bits}"
+        return f"{kind}w{self.weight_bits}{self.book}a{self.act_bits}"
 
     @property
     def dense(self) -> Scheme:
@@ -199,7 +206,7 @@ def numbers_of(family: str) -> tuple[WeightType, int]:
     match = _FAMILY.fullmatch(family)
     if match is None or family not in families():
         raise ValueError(f"scheme={family!r}: must be one of the families {', '.join(families())}")
-    return weight_types()[int(match[1])], int(match[2])
+    return weight_types()[match[1]], int(match[2])
 
 
 def activations_of(family: str) -> ActivationType:

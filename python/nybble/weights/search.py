@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .scheme import Scheme
+from .weight_type import WeightType
 
 # Ranges that the MSE search tries: 100 % down to 21 %; and the norm of the error that it minimises.
 _CLIP_STEPS = 80
@@ -36,9 +37,9 @@ class Rounded(NamedTuple):
             torch.where(better, other.zero, self.zero),
         )
 
-    def error(self, grouped: Tensor, norm: float) -> Tensor:
+    def error(self, grouped: Tensor, norm: float, kind: WeightType) -> Tensor:
         """The error of each group in a norm, relative to its largest value, so that it neither under- nor overflows."""
-        restored = (self.codes - self.zero[..., None]) * self.scale.float()[..., None]
+        restored = kind.steps(self.codes, self.zero[..., None]) * self.scale.float()[..., None]
         return ((restored - grouped) / _largest(grouped)).abs().pow(norm).sum(-1)
 
 
@@ -51,11 +52,11 @@ def round_range(grouped: Tensor, low: Tensor, high: Tensor, scheme: Scheme) -> R
 def clipped(grouped: Tensor, low: Tensor, high: Tensor, scheme: Scheme) -> Rounded:
     """The share of each range [low, high], in steps of 1 %, with the least error in the 2.4-norm."""
     found = round_range(grouped, low, high, scheme)
-    best = found.error(grouped, _CLIP_NORM)
+    best = found.error(grouped, _CLIP_NORM, scheme.weight_type)
     for step in range(1, _CLIP_STEPS):
         share = 1 - step / 100
         tried = round_range(grouped, low * share, high * share, scheme)
-        error = tried.error(grouped, _CLIP_NORM)
+        error = tried.error(grouped, _CLIP_NORM, scheme.weight_type)
         better = error < best
         best = torch.where(better, error, best)
         found = found.better_of(tried, better)
@@ -66,6 +67,10 @@ def check_hqq(scheme: Scheme) -> None:
     """Raises ValueError where the scheme has no groups: with one scale for a row, HQQ loses more than it gains."""
     if scheme.group_size is None:
         raise ValueError(f"method='hqq', scheme={str(scheme)!r}: HQQ needs 4-bit weights in groups, such as 'w4a16g64'")
+    if scheme.book:
+        raise ValueError(
+            f"method='hqq', scheme={str(scheme)!r}: HQQ moves a zero point, which codes of a table have not"
+        )
 
 
 def half_quadratic(grouped: Tensor, start: Rounded, scheme: Scheme) -> Rounded:
@@ -80,7 +85,7 @@ def half_quadratic(grouped: Tensor, start: Rounded, scheme: Scheme) -> Rounded:
     values = grouped / unit
     found, tried = start, start
     current = start.scale.float() / unit[..., 0]
-    best, beta = start.error(grouped, _HQQ_NORM), _HQQ_BETA
+    best, beta = start.error(grouped, _HQQ_NORM, kind), _HQQ_BETA
     for _ in range(_HQQ_ROUNDS):
         error = values - (tried.codes - tried.zero[..., None]) * current[..., None]
         wanted = values - _shrunk(error, beta)
@@ -95,7 +100,7 @@ def half_quadratic(grouped: Tensor, start: Rounded, scheme: Scheme) -> Rounded:
         scale = torch.where(scale.float() > torch.finfo(kind.scale).tiny, scale, found.scale)
         current = scale.float() / unit[..., 0]
         tried = Rounded(kind.nearest(grouped, scale[..., None], zero[..., None]), scale, zero)
-        loss = tried.error(grouped, _HQQ_NORM)
+        loss = tried.error(grouped, _HQQ_NORM, kind)
         better = loss < best
         best = torch.where(better, loss, best)
         found = found.better_of(tried, better)

@@ -1,4 +1,4 @@
-"""The types of weights, w4, w8 and w16: how each is rounded and stored. A row of the table is a type.
+"""The types of weights, w4, w4nf, w8 and w16: how each is rounded and stored. A row of the table is a type.
 
 A plug-in adds a type by an entry point of the group nybble.schemes. Its schemes are then parsed, rounded, saved and
 loaded, and run by the reference, or by a kernel of its own.
@@ -23,7 +23,7 @@ class WeightType:
     """Weights as integer codes: weight = (code - zero_point) * scale.
 
     Args:
-        bits: the number in the name of a scheme, w4; no two types have the same.
+        bits: the number in the name of a scheme, w4.
         lowest, highest: the range of the codes that rounding makes.
         least: the lowest code that a weight may have, where other libraries make a lower one; None: lowest.
         middle: the zero point of symmetric weights.
@@ -37,6 +37,7 @@ class WeightType:
         group_sizes: numbers of inputs that may share a scale, besides a whole row.
         act_bits: the activations that go with it, 16 (float), 8 and 7 (quantized).
         patterns: the patterns of zeros that a sparse weight may have: classes of them, or single ones.
+        book: the letters after the bits in the name of a scheme; no two types have the same bits and letters.
     """
 
     bits: int
@@ -54,10 +55,16 @@ class WeightType:
     group_sizes: tuple[int, ...] = ()
     act_bits: tuple[int, ...] = (8, 16)
     patterns: tuple[type[Sparsity] | Sparsity, ...] = ()
+    book: str = ""
 
     @property
     def name(self) -> str:
-        return f"w{self.bits}"
+        return f"w{self.bits}{self.book}"
+
+    @property
+    def table(self) -> tuple[float, ...]:
+        """The value of each code in units of the scale, where codes index a table; empty where they are numbers."""
+        return ()
 
     @property
     def ends(self) -> tuple[int, int]:
@@ -102,6 +109,10 @@ class WeightType:
         codes = ((values / divisor).round() + zero).clamp(self.lowest, self.highest)
         return torch.where(usable, codes, zero)
 
+    def steps(self, codes: Tensor, zero: Tensor | int) -> Tensor:
+        """Codes (float) in units of the scale."""
+        return codes - zero
+
     def pack(self, codes: Tensor) -> Tensor:
         """Codes (N, K), numbers of any dtype, as they are stored, (N, ceil(K / per_byte))."""
         return codes.to(self.stored) if self.per_byte == 1 else pack_codes(codes, self.per_byte)
@@ -141,6 +152,53 @@ class FloatType(WeightType):
             raise ValueError("qweight: must be finite")
 
 
+@dataclass(frozen=True)
+class TableType(WeightType):
+    """Codes that index a table: weight = table[code] * scale, with the largest magnitude of a group as its scale.
+
+    A weight has a table of its own, the tensor `book`; rounding uses the one of the type. ``middle`` is the code of 0.
+
+    Args:
+        entries: the values, ascending, the largest magnitude 1.
+    """
+
+    entries: tuple[float, ...] = ()
+
+    @property
+    def table(self) -> tuple[float, ...]:
+        return self.entries
+
+    def scales(self, low: Tensor, high: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
+        scale = torch.maximum(-low, high).to(self.scale)
+        usable = scale.float() > torch.finfo(self.scale).tiny
+        return torch.where(usable, scale, torch.zeros_like(scale)), torch.full_like(low, self.middle)
+
+    def nearest(self, values: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+        usable = scale > 0
+        table = torch.tensor(self.entries, dtype=torch.float64, device=values.device)
+        between = ((table[1:] + table[:-1]) / 2).to(values.dtype)
+        units = values / torch.where(usable, scale.to(values.dtype), 1)
+        codes = torch.bucketize(units.contiguous(), between).to(values.dtype)
+        return torch.where(usable, codes, self.middle)
+
+    def steps(self, codes: Tensor, zero: Tensor | int) -> Tensor:
+        return torch.tensor(self.entries, dtype=codes.dtype, device=codes.device)[codes.long()]
+
+    def inconsistent(self) -> str | None:
+        if self.per_byte == 1 or len(self.entries) != self.highest + 1 or self.act_bits != (16,) or not self.book:
+            return "needs a value for each of its codes, several codes in a byte, act_bits=(16,), and letters as book"
+        if self.entries[self.middle] != 0 or self.zero_point is not None or self.patterns:
+            return f"needs 0 at middle={self.middle}, and neither zero_point nor patterns"
+        return super().inconsistent()
+
+
+# The values of bitsandbytes' NF4: quantiles of a normal distribution (Dettmers and others, QLoRA, 2023, appendix E).
+_NF4 = (
+    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635),
+    *(-0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725),
+    *(0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+)
+
 _BUILT_IN = (
     WeightType(
         8,
@@ -168,20 +226,34 @@ _BUILT_IN = (
         group_sizes=(16, 32, 64, 128),
         patterns=(Unstructured, NofM),
     ),
+    TableType(
+        4,
+        0,
+        15,
+        7,
+        largest_step=1,
+        stored=torch.uint8,
+        per_byte=2,
+        group_sizes=(16, 32, 64, 128),
+        scale=torch.bfloat16,
+        other_scales=(torch.float16, torch.float32),
+        act_bits=(16,),
+        book="nf",
+        entries=_NF4,
+    ),
     FloatType(16, 0, 0, 0, largest_step=0, stored=torch.bfloat16, act_bits=(16,), patterns=(NofM(2, 4),)),
 )
 
 
 @lru_cache
-def weight_types() -> dict[int, WeightType]:
-    """The table, by bits: nybble's own types, then those of plug-ins.
+def weight_types() -> dict[str, WeightType]:
+    """The table, by name: nybble's own types, then those of plug-ins.
 
     Raises:
         plugins.PluginError: a plug-in breaks a rule.
     """
-    return {
-        row.bits: row for row in plugins.rows("nybble.schemes", WeightType, _BUILT_IN, lambda row: row.inconsistent())
-    }
+    rows = plugins.rows("nybble.schemes", WeightType, _BUILT_IN, lambda row: row.inconsistent())
+    return {row.name: row for row in rows}
 
 
 def pack_codes(codes: Tensor, per_byte: int) -> Tensor:

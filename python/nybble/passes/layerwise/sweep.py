@@ -99,7 +99,7 @@ class Rounder:
         scale, zero = scales[:, group].to(self._columns.dtype), zeros[:, group].to(self._columns.dtype)
         codes = self._scheme.weight_type.nearest(self._columns[i], scale, zero)
         self._codes[i] = codes
-        return (codes - zero) * scale
+        return self._scheme.weight_type.steps(codes, zero) * scale
 
     def quantized(self) -> QuantizedWeight:
         """All codes in the portable layout and the natural order; pruned weights get the code that stands for 0."""

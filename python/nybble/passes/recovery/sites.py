@@ -60,6 +60,8 @@ def pairs(model: nn.Module, reference: nn.Module) -> tuple[list[Pair], dict[str,
             left[site.name] = "shares its weight with another layer"
         elif isinstance(site.module, QuantizedModule) and site.module.scheme.ordered:
             left[site.name] = "the columns of its weight are in an order of their own"
+        elif isinstance(site.module, QuantizedModule) and site.module.scheme.book:
+            left[site.name] = "the codes of its weight index a table"
         else:
             found.append(Pair(site, other))
     if not found:
