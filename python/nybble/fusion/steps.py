@@ -140,9 +140,14 @@ class Plan:
 
     def needs(self, node: Node, other: Node) -> bool:
         """Whether a node is computed from another."""
-        if node is other:
-            return True
-        return node in self.inside and any(self.needs(ref.node, other) for ref in node.inputs())
+        seen, left = {node}, [node]
+        while left:
+            if (one := left.pop()) is other:
+                return True
+            before = {ref.node for ref in one.inputs()} if one in self.inside else set()
+            left += before - seen
+            seen |= before
+        return False
 
     # --- steps ---
 
