@@ -265,6 +265,14 @@ def test_scales_have_the_dtype_of_the_model_where_that_holds_them(tmp_path: Path
         ("w4a16g32", 16, 72, "compressed-tensors", "0: 72 inputs are no multiple of the group size 32"),
         ("w4a16g32order", 16, 64, "compressed-tensors", "0: its columns are in activation order"),
         ("sp24w16a16", 16, 64, "compressed-tensors", "0: its weights are w16: must be codes of 4 or 8 bits"),
+        (
+            "w4nfa16g32",
+            16,
+            64,
+            "compressed-tensors",
+            "0: its weights are w4nf: must be codes of 4 or 8 bits, not of a table",
+        ),
+        ("w4nfa16g32", 16, 64, "gptq", "0: its weights are w4nf: must be codes of 4 or 8 bits, not of a table"),
     ],
 )
 def test_a_layer_that_a_format_cannot_hold_is_named(
@@ -281,6 +289,16 @@ def test_a_layer_that_a_format_cannot_hold_is_named(
     assert torch.equal(opened.parts["0.bias"].read(), model[0].bias)
     assert [(row.name, row.dense) for row in report.layers] == [("0", True), ("2", False)]
     assert "1 of 2 layers are written quantized" in str(report)
+
+
+@pytest.mark.parametrize("format", ["compressed-tensors", "gptq"])
+def test_float_minimums_are_not_written_as_zero_points(format: str, tmp_path: Path) -> None:
+    layer = model_of("w4a16g32asym", 16, 64)[0]
+    held = layer.quantized()
+    least = replace(held, zero_point=None, minimum=-held.scale)
+    made = Linear.from_quantized(least, 64, None, layer.scheme, torch.float32)
+    with pytest.raises(ValueError, match="its groups have float minimums"):
+        nybble.save_pretrained(nn.Sequential(made), tmp_path / "out", format=format)
 
 
 def test_embeddings_are_written_dense_and_it_is_said(tmp_path: Path) -> None:

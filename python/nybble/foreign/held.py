@@ -64,11 +64,13 @@ class Held:
     def unsigned(self) -> Tensor:
         """The codes (N, K) in the order of the inputs, uint8, from 0 on: of a symmetric weight 2 ** (bits - 1) is the weight 0.
 
-        Raises NotHeldError for weights that are no codes of 4 or 8 bits.
+        Raises NotHeldError for weights that are no numbers of 4 or 8 bits, or have float minimums.
         """
         kind = self.scheme.weight_type
-        if isinstance(kind, FloatType) or kind.bits not in (4, 8):
-            raise NotHeldError(f"its weights are {kind.name}: must be codes of 4 or 8 bits")
+        if isinstance(kind, FloatType) or kind.table or kind.bits not in (4, 8):
+            raise NotHeldError(f"its weights are {kind.name}: must be codes of 4 or 8 bits, not of a table")
+        if self.quantized.minimum is not None:
+            raise NotHeldError("its groups have float minimums: must have integer zero points, or none")
         codes, order = kind.unpack(self.quantized.qweight, self.shape[1]), self.quantized.order
         if codes.dtype != torch.uint8:
             codes = (codes.to(torch.int16) + self._shift).to(torch.uint8)
