@@ -119,9 +119,30 @@ def moe() -> Any:
     return model
 
 
-def test_experts_in_one_tensor_are_refused_or_dense(tmp_path: Path) -> None:
+@pytest.mark.parametrize("format", ["compressed-tensors", "gptq"])
+def test_experts_are_written_one_by_one(format: str, tmp_path: Path) -> None:
     model = moe()
-    with pytest.raises(ValueError, match=r"model\.layers\.0\.mlp\.experts and 1 more: is an opened Experts"):
+    nybble.save_pretrained(model, tmp_path / "out", format=format)
+    opened = open_foreign(tmp_path / "out")[1]
+    experts = model.model.layers[0].mlp.experts.close()
+    for i in (0, 3):
+        gate, up, down = (
+            opened.layers[f"model.layers.0.mlp.experts.{i}.{name}"].read().dequantize()
+            for name in ("gate_proj", "up_proj", "down_proj")
+        )
+        assert torch.equal(torch.cat((gate, up)), experts.gate_up_proj[i])
+        assert torch.equal(down, experts.down_proj[i])
+    told = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    if format == "compressed-tensors":
+        assert told["ignore"] == ["model.layers.0.mlp.gate", "model.layers.1.mlp.gate", "lm_head"]
+    again, _ = nybble.load_pretrained(tmp_path / "out")
+    assert torch.equal(logits(again), logits(model))
+
+
+def test_experts_that_no_file_has_are_refused_or_dense(tmp_path: Path) -> None:
+    model = moe()
+    model.config.model_type = "unknown"
+    with pytest.raises(ValueError, match=r"model\.layers\.0\.mlp\.experts and 1 more: transformers reads no"):
         nybble.save_pretrained(model, tmp_path / "out", format="compressed-tensors")
     nybble.save_pretrained(model, tmp_path / "out", format="compressed-tensors", dense=True)
     opened = open_foreign(tmp_path / "out")[1]

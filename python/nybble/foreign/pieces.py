@@ -13,9 +13,11 @@ from ..checkpoint.model import slots
 from ..checkpoint.skeleton import skeleton
 from ..model.walk import region
 from ..nn.composite import CompositeModule
+from ..nn.experts import Experts
 from ..nn.kinds import find_kind
 from ..nn.linear import Linear
 from ..nn.module import QuantizedModule
+from . import pieces_experts
 from .held import Held
 
 
@@ -71,6 +73,9 @@ class Pieces:
         return self._visit("", self.model)
 
     def _visit(self, name: str, module: nn.Module) -> Iterator[Piece]:
+        if isinstance(module, Experts) and not module.is_dense:
+            yield from self._experts(name, module)
+            return
         if isinstance(module, CompositeModule):
             names = {str(member.scheme) for member in module.members() if isinstance(member, QuantizedModule)}
             why = f"is an opened {type(module).__name__}: formats have single linear layers"
@@ -87,6 +92,18 @@ class Pieces:
         for key, child in module._modules.items():
             if child is not None:
                 yield from self._visit(f"{name}.{key}" if name else key, child)
+
+    def _experts(self, name: str, module: Experts) -> Iterator[Piece]:
+        """Also the name of the router beside them, which vLLM takes for a linear layer."""
+        why = pieces_experts.why_not(self.model, module)
+        router = f"{name.rpartition('.')[0]}.gate"
+        if self._twin is not None and router in dict(self._twin.named_modules()):
+            yield DenseLinear(router)
+        if why is None:
+            yield from pieces_experts.held(name, module)
+        else:
+            names = {str(member.scheme) for member in module.members() if isinstance(member, QuantizedModule)}
+            yield Other(name, module, ", ".join(sorted(names)), None, why)
 
     def _quantized(self, name: str, module: QuantizedModule) -> Piece:
         shape = module.out_features, module.in_features

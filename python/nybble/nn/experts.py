@@ -66,6 +66,11 @@ class Experts(CompositeModule):
         )
         return cls(shell, form, members)
 
+    @property
+    def form(self) -> Form:
+        """What the experts compute."""
+        return self._form
+
     def close(self) -> nn.Module:
         """The dense module with the weights as they are now; those of quantized layers are dequantized."""
         parameters: dict[str, Tensor] = {}
