@@ -125,6 +125,24 @@ def test_the_activations_of_compressed_tensors_are_nybbles(tmp_path: Path) -> No
         assert (theirs - mine).norm() < 0.6 * (dense - mine).norm(), scheme
 
 
+@pytest.mark.parametrize("dequantize", [False, True])
+def test_compressed_tensors_loads_experts(dequantize: bool, tmp_path: Path) -> None:
+    pytest.importorskip("compressed_tensors")
+    torch.manual_seed(0)
+    more = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "head_dim": 32}
+    model = transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**SIZES, **HEADS, **more))
+    model.eval().to(torch.bfloat16)
+    nybble.quantize(model, "w4a16g32", goal="memory", exclude=("lm_head", "*embed_tokens"))
+    nybble.save_pretrained(model, tmp_path / "out", format="compressed-tensors")
+    found = loaded(tmp_path / "out", **(dequantizing() if dequantize else {}))
+    for i in range(2):
+        theirs, mine = found.model.layers[i].mlp.experts, model.model.layers[i].mlp.experts.close()
+        assert torch.equal(theirs.gate_up_proj, mine.gate_up_proj)
+        assert torch.equal(theirs.down_proj, mine.down_proj)
+        attention = model.model.layers[i].self_attn.q_proj.dequantized_weight()
+        assert torch.equal(found.model.layers[i].self_attn.q_proj.weight, attention)
+
+
 # --- GPTQ
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 
 from torch import nn
@@ -28,10 +30,11 @@ def why_not(model: nn.Module, module: Experts) -> str | None:
 
 def _reads_one_by_one(model: nn.Module) -> bool:
     """Whether transformers fuses the projections of single experts into the model's weights."""
-    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
-
-    kind: Any = getattr(getattr(model, "config", None), "model_type", None)
-    sources = [name for row in get_checkpoint_conversion_mapping(kind) or () for name in row.source_patterns]
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    if kind is None or "transformers" not in sys.modules:
+        return False
+    known: Any = import_module("transformers.conversion_mapping")
+    sources = [name for row in known.get_checkpoint_conversion_mapping(kind) or () for name in row.source_patterns]
     return all(any(source.endswith(f".experts.*.{name}.weight") for source in sources) for name in _NAMES)
 
 
