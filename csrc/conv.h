@@ -68,12 +68,12 @@ struct ConvCall {
   // Of x, y and the residual: those that are codes, of which only calls that `direct` computes have any. x is then as
   // padded as the kernel needs at least, and scale and zero point of linear.given are those of x.
   Coded x_coded{}, y_coded{}, residual_coded{};
-  NybbleDtype residual_float = NYBBLE_F32;  // of a residual that is no codes: that of y, unless y is codes
+  NybbleDtype residual_float = NYBBLE_F32;  // of a residual that is no codes, where y is codes; else that of y
   std::shared_ptr<const std::vector<uint8_t>> arranged{};  // null, or what `arrange` made of the codes
   // linear.x_dtype and linear.y_dtype, and that of the residual; NYBBLE_U8 for codes.
   int x_dtype() const { return x_coded ? int{NYBBLE_U8} : linear.x_dtype; }
   int y_dtype() const { return y_coded ? int{NYBBLE_U8} : linear.y_dtype; }
-  int residual_dtype() const { return residual_coded ? int{NYBBLE_U8} : residual_float; }
+  int residual_dtype() const { return residual_coded ? int{NYBBLE_U8} : y_coded ? residual_float : linear.y_dtype; }
 };
 
 // Bytes of an element of an image.
