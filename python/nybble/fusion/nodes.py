@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -90,6 +91,12 @@ class Input(Node):
     path: Path
 
 
+@lru_cache(maxsize=1024)
+def _numbers(begin: int, end: int) -> Tensor:
+    """The integers [begin, end); nothing may write them."""
+    return torch.arange(begin, end)
+
+
 @dataclass(eq=False, kw_only=True, repr=False)
 class Lookup(Node):
     """Rows of a table by the integers (batch, length) of a tensor of the call; without one, by position from ``first``."""
@@ -105,7 +112,7 @@ class Lookup(Node):
         if isinstance(self.table, Tensor):
             rows = self.table[self.first : end]
         else:
-            rows = rows_of_table(self.table, torch.arange(self.first, end))
+            rows = rows_of_table(self.table, _numbers(self.first, end))
         return rows if run.batch == 1 else rows.repeat(run.batch, 1)
 
 

@@ -96,7 +96,7 @@ class Linear(QuantizedModule):
         return ops.linear(x, packed, bias, self._scheme_name, layout, self.out_features, self.in_features)
 
     def part(self, x: Tensor, begin: int, end: int) -> Tensor:
-        """The outputs [begin, end) of forward(x), with the same bits; see ops.linear_part for what is computed."""
+        """The outputs [begin, end) of forward(x); see ops.linear_part for what is computed."""
         if _is_any_autocast_enabled():
             x = _autocast(x)
         packed, layout = self._buffers["packed"], self.layout
