@@ -105,6 +105,24 @@ def embedding_bag(
     return out
 
 
+class Reader:
+    """Rows of a packed weight, for many calls: without the checks of ``embedding``, which take as long as a few rows.
+
+    Args:
+        packed: on the CPU; the rest as in ``embedding``.
+    """
+
+    def __init__(self, packed: Tensor, table: tuple[str, str, int, int], dtype: torch.dtype) -> None:
+        self.packed, self.dtype = packed, dtype
+        self._read, self._width = _plan(*table, "cpu"), table[3]
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """Rows (..., embedding_dim) by ids (...), int32 or int64, contiguous and on the CPU. Raises as ``embedding``."""
+        rows = torch.empty(*ids.shape, self._width, dtype=self.dtype)
+        self._read(self.packed, ids, rows)
+        return rows
+
+
 def _watched(ids: Tensor) -> bool:
     """Whether the call must go through torch's dispatcher, as ops does it; integers have no gradients."""
     return (

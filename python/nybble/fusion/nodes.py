@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..rows import ACTIVATIONS
-from .tables import Table, rows_of_table
+from .tables import Rows, Table
 
 IDENTITY = "identity"
 
@@ -91,12 +90,6 @@ class Input(Node):
     path: Path
 
 
-@lru_cache(maxsize=1024)
-def _numbers(begin: int, end: int) -> Tensor:
-    """The integers [begin, end); nothing may write them."""
-    return torch.arange(begin, end)
-
-
 @dataclass(eq=False, kw_only=True, repr=False)
 class Lookup(Node):
     """Rows of a table by the integers (batch, length) of a tensor of the call; without one, by position from ``first``."""
@@ -105,14 +98,13 @@ class Lookup(Node):
     path: Path | None
     first: int = 0
 
+    def __post_init__(self) -> None:
+        self.read = Rows(self.table)
+
     def compute(self, run: Run) -> Tensor:
         if self.path is not None:
-            return rows_of_table(self.table, run.tables[self.path]).reshape(run.batch * run.length, -1)
-        end = self.first + run.length
-        if isinstance(self.table, Tensor):
-            rows = self.table[self.first : end]
-        else:
-            rows = rows_of_table(self.table, _numbers(self.first, end))
+            return self.read.by_ids(run.tables[self.path]).reshape(run.batch * run.length, -1)
+        rows = self.read.by_position(self.first, self.first + run.length)
         return rows if run.batch == 1 else rows.repeat(run.batch, 1)
 
 

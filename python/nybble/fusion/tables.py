@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..lookup import Reader
 from ..nn.embedding import Embedding
 
 Table = Tensor | Embedding
@@ -22,6 +23,43 @@ def table_of(layer: nn.Module) -> Table | None:
 def rows_of_table(table: Table, ids: Tensor) -> Tensor:
     """The rows of some numbers."""
     return F.embedding(ids, table) if isinstance(table, Tensor) else table.forward(ids)
+
+
+class Rows:
+    """Rows of a table for the calls of a chain. Those by position are read once, for the longest call so far."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._reader: Reader | None = None
+        self._first: tuple[Reader, int, int, Tensor] | None = None  # of which weight, its version, from where, the rows
+
+    def by_ids(self, ids: Tensor) -> Tensor:
+        """The rows of some numbers."""
+        if isinstance(self._table, Tensor):
+            return F.embedding(ids, self._table)
+        usual = ids.dtype is torch.int64 and ids.is_cpu and ids.is_contiguous()
+        reader = self._current(self._table) if usual else None
+        return self._table.forward(ids) if reader is None else reader(ids)
+
+    def by_position(self, begin: int, end: int) -> Tensor:
+        """The rows [begin, end); nothing may write them."""
+        if isinstance(self._table, Tensor):
+            return self._table[begin:end]
+        reader = self._current(self._table)
+        if reader is None or reader.packed.is_inference():
+            return self._table.forward(torch.arange(begin, end))
+        if self._first is None or self._first[:3] != (reader, reader.packed._version, begin):
+            self._first = None
+        if self._first is None or len(self._first[3]) < end - begin:
+            self._first = reader, reader.packed._version, begin, reader(torch.arange(begin, end))
+        return self._first[3][: end - begin]
+
+    def _current(self, table: Embedding) -> Reader | None:
+        """A reader of the table's weight as it is now, on the CPU."""
+        reader, packed = self._reader, table._buffers["packed"]
+        if reader is None or reader.packed is not packed or reader.dtype is not table.dtype:
+            reader = self._reader = table.reader() if table.device.type == "cpu" else None
+        return reader
 
 
 def looks_up(ids: Tensor, table: Table, out: Tensor) -> bool:

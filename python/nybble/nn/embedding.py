@@ -174,6 +174,12 @@ class Embedding(_Table):
             packed, layout = self._pack()
         return lookup.embedding(ids, packed, self._scheme_name, layout, self.out_features, self.in_features, self.dtype)
 
+    def reader(self) -> lookup.Reader:
+        """What reads rows of the weight as it is now, on the CPU."""
+        packed, layout = self._pack()
+        table = self._scheme_name, layout, self.out_features, self.in_features
+        return lookup.Reader(packed, table, self.dtype)
+
     def example(self, m: int) -> Tensor:
         """As QuantizedModule.example: m ids."""
         return torch.randint(self.num_embeddings, (m,), generator=torch.Generator().manual_seed(0))
