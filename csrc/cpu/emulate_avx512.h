@@ -255,7 +255,7 @@ inline __m512i permutex2var_epi8(__m512i low, __m512i index, __m512i high) {
   return each<B>([&](int i) { return at.v[i] & 64 ? b.v[at.v[i] & 63] : a.v[at.v[i] & 63]; });
 }
 inline __m512 permutexvar_ps(__m512i index, __m512 table) {
-  return __m512(each<U>([&](int i) { return U(__m512i(table)).v[U(index).v[i] % 16]; }));
+  return each<F>([&](int i) { return F(table).v[U(index).v[i] % 16]; });
 }
 inline __m512i permutexvar_epi16(__m512i index, __m512i table) {
   return each<H>([&](int i) { return H(table).v[H(index).v[i] % 32]; });
