@@ -19,8 +19,7 @@ import torch
 from torch import nn
 
 from ..checkpoint.io import load, save
-from ..checkpoint.skeleton import skeleton
-from ..demo.model import embed, model_dir, no_loading_bar
+from ..demo.model import embed, empty, model_dir, no_loading_bar
 from ..passes.quantize import quantize
 from .apart import apart
 from .figures import Figure
@@ -48,11 +47,7 @@ def _anew(directory: Path) -> nn.Module:
 
 
 def _saved(directory: Path) -> nn.Module:
-    transformers = _transformers()
-    config = transformers.AutoConfig.from_pretrained(model_dir(), local_files_only=True)
-    with skeleton():
-        model: nn.Module = transformers.AutoModel.from_config(config).eval()
-    return load(model, directory)
+    return load(empty(), directory)
 
 
 WAYS: dict[str, Callable[[Path], nn.Module]] = {

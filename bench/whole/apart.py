@@ -46,7 +46,7 @@ def _start(folder: str, subject: str, name: str, threads: int) -> float:
     inputs = model.subject.example()
     contestant = model.by_name(name)
     start = perf_counter()
-    contestant.load(model.subject, Path(folder))(inputs)()
+    (contestant.start or contestant.load)(model.subject, Path(folder))(inputs)()
     return perf_counter() - start
 
 

@@ -24,6 +24,7 @@ class Contestant:
         model on disk. None: there is nothing to write.
     load: from that folder. It uses torch.get_num_threads() threads. Raises RuntimeError or ValueError for what the
         library does not support.
+    start: like load, but the quickest way to a first output; None: that is load.
     least_cosine: with an output whose mean cosine to torch fp32 is below, it is taken as wrong, and not timed.
     pool: the thread pool that it uses; see timing.Runner.
     convert: makes it of the model in torch, in place, and its memory is then measured; None: it is not.
@@ -38,6 +39,7 @@ class Contestant:
     pool: str = OPENMP
     needs: tuple[str, ...] = ()
     install: str = "'nybble[peers]'"
+    start: Callable[[Subject, Path], Ready] | None = None
     convert: Callable[[nn.Module, Subject], object] | None = None
 
     def why_not(self) -> str | None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...demo import onnx_runtime
 from ...demo.data import all_sentences
-from ...demo.model import Encoder, load
+from ...demo.model import Encoder, empty, load
 from .subject import Inputs, Subject
 
 _ROWS = 32
@@ -50,6 +50,7 @@ MINILM = Subject(
     pooled,
     held=lambda: _encoder().tokenize(all_sentences()[_HELD], _ROWS),
     calibration=lambda: _encoder().tokenize(all_sentences()[_CALIBRATION], 1),
+    empty=empty,
     fusion=onnx_runtime.FUSION,
     axes=onnx_runtime.AXES,
 )

@@ -72,6 +72,12 @@ def _load(subject: Subject, folder: Path, dtype: torch.dtype, attention: str) ->
     return partial(subject.ready if dtype == torch.float32 else partial(cast, subject), model)
 
 
+def _start(subject: Subject, folder: Path, dtype: torch.dtype) -> Ready:
+    """Not fused: finding and proving chains takes longer than many first calls."""
+    model = nybble.load((subject.empty or subject.build)().to(dtype), folder)
+    return partial(subject.ready if dtype == torch.float32 else partial(cast, subject), model)
+
+
 def contestant(
     name: str,
     quantize: Quantize,
@@ -89,5 +95,6 @@ def contestant(
         peer=False,
         needs=("safetensors",),
         install="'nybble[save]'",
+        start=partial(_start, dtype=dtype) if attention == "float" else None,
         convert=convert,
     )

@@ -37,6 +37,7 @@ class Subject:
     """A model.
 
     build: the model of torch in fp32 and eval mode; always the same weights.
+    empty: the same without its weights, for nybble.load; None: it is built for that as well.
     cases: name of each timed case -> makes its inputs, in the order of the model's arguments. The first is the example from
         which graphs are made.
     arguments: takes the inputs of a case; returns the arguments with which a caller would begin.
@@ -59,6 +60,7 @@ class Subject:
     steps: Mapping[str, int] = field(default_factory=dict)
     ready: Callable[[nn.Module, Inputs], Call] = hidden
     arguments: Callable[[Inputs], Inputs] = _same
+    empty: Callable[[], nn.Module] | None = None
 
     def example(self) -> Inputs:
         """The inputs of the first case."""

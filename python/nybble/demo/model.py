@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint.skeleton import skeleton
 from . import DemoUnavailable
 
 MODEL_NAME = "all-MiniLM-L6-v2"
@@ -70,6 +71,16 @@ def load() -> Encoder:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
         model = AutoModel.from_pretrained(path, local_files_only=True)
     return Encoder(model.float().eval(), tokenizer)
+
+
+def empty() -> nn.Module:
+    """The encoder's model without its weights, for ``nybble.load``."""
+    from transformers import AutoConfig, AutoModel
+
+    config = AutoConfig.from_pretrained(model_dir(), local_files_only=True)
+    with skeleton():
+        model: nn.Module = AutoModel.from_config(config).eval()
+    return model
 
 
 def embed(model: nn.Module, batch: Batch) -> Tensor:
