@@ -75,11 +75,10 @@ def load() -> Encoder:
 
 def empty() -> nn.Module:
     """The encoder's model without its weights, for ``nybble.load``."""
-    from transformers import AutoConfig, AutoModel
-
-    config = AutoConfig.from_pretrained(model_dir(), local_files_only=True)
+    transformers: Any = import_module("transformers")
+    config = transformers.AutoConfig.from_pretrained(model_dir(), local_files_only=True)
     with skeleton():
-        model: nn.Module = AutoModel.from_config(config).eval()
+        model: nn.Module = transformers.AutoModel.from_config(config).eval()
     return model
 
 
