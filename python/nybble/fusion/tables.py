@@ -48,11 +48,11 @@ class Rows:
         reader = self._current(self._table)
         if reader is None or reader.packed.is_inference():
             return self._table.forward(torch.arange(begin, end))
-        if self._first is None or self._first[:3] != (reader, reader.packed._version, begin):
-            self._first = None
-        if self._first is None or len(self._first[3]) < end - begin:
-            self._first = reader, reader.packed._version, begin, reader(torch.arange(begin, end))
-        return self._first[3][: end - begin]
+        first = self._first  # one reading: other threads may change it
+        now = (reader, reader.packed._version, begin)
+        if first is None or first[:3] != now or len(first[3]) < end - begin:
+            first = self._first = (*now, reader(torch.arange(begin, end)))
+        return first[3][: end - begin]
 
     def _current(self, table: Embedding) -> Reader | None:
         """A reader of the table's weight as it is now, on the CPU."""
