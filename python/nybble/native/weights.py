@@ -1,0 +1,178 @@
+"""Weights: rounded, ranked, packed and unpacked."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _C
+from ..weights.form import USUAL, Form
+from ..weights.rounding import QuantizedWeight, portable_spec
+from ..weights.scheme import Scheme
+from ..weights.sparsity import Block, NofM
+from .base import DTYPES, Memory, memory
+
+# Weight bits of the sparse weights that it packs, and of the weights that it rounds.
+SPARSE_BITS = (8, 4)
+_ROUNDED_BITS = SPARSE_BITS
+
+
+def weight_shape(
+    scheme: Scheme, out_features: int, in_features: int, layout: str = "", form: Form = USUAL
+) -> _C.WeightShape:
+    """layout "": the dense one."""
+    block = scheme.sparsity if isinstance(scheme.sparsity, Block) else None
+    return _C.WeightShape(
+        bits=scheme.weight_bits,
+        n=out_features,
+        k=in_features,
+        group_size=scheme.group_size or 0,
+        symmetric=scheme.symmetric or form.minimum,
+        minimum=form.minimum,
+        layout=layout,
+        block_n=block.rows if block else 0,
+        block_k=block.columns if block else 0,
+        ordered=scheme.ordered,
+        four_bit_scale=DTYPES[form.scale or torch.bfloat16],
+        book=bool(scheme.book),
+    )
+
+
+def rounds(scheme: Scheme) -> bool:
+    """Whether round_weight and squared_sums take the weights of a scheme."""
+    return scheme.weight_bits in _ROUNDED_BITS and not scheme.book
+
+
+def all_finite(weight: Tensor) -> bool:
+    """Whether a weight (N, K), float32, bfloat16 or float16 with unit stride along K, has neither NaN nor Inf."""
+    n, k = weight.shape
+    return _C.all_finite(
+        memory(weight),
+        DTYPES[weight.dtype],
+        n,
+        k,
+        weight.stride(0),
+        torch.get_num_threads(),
+    )
+
+
+def round_weight(weight: Tensor, scheme: Scheme, to: QuantizedWeight) -> bool:
+    """Rounds a weight (N, K) as all_finite takes it into `to`. False: it has NaN or Inf, and `to` is not defined."""
+    args = (
+        weight_shape(scheme, *weight.shape),
+        memory(weight),
+        DTYPES[weight.dtype],
+        weight.stride(0),
+    )
+    return _C.round_weight(*args, *_parts(to), torch.get_num_threads())
+
+
+def squared_sums(weight: Tensor, rounded: QuantizedWeight, scheme: Scheme) -> tuple[float, float]:
+    """Sums of w^2 and (w - w')^2 of a weight (N, K) as all_finite takes it; w' is the rounded one, in the same dtype."""
+    n, k = weight.shape
+    args = (
+        weight_shape(scheme, n, k, "", Form.of(rounded.tensors(), scheme)),
+        memory(weight),
+        DTYPES[weight.dtype],
+        weight.stride(0),
+    )
+    held = QuantizedWeight(**{name: tensor.contiguous() for name, tensor in rounded.tensors().items()})
+    return _C.squared_sums(*args, *_parts(held), memory(held.minimum), torch.get_num_threads())
+
+
+def choose_smallest(scores: Tensor, counts: Tensor) -> Tensor:
+    """ranking.smallest for contiguous float32 scores (N, K)."""
+    n, k = scores.shape
+    chosen, each = (
+        torch.empty(n, k, dtype=torch.bool),
+        counts.to(torch.int64).contiguous(),
+    )
+    _C.choose_smallest(memory(scores), memory(each), n, k, memory(chosen), torch.get_num_threads())
+    return chosen
+
+
+def keep_only(weight: Tensor, keep: Tensor) -> Tensor:
+    """ranking.keep_only for contiguous tensors, not empty, with elements of 2 or 4 bytes."""
+    kept = torch.empty_like(weight)
+    spans, size = (
+        [memory(tensor) for tensor in (weight, keep, kept)],
+        weight.element_size(),
+    )
+    _C.keep_only(spans[0], spans[1], weight.numel(), size, spans[2], torch.get_num_threads())
+    return kept
+
+
+def check_kept(quantized: QuantizedWeight, scheme: Scheme, in_features: int) -> None:
+    """Raises ValueError where codes break the scheme's n of m: where too many of m inputs are not zero."""
+    if isinstance(scheme.sparsity, NofM):
+        codes, form = quantized.qweight.contiguous(), scheme.sparsity
+        _C.check_kept(
+            weight_shape(scheme, len(codes), in_features),
+            memory(codes),
+            form.n,
+            form.m,
+            torch.get_num_threads(),
+        )
+
+
+def _parts(quantized: QuantizedWeight) -> tuple[Memory, Memory, Memory]:
+    return (
+        memory(quantized.qweight),
+        memory(quantized.scale),
+        memory(quantized.zero_point),
+    )
+
+
+def pack(quantized: QuantizedWeight, scheme: Scheme, in_features: int, layout: str) -> Tensor:
+    """layouts.pack for the layouts of the CPU kernels, in parallel."""
+    form = Form.of(quantized.tensors(), scheme)
+    shape = weight_shape(scheme, quantized.qweight.shape[0], in_features, layout, form)
+    qweight, scale = quantized.qweight.contiguous(), quantized.scale.contiguous()
+    zero_point, minimum, order, book = (
+        None if part is None else part.contiguous()
+        for part in (quantized.zero_point, quantized.minimum, quantized.order, quantized.book)
+    )
+    threads = torch.get_num_threads()
+    if scheme.sparsity is None:
+        packed = torch.empty(shape.packed_bytes, dtype=torch.uint8)
+        _C.pack(
+            shape,
+            memory(qweight),
+            memory(scale),
+            memory(zero_point),
+            memory(minimum),
+            memory(order),
+            memory(book),
+            memory(packed),
+            threads,
+        )
+        return packed
+    sparse = _C.SparsePack(shape, memory(qweight), memory(scale), threads)
+    packed = torch.empty(sparse.nbytes, dtype=torch.uint8)
+    sparse.write(memory(packed))
+    return packed
+
+
+def unpack(
+    packed: Tensor, scheme: Scheme, out_features: int, in_features: int, layout: str, form: Form = USUAL
+) -> QuantizedWeight:
+    """layouts.unpack, in parallel. Sparse weights come back with their zeros.
+
+    Raises:
+        ValueError: the packed tensor of a sparse weight is damaged.
+    """
+    shape = weight_shape(scheme, out_features, in_features, layout, form)
+    spec = portable_spec(scheme, out_features, in_features, form)
+    quantized = QuantizedWeight(**{name: torch.empty(size, dtype=dtype) for name, (size, dtype) in spec.items()})
+    parts, threads = _parts(quantized), torch.get_num_threads()
+    if scheme.sparsity is None:
+        rest = memory(quantized.minimum), memory(quantized.order), memory(quantized.book)
+        _C.unpack(shape, memory(packed), *parts, *rest, threads)
+    else:
+        _C.unpack_sparse(shape, memory(packed), *parts[:2], threads)
+    return quantized
+
+
+def check_packed(packed: Tensor, scheme: Scheme, out_features: int, in_features: int, layout: str) -> None:
+    """Raises ValueError, naming the section, where a kernel could not follow the packed tensor of a sparse weight."""
+    _C.check_packed(weight_shape(scheme, out_features, in_features, layout), memory(packed))
