@@ -112,7 +112,7 @@ def _rows(gate: Tensor, up: Tensor, interleaved: bool) -> Tensor:
 
 def _joined(name: str, gate: ForeignWeight, up: ForeignWeight, interleaved: bool) -> ForeignWeight:
     """One weight of the rows of two."""
-    for field in ("shape", "bits", "group_size", "factor", "arithmetic", "flat_shape"):
+    for field in ("shape", "bits", "per_byte", "group_size", "factor", "arithmetic", "flat_shape"):
         first, second = getattr(gate, field), getattr(up, field)
         if first != second or (field == "flat_shape" and first is not None):
             raise CheckpointError(

@@ -33,17 +33,22 @@ def fit(weight: ForeignWeight, act_bits: int = 16) -> Fit:
     kind, size, why = _form(weight, act_bits)
     if why is not None:
         return Fit(why=why)
-    codes, zero = _codes(weight, kind)
-    low, high = (int(end) for end in codes.aminmax())
-    lowest, highest = kind.ends
-    if low < lowest or high > highest:
-        code = low if low < lowest else high
-        return Fit(why=f"code {code - kind.middle} ({int((codes == code).sum())} times): {kind.name} has not this code")
+    if _counted_alike(weight, kind):
+        stored, zero = _mirrored(weight, kind)
+    else:
+        codes, zero = _codes(weight, kind)
+        low, high = (int(end) for end in codes.aminmax())
+        lowest, highest = kind.ends
+        if low < lowest or high > highest:
+            code = low if low < lowest else high
+            times = int((codes == code).sum())
+            return Fit(why=f"code {code - kind.middle} ({times} times): {kind.name} has not this code")
+        stored = kind.pack(codes)
     if zero is not None and (zero.min() < kind.lowest or zero.max() > kind.highest):
         return Fit(why=f"a zero point outside [{kind.lowest}, {kind.highest}]")
-    found = _held(weight, codes, zero, _scheme(weight, act_bits, size, zero, order), order)
+    found = _held(weight, stored, zero, _scheme(weight, act_bits, size, zero, order), order)
     assert found.scheme is not None and found.quantized is not None  # noqa: S101, PT018
-    if not _equal(foreign, found.quantized, found.scheme):
+    if not _same_steps(weight, found.quantized) and not _equal(foreign, found.quantized, found.scheme):
         return Fit(why="the library rounds twice in float32, so that last bits differ")
     return found
 
@@ -56,7 +61,7 @@ def keep_codes(weight: ForeignWeight, act_bits: int = 16) -> Fit:
         return Fit(why=why)
     codes, zero = _codes(weight, kind)
     zero = None if zero is None else zero.clamp(kind.lowest, kind.highest)
-    codes = codes.clamp(*kind.ends)
+    codes = kind.pack(codes.clamp(*kind.ends))
     return _held(weight, codes, zero, _scheme(weight, act_bits, size, zero, order), order)
 
 
@@ -66,7 +71,27 @@ def _in_groups(weight: ForeignWeight) -> tuple[ForeignWeight, Tensor | None]:
     if weight.groups is None:
         return weight, None
     order = weight.groups.argsort(stable=True)
-    return replace(weight, codes=weight.codes[:, order], groups=None), order.to(torch.int32)
+    codes = _unpacked(weight)[:, order]
+    return replace(weight, codes=codes, per_byte=1, groups=None), order.to(torch.int32)
+
+
+def _unpacked(weight: ForeignWeight) -> Tensor:
+    """All codes, one in each element."""
+    n, k = weight.stored_shape
+    return weight.unpacked(slice(0, n), slice(0, k))
+
+
+def _same_steps(weight: ForeignWeight, held: QuantizedWeight) -> bool:
+    """Whether both weights are computed from the same numbers by the same steps in float32, and so are equal.
+
+    Mirrored codes with mirrored zero points are the negative of exact differences, and products only change their signs.
+    """
+    scale = weight.scale.float()
+    if weight.factor != 1 or weight.arithmetic is not torch.float32:
+        return False
+    if weight.minimum is not None and (held.minimum is None or not torch.equal(held.minimum.float(), weight.minimum)):
+        return False
+    return torch.equal(held.scale.float(), scale if weight.book is not None else scale.abs())
 
 
 def _equal(weight: ForeignWeight, held: QuantizedWeight, scheme: Scheme) -> bool:
@@ -94,14 +119,14 @@ def _form(weight: ForeignWeight, act_bits: int) -> tuple[WeightType, int | None,
     return kind, None if whole else size, why
 
 
-def _held(weight: ForeignWeight, codes: Tensor, zero: Tensor | None, scheme: Scheme, order: Tensor | None) -> Fit:
+def _held(weight: ForeignWeight, stored: Tensor, zeros: Tensor | None, scheme: Scheme, order: Tensor | None) -> Fit:
     kind = scheme.weight_type
-    stored = None if zero is None or kind.zero_point is None else zero.to(kind.zero_point)
+    zero = None if zeros is None or kind.zero_point is None else zeros.to(kind.zero_point)
     scale = weight.scale if weight.factor == 1 else weight.scale.float() * weight.factor
     scale = scale if kind.table else scale.abs()
     dtype = _dtype_of([scale] if weight.minimum is None else [scale, weight.minimum], kind)
     least = None if weight.minimum is None else weight.minimum.to(dtype)
-    found = QuantizedWeight(kind.pack(codes), scale.to(dtype), stored, order, least, weight.book)
+    found = QuantizedWeight(stored, scale.to(dtype), zero, order, least, weight.book)
     check_portable(found, scheme, *weight.shape)
     return Fit(scheme, found)
 
@@ -136,6 +161,29 @@ def _unlike(weight: ForeignWeight, kind: WeightType) -> str | None:
     return next((why for holds, why in reasons if holds), None)
 
 
+def _counted_alike(weight: ForeignWeight, kind: WeightType) -> bool:
+    """Whether the weight's codes lie as the weight type has them, and count from the same zero."""
+    if weight.per_byte == 1 or weight.per_byte != kind.per_byte:
+        return False
+    if weight.minimum is not None:
+        return isinstance(weight.zero, int) and weight.zero == 0
+    return bool(kind.table) or not isinstance(weight.zero, int) or weight.zero == kind.middle
+
+
+def _mirrored(weight: ForeignWeight, kind: WeightType) -> tuple[Tensor, Tensor | None]:
+    """As _codes, of a weight whose codes are counted alike, but with the codes as they are stored."""
+    codes, zero, flips = weight.codes, weight.zero, weight.scale < 0
+    if weight.minimum is not None or kind.table:
+        return codes, None
+    if flips.any():  # 15 - code is code ^ 15; no group begins within a byte
+        size = min(weight.group_size, weight.shape[1]) // weight.per_byte
+        masks = (flips.to(torch.uint8) * 255).repeat_interleave(size, dim=1)[:, : codes.shape[1]]
+        codes = codes ^ masks
+        zero = torch.full(weight.scale.shape, zero) if isinstance(zero, int) else zero
+        zero = torch.where(flips, kind.lowest + kind.highest - zero, zero)
+    return codes, None if isinstance(zero, int) else zero
+
+
 def _codes(weight: ForeignWeight, kind: WeightType) -> tuple[Tensor, Tensor | None]:
     """Codes (N, K) as the weight type counts them, and zero points (N, groups), or None where all are its middle.
 
@@ -143,7 +191,7 @@ def _codes(weight: ForeignWeight, kind: WeightType) -> tuple[Tensor, Tensor | No
     that goes with the positive scale.
     """
     columns, flips = weight.column_groups(slice(0, weight.shape[1])), weight.scale < 0
-    codes = weight.codes.to(torch.int16)
+    codes = _unpacked(weight).to(torch.int16)
     if weight.minimum is not None:
         return codes - (weight.zero if isinstance(weight.zero, int) else weight.zero[:, columns]), None
     if kind.table:

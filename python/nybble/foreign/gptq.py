@@ -54,7 +54,8 @@ def _read(name: str, tensors: Tensors, setting: Setting, v1: bool) -> ForeignWei
     group_size = k if group_size == -1 else group_size
     groups = -(-k // group_size)
     scales = tensors.shaped(f"{name}.scales", FLOATS, (groups, n))
-    codes = unpack_stream(as_bytes(words.numpy().view(np.uint32).T), bits, k)
+    rows = words.T.contiguous().view(torch.uint8)  # a byte of codes of 4 bits is one of nybble's
+    codes = rows if bits == 4 else torch.from_numpy(unpack_stream(rows.numpy(), bits, k))
     zero = _zeros(tensors, name, bits, (groups, n), v1)
     if expected_zero is not None and (zero != expected_zero).any():
         where = f"are not all {expected_zero}, though the configuration says sym"
@@ -66,12 +67,13 @@ def _read(name: str, tensors: Tensors, setting: Setting, v1: bool) -> ForeignWei
             f"{name}.qweight: {k} inputs are no multiple of group_size {group_size}, and no g_idx is there"
         )
     weight = ForeignWeight(
-        torch.from_numpy(codes),
+        codes,
         bits,
         scales.T.contiguous(),
         zero.T.contiguous() if expected_zero is None else expected_zero,
         group_size,
         None if order is None else ordered_groups(order, name, group_size, groups),
+        per_byte=2 if bits == 4 else 1,
     )
     return checked(weight, name, "scales")
 

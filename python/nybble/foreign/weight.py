@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.files import CheckpointError
+from ..weights.weight_type import unpack_codes
 
 _AT_ONCE = 1 << 20  # elements that are dequantized at a time
 _MOST = 2.0**100  # of a scale: products with codes stay finite
@@ -22,7 +23,7 @@ class ForeignWeight:
     weight = ((code - zero) * scale + minimum) * factor, or (book[code] * scale) * factor: in ``arithmetic``, which
     rounds after each operation.
 
-    codes: (N, K), uint8 or int8, one code in each element.
+    codes: (N, K), uint8 or int8, one code in each element; or, with per_byte 2, uint8 (N, K / 2).
     bits: of a code.
     scale: (N, groups), in the dtype of the file; float32 where the file has scales of scales.
     zero: the zero points (N, groups), int16, or one number for all.
@@ -35,6 +36,7 @@ class ForeignWeight:
         the result to the library's dtype gives the library's bits.
     flat_shape: (N, K) where groups run over the flattened matrix, and may cross rows: ``codes`` is (1, N * K) then.
     input_scale, input_zero: of static activations, as the file has them.
+    per_byte: 2: each element of ``codes`` has two codes of 4 bits, the first in the low half, as WeightType has them.
     """
 
     codes: Tensor
@@ -50,11 +52,17 @@ class ForeignWeight:
     flat_shape: tuple[int, int] | None = None
     input_scale: Tensor | None = None
     input_zero: Tensor | None = None
+    per_byte: int = 1
 
     @property
     def shape(self) -> tuple[int, int]:
         """(N, K)."""
-        return self.flat_shape or (self.codes.shape[0], self.codes.shape[1])
+        return self.flat_shape or self.stored_shape
+
+    @property
+    def stored_shape(self) -> tuple[int, int]:
+        """That of the matrix of codes: (1, N * K) where groups run over the flattened matrix."""
+        return self.codes.shape[0], self.codes.shape[1] * self.per_byte
 
     @property
     def symmetric(self) -> bool:
@@ -63,14 +71,14 @@ class ForeignWeight:
 
     def dequantize(self) -> Tensor:
         """The weight (N, K), float32."""
-        result = torch.empty(self.codes.shape)
+        result = torch.empty(self.stored_shape)
         for rows, columns in self._pieces():
             result[rows, columns] = self._piece(rows, columns)
         return result.reshape(self.shape)
 
     def _pieces(self) -> Iterator[tuple[slice, slice]]:
         """Parts of the matrix that are small, so that only the result takes much memory."""
-        n, k = self.codes.shape
+        n, k = self.stored_shape
         width = min(k, max(_AT_ONCE // self.group_size, 1) * self.group_size)
         height = max(_AT_ONCE // width, 1)
         for row in range(0, n, height):
@@ -78,13 +86,13 @@ class ForeignWeight:
                 yield slice(row, row + height), slice(column, min(column + width, k))
 
     def _piece(self, rows: slice, columns: slice) -> Tensor:
-        codes, kind = self.codes[rows, columns], self.arithmetic
+        codes, kind = self.unpacked(rows, columns), self.arithmetic
         shape = codes.shape
         scale, zero, minimum = (self._spread(one, rows, columns) for one in (self.scale, self.zero, self.minimum))
         if scale.dim() == 3:
             codes = codes.reshape(len(codes), -1, self.group_size)
         # Codes and their differences have up to 9 bits: exact in bfloat16 too.
-        weight = codes.to(kind) if self.book is None else self.book[codes.int()].to(kind)
+        weight = codes.to(kind, copy=True) if self.book is None else self.book[codes.int()].to(kind)
         if self.book is None and (isinstance(zero, Tensor) or zero):
             weight -= zero
         weight *= scale
@@ -92,6 +100,14 @@ class ForeignWeight:
             weight += minimum
         weight = weight.reshape(shape).float()
         return weight if self.factor == 1.0 else weight.mul_(self.factor)
+
+    def unpacked(self, rows: slice, columns: slice) -> Tensor:
+        """Some codes, one in each element."""
+        if self.per_byte == 1:
+            return self.codes[rows, columns]
+        first, count = columns.start // self.per_byte, columns.stop - columns.start
+        stored, skip = self.codes[rows, first : -(-columns.stop // self.per_byte)], columns.start % self.per_byte
+        return unpack_codes(stored, self.per_byte, skip + count)[:, skip:]
 
     def _spread(self, value: Any, rows: slice, columns: slice) -> Any:
         """What each group has, in the dtype of the arithmetic, as it broadcasts to codes: (rows, groups, 1), where groups are
@@ -117,7 +133,7 @@ class ForeignWeight:
 
     def describe(self) -> str:
         """Its kind in words: two weights of one kind have the same."""
-        k = self.codes.shape[1]
+        k = self.stored_shape[1]
         sign = "symmetric" if self.symmetric else "float minimum" if self.minimum is not None else "asymmetric"
         size = "one scale a row" if self.group_size >= k and self.flat_shape is None else f"groups of {self.group_size}"
         parts = [f"{self.bits} bits", size, "code book" if self.book is not None else sign]
@@ -139,7 +155,7 @@ def checked(weight: ForeignWeight, name: str, scale: str, *, zero_scales: bool =
     Raises:
         CheckpointError: what is wrong; it names the layer and the field.
     """
-    n, k = weight.codes.shape
+    n, k = weight.stored_shape
     if not n or not k:
         raise CheckpointError(f"{name}: a weight of shape ({n}, {k}) has no elements")
     if weight.group_size < 1:

@@ -218,16 +218,22 @@ def _quantize_rows(weight: Tensor, scheme: Scheme, method: str) -> Rounded:
 def dequantize_weight(quantized: QuantizedWeight, scheme: Scheme, in_features: int) -> Tensor:
     """The float32 weight (N, in_features) of the codes, its columns in the order of the inputs."""
     kind, size = scheme.weight_type, scheme.group_size or in_features
-    codes, zero = kind.unpack(quantized.qweight, in_features).float(), quantized.zero_point
-    if quantized.book is not None:
-        codes = quantized.book[codes.long()]
-    elif zero is not None:
-        codes = codes - _spread(zero.float(), size, in_features)
-    elif kind.middle and quantized.minimum is None:
-        codes = codes - kind.middle
-    weight = codes * _spread(quantized.scale.float(), size, in_features)
+    codes, zero = kind.unpack(quantized.qweight, in_features), quantized.zero_point
+    weight = codes.to(torch.float32, copy=True) if quantized.book is None else quantized.book[codes.int()]
+    # A view by groups where they are whole, so that what they share broadcasts.
+    whole = in_features % size == 0
+    grouped = weight.unflatten(1, (-1, size)) if whole else weight
+
+    def shared(value: Tensor) -> Tensor:
+        return value.float()[..., None] if whole else _spread(value.float(), size, in_features)
+
+    if quantized.book is None and zero is not None:
+        grouped -= shared(zero)
+    elif quantized.book is None and kind.middle and quantized.minimum is None:
+        grouped -= kind.middle
+    grouped *= shared(quantized.scale)
     if quantized.minimum is not None:
-        weight = weight + _spread(quantized.minimum.float(), size, in_features)
+        grouped += shared(quantized.minimum)
     if quantized.order is None:
         return weight
     return torch.empty_like(weight).index_copy_(1, quantized.order.long(), weight)

@@ -71,6 +71,14 @@ class WeightType:
         """The lowest and the highest code that a weight may have."""
         return self.lowest if self.least is None else self.least, self.highest
 
+    @property
+    def _storable(self) -> tuple[int, int]:
+        """The lowest and the highest number that the bits of a stored code can hold."""
+        if self.per_byte > 1:
+            return 0, (1 << 8 // self.per_byte) - 1
+        info = torch.iinfo(self.stored)
+        return info.min, info.max
+
     def inconsistent(self) -> str | None:
         """Which rule the fields break; None: none."""
         if not 1 <= self.bits <= 99:
@@ -127,6 +135,9 @@ class WeightType:
         if used and (stored[:, -1] >> (used * 8 // self.per_byte)).any():
             raise ValueError("qweight: the bits beyond the last input must be 0")
         lowest, highest = self.ends
+        least, most = self._storable
+        if lowest <= least and most <= highest:
+            return
         for code in (int(end) for end in self.unpack(stored, in_features).aminmax()):
             if not lowest <= code <= highest:
                 raise ValueError(f"qweight: code {code} is outside [{lowest}, {highest}]")
@@ -245,6 +256,10 @@ _BUILT_IN = (
 )
 
 
+# What holds as many bytes as a byte holds codes. These machines are little-endian: byte 0 is the lowest.
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
 @lru_cache
 def weight_types() -> dict[str, WeightType]:
     """The table, by name: nybble's own types, then those of plug-ins.
@@ -258,16 +273,22 @@ def weight_types() -> dict[str, WeightType]:
 
 def pack_codes(codes: Tensor, per_byte: int) -> Tensor:
     """Unsigned codes (N, K) to bytes (N, ceil(K / per_byte)), the first code of each in the lowest bits."""
-    bits = 8 // per_byte
-    parts = zero_pad(codes.to(torch.uint8), (0, -codes.shape[1] % per_byte)).unflatten(1, (-1, per_byte))
-    packed: Tensor = parts[..., 0]
+    codes = codes.to(torch.uint8, memory_format=torch.contiguous_format)
+    if missing := -codes.shape[1] % per_byte:
+        codes = zero_pad(codes, (0, missing))
+    words, closer = codes.view(_WORDS[per_byte]), 8 - 8 // per_byte
+    packed = words.clone()
     for i in range(1, per_byte):
-        packed = packed | (parts[..., i] << (bits * i))
-    return packed
+        packed |= words >> closer * i  # code i of the word comes to its place in the lowest byte
+    return packed.to(torch.uint8)
 
 
 def unpack_codes(packed: Tensor, per_byte: int, in_features: int) -> Tensor:
     """The inverse of pack_codes: uint8 (N, in_features)."""
     bits = 8 // per_byte
-    parts = [(packed >> (bits * i)) & ((1 << bits) - 1) for i in range(per_byte)]
-    return torch.stack(parts, dim=-1).flatten(1)[:, :in_features]
+    wide = packed.to(_WORDS[per_byte], memory_format=torch.contiguous_format)
+    words = wide.clone()
+    for i in range(1, per_byte):
+        words |= wide << (8 - bits) * i  # code i of the byte comes to the lowest bits of byte i
+    mask = sum(((1 << bits) - 1) << 8 * i for i in range(per_byte))
+    return words.bitwise_and_(mask).view(torch.uint8)[:, :in_features]
