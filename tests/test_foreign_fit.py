@@ -111,8 +111,41 @@ def test_four_bits_whose_scales_need_float32() -> None:
     found = fit(replace(weight, scale=weight.scale.float() * 1.001))
     assert found.quantized is not None
     assert found.quantized.scale.dtype == torch.float32
-    assert str(fit(ForeignWeight(weight.codes, 4, torch.ones(128, 16), 8, 16)).scheme) == "w4a16g16"
-    assert "groups of 8" in str(fit(ForeignWeight(weight.codes, 4, torch.ones(128, 32), 8, 8)).why)
+    assert str(fit(replace(weight, scale=torch.ones(128, 16), group_size=16)).scheme) == "w4a16g16"
+    assert "groups of 8" in str(fit(replace(weight, scale=torch.ones(128, 32), group_size=8)).why)
+
+
+@pytest.mark.parametrize("columns", [128, 80, 64])
+@pytest.mark.parametrize("kind", ["symmetric", "middle 5", "zeros", "minimum", "minimum and zero", "book", "ordered"])
+@pytest.mark.parametrize("size", [32, 128])
+def test_codes_two_a_byte_are_held_as_those_in_bytes_of_their_own(kind: str, columns: int, size: int) -> None:
+    codes = torch.randint(0, 16, (24, columns), dtype=torch.uint8)
+    shape = (24, -(-columns // size))
+    scale, zeros = torch.randn(shape).half(), torch.randint(0, 16, shape, dtype=torch.int16)
+    groups = (torch.arange(columns, dtype=torch.int32) // size)[torch.randperm(columns)]
+    change: dict[str, object] = {
+        "symmetric": {},
+        "middle 5": {"zero": 5},
+        "zeros": {"zero": zeros},
+        "minimum": {"zero": 0, "scale": scale.abs(), "minimum": torch.randn(shape)},
+        "minimum and zero": {"scale": scale.abs(), "minimum": torch.randn(shape)},
+        "book": {"zero": 0, "book": torch.randn(16)},
+        "ordered": {"groups": groups},
+    }[kind]
+    plain = replace(ForeignWeight(codes, 4, scale, 8, size), **change)  # type: ignore[arg-type]
+    pairs = replace(plain, codes=codes[:, ::2] | codes[:, 1::2] << 4, per_byte=2)
+    assert (pairs.shape, pairs.describe()) == (plain.shape, plain.describe())
+    assert torch.equal(pairs.dequantize(), plain.dequantize())
+    found, expected = fit(pairs), fit(plain)
+    assert (found.scheme, found.why) == (expected.scheme, expected.why)
+    if found.quantized is None or expected.quantized is None:
+        assert kind in ("middle 5", "minimum and zero")
+        return
+    assert found.quantized.tensors().keys() == expected.quantized.tensors().keys()
+    for name, tensor in found.quantized.tensors().items():
+        assert torch.equal(tensor, expected.quantized.tensors()[name]), name
+    assert found.scheme is not None
+    assert torch.equal(dequantize_weight(found.quantized, found.scheme, columns), plain.dequantize())
 
 
 # --- nybble inspect

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.files import CheckpointError
+from .bits import halves
 from .opened import Opened, modules_of, opened
 from .source import Source
 from .tensors import Tensors, parse_json
@@ -90,15 +91,17 @@ def _read4(name: str, tensors: Tensors, parts: dict[str, str]) -> ForeignWeight:
         rule = f"({n}, {k}) codes of 4 bits are {-(-n * k // 2)} bytes"
         raise CheckpointError(f"{parts['weight']}: {weight.nbytes} bytes of {weight.dtype}: {rule}")
     packed = weight.flatten().view(torch.uint8).numpy()
-    codes = np.stack([packed >> np.uint8(4), packed & np.uint8(15)], axis=1).reshape(1, -1)[:, : n * k]
+    codes = ((packed >> np.uint8(4)) | (packed << np.uint8(4))).reshape(1, -1)
+    pairs = n * k % 2 == 0
     result = ForeignWeight(
-        torch.from_numpy(codes),
+        torch.from_numpy(codes if pairs else halves(codes)[:, : n * k]),
         4,
         _absmax(tensors, parts, state, state_name, -(-n * k // size)).reshape(1, -1),
         0,
         size,
         book=tensors.shaped(parts["quant_map"], (torch.float32,), (16,)),
         flat_shape=(n, k),
+        per_byte=2 if pairs else 1,
     )
     if k % size == 0:  # no block crosses rows
         result = _by_rows(result, n, k)
@@ -106,7 +109,7 @@ def _read4(name: str, tensors: Tensors, parts: dict[str, str]) -> ForeignWeight:
 
 
 def _by_rows(weight: ForeignWeight, n: int, k: int) -> ForeignWeight:
-    return replace(weight, codes=weight.codes.reshape(n, k), scale=weight.scale.reshape(n, -1), flat_shape=None)
+    return replace(weight, codes=weight.codes.reshape(n, -1), scale=weight.scale.reshape(n, -1), flat_shape=None)
 
 
 def _shape(state: dict[str, object], where: str) -> tuple[int, int]:

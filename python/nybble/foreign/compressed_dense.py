@@ -44,13 +44,19 @@ def packed(name: str, context: Context) -> ForeignWeight:
     zero: Tensor | int = 1 << (setting.bits - 1)
     if has_zero:
         zero = _packed_zeros(tensors, f"{name}.weight_zero_point", setting, tuple(scale.shape), dense)
+    pairs = setting.bits == 4 and k % 2 == 0
+    if pairs:  # as nybble has them
+        codes = words.contiguous().view(torch.uint8)[:, : k // 2].contiguous()
+    else:
+        codes = torch.from_numpy(_unpack(words, setting.bits, k, dense))
     weight = ForeignWeight(
-        torch.from_numpy(_unpack(words, setting.bits, k, dense)),
+        codes,
         setting.bits,
         scale,
         zero,
         setting.group_size or k,
         _order(tensors, name, setting, k),
+        per_byte=2 if pairs else 1,
     )
     return checked(_with_static_inputs(weight, tensors, name), name, "weight_scale")
 

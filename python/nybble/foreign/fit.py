@@ -176,10 +176,12 @@ def _mirrored(weight: ForeignWeight, kind: WeightType) -> tuple[Tensor, Tensor |
     if weight.minimum is not None or kind.table:
         return codes, None
     if flips.any():  # 15 - code is code ^ 15; no group begins within a byte
-        size = min(weight.group_size, weight.shape[1]) // weight.per_byte
-        masks = (flips.to(torch.uint8) * 255).repeat_interleave(size, dim=1)[:, : codes.shape[1]]
-        codes = codes ^ masks
-        zero = torch.full(weight.scale.shape, zero) if isinstance(zero, int) else zero
+        masks, size = flips.to(torch.uint8) * 255, weight.group_size // weight.per_byte
+        if flips.shape[1] * size == codes.shape[1]:
+            codes = (codes.unflatten(1, (-1, size)) ^ masks[..., None]).flatten(1)
+        else:
+            codes = codes ^ masks.repeat_interleave(size, dim=1)[:, : codes.shape[1]]
+        zero = torch.full(flips.shape, zero) if isinstance(zero, int) else zero
         zero = torch.where(flips, kind.lowest + kind.highest - zero, zero)
     return codes, None if isinstance(zero, int) else zero
 

@@ -23,7 +23,7 @@ from .source import Source
 from .weight import ForeignWeight, checked
 
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_AT_ONCE = 1 << 15  # blocks that are decoded at a time
+_AT_ONCE = 1 << 18  # weights that are decoded at a time
 _SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 _MOST_EXPERTS = 1 << 12
 
@@ -130,23 +130,25 @@ def _weight(header: GgufHeader, name: str, tensor: GgufTensor, decode: Decoder) 
     n, k = tensor.shape
     raw = header.file.tensor(tensor.begin, tensor.end, torch.uint8, (-1, tensor.type.nbytes)).numpy()
     first = decode(raw[:1])
-    codes = np.empty((len(raw), tensor.type.values), first.codes.dtype)
+    codes = np.empty((len(raw), first.codes.shape[1]), first.codes.dtype)
     scale = np.empty((len(raw), first.scale.shape[1]), first.scale.dtype)
     minimum = None if first.minimum is None else np.empty((len(raw), first.minimum.shape[1]), first.minimum.dtype)
-    for at in range(0, len(raw), _AT_ONCE):
-        rows = slice(at, at + _AT_ONCE)
+    step = _AT_ONCE // tensor.type.values
+    for at in range(0, len(raw), step):
+        rows = slice(at, at + step)
         piece = decode(raw[rows])
         codes[rows], scale[rows] = piece.codes, piece.scale
         if minimum is not None:
             minimum[rows] = piece.minimum
     weight = ForeignWeight(
-        torch.from_numpy(codes).reshape(n, k),
+        torch.from_numpy(codes).reshape(n, k // first.per_byte),
         first.bits,
         torch.from_numpy(scale).reshape(n, -1),
         first.zero,
         k // (math.prod(scale.shape) // n),
         minimum=None if minimum is None else torch.from_numpy(minimum).reshape(n, -1),
         book=None if first.book is None else torch.tensor(first.book, dtype=torch.float32),
+        per_byte=first.per_byte,
     )
     order = row_order(header.fields, name, n)
     return checked(weight if order is None else weight.rows(order), name, "d", zero_scales=True)

@@ -1,7 +1,7 @@
 """The block types of GGUF: how many values a block has, in how many bytes, and how they become codes and scales.
 
-A decoder gets the blocks of a weight, uint8 (blocks, nbytes), and gives codes (blocks, values) and, by block, scales,
-zero point and minimum of its groups. Scales of scales are multiplied out in float32, which is exact: 11 by 6 to 8 bits.
+A decoder gets the blocks of a weight, uint8 (blocks, nbytes), and gives codes (blocks, values), of 4 bits two a byte,
+and, by block, scales, zero point and minimum of its groups. Scales of scales are multiplied out in float32, which is exact: 11 by 6 to 8 bits.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ NONLINEAR = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89
 
 
 class Decoded(NamedTuple):
-    """Blocks as codes. ``scale`` and ``minimum``: (blocks, groups of a block). ``book``: the codes are places in it."""
+    """Blocks as codes. ``scale`` and ``minimum``: (blocks, groups of a block). ``book``: the codes are places in it.
+
+    ``codes``: (blocks, values), or of 4 bits (blocks, values / 2), the first of each byte in its low half.
+    """
 
     codes: Bytes | NDArray[np.int8]
     bits: int
@@ -30,6 +33,11 @@ class Decoded(NamedTuple):
     zero: int = 0
     minimum: Floats | None = None
     book: tuple[int, ...] | None = None
+
+    @property
+    def per_byte(self) -> int:
+        """Codes in an element of ``codes``."""
+        return 2 if self.bits == 4 else 1
 
 
 Decoder = Callable[[Bytes], Decoded]
@@ -54,17 +62,26 @@ def _nibbles(raw: Bytes) -> Bytes:
     return np.concatenate([raw & np.uint8(15), raw >> np.uint8(4)], axis=-1)
 
 
+def _pairs(raw: Bytes) -> Bytes:
+    """Bytes (..., B) with the codes 0 to B in their low halves, and the others in the high ones, to pairs of codes (..., B)."""
+    two = np.ascontiguousarray(raw).view(np.uint16)  # codes 2 i and 2 i + 1 in the low halves of its bytes
+    codes = np.empty((*raw.shape[:-1], 2, raw.shape[-1] // 2), np.uint8)
+    codes[..., 0, :] = (two & 0x0F) | ((two >> 4) & 0xF0)
+    codes[..., 1, :] = ((two >> 4) & 0x0F) | ((two >> 8) & 0xF0)
+    return codes.reshape(raw.shape)
+
+
 def _fifth_bits(raw: Bytes) -> Bytes:
     """Four bytes a block to 32 codes: 16 where the bit is set."""
     return np.unpackbits(np.ascontiguousarray(raw), axis=1, bitorder="little") << np.uint8(4)
 
 
 def _q4_0(raw: Bytes) -> Decoded:
-    return Decoded(_nibbles(raw[:, 2:]), 4, _half(raw, 0), 8)
+    return Decoded(_pairs(raw[:, 2:]), 4, _half(raw, 0), 8)
 
 
 def _q4_1(raw: Bytes) -> Decoded:
-    return Decoded(_nibbles(raw[:, 4:]), 4, _half(raw, 0), 0, _half(raw, 2))
+    return Decoded(_pairs(raw[:, 4:]), 4, _half(raw, 0), 0, _half(raw, 2))
 
 
 def _q5_0(raw: Bytes) -> Decoded:
@@ -80,7 +97,7 @@ def _q8_0(raw: Bytes) -> Decoded:
 
 
 def _iq4_nl(raw: Bytes) -> Decoded:
-    return Decoded(_nibbles(raw[:, 2:]), 4, _half(raw, 0), book=NONLINEAR)
+    return Decoded(_pairs(raw[:, 2:]), 4, _half(raw, 0), book=NONLINEAR)
 
 
 def _two_bits(raw: Bytes) -> Bytes:
@@ -125,7 +142,8 @@ def _k_nibbles(raw: Bytes) -> Bytes:
 
 def _q4_k(raw: Bytes) -> Decoded:
     scales, minimums = _six_bits(raw[:, 4:16])
-    return Decoded(_k_nibbles(raw[:, 16:]), 4, _times(_half(raw, 0), scales), 0, -_times(_half(raw, 2), minimums))
+    codes = _pairs(raw[:, 16:].reshape(-1, 4, 32)).reshape(-1, 128)
+    return Decoded(codes, 4, _times(_half(raw, 0), scales), 0, -_times(_half(raw, 2), minimums))
 
 
 def _q5_k(raw: Bytes) -> Decoded:
@@ -145,7 +163,7 @@ def _iq4_xs(raw: Bytes) -> Decoded:
     high = np.ascontiguousarray(raw[:, 2:4]).view(np.uint16) >> (np.arange(8, dtype=np.uint16) * 2)
     low = np.stack([raw[:, 4:8] & np.uint8(15), raw[:, 4:8] >> np.uint8(4)], axis=2).reshape(-1, 8)
     scales = (low | ((high & 3) << 4)).astype(np.int16) - 32
-    codes = _nibbles(raw[:, 8:].reshape(-1, 8, 16)).reshape(-1, 256)
+    codes = _pairs(raw[:, 8:].reshape(-1, 8, 16)).reshape(-1, 128)
     return Decoded(codes, 4, _times(_half(raw, 0), scales), book=NONLINEAR)
 
 
