@@ -241,7 +241,7 @@ BITS = """
         if spec.device == "cuda" or spec.target == "torch" or spec.from_plugin:
             continue
         for scheme in schemes_of(spec.scheme):
-            for m, n, k in ((1, 65, 700), (37, 129, 1300), (61, 70, 333), (73, 40, 1300), (64, 49, 700)):
+            for m, n, k in ((1, 65, 700), (1, 33, 1300), (37, 129, 1300), (61, 70, 333), (73, 40, 1300), (64, 49, 700)):
                 dtype = spec.act_dtypes[0]
                 if spec.why_not(Problem(scheme, m=m, n=n, k=k, dtype=dtype, layout=spec.layout)) is not None:
                     continue
@@ -273,6 +273,18 @@ def test_tiny_caches_cut_k(kernel):
     found = cut(kernel, scheme_of(kernel, 32), (129, 1300), 37, 1, TINY)
     assert found["k_block"] * 2 < 1300
     assert found["pass"] < 129
+
+
+@pytest.mark.parametrize("kernel", DENSE)
+def test_one_row_reads_large_weights_in_order(kernel):
+    """So test_no_cut_changes_a_bit compares both ways."""
+    scheme = scheme_of(kernel, 0)
+    found = {
+        (rows, caches): cut(kernel, scheme, (33, 1300), rows, 1, caches)["in_order"]
+        for rows in (1, 2)
+        for caches in ("1K,2K,1M", "48K,1M,32M")
+    }
+    assert [key for key, in_order in found.items() if in_order] == [(1, "1K,2K,1M")]
 
 
 RIGHT = """

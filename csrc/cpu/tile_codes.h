@@ -12,6 +12,22 @@ inline VI word_at(const void* p) {
   return vi_set1(word);
 }
 
+template <int R, int V>
+NYBBLE_INLINE void zero_all(VI (&sums)[R][V]) {
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) sums[r][v] = vi_set1(0);
+}
+
+template <int R, int V>
+NYBBLE_INLINE void add_all(VI (&to)[R][V], const VI (&sums)[R][V]) {
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) to[r][v] = vi_add(to[r][v], sums[r][v]);
+}
+
 // How a tile reads a line in two halves: Packed has first(line) and second(line), which decode it each time; or the
 // line was decoded before.
 struct DecodedHalves {

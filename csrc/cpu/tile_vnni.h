@@ -11,6 +11,7 @@ namespace {
 struct Tile8 : CodesTile<128> {
   using X = uint8_t;
   static constexpr int kLastRows = kRowsForLast;
+  static constexpr bool kInOrder = false;  // a row without software prefetching is as fast
 
   static constexpr int vectors(int rows) { return fitting_vectors(rows + 1, 1); }
 
@@ -79,19 +80,20 @@ struct Tile4 : GroupsTile {
     }
   }
 
+  // Adds the products of a line to two of the sums that take turns; they may be the same.
   template <int R, int V>
-  NYBBLE_INLINE void multiply(VI (&acc)[R][V], const uint8_t* (&w)[V], const int8_t* x) {
+  NYBBLE_INLINE void multiply(VI (&low)[R][V], VI (&high)[R][V], const uint8_t* (&w)[V], const int8_t* x) {
     const VI mask = vi_set1(0x0f0f0f0f);
     VI nibbles[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) nibbles[v] = vi_and(vi_load(w[v]), mask);
-    multiply_half<R, V>(acc, nibbles, x);
+    multiply_half<R, V>(low, nibbles, x);
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) {
       nibbles[v] = vi_and(vi_shift_right<4>(vi_load(w[v])), mask);
       w[v] += kLine;
     }
-    multiply_half<R, V>(acc, nibbles, x + 4 * R);
+    multiply_half<R, V>(high, nibbles, x + 4 * R);
   }
 
   template <int R>
@@ -122,15 +124,23 @@ struct Tile4 : GroupsTile {
   template <int R, int V>
   NYBBLE_INLINE void run(const NybbleLinearArgs* a, const Place& at, const uint8_t* (&w)[V], VF (&sum)[R][V],
                          Prefetcher& prefetcher) {
+    // Sums that take turns, so that few outputs still hide the latency of the multiply.
+    constexpr int kTurns = R * V == 1 ? 4 : R * V == 2 ? 2 : 1;
     const int8_t* x = panel_at<int8_t>(a, at.row) + at.begin * R;
     for (int64_t g = at.begin / a->group; g * a->group < at.end; g++) {
-      VI acc[R][V];
-      start_group<R, V>(a, at, g, acc);
-      each_line<4>(a->group / 8, w, prefetcher, false, [&]() __attribute__((always_inline)) {
-        multiply<R, V>(acc, w, x);
-        x += 8 * R;
-      });
-      add_group<R, V>(a, at, g, acc, sum);
+      VI acc[kTurns][R][V];
+      start_group<R, V>(a, at, g, acc[0]);
+#pragma GCC unroll 4
+      for (int i = 1; i < kTurns; i++) zero_all(acc[i]);
+      const auto step = [&](auto lines) __attribute__((always_inline)) {
+#pragma GCC unroll 2
+        for (int i = 0; i < lines.count; i++, x += 8 * R)
+          multiply<R, V>(acc[2 * i % kTurns], acc[(2 * i + 1) % kTurns], w, x);
+      };
+      each_lines<4, kTurns == 4 ? 2 : 1>(a->group / 8, w, prefetcher, false, step);
+#pragma GCC unroll 4
+      for (int i = 1; i < kTurns; i++) add_all(acc[0], acc[i]);
+      add_group<R, V>(a, at, g, acc[0], sum);
     }
   }
 };

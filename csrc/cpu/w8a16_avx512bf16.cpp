@@ -15,6 +15,7 @@ namespace {
 struct Tile : TileDefaults {
   static constexpr int kLastRows = kRowsForLast;
 
+  static constexpr bool kInOrder = false;
   static constexpr int vectors(int rows) { return fitting_vectors(rows + 2, 3); }
 
   // With few rows, decoding takes longer than multiplying.
