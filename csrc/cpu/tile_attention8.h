@@ -204,8 +204,11 @@ inline void start_tile8(const NybbleAttentionArgs* a, Tile8Bits& tile, int64_t c
   tile.q_scale = carver.take(width);
   tile.nan = carver.take(width);
   const float scale = natural(a) ? a->scale : a->scale * kLog2e;
-  tile.vectors() == 1 ? pack_queries<1>(a, tile, scale, tile.q_scale, memory)
-                      : pack_queries<2>(a, tile, scale, tile.q_scale, memory);
+  with_kind(a->dtype, [&](auto kind) {
+    constexpr int dtype = decltype(kind)::dtype;
+    tile.vectors() == 1 ? pack_queries<1, dtype>(a, tile, scale, tile.q_scale, memory)
+                        : pack_queries<2, dtype>(a, tile, scale, tile.q_scale, memory);
+  });
   for (int64_t i = 0; i < width; i++) {
     tile.most[i] = kLowest;
     tile.sum[i] = 0.0f;
@@ -229,7 +232,7 @@ inline NybbleStatus attention8(const NybbleAttentionArgs* a) {
   const int64_t count = (columns + width - 1) / width;
   static_assert(sizeof(Tile8Bits) <= NYBBLE_ATTENTION_TILE, "the scratch is too small");
   Tile8Bits* tiles = reinterpret_cast<Tile8Bits*>(carver.take(count * kTileFloats));
-  float* memory = carver.take(nybble_attention_row(a->head_dim) * (width + 1));
+  float* memory = carver.take(nybble_attention_row(a->head_dim) * width);
   int64_t first = a->keys, last = 0;
   for (int64_t i = 0; i < count; i++) {
     start_tile8(a, tiles[i], a->column_begin + i * width, carver, memory);

@@ -36,163 +36,260 @@ struct Block {
 
 constexpr float kLeastScaled = 0x1p-100f;  // numbers below are 0
 
-// What multiplies numbers of at most `most` to codes.
-inline float to_codes(float most) { return most < kLeastScaled ? 0.0f : 127.0f / most; }
 NYBBLE_INLINE VI magnitude_bits(VF a) { return vi_and(vi_of_bits(a), vi_set1(0x7fffffff)); }
-NYBBLE_INLINE VF magnitude(VF a) { return vf_of_bits(magnitude_bits(a)); }
 // Lanes that are NaN or infinite become 0.
 NYBBLE_INLINE VF finite(VF a) {
   const VF zero = vf_set1(0.0f);
   return vf_where_less(magnitude_bits(a), vi_of_bits(vf_set1(INFINITY)), a, zero);
 }
+NYBBLE_INLINE VI larger(VI a, VI b) { return vi_of_bits(vf_where_less(a, b, vf_of_bits(b), vf_of_bits(a))); }
+NYBBLE_INLINE bool any_infinite(VF a) { return vf_any_unlike(finite(a), a); }
 
-// A row as it is stored, in units of its scale.
-struct StoredRow {
-  const uint8_t* at;
-  int dtype;
+// factor / most; 0 where `most` is too small to scale by.
+NYBBLE_INLINE VF part_of(float factor, VF most) {
+  const VF small = vf_set1(kLeastScaled), zero = vf_set1(0.0f);
+  return vf_where_less(vi_of_bits(most), vi_of_bits(small), zero, vf_div(vf_set1(factor), vf_max(most, small)));
+}
+
+// Calls part(d, lanes) for each vector of a row.
+template <class Part>
+NYBBLE_INLINE void each_part(int64_t width, const Part& part) {
+  int64_t d = 0;
+  for (; d + W <= width; d += W) part(d, W);
+  if (d < width) part(d, width - d);
+}
+
+// A number for each lane to choose code by.
+template <int kDtype>
+struct Kind {
+  static constexpr int dtype = kDtype;
+};
+template <class Run>
+inline void with_kind(int dtype, const Run& run) {
+  if (dtype == NYBBLE_F32) return run(Kind<NYBBLE_F32>{});
+  if (dtype == NYBBLE_BF16) return run(Kind<NYBBLE_BF16>{});
+  if (dtype == NYBBLE_F16) return run(Kind<NYBBLE_F16>{});
+  run(Kind<NYBBLE_S8>{});
+}
+
+// Up to W rows as they are stored: what is found of each is in the lanes. So many rows at a time, since the loads of
+// one do not wait for the sums over another.
+template <int kDtype>
+struct Batch {
   int64_t width;
-  VF scale;
-  StoredRow(const Stored& of, int as, int64_t row)
-      : at(element(of.base, row * of.stride, kv_bytes(as))),
-        dtype(as),
-        width(of.width),
-        scale(vf_set1(as == NYBBLE_S8 ? of.scale[row * of.scale_stride] : 1.0f)) {}
-  VF load(int64_t d) const {
-    const VF read = load_kv(at + d * kv_bytes(dtype), dtype, width - d);
-    return dtype == NYBBLE_S8 ? vf_mul(read, scale) : read;
+  int rows = 0;
+  const uint8_t* at[W] = {};
+  float scale[W] = {};
+
+  void add(const Stored& of, int64_t row) {
+    at[rows] = element(of.base, row * of.stride, kv_bytes(kDtype));
+    if (kDtype == NYBBLE_S8) scale[rows] = of.scale[row * of.scale_stride];
+    rows++;
+  }
+  VF load(int row, int64_t d, int64_t lanes) const {
+    const VF read = load_kv(at[row] + d * kv_bytes(kDtype), kDtype, lanes);
+    return kDtype == NYBBLE_S8 ? vf_mul(read, vf_set1(scale[row])) : read;
+  }
+  // Less `center`, if there is one.
+  VF load(int row, int64_t d, int64_t lanes, const float* center) const {
+    const VF read = load(row, d, lanes);
+    return center ? vf_sub(read, vf_load(center + d)) : read;
   }
 };
 
-// The largest magnitude of a row less `center`; NaN if any is NaN or infinite.
-inline float largest(const StoredRow& row, const float* center, float* rest) {
-  VF most = vf_set1(0.0f), nan = vf_set1(0.0f);
-  for (int64_t d = 0; d < row.width; d += W) {
-    VF x = row.load(d);
-    nan = vf_fma(x, vf_set1(0.0f), nan);
-    if (center) x = vf_sub(x, vf_load(center + d));
-    vf_store(rest + d, x);
-    most = vf_max(magnitude(x), most);
-  }
-  return vf_has_nan(nan) ? NAN : vf_most(most);
+template <int kDtype>
+NYBBLE_INLINE Batch<kDtype> batch_of(const Stored& of, int64_t begin, int64_t end) {
+  Batch<kDtype> batch{of.width};
+  for (int64_t row = begin; row < end && batch.rows < W; row++) batch.add(of, row);
+  return batch;
 }
 
-inline void find_center(const NybbleAttentionArgs* a, const Stored& keys, float* center, float* rest) {
+// The largest magnitudes of rows less `center`; NaN where one is NaN or infinite.
+template <int kDtype>
+inline VF largest(const Batch<kDtype>& batch, const float* center) {
+  VF rows[W];
+  for (int i = 0; i < W; i++) {
+    VI most = vi_set1(0);
+    if (i < batch.rows)
+      each_part(batch.width, [&](int64_t d, int64_t lanes) __attribute__((always_inline)) {
+        most = larger(most, magnitude_bits(batch.load(i, d, lanes, center)));
+      });
+    rows[i] = vf_of_bits(most);
+  }
+  vf_transpose(rows);
+  VI most = vi_of_bits(rows[0]);
+#pragma GCC unroll 16
+  for (int i = 1; i < W; i++) most = larger(most, vi_of_bits(rows[i]));
+  return vf_where_less(most, vi_of_bits(vf_set1(INFINITY)), vf_of_bits(most), vf_set1(NAN));
+}
+
+// Writes the codes of rows less `center`, `stride` bytes apart, but for those with NaN as `most`; returns their sums.
+template <int kFormat, int kDtype>
+inline VI store_rows8(const Batch<kDtype>& batch, const float* center, VF most, uint8_t* to, int64_t stride) {
+  float factors[W], known[W];
+  vf_store(factors, part_of(127.0f, most));
+  vf_store(known, most);
+  VF sums[W];
+  for (int i = 0; i < W; i++) {
+    VI sum = vi_set1(0);
+    if (i < batch.rows && !isnan(known[i])) {
+      const VF factor = vf_set1(factors[i]);
+      uint8_t* row = to + i * stride;
+      each_part(batch.width, [&](int64_t d, int64_t lanes) __attribute__((always_inline)) {
+        const VI codes = vi_round(vf_mul(batch.load(i, d, lanes, center), factor));
+        store_codes<kFormat>(row + d * nybble_panel_element(kFormat), codes);
+        sum = vi_add(sum, codes);
+      });
+    }
+    sums[i] = vf_of_bits(sum);
+  }
+  vf_transpose(sums);
+  VI sum = vi_of_bits(sums[0]);
+#pragma GCC unroll 16
+  for (int i = 1; i < W; i++) sum = vi_add(sum, vi_of_bits(sums[i]));
+  return sum;
+}
+
+template <int kDtype>
+inline void find_center(const NybbleAttentionArgs* a, const Stored& keys, float* center) {
   const int64_t row = nybble_attention_row(a->head_dim);
   for (int64_t d = 0; d < row; d++) center[d] = 0.0f;
   float total = 0.0f;
-  for (int64_t key = 0; key < a->keys; key++) {
-    const float most = largest(StoredRow(keys, kv_dtype(a), key), nullptr, rest);
-    if (!(most >= kLeastScaled)) continue;
-    const float weight = 1.0f / most;
-    total += weight;
-    for (int64_t d = 0; d < a->head_dim; d += W)
-      vf_store(center + d, vf_fma(vf_load(rest + d), vf_set1(weight), vf_load(center + d)));
+  for (int64_t key = 0; key < a->keys; key += W) {
+    const Batch<kDtype> batch = batch_of<kDtype>(keys, key, a->keys);
+    const VF most = largest<kDtype>(batch, nullptr);
+    float weights[W], known[W];
+    vf_store(weights, part_of(1.0f, most));
+    vf_store(known, most);
+    for (int i = 0; i < batch.rows; i++) {
+      if (!(known[i] >= kLeastScaled)) weights[i] = 0.0f;
+      total += weights[i];
+    }
+    each_part(a->head_dim, [&](int64_t d, int64_t lanes) __attribute__((always_inline)) {
+      VF sum = vf_load(center + d);
+      for (int i = 0; i < batch.rows; i++)
+        if (weights[i] > 0.0f) sum = vf_fma(batch.load(i, d, lanes), vf_set1(weights[i]), sum);
+      vf_store(center + d, sum);
+    });
   }
   const VF part = vf_set1(total > 0.0f ? 1.0f / total : 0.0f);
-  for (int64_t d = 0; d < row; d += W)
-    vf_store(center + d, d < a->head_dim ? vf_mul(vf_load(center + d), part) : vf_set1(0.0f));
+  for (int64_t d = 0; d < a->head_dim; d += W) vf_store(center + d, vf_mul(vf_load(center + d), part));
 }
 
-// Codes of `width` floats; returns their sum.
-template <int kFormat>
-inline int32_t store_row(const float* from, int64_t width, float factor, uint8_t* to) {
-  VI sum = vi_set1(0);
-  for (int64_t d = 0; d < width; d += W) {
-    const VI codes = vi_first(vi_round(vf_mul(vf_load(from + d), vf_set1(factor))), width - d);
-    store_codes<kFormat>(to + d * nybble_panel_element(kFormat), codes);
-    sum = vi_add(sum, codes);
-  }
-  return vi_sum(sum);
-}
-
-inline void pack_keys(const NybbleAttentionArgs* a, const Stored& keys, const float* center, float* rest, int64_t begin,
-                      int64_t end, const Block& to) {
-  memset(to.keys, 0, static_cast<size_t>(kKeys * Block::key_row(a)));
+template <int kDtype>
+inline void pack_keys(const NybbleAttentionArgs* a, const Stored& keys, const float* center, int64_t begin, int64_t end,
+                      const Block& to) {
+  const int64_t row = Block::key_row(a);
+  memset(to.keys, 0, static_cast<size_t>(kKeys * row));
   *to.nan = 0;
-  for (int64_t i = 0; i < end - begin; i++) {
-    const float most = largest(StoredRow(keys, kv_dtype(a), begin + i), center, rest);
-    to.key_scale[i] = most / 127.0f;
-    to.key_sum[i] = 0;
-    if (isnan(most))
-      *to.nan = 1;
-    else
-      to.key_sum[i] = -Codes::kOffset *
-                      store_row<Codes::kKeysAs>(rest, a->head_dim, to_codes(most), to.keys + i * Block::key_row(a));
+  for (int64_t i = 0; i < end - begin; i += W) {
+    const Batch<kDtype> batch = batch_of<kDtype>(keys, begin + i, end);
+    const VF most = largest<kDtype>(batch, center);
+    if (vf_has_nan(most)) *to.nan = 1;
+    vf_store(to.key_scale + i, vf_div(most, vf_set1(127.0f)));
+    const VI sum = store_rows8<Codes::kKeysAs, kDtype>(batch, center, most, to.keys + i * row, row);
+    vi_store(to.key_sum + i, vi_mul(sum, vi_set1(-Codes::kOffset)));
   }
 }
 
-inline void pack_values(const NybbleAttentionArgs* a, const Stored& values, int64_t begin, int64_t end,
-                        const Block& to) {
-  const int64_t row = Block::value_row(a);
-  for (int64_t d = 0; d < a->value_dim; d += W) {
-    VF most = vf_set1(0.0f);
-    for (int64_t i = 0; i < end - begin; i++) {
-      const VF x = StoredRow(values, kv_dtype(a), begin + i).load(d), known = finite(x);
-      most = vf_max(magnitude(known), most);
-      if (vf_any_unlike(known, x)) {
-        to.key_scale[i] = NAN;
-        *to.nan = 1;
-      }
+// N vectors of columns from d on, the last one `count` lanes wide.
+template <int kDtype, int N>
+inline void pack_columns(const Stored& values, int64_t begin, int64_t end, int64_t d, int64_t count, const Block& to,
+                         int64_t row) {
+  const int64_t keys = end - begin;
+  const auto load = [&](int64_t i, int n) __attribute__((always_inline)) {
+    Batch<kDtype> one{values.width};
+    one.add(values, begin + i);
+    return one.load(0, d + n * W, N == 1 ? count : W);
+  };
+  VI most[N];
+#pragma GCC unroll 4
+  for (int n = 0; n < N; n++) most[n] = vi_set1(0);
+  for (int64_t i = 0; i < keys; i++)
+#pragma GCC unroll 4
+    for (int n = 0; n < N; n++) most[n] = larger(most[n], magnitude_bits(load(i, n)));
+  for (int n = 0; n < N; n++) {
+    const bool infinite = any_infinite(vf_of_bits(most[n]));
+    if (infinite) {
+      most[n] = vi_set1(0);
+      *to.nan = 1;
     }
-    vf_store(to.value_scale + d, vf_div(most, vf_set1(127.0f)));
-    const VF small = vf_set1(kLeastScaled), zero = vf_set1(0.0f);
-    const VF factor =
-        vf_where_less(vi_of_bits(most), vi_of_bits(small), zero, vf_div(vf_set1(127.0f), vf_max(most, small)));
-    for (int64_t i = 0; i < kKeys; i += Codes::kCodes) {
-      VI codes[Codes::kCodes];
-      for (int j = 0; j < Codes::kCodes; j++)
-        codes[j] = i + j < end - begin
-                       ? vi_round(vf_mul(finite(StoredRow(values, kv_dtype(a), begin + i + j).load(d)), factor))
-                       : vi_set1(0);
-      vi_store(to.values + (i / Codes::kCodes * row + d) * 4, Codes::word(codes));
+    for (int64_t i = 0; i < keys && infinite; i++) {
+      most[n] = larger(most[n], magnitude_bits(finite(load(i, n))));
+      if (any_infinite(load(i, n))) to.key_scale[i] = NAN;
     }
   }
-  to.value_scale[a->value_dim] = 1.0f;
-  for (int64_t i = 0; i < kKeys / Codes::kCodes; i++)
-    memcpy(to.values + (i * row + a->value_dim) * 4, &Codes::kOnes, 4);
+  VF factor[N];
+#pragma GCC unroll 4
+  for (int n = 0; n < N; n++) {
+    factor[n] = part_of(127.0f, vf_of_bits(most[n]));
+    vf_store(to.value_scale + d + n * W, vf_div(vf_of_bits(most[n]), vf_set1(127.0f)));
+  }
+  for (int64_t i = 0; i < kKeys; i += Codes::kCodes)
+#pragma GCC unroll 4
+    for (int n = 0; n < N; n++) {
+      VI codes[Codes::kCodes];
+#pragma GCC unroll 4
+      for (int j = 0; j < Codes::kCodes; j++)
+        codes[j] = i + j < keys ? vi_round(vf_mul(finite(load(i + j, n)), factor[n])) : vi_set1(0);
+      vi_store(to.values + (i / Codes::kCodes * row + d + n * W) * 4, Codes::word(codes));
+    }
+}
+
+template <int kDtype, int N>
+inline void pack_values(const Stored& values, int64_t begin, int64_t end, int64_t d, const Block& to, int64_t row) {
+  for (; values.width - d >= N * W; d += N * W) pack_columns<kDtype, N>(values, begin, end, d, W, to, row);
+  if constexpr (N > 1)
+    pack_values<kDtype, N / 2>(values, begin, end, d, to, row);
+  else if (d < values.width)
+    pack_columns<kDtype, 1>(values, begin, end, d, values.width - d, to, row);
+}
+
+template <int kDtype>
+inline void pack_all(const NybbleAttentionArgs* a) {
+  float* center = static_cast<float*>(a->scratch);
+  const Stored keys{a->k, a->k_token, a->head_dim, a->k_scale, a->k_scale_token};
+  const Stored values{a->v, a->v_token, a->value_dim, a->v_scale, a->v_scale_token};
+  find_center<kDtype>(a, keys, center);
+  for (int64_t begin = 0; begin < a->keys; begin += kKeys) {
+    const int64_t end = begin + kKeys < a->keys ? begin + kKeys : a->keys, row = Block::value_row(a);
+    const Block to(a, begin / kKeys);
+    pack_keys<kDtype>(a, keys, center, begin, end, to);
+    pack_values<kDtype, 4>(values, begin, end, 0, to, row);
+    to.value_scale[a->value_dim] = 1.0f;  // the column that sums up the weights
+    for (int64_t i = 0; i < kKeys / Codes::kCodes; i++)
+      memcpy(to.values + (i * row + a->value_dim) * 4, &Codes::kOnes, 4);
+  }
 }
 
 inline NybbleStatus pack(const NybbleAttentionArgs* a) {
-  Carver carver{static_cast<float*>(a->scratch)};
-  const int64_t row = nybble_attention_row(a->head_dim);
-  float *center = carver.take(row), *rest = carver.take(row);
-  const Stored keys{a->k, a->k_token, a->head_dim, a->k_scale, a->k_scale_token};
-  const Stored values{a->v, a->v_token, a->value_dim, a->v_scale, a->v_scale_token};
-  find_center(a, keys, center, rest);
-  for (int64_t begin = 0; begin < a->keys; begin += kKeys) {
-    const int64_t end = begin + kKeys < a->keys ? begin + kKeys : a->keys;
-    const Block to(a, begin / kKeys);
-    pack_keys(a, keys, center, rest, begin, end, to);
-    pack_values(a, values, begin, end, to);
-  }
+  with_kind(kv_dtype(a), [&](auto kind) { pack_all<decltype(kind)::dtype>(a); });
   return NYBBLE_OK;
 }
 
 // The codes of a tile's queries, [depth][V][W] words, and their scales times `scale`.
-template <int V>
+template <int V, int kDtype>
 inline void pack_queries(const NybbleAttentionArgs* a, const Tile& tile, float scale, float* scales, float* memory) {
   const int64_t words = (a->head_dim + 15) / 16 * 16 / Codes::kCodes, padded = words + W;
-  float *rest = memory, *rows = memory + nybble_attention_row(a->head_dim);
-  memset(rows, 0, static_cast<size_t>(V * W * padded * 4));
+  memset(memory, 0, static_cast<size_t>(V * W * padded * 4));
   Column at(a, tile.column);
-  for (int i = 0; i < V * W; i++) {
-    scales[i] = 0.0f;
-    if (i >= tile.count) continue;
-    const Stored queries{element(a->q, at.head * a->q_head + at.query * a->q_token, element_bytes(a)), 0, a->head_dim,
-                         nullptr, 0};
-    const float most = largest(StoredRow(queries, a->dtype, 0), nullptr, rest);
-    scales[i] = most / 127.0f * scale;
-    if (!isnan(most))
-      store_row<Codes::kQueries>(rest, a->head_dim, to_codes(most), reinterpret_cast<uint8_t*>(rows + i * padded));
-    if (i + 1 < tile.count) at.next(a);
-  }
-  for (int v = 0; v < V; v++)
+  for (int v = 0; v < V; v++) {
+    Batch<kDtype> batch{a->head_dim};
+    for (int i = v * W; i < tile.count && batch.rows < W; i++) {
+      batch.add({a->q, 1, a->head_dim, nullptr, 0}, at.head * a->q_head + at.query * a->q_token);
+      if (i + 1 < tile.count) at.next(a);
+    }
+    const VF most = largest<kDtype>(batch, nullptr);
+    float* rows = memory + v * W * padded;
+    vf_store(scales + v * W, vf_mul(vf_div(most, vf_set1(127.0f)), vf_set1(scale)));
+    store_rows8<Codes::kQueries, kDtype>(batch, nullptr, most, reinterpret_cast<uint8_t*>(rows), padded * 4);
     for (int64_t word = 0; word < words; word += W) {
       VF block[W];
-      for (int i = 0; i < W; i++) block[i] = vf_load(rows + (v * W + i) * padded + word);
+      for (int i = 0; i < W; i++) block[i] = vf_load(rows + i * padded + word);
       vf_transpose(block);
       for (int i = 0; i < W && word + i < words; i++) vf_store(tile.q + ((word + i) * V + v) * W, block[i]);
     }
+  }
 }
 
 }  // namespace

@@ -12,6 +12,7 @@ from ..dispatch.registry import fastest
 from ..dispatch.selection import compiled_plan
 from ..nn.module import QuantizedModule
 from .nodes import IDENTITY, Mask, NormKind, Run
+from .outputs import empty
 from .steps import Plan, Segment, Slot, Step, Weight, number
 
 
@@ -44,7 +45,7 @@ class BoundChain:
         rows, values, external = run.batch * run.length, run.values, []
         for node, width, is_output in self._values:
             if is_output:
-                value = values[node] = torch.empty(rows, width, dtype=self._dtype)
+                value = values[node] = empty(rows, width, self._dtype)
             else:
                 value = values[node]
             stride = value.stride(0)
