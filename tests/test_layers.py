@@ -195,7 +195,11 @@ def test_the_sources_are_the_installed_ones():
         ),
         ("ops", "from . import _C", "ops:1 imports _C: which only ['native'] may"),
         ("ops", "from nybble._C import pack", "ops:1 imports _C: which only ['native'] may"),
-        ("native.base", "from .. import quantize", "native.base:1 imports the package: which is in a later row of ORDER"),
+        (
+            "native.base",
+            "from .. import quantize",
+            "native.base:1 imports the package: which is in a later row of ORDER",
+        ),
         ("model.walk", "from ..kernels import x", "model.walk:1 imports kernels: which FORBIDDEN rules out"),
         ("model.walk", "from nybble import testing", "model.walk:1 imports testing: which is in a later row of ORDER"),
         ("demo.run", "from ..testing import x", "demo.run:1 imports testing: which FORBIDDEN rules out"),
