@@ -127,12 +127,7 @@ class Restore:
 
     def fill(self, read: Callable[[str], Tensor]) -> None:
         """Read and pack the new layers. Raises CheckpointError if a layer's tensors are not valid."""
-        # Those that share the weight of another come last.
-        for entry in sorted(self.index.layers, key=lambda entry: entry.tied_to is not None):
-            old = self.modules[entry.name]
-            new = self.new[id(old)]
-            if self.first[id(old)] is not entry:
-                continue
+        for entry, old, new in self._layers():
             if entry.tied_to is not None:
                 new.tie_to(self.new[id(self.modules[entry.tied_to])])
                 continue
@@ -145,6 +140,20 @@ class Restore:
                 raise CheckpointError(f"{entry.name}.{error}") from error
             device = _device(old)
             new.hold(QuantizedWeight(**{key: part.to(device) for key, part in quantized.tensors().items()}), act)
+
+    def map(self, read: Callable[[str], Tensor]) -> None:
+        """In place of ``fill``: the new layers hold the tensors themselves, neither packed nor checked."""
+        for entry, _, new in self._layers():
+            parts = {name.removeprefix(f"{entry.name}."): self._target(name) for name in portable_specs(entry)}
+            new.hold_unpacked({part: read(name) for part, name in parts.items()})
+
+    def _layers(self) -> Iterator[tuple[LayerEntry, nn.Module, QuantizedModule]]:
+        """Each layer of the checkpoint once, with the module that it replaces and the new one."""
+        # Those that share the weight of another come last.
+        for entry in sorted(self.index.layers, key=lambda entry: entry.tied_to is not None):
+            old = self.modules[entry.name]
+            if self.first[id(old)] is entry:
+                yield entry, old, self.new[id(old)]
 
     def apply(self) -> None:
         """Put the tensors and layers into the model. After any exception the model is as it was."""

@@ -11,11 +11,11 @@ from torch import nn
 
 from ..checkpoint.files import INDEX, read_index, written_at_once
 from ..checkpoint.index import parse_index
-from ..checkpoint.io import load
 from ..checkpoint.model import slots
 from ..foreign.empty import empty_model
 from ..foreign.export_report import ExportReport
-from ..foreign.save import save_pretrained
+from ..foreign.map_model import map_model
+from ..foreign.save import Options, write_pretrained
 from ..foreign.tensors import Tensors
 from ..model.walk import named_modules
 from . import CommandFailed
@@ -56,16 +56,11 @@ def _write(args: Namespace) -> ExportReport:
         if not (args.path / name).is_file():
             raise CommandFailed(f"{args.path}: has no {name}: must be a directory that nybble import or quantize wrote")
     config = read_config(args.path)
-    model = load(_model(args.path, config), args.path)
+    model = _model(args.path, config)
+    release = map_model(model, args.path)
     with written_at_once(args.out) as aside:
-        report = save_pretrained(
-            model.eval(),
-            aside,
-            format=args.format,
-            dense=args.dense,
-            round_scales=args.round_scales,
-            config=config,
-        )
+        options = Options(args.format, args.dense, args.round_scales, config, release=release)
+        report = write_pretrained(model.eval(), aside, options)
         add_beside(aside, args.path, report)
     return report
 

@@ -11,6 +11,10 @@ Bytes = NDArray[np.uint8]
 def unpack_stream(packed: Bytes, bits: int, count: int) -> Bytes:
     """Rows of bytes (R, B) to codes (R, count): code i is bits [i * bits, i * bits + bits) of its row, low bit first."""
     rows = packed.shape[0]
+    if bits == 8:
+        return packed[:, :count]
+    if bits == 4:
+        return halves(packed)[:, :count]
     periods = -(-count // 8)  # eight codes are `bits` bytes
     needed = periods * bits
     if packed.shape[1] < needed:
@@ -52,6 +56,13 @@ def halves(packed: Bytes) -> Bytes:
 def pack_stream(codes: Bytes, bits: int) -> Bytes:
     """The inverse of unpack_stream: codes (R, count) below 2 ** bits to bytes (R, ceil(count * bits / 8))."""
     rows, count = codes.shape
+    if bits == 8:
+        return codes
+    if bits == 4:
+        even, odd = codes[:, ::2], codes[:, 1::2] << np.uint8(4)
+        packed = np.array(even)
+        packed[:, : odd.shape[1]] |= odd
+        return packed
     periods = -(-count // 8)
     parts = np.pad(codes, ((0, 0), (0, periods * 8 - count))).reshape(rows, periods, 8)
     packed = np.zeros((rows, periods, bits), np.uint8)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from ..checkpoint.files import written_at_once
 from ..checkpoint.model import slots
 from ..checkpoint.tensors import DTYPES
+from ..model.allocator import return_freed
 from ..model.walk import named_modules
 from .export_report import ExportedLayer, ExportReport
 from .held import Held, NotHeldError
@@ -24,6 +26,7 @@ from .writers import foreign_writer
 
 CONFIG = "config.json"
 _TIED = "tie_word_embeddings"
+_SHARD = 5_000_000_000  # bytes of a file
 
 
 def save_pretrained(
@@ -34,7 +37,7 @@ def save_pretrained(
     dense: bool = False,
     round_scales: bool = False,
     config: Mapping[str, Any] | None = None,
-    shard_bytes: int = 5_000_000_000,
+    shard_bytes: int = _SHARD,
 ) -> ExportReport:
     """Write a model that nybble quantized as a checkpoint that transformers and vLLM read.
 
@@ -60,12 +63,29 @@ def save_pretrained(
         FileExistsError: the directory is not empty.
         OSError: the files could not be written.
     """
-    writer = foreign_writer(format)
-    if shard_bytes < 1:
-        raise ValueError(f"shard_bytes={shard_bytes}: must be at least 1")
-    with written_at_once(Path(directory)) as aside, torch.no_grad():
-        with Shards(aside, shard_bytes) as shards:
-            work = _Writing(model, writer, shards, dense=dense, round_scales=round_scales)
+    return write_pretrained(model, Path(directory), Options(format, dense, round_scales, config, shard_bytes))
+
+
+@dataclass(frozen=True)
+class Options:
+    """Those of save_pretrained. ``release`` is called after each layer, to give back the memory that it took."""
+
+    format: str
+    dense: bool = False
+    round_scales: bool = False
+    config: Mapping[str, Any] | None = None
+    shard_bytes: int = _SHARD
+    release: Callable[[], None] = return_freed
+
+
+def write_pretrained(model: nn.Module, directory: Path, options: Options) -> ExportReport:
+    """As save_pretrained."""
+    writer, config = foreign_writer(options.format), options.config
+    if options.shard_bytes < 1:
+        raise ValueError(f"shard_bytes={options.shard_bytes}: must be at least 1")
+    with written_at_once(directory) as aside, torch.no_grad():
+        with Shards(aside, options.shard_bytes) as shards:
+            work = _Writing(model, writer, shards, options)
             work.write()
         told = dict(_config(model) if config is None else config)
         if work.pieces.untied and told.get(_TIED) is not False:
@@ -92,12 +112,9 @@ def _config(model: nn.Module) -> dict[str, Any]:
 class _Writing:
     """Writes the pieces of a model, and keeps what became of them."""
 
-    def __init__(
-        self, model: nn.Module, writer: ForeignWriter, shards: Shards, *, dense: bool, round_scales: bool
-    ) -> None:
+    def __init__(self, model: nn.Module, writer: ForeignWriter, shards: Shards, options: Options) -> None:
         self.pieces = Pieces(model)
-        self._writer, self._shards = writer, shards
-        self._dense, self._round = dense, round_scales
+        self._writer, self._shards, self._options = writer, shards, options
         self._rows: list[ExportedLayer] = []
         self._refused: dict[str, list[str]] = {}
         self._nbytes = 0
@@ -119,6 +136,9 @@ class _Writing:
                 self._other(piece)
             else:
                 self._held(piece)
+            if not isinstance(piece, DenseLinear):
+                del piece  # and what it holds
+                self._options.release()
         if self._refused:
             raise ValueError(f"{self._writer.name} cannot hold {self._complaints()}; dense=True writes them as floats")
         if not self._settings:
@@ -126,7 +146,7 @@ class _Writing:
 
     def _held(self, layer: Held) -> None:
         try:
-            encoded = self._writer.encode(layer, self._round)
+            encoded = self._writer.encode(layer, self._options.round_scales)
         except NotHeldError as error:
             self._floats(Other(layer.name, layer.module, str(layer.scheme), layer.shape, str(error)))
             self._left.append(layer.name)
@@ -146,7 +166,7 @@ class _Writing:
 
     def _floats(self, piece: Other) -> None:
         """Write what is no quantized layer of the format as floats, or note why it is refused."""
-        if piece.why is not None and not self._dense:
+        if piece.why is not None and not self._options.dense:
             self._refused.setdefault(piece.why, []).append(piece.name)
             return
         new, nbytes = self.pieces.dense_of(piece.name, piece.module), 0

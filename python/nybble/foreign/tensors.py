@@ -84,7 +84,7 @@ def _size(number: object) -> bool:
     return isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 1 << 48
 
 
-def _header(path: Path) -> tuple[dict[str, Entry], dict[str, Any]]:
+def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, Any]]:
     """The tensors of one file, and its metadata."""
     file = MappedFile(path)
     length = int.from_bytes(file.read(0, 8), "little")
@@ -129,7 +129,7 @@ class Tensors:
         if not files:
             raise CheckpointError(f"{directory}: has no safetensors file")
         for path in files:
-            entries, metadata = _header(path)
+            entries, metadata = read_header(path)
             if twice := sorted(entries.keys() & self.entries.keys()):
                 raise CheckpointError(f"{path}: {twice[0]}: is also in another file of the checkpoint")
             self.entries |= entries

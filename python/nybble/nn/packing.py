@@ -19,6 +19,8 @@ from ..weights.rounding import QuantizedWeight, book_of, dequantize_weight, natu
 from ..weights.scheme import Scheme
 from .weight import WeightView, portable_tensor
 
+_AT_ONCE = 1 << 22  # weights that are dequantized at a time
+
 # One lock for all modules: the first call of a module, from any thread, exchanges its portable tensors for the packed
 # weight.
 _lock = threading.RLock()
@@ -168,6 +170,10 @@ class PackedModule(nn.Module):
         with torch.inference_mode(False):
             self._hold_packed(*self._packed_form(quantized, act))
 
+    def hold_unpacked(self, tensors: Mapping[str, Tensor]) -> None:
+        """Hold portable tensors themselves. They are checked when the weight is asked for."""
+        self._hold_portable(dict(tensors))
+
     def pack(self) -> None:
         """Replace the portable tensors by the packed weight. Does nothing on the meta device, or if it is packed."""
         if self.device.type != "meta":
@@ -238,7 +244,8 @@ class PackedModule(nn.Module):
         """Equal for modules that share their weight."""
         if self.packed is not None:
             return self.packed.untyped_storage().data_ptr()
-        return id(self._parameters.get("scale"))
+        scale = self._parameters["scale"]
+        return id(scale) if scale is None or scale.is_meta else scale.data_ptr()
 
     @property
     def weight(self) -> WeightView:
@@ -260,7 +267,12 @@ class PackedModule(nn.Module):
 
     def dequantized_weight(self) -> Tensor:
         """The dense weight (N, K) in the module's dtype."""
-        return dequantize_weight(self.quantized(), self.scheme, self.in_features).to(self.dtype)
+        quantized, k = self.quantized(), self.in_features
+        rows, dense = max(_AT_ONCE // k, 1), torch.empty(self.out_features, k, dtype=self.dtype, device=self.device)
+        for at in range(0, self.out_features, rows):
+            part = slice(at, at + rows)
+            dense[part] = dequantize_weight(quantized.rows(part), self.scheme, k)
+        return dense
 
     def _hold_portable(self, tensors: dict[str, Tensor]) -> None:
         self._name_parameters({name: nn.Parameter(tensor, requires_grad=False) for name, tensor in tensors.items()})

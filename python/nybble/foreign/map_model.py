@@ -1,0 +1,58 @@
+"""nybble's own checkpoint in a model, without reading it: every tensor lies in the mapped file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..checkpoint.files import read_index
+from ..checkpoint.index import parse_index
+from ..checkpoint.model import index_limit
+from ..checkpoint.restore import Restore
+from ..checkpoint.tensors import open_tensors, while_checking
+from ..model.allocator import return_freed
+from ..model.opened import opened
+from .mapped import MappedFile
+from .tensors import read_header
+
+
+def map_model(model: nn.Module, directory: Path) -> Callable[[], None]:
+    """Fill a model from a directory that ``nybble.save`` wrote, with tensors in mapped memory.
+
+    Quantized layers are not packed: they are for code that reads each weight once. The file must not change.
+
+    Returns:
+        A function that gives the memory of what was read back to the system.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or does not fit the model.
+    """
+    index = parse_index(read_index(directory, index_limit(model)))
+    path = directory / index.file
+
+    def has_layers(names: tuple[str, ...]) -> bool:
+        return any(entry.name.startswith(f"{name}.") for entry in index.layers for name in names)
+
+    with opened(model, only=has_layers), torch.no_grad():
+        restore = Restore(model, index)
+        with while_checking(path, index), open_tensors(path, restore.stored_specs()):
+            entries, _ = read_header(path)
+        files: set[MappedFile] = {entry.file for entry in entries.values()}
+
+        def read(name: str) -> torch.Tensor:
+            file, begin, end, dtype, shape = entries[name]
+            return file.tensor(begin, end, dtype, shape)
+
+        restore.read_values(read)
+        restore.map(read)
+        restore.apply()
+
+    def release() -> None:
+        for file in files:
+            file.release()
+        return_freed()
+
+    return release
