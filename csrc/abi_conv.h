@@ -123,6 +123,7 @@ struct NybbleDirectArgs {
 };
 
 // Pixels of y, `count` adjacent ones: of each channel, the largest of the window's pixels, or their sum times `factor`.
+// Of dtype U8 the largest only, and no range.
 enum NybblePool { NYBBLE_POOL_NONE = 0, NYBBLE_POOL_MAX = 1, NYBBLE_POOL_MEAN = 2 };
 struct NybblePoolArgs {
   const void* x;

@@ -57,14 +57,18 @@ ConvCall conv_call(const LinearPlan& plan, const std::string& kernel, const std:
 }
 
 ConvCall pool_call(const std::string& kernel, const std::array<int64_t, 15>& sizes, const std::string& pool,
-                   const Image& x, const Pair& y, const Pair& y_range) {
+                   const Image& x, const Pair& y, const Pair& x_range, const Pair& y_range,
+                   const std::array<Codes, 2>& codes) {
   if (pool != "max" && pool != "mean") throw std::invalid_argument("pool=\"" + pool + "\": must be max or mean");
   ConvCall call{};
   call.kernel = &find_kernel(kernel);
   call.shape = conv_shape(sizes);
   call.linear.x = span(std::get<0>(x));
-  call.linear.x_dtype = dtype_of(std::get<1>(x));
+  call.linear.x_dtype = image_dtype(codes[0], std::get<1>(x));
   call.linear.y = span(y);
+  call.x_coded = coded(codes[0]);
+  call.y_coded = coded(codes[1]);
+  call.x_range = span(x_range);
   call.y_range = span(y_range);
   call.pool = pool == "max" ? NYBBLE_POOL_MAX : NYBBLE_POOL_MEAN;
   return call;
@@ -99,6 +103,6 @@ void bind_conv(py::module_& m) {
       .def_property_readonly("runs_direct", &runs_direct);
   m.attr("U8") = int{NYBBLE_U8};
   m.def("pool_call", &pool_call, py::arg("kernel"), py::arg("sizes"), py::arg("pool"), py::arg("x"), py::arg("y"),
-        py::arg("y_range"));
+        py::arg("x_range"), py::arg("y_range"), py::arg("codes") = std::array<Codes, 2>{});
   m.def("run_convs", &run_all);
 }

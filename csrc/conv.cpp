@@ -34,6 +34,7 @@ class Convolution {
     LinearCall& linear = call_.linear;
     linear.rows = s_.batch * s_.positions();
     linear = resolved(linear);
+    if (call_.x_coded) linear.given = {call_.x_coded.scale, call_.x_coded.zero};
     if (linear.kernel->block_rows > kMostBlockRows) refuse("kernel: multiplies too many rows at a time");
     check_spans(call_);
     const bool small = linear.shape.n * linear.shape.k <= kSerialProducts / std::max<int64_t>(linear.rows, 1);

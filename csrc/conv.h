@@ -44,6 +44,8 @@ struct Coded {
 struct ConvCall;
 // Throws std::invalid_argument for a span that is too small, or codes out of range. linear.rows is set.
 void check_spans(const ConvCall& call);
+// Likewise for a pool, and for sizes out of range.
+void check_pool(const ConvCall& call);
 
 // The weight is (N, K): N outputs of all groups, K = kernel_height *
 // kernel_width * group_channels in this order. Images are dense,
@@ -66,7 +68,7 @@ struct ConvCall {
                  // That of x saves reading x twice; that of y is written
   int pool = 0;  // NybblePool
   // Of x, y and the residual: those that are codes, of which only calls that `direct` computes have any. x is then as
-  // padded as the kernel needs at least, and scale and zero point of linear.given are those of x.
+  // padded as the kernel needs at least, and its scale and zero point stand for those of linear.given.
   Coded x_coded{}, y_coded{}, residual_coded{};
   NybbleDtype residual_float = NYBBLE_F32;  // of a residual that is no codes, where y is codes; else that of y
   std::shared_ptr<const std::vector<uint8_t>> arranged{};  // null, or what `arrange` made of the codes
@@ -86,7 +88,7 @@ void arrange(ConvCall& call);
 
 // Likewise, without a weight: y is the largest or the mean (`pool`) of the
 // pixels of each window, of which those outside of the image are no part. Both
-// are `last` and of linear.x_dtype. Windows lie in the frame.
+// are `last` and of linear.x_dtype. Windows lie in the frame. Of codes, y_range has what is bad of x_range.
 void run_pool(const ConvCall& call, int threads);
 
 // Throws std::invalid_argument for a span that is too small or a number out of

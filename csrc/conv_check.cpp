@@ -84,14 +84,35 @@ void check_spans(const ConvCall& call) {
     if (range->address) require("range", *range, 3 * s.batch, 4);
   if ((call.x_coded || call.y_coded || call.residual_coded) && !runs_direct(call))
     refuse("codes: the kernel reads and writes none");
-  if (call.x_coded && !(linear.static_activations && linear.given.scale == call.x_coded.scale &&
-                        linear.given.zero == call.x_coded.zero))
-    refuse("codes: those of x must have the layer's scale and zero point");
+  if (call.x_coded && !linear.static_activations) refuse("codes: those of x are for a layer with static activations");
   if (call.y_coded && !call.y_range.address) refuse("y_range: missing, for codes");
   if (std::isnan(call.most)) refuse("most: must not be NaN");
   if (!call.scale.address) return;
   if (linear.shape.bits != 8) refuse("scale: must be that of a weight of 8 bits");
   require("scale", call.scale, linear.shape.tiles() * NYBBLE_TILE_N, 4);
+}
+
+void check_pool(const ConvCall& call) {
+  const ConvShape& s = call.shape;
+  for (const int64_t size : {s.batch, s.channels, s.height, s.width, s.out_height, s.out_width, s.kernel_height,
+                             s.kernel_width, s.stride_height, s.stride_width})
+    if (size < 1 || size > INT32_MAX) refuse("pool: sizes must be at least 1");
+  if (s.pad_height < 0 || s.pad_height >= s.kernel_height || s.pad_width < 0 || s.pad_width >= s.kernel_width ||
+      (s.out_height - 1) * s.stride_height - s.pad_height >= s.height ||
+      (s.out_width - 1) * s.stride_width - s.pad_width >= s.width)
+    refuse("pool: a window has no pixel of the image");
+  check_coded("x_coded", call.x_coded, 0, 0);
+  check_coded("y_coded", call.y_coded, 0, 0);
+  const bool coded = bool(call.x_coded);
+  if (call.x_coded.scale != call.y_coded.scale || call.x_coded.zero != call.y_coded.zero ||
+      (coded && call.pool != NYBBLE_POOL_MAX))
+    refuse("codes: a pool of codes must be max, and write those of its input's scale and zero point");
+  const int64_t bytes = pixel_bytes(call.x_dtype());
+  require("x", call.linear.x, coded_elements(s, s.channels, s.height, s.width, call.x_coded), bytes);
+  require("y", call.linear.y, coded_elements(s, s.channels, s.out_height, s.out_width, call.y_coded), bytes);
+  if (coded && !(call.x_range.address && call.y_range.address)) refuse("ranges: missing, for codes");
+  for (const Span* range : {&call.x_range, &call.y_range})
+    if (range->address) require("range", *range, s.batch * 3, 4);
 }
 
 }  // namespace nybble

@@ -16,26 +16,39 @@ struct Window {
       : begin(std::max<int64_t>(out * stride - pad, 0)), end(std::min(out * stride - pad + kernel, size)) {}
 };
 
+// Where pixels of an image lie.
+struct Frame {
+  int64_t pad_height, pad_width, height, width;
+  Frame(const Coded& coded, int64_t image_height, int64_t image_width)
+      : pad_height(coded.pad_height),
+        pad_width(coded.pad_width),
+        height(image_height + 2 * pad_height),
+        width(image_width + 2 * pad_width) {}
+  int64_t pixel(int64_t sample, int64_t y, int64_t x) const {
+    return (sample * height + y + pad_height) * width + x + pad_width;
+  }
+};
+
+// The ranges of y as they are before its pixels are seen: those of codes are final.
+void write_ranges(const ConvCall& call) {
+  if (!call.y_range.address) return;
+  float* y = reinterpret_cast<float*>(call.y_range.address);
+  std::memset(y, 0, static_cast<size_t>(call.shape.batch * 12));
+  if (!call.x_coded) return;
+  const float* x = reinterpret_cast<const float*>(call.x_range.address);
+  for (int64_t sample = 0; sample < call.shape.batch; sample++) y[sample * 3 + 2] = x[sample * 3 + 2];
+}
+
 }  // namespace
 
 void run_pool(const ConvCall& call, int threads) {
   const ConvShape& s = call.shape;
   if (!call.kernel->conv) refuse(std::string("kernel=\"") + call.kernel->name + "\": not a kernel of convolutions");
-  for (const int64_t size : {s.batch, s.channels, s.height, s.width, s.out_height, s.out_width, s.kernel_height,
-                             s.kernel_width, s.stride_height, s.stride_width})
-    if (size < 1 || size > INT32_MAX) refuse("pool: sizes must be at least 1");
-  if (s.pad_height < 0 || s.pad_height >= s.kernel_height || s.pad_width < 0 || s.pad_width >= s.kernel_width ||
-      (s.out_height - 1) * s.stride_height - s.pad_height >= s.height ||
-      (s.out_width - 1) * s.stride_width - s.pad_width >= s.width)
-    refuse("pool: a window has no pixel of the image");
-  const int dtype = call.linear.x_dtype;
-  const int64_t bytes = dtype_bytes(dtype);
-  require("x", call.linear.x, s.batch * s.height * s.width, s.channels * bytes);
-  require("y", call.linear.y, s.batch * s.positions(), s.channels * bytes);
-  if (call.y_range.address) {
-    require("y_range", call.y_range, s.batch * 3, 4);
-    std::memset(reinterpret_cast<void*>(call.y_range.address), 0, static_cast<size_t>(s.batch * 12));
-  }
+  check_pool(call);
+  const int dtype = call.x_dtype();
+  const int64_t bytes = pixel_bytes(dtype);
+  const Frame x(call.x_coded, s.height, s.width), y(call.y_coded, s.out_height, s.out_width);
+  write_ranges(call);
   std::atomic<bool> ok{true};
   std::mutex mutex;
   parallel_for(s.batch * s.out_height, usable_threads(threads), [&](int64_t i) {
@@ -45,26 +58,26 @@ void run_pool(const ConvCall& call, int threads) {
     NybblePoolArgs args{};
     args.rows = rows.end - rows.begin;
     args.column = s.channels;
-    args.row = s.width * s.channels;
+    args.row = x.width * s.channels;
     args.channels = s.channels;
     args.pool = call.pool;
     args.dtype = dtype;
-    args.range = call.y_range.address ? &range : nullptr;
+    args.range = call.y_range.address && !call.y_coded ? &range : nullptr;
     args.step = s.stride_width * s.channels;
     const auto window = [&](int64_t x) { return Window(x, s.stride_width, s.pad_width, s.kernel_width, s.width); };
-    for (int64_t x = 0; x < s.out_width; x += args.count) {
-      const Window columns = window(x);
+    for (int64_t at = 0; at < s.out_width; at += args.count) {
+      const Window columns = window(at);
       args.columns = columns.end - columns.begin;
       // As many windows as are whole, or this one.
       args.count = 1;
       if (args.columns == s.kernel_width)
-        while (x + args.count < s.out_width &&
-               window(x + args.count).end - window(x + args.count).begin == args.columns)
+        while (at + args.count < s.out_width &&
+               window(at + args.count).end - window(at + args.count).begin == args.columns)
           args.count++;
       args.factor = 1.0f / static_cast<float>(args.rows * args.columns);
-      const int64_t from = ((sample * s.height + rows.begin) * s.width + columns.begin) * s.channels;
+      const int64_t from = x.pixel(sample, rows.begin, columns.begin) * s.channels;
       args.x = reinterpret_cast<const void*>(call.linear.x.address + static_cast<uintptr_t>(from * bytes));
-      const int64_t to = (i * s.out_width + x) * s.channels;
+      const int64_t to = y.pixel(sample, i % s.out_height, at) * s.channels;
       args.y = reinterpret_cast<void*>(call.linear.y.address + static_cast<uintptr_t>(to * bytes));
       if (call.kernel->conv->pool(&args) != NYBBLE_OK) ok.store(false, std::memory_order_relaxed);
     }

@@ -129,6 +129,8 @@ inline VF vf_of_bf16(__m256i half) { return _mm512_castsi512_ps(_mm512_slli_epi3
 inline VI vi_load_u8(const uint8_t* p) {
   return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
+// Of numbers from 0 to 255.
+inline void vi_store_u8(uint8_t* p, VI a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a)); }
 
 inline __mmask16 lane_mask(int64_t count) {
   return count >= W ? static_cast<__mmask16>(0xffff) : static_cast<__mmask16>((1u << count) - 1);

@@ -7,10 +7,10 @@
 #include "../abi_conv.h"
 #include "tile_codes.h"
 #include "tile_direct_channels.h"
+#include "tile_direct_codes.h"
 
 namespace {
 
-constexpr int kPixels = NYBBLE_PIXELS;
 constexpr int kDirectVectors = kRegisters >= 32 ? 2 : 1;  // beside two segments
 constexpr int64_t kAheadBytes = 1024;                     // of weights that are prefetched
 
@@ -45,10 +45,10 @@ NYBBLE_INLINE void add_words(VI (&acc)[S][kPixels][V], const uint8_t* (&x)[S], i
   }
 }
 
-// sums[segment][pixel][V * W] of S segments and V * W columns.
+// The sums of S segments and V * W columns.
 template <int S, int V>
-inline void direct_sums(const NybbleDirectArgs& a, const NybbleSegment* segment, int64_t column, int32_t* sums) {
-  VI acc[S][kPixels][V];
+NYBBLE_INLINE void direct_sums(const NybbleDirectArgs& a, const NybbleSegment* segment, int64_t column,
+                               VI (&acc)[S][kPixels][V]) {
   const uint8_t* w[V];
 #pragma GCC unroll 4
   for (int v = 0; v < V; v++) {
@@ -68,50 +68,7 @@ inline void direct_sums(const NybbleDirectArgs& a, const NybbleSegment* segment,
     for (int s = 0; s < S; s++) x[s] = segment[s].x + a.offset[run];
     add_words<S, V>(acc, x, a.position, a.run / 4, w);
   }
-#pragma GCC unroll 2
-  for (int s = 0; s < S; s++)
-#pragma GCC unroll 8
-    for (int i = 0; i < kPixels; i++)
-#pragma GCC unroll 4
-      for (int v = 0; v < V; v++) vi_store(sums + ((s * kPixels + i) * V + v) * W, acc[s][i][v]);
 }
-
-// How codes of the residual become floats, and floats codes of y.
-struct Recoding {
-  VF residual_scale, residual_shift, inverse, lower, upper;
-  VI zero;
-  explicit Recoding(const NybbleDirectArgs& a)
-      : residual_scale(vf_set1(a.residual_scale)),
-        residual_shift(vf_set1(-128.0f - static_cast<float>(a.residual_zero))),
-        inverse(vf_set1(a.how.inverse)),
-        lower(vf_set1(static_cast<float>(lowest_code(a.how.steps) - a.how.zero))),
-        upper(vf_set1(static_cast<float>(highest_code(a.how.steps) - a.how.zero))),
-        zero(vi_set1(a.how.zero)) {}
-
-  NYBBLE_INLINE VF read(const Recoding& how, const uint8_t* from, int64_t lanes) {
-    uint8_t held[W] = {};
-    if (lanes < W) {
-      memcpy(held, from, static_cast<size_t>(lanes));
-      from = held;
-    }
-    return vf_mul(vf_add(vf_of_int(vi_load_u8(from)), how.residual_shift), how.residual_scale);
-  }
-
-  // As convert of tile_prepare.h does with a given scale.
-  NYBBLE_INLINE void write(const Recoding& how, VF v, uint8_t* to, int64_t lanes) {
-    uint8_t held[W];
-    const VF bounded = vf_min(vf_max(vf_mul(v, how.inverse), how.lower), how.upper);
-    store_codes<NYBBLE_PANEL_U8>(lanes < W ? held : to, vi_add(vi_round(bounded), how.zero));
-    if (lanes < W) memcpy(to, held, static_cast<size_t>(lanes));
-  }
-};
-
-constexpr int64_t dtype_bytes(int dtype) {
-  return dtype == NYBBLE_U8 ? 1 : dtype == NYBBLE_F32 || dtype == NYBBLE_S32 ? 4 : 2;
-}
-
-// What is added to the product.
-enum { kNothing = 0, kFloats = 1, kCodes = 2 };
 
 // Finishes W columns of the pixels of a segment, whose sums are `stride` apart.
 template <int kDtype, int kAct, int kAdd, bool kWhole>
@@ -208,18 +165,48 @@ inline FinishPixels finish_of(const NybbleDirectArgs& a) {
 // Finishes segments one after the other, and notes the ranges of their samples.
 class Finisher {
  public:
-  explicit Finisher(const NybbleDirectArgs& a) : a_(a), how_(a), finish_(finish_of(a)) {}
+  explicit Finisher(const NybbleDirectArgs& a) : a_(a), how_(a), finish_(finish_of(a)), codes_(a) {}
   ~Finisher() { note(); }
   bool able() const { return finish_ && (a_.range || a_.y_dtype != NYBBLE_U8); }
 
+  // Sums in registers, from a column on.
+  template <int S, int V>
+  NYBBLE_INLINE void tile(Finisher& to, const NybbleSegment* segment, int64_t column, const VI (&acc)[S][kPixels][V]) {
+    if (!to.codes_.serves) {
+      alignas(64) int32_t sums[S * kPixels * V * W];
+#pragma GCC unroll 2
+      for (int s = 0; s < S; s++)
+#pragma GCC unroll 8
+        for (int i = 0; i < kPixels; i++)
+#pragma GCC unroll 4
+          for (int v = 0; v < V; v++) vi_store(sums + ((s * kPixels + i) * V + v) * W, acc[s][i][v]);
+      for (int s = 0; s < S; s++) to(segment[s], column, V, sums + s * kPixels * V * W);
+      return;
+    }
+#pragma GCC unroll 2
+    for (int s = 0; s < S; s++) {
+      to.at(segment[s]);
+      if (!to.a_.residual)
+        write_codes<V, kNothing>(to.a_, to.codes_, segment[s], column, acc[s], to.seen_.poison);
+      else if (to.a_.residual_dtype == NYBBLE_U8)
+        write_codes<V, kCodes>(to.a_, to.codes_, segment[s], column, acc[s], to.seen_.poison);
+      else
+        write_codes<V, kFloats>(to.a_, to.codes_, segment[s], column, acc[s], to.seen_.poison);
+    }
+  }
+
   void operator()(const NybbleSegment& segment, int64_t column, int vectors, const int32_t* sums) {
-    if (segment.sample != sample_) note();
-    sample_ = segment.sample;
+    at(segment);
     for (int v = 0; v < vectors && column + v * W < a_.n; v++)
       finish_(a_, how_, segment, column + v * W, sums + v * W, vectors * W, a_.range ? &seen_ : nullptr);
   }
 
  private:
+  void at(const NybbleSegment& segment) {
+    if (segment.sample != sample_) note();
+    sample_ = segment.sample;
+  }
+
   void note() {
     if (a_.range && sample_ >= 0) extend_by(seen_, a_.range[sample_]);
     seen_ = Seen{};
@@ -228,6 +215,7 @@ class Finisher {
   const NybbleDirectArgs& a_;
   const Recoding how_;
   const FinishPixels finish_;
+  const Codes codes_;
   int64_t sample_ = -1;
   Seen seen_;
 };
@@ -256,11 +244,11 @@ inline void prefetch_outputs(const NybbleDirectArgs& a, const NybbleSegment& seg
 template <int S, int V>
 inline void direct_columns(const NybbleDirectArgs& a, const NybbleSegment* segment, int64_t column, int64_t end,
                            Finisher& finish) {
-  alignas(64) int32_t sums[S * kPixels * V * W];
   for (; column + V * W <= end; column += V * W) {
     for (int s = 0; s < S; s++) prefetch_outputs(a, segment[s], column);
-    direct_sums<S, V>(a, segment, column, sums);
-    for (int s = 0; s < S; s++) finish(segment[s], column, V, sums + s * kPixels * V * W);
+    VI acc[S][kPixels][V];
+    direct_sums<S, V>(a, segment, column, acc);
+    Finisher::tile<S, V>(finish, segment, column, acc);
   }
   if constexpr (V > 1) direct_columns<S, V / 2>(a, segment, column, end, finish);
 }

@@ -103,15 +103,20 @@ class BoundPool:
             sizes_of(shape[0], shape, geometry.out_size(tuple(shape[2:])), geometry),
         )
 
+    @property
+    def writes_codes(self) -> bool:
+        """Whether both images may be codes of one scale and zero point."""
+        return self.pool == "max"
+
     def call(self, x: Tensor, out: Tensor, residual: Tensor | None, ranges: Ranges, codes: _Codes = _NO_CODES) -> Any:
         """As BoundConv.call; both are channels_last and of one dtype."""
-        return native.pool_call(kernel_name(), self.sizes, self.pool, x, out, ranges[1])
+        return native.pool_call(kernel_name(), self.sizes, self.pool, x, out, ranges, codes[:2])
 
     def __call__(
         self, x: Tensor, out: Tensor, residual: Tensor | None, ranges: Ranges, codes: _Codes = _NO_CODES
     ) -> None:
         """Writes to ``out``."""
-        native.run_convs([self.call(x, out, residual, ranges)])
+        native.run_convs([self.call(x, out, residual, ranges, codes)])
 
 
 def run_calls(calls: list[Any]) -> None:

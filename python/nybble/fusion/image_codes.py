@@ -13,6 +13,8 @@ from .image_parts import Part
 
 # Bytes after a frame that kernels may read (csrc/conv.h).
 _AFTER = 64
+# How far scales may lie below the largest, and zero points apart, of layers that read the same codes.
+_ALIKE, _NEAR = 0.9, 8
 
 
 @dataclass(frozen=True)
@@ -53,30 +55,41 @@ class Codes:
 def codes_of(
     parts: list[Part | Step], bound: dict[Part, BoundConv | BoundPool], results: list[Step]
 ) -> dict[Step, Codes]:
-    """The values that are codes: each is written and read only by convolutions that can, at least once as an input; and
-    those that read it as an input round it alike."""
+    """The values that are codes: each is written and read only by parts that can, at least once as an input; and those
+    that read it as an input round it nearly alike: they get what the one with the largest scale rounds it to."""
     users: dict[Step, list[Part | Step]] = {}
     for part in parts:
         for one in part.inputs:
             users.setdefault(one, []).append(part)
     found: dict[Step, Codes] = {}
-    for part in parts:
+    for part in reversed(parts):
         if isinstance(part, Step) or any(part.last is one for one in results):
             continue
-        read = [bound[one] for one in users.get(part.last, []) if not isinstance(one, Step) and one.x is part.last]
-        inputs = [one for one in read if isinstance(one, BoundConv) and one.reads_codes]
-        others = [one for one in users.get(part.last, []) if isinstance(one, Step) or one.x is not part.last]
-        able = all(_writes(bound.get(one)) for one in (part, *others) if not isinstance(one, Step))
-        if not inputs or len(inputs) < len(read) or not able or any(isinstance(one, Step) for one in others):
+        readers = [one for one in users.get(part.last, []) if not isinstance(one, Step)]
+        if len(readers) < len(users.get(part.last, [])):
             continue
-        given = {one.given for one in inputs}
-        scale, zero = given.pop() or (0.0, 0)
-        if given or not scale:
-            continue
-        pads = [one.geometry.padding for one in inputs]
-        found[part.last] = Codes(scale, zero, (max(pad[0] for pad in pads), max(pad[1] for pad in pads)))
+        inputs = [_read(one, bound[one], found) for one in readers if one.x is part.last]
+        able = all(bound[one].writes_codes for one in (part, *readers) if one is part or one.x is not part.last)
+        codes = _common([one for one in inputs if one is not None])
+        if able and codes is not None and None not in inputs:
+            found[part.last] = codes
     return found
 
 
-def _writes(bound: BoundConv | BoundPool | None) -> bool:
-    return isinstance(bound, BoundConv) and bound.writes_codes
+def _read(part: Part, bound: BoundConv | BoundPool, found: dict[Step, Codes]) -> Codes | None:
+    """As what a part reads its input, or None."""
+    if isinstance(bound, BoundPool):
+        codes = found.get(part.last)
+        return Codes(codes.scale, codes.zero, (0, 0)) if codes else None
+    return Codes(*bound.given, bound.geometry.padding) if bound.reads_codes and bound.given else None
+
+
+def _common(inputs: list[Codes]) -> Codes | None:
+    """The codes for all that read a value."""
+    if not inputs:
+        return None
+    widest = max(inputs, key=lambda one: one.scale)
+    if any(one.scale < _ALIKE * widest.scale or abs(one.zero - widest.zero) > _NEAR for one in inputs):
+        return None
+    pad = max(one.pad[0] for one in inputs), max(one.pad[1] for one in inputs)
+    return Codes(widest.scale, widest.zero, pad)

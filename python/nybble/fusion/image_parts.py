@@ -84,11 +84,15 @@ class Fold:
             self.affine(),
         )
 
-    def reference(self, values: dict[Step, Tensor]) -> Tensor:
-        """What it computes, by the modules themselves."""
+    def reference(self, values: dict[Step, Tensor], rounded: bool) -> Tensor:
+        """What it computes, by the modules themselves. rounded: the input is what codes hold, so the convolution is
+        that of the rounded weight in float."""
         found = {one: values[one].to(one.dtype) for one in self.inputs}
         for step in self.steps:
-            found[step] = step.compute(found)
+            if rounded and step is self.conv:
+                found[step] = self.module.dequantize()(found[self.x])
+            else:
+                found[step] = step.compute(found)
         return found[self.last]
 
     def held(self) -> list[Tensor]:
@@ -132,7 +136,7 @@ class Pool:
         )
         return BoundPool("max", Geometry(kernel_size, stride, padding, (1, 1), 1), self.x.shape)
 
-    def reference(self, values: dict[Step, Tensor]) -> Tensor:
+    def reference(self, values: dict[Step, Tensor], rounded: bool) -> Tensor:
         """As Fold.reference."""
         return self.last.compute({self.x: values[self.x].to(self.x.dtype)})
 

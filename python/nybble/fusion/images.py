@@ -194,7 +194,7 @@ class ImageProgram:
             step: self.codes[step].read(values[step], step.shape) if step in self.codes else values[step]
             for step in (*part.inputs, part.last)
         }
-        expected, codes = part.reference(seen), self.codes.get(part.last)
+        expected, codes = part.reference(seen, part.x in self.codes), self.codes.get(part.last)
         _check(seen[part.last], codes.rounded(expected) if codes else expected, self.dtypes[part.last])
 
     def one(self, part: Part, values: dict[Step, Tensor], here: Here) -> None:

@@ -73,12 +73,14 @@ def pool_call(
     pool: str,
     x: Tensor,
     y: Tensor,
-    y_range: Tensor | None,
+    ranges: tuple[Tensor | None, Tensor | None],
+    codes: tuple[Code, Code] = (None, None),
 ) -> _C.ConvCall:
     """A call of `run_convs` that writes the "max" or the "mean" of each window of x, both channels_last. sizes: as of
-    conv_call, with a dilation of 1."""
-    image = ((x.data_ptr(), x.nbytes), DTYPES[x.dtype], True)
-    return _C.pool_call(kernel, sizes, pool, image, (y.data_ptr(), y.nbytes), memory(y_range))
+    conv_call, with a dilation of 1. ranges, codes: as of conv_call; both images are codes or none, and only of "max"."""
+    image = ((x.data_ptr(), x.nbytes), _IMAGE_DTYPES[x.dtype], True)
+    held = (y.data_ptr(), y.nbytes)
+    return _C.pool_call(kernel, sizes, pool, image, held, memory(ranges[0]), memory(ranges[1]), codes)
 
 
 def run_convs(calls: list[_C.ConvCall]) -> None:
