@@ -120,6 +120,9 @@ struct NybbleDirectArgs {
   int32_t residual_zero;
   struct NybbleRounding how;
   struct NybbleRangeArgs* range;  // or null; of each sample, extended by the range of y; of codes, only `bad`
+  // Or null: a convolution with as many segments, of the same pixels and columns, whose product and bias are added;
+  // only where y are codes, n is a multiple of 16, and there is no residual. Its members from segment to n are read.
+  const struct NybbleDirectArgs* more;
 };
 
 // Pixels of y, `count` adjacent ones: of each channel, the largest of the window's pixels, or their sum times `factor`.

@@ -100,6 +100,13 @@ void bind_conv(py::module_& m) {
       .def(py::init(&conv_call), py::arg("plan"), py::arg("kernel"), py::arg("sizes"), py::arg("x"), py::arg("packed"),
            py::arg("scale"), py::arg("bias"), py::arg("bias_dtype"), py::arg("y"), py::arg("residual"), py::arg("act"),
            py::arg("most"), py::arg("x_range"), py::arg("y_range"), py::arg("codes") = ManyCodes{})
+      .def(
+          "add",
+          [](ConvCall& call, const ConvCall& more) {
+            call.more = std::make_shared<ConvCall>(more);
+            check_more(call);
+          },
+          py::arg("more"))
       .def_property_readonly("runs_direct", &runs_direct);
   m.attr("U8") = int{NYBBLE_U8};
   m.def("pool_call", &pool_call, py::arg("kernel"), py::arg("sizes"), py::arg("pool"), py::arg("x"), py::arg("y"),

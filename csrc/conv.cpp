@@ -7,6 +7,7 @@
 #include <memory>
 #include <mutex>
 
+#include "conv_depthwise.h"
 #include "conv_direct.h"
 #include "pieces.h"
 
@@ -48,8 +49,11 @@ class Convolution {
     panel_row_ = nybble_panel_row(linear.kernel->panel, linear.shape.k_padded());
     frame_width_ = call.x_coded ? s_.width + 2 * call.x_coded.pad_width : s_.frame_width();
     set_runs();
-
-    if (each_channel_) read_taps();
+    if (call.more) {
+      check_more(call_);
+      more_ = std::make_shared<Convolution>(*call.more, threads);
+    }
+    if (each_channel_) tables_->taps = depthwise_taps(call_.linear);
   }
 
   int workers() const { return workers_; }
@@ -58,7 +62,7 @@ class Convolution {
   int64_t bytes() {
     int64_t most = 0;
     each_chunk([&] { most = std::max(most, carve(nullptr)); });
-    return most;
+    return most + (more_ ? more_->bytes() : 0);
   }
 
   // Every thread of a team runs a copy. base: so many bytes for all of them.
@@ -67,8 +71,10 @@ class Convolution {
       team.each(1, [&](int64_t) {
         std::memset(reinterpret_cast<void*>(call_.y_range.address), 0, static_cast<size_t>(s_.batch * 12));
       });
+    if (more_) more_ = std::make_shared<Convolution>(*more_);  // of this thread
     each_chunk([&] {
-      carve(base);
+      const int64_t held = carve(base);
+      if (more_) more_->plan_all(team, base + held);
       run_chunk(team);
     });
   }
@@ -127,7 +133,7 @@ class Convolution {
   // stay in the cache.
   template <class Fn>
   void each_chunk(const Fn& fn) {
-    const int64_t most = std::max<int64_t>(caches().l2 / std::max<int64_t>(frame_bytes(), 1), 1);
+    const int64_t frame = frame_bytes(), most = frame ? std::max<int64_t>(caches().l2 / frame, 1) : s_.batch;
     WeightShape one = call_.linear.shape;
     one.n /= s_.groups;
     for (first_ = 0; first_ < s_.batch; first_ += samples_) {
@@ -148,6 +154,15 @@ class Convolution {
     if (each_channel_) return multiply_channels(team);
     for (int64_t row = 0; row < rows_; row += cut_.chunk_rows)
       for (int64_t g = 0; g < s_.groups; g++) multiply(team, row, std::min(cut_.chunk_rows, rows_ - row), g);
+  }
+
+  // How the samples of codes, which are one chunk, are rounded.
+  void plan_all(Team& team, uint8_t* base) {
+    each_chunk([&] {
+      carve(base);
+      find_ranges(team);
+    });
+    first_ = 0;
   }
 
   // The memory of a chunk from `base` on; returns its bytes.
@@ -217,8 +232,7 @@ class Convolution {
       call_.kernel->conv->plan(&range, steps, &how);
   }
 
-  // All outputs of a chunk of samples, from patches where they lie.
-  void multiply_in_place(Team& team) {
+  DirectRun direct_run() const {
     const Coded& coded = call_.x_coded;
     const int64_t row = frame_width_ * s_.channels;
     DirectRun run{&call_, args_of(Chunk{}), held_.frames, row,      frame_bytes(), tables_->offsets.data(), runs(),
@@ -227,6 +241,16 @@ class Convolution {
       run.sample_bytes = (s_.height + 2 * coded.pad_height) * row;
       run.x = reinterpret_cast<const uint8_t*>(call_.linear.x.address) + first_ * run.sample_bytes +
               (coded.pad_height - s_.pad_height) * row + (coded.pad_width - s_.pad_width) * s_.channels;
+    }
+    return run;
+  }
+
+  // All outputs of a chunk of samples, from patches where they lie.
+  void multiply_in_place(Team& team) {
+    DirectRun run = direct_run(), more{};
+    if (more_) {
+      more = more_->direct_run();
+      run.more = &more;
     }
     if (!run_direct(run, team, [&](int64_t sample, const NybbleRangeArgs& range) { extend(sample, range); }))
       note(NYBBLE_UNSUPPORTED);
@@ -241,20 +265,6 @@ class Convolution {
     if (by.bad) range[2] = 1.0f;
   }
 
-  // The codes of the weights of each channel, as floats.
-  void read_taps() {
-    const WeightShape& shape = call_.linear.shape;
-    const NybbleLinearArgs args = linear_args(call_.linear, Chunk{});
-    const int64_t stride = shape.tiles() * NYBBLE_TILE_N;
-    tables_->taps.resize(static_cast<size_t>(shape.k * stride));
-    for (int64_t k = 0; k < shape.k; k++)
-      for (int64_t c = 0; c < stride; c++) {
-        const int64_t tile = c / NYBBLE_TILE_N * NYBBLE_TILE_N * shape.k_padded();
-        const uint8_t code = args.codes[tile + k / 4 * 64 + c % NYBBLE_TILE_N * 4 + k % 4];
-        tables_->taps[static_cast<size_t>(k * stride + c)] = static_cast<int8_t>(code);
-      }
-  }
-
   // All rows of the outputs of a chunk of samples, a few at a time.
   void multiply_channels(Team& team) {
     const int64_t step = std::clamp<int64_t>(kFinishedBytes / (s_.out_width * s_.channels * 4), 1, s_.out_height);
@@ -267,30 +277,13 @@ class Convolution {
 
   // Row y of the output of a sample.
   void multiply_row(int64_t sample, int64_t y) {
-    thread_local Scratch scratch;
-    const NybbleLinearArgs linear = args_of(Chunk{});
-    NybbleDepthwiseArgs args{};
-    args.stride = call_.linear.shape.tiles() * NYBBLE_TILE_N;
-    args.y = scratch.try_reserve(static_cast<size_t>(s_.out_width * args.stride * 4));
-    if (!args.y) return note(NYBBLE_UNSUPPORTED);
-    args.x = reinterpret_cast<const int8_t*>(held_.frames + sample * frame_bytes() +
-                                             y * s_.stride_height * s_.frame_width() * s_.channels);
-    args.position = s_.stride_width * s_.channels;
-    args.offset = tables_->offsets.data();
-    args.taps = call_.linear.shape.k;
-    args.positions = s_.out_width;
-    args.channels = s_.channels;
-    args.weight = tables_->taps.data();
-    args.scale = static_cast<const float*>(linear.scale);
-    args.column_sum = linear.column_sum;
-    args.bias = linear.bias;
-    args.bias_dtype = linear.bias_dtype;
-    args.act_scale = held_.how[sample].scale;
-    args.act_zero = held_.how[sample].zero;
-    args.sums = linear.y_dtype == NYBBLE_S32;
-    note(call_.kernel->conv->depthwise(&args));
-    const int64_t row = sample * s_.positions() + y * s_.out_width;
-    finish_rows(static_cast<const float*>(args.y), args.stride, row, row + s_.out_width, 0, s_.channels);
+    const int64_t row = s_.frame_width() * s_.channels, first = sample * s_.positions() + y * s_.out_width;
+    const DepthwiseRun run{&call_, args_of(Chunk{}), tables_->offsets.data(), tables_->taps.data(), held_.how[sample]};
+    const uint8_t* x = held_.frames + sample * frame_bytes() + y * s_.stride_height * row;
+    const float* sums = run_depthwise(run, x);
+    if (!sums) return note(NYBBLE_UNSUPPORTED);
+    const int64_t stride = call_.linear.shape.tiles() * NYBBLE_TILE_N;
+    finish_rows(sums, stride, first, first + s_.out_width, 0, s_.channels);
   }
 
   // What a panel holds in place of the number 0, in pixels from `to` on.
@@ -478,6 +471,7 @@ class Convolution {
   Cut cut_{};
   Held held_{};
   std::shared_ptr<Shared> shared_ = std::make_shared<Shared>();
+  std::shared_ptr<Convolution> more_;
 };
 
 }  // namespace

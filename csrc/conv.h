@@ -44,6 +44,8 @@ struct Coded {
 struct ConvCall;
 // Throws std::invalid_argument for a span that is too small, or codes out of range. linear.rows is set.
 void check_spans(const ConvCall& call);
+// Likewise for what call.more adds.
+void check_more(const ConvCall& call);
 // Likewise for a pool, and for sizes out of range.
 void check_pool(const ConvCall& call);
 
@@ -72,6 +74,9 @@ struct ConvCall {
   Coded x_coded{}, y_coded{}, residual_coded{};
   NybbleDtype residual_float = NYBBLE_F32;  // of a residual that is no codes, where y is codes; else that of y
   std::shared_ptr<const std::vector<uint8_t>> arranged{};  // null, or what `arrange` made of the codes
+  // Null, or a convolution with the same y, whose product and bias are added; both read and write codes, and have no
+  // residual (check_more).
+  std::shared_ptr<const ConvCall> more{};
   // linear.x_dtype and linear.y_dtype, and that of the residual; NYBBLE_U8 for codes.
   int x_dtype() const { return x_coded ? int{NYBBLE_U8} : linear.x_dtype; }
   int y_dtype() const { return y_coded ? int{NYBBLE_U8} : linear.y_dtype; }

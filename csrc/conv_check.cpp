@@ -1,4 +1,5 @@
 #include <cmath>
+#include <limits>
 
 #include "conv.h"
 
@@ -90,6 +91,22 @@ void check_spans(const ConvCall& call) {
   if (!call.scale.address) return;
   if (linear.shape.bits != 8) refuse("scale: must be that of a weight of 8 bits");
   require("scale", call.scale, linear.shape.tiles() * NYBBLE_TILE_N, 4);
+}
+
+void check_more(const ConvCall& call) {
+  const ConvCall& more = *call.more;
+  const ConvShape &s = call.shape, &other = more.shape;
+  const bool alike = s.batch == other.batch && s.out_height == other.out_height && s.out_width == other.out_width &&
+                     call.linear.shape.n == more.linear.shape.n && call.linear.y.address == more.linear.y.address &&
+                     call.y_coded.scale == more.y_coded.scale && call.y_coded.zero == more.y_coded.zero &&
+                     call.y_coded.pad_height == more.y_coded.pad_height &&
+                     call.y_coded.pad_width == more.y_coded.pad_width;
+  if (!alike) refuse("more: must have the outputs of the convolution to which it is added");
+  if (!call.x_coded || !call.y_coded || !more.x_coded || call.residual.address || more.residual.address || more.more ||
+      s.groups != 1 || other.groups != 1 || call.linear.shape.n % 16 || more.act != NYBBLE_ACT_IDENTITY ||
+      more.most != std::numeric_limits<float>::infinity() ||
+      (call.act != NYBBLE_ACT_IDENTITY && call.act != NYBBLE_ACT_RELU))
+    refuse("more: is added only by whole convolutions of codes, with 16, 32, ... outputs and no residual");
 }
 
 void check_pool(const ConvCall& call) {

@@ -19,14 +19,18 @@ struct Lines {
 
 bool is_padded(const Coded& coded) { return coded.pad_height > 0 || coded.pad_width > 0; }
 
-// All outputs of a sample are one line where patches are pixels, one after the other.
-Lines lines_of(const ConvCall& call) {
+// Whether all outputs of a sample are one line: patches are pixels, one after the other.
+bool is_one_line(const ConvCall& call) {
   const ConvShape& s = call.shape;
   const bool plain = s.kernel_height * s.kernel_width * s.stride_height * s.stride_width == 1 && !s.pad_height &&
                      !s.pad_width && s.out_height == s.height && s.out_width == s.width;
-  if (plain && !is_padded(call.x_coded) && !is_padded(call.y_coded) && !is_padded(call.residual_coded))
-    return {s.positions(), 1};
-  return {s.out_width, s.out_height};
+  return plain && !is_padded(call.x_coded) && !is_padded(call.y_coded) && !is_padded(call.residual_coded) &&
+         (!call.more || is_one_line(*call.more));
+}
+
+Lines lines_of(const ConvCall& call) {
+  const ConvShape& s = call.shape;
+  return is_one_line(call) ? Lines{s.positions(), 1} : Lines{s.out_width, s.out_height};
 }
 
 // Segments that are multiplied with all columns of a part before the next ones, and parts of the columns.
@@ -157,7 +161,7 @@ bool run_direct(const DirectRun& run, Team& team,
     thread_local Scratch scratch;
     const int64_t part = item % cut.parts, begin = item / cut.parts * cut.segments;
     const int64_t count = std::min(cut.segments, all - begin);
-    const size_t bytes = static_cast<size_t>(count) * sizeof(NybbleSegment);
+    const size_t bytes = static_cast<size_t>(run.more ? 2 * count : count) * sizeof(NybbleSegment);
     uint8_t* memory = scratch.try_reserve(bytes + static_cast<size_t>(run.samples) * sizeof(NybbleRangeArgs));
     if (!memory) {
       ok = false;
@@ -165,7 +169,13 @@ bool run_direct(const DirectRun& run, Team& team,
     }
     NybbleSegment* segments = reinterpret_cast<NybbleSegment*>(memory);
     for (int64_t i = 0; i < count; i++) segments[i] = segment_of(run, lines, begin + i);
-    NybbleDirectArgs args = direct_args(run);
+    NybbleDirectArgs args = direct_args(run), more{};
+    if (run.more) {
+      more = direct_args(*run.more);
+      more.segment = segments + count;
+      for (int64_t i = 0; i < count; i++) segments[count + i] = segment_of(*run.more, lines, begin + i);
+      args.more = &more;
+    }
     args.segment = segments;
     args.segments = count;
     args.tile_begin = pairs * part / cut.parts * 2;

@@ -21,6 +21,7 @@ struct DirectRun {
   const NybbleRounding* how;  // of each sample
   int64_t first, samples;
   int workers;
+  const DirectRun* more = nullptr;  // whose product is added, see NybbleDirectArgs
 };
 
 // Bytes of a run of a patch, that is, of adjacent elements.

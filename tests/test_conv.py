@@ -15,7 +15,6 @@ from nybble.bound_conv import BoundConv, BoundPool
 from nybble.conv import Epilogue, Geometry
 from nybble.dispatch import registry, targets
 from nybble.dispatch.reference import quantize
-from nybble.fusion.image_codes import Codes
 from nybble.weights.activations import ActScale
 from nybble.weights.rounding import quantize_weight
 from nybble.weights.scheme import Scheme
@@ -388,71 +387,6 @@ def test_pools(dtype, kernel, stride, padding, channels):
     mean = last(torch.empty(2, channels, 1, 1, dtype=dtype))
     BoundPool("mean", Geometry(size, size, (0, 0), (1, 1), 1), x.shape)(x, mean, None, (None, ranges))
     assert torch.allclose(mean.float(), x.float().mean((2, 3), keepdim=True), rtol=1e-2, atol=1e-2)
-
-
-@pytest.mark.parametrize("pad", [(1, 1), (2, 3)])
-@pytest.mark.parametrize("name", ["1x1 many rows", "3x3 stride 2", "depthwise wide"])
-def test_codes_give_the_bits_of_floats(name, pad):
-    case = CASES[name]
-    first, second = (nybble.nn.Conv2d.from_dense(one, "w8a8static", act_range=(-2.0, 6.0)) for one in two_of(case))
-    x = last(torch.randn(case.batch, case.channels, *case.size))
-    size = case.geometry.out_size(case.size)
-    shape = torch.Size((case.batch, case.out, *size))
-    bounds = []
-    for module, given in ((first, x.shape), (second, shape)):
-        module.pack()
-        parts = (module.packed, module.bias, "w8a8static", module.layout, case.out, module._geometry)
-        bounds.append(BoundConv(*parts, given, torch.float32, Epilogue(None, "relu", 6.0), None))
-    if not all(bound.reads_codes for bound in bounds):
-        pytest.skip("the kernels here read no codes")
-    codes = Codes(*bounds[1].given, pad)
-    frame = torch.full((codes.nbytes(shape),), 128 + codes.zero, dtype=torch.uint8)
-    ranges = [torch.empty(case.batch, 3) for _ in range(3)]
-    floats, expected, found = (last(torch.empty(shape)) for _ in range(3))
-    bounds[0](x, floats, None, (None, ranges[0]))
-    bounds[0](x, frame, None, (None, ranges[1]), (None, codes.native, None))
-    read = codes.read(frame, shape)
-    assert torch.equal(read, codes.rounded(floats))
-    bounds[1](floats, expected, last(read), (ranges[0], ranges[2]))
-    bounds[1](frame, found, frame, (ranges[1], ranges[2]), (codes.native, None, codes.native))
-    assert torch.equal(found, expected)
-    x[0, 0, 0, 0] = float("nan")
-    bounds[0](x, frame, None, (None, ranges[1]), (None, codes.native, None))
-    assert ranges[1][:, 2].tolist() == [1.0] + [0.0] * (case.batch - 1)
-    bounds[1](frame, found, None, (ranges[1], ranges[2]), (codes.native, None, None))
-    assert found[0].isnan().all()
-    assert found[1:].isfinite().all()
-
-
-def two_of(case):
-    """A convolution of a case, and one that keeps the size of what it gives."""
-    yield dense_of(case)
-    groups = case.out if case.groups > 1 else 1
-    yield nn.Conv2d(case.out, case.out, 3, padding=1, groups=groups)
-
-
-def test_codes_are_refused():
-    case = CASES["3x3 wide"]
-    module = nybble.nn.Conv2d.from_dense(dense_of(case), "w8a8static", act_range=(-2.0, 6.0))
-    module.pack()
-    shape = torch.Size((1, 64, 30, 30))
-    parts = (module.packed, module.bias, "w8a8static", module.layout, case.out, case.geometry)
-    bound = BoundConv(*parts, shape, torch.float32, Epilogue(), None)
-    if not bound.reads_codes:
-        pytest.skip("the kernels here read no codes")
-    codes = Codes(*bound.given, (1, 1))
-    frame = torch.zeros(codes.nbytes(shape), dtype=torch.uint8)
-    out = last(torch.empty(1, 33, 30, 30))
-    bound(frame, out, None, (None, None), (codes.native, None, None))
-    for wrong, what in (
-        ((codes.scale * 2, codes.zero, 1, 1), "the layer's scale"),
-        ((codes.scale, codes.zero, 0, 1), "out of range"),
-        ((codes.scale, codes.zero, 2, 2), "x: has"),
-    ):
-        with pytest.raises(ValueError, match=what):
-            bound(frame, out, None, (None, None), (wrong, None, None))
-    with pytest.raises(ValueError, match="y_range"):
-        bound(frame, frame, None, (None, None), (codes.native, codes.native, None))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

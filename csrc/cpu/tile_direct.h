@@ -167,11 +167,15 @@ class Finisher {
  public:
   explicit Finisher(const NybbleDirectArgs& a) : a_(a), how_(a), finish_(finish_of(a)), codes_(a) {}
   ~Finisher() { note(); }
-  bool able() const { return finish_ && (a_.range || a_.y_dtype != NYBBLE_U8); }
+  bool able() const {
+    const bool adds = !a_.more || (codes_.serves && !a_.residual && !a_.each_channel && a_.more->run % 4 == 0);
+    return finish_ && adds && (a_.range || a_.y_dtype != NYBBLE_U8);
+  }
 
   // Sums in registers, from a column on.
   template <int S, int V>
-  NYBBLE_INLINE void tile(Finisher& to, const NybbleSegment* segment, int64_t column, const VI (&acc)[S][kPixels][V]) {
+  NYBBLE_INLINE void tile(Finisher& to, const NybbleSegment* segment, int64_t column, const VI (&acc)[S][kPixels][V],
+                          const float* product) {
     if (!to.codes_.serves) {
       alignas(64) int32_t sums[S * kPixels * V * W];
 #pragma GCC unroll 2
@@ -186,14 +190,19 @@ class Finisher {
 #pragma GCC unroll 2
     for (int s = 0; s < S; s++) {
       to.at(segment[s]);
-      if (!to.a_.residual)
-        write_codes<V, kNothing>(to.a_, to.codes_, segment[s], column, acc[s], to.seen_.poison);
+      const float* other = product + s * kPixels * V * W;
+      if (to.a_.more)
+        write_codes<V, kProduct>(to.a_, to.codes_, segment[s], column, acc[s], other, to.seen_.poison);
+      else if (!to.a_.residual)
+        write_codes<V, kNothing>(to.a_, to.codes_, segment[s], column, acc[s], other, to.seen_.poison);
       else if (to.a_.residual_dtype == NYBBLE_U8)
-        write_codes<V, kCodes>(to.a_, to.codes_, segment[s], column, acc[s], to.seen_.poison);
+        write_codes<V, kCodes>(to.a_, to.codes_, segment[s], column, acc[s], other, to.seen_.poison);
       else
-        write_codes<V, kFloats>(to.a_, to.codes_, segment[s], column, acc[s], to.seen_.poison);
+        write_codes<V, kFloats>(to.a_, to.codes_, segment[s], column, acc[s], other, to.seen_.poison);
     }
   }
+
+  const Codes& codes() const { return codes_; }
 
   void operator()(const NybbleSegment& segment, int64_t column, int vectors, const int32_t* sums) {
     at(segment);
@@ -247,8 +256,16 @@ inline void direct_columns(const NybbleDirectArgs& a, const NybbleSegment* segme
   for (; column + V * W <= end; column += V * W) {
     for (int s = 0; s < S; s++) prefetch_outputs(a, segment[s], column);
     VI acc[S][kPixels][V];
+    alignas(64) float product[S * kPixels * V * W];
+    if (a.more) {
+      const NybbleSegment* other = a.more->segment + (segment - a.segment);
+      direct_sums<S, V>(*a.more, other, column, acc);
+#pragma GCC unroll 2
+      for (int s = 0; s < S; s++)
+        scale_sums<V>(*a.more, finish.codes(), other[s], column, acc[s], product + s * kPixels * V * W);
+    }
     direct_sums<S, V>(a, segment, column, acc);
-    Finisher::tile<S, V>(finish, segment, column, acc);
+    Finisher::tile<S, V>(finish, segment, column, acc, product);
   }
   if constexpr (V > 1) direct_columns<S, V / 2>(a, segment, column, end, finish);
 }
@@ -257,7 +274,7 @@ inline void direct_columns(const NybbleDirectArgs& a, const NybbleSegment* segme
 // y.
 inline int64_t columns_at_a_time(const NybbleDirectArgs& a) {
   constexpr int64_t kWeightBytes = 1 << 14, kLeast = 64;
-  const int64_t columns = kWeightBytes / a.k_padded / kLeast * kLeast;
+  const int64_t k = a.k_padded + (a.more ? a.more->k_padded : 0), columns = kWeightBytes / k / kLeast * kLeast;
   return columns > kLeast ? columns : kLeast;
 }
 

@@ -49,7 +49,7 @@ class BoundConv:
         if plan is None:
             raise ValueError(f"scheme={scheme!r}, layout={layout!r}: no compiled kernel here")
         self.plan, self.sizes = plan, sizes_of(shape[0], shape, size, geometry)
-        self.packed, self.bias, self.epilogue = packed, bias, epilogue
+        self.packed, self.bias, self.epilogue, self.outputs = packed, bias, epilogue, out_channels
         self.scale: Tensor | None = None
         act, codes = split(packed, parsed)
         # The static scale and zero point, or None.
@@ -72,6 +72,12 @@ class BoundConv:
         nothing = (torch.empty(0), True)
         call = native.conv_call(self.plan, kernel_name(), self.sizes, nothing, self.packed, None, nothing)
         return call.runs_direct
+
+    @property
+    def adds(self) -> bool:
+        """Whether its call may be added to another's, and another's to its: see csrc/conv.h."""
+        whole = self.geometry.groups == 1 and self.outputs % 16 == 0
+        return whole and self.reads_codes and self.epilogue.act in ("", "relu")
 
     def call(self, x: Tensor, out: Tensor, residual: Tensor | None, ranges: Ranges, codes: _Codes = _NO_CODES) -> Any:
         """A call for native.run_convs that writes to ``out``. All are channels_last; x may also be contiguous. codes: as

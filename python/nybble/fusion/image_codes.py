@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from ..bound_conv import BoundConv, BoundPool
 from .image_graph import Step
-from .image_parts import Part
+from .image_parts import Fold, Part
 
 # Bytes after a frame that kernels may read (csrc/conv.h).
 _AFTER = 64
@@ -93,3 +94,22 @@ def _common(inputs: list[Codes]) -> Codes | None:
         return None
     pad = max(one.pad[0] for one in inputs), max(one.pad[1] for one in inputs)
     return Codes(widest.scale, widest.zero, pad)
+
+
+def joined(
+    parts: list[Part | Step], bound: dict[Part, BoundConv | BoundPool], codes: dict[Step, Codes]
+) -> list[Part | Step]:
+    """The parts without those convolutions that another one adds to its own product in the same call (``Fold.more``): of
+    codes, with no activation and read by no other."""
+    users = Counter(step for part in parts for step in part.inputs)
+    writers = {part.last: part for part in parts if isinstance(part, Fold)}
+    inside = set()
+    for part in writers.values():
+        other = writers.get(part.residual) if part.residual is not None else None
+        if other is None or users[other.last] > 1 or other.residual is not None or other.act is not None:
+            continue
+        held = all(step in codes for step in (part.x, part.last, other.x))
+        if held and other.last not in codes and bound[part].adds and bound[other].adds:
+            part.more = other
+            inside.add(other)
+    return [part for part in parts if part not in inside]

@@ -24,6 +24,7 @@ class Fold:
     total: Step | None = None
     residual: Step | None = None
     act: Step | None = None
+    more: Fold | None = None  # computes the residual in the same call
 
     @property
     def last(self) -> Step:
@@ -37,7 +38,14 @@ class Fold:
     @property
     def inputs(self) -> tuple[Step, ...]:
         """The values that it reads."""
+        if self.more is not None:
+            return self.x, self.more.x
         return (self.x,) if self.residual is None else (self.x, self.residual)
+
+    @property
+    def added(self) -> Step | None:
+        """The value that it reads and adds."""
+        return None if self.more is not None else self.residual
 
     @property
     def steps(self) -> list[Step]:
@@ -88,6 +96,8 @@ class Fold:
         """What it computes, by the modules themselves. rounded: the input is what codes hold, so the convolution is
         that of the rounded weight in float."""
         found = {one: values[one].to(one.dtype) for one in self.inputs}
+        if self.more is not None:
+            found[self.more.last] = self.more.reference(values, rounded)
         for step in self.steps:
             if rounded and step is self.conv:
                 found[step] = self.module.dequantize()(found[self.x])
@@ -95,13 +105,13 @@ class Fold:
                 found[step] = step.compute(found)
         return found[self.last]
 
-    def held(self) -> list[Tensor]:
-        """The tensors that the bound convolution was made of."""
-        tensors = [self.module._buffers.get("packed"), self.module._parameters["bias"]]
+    def places(self) -> list[tuple[dict[str, Tensor | None], str]]:
+        """Where the tensors are held that the bound convolution was made of."""
+        found = [(self.module._buffers, "packed"), (self.module._parameters, "bias")]
         if self.norm is not None:
-            norm = self.norm.what
-            tensors += [norm.running_mean, norm.running_var, norm.weight, norm.bias]
-        return [one for one in tensors if one is not None]
+            buffers, parameters = self.norm.what._buffers, self.norm.what._parameters
+            found += [(buffers, "running_mean"), (buffers, "running_var"), (parameters, "weight"), (parameters, "bias")]
+        return found
 
 
 @dataclass(eq=False)
@@ -109,7 +119,8 @@ class Pool:
     """A pool of a value that a convolution or a pool writes."""
 
     last: Step
-    residual: None = None
+    added: None = None
+    more: None = None
 
     @property
     def x(self) -> Step:
@@ -141,8 +152,24 @@ class Pool:
         return self.last.compute({self.x: values[self.x].to(self.x.dtype)})
 
 
-def versions_of(folds: list[Fold]) -> list[tuple[int, int]]:
-    return [(id(one), 0 if one.is_inference() else one._version) for fold in folds for one in fold.held()]
+class Versions:
+    """The tensors that convolutions were bound with, as they were."""
+
+    def __init__(self, folds: list[Fold]) -> None:
+        self.noted = [
+            (held, name, held.get(name), _version(held.get(name))) for fold in folds for held, name in fold.places()
+        ]
+
+    def differ(self) -> bool:
+        """Whether one of them is another now, or was written to."""
+        for held, name, tensor, version in self.noted:
+            if held.get(name) is not tensor or (version is not None and tensor._version != version):
+                return True
+        return False
+
+
+def _version(tensor: Tensor | None) -> int | None:
+    return None if tensor is None or tensor.is_inference() else tensor._version
 
 
 def folds_of(graph: Graph) -> list[Fold]:

@@ -24,9 +24,9 @@ from ..nn.module import QuantizedModule
 from ..report.speed import Speed
 from .arguments import Arguments, get
 from .forms import NotUnderstood
-from .image_codes import Codes, codes_of
+from .image_codes import Codes, codes_of, joined
 from .image_graph import Graph, Step, graph_of
-from .image_parts import Fold, Part, Pool, folds_of, parts_of, versions_of
+from .image_parts import Fold, Part, Pool, Versions, folds_of, parts_of
 from .prove import here_only
 from .watch import Call, tensors_of
 
@@ -52,9 +52,12 @@ class ImageProgram:
     bound: dict[Part, BoundConv | BoundPool]
     dtypes: dict[Step, torch.dtype]
     codes: dict[Step, Codes] = field(default_factory=dict)  # of the values that are held as codes
-    versions: list[tuple[int, int]] = field(default_factory=list)
+    versions: Versions = field(init=False)
     speed: Speed | None = None
     local: threading.local = field(default_factory=threading.local)
+
+    def __post_init__(self) -> None:
+        self.versions = Versions(self.folds)
 
     @property
     def program(self) -> ImageProgram:
@@ -64,7 +67,7 @@ class ImageProgram:
     @cached_property
     def folds(self) -> list[Fold]:
         """The convolutions."""
-        return [part for part in self.parts if isinstance(part, Fold)]
+        return [part for part in self.bound if isinstance(part, Fold)]
 
     @property
     def calls(self) -> int:
@@ -143,17 +146,14 @@ class ImageProgram:
                     continue
                 if last is None:
                     ready.append(last := [])
-                residual = None if part.residual is None else found.values[part.residual]
-                held = (found.values[part.x], found.values[part.last], residual)
-                ranges = (found.ranges[part.x], found.ranges[part.last])
-                last.append(self.bound[part].call(*held, ranges, self.codes_of(part)))
+                last.append(self.call_of(part, found))
             found.ready = ready
         return found
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], check: bool = False) -> Any:
         """The result of a call; NotImplemented for one that the program does not fit. check: each part is compared with
         the modules that it replaces."""
-        if versions_of(self.folds) != self.versions:
+        if self.versions.differ():
             return NotImplemented
         here = self.here()
         values = dict(here.values)
@@ -178,9 +178,21 @@ class ImageProgram:
 
         return pytree.tree_map_only(Step, own, self.graph.result)
 
+    def call_of(self, part: Part, here: Here) -> Any:
+        """The call of a part that reads no torch tensors."""
+        added = None if part.added is None else here.values[part.added]
+        held = (here.values[part.x], here.values[part.last], added)
+        call = self.bound[part].call(*held, (here.ranges[part.x], here.ranges[part.last]), self.codes_of(part))
+        if part.more is not None:
+            x = part.more.x
+            codes = (self.codes[x].native, self.codes[part.last].native, None)
+            ranges = (here.ranges[x], here.ranges[part.last])
+            call.add(self.bound[part.more].call(here.values[x], here.values[part.last], None, ranges, codes))
+        return call
+
     def codes_of(self, part: Part) -> tuple[Code, Code, Code]:
         """As BoundConv.call takes them."""
-        found = [self.codes.get(step) for step in (part.x, part.last, part.residual) if step is not None]
+        found = [self.codes.get(step) for step in (part.x, part.last, part.added) if step is not None]
         native = [codes.native if codes else None for codes in found]
         return native[0], native[1], native[2] if len(native) > 2 else None
 
@@ -199,7 +211,9 @@ class ImageProgram:
 
     def one(self, part: Part, values: dict[Step, Tensor], here: Here) -> None:
         """Runs one part."""
-        residual = None if part.residual is None else values[part.residual]
+        if part.more is not None:
+            return run_calls([self.call_of(part, here)])
+        residual = None if part.added is None else values[part.added]
         ranges = here.ranges.get(part.x), here.ranges[part.last]
         self.bound[part](values[part.x], values[part.last], residual, ranges, self.codes_of(part))
 
@@ -241,10 +255,10 @@ class Here:
 
     def holds(self, part: Part) -> bool:
         """Whether a part reads nothing else, and adds a value of its own dtype."""
-        if part.residual is not None and part.residual in self.values:
-            kinds = {self.values[one].dtype for one in (part.residual, part.last)}
+        if part.added is not None and part.added in self.values:
+            kinds = {self.values[one].dtype for one in (part.added, part.last)}
             return (len(kinds) == 1 or torch.uint8 in kinds) and part.x in self.values
-        return part.residual is None and part.x in self.values
+        return part.added is None and part.x in self.values
 
 
 def _check(out: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
@@ -275,9 +289,9 @@ def understand_images(call: Call, before: Arguments, own: Callable[..., Any]) ->
     rounding = [fold.module.scheme.act_type.quantized for fold in folds]
     bound = {part: part.bind() for part in compiled}
     codes = codes_of(parts, bound, pytree.tree_leaves(graph.result))
+    parts = joined(parts, bound, codes)
     dtypes = _dtypes(graph, compiled, all(rounding)) | dict.fromkeys(codes, torch.uint8)
     program = ImageProgram(graph, parts, bound, dtypes, codes)
-    program.versions = versions_of(program.folds)
     for given in (before, _others(before)):
         found = tensors_of(program.run(*given, check=True))
         expected = tensors_of(own(*given[0], **given[1]))
