@@ -73,7 +73,7 @@ def test_outputs_are_the_codes_of_floats(kernel, outputs, added, act, most, zero
     one(x, frame, residual, (None, ranges), (None, codes.native, native))
     assert_codes_of(frame, codes, floats)
     assert ranges[:, 2].tolist() == [0, 0]
-    if added in ("float32", "bfloat16"):
+    if added in ("float32", "bfloat16") and most == float("inf"):
         residual[1, 0, 0, 0] = float("inf")
         one(x, frame, residual, (None, ranges), (None, codes.native, None))
         assert ranges[:, 2].tolist() == [0, 1]
