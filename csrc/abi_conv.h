@@ -121,7 +121,7 @@ struct NybbleDirectArgs {
   struct NybbleRounding how;
   struct NybbleRangeArgs* range;  // or null; of each sample, extended by the range of y; of codes, only `bad`
   // Or null: a convolution with as many segments, of the same pixels and columns, whose product and bias are added;
-  // only where y are codes, n is a multiple of 16, and there is no residual. Its members from segment to n are read.
+  // only where y are codes, n is a multiple of 32, and there is no residual. Its members from segment to n are read.
   const struct NybbleDirectArgs* more;
 };
 

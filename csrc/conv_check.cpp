@@ -103,10 +103,10 @@ void check_more(const ConvCall& call) {
                      call.y_coded.pad_width == more.y_coded.pad_width;
   if (!alike) refuse("more: must have the outputs of the convolution to which it is added");
   if (!call.x_coded || !call.y_coded || !more.x_coded || call.residual.address || more.residual.address || more.more ||
-      s.groups != 1 || other.groups != 1 || call.linear.shape.n % 16 || more.act != NYBBLE_ACT_IDENTITY ||
+      s.groups != 1 || other.groups != 1 || call.linear.shape.n % 32 || more.act != NYBBLE_ACT_IDENTITY ||
       more.most != std::numeric_limits<float>::infinity() ||
       (call.act != NYBBLE_ACT_IDENTITY && call.act != NYBBLE_ACT_RELU))
-    refuse("more: is added only by whole convolutions of codes, with 16, 32, ... outputs and no residual");
+    refuse("more: is added only by whole convolutions of codes, with 32, 64, ... outputs and no residual");
 }
 
 void check_pool(const ConvCall& call) {

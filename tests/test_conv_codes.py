@@ -14,11 +14,11 @@ RANGE = (-2.0, 6.0)
 SIZE = (9, 17)  # widths that are no multiple of a segment
 
 
-def bound(dense, shape, epilogue=Epilogue()):
+def bound(dense, shape, *epilogue):
     module = nybble.nn.Conv2d.from_dense(dense, "w8a8static", act_range=RANGE)
     module.pack()
     parts = (module.packed, module.bias, "w8a8static", module.layout, dense.out_channels, module._geometry)
-    found = BoundConv(*parts, torch.Size(shape), torch.float32, epilogue, None)
+    found = BoundConv(*parts, torch.Size(shape), torch.float32, Epilogue(None, *epilogue), None)
     if not found.writes_codes:
         pytest.skip("the kernels here read no codes")
     return found
@@ -57,7 +57,7 @@ def assert_codes_of(frame, codes, floats):
 def test_outputs_are_the_codes_of_floats(kernel, outputs, added, act, most, zero):
     torch.manual_seed(0)
     x = last(torch.randn(2, 32, *SIZE))
-    one = bound(nn.Conv2d(32, outputs, kernel, padding=kernel // 2), x.shape, Epilogue(None, act, most))
+    one = bound(nn.Conv2d(32, outputs, kernel, padding=kernel // 2), x.shape, act, most)
     shape = torch.Size((2, outputs, *SIZE))
     codes, of_added = Codes(0.021, zero, (1, 2)), Codes(0.013, 5, (0, 1))
     floats, ranges = last(torch.empty(shape)), torch.empty(2, 3)
@@ -111,7 +111,7 @@ def test_a_product_is_added_in_the_same_call(batch, act):
     torch.manual_seed(0)
     shape = torch.Size((batch, 32, *SIZE))
     wide = torch.Size((batch, 16, 2 * SIZE[0], 2 * SIZE[1]))
-    one = bound(nn.Conv2d(64, 32, 1), (batch, 64, *SIZE), Epilogue(None, act))
+    one = bound(nn.Conv2d(64, 32, 1), (batch, 64, *SIZE), act)
     more = bound(nn.Conv2d(16, 32, 3, 2, 1), wide)
     of_x, of_more, of_y = Codes(*one.given, (0, 0)), Codes(*more.given, (1, 1)), Codes(0.03, -20, (1, 0))
     x, x_more = frame_of(of_x, torch.Size((batch, 64, *SIZE)), 1), frame_of(of_more, wide, 2)
@@ -135,8 +135,8 @@ def test_a_product_is_added_in_the_same_call(batch, act):
 
 
 def test_products_that_cannot_be_added_are_refused():
-    shape = torch.Size((1, 24, *SIZE))
-    one = bound(nn.Conv2d(24, 24, 1), shape)
+    shape = torch.Size((1, 48, *SIZE))
+    one = bound(nn.Conv2d(48, 48, 1), shape)
     codes = Codes(*one.given, (0, 0))
     frame, other, ranges = frame_of(codes, shape), frame_of(codes, shape), torch.zeros(1, 3)
     native = (codes.native, codes.native, None)

@@ -14,10 +14,12 @@ namespace {
 constexpr int kDirectVectors = kRegisters >= 32 ? 2 : 1;  // beside two segments
 constexpr int64_t kAheadBytes = 1024;                     // of weights that are prefetched
 
-// Adds the products of `words` words of each patch. x advances by them, as w.
-template <int S, int V>
+using TileWaiting = Waiting<kDirectVectors>;
+
+// Adds the products of `words` words of each patch, and after each of them calls step(). x advances by them, as w.
+template <int S, int V, class Step>
 NYBBLE_INLINE void add_words(VI (&acc)[S][kPixels][V], const uint8_t* (&x)[S], int64_t position, int64_t words,
-                             const uint8_t* (&w)[V]) {
+                             const uint8_t* (&w)[V], const Step& step) {
   // Hidden from the compiler, which would keep an address for each place.
   int64_t third = 3 * position, fifth = 5 * position;
   __asm__("" : "+r"(third), "+r"(fifth));
@@ -42,13 +44,14 @@ NYBBLE_INLINE void add_words(VI (&acc)[S][kPixels][V], const uint8_t* (&x)[S], i
       }
       x[s] += 4;
     }
+    step();
   }
 }
 
-// The sums of S segments and V * W columns.
-template <int S, int V>
+// The sums of S segments and V * W columns; writes what waits.
+template <int S, int V, int kAdd>
 NYBBLE_INLINE void direct_sums(const NybbleDirectArgs& a, const NybbleSegment* segment, int64_t column,
-                               VI (&acc)[S][kPixels][V]) {
+                               VI (&acc)[S][kPixels][V], TileWaiting& waiting, const Codes& how) {
   const uint8_t* w[V];
 #pragma GCC unroll 4
   for (int v = 0; v < V; v++) {
@@ -66,8 +69,18 @@ NYBBLE_INLINE void direct_sums(const NybbleDirectArgs& a, const NybbleSegment* s
     const uint8_t* x[S];
 #pragma GCC unroll 2
     for (int s = 0; s < S; s++) x[s] = segment[s].x + a.offset[run];
-    add_words<S, V>(acc, x, a.position, a.run / 4, w);
+    int64_t words = a.run / 4;
+    if (kAdd != kNever && waiting.next < waiting.count) {
+      const int64_t left = waiting.count - waiting.next, first = words < left ? words : left;
+      words -= first;
+      add_words<S, V>(acc, x, a.position, first, w,
+                      [&]() __attribute__((always_inline)) { TileWaiting::write<kAdd>(waiting, how); });
+    }
+    add_words<S, V>(acc, x, a.position, words, w, []() __attribute__((always_inline)) {});
   }
+  if (kAdd == kNever) return;
+  while (waiting.next < waiting.count) TileWaiting::write<kAdd>(waiting, how);
+  waiting.next = waiting.count = 0;
 }
 
 // Finishes W columns of the pixels of a segment, whose sums are `stride` apart.
@@ -172,34 +185,23 @@ class Finisher {
     return finish_ && adds && (a_.range || a_.y_dtype != NYBBLE_U8);
   }
 
-  // Sums in registers, from a column on.
+  // Sums in registers, from a column on, whose outputs do not wait.
   template <int S, int V>
-  NYBBLE_INLINE void tile(Finisher& to, const NybbleSegment* segment, int64_t column, const VI (&acc)[S][kPixels][V],
-                          const float* product) {
-    if (!to.codes_.serves) {
-      alignas(64) int32_t sums[S * kPixels * V * W];
+  NYBBLE_INLINE void tile(Finisher& to, const NybbleSegment* segment, int64_t column, const VI (&acc)[S][kPixels][V]) {
+    alignas(64) int32_t sums[S * kPixels * V * W];
 #pragma GCC unroll 2
-      for (int s = 0; s < S; s++)
+    for (int s = 0; s < S; s++)
 #pragma GCC unroll 8
-        for (int i = 0; i < kPixels; i++)
+      for (int i = 0; i < kPixels; i++)
 #pragma GCC unroll 4
-          for (int v = 0; v < V; v++) vi_store(sums + ((s * kPixels + i) * V + v) * W, acc[s][i][v]);
-      for (int s = 0; s < S; s++) to(segment[s], column, V, sums + s * kPixels * V * W);
-      return;
-    }
-#pragma GCC unroll 2
-    for (int s = 0; s < S; s++) {
-      to.at(segment[s]);
-      const float* other = product + s * kPixels * V * W;
-      if (to.a_.more)
-        write_codes<V, kProduct>(to.a_, to.codes_, segment[s], column, acc[s], other, to.seen_.poison);
-      else if (!to.a_.residual)
-        write_codes<V, kNothing>(to.a_, to.codes_, segment[s], column, acc[s], other, to.seen_.poison);
-      else if (to.a_.residual_dtype == NYBBLE_U8)
-        write_codes<V, kCodes>(to.a_, to.codes_, segment[s], column, acc[s], other, to.seen_.poison);
-      else
-        write_codes<V, kFloats>(to.a_, to.codes_, segment[s], column, acc[s], other, to.seen_.poison);
-    }
+        for (int v = 0; v < V; v++) vi_store(sums + ((s * kPixels + i) * V + v) * W, acc[s][i][v]);
+    for (int s = 0; s < S; s++) to(segment[s], column, V, sums + s * kPixels * V * W);
+  }
+
+  // Where what is NaN or Inf in the outputs of a segment is noted.
+  VF& poison_of(const NybbleSegment& segment) {
+    at(segment);
+    return seen_.poison;
   }
 
   const Codes& codes() const { return codes_; }
@@ -249,25 +251,41 @@ inline void prefetch_outputs(const NybbleDirectArgs& a, const NybbleSegment& seg
   }
 }
 
+// S segments and V * W columns, whose outputs wait.
+template <int S, int kAdd>
+inline void waiting_tile(const NybbleDirectArgs& a, const NybbleSegment* segment, int64_t column, Finisher& finish,
+                         TileWaiting& waiting) {
+  constexpr int V = kDirectVectors;
+  VI acc[S][kPixels][V];
+  if (kAdd == kProduct) {
+    const NybbleSegment* other = a.more->segment + (segment - a.segment);
+    direct_sums<S, V, kAdd>(*a.more, other, column, acc, waiting, finish.codes());
+#pragma GCC unroll 2
+    for (int s = 0; s < S; s++)
+      TileWaiting::put_product(waiting, s, *a.more, finish.codes(), other[s], column, acc[s],
+                               finish.poison_of(segment[s]));
+  }
+  direct_sums<S, V, kAdd>(a, segment, column, acc, waiting, finish.codes());
+#pragma GCC unroll 2
+  for (int s = 0; s < S; s++)
+    TileWaiting::put<kAdd>(waiting, s, a, finish.codes(), segment[s], column, acc[s], finish.poison_of(segment[s]));
+}
+
 // S segments and columns [column, end): V * W at a time, then fewer.
-template <int S, int V>
+template <int S, int V, int kAdd>
 inline void direct_columns(const NybbleDirectArgs& a, const NybbleSegment* segment, int64_t column, int64_t end,
-                           Finisher& finish) {
+                           Finisher& finish, TileWaiting& waiting) {
   for (; column + V * W <= end; column += V * W) {
     for (int s = 0; s < S; s++) prefetch_outputs(a, segment[s], column);
-    VI acc[S][kPixels][V];
-    alignas(64) float product[S * kPixels * V * W];
-    if (a.more) {
-      const NybbleSegment* other = a.more->segment + (segment - a.segment);
-      direct_sums<S, V>(*a.more, other, column, acc);
-#pragma GCC unroll 2
-      for (int s = 0; s < S; s++)
-        scale_sums<V>(*a.more, finish.codes(), other[s], column, acc[s], product + s * kPixels * V * W);
+    if (kAdd != kNever && V == kDirectVectors && column + V * W <= a.n) {
+      waiting_tile<S, kAdd>(a, segment, column, finish, waiting);
+      continue;
     }
-    direct_sums<S, V>(a, segment, column, acc);
-    Finisher::tile<S, V>(finish, segment, column, acc, product);
+    VI acc[S][kPixels][V];
+    direct_sums<S, V, kNever>(a, segment, column, acc, waiting, finish.codes());
+    Finisher::tile<S, V>(finish, segment, column, acc);
   }
-  if constexpr (V > 1) direct_columns<S, V / 2>(a, segment, column, end, finish);
+  if constexpr (V > 1) direct_columns<S, V / 2, kAdd>(a, segment, column, end, finish, waiting);
 }
 
 // Columns whose weights stay in the L1 cache while all segments are multiplied with them, at least 64: whole lines of
@@ -278,19 +296,36 @@ inline int64_t columns_at_a_time(const NybbleDirectArgs& a) {
   return columns > kLeast ? columns : kLeast;
 }
 
+// All segments and columns.
+template <int kAdd>
+inline void direct_all(const NybbleDirectArgs& a, Finisher& finish) {
+  const int64_t end = a.tile_end * NYBBLE_TILE_N, step = columns_at_a_time(a);
+  TileWaiting waiting;
+  for (int64_t column = a.tile_begin * NYBBLE_TILE_N; column < end; column += step) {
+    const int64_t to = column + step < end ? column + step : end;
+    int64_t i = 0;
+    for (; i + 2 <= a.segments; i += 2)
+      direct_columns<2, kDirectVectors, kAdd>(a, a.segment + i, column, to, finish, waiting);
+    if (i < a.segments) direct_columns<1, kDirectVectors, kAdd>(a, a.segment + i, column, to, finish, waiting);
+  }
+  if (kAdd == kNever) return;
+  while (waiting.next < waiting.count) TileWaiting::write<kAdd>(waiting, finish.codes());
+}
+
 inline NybbleStatus direct(const NybbleDirectArgs* a) {
   Finisher finish(*a);
   if (!finish.able() || (a->each_channel ? a->runs > kMostQuads * 4 : a->run % 4)) return NYBBLE_UNSUPPORTED;
-  const int64_t end = a->tile_end * NYBBLE_TILE_N, step = a->each_channel ? kChannels : columns_at_a_time(*a);
-  for (int64_t column = a->tile_begin * NYBBLE_TILE_N; column < end; column += step) {
-    const int64_t to = column + step < end ? column + step : end;
-    if (a->each_channel) {
-      direct_channels(*a, column, finish);
-      continue;
-    }
-    int64_t i = 0;
-    for (; i + 2 <= a->segments; i += 2) direct_columns<2, kDirectVectors>(*a, a->segment + i, column, to, finish);
-    if (i < a->segments) direct_columns<1, kDirectVectors>(*a, a->segment + i, column, to, finish);
+  if (a->each_channel) {
+    for (int64_t tile = a->tile_begin; tile < a->tile_end; tile += kLanes)
+      direct_channels(*a, tile * NYBBLE_TILE_N, finish);
+  } else if (!finish.codes().serves) {
+    direct_all<kNever>(*a, finish);
+  } else if (a->more) {
+    direct_all<kProduct>(*a, finish);
+  } else if (a->residual) {
+    direct_all<kCodes>(*a, finish);
+  } else {
+    direct_all<kNothing>(*a, finish);
   }
   return NYBBLE_OK;
 }

@@ -1,8 +1,8 @@
-// Outputs of convolutions in place as codes. Straight from the registers, where whole vectors of columns are written:
+// Outputs of convolutions in place as codes. Of whole tiles:
 //   code + 128 = round(min(max(sum * scale + bias + residual * factor, lowest), highest))
-// with the scale of y, its zero point and all of the residual's offset in the factors, so the activation is a bound.
-// Else value by value, as convert of tile_prepare.h does with a given scale. Bound by conversions: four of ten
-// instructions. Included by tile_direct.h.
+// with the scale of y, its zero point and all of the residual's offset in the factors, so the activation is a bound:
+// ten instructions for W outputs, which run beside the multiplies of the next tile. Else value by value, as convert of
+// tile_prepare.h does with a given scale. Included by tile_direct.h.
 #pragma once
 
 #include "../abi_conv.h"
@@ -16,8 +16,8 @@ constexpr int64_t dtype_bytes(int dtype) {
   return dtype == NYBBLE_U8 ? 1 : dtype == NYBBLE_F32 || dtype == NYBBLE_S32 ? 4 : 2;
 }
 
-// What is added to the product: floats, codes, or another product.
-enum { kNothing = 0, kFloats = 1, kCodes = 2, kProduct = 3 };
+// What is added to the product: floats, codes, or another product. kNever: of tiles whose outputs do not wait.
+enum { kNothing = 0, kFloats = 1, kCodes = 2, kProduct = 3, kNever = 4 };
 
 // How codes of the residual become floats, and floats codes of y.
 struct Recoding {
@@ -48,21 +48,21 @@ struct Recoding {
   }
 };
 
-// The same from registers.
+// How sums become codes a vector at a time, without a branch.
 struct Codes {
   bool serves;
   float inverse, shift;
   VF lowest, highest, factor;
   explicit Codes(const NybbleDirectArgs& a)
-      : serves(a.y_dtype == NYBBLE_U8 && a.n % W == 0 && (a.act == NYBBLE_ACT_IDENTITY || a.act == NYBBLE_ACT_RELU)),
+      : serves(a.y_dtype == NYBBLE_U8 && (a.act == NYBBLE_ACT_IDENTITY || a.act == NYBBLE_ACT_RELU) &&
+               (!a.residual || a.residual_dtype == NYBBLE_U8)),
         inverse(a.how.inverse),
         shift(128.0f + static_cast<float>(a.how.zero)) {
-    const float most = a.most * inverse + shift;
+    const float most = a.most * inverse + shift, step = a.residual_scale * inverse;
     lowest = vf_set1(a.act == NYBBLE_ACT_RELU ? shift : 0.0f);
     highest = vf_set1(most < 255.0f ? most : 255.0f);
-    const bool codes = a.residual && a.residual_dtype == NYBBLE_U8;
-    factor = vf_set1(codes ? a.residual_scale * inverse : inverse);
-    if (codes) shift -= (128.0f + static_cast<float>(a.residual_zero)) * (a.residual_scale * inverse);
+    factor = vf_set1(step);
+    if (a.residual) shift -= (128.0f + static_cast<float>(a.residual_zero)) * step;
   }
 };
 
@@ -80,57 +80,79 @@ NYBBLE_INLINE VF add_bias(const NybbleDirectArgs& a, const Codes& how, int64_t c
   return vf_fma(bias, vf_set1(how.inverse), to);
 }
 
-// The sums of a segment of another product, in codes of y.
+// The outputs of a tile that wait: they are written, a pixel at a time, while the next tile is multiplied, whose
+// multiplies leave room for that.
 template <int V>
-NYBBLE_INLINE void scale_sums(const NybbleDirectArgs& a, const Codes& how, const NybbleSegment& segment, int64_t column,
-                              const VI (&acc)[kPixels][V], float* to) {
-#pragma GCC unroll 4
-  for (int v = 0; v < V; v++) {
-    const VF scale = scale_of(a, how, segment, column + v * W);
-#pragma GCC unroll 8
-    for (int i = 0; i < kPixels; i++) vf_store(to + (i * V + v) * W, vf_mul(vf_of_int(acc[i][v]), scale));
-  }
-}
+struct Waiting {
+  static constexpr int kMost = 2 * kPixels;
+  struct Pixel {
+    const int32_t* sums;   // [V * W]
+    const float* factors;  // scale, then bias, [V * W] each
+    uint8_t* y;
+    const void* added;  // codes, or the other product, float [V * W]
+  };
+  alignas(64) int32_t sums[kMost * V * W];
+  alignas(64) float factors[2 * 2 * V * W];
+  alignas(64) float product[kMost * V * W];
+  Pixel pixel[kMost];
+  int64_t next = 0, count = 0;
 
-// Writes the outputs of a segment. product: what scale_sums made. Of values that are not NaN or Inf, scales, a bias and
-// floats that are added make some: they are noted in `poison`.
-template <int V, int kAdd>
-NYBBLE_INLINE void write_codes(const NybbleDirectArgs& a, const Codes& how, const NybbleSegment& segment,
-                               int64_t column, const VI (&acc)[kPixels][V], const float* product, VF& poison) {
-  const VF none = vf_set1(0.0f), largest = vf_set1(0x1p31f);
-  const int64_t added_bytes = kAdd == kFloats ? dtype_bytes(a.residual_dtype) : 1;
-  uint8_t* y = static_cast<uint8_t*>(a.y) + segment.y + column;
-  const uint8_t* added = static_cast<const uint8_t*>(a.residual);
-  if (kAdd == kFloats || kAdd == kCodes) added += (segment.residual + column) * added_bytes;
-  VF scale[V], bias[V];
-#pragma GCC unroll 4
-  for (int v = 0; v < V; v++) {
-    const int64_t at = column + v * W;
-    scale[v] = scale_of(a, how, segment, at);
-    bias[v] = add_bias(a, how, at, vf_set1(how.shift));
-    if (kAdd == kProduct) bias[v] = add_bias(*a.more, how, at, bias[v]);
-    poison = vf_fma(vf_fma(scale[v], largest, bias[v]), none, poison);
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < kPixels; i++, y += a.n, added += a.n * added_bytes) {
-    if (i < segment.skip) continue;
+  template <int kAdd>
+  NYBBLE_INLINE void write(Waiting& to, const Codes& how) {
+    const Pixel& p = to.pixel[to.next++];
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) {
-      VF value = vf_fma(vf_of_int(acc[i][v]), scale[v], bias[v]);
-      if (kAdd == kCodes) value = vf_fma(vf_of_int(vi_load_u8(added + v * W)), how.factor, value);
-      if (kAdd == kFloats) {
-        const VF floats = vf_load_as(added + v * W * added_bytes, a.residual_dtype, W);
-        value = vf_fma(floats, how.factor, value);
-        poison = vf_fma(floats, none, poison);
-      }
-      if (kAdd == kProduct) {
-        const VF other = vf_load(product + (i * V + v) * W);
-        value = vf_add(value, other);
-        poison = vf_fma(other, none, poison);
-      }
-      vi_store_u8(y + v * W, vi_round(vf_min(vf_max(value, how.lowest), how.highest)));
+      VF value =
+          vf_fma(vf_of_int(vi_load(p.sums + v * W)), vf_load(p.factors + v * W), vf_load(p.factors + (V + v) * W));
+      if (kAdd == kCodes)
+        value = vf_fma(vf_of_int(vi_load_u8(static_cast<const uint8_t*>(p.added) + v * W)), how.factor, value);
+      if (kAdd == kProduct) value = vf_add(value, vf_load(static_cast<const float*>(p.added) + v * W));
+      vi_store_u8(p.y + v * W, vi_round(vf_min(vf_max(value, how.lowest), how.highest)));
     }
   }
-}
+
+  // Notes the outputs of segment s of a tile, and the sums of its pixels; scales and biases that make values that are
+  // NaN or Inf are noted in `poison`.
+  template <int kAdd>
+  NYBBLE_INLINE void put(Waiting& to, int s, const NybbleDirectArgs& a, const Codes& how, const NybbleSegment& segment,
+                         int64_t column, const VI (&acc)[kPixels][V], VF& poison) {
+    const VF none = vf_set1(0.0f), largest = vf_set1(0x1p31f);
+    float* factors = to.factors + s * 2 * V * W;
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+      const int64_t at = column + v * W;
+      const VF scale = scale_of(a, how, segment, at);
+      VF bias = add_bias(a, how, at, vf_set1(how.shift));
+      if (kAdd == kProduct) bias = add_bias(*a.more, how, at, bias);
+      poison = vf_fma(vf_fma(scale, largest, bias), none, poison);
+      vf_store(factors + v * W, scale);
+      vf_store(factors + (V + v) * W, bias);
+#pragma GCC unroll 8
+      for (int i = 0; i < kPixels; i++) vi_store(to.sums + ((s * kPixels + i) * V + v) * W, acc[i][v]);
+    }
+    uint8_t* y = static_cast<uint8_t*>(a.y) + segment.y + column;
+    const uint8_t* added = static_cast<const uint8_t*>(a.residual);
+    if (kAdd == kCodes) added += segment.residual + column;
+    for (int64_t i = segment.skip; i < kPixels; i++) {
+      const int64_t at = (s * kPixels + i) * V * W;
+      to.pixel[to.count++] = {to.sums + at, factors, y + i * a.n,
+                              kAdd == kProduct ? static_cast<const void*>(to.product + at) : added + i * a.n};
+    }
+  }
+
+  // The sums of segment s of another product, in codes of y.
+  NYBBLE_INLINE void put_product(Waiting& to, int s, const NybbleDirectArgs& a, const Codes& how,
+                                 const NybbleSegment& segment, int64_t column, const VI (&acc)[kPixels][V],
+                                 VF& poison) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+      const VF scale = scale_of(a, how, segment, column + v * W);
+      poison = vf_fma(vf_mul(scale, vf_set1(0x1p31f)), vf_set1(0.0f), poison);
+#pragma GCC unroll 8
+      for (int i = 0; i < kPixels; i++)
+        vf_store(to.product + ((s * kPixels + i) * V + v) * W, vf_mul(vf_of_int(acc[i][v]), scale));
+    }
+  }
+};
 
 }  // namespace

@@ -252,6 +252,7 @@ class ConvCall:
         y_range: _Memory,
         codes: tuple[_Code, _Code, _Code],
     ) -> None: ...
+    def add(self, more: ConvCall) -> None: ...
     @property
     def runs_direct(self) -> bool: ...
 
@@ -261,7 +262,9 @@ def pool_call(
     pool: str,
     x: tuple[_Memory, int, bool],
     y: _Memory,
+    x_range: _Memory,
     y_range: _Memory,
+    codes: tuple[tuple[float, int, int, int] | None, tuple[float, int, int, int] | None] = ...,
 ) -> ConvCall: ...
 def run_convs(calls: list[ConvCall], threads: int, /) -> None: ...
 

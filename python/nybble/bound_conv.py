@@ -76,7 +76,7 @@ class BoundConv:
     @property
     def adds(self) -> bool:
         """Whether its call may be added to another's, and another's to its: see csrc/conv.h."""
-        whole = self.geometry.groups == 1 and self.outputs % 16 == 0
+        whole = self.geometry.groups == 1 and self.outputs % 32 == 0
         return whole and self.reads_codes and self.epilogue.act in ("", "relu")
 
     def call(self, x: Tensor, out: Tensor, residual: Tensor | None, ranges: Ranges, codes: _Codes = _NO_CODES) -> Any:
@@ -108,6 +108,8 @@ class BoundPool:
             pool,
             sizes_of(shape[0], shape, geometry.out_size(tuple(shape[2:])), geometry),
         )
+
+    adds = False  # as BoundConv.adds
 
     @property
     def writes_codes(self) -> bool:

@@ -82,7 +82,8 @@ def _read(part: Part, bound: BoundConv | BoundPool, found: dict[Step, Codes]) ->
     if isinstance(bound, BoundPool):
         codes = found.get(part.last)
         return Codes(codes.scale, codes.zero, (0, 0)) if codes else None
-    return Codes(*bound.given, bound.geometry.padding) if bound.reads_codes and bound.given else None
+    height, width = bound.geometry.padding
+    return Codes(*bound.given, (height, width)) if bound.reads_codes and bound.given else None
 
 
 def _common(inputs: list[Codes]) -> Codes | None:
@@ -103,13 +104,13 @@ def joined(
     codes, with no activation and read by no other."""
     users = Counter(step for part in parts for step in part.inputs)
     writers = {part.last: part for part in parts if isinstance(part, Fold)}
-    inside = set()
+    inside: set[Part | Step] = set()
     for part in writers.values():
         other = writers.get(part.residual) if part.residual is not None else None
         if other is None or users[other.last] > 1 or other.residual is not None or other.act is not None:
             continue
         held = all(step in codes for step in (part.x, part.last, other.x))
-        if held and other.last not in codes and bound[part].adds and bound[other].adds:
+        if held and other.last not in codes and all(bound[one].adds for one in (part, other)):
             part.more = other
             inside.add(other)
     return [part for part in parts if part not in inside]

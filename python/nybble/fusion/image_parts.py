@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,6 +14,9 @@ from ..bound_conv import BoundConv, BoundPool
 from ..conv import Epilogue, Geometry
 from ..nn.conv import ConvModule
 from .image_graph import Act, Graph, Step
+
+
+_Held = Mapping[str, Tensor | None]
 
 
 @dataclass(eq=False)
@@ -105,9 +109,9 @@ class Fold:
                 found[step] = step.compute(found)
         return found[self.last]
 
-    def places(self) -> list[tuple[dict[str, Tensor | None], str]]:
+    def places(self) -> list[tuple[_Held, str]]:
         """Where the tensors are held that the bound convolution was made of."""
-        found = [(self.module._buffers, "packed"), (self.module._parameters, "bias")]
+        found: list[tuple[_Held, str]] = [(self.module._buffers, "packed"), (self.module._parameters, "bias")]
         if self.norm is not None:
             buffers, parameters = self.norm.what._buffers, self.norm.what._parameters
             found += [(buffers, "running_mean"), (buffers, "running_var"), (parameters, "weight"), (parameters, "bias")]
@@ -156,14 +160,13 @@ class Versions:
     """The tensors that convolutions were bound with, as they were."""
 
     def __init__(self, folds: list[Fold]) -> None:
-        self.noted = [
-            (held, name, held.get(name), _version(held.get(name))) for fold in folds for held, name in fold.places()
-        ]
+        places = [place for fold in folds for place in fold.places()]
+        self.noted = [(held, name, held.get(name), _version(held.get(name))) for held, name in places]
 
     def differ(self) -> bool:
         """Whether one of them is another now, or was written to."""
         for held, name, tensor, version in self.noted:
-            if held.get(name) is not tensor or (version is not None and tensor._version != version):
+            if held.get(name) is not tensor or _version(tensor) != version:
                 return True
         return False
 
