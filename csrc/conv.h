@@ -47,7 +47,7 @@ void check_spans(const ConvCall& call);
 // Likewise for what call.more adds.
 void check_more(const ConvCall& call);
 // Likewise for a pool, and for sizes out of range.
-void check_pool(const ConvCall& call);
+void check_pool_spans(const ConvCall& call);
 
 // The weight is (N, K): N outputs of all groups, K = kernel_height *
 // kernel_width * group_channels in this order. Images are dense,

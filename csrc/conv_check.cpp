@@ -109,7 +109,7 @@ void check_more(const ConvCall& call) {
     refuse("more: is added only by whole convolutions of codes, with 32, 64, ... outputs and no residual");
 }
 
-void check_pool(const ConvCall& call) {
+void check_pool_spans(const ConvCall& call) {
   const ConvShape& s = call.shape;
   for (const int64_t size : {s.batch, s.channels, s.height, s.width, s.out_height, s.out_width, s.kernel_height,
                              s.kernel_width, s.stride_height, s.stride_width})

@@ -44,7 +44,7 @@ void write_ranges(const ConvCall& call) {
 void run_pool(const ConvCall& call, int threads) {
   const ConvShape& s = call.shape;
   if (!call.kernel->conv) refuse(std::string("kernel=\"") + call.kernel->name + "\": not a kernel of convolutions");
-  check_pool(call);
+  check_pool_spans(call);
   const int dtype = call.x_dtype();
   const int64_t bytes = pixel_bytes(dtype);
   const Frame x(call.x_coded, s.height, s.width), y(call.y_coded, s.out_height, s.out_width);

@@ -1,5 +1,6 @@
 // Compares the convolutions of the given targets with the scalar ones, on random problems and without Python: with each
-// dense linear kernel, bit for bit for quantized activations, and on one thread with several; and pools likewise.
+// dense linear kernel, bit for bit for quantized activations, and on one thread with several; and pools likewise; and
+// codes of outputs with floats.
 //   compare_conv TARGET...           targets of kernels.def that this CPU supports
 // Every buffer has its exact size, so that a sanitizer detects out-of-bounds accesses.
 #include "../../csrc/conv.h"
@@ -150,11 +151,95 @@ std::string check_pool(const KernelEntry& kernel, int seed) {
   return other.y == got.y && other.range == got.range ? "" : "differs from the scalar kernel";
 }
 
+// An image of random codes in a frame that is padded at least so far, and the same as floats.
+struct CodedImage {
+  Coded coded;
+  Bytes frame, floats;
+  CodedImage(int64_t batch, int64_t channels, int64_t height, int64_t width, int64_t pad_height, int64_t pad_width,
+             Random& random) {
+    coded = {0.01f * static_cast<float>(random.integer(1, 4)), static_cast<int32_t>(random.integer(-128, 127)),
+             pad_height + random.integer(0, 2), pad_width + random.integer(0, 2)};
+    const int64_t wide = width + 2 * coded.pad_width, high = height + 2 * coded.pad_height;
+    frame.assign(static_cast<size_t>(batch * high * wide * channels + 64), static_cast<uint8_t>(128 + coded.zero));
+    floats.resize(static_cast<size_t>(batch * height * width * channels) * 4);
+    uint8_t* to = floats.data();
+    for (int64_t row = 0; row < batch * height; row++) {
+      const int64_t y = row / height * high + row % height + coded.pad_height;
+      uint8_t* from = &frame[static_cast<size_t>((y * wide + coded.pad_width) * channels)];
+      for (int64_t i = 0; i < width * channels; i++, to += 4) {
+        from[i] = static_cast<uint8_t>(random.integer(0, 255));
+        store(to, NYBBLE_F32, coded.scale * static_cast<float>(from[i] - 128 - coded.zero));
+      }
+    }
+  }
+};
+
+// Convolutions of codes, which few kernels compute: the same bytes on any number of threads, each the nearest code to
+// the float that the same kernel writes.
+std::string check_codes(const KernelEntry& kernel, int seed) {
+  Random random(static_cast<uint64_t>(seed));
+  const bool each_channel = random.integer(0, 3) == 0;
+  const int64_t channels = each_channel ? random.integer(2, 140) : 4 * random.integer(1, 20);
+  const int64_t n = each_channel ? channels : 16 * random.integer(1, 10) + 5 * random.integer(0, 1);
+  ConvShape s = random_conv(each_channel ? 1 : channels, each_channel ? channels : 1, random);
+  CodedImage x(s.batch, channels, s.height, s.width, s.pad_height, s.pad_width, random);
+  CodedImage added(s.batch, n, s.out_height, s.out_width, 0, 0, random);
+  CodedImage y(s.batch, n, s.out_height, s.out_width, 0, 0, random);
+  y.frame.resize(y.frame.size() - 64);
+  Weight weight = random_weight({8, n, s.kernel_height * s.kernel_width * s.group_channels()}, random, 1);
+  Bytes range(static_cast<size_t>(s.batch) * 12);
+  ConvCall call{};
+  call.linear = call_with(kernel, false, 255);
+  call.kernel = conv_for(kernel);
+  call.shape = s;
+  call.linear.shape = weight.shape;
+  call.linear.packed = span(weight.packed);
+  call.linear.x = span(x.frame);
+  call.linear.static_activations = true;
+  call.x_last = call.y_last = true;
+  call.x_coded = x.coded;
+  call.most = random.integer(0, 1) ? INFINITY : 2.0f;
+  const int acts[] = {NYBBLE_ACT_IDENTITY, NYBBLE_ACT_RELU, NYBBLE_ACT_SILU};
+  call.act = random.pick(acts);
+  const bool adds = random.integer(0, 1) == 1;
+  if (!runs_direct(call)) return "";  // reads no codes
+  const auto run = [&](bool codes, int threads) {
+    ConvCall one = call;
+    Bytes result = codes ? y.frame : Bytes(y.floats.size());
+    one.linear.y = span(result);
+    if (codes) one.y_coded = y.coded, one.y_range = span(range);
+    if (adds) one.residual = span(codes ? added.frame : added.floats);
+    if (adds && codes) one.residual_coded = added.coded;
+    run_convs({&one, &one}, threads);
+    return result;
+  };
+  try {
+    const Bytes got = run(true, 1), again = run(true, 3), floats = run(false, 1);
+    if (again != got) return "threads change the result";
+    const int64_t wide = s.out_width + 2 * y.coded.pad_width, high = s.out_height + 2 * y.coded.pad_height;
+    for (int64_t row = 0; row < s.batch * s.out_height; row++)
+      for (int64_t i = 0; i < s.out_width * n; i++) {
+        const int64_t at = row / s.out_height * high + row % s.out_height + y.coded.pad_height;
+        const float value = load(&floats[static_cast<size_t>(row * s.out_width * n + i) * 4], NYBBLE_F32);
+        const double ideal = std::clamp(value / double{y.coded.scale} + y.coded.zero, -128.0, 127.0);
+        const int code = got[static_cast<size_t>((at * wide + y.coded.pad_width) * n + i)] - 128;
+        if (std::abs(code - ideal) > 0.501) return "is not the nearest code";
+      }
+    return "";
+  } catch (const std::exception& error) {
+    return error.what();
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   const auto linear = [](const KernelEntry& kernel) { return kernel.linear && is_dense(kernel); };
   const auto conv = [](const KernelEntry& kernel) { return kernel.conv != nullptr; };
   const int pools = compare_all(argc, argv, kCases, conv, check_pool);
-  return compare_all(argc, argv, kConvCases, linear, check) | pools;
+  const auto bytes = [](const KernelEntry& kernel) {
+    return kernel.linear && is_dense(kernel) && kernel.weight_bits() == 8 && kernel.int_activations();
+  };
+  const int codes = compare_all(argc, argv, kConvCases, bytes, check_codes);
+  return compare_all(argc, argv, kConvCases, linear, check) | pools | codes;
 }

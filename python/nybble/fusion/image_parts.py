@@ -15,7 +15,6 @@ from ..conv import Epilogue, Geometry
 from ..nn.conv import ConvModule
 from .image_graph import Act, Graph, Step
 
-
 _Held = Mapping[str, Tensor | None]
 
 

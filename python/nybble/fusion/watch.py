@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from ..nn.packing import PackedModule
+
 MODULE, CONTAINER, CACHE = "module", "container", "cache"
 
 
@@ -155,8 +157,12 @@ def _watched_cache(cache: Any, functions: _Functions) -> Iterator[None]:
 def watch(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], run: Callable[..., Any]) -> Call:
     """Runs ``run``, the forward of a module, on its arguments, without gradients, and records what it computes.
 
-    Tensors are kept as long as the result is, so that no memory is used twice.
+    Tensors are kept as long as the result is, so that no memory is used twice. Weights are packed before: that looks at
+    values, which is no part of the call.
     """
+    for inner in module.modules():
+        if isinstance(inner, PackedModule):
+            inner.pack()
     call = Call(module, tuple(args), dict(kwargs))
     functions = _Functions(call.events, call.looks)
     with ExitStack() as stack:
