@@ -187,13 +187,16 @@ std::string check_codes(const KernelEntry& kernel, int seed) {
   CodedImage y(s.batch, n, s.out_height, s.out_width, 0, 0, random);
   y.frame.resize(y.frame.size() - 64);
   Weight weight = random_weight({8, n, s.kernel_height * s.kernel_width * s.group_channels()}, random, 1);
-  Bytes range(static_cast<size_t>(s.batch) * 12);
+  Bytes range(static_cast<size_t>(s.batch) * 12), packed(kGivenBytes);
+  std::memcpy(&packed[0], &x.coded.scale, 4);
+  std::memcpy(&packed[4], &x.coded.zero, 4);
+  packed.insert(packed.end(), weight.packed.begin(), weight.packed.end());
   ConvCall call{};
   call.linear = call_with(kernel, false, 255);
   call.kernel = conv_for(kernel);
   call.shape = s;
   call.linear.shape = weight.shape;
-  call.linear.packed = span(weight.packed);
+  call.linear.packed = span(packed);
   call.linear.x = span(x.frame);
   call.linear.static_activations = true;
   call.x_last = call.y_last = true;
