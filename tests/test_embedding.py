@@ -84,10 +84,22 @@ def test_bags(kernel, name, mode):
                     assert torch.equal(out, wanted.to(dtype))
 
 
-def test_reference_agrees():
-    scheme = Scheme.parse("w4a16g32")
-    packed, weight = table(scheme, 23, 50, "plain")
-    read, ids, out = EmbeddingReference(scheme, 23, 50), torch.randint(23, (2, 7)), torch.empty(2, 7, 50)
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [
+        ("w4a16g32", "plain"),
+        ("w4a16g32", "n16k8"),
+        ("w4a16asym", "n16k8"),
+        ("w8a16", "n16k4"),
+        ("w4nfa16g32", "plain"),
+        ("w4nfa16g32", "n16k8"),
+        ("w4nfa16", "n16k8"),
+    ],
+)
+def test_reference_agrees(name, layout):
+    scheme = Scheme.parse(name)
+    packed, weight = table(scheme, 23, 50, layout)
+    read, ids, out = EmbeddingReference(scheme, 23, 50, layout), torch.randint(23, (2, 7)), torch.empty(2, 7, 50)
     read(packed, ids, out)
     assert torch.equal(out, F.embedding(ids, weight))
     start, bags = torch.tensor([0, 3, 3, 14]), torch.empty(3, 50)
@@ -211,7 +223,7 @@ class Tied(nn.Module):
         return self.head(x + self.inner(x))
 
 
-@pytest.mark.parametrize("scheme", ["w8a8", "w4a8g32", "w4a16g32asym", "w8a8static"])
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8g32", "w4a16g32asym", "w8a8static", "w4nfa16g32"])
 def test_tied_head_shares_the_codes(scheme, tmp_path):
     torch.manual_seed(0)
     model, ids = Tied().eval(), torch.randint(200, (2, 9))

@@ -18,6 +18,7 @@ from nybble.__main__ import main
 from nybble.checkpoint import CheckpointError
 from nybble.foreign import open_foreign
 from nybble.foreign.gguf_config import config_of
+from nybble.foreign.gguf_header import read_header
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("safetensors")
@@ -143,6 +144,53 @@ def test_llama_is_the_model_of_its_weights(tied: bool, act_bits: int, tmp_path: 
         found, expected = model(TOKENS).logits, dense(TOKENS).logits
     error = (found - expected).norm() / expected.norm()
     assert error < (1e-4 if act_bits == 16 else 0.05)
+
+
+# Blocks of 32 by the number of their type: the bytes before the codes, as float16, and what a table of them becomes.
+@pytest.mark.parametrize(
+    ("kind", "before", "layout"),
+    [
+        (2, (0.2502,), "n16k8+f16"),
+        (3, (0.2502, -1.5), "n16k8+f16min"),
+        (20, (0.1251,), "n16k8+f16"),
+        (8, (0.25,), "n16k4"),
+    ],
+    ids=["Q4_0", "Q4_1", "IQ4_NL", "Q8_0"],
+)
+@pytest.mark.parametrize("act_bits", [16, 8])
+def test_a_tied_head_shares_tables_of_any_type(
+    kind: int, before: tuple[float, ...], layout: str, act_bits: int, tmp_path: Path
+) -> None:
+    path, _ = llama(tmp_path)
+    header = read_header(path)
+    fields = {key: value for key, value in header.fields.items() if isinstance(value, (int, float, str))}
+    tensors = {
+        name: (F32 if tensor.type.name == "F32" else Q4_0, tensor.shape, header.file.read(tensor.begin, tensor.end))
+        for name, tensor in header.tensors.items()
+    }
+    rows, columns = tensors["token_embd.weight"][1]
+    scales = torch.tensor(before) * torch.exp2(torch.randint(-4, 4, (rows * columns // 32, 1)).float())
+    codes = torch.randint(0, 256, (len(scales), 32 if kind == 8 else 16), dtype=torch.uint8)
+    raw = np.concatenate([scales.half().numpy().view(np.uint8), codes.numpy()], 1).tobytes()
+    write(path, fields, {**tensors, "token_embd.weight": (kind, (rows, columns), raw)})
+    expected = open_foreign(path)[1].layers["model.embed_tokens"].read().dequantize()
+    model, report = nybble.load_pretrained(path, act_bits=act_bits)
+    table, head = model.model.embed_tokens, model.lm_head
+    (row,) = [row for row in report.layers if "embed_tokens" in row.name or "lm_head" in row.name]
+    assert row.exact is (kind != 8 and (kind != 20 or act_bits == 16))  # 8 bits have one scale a row, books no integers
+    assert table.weight_id == head.weight_id
+    if row.exact:
+        assert torch.equal(table(TOKENS), expected[TOKENS])
+        assert head.layout == layout
+    assert torch.equal(table(TOKENS), head.dequantized_weight()[TOKENS])
+    hidden = torch.randn(3, columns)
+    close = torch.nn.functional.linear(hidden, head.dequantized_weight())
+    assert (head(hidden) - close).norm() < (1e-3 if act_bits == 16 else 0.05) * close.norm()
+    nybble.save(model, tmp_path / "own")
+    again = nybble.load(transformers.LlamaForCausalLM(model.config), tmp_path / "own").eval()
+    assert again.lm_head.weight_id == again.model.embed_tokens.weight_id
+    with torch.no_grad():
+        assert torch.equal(again(TOKENS).logits, model(TOKENS).logits)
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "qwen3"])

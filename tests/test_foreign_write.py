@@ -14,12 +14,13 @@ from torch import Tensor, nn
 import nybble
 from nybble.foreign import open_foreign
 from nybble.foreign.bits import pack_stream, unpack_stream
+from nybble.foreign.choose import choose
 from nybble.foreign.fit import fit
 from nybble.foreign.shards import Shards
 from nybble.foreign.tensors import Tensors
 from nybble.nn import Embedding, Linear, SparseLinear
 from nybble.weights.activations import ActScale
-from nybble.weights.rounding import QuantizedWeight, quantize_weight
+from nybble.weights.rounding import QuantizedWeight, dequantize_weight, quantize_weight
 from nybble.weights.scheme import Scheme
 
 pytest.importorskip("safetensors")
@@ -202,6 +203,9 @@ def test_what_is_written_is_the_same_weight(scheme: str, format: str, tmp_path: 
         noise = (written - mine).square().sum()
         assert row.sqnr_db == pytest.approx(10 * torch.log10(mine.square().sum() / noise).item(), abs=0.01)
         assert row.sqnr_db > 70
+    again = choose(opened.layers["0"].read(), 16)
+    assert again.why is None
+    assert torch.equal(dequantize_weight(again.quantized, again.scheme, mine.shape[1]), written)
     assert torch.equal(opened.parts["0.bias"].read(), model[0].bias)
     assert row.nbytes == opened.layers["0"].nbytes + 64
 

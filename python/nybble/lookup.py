@@ -145,7 +145,8 @@ def kernel_for(scheme: Scheme, layout: str | None, device: str) -> str:
     base = None if layout is None else split_layout(layout)[0]
     if compiled and (base is None or base in native.LOOKUP_LAYOUTS):
         return fastest("rows")
-    if base in (None, layouts.PLAIN):
+    row = layouts.find(layouts.PLAIN if base is None else base)
+    if row.rows is not None and row.device in (None, device):
         return REFERENCE
     raise ValueError(f"layout={layout!r}: no lookup reads it on {device}; must be {layouts.PLAIN!r}")
 
@@ -164,7 +165,7 @@ def _plan(scheme: str, layout: str, num_embeddings: int, embedding_dim: int, dev
     parsed = Scheme.parse(scheme)
     kernel = kernel_for(parsed, layout, device)
     if kernel == REFERENCE:
-        return EmbeddingReference(parsed, num_embeddings, embedding_dim, split_layout(layout)[1])
+        return EmbeddingReference(parsed, num_embeddings, embedding_dim, layout)
     return native.Lookup(kernel, parsed, num_embeddings, embedding_dim, layout)
 
 

@@ -95,17 +95,16 @@ def linear(
 
 
 class EmbeddingReference:
-    """Lookups in plain torch, called like native.Lookup. The weight has the layout plain."""
+    """Lookups in plain torch, called like native.Lookup. The weight has a layout with `rows`."""
 
-    def __init__(self, scheme: Scheme, out_features: int, in_features: int, form: Form = USUAL) -> None:
+    def __init__(self, scheme: Scheme, out_features: int, in_features: int, layout: str = layouts.PLAIN) -> None:
         self._shape = (scheme, out_features, in_features)
-        self._layout = form.of_layout(layouts.PLAIN)
+        self._layout = layout
 
     def __call__(self, packed: Tensor, ids: Tensor, out: Tensor) -> None:
         self._check(ids)
-        scheme, out_features, in_features = self._shape
-        parts = layouts.views(packed, self._layout, scheme, out_features, in_features)
-        rows = QuantizedWeight(**parts).rows(ids.reshape(-1))
+        scheme, _, in_features = self._shape
+        rows = layouts.find(self._layout).read_rows(packed, *self._shape, ids.reshape(-1))
         out.view(-1, in_features).copy_(dequantize_weight(rows, scheme, in_features))
 
     def bags(

@@ -16,6 +16,7 @@ from .fit import fit, keep_codes
 from .weight import ForeignWeight
 
 _AT_ONCE = 1 << 20  # weights that are rounded at a time
+_LITTLE = 30.0  # dB that rounding again to 8 bits always has
 
 
 class Chosen(NamedTuple):
@@ -35,11 +36,15 @@ def choose(weight: ForeignWeight, act_bits: int) -> Chosen:
     found = fit(weight, act_bits)
     if found.scheme is not None and found.quantized is not None:
         return Chosen(found.scheme, found.quantized, math.inf, None)
-    kept = keep_codes(weight, act_bits)
+    choices, kept = [], keep_codes(weight, act_bits)
     if kept.scheme is not None and kept.quantized is not None:
-        return Chosen(kept.scheme, kept.quantized, sqnr_db(weight.dequantize(), kept.quantized, kept.scheme), found.why)
-    eight = weight.bits > 4 or weight.shape[1] % 32 != 0
-    return _rounded(weight, Scheme(8, act_bits) if eight else Scheme(4, act_bits, 32, symmetric=False), found.why)
+        cost = sqnr_db(weight.dequantize(), kept.quantized, kept.scheme)
+        choices.append(Chosen(kept.scheme, kept.quantized, cost, found.why))
+    if not choices or choices[0].sqnr_db < _LITTLE:  # many codes were clipped
+        eight = weight.bits > 4 or weight.shape[1] % 32 != 0
+        scheme = Scheme(8, act_bits) if eight else Scheme(4, act_bits, 32, symmetric=False)
+        choices.append(_rounded(weight, scheme, found.why))
+    return max(choices, key=lambda one: one.sqnr_db)
 
 
 def _rounded(weight: ForeignWeight, scheme: Scheme, why: str | None) -> Chosen:

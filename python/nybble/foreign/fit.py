@@ -203,8 +203,10 @@ def _codes(weight: ForeignWeight, kind: WeightType) -> tuple[Tensor, Tensor | No
     if kind.zero_point is None:
         steps = codes - (weight.zero if isinstance(weight.zero, int) else weight.zero[:, columns])
         return torch.where(flips[:, columns], -steps, steps) + kind.middle, None
-    shift = 0 if not isinstance(weight.zero, int) else kind.middle - weight.zero
-    zeros = torch.full(weight.scale.shape, kind.middle) if isinstance(weight.zero, int) else weight.zero
-    codes, zeros = codes + shift, zeros.to(torch.int16)
+    if isinstance(weight.zero, int):
+        codes, zeros = codes + (kind.middle - weight.zero), torch.full(weight.scale.shape, kind.middle)
+    else:  # signed codes have signed zero points; both are counted from the lowest code on
+        shift = kind.middle if weight.codes.dtype == torch.int8 else 0
+        codes, zeros = codes + shift, weight.zero.to(torch.int16) + shift
     ends = kind.lowest + kind.highest
     return torch.where(flips[:, columns], ends - codes, codes), torch.where(flips, ends - zeros, zeros)

@@ -22,6 +22,8 @@ Sections = Callable[[Scheme, int, int], dict[str, Spec]]
 # (weight, scheme, in_features) -> the contents of each section, and the reverse.
 Fill = Callable[[QuantizedWeight, Scheme, int], dict[str, Tensor]]
 Collect = Callable[[dict[str, Tensor], Scheme, int, int], QuantizedWeight]
+# (sections, numbers of rows) -> the sections of a weight of these rows, for collect.
+Rows = Callable[[dict[str, Tensor], Tensor], dict[str, Tensor]]
 # (scheme, out_features, in_features) -> both as the layout pads them.
 Padded = Callable[[Scheme, int, int], tuple[int, int]]
 Pack = Callable[[QuantizedWeight, Scheme, int], Tensor]
@@ -50,6 +52,7 @@ class Layout:
         mask: the layout of sparse weights that kernels expand to this one, line by line; "": none.
         least_zeros: share of zeros from which this layout is faster than its alternatives.
         form: of the weights that it holds.
+        rows: finds some rows, for lookups in plain torch; None: those do not read the layout.
         of_form: makes the row for another form; None: it holds weights of this form only.
     """
 
@@ -64,6 +67,7 @@ class Layout:
     mask: str = ""
     least_zeros: float = 0.0
     form: Form = USUAL
+    rows: Rows | None = None
     of_form: Callable[[Form], Layout] | None = None
 
     def spec(self, scheme: Scheme, out_features: int, in_features: int) -> dict[str, Spec]:
@@ -123,6 +127,14 @@ class Layout:
         parts = self.views(packed, scheme, out_features, in_features)
         assert self.collect is not None, "sections come with collect"  # noqa: S101
         return self.collect(parts, scheme, out_features, in_features)
+
+    def read_rows(
+        self, packed: Tensor, scheme: Scheme, out_features: int, in_features: int, rows: Tensor
+    ) -> QuantizedWeight:
+        """Some rows of a packed weight, by their numbers (count,)."""
+        assert self.rows is not None and self.collect is not None, "of a layout whose rows are read"  # noqa: S101, PT018
+        parts = self.rows(self.views(packed, scheme, out_features, in_features), rows)
+        return self.collect(parts, scheme, len(rows), in_features)
 
     def _check_form(self, quantized: QuantizedWeight, scheme: Scheme) -> None:
         if Form.of(quantized.tensors(), scheme) != self.form:

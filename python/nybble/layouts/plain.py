@@ -22,12 +22,17 @@ def _collect(parts: dict[str, Tensor], scheme: Scheme, out_features: int, in_fea
     return QuantizedWeight(**{name: part.clone() for name, part in parts.items()})
 
 
+def _rows(parts: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+    return QuantizedWeight(**parts).rows(rows).tensors()
+
+
 def _sections(form: Form, scheme: Scheme, out_features: int, in_features: int) -> dict[str, Spec]:
     return portable_spec(scheme, out_features, in_features, form)
 
 
 def _layout(form: Form) -> Layout:
-    return Layout(form.of_layout(PLAIN), partial(_sections, form), _fill, _collect, form=form, of_form=_layout)
+    sections = partial(_sections, form)
+    return Layout(form.of_layout(PLAIN), sections, _fill, _collect, form=form, rows=_rows, of_form=_layout)
 
 
 LAYOUTS = (_layout(USUAL),)

@@ -125,6 +125,13 @@ def _collect(
     return QuantizedWeight(scheme.weight_type.pack(codes).contiguous(), **per_group, **whole)
 
 
+def _rows(parts: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+    """The sections of some rows, as tiles of one row."""
+    tile, lane = rows.long() // TILE_N, rows.long() % TILE_N
+    tiled = {name: parts[name][tile, :, lane].unsqueeze(2) for name in ("codes", *_PER_GROUP) if name in parts}
+    return tiled | {name: parts[name] for name in _WHOLE if name in parts}
+
+
 def _layout(name: str, word: int, mask: str, form: Form = USUAL) -> Layout:
     """A layout with `word` inputs in a 32-bit word."""
     return Layout(
@@ -138,6 +145,7 @@ def _layout(name: str, word: int, mask: str, form: Form = USUAL) -> Layout:
         device="cpu",
         mask=mask,
         form=form,
+        rows=_rows,
         of_form=partial(_layout, name, word, mask) if word == 8 else None,
     )
 
