@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..compiled.rounding import quantize_weight, sqnr_db
-from ..weights.rounding import QuantizedWeight
+from ..weights.rounding import QuantizedWeight, portable_spec
 from ..weights.scheme import Scheme
 from .fit import fit, keep_codes
 from .weight import ForeignWeight
@@ -49,14 +49,16 @@ def choose(weight: ForeignWeight, act_bits: int) -> Chosen:
 
 def _rounded(weight: ForeignWeight, scheme: Scheme, why: str | None) -> Chosen:
     """By some rows at a time, so that the whole weight is never there as floats."""
-    parts: list[QuantizedWeight] = []
+    spec, done = portable_spec(scheme, *weight.shape), 0
+    whole = QuantizedWeight(**{name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in spec.items()})
     signal = noise = 0.0
     for dense in _rows(weight):
-        parts.append(quantize_weight(dense, scheme))
+        part = quantize_weight(dense, scheme)
+        for name, tensor in whole.rows(slice(done, done + len(dense))).tensors().items():
+            tensor.copy_(part.tensors()[name])
+        done += len(dense)
         power = dense.square().sum(dtype=torch.float64).item()
-        signal, noise = signal + power, noise + power * 10 ** (-sqnr_db(dense, parts[-1], scheme) / 10)
-    named = [part.tensors() for part in parts]
-    whole = QuantizedWeight(**{name: torch.cat([part[name] for part in named]) for name in named[0]})
+        signal, noise = signal + power, noise + power * 10 ** (-sqnr_db(dense, part, scheme) / 10)
     return Chosen(scheme, whole, 10 * math.log10(signal / noise) if noise else math.inf, why)
 
 

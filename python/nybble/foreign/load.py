@@ -107,10 +107,11 @@ class _Loading:
         chosen = chosen._replace(scheme=scheme)
         bias = self._bias(f"{place.names[0]}.bias", place.modules[0], place.shape[0])
         sizes = read.nbytes, chosen.quantized.nbytes
+        row = (name, place.shape, weight.describe(), str(scheme), *sizes, chosen.sqnr_db, chosen.why, note)
+        del weight  # before the packed one is made
         put(self.model, place, chosen, bias, self.dtype, act)
         self.placed.update(place.names)
-        row = (name, place.shape, weight.describe(), str(scheme), *sizes, chosen.sqnr_db, chosen.why, note)
-        del weight, chosen
+        del chosen
         self._release()
         return ImportedLayer(*row)
 
