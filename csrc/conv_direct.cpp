@@ -9,6 +9,10 @@ namespace nybble {
 
 namespace {
 
+// Of the weights that no part of the columns divides: a tile of the kernel's registers at most, so that parts change no
+// result.
+constexpr int64_t kPartTiles = 4;
+
 int64_t blocks_of(int64_t count, int64_t of) { return (count + of - 1) / of; }
 
 // Outputs in lines of adjacent pixels, cut into segments: the last of a line overlaps the one before.
@@ -42,14 +46,14 @@ struct DirectCut {
 // so few that what they read and write stays in the cache.
 DirectCut cut_direct(const DirectRun& run, int64_t segments) {
   const ConvShape& s = run.call->shape;
-  const int64_t n = run.call->linear.shape.n, pairs = blocks_of(n, 2 * NYBBLE_TILE_N);
+  const int64_t n = run.call->linear.shape.n, most_parts = blocks_of(n, kPartTiles * NYBBLE_TILE_N);
   const int64_t x = s.channels * s.stride_height * s.stride_width;
   const int64_t y = n * (pixel_bytes(run.call->y_dtype()) + (run.call->residual.address ? 2 : 0));
   const int64_t most = std::max<int64_t>(caches().l2 / 4 / (NYBBLE_PIXELS * (x + y)), 2);
   const bool columns = run.workers > 1 && n * run.weight.k_padded > run.samples * s.height * s.width * s.channels;
   const int64_t few = columns ? segments : blocks_of(segments, 4 * run.workers);
   return {round_up(std::min(most, std::max<int64_t>(few, 1)), 2),
-          columns ? std::min<int64_t>(pairs, 2 * run.workers) : 1};
+          columns ? std::min<int64_t>(most_parts, 2 * run.workers) : 1};
 }
 
 // The place of pixel (y, x) of a sample of an image with n channels, in elements.
@@ -155,7 +159,7 @@ bool run_direct(const DirectRun& run, Team& team,
   const Lines lines = lines_of(*run.call);
   const int64_t all = run.samples * lines.count * lines.segments(), tiles = run.call->linear.shape.tiles();
   const DirectCut cut = cut_direct(run, all);
-  const int64_t pairs = blocks_of(tiles, 2);
+  const int64_t units = blocks_of(tiles, kPartTiles);
   bool ok = true;
   team.each(cut.parts * blocks_of(all, cut.segments), [&](int64_t item) {
     thread_local Scratch scratch;
@@ -178,8 +182,8 @@ bool run_direct(const DirectRun& run, Team& team,
     }
     args.segment = segments;
     args.segments = count;
-    args.tile_begin = pairs * part / cut.parts * 2;
-    args.tile_end = std::min(pairs * (part + 1) / cut.parts * 2, tiles);
+    args.tile_begin = units * part / cut.parts * kPartTiles;
+    args.tile_end = std::min(units * (part + 1) / cut.parts * kPartTiles, tiles);
     if (run.call->y_range.address) args.range = reinterpret_cast<NybbleRangeArgs*>(memory + bytes);
     const int64_t from = segments[0].sample, to = segments[count - 1].sample;
     if (args.range) std::fill(args.range + from, args.range + to + 1, NybbleRangeArgs{});

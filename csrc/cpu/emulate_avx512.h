@@ -207,6 +207,15 @@ inline __m256i cvtepi32_epi16(__m512i a) {
 inline __m128i cvtepi32_epi8(__m512i a) {
   return each<Lanes<uint8_t, __m128i>>([&](int i) { return static_cast<uint8_t>(U(a).v[i]); });
 }
+// Elements of half the width, with saturation: in each 16 bytes those of a, then those of b.
+template <class From, class To, class T>
+inline __m512i pack(__m512i a, __m512i b, int least, int most) {
+  constexpr int half = 8 / sizeof(T);
+  return each<To>([&](int i) {
+    const int one = From(i % (2 * half) < half ? a : b).v[i / (2 * half) * half + i % half];
+    return static_cast<T>(one < least ? least : one > most ? most : one);
+  });
+}
 inline __m512 cvtph_ps(__m256i a) {
   const __m256 halves[2] = {_mm256_cvtph_ps(_mm256_castsi256_si128(a)),
                             _mm256_cvtph_ps(_mm256_extracti128_si256(a, 1))};
@@ -334,6 +343,8 @@ inline __m512 dpbf16_ps(__m512 acc, __m512bh a, __m512bh b) {
 #define _mm_maskz_loadu_epi8 emulated::maskz_loadu_epi8
 #define _mm512_cvtepi32_epi16 emulated::cvtepi32_epi16
 #define _mm512_cvtepi32_epi8 emulated::cvtepi32_epi8
+#define _mm512_packs_epi32(a, b) emulated::pack<emulated::I, emulated::S, int16_t>(a, b, -32768, 32767)
+#define _mm512_packus_epi16(a, b) emulated::pack<emulated::S, emulated::B, uint8_t>(a, b, 0, 255)
 #define _mm512_cvtph_ps emulated::cvtph_ps
 #undef _mm512_cvtps_ph
 #define _mm512_cvtps_ph(a, rounding) emulated::cvtps_ph(a)

@@ -14,22 +14,31 @@ namespace {
 constexpr int kDirectVectors = kRegisters >= 32 ? 2 : 1;  // beside two segments
 constexpr int64_t kAheadBytes = 1024;                     // of weights that are prefetched
 
-using TileWaiting = Waiting<kDirectVectors>;
+// As dot_u8s8, of a vector in memory.
+NYBBLE_INLINE void dot_u8s8_at(VI& acc, VI u, const uint8_t* s) {
+#if defined(__GNUC__) && !defined(__clang__) && !defined(NYBBLE_EMULATE)
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(u), "m"(*reinterpret_cast<const uint8_t (*)[sizeof(VI)]>(s)));
+#else
+  dot_u8s8(acc, u, vi_load(s));
+#endif
+}
 
-// Adds the products of `words` words of each patch, and after each of them calls step(). x advances by them, as w.
+// Adds the products of `words` words of each patch, and after each of them calls step(). x advances by them, as w,
+// whose vectors are `tile` bytes apart. Four vectors fill the registers: the last one is read where it lies.
 template <int S, int V, class Step>
 NYBBLE_INLINE void add_words(VI (&acc)[S][kPixels][V], const uint8_t* (&x)[S], int64_t position, int64_t words,
-                             const uint8_t* (&w)[V], const Step& step) {
+                             const uint8_t*& w, int64_t tile, const Step& step) {
+  constexpr int kHeld = V < 4 ? V : 3;
   // Hidden from the compiler, which would keep an address for each place.
-  int64_t third = 3 * position, fifth = 5 * position;
-  __asm__("" : "+r"(third), "+r"(fifth));
+  int64_t third = 3 * position, fifth = 5 * position, last = 3 * tile;
+  __asm__("" : "+r"(third), "+r"(fifth), "+r"(last));
   for (; words > 0; words--) {
-    VI codes[V];
+    const uint8_t* from[] = {w, w + tile, w + 2 * tile, w + last};
+    VI codes[kHeld];
 #pragma GCC unroll 4
-    for (int v = 0; v < V; v++) {
-      codes[v] = vi_load(w[v]);
-      __builtin_prefetch(w[v] + kAheadBytes);
-      w[v] += kLine;
+    for (int v = 0; v < kHeld; v++) {
+      codes[v] = vi_load(from[v]);
+      __builtin_prefetch(from[v] + kAheadBytes);
     }
 #pragma GCC unroll 2
     for (int s = 0; s < S; s++) {
@@ -40,23 +49,27 @@ NYBBLE_INLINE void add_words(VI (&acc)[S][kPixels][V], const uint8_t* (&x)[S], i
       for (int i = 0; i < kPixels; i++) {
         const VI word = word_at(at[i]);
 #pragma GCC unroll 4
-        for (int v = 0; v < V; v++) dot_u8s8(acc[s][i][v], word, codes[v]);
+        for (int v = 0; v < kHeld; v++) dot_u8s8(acc[s][i][v], word, codes[v]);
+        if constexpr (V > kHeld) dot_u8s8_at(acc[s][i][kHeld], word, from[kHeld]);
       }
       x[s] += 4;
     }
+    if (V > kHeld) __builtin_prefetch(from[kHeld] + kAheadBytes);
+    w += kLine;
     step();
   }
 }
 
 // The sums of S segments and V * W columns; writes what waits.
-template <int S, int V, int kAdd>
+template <int S, int V, int kAdd, class Waits>
 NYBBLE_INLINE void direct_sums(const NybbleDirectArgs& a, const NybbleSegment* segment, int64_t column,
-                               VI (&acc)[S][kPixels][V], TileWaiting& waiting, const Codes& how) {
-  const uint8_t* w[V];
+                               VI (&acc)[S][kPixels][V], Waits& waiting, const Codes& how) {
+  const uint8_t* w = a.codes + column / NYBBLE_TILE_N * NYBBLE_TILE_N * a.k_padded + column % NYBBLE_TILE_N * 4;
+  // From W columns to the next ones: those of a tile lie side by side.
+  const int64_t tile = W < NYBBLE_TILE_N ? W * 4 : NYBBLE_TILE_N * a.k_padded;
 #pragma GCC unroll 4
   for (int v = 0; v < V; v++) {
     const int64_t at = column + v * W;
-    w[v] = a.codes + at / NYBBLE_TILE_N * NYBBLE_TILE_N * a.k_padded + at % NYBBLE_TILE_N * 4;
 #pragma GCC unroll 2
     for (int s = 0; s < S; s++) {
       const int32_t zero = a.y_dtype == NYBBLE_S32 ? 128 : segment[s].zero;
@@ -73,13 +86,13 @@ NYBBLE_INLINE void direct_sums(const NybbleDirectArgs& a, const NybbleSegment* s
     if (kAdd != kNever && waiting.next < waiting.count) {
       const int64_t left = waiting.count - waiting.next, first = words < left ? words : left;
       words -= first;
-      add_words<S, V>(acc, x, a.position, first, w,
-                      [&]() __attribute__((always_inline)) { TileWaiting::write<kAdd>(waiting, how); });
+      add_words<S, V>(acc, x, a.position, first, w, tile,
+                      [&]() __attribute__((always_inline)) { Waits::template write<kAdd>(waiting, how); });
     }
-    add_words<S, V>(acc, x, a.position, words, w, []() __attribute__((always_inline)) {});
+    add_words<S, V>(acc, x, a.position, words, w, tile, []() __attribute__((always_inline)) {});
   }
   if (kAdd == kNever) return;
-  while (waiting.next < waiting.count) TileWaiting::write<kAdd>(waiting, how);
+  while (waiting.next < waiting.count) Waits::template write<kAdd>(waiting, how);
   waiting.next = waiting.count = 0;
 }
 
@@ -252,35 +265,39 @@ inline void prefetch_outputs(const NybbleDirectArgs& a, const NybbleSegment& seg
 }
 
 // S segments and V * W columns, whose outputs wait.
-template <int S, int kAdd>
+template <int S, int V, int kAdd, class Waits>
 inline void waiting_tile(const NybbleDirectArgs& a, const NybbleSegment* segment, int64_t column, Finisher& finish,
-                         TileWaiting& waiting) {
-  constexpr int V = kDirectVectors;
+                         Waits& waiting) {
   VI acc[S][kPixels][V];
   if (kAdd == kProduct) {
     const NybbleSegment* other = a.more->segment + (segment - a.segment);
     direct_sums<S, V, kAdd>(*a.more, other, column, acc, waiting, finish.codes());
 #pragma GCC unroll 2
     for (int s = 0; s < S; s++)
-      TileWaiting::put_product(waiting, s, *a.more, finish.codes(), other[s], column, acc[s],
-                               finish.poison_of(segment[s]));
+      Waits::put_product(waiting, s, *a.more, finish.codes(), other[s], column, acc[s], finish.poison_of(segment[s]));
   }
   direct_sums<S, V, kAdd>(a, segment, column, acc, waiting, finish.codes());
+  if constexpr (V == 4) {
+    Waits::template finish<kAdd>(waiting, a, finish.codes(), *segment, column, acc[0], finish.poison_of(*segment));
+  } else {
 #pragma GCC unroll 2
-  for (int s = 0; s < S; s++)
-    TileWaiting::put<kAdd>(waiting, s, a, finish.codes(), segment[s], column, acc[s], finish.poison_of(segment[s]));
+    for (int s = 0; s < S; s++)
+      Waits::template put<kAdd>(waiting, s, a, finish.codes(), segment[s], column, acc[s],
+                                finish.poison_of(segment[s]));
+  }
 }
 
 // S segments and columns [column, end): V * W at a time, then fewer.
-template <int S, int V, int kAdd>
+template <int S, int V, int kAdd, class Waits>
 inline void direct_columns(const NybbleDirectArgs& a, const NybbleSegment* segment, int64_t column, int64_t end,
-                           Finisher& finish, TileWaiting& waiting) {
+                           Finisher& finish, Waits& waiting) {
   for (; column + V * W <= end; column += V * W) {
     for (int s = 0; s < S; s++) prefetch_outputs(a, segment[s], column);
-    if (kAdd != kNever && V == kDirectVectors && column + V * W <= a.n) {
-      waiting_tile<S, kAdd>(a, segment, column, finish, waiting);
-      continue;
-    }
+    if constexpr (kAdd != kNever && V == Waits::kVectors)
+      if (column + V * W <= a.n) {
+        waiting_tile<S, V, kAdd>(a, segment, column, finish, waiting);
+        continue;
+      }
     VI acc[S][kPixels][V];
     direct_sums<S, V, kNever>(a, segment, column, acc, waiting, finish.codes());
     Finisher::tile<S, V>(finish, segment, column, acc);
@@ -297,19 +314,30 @@ inline int64_t columns_at_a_time(const NybbleDirectArgs& a) {
 }
 
 // All segments and columns.
-template <int kAdd>
+template <int kAdd, int S, int V>
 inline void direct_all(const NybbleDirectArgs& a, Finisher& finish) {
   const int64_t end = a.tile_end * NYBBLE_TILE_N, step = columns_at_a_time(a);
-  TileWaiting waiting;
+  Waiting<S, V> waiting;
   for (int64_t column = a.tile_begin * NYBBLE_TILE_N; column < end; column += step) {
     const int64_t to = column + step < end ? column + step : end;
     int64_t i = 0;
-    for (; i + 2 <= a.segments; i += 2)
-      direct_columns<2, kDirectVectors, kAdd>(a, a.segment + i, column, to, finish, waiting);
-    if (i < a.segments) direct_columns<1, kDirectVectors, kAdd>(a, a.segment + i, column, to, finish, waiting);
+    for (; i + S <= a.segments; i += S) direct_columns<S, V, kAdd>(a, a.segment + i, column, to, finish, waiting);
+    if (i < a.segments) direct_columns<1, V, kAdd>(a, a.segment + i, column, to, finish, waiting);
   }
   if (kAdd == kNever) return;
-  while (waiting.next < waiting.count) TileWaiting::write<kAdd>(waiting, finish.codes());
+  while (waiting.next < waiting.count) Waiting<S, V>::template write<kAdd>(waiting, finish.codes());
+}
+
+// Whether tiles are one segment by four vectors, which have fewer instructions beside the multiplies than two segments
+// by two vectors: then outputs need not wait.
+inline bool is_wide(const NybbleDirectArgs& a, const Codes& how) {
+  return kDirectVectors == 2 && how.saturates && a.n % (4 * W) == 0;
+}
+
+template <int kAdd>
+inline void direct_waiting(const NybbleDirectArgs& a, Finisher& finish) {
+  if (is_wide(a, finish.codes())) return direct_all<kAdd, 1, 4>(a, finish);
+  direct_all<kAdd, 2, kDirectVectors>(a, finish);
 }
 
 inline NybbleStatus direct(const NybbleDirectArgs* a) {
@@ -319,13 +347,13 @@ inline NybbleStatus direct(const NybbleDirectArgs* a) {
     for (int64_t tile = a->tile_begin; tile < a->tile_end; tile += kLanes)
       direct_channels(*a, tile * NYBBLE_TILE_N, finish);
   } else if (!finish.codes().serves) {
-    direct_all<kNever>(*a, finish);
+    direct_all<kNever, 2, kDirectVectors>(*a, finish);
   } else if (a->more) {
-    direct_all<kProduct>(*a, finish);
+    direct_waiting<kProduct>(*a, finish);
   } else if (a->residual) {
-    direct_all<kCodes>(*a, finish);
+    direct_waiting<kCodes>(*a, finish);
   } else {
-    direct_all<kNothing>(*a, finish);
+    direct_waiting<kNothing>(*a, finish);
   }
   return NYBBLE_OK;
 }

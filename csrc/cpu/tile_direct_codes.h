@@ -50,7 +50,7 @@ struct Recoding {
 
 // How sums become codes a vector at a time, without a branch.
 struct Codes {
-  bool serves;
+  bool serves, saturates;  // saturates: the bounds are those of a byte, or lower
   float inverse, shift;
   VF lowest, highest, factor;
   explicit Codes(const NybbleDirectArgs& a)
@@ -62,6 +62,7 @@ struct Codes {
     lowest = vf_set1(a.act == NYBBLE_ACT_RELU ? shift : 0.0f);
     highest = vf_set1(most < 255.0f ? most : 255.0f);
     factor = vf_set1(step);
+    saturates = a.act == NYBBLE_ACT_IDENTITY || shift == 0.0f;
     if (a.residual) shift -= (128.0f + static_cast<float>(a.residual_zero)) * step;
   }
 };
@@ -80,11 +81,36 @@ NYBBLE_INLINE VF add_bias(const NybbleDirectArgs& a, const Codes& how, int64_t c
   return vf_fma(bias, vf_set1(how.inverse), to);
 }
 
+// Four vectors, one after the other, bounded by 0 and 255.
+NYBBLE_INLINE void store_bytes(uint8_t* to, const VI (&a)[4]) {
+  static const int32_t kOrder[] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
+  const VI bytes = _mm512_packus_epi16(_mm512_packs_epi32(a[0], a[1]), _mm512_packs_epi32(a[2], a[3]));
+  vi_store(to, vi_of_bits(_mm512_permutexvar_ps(vi_load(kOrder), vf_of_bits(bytes))));
+}
+
+// The codes of V * W columns of a pixel.
+template <int V, int kAdd, class Sum>
+NYBBLE_INLINE void write_pixel(const Codes& how, const Sum& sum, const VF (&scale)[V], const float* bias,
+                               const void* added, uint8_t* y) {
+  VI codes[V];
+#pragma GCC unroll 4
+  for (int v = 0; v < V; v++) {
+    VF value = vf_fma(vf_of_int(sum(v)), scale[v], vf_load(bias + v * W));
+    if (kAdd == kCodes)
+      value = vf_fma(vf_of_int(vi_load_u8(static_cast<const uint8_t*>(added) + v * W)), how.factor, value);
+    if (kAdd == kProduct) value = vf_add(value, vf_load(static_cast<const float*>(added) + v * W));
+    if (V < 4) value = vf_max(value, how.lowest);
+    codes[v] = vi_round(vf_min(value, how.highest));
+    if (V < 4) vi_store_u8(y + v * W, codes[v]);
+  }
+  if constexpr (V == 4) store_bytes(y, codes);
+}
+
 // The outputs of a tile that wait: they are written, a pixel at a time, while the next tile is multiplied, whose
 // multiplies leave room for that.
-template <int V>
+template <int S, int V>
 struct Waiting {
-  static constexpr int kMost = 2 * kPixels;
+  static constexpr int kSegments = S, kVectors = V, kMost = S * kPixels;
   struct Pixel {
     const int32_t* sums;   // [V * W]
     const float* factors;  // scale, then bias, [V * W] each
@@ -92,7 +118,7 @@ struct Waiting {
     const void* added;  // codes, or the other product, float [V * W]
   };
   alignas(64) int32_t sums[kMost * V * W];
-  alignas(64) float factors[2 * 2 * V * W];
+  alignas(64) float factors[S * 2 * V * W];
   alignas(64) float product[kMost * V * W];
   Pixel pixel[kMost];
   int64_t next = 0, count = 0;
@@ -100,22 +126,18 @@ struct Waiting {
   template <int kAdd>
   NYBBLE_INLINE void write(Waiting& to, const Codes& how) {
     const Pixel& p = to.pixel[to.next++];
+    VF scale[V];
 #pragma GCC unroll 4
-    for (int v = 0; v < V; v++) {
-      VF value =
-          vf_fma(vf_of_int(vi_load(p.sums + v * W)), vf_load(p.factors + v * W), vf_load(p.factors + (V + v) * W));
-      if (kAdd == kCodes)
-        value = vf_fma(vf_of_int(vi_load_u8(static_cast<const uint8_t*>(p.added) + v * W)), how.factor, value);
-      if (kAdd == kProduct) value = vf_add(value, vf_load(static_cast<const float*>(p.added) + v * W));
-      vi_store_u8(p.y + v * W, vi_round(vf_min(vf_max(value, how.lowest), how.highest)));
-    }
+    for (int v = 0; v < V; v++) scale[v] = vf_load(p.factors + v * W);
+    write_pixel<V, kAdd>(
+        how, [&](int v) __attribute__((always_inline)) { return vi_load(p.sums + v * W); }, scale, p.factors + V * W,
+        p.added, p.y);
   }
 
-  // Notes the outputs of segment s of a tile, and the sums of its pixels; scales and biases that make values that are
-  // NaN or Inf are noted in `poison`.
+  // The scales and biases of segment s; those that make values that are NaN or Inf are noted in `poison`.
   template <int kAdd>
-  NYBBLE_INLINE void put(Waiting& to, int s, const NybbleDirectArgs& a, const Codes& how, const NybbleSegment& segment,
-                         int64_t column, const VI (&acc)[kPixels][V], VF& poison) {
+  NYBBLE_INLINE void put_factors(Waiting& to, int s, const NybbleDirectArgs& a, const Codes& how,
+                                 const NybbleSegment& segment, int64_t column, VF& poison) {
     const VF none = vf_set1(0.0f), largest = vf_set1(0x1p31f);
     float* factors = to.factors + s * 2 * V * W;
 #pragma GCC unroll 4
@@ -127,9 +149,39 @@ struct Waiting {
       poison = vf_fma(vf_fma(scale, largest, bias), none, poison);
       vf_store(factors + v * W, scale);
       vf_store(factors + (V + v) * W, bias);
+    }
+  }
+
+  // Writes the outputs of a segment at once.
+  template <int kAdd>
+  NYBBLE_INLINE void finish(Waiting& to, const NybbleDirectArgs& a, const Codes& how, const NybbleSegment& segment,
+                            int64_t column, const VI (&acc)[kPixels][V], VF& poison) {
+    put_factors<kAdd>(to, 0, a, how, segment, column, poison);
+    VF scale[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) scale[v] = vf_load(to.factors + v * W);
+    uint8_t* y = static_cast<uint8_t*>(a.y) + segment.y + column;
+    const uint8_t* added = static_cast<const uint8_t*>(a.residual);
+    if (kAdd == kCodes) added += segment.residual + column;
+#pragma GCC unroll 8
+    for (int i = 0; i < kPixels; i++, y += a.n, added += a.n) {
+      if (i < segment.skip) continue;
+      write_pixel<V, kAdd>(
+          how, [&](int v) __attribute__((always_inline)) { return acc[i][v]; }, scale, to.factors + V * W,
+          kAdd == kProduct ? static_cast<const void*>(to.product + i * V * W) : added, y);
+    }
+  }
+
+  // Notes the outputs of segment s of a tile, and the sums of its pixels.
+  template <int kAdd>
+  NYBBLE_INLINE void put(Waiting& to, int s, const NybbleDirectArgs& a, const Codes& how, const NybbleSegment& segment,
+                         int64_t column, const VI (&acc)[kPixels][V], VF& poison) {
+    put_factors<kAdd>(to, s, a, how, segment, column, poison);
+    const float* factors = to.factors + s * 2 * V * W;
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++)
 #pragma GCC unroll 8
       for (int i = 0; i < kPixels; i++) vi_store(to.sums + ((s * kPixels + i) * V + v) * W, acc[i][v]);
-    }
     uint8_t* y = static_cast<uint8_t*>(a.y) + segment.y + column;
     const uint8_t* added = static_cast<const uint8_t*>(a.residual);
     if (kAdd == kCodes) added += segment.residual + column;
