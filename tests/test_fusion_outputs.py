@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 
 import pytest
 import torch
+from torch import nn
 
+import nybble
 from nybble.fusion.outputs import _KEPT, empty
 
 ROWS, WIDTH = 256, 512  # of float32: more than the allocator keeps itself
@@ -51,3 +55,21 @@ def test_small_ones_are_left_to_the_allocator():
     y = empty(4, 8, torch.float32)
     assert y.shape == (4, 8)
     assert not y._is_view()
+
+
+def test_a_call_leaves_nothing_for_the_garbage_collection():
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True).eval()
+    nybble.quantize(model, "w8a8", goal="memory")
+    report = nybble.fuse(model, [torch.randn(2, 8, 64)], goal="always")
+    assert len(report.chains) == 1
+    x = torch.randn(2, 8, 64)
+    gc.disable()
+    try:
+        with torch.no_grad():
+            y = model(x)
+        refs = [weakref.ref(x), weakref.ref(y)]
+        del x, y
+        assert [one() for one in refs] == [None, None]
+    finally:
+        gc.enable()

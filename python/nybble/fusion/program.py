@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .arguments import get
+from .arguments import Arguments, get
 from .forms import Applied, Explanation, Given, Record, outputs_of
 from .nodes import (
     Activate,
@@ -86,19 +86,7 @@ class Program:
     ) -> Any:
         """The result of a call from the rows of its outputs."""
         shape = (batch, length) if self.explanation.dims == 3 else (length,)
-
-        def part(form: Any) -> Any:
-            if isinstance(form, tuple):
-                return tuple([part(one) for one in form])
-            if isinstance(form, Record):
-                return form.make(**{key: part(one) for key, one in form.fields})
-            if isinstance(form, Given):
-                return form.value if form.path is None else get(form.path, args, kwargs)
-            ref, rows = form.ref, values[form.ref.node]
-            value = (rows if ref.whole else rows[:, ref.offset : ref.offset + ref.width]).view(*shape, ref.width)
-            return form.module(value) if isinstance(form, Applied) else value
-
-        return part(self.explanation.result)
+        return _part(self.explanation.result, values, shape, (args, kwargs))
 
     def forget(self) -> None:
         """Frees the values that were watched; their shapes and dtypes stay."""
@@ -115,6 +103,21 @@ class Program:
         """The steps in words, such as "4 linears, 1 attention, 2 norms"."""
         counts = Counter(_WORDS[type(node)] for node in self.explanation.nodes if type(node) in _WORDS)
         return ", ".join(f"{counts[word]} {word}{'s' if counts[word] > 1 else ''}" for word in _ORDER if counts[word])
+
+
+# Not a function inside `result` that calls itself: one would refer to itself, and so keep what a call reads and returns
+# until the next garbage collection.
+def _part(form: Any, values: dict[Node, Tensor], shape: tuple[int, ...], given: Arguments) -> Any:
+    """A part of the result of a call."""
+    if isinstance(form, tuple):
+        return tuple([_part(one, values, shape, given) for one in form])
+    if isinstance(form, Record):
+        return form.make(**{key: _part(one, values, shape, given) for key, one in form.fields})
+    if isinstance(form, Given):
+        return form.value if form.path is None else get(form.path, *given)
+    ref, rows = form.ref, values[form.ref.node]
+    value = (rows if ref.whole else rows[:, ref.offset : ref.offset + ref.width]).view(*shape, ref.width)
+    return form.module(value) if isinstance(form, Applied) else value
 
 
 _WORDS: dict[type[Node], str] = {
