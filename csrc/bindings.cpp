@@ -5,6 +5,7 @@
 #include "blocking.h"
 #include "chain_steps.h"
 #include "cpu_features.h"
+#include "huge_pages.h"
 #include "parallel.h"
 #include "portable.h"
 #include "probe.h"
@@ -220,6 +221,10 @@ PYBIND11_MODULE(_C, m) {
     uint8_t* to = bytes_of(packed, sections_of(s).total, "packed");
     py::gil_scoped_release release;
     pack(s, from, to, threads);
+  });
+  m.def("use_huge_pages", [](const std::vector<Pair>& memory) {
+    py::gil_scoped_release release;
+    use_huge_pages(memory);
   });
   m.def("unpack", [](const WeightShape& s, const Pair& packed, const Pair& qweight, const Pair& scale,
                      const Pair& zero_point, const Pair& minimum, const Pair& order, const Pair& book, int threads) {

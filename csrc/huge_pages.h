@@ -5,22 +5,31 @@
 #include <sys/mman.h>
 #endif
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <utility>
+#include <vector>
 
 namespace nybble {
 
-// Moves memory that was written, and will be read again and again, to huge pages, with what else is on them. Nothing
-// but speed changes, and the system may refuse.
-inline void use_huge_pages([[maybe_unused]] const void* data, [[maybe_unused]] size_t bytes) {
+// Moves memory (address, bytes) that was written, and will be read again and again, to huge pages, with what else is on
+// them. Nothing but speed changes, and the system may refuse. Each call of the system waits for all cores: there is one
+// for a run of neighbouring pages.
+inline void use_huge_pages([[maybe_unused]] const std::vector<std::pair<uintptr_t, size_t>>& memory) {
 #if defined(__linux__)
   constexpr uintptr_t kHuge = uintptr_t{2} << 20;
   constexpr size_t kLeast = size_t{1} << 17;  // less is not worth a call
   constexpr int kCollapse = 25;               // MADV_COLLAPSE, which older headers lack
-  if (bytes < kLeast) return;
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(data) / kHuge * kHuge;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes + kHuge - 1) / kHuge * kHuge;
-  madvise(reinterpret_cast<void*>(begin), end - begin, kCollapse);
+  std::vector<std::pair<uintptr_t, uintptr_t>> runs;
+  for (const auto& [address, bytes] : memory)
+    if (bytes >= kLeast) runs.emplace_back(address / kHuge * kHuge, (address + bytes + kHuge - 1) / kHuge * kHuge);
+  std::sort(runs.begin(), runs.end());
+  for (size_t i = 0; i < runs.size();) {
+    auto [begin, end] = runs[i];
+    for (i++; i < runs.size() && runs[i].first <= end; i++) end = std::max(end, runs[i].second);
+    madvise(reinterpret_cast<void*>(begin), end - begin, kCollapse);
+  }
 #endif
 }
 

@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "abi.h"
-#include "huge_pages.h"
 #include "parallel.h"
 
 namespace nybble {
@@ -275,7 +274,6 @@ void pack(const WeightShape& shape, const Portable& from, uint8_t* to, int threa
   parallel_for(shape.tiles(), usable_threads(threads), [&](int64_t tile) { pack_tile(shape, at, from, to, tile); });
   if (shape.ordered) std::memcpy(to + at.order, from.order, shape.order_bytes());
   if (shape.book) std::memcpy(to + at.book, from.book, shape.book_bytes());
-  use_huge_pages(to, at.total);
 }
 
 void unpack(const WeightShape& shape, const uint8_t* from, const Portable& to, int threads) {

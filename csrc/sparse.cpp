@@ -7,7 +7,6 @@
 #include <string>
 
 #include "abi.h"
-#include "huge_pages.h"
 #include "parallel.h"
 #include "portable.h"
 
@@ -112,7 +111,6 @@ void SparsePack::write(uint8_t* to) const {
   if (shape_.form == Form::mask) write_mask(to);
   if (shape_.form == Form::gather) write_gather(to);
   if (shape_.form == Form::blocks) write_blocks(to);
-  use_huge_pages(to, bytes());
 }
 
 void SparsePack::plan_mask() {

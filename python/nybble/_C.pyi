@@ -100,6 +100,7 @@ def pack(
     packed: _Memory,
     threads: int,
 ) -> None: ...
+def use_huge_pages(memory: list[_Memory]) -> None: ...
 def unpack(
     shape: WeightShape,
     packed: _Memory,

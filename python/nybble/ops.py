@@ -6,6 +6,7 @@ dense weight, for gradients.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad, profiler
 from torch.compiler import is_compiling
 
-from . import layouts
+from . import layouts, native
 from .dispatch.selection import layout_for, part_plan, plan_for
 from .dispatch.spec import FLOATS
 from .weights.activations import ActScale, split
@@ -58,6 +59,11 @@ def pack_as(quantized: QuantizedWeight, layout: str, scheme: Scheme, in_features
 def unpack(packed: Tensor, layout: str, scheme: Scheme, out_features: int, in_features: int) -> QuantizedWeight:
     """The portable weight of a packed one; the exact inverse of pack. activations.split has the static scale."""
     return layouts.find(layout).unpack(split(packed, scheme)[1], scheme, out_features, in_features)
+
+
+def settle(packed: Iterable[Tensor]) -> None:
+    """Make reading packed weights fast where they lie now: see native.use_huge_pages."""
+    native.use_huge_pages(weight for weight in packed if weight.device.type == "cpu")
 
 
 def linear(

@@ -12,6 +12,9 @@ from torch import nn
 # The other modules of this package are imported where they are used, to keep `import nybble` fast.
 from .files import INDEX, Digest, digest, read_index, replace_checkpoint
 
+# Bytes of a model from which huge pages are worth the time that the system takes for them: less lies in caches.
+_LEAST_SETTLED = 32 << 20
+
 
 def detect(directory: Path) -> bool:
     """Whether the index is there, in whatever state."""
@@ -65,6 +68,7 @@ def load(model: nn.Module, directory: Path) -> None:
     """
     from ..fusion.block import fuse_again
     from ..model.opened import opened
+    from ..nn.packing import settle_all
     from .index import parse_index
     from .model import index_limit
     from .restore import Restore
@@ -84,6 +88,8 @@ def load(model: nn.Module, directory: Path) -> None:
         with while_checking(path, index):
             read = stack.enter_context(open_tensors(path, restore.stored_specs()))
             restore.read_values(read)
-        restore.fill(read)
+            restore.fill(read)
+        if sum(layer.nbytes for layer in restore.new.values()) >= _LEAST_SETTLED:
+            settle_all(restore.new.values())  # when the hash no longer needs a core
         restore.apply()
     fuse_again(model, index.fused, index.fused_int8)

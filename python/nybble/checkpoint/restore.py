@@ -139,7 +139,8 @@ class Restore:
             except ValueError as error:
                 raise CheckpointError(f"{entry.name}.{error}") from error
             device = _device(old)
-            new.hold(QuantizedWeight(**{key: part.to(device) for key, part in quantized.tensors().items()}), act)
+            parts = {key: part.to(device) for key, part in quantized.tensors().items()}
+            new.hold(QuantizedWeight(**parts), act, settle=False)
 
     def map(self, read: Callable[[str], Tensor]) -> None:
         """In place of ``fill``: the new layers hold the tensors themselves, neither packed nor checked."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad as zero_pad
 
 from ..weights.form import USUAL, Form
 from ..weights.rounding import QuantizedWeight
@@ -114,13 +113,17 @@ class Layout:
     def pack_sections(self, quantized: QuantizedWeight, scheme: Scheme, in_features: int) -> Tensor:
         """The packed weight by the definition in torch."""
         self._check_form(quantized, scheme)
-        spec = self.spec(scheme, quantized.qweight.shape[0], in_features)
+        rows = quantized.qweight.shape[0]
+        spec, begin = self.spec(scheme, rows, in_features), self.offsets(scheme, rows, in_features)
         assert self.fill is not None, "sections come with fill"  # noqa: S101
-        filled, parts = self.fill(quantized, scheme, in_features), []
+        filled = self.fill(quantized, scheme, in_features)
+        packed = quantized.qweight.new_empty(begin[""], dtype=torch.uint8)
         for name, (shape, dtype) in spec.items():
             section = filled[name].to(dtype).reshape(shape).contiguous().view(-1).view(torch.uint8)
-            parts.append(zero_pad(section, (0, -section.numel() % ALIGNMENT)))
-        return torch.cat(parts)
+            end = begin[name] + section.numel()
+            packed[begin[name] : end] = section
+            packed[end : round_up(end, ALIGNMENT)] = 0
+        return packed
 
     def unpack_sections(self, packed: Tensor, scheme: Scheme, out_features: int, in_features: int) -> QuantizedWeight:
         """The inverse of pack_sections."""

@@ -28,6 +28,7 @@ from .weights import (
     rounds,
     squared_sums,
     unpack,
+    use_huge_pages,
     weight_shape,
 )
 
@@ -77,6 +78,7 @@ __all__ = [
     "table",
     "to_bitmask",
     "unpack",
+    "use_huge_pages",
     "vector",
     "weight_shape",
 ]

@@ -12,7 +12,7 @@ from .. import _C, __version__
 if _C.version != __version__:
     raise ImportError(f"nybble {__version__} found a compiled extension of version {_C.version}: reinstall it")
 
-DTYPES = {
+DTYPES: dict[torch.dtype, int] = {
     torch.float32: _C.F32,
     torch.bfloat16: _C.BF16,
     torch.float16: _C.F16,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -151,6 +153,12 @@ def pack(quantized: QuantizedWeight, scheme: Scheme, in_features: int, layout: s
     packed = torch.empty(sparse.nbytes, dtype=torch.uint8)
     sparse.write(memory(packed))
     return packed
+
+
+def use_huge_pages(tensors: Iterable[Tensor]) -> None:
+    """Moves tensors of the CPU to huge pages, where the system has them: kernels then wait less for addresses of pages.
+    The system waits for all cores meanwhile, so this is best called for many, and when the cores are idle."""
+    _C.use_huge_pages([memory(tensor) for tensor in tensors])
 
 
 def unpack(

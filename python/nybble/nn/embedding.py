@@ -47,6 +47,7 @@ class _Table(QuantizedModule):
     """Rows of an integer weight (num_embeddings, embedding_dim) by their numbers."""
 
     takes_rows: ClassVar[bool] = False
+    reads_all: ClassVar[bool] = False
     multiplies: ClassVar[bool] = False
 
     def __init__(

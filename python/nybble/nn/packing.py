@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 import torch
@@ -24,6 +24,12 @@ _AT_ONCE = 1 << 22  # weights that are dequantized at a time
 # One lock for all modules: the first call of a module, from any thread, exchanges its portable tensors for the packed
 # weight.
 _lock = threading.RLock()
+
+
+def settle_all(modules: Iterable[PackedModule]) -> None:
+    """Make reading the packed weights of modules fast where they lie in memory. Changes nothing but speed."""
+    with lock():
+        ops.settle(module.packed for module in modules if module.reads_all and module.packed is not None)
 
 
 def lock() -> threading.RLock:
@@ -65,6 +71,8 @@ class PackedModule(nn.Module):
     is_sparse: ClassVar[bool] = False
     # Whether the columns of its weight may be in an order of their own.
     takes_order: ClassVar[bool] = False
+    # Whether a call reads all of the weight, which then gains from huge pages.
+    reads_all: ClassVar[bool] = True
     sparsity_rule: ClassVar[str] = "a sparse scheme is for nybble.nn.SparseLinear"
 
     in_features: int
@@ -152,10 +160,11 @@ class PackedModule(nn.Module):
     def _portable_parameters(self) -> dict[str, Tensor]:
         return {name: tensor.detach() for name in self._spec() if (tensor := self._parameters.get(name)) is not None}
 
-    def hold(self, quantized: QuantizedWeight, act: ActScale | None) -> None:
+    def hold(self, quantized: QuantizedWeight, act: ActScale | None, *, settle: bool = True) -> None:
         """Hold an integer weight, packed; on the meta device in the portable form.
 
         act: for a static scheme, scale and zero point of the activations.
+        settle: False: the caller calls `settle_all` for its modules.
 
         Raises:
             ValueError: the codes are not a weight of this scheme and shape, or the scheme is static and act is None (or
@@ -169,6 +178,8 @@ class PackedModule(nn.Module):
         # Tensors made in the caller's inference mode could never be used by autograd.
         with torch.inference_mode(False):
             self._hold_packed(*self._packed_form(quantized, act))
+        if settle:
+            settle_all([self])
 
     def hold_unpacked(self, tensors: Mapping[str, Tensor]) -> None:
         """Hold portable tensors themselves. They are checked when the weight is asked for."""
@@ -188,6 +199,7 @@ class PackedModule(nn.Module):
                 # Tensors made in the caller's inference mode could never be used by autograd.
                 with torch.inference_mode(False):
                     self._hold_packed(*self._packed_form(self.quantized(), self.act()))
+                settle_all([self])
             assert self.packed is not None and self.layout is not None, "packed above"  # noqa: S101, PT018
             return self.packed, self.layout
 
