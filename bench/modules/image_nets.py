@@ -97,6 +97,8 @@ def _trained(net: nn.Module) -> nn.Module:
         for module in net.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out" if module.groups == 1 else "fan_in")
+            if isinstance(module, nn.Linear):
+                module.reset_parameters()
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = None
                 module.weight.uniform_(0.5, 1.5)
