@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,6 +12,9 @@ from ..lookup import Reader
 from ..nn.embedding import Embedding
 
 Table = Tensor | Embedding
+
+# Rows of a table that is read whole, and once: types of tokens, for one.
+_FEW = 16
 
 
 def table_of(layer: nn.Module) -> Table | None:
@@ -25,21 +30,37 @@ def rows_of_table(table: Table, ids: Tensor) -> Tensor:
     return F.embedding(ids, table) if isinstance(table, Tensor) else table.forward(ids)
 
 
+class _First(NamedTuple):
+    """Rows that were read once: of which weight and version of it, from which on, and how many."""
+
+    reader: Reader
+    version: int
+    begin: int
+    count: int
+    rows: Tensor
+
+
 class Rows:
-    """Rows of a table for the calls of a chain. Those by position are read once, for the longest call so far."""
+    """Rows of a table for the calls of a chain. Those by position are read once, for the longest call so far; so are all
+    rows of a small table."""
 
     def __init__(self, table: Table) -> None:
         self._table = table
         self._reader: Reader | None = None
-        self._first: tuple[Reader, int, int, Tensor] | None = None  # of which weight, its version, from where, the rows
+        self._first: _First | None = None
 
     def by_ids(self, ids: Tensor) -> Tensor:
         """The rows of some numbers."""
-        if isinstance(self._table, Tensor):
-            return F.embedding(ids, self._table)
+        table = self._table
+        if isinstance(table, Tensor):
+            return torch.embedding(table, ids)
         usual = ids.dtype is torch.int64 and ids.is_cpu and ids.is_contiguous()
-        reader = self._current(self._table) if usual else None
-        return self._table.forward(ids) if reader is None else reader(ids)
+        reader = self._current(table) if usual else None
+        if reader is None:
+            return table.forward(ids)
+        if table.num_embeddings > _FEW or reader.packed.is_inference():
+            return reader(ids)
+        return torch.embedding(self._from(reader, 0, table.num_embeddings), ids)
 
     def by_position(self, begin: int, end: int) -> Tensor:
         """The rows [begin, end); nothing may write them."""
@@ -48,11 +69,20 @@ class Rows:
         reader = self._current(self._table)
         if reader is None or reader.packed.is_inference():
             return self._table.forward(torch.arange(begin, end))
+        return self._from(reader, begin, end - begin)
+
+    def _from(self, reader: Reader, begin: int, count: int) -> Tensor:
         first = self._first  # one reading: other threads may change it
-        now = (reader, reader.packed._version, begin)
-        if first is None or first[:3] != now or len(first[3]) < end - begin:
-            first = self._first = (*now, reader(torch.arange(begin, end)))
-        return first[3][: end - begin]
+        if (
+            first is None
+            or first.reader is not reader
+            or first.version != reader.packed._version
+            or first.begin != begin
+            or first.count < count
+        ):
+            rows = reader(torch.arange(begin, begin + count))
+            first = self._first = _First(reader, reader.packed._version, begin, count, rows)
+        return first.rows if first.count == count else first.rows[:count]
 
     def _current(self, table: Embedding) -> Reader | None:
         """A reader of the table's weight as it is now, on the CPU."""
