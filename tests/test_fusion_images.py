@@ -222,3 +222,16 @@ def test_a_graph_follows_changes_in_place():
     assert not is_of_images(call)  # it has one convolution
     assert [step.kind for step in graph_of(call).steps] == ["input", "conv", "norm", "act", "pool"]
     assert fused_at(model) is None
+
+
+def test_a_model_made_in_inference_mode_and_loaded(tmp_path):
+    # Its tensors have no counter of writes, though is_inference() says no.
+    model = net()
+    nybble.save(model, tmp_path)
+    with torch.inference_mode():
+        again = nybble.load(Net().eval(), tmp_path)
+    x = torch.randn(2, 3, 40, 40)
+    nybble.fuse(again, [x], goal="always")
+    assert fused_at(again) is not None
+    with torch.no_grad():
+        torch.testing.assert_close(again(x), model(x), rtol=0.02, atol=0.02)

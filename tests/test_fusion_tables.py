@@ -8,9 +8,9 @@ from nybble.fusion.tables import Rows
 from nybble.nn import Embedding
 
 
-def table(seed, scheme="w8a16"):
+def table(seed, scheme="w8a16", rows=40):
     torch.manual_seed(seed)
-    return Embedding.from_dense(nn.Embedding(40, 37), scheme)
+    return Embedding.from_dense(nn.Embedding(rows, 37), scheme)
 
 
 @pytest.mark.parametrize("scheme", ["w8a16", "w4a16g32asym"])
@@ -26,14 +26,15 @@ def test_rows_are_those_of_the_module(scheme):
         rows.by_ids(torch.tensor([1, 40]))
 
 
-def test_rows_of_another_weight_or_dtype():
-    embed, other, ids = table(0), table(1), torch.tensor([7, 0])
+@pytest.mark.parametrize("count", [40, 9])  # the rows of a small table are read once
+def test_rows_of_another_weight_or_dtype(count):
+    embed, other, ids = table(0, rows=count), table(1, rows=count), torch.tensor([7, 0])
     rows = Rows(embed)
     for change in (
         lambda: None,
         lambda: embed.load_state_dict(other.state_dict()),
         lambda: embed.to(torch.bfloat16),
-        lambda: embed.packed.copy_(packed(2)),
+        lambda: embed.packed.copy_(packed(2, count)),
         lambda: embed.unpack(),
     ):
         with torch.no_grad():
@@ -42,7 +43,12 @@ def test_rows_of_another_weight_or_dtype():
             assert torch.equal(rows.by_position(1, 5), embed(torch.arange(1, 5)))
 
 
-def packed(seed):
-    embed = table(seed)
+def test_an_id_that_is_no_row_of_a_small_table():
+    with pytest.raises(IndexError):
+        Rows(table(0, rows=9)).by_ids(torch.tensor([1, 9]))
+
+
+def packed(seed, rows):
+    embed = table(seed, rows=rows)
     embed.pack()
     return embed.packed

@@ -14,6 +14,7 @@ from ..bound_conv import BoundConv, BoundPool
 from ..conv import Epilogue, Geometry
 from ..nn.conv import ConvModule
 from .image_graph import Act, Graph, Step
+from .versions import version_of
 
 _Held = Mapping[str, Tensor | None]
 
@@ -171,7 +172,7 @@ class Versions:
 
 
 def _version(tensor: Tensor | None) -> int | None:
-    return None if tensor is None or tensor.is_inference() else tensor._version
+    return None if tensor is None else version_of(tensor)
 
 
 def folds_of(graph: Graph) -> list[Fold]:

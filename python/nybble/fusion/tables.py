@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ..lookup import Reader
 from ..nn.embedding import Embedding
+from .versions import version_of
 
 Table = Tensor | Embedding
 
@@ -58,30 +59,32 @@ class Rows:
         reader = self._current(table) if usual else None
         if reader is None:
             return table.forward(ids)
-        if table.num_embeddings > _FEW or reader.packed.is_inference():
+        version = version_of(reader.packed) if table.num_embeddings <= _FEW else None
+        if version is None:
             return reader(ids)
-        return torch.embedding(self._from(reader, 0, table.num_embeddings), ids)
+        return torch.embedding(self._from(reader, version, 0, table.num_embeddings), ids)
 
     def by_position(self, begin: int, end: int) -> Tensor:
         """The rows [begin, end); nothing may write them."""
         if isinstance(self._table, Tensor):
             return self._table[begin:end]
         reader = self._current(self._table)
-        if reader is None or reader.packed.is_inference():
+        version = None if reader is None else version_of(reader.packed)
+        if reader is None or version is None:
             return self._table.forward(torch.arange(begin, end))
-        return self._from(reader, begin, end - begin)
+        return self._from(reader, version, begin, end - begin)
 
-    def _from(self, reader: Reader, begin: int, count: int) -> Tensor:
+    def _from(self, reader: Reader, version: int, begin: int, count: int) -> Tensor:
         first = self._first  # one reading: other threads may change it
         if (
             first is None
             or first.reader is not reader
-            or first.version != reader.packed._version
+            or first.version != version
             or first.begin != begin
             or first.count < count
         ):
             rows = reader(torch.arange(begin, begin + count))
-            first = self._first = _First(reader, reader.packed._version, begin, count, rows)
+            first = self._first = _First(reader, version, begin, count, rows)
         return first.rows if first.count == count else first.rows[:count]
 
     def _current(self, table: Embedding) -> Reader | None:
