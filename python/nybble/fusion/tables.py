@@ -37,7 +37,7 @@ class _First(NamedTuple):
     reader: Reader
     version: int
     begin: int
-    count: int
+    length: int
     rows: Tensor
 
 
@@ -81,11 +81,11 @@ class Rows:
             or first.reader is not reader
             or first.version != version
             or first.begin != begin
-            or first.count < count
+            or first.length < count
         ):
             rows = reader(torch.arange(begin, begin + count))
             first = self._first = _First(reader, version, begin, count, rows)
-        return first.rows if first.count == count else first.rows[:count]
+        return first.rows if first.length == count else first.rows[:count]
 
     def _current(self, table: Embedding) -> Reader | None:
         """A reader of the table's weight as it is now, on the CPU."""
