@@ -8,7 +8,6 @@ experts that get no token are not read.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import is_
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -77,11 +76,11 @@ class Experts:
         self._packed, self._bias = [*up.packed, *down.packed], [*up.bias, *down.bias]
         self._addresses: list[int] | None = None  # of the packed weights, once they are used
 
-    def serves(self, packed: Sequence[Tensor], bias: Sequence[Tensor | None]) -> bool:
-        """Whether these are its weights, those of up first, where they were."""
-        pairs = ((self._packed, packed), (self._bias, bias))
-        same = all(len(held) == len(now) and all(map(is_, held, now)) for held, now in pairs)
-        return same and list(map(Tensor.data_ptr, packed)) == self._addresses
+    def serves(self, number: int, packed: Tensor | None, bias: Tensor | None) -> bool:
+        """Whether these are the weights of a layer, where they were. Layers are numbered, those of up first."""
+        if packed is None or packed is not self._packed[number] or bias is not self._bias[number]:
+            return False
+        return self._addresses is not None and packed.data_ptr() == self._addresses[number]
 
     def __call__(self, x: Tensor, index: Tensor, weight: Tensor) -> Tensor:
         """x (T, K), float32, bfloat16 or float16; index (T, top_k), integers: the experts of each token, of which the
@@ -110,7 +109,10 @@ class Experts:
         return out
 
     def _make(self, dtype: torch.dtype) -> native.Experts:
-        self._addresses = list(map(Tensor.data_ptr, self._packed))
+        addresses = list(map(Tensor.data_ptr, self._packed))
+        if addresses != self._addresses:
+            self._made.clear()
+            self._addresses = addresses
         sides = [native.ExpertsSide(_plans(side, dtype), side.packed, side.bias) for side in (self.up, self.down)]
         return native.Experts(dtype, registry.fastest("rows"), sides[0], sides[1], self.gate)
 
