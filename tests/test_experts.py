@@ -92,6 +92,73 @@ def test_a_layer_that_is_swapped_or_loaded_is_used():
     assert not model(*args).any()
 
 
+def few(*experts):
+    """A token for some of six experts: too few to look at all."""
+    torch.manual_seed(2)
+    return torch.randn(1, 32), torch.tensor([experts]), torch.rand(1, len(experts))
+
+
+def broken(layer):
+    layer.register_forward_hook(lambda *_: 1 / 0)
+
+
+def replaced(layer):
+    layer.packed = torch.zeros_like(layer.packed)
+
+
+def moved(layer):
+    layer.packed.set_(torch.zeros_like(layer.packed))
+
+
+def biased(layer):
+    layer.bias = nn.Parameter(torch.ones(layer.out_features))
+
+
+@pytest.mark.parametrize("change", [broken, replaced, moved, biased])
+@pytest.mark.parametrize("weight", ["gate_up_proj", "down_proj"])
+@torch.no_grad()
+def test_a_change_counts_for_calls_that_name_the_expert(change, weight):
+    model = make(scheme="w8a8", experts=6)
+    for dtype in (torch.float32, torch.bfloat16):
+        args, others = ((x.to(dtype), *rest) for x, *rest in (few(1, 4), few(0, 5, 6)))
+        before, wanted = model(*args), model(*others)
+        layer = model.layer._modules[weight][4]
+        packed, bias = layer.packed, layer.bias
+        kept = packed.clone()
+        change(layer)
+        assert torch.equal(model(*others), wanted)
+        if change is broken:
+            with pytest.raises(ZeroDivisionError):
+                model(*args)
+            layer._forward_hooks.clear()
+        else:
+            assert not torch.equal(model(*args), before)
+            layer.packed, layer.bias = packed, bias
+            packed.set_(kept)
+        assert torch.equal(model(*args), before)
+        assert torch.equal(model(*others), wanted)
+
+
+@torch.no_grad()
+def test_a_weight_that_moved_while_another_dtype_ran():
+    model, (x, *rest), (y, *others) = make(scheme="w8a8", experts=6), few(1, 4), few(0, 5)
+    assert model(x, *rest).any()
+    packed = model.layer.down_proj[4].packed
+    packed.set_(torch.zeros_like(packed))
+    model.layer.down_proj[1].packed.set_(torch.zeros_like(packed))
+    model(y.bfloat16(), *others)
+    assert not model(x, *rest).any()
+
+
+@torch.no_grad()
+def test_biases_that_moved_are_read_where_they_are():
+    model, args = make(InterleavedExperts, scheme="w8a8"), given()
+    before, kept = model(*args), [layer.bias.data for layer in model.layer.down_proj]
+    for layer, bias in zip(model.layer.down_proj, kept, strict=True):
+        layer.bias.data = bias + 1
+    assert (model(*args) - before).norm() > 0.1
+
+
 @torch.no_grad()
 def test_layers_of_different_schemes_run_one_by_one():
     model, args = make(), given()

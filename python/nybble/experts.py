@@ -74,13 +74,13 @@ class Experts:
         self.up, self.down, self.gate = up, down, gate
         self._made: dict[torch.dtype, native.Experts] = {}
         self._packed, self._bias = [*up.packed, *down.packed], [*up.bias, *down.bias]
-        self._addresses: list[int] | None = None  # of the packed weights, once they are used
+        self._places: list[tuple[int, int]] | None = None  # of the packed weights and biases, once they are used
 
     def serves(self, number: int, packed: Tensor | None, bias: Tensor | None) -> bool:
         """Whether these are the weights of a layer, where they were. Layers are numbered, those of up first."""
         if packed is None or packed is not self._packed[number] or bias is not self._bias[number]:
             return False
-        return self._addresses is not None and packed.data_ptr() == self._addresses[number]
+        return self._places is not None and _place(packed, bias) == self._places[number]
 
     def __call__(self, x: Tensor, index: Tensor, weight: Tensor) -> Tensor:
         """x (T, K), float32, bfloat16 or float16; index (T, top_k), integers: the experts of each token, of which the
@@ -109,12 +109,16 @@ class Experts:
         return out
 
     def _make(self, dtype: torch.dtype) -> native.Experts:
-        addresses = list(map(Tensor.data_ptr, self._packed))
-        if addresses != self._addresses:
+        places = list(map(_place, self._packed, self._bias))
+        if places != self._places:
             self._made.clear()
-            self._addresses = addresses
+            self._places = places
         sides = [native.ExpertsSide(_plans(side, dtype), side.packed, side.bias) for side in (self.up, self.down)]
         return native.Experts(dtype, registry.fastest("rows"), sides[0], sides[1], self.gate)
+
+
+def _place(packed: Tensor, bias: Tensor | None) -> tuple[int, int]:
+    return packed.data_ptr(), 0 if bias is None else bias.data_ptr()
 
 
 def experts(x: Tensor, index: Tensor, weight: Tensor, up: Side, down: Side, gate: Gate) -> Tensor:

@@ -227,7 +227,7 @@ class _Last:
             return False
         for expert in self._named(index):
             key = str(expert)
-            if not (self._same(expert, ups[key]) and self._same(count + expert, downs[key])):
+            if not (self._same(expert, ups.get(key)) and self._same(count + expert, downs.get(key))):
                 return False
         return True
 
