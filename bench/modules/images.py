@@ -25,7 +25,7 @@ from .image_nets import image, mobilenet, resnet
 # Random weights: logits lie close together.
 _LEAST = 0.9
 _BATCHES = (1, 8)
-_CALIBRATION = 16
+_CALIBRATION, _HELD = 16, 64
 
 
 def _ready(model: nn.Module, inputs: Inputs) -> Call:
@@ -46,12 +46,11 @@ def _calibration() -> Sequence[Inputs]:
 
 def _subject(name: str, build: Callable[[], nn.Module]) -> Subject:
     cases = {f"batch {batch}": partial(image, batch, 7) for batch in _BATCHES}
-    held = partial(_held, 8)
-    return Subject(name, build, cases, _rows, held=held, calibration=_calibration, ready=_ready)
+    return Subject(name, build, cases, _rows, classes=True, held=_held, calibration=_calibration, ready=_ready)
 
 
-def _held(count: int) -> Sequence[Inputs]:
-    return [image(1, 50 + seed) for seed in range(count)]
+def _held() -> Sequence[Inputs]:
+    return [image(1, 1000 + seed) for seed in range(_HELD)]
 
 
 def _write_onnx(subject: Subject, folder: Path) -> None:

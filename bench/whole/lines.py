@@ -8,9 +8,10 @@ from typing import Any
 Row = Mapping[str, Any]
 
 KIND = "whole"
-COSINE, WORST_COSINE, DISK, START, RESIDENT, KEPT = (
+COSINE, WORST_COSINE, SAME_TOP_1, DISK, START, RESIDENT, KEPT = (
     "cosine",
     "worst cosine",
+    "same top-1",
     "MB on disk",
     "start-up",
     "resident over weights",

@@ -103,13 +103,17 @@ def _complaint(subject: Subject, entry: Entry, inputs: Inputs, reference: Tensor
 
 
 def cosines(subject: Subject, entries: Sequence[Entry]) -> list[Row]:
-    """The mean and the worst cosine of each contestant's vectors to those of the first, on inputs that were held out."""
+    """The mean and the worst cosine of each contestant's vectors to those of the first, on inputs that were held out; of
+    scores of classes also how many of the best are the same."""
     held = subject.held() or [make() for make in subject.cases.values()]
     reference = [vectors(subject, entries[0], inputs) for inputs in held]
     rows = []
     for entry in entries:
-        pairs = zip(held, reference, strict=True)
-        found = torch.cat([(vectors(subject, entry, inputs) * exact).sum(-1) for inputs, exact in pairs])
-        for quantity, value in ((lines.COSINE, found.mean()), (lines.WORST_COSINE, found.min())):
-            rows.append(_line(subject, quantity, entry.contestant, float(value)))
+        pairs = [(vectors(subject, entry, inputs), exact) for inputs, exact in zip(held, reference, strict=True)]
+        found = torch.cat([(mine * exact).sum(-1) for mine, exact in pairs])
+        values = {lines.COSINE: found.mean(), lines.WORST_COSINE: found.min()}
+        if subject.classes:
+            same = [mine.argmax(-1) == exact.argmax(-1) for mine, exact in pairs]
+            values[lines.SAME_TOP_1] = torch.cat(same).float().mean()
+        rows += [_line(subject, quantity, entry.contestant, float(value)) for quantity, value in values.items()]
     return rows

@@ -16,6 +16,7 @@ Draw = Callable[[Sequence[str], Sequence[Sequence[str]]], str]
 _PLAIN = {
     lines.COSINE: "{:.4f}",
     lines.WORST_COSINE: "{:.3f}",
+    lines.SAME_TOP_1: "{:.3f}",
     lines.DISK: "{:.1f}",
     lines.KEPT: "{:.2f}",
     lines.RESIDENT: "{:.2f}",

@@ -43,6 +43,7 @@ class Subject:
     arguments: takes the inputs of a case; returns the arguments with which a caller would begin.
     ready: takes a model of torch and the inputs of a case; returns its call. What is not to be timed is done before.
     rows: takes an output and the inputs that gave it; returns the vectors (N, D) whose cosines are compared.
+    classes: whether these vectors are scores of classes: then the share of equal best ones is measured too.
     held: inputs on which these cosines are measured; none: those of the cases. calibration: other inputs, for contestants
         that need them.
     fusion, axes: for onnxruntime; see demo.onnx_runtime.write.
@@ -53,6 +54,7 @@ class Subject:
     build: Callable[[], nn.Module]
     cases: Mapping[str, Callable[[], Inputs]]
     rows: Callable[[Any, Inputs], Tensor]
+    classes: bool = False
     held: Callable[[], Sequence[Inputs]] = _none
     calibration: Callable[[], Sequence[Inputs]] = _none
     fusion: Mapping[str, Any] = field(default_factory=dict)
