@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import lru_cache, wraps
-from operator import itemgetter
 from types import MethodType
 from typing import Any
 
@@ -27,6 +26,7 @@ from ..nn.module import QuantizedModule
 from .arguments import Arguments, copied, kind_of, large_caches
 from .explain import explain
 from .forms import NotUnderstood
+from .held import Held, Sizes
 from .image_graph import is_of_images
 from .images import ImageProgram, understand_images
 from .lower import Lowered, lower
@@ -60,10 +60,12 @@ class Fused:
     config: dict[str, Any] | None = None  # the attributes of the module's configuration, as they were
     undone: str | None = None  # why the last call ran unfused, if the module was changed
     again: int = 0  # how often it had to be understood anew since it last ran fused
-    members: tuple[tuple[dict[str, Any], tuple[tuple[str, nn.Module | None], ...]], ...] = ()
+    holders: Sizes = field(default_factory=Sizes)  # of the modules inside
+    members: Held | None = None  # the modules inside; None: not bound yet
     hooks: tuple[dict[Any, Any], ...] = ()
-    parameters: tuple[tuple[dict[str, Any], str, Any], ...] = ()
-    attributes: tuple[tuple[dict[str, Any], int, Callable[[dict[str, Any]], Any], Any], ...] = ()
+    parameters: Held = field(default_factory=Held)
+    attributes: Sizes = field(default_factory=Sizes)
+    constants: Held = field(default_factory=Held)
 
     def __post_init__(self) -> None:
         self.lock = threading.RLock()
@@ -152,44 +154,44 @@ class Fused:
         config = _config_of(self.module)
         self.config = None if config is None else dict(config)
         inside = [self.module, *(m for m in self.module.modules() if m is not self.module)]
-        self.members = tuple((one._modules, tuple(one._modules.items())) for one in inside if one._modules)
+        self.holders = Sizes(one._modules for one in inside)
+        self.members = Held((one._modules, *item) for one in inside for item in one._modules.items())
         own = [getattr(self.module, name) for name in ("_backward_hooks", "_backward_pre_hooks")]
         self.hooks = (*own, *(getattr(one, name) for one in inside[1:] for name in _HOOKS))
-        self.parameters = tuple(
+        self.parameters = Held(
             (one._parameters, key, held)
             for one in inside
             for key, held in one._parameters.items()
             if key == "bias" or not isinstance(one, QuantizedModule)
         )
         parts = [one for one in inside[1:] if not isinstance(one, QuantizedModule)]
-        self.attributes = tuple(_attributes_of(one) for one in parts)
-        self.own_attributes = _attributes_of(self.module)
+        self.attributes = Sizes(vars(one) for one in parts)  # without the module's own: forward is one of them
+        self.constants = Held(
+            (vars(one), key, value)
+            for one in (self.module, *parts)
+            for key, value in vars(one).items()
+            if type(value) in _CONSTANTS
+        )
 
     def changed(self) -> str | None:
         """Why the module cannot run as a chain: a module inside was replaced, or got a hook."""
-        if not self.members:
+        if self.members is None:
             self.bind()
-        for held, children in self.members:
-            if len(held) != len(children):
-                return "a module was added or removed"
-            for name, child in children:
-                if held.get(name) is not child:
-                    return f"{name} was replaced by {type(held.get(name)).__name__}"
-        for hooks in self.hooks:
-            if hooks:
-                return f"a module inside has hooks ({_names(hooks)})"
+        assert self.members is not None, "bound above"  # noqa: S101
+        if self.holders.differ():
+            return "a module was added or removed"
+        if self.members.differs():
+            name, other = self.members.first_other()
+            return f"{name} was replaced by {type(other).__name__}"
+        if any(self.hooks):
+            return f"a module inside has hooks ({_names(next(filter(None, self.hooks)))})"
         return None
 
     def moved(self) -> bool:
         """Whether parameters, attributes or the configuration are others than those with which it was understood."""
-        for held, key, parameter in self.parameters:
-            if held.get(key) is not parameter:
-                return True
-        for attributes, count, get, values in self.attributes:
-            if len(attributes) != count or get(attributes) != values:
-                return True
-        attributes, _, get, values = self.own_attributes  # without their number: forward is one of them
-        return bool(get(attributes) != values or _config_of(self.module) != self.config)
+        if self.parameters.differs():
+            return True
+        return self.attributes.differ() or self.constants.unequal() or _config_of(self.module) != self.config
 
     def put(self) -> None:
         """Replaces the module's forward."""
@@ -221,14 +223,6 @@ def _like(own: Callable[..., Any]) -> Callable[..., Any]:
         return fused.forward(*args, **kwargs)
 
     return forward
-
-
-def _attributes_of(module: nn.Module) -> tuple[dict[str, Any], int, Callable[[dict[str, Any]], Any], Any]:
-    """A module's attributes: their dictionary, how many there are, what gets its constants, and these as they are."""
-    held = vars(module)
-    keys = [key for key, value in held.items() if type(value) in _CONSTANTS]
-    get = itemgetter(*keys)
-    return held, len(held), get, get(held)
 
 
 def _config_of(module: nn.Module) -> dict[str, Any] | None:
