@@ -57,7 +57,7 @@ GOALS = (
     Goal(LLAMA.name, PREFILL, everywhere(2.5), (_Q4,)),
     Goal(LLAMA.name, DECODE_8, everywhere(2), (_Q4,)),
     Goal(LLAMA.name, lines.RESIDENT, everywhere(1.15), at_most=True),
-    *(Goal(subject.name, case, everywhere(1.1), (_ORT, _OV)) for subject, case in _ENCODERS),
+    *(Goal(subject.name, case, everywhere(1.1), (_ORT, _OV), least_cosine=0.998) for subject, case in _ENCODERS),
 )
 
 

@@ -17,6 +17,7 @@ from .torch_models import BFLOAT16, QUANTIZE_DYNAMIC, REFERENCE, SAVED_REFERENCE
 
 _W8A8 = contestant("w8a8", by_scheme("w8a8"), least_cosine=0.98)
 _INT8 = contestant("w8a8, int8 attention", by_scheme("w8a8"), least_cosine=0.98, attention="int8")
+_SEVEN = contestant("w8a7, int8 attention", by_scheme("w8a7"), least_cosine=0.98, attention="int8")
 _RUNTIMES = (*onnx_models.CONTESTANTS, *openvino_models.CONTESTANTS)
 # The relative squared change of MiniLM's hidden states at which the cosine of its vectors stays above 0.992.
 _HARM = 0.02
@@ -49,8 +50,8 @@ _ALL = (
         ),
         (lines.COSINE, lines.START, lines.KEPT),
     ),
-    Model(VIT, (SAVED_REFERENCE, _W8A8, _INT8, *_RUNTIMES), (lines.COSINE,)),
-    Model(WHISPER, (SAVED_REFERENCE, _W8A8, _INT8, *_RUNTIMES), (lines.COSINE,)),
+    Model(VIT, (SAVED_REFERENCE, _W8A8, _INT8, _SEVEN, *_RUNTIMES), (lines.COSINE,)),
+    Model(WHISPER, (SAVED_REFERENCE, _W8A8, _INT8, _SEVEN, *_RUNTIMES), (lines.COSINE,)),
     Model(
         LLAMA,
         (
