@@ -1,6 +1,7 @@
 #include "conv_direct.h"
 
 #include <algorithm>
+#include <atomic>
 
 #include "caches.h"
 #include "pieces.h"
@@ -160,7 +161,7 @@ bool run_direct(const DirectRun& run, Team& team,
   const int64_t all = run.samples * lines.count * lines.segments(), tiles = run.call->linear.shape.tiles();
   const DirectCut cut = cut_direct(run, all);
   const int64_t units = blocks_of(tiles, kPartTiles);
-  bool ok = true;
+  std::atomic<bool> ok{true};  // all threads write it
   team.each(cut.parts * blocks_of(all, cut.segments), [&](int64_t item) {
     thread_local Scratch scratch;
     const int64_t part = item % cut.parts, begin = item / cut.parts * cut.segments;
@@ -187,7 +188,7 @@ bool run_direct(const DirectRun& run, Team& team,
     if (run.call->y_range.address) args.range = reinterpret_cast<NybbleRangeArgs*>(memory + bytes);
     const int64_t from = segments[0].sample, to = segments[count - 1].sample;
     if (args.range) std::fill(args.range + from, args.range + to + 1, NybbleRangeArgs{});
-    ok = run.call->kernel->conv->direct(&args) == NYBBLE_OK && ok;
+    if (run.call->kernel->conv->direct(&args) != NYBBLE_OK) ok = false;
     if (args.range)
       for (int64_t sample = from; sample <= to; sample++) extend(sample, args.range[sample]);
   });

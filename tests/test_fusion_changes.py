@@ -220,3 +220,36 @@ def test_rare_changes_never_end_the_fusion():
         for _ in range(2):
             agree(model, plain, torch.randn(2, 7, WIDTH))
     assert not any(fused.undone for fused in fused_modules(model).values())
+
+
+class Mlp(nn.Module):
+    """Without biases and norms; a function and tensors are attributes."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(WIDTH, 128, bias=False), nn.Linear(128, WIDTH, bias=False)
+        self.act, self.pair, self.none = nn.functional.gelu, (torch.ones(3), 1), None
+
+    def forward(self, x):
+        return self.down(self.act(self.up(x))) if self.none is None else x
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.share_memory(),
+        lambda m: setattr(m, "act", nn.functional.relu),
+        lambda m: setattr(m, "pair", (torch.zeros(3), 1)),
+        lambda m: setattr(m, "none", 1),
+    ],
+    ids=["share_memory", "function", "tensors", "none"],
+)
+@torch.no_grad()
+def test_other_attributes_and_memory_are_seen(change):
+    model, plain, _ = pair(Mlp, 1)
+    x = torch.randn(2, 9, WIDTH)
+    model(x)
+    change(model)
+    change(plain)
+    for _ in range(2):
+        assert_close(model(x), plain(x), rtol=1e-4, atol=1e-4)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 import nybble
-from nybble.fusion.block import fused_at
+from nybble.fusion.block import fused_at, unfuse
 from nybble.fusion.image_graph import graph_of, is_of_images
 from nybble.fusion.watch import watch
 
@@ -235,3 +235,36 @@ def test_a_model_made_in_inference_mode_and_loaded(tmp_path):
     assert fused_at(again) is not None
     with torch.no_grad():
         torch.testing.assert_close(again(x), model(x), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda m: m.share_memory(),
+        lambda m: m.bfloat16().float(),
+        lambda m: [setattr(one, "data", one.data.clone()) for one in (*m.parameters(), *m.buffers())],
+    ],
+    ids=["share_memory", "dtypes", "data"],
+)
+@torch.no_grad()
+def test_tensors_that_moved_are_read_where_they_are(move):
+    model = net()
+    nybble.fuse(model, [images()], goal="always")
+    model(images())
+    move(model)
+    plain = copy.deepcopy(model)
+    unfuse(plain)
+    for _ in range(2):
+        assert distance(model(images()), plain(images())) < 0.02
+
+
+@torch.no_grad()
+def test_programs_of_old_statistics_are_dropped():
+    model = net()
+    nybble.fuse(model, [images()], goal="always")
+    for i in range(12):
+        model.stem[1].running_mean.add_(0.01)
+        model(images())
+        model(images())  # runs fused: the next change is the first in succession again
+        assert sum(map(len, fused_at(model).kinds.values())) == 1, i
+    assert fused_at(model).undone is None

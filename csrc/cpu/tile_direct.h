@@ -1,7 +1,7 @@
 // Convolutions as products of patches that are read where they lie in an image of codes, and finished as they leave the
-// registers: nothing is packed. A segment of 7 outputs by 64 columns, or two by 32, keep 28 sums in registers; words of patches are
-// broadcast from 7 places `position` bytes apart. Built on dot_u8s8. Bound by the multiply.
-// Include after a target's tile header and tile_conv.h.
+// registers: nothing is packed. A segment of 7 outputs by 64 columns, or two by 32, keep 28 sums in registers; words of
+// patches are broadcast from 7 places `position` bytes apart. Built on dot_u8s8. Bound by the multiply. Include after a
+// target's tile header and tile_conv.h.
 #pragma once
 
 #include "../abi_conv.h"

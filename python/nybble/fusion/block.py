@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import lru_cache, wraps
-from types import MethodType
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ MOST_KINDS = 8
 # How often in succession a block is understood anew after its parameters or attributes changed.
 MOST_TIMES = 4
 
-_CONSTANTS = (bool, int, float, str, tuple)
+_CONSTANTS = (bool, int, float, str, tuple, type(None), FunctionType, BuiltinFunctionType)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -105,6 +105,7 @@ class Fused:
 
     def learn(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs a call of a new kind unfused, and keeps how to run it fused, or why not."""
+        self.forget_stale()
         empty = any(tensor.numel() == 0 for tensor in tensors_of((args, kwargs)))
         if sum(map(len, self.kinds.values())) >= MOST_KINDS or empty or large_caches(args, kwargs):
             return self.own(*args, **kwargs)
@@ -120,6 +121,15 @@ class Fused:
             if self.first is None and not isinstance(found, str):
                 self.first = found
         return call.result
+
+    def forget_stale(self) -> None:
+        """Drops programs whose tensors were replaced or written to, with their buffers."""
+        with self.lock:
+            for kind, known in self.kinds.items():
+                kept = [one for one in known if not (isinstance(one, ImageProgram) and one.versions.differ())]
+                if len(kept) < len(known):
+                    self.kinds[kind] = kept
+                    self.again += 1
 
     def understood(self, call: Call, before: Arguments) -> Lowered | ImageProgram | str:
         """How to run calls of this kind fused, or why not. before: the arguments as they were before the call."""

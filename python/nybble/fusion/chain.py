@@ -23,7 +23,9 @@ class BoundChain:
         plan = Plan(segment)
         self._rows, self._dtype = rows, segment.nodes[0].rows.dtype
         self._held: list[tuple[Tensor, int]] = []  # tensors whose memory the chain reads, and where it was
-        self._layers: list[tuple[dict[str, Any], Tensor]] = []  # buffers of layers, and their packed weights
+        self._layers: list[
+            tuple[dict[str, Any], Tensor, int]
+        ] = []  # buffers of layers, their packed weights, and where
         elsewhere, widths = number(plan)
         self._values = [(slot.node, slot.width, slot.node in segment.outputs) for slot in elsewhere]
         self._tables = plan.tables
@@ -35,8 +37,8 @@ class BoundChain:
 
     def stale(self) -> bool:
         """Whether a tensor that the chain reads was replaced or moved."""
-        for buffers, packed in self._layers:
-            if buffers["packed"] is not packed:
+        for buffers, packed, address in self._layers:
+            if buffers["packed"] is not packed or packed.data_ptr() != address:
                 return True
         return any(tensor.data_ptr() != address for tensor, address in self._held)
 
@@ -83,7 +85,7 @@ class BoundChain:
         layer = weight.linear.layer
         assert isinstance(layer, QuantizedModule)  # noqa: S101
         packed, layout = layer._pack()
-        self._layers.append((layer._buffers, packed))
+        self._layers.append((layer._buffers, packed, packed.data_ptr()))
         size = (layer.out_features, layer.in_features)
         plan = compiled_plan(str(layer.scheme), layout, size, self._dtype, self._rows)
         assert plan is not None, "only such layers are in a segment"  # noqa: S101

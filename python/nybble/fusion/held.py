@@ -8,6 +8,8 @@ from typing import Any
 
 Item = tuple[dict[str, Any], str, Any]
 
+_COMPARED = (bool, int, float, str)  # others are the same only if they are one object
+
 
 class Sizes:
     """How many items dicts have."""
@@ -35,9 +37,17 @@ class Held:
         return not all(map(is_, map(dict.get, self._owners, self._keys), self._values))
 
     def unequal(self) -> bool:
-        """Whether one of the values, constants of Python, is not equal to what it was."""
-        return self.differs() and any(owner.get(key) != value for owner, key, value in self._items)
+        """Whether one of the values, constants of Python or functions, is not equal to what it was."""
+        return self.differs() and not all(_equal(owner.get(key), value) for owner, key, value in self._items)
 
     def first_other(self) -> tuple[str, Any]:
         """The key and the new value of the first that is another."""
         return next((key, owner.get(key)) for owner, key, value in self._items if owner.get(key) is not value)
+
+
+def _equal(now: Any, before: Any) -> bool:
+    if now is before or type(now) is not type(before):
+        return now is before
+    if isinstance(before, tuple):
+        return len(now) == len(before) and all(map(_equal, now, before))
+    return type(before) in _COMPARED and bool(now == before)

@@ -161,18 +161,15 @@ class Versions:
 
     def __init__(self, folds: list[Fold]) -> None:
         places = [place for fold in folds for place in fold.places()]
-        self.noted = [(held, name, held.get(name), _version(held.get(name))) for held, name in places]
+        self.noted = [(held, name, held.get(name), _state(held.get(name))) for held, name in places]
 
     def differ(self) -> bool:
-        """Whether one of them is another now, or was written to."""
-        for held, name, tensor, version in self.noted:
-            if held.get(name) is not tensor or _version(tensor) != version:
-                return True
-        return False
+        """Whether one of them is another now, was written to, or lies elsewhere."""
+        return any(held.get(name) is not tensor or _state(tensor) != state for held, name, tensor, state in self.noted)
 
 
-def _version(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else version_of(tensor)
+def _state(tensor: Tensor | None) -> tuple[int, int | None] | None:
+    return None if tensor is None else (tensor.data_ptr(), version_of(tensor))
 
 
 def folds_of(graph: Graph) -> list[Fold]:

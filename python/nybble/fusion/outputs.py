@@ -12,7 +12,26 @@ from torch import Tensor
 
 _LEAST = 1 << 18  # bytes: the allocator keeps smaller ones itself
 _KEPT = 4  # of each thread
-_FREE = 3  # references to an array that no tensor reads: of the list, the loop, and the call that counts them
+
+
+def _first_free(arrays: list[Any], nbytes: int, references: int) -> Any:
+    """The first of at least so many bytes, and at most twice as many, that has so many references; or None."""
+    for array in arrays:
+        if nbytes <= array.nbytes <= 2 * nbytes and sys.getrefcount(array) == references:
+            return array
+    return None
+
+
+def _references() -> int:
+    """How many an array has in that loop if no tensor reads it: versions of Python count differently. -1 if the counts say
+    nothing, since threads run without a lock."""
+    if not getattr(sys, "_is_gil_enabled", lambda: True)():
+        return -1
+    arrays = [torch.empty(1, dtype=torch.uint8).numpy()]
+    return next((count for count in range(1, 5) if _first_free(arrays, 1, count) is not None), -1)
+
+
+_FREE = _references()
 
 
 class _Held(threading.local):
@@ -23,9 +42,9 @@ class _Held(threading.local):
 
     def take(self, nbytes: int) -> Any:
         """One of at least so many bytes, and at most twice as many."""
-        for array in self.arrays:
-            if nbytes <= array.nbytes <= 2 * nbytes and sys.getrefcount(array) == _FREE:
-                return array
+        found = _first_free(self.arrays, nbytes, _FREE)
+        if found is not None:
+            return found
         self.arrays = [torch.empty(nbytes, dtype=torch.uint8).numpy(), *self.arrays[: _KEPT - 1]]
         return self.arrays[0]
 
