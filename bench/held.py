@@ -50,9 +50,18 @@ def restart(argv: Sequence[str]) -> None:
         raise ValueError(f"{VOUCHED}={os.environ[VOUCHED]!r}: {', '.join(unknown)}: must be one of {', '.join(FREE)}")
     if "avx2" not in native.cpu()[1]:
         raise ValueError(f"--preset avx2-targets: this CPU ({native.cpu()[0]}) has no AVX2")
-    if needed() and any(os.environ.get(name) != value for name, value in VARIABLES.items()):
+    if needed() and not _is_held():
         command = [sys.executable, "-m", "nybble.bench", *argv]
         os.execve(sys.executable, command, {**os.environ, **VARIABLES})  # noqa: S606 (this program itself)
+
+
+def _is_held() -> bool:
+    return all(os.environ.get(name) == value for name, value in VARIABLES.items())
+
+
+def mark_if_held() -> dict[str, str]:
+    """As mark, where the user has set the variables: any preset can be held so."""
+    return mark() if _is_held() else {}
 
 
 def mark() -> dict[str, str]:

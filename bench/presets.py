@@ -204,7 +204,9 @@ PRESETS: dict[str, Preset] = {
     "sparse-crossover": Preset(
         sparse_crossover, lambda shapes, _: len(shapes) * len(crossover.MS) * len(crossover.SERIES)
     ),
-    WHOLE: Preset(whole_models, lambda *_: len(whole_cells()), 20.0),
-    MODULES: Preset(partial(whole_models, preset=MODULES), lambda *_: len(whole_cells(MODULES)), 10.0),
+    WHOLE: Preset(whole_models, lambda *_: len(whole_cells()), 20.0, mark=held.mark_if_held),
+    MODULES: Preset(
+        partial(whole_models, preset=MODULES), lambda *_: len(whole_cells(MODULES)), 10.0, mark=held.mark_if_held
+    ),
     "accuracy": Preset(accuracy, lambda _, only: language.steps(only)),
 }

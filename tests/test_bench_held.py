@@ -57,6 +57,16 @@ def test_only_a_cpu_with_more_than_avx2_is_held(monkeypatch, wide_cpu):
     assert cli.main(["--preset", "avx2-targets"]) == 1
 
 
+@pytest.mark.parametrize("preset", ["whole-models", "modules"])
+def test_any_run_of_models_that_is_held_says_so(monkeypatch, wide_cpu, preset):
+    assert presets.PRESETS[preset].mark() == {}
+    for name, value in held.VARIABLES.items():
+        monkeypatch.setenv(name, value)
+    assert presets.PRESETS[preset].mark() == {"held": "held to avx2 on A wide CPU"}
+    monkeypatch.setenv(held.VOUCHED, "onnxruntime")
+    assert presets.PRESETS[preset].mark()["vouched"] == "onnxruntime"
+
+
 def test_a_library_that_cannot_be_held_is_left_out_unless_vouched_for(monkeypatch, wide_cpu):
     free = Peer("free", 8, "int8", (torch.float32,), lambda *_: [], needs=("onnxruntime",))
     tame = Peer("tame", 8, "int8", (torch.float32,), lambda *_: [], needs=("torch",))

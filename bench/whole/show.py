@@ -40,7 +40,8 @@ def _goal(checked: Checked) -> tuple[str, ...]:
     against = f"time over {' or '.join(goal.over)}" if goal.over and goal.at_most else " or ".join(goal.over)
     unit = "x" if goal.over or goal.quantity == lines.RESIDENT else ""
     bound = "-" if checked.bound is None else f"{'<=' if goal.at_most else '>='} {checked.bound:g}{unit}"
-    value = "-" if checked.value is None else f"{checked.value:.2f}{unit}"
+    text = "{:.2f}" if goal.over else _PLAIN.get(goal.quantity, "{:.2f}")
+    value = "-" if checked.value is None else f"{text.format(checked.value)}{unit}"
     return (
         goal.model,
         f"{goal.quantity}{cosine}",
