@@ -9,13 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 import nybble
 
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 pytest.importorskip("safetensors")
-from safetensors.torch import save_file
+from .gptq_llama import write
 
 if not os.access("/proc/self/clear_refs", os.W_OK):
     pytest.skip("needs Linux, which tells the most memory that a process had", allow_module_level=True)
@@ -53,34 +52,11 @@ print("GROWN", grown)
 """
 
 
-def written(directory: Path, hidden: int, inner: int, blocks: int) -> Path:
-    """GPTQ of 4 bits in groups of 128, and its size."""
-    sizes = {"hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": blocks, "vocab_size": 512}
-    told = transformers.LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=4, tie_word_embeddings=True)
-    with torch.device("meta"):
-        model = transformers.LlamaForCausalLM(told)
-    tensors = {}
-    for name, layer in model.named_modules():
-        if isinstance(layer, torch.nn.Linear) and name != "lm_head":
-            n, k = layer.weight.shape
-            tensors[f"{name}.qweight"] = torch.randint(-(2**31), 2**31, (k // 8, n)).to(torch.int32)
-            tensors[f"{name}.qzeros"] = torch.full((k // 128, n // 8), 0x77777777, dtype=torch.int32)
-            tensors[f"{name}.scales"] = torch.full((k // 128, n), 2.0**-8, dtype=torch.float16)
-        elif getattr(layer, "weight", None) is not None and name != "lm_head":
-            tensors[f"{name}.weight"] = torch.ones(layer.weight.shape, dtype=torch.float16)
-    directory.mkdir()
-    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
-    config = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False}
-    named = {"architectures": ["LlamaForCausalLM"], "dtype": "float16", "quantization_config": config}
-    (directory / "config.json").write_text(json.dumps(told.to_dict() | named))
-    return directory
-
-
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
     """A small and a large one, of GPTQ and of nybble."""
     aside = tmp_path_factory.mktemp("memory")
-    gptq = [written(aside / "small", 128, 256, 1), written(aside / "large", 512, 2048, 24)]
+    gptq = [write(aside / "small", 128, 256, 1), write(aside / "large", 512, 2048, 24)]
     own = []
     for path in gptq:
         model, _ = nybble.load_pretrained(path)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import nybble
 
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 pytest.importorskip("safetensors")
-from safetensors.torch import save_file
+from .gptq_llama import write
 
 if sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallinfo2"):
     pytest.skip("needs glibc's count of the bytes in use", allow_module_level=True)
@@ -68,25 +66,7 @@ class Watch(TorchDispatchMode):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """GPTQ of 4 bits in groups of 128, with a dense embedding to which the head is tied."""
-    directory = tmp_path_factory.mktemp("gptq")
-    shape = {"hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": BLOCKS, "vocab_size": TOKENS}
-    told = transformers.LlamaConfig(**shape, num_attention_heads=4, num_key_value_heads=4, tie_word_embeddings=True)
-    with torch.device("meta"):
-        model = transformers.LlamaForCausalLM(told)
-    tensors = {}
-    for name, layer in model.named_modules():
-        if isinstance(layer, torch.nn.Linear) and name != "lm_head":
-            n, k = layer.weight.shape
-            tensors[f"{name}.qweight"] = torch.randint(-(2**31), 2**31, (k // 8, n)).to(torch.int32)
-            tensors[f"{name}.qzeros"] = torch.full((k // 128, n // 8), 0x77777777, dtype=torch.int32)
-            tensors[f"{name}.scales"] = torch.full((k // 128, n), 2.0**-8, dtype=torch.float16)
-        elif getattr(layer, "weight", None) is not None and name != "lm_head":
-            tensors[f"{name}.weight"] = torch.ones(layer.weight.shape, dtype=torch.float16)
-    save_file(tensors, directory / "model.safetensors")
-    config = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False}
-    named = {"architectures": ["LlamaForCausalLM"], "dtype": "float16", "quantization_config": config}
-    (directory / "config.json").write_text(json.dumps(told.to_dict() | named))
-    return directory
+    return write(tmp_path_factory.mktemp("memory") / "gptq", HIDDEN, INNER, BLOCKS, TOKENS)
 
 
 def test_the_peak_is_the_checkpoint_and_one_layer(checkpoint: Path) -> None:
