@@ -104,6 +104,7 @@ struct NybbleLinearArgs {
   int64_t k_block;     // K multiplied at a time, of whole groups for 4 bits and integers; k_padded or more: all
   int64_t pass;        // columns multiplied with all row blocks before the next ones
   int64_t pass_bytes;  // the same as bytes of weights, for the layouts in which columns differ in size
+  int64_t one_stream;  // whether few rows leave all fetching to the hardware, see caches.h
   int64_t in_order;    // whether a single row is multiplied with one tile at a time; else with as many as is fastest
   void* partial;       // scratch for the sums of a pass between K blocks; null if all of K is multiplied at a time
   void* decoded;       // scratch for the decoded weights of a K block of a pass; null: decode in registers

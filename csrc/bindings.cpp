@@ -107,6 +107,7 @@ py::dict blocks(const std::string& kernel, const WeightShape& shape, int64_t row
   row["pass"] = cut.pass;
   row["pass_bytes"] = cut.pass_bytes;
   row["expand"] = cut.expand;
+  row["one_stream"] = cut.one_stream;
   row["in_order"] = cut.in_order;
   row["decode"] = cut.decode;
   row["tile_parts"] = cut.tile_parts;

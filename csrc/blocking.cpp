@@ -135,7 +135,8 @@ Cut cut_for(const Product& p, const Caches& caches) {
   const int64_t tile = caches.l2 / 4 / (16 * column_bytes(p));  // tiles of 16 columns
   to.expand = 16 * (tile >= 4 ? round_down(tile, 4) : tile < 2 ? 2 : 4);
   to.decode = must_decode(p) || decodes_once(p, piece);
-  to.in_order = p.form == Form::dense && p.rows == 1 && p.columns * column_bytes(p) > caches.l2 / 4;
+  to.one_stream = caches.one_stream;
+  to.in_order = to.one_stream && p.form == Form::dense && p.rows == 1 && p.columns * column_bytes(p) > caches.l2 / 4;
   return to;
 }
 

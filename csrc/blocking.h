@@ -33,6 +33,7 @@ struct Cut {
   int64_t pass;                     // columns multiplied with all row blocks before the next ones
   int64_t pass_bytes;               // the same as bytes of weights, for the layouts in which columns differ in size
   int64_t expand;                   // columns of a mask layout expanded at a time
+  bool one_stream;                  // see Caches
   bool in_order;                    // whether a single row reads the weights in the order in which they lie in memory
   bool decode;                      // whether the weights of a K block of a pass are decoded once, into a buffer
   int64_t tile_parts, block_parts;  // pieces along the columns and along the row blocks

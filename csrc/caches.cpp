@@ -14,7 +14,7 @@ namespace nybble {
 
 namespace {
 
-constexpr const char* kVariable = "NYBBLE_CACHE";
+constexpr const char *kVariable = "NYBBLE_CACHE", *kOneStream = "one-stream";
 // Where neither the CPU nor the operating system tells.
 constexpr int64_t kGuess[] = {32 << 10, 512 << 10, 8 << 20};
 // Sizes outside are not believed: some hypervisors report nonsense.
@@ -22,7 +22,7 @@ constexpr int64_t kLeast[] = {8 << 10, 128 << 10, 1 << 20}, kMost[] = {1 << 20, 
 
 [[noreturn]] void refuse(const std::string& text) {
   throw std::invalid_argument(std::string(kVariable) + "=\"" + text +
-                              "\": must be the bytes of L1, L2 and L3, ascending, such as 32K,512K,32M");
+                              "\": must be the bytes of L1, L2 and L3, ascending, such as 32K,512K,32M, and one-stream after them or not");
 }
 
 // Bytes of a size such as 512K; 0 if it is none.
@@ -70,8 +70,23 @@ void add_sysfs(int64_t (&sizes)[3]) {
     if (sizes[level] == 0) sizes[level] = found[level];
 }
 
+// Of AMD's CPUs, Zen 5 was measured; of Intel's, Emerald Rapids.
+bool has_one_stream() {
+#if defined(__x86_64__)
+  unsigned a, b, c, d;
+  return __get_cpuid(0, &a, &b, &c, &d) && b == signature_AMD_ebx && c == signature_AMD_ecx && d == signature_AMD_edx;
+#else
+  return false;
+#endif
+}
+
 Caches detect() {
-  if (const char* text = std::getenv(kVariable); text && *text) return parse_caches(text);
+  const bool one_stream = has_one_stream();
+  if (const char* text = std::getenv(kVariable); text && *text) {
+    Caches told = parse_caches(text);
+    told.one_stream |= one_stream;
+    return told;
+  }
   int64_t sizes[3] = {};
 #if defined(__x86_64__)
   add_cpuid(sizes, 4);
@@ -82,7 +97,7 @@ Caches detect() {
     if (sizes[level] == 0) sizes[level] = kGuess[level];
     if (level > 0 && sizes[level] < sizes[level - 1]) sizes[level] = sizes[level - 1];
   }
-  return {sizes[0], sizes[1], sizes[2]};
+  return {sizes[0], sizes[1], sizes[2], one_stream};
 }
 
 }  // namespace
@@ -90,10 +105,15 @@ Caches detect() {
 Caches parse_caches(const std::string& text) {
   std::vector<int64_t> sizes;
   std::istringstream parts(text);
-  for (std::string part; std::getline(parts, part, ',');) sizes.push_back(size_of(part));
+  bool one_stream = false;
+  for (std::string part; std::getline(parts, part, ',');) {
+    if (one_stream) refuse(text);
+    one_stream = sizes.size() == 3 && part == kOneStream;
+    if (!one_stream) sizes.push_back(size_of(part));
+  }
   if (sizes.size() != 3 || sizes[0] < 1 || sizes[1] < sizes[0] || sizes[2] < sizes[1] || text.back() == ',')
     refuse(text);
-  return {sizes[0], sizes[1], sizes[2]};
+  return {sizes[0], sizes[1], sizes[2], one_stream};
 }
 
 const Caches& caches() {

@@ -153,6 +153,7 @@ NybbleLinearArgs linear_args(const LinearCall& call, const Chunk& chunk) {
   args.k_block = chunk.cut.k_block;
   args.pass = chunk.cut.pass;
   args.pass_bytes = chunk.cut.pass_bytes;
+  args.one_stream = chunk.cut.one_stream;
   args.in_order = chunk.cut.in_order;
   if (shape.form == Form::dense) return args;
   args.start = reinterpret_cast<const uint64_t*>(packed + at.start);

@@ -17,6 +17,7 @@ _SMALL = {
     "vocab_size": 100,
 }
 _DECODER = {**_SMALL, "num_key_value_heads": 2, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2}
+_EXPERTS = {"head_dim": 16, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 _VISION = {
     **{key: one for key, one in _SMALL.items() if key != "vocab_size"},
     "image_size": 32,
@@ -107,6 +108,11 @@ MAKERS: dict[str, tuple[Callable[[], nn.Module], list[Any], set[str]]] = {
         [_TEXT],
         {"model.layers.0", "model.layers.1"},
     ),
+    "qwen3 moe": (
+        lambda: transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**_DECODER, **_EXPERTS)),
+        [{"input_ids": ids(2, 8)}],
+        {"model.layers.0", "model.layers.1"},
+    ),
     "mistral": (
         lambda: transformers.MistralForCausalLM(transformers.MistralConfig(**_DECODER, sliding_window=4)),
         [_TEXT],
@@ -126,7 +132,7 @@ MAKERS: dict[str, tuple[Callable[[], nn.Module], list[Any], set[str]]] = {
     "deberta": (_deberta, [_TEXT], {"encoder.layer.0.intermediate", "encoder.layer.1.output"}),
     "torch": (_torch_encoder, [(torch.randn(2, 7, 64),)], {""}),
 }
-LANGUAGE_MODELS = ("llama", "qwen3", "mistral", "gpt2")
+LANGUAGE_MODELS = ("llama", "qwen3", "qwen3 moe", "mistral", "gpt2")
 
 
 def make(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:

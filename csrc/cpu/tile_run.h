@@ -111,7 +111,7 @@ struct Streams {
 // Prefetches codes, so that memory and multiplier work in parallel. If several row blocks are multiplied with the
 // current weights, each prefetches its share of the next ones. A row block whose weights were not prefetched (the
 // only one or the first) prefetches a short distance ahead in its own streams, unless its work per line is so light
-// that the hardware prefetcher does better.
+// that the CPU's own prefetcher does better, see caches.h.
 class Prefetcher {
  public:
   Prefetcher(const Streams& next, int64_t blocks)

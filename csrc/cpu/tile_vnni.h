@@ -11,7 +11,7 @@ namespace {
 struct Tile8 : CodesTile<128> {
   using X = uint8_t;
   static constexpr int kLastRows = kRowsForLast;
-  static constexpr bool kInOrder = false;  // a row without software prefetching is as fast
+  static constexpr bool kInOrder = false;  // several streams without software prefetching are as fast
 
   static constexpr int vectors(int rows) { return fitting_vectors(rows + 1, 1); }
 
@@ -57,7 +57,7 @@ struct Tile8 : CodesTile<128> {
   NYBBLE_INLINE void run(const NybbleLinearArgs* a, const Place& at, const uint8_t* (&w)[V], VI (&acc)[R][V],
                          Prefetcher& prefetcher) {
     const uint8_t* x = panel_at<uint8_t>(a, at.row) + at.begin * R;
-    each_line<8>((at.end - at.begin) / 4, w, prefetcher, R <= 2, [&]() __attribute__((always_inline)) {
+    each_line<8>((at.end - at.begin) / 4, w, prefetcher, R <= 2 && a->one_stream, [&]() __attribute__((always_inline)) {
       multiply<R, V>(acc, w, x);
       x += 4 * R;
     });

@@ -112,6 +112,7 @@ void cut_at_random(NybbleLinearArgs& args, const Product& p, Random& random) {
   args.k_block = std::max<int64_t>(64, in_groups ? p.group : 0) * random.integer(1, 4);
   args.pass = p.column_step * random.integer(1, 4);
   args.pass_bytes = 64 * random.integer(1, 400);
+  args.one_stream = random.integer(0, 1);
   args.in_order = random.integer(0, 1);
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -76,7 +76,7 @@ class Explainer(Attention):
         return self.norm(norm, x, event.outputs[0], event.number)
 
     def check_pure(self) -> None:
-        """Raises NotUnderstood if the call changes its arguments or the module's tensors, or looks at values."""
+        """Raises NotUnderstood if the call changes its arguments or the module's tensors."""
         module = self.call.module
         kept = {
             one.untyped_storage().data_ptr()
@@ -87,9 +87,16 @@ class Explainer(Attention):
             target = event.args[0] if event.args and (changes or event.name in _IN_PLACE) else None
             if isinstance(target, Tensor) and target.untyped_storage().data_ptr() in kept:
                 raise NotUnderstood(f"it changes a tensor in place ({event.name})")
-        # A model of texts looks whether its mask has zeros: then what it computes is taken for masks like that one.
-        if self.call.looks and self.tensors[self.hidden].is_floating_point():
-            raise NotUnderstood(f"what it computes depends on values ({self.call.looks[0]})")
+
+    def check_looks(self, nodes: Sequence[Node]) -> None:
+        """Raises NotUnderstood if the call looks at values, other than in modules that run by their own forward.
+
+        A model of texts looks whether its mask has zeros: then what it computes is taken for masks like that one.
+        """
+        apart = [self.apart[node] for node in nodes if node in self.apart]
+        looks = [what for at, what in self.call.looks if not any(one.first <= at <= one.number for one in apart)]
+        if looks and self.tensors[self.hidden].is_floating_point():
+            raise NotUnderstood(f"what it computes depends on values ({looks[0]})")
 
     def applied(self, value: Tensor) -> Applied:
         """Explains a part of the result that is not a row for each token."""
@@ -163,8 +170,10 @@ def explain(call: Call, names: dict[nn.Module, str]) -> Explanation:
         return Given(path)
 
     result = part(call.result)
+    nodes = tuple(needed(self.nodes, result))
+    self.check_looks(nodes)
     ones = self.ones(result)
     caches = {node.cache.path for node in self.nodes if isinstance(node, Attend) and node.cache is not None}
     if len(caches) != sum(event.name == CACHE for event in call.events):
         raise NotUnderstood("it updates a cache that its attention does not read")
-    return Explanation(self.hidden, result, tuple(needed(self.nodes, result)), self.dims, ones)
+    return Explanation(self.hidden, result, nodes, self.dims, ones)

@@ -106,7 +106,7 @@ def is_of_images(call: Call) -> bool:
 def graph_of(call: Call) -> Graph:
     """What a watched call computes. Raises NotUnderstood."""
     if call.looks:
-        raise NotUnderstood(f"what it computes depends on values ({call.looks[0]})")
+        raise NotUnderstood(f"what it computes depends on values ({call.looks[0][1]})")
     return _Tracer(call).graph()
 
 

@@ -85,7 +85,7 @@ class Lowered:
                 return NotImplemented
             plain = value.stride(1) == 1 and value.stride(0) >= node.width
             run.values[node] = value if plain else value.contiguous()
-        groups = padding.groups(program, run) if self.skips else []
+        groups = padding.groups(program, run) if self.skips and not program.modules else []
         if not groups:
             self._compute(run)
             return program.result(run.values, batch, length, args, kwargs)

@@ -125,6 +125,24 @@ class Linear(Node):
 
 
 @dataclass(eq=False, kw_only=True, repr=False)
+class Inside(Node):
+    """What a module inside computes from one value, by its own forward: a mixture of experts. ``flat``: whether it takes
+    (tokens, width) instead of (batch, length, width)."""
+
+    x: Ref
+    module: nn.Module
+    flat: bool
+
+    def inputs(self) -> Sequence[Ref]:
+        return (self.x,)
+
+    def compute(self, run: Run) -> Tensor:
+        x = run.of(self.x).contiguous()
+        out: Tensor = self.module(x if self.flat else x.view(run.batch, run.length, -1))
+        return out.reshape(len(x), -1)
+
+
+@dataclass(eq=False, kw_only=True, repr=False)
 class Product(Node):
     """x w^T + bias with a dense weight that is a parameter of a module, not a layer of its own."""
 

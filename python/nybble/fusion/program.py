@@ -17,6 +17,7 @@ from .nodes import (
     Add,
     Attend,
     Input,
+    Inside,
     Linear,
     Lookup,
     Multiply,
@@ -55,6 +56,11 @@ class Program:
     def layers(self) -> tuple[nn.Module, ...]:
         """The Linear-like modules that it calls."""
         return tuple(dict.fromkeys(node.layer for node in self.explanation.nodes if isinstance(node, Linear)))
+
+    @cached_property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The modules that run by their own forward."""
+        return tuple(dict.fromkeys(node.module for node in self.explanation.nodes if isinstance(node, Inside)))
 
     def sizes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int]:
         """Batch and length of a call."""
@@ -131,5 +137,6 @@ _WORDS: dict[type[Node], str] = {
     Multiply: "product",
     Scale: "scaling",
     Lookup: "embedding",
+    Inside: "module",
 }
 _ORDER = tuple(_WORDS.values())

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..model.eligible import is_linear_like
+from ..nn.composite import CompositeModule
 from .arguments import leaves_of
 from .compare import integers, same, same_flat, same_memory
 from .forms import NotUnderstood
-from .nodes import Input, Node, Path, Ref
-from .watch import CONTAINER, MODULE, Call, Event, caches_in
+from .nodes import Input, Inside, Node, Path, Ref
+from .watch import CONTAINER, MODULE, Call, Event, caches_in, tensors_of
 
 Test = Callable[[Tensor, Tensor], bool]
 ATTENTION, MULTI_HEAD = "scaled_dot_product_attention", "multi_head_attention_forward"
@@ -54,6 +56,7 @@ class Seen:
     batch: int = 1
     length: int = 1
     dims: int = 3
+    apart: dict[Node, Event] = field(default_factory=dict)  # the calls of modules that run by their own forward
 
     def start(self) -> None:
         """Finds the hidden states among the arguments: the first float tensor with batch, length and width. A model of
@@ -105,6 +108,34 @@ class Seen:
         return self.of_rows(self.rows(tensor), before)
 
     def of_rows(self, rows: Tensor, before: int) -> Ref:
+        """What explains rows; where nothing does, the module of experts that computes them."""
+        try:
+            return self.known(rows, before)
+        except NotUnderstood:
+            found = self.inside(rows, before)
+            if found is None:
+                raise
+            return found
+
+    def inside(self, rows: Tensor, before: int) -> Ref | None:
+        """A module that computes these rows from one value and runs by its own forward."""
+        for event in self.call.events[:before]:
+            if event.name != CONTAINER or event.what not in self.names or not runs_alone(event.what):
+                continue
+            if "forward" in vars(event.what):
+                continue  # not its own
+            inputs, out = tensors_of((event.args, event.kwargs)), event.outputs[0]
+            if len(event.args) != 1 or event.kwargs or len(inputs) != 1 or inputs[0] is not event.args[0]:
+                continue
+            x = inputs[0]
+            fits = x.is_floating_point() and x.shape == out.shape == (*x.shape[:-1], rows.shape[1])
+            if fits and out.numel() == rows.numel() and same(self.rows(out), rows):
+                node = Inside(rows=rows, x=self.value(x, event.first), module=event.what, flat=x.dim() == 2)
+                self.apart[node] = event
+                return self.add(node)
+        return None
+
+    def known(self, rows: Tensor, before: int) -> Ref:
         """The value in the same memory, or else the first with equal numbers: some layers may compute the same."""
         for alike in (same_memory, same):
             found = self.find(rows, alike) or self.given(rows, alike)
@@ -194,3 +225,10 @@ class Seen:
     def function(self, event: Event) -> Ref:
         """What a torch function computes. Raises NotUnderstood."""
         raise NotImplementedError
+
+
+def runs_alone(module: nn.Module) -> bool:
+    """Whether all Linear-like layers of a module are experts, or members of other modules that run theirs in one call."""
+    owners = [one for one in module.modules() if isinstance(one, CompositeModule)]
+    owned = {inner for owner in owners for inner in owner.modules()}
+    return bool(owners) and not any(is_linear_like(one) for one in module.modules() if one not in owned)

@@ -45,7 +45,9 @@ class Call:
     kwargs: dict[str, Any]
     result: Any = None
     events: list[Event] = field(default_factory=list)
-    looks: list[str] = field(default_factory=list)  # functions that gave values of tensors to Python
+    looks: list[tuple[int, str]] = field(
+        default_factory=list
+    )  # functions that gave values of tensors to Python, and when
 
 
 # Functions that give values of tensors to Python, where they may decide what is computed.
@@ -53,7 +55,7 @@ _LOOKS = {"__bool__", "__int__", "__float__", "__index__", "item", "tolist", "nu
 
 
 class _Functions(TorchFunctionMode):
-    def __init__(self, events: list[Event], looks: list[str]) -> None:
+    def __init__(self, events: list[Event], looks: list[tuple[int, str]]) -> None:
         super().__init__()
         self.events, self.looks, self.quiet = events, looks, 0
 
@@ -65,7 +67,7 @@ class _Functions(TorchFunctionMode):
         if not self.quiet:
             outputs, name = tensors_of(result), getattr(func, "__name__", type(func).__name__)
             if name in _LOOKS:
-                self.looks.append(name)
+                self.looks.append((len(self.events), name))
             if outputs:
                 self.events.append(Event(len(self.events), name, func, args, kwargs, outputs))
         return result
