@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..compiled.codes import select_nibbles
 from ..weights.rounding import QuantizedWeight, check_portable, dequantize_weight
 from ..weights.scheme import Scheme
 from ..weights.weight_type import WeightType, weight_types
@@ -70,9 +71,9 @@ def _in_groups(weight: ForeignWeight) -> tuple[ForeignWeight, Tensor | None]:
     in order."""
     if weight.groups is None:
         return weight, None
-    order = weight.groups.argsort(stable=True)
-    codes = _unpacked(weight)[:, order]
-    return replace(weight, codes=codes, per_byte=1, groups=None), order.to(torch.int32)
+    order = weight.groups.argsort(stable=True).to(torch.int32)
+    codes = select_nibbles(weight.codes, order) if weight.per_byte == 2 else weight.codes[:, order]
+    return replace(weight, codes=codes, groups=None), order
 
 
 def _unpacked(weight: ForeignWeight) -> Tensor:
