@@ -24,7 +24,7 @@ Item* at(const char* name, const Pair& pair, int64_t count) {
 void bind_codes(py::module_& m) {
   m.def("unpack_bits",
         [](const Pair& from, int64_t rows, int64_t row_bytes, int bits, int64_t count, const Pair& to, int threads) {
-          check("bits", bits, 2, 7);
+          check("bits", bits, 1, 7);
           check("rows", rows, 1, kMost);
           check("row_bytes", row_bytes, 1, kMost);
           check("count", count, 1, row_bytes * 8 / bits);

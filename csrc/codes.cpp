@@ -25,7 +25,10 @@ constexpr uint64_t kPairSums = 0x00ff00ff00ff00ffu;
 
 uint64_t load(const uint8_t* from, int64_t bytes) {
   uint64_t word = 0;
-  std::memcpy(&word, from, static_cast<size_t>(bytes < 8 ? bytes : 8));
+  if (bytes >= 8)
+    std::memcpy(&word, from, 8);  // of a size that the compiler knows: no call
+  else
+    std::memcpy(&word, from, static_cast<size_t>(bytes));
   return word;
 }
 
@@ -61,24 +64,35 @@ uint64_t spread_bits(uint64_t v, int bits) {
   return (v & one) | (v >> bits & one) << 8;
 }
 
+// Codes in an order, two a byte; an odd one is the last low half.
+void select_row(const uint8_t* codes, const int32_t* order, int64_t count, uint8_t* to) {
+  for (; count >= 8; count -= 8, order += 8, to += 4) {
+    uint32_t word = 0;
+    for (int i = 0; i < 8; i++) word |= static_cast<uint32_t>(codes[order[i]]) << 4 * i;
+    std::memcpy(to, &word, 4);
+  }
+  for (; count >= 2; count -= 2, order += 2) *to++ = static_cast<uint8_t>(codes[order[0]] | codes[order[1]] << 4);
+  if (count) *to = codes[*order];
+}
+
 // Pairs [begin, end) of k, of the columns of words [first, last), at most kWords.
 void transpose_block(const uint32_t* from, int64_t k, int64_t words, const int32_t* places, uint8_t* to, int64_t first,
                      int64_t last, int64_t begin, int64_t end) {
-  uint8_t columns[kWords * 8][kPairs];
+  uint8_t rows[kWords][8][kPairs];  // by the places of nibbles
   for (int64_t pair = begin; pair < end; pair++) {
     const uint32_t *even = from + pair * 2 * words, *odd = pair * 2 + 1 < k ? even + words : nullptr;
     for (int64_t word = first; word < last; word++) {
       const uint32_t a = even[word], b = odd ? odd[word] : 0;
       const uint32_t low = (a & kLow) | (b & kLow) << 4, high = (a >> 4 & kLow) | (b & ~kLow);
-      for (int column = 0; column < 8; column++) {
-        const int place = places[column];
-        columns[(word - first) * 8 + column][pair - begin] =
-            static_cast<uint8_t>((place % 2 ? high : low) >> place / 2 * 8);
+      for (int i = 0; i < 4; i++) {
+        rows[word - first][2 * i][pair - begin] = static_cast<uint8_t>(low >> 8 * i);
+        rows[word - first][2 * i + 1][pair - begin] = static_cast<uint8_t>(high >> 8 * i);
       }
     }
   }
   for (int64_t column = first * 8; column < last * 8; column++)
-    std::memcpy(to + column * ((k + 1) / 2) + begin, columns[column - first * 8], static_cast<size_t>(end - begin));
+    std::memcpy(to + column * ((k + 1) / 2) + begin, rows[column / 8 - first][places[column % 8]],
+                static_cast<size_t>(end - begin));
 }
 
 }  // namespace
@@ -128,9 +142,15 @@ void unpack_bits(const uint8_t* from, int64_t rows, int64_t row_bytes, int bits,
   parallel_for((rows + kRows - 1) / kRows, usable_threads(threads), [&](int64_t block) {
     for (int64_t row = block * kRows; row < std::min((block + 1) * kRows, rows); row++) {
       const uint8_t* codes = from + row * row_bytes;
-      for (int64_t at = 0, byte = 0; at < count; at += 8, byte += bits) {
+      uint8_t* unpacked = to + row * count;
+      int64_t at = 0, byte = 0;
+      for (; at + 8 <= count; at += 8, byte += bits) {
         const uint64_t eight = spread_bits(load(codes + byte, row_bytes - byte), bits);
-        std::memcpy(to + row * count + at, &eight, static_cast<size_t>(std::min<int64_t>(8, count - at)));
+        std::memcpy(unpacked + at, &eight, 8);
+      }
+      if (at < count) {
+        const uint64_t eight = spread_bits(load(codes + byte, row_bytes - byte), bits);
+        std::memcpy(unpacked + at, &eight, static_cast<size_t>(count - at));
       }
     }
   });
@@ -148,14 +168,10 @@ void select_nibbles(const uint8_t* from, int64_t rows, int64_t row_bytes, const 
     for (int64_t row = task * each; row < std::min(rows, (task + 1) * each); row++) {
       const uint8_t* bytes = from + row * row_bytes;
       for (int64_t at = 0; at < row_bytes; at += 4) {
-        const uint64_t eight =
-            spread_nibbles(static_cast<uint32_t>(load(bytes + at, std::min<int64_t>(4, row_bytes - at))));
+        const uint64_t eight = spread_nibbles(static_cast<uint32_t>(load(bytes + at, row_bytes - at)));
         std::memcpy(codes + at * 2, &eight, 8);
       }
-      uint8_t* packed = to + row * ((count + 1) / 2);
-      for (int64_t i = 0; i + 1 < count; i += 2)
-        *packed++ = static_cast<uint8_t>(codes[order[i]] | codes[order[i + 1]] << 4);
-      if (count % 2) *packed = codes[order[count - 1]];
+      select_row(codes, order, count, to + row * ((count + 1) / 2));
     }
   });
 }

@@ -33,7 +33,7 @@ int64_t unpack_lines(const uint8_t* lines, int64_t row_bytes, bool nibbles, uint
 int64_t sum_of_codes(const uint8_t* codes, int64_t count);
 int64_t sum_of_halves(const uint8_t* bytes, int64_t count);
 
-// Codes of `bits`, 2 to 7, of rows of bytes, low bits first: `count` a row, to one a byte. A row has at least
+// Codes of `bits`, 1 to 7, of rows of bytes, low bits first: `count` a row, to one a byte. A row has at least
 // ceil(count * bits / 8) bytes.
 void unpack_bits(const uint8_t* from, int64_t rows, int64_t row_bytes, int bits, int64_t count, uint8_t* to,
                  int threads);

@@ -11,7 +11,7 @@ from .. import native
 
 def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
     """Rows of bytes, uint8 (R, B), to codes, uint8 (R, count): code i is bits [i * bits, i * bits + bits) of its row, low bit
-    first. ``bits`` is from 2 to 7.
+    first. ``bits`` is from 1 to 7.
 
     Raises ValueError, with the argument, for other bits, and where a row has fewer codes.
     """

@@ -10,7 +10,7 @@ from .base import memory
 
 
 def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
-    """Codes, uint8 (R, count), of ``bits`` from 2 to 7, of rows of bytes, uint8 (R, B), contiguous: code i is the bits
+    """Codes, uint8 (R, count), of ``bits`` from 1 to 7, of rows of bytes, uint8 (R, B), contiguous: code i is the bits
     [i * bits, i * bits + bits) of its row, the low ones first."""
     (rows, width), codes = packed.shape, torch.empty(len(packed), count, dtype=torch.uint8)
     _C.unpack_bits(memory(packed), rows, width, bits, count, memory(codes), torch.get_num_threads())
