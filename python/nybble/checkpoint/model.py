@@ -119,7 +119,8 @@ def packed_layers(model: nn.Module, layers: tuple[LayerEntry, ...]) -> dict[Laye
 def pieces_of(model: nn.Module, layers: tuple[LayerEntry, ...], stored: Mapping[str, Tensor]) -> list[Piece]:
     """What is written of ``stored``, those of ``state_of`` that are no aliases: each packed layer is one piece, and is unpacked
     when it is made."""
-    pieces, theirs = [], set()
+    pieces: list[Piece] = []
+    theirs: set[str] = set()
     for entry, module in packed_layers(model, layers).items():
         specs = portable_specs(entry)
         if entry.tied_to is None:

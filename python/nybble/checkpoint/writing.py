@@ -89,7 +89,7 @@ def _nbytes(spec: Spec) -> int:
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _write_all(write: Callable[[memoryview], int | None], data: bytes | memoryview) -> None:
