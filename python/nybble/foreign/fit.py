@@ -208,6 +208,8 @@ def _codes(weight: ForeignWeight, kind: WeightType) -> tuple[Tensor, Tensor | No
         codes, zeros = codes + (kind.middle - weight.zero), torch.full(weight.scale.shape, kind.middle)
     else:  # signed codes have signed zero points; both are counted from the lowest code on
         shift = kind.middle if weight.codes.dtype == torch.int8 else 0
-        codes, zeros = codes + shift, weight.zero.to(torch.int16) + shift
+        codes, zeros = codes + shift if shift else codes, weight.zero.to(torch.int16) + shift
+    if not flips.any():
+        return codes, zeros
     ends = kind.lowest + kind.highest
     return torch.where(flips[:, columns], ends - codes, codes), torch.where(flips, ends - zeros, zeros)

@@ -44,8 +44,8 @@ def read_file(source: Source) -> Opened:
         if node.op_type != "MatMulNBits":
             continue
         inputs = {part: name for part, name in zip(_INPUTS, node.input, strict=False) if name}
-        if not all(isinstance(name, str) for name in inputs.values()):  # bytes, where they are not UTF-8
-            raise CheckpointError(f"{path}: node {node.name}: inputs: must be names")
+        if not all(isinstance(name, str) for name in (*inputs.values(), node.name)):  # bytes, where they are not UTF-8
+            raise CheckpointError(f"{path}: node {node.name}: its name and its inputs: must be names")
         if "B" not in inputs or "scales" not in inputs or "g_idx" in inputs:
             raise CheckpointError(
                 f"{path}: node {node.name}: must have B and scales, and no g_idx, which is not read yet"
