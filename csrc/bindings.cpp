@@ -372,4 +372,5 @@ PYBIND11_MODULE(_C, m) {
   bind_experts(m);
   bind_lookup(m);
   bind_conv(m);
+  bind_codes(m);
 }

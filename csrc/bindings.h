@@ -76,3 +76,4 @@ void bind_recurrent(py::module_& m);
 void bind_experts(py::module_& m);
 void bind_lookup(py::module_& m);
 void bind_conv(py::module_& m);
+void bind_codes(py::module_& m);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "abi.h"
+#include "codes.h"
 #include "parallel.h"
 
 namespace nybble {
@@ -20,23 +21,6 @@ constexpr int kLargeSum = INT16_MAX / 127;
 
 [[noreturn]] void refuse(const char* name, int64_t value, const char* rule) {
   throw std::invalid_argument(std::string(name) + "=" + std::to_string(value) + ": " + rule);
-}
-
-// From eight nibbles, k ascending from the lowest, to bytes of (k, k + 4), and back.
-uint32_t interleave(uint32_t nibbles) {
-  const auto spread = [](uint32_t v) {
-    v = (v | v << 8) & 0x00ff00ffu;
-    return (v | v << 4) & 0x0f0f0f0fu;
-  };
-  return spread(nibbles & 0xffffu) | spread(nibbles >> 16) << 4;
-}
-
-uint32_t deinterleave(uint32_t bytes) {
-  const auto gather = [](uint32_t v) {
-    v = (v | v >> 4) & 0x00ff00ffu;
-    return (v | v >> 8) & 0xffffu;
-  };
-  return gather(bytes & 0x0f0f0f0fu) | gather(bytes >> 4 & 0x0f0f0f0fu) << 16;
 }
 
 // Four bytes of a row, zero beyond its end: 4 codes of 8 bits, or 8 of 4 bits.
@@ -59,17 +43,9 @@ float float_of_f16(uint16_t half) {
   return float_of_bits(sign | (exponent == 31 ? 255u : exponent + 112) << 23 | part << 13);
 }
 
-int32_t sum_of(const int8_t* codes, int64_t count) {
-  int32_t sum = 0;
-  for (int64_t i = 0; i < count; i++) sum += codes[i];
-  return sum;
-}
-
 // Of `count` nibbles, from the low one of the first byte on.
-int32_t sum_of_nibbles(const uint8_t* bytes, int64_t count) {
-  int32_t sum = count % 2 ? bytes[count / 2] & 15 : 0;
-  for (int64_t i = 0; i < count / 2; i++) sum += (bytes[i] & 15) + (bytes[i] >> 4);
-  return sum;
+int64_t sum_of_nibbles(const uint8_t* bytes, int64_t count) {
+  return sum_of_halves(bytes, count / 2) + (count % 2 ? bytes[count / 2] & 15 : 0);
 }
 
 // The sum over K of a row's weights, in double: exact unless the scales span many octaves.
@@ -133,12 +109,16 @@ void pack_tile(const WeightShape& s, const Sections& at, const Portable& from, u
   const int64_t row_bytes = s.bits == 8 ? s.k : (s.k + 1) / 2, blocks = s.k_padded() / (s.bits == 8 ? 4 : 8);
   const int64_t groups = s.groups();
   const size_t scale_bytes = s.scale_item();
+  int64_t done = 0;  // blocks
+  if (tile * 16 + 16 <= s.n)
+    done = pack_lines(from.qweight + tile * 16 * row_bytes, row_bytes, s.bits == 8 ? s.k : s.k / 2, s.bits == 4,
+                      to + at.codes + tile * blocks * 64);
   for (int64_t lane = 0; lane < 16; lane++) {
     const int64_t n = tile * 16 + lane;
     uint8_t* codes = to + at.codes + static_cast<size_t>(tile * blocks * 64 + lane * 4);
     const uint8_t* row = n < s.n ? from.qweight + n * row_bytes : nullptr;
     const int64_t whole = n < s.n ? row_bytes / 4 : 0;
-    for (int64_t b = 0; b < blocks; b++) {
+    for (int64_t b = done; b < blocks; b++) {
       uint32_t word = 0;
       if (b < whole)
         std::memcpy(&word, row + b * 4, 4);
@@ -151,7 +131,7 @@ void pack_tile(const WeightShape& s, const Sections& at, const Portable& from, u
       std::memcpy(codes + b * 64, &word, 4);
     }
     if (s.bits == 8 && n < s.n) {
-      const int32_t sum = sum_of(reinterpret_cast<const int8_t*>(row), s.k);
+      const int32_t sum = static_cast<int32_t>(sum_of_codes(row, s.k));
       std::memcpy(to + at.sum + static_cast<size_t>(n) * 4, &sum, 4);
     }
     if (s.bits == 4 && !s.book && n < s.n) {
@@ -177,10 +157,14 @@ void unpack_tile(const WeightShape& s, const Sections& at, const uint8_t* from, 
   const int64_t row_bytes = s.bits == 8 ? s.k : (s.k + 1) / 2, blocks = s.k_padded() / (s.bits == 8 ? 4 : 8);
   const int64_t groups = s.groups();
   const size_t scale_bytes = s.scale_item();
+  int64_t done = 0;  // blocks
+  if (tile * 16 + 16 <= s.n)
+    done =
+        unpack_lines(from + at.codes + tile * blocks * 64, row_bytes, s.bits == 4, to.qweight + tile * 16 * row_bytes);
   for (int64_t lane = 0; lane < 16 && tile * 16 + lane < s.n; lane++) {
     const int64_t n = tile * 16 + lane;
     const uint8_t* codes = from + at.codes + static_cast<size_t>(tile * blocks * 64 + lane * 4);
-    for (int64_t b = 0; b < blocks && b * 4 < row_bytes; b++) {
+    for (int64_t b = done; b < blocks && b * 4 < row_bytes; b++) {
       uint32_t word;
       std::memcpy(&word, codes + b * 64, 4);
       if (s.bits == 4) word = deinterleave(word);

@@ -6,7 +6,8 @@ were refused, and how many read. Fails with the number of the damage where
 - anything but a CheckpointError is raised, such as a MemoryError: no memory that the file does not justify is there;
 - a refusal says nothing of where it is;
 - a weight is not finite, or has another shape than before;
-- numbers changed although only the structure was damaged: a wrong load that nobody would see.
+- numbers changed although only the structure was damaged: a wrong load that nobody would see;
+- other weights changed than that of the tensor in which a code or a scale was damaged, or more than one of a bit in a code.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ import torch
 from nybble.checkpoint import CheckpointError
 from nybble.foreign import open_foreign
 
+EARLY = 800  # bytes that headers of small files have
+# Tensors of codes, in which a bit is of one weight.
+CODES = ("qweight", "weight_packed", "qdata", "compressed", "._data", "._data._data")
 SPARE = 384 << 20  # bytes of memory beyond those that importing took
 NUMBERS = (-(2**40), -1, 0, 1, 2, 3, 5, 7, 31, 33, 127, 2**31, 2**40, 2**63, 10**30)
 VALUES = (*NUMBERS, None, "x", "", [], {}, True, False, 3.5, [1], {"a": 1})
@@ -69,13 +73,13 @@ def flipped(data, rng):
 
 
 def flipped_early(data, rng):
-    at = rng.randrange(min(len(data), 400))
+    at = rng.randrange(min(len(data), EARLY))
     return data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :], False
 
 
 def eight_bytes(data, rng):
     """A length, a count, a shape or an offset of GGUF, or any eight bytes."""
-    at = rng.randrange(min(len(data) - 8, 400))
+    at = rng.randrange(min(len(data) - 8, EARLY))
     number = rng.choice((0, 1, 2**31, 2**40, 2**63, 2**64 - 1, rng.getrandbits(64)))
     return data[:at] + number.to_bytes(8, "little") + data[at + 8 :], False
 
@@ -121,6 +125,19 @@ def told_offsets(data, rng):
     return joined(header, rest), True
 
 
+def swapped(data, rng):
+    """Two tensors with each other's bytes, shape, dtype or name: of one kind, that is another checkpoint."""
+    header, rest = split(data)
+    names = [name for name in header if name != "__metadata__"]
+    one, other = rng.choice(names), rng.choice(names)
+    key = rng.choice(("data_offsets", "shape", "dtype", None))
+    if key is None:
+        header[one], header[other] = header[other], header[one]
+    else:
+        header[one][key], header[other][key] = header[other][key], header[one][key]
+    return joined(header, rest), False
+
+
 def lost(data, rng):
     header, rest = split(data)
     name = rng.choice([name for name in header if name != "__metadata__"])
@@ -155,11 +172,14 @@ def told_metadata(data, rng):
 
 
 def changed(value, rng):
-    """A JSON object with one of its values, at any depth, changed or left out."""
+    """A JSON object with one of its values, at any depth, changed, exchanged for another or left out."""
     if isinstance(value, dict) and value and rng.randrange(8):
         key = rng.choice(sorted(value))
         if not rng.randrange(6):
             return {name: inner for name, inner in value.items() if name != key}
+        if not rng.randrange(6):
+            other = rng.choice(sorted(value))
+            return value | {key: value[other], other: value[key]}
         return value | {key: changed(value[key], rng)}
     if isinstance(value, list) and value and rng.randrange(4):
         at = rng.randrange(len(value))
@@ -168,14 +188,26 @@ def changed(value, rng):
 
 
 SAFETENSORS = (
-    truncated, flipped, flipped_early, eight_bytes, told_shape, told_dtype, told_offsets, lost, special_number,
+    truncated, flipped, flipped_early, eight_bytes, told_shape, told_dtype, told_offsets, lost, swapped, special_number,
     told_metadata,
 )  # fmt: skip
 OTHER = (truncated, flipped, flipped_early, flipped_early, eight_bytes)
 
 
+def flipped_in(before, after):
+    """The tensor of a safetensors file in which a single bit was changed, or None: another damage."""
+    places = [at for at, (old, new) in enumerate(zip(before, after, strict=False)) if old != new]
+    size = 8 + int.from_bytes(before[:8], "little")
+    if len(before) != len(after) or len(places) != 1 or places[0] < size:
+        return None
+    if (before[places[0]] ^ after[places[0]]).bit_count() != 1:
+        return None
+    entries = {name: entry["data_offsets"] for name, entry in split(before)[0].items() if name != "__metadata__"}
+    return next((name for name, (begin, end) in entries.items() if begin <= places[0] - size < end), None)
+
+
 def damage(directory, number):
-    """Damages one file of a copy of a checkpoint; whether only the structure was damaged."""
+    """Damages one file of a copy of a checkpoint. Returns whether only the structure was damaged, and ``flipped_in``."""
     rng = random.Random(number)  # noqa: S311
     files = sorted(path for path in directory.iterdir() if path.name != "oracle.safetensors")
     path = rng.choice(files)
@@ -187,8 +219,9 @@ def damage(directory, number):
             data, structure = json.dumps(changed(json.loads(data), rng)).encode(), True
     else:
         data, structure = rng.choice(SAFETENSORS if path.suffix == ".safetensors" else OTHER)(data, rng)
+    tensor = flipped_in(path.read_bytes(), data) if path.suffix == ".safetensors" else None
     path.write_bytes(data)
-    return structure
+    return structure, tensor
 
 
 def attempt(checkpoint, number, expected):
@@ -196,7 +229,7 @@ def attempt(checkpoint, number, expected):
     with tempfile.TemporaryDirectory() as aside:
         directory = Path(aside, checkpoint.name)
         shutil.copytree(checkpoint, directory)
-        structure = damage(directory, number)
+        structure, tensor = damage(directory, number)
         try:
             found = weights(directory)
         except CheckpointError as error:
@@ -210,6 +243,9 @@ def attempt(checkpoint, number, expected):
             assert found[name].shape == expected[name].shape, f"{name}: another shape"
             assert name.endswith(".bias") or found[name].isfinite().all(), f"{name}: not finite"
             assert not structure or torch.equal(found[name], expected[name]), f"{name}: other numbers"
+            differ = int((found[name] != expected[name]).sum()) if tensor is not None else 0
+            assert not differ or tensor.startswith(name), f"{tensor}: a bit of it changed {name}"
+            assert differ < 2 or not tensor.endswith(CODES), f"{tensor}: a bit of it changed {differ} weights"
         gone = {name for name in expected.keys() - found.keys() if not name.endswith(".bias")}
         assert not structure or not gone, "layers are lost"
         return True

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import nybble
-from nybble.checkpoint import CheckpointError
+from nybble.checkpoint import CheckpointError, writing
 from nybble.checkpoint.index import Index, parse_index
 from nybble.nn import Linear
 
@@ -144,7 +144,7 @@ class TestUnsavable:
 
 
 class TestDiskErrors:
-    @pytest.mark.parametrize("function", ["fsync", "replace", "chmod"])
+    @pytest.mark.parametrize("function", ["fsync", "replace"])
     @pytest.mark.parametrize("after", [0, 1, 2])
     def test_the_old_checkpoint_survives(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, after: int
@@ -160,12 +160,42 @@ class TestDiskErrors:
             return original(*args, **kwargs)
 
         monkeypatch.setattr(os, function, failing)
-        if {"fsync": 4, "replace": 2, "chmod": 1}[function] <= after:
+        if {"fsync": 4, "replace": 2}[function] <= after:
             nybble.save(quantized(seed=1), tmp_path)
             return
         with pytest.raises(OSError, match="No space left"):
             nybble.save(quantized(seed=1), tmp_path)
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+    @pytest.mark.parametrize("after", [0, 1, 3])
+    def test_a_disk_that_gets_full(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+        nybble.save(quantized(seed=0), tmp_path)
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        original, calls = writing._write_all, [0]
+
+        def failing(write: Any, data: Any) -> None:
+            calls[0] += 1
+            if calls[0] > after:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            original(write, data)
+
+        monkeypatch.setattr(writing, "_write_all", failing)
+        with pytest.raises(OSError, match="No space left"):
+            nybble.save(quantized(seed=1), tmp_path)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+    def test_a_weight_that_changes_meanwhile(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        model = quantized()
+        original = writing._laid_out
+
+        def changing(specs: Any) -> Any:
+            model[0].hold_unpacked({"qweight": torch.zeros(1, 1, dtype=torch.int8), "scale": torch.ones(1, 1)})
+            return original(specs)
+
+        monkeypatch.setattr(writing, "_laid_out", changing)
+        with pytest.raises(RuntimeError, match=r"0\.qweight.*: the weight changed while the checkpoint was written"):
+            nybble.save(model, tmp_path)
+        assert names(tmp_path) == []
 
     def test_failure_after_the_switch_keeps_the_new_checkpoint(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -107,7 +107,6 @@ def replace_checkpoint(
     directory.mkdir(parents=True, exist_ok=True)
     _remove(directory, lambda name: _TEMPORARY.fullmatch(name) is not None)
     before = set(os.listdir(directory))
-    # safetensors creates a temporary file next to its target. In this directory, both are removed together.
     aside = Path(tempfile.mkdtemp(prefix=".nybble-", suffix=".tmp", dir=directory))
     try:
         weights, index = aside / "weights", aside / INDEX
@@ -116,7 +115,6 @@ def replace_checkpoint(
             file.write(make_index(content))
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(weights, stat.S_IMODE(os.stat(index).st_mode))  # as the umask says; safetensors sets 0600
         _sync(weights)
         os.replace(weights, directory / content.file_name)
         _sync(directory)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -13,11 +14,13 @@ from ..layouts.portable import spec_of, stored_in
 from ..model.eligible import name_of
 from ..model.walk import named_modules, region
 from ..nn.module import QuantizedModule
+from ..nn.state import outlined
 from ..weights.form import Form
 from ..weights.scheme import Scheme
 from .index import DTYPES as LAYER_DTYPES
 from .index import LayerEntry
 from .tensors import DTYPES, Spec
+from .writing import Piece
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def layer_entries(model: nn.Module) -> tuple[LayerEntry, ...]:
                 out_features=module.out_features,
                 bias=module.bias is not None,
                 dtype=dtype,
-                stored=stored_in(module.scheme, module.portable()),
+                stored=stored_in(module.scheme, module.portable()) if module.is_sparse else 0,
                 tied_to=None if first == name else first,
                 form=str(module.form),
             )
@@ -81,22 +84,53 @@ def layer_entries(model: nn.Module) -> tuple[LayerEntry, ...]:
     return tuple(entries)
 
 
-def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """The model's state dict. Raises ValueError, with the entry's name, for one that ``load`` could not restore."""
-    state: dict[str, Any] = model.state_dict()
+def state_of(model: nn.Module, layers: tuple[LayerEntry, ...]) -> dict[str, Tensor]:
+    """The model's state dict; the weights that are packed, which ``pieces_of`` makes, are on the meta device.
+
+    Raises ValueError, with the entry's name, for one that ``load`` could not restore.
+    """
+    with outlined():
+        state: dict[str, Any] = model.state_dict()
     known = {slot.name for name, module in named_modules(model) for slot in slots(name, module)}
-    known.update(name for entry in layer_entries(model) for name in portable_specs(entry))
+    known.update(name for entry in layers for name in portable_specs(entry))
+    packed = {name for entry in packed_layers(model, layers) for name in portable_specs(entry)}
     for name in [*state, *(known - state.keys())]:
         value = state.get(name)
         if name not in known or not isinstance(value, Tensor):
             raise ValueError(f"{name}: cannot be saved; only parameters and buffers under their own names can")
-        if nn.parameter.is_lazy(value) or value.is_meta:
+        if nn.parameter.is_lazy(value) or (value.is_meta and name not in packed):
             raise ValueError(f"{name}: cannot be saved; it has no values (lazy or on the meta device)")
         if type(value) not in (Tensor, nn.Parameter) or value.layout is not torch.strided:
             raise ValueError(f"{name}: cannot be saved; it is a {type(value).__name__} of layout {value.layout}")
         if value.dtype not in DTYPES.values():
             raise ValueError(f"{name}: cannot be saved; its dtype is {value.dtype}")
     return state
+
+
+def packed_layers(model: nn.Module, layers: tuple[LayerEntry, ...]) -> dict[LayerEntry, QuantizedModule]:
+    """The layers whose weights are packed, and their modules."""
+    modules = dict(named_modules(model))
+    found = ((entry, modules[entry.name]) for entry in layers)
+    return {
+        entry: module for entry, module in found if isinstance(module, QuantizedModule) and module.packed is not None
+    }
+
+
+def pieces_of(model: nn.Module, layers: tuple[LayerEntry, ...], stored: Mapping[str, Tensor]) -> list[Piece]:
+    """What is written of ``stored``, those of ``state_of`` that are no aliases: each packed layer is one piece, and is unpacked
+    when it is made."""
+    pieces: list[Piece] = []
+    theirs: set[str] = set()
+    for entry, module in packed_layers(model, layers).items():
+        specs = portable_specs(entry)
+        if entry.tied_to is None:
+            pieces.append(Piece(specs, partial(_named, entry.name, module)))
+        theirs.update(specs)
+    return pieces + [Piece.of(name, tensor) for name, tensor in stored.items() if name not in theirs]
+
+
+def _named(name: str, module: QuantizedModule) -> dict[str, Tensor]:
+    return {f"{name}.{key}": tensor for key, tensor in module.portable().items()}
 
 
 def aliases_of(state: Mapping[str, Tensor], layers: tuple[LayerEntry, ...]) -> dict[str, str]:

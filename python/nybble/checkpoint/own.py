@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os.path
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 # The other modules of this package are imported where they are used, to keep `import nybble` fast.
 from .files import INDEX, Digest, digest, read_index, replace_checkpoint
+
+if TYPE_CHECKING:
+    from .restore import Restore
 
 # Bytes of a model from which huge pages are worth the time that the system takes for them: less lies in caches.
 _LEAST_SETTLED = 32 << 20
@@ -35,20 +40,21 @@ def save(model: nn.Module, directory: Path) -> None:
     from .. import __version__
     from ..fusion.block import fused_modules
     from .index import Index, TensorEntry
-    from .model import aliases_of, layer_entries, state_of
-    from .tensors import require_safetensors, write_tensors
+    from .model import aliases_of, layer_entries, pieces_of, state_of
+    from .tensors import require_safetensors
+    from .writing import write_pieces
 
     require_safetensors()
     layers = layer_entries(model)
     fused = {name: fused.int8 for name, fused in fused_modules(model).items() if fused.first is not None}
     in_int8 = tuple(name for name, int8 in fused.items() if int8)
-    state = state_of(model)
+    state = state_of(model, layers)
     aliases = aliases_of(state, layers)
-    stored = {name: tensor for name, tensor in state.items() if name not in aliases}
+    pieces = pieces_of(model, layers, {name: tensor for name, tensor in state.items() if name not in aliases})
     spans: dict[str, tuple[int, int]] = {}
 
     def write_weights(path: Path) -> Digest:
-        spans.update(write_tensors(stored, path))
+        spans.update(write_pieces(pieces, path))
         return digest(path, spans)
 
     def make_index(content: Digest) -> bytes:
@@ -67,29 +73,40 @@ def load(model: nn.Module, directory: Path) -> None:
         ImportError: safetensors is not installed.
     """
     from ..fusion.block import fuse_again
-    from ..model.opened import opened
     from ..nn.packing import settle_all
-    from .index import parse_index
-    from .model import index_limit
-    from .restore import Restore
     from .tensors import open_tensors, require_safetensors, while_checking
 
     require_safetensors()
-    index = parse_index(read_index(directory, index_limit(model)))
-    path = directory / index.file
-
-    def has_layers(names: tuple[str, ...]) -> bool:
-        return any(entry.name.startswith(f"{name}.") for entry in index.layers for name in names)
-
     # Tensors made in the caller's inference mode could never be used by autograd.
-    with contextlib.ExitStack() as stack, torch.inference_mode(False), torch.no_grad():
-        stack.enter_context(opened(model, only=has_layers))
-        restore = Restore(model, index)
-        with while_checking(path, index):
-            read = stack.enter_context(open_tensors(path, restore.stored_specs()))
+    with torch.inference_mode(False), restoring(model, directory) as (restore, path):
+        index = restore.index
+        with while_checking(path, index), open_tensors(path, restore.stored_specs()) as read:
             restore.read_values(read)
             restore.fill(read)
         if sum(layer.nbytes for layer in restore.new.values()) >= _LEAST_SETTLED:
             settle_all(restore.new.values())  # when the hash no longer needs a core
         restore.apply()
     fuse_again(model, index.fused, index.fused_int8)
+
+
+@contextlib.contextmanager
+def restoring(model: nn.Module, directory: Path) -> Iterator[tuple[Restore, Path]]:
+    """Yield a checkpoint on its way into a model, and the path of its weights, after checking that the index fits the model.
+
+    In the context, the modules with several weights are open of which the checkpoint has quantized members.
+
+    Raises:
+        CheckpointError: the index is missing or damaged, or does not fit the model.
+    """
+    from ..model.opened import opened
+    from .index import parse_index
+    from .model import index_limit
+    from .restore import Restore
+
+    index = parse_index(read_index(directory, index_limit(model)))
+
+    def has_layers(names: tuple[str, ...]) -> bool:
+        return any(entry.name.startswith(f"{name}.") for entry in index.layers for name in names)
+
+    with opened(model, only=has_layers), torch.no_grad():
+        yield Restore(model, index), directory / index.file

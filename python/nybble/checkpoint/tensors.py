@@ -1,9 +1,8 @@
-"""Write tensors to a safetensors file, and read them from one."""
+"""Read tensors from a safetensors file, while its content is checked."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..model.walk import memory_groups
 from .files import CheckpointError, digest, open_file
 from .index import Index
 
@@ -41,42 +39,6 @@ def require_safetensors() -> None:
         import safetensors.torch  # noqa: F401
     except ImportError as error:
         raise ImportError("nybble.save and nybble.load need safetensors: pip install 'nybble[save]'") from error
-
-
-def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, tuple[int, int]]:
-    """Write a safetensors file and return each tensor's bytes in it, (begin, end), in ascending order.
-
-    Raises OSError if the file cannot be written.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        save_file(_separate(tensors), path, metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise OSError(f"{path.parent}: {error}") from error
-    with open(path, "rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-    header.pop("__metadata__")
-    spans = {
-        name: (8 + size + entry["data_offsets"][0], 8 + size + entry["data_offsets"][1])
-        for name, entry in header.items()
-    }
-    return dict(sorted(spans.items(), key=lambda item: item[1]))
-
-
-def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors on the CPU, contiguous, without overlaps: safetensors refuses anything else."""
-    result = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    groups = memory_groups(result.values())
-    used: set[int] = set()
-    for name, tensor in result.items():
-        group = groups[id(tensor)]
-        if group in used:
-            result[name] = tensor.clone()
-        used.add(group)
-    return result
 
 
 @contextlib.contextmanager

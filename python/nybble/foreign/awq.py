@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import functools
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from ..checkpoint.files import CheckpointError
-from .bits import Bytes
+from ..compiled.codes import transpose_nibbles
+from ..weights.weight_type import unpack_codes
 from .opened import Opened, modules_of, opened
 from .source import Source
 from .tensors import FLOATS, Tensors
 from .weight import ForeignWeight, checked
 
 _ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+_PLACES = tuple(_ORDER.index(column) for column in range(8))
 _NEEDED = ("qweight", "qzeros", "scales")
 
 
@@ -53,20 +53,10 @@ def _read(name: str, tensors: Tensors, group_size: int) -> ForeignWeight:
         raise CheckpointError(f"{name}.qweight: {k} inputs are no multiple of group_size {group_size}")
     shape = (k // group_size, n)
     scales = tensors.shaped(f"{name}.scales", FLOATS, shape)
-    zero = _unpack(tensors.shaped(f"{name}.qzeros", (torch.int32,), (shape[0], n // 8)))
-    weight = ForeignWeight(
-        torch.from_numpy(np.ascontiguousarray(_unpack(words).T)),
-        4,
-        scales.T.contiguous(),
-        torch.from_numpy(np.ascontiguousarray(zero.T).astype(np.int16)),
-        group_size,
-    )
+    zeros = tensors.shaped(f"{name}.qzeros", (torch.int32,), (shape[0], n // 8))
+    codes, per_byte = transpose_nibbles(words, _PLACES), 2
+    if k % 2:
+        codes, per_byte = unpack_codes(codes, 2, k), 1
+    zero = unpack_codes(transpose_nibbles(zeros, _PLACES), 2, shape[0]).to(torch.int16)
+    weight = ForeignWeight(codes, 4, scales.T.contiguous(), zero, group_size, per_byte=per_byte)
     return checked(weight, name, "scales")
-
-
-def _unpack(words: Tensor) -> Bytes:
-    packed = words.numpy().view(np.uint32)
-    codes = np.empty((*packed.shape, 8), np.uint8)
-    for i, column in enumerate(_ORDER):
-        codes[:, :, column] = (packed >> np.uint32(4 * i)) & np.uint32(15)
-    return codes.reshape(packed.shape[0], -1)

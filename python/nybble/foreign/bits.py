@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from ..compiled.codes import unpack_bits
 
 Bytes = NDArray[np.uint8]
 
 
 def unpack_stream(packed: Bytes, bits: int, count: int) -> Bytes:
     """Rows of bytes (R, B) to codes (R, count): code i is bits [i * bits, i * bits + bits) of its row, low bit first."""
-    rows = packed.shape[0]
     if bits == 8:
         return packed[:, :count]
     if bits == 4:
         return halves(packed)[:, :count]
-    periods = -(-count // 8)  # eight codes are `bits` bytes
-    needed = periods * bits
-    if packed.shape[1] < needed:
-        packed = np.pad(packed, ((0, 0), (0, needed - packed.shape[1])))
-    parts = packed[:, :needed].reshape(rows, periods, bits)
-    codes = np.empty((rows, periods, 8), np.uint8)
-    for i in range(8):
-        byte, shift = divmod(i * bits, 8)
-        low = parts[:, :, byte] >> np.uint8(shift)
-        if shift + bits > 8:
-            low = low | (parts[:, :, byte + 1] << np.uint8(8 - shift))
-        codes[:, :, i] = low & np.uint8((1 << bits) - 1)
-    return codes.reshape(rows, -1)[:, :count]
+    return unpack_bits(torch.from_numpy(packed), bits, count).numpy()
 
 
 def unpack_words(packed: NDArray[np.uint32], bits: int, count: int) -> Bytes:

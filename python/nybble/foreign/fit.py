@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..compiled.codes import select_nibbles
 from ..weights.rounding import QuantizedWeight, check_portable, dequantize_weight
 from ..weights.scheme import Scheme
 from ..weights.weight_type import WeightType, weight_types
@@ -70,9 +71,9 @@ def _in_groups(weight: ForeignWeight) -> tuple[ForeignWeight, Tensor | None]:
     in order."""
     if weight.groups is None:
         return weight, None
-    order = weight.groups.argsort(stable=True)
-    codes = _unpacked(weight)[:, order]
-    return replace(weight, codes=codes, per_byte=1, groups=None), order.to(torch.int32)
+    order = weight.groups.argsort(stable=True).to(torch.int32)
+    codes = select_nibbles(weight.codes, order) if weight.per_byte == 2 else weight.codes[:, order]
+    return replace(weight, codes=codes, groups=None), order
 
 
 def _unpacked(weight: ForeignWeight) -> Tensor:
@@ -207,6 +208,8 @@ def _codes(weight: ForeignWeight, kind: WeightType) -> tuple[Tensor, Tensor | No
         codes, zeros = codes + (kind.middle - weight.zero), torch.full(weight.scale.shape, kind.middle)
     else:  # signed codes have signed zero points; both are counted from the lowest code on
         shift = kind.middle if weight.codes.dtype == torch.int8 else 0
-        codes, zeros = codes + shift, weight.zero.to(torch.int16) + shift
+        codes, zeros = codes + shift if shift else codes, weight.zero.to(torch.int16) + shift
+    if not flips.any():
+        return codes, zeros
     ends = kind.lowest + kind.highest
     return torch.where(flips[:, columns], ends - codes, codes), torch.where(flips, ends - zeros, zeros)

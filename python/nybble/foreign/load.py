@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,8 +19,8 @@ from .choose import choose
 from .empty import dtype_of, empty_model
 from .experts import for_model
 from .formats import open_foreign
-from .opened import Opened
-from .place import place_of, put, shaped
+from .opened import Opened, renamed
+from .place import Place, place_of, put, shaped
 from .report import ImportedLayer, ImportReport
 
 _AT_ONCE = 1 << 24  # bytes of a dense tensor that are copied at a time
@@ -39,8 +39,11 @@ def load_pretrained(
     act_bits: int = 16,
     dtype: torch.dtype | None = None,
     progress: bool | None = None,
+    model: nn.Module | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> Loaded:
-    """A transformers model from another library's quantized checkpoint, whose quantized layers are nybble's modules.
+    """A model from another library's quantized checkpoint, whose quantized layers are nybble's modules: the transformers model
+    that its configuration tells, or a given one.
 
     A layer that a scheme of nybble holds exactly is kept bit for bit. Any other is rounded again, to the nearest scheme: its
     codes are kept where only scales do not fit; else it is rounded to 4 bits in groups of 32, or to 8 bits if it has
@@ -48,30 +51,50 @@ def load_pretrained(
     what was read of the files is given back.
 
     Args:
-        path: a directory with config.json and safetensors files, or a GGUF file, see docs/foreign.md.
+        path: a directory with config.json and safetensors files, a GGUF file, or an ONNX file with ``model``, see
+            docs/foreign.md.
         act_bits: 16: float activations; 8: quantized ones, for each token, or static ones where the checkpoint has them.
-        dtype: of the activations and of what is not quantized; None: what the configuration says.
+        dtype: of the activations and of what is not quantized; None: what the configuration says, or the given model has.
         progress: whether to show a bar of the layers on stderr; None: on a terminal, for work that takes long.
+        model: is changed in place; it needs no configuration, nor transformers. Parameters that the checkpoint does not have
+            stay as they are, unless they have no values.
+        names: the names of layers in the checkpoint -> those of the model's modules, where they differ.
 
     Returns:
         The model, in eval mode, and the report.
 
     Raises:
-        CheckpointError: (a ValueError) the checkpoint is damaged, of no known format, or does not fit its model.
-        ImportError: transformers is not installed.
+        CheckpointError: (a ValueError) the checkpoint is damaged, of no known format, or does not fit the model. A given model
+            is as it was where its modules do not fit; it is not where a tensor that is read later is damaged.
+        ImportError: transformers is not installed, and no model is given.
     """
     check_progress(progress)
     row, opened = open_foreign(path)
-    config = opened.config()
-    model = empty_model(config)
-    loading = _Loading(model, for_model(opened, model), act_bits, dtype or dtype_of(config))
+    opened = renamed(opened, names or {})
+    loading = _given(model, opened, act_bits, dtype) if model is not None else _told(opened, act_bits, dtype)
     layers = []
     with bar(len(loading.opened.layers), progress) as advance:
         for name in loading.opened.layers:
             layers.append(loading.replace(name))
             advance(name)
     loading.fill()
-    return Loaded(model.eval(), ImportReport(row.name, tuple(layers)))
+    return Loaded(loading.model.eval(), ImportReport(row.name, tuple(layers)))
+
+
+def _told(opened: Opened, act_bits: int, dtype: torch.dtype | None) -> _Loading:
+    """Loads into the model that the configuration tells."""
+    config = opened.config()
+    model = empty_model(config)
+    return _Loading(model, for_model(opened, model), act_bits, dtype or dtype_of(config))
+
+
+def _given(model: nn.Module, opened: Opened, act_bits: int, dtype: torch.dtype | None) -> _Loading:
+    """Loads into a model that has values, after checking that it has all layers."""
+    told = next((value.dtype for value in model.parameters() if value.is_floating_point()), torch.float32)
+    loading = _Loading(model, for_model(opened, model), act_bits, dtype or told, keeps=True)
+    for name in loading.opened.layers:
+        loading.place(name)
+    return loading
 
 
 def _ties(model: nn.Module) -> dict[str, str]:
@@ -89,6 +112,7 @@ class _Loading:
     opened: Opened
     act_bits: int
     dtype: torch.dtype
+    keeps: bool = False  # the values of parameters that the checkpoint does not have
 
     def __post_init__(self) -> None:
         self.ties = _ties(self.model)
@@ -99,7 +123,7 @@ class _Loading:
         """Put nybble's module in the place of a layer, and of those that are tied to it."""
         if name in self.placed:
             raise CheckpointError(f"{name}: is tied to another layer in the model, which the checkpoint has too")
-        place = place_of(self.model, name, list(self._tied_to(name)))
+        place = self.place(name)
         read = self.opened.layers[name]
         weight = shaped(read.read(), place.shape, name)
         chosen = choose(weight, self.act_bits if place.multiplies else 16)
@@ -115,6 +139,10 @@ class _Loading:
         self._release()
         return ImportedLayer(*row)
 
+    def place(self, name: str) -> Place:
+        """Where a layer belongs."""
+        return place_of(self.model, name, list(self._tied_to(name)))
+
     def _tied_to(self, name: str) -> Iterator[str]:
         """Other modules with the weight of a module."""
         key = f"{name}.weight"
@@ -124,8 +152,9 @@ class _Loading:
                 yield other.removesuffix(".weight")
 
     def _bias(self, name: str, old: Any, rows: int) -> Tensor | None:
-        if getattr(old, "bias", None) is not None:
-            return self._part(name, (rows,), self.dtype)
+        bias: Tensor | None = getattr(old, "bias", None)
+        if bias is not None:
+            return bias.detach() if self._stays(name, bias) else self._part(name, (rows,), self.dtype)
         if name in self.opened.parts and self.opened.parts[name].read().any():  # some writers add biases of zeros
             raise CheckpointError(f"{name}: is not 0, and the model has no such parameter")
         return None
@@ -144,6 +173,10 @@ class _Loading:
             self.opened.release()
         return copy
 
+    def _stays(self, name: str, value: Tensor) -> bool:
+        """Whether a parameter is as the given model has it."""
+        return self.keeps and name not in self.opened.parts and not value.is_meta
+
     def _release(self) -> None:
         """Give back the memory of what was read, and of what was needed to make a layer."""
         self.opened.release()
@@ -160,6 +193,8 @@ class _Loading:
         for name, value in old.items():
             aliases = [alias for alias, first in self.ties.items() if first == name]
             source = next((one for one in (name, *aliases) if one in parts), name)
+            if self._stays(source, value):
+                continue
             new = nn.Parameter(self._part(source, tuple(value.shape), self.dtype), requires_grad=False)
             for one in (name, *aliases):
                 module, _, last = one.rpartition(".")

@@ -8,13 +8,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..checkpoint.files import read_index
-from ..checkpoint.index import parse_index
-from ..checkpoint.model import index_limit
-from ..checkpoint.restore import Restore
+from ..checkpoint.own import restoring
 from ..checkpoint.tensors import open_tensors, while_checking
 from ..model.allocator import return_freed
-from ..model.opened import opened
 from .mapped import MappedFile
 from .tensors import read_header
 
@@ -30,15 +26,8 @@ def map_model(model: nn.Module, directory: Path) -> Callable[[], None]:
     Raises:
         CheckpointError: the checkpoint is damaged, or does not fit the model.
     """
-    index = parse_index(read_index(directory, index_limit(model)))
-    path = directory / index.file
-
-    def has_layers(names: tuple[str, ...]) -> bool:
-        return any(entry.name.startswith(f"{name}.") for entry in index.layers for name in names)
-
-    with opened(model, only=has_layers), torch.no_grad():
-        restore = Restore(model, index)
-        with while_checking(path, index), open_tensors(path, restore.stored_specs()):
+    with restoring(model, directory) as (restore, path):
+        with while_checking(path, restore.index), open_tensors(path, restore.stored_specs()):
             entries, _ = read_header(path)
         files: set[MappedFile] = {entry.file for entry in entries.values()}
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..checkpoint.files import CheckpointError
 from .bits import unpack_stream
 from .mapped import MappedFile
-from .opened import Layer, Opened
+from .opened import Layer, Opened, Part
 from .source import Source
 from .weight import ForeignWeight, checked
 
@@ -39,30 +39,48 @@ def read_file(source: Source) -> Opened:
     graph = _graph(path)
     values = {tensor.name: tensor for tensor in graph.initializer}
     layers: dict[str, Layer] = {}
+    parts: dict[str, Part] = {}
     for node in graph.node:
         if node.op_type != "MatMulNBits":
             continue
         inputs = {part: name for part, name in zip(_INPUTS, node.input, strict=False) if name}
-        if not all(isinstance(name, str) for name in inputs.values()):  # bytes, where they are not UTF-8
-            raise CheckpointError(f"{path}: node {node.name}: inputs: must be names")
+        if not all(isinstance(name, str) for name in (*inputs.values(), node.name)):  # bytes, where they are not UTF-8
+            raise CheckpointError(f"{path}: node {node.name}: its name and its inputs: must be names")
         if "B" not in inputs or "scales" not in inputs or "g_idx" in inputs:
             raise CheckpointError(
                 f"{path}: node {node.name}: must have B and scales, and no g_idx, which is not read yet"
             )
-        stem, _, ending = inputs["B"].rpartition("_")
-        name = (stem if ending.startswith("Q") else inputs["B"]).removesuffix(".weight")
+        name = _layer_name(inputs["B"], node.name)
         if name in layers:
             raise CheckpointError(f"{path}: {name}: two nodes have this weight")
         mine = [values[part] for part in inputs.values() if part in values]
         read = functools.partial(_read, name, node, inputs, values)
         layers[name] = Layer(read, sum(len(value.raw_data) for value in mine))
+        if "bias" in inputs:
+            held = len(values[inputs["bias"]].raw_data) if inputs["bias"] in values else 0
+            parts[f"{name}.bias"] = Part(functools.partial(_read_bias, name, node, inputs["bias"], values), held)
     if not layers:
         raise CheckpointError(f"{path}: has no node MatMulNBits")
-    return Opened(layers, {}, _no_config)
+    return Opened(layers, parts, _no_config)
+
+
+def _layer_name(weight: str, node: str) -> str:
+    """The name of a layer: that of its weight, without what quantizing has added; or, where an exporter has numbered the
+    weights, the path of the node, /model/layers.0/fc/MatMul."""
+    stem, _, ending = weight.rpartition("_")
+    name = (stem if ending.startswith("Q") else weight).removesuffix(".weight")
+    scopes = [scope for scope in node.split("/")[:-1] if scope]
+    if not name.startswith("onnx::") or not scopes:
+        return name
+    # A child of a Sequential or ModuleList repeats the name of that: /layers/layers.0.
+    last = zip(scopes, [*scopes[1:], ""], strict=True)
+    return ".".join(scope for scope, after in last if not after.startswith(f"{scope}."))
 
 
 def _no_config() -> dict[str, Any]:
-    raise CheckpointError("an ONNX file says no configuration of transformers: its layers are read one by one only")
+    raise CheckpointError(
+        "an ONNX file says no configuration of transformers: load_pretrained needs model=, to put its layers into"
+    )
 
 
 def _graph(path: Path) -> Any:
@@ -113,6 +131,10 @@ def _array(
     return torch.frombuffer(bytearray(value.raw_data), dtype=dtype).reshape(shapes[0])
 
 
+def _read_bias(name: str, node: Any, bias: str, values: dict[str, Any]) -> Tensor:
+    return _array(bias, values, _FLOATS, ((_numbers(node, name)[0],),))
+
+
 def _read(name: str, node: Any, inputs: dict[str, str], values: dict[str, Any]) -> ForeignWeight:
     n, k, bits, size = _numbers(node, name)
     blocks = -(-k // size)
@@ -123,5 +145,8 @@ def _read(name: str, node: Any, inputs: dict[str, str], values: dict[str, Any]) 
         width = -(-blocks * bits // 8)
         stored = _array(inputs["zero_points"], values, {_UINT8: torch.uint8}, ((n, width), (n * width,)))
         zero = torch.from_numpy(unpack_stream(stored.numpy(), bits, blocks).astype(np.int16))
-    codes = unpack_stream(packed.reshape(n, -1).numpy(), bits, k)
-    return checked(ForeignWeight(torch.from_numpy(codes), bits, scale, zero, size), name, "scales")
+    rows = packed.reshape(n, -1)
+    pairs = bits == 4 and k % 2 == 0
+    codes = rows[:, : k // 2] if pairs else torch.from_numpy(unpack_stream(rows.numpy(), bits, k))
+    weight = ForeignWeight(codes, bits, scale, zero, size, per_byte=2 if pairs else 1)
+    return checked(weight, name, "scales")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -48,6 +48,23 @@ class Opened:
         """Give the memory of all that was read so far back to the system; tensors in mapped memory stay valid."""
         for file in self.files:
             file.release()
+
+
+def renamed(opened: Opened, names: Mapping[str, str]) -> Opened:
+    """The checkpoint with other names of layers; their biases follow.
+
+    Raises:
+        ValueError: ``names`` has a name that is no layer of the checkpoint, or makes two layers one.
+    """
+    if unknown := sorted(names.keys() - opened.layers.keys()):
+        known = ", ".join(list(opened.layers)[:5])
+        raise ValueError(f"names: {unknown[0]!r}: must be a layer of the checkpoint, such as {known}")
+    layers = {names.get(name, name): layer for name, layer in opened.layers.items()}
+    if len(layers) < len(opened.layers):
+        raise ValueError(f"names={dict(names)!r}: must give each layer of the checkpoint a name of its own")
+    biases = {f"{old}.bias": f"{new}.bias" for old, new in names.items()}
+    parts = {biases.get(name, name): part for name, part in opened.parts.items()}
+    return replace(opened, layers=layers, parts=parts)
 
 
 def modules_of(

@@ -180,7 +180,8 @@ class Monitor:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the statistics as safetensors. Raises ValueError if there are none, OSError, or ImportError."""
-        from ..checkpoint.tensors import require_safetensors, write_tensors
+        from ..checkpoint.tensors import require_safetensors
+        from ..checkpoint.writing import write_tensors
 
         require_safetensors()
         if not self._is_calibrated:

@@ -10,6 +10,7 @@ from .attend import AttentionHow, attention
 from .base import BF16_LINES, DTYPES, PANEL_DTYPES, memory, vector
 from .cells import recurrent
 from .chains import ChainWeight, chain, table
+from .codes import select_nibbles, transpose_nibbles, unpack_bits
 from .conv import Code, conv_call, pool_call, run_convs
 from .linear import TILED, KernelNames, LinearPlan
 from .lookup import LOOKUP_LAYOUTS, Lookup
@@ -74,10 +75,13 @@ __all__ = [
     "round_weight",
     "rounds",
     "run_convs",
+    "select_nibbles",
     "squared_sums",
     "table",
     "to_bitmask",
+    "transpose_nibbles",
     "unpack",
+    "unpack_bits",
     "use_huge_pages",
     "vector",
     "weight_shape",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,20 @@ from .packing import PackedModule, lock
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+_outlined = ContextVar("outlined", default=False)
+
+
+@contextlib.contextmanager
+def outlined() -> Iterator[None]:
+    """In the context, ``state_dict`` has empty tensors on the meta device in the place of packed weights: their names alone,
+    without the memory that they take."""
+    token = _outlined.set(True)
+    try:
+        yield
+    finally:
+        _outlined.reset(token)
 
 
 class StatefulModule(PackedModule):
@@ -57,8 +73,12 @@ class StatefulModule(PackedModule):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         with lock():
             if self.packed is not None:
-                destination.update({prefix + name: tensor for name, tensor in self.portable().items()})
+                held = self._outline() if _outlined.get() else self.portable()
+                destination.update({prefix + name: tensor for name, tensor in held.items()})
         super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _outline(self) -> dict[str, Tensor]:
+        return {name: torch.empty(0, dtype=dtype, device="meta") for name, (_, dtype) in self._spec().items()}
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         names = [name for name in portable_names(self.scheme) if prefix + name in state_dict]

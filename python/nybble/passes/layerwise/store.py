@@ -64,7 +64,7 @@ class Store:
     def save(self, name: str, entry: Entry) -> None:
         """Write one entry atomically. Raises OSError."""
         from ...checkpoint.files import Digest, digest, replace_checkpoint
-        from ...checkpoint.tensors import write_tensors
+        from ...checkpoint.writing import write_tensors
 
         facts: dict[str, Any] = {"kind": entry.kind, "notes": list(entry.notes), "numbers": list(entry.numbers)}
         facts["tried"] = to_plain(entry.tried)
