@@ -83,8 +83,9 @@ struct NybbleDepthwiseArgs {
   void* y;                             // [positions][stride] float, or int32
 };
 
-// Outputs that lie in a row of the image, NYBBLE_PIXELS of them.
-enum { NYBBLE_PIXELS = 7 };
+// Outputs that lie in a row of the image. NYBBLE_PIXELS of them, or for kernels that multiply tiles as many as all
+// segments of a call have, at most NYBBLE_TILE_PIXELS.
+enum { NYBBLE_PIXELS = 7, NYBBLE_TILE_PIXELS = 16 };
 struct NybbleSegment {
   const uint8_t* x;      // codes + 128: the patch of the first output
   int64_t y, residual;   // its place, in elements
@@ -94,17 +95,18 @@ struct NybbleSegment {
 };
 
 // Convolutions with weights of 8 bits whose patches are read where they lie: a patch is `runs` runs of `run` bytes, a
-// multiple of 4, at x + offset[i]; those of a segment are `position` bytes apart. For columns of tiles [tile_begin,
-// tile_end): y = min(act((sum - zero * column_sum) * (act_scale * scale) + bias + residual), most). y and residual have
-// n adjacent elements a pixel, of a float dtype; or, of dtype U8, code + 128 rounded by `how` or read with a scale and
-// a zero point. With y_dtype S32, y are the sums of act codes, not centred.
+// multiple of 4, and for kernels that multiply tiles of 4 times the fewest steps of 64 bytes, at x + offset[i]; those
+// of a segment are `position` bytes apart. For columns of tiles [tile_begin, tile_end): y = min(act((sum - zero *
+// column_sum) * (act_scale * scale) + bias + residual), most). y and residual have n adjacent elements a pixel, of a
+// float dtype; or, of dtype U8, code + 128 rounded by `how` or read with a scale and a zero point. With y_dtype S32, y
+// are the sums of act codes, not centred.
 //
 // each_channel: each channel has a weight of its own, of as many bytes of its own as there are runs, of one byte; 63
 // bytes after an image are readable.
 enum { NYBBLE_DIRECT_TAPS = 64 };
 struct NybbleDirectArgs {
   const struct NybbleSegment* segment;
-  int64_t segments, position;
+  int64_t segments, pixels, position;
   const int64_t* offset;
   int64_t runs, run;
   int32_t each_channel;
@@ -149,4 +151,5 @@ struct NybbleConvKernels {
   enum NybbleStatus (*depthwise)(const struct NybbleDepthwiseArgs*);
   enum NybbleStatus (*pool)(const struct NybblePoolArgs*);
   enum NybbleStatus (*direct)(const struct NybbleDirectArgs*);  // or null
+  int32_t multiplies_tiles;                                     // not 0: direct does, see NybbleDirectArgs
 };

@@ -44,7 +44,7 @@ class Convolution {
     direct_ = runs_direct(call_);
     each_channel_ = !direct_ && codes_ && linear.shape.bits == 8 && s_.groups == s_.channels &&
                     linear.shape.n == s_.channels && linear.shape.k <= NYBBLE_MOST_TAPS;
-    format_ = each_channel_ ? NYBBLE_PANEL_S8 : linear.kernel->panel;
+    format_ = direct_ ? NYBBLE_PANEL_U8 : each_channel_ ? NYBBLE_PANEL_S8 : linear.kernel->panel;
     element_ = nybble_panel_element(format_);
     panel_row_ = nybble_panel_row(linear.kernel->panel, linear.shape.k_padded());
     frame_width_ = call.x_coded ? s_.width + 2 * call.x_coded.pad_width : s_.frame_width();

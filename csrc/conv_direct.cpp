@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 
 #include "caches.h"
 #include "pieces.h"
@@ -13,14 +14,33 @@ namespace {
 // Of the weights that no part of the columns divides: a tile of the kernel's registers at most, so that parts change no
 // result.
 constexpr int64_t kPartTiles = 4;
+// Of each thread, at least, so that all end at about the same time.
+constexpr int64_t kItems = 8;
 
 int64_t blocks_of(int64_t count, int64_t of) { return (count + of - 1) / of; }
 
 // Outputs in lines of adjacent pixels, cut into segments: the last of a line overlaps the one before.
 struct Lines {
   int64_t width, count;  // of a sample
-  int64_t segments() const { return blocks_of(width, NYBBLE_PIXELS); }
+  int64_t pixels;        // of a segment
+  int64_t segments() const { return blocks_of(width, pixels); }
 };
+
+// Whether the call's kernel multiplies tiles, whose number of rows a call chooses.
+bool multiplies_tiles(const ConvCall& call) {
+  return call.kernel->conv && call.kernel->conv->direct && call.kernel->conv->multiplies_tiles;
+}
+
+int64_t pixels_of(const ConvCall& call, int64_t width) {
+  if (!multiplies_tiles(call)) return NYBBLE_PIXELS;
+  return blocks_of(width, blocks_of(width, NYBBLE_TILE_PIXELS));
+}
+
+// What the bytes of a run are filled up to a multiple of: a tile has words of 4 bytes, and a run as few tiles as it
+// can.
+int64_t run_step(const ConvCall& call, int64_t run) {
+  return multiplies_tiles(call) ? 4 * blocks_of(run, NYBBLE_LINE_K) : 4;
+}
 
 bool is_padded(const Coded& coded) { return coded.pad_height > 0 || coded.pad_width > 0; }
 
@@ -35,7 +55,9 @@ bool is_one_line(const ConvCall& call) {
 
 Lines lines_of(const ConvCall& call) {
   const ConvShape& s = call.shape;
-  return is_one_line(call) ? Lines{s.positions(), 1} : Lines{s.out_width, s.out_height};
+  const bool one = is_one_line(call);
+  const int64_t width = one ? s.positions() : s.out_width;
+  return {width, one ? 1 : s.out_height, pixels_of(call, width)};
 }
 
 // Segments that are multiplied with all columns of a part before the next ones, and parts of the columns.
@@ -45,14 +67,14 @@ struct DirectCut {
 
 // Threads share the larger of the image and the weights, so that each reads only its part of it. Segments at a time are
 // so few that what they read and write stays in the cache.
-DirectCut cut_direct(const DirectRun& run, int64_t segments) {
+DirectCut cut_direct(const DirectRun& run, int64_t segments, int64_t pixels) {
   const ConvShape& s = run.call->shape;
   const int64_t n = run.call->linear.shape.n, most_parts = blocks_of(n, kPartTiles * NYBBLE_TILE_N);
   const int64_t x = s.channels * s.stride_height * s.stride_width;
   const int64_t y = n * (pixel_bytes(run.call->y_dtype()) + (run.call->residual.address ? 2 : 0));
-  const int64_t most = std::max<int64_t>(caches().l2 / 4 / (NYBBLE_PIXELS * (x + y)), 2);
+  const int64_t most = std::max<int64_t>(caches().l2 / 4 / (pixels * (x + y)), 2);
   const bool columns = run.workers > 1 && n * run.weight.k_padded > run.samples * s.height * s.width * s.channels;
-  const int64_t few = columns ? segments : blocks_of(segments, 4 * run.workers);
+  const int64_t few = columns ? segments : blocks_of(segments, kItems * run.workers);
   return {round_up(std::min(most, std::max<int64_t>(few, 1)), 2),
           columns ? std::min<int64_t>(most_parts, 2 * run.workers) : 1};
 }
@@ -67,7 +89,7 @@ NybbleSegment segment_of(const DirectRun& run, const Lines& lines, int64_t i) {
   const ConvCall& call = *run.call;
   const ConvShape& s = call.shape;
   const int64_t line = i / lines.segments(), sample = line / lines.count, y = line % lines.count;
-  const int64_t begin = i % lines.segments() * NYBBLE_PIXELS, x = std::min(begin, lines.width - NYBBLE_PIXELS);
+  const int64_t begin = i % lines.segments() * lines.pixels, x = std::min(begin, lines.width - lines.pixels);
   const NybbleRounding& how = run.how[sample];
   return {run.x + sample * run.sample_bytes + y * s.stride_height * run.row + x * s.stride_width * s.channels,
           place_of(s, call.linear.shape.n, call.y_coded, run.first + sample, y, x),
@@ -83,12 +105,17 @@ bool has_own_weights(const ConvCall& call) {
          call.shape.channels > 1;
 }
 
+// Whether patches may be read with bytes after their runs: images of codes have some after them.
+bool reads_past(const ConvCall& call) { return multiplies_tiles(call) || !call.x_coded; }
+
 // What runs_direct asks for besides the form of the patches.
 bool may_run(const ConvCall& call) {
   const LinearCall& linear = call.linear;
-  return call.kernel->conv && call.kernel->conv->direct && linear.kernel->panel == NYBBLE_PANEL_U8 &&
-         linear.shape.bits == 8 && linear.shape.form == Form::dense && call.y_last &&
-         lines_of(call).width >= NYBBLE_PIXELS;
+  const int panel = linear.kernel->panel;
+  const bool tiles = multiplies_tiles(call),
+             serves = panel == NYBBLE_PANEL_U8 || (tiles && panel == NYBBLE_PANEL_S8_LINES);
+  return call.kernel->conv && call.kernel->conv->direct && serves && linear.shape.bits == 8 &&
+         linear.shape.form == Form::dense && call.y_last && (tiles || lines_of(call).width >= NYBBLE_PIXELS);
 }
 
 NybbleDirectArgs direct_args(const DirectRun& run) {
@@ -115,7 +142,7 @@ NybbleDirectArgs direct_args(const DirectRun& run) {
   args.act = call.act;
   args.most = call.most;
   if (call.arranged) {
-    args.run = round_up(run.run, 4);
+    args.run = round_up(run.run, run_step(call, run.run));
     args.k_padded = run.runs * args.run;
     args.codes = call.arranged->data();
   }
@@ -130,17 +157,20 @@ int64_t run_of(const ConvShape& s) {
 }
 
 void arrange(ConvCall& call) {
-  const int64_t run = run_of(call.shape);
-  if (!may_run(call) || call.shape.groups != 1 || run % 4 == 0 || call.x_coded) return;
+  const int64_t run = run_of(call.shape), multiple = run_step(call, run);
+  if (!may_run(call) || call.shape.groups != 1 || run % multiple == 0 || !reads_past(call)) return;
   LinearCall linear = call.linear;
   linear.rows = call.shape.batch * call.shape.positions();
   linear = resolved(linear);
   const uint8_t* codes = linear_args(linear, Chunk{}).codes;
-  const int64_t padded = round_up(run, 4), runs = linear.shape.k / run, tiles = linear.shape.tiles();
+  const int64_t padded = round_up(run, multiple), runs = linear.shape.k / run, tiles = linear.shape.tiles();
   const int64_t tile = NYBBLE_TILE_N * linear.shape.k_padded();
   auto to = std::make_shared<std::vector<uint8_t>>(static_cast<size_t>(tiles * NYBBLE_TILE_N * runs * padded));
   const auto at = [](int64_t k) { return k / 4 * 64 + k % 4; };
-  for (int64_t t = 0; t < tiles; t++)
+  for (int64_t r = 0; r < tiles * runs && run % 4 == 0; r++)
+    std::memcpy(to->data() + r * NYBBLE_TILE_N * padded, codes + r / runs * tile + r % runs * NYBBLE_TILE_N * run,
+                static_cast<size_t>(NYBBLE_TILE_N * run));
+  for (int64_t t = 0; t < tiles && run % 4; t++)
     for (int64_t k = 0; k < linear.shape.k; k++) {
       const uint8_t* from = codes + t * tile + at(k);
       uint8_t* here = to->data() + t * NYBBLE_TILE_N * runs * padded + at(k / run * padded + k % run);
@@ -152,14 +182,15 @@ void arrange(ConvCall& call) {
 bool runs_direct(const ConvCall& call) {
   if (!may_run(call)) return false;
   if (has_own_weights(call)) return call.linear.shape.k <= NYBBLE_DIRECT_TAPS;
-  return call.shape.groups == 1 && (run_of(call.shape) % 4 == 0 || (call.arranged && !call.x_coded));
+  const int64_t run = run_of(call.shape);
+  return call.shape.groups == 1 && (run % run_step(call, run) == 0 || (call.arranged && reads_past(call)));
 }
 
 bool run_direct(const DirectRun& run, Team& team,
                 const std::function<void(int64_t sample, const NybbleRangeArgs& range)>& extend) {
   const Lines lines = lines_of(*run.call);
   const int64_t all = run.samples * lines.count * lines.segments(), tiles = run.call->linear.shape.tiles();
-  const DirectCut cut = cut_direct(run, all);
+  const DirectCut cut = cut_direct(run, all, lines.pixels);
   const int64_t units = blocks_of(tiles, kPartTiles);
   std::atomic<bool> ok{true};  // all threads write it
   team.each(cut.parts * blocks_of(all, cut.segments), [&](int64_t item) {
@@ -175,8 +206,10 @@ bool run_direct(const DirectRun& run, Team& team,
     NybbleSegment* segments = reinterpret_cast<NybbleSegment*>(memory);
     for (int64_t i = 0; i < count; i++) segments[i] = segment_of(run, lines, begin + i);
     NybbleDirectArgs args = direct_args(run), more{};
+    args.pixels = lines.pixels;
     if (run.more) {
       more = direct_args(*run.more);
+      more.pixels = lines.pixels;
       more.segment = segments + count;
       for (int64_t i = 0; i < count; i++) segments[count + i] = segment_of(*run.more, lines, begin + i);
       args.more = &more;

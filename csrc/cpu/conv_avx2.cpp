@@ -8,5 +8,5 @@
 #include "tile_pool.h"
 // clang-format on
 
-extern "C" const NybbleConvKernels nybble_conv_avx2 = {extend_range, plan_sample, pixels, fill,
-                                                       finish,       depthwise,   pool,   nullptr};
+extern "C" const NybbleConvKernels nybble_conv_avx2 = {extend_range, plan_sample, pixels,  fill, finish,
+                                                       depthwise,    pool,        nullptr, 0};

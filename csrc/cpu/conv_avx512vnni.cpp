@@ -9,5 +9,5 @@
 #include "tile_pool.h"
 // clang-format on
 
-extern "C" const NybbleConvKernels nybble_conv_avx512vnni = {extend_range, plan_sample, pixels, fill,
-                                                             finish,       depthwise,   pool,   direct};
+extern "C" const NybbleConvKernels nybble_conv_avx512vnni = {extend_range, plan_sample, pixels, fill, finish,
+                                                             depthwise,    pool,        direct, 0};

@@ -88,8 +88,9 @@ inline NybbleEmulatedTiles& product(int acc, int a, int b) {
   return all;
 }
 
-// Signed bytes; wraps.
-inline void tdpbssd(int acc, int a, int b) {
+// Signed bytes of b, and bytes of type A of a; wraps.
+template <class A>
+inline void byte_products(int acc, int a, int b) {
   NybbleEmulatedTiles& all = product(acc, a, b);
   for (int m = 0; m < all.rows[acc]; m++) {
     uint32_t sums[16];
@@ -97,11 +98,13 @@ inline void tdpbssd(int acc, int a, int b) {
     for (int k = 0; k < all.rows[b]; k++)
       for (int n = 0; n < all.colsb[acc] / 4; n++)
         for (int i = 0; i < 4; i++)
-          sums[n] += static_cast<uint32_t>(static_cast<int8_t>(all.tile[a][m][4 * k + i]) *
+          sums[n] += static_cast<uint32_t>(static_cast<A>(all.tile[a][m][4 * k + i]) *
                                            static_cast<int8_t>(all.tile[b][k][4 * n + i]));
     memcpy(all.tile[acc][m], sums, 64);
   }
 }
+inline void tdpbssd(int acc, int a, int b) { byte_products<int8_t>(acc, a, b); }
+inline void tdpbusd(int acc, int a, int b) { byte_products<uint8_t>(acc, a, b); }
 
 inline float tile_flushed(float a) { return fabsf(a) < 0x1p-126f ? copysignf(0.0f, a) : a; }
 

@@ -112,7 +112,7 @@ inline void finish_vectors(const NybbleDirectArgs& a, const Recoding& how, const
   const uint8_t* added = static_cast<const uint8_t*>(a.residual);
   if (kAdd) added += (segment.residual + first * a.n + column) * added_bytes;
   sums += first * stride;
-  for (int64_t i = first; i < kPixels; i++, y += a.n * bytes, sums += stride) {
+  for (int64_t i = first; i < a.pixels; i++, y += a.n * bytes, sums += stride) {
     VF v = vf_fma(vf_of_int(vi_load(sums)), scale, bias);
     if (kAdd) {
       v = vf_add(v, kAdd == kCodes ? Recoding::read(how, added, lanes) : vf_load_as(added, a.residual_dtype, lanes));
@@ -144,7 +144,7 @@ inline void store_pixels(const NybbleDirectArgs& a, const Recoding&, const Nybbl
                          const int32_t* sums, int64_t stride, Seen*) {
   int32_t* y = static_cast<int32_t*>(a.y) + segment.y + segment.skip * a.n + column;
   sums += segment.skip * stride;
-  for (int64_t i = segment.skip; i < kPixels; i++, y += a.n, sums += stride)
+  for (int64_t i = segment.skip; i < a.pixels; i++, y += a.n, sums += stride)
     vi_store_as_s32(y, vi_load(sums), a.n - column);
 }
 
@@ -246,7 +246,7 @@ class Finisher {
 
 // All segments and 64 channels, each with a weight of its own.
 inline void direct_channels(const NybbleDirectArgs& a, int64_t column, Finisher& finish) {
-  alignas(64) int32_t sums[kPixels * kChannels];
+  alignas(64) int32_t sums[NYBBLE_TILE_PIXELS * kChannels];
   const Taps taps(a, column);
   for (int64_t i = 0; i < a.segments; i++) {
     channel_sums(a, a.segment[i], taps, sums);
@@ -257,7 +257,7 @@ inline void direct_channels(const NybbleDirectArgs& a, int64_t column, Finisher&
 // Fetches what the outputs of a segment are written to, and what is added to them.
 inline void prefetch_outputs(const NybbleDirectArgs& a, const NybbleSegment& segment, int64_t column) {
   const int64_t bytes = dtype_bytes(a.y_dtype), added_bytes = dtype_bytes(a.residual_dtype);
-  for (int64_t i = segment.skip; i < kPixels; i++) {
+  for (int64_t i = segment.skip; i < a.pixels; i++) {
     __builtin_prefetch(static_cast<const uint8_t*>(a.y) + (segment.y + i * a.n + column) * bytes, 1);
     if (a.residual)
       __builtin_prefetch(static_cast<const uint8_t*>(a.residual) + (segment.residual + i * a.n + column) * added_bytes);
@@ -340,13 +340,18 @@ inline void direct_waiting(const NybbleDirectArgs& a, Finisher& finish) {
   direct_all<kAdd, 2, kDirectVectors>(a, finish);
 }
 
+inline NybbleStatus direct_all_channels(const NybbleDirectArgs& a, Finisher& finish) {
+  if (a.runs > kMostQuads * 4 || a.pixels > NYBBLE_TILE_PIXELS) return NYBBLE_UNSUPPORTED;
+  for (int64_t tile = a.tile_begin; tile < a.tile_end; tile += kLanes) direct_channels(a, tile * NYBBLE_TILE_N, finish);
+  return NYBBLE_OK;
+}
+
 inline NybbleStatus direct(const NybbleDirectArgs* a) {
   Finisher finish(*a);
-  if (!finish.able() || (a->each_channel ? a->runs > kMostQuads * 4 : a->run % 4)) return NYBBLE_UNSUPPORTED;
-  if (a->each_channel) {
-    for (int64_t tile = a->tile_begin; tile < a->tile_end; tile += kLanes)
-      direct_channels(*a, tile * NYBBLE_TILE_N, finish);
-  } else if (!finish.codes().serves) {
+  if (!finish.able()) return NYBBLE_UNSUPPORTED;
+  if (a->each_channel) return direct_all_channels(*a, finish);
+  if (a->run % 4 || a->pixels != kPixels) return NYBBLE_UNSUPPORTED;
+  if (!finish.codes().serves) {
     direct_all<kNever, 2, kDirectVectors>(*a, finish);
   } else if (a->more) {
     direct_waiting<kProduct>(*a, finish);

@@ -67,7 +67,7 @@ inline void channel_sums(const NybbleDirectArgs& a, const NybbleSegment& segment
   VI start[kLanes];
 #pragma GCC unroll 4
   for (int j = 0; j < kLanes; j++) start[j] = vi_mul(taps.column_sum[j], zero);
-  for (int64_t i = segment.skip; i < NYBBLE_PIXELS; i++) {
+  for (int64_t i = segment.skip; i < a.pixels; i++) {
     const uint8_t* x = segment.x + i * a.position;
     VI acc[kLanes] = {vi_set1(0), vi_set1(0), vi_set1(0), vi_set1(0)};
     for (int64_t q = 0; q < taps.quads; q++) add_quad(acc, x, taps.offset + q * 4, taps.weight[q]);

@@ -81,11 +81,11 @@ NYBBLE_INLINE VF add_bias(const NybbleDirectArgs& a, const Codes& how, int64_t c
   return vf_fma(bias, vf_set1(how.inverse), to);
 }
 
-// Four vectors, one after the other, bounded by 0 and 255.
-NYBBLE_INLINE void store_bytes(uint8_t* to, const VI (&a)[4]) {
+// Four vectors, one after the other, bounded by 0 and 255, as bytes.
+NYBBLE_INLINE VI bytes_of(const VI (&a)[4]) {
   static const int32_t kOrder[] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
   const VI bytes = _mm512_packus_epi16(_mm512_packs_epi32(a[0], a[1]), _mm512_packs_epi32(a[2], a[3]));
-  vi_store(to, vi_of_bits(_mm512_permutexvar_ps(vi_load(kOrder), vf_of_bits(bytes))));
+  return vi_of_bits(_mm512_permutexvar_ps(vi_load(kOrder), vf_of_bits(bytes)));
 }
 
 // The codes of V * W columns of a pixel.
@@ -103,7 +103,25 @@ NYBBLE_INLINE void write_pixel(const Codes& how, const Sum& sum, const VF (&scal
     codes[v] = vi_round(vf_min(value, how.highest));
     if (V < 4) vi_store_u8(y + v * W, codes[v]);
   }
-  if constexpr (V == 4) store_bytes(y, codes);
+  if constexpr (V == 4) vi_store(y, bytes_of(codes));
+}
+
+// The scales, then the biases, of V * W columns of a segment, in codes of y; those that make values that are NaN or Inf
+// are noted in `poison`.
+template <int V, int kAdd>
+NYBBLE_INLINE void write_factors(float* factors, const NybbleDirectArgs& a, const Codes& how,
+                                 const NybbleSegment& segment, int64_t column, VF& poison) {
+  const VF none = vf_set1(0.0f), largest = vf_set1(0x1p31f);
+#pragma GCC unroll 4
+  for (int v = 0; v < V; v++) {
+    const int64_t at = column + v * W;
+    const VF scale = scale_of(a, how, segment, at);
+    VF bias = add_bias(a, how, at, vf_set1(how.shift));
+    if (kAdd == kProduct) bias = add_bias(*a.more, how, at, bias);
+    poison = vf_fma(vf_fma(scale, largest, bias), none, poison);
+    vf_store(factors + v * W, scale);
+    vf_store(factors + (V + v) * W, bias);
+  }
 }
 
 // The outputs of a tile that wait: they are written, a pixel at a time, while the next tile is multiplied, whose
@@ -134,29 +152,11 @@ struct Waiting {
         p.added, p.y);
   }
 
-  // The scales and biases of segment s; those that make values that are NaN or Inf are noted in `poison`.
-  template <int kAdd>
-  NYBBLE_INLINE void put_factors(Waiting& to, int s, const NybbleDirectArgs& a, const Codes& how,
-                                 const NybbleSegment& segment, int64_t column, VF& poison) {
-    const VF none = vf_set1(0.0f), largest = vf_set1(0x1p31f);
-    float* factors = to.factors + s * 2 * V * W;
-#pragma GCC unroll 4
-    for (int v = 0; v < V; v++) {
-      const int64_t at = column + v * W;
-      const VF scale = scale_of(a, how, segment, at);
-      VF bias = add_bias(a, how, at, vf_set1(how.shift));
-      if (kAdd == kProduct) bias = add_bias(*a.more, how, at, bias);
-      poison = vf_fma(vf_fma(scale, largest, bias), none, poison);
-      vf_store(factors + v * W, scale);
-      vf_store(factors + (V + v) * W, bias);
-    }
-  }
-
   // Writes the outputs of a segment at once.
   template <int kAdd>
   NYBBLE_INLINE void finish(Waiting& to, const NybbleDirectArgs& a, const Codes& how, const NybbleSegment& segment,
                             int64_t column, const VI (&acc)[kPixels][V], VF& poison) {
-    put_factors<kAdd>(to, 0, a, how, segment, column, poison);
+    write_factors<V, kAdd>(to.factors, a, how, segment, column, poison);
     VF scale[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) scale[v] = vf_load(to.factors + v * W);
@@ -176,8 +176,8 @@ struct Waiting {
   template <int kAdd>
   NYBBLE_INLINE void put(Waiting& to, int s, const NybbleDirectArgs& a, const Codes& how, const NybbleSegment& segment,
                          int64_t column, const VI (&acc)[kPixels][V], VF& poison) {
-    put_factors<kAdd>(to, s, a, how, segment, column, poison);
-    const float* factors = to.factors + s * 2 * V * W;
+    float* factors = to.factors + s * 2 * V * W;
+    write_factors<V, kAdd>(factors, a, how, segment, column, poison);
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++)
 #pragma GCC unroll 8
