@@ -33,7 +33,7 @@ COLD_CACHES = 4
 # Limit of the copies of a peer's layer: more take too long to build.
 MAX_PEER_COPIES = 256
 # The kind of probe that multiplies such codes: (weight bits, activation bits). Others are multiplied as int8.
-_CODES = {(8, 8): "int8", (8, 7): "int7", (4, 8): "int4"}
+_CODES = {(8, 8): "int8", (8, 7): "int7", (4, 8): "int4", (3, 8): "int4"}
 
 # Checks outputs (rows, N) of the first rows of an input: returns what is wrong, or None.
 Check = Callable[[Tensor], "str | None"]

@@ -194,6 +194,7 @@ WHATS: dict[str, What] = {
     "avx2-targets": What("Layers by AVX2 alone (`--preset avx2-targets`)", partial(_targets, "avx2-targets")),
     "amx-targets": What("Layers by AMX (`--preset amx-targets`)", partial(_targets, "amx-targets")),
     "model": What("A whole Llama-shaped model (`--model`)", _model),
+    "form-targets": What("Weights of other libraries (`--preset form-targets`)", partial(_targets, "form-targets")),
     "sparse-targets": What("Sparse layers (`--preset sparse-targets`)", partial(_targets, "sparse-targets")),
     "sparse-crossover": What("From how many zeros on sparse layers pay (`--preset sparse-crossover`)", _crossover),
     "whole-models": What("Whole models (`--preset whole-models`)", _whole),

@@ -13,6 +13,7 @@ from .weights import WeightKind
 PEER, DENSE = "over the best peer of its width", "over nybble's dense kernel"
 INT8_PEER, INT4_PEER, ONEDNN = "over the best int8 peer", "over the best 4-bit peer", "over torch dynamic onednn"
 OVER_BF16, OVER_FP32 = "over torch bf16", "over torch fp32"
+OVER_Q4_K, OVER_4_BITS, OVER_4_BITS_FLOAT = "over ggml q4_K", "over w4a8g128", "over w4a16g64"
 OF_PEAK, OF_BYTE_BOUND, OF_BYTES, GOPS = "of the multiply peak", "time over the byte bound", "of its bytes", "GOP/s"
 # The peers that count as the best int8 peer, and others of 8 bits that are shown beside it.
 _INT8_PEERS = ("torch dynamic x86", "torch dynamic onednn", "onnxruntime dynamic int8")
@@ -28,6 +29,11 @@ def _over(glob: str) -> str:
 def _of_width(mine: Row, other: Row) -> bool:
     same = mine["pattern"] is not None or other["weight_bits"] == mine["weight_bits"]
     return other["peer"] and other["pattern"] == mine["pattern"] and same
+
+
+def _over_scheme(scheme: str) -> Measure:
+    """The speed over nybble's own layer of a scheme."""
+    return Measure(faster_than(lambda _, other: not other["peer"] and other["scheme"] == scheme))
 
 
 def _dense(mine: Row, other: Row) -> bool:
@@ -47,6 +53,9 @@ MEASURES: dict[str, Measure] = {
     ONEDNN: over("torch dynamic onednn"),
     OVER_BF16: over(BF16),
     OVER_FP32: over(FP32),
+    OVER_Q4_K: over("ggml q4_K"),
+    OVER_4_BITS: _over_scheme("w4a8g128"),
+    OVER_4_BITS_FLOAT: _over_scheme("w4a16g64"),
     DENSE: Measure(faster_than(_dense)),
     OF_PEAK: Measure(lambda row, _: Value(row["gops"] / row["peak"]), "{:.0%}"),
     OF_BYTE_BOUND: Measure(lambda row, _: Value(1 / row["roofline"]), "{:.2f}", at_most=True),
@@ -160,8 +169,34 @@ SPARSE = Table(
     ),
 )
 
+_FORM_MS = (1, 16)
+# Weights as the checkpoints of other libraries have them.
+FORMS = Table(
+    legend=f"{_WORST}; over: times as fast. Without a target: what the others are compared with",
+    ms=_FORM_MS,
+    shapes=((4096, 4096),),
+    measures=MEASURES,
+    goals=(
+        *line(f"w4ka8g32 {OVER_Q4_K}", OVER_Q4_K, _by_m(_FORM_MS, (1.0, 1.5)), schemes=("w4ka8g32",)),
+        *line(f"w4ka16g32 {OVER_Q4_K}", OVER_Q4_K, dict.fromkeys(_FORM_MS), schemes=("w4ka16g32",)),
+        *line(f"w3a8g128 {OVER_4_BITS}", OVER_4_BITS, _by_m(_FORM_MS, (1.15, None)), schemes=("w3a8g128",)),
+        *line(f"w3a16g128 {OVER_4_BITS}", OVER_4_BITS, dict.fromkeys(_FORM_MS), schemes=("w3a16g128",)),
+        *line(
+            f"w4nfa16g64 {OVER_4_BITS_FLOAT}", OVER_4_BITS_FLOAT, _by_m(_FORM_MS, (1.0, 1.0)), schemes=("w4nfa16g64",)
+        ),
+        *line(f"w4a8g128 {OVER_Q4_K}", OVER_Q4_K, dict.fromkeys(_FORM_MS), schemes=("w4a8g128",)),
+        *line(f"w4a16g64 {OVER_Q4_K}", OVER_Q4_K, dict.fromkeys(_FORM_MS), schemes=("w4a16g64",)),
+    ),
+)
+
 # By the name of the preset.
-TABLES: dict[str, Table] = {"cpu-targets": CPU, "avx2-targets": AVX2, "amx-targets": AMX, "sparse-targets": SPARSE}
+TABLES: dict[str, Table] = {
+    "cpu-targets": CPU,
+    "avx2-targets": AVX2,
+    "amx-targets": AMX,
+    "sparse-targets": SPARSE,
+    "form-targets": FORMS,
+}
 
 
 def of_rows(rows: Sequence[Row]) -> Table | None:

@@ -21,7 +21,7 @@ from .contestants import Maker, PeerMaker, chosen, each_layout, layer_makers, pe
 from .encoder import cosines, over_bf16
 from .figures import FIGURES as LAYER_FIGURES
 from .figures import Figure
-from .goal_tables import AMX, AVX2, CPU, SPARSE
+from .goal_tables import AMX, AVX2, CPU, FORMS, SPARSE
 from .goals import Table, checks, show
 from .peers import Peer
 from .peers.torch_dense import BF16
@@ -94,6 +94,11 @@ def sparse_targets(setup: Setup) -> Iterator[str]:
         *peer_makers(sparse_peers, [kernel.kind for kernel in kernels if _with_peers(kernel.kind)]),
     ]
     yield _table(SPARSE, _results(makers, _grid(SPARSE.shapes, SPARSE.ms, setup), setup), setup)
+
+
+def form_targets(setup: Setup) -> Iterator[str]:
+    """Times weights as other libraries have them (K-quants, 3 bits, NF4); yields the table of targets."""
+    yield _table(FORMS, _results(_contestants(FORMS, setup), _grid(FORMS.shapes, FORMS.ms, setup), setup), setup)
 
 
 def accuracy(setup: Setup) -> Iterator[str]:
@@ -201,6 +206,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "amx-targets": Preset(amx_targets, _of_table(AMX, 1 + len(QUANTIZING)), 5.0, needs_amx),
     "sparse-targets": Preset(sparse_targets, _of_table(SPARSE)),
+    "form-targets": Preset(form_targets, _of_table(FORMS), 5.0),
     "sparse-crossover": Preset(
         sparse_crossover, lambda shapes, _: len(shapes) * len(crossover.MS) * len(crossover.SERIES)
     ),

@@ -33,6 +33,12 @@ enum { NYBBLE_TILE_N = 16, NYBBLE_LINE_K = 64 };
 enum { NYBBLE_LARGE_K = 64 };
 static inline int64_t nybble_large_bytes(int64_t k_padded) { return (k_padded + NYBBLE_LARGE_K - 1) / NYBBLE_LARGE_K; }
 
+// Groups that share a scale and a minimum, of weights with levels.
+enum { NYBBLE_BLOCK_GROUPS = 8 };
+static inline int64_t nybble_scale_blocks(int64_t groups) {
+  return (groups + NYBBLE_BLOCK_GROUPS - 1) / NYBBLE_BLOCK_GROUPS;
+}
+
 // Lines of a mask layout whose masks are stored together.
 enum { NYBBLE_MASK_LINES = 8 };
 
@@ -77,10 +83,10 @@ struct NybbleLinearArgs {
   const void* panel;
   const float* act_scale;
   const int32_t* act_zero;
-  const int32_t* act_sum;  // multiplied by -1, or by -8 where zero_point is null, or by 1 where minimum is not
+  const int32_t* act_sum;  // multiplied by -1; where zero_point is null by -8 (3 bits: -4), or by 1 beside minimum
   const uint8_t* codes;
   const void* scale;          // [tiles * 16] for 8 bits, [tiles][groups][16] for 4 bits, of scale_dtype
-  const uint8_t* zero_point;  // [tiles][groups][16], or null: 8, or 0 beside minimum
+  const uint8_t* zero_point;  // [tiles][groups][16], or null: 8 (3 bits: 4), or 0 beside minimum
   const void* minimum;        // likewise, of scale_dtype: weight = code * scale + minimum; null: none
   const int32_t* column_sum;  // [tiles * 16] sums of codes, 8 bits only
   const uint8_t* large;       // [tiles][nybble_large_bytes(k_padded)], dense 8 bits only; see pack.h
@@ -109,6 +115,10 @@ struct NybbleLinearArgs {
   void* partial;       // scratch for the sums of a pass between K blocks; null if all of K is multiplied at a time
   void* decoded;       // scratch for the decoded weights of a K block of a pass; null: decode in registers
   int64_t partial_bytes, decoded_bytes;  // their sizes; a kernel that needs more refuses
+  // [tiles][groups][2][16], or null. Each group's scale is its first number times the scale of its block of
+  // NYBBLE_BLOCK_GROUPS groups, and its minimum is minus its second number times that of the block: scale and minimum
+  // are [tiles][blocks][16], of f16.
+  const uint8_t* levels;
 };
 
 // A size of `partial` that is enough: so many bytes for each row of the blocks, with all of block_rows, and column of a

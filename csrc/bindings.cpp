@@ -23,13 +23,14 @@ uint8_t* bytes_of(const Pair& pair, size_t needed, const char* name) {
 }
 
 Portable portable_of(const WeightShape& s, const Pair& qweight, const Pair& scale, const Pair& zero_point,
-                     const Pair& minimum = {}, const Pair& order = {}, const Pair& book = {}) {
+                     const Pair& minimum = {}, const Pair& order = {}, const Pair& book = {}, const Pair& levels = {}) {
   return {bytes_of(qweight, s.qweight_bytes(), "qweight"),
           bytes_of(scale, s.scale_bytes(), "scale"),
           bytes_of(zero_point, s.zero_point_bytes(), "zero_point"),
           bytes_of(minimum, s.minimum_bytes(), "minimum"),
           reinterpret_cast<uint8_t*>(order.first),
-          reinterpret_cast<uint8_t*>(book.first)};
+          reinterpret_cast<uint8_t*>(book.first),
+          bytes_of(levels, s.levels_bytes(), "levels")};
 }
 
 // n rows of k elements of a dtype, `stride` elements apart.
@@ -49,10 +50,11 @@ Form form_of(const std::string& layout) {
 }
 
 WeightShape weight_shape(int bits, int64_t n, int64_t k, int64_t group_size, bool symmetric, const std::string& layout,
-                         int64_t block_n, int64_t block_k, bool ordered, int four_bit_scale, bool minimum, bool book) {
+                         int64_t block_n, int64_t block_k, bool ordered, int four_bit_scale, bool minimum, bool book,
+                         bool levels) {
   WeightShape shape{
-      bits,    n,   k, group_size, symmetric, form_of(layout), block_n, block_k, ordered, dtype_of(four_bit_scale),
-      minimum, book};
+      bits,    n,    k,     group_size, symmetric, form_of(layout), block_n, block_k, ordered, dtype_of(four_bit_scale),
+      minimum, book, levels};
   shape.validate();
   return shape;
 }
@@ -211,31 +213,33 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init(&weight_shape), py::kw_only(), py::arg("bits"), py::arg("n"), py::arg("k"), py::arg("group_size"),
            py::arg("symmetric"), py::arg("layout"), py::arg("block_n"), py::arg("block_k"), py::arg("ordered"),
            py::arg("four_bit_scale") = static_cast<int>(NYBBLE_BF16), py::arg("minimum") = false,
-           py::arg("book") = false)
+           py::arg("book") = false, py::arg("levels") = false)
       .def_property_readonly("packed_bytes", [](const WeightShape& s) { return sections_of(s).total; });
 
-  m.def("pack", [](const WeightShape& s, const Pair& qweight, const Pair& scale, const Pair& zero_point,
-                   const Pair& minimum, const Pair& order, const Pair& book, const Pair& packed, int threads) {
-    bytes_of(order, s.order_bytes(), "order");
-    bytes_of(book, s.book_bytes(), "book");
-    const Portable from = portable_of(s, qweight, scale, zero_point, minimum, order, book);
-    uint8_t* to = bytes_of(packed, sections_of(s).total, "packed");
-    py::gil_scoped_release release;
-    pack(s, from, to, threads);
-  });
+  m.def("pack",
+        [](const WeightShape& s, const Pair& qweight, const Pair& scale, const Pair& zero_point, const Pair& minimum,
+           const Pair& order, const Pair& book, const Pair& levels, const Pair& packed, int threads) {
+          bytes_of(order, s.order_bytes(), "order");
+          bytes_of(book, s.book_bytes(), "book");
+          const Portable from = portable_of(s, qweight, scale, zero_point, minimum, order, book, levels);
+          uint8_t* to = bytes_of(packed, sections_of(s).total, "packed");
+          py::gil_scoped_release release;
+          pack(s, from, to, threads);
+        });
   m.def("use_huge_pages", [](const std::vector<Pair>& memory) {
     py::gil_scoped_release release;
     use_huge_pages(memory);
   });
-  m.def("unpack", [](const WeightShape& s, const Pair& packed, const Pair& qweight, const Pair& scale,
-                     const Pair& zero_point, const Pair& minimum, const Pair& order, const Pair& book, int threads) {
-    bytes_of(order, s.order_bytes(), "order");
-    bytes_of(book, s.book_bytes(), "book");
-    const uint8_t* from = bytes_of(packed, sections_of(s).total, "packed");
-    const Portable to = portable_of(s, qweight, scale, zero_point, minimum, order, book);
-    py::gil_scoped_release release;
-    unpack(s, from, to, threads);
-  });
+  m.def("unpack",
+        [](const WeightShape& s, const Pair& packed, const Pair& qweight, const Pair& scale, const Pair& zero_point,
+           const Pair& minimum, const Pair& order, const Pair& book, const Pair& levels, int threads) {
+          bytes_of(order, s.order_bytes(), "order");
+          bytes_of(book, s.book_bytes(), "book");
+          const uint8_t* from = bytes_of(packed, sections_of(s).total, "packed");
+          const Portable to = portable_of(s, qweight, scale, zero_point, minimum, order, book, levels);
+          py::gil_scoped_release release;
+          unpack(s, from, to, threads);
+        });
   m.def("all_finite", [](const Pair& weight, int dtype, int64_t n, int64_t k, int64_t stride, int threads) {
     const DenseRows rows = rows_of(weight, dtype, n, k, stride);
     py::gil_scoped_release release;

@@ -48,6 +48,21 @@ int64_t sum_of_nibbles(const uint8_t* bytes, int64_t count) {
   return sum_of_halves(bytes, count / 2) + (count % 2 ? bytes[count / 2] & 15 : 0);
 }
 
+// The scale and the minimum of a group of a row, the latter 0 where there is none.
+struct Steps {
+  double scale, minimum;
+};
+Steps steps_of(const WeightShape& s, const Portable& from, int64_t n, int64_t g) {
+  if (!s.levels) {
+    const int64_t at = n * s.groups() + g;
+    return {scale_at(s, from.scale, at), s.minimum ? scale_at(s, from.minimum, at) : 0.0};
+  }
+  const int64_t at = n * s.scales() + g / NYBBLE_BLOCK_GROUPS;
+  const uint8_t* levels = from.levels + (n * s.groups() + g) * 2;
+  return {static_cast<double>(scale_at(s, from.scale, at)) * levels[0],
+          -static_cast<double>(scale_at(s, from.minimum, at)) * levels[1]};
+}
+
 // The sum over K of a row's weights, in double: exact unless the scales span many octaves.
 float weight_sum(const WeightShape& s, const Portable& from, int64_t n) {
   double sum = 0;
@@ -56,8 +71,9 @@ float weight_sum(const WeightShape& s, const Portable& from, int64_t n) {
                   end = begin + s.group() < s.k ? begin + s.group() : s.k;
     const int64_t zero_point = s.symmetric ? s.zero() : from.zero_point[at];
     const int64_t codes = sum_of_nibbles(from.qweight + n * ((s.k + 1) / 2) + begin / 2, end - begin);
-    sum += static_cast<double>(scale_at(s, from.scale, at)) * static_cast<double>(codes - zero_point * (end - begin));
-    if (s.minimum) sum += static_cast<double>(scale_at(s, from.minimum, at)) * static_cast<double>(end - begin);
+    const Steps steps = steps_of(s, from, n, g);
+    sum += steps.scale * static_cast<double>(codes - zero_point * (end - begin));
+    if (s.minimum) sum += steps.minimum * static_cast<double>(end - begin);
   }
   return static_cast<float>(sum);
 }
@@ -96,6 +112,20 @@ void check_order(const WeightShape& s, const uint8_t* order) {
   }
 }
 
+// The planes of n16k32 of four words of n16k8 lines of a column, and back.
+void to_planes(const uint32_t (&nibbles)[4], uint32_t (&planes)[3]) {
+  for (uint32_t& plane : planes) plane = 0;
+  for (int i = 0; i < 4; i++) {
+    planes[i / 2] |= (nibbles[i] & 0x33333333u) << i % 2 * 2;
+    planes[2] |= (nibbles[i] >> 2 & 0x11111111u) << i;
+  }
+}
+
+void of_planes(const uint32_t (&planes)[3], uint32_t (&nibbles)[4]) {
+  for (int i = 0; i < 4; i++)
+    nibbles[i] = (planes[i / 2] >> i % 2 * 2 & 0x33333333u) | (planes[2] >> i & 0x11111111u) << 2;
+}
+
 // Marks the pairs of lines of an n16k4 tile whose sums may be too large for 16 bits.
 void mark_large(const WeightShape& s, const Sections& at, uint8_t* to, int64_t tile) {
   const int64_t lines = s.k_padded() / 4, bytes = nybble_large_bytes(s.k_padded());
@@ -105,42 +135,68 @@ void mark_large(const WeightShape& s, const Sections& at, uint8_t* to, int64_t t
     if (is_large(codes + line * 64)) large[line / 16] |= static_cast<uint8_t>(1 << line / 2 % 8);
 }
 
+// Calls each(place in the packed section, place in the portable tensor) for the levels of a row.
+template <class Each>
+void each_level(const WeightShape& s, int64_t n, const Each& each) {
+  const int64_t levels = s.groups() * 2;
+  for (int64_t i = 0; i < levels; i++)
+    each(static_cast<size_t>((n / 16 * levels + i) * 16 + n % 16), static_cast<size_t>(n * levels + i));
+}
+
+// Packs 3-bit codes: each four words of n16k8, read by word(block), become three.
+template <class Word>
+void pack_planes(int64_t blocks, uint8_t* codes, const Word& word) {
+  for (int64_t b = 0; b < blocks; b += 4, codes += 3 * 64) {
+    uint32_t nibbles[4], planes[3];
+    for (int i = 0; i < 4; i++) nibbles[i] = word(b + i);
+    to_planes(nibbles, planes);
+    for (int i = 0; i < 3; i++) std::memcpy(codes + i * 64, &planes[i], 4);
+  }
+}
+
 void pack_tile(const WeightShape& s, const Sections& at, const Portable& from, uint8_t* to, int64_t tile) {
   const int64_t row_bytes = s.bits == 8 ? s.k : (s.k + 1) / 2, blocks = s.k_padded() / (s.bits == 8 ? 4 : 8);
-  const int64_t groups = s.groups();
+  const int64_t scales = s.scales();
   const size_t scale_bytes = s.scale_item();
   int64_t done = 0;  // blocks
-  if (tile * 16 + 16 <= s.n)
+  if (s.bits != 3 && tile * 16 + 16 <= s.n)
     done = pack_lines(from.qweight + tile * 16 * row_bytes, row_bytes, s.bits == 8 ? s.k : s.k / 2, s.bits == 4,
                       to + at.codes + tile * blocks * 64);
   for (int64_t lane = 0; lane < 16; lane++) {
     const int64_t n = tile * 16 + lane;
-    uint8_t* codes = to + at.codes + static_cast<size_t>(tile * blocks * 64 + lane * 4);
+    uint8_t* codes = to + at.codes + static_cast<size_t>(tile * s.k_padded() * s.bits * 2 + lane * 4);
     const uint8_t* row = n < s.n ? from.qweight + n * row_bytes : nullptr;
     const int64_t whole = n < s.n ? row_bytes / 4 : 0;
-    for (int64_t b = done; b < blocks; b++) {
+    const auto word_of = [&](int64_t b) {
       uint32_t word = 0;
       if (b < whole)
         std::memcpy(&word, row + b * 4, 4);
       else if (n < s.n)
         word = load_block(row, row_bytes, b * 4);
-      if (s.bits == 4) {
+      if (s.bits != 8) {
         if (b * 8 + 8 > s.k && s.k % 2 && s.k >= b * 8) word &= (1u << 4 * (s.k - b * 8)) - 1;  // the unused nibble
         word = interleave(word);
       }
+      return word;
+    };
+    if (s.bits == 3) pack_planes(blocks, codes, word_of);
+    for (int64_t b = done; b < blocks && s.bits != 3; b++) {
+      const uint32_t word = word_of(b);
       std::memcpy(codes + b * 64, &word, 4);
     }
     if (s.bits == 8 && n < s.n) {
       const int32_t sum = static_cast<int32_t>(sum_of_codes(row, s.k));
       std::memcpy(to + at.sum + static_cast<size_t>(n) * 4, &sum, 4);
     }
-    if (s.bits == 4 && !s.book && n < s.n) {
+    if (s.bits != 8 && !s.book && n < s.n) {
       const float total = weight_sum(s, from, n);
       std::memcpy(to + at.sum + static_cast<size_t>(n) * 4, &total, 4);
     }
-    for (int64_t g = 0; g < groups; g++) {
-      const size_t packed = static_cast<size_t>((tile * groups + g) * 16 + lane),
-                   row = static_cast<size_t>(n * groups + g);
+    if (s.levels && n < s.n)
+      each_level(s, n, [&](size_t packed, size_t row) { to[at.levels + packed] = from.levels[row]; });
+    for (int64_t g = 0; g < scales; g++) {
+      const size_t packed = static_cast<size_t>((tile * scales + g) * 16 + lane),
+                   row = static_cast<size_t>(n * scales + g);
       if (n < s.n)
         std::memcpy(to + at.scale + packed * scale_bytes, from.scale + row * scale_bytes, scale_bytes);
       else
@@ -153,27 +209,41 @@ void pack_tile(const WeightShape& s, const Sections& at, const Portable& from, u
   if (s.bits == 8) mark_large(s, at, to, tile);
 }
 
+// Four words of n16k8 of a column, from the planes of 32 k.
+void nibbles_of(const uint8_t* codes, uint32_t (&nibbles)[4]) {
+  uint32_t planes[3];
+  for (int i = 0; i < 3; i++) std::memcpy(&planes[i], codes + i * 64, 4);
+  of_planes(planes, nibbles);
+}
+
 void unpack_tile(const WeightShape& s, const Sections& at, const uint8_t* from, const Portable& to, int64_t tile) {
   const int64_t row_bytes = s.bits == 8 ? s.k : (s.k + 1) / 2, blocks = s.k_padded() / (s.bits == 8 ? 4 : 8);
-  const int64_t groups = s.groups();
+  const int64_t scales = s.scales();
   const size_t scale_bytes = s.scale_item();
   int64_t done = 0;  // blocks
-  if (tile * 16 + 16 <= s.n)
+  if (s.bits != 3 && tile * 16 + 16 <= s.n)
     done =
         unpack_lines(from + at.codes + tile * blocks * 64, row_bytes, s.bits == 4, to.qweight + tile * 16 * row_bytes);
   for (int64_t lane = 0; lane < 16 && tile * 16 + lane < s.n; lane++) {
     const int64_t n = tile * 16 + lane;
-    const uint8_t* codes = from + at.codes + static_cast<size_t>(tile * blocks * 64 + lane * 4);
+    const uint8_t* codes = from + at.codes + static_cast<size_t>(tile * s.k_padded() * s.bits * 2 + lane * 4);
+    uint32_t nibbles[4] = {};
     for (int64_t b = done; b < blocks && b * 4 < row_bytes; b++) {
       uint32_t word;
-      std::memcpy(&word, codes + b * 64, 4);
-      if (s.bits == 4) word = deinterleave(word);
+      if (s.bits == 3) {
+        if (b % 4 == 0) nibbles_of(codes + b / 4 * 3 * 64, nibbles);
+        word = nibbles[b % 4];
+      } else {
+        std::memcpy(&word, codes + b * 64, 4);
+      }
+      if (s.bits != 8) word = deinterleave(word);
       const int64_t left = row_bytes - b * 4;
       std::memcpy(to.qweight + n * row_bytes + b * 4, &word, static_cast<size_t>(left < 4 ? left : 4));
     }
-    for (int64_t g = 0; g < groups; g++) {
-      const size_t packed = static_cast<size_t>((tile * groups + g) * 16 + lane),
-                   row = static_cast<size_t>(n * groups + g);
+    if (s.levels) each_level(s, n, [&](size_t packed, size_t row) { to.levels[row] = from[at.levels + packed]; });
+    for (int64_t g = 0; g < scales; g++) {
+      const size_t packed = static_cast<size_t>((tile * scales + g) * 16 + lane),
+                   row = static_cast<size_t>(n * scales + g);
       std::memcpy(to.scale + row * scale_bytes, from + at.scale + packed * scale_bytes, scale_bytes);
       if (!s.symmetric) to.zero_point[row] = from[at.zero_point + packed];
       if (s.minimum) std::memcpy(to.minimum + row * scale_bytes, from + at.minimum + packed * scale_bytes, scale_bytes);
@@ -185,22 +255,27 @@ void unpack_tile(const WeightShape& s, const Sections& at, const uint8_t* from, 
 
 void WeightShape::validate() const {
   const int64_t limit = (int64_t{1} << 31) - 1;
-  if (bits != 4 && bits != 8) refuse("weight_bits", bits, "must be 4 or 8");
+  if (bits != 3 && bits != 4 && bits != 8) refuse("weight_bits", bits, "must be 3, 4 or 8");
   if (n < 1 || n > limit) refuse("out_features", n, "must be in [1, 2^31 - 1]");
   if (k < 1 || k > limit) refuse("in_features", k, "must be in [1, 2^31 - 1]");
   if (k > (int64_t{1} << 40) / n) refuse("in_features", k, "in_features * out_features must be at most 2^40");
   if (group_size != 0 && group_size != 16 && group_size != 32 && group_size != 64 && group_size != 128)
     refuse("group_size", group_size, "must be 0 (one group), 16, 32, 64 or 128");
+  if (bits == 3 && (form != Form::dense || group_size < 32))
+    refuse("group_size", group_size, "must be 32, 64 or 128 for 3-bit weights, which must be dense");
   if (four_bit_scale != NYBBLE_BF16 &&
-      (bits != 4 || form != Form::dense || (four_bit_scale != NYBBLE_F16 && four_bit_scale != NYBBLE_F32)))
-    refuse("scale_dtype", four_bit_scale, "must be float16 or float32 for dense 4-bit weights, or else the usual one");
-  if (minimum && (bits != 4 || form != Form::dense || !symmetric))
-    refuse("minimum", minimum, "is for dense 4-bit weights without zero points");
+      (bits == 8 || form != Form::dense || (four_bit_scale != NYBBLE_F16 && four_bit_scale != NYBBLE_F32)))
+    refuse("scale_dtype", four_bit_scale,
+           "must be float16 or float32 for dense weights of 3 or 4 bits, or else the usual one");
+  if (minimum && (bits == 8 || form != Form::dense || !symmetric))
+    refuse("minimum", minimum, "is for dense weights of 3 or 4 bits without zero points");
   if (bits == 8 && (group_size || !symmetric))
     refuse("group_size", group_size, "8-bit weights must be per channel and symmetric");
   if (form != Form::dense && !symmetric) refuse("symmetric", symmetric, "sparse weights must be symmetric");
   if (book && (bits != 4 || form != Form::dense || !symmetric))
     refuse("book", book, "must be 0, or the weights of 4 bits, dense and without zero points");
+  if (levels && (!minimum || bits != 4 || book || group_size != 32 || four_bit_scale != NYBBLE_F16))
+    refuse("levels", levels, "is for weights with float16 minimums in groups of 32");
   if (form != Form::dense && ordered) refuse("ordered", ordered, "sparse weights have the order of their inputs");
   if ((form == Form::gather || form == Form::blocks) && bits != 8)
     refuse("weight_bits", bits, "must be 8 for this layout");
@@ -227,9 +302,10 @@ Sections sections_of(const WeightShape& s) {
   const int64_t columns = s.tiles() * 16;
   if (s.form == Form::dense) at.codes = take(columns * s.k_padded() * s.bits / 8);
   if (s.form != Form::dense) at.start = take((s.tiles() / s.strip() + (s.form == Form::gather ? 2 : 1)) * 8);
-  at.scale = take(columns * s.groups() * static_cast<int64_t>(s.scale_item()));
+  at.scale = take(columns * s.scales() * static_cast<int64_t>(s.scale_item()));
   at.zero_point = take(s.symmetric ? 0 : columns * s.groups());
-  at.minimum = take(s.minimum ? columns * s.groups() * static_cast<int64_t>(s.scale_item()) : 0);
+  at.minimum = take(s.minimum ? columns * s.scales() * static_cast<int64_t>(s.scale_item()) : 0);
+  at.levels = take(s.levels ? columns * s.groups() * 2 : 0);
   at.sum = take(s.book ? 0 : columns * 4);
   if (s.form == Form::dense && s.bits == 8) at.large = take(s.tiles() * nybble_large_bytes(s.k_padded()));
   if (s.form == Form::gather) at.order = take(columns * 4);

@@ -13,8 +13,15 @@
 //                  - zero_point) * scale over K
 //
 //                  If codes index a table: no weight_sum, and book [16] f32 at the end
+//                  With levels: scale and minimum [tiles][blocks][16] f16, a block of 8 groups each, and after them
+//                  levels [tiles][groups][2][16] u8: weight = code * (scale * first) - minimum * second
 //
-// Both end with order [k] s32 if the columns of the weight are in another order than the inputs: which input each has.
+//   n16k32 3 bits  codes [tiles][k_padded / 32][3][16][4]: the lines of n16k8 of 32 k as planes. Bit i of a nibble of
+//   line
+//                  l is bit i + 2 (l % 2) of that half of line l / 2, and bit 2 bit l of that half of line 2
+//                  k_padded: K rounded up to a multiple of the group size; the rest as n16k8, the middle is 4
+//
+// They end with order [k] s32 if the columns of the weight are in another order than the inputs: which input each has.
 //
 // Sparse weights (sparse.h) store no zero weights. Sections whose size depends on the weights come last:
 //
@@ -47,7 +54,7 @@ namespace nybble {
 enum class Form { dense, mask, gather, blocks };
 
 struct WeightShape {
-  int bits = 0;  // 8 or 4
+  int bits = 0;  // 8, 4 or 3
   int64_t n = 0, k = 0;
   int64_t group_size = 0;  // 0: one group spans K
   bool symmetric = true;
@@ -57,6 +64,7 @@ struct WeightShape {
   NybbleDtype four_bit_scale = NYBBLE_BF16;  // of the scales of 4 bits: bf16, or dense f16 or f32
   bool minimum = false;  // Form::dense with 4 bits and symmetric only: weights are code * scale + minimum
   bool book = false;     // 4 bits, Form::dense only: codes index a table
+  bool levels = false;   // with minimum and groups of 32: scales and minimums have two levels, see NybbleLinearArgs
 
   // Throws std::invalid_argument, naming the field, its value and the rule.
   void validate() const;
@@ -67,13 +75,16 @@ struct WeightShape {
   int64_t groups() const { return k_padded() / group(); }
   NybbleDtype scale_dtype() const { return bits == 8 ? NYBBLE_F32 : four_bit_scale; }
   size_t scale_item() const { return scale_dtype() == NYBBLE_F32 ? 4 : 2; }
-  // Bytes of the portable tensors: qweight [n][k] or [n][(k + 1) / 2], scale [n][groups], zero_point [n][groups].
+  // Bytes of the portable tensors: qweight [n][k] or [n][(k + 1) / 2], scale and minimum [n][scales], zero_point
+  // [n][groups], levels [n][groups][2].
   size_t qweight_bytes() const { return static_cast<size_t>(n * (bits == 8 ? k : (k + 1) / 2)); }
-  size_t scale_bytes() const { return static_cast<size_t>(n * groups()) * scale_item(); }
+  int64_t scales() const { return levels ? nybble_scale_blocks(groups()) : groups(); }  // of a row
+  size_t scale_bytes() const { return static_cast<size_t>(n * scales()) * scale_item(); }
   size_t zero_point_bytes() const { return symmetric ? 0 : static_cast<size_t>(n * groups()); }
   size_t minimum_bytes() const { return minimum ? scale_bytes() : 0; }
+  size_t levels_bytes() const { return levels ? static_cast<size_t>(n * groups()) * 2 : 0; }
   // The zero point of weights without a tensor of them.
-  int zero() const { return bits == 8 || minimum ? 0 : 8; }
+  int zero() const { return bits == 8 || minimum ? 0 : 1 << (bits - 1); }
   size_t book_bytes() const { return book ? 64 : 0; }
   size_t order_bytes() const { return ordered ? static_cast<size_t>(k) * 4 : 0; }
 };
@@ -81,8 +92,8 @@ struct WeightShape {
 // Byte offsets of the sections. sum: column_sum or weight_sum. large: of n16k4 only. For sparse forms, codes is the
 // values, steps or blocks, index the windows or block positions, and total the size without these two.
 struct Sections {
-  size_t codes = 0, scale = 0, zero_point = 0, minimum = 0, sum = 0, large = 0, start = 0, order = 0, book = 0,
-         index = 0, total = 0;
+  size_t codes = 0, scale = 0, zero_point = 0, minimum = 0, levels = 0, sum = 0, large = 0, start = 0, order = 0,
+         book = 0, index = 0, total = 0;
 };
 
 Sections sections_of(const WeightShape& shape);
@@ -94,6 +105,7 @@ struct Portable {
   uint8_t* minimum = nullptr;  // as scale
   uint8_t* order = nullptr;    // [k] s32, a permutation
   uint8_t* book = nullptr;     // [16] f32
+  uint8_t* levels = nullptr;   // [n][groups][2]
 };
 
 // The scale of a place among those of a weight.

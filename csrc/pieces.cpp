@@ -13,7 +13,7 @@ namespace {
 constexpr int64_t kFewBlocks = 4;
 // Largest K: so many products of (q - act_zero) in [-act_steps, act_steps] and weight codes cannot overflow an int32.
 int64_t most_products(int act_steps, int weight_bits) {
-  return INT32_MAX / (act_steps * (weight_bits == 8 ? 128 : 15));
+  return INT32_MAX / (act_steps * (weight_bits == 8 ? 128 : (1 << weight_bits) - 1));
 }
 
 // Bytes that a kernel needs beside its arguments: sums between K blocks, and decoded weights.
@@ -37,9 +37,11 @@ Sections sections_of_rows(const LinearCall& call) {
   Sections at = sections_of(call.packed_shape());
   const size_t columns = static_cast<size_t>(call.first_row), groups = columns * static_cast<size_t>(s.groups());
   at.codes += columns * static_cast<size_t>(s.k_padded() * s.bits) / 8;
-  at.scale += groups * s.scale_item();
+  const size_t scales = columns * static_cast<size_t>(s.scales()) * s.scale_item();
+  at.scale += scales;
   at.zero_point += s.symmetric ? 0 : groups;
-  at.minimum += s.minimum ? groups * s.scale_item() : 0;
+  at.minimum += s.minimum ? scales : 0;
+  at.levels += s.levels ? groups * 2 : 0;
   at.sum += columns * 4;
   if (at.large) at.large += columns / NYBBLE_TILE_N * static_cast<size_t>(nybble_large_bytes(s.k_padded()));
   return at;
@@ -93,7 +95,7 @@ Chunk carve(const LinearCall& call, int64_t row, const Cut& cut, uint8_t* base) 
           reinterpret_cast<int32_t*>(base + panel + 2 * scales)};
 }
 
-int32_t sum_factor(const WeightShape& shape) { return shape.minimum ? 1 : shape.symmetric ? -8 : -1; }
+int32_t sum_factor(const WeightShape& shape) { return shape.minimum ? 1 : shape.symmetric ? -shape.zero() : -1; }
 
 NybblePrepareArgs prepare_args(const LinearCall& call, const Chunk& chunk) {
   NybblePrepareArgs args{};
@@ -112,7 +114,7 @@ NybblePrepareArgs prepare_args(const LinearCall& call, const Chunk& chunk) {
   args.panel = chunk.panel;
   args.act_scale = chunk.act_scale;
   args.act_zero = chunk.act_zero;
-  args.act_sum = call.shape.bits == 4 && call.kernel->int_activations() ? chunk.act_sum : nullptr;
+  args.act_sum = call.shape.bits != 8 && call.kernel->int_activations() ? chunk.act_sum : nullptr;
   args.sum_factor = sum_factor(call.shape);
   args.act_steps = call.act_steps;
   args.given_scale = call.given.scale;
@@ -135,6 +137,7 @@ NybbleLinearArgs linear_args(const LinearCall& call, const Chunk& chunk) {
   args.scale_dtype = shape.scale_dtype();
   args.zero_point = shape.symmetric ? nullptr : packed + at.zero_point;
   args.minimum = shape.minimum ? packed + at.minimum : nullptr;
+  args.levels = shape.levels ? packed + at.levels : nullptr;
   args.column_sum = reinterpret_cast<const int32_t*>(packed + at.sum);
   args.weight_sum = reinterpret_cast<const float*>(packed + at.sum);
   args.book = shape.book ? reinterpret_cast<const float*>(packed + at.book) : nullptr;
@@ -231,6 +234,9 @@ void check_weight(const LinearCall& call) {
   if (call.kernel->reads_book() != shape.book)
     refuse(std::string("kernel=\"") + call.kernel->name + "\": takes weights " + (shape.book ? "without" : "with") +
            " a book");
+  if (call.kernel->reads_levels() != shape.levels)
+    refuse(std::string("kernel=\"") + call.kernel->name + "\": takes weights " + (shape.levels ? "without" : "with") +
+           " levels");
   if (call.kernel->int_activations()) {
     check_steps(call.kernel->panel, call.act_steps);
     const int64_t most = most_products(call.act_steps, shape.bits);
@@ -254,6 +260,7 @@ void check_weight(const LinearCall& call) {
                        : shape.form == Form::gather ? "gather8"
                        : shape.form == Form::blocks ? "blocks8"
                        : shape.bits == 8            ? "n16k4"
+                       : shape.bits == 3            ? "n16k32"
                                                     : "n16k8";
   const bool expands = shape.form == Form::mask && call.expand;
   if (!expands && std::strcmp(call.kernel->layout, layout) != 0)

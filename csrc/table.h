@@ -32,8 +32,9 @@ struct KernelEntry {
   const NybbleConvKernels* conv;
   bool built() const { return linear || prepare || expand || attention || rows || conv; }
   int weight_bits() const { return std::strchr(scheme, 'w')[1] - '0'; }
-  // Whether codes of its weights index a table: letters follow the bits.
-  bool reads_book() const { return std::strchr(scheme, 'w')[2] != 'a'; }
+  // Whether codes of its weights index a table (nf), or scales have two levels (k): letters follow the bits.
+  bool reads_book() const { return std::strchr(scheme, 'w')[2] == 'n'; }
+  bool reads_levels() const { return std::strchr(scheme, 'w')[2] == 'k'; }
   bool int_activations() const { return int_panel(panel); }
   // Whether it multiplies tiles of 16 rows (AMX).
   bool multiplies_tiles() const { return panel == NYBBLE_PANEL_S8_LINES || panel == NYBBLE_PANEL_BF16_LINES; }

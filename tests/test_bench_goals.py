@@ -47,6 +47,18 @@ def asked(table):
     return found
 
 
+def test_targets_of_other_libraries_weights_are_those_that_were_asked_for():
+    bounds = {key: values for key, values in asked(goal_tables.FORMS).items() if any(values.values())}
+    assert bounds == {
+        ("w4ka8g32", goal_tables.OVER_Q4_K): {1: 1.0, 16: 1.5},
+        ("w3a8g128", goal_tables.OVER_4_BITS): {1: 1.15, 16: None},
+        ("w4nfa16g64", goal_tables.OVER_4_BITS_FLOAT): {1: 1.0, 16: 1.0},
+    }
+    mine = row("w3a8g128", us=50.0)
+    cell = [mine, row("w4a8g128", us=60.0), row("w4a16g64", us=10.0), peer("ggml q4_K", us=5.0)]
+    assert goal_tables.MEASURES[goal_tables.OVER_4_BITS].of(mine, cell).value == 1.2
+
+
 def test_cpu_targets_are_those_that_were_asked_for():
     assert asked(CPU) == {
         ("w4a8g128", PEER): {1: 1.15, 4: 1.3, 16: 2.2, 64: 1.8, 256: 1.8},

@@ -219,7 +219,7 @@ def test_weights_are_described() -> None:
     assert words == {
         "gptq-w4-g128-desc-act": "4 bits, groups of 128, symmetric, columns in activation order, float16 scales",
         "bnb-nf4-flat": "4 bits, groups of 64, code book, over the flattened matrix, float32 scales",
-        "gguf-q4-k-m": "4 bits, groups of 32, float minimum, float32 scales",
+        "gguf-q4-k-m": "4 bits, groups of 32, float minimum, two-level scales",
         "ct-w8a8-dynamic": "8 bits, one scale a row, symmetric, bfloat16 scales",
     }
 

@@ -30,14 +30,14 @@ def weight_of(name: str) -> ForeignWeight:
     [
         ("ct-w4a16-g128", "w4a16g128"),
         ("ct-w4a16-asym-g32-edge", "w4a16g32asym"),
-        ("ct-w3a16-g32", "w4a16g32"),
+        ("ct-w3a16-g32", "w3a16g32"),
         ("ct-w4a8-g128", "w4a16g128"),
         ("autoround-gptq-w4-g128", "w4a16g128asym"),  # negative scales
         ("ct-old-w4a16-g128-actorder-group", "w4a16g128order"),
         ("gptq-w4-g128", "w4a16g128"),  # float16 scales
-        ("gptq-w3-g32", "w4a16g32"),
+        ("gptq-w3-g32", "w3a16g32"),
         ("gguf-q4-1", "w4a16g32asym"),  # float minimums
-        ("gguf-q4-k-m", "w4a16g32asym"),
+        ("gguf-q4-k-m", "w4ka16g32"),  # scales and minimums of two levels
         ("gptq-w4-g32-asym-edge", "w4a16g32asym"),
         ("ct-w8a8-dynamic", "w8a16"),  # the code -128
         ("gptq-w4-g128-desc-act", "w4a16g128order"),

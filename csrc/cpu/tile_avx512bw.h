@@ -42,6 +42,7 @@ inline VI vi_madd_s16(VI a, VI b) { return _mm512_madd_epi16(a, b); }
 inline VI vi_madd_u8s8(VI u, VI s) { return _mm512_maddubs_epi16(u, s); }
 inline VI vi_sub(VI a, VI b) { return _mm512_sub_epi32(a, b); }
 inline VI vi_mul(VI a, VI b) { return _mm512_mullo_epi32(a, b); }
+inline VI vi_or(VI a, VI b) { return _mm512_or_si512(a, b); }
 inline VI vi_and(VI a, VI b) { return _mm512_and_si512(a, b); }
 template <int kBits>  // shifts 16-bit lanes
 inline VI vi_shift_right(VI a) {

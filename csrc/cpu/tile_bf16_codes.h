@@ -19,9 +19,9 @@ template <bool kSymmetric>
 struct Bf16Nibbles {
   static constexpr bool kOrigin = !kSymmetric;
 
-  // Entry i is i - 16, or i % 16 - 8 if all zero points are 8.
+  // Entry i is i - 16, or i % 16 - 8 if all zero points are 8 (of 3 bits, 4).
   static inline VI table(const NybbleLinearArgs*) {
-    return bf16_table([](int i) { return kSymmetric ? i % 16 - 8 : i - 16; });
+    return bf16_table([](int i) { return kSymmetric ? i % 16 - kMiddle : i - 16; });
   }
 
   // 16 - zero_point in each 16-bit lane, for W columns in a group.

@@ -13,7 +13,7 @@ template <class Codes>
 struct NibbleTile : TileDefaults {
   template <int R, int V>
   using Acc = VF[R][V];
-  static constexpr int kLastRows = kRowsForLast;
+  static constexpr int kLastRows = kPlanes ? TileDefaults::kLastRows : kRowsForLast;
 
   static constexpr int vectors(int rows) { return fitting_vectors(rows + 2, 4); }
 
@@ -62,7 +62,7 @@ struct NibbleTile : TileDefaults {
       if (Codes::kOrigin && a->minimum) {
         LastSums<R> activations;
         activations.add_activations(x, a->group);
-        total.add(activations, one_scale(a->minimum, a->scale_dtype, group_at(a, column, g)));
+        total.add(activations, last_minimum(a, column, g));
       }
       each_of_four(a->group / 4, [&](int i) __attribute__((always_inline)) {
         const VI codes = vi_mul(word_at(w), shift);
@@ -118,9 +118,11 @@ struct NibbleTile : TileDefaults {
 #pragma GCC unroll 16
         for (int i = 0; i < kSums; i++) acc[i / R][i % R][v] = vf_set1(0.0f);
       }
-      each_line<4>(a->group / 8, w, prefetcher, false, [&]() __attribute__((always_inline)) {
-        multiply<R, V>(acc, w, origin, entries, x);
-        x += 16 * R;
+      with_nibbles(a, w, prefetcher, [&](auto& from, auto& fetch) __attribute__((always_inline)) {
+        each_line<4>(a->group / 8, from, fetch, false, [&]() __attribute__((always_inline)) {
+          multiply<R, V>(acc, from, origin, entries, x);
+          x += 16 * R;
+        });
       });
 #pragma GCC unroll 4
       for (int v = 0; v < V; v++) {

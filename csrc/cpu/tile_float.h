@@ -43,7 +43,7 @@ struct Weight4 {
   static constexpr int k_of(int i) { return i / 2 + i % 2 * 4; }
   void enter(int64_t g) {
     scale[0] = group_scale(a, column, g);
-    const VI zero = a->zero_point ? vi_load_u8(a->zero_point + group_at(a, column, g)) : vi_set1(8);
+    const VI zero = a->zero_point ? vi_load_u8(a->zero_point + group_at(a, column, g)) : vi_set1(kMiddle);
     offset = a->minimum ? group_minimum(a, column, g) : vf_neg(vf_mul(scale[0], vf_of_int(zero)));
 #pragma GCC unroll 4
     for (int i = 1; i < 4; i++) scale[i] = vf_mul(scale[i - 1], vf_set1(0x1p-4f));
@@ -159,11 +159,13 @@ struct FloatTile : TileDefaults {
     for (int64_t k = at.begin; k < at.end; k += step) {
 #pragma GCC unroll 4
       for (int v = 0; v < V; v++) weight[v].enter(k / a->group);
-      each_line<4>(step / kBlock, w, prefetcher, false, [&]() __attribute__((always_inline)) {
-        multiply<R, V, 0>(acc, weight, w, x);
+      with_nibbles(a, w, prefetcher, [&](auto& from, auto& fetch) __attribute__((always_inline)) {
+        each_line<4>(step / kBlock, from, fetch, false, [&]() __attribute__((always_inline)) {
+          multiply<R, V, 0>(acc, weight, from, x);
 #pragma GCC unroll 4
-        for (int v = 0; v < V; v++) w[v] += Weight::kLineBytes;
-        x += kBlock * R;
+          for (int v = 0; v < V; v++) from[v] += Weight::kLineBytes;
+          x += kBlock * R;
+        });
       });
     }
   }
@@ -204,7 +206,10 @@ struct DecodedTile : FloatTile<Decoded<Weight>> {
 
 template <class Weight, int kRows>
 inline NybbleStatus run_float(const NybbleLinearArgs* a) {
-  return a->decoded ? run_tiles<DecodedTile<Weight>, kRows>(a) : run_tiles<FloatTile<Weight>, kRows>(a);
+  if constexpr (kPlanes)
+    return run_tiles<FloatTile<Weight>, kRows>(a);  // kernels.def: never decoded before
+  else
+    return a->decoded ? run_tiles<DecodedTile<Weight>, kRows>(a) : run_tiles<FloatTile<Weight>, kRows>(a);
 }
 
 }  // namespace

@@ -27,14 +27,21 @@ inline VI last_start(const NybbleLinearArgs* a, int64_t row, int64_t column, int
 
 // Like group_scale, for one column, in every lane.
 inline VF last_scale(const NybbleLinearArgs* a, int64_t column, int64_t g) {
-  return one_scale(a->scale, a->scale_dtype, group_at(a, column, g));
+  const VF scale = one_scale(a->scale, a->scale_dtype, scale_at(a, column, g));
+  return kLevels ? vf_mul(scale, vf_of_int(vi_set1(*level_at<false>(a, column, g)))) : scale;
+}
+
+// Like group_minimum, for one column, in every lane.
+inline VF last_minimum(const NybbleLinearArgs* a, int64_t column, int64_t g) {
+  const VF minimum = one_scale(a->minimum, a->scale_dtype, scale_at(a, column, g));
+  return kLevels ? vf_mul(minimum, vf_of_int(vi_set1(-*level_at<true>(a, column, g)))) : minimum;
 }
 
 // Like add_minimum, for one column.
 template <int R>
 inline VF with_last_minimum(const NybbleLinearArgs* a, int64_t row, int64_t column, int64_t g, VF sum) {
   if (!a->minimum) return sum;
-  return vf_fma(vf_of_int(last_sums<R>(a, row, g)), one_scale(a->minimum, a->scale_dtype, group_at(a, column, g)), sum);
+  return vf_fma(vf_of_int(last_sums<R>(a, row, g)), last_minimum(a, column, g), sum);
 }
 
 // Calls step(i % 4) for each i in [0, count): four accumulators in turn hide the latency of the multiply.

@@ -138,12 +138,14 @@ struct NibbleTile : GroupsTile {
     for (int64_t g = at.begin / a->group; g * a->group < at.end; g++) {
       VI acc[R][V];
       start_group<R, V>(a, at, g, acc);
-      int64_t lines = a->group / 8;
-      for (; lines >= kWidenEvery; lines -= kWidenEvery) {
-        add_lines<R, V>(acc, w, x, kWidenEvery);
-        prefetcher.used(w, kWidenEvery, false);
-      }
-      if (lines > 0) add_lines<R, V>(acc, w, x, lines);
+      with_nibbles(a, w, prefetcher, [&](auto& from, auto& fetch) __attribute__((always_inline)) {
+        int64_t lines = a->group / 8;
+        for (; lines >= kWidenEvery; lines -= kWidenEvery) {
+          add_lines<R, V>(acc, from, x, kWidenEvery);
+          fetch.used(from, kWidenEvery, false);
+        }
+        if (lines > 0) add_lines<R, V>(acc, from, x, lines);
+      });
       add_group<R, V>(a, at, g, acc, sum);
     }
   }
@@ -155,7 +157,10 @@ struct NibbleTile : GroupsTile {
 
 template <int kRows>
 inline NybbleStatus run_nibbles(const NybbleLinearArgs* a) {
-  return a->decoded ? run_tiles<NibbleTile<DecodedHalves>, kRows>(a) : run_tiles<NibbleTile<PackedNibbles>, kRows>(a);
+  if constexpr (kPlanes)
+    return run_tiles<NibbleTile<PackedNibbles>, kRows>(a);  // kernels.def: never decoded before
+  else
+    return a->decoded ? run_tiles<NibbleTile<DecodedHalves>, kRows>(a) : run_tiles<NibbleTile<PackedNibbles>, kRows>(a);
 }
 
 }  // namespace

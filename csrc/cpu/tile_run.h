@@ -173,8 +173,8 @@ struct Lines {
 
 // Calls step(Lines<n>), which advances the streams by n lines, until all `lines` are done: kAtOnce at a time, then one.
 // Prefetches after every kStep lines.
-template <int64_t kStep, int kAtOnce, int V, class Step>
-NYBBLE_INLINE void each_lines(int64_t lines, const uint8_t* (&streams)[V], Prefetcher& prefetcher, bool light,
+template <int64_t kStep, int kAtOnce, int V, class Fetch, class Step>
+NYBBLE_INLINE void each_lines(int64_t lines, const uint8_t* (&streams)[V], Fetch& prefetcher, bool light,
                               const Step& step) {
   for (; lines >= kStep; lines -= kStep) {
     for (int64_t i = 0; i < kStep; i += kAtOnce) step(Lines<kAtOnce>{});
@@ -184,10 +184,67 @@ NYBBLE_INLINE void each_lines(int64_t lines, const uint8_t* (&streams)[V], Prefe
 }
 
 // The same with step(), a line at a time.
-template <int64_t kStep, int V, class Step>
-NYBBLE_INLINE void each_line(int64_t lines, const uint8_t* (&streams)[V], Prefetcher& prefetcher, bool light,
+template <int64_t kStep, int V, class Fetch, class Step>
+NYBBLE_INLINE void each_line(int64_t lines, const uint8_t* (&streams)[V], Fetch& prefetcher, bool light,
                              const Step& step) {
   each_lines<kStep, 1>(lines, streams, prefetcher, light, [&](auto) __attribute__((always_inline)) { step(); });
+}
+
+// Whether codes have 3 bits, in planes (the layout n16k32): a kernel file defines NYBBLE_PLANES before its first
+// include.
+#ifdef NYBBLE_PLANES
+constexpr bool kPlanes = true;
+#else
+constexpr bool kPlanes = false;
+#endif
+
+// The code of the weight 0 without zero points or minimums.
+constexpr int kMiddle = kPlanes ? 4 : 8;
+
+// In place of a Prefetcher, where it was told before what is used.
+struct NoPrefetcher {
+  template <int V>
+  void used(const uint8_t* const (&)[V], int64_t, bool) const {}
+};
+
+#ifdef NYBBLE_PLANES
+constexpr int64_t kMostGroup = 128, kPlanesLine = 32;  // k of a group at most, and of a line of each plane
+
+// The lines of n16k8 of so many k, of W columns.
+NYBBLE_INLINE void join_planes(const uint8_t* from, int64_t ks, uint8_t* to) {
+  const VI low = vi_set1(0x33333333), high = vi_set1(0x44444444);
+  for (int64_t k = 0; k < ks; k += kPlanesLine, from += 3 * kLine, to += 4 * kLine) {
+    const VI first = vi_load(from), second = vi_load(from + kLine), third = vi_load(from + 2 * kLine);
+    vi_store(to, vi_or(vi_and(first, low), vi_and(vi_shift_left_32<2>(third), high)));
+    vi_store(to + kLine, vi_or(vi_and(vi_shift_right_32<2>(first), low), vi_and(vi_shift_left_32<1>(third), high)));
+    vi_store(to + 2 * kLine, vi_or(vi_and(second, low), vi_and(third, high)));
+    vi_store(to + 3 * kLine,
+             vi_or(vi_and(vi_shift_right_32<2>(second), low), vi_and(vi_shift_right_32<1>(third), high)));
+  }
+}
+#endif
+
+// Calls inner(streams, prefetcher) to use the nibbles of a group, and advances the streams w by it. Planes are joined
+// to lines of nibbles first, which stay in the L1 cache.
+template <int V, class Fetch, class Inner>
+NYBBLE_INLINE void with_nibbles(const NybbleLinearArgs* a, const uint8_t* (&w)[V], Fetch& prefetcher,
+                                const Inner& inner) {
+#ifdef NYBBLE_PLANES
+  alignas(64) uint8_t held[V][kMostGroup / 8 * kLine];
+  const uint8_t* lines[V];
+#pragma GCC unroll 4
+  for (int v = 0; v < V; v++) {
+    join_planes(w[v], a->group, held[v]);
+    lines[v] = held[v];
+    w[v] += a->group / kPlanesLine * 3 * kLine;
+  }
+  prefetcher.used(w, a->group / kPlanesLine * 3, false);
+  NoPrefetcher none;
+  inner(lines, none);
+#else
+  (void)a;
+  inner(w, prefetcher);
+#endif
 }
 
 // What a register tile multiplies: rows from row, columns from column, K from begin to end.
@@ -395,10 +452,38 @@ NYBBLE_INLINE void finish_w8a8(const NybbleLinearArgs* a, int64_t row, int64_t c
   });
 }
 
+// Whether scales have two levels: a kernel file defines NYBBLE_LEVELS before its first include.
+#ifdef NYBBLE_LEVELS
+constexpr bool kLevels = true;
+#else
+constexpr bool kLevels = false;
+#endif
+
+// Index of (column, group) in the arrays of scales and minimums: a block of groups shares one where they have levels.
+inline int64_t scale_at(const NybbleLinearArgs* a, int64_t column, int64_t g) {
+  if constexpr (!kLevels) return group_at(a, column, g);
+  const int64_t blocks = nybble_scale_blocks(a->groups), block = g / NYBBLE_BLOCK_GROUPS;
+  return (column / NYBBLE_TILE_N * blocks + block) * NYBBLE_TILE_N + column % NYBBLE_TILE_N;
+}
+
+// The numbers by which a group of W columns from `column` on multiplies its block's scale (kMinimum: its minimum).
+template <bool kMinimum>
+inline const uint8_t* level_at(const NybbleLinearArgs* a, int64_t column, int64_t g) {
+  const int64_t place = (column / NYBBLE_TILE_N * a->groups + g) * 2 + kMinimum;
+  return a->levels + place * NYBBLE_TILE_N + column % NYBBLE_TILE_N;
+}
+
 // The scales of W columns in one group of 4-bit codes. Hardware prefetching is too slow, since they are read a line now
 // and a line then: the software prefetch gains 5 % at one row with small groups and 8 % with large ones, on Zen 5. It
 // fetches those of the group that is kScalesAhead tiles further, in small groups the next ones.
+constexpr int64_t kLevelsAhead = 1024;  // bytes
 inline VF group_scale(const NybbleLinearArgs* a, int64_t column, int64_t g) {
+  if constexpr (kLevels) {
+    const uint8_t* level = level_at<false>(a, column, g);
+    __builtin_prefetch(level + kLevelsAhead);
+    return vf_mul(vf_of_int(vi_load_u8(level)),
+                  vf_load_as(scale_place(a->scale, NYBBLE_F16, scale_at(a, column, g)), NYBBLE_F16, W));
+  }
   constexpr int64_t kScalesAhead = 4;
   const int64_t place = group_at(a, column, g);
   const int64_t ahead = a->group <= 32 ? 256 : kScalesAhead * NYBBLE_TILE_N * a->groups;
@@ -408,6 +493,9 @@ inline VF group_scale(const NybbleLinearArgs* a, int64_t column, int64_t g) {
 
 // Likewise, their minimum.
 inline VF group_minimum(const NybbleLinearArgs* a, int64_t column, int64_t g) {
+  if constexpr (kLevels)
+    return vf_mul(vf_neg(vf_of_int(vi_load_u8(level_at<true>(a, column, g)))),
+                  vf_load_as(scale_place(a->minimum, NYBBLE_F16, scale_at(a, column, g)), NYBBLE_F16, W));
   return vf_load_as(scale_place(a->minimum, a->scale_dtype, group_at(a, column, g)), a->scale_dtype, W);
 }
 
@@ -419,7 +507,7 @@ NYBBLE_INLINE void add_minimum(const NybbleLinearArgs* a, int64_t row, int64_t c
   const VF minimum = group_minimum(a, column, g);
   const int32_t* sums = a->act_sum + row * a->groups + g;
 #pragma GCC unroll 16
-  for (int r = 0; r < R; r++) sum_of(r) = vf_fma(vf_set1(static_cast<float>(sums[r * a->groups])), minimum, sum_of(r));
+  for (int r = 0; r < R; r++) sum_of(r) = vf_fma(vf_of_int(vi_set1(sums[r * a->groups])), minimum, sum_of(r));
 }
 
 // Initial accumulators of a group, which subtract the weight zero point: -zero_point * (sum of activation codes). 0

@@ -66,7 +66,7 @@ struct Tile8 : CodesTile<128> {
 
 // The nibble is the unsigned operand, so the activations need no offset.
 struct Tile4 : GroupsTile {
-  static constexpr int kLastRows = kRowsForLast;
+  static constexpr int kLastRows = kPlanes ? TileDefaults::kLastRows : kRowsForLast;
 
   static constexpr int vectors(int rows) { return fitting_vectors(rows + 2, 4); }
 
@@ -132,12 +132,14 @@ struct Tile4 : GroupsTile {
       start_group<R, V>(a, at, g, acc[0]);
 #pragma GCC unroll 4
       for (int i = 1; i < kTurns; i++) zero_all(acc[i]);
-      const auto step = [&](auto lines) __attribute__((always_inline)) {
+      with_nibbles(a, w, prefetcher, [&](auto& from, auto& fetch) __attribute__((always_inline)) {
+        const auto step = [&](auto lines) __attribute__((always_inline)) {
 #pragma GCC unroll 2
-        for (int i = 0; i < lines.count; i++, x += 8 * R)
-          multiply<R, V>(acc[2 * i % kTurns], acc[(2 * i + 1) % kTurns], w, x);
-      };
-      each_lines<4, kTurns == 4 ? 2 : 1>(a->group / 8, w, prefetcher, false, step);
+          for (int i = 0; i < lines.count; i++, x += 8 * R)
+            multiply<R, V>(acc[2 * i % kTurns], acc[(2 * i + 1) % kTurns], from, x);
+        };
+        each_lines<4, kTurns == 4 ? 2 : 1>(a->group / 8, from, fetch, false, step);
+      });
 #pragma GCC unroll 4
       for (int i = 1; i < kTurns; i++) add_all(acc[0], acc[i]);
       add_group<R, V>(a, at, g, acc[0], sum);

@@ -57,6 +57,7 @@ class WeightShape:
         four_bit_scale: int = ...,
         minimum: bool = ...,
         book: bool = ...,
+        levels: bool = ...,
     ) -> None: ...
     @property
     def packed_bytes(self) -> int: ...
@@ -97,6 +98,7 @@ def pack(
     minimum: _Memory,
     order: _Memory,
     book: _Memory,
+    levels: _Memory,
     packed: _Memory,
     threads: int,
 ) -> None: ...
@@ -117,6 +119,7 @@ def unpack(
     minimum: _Memory,
     order: _Memory,
     book: _Memory,
+    levels: _Memory,
     threads: int,
 ) -> None: ...
 def all_finite(weight: _Memory, dtype: int, n: int, k: int, stride: int, threads: int) -> bool: ...

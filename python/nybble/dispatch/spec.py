@@ -157,7 +157,7 @@ class KernelSpec:
 
     def sizes(self) -> tuple[int | None, ...]:
         """The group sizes that it takes; None stands for one group of all inputs."""
-        return (None, *numbers_of(self.scheme)[0].group_sizes) if self.group_sizes is None else self.group_sizes
+        return numbers_of(self.scheme)[0].sizes if self.group_sizes is None else self.group_sizes
 
 
 def _zeros(scheme: Scheme) -> float:

@@ -30,8 +30,20 @@ def fit(weight: ForeignWeight, act_bits: int = 16) -> Fit:
 
     Raises ValueError if no scheme has activations of ``act_bits``.
     """
+    if weight.levels is not None and (found := _two_levels(weight, act_bits)) is not None:
+        return found
+    found = Fit()
+    for kind in _kinds_of(weight):
+        found = _fit(weight, kind, act_bits)
+        if found.scheme is not None:
+            break
+    return found
+
+
+def _fit(weight: ForeignWeight, kind: WeightType, act_bits: int) -> Fit:
+    """As fit, with one type of weights."""
     foreign, (weight, order) = weight, _in_groups(weight)
-    kind, size, why = _form(weight, act_bits)
+    size, why = _form(weight, kind, act_bits)
     if why is not None:
         return Fit(why=why)
     if _counted_alike(weight, kind):
@@ -47,23 +59,36 @@ def fit(weight: ForeignWeight, act_bits: int = 16) -> Fit:
         stored = kind.pack(codes)
     if zero is not None and (zero.min() < kind.lowest or zero.max() > kind.highest):
         return Fit(why=f"a zero point outside [{kind.lowest}, {kind.highest}]")
-    found = _held(weight, stored, zero, _scheme(weight, act_bits, size, zero, order), order)
+    found = _held(weight, stored, zero, _scheme(weight, kind, act_bits, size, zero, order), order)
     assert found.scheme is not None and found.quantized is not None  # noqa: S101, PT018
     if not _same_steps(weight, found.quantized) and not _equal(foreign, found.quantized, found.scheme):
         return Fit(why="the library rounds twice in float32, so that last bits differ")
     return found
 
 
+def _two_levels(weight: ForeignWeight, act_bits: int) -> Fit | None:
+    """The weight with its own levels, where a weight type has them."""
+    kind, levels = weight_types()["w4k"], weight.levels
+    plain = (weight.bits, weight.per_byte, weight.zero, weight.factor, weight.arithmetic, weight.group_size)
+    if levels is None or plain != (kind.bits, kind.per_byte, 0, 1, torch.float32, kind.group_sizes[0]):
+        return None
+    scheme = Scheme(kind.bits, act_bits, weight.group_size, book=kind.book)
+    found = QuantizedWeight(weight.codes, minimum=levels.minimum, scale=levels.scale, levels=levels.levels)
+    check_portable(found, scheme, *weight.shape)
+    return Fit(scheme, found)
+
+
 def keep_codes(weight: ForeignWeight, act_bits: int = 16) -> Fit:
     """A scheme that has the weight's codes, at most clipped."""
     weight, order = _in_groups(weight)
-    kind, size, why = _form(weight, act_bits)
+    kind = _kinds_of(weight)[-1]
+    size, why = _form(weight, kind, act_bits)
     if why is not None:
         return Fit(why=why)
     codes, zero = _codes(weight, kind)
     zero = None if zero is None else zero.clamp(kind.lowest, kind.highest)
     codes = kind.pack(codes.clamp(*kind.ends))
-    return _held(weight, codes, zero, _scheme(weight, act_bits, size, zero, order), order)
+    return _held(weight, codes, zero, _scheme(weight, kind, act_bits, size, zero, order), order)
 
 
 def _in_groups(weight: ForeignWeight) -> tuple[ForeignWeight, Tensor | None]:
@@ -106,18 +131,18 @@ def _equal(weight: ForeignWeight, held: QuantizedWeight, scheme: Scheme) -> bool
     return True
 
 
-def _form(weight: ForeignWeight, act_bits: int) -> tuple[WeightType, int | None, str | None]:
-    """The weight type and the group size of a scheme with the form of the weight, or why there is none."""
-    kind, size = _kind_of(weight), weight.group_size
+def _form(weight: ForeignWeight, kind: WeightType, act_bits: int) -> tuple[int | None, str | None]:
+    """The group size of a scheme with the form of the weight, or why there is none with this type of weights."""
+    size = weight.group_size
     whole = size >= weight.shape[1]
     why = _unlike(weight, kind)
     if why is None and act_bits not in kind.act_bits:
         why = f"a code book: {kind.name} has float activations, not a{act_bits}"
-    if why is None and not whole and size not in kind.group_sizes:
+    if why is None and not (whole and kind.whole_rows) and size not in kind.group_sizes:
         allowed = ", ".join(map(str, kind.group_sizes))
         held = f"{kind.name} has groups of {allowed} or a whole row" if allowed else f"{kind.name} has one scale a row"
         why = f"groups of {size}: {held}"
-    return kind, None if whole else size, why
+    return None if whole and kind.whole_rows else size, why
 
 
 def _held(weight: ForeignWeight, stored: Tensor, zeros: Tensor | None, scheme: Scheme, order: Tensor | None) -> Fit:
@@ -133,9 +158,14 @@ def _held(weight: ForeignWeight, stored: Tensor, zeros: Tensor | None, scheme: S
 
 
 def _scheme(
-    weight: ForeignWeight, act_bits: int, size: int | None, zero: Tensor | None, order: Tensor | None
+    weight: ForeignWeight,
+    kind: WeightType,
+    act_bits: int,
+    size: int | None,
+    zero: Tensor | None,
+    order: Tensor | None,
 ) -> Scheme:
-    kind, symmetric = _kind_of(weight), zero is None and weight.minimum is None
+    symmetric = zero is None and weight.minimum is None
     return Scheme(kind.bits, act_bits, size, symmetric, ordered=order is not None, book=kind.book)
 
 
@@ -146,8 +176,13 @@ def _dtype_of(scales: list[Tensor], kind: WeightType) -> torch.dtype:
     return next(exact, kind.scale)
 
 
-def _kind_of(weight: ForeignWeight) -> WeightType:
-    return weight_types()["w8" if weight.bits > 4 else "w4nf" if weight.book is not None else "w4"]
+def _kinds_of(weight: ForeignWeight) -> list[WeightType]:
+    """The types of weights that may hold it, the smallest first."""
+    if weight.book is not None and weight.bits <= 4:
+        return [weight_types()["w4nf"]]
+    three = weight_types()["w3"]
+    small = [three] if weight.bits == three.bits and weight.group_size in three.sizes else []
+    return [*small, weight_types()["w8" if weight.bits > 4 else "w4"]]
 
 
 def _unlike(weight: ForeignWeight, kind: WeightType) -> str | None:

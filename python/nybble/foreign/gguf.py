@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.files import CheckpointError
+from ..weights.levels import Levels
 from .gguf_config import config_of
 from .gguf_header import GgufHeader, GgufTensor, read_header
 from .gguf_names import ROPE, expert_name, row_order, tensor_name
@@ -133,6 +134,7 @@ def _weight(header: GgufHeader, name: str, tensor: GgufTensor, decode: Decoder) 
     codes = np.empty((len(raw), first.codes.shape[1]), first.codes.dtype)
     scale = np.empty((len(raw), first.scale.shape[1]), first.scale.dtype)
     minimum = None if first.minimum is None else np.empty((len(raw), first.minimum.shape[1]), first.minimum.dtype)
+    levels = [np.empty((len(raw), part.shape[1]), part.dtype) for part in first.levels or ()]
     step = _AT_ONCE // tensor.type.values
     for at in range(0, len(raw), step):
         rows = slice(at, at + step)
@@ -140,6 +142,8 @@ def _weight(header: GgufHeader, name: str, tensor: GgufTensor, decode: Decoder) 
         codes[rows], scale[rows] = piece.codes, piece.scale
         if minimum is not None:
             minimum[rows] = piece.minimum
+        for whole, part in zip(levels, piece.levels or (), strict=True):
+            whole[rows] = part
     weight = ForeignWeight(
         torch.from_numpy(codes).reshape(n, k // first.per_byte),
         first.bits,
@@ -149,6 +153,7 @@ def _weight(header: GgufHeader, name: str, tensor: GgufTensor, decode: Decoder) 
         minimum=None if minimum is None else torch.from_numpy(minimum).reshape(n, -1),
         book=None if first.book is None else torch.tensor(first.book, dtype=torch.float32),
         per_byte=first.per_byte,
+        levels=Levels(*(torch.from_numpy(part).reshape(n, -1) for part in levels)) if levels else None,
     )
     order = row_order(header.fields, name, n)
     return checked(weight if order is None else weight.rows(order), name, "d", zero_scales=True)

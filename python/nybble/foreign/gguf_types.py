@@ -21,6 +21,14 @@ Floats = NDArray[np.float16] | NDArray[np.float32]
 NONLINEAR = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
 
+class BlockLevels(NamedTuple):
+    """What scales and minimums are products of: d and dmin (blocks, 1), and levels (blocks, 2 * groups of a block)."""
+
+    d: NDArray[np.float16]
+    dmin: NDArray[np.float16]
+    levels: Bytes
+
+
 class Decoded(NamedTuple):
     """Blocks as codes. ``scale`` and ``minimum``: (blocks, groups of a block). ``book``: the codes are places in it.
 
@@ -33,6 +41,7 @@ class Decoded(NamedTuple):
     zero: int = 0
     minimum: Floats | None = None
     book: tuple[int, ...] | None = None
+    levels: BlockLevels | None = None
 
     @property
     def per_byte(self) -> int:
@@ -143,7 +152,8 @@ def _k_nibbles(raw: Bytes) -> Bytes:
 def _q4_k(raw: Bytes) -> Decoded:
     scales, minimums = _six_bits(raw[:, 4:16])
     codes = _pairs(raw[:, 16:].reshape(-1, 4, 32)).reshape(-1, 128)
-    return Decoded(codes, 4, _times(_half(raw, 0), scales), 0, -_times(_half(raw, 2), minimums))
+    d, dmin, levels = _half(raw, 0), _half(raw, 2), np.stack([scales, minimums], axis=2).reshape(-1, 16)
+    return Decoded(codes, 4, _times(d, scales), 0, -_times(dmin, minimums), levels=BlockLevels(d, dmin, levels))
 
 
 def _q5_k(raw: Bytes) -> Decoded:

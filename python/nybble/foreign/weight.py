@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.files import CheckpointError
+from ..weights.levels import Levels
 from ..weights.weight_type import unpack_codes
 
 _AT_ONCE = 1 << 20  # elements that are dequantized at a time
@@ -36,6 +37,7 @@ class ForeignWeight:
         the result to the library's dtype gives the library's bits.
     flat_shape: (N, K) where groups run over the flattened matrix, and may cross rows: ``codes`` is (1, N * K) then.
     input_scale, input_zero: of static activations, as the file has them.
+    levels: what scales and minimums are products of, where the file has them as levels of 6 bits; see Levels.
     per_byte: 2: each element of ``codes`` has two codes of 4 bits, the first in the low half, as WeightType has them.
     """
 
@@ -53,6 +55,7 @@ class ForeignWeight:
     input_scale: Tensor | None = None
     input_zero: Tensor | None = None
     per_byte: int = 1
+    levels: Levels | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -129,7 +132,10 @@ class ForeignWeight:
         """Some rows of the weight, or all in another order."""
         zero = self.zero if isinstance(self.zero, int) else self.zero[order]
         minimum = None if self.minimum is None else self.minimum[order]
-        return replace(self, codes=self.codes[order], scale=self.scale[order], zero=zero, minimum=minimum)
+        levels = None if self.levels is None else Levels(*(part[order] for part in self.levels))
+        return replace(
+            self, codes=self.codes[order], scale=self.scale[order], zero=zero, minimum=minimum, levels=levels
+        )
 
     def describe(self) -> str:
         """Its kind in words: two weights of one kind have the same."""
@@ -141,7 +147,8 @@ class ForeignWeight:
             parts.append("over the flattened matrix")
         if self.groups is not None:
             parts.append("columns in activation order")
-        return ", ".join([*parts, f"{str(self.scale.dtype).removeprefix('torch.')} scales"])
+        scales = str(self.scale.dtype).removeprefix("torch.") if self.levels is None else "two-level"
+        return ", ".join([*parts, f"{scales} scales"])
 
 
 def checked(weight: ForeignWeight, name: str, scale: str, *, zero_scales: bool = False) -> ForeignWeight:

@@ -1,10 +1,13 @@
-"""Dense weights for CPUs: the layouts n16k4 and n16k8. csrc/pack.h draws them.
+"""Dense weights for CPUs: the layouts n16k4, n16k8 and n16k32. csrc/pack.h draws them.
 
 n16k4   8 bits: tiles of 16 output features, 4 inputs in a 32-bit word; float32 scales; sums of the codes, for the
         kernels that multiply u8 x s8; a bit for each pair of lines of a tile with large sums, for those that multiply
         u7 x s8
+n16k32  3 bits: the lines of n16k8, of 32 inputs in three words: two have the lower two bits of each code, one the third
 n16k8   4 bits: tiles of 16 output features, 8 inputs in a 32-bit word, of which byte j holds inputs j (low nibble) and
         j + 4; scales in bfloat16, float16 or float32; sums of the weights, which take out the zero point of the activations
+
+Weights with levels (w4k) have scales and minimums of blocks of groups, and then the levels of the groups.
 
 Both end with the order of the columns, of an ordered scheme. Codes of a table (w4nf) have the table at the end
 instead of the sums.
@@ -25,6 +28,7 @@ from torch.nn.functional import pad as zero_pad
 
 from .. import native
 from ..weights.form import USUAL, Form
+from ..weights.levels import blocks_of
 from ..weights.rounding import QuantizedWeight, Ranges, portable_spec
 from ..weights.scheme import Scheme
 from .layout import Layout, Spec, round_up
@@ -33,10 +37,12 @@ TILE_N = 16
 # Two lines of n16k4 whose codes of one sign sum to more than this at some k and k + 1 of a column are marked, in a byte for
 # LARGE_K inputs: times 7 bits, the sums fit in 16 bits elsewhere.
 LARGE_K, LARGE_SUM = 64, 258
+# Inputs whose codes of 3 bits lie in three words.
+PLANES_K = 32
 # Portable tensors that are sections as they are.
 _WHOLE = ("order", "book")
 
-_PER_GROUP = ("scale", "zero_point", "minimum")
+_PER_GROUP = ("scale", "zero_point", "minimum", "levels")
 
 
 def _padded(word: int, scheme: Scheme, out_features: int, in_features: int) -> tuple[int, int]:
@@ -48,11 +54,15 @@ def _sections(word: int, form: Form, scheme: Scheme, out_features: int, in_featu
     n, k = _padded(word, scheme, out_features, in_features)
     tiles = n // TILE_N
     per_group = (tiles, k // (scheme.group_size or k), TILE_N)
+    lines = (k // word, 3) if word == PLANES_K else (k // word,)
     spec: dict[str, Spec] = {
-        "codes": ((tiles, k // word, TILE_N, 4), kind.stored),
+        "codes": ((tiles, *lines, TILE_N, 4), kind.stored),
         "scale": (per_group, form.scale or kind.scale),
     }
-    if form.minimum:
+    if kind.levels:
+        spec["scale"] = spec["minimum"] = ((tiles, blocks_of(per_group[1]), TILE_N), kind.scale)
+        spec["levels"] = ((tiles, 2 * per_group[1], TILE_N), torch.uint8)
+    elif form.minimum:
         spec["minimum"] = spec["scale"]
     elif not scheme.symmetric and kind.zero_point is not None:
         spec["zero_point"] = (per_group, kind.zero_point)
@@ -70,12 +80,15 @@ def _fill(word: int, quantized: QuantizedWeight, scheme: Scheme, in_features: in
     n, k = _padded(word, scheme, out_features, in_features)
     rows = n - out_features
     codes = zero_pad(scheme.weight_type.unpack(quantized.qweight, in_features), (0, k - in_features, 0, rows))
-    tiled = codes.view(-1, TILE_N, k // word, word).transpose(1, 2)
+    nibbles = min(word, 8)
+    tiled = codes.view(-1, TILE_N, k // nibbles, nibbles).transpose(1, 2)
     if word == 4:
         filled = {"codes": tiled, "column_sum": codes.sum(dim=1, dtype=torch.int32), "large": _large(tiled)}
     else:
         total = _weight_sum(quantized, scheme, in_features)
         codes = tiled[..., :4] | (tiled[..., 4:] << 4)
+        if word == PLANES_K:
+            codes = _to_planes(codes)
         filled = {"codes": codes, "weight_sum": zero_pad(total, (0, rows)).float()}
     for name in _PER_GROUP:
         tensor = quantized.tensors().get(name)
@@ -87,11 +100,11 @@ def _fill(word: int, quantized: QuantizedWeight, scheme: Scheme, in_features: in
 
 def _weight_sum(quantized: QuantizedWeight, scheme: Scheme, in_features: int) -> Tensor:
     """The sum of the weights of each row, float64: exact unless the scales span many octaves."""
-    size, least = scheme.group_size or in_features, quantized.minimum
+    size, (scale, least) = scheme.group_size or in_features, quantized.steps
     steps = scheme.weight_type.unpack(quantized.qweight, in_features).double()
     if least is None:
         steps -= Ranges.of(quantized, scheme).spread_zeros(size, in_features)
-    sums = zero_pad(steps, (0, -in_features % size)).unflatten(1, (-1, size)).sum(dim=2) * quantized.scale.double()
+    sums = zero_pad(steps, (0, -in_features % size)).unflatten(1, (-1, size)).sum(dim=2) * scale.double()
     if least is not None:
         counts = torch.arange(0, in_features, size).neg().add(in_features).clamp(max=size)
         sums += counts * least.double()
@@ -113,7 +126,9 @@ def _collect(
     word: int, parts: dict[str, Tensor], scheme: Scheme, out_features: int, in_features: int
 ) -> QuantizedWeight:
     codes = parts["codes"]
-    if word == 8:
+    if word == PLANES_K:
+        codes = _of_planes(codes)
+    if word != 4:
         codes = torch.cat((codes & 15, codes >> 4), dim=-1)
     codes = codes.transpose(1, 2).flatten(0, 1).flatten(1)[:out_features, :in_features]
     per_group = {
@@ -125,10 +140,26 @@ def _collect(
     return QuantizedWeight(scheme.weight_type.pack(codes).contiguous(), **per_group, **whole)
 
 
+def _to_planes(lines: Tensor) -> Tensor:
+    """Lines of nibbles below 8 (tiles, lines, TILE_N, 4) to planes (tiles, lines / 4, 3, TILE_N, 4)."""
+    first, second, third, fourth = lines.unflatten(1, (-1, 4)).unbind(2)
+    low = [(one & 0x33) | (other & 0x33) << 2 for one, other in ((first, second), (third, fourth))]
+    high = sum((line >> 2 & 0x11) << i for i, line in enumerate((first, second, third, fourth)))
+    return torch.stack([*low, torch.as_tensor(high)], dim=2)
+
+
+def _of_planes(planes: Tensor) -> Tensor:
+    """The inverse of _to_planes."""
+    third = planes[:, :, 2]
+    lines = [(planes[:, :, i // 2] >> i % 2 * 2 & 0x33) | (third >> i & 0x11) << 2 for i in range(4)]
+    return torch.stack(lines, dim=2).flatten(1, 2)
+
+
 def _rows(parts: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
     """The sections of some rows, as tiles of one row."""
     tile, lane = rows.long() // TILE_N, rows.long() % TILE_N
-    tiled = {name: parts[name][tile, :, lane].unsqueeze(2) for name in ("codes", *_PER_GROUP) if name in parts}
+    tiled = {name: parts[name][tile, :, lane].unsqueeze(2) for name in _PER_GROUP if name in parts}
+    tiled["codes"] = parts["codes"].movedim(-2, 1)[tile, lane].unsqueeze(-2)
     return tiled | {name: parts[name] for name in _WHOLE if name in parts}
 
 
@@ -146,8 +177,8 @@ def _layout(name: str, word: int, mask: str, form: Form = USUAL) -> Layout:
         mask=mask,
         form=form,
         rows=_rows,
-        of_form=partial(_layout, name, word, mask) if word == 8 else None,
+        of_form=None if word == 4 else partial(_layout, name, word, mask),
     )
 
 
-LAYOUTS = (_layout("n16k4", 4, "mask8"), _layout("n16k8", 8, "mask4"))
+LAYOUTS = (_layout("n16k4", 4, "mask8"), _layout("n16k8", 8, "mask4"), _layout("n16k32", PLANES_K, ""))

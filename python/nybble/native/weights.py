@@ -23,20 +23,21 @@ def weight_shape(
     scheme: Scheme, out_features: int, in_features: int, layout: str = "", form: Form = USUAL
 ) -> _C.WeightShape:
     """layout "": the dense one."""
-    block = scheme.sparsity if isinstance(scheme.sparsity, Block) else None
+    block, kind = scheme.sparsity if isinstance(scheme.sparsity, Block) else None, scheme.weight_type
     return _C.WeightShape(
         bits=scheme.weight_bits,
         n=out_features,
         k=in_features,
         group_size=scheme.group_size or 0,
         symmetric=scheme.symmetric or form.minimum,
-        minimum=form.minimum,
+        minimum=form.minimum or kind.levels,
         layout=layout,
         block_n=block.rows if block else 0,
         block_k=block.columns if block else 0,
         ordered=scheme.ordered,
-        four_bit_scale=DTYPES[form.scale or torch.bfloat16],
-        book=bool(scheme.book),
+        four_bit_scale=DTYPES[form.scale or (kind.scale if kind.levels else torch.bfloat16)],
+        book=bool(kind.table),
+        levels=kind.levels,
     )
 
 
@@ -130,10 +131,8 @@ def pack(quantized: QuantizedWeight, scheme: Scheme, in_features: int, layout: s
     form = Form.of(quantized.tensors(), scheme)
     shape = weight_shape(scheme, quantized.qweight.shape[0], in_features, layout, form)
     qweight, scale = quantized.qweight.contiguous(), quantized.scale.contiguous()
-    zero_point, minimum, order, book = (
-        None if part is None else part.contiguous()
-        for part in (quantized.zero_point, quantized.minimum, quantized.order, quantized.book)
-    )
+    rest = (quantized.zero_point, quantized.minimum, quantized.order, quantized.book, quantized.levels)
+    zero_point, minimum, order, book, levels = (None if part is None else part.contiguous() for part in rest)
     threads = torch.get_num_threads()
     if scheme.sparsity is None:
         packed = torch.empty(shape.packed_bytes, dtype=torch.uint8)
@@ -145,6 +144,7 @@ def pack(quantized: QuantizedWeight, scheme: Scheme, in_features: int, layout: s
             memory(minimum),
             memory(order),
             memory(book),
+            memory(levels),
             memory(packed),
             threads,
         )
@@ -174,8 +174,8 @@ def unpack(
     quantized = QuantizedWeight(**{name: torch.empty(size, dtype=dtype) for name, (size, dtype) in spec.items()})
     parts, threads = _parts(quantized), torch.get_num_threads()
     if scheme.sparsity is None:
-        rest = memory(quantized.minimum), memory(quantized.order), memory(quantized.book)
-        _C.unpack(shape, memory(packed), *parts, *rest, threads)
+        rest = (quantized.minimum, quantized.order, quantized.book, quantized.levels)
+        _C.unpack(shape, memory(packed), *parts, *map(memory, rest), threads)
     else:
         _C.unpack_sparse(shape, memory(packed), *parts[:2], threads)
     return quantized

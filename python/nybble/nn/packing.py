@@ -88,6 +88,7 @@ class PackedModule(nn.Module):
     minimum = portable_tensor("minimum")
     order = portable_tensor("order")
     book = portable_tensor("book")
+    levels = portable_tensor("levels")
     act_scale = portable_tensor("act_scale")
     act_zero_point = portable_tensor("act_zero_point")
 

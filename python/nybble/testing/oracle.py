@@ -12,6 +12,7 @@ from ..dispatch import reference
 from ..dispatch.spec import KernelSpec
 from ..weights.activations import ActScale
 from ..weights.form import USUAL, Form
+from ..weights.levels import BLOCK, MOST
 from ..weights.rounding import QuantizedWeight, dequantize_weight
 from ..weights.scheme import Scheme, numbers_of
 from ..weights.sparsity import Block, Unstructured
@@ -52,9 +53,10 @@ def schemes_of(family: str) -> list[Scheme]:
         return [Scheme.parse(name.format(family[2:])) for name in _sparse_schemes(family)]
     kind, act_bits = numbers_of(family)
     symmetries = (True,) if kind.zero_point is None else (True, False)
-    sizes = (None, *kind.group_sizes)
     return [
-        Scheme(kind.bits, act_bits, group, symmetric, book=kind.book) for group in sizes for symmetric in symmetries
+        Scheme(kind.bits, act_bits, group, symmetric, book=kind.book)
+        for group in kind.sizes
+        for symmetric in symmetries
     ]
 
 
@@ -98,6 +100,8 @@ def random_weight(
         return QuantizedWeight(kind.pack(values), torch.ones(groups), None, order)
     codes = integers(*kind.ends, shape).where(kept, kind.middle)
     zero_point = None
+    if kind.levels:
+        return _random_levels(kind.pack(codes), octaves, order, unit_scale, generator)
     if form.minimum:
         return QuantizedWeight(kind.pack(codes), scale, None, order, -integers(0, 15, groups).to(stored) * scale)
     if not scheme.symmetric and kind.zero_point is not None:
@@ -109,6 +113,21 @@ def random_weight(
             (values * 4).round() if unit_scale else values.bfloat16().float()
         )  # values that every kernel multiplies with
     return QuantizedWeight(kind.pack(codes), scale, zero_point, order, book=book)
+
+
+def _random_levels(
+    packed: Tensor, octaves: Tensor, order: Tensor | None, unit_scale: bool, generator: torch.Generator
+) -> QuantizedWeight:
+    """A weight with levels: scales and minimums of both signs over four octaves, and levels of all values; or, with
+    unit_scale, all scales 1, and minimums from 0 to -15."""
+    groups, most = octaves.shape[1], 15 if unit_scale else MOST
+    levels = torch.randint(0, most + 1, (len(packed), groups, 2), generator=generator, dtype=torch.uint8)
+    signs = torch.randint(0, 2, (2, *octaves[:, ::BLOCK].shape), generator=generator) * 2.0 - 1
+    scale = signs * torch.exp2(octaves[:, ::BLOCK] - 4)
+    if unit_scale:
+        levels[..., 0], scale = 1, torch.ones_like(signs)
+    scale, minimum = scale.to(torch.float16)
+    return QuantizedWeight(packed, scale, None, order, minimum, levels=levels.flatten(1))
 
 
 def random_mask(

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad as zero_pad
 
 from .form import USUAL, Form
+from .levels import MOST, Levels, blocks_of
 from .scheme import Scheme
 from .search import Rounded, check_hqq, clipped, half_quadratic, round_range
 from .weight_type import pack_codes, unpack_codes
@@ -28,6 +29,8 @@ _MOST_BOOK = 2.0**20
 class QuantizedWeight:
     """A weight in the portable layout. weight = (code - zero_point) * scale, code * scale + minimum, or book[code] * scale.
 
+    With levels: code * (scale * first) - minimum * second, see levels.py.
+
     qweight: (N, K) codes, int8, of which rounding makes [-127, 127]; or, with several codes in a byte, uint8
         (N, ceil(K / codes in a byte)), the first input in the lowest bits and unused bits 0. See WeightType.
     scale: (N, groups), of WeightType.scale or one of WeightType.other_scales.
@@ -35,6 +38,7 @@ class QuantizedWeight:
     book: float32 (16,), the value of each code in units of the scale; None: that is code - zero_point.
     order: int32 (K,), a permutation: the input of each column of qweight; None: they are in the order of the inputs.
     minimum: (N, groups), of the dtype of the scales, in place of zero_point; see Form.
+    levels: uint8 (N, 2 * groups): first and second of each group; scale and minimum are (N, blocks) then.
     """
 
     qweight: Tensor
@@ -43,6 +47,14 @@ class QuantizedWeight:
     order: Tensor | None = None
     minimum: Tensor | None = None
     book: Tensor | None = None
+    levels: Tensor | None = None
+
+    @property
+    def steps(self) -> tuple[Tensor, Tensor | None]:
+        """The scale and the minimum of each group, (N, groups), levels multiplied out."""
+        if self.levels is None or self.minimum is None:
+            return self.scale, self.minimum
+        return Levels(self.scale, self.minimum, self.levels).products
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by name, without those that are None."""
@@ -59,20 +71,28 @@ class QuantizedWeight:
 
 
 class Ranges(NamedTuple):
-    """Scales and zero points of all groups. scale: (N, groups) as stored; zero: (N, groups), float32."""
+    """Scales and zero points of all groups. scale: (N, groups) as stored; zero: (N, groups), float32.
+
+    levels: what they are products of, where the weight type has levels and they were settled.
+    """
 
     scale: Tensor
     zero: Tensor
+    levels: Levels | None = None
 
     @classmethod
     def empty(cls, out_features: int, in_features: int, scheme: Scheme) -> Ranges:
         """Scales of 0, to be filled in."""
-        shape, dtype = portable_spec(scheme, out_features, in_features)["scale"]
-        return cls(torch.zeros(shape, dtype=dtype), torch.full(shape, float(scheme.weight_type.middle)))
+        kind, shape = scheme.weight_type, (out_features, scheme.groups(in_features))
+        dtype = torch.float32 if kind.levels else kind.scale
+        return cls(torch.zeros(shape, dtype=dtype), torch.full(shape, float(kind.middle)))
 
     @classmethod
     def of(cls, quantized: QuantizedWeight, scheme: Scheme) -> Ranges:
         """Those of a quantized weight. Raises ValueError if it has minimums."""
+        if quantized.levels is not None and quantized.minimum is not None:
+            levels = Levels(quantized.scale, quantized.minimum, quantized.levels)
+            return cls(levels.products[0], levels.zeros, levels)
         if quantized.minimum is not None:
             raise ValueError("minimum: the weight has float minimums and no zero points")
         scale, zero, middle = quantized.scale, quantized.zero_point, scheme.weight_type.middle
@@ -83,13 +103,30 @@ class Ranges(NamedTuple):
         return _spread(self.zero, size, in_features)
 
 
+def settled(ranges: Ranges, scheme: Scheme) -> Ranges:
+    """The ranges themselves, or for a weight type with levels the nearest ones that are products of levels."""
+    if not scheme.weight_type.levels or ranges.levels is not None:
+        return ranges
+    levels = Levels.nearest(ranges.scale, ranges.zero)
+    return Ranges(levels.products[0], levels.zeros, levels)
+
+
 def join_codes(codes: Tensor, ranges: Ranges, scheme: Scheme) -> QuantizedWeight:
-    """Codes (N, K), as numbers, in the portable layout."""
+    """Codes (N, K), as numbers, in the portable layout. With levels, codes of ranges that are not settled are rounded again."""
     kind = scheme.weight_type
+    if kind.levels and ranges.levels is None:
+        grouped = _grouped(codes, scheme).float()
+        return round_to(
+            ((grouped - ranges.zero[..., None]) * ranges.scale[..., None]).flatten(1)[:, : codes.shape[1]],
+            ranges,
+            scheme,
+        )
     zero = None if scheme.symmetric or kind.zero_point is None else ranges.zero.to(kind.zero_point)
     order = natural_order(codes.shape[1], codes.device) if scheme.ordered else None
-    book = book_of(scheme, codes.device)
-    return QuantizedWeight(kind.pack(codes.contiguous()), ranges.scale, zero, order, book=book)
+    book, packed = book_of(scheme, codes.device), kind.pack(codes.contiguous())
+    if ranges.levels is not None:
+        return QuantizedWeight(packed, order=order, **ranges.levels._asdict())
+    return QuantizedWeight(packed, ranges.scale, zero, order, book=book)
 
 
 def natural_order(in_features: int, device: torch.device | str | None = None) -> Tensor:
@@ -112,7 +149,10 @@ def portable_spec(
         "qweight": ((out_features, -(-in_features // kind.per_byte)), kind.stored),
         "scale": (groups, form.scale or kind.scale),
     }
-    if form.minimum:
+    if kind.levels:
+        spec["scale"] = spec["minimum"] = ((out_features, blocks_of(groups[1])), kind.scale)
+        spec["levels"] = ((out_features, 2 * groups[1]), torch.uint8)
+    elif form.minimum:
         spec["minimum"] = spec["scale"]
     elif not scheme.symmetric and kind.zero_point is not None:
         spec["zero_point"] = (groups, kind.zero_point)
@@ -141,8 +181,10 @@ def check_portable(quantized: QuantizedWeight, scheme: Scheme, out_features: int
     scale = quantized.scale.float()
     if quantized.book is not None:
         _check_book(quantized.book, scale)
-    elif not torch.isfinite(scale).all() or (scale < 0).any():
-        raise ValueError("scale: must be finite and not negative")
+    elif not torch.isfinite(scale).all() or (not kind.levels and (scale < 0).any()):
+        raise ValueError("scale: must be finite" + ("" if kind.levels else " and not negative"))
+    if quantized.levels is not None and (quantized.levels > MOST).any():
+        raise ValueError(f"levels: must be in [0, {MOST}]")
     kind.check(quantized.qweight, in_features)
     zero = quantized.zero_point
     if zero is not None and ((zero > kind.highest).any() or (zero < kind.lowest).any()):
@@ -197,9 +239,21 @@ def quantize_weight(weight: Tensor, scheme: Scheme, method: str = "rtn") -> Quan
     if not torch.isfinite(weight).all():
         raise ValueError("weight: has NaN or Inf")
     rows = max(1, _ROWS_AT_ONCE // k)
+    if scheme.weight_type.levels:
+        return _quantize_levels(weight, scheme, method, rows)
     parts = [_quantize_rows(weight[i : i + rows].float(), scheme, method) for i in range(0, n, rows)]
     codes, scales, zeros = (torch.cat(column) for column in zip(*parts, strict=True))
     return join_codes(codes, Ranges(scales, zeros), scheme)
+
+
+def _quantize_levels(weight: Tensor, scheme: Scheme, method: str, rows: int) -> QuantizedWeight:
+    """Rounds a weight (N, K) of a type with levels, so many rows at a time: codes are those of the ranges as settled."""
+    parts = []
+    for chunk in weight.split(rows):
+        found = _quantize_rows(chunk.float(), scheme, method)
+        parts.append(round_to(chunk.float(), Ranges(found.scale, found.zero), scheme).tensors())
+    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0] if name != "order"}
+    return QuantizedWeight(**whole, order=parts[0].get("order"))
 
 
 def _quantize_rows(weight: Tensor, scheme: Scheme, method: str) -> Rounded:
@@ -231,9 +285,10 @@ def dequantize_weight(quantized: QuantizedWeight, scheme: Scheme, in_features: i
         grouped -= shared(zero)
     elif quantized.book is None and kind.middle and quantized.minimum is None:
         grouped -= kind.middle
-    grouped *= shared(quantized.scale)
-    if quantized.minimum is not None:
-        grouped += shared(quantized.minimum)
+    scale, minimum = quantized.steps
+    grouped *= shared(scale)
+    if minimum is not None:
+        grouped += shared(minimum)
     if quantized.order is None:
         return weight
     return torch.empty_like(weight).index_copy_(1, quantized.order.long(), weight)
@@ -257,7 +312,7 @@ def group_ranges(weight: Tensor, scheme: Scheme, share: float = 1.0) -> Ranges:
 
 def round_to(weight: Tensor, ranges: Ranges, scheme: Scheme) -> QuantizedWeight:
     """Rounds a weight (N, K), float32, to nearest with given scales and zero points."""
-    grouped = _grouped(weight, scheme)
+    grouped, ranges = _grouped(weight, scheme), settled(ranges, scheme)
     codes = scheme.weight_type.nearest(grouped, ranges.scale[..., None], ranges.zero[..., None])
     return join_codes(codes.flatten(1)[:, : weight.shape[1]], ranges, scheme)
 

@@ -26,11 +26,11 @@ class Scheme:
 
     Args:
         weight_bits: 8 (int8 codes and one float32 scale for each output channel), 4 (codes in [-8, 7]; scales in
-            bfloat16, or, of other libraries, in float16 or float32), 16 (bfloat16 weights, for 2:4 sparsity with float activations), or what a plug-in adds.
+            bfloat16, or, of other libraries, in float16 or float32), 3 (codes in [-4, 3], in groups, scales alike), 16 (bfloat16 weights, for 2:4 sparsity with float activations), or what a plug-in adds.
         act_bits: 16 (float activations), 8 (codes in [-128, 127] with a scale and a zero point) or, with 8-bit weights,
             7 (codes in [-64, 63]: faster on CPUs without VNNI).
-        group_size: number of inputs that share a scale: 16, 32, 64 or 128, for 4-bit weights; None: all inputs.
-        symmetric: False: each group has its own zero point, for 4-bit weights.
+        group_size: number of inputs that share a scale: 16, 32, 64 or 128, for weights of 3 and 4 bits; None: all inputs.
+        symmetric: False: each group has its own zero point, for weights of 3 and 4 bits.
         sparsity: the pattern of the zero weights, which are not stored; None: a dense weight. Sparse weights are
             symmetric. Blocks need 8-bit weights and 8-bit activations, and no sparse weight goes with 7-bit activations.
         static: True: quantized activations have one scale and one zero point for the layer, found by calibration. False
@@ -38,6 +38,7 @@ class Scheme:
         ordered: True: the columns of the weight are in an order of their own, in which groups have similar columns (act-order);
             the tensor `order` has the input of each. For dense weights.
         book: "nf" where the codes of 4-bit weights index a table of 16 values, such as that of NF4; for float activations.
+            "k" where groups of 32 have scales and minimums of 6 bits, in units that 8 groups share, as in GGUF's Q4_K.
 
     Raises:
         ValueError: an unsupported combination.
@@ -64,8 +65,9 @@ class Scheme:
         kind = self.weight_type
         if self.act_bits not in kind.act_bits:
             raise ValueError(f"act_bits={self.act_bits!r}: must be {_or(kind.act_bits)} with {kind.name}")
-        if self.group_size is not None and self.group_size not in kind.group_sizes:
-            allowed = f"None or one of {kind.group_sizes}" if kind.group_sizes else "None"
+        if self.group_size not in kind.sizes:
+            sized = f"one of {kind.group_sizes}" if kind.group_sizes else ""
+            allowed = " or ".join(part for part in ("None" if None in kind.sizes else "", sized) if part)
             raise ValueError(f"group_size={self.group_size!r}: must be {allowed} with {kind.name}")
         if not self.symmetric and (kind.zero_point is None or self.sparsity is not None):
             why = kind.name if kind.zero_point is None else f"sparse weights ({self.sparsity})"

@@ -69,7 +69,8 @@ def check_hqq(scheme: Scheme) -> None:
         raise ValueError(f"method='hqq', scheme={str(scheme)!r}: HQQ needs 4-bit weights in groups, such as 'w4a16g64'")
     if scheme.book:
         raise ValueError(
-            f"method='hqq', scheme={str(scheme)!r}: HQQ moves a zero point, which codes of a table have not"
+            f"method='hqq', scheme={str(scheme)!r}: HQQ moves a zero point, which codes of a table have not, and those with "
+            "levels only for all groups of a block"
         )
 
 

@@ -1,4 +1,4 @@
-"""The types of weights, w4, w4nf, w8 and w16: how each is rounded and stored. A row of the table is a type.
+"""The types of weights, w3, w4, w4nf, w4k, w8 and w16: how each is rounded and stored. A row of the table is a type.
 
 A plug-in adds a type by an entry point of the group nybble.schemes. Its schemes are then parsed, rounded, saved and
 loaded, and run by the reference, or by a kernel of its own.
@@ -38,6 +38,8 @@ class WeightType:
         act_bits: the activations that go with it, 16 (float), 8 and 7 (quantized).
         patterns: the patterns of zeros that a sparse weight may have: classes of them, or single ones.
         book: the letters after the bits in the name of a scheme; no two types have the same bits and letters.
+        levels: whether scales and minimums have two levels, see levels.py.
+        whole_rows: whether all inputs may share a scale; else weights have groups of one of group_sizes.
     """
 
     bits: int
@@ -56,6 +58,13 @@ class WeightType:
     act_bits: tuple[int, ...] = (8, 16)
     patterns: tuple[type[Sparsity] | Sparsity, ...] = ()
     book: str = ""
+    levels: bool = False
+    whole_rows: bool = True
+
+    @property
+    def sizes(self) -> tuple[int | None, ...]:
+        """The group sizes of its schemes; None stands for one group of all inputs."""
+        return (None, *self.group_sizes) if self.whole_rows else self.group_sizes
 
     @property
     def name(self) -> str:
@@ -83,8 +92,10 @@ class WeightType:
         """Which rule the fields break; None: none."""
         if not 1 <= self.bits <= 99:
             return f"has bits={self.bits}: must be in [1, 99]"
-        if not self.lowest < self.middle < self.highest:
+        if not self.levels and not self.lowest < self.middle < self.highest:
             return f"has middle={self.middle}: must be between lowest={self.lowest} and highest={self.highest}"
+        if not self.sizes:
+            return f"has whole_rows={self.whole_rows}: must be True without group_sizes"
         if self.per_byte not in (1, 2, 4, 8):
             return f"has per_byte={self.per_byte}: must be 1, 2, 4 or 8"
         if self.per_byte > 1 and (self.stored != torch.uint8 or self.lowest < 0 or self.highest >> 8 // self.per_byte):
@@ -203,6 +214,31 @@ class TableType(WeightType):
         return super().inconsistent()
 
 
+@dataclass(frozen=True)
+class LevelsType(WeightType):
+    """Codes from 0 on with a minimum: weight = code * scale + minimum, both of two levels. Rounding counts with the zero
+    point -minimum / scale, which is no integer, until the scales of all groups are known: see rounding.settled."""
+
+    def scales(self, low: Tensor, high: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
+        scale = (high - low) / self.highest
+        usable = scale > torch.finfo(scale.dtype).tiny
+        return torch.where(usable, scale, 0), torch.where(usable, -low / torch.where(usable, scale, 1), 0)
+
+    def nearest(self, values: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+        usable = scale > 0
+        codes = (values / torch.where(usable, scale, 1) + zero).round().clamp(self.lowest, self.highest)
+        return torch.where(usable, codes, 0)
+
+    def inconsistent(self) -> str | None:
+        if not self.levels or self.middle != 0 or self.scale != torch.float16 or self.group_sizes != (32,):
+            return "needs levels=True, middle=0, scale=torch.float16 and group_sizes=(32,)"
+        if self.whole_rows:
+            return "needs whole_rows=False"
+        if self.zero_point is not None or self.patterns or self.other_scales or self.minimum or not self.book:
+            return "needs letters as book, and neither zero_point, patterns, other_scales nor minimum"
+        return super().inconsistent()
+
+
 # The values of bitsandbytes' NF4: quantiles of a normal distribution (Dettmers and others, QLoRA, 2023, appendix E).
 _NF4 = (
     *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635),
@@ -251,6 +287,35 @@ _BUILT_IN = (
         act_bits=(16,),
         book="nf",
         entries=_NF4,
+    ),
+    LevelsType(
+        4,
+        0,
+        15,
+        0,
+        largest_step=15,
+        stored=torch.uint8,
+        per_byte=2,
+        group_sizes=(32,),
+        scale=torch.float16,
+        book="k",
+        levels=True,
+        whole_rows=False,
+    ),
+    WeightType(
+        3,
+        0,
+        7,
+        4,
+        largest_step=7,
+        stored=torch.uint8,
+        per_byte=2,
+        scale=torch.bfloat16,
+        other_scales=(torch.float16, torch.float32),
+        minimum=True,
+        zero_point=torch.uint8,
+        group_sizes=(32, 64, 128),
+        whole_rows=False,
     ),
     FloatType(16, 0, 0, 0, largest_step=0, stored=torch.bfloat16, act_bits=(16,), patterns=(NofM(2, 4),)),
 )
