@@ -166,7 +166,8 @@ def _narrower(row: Row, rows: list[Row]) -> Iterator[KernelSpec]:
     for family in families():
         if not _is_narrower(family, row["scheme"]):
             continue
-        if not any((other["scheme"], other["target"]) == (family, row["target"]) for other in rows):
+        mine = family, row["target"], row["layout"]
+        if not any((other["scheme"], other["target"], other["layout"]) == mine for other in rows):
             names = KernelNames(row["name"], _nearest("prepare", row, rows), row["layout"])
             yield _compiled({**row, "name": row["name"].replace(row["scheme"], family), "scheme": family}, names)
 
@@ -194,7 +195,7 @@ def _compiled(row: Row, names: KernelNames) -> KernelSpec:
         make=partial(_plan, names) if row["op"] == "linear" else None,
         act_dtypes=(torch.bfloat16,) if bf16 else FLOATS,
         m_range=(row["least_rows"], None),
-        out_dtypes=(*FLOATS, torch.int32) if codes and "w8" in row["scheme"] else FLOATS,
+        out_dtypes=(*FLOATS, torch.int32) if codes and _gives_sums(row) else FLOATS,
         exact=codes,
         least_zeros=layouts.find(row["layout"]).least_zeros if row["layout"] else 0.0,
         flushes_subnormals=bf16,
@@ -203,6 +204,11 @@ def _compiled(row: Row, names: KernelNames) -> KernelSpec:
         scales=_scales(row),
         minimum=bool(_scales(row)) and row["panel"] != native.BF16_LINES,
     )
+
+
+def _gives_sums(row: Row) -> bool:
+    """Whether a product has one int32 sum: all of K has one scale, and weights have 8 bits."""
+    return numbers_of(row["scheme"])[0].bits == 8 and layouts.find(row["layout"]).of_form is None
 
 
 def _scales(row: Row) -> tuple[torch.dtype, ...]:
