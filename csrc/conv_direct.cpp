@@ -114,7 +114,7 @@ bool may_run(const ConvCall& call) {
   const int panel = linear.kernel->panel;
   const bool tiles = multiplies_tiles(call),
              serves = panel == NYBBLE_PANEL_U8 || (tiles && panel == NYBBLE_PANEL_S8_LINES);
-  return call.kernel->conv && call.kernel->conv->direct && serves && linear.shape.bits == 8 &&
+  return call.kernel->conv && call.kernel->conv->direct && serves && !linear.shape.by_group() &&
          linear.shape.form == Form::dense && call.y_last && (tiles || lines_of(call).width >= NYBBLE_PIXELS);
 }
 

@@ -66,11 +66,13 @@ Steps steps_of(const WeightShape& s, const Portable& from, int64_t n, int64_t g)
 // The sum over K of a row's weights, in double: exact unless the scales span many octaves.
 float weight_sum(const WeightShape& s, const Portable& from, int64_t n) {
   double sum = 0;
+  const uint8_t* bytes = from.qweight + n * s.k;  // of 8 bits
   for (int64_t g = 0; g < s.groups(); g++) {
     const int64_t at = n * s.groups() + g, begin = g * s.group(),
                   end = begin + s.group() < s.k ? begin + s.group() : s.k;
-    const int64_t zero_point = s.symmetric ? s.zero() : from.zero_point[at];
-    const int64_t codes = sum_of_nibbles(from.qweight + n * ((s.k + 1) / 2) + begin / 2, end - begin);
+    const int64_t zero_point = zero_point_at(s, from.zero_point, at);
+    const int64_t codes = s.bits == 8 ? sum_of_codes(bytes + begin, end - begin)
+                                      : sum_of_nibbles(from.qweight + n * ((s.k + 1) / 2) + begin / 2, end - begin);
     const Steps steps = steps_of(s, from, n, g);
     sum += steps.scale * static_cast<double>(codes - zero_point * (end - begin));
     if (s.minimum) sum += steps.minimum * static_cast<double>(end - begin);
@@ -154,6 +156,11 @@ void pack_planes(int64_t blocks, uint8_t* codes, const Word& word) {
   }
 }
 
+// Changes these bits of all bytes.
+void flip(uint8_t* bytes, int64_t count, uint8_t bits) {
+  for (int64_t i = 0; i < count && bits; i++) bytes[i] ^= bits;
+}
+
 void pack_tile(const WeightShape& s, const Sections& at, const Portable& from, uint8_t* to, int64_t tile) {
   const int64_t row_bytes = s.bits == 8 ? s.k : (s.k + 1) / 2, blocks = s.k_padded() / (s.bits == 8 ? 4 : 8);
   const int64_t scales = s.scales();
@@ -162,6 +169,7 @@ void pack_tile(const WeightShape& s, const Sections& at, const Portable& from, u
   if (s.bits != 3 && tile * 16 + 16 <= s.n)
     done = pack_lines(from.qweight + tile * 16 * row_bytes, row_bytes, s.bits == 8 ? s.k : s.k / 2, s.bits == 4,
                       to + at.codes + tile * blocks * 64);
+  flip(to + at.codes + tile * blocks * 64, done * 64, s.flipped());
   for (int64_t lane = 0; lane < 16; lane++) {
     const int64_t n = tile * 16 + lane;
     uint8_t* codes = to + at.codes + static_cast<size_t>(tile * s.k_padded() * s.bits * 2 + lane * 4);
@@ -173,6 +181,7 @@ void pack_tile(const WeightShape& s, const Sections& at, const Portable& from, u
         std::memcpy(&word, row + b * 4, 4);
       else if (n < s.n)
         word = load_block(row, row_bytes, b * 4);
+      word ^= 0x01010101u * s.flipped();
       if (s.bits != 8) {
         if (b * 8 + 8 > s.k && s.k % 2 && s.k >= b * 8) word &= (1u << 4 * (s.k - b * 8)) - 1;  // the unused nibble
         word = interleave(word);
@@ -184,11 +193,11 @@ void pack_tile(const WeightShape& s, const Sections& at, const Portable& from, u
       const uint32_t word = word_of(b);
       std::memcpy(codes + b * 64, &word, 4);
     }
-    if (s.bits == 8 && n < s.n) {
+    if (!s.by_group() && n < s.n) {
       const int32_t sum = static_cast<int32_t>(sum_of_codes(row, s.k));
       std::memcpy(to + at.sum + static_cast<size_t>(n) * 4, &sum, 4);
     }
-    if (s.bits != 8 && !s.book && n < s.n) {
+    if (s.by_group() && !s.book && n < s.n) {
       const float total = weight_sum(s, from, n);
       std::memcpy(to + at.sum + static_cast<size_t>(n) * 4, &total, 4);
     }
@@ -201,12 +210,13 @@ void pack_tile(const WeightShape& s, const Sections& at, const Portable& from, u
         std::memcpy(to + at.scale + packed * scale_bytes, from.scale + row * scale_bytes, scale_bytes);
       else
         std::memset(to + at.scale + packed * scale_bytes, 0, scale_bytes);
-      if (!s.symmetric) to[at.zero_point + packed] = n < s.n ? from.zero_point[row] : 0;
+      if (!s.symmetric)
+        to[at.zero_point + packed] = static_cast<uint8_t>((n < s.n ? from.zero_point[row] : 0) ^ s.flipped());
       if (s.minimum && n < s.n)  // the others were cleared
         std::memcpy(to + at.minimum + packed * scale_bytes, from.minimum + row * scale_bytes, scale_bytes);
     }
   }
-  if (s.bits == 8) mark_large(s, at, to, tile);
+  if (at.large) mark_large(s, at, to, tile);
 }
 
 // Four words of n16k8 of a column, from the planes of 32 k.
@@ -224,6 +234,8 @@ void unpack_tile(const WeightShape& s, const Sections& at, const uint8_t* from, 
   if (s.bits != 3 && tile * 16 + 16 <= s.n)
     done =
         unpack_lines(from + at.codes + tile * blocks * 64, row_bytes, s.bits == 4, to.qweight + tile * 16 * row_bytes);
+  for (int64_t lane = 0; lane < 16 && done; lane++)
+    flip(to.qweight + (tile * 16 + lane) * row_bytes, done * 4, s.flipped());
   for (int64_t lane = 0; lane < 16 && tile * 16 + lane < s.n; lane++) {
     const int64_t n = tile * 16 + lane;
     const uint8_t* codes = from + at.codes + static_cast<size_t>(tile * s.k_padded() * s.bits * 2 + lane * 4);
@@ -236,7 +248,7 @@ void unpack_tile(const WeightShape& s, const Sections& at, const uint8_t* from, 
       } else {
         std::memcpy(&word, codes + b * 64, 4);
       }
-      if (s.bits != 8) word = deinterleave(word);
+      word = s.bits != 8 ? deinterleave(word) : word ^ 0x01010101u * s.flipped();
       const int64_t left = row_bytes - b * 4;
       std::memcpy(to.qweight + n * row_bytes + b * 4, &word, static_cast<size_t>(left < 4 ? left : 4));
     }
@@ -245,7 +257,7 @@ void unpack_tile(const WeightShape& s, const Sections& at, const uint8_t* from, 
       const size_t packed = static_cast<size_t>((tile * scales + g) * 16 + lane),
                    row = static_cast<size_t>(n * scales + g);
       std::memcpy(to.scale + row * scale_bytes, from + at.scale + packed * scale_bytes, scale_bytes);
-      if (!s.symmetric) to.zero_point[row] = from[at.zero_point + packed];
+      if (!s.symmetric) to.zero_point[row] = from[at.zero_point + packed] ^ s.flipped();
       if (s.minimum) std::memcpy(to.minimum + row * scale_bytes, from + at.minimum + packed * scale_bytes, scale_bytes);
     }
   }
@@ -263,14 +275,15 @@ void WeightShape::validate() const {
     refuse("group_size", group_size, "must be 0 (one group), 16, 32, 64 or 128");
   if (bits == 3 && (form != Form::dense || group_size < 32))
     refuse("group_size", group_size, "must be 32, 64 or 128 for 3-bit weights, which must be dense");
-  if (four_bit_scale != NYBBLE_BF16 &&
-      (bits == 8 || form != Form::dense || (four_bit_scale != NYBBLE_F16 && four_bit_scale != NYBBLE_F32)))
-    refuse("scale_dtype", four_bit_scale,
-           "must be float16 or float32 for dense weights of 3 or 4 bits, or else the usual one");
-  if (minimum && (bits == 8 || form != Form::dense || !symmetric))
-    refuse("minimum", minimum, "is for dense weights of 3 or 4 bits without zero points");
-  if (bits == 8 && (group_size || !symmetric))
-    refuse("group_size", group_size, "8-bit weights must be per channel and symmetric");
+  if (grouped && (bits != 8 || form != Form::dense)) refuse("grouped", grouped, "is for dense 8-bit weights");
+  if (group_scale != NYBBLE_BF16 &&
+      (!by_group() || form != Form::dense || (group_scale != NYBBLE_F16 && group_scale != NYBBLE_F32)))
+    refuse("scale_dtype", group_scale,
+           "must be float16 or float32 for dense weights with scales by group, or else the usual one");
+  if (minimum && (!by_group() || form != Form::dense || !symmetric))
+    refuse("minimum", minimum, "is for dense weights with scales by group and without zero points");
+  if (!by_group() && (group_size || !symmetric))
+    refuse("group_size", group_size, "8-bit weights of this layout must be per channel and symmetric");
   if (form != Form::dense && !symmetric) refuse("symmetric", symmetric, "sparse weights must be symmetric");
   if (book && (bits != 4 || form != Form::dense || !symmetric))
     refuse("book", book, "must be 0, or the weights of 4 bits, dense and without zero points");
@@ -307,13 +320,18 @@ Sections sections_of(const WeightShape& s) {
   at.minimum = take(s.minimum ? columns * s.scales() * static_cast<int64_t>(s.scale_item()) : 0);
   at.levels = take(s.levels ? columns * s.groups() * 2 : 0);
   at.sum = take(s.book ? 0 : columns * 4);
-  if (s.form == Form::dense && s.bits == 8) at.large = take(s.tiles() * nybble_large_bytes(s.k_padded()));
+  if (s.form == Form::dense && !s.by_group()) at.large = take(s.tiles() * nybble_large_bytes(s.k_padded()));
   if (s.form == Form::gather) at.order = take(columns * 4);
   if (s.ordered) at.order = take(s.k * 4);
   if (s.book) at.book = take(static_cast<int64_t>(s.book_bytes()));
   if (s.form == Form::gather || s.form == Form::blocks) at.index = at.total;
   if (s.form != Form::dense) at.codes = at.total;
   return at;
+}
+
+int zero_point_at(const WeightShape& shape, const uint8_t* zero_points, int64_t place) {
+  if (shape.symmetric) return shape.zero();
+  return shape.bits == 8 ? static_cast<int8_t>(zero_points[place]) : zero_points[place];
 }
 
 float scale_at(const WeightShape& shape, const uint8_t* scales, int64_t place) {

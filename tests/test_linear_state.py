@@ -10,7 +10,7 @@ from torch import nn
 from nybble.nn import Linear
 
 N, K = 33, 71  # odd: 4-bit rows end in an unused nibble
-SCHEMES = ["w8a8", "w8a16", "w4a8", "w4a16g32", "w4a8g64asym"]
+SCHEMES = ["w8a8", "w8a8g16asym", "w8a16", "w8a16g32", "w4a8", "w4a16g32", "w4a8g64asym"]
 
 
 def make(scheme="w8a8", bias=True, n=N, k=K, seed=7):

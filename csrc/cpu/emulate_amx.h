@@ -88,8 +88,8 @@ inline NybbleEmulatedTiles& product(int acc, int a, int b) {
   return all;
 }
 
-// Signed bytes of b, and bytes of type A of a; wraps.
-template <class A>
+// Bytes of type A of a times bytes of type B of b; wraps.
+template <class A, class B>
 inline void byte_products(int acc, int a, int b) {
   NybbleEmulatedTiles& all = product(acc, a, b);
   for (int m = 0; m < all.rows[acc]; m++) {
@@ -99,12 +99,13 @@ inline void byte_products(int acc, int a, int b) {
       for (int n = 0; n < all.colsb[acc] / 4; n++)
         for (int i = 0; i < 4; i++)
           sums[n] += static_cast<uint32_t>(static_cast<A>(all.tile[a][m][4 * k + i]) *
-                                           static_cast<int8_t>(all.tile[b][k][4 * n + i]));
+                                           static_cast<B>(all.tile[b][k][4 * n + i]));
     memcpy(all.tile[acc][m], sums, 64);
   }
 }
-inline void tdpbssd(int acc, int a, int b) { byte_products<int8_t>(acc, a, b); }
-inline void tdpbusd(int acc, int a, int b) { byte_products<uint8_t>(acc, a, b); }
+inline void tdpbssd(int acc, int a, int b) { byte_products<int8_t, int8_t>(acc, a, b); }
+inline void tdpbsud(int acc, int a, int b) { byte_products<int8_t, uint8_t>(acc, a, b); }
+inline void tdpbusd(int acc, int a, int b) { byte_products<uint8_t, int8_t>(acc, a, b); }
 
 inline float tile_flushed(float a) { return fabsf(a) < 0x1p-126f ? copysignf(0.0f, a) : a; }
 

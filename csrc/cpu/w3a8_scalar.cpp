@@ -3,9 +3,9 @@
 #define NYBBLE_PLANES
 #include "tile_scalar.h"
 // clang-format off
-#include "tile_nibbles_scalar.h"
+#include "tile_dot_scalar.h"
 // clang-format on
 
 extern "C" NybbleStatus nybble_w3a8_scalar(const NybbleLinearArgs* args) {
-  return run_tiles<NibbleTile, block_rows::w3a8_scalar>(args);
+  return run_tiles<UnsignedTile<2>, block_rows::w3a8_scalar>(args);
 }

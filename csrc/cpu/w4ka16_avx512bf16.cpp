@@ -8,5 +8,5 @@
 // clang-format on
 
 extern "C" NybbleStatus nybble_w4ka16_avx512bf16(const NybbleLinearArgs* args) {
-  return run_tiles<NibbleTile<Bf16Nibbles<false>>, block_rows::w4ka16_avx512bf16>(args);
+  return run_tiles<GroupTile<Bf16Nibbles<false>>, block_rows::w4ka16_avx512bf16>(args);
 }

@@ -4,9 +4,9 @@
 #define NYBBLE_LEVELS
 #include "tile_scalar.h"
 // clang-format off
-#include "tile_nibbles_scalar.h"
+#include "tile_dot_scalar.h"
 // clang-format on
 
 extern "C" NybbleStatus nybble_w4ka8_scalar(const NybbleLinearArgs* args) {
-  return run_tiles<NibbleTile, block_rows::w4ka8_scalar>(args);
+  return run_tiles<UnsignedTile<2>, block_rows::w4ka8_scalar>(args);
 }

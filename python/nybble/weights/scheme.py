@@ -25,12 +25,14 @@ class Scheme:
     """Quantized weights, with float or quantized activations.
 
     Args:
-        weight_bits: 8 (int8 codes and one float32 scale for each output channel), 4 (codes in [-8, 7]; scales in
-            bfloat16, or, of other libraries, in float16 or float32), 3 (codes in [-4, 3], in groups, scales alike), 16 (bfloat16 weights, for 2:4 sparsity with float activations), or what a plug-in adds.
+        weight_bits: 8 (int8 codes; scales in float32, or, of other libraries, in bfloat16 or float16), 4 (codes in [-8, 7];
+            scales in bfloat16, or, of other libraries, in float16 or float32), 3 (codes in [-4, 3], in groups, scales
+            alike), 16 (bfloat16 weights, for 2:4 sparsity with float activations), or what a plug-in adds.
         act_bits: 16 (float activations), 8 (codes in [-128, 127] with a scale and a zero point) or, with 8-bit weights,
             7 (codes in [-64, 63]: faster on CPUs without VNNI).
-        group_size: number of inputs that share a scale: 16, 32, 64 or 128, for weights of 3 and 4 bits; None: all inputs.
-        symmetric: False: each group has its own zero point, for weights of 3 and 4 bits.
+        group_size: number of inputs that share a scale: 16, 32, 64 or 128, for dense weights of 3, 4 and 8 bits and
+            sparse ones of 4; None: all inputs.
+        symmetric: False: each group has its own zero point, for dense weights of 3, 4 and 8 bits.
         sparsity: the pattern of the zero weights, which are not stored; None: a dense weight. Sparse weights are
             symmetric. Blocks need 8-bit weights and 8-bit activations, and no sparse weight goes with 7-bit activations.
         static: True: quantized activations have one scale and one zero point for the layer, found by calibration. False
@@ -69,6 +71,8 @@ class Scheme:
             sized = f"one of {kind.group_sizes}" if kind.group_sizes else ""
             allowed = " or ".join(part for part in ("None" if None in kind.sizes else "", sized) if part)
             raise ValueError(f"group_size={self.group_size!r}: must be {allowed} with {kind.name}")
+        if self.group_size is not None and self.sparsity is not None and not kind.sparse_groups:
+            raise ValueError(f"group_size={self.group_size!r}: must be None with sparse weights of {kind.bits} bits")
         if not self.symmetric and (kind.zero_point is None or self.sparsity is not None):
             why = kind.name if kind.zero_point is None else f"sparse weights ({self.sparsity})"
             raise ValueError(f"symmetric=False: {why} must be symmetric")
@@ -164,8 +168,13 @@ class Scheme:
     @property
     def max_in_features(self) -> int:
         """The largest K for which int32 accumulators cannot overflow."""
-        act = self.act_type
-        return _MOST_INT32 // (act.steps * self.weight_type.largest_step) if act.quantized else _MOST_INT32
+        act, kind = self.act_type, self.weight_type
+        if not act.quantized:
+            return _MOST_INT32
+        largest = act.steps * kind.largest_step
+        if not self.symmetric:  # codes, at most half the steps from 0, times codes less zero points
+            largest = max(largest, (act.steps + 1) // 2 * (kind.ends[1] - kind.ends[0]))
+        return _MOST_INT32 // largest
 
     def groups(self, in_features: int) -> int:
         """Number of scales of an output channel; the last group may be short."""
