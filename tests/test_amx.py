@@ -94,7 +94,9 @@ def unwanted(loop: list[tuple[str, str]]) -> list[str]:
     ahead = ("prefetcht1", "jae", "jbe") if any(name == "tdpbusd" for name, _ in loop) else ()
     for name, operands in loop[:-1]:  # the last one is the jump
         in_memory = "(" in operands and name != "lea"
-        if name not in (*MULTIPLIES, *ahead, "tileloadd", "nop", "nopw", "nopl") and (name not in POINTERS or in_memory):
+        if name not in (*MULTIPLIES, *ahead, "tileloadd", "nop", "nopw", "nopl") and (
+            name not in POINTERS or in_memory
+        ):
             found.append(f"{name} {operands}")
     return found
 
