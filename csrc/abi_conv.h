@@ -101,8 +101,8 @@ struct NybbleSegment {
 // float dtype; or, of dtype U8, code + 128 rounded by `how` or read with a scale and a zero point. With y_dtype S32, y
 // are the sums of act codes, not centred.
 //
-// each_channel: each channel has a weight of its own, of as many bytes of its own as there are runs, of one byte; 63
-// bytes after an image are readable.
+// each_channel: 0, or the width of the kernel where each channel has a weight of its own, of as many bytes of its own
+// as there are runs, of one byte, row by row; 63 bytes after an image are readable.
 enum { NYBBLE_DIRECT_TAPS = 64 };
 struct NybbleDirectArgs {
   const struct NybbleSegment* segment;

@@ -125,7 +125,7 @@ NybbleDirectArgs direct_args(const DirectRun& run) {
   args.offset = run.offset;
   args.runs = run.runs;
   args.run = run.run;
-  args.each_channel = has_own_weights(call);
+  args.each_channel = has_own_weights(call) ? static_cast<int32_t>(call.shape.kernel_width) : 0;
   args.codes = run.weight.codes;
   args.scale = static_cast<const float*>(run.weight.scale);
   args.column_sum = run.weight.column_sum;

@@ -64,6 +64,9 @@ CASES = {
     "3x3 stride 2": Case(2, 20, (17, 33), 72, (3, 3), (2, 2), (1, 1)),
     "dilation of runs": Case(1, 8, (14, 16), 33, (3, 3), padding=(2, 2), dilation=(2, 2)),
     "few rows, many columns": Case(1, 96, (4, 4), 520, (3, 3), padding=(1, 1)),
+    "steps of a run": Case(1, 160, (5, 9), 48, (1, 1)),
+    "lines of segments": Case(2, 24, (5, 41), 40, (3, 3), padding=(1, 1)),
+    "depthwise dilated": Case(1, 70, (12, 19), 70, (7, 2), (1, 2), (3, 1), (1, 3), groups=70),
     "1-D": Case(2, 12, (31,), 20, (5,), (2,), (2,), (1,)),
     "1-D dilation": Case(1, 7, (40,), 9, (3,), padding=(4,), dilation=(4,)),
 }

@@ -248,9 +248,16 @@ class Finisher {
 inline void direct_channels(const NybbleDirectArgs& a, int64_t column, Finisher& finish) {
   alignas(64) int32_t sums[NYBBLE_TILE_PIXELS * kChannels];
   const Taps taps(a, column);
+  const bool codes = finish.codes().serves && !a.residual && a.n % NYBBLE_TILE_N == 0;
   for (int64_t i = 0; i < a.segments; i++) {
-    channel_sums(a, a.segment[i], taps, sums);
-    finish(a.segment[i], column, kLanes, sums);
+    const NybbleSegment& segment = a.segment[i];
+    if (codes) {
+      const int64_t left = a.n - column, channels = left < kChannels ? left : kChannels;
+      write_channels(a, finish.codes(), segment, taps, column, channels, finish.poison_of(segment));
+      continue;
+    }
+    channel_sums(a, segment, taps, sums);
+    finish(segment, column, kLanes, sums);
   }
 }
 
@@ -341,7 +348,8 @@ inline void direct_waiting(const NybbleDirectArgs& a, Finisher& finish) {
 }
 
 inline NybbleStatus direct_all_channels(const NybbleDirectArgs& a, Finisher& finish) {
-  if (a.runs > kMostQuads * 4 || a.pixels > NYBBLE_TILE_PIXELS) return NYBBLE_UNSUPPORTED;
+  if (a.runs > NYBBLE_DIRECT_TAPS || a.runs % a.each_channel || a.pixels > NYBBLE_TILE_PIXELS)
+    return NYBBLE_UNSUPPORTED;
   for (int64_t tile = a.tile_begin; tile < a.tile_end; tile += kLanes) direct_channels(a, tile * NYBBLE_TILE_N, finish);
   return NYBBLE_OK;
 }

@@ -73,7 +73,10 @@ class Ahead {
     return {at_ + bytes * from / of, bytes * to / of - bytes * from / of};
   }
   NYBBLE_INLINE void step(Ahead& to) {
-    for (int i = 0; i < kLines && to.at_ < to.end_; i++, to.at_ += kLine) __builtin_prefetch(to.at_, 0, 2);
+    if (to.at_ >= to.end_) return;
+#pragma GCC unroll 8
+    for (int i = 0; i < kLines; i++) __builtin_prefetch(to.at_ + i * kLine, 0, 2);
+    to.at_ += kLines * kLine;
   }
 
  private:

@@ -18,7 +18,7 @@ const KernelEntry* conv_for(const KernelEntry& kernel) {
 struct Axis {
   int64_t size, kernel, stride, pad, dilation, out;
   explicit Axis(Random& random)
-      : size(random.integer(1, 14)),
+      : size(random.integer(1, random.integer(0, 3) ? 14 : 40)),
         kernel(random.integer(1, 4)),
         stride(random.integer(1, 3)),
         pad(random.integer(0, 3)),
@@ -89,6 +89,7 @@ std::string check(const KernelEntry& kernel, int seed) {
   Bytes bias = random.integer(0, 1) ? random_activations(1, n, n, dtype, false, random) : Bytes();
   ConvCall call{};
   const int steps = random_steps(kernel, random);
+  const bool arranged = random.integer(0, 1) == 1;
   const bool channels_last[] = {random.integer(0, 1) == 1, random.integer(0, 1) == 1};
   const NybbleDtype y_dtype = sums ? NYBBLE_S32 : dtype;
   Bytes residual(image_bytes(s.batch, n, s.positions(), y_dtype)), range(static_cast<size_t>(s.batch) * 12);
@@ -107,6 +108,7 @@ std::string check(const KernelEntry& kernel, int seed) {
     one.linear.x_dtype = one.linear.bias_dtype = dtype;
     one.linear.y_dtype = y_dtype;
     one.x_last = channels_last[0], one.y_last = channels_last[1];
+    if (arranged) arrange(one);
     return one;
   };
   try {
@@ -179,7 +181,8 @@ struct CodedImage {
 std::string check_codes(const KernelEntry& kernel, int seed) {
   Random random(static_cast<uint64_t>(seed));
   const bool each_channel = random.integer(0, 3) == 0;
-  const int64_t channels = each_channel ? random.integer(2, 140) : 4 * random.integer(1, 20);
+  const int64_t few = random.integer(1, 3), fours = 4 * random.integer(1, 40);
+  const int64_t channels = each_channel ? random.integer(2, 140) : random.integer(0, 3) ? fours : fours - few;
   const int64_t n = each_channel ? channels : 16 * random.integer(1, 10) + 5 * random.integer(0, 1);
   ConvShape s = random_conv(each_channel ? 1 : channels, each_channel ? channels : 1, random);
   CodedImage x(s.batch, channels, s.height, s.width, s.pad_height, s.pad_width, random);
@@ -205,6 +208,7 @@ std::string check_codes(const KernelEntry& kernel, int seed) {
   const int acts[] = {NYBBLE_ACT_IDENTITY, NYBBLE_ACT_RELU, NYBBLE_ACT_SILU};
   call.act = random.pick(acts);
   const bool adds = random.integer(0, 1) == 1;
+  arrange(call);
   if (!runs_direct(call)) return "";  // reads no codes
   const auto run = [&](bool codes, int threads) {
     ConvCall one = call;

@@ -32,6 +32,27 @@ void require(bool holds, const char* what) {
   exit(1);
 }
 
+// The sums of unsigned bytes, which keep their highest bit, and signed ones.
+void unsigned_codes_agree() {
+  const Operands at;
+  int32_t sums[16][16];
+  TileConfig config;
+  for (int tile : {0, 4, 6}) config.set(tile, 16, 64);
+  tile_configure(config);
+  tile_zero<0>();
+  tile_load<4>(at.a, 64);
+  tile_load<6>(at.b[0], 64);
+  for (int twice = 0; twice < 2; twice++) emulated::tdpbusd(0, 4, 6);
+  tile_store<0>(sums, 64);
+  tile_release();
+  for (int r = 0; r < 16; r++)
+    for (int c = 0; c < 16; c++) {
+      int32_t sum = 0;
+      for (int k = 0; k < 64; k++) sum += static_cast<uint8_t>(at.a[r][k]) * at.b[0][k / 4][c * 4 + k % 4];
+      require(sums[r][c] == 2 * sum, "sums of unsigned codes");
+    }
+}
+
 // The sums of `rows` rows and 32 columns over steps of `bytes` bytes; twice, so that they accumulate.
 void codes_agree(int rows, int bytes) {
   const Operands at;
@@ -183,6 +204,7 @@ int main(int argc, char** argv) {
   }
   for (const int rows : {1, 5, 16, 17, 31, 32})
     for (const int bytes : {4, 32, 36, 64}) codes_agree(rows, bytes);
+  unsigned_codes_agree();
   bf16_agrees();
   for (const int rows : {1, 16}) {
     sums_pass_through_memory<1, 1>(rows);
