@@ -80,8 +80,8 @@ bool decodes_once(const Product& p, const Piece& piece) {
   return p.decoded_bytes > 0 && !p.multiplies_tiles && piece.rows >= p.decode_rows;
 }
 
-// K blocks are multiples of it. Whole groups of 4-bit codes: most kernels scale a group's sums as it ends. Of 3 bits, all
-// join the planes of a whole group.
+// K blocks are multiples of it. Whole groups of 4-bit codes: most kernels scale a group's sums as it ends. Of 3 bits,
+// all join the planes of a whole group.
 int64_t k_step(const Product& p) {
   const bool cut = p.bits == 8 || (p.bits != 3 && p.cuts_groups && p.group == p.k);
   return round_up(kLeastK, cut ? 1 : p.group);

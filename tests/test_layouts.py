@@ -12,13 +12,13 @@ from nybble.testing.oracle import random_weight, schemes_of
 from nybble.weights.rounding import QuantizedWeight, unpack_nibbles
 from nybble.weights.scheme import Scheme
 
-SCHEMES = [scheme for family in ("w8a8", "w4a8") for scheme in schemes_of(family)]
+SCHEMES = [scheme for family in ("w8a8", "w4a8", "w4ka8", "w3a8") for scheme in schemes_of(family)]
 BY_SCHEME = pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 SHAPES = [(1, 1), (16, 64), (17, 129), (33, 70), (5, 7), (48, 256), (100, 333)]
 
 
 def layout_of(scheme: Scheme) -> str:
-    return "n16k4" if scheme.weight_bits == 8 else "n16k8"
+    return {8: "n16k4", 4: "n16k8", 3: "n16k32"}[scheme.weight_bits]
 
 
 @BY_SCHEME
@@ -31,7 +31,7 @@ def test_native_packing_equals_the_definition(scheme: Scheme, n: int, k: int) ->
 
 
 def test_every_layout_is_complete_and_native_ones_are_on_the_cpu() -> None:
-    expected = "plain n16k4 n16k8 mask8 mask4 gather8 blocks8 rows8 frag4 quads8 quads4 quads16 bsr8"
+    expected = "plain n16k4 n16k8 n16k32 mask8 mask4 gather8 blocks8 rows8 frag4 quads8 quads4 quads16 bsr8"
     assert list(layouts.table()) == expected.split()
     for layout in layouts.table().values():
         assert layout.incomplete() is None

@@ -25,7 +25,7 @@ needs_sources = pytest.mark.skipif(
     reason="csrc/kernels.def is not here: these tests run without the source tree",
 )
 LINE = re.compile(
-    r"NYBBLE_(?P<op>PREPARE|ATTENTION8?|EXPAND|ROWS|CONV|LINEAR)\((?P<name>\w+), (?:(?P<scheme>(?:sp|bs)?w\d+(?:nf)?a\d+), )?(?P<target>\w+)"
+    r"NYBBLE_(?P<op>PREPARE|ATTENTION8?|EXPAND|ROWS|CONV|LINEAR)\((?P<name>\w+), (?:(?P<scheme>(?:sp|bs)?w\d+(?:nf|k)?a\d+), )?(?P<target>\w+)"
     r"(?:, (?P<layout>\w+), (?P<panel>\w+), (?P<block_rows>\d+), (?P<columns>\d+), (?P<decoded>\d+),"
     r" (?P<decode_rows>\d+), (?P<least_rows>\d+))?\)"
 )
@@ -173,6 +173,10 @@ def test_scheme_families_and_registry_agree():
         "bsw8a8",
         "w8a7",
         "w4nfa16",
+        "w4ka8",
+        "w4ka16",
+        "w3a8",
+        "w3a16",
         *dense,
         *(f"sp{family}" for family in dense),
         *FLOAT_FAMILIES,
@@ -182,7 +186,8 @@ def test_scheme_families_and_registry_agree():
             spec.scheme.endswith(("a8", "a7")) and spec.target != "torch" and spec.name != "w4a8_sm80"
         )
         four = (None, 32, 64, 128) if spec.device == "cuda" else (None, 16, 32, 64, 128)
-        assert spec.sizes() == (four if "w4" in spec.scheme else (None,))
+        groups = {"w4k": (32,), "w3a": (32, 64, 128)}
+        assert spec.sizes() == groups.get(spec.scheme[:3], four if "w4" in spec.scheme else (None,))
 
 
 # --- why_not
