@@ -64,8 +64,15 @@ def spec_of(name):
 def problem_for(spec, scheme, **changed):
     """A problem that the kernel accepts, apart from what is changed."""
     device = spec.device or "cpu"
+    whole = not spec.scheme.startswith(("w4k", "w3"))  # whether the name of the family is that of a scheme
     problem = Problem(
-        Scheme.parse(scheme), m=spec.m_range[0], n=16, k=64, dtype=spec.act_dtypes[0], device=device, layout=spec.layout
+        Scheme.parse(scheme if whole else f"{scheme}g32"),
+        m=spec.m_range[0],
+        n=16,
+        k=64,
+        dtype=spec.act_dtypes[0],
+        device=device,
+        layout=spec.layout,
     )
     return dataclasses.replace(problem, **changed)
 
