@@ -16,7 +16,7 @@ from nybble.dispatch.registry import all_specs, specs
 from nybble.dispatch.selection import select
 from nybble.dispatch.spec import Problem
 from nybble.kernels.table import KERNELS
-from nybble.weights.scheme import Scheme, families
+from nybble.weights.scheme import Scheme, families, numbers_of
 from nybble.weights.sparsity import NofM
 
 SOURCES = Path(__file__).parents[1] / "csrc"
@@ -40,7 +40,7 @@ def scheme_for(spec):
     """The name of a scheme that a kernel serves, with zeros enough for its layout and not for another."""
     zeros = spec.sparsity or ("sp24" if "w16" in spec.scheme else "sp90" if spec.least_zeros else "sp50")
     family = spec.scheme.replace("sp", str(zeros)).replace("bs", "bs32x32")
-    return f"{family}g32" if "w4" in family else family
+    return f"{family}g32" if "w4" in family or "w3" in family else family
 
 
 CASES = [(spec.name, scheme_for(spec)) for spec in specs()]
@@ -64,9 +64,8 @@ def spec_of(name):
 def problem_for(spec, scheme, **changed):
     """A problem that the kernel accepts, apart from what is changed."""
     device = spec.device or "cpu"
-    whole = not spec.scheme.startswith(("w4k", "w3"))  # whether the name of the family is that of a scheme
     problem = Problem(
-        Scheme.parse(scheme if whole else f"{scheme}g32"),
+        Scheme.parse(scheme),
         m=spec.m_range[0],
         n=16,
         k=64,
@@ -279,7 +278,9 @@ def test_the_gather_layout_wants_many_zeros(scheme, zeros, machine):
 def test_the_fastest_target_is_selected(m, family, best, dtype, machine):
     machine(best)
     zeros = "sp24" if family in FLOAT_FAMILIES else "sp90"
-    scheme = Scheme.parse(family.replace("sp", zeros).replace("bs", "bs32x32"))
+    size = numbers_of(family)[0].sizes[0]  # None where all inputs may share a scale
+    name = family.replace("sp", zeros).replace("bs", "bs32x32")
+    scheme = Scheme.parse(f"{name}g{size}" if size else name)
     chosen = select(Problem(scheme, m=m, n=16, k=64, dtype=dtype))
     assert chosen.name == fastest(family, dtype, best, m)
 
