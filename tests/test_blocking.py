@@ -17,7 +17,7 @@ from nybble.weights.scheme import Scheme
 
 KB = 1 << 10
 ROWS = {row["name"]: row for row in native.kernel_table() if row["op"] == "linear" and row["built"]}
-DENSE = sorted(name for name, row in ROWS.items() if row["layout"] in ("n16k4", "n16k8"))
+DENSE = sorted(name for name, row in ROWS.items() if row["layout"] in ("n16k4", "n16k8") and "k" not in row["scheme"])
 TINY = "4K,16K,64K"
 # L1, L2, L3 of one core.
 MACHINES = {

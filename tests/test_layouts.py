@@ -32,7 +32,7 @@ def test_native_packing_equals_the_definition(scheme: Scheme, n: int, k: int) ->
 
 
 def test_every_layout_is_complete_and_native_ones_are_on_the_cpu() -> None:
-    expected = "plain n16k4 n16k4g n16k8 mask8 mask4 gather8 blocks8 rows8 frag4 quads8 quads4 quads16 bsr8"
+    expected = "plain n16k4 n16k4g n16k8 n16k32 mask8 mask4 gather8 blocks8 rows8 frag4 quads8 quads4 quads16 bsr8"
     assert list(layouts.table()) == expected.split()
     for layout in layouts.table().values():
         assert layout.incomplete() is None

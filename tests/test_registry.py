@@ -16,7 +16,7 @@ from nybble.dispatch.registry import all_specs, specs
 from nybble.dispatch.selection import select
 from nybble.dispatch.spec import Problem
 from nybble.kernels.table import KERNELS
-from nybble.weights.scheme import Scheme, families
+from nybble.weights.scheme import Scheme, families, numbers_of
 from nybble.weights.sparsity import NofM
 
 SOURCES = Path(__file__).parents[1] / "csrc"
@@ -25,7 +25,7 @@ needs_sources = pytest.mark.skipif(
     reason="csrc/kernels.def is not here: these tests run without the source tree",
 )
 LINE = re.compile(
-    r"NYBBLE_(?P<op>PREPARE|ATTENTION8?|EXPAND|ROWS|CONV|LINEAR)\((?P<name>\w+), (?:(?P<scheme>(?:sp|bs)?w\d+(?:nf)?a\d+), )?(?P<target>\w+)"
+    r"NYBBLE_(?P<op>PREPARE|ATTENTION8?|EXPAND|ROWS|CONV|LINEAR)\((?P<name>\w+), (?:(?P<scheme>(?:sp|bs)?w\d+(?:nf|k)?a\d+), )?(?P<target>\w+)"
     r"(?:, (?P<layout>\w+), (?P<panel>\w+), (?P<block_rows>\d+), (?P<columns>\d+), (?P<decoded>\d+),"
     r" (?P<decode_rows>\d+), (?P<least_rows>\d+))?\)"
 )
@@ -40,7 +40,7 @@ def scheme_for(spec):
     """The name of a scheme that a kernel serves, with zeros enough for its layout and not for another."""
     zeros = spec.sparsity or ("sp24" if "w16" in spec.scheme else "sp90" if spec.least_zeros else "sp50")
     family = spec.scheme.replace("sp", str(zeros)).replace("bs", "bs32x32")
-    return f"{family}g32" if "w4" in family else family
+    return f"{family}g32" if "w4" in family or "w3" in family else family
 
 
 CASES = [(spec.name, scheme_for(spec)) for spec in specs()]
@@ -65,7 +65,13 @@ def problem_for(spec, scheme, **changed):
     """A problem that the kernel accepts, apart from what is changed."""
     device = spec.device or "cpu"
     problem = Problem(
-        Scheme.parse(scheme), m=spec.m_range[0], n=16, k=64, dtype=spec.act_dtypes[0], device=device, layout=spec.layout
+        Scheme.parse(scheme),
+        m=spec.m_range[0],
+        n=16,
+        k=64,
+        dtype=spec.act_dtypes[0],
+        device=device,
+        layout=spec.layout,
     )
     return dataclasses.replace(problem, **changed)
 
@@ -173,6 +179,10 @@ def test_scheme_families_and_registry_agree():
         "bsw8a8",
         "w8a7",
         "w4nfa16",
+        "w4ka8",
+        "w4ka16",
+        "w3a8",
+        "w3a16",
         *dense,
         *(f"sp{family}" for family in dense),
         *FLOAT_FAMILIES,
@@ -182,7 +192,8 @@ def test_scheme_families_and_registry_agree():
             spec.scheme.endswith(("a8", "a7")) and spec.target != "torch" and spec.name != "w4a8_sm80"
         )
         four = (None, 32, 64, 128) if spec.device == "cuda" else (None, 16, 32, 64, 128)
-        assert spec.sizes() == (four if "w4" in spec.scheme else (None,))
+        groups = {"w4k": (32,), "w3a": (32, 64, 128)}
+        assert spec.sizes() == groups.get(spec.scheme[:3], four if "w4" in spec.scheme else (None,))
 
 
 # --- why_not
@@ -267,7 +278,9 @@ def test_the_gather_layout_wants_many_zeros(scheme, zeros, machine):
 def test_the_fastest_target_is_selected(m, family, best, dtype, machine):
     machine(best)
     zeros = "sp24" if family in FLOAT_FAMILIES else "sp90"
-    scheme = Scheme.parse(family.replace("sp", zeros).replace("bs", "bs32x32"))
+    size = numbers_of(family)[0].sizes[0]  # None where all inputs may share a scale
+    name = family.replace("sp", zeros).replace("bs", "bs32x32")
+    scheme = Scheme.parse(f"{name}g{size}" if size else name)
     chosen = select(Problem(scheme, m=m, n=16, k=64, dtype=dtype))
     assert chosen.name == fastest(family, dtype, best, m)
 

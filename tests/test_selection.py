@@ -12,7 +12,7 @@ from nybble.dispatch import selection
 from nybble.dispatch.registry import all_specs, specs
 from nybble.dispatch.selection import NoKernelError, explain, select
 from nybble.dispatch.spec import Problem
-from nybble.weights.scheme import Scheme, families
+from nybble.weights.scheme import Scheme, families, numbers_of
 
 
 def why_not(name, problem):
@@ -67,7 +67,9 @@ def test_a_verbose_explanation_prints_every_kernel(machine):
 @pytest.mark.parametrize("family", families())
 def test_explanations_fit_a_terminal(family, verbose):
     zeros = "sp24" if "w16" in family else "sp90"
-    scheme = Scheme.parse(family.replace("sp", zeros).replace("bs", "bs32x32"))
+    size = numbers_of(family)[0].sizes[0]
+    name = family.replace("sp", zeros).replace("bs", "bs32x32")
+    scheme = Scheme.parse(f"{name}g{size}" if size else name)
     explanation = dataclasses.replace(explain(Problem(scheme, m=1, n=16, k=64)), verbose=verbose)
     assert max(map(len, str(explanation).splitlines())) <= 120
 

@@ -177,8 +177,8 @@ def unpack(
     quantized = QuantizedWeight(**{name: torch.empty(size, dtype=dtype) for name, (size, dtype) in spec.items()})
     parts, threads = _parts(quantized), torch.get_num_threads()
     if scheme.sparsity is None:
-        rest = (quantized.minimum, quantized.order, quantized.book, quantized.levels)
-        _C.unpack(shape, memory(packed), *parts, *map(memory, rest), threads)
+        rest = memory(quantized.minimum), memory(quantized.order), memory(quantized.book), memory(quantized.levels)
+        _C.unpack(shape, memory(packed), *parts, *rest, threads)
     else:
         _C.unpack_sparse(shape, memory(packed), *parts[:2], threads)
     return quantized

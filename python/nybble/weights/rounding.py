@@ -123,6 +123,8 @@ def join_codes(codes: Tensor, ranges: Ranges, scheme: Scheme) -> QuantizedWeight
         )
     zero = None if scheme.symmetric or kind.zero_point is None else ranges.zero.to(kind.zero_point)
     order = natural_order(codes.shape[1], codes.device) if scheme.ordered else None
+    if ranges.levels is not None:  # a zero point, the code of the weight 0, is no integer then
+        codes = codes.round().clamp(kind.lowest, kind.highest)
     book, packed = book_of(scheme, codes.device), kind.pack(codes.contiguous())
     if ranges.levels is not None:
         return QuantizedWeight(packed, order=order, **ranges.levels._asdict())

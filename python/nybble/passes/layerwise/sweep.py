@@ -91,7 +91,7 @@ class Rounder:
     def round(self, i: int) -> Tensor:
         """Row i of the columns, rounded and dequantized."""
         group, first = divmod(self._inputs[i], self._size)
-        scales, zeros = self._ranges
+        scales, zeros, _ = self._ranges
         if self._moving and first == 0:
             members = self._columns[i : i + self._size]
             low, high = members.amin(0).clamp(max=0), members.amax(0).clamp(min=0)

@@ -32,5 +32,5 @@ def clip(weight: Tensor, hessian: Tensor, scheme: Scheme) -> QuantizedWeight:
         loss = ((parts @ blocks) * parts).sum(-1).T
         better = loss < best
         best = torch.where(better, loss, best)
-        ranges = Ranges(*(torch.where(better, new, old) for new, old in zip(tried[:2], ranges[:2], strict=True)))
+        ranges = Ranges(torch.where(better, tried.scale, ranges.scale), torch.where(better, tried.zero, ranges.zero))
     return round_to(target, ranges, scheme)
