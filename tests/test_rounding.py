@@ -59,7 +59,7 @@ def test_types_and_fields_are_checked() -> None:
 @pytest.mark.parametrize(
     ("name", "rule"),
     [
-        ("w3a8", "weight_bits=3: must be 8, 4 or 16"),
+        ("w5a8", "weight_bits=5: must be 8, 4, 3 or 16"),
         ("w8a4", "act_bits=4: must be 7, 8 or 16"),
         ("w4a7", "act_bits=7: must be 8 or 16 with w4"),
         ("sp50w8a7", "sparsity=sp50: must be None with a7"),

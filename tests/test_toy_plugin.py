@@ -122,7 +122,7 @@ def found():
 
 def test_import_loads_no_plugin_and_they_can_be_turned_off(found):
     assert not found["loaded_by_import"]
-    assert found["off"].startswith("scheme='w2a16g32': not a scheme: weight_bits=2: must be 8, 4 or 16")
+    assert found["off"].startswith("scheme='w2a16g32': not a scheme: weight_bits=2: must be 8, 4, 3 or 16")
 
 
 def test_its_kernel_runs_its_weights_in_its_layout_on_its_target(found):
