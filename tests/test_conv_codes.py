@@ -6,10 +6,13 @@ from torch import nn
 from torch.nn import functional
 
 import nybble
+from nybble import conv
 from nybble.bound_conv import BoundConv, BoundPool
 from nybble.conv import Epilogue, Geometry
+from nybble.dispatch import selection, targets
 from nybble.fusion.image_codes import Codes
 
+HERE = targets.detect().targets
 RANGE = (-2.0, 6.0)
 SIZE = (9, 17)  # widths that are no multiple of a segment
 
@@ -103,6 +106,53 @@ def test_codes_are_read_as_their_values(kernel, groups):
     one(frame, found, None, (ranges, None), (codes.native, None, None))
     assert found[1].isnan().all()
     assert found[0].isfinite().all()
+
+
+@pytest.fixture
+def target(machine):
+    """target("avx512vnni"): convolutions that are bound from now on have its kernels, if this machine has them."""
+
+    def become(name):
+        if name not in HERE:
+            pytest.skip(f"no {name} here")
+        machine(name)
+        selection.compiled_plan.cache_clear()
+        conv.kernel_name.cache_clear()
+
+    yield become
+    selection.compiled_plan.cache_clear()
+    conv.kernel_name.cache_clear()
+
+
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize(
+    ("channels", "outputs", "kernel", "stride", "groups"),
+    [
+        (64, 96, 1, 1, 1),
+        (160, 40, 1, 2, 1),
+        (20, 64, 3, 1, 1),
+        (32, 64, 3, 2, 1),
+        (80, 80, 3, 1, 80),
+        (96, 96, 5, 2, 96),
+    ],
+)
+def test_targets_write_the_same_codes(target, channels, outputs, kernel, stride, groups, added):
+    frames = []
+    for name in ("avx512vnni", "amx"):
+        target(name)
+        torch.manual_seed(0)
+        shape = torch.Size((2, channels, *SIZE))
+        dense = nn.Conv2d(channels, outputs, kernel, stride, kernel // 2, groups=groups)
+        one = bound(dense, shape, "relu")
+        assert conv.kernel_name() == f"conv_{name}"
+        out = torch.Size((2, outputs, *dense(torch.zeros(shape)).shape[2:]))
+        of_x, of_y, of_added = Codes(*one.given, (2, 2)), Codes(0.021, -128, (1, 2)), Codes(0.013, 5, (0, 1))
+        frame, ranges = frame_of(of_y, out), torch.zeros(2, 3)
+        residual, native = (frame_of(of_added, out, 1), of_added.native) if added else (None, None)
+        one(frame_of(of_x, shape, 2), frame, residual, (ranges, ranges), (of_x.native, of_y.native, native))
+        frames.append(frame)
+    assert torch.equal(*frames)
+    assert len(frames[0].unique()) > 50
 
 
 @pytest.mark.parametrize("act", ["", "relu"])
