@@ -28,9 +28,11 @@ _EXCEPTIONS: dict[str, Row] = {
     # Following places is slow on AVX2 for more than a few rows of activations, so it pays from more zeros on.
     "spw8a8_avx2_gather": {"least_zeros": 0.85},
     "spw8a8_avxvnni_gather": {"least_zeros": 0.85},
-    # Its tiles multiply whole groups, which it does not fill up.
-    "w8a8_amx_groups": {"group_sizes": (16, 32, 64, 128)},
-    "w8a7_amx_groups": {"group_sizes": (16, 32, 64, 128)},
+    # It multiplies whole groups, and is slower than AVX-512 VNNI with smaller ones (Emerald Rapids, 64 to 256 rows).
+    "w8a8_amx_groups": {"group_sizes": (128,)},
+    "w8a7_amx_groups": {"group_sizes": (128,)},
+    # From fewer rows on than w8a16_amx, which takes the weights with one scale a row.
+    "w8a16_amx_groups": {"group_sizes": (16, 32, 64, 128)},
     # It adds the groups of each part of K on their own.
     "w4a8_sm80": {"exact": False},
 }

@@ -164,7 +164,11 @@ class KernelSpec:
 
     def sizes(self) -> tuple[int | None, ...]:
         """The group sizes that it takes; None stands for one group of all inputs."""
-        return numbers_of(self.scheme)[0].sizes if self.group_sizes is None else self.group_sizes
+        if self.group_sizes is not None:
+            return self.group_sizes
+        kind = numbers_of(self.scheme)[0]
+        has_groups = kind.sparse_groups or self.scheme.startswith(kind.name)  # sparse families have letters before it
+        return kind.sizes if has_groups and not layouts.find(self.layout).a_scale_a_row else (None,)
 
 
 def _zeros(scheme: Scheme) -> float:

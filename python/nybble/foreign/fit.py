@@ -239,11 +239,12 @@ def _codes(weight: ForeignWeight, kind: WeightType) -> tuple[Tensor, Tensor | No
     if kind.table:
         return codes, None
     silent = (weight.scale == 0)[:, columns]  # weights of 0 whatever the codes, in which some libraries leave any
+    steps = torch.where(silent, 0, codes - (weight.zero if isinstance(weight.zero, int) else weight.zero[:, columns]))
+    signed = torch.where(flips[:, columns], -steps, steps)
+    held = kind.stored.is_signed and signed.min() >= kind.ends[0] and signed.max() <= kind.ends[1]
+    if held or (isinstance(weight.zero, int) and not flips.any()):
+        return signed + kind.middle, None
     if isinstance(weight.zero, int):
-        steps = torch.where(silent, 0, codes - weight.zero)
-        negated = torch.where(flips[:, columns], -steps, steps)
-        if not flips.any() or (kind.stored.is_signed and negated.max() <= kind.highest):
-            return negated + kind.middle, None
         codes, zeros = steps + kind.middle, torch.full(weight.scale.shape, kind.middle)
     else:  # codes and zero points are counted from the lowest code on
         shift = _lowest(kind.stored, kind) - _lowest(weight.codes.dtype, kind)
