@@ -228,7 +228,8 @@ def activations_of(family: str) -> ActivationType:
 def grammar() -> str:
     """The names of schemes, for messages."""
     kinds = weight_types().values()
-    names = _or(f"{kind.name}a{act_bits}" for kind in kinds for act_bits in sorted(kind.act_bits))
+    least = {kind.name: "" if kind.whole_rows else f"g{kind.group_sizes[0]}" for kind in kinds}
+    names = _or(f"{kind.name}a{bits}{least[kind.name]}" for kind in kinds for bits in sorted(kind.act_bits))
     groups = "; ".join(f"{k.name}: {_or(f'g{size}' for size in k.group_sizes)}" for k in kinds if k.group_sizes)
     asymmetric = _or(kind.name for kind in kinds if kind.zero_point is not None)
     static = _or(kind.name for kind in activation_types().values() if kind.quantized)
