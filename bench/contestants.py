@@ -122,6 +122,8 @@ class KernelMaker:
     def make(self, site: Site) -> Contestant:
         assert self.spec.make is not None, "usable kernels can run"  # noqa: S101
         scheme, pattern = self.kind.scheme, self.kind.pattern
+        if (reason := _why_not(self.spec, scheme, site.dtype)) is not None:
+            raise NotHereError(reason)
         quantized = self.kind.draw(site.n, site.k)
         packed = pack_for(self.spec, quantized, scheme, site.k)
         plan = self.spec.make(scheme, site.n, site.k)
@@ -250,8 +252,12 @@ def _named(pattern: str) -> list[WeightKind]:
 
 
 def _usable(spec: KernelSpec, scheme: Scheme) -> bool:
-    # With the kernel's own layout, so that a kernel can be timed even if dispatch prefers another layout.
-    return spec.why_not(Problem(scheme, m=1, n=1, k=1, layout=spec.layout)) is None
+    return _why_not(spec, scheme, spec.act_dtypes[0]) is None
+
+
+def _why_not(spec: KernelSpec, scheme: Scheme, dtype: torch.dtype) -> str | None:
+    # With the kernel's own layout and fewest rows, so that a kernel can be timed even where dispatch prefers another.
+    return spec.why_not(Problem(scheme, m=spec.m_range[0], n=1, k=1, dtype=dtype, layout=spec.layout))
 
 
 def chosen(text: str, dtype: torch.dtype) -> KernelMaker:

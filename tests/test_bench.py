@@ -216,6 +216,24 @@ def test_no_kernel_matches():
         contestants.kernel_makers("w3*")
 
 
+def some_rows():
+    """A kernel for 9 rows and more of bfloat16, as those of tiles are."""
+    return replace(scalar(), name="w4a8_tiles", m_range=(9, None), act_dtypes=(torch.bfloat16,))
+
+
+def test_kernels_for_many_rows_or_one_dtype_are_found_by_name(monkeypatch):
+    monkeypatch.setattr(contestants, "specs", lambda: (scalar(), some_rows()))
+    assert [maker.spec.m_range for maker in contestants.kernel_makers("w4a8_tiles-w4a8g32")] == [(9, None)]
+    rows = lines([contestants.KernelMaker(some_rows(), W4A8)])
+    assert [row["m"] for row in rows] == [1, 5], "fewer rows too than dispatch would give it"
+
+
+def test_a_kernel_does_not_run_on_activations_that_it_does_not_take():
+    site = contestants.Site(torch.ones(2, 2), torch.float32, 0)
+    with pytest.raises(contestants.NotHereError, match="takes bfloat16, not float32"):
+        contestants.KernelMaker(some_rows(), W4A8).make(site)
+
+
 # --- peers
 
 

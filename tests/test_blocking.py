@@ -207,6 +207,20 @@ def test_tiles_of_weights_are_decoded_in_memory(kernel, rows):
         assert found["pass"] >= row["columns"]
 
 
+@pytest.mark.parametrize("kernel", [name for name in AMX if "w4" in name])
+@pytest.mark.parametrize("caches", MACHINES.values(), ids=list(MACHINES))
+def test_four_bits_for_one_tile_of_rows_are_decoded_into_l1(kernel, caches):
+    """A column tile and a K block at a time, in two thirds of L1; for more rows, more at a time."""
+    row, l1 = ROWS[kernel], sizes_of(caches)[0]
+    few, more = (cut(kernel, scheme_of(kernel, 128), (4096, 20000), rows, 2, caches) for rows in (16, 17))
+    assert few["pass"] == row["columns"]
+    most = max(l1 * 2 // 3 // (row["columns"] * row["decoded"]), 128)
+    assert most - 128 < few["k_block"] <= most
+    assert more["pass"] * more["k_block"] > few["pass"] * few["k_block"]
+    whole = cut(kernel, scheme_of(kernel, 0), (4096, 20000), 16, 2, caches)
+    assert whole["k_block"] >= 20000, "a group is never cut"
+
+
 # (k_block, pass) of 4096 x 4096 at 1024 rows; weights that are decoded once take an eighth of L2.
 EXAMPLES = {
     "w8a8_avx2": {"Zen 3": (512, 64), "Zen 5": (1024, 64), "Skylake-SP": (1024, 64), "Sapphire Rapids": (2048, 64)},
