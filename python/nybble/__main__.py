@@ -150,7 +150,6 @@ def kernel_markdown() -> str:
         target.name: f"{_capability(target)}; not measured on a GPU yet"
         if target.gpu
         else (", ".join(target.needs) or "any CPU")
-        + ("" if target.run_before else "; never run on such a CPU, only emulated")
         for target in targets.table()
     }
     rows = [("kernel", "computes", "target", "needs", "weight layout"), ("---",) * 5]

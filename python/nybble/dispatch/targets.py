@@ -30,7 +30,6 @@ class Target:
         module: a Python module that must be installed.
         compiles_on_first_call: whether its kernels are compiled when they are first called, for each dtype and scheme.
         wide_tiles: whether its kernels choose wider tiles for weights of many outputs.
-        run_before: whether its kernels ever ran on such hardware, and not only emulated.
         above: of a plug-in: the target of nybble that is just slower; "": the fastest of all.
         why_not: of a plug-in: the reason that it cannot be used here; None: it can.
     """
@@ -43,7 +42,6 @@ class Target:
     module: str = ""
     compiles_on_first_call: bool = False
     wide_tiles: bool = False
-    run_before: bool = True
     above: str = ""
     why_not: Callable[[], str | None] | None = None
 
@@ -79,7 +77,7 @@ _BUILT_IN = (
     Target("avx512vnni", _AVX512VNNI),
     Target("avx512vbmi", (*_AVX512VNNI, "avx512vbmi", "avx512vbmi2")),
     Target("avx512bf16", (*_AVX512VNNI, "avx512bf16")),
-    Target("amx", (*_AVX512VNNI, "avx512bf16", "amx_tile", "amx_int8", "amx_bf16"), run_before=False),
+    Target("amx", (*_AVX512VNNI, "avx512bf16", "amx_tile", "amx_int8", "amx_bf16")),
 )
 
 
