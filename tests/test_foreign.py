@@ -108,6 +108,17 @@ def write_gguf(path: Path, data: bytes, number: int, shape: torch.Size | tuple[i
     path.write_bytes(out + bytes(-len(out) % 32) + data)
 
 
+def test_gguf_bytes_of_no_tensor_are_refused(tmp_path: Path) -> None:
+    """A shape that is told too small leaves some; those that fill a tensor up to the alignment are none."""
+    block = bytes(34)  # of Q8_0
+    write_gguf(tmp_path / "model.gguf", block * 2 + bytes(28), 8, (2, 32))
+    (layer,) = open_foreign(tmp_path)[1].layers.values()
+    assert layer.read().shape == (2, 32)
+    write_gguf(tmp_path / "model.gguf", block * 2, 8, (1, 32))
+    with pytest.raises(CheckpointError, match=r"output\.weight: shape or offset: 34 bytes .* belong to no tensor"):
+        open_foreign(tmp_path)
+
+
 # --- kinds of GPTQ that no checkpoint here has, packed by other arithmetic than the reader's
 
 

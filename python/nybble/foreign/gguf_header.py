@@ -114,8 +114,21 @@ def read_header(path: Path) -> GgufHeader:
             raise CheckpointError(f"{path}: {name}: offset {offset}: must be a multiple of {alignment}")
         begin = data + offset
         tensors[name] = GgufTensor(shape, kind, begin, begin + math.prod(shape) // kind.values * kind.nbytes)
-    check_spans([Span(t.begin, t.end, name) for name, t in tensors.items()], path, data, max(file.size, data))
+    spans = [Span(t.begin, t.end, name) for name, t in tensors.items()]
+    check_spans(spans, path, data, max(file.size, data))
+    _check_gaps(spans, path, data, file.size, alignment)
     return GgufHeader(file, fields, tensors)
+
+
+def _check_gaps(spans: list[Span], path: Path, data: int, size: int, alignment: int) -> None:
+    """Raises CheckpointError, naming the tensor, where bytes belong to none but fill up no tensor to the alignment, as after a
+    shape that is told too small."""
+    last = Span(data, data, "the header")
+    for span in [*sorted(spans), Span(size, size, "the end of the file")]:
+        if span.begin - last.end >= alignment:
+            told = f"{span.begin - last.end} bytes between it and {span.name} belong to no tensor"
+            raise CheckpointError(f"{path}: {last.name}: shape or offset: {told}")
+        last = span
 
 
 def _fields(reader: _Reader, count: int) -> dict[str, Any]:
