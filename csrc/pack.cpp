@@ -287,7 +287,7 @@ void WeightShape::validate() const {
   if (form != Form::dense && !symmetric) refuse("symmetric", symmetric, "sparse weights must be symmetric");
   if (book && (bits != 4 || form != Form::dense || !symmetric))
     refuse("book", book, "must be 0, or the weights of 4 bits, dense and without zero points");
-  if (levels && (!minimum || bits != 4 || book || group_size != 32 || four_bit_scale != NYBBLE_F16))
+  if (levels && (!minimum || bits != 4 || book || group_size != 32 || group_scale != NYBBLE_F16))
     refuse("levels", levels, "is for weights with float16 minimums in groups of 32");
   if (form != Form::dense && ordered) refuse("ordered", ordered, "sparse weights have the order of their inputs");
   if ((form == Form::gather || form == Form::blocks) && bits != 8)
