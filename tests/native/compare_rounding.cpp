@@ -59,7 +59,8 @@ void check_rounding(Random& random) {
   const SquaredSums sums = squared_sums(s, from, one.portable(), 1), again = squared_sums(s, from, one.portable(), 3);
   require(sums.signal == again.signal && sums.noise == again.noise, "the error depends on the threads");
   double signal = 0, noise = 0;
-  const double step = (s.symmetric ? 1.0 / (s.bits == 8 ? 127 : 7) : 2.0 / (s.bits == 8 ? 254 : 15)) * static_cast<double>(factor);
+  const double step =
+      (s.symmetric ? 1.0 / (s.bits == 8 ? 127 : 7) : 2.0 / (s.bits == 8 ? 254 : 15)) * static_cast<double>(factor);
   const double most = (s.symmetric ? 0.56 : 1.06) * step + 0x1p-125;
   for (int64_t n = 0; n < s.n; n++)
     for (int64_t k = 0; k < s.k; k++) {
