@@ -77,19 +77,21 @@ struct NybbleLinearArgs {
   const void* panel;
   const float* act_scale;
   const int32_t* act_zero;
-  const int32_t* act_sum;  // multiplied by -1, or by -8 where zero_point is null, or by 1 where minimum is not
+  // Of weights with scales by group: sums of the codes, multiplied by -1; or by -8, of 8 bits by -128, where zero_point
+  // is null; or by 1 where minimum is not.
+  const int32_t* act_sum;
   const uint8_t* codes;
-  const void* scale;          // [tiles * 16] for 8 bits, [tiles][groups][16] for 4 bits, of scale_dtype
-  const uint8_t* zero_point;  // [tiles][groups][16], or null: 8, or 0 beside minimum
+  const void* scale;          // [tiles * 16], or [tiles][groups][16] by group, of scale_dtype
+  const uint8_t* zero_point;  // [tiles][groups][16] by group, or null: 8, or 0 beside minimum; of 8 bits plus 128
   const void* minimum;        // likewise, of scale_dtype: weight = code * scale + minimum; null: none
-  const int32_t* column_sum;  // [tiles * 16] sums of codes, 8 bits only
-  const uint8_t* large;       // [tiles][nybble_large_bytes(k_padded)], dense 8 bits only; see pack.h
-  const float* weight_sum;    // [tiles * 16] sums of weights, 4 bits only
+  const int32_t* column_sum;  // [tiles * 16] sums of codes; not by group
+  const uint8_t* large;       // [tiles][nybble_large_bytes(k_padded)], layout n16k4 only; see pack.h
+  const float* weight_sum;    // [tiles * 16] sums of weights, by group only
   const float* book;          // [16] the value of each code in units of the scale, or null: codes are numbers
   const void* bias;           // [n] elements of bias_dtype, or null
   void* y;                    // [rows][n] elements of y_dtype
   int32_t bias_dtype, y_dtype;
-  int32_t scale_dtype;  // f32 for 8 bits; bf16, f16 or f32 for 4 bits
+  int32_t scale_dtype;  // f32; by group bf16, f16 or f32
   int64_t rows, n, k_padded, block_rows;
   int64_t group, groups;
   int64_t code_bits;
@@ -101,7 +103,7 @@ struct NybbleLinearArgs {
   int64_t block_n, block_k;
   int64_t block_begin, block_end, tile_begin, tile_end;
   // How the product is cut so that its parts stay in the caches, see blocking.h. It changes no bit of the result.
-  int64_t k_block;     // K multiplied at a time, of whole groups for 4 bits and integers; k_padded or more: all
+  int64_t k_block;     // K multiplied at a time, of whole groups by group and for integers; k_padded or more: all
   int64_t pass;        // columns multiplied with all row blocks before the next ones
   int64_t pass_bytes;  // the same as bytes of weights, for the layouts in which columns differ in size
   int64_t in_order;    // whether a single row is multiplied with one tile at a time; else with as many as is fastest
@@ -291,14 +293,15 @@ struct NybbleLookupArgs {
   const float* weights;   // of the ids of NYBBLE_BAG_SUM, or null
   int64_t left_out;       // an id that bags skip; -1: none
   int64_t rows, columns;  // of the weight
-  // The sections of the layout plain (row by row), or of n16k4 and n16k8 (pack.h), whose tiles are `tile_bytes` long.
+  // The sections of the layout plain (row by row), or of those in tiles (pack.h), which are `tile_bytes` long.
   const uint8_t* codes;
   const void* scale;
   int32_t scale_dtype;
   const uint8_t* zero_point;  // null: 0 for 8 bits and beside minimum, 8 for 4 bits
   const void* minimum;        // of scale_dtype, or null
+  uint8_t flipped;            // bits that codes and zero points of 8 bits have changed, as in n16k4g
   int64_t tile_bytes;         // 0: plain
-  int64_t group, groups;      // columns of a group; 4 bits: 32, 64, 128, or all in one group
+  int64_t group, groups;      // columns of a group: 16, 32, 64, 128, or all in one group
   struct NybbleMatrix y;
   int64_t begin, end;  // rows of y of this call
   int64_t* wrong;      // set to the place of the first id that is no row, where the call ends

@@ -49,10 +49,20 @@ Form form_of(const std::string& layout) {
 }
 
 WeightShape weight_shape(int bits, int64_t n, int64_t k, int64_t group_size, bool symmetric, const std::string& layout,
-                         int64_t block_n, int64_t block_k, bool ordered, int four_bit_scale, bool minimum, bool book) {
-  WeightShape shape{
-      bits,    n,   k, group_size, symmetric, form_of(layout), block_n, block_k, ordered, dtype_of(four_bit_scale),
-      minimum, book};
+                         int64_t block_n, int64_t block_k, bool ordered, int group_scale, bool minimum, bool book) {
+  WeightShape shape{bits,
+                    n,
+                    k,
+                    group_size,
+                    symmetric,
+                    form_of(layout),
+                    block_n,
+                    block_k,
+                    ordered,
+                    dtype_of(group_scale),
+                    minimum,
+                    book,
+                    bits == 8 && layout == "n16k4g"};
   shape.validate();
   return shape;
 }
@@ -209,8 +219,7 @@ PYBIND11_MODULE(_C, m) {
   py::class_<WeightShape>(m, "WeightShape")
       .def(py::init(&weight_shape), py::kw_only(), py::arg("bits"), py::arg("n"), py::arg("k"), py::arg("group_size"),
            py::arg("symmetric"), py::arg("layout"), py::arg("block_n"), py::arg("block_k"), py::arg("ordered"),
-           py::arg("four_bit_scale") = static_cast<int>(NYBBLE_BF16), py::arg("minimum") = false,
-           py::arg("book") = false)
+           py::arg("group_scale") = static_cast<int>(NYBBLE_BF16), py::arg("minimum") = false, py::arg("book") = false)
       .def_property_readonly("packed_bytes", [](const WeightShape& s) { return sections_of(s).total; });
 
   m.def("pack", [](const WeightShape& s, const Pair& qweight, const Pair& scale, const Pair& zero_point,

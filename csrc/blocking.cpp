@@ -80,9 +80,9 @@ bool decodes_once(const Product& p, const Piece& piece) {
   return p.decoded_bytes > 0 && !p.multiplies_tiles && piece.rows >= p.decode_rows;
 }
 
-// K blocks are multiples of it. Whole groups of 4-bit codes: most kernels scale a group's sums as it ends.
+// K blocks are multiples of it. Whole groups: most kernels scale a group's sums as it ends.
 int64_t k_step(const Product& p) {
-  const bool cut = p.bits == 8 || (p.cuts_groups && p.group == p.k);
+  const bool cut = !p.by_group || (p.cuts_groups && p.group == p.k);
   return round_up(kLeastK, cut ? 1 : p.group);
 }
 

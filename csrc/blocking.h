@@ -15,6 +15,7 @@ struct Product {
   int64_t columns, k;   // of the packed weight: padded
   int64_t column_step;  // pieces have multiples of so many columns: those of a tile, or of a strip of blocks
   int64_t group, bits;  // group == k: one
+  bool by_group;        // whether sums of groups are scaled, see WeightShape
   Form form;
   int64_t block_rows;     // most rows that the kernel multiplies at a time
   int64_t tile_columns;   // columns that it multiplies at a time with so many rows

@@ -42,7 +42,7 @@ class Convolution {
     workers_ = small ? 1 : usable_threads(threads);
     codes_ = linear.kernel->int_activations();
     direct_ = runs_direct(call_);
-    each_channel_ = !direct_ && codes_ && linear.shape.bits == 8 && s_.groups == s_.channels &&
+    each_channel_ = !direct_ && codes_ && !linear.shape.by_group() && s_.groups == s_.channels &&
                     linear.shape.n == s_.channels && linear.shape.k <= NYBBLE_MOST_TAPS;
     format_ = each_channel_ ? NYBBLE_PANEL_S8 : linear.kernel->panel;
     element_ = nybble_panel_element(format_);
@@ -370,7 +370,7 @@ class Convolution {
     args.sum_factor = sum_factor(shape);
     args.group = shape.group();
     args.groups = shape.groups();
-    args.act_sum = codes_ && shape.bits == 4 ? held_.act_sum + first * args.groups : nullptr;
+    args.act_sum = codes_ && shape.by_group() ? held_.act_sum + first * args.groups : nullptr;
     args.panel = panel;
     args.scratch = scratch.try_reserve(static_cast<size_t>(4 * panel_row_ + 16));
     note(args.scratch ? call_.kernel->conv->fill(&args) : NYBBLE_UNSUPPORTED);

@@ -89,7 +89,7 @@ void check_spans(const ConvCall& call) {
   if (call.y_coded && !call.y_range.address) refuse("y_range: missing, for codes");
   if (std::isnan(call.most)) refuse("most: must not be NaN");
   if (!call.scale.address) return;
-  if (linear.shape.bits != 8) refuse("scale: must be that of a weight of 8 bits");
+  if (linear.shape.by_group()) refuse("scale: must be that of a weight with one scale a row");
   require("scale", call.scale, linear.shape.tiles() * NYBBLE_TILE_N, 4);
 }
 

@@ -87,7 +87,7 @@ bool has_own_weights(const ConvCall& call) {
 bool may_run(const ConvCall& call) {
   const LinearCall& linear = call.linear;
   return call.kernel->conv && call.kernel->conv->direct && linear.kernel->panel == NYBBLE_PANEL_U8 &&
-         linear.shape.bits == 8 && linear.shape.form == Form::dense && call.y_last &&
+         !linear.shape.by_group() && linear.shape.form == Form::dense && call.y_last &&
          lines_of(call).width >= NYBBLE_PIXELS;
 }
 

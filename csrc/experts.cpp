@@ -233,7 +233,7 @@ void Batch::gather(const Part& part, int64_t block) {
     if (!part.up.kernel->int_activations()) continue;
     to.act_scale[row] = rows.act_scale[token];
     to.act_zero[row] = rows.act_zero[token];
-    if (part.up.shape.bits == 4)
+    if (part.up.shape.by_group())
       std::memcpy(to.act_sum + row * groups, rows.act_sum + token * groups, static_cast<size_t>(groups) * 4);
   }
 }

@@ -42,6 +42,7 @@ Product product_of(const KernelEntry& kernel, const WeightShape& shape, int64_t 
           shape.strip() * NYBBLE_TILE_N,
           shape.group(),
           shape.bits,
+          shape.by_group(),
           shape.form,
           kernel.block_rows,
           kernel.columns,

@@ -8,8 +8,8 @@ namespace {
 
 // Whether two weights read the same panel.
 bool share(const LinearCall& a, const Cut& cut, const LinearCall& b, const Cut& other) {
-  const bool sums = a.shape.bits == 4 && a.kernel->int_activations();
-  const bool other_sums = b.shape.bits == 4 && b.kernel->int_activations();
+  const bool sums = a.shape.by_group() && a.kernel->int_activations();
+  const bool other_sums = b.shape.by_group() && b.kernel->int_activations();
   const bool own = a.static_activations || b.static_activations || a.shape.ordered || b.shape.ordered;
   return !own && a.prepare == b.prepare && a.kernel->panel == b.kernel->panel &&
          a.shape.k_padded() == b.shape.k_padded() && a.act_steps == b.act_steps && a.shape.group() == b.shape.group() &&

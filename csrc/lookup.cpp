@@ -62,6 +62,7 @@ NybbleLookupArgs args_of(const LookupCall& call) {
   require("y", call.y, args.end * s.k, dtype_bytes(call.dtype));
   place_sections(call, args);
   args.dtype = call.dtype, args.id_bytes = call.id_bytes, args.code_bits = s.bits, args.bag = call.bag;
+  args.flipped = call.tiled ? s.flipped() : 0;
   args.ids = reinterpret_cast<const void*>(call.ids.address);
   args.start = reinterpret_cast<const int64_t*>(call.start.address);
   args.weights = reinterpret_cast<const float*>(call.weights.address);

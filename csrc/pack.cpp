@@ -75,11 +75,13 @@ int32_t sum_of_nibbles(const uint8_t* bytes, int64_t count) {
 // The sum over K of a row's weights, in double: exact unless the scales span many octaves.
 float weight_sum(const WeightShape& s, const Portable& from, int64_t n) {
   double sum = 0;
+  const int8_t* bytes = reinterpret_cast<const int8_t*>(from.qweight) + n * s.k;  // of 8 bits
   for (int64_t g = 0; g < s.groups(); g++) {
     const int64_t at = n * s.groups() + g, begin = g * s.group(),
                   end = begin + s.group() < s.k ? begin + s.group() : s.k;
-    const int64_t zero_point = s.symmetric ? s.zero() : from.zero_point[at];
-    const int64_t codes = sum_of_nibbles(from.qweight + n * ((s.k + 1) / 2) + begin / 2, end - begin);
+    const int64_t zero_point = zero_point_at(s, from.zero_point, at);
+    const int64_t codes = s.bits == 8 ? sum_of(bytes + begin, end - begin)
+                                      : sum_of_nibbles(from.qweight + n * ((s.k + 1) / 2) + begin / 2, end - begin);
     sum += static_cast<double>(scale_at(s, from.scale, at)) * static_cast<double>(codes - zero_point * (end - begin));
     if (s.minimum) sum += static_cast<double>(scale_at(s, from.minimum, at)) * static_cast<double>(end - begin);
   }
@@ -144,17 +146,18 @@ void pack_tile(const WeightShape& s, const Sections& at, const Portable& from, u
         std::memcpy(&word, row + b * 4, 4);
       else if (n < s.n)
         word = load_block(row, row_bytes, b * 4);
+      word ^= 0x01010101u * s.flipped();
       if (s.bits == 4) {
         if (b * 8 + 8 > s.k && s.k % 2 && s.k >= b * 8) word &= (1u << 4 * (s.k - b * 8)) - 1;  // the unused nibble
         word = interleave(word);
       }
       std::memcpy(codes + b * 64, &word, 4);
     }
-    if (s.bits == 8 && n < s.n) {
+    if (!s.by_group() && n < s.n) {
       const int32_t sum = sum_of(reinterpret_cast<const int8_t*>(row), s.k);
       std::memcpy(to + at.sum + static_cast<size_t>(n) * 4, &sum, 4);
     }
-    if (s.bits == 4 && !s.book && n < s.n) {
+    if (s.by_group() && !s.book && n < s.n) {
       const float total = weight_sum(s, from, n);
       std::memcpy(to + at.sum + static_cast<size_t>(n) * 4, &total, 4);
     }
@@ -165,12 +168,13 @@ void pack_tile(const WeightShape& s, const Sections& at, const Portable& from, u
         std::memcpy(to + at.scale + packed * scale_bytes, from.scale + row * scale_bytes, scale_bytes);
       else
         std::memset(to + at.scale + packed * scale_bytes, 0, scale_bytes);
-      if (!s.symmetric) to[at.zero_point + packed] = n < s.n ? from.zero_point[row] : 0;
+      if (!s.symmetric)
+        to[at.zero_point + packed] = static_cast<uint8_t>((n < s.n ? from.zero_point[row] : 0) ^ s.flipped());
       if (s.minimum && n < s.n)  // the others were cleared
         std::memcpy(to + at.minimum + packed * scale_bytes, from.minimum + row * scale_bytes, scale_bytes);
     }
   }
-  if (s.bits == 8) mark_large(s, at, to, tile);
+  if (at.large) mark_large(s, at, to, tile);
 }
 
 void unpack_tile(const WeightShape& s, const Sections& at, const uint8_t* from, const Portable& to, int64_t tile) {
@@ -183,7 +187,7 @@ void unpack_tile(const WeightShape& s, const Sections& at, const uint8_t* from, 
     for (int64_t b = 0; b < blocks && b * 4 < row_bytes; b++) {
       uint32_t word;
       std::memcpy(&word, codes + b * 64, 4);
-      if (s.bits == 4) word = deinterleave(word);
+      word = s.bits == 4 ? deinterleave(word) : word ^ 0x01010101u * s.flipped();
       const int64_t left = row_bytes - b * 4;
       std::memcpy(to.qweight + n * row_bytes + b * 4, &word, static_cast<size_t>(left < 4 ? left : 4));
     }
@@ -191,7 +195,7 @@ void unpack_tile(const WeightShape& s, const Sections& at, const uint8_t* from, 
       const size_t packed = static_cast<size_t>((tile * groups + g) * 16 + lane),
                    row = static_cast<size_t>(n * groups + g);
       std::memcpy(to.scale + row * scale_bytes, from + at.scale + packed * scale_bytes, scale_bytes);
-      if (!s.symmetric) to.zero_point[row] = from[at.zero_point + packed];
+      if (!s.symmetric) to.zero_point[row] = from[at.zero_point + packed] ^ s.flipped();
       if (s.minimum) std::memcpy(to.minimum + row * scale_bytes, from + at.minimum + packed * scale_bytes, scale_bytes);
     }
   }
@@ -207,13 +211,15 @@ void WeightShape::validate() const {
   if (k > (int64_t{1} << 40) / n) refuse("in_features", k, "in_features * out_features must be at most 2^40");
   if (group_size != 0 && group_size != 16 && group_size != 32 && group_size != 64 && group_size != 128)
     refuse("group_size", group_size, "must be 0 (one group), 16, 32, 64 or 128");
-  if (four_bit_scale != NYBBLE_BF16 &&
-      (bits != 4 || form != Form::dense || (four_bit_scale != NYBBLE_F16 && four_bit_scale != NYBBLE_F32)))
-    refuse("scale_dtype", four_bit_scale, "must be float16 or float32 for dense 4-bit weights, or else the usual one");
-  if (minimum && (bits != 4 || form != Form::dense || !symmetric))
-    refuse("minimum", minimum, "is for dense 4-bit weights without zero points");
-  if (bits == 8 && (group_size || !symmetric))
-    refuse("group_size", group_size, "8-bit weights must be per channel and symmetric");
+  if (grouped && (bits != 8 || form != Form::dense)) refuse("grouped", grouped, "is for dense 8-bit weights");
+  if (group_scale != NYBBLE_BF16 &&
+      (!by_group() || form != Form::dense || (group_scale != NYBBLE_F16 && group_scale != NYBBLE_F32)))
+    refuse("scale_dtype", group_scale,
+           "must be float16 or float32 for dense weights with scales by group, or else the usual one");
+  if (minimum && (!by_group() || form != Form::dense || !symmetric))
+    refuse("minimum", minimum, "is for dense weights with scales by group and without zero points");
+  if (!by_group() && (group_size || !symmetric))
+    refuse("group_size", group_size, "8-bit weights of this layout must be per channel and symmetric");
   if (form != Form::dense && !symmetric) refuse("symmetric", symmetric, "sparse weights must be symmetric");
   if (book && (bits != 4 || form != Form::dense || !symmetric))
     refuse("book", book, "must be 0, or the weights of 4 bits, dense and without zero points");
@@ -247,13 +253,18 @@ Sections sections_of(const WeightShape& s) {
   at.zero_point = take(s.symmetric ? 0 : columns * s.groups());
   at.minimum = take(s.minimum ? columns * s.groups() * static_cast<int64_t>(s.scale_item()) : 0);
   at.sum = take(s.book ? 0 : columns * 4);
-  if (s.form == Form::dense && s.bits == 8) at.large = take(s.tiles() * nybble_large_bytes(s.k_padded()));
+  if (s.form == Form::dense && !s.by_group()) at.large = take(s.tiles() * nybble_large_bytes(s.k_padded()));
   if (s.form == Form::gather) at.order = take(columns * 4);
   if (s.ordered) at.order = take(s.k * 4);
   if (s.book) at.book = take(static_cast<int64_t>(s.book_bytes()));
   if (s.form == Form::gather || s.form == Form::blocks) at.index = at.total;
   if (s.form != Form::dense) at.codes = at.total;
   return at;
+}
+
+int zero_point_at(const WeightShape& shape, const uint8_t* zero_points, int64_t place) {
+  if (shape.symmetric) return shape.zero();
+  return shape.bits == 8 ? static_cast<int8_t>(zero_points[place]) : zero_points[place];
 }
 
 float scale_at(const WeightShape& shape, const uint8_t* scales, int64_t place) {

@@ -6,6 +6,11 @@
 //                  large [tiles][k_padded / 64, rounded up] u8: bit i stands for the lines 2 i and 2 i + 1 of 64 k. It
 //                  is set where, in some column, the two codes of each at k and k + 1, k even, have positive ones, or
 //                  negative ones, that sum to more than 258: 127 times 258 is the most that fits in 16 bits
+//   n16k4g 8 bits  with scales by group, as in n16k8: codes [tiles][k_padded / 4][16][4] u8, and zero_point
+//   [tiles][groups][16]
+//                  u8, absent if symmetric: both plus 128. k_padded: K rounded up to a multiple of the group size, or
+//                  of
+//                  4. scale, minimum and weight_sum as in n16k8
 //   n16k8  4 bits  codes [tiles][k_padded / 8][16][4]: byte j holds k = j (low nibble) and k = j + 4 (high nibble)
 //                  k_padded: K rounded up to a multiple of the group size, or of 8 if one group spans K
 //                  scale [tiles][groups][16] of scale_dtype; zero_point [tiles][groups][16] u8, absent if symmetric
@@ -52,11 +57,12 @@ struct WeightShape {
   int64_t group_size = 0;  // 0: one group spans K
   bool symmetric = true;
   Form form = Form::dense;
-  int64_t block_n = 0, block_k = 0;          // Form::blocks only
-  bool ordered = false;                      // Form::dense only: columns are in an order of their own
-  NybbleDtype four_bit_scale = NYBBLE_BF16;  // of the scales of 4 bits: bf16, or dense f16 or f32
-  bool minimum = false;  // Form::dense with 4 bits and symmetric only: weights are code * scale + minimum
+  int64_t block_n = 0, block_k = 0;       // Form::blocks only
+  bool ordered = false;                   // Form::dense only: columns are in an order of their own
+  NybbleDtype group_scale = NYBBLE_BF16;  // of the scales where they are by group: bf16, or dense f16 or f32
+  bool minimum = false;  // by group, Form::dense and symmetric only: weights are code * scale + minimum
   bool book = false;     // 4 bits, Form::dense only: codes index a table
+  bool grouped = false;  // 8 bits, Form::dense only: the layout n16k4g, else n16k4
 
   // Throws std::invalid_argument, naming the field, its value and the rule.
   void validate() const;
@@ -65,7 +71,9 @@ struct WeightShape {
   int64_t k_padded() const;
   int64_t group() const { return group_size ? group_size : k_padded(); }
   int64_t groups() const { return k_padded() / group(); }
-  NybbleDtype scale_dtype() const { return bits == 8 ? NYBBLE_F32 : four_bit_scale; }
+  // Whether scales and zero points are by group, whose sums are scaled one by one. Else a column has one scale.
+  bool by_group() const { return bits == 4 || grouped; }
+  NybbleDtype scale_dtype() const { return by_group() ? group_scale : NYBBLE_F32; }
   size_t scale_item() const { return scale_dtype() == NYBBLE_F32 ? 4 : 2; }
   // Bytes of the portable tensors: qweight [n][k] or [n][(k + 1) / 2], scale [n][groups], zero_point [n][groups].
   size_t qweight_bytes() const { return static_cast<size_t>(n * (bits == 8 ? k : (k + 1) / 2)); }
@@ -74,12 +82,15 @@ struct WeightShape {
   size_t minimum_bytes() const { return minimum ? scale_bytes() : 0; }
   // The zero point of weights without a tensor of them.
   int zero() const { return bits == 8 || minimum ? 0 : 8; }
+  // Codes and zero points as they are packed have these bits changed: of n16k4g, 128 is added to them.
+  uint8_t flipped() const { return grouped ? 0x80 : 0; }
   size_t book_bytes() const { return book ? 64 : 0; }
   size_t order_bytes() const { return ordered ? static_cast<size_t>(k) * 4 : 0; }
 };
 
-// Byte offsets of the sections. sum: column_sum or weight_sum. large: of n16k4 only. For sparse forms, codes is the
-// values, steps or blocks, index the windows or block positions, and total the size without these two.
+// Byte offsets of the sections. sum: weight_sum if scales are by group, else column_sum. large: of n16k4 only. For
+// sparse forms, codes is the values, steps or blocks, index the windows or block positions, and total the size without
+// these two.
 struct Sections {
   size_t codes = 0, scale = 0, zero_point = 0, minimum = 0, sum = 0, large = 0, start = 0, order = 0, book = 0,
          index = 0, total = 0;
@@ -96,7 +107,8 @@ struct Portable {
   uint8_t* book = nullptr;     // [16] f32
 };
 
-// The scale of a place among those of a weight.
+// The zero point of a place among the portable ones of a weight, and the scale.
+int zero_point_at(const WeightShape& shape, const uint8_t* zero_points, int64_t place);
 float scale_at(const WeightShape& shape, const uint8_t* scales, int64_t place);
 
 // Dense forms only. Throws std::invalid_argument if the order is no permutation.

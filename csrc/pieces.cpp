@@ -11,9 +11,11 @@ namespace {
 
 // Most row blocks for which a kernel of the mask layout is used: it expands the weights again for each.
 constexpr int64_t kFewBlocks = 4;
-// Largest K: so many products of (q - act_zero) in [-act_steps, act_steps] and weight codes cannot overflow an int32.
-int64_t most_products(int act_steps, int weight_bits) {
-  return INT32_MAX / (act_steps * (weight_bits == 8 ? 128 : 15));
+// Largest K: so many products of (q - act_zero) in [-act_steps, act_steps] and weight codes cannot overflow an int32,
+// nor those of q and codes less their zero points.
+int64_t most_products(int act_steps, const WeightShape& shape) {
+  if (shape.bits == 4) return INT32_MAX / (act_steps * 15);
+  return INT32_MAX / std::max(act_steps * 128, shape.symmetric ? 0 : (act_steps + 1) / 2 * 255);
 }
 
 // Bytes that a kernel needs beside its arguments: sums between K blocks, and decoded weights.
@@ -93,7 +95,9 @@ Chunk carve(const LinearCall& call, int64_t row, const Cut& cut, uint8_t* base) 
           reinterpret_cast<int32_t*>(base + panel + 2 * scales)};
 }
 
-int32_t sum_factor(const WeightShape& shape) { return shape.minimum ? 1 : shape.symmetric ? -8 : -1; }
+int32_t sum_factor(const WeightShape& shape) {
+  return shape.minimum ? 1 : shape.symmetric ? -(shape.zero() + shape.flipped()) : -1;
+}
 
 NybblePrepareArgs prepare_args(const LinearCall& call, const Chunk& chunk) {
   NybblePrepareArgs args{};
@@ -112,7 +116,7 @@ NybblePrepareArgs prepare_args(const LinearCall& call, const Chunk& chunk) {
   args.panel = chunk.panel;
   args.act_scale = chunk.act_scale;
   args.act_zero = chunk.act_zero;
-  args.act_sum = call.shape.bits == 4 && call.kernel->int_activations() ? chunk.act_sum : nullptr;
+  args.act_sum = call.shape.by_group() && call.kernel->int_activations() ? chunk.act_sum : nullptr;
   args.sum_factor = sum_factor(call.shape);
   args.act_steps = call.act_steps;
   args.given_scale = call.given.scale;
@@ -232,7 +236,7 @@ void check_weight(const LinearCall& call) {
            " a book");
   if (call.kernel->int_activations()) {
     check_steps(call.kernel->panel, call.act_steps);
-    const int64_t most = most_products(call.act_steps, shape.bits);
+    const int64_t most = most_products(call.act_steps, shape);
     if (shape.k > most)
       refuse("in_features=" + std::to_string(shape.k) + ": must be at most " + std::to_string(most) +
              ", or an int32 accumulator could overflow");
@@ -245,13 +249,14 @@ void check_weight(const LinearCall& call) {
   if (call.kernel->panel == NYBBLE_PANEL_BF16_LINES && shape.minimum)
     refuse(std::string("kernel=\"") + call.kernel->name + "\": does not support weights with a minimum");
   if (call.x_dtype == NYBBLE_S32 || call.bias_dtype == NYBBLE_S32) refuse("dtype: activations and bias must be float");
-  if (call.y_dtype == NYBBLE_S32 && !(call.kernel->int_activations() && shape.bits == 8))
-    refuse("y: int32 output is supported only for 8-bit weights and 8-bit activations");
+  if (call.y_dtype == NYBBLE_S32 && !(call.kernel->int_activations() && !shape.by_group()))
+    refuse("y: int32 output is supported only for 8-bit weights with a scale a column and 8-bit activations");
   check_rows(call);
   require("packed", call.packed, static_cast<int64_t>(sections_of(call.packed_shape()).total), 1);
   const char* layout = shape.form == Form::mask     ? (shape.bits == 8 ? "mask8" : "mask4")
                        : shape.form == Form::gather ? "gather8"
                        : shape.form == Form::blocks ? "blocks8"
+                       : shape.grouped              ? "n16k4g"
                        : shape.bits == 8            ? "n16k4"
                                                     : "n16k8";
   const bool expands = shape.form == Form::mask && call.expand;

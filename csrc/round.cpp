@@ -121,7 +121,7 @@ Step step_of(const WeightShape& s, const Range& range) {
     span = (range.high - range.low) / (c.highest - c.lowest);
     zero = clamped(rounded(-range.low / (span > 0 ? span : 1)) + c.lowest, c.lowest, c.highest);
   }
-  const float scale = s.bits == 8 ? span : BF16::stored(span);
+  const float scale = s.scale_dtype() == NYBBLE_F32 ? span : BF16::stored(span);
   return {scale > kLeastScale ? scale : 0, zero};
 }
 
@@ -158,16 +158,15 @@ int64_t row_bytes(const WeightShape& s) { return s.bits == 8 ? s.k : (s.k + 1) /
 void store_step(const WeightShape& s, const Step& step, const Portable& to, int64_t at) {
   const uint32_t bits = bits_of(step.scale);
   const uint16_t upper = static_cast<uint16_t>(bits >> 16);
-  if (s.bits == 8)
+  if (s.scale_dtype() == NYBBLE_F32)
     std::memcpy(to.scale + at * 4, &bits, 4);
   else
     std::memcpy(to.scale + at * 2, &upper, 2);
-  if (!s.symmetric) to.zero_point[at] = static_cast<uint8_t>(step.zero);
+  if (!s.symmetric) to.zero_point[at] = static_cast<uint8_t>(static_cast<int>(step.zero));
 }
 
 Step load_step(const WeightShape& s, const Portable& from, int64_t at) {
-  return {scale_at(s, from.scale, at),
-          s.symmetric ? static_cast<float>(s.zero()) : static_cast<float>(from.zero_point[at]),
+  return {scale_at(s, from.scale, at), static_cast<float>(zero_point_at(s, from.zero_point, at)),
           s.minimum ? scale_at(s, from.minimum, at) : 0};
 }
 

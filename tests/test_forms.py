@@ -1,4 +1,4 @@
-"""Weights whose scales are float16 or float32, or that have float minimums, as other libraries write them: every kernel,
+"""Weights whose scales are of another dtype than the usual one, or that have float minimums, as other libraries write them: every kernel,
 layout and module."""
 
 from __future__ import annotations
@@ -26,14 +26,24 @@ from nybble.weights.scheme import Scheme
 
 FORMS = [Form(torch.float16), Form(torch.float32)]
 MINIMUMS = [Form(scale, minimum=True) for scale in (None, torch.float16, torch.float32)]
+EIGHT = [Form(torch.bfloat16), Form(torch.float16)]  # of 8 bits, whose usual scales are float32
+EIGHT_MINIMUMS = [Form(scale, minimum=True) for scale in (None, torch.bfloat16, torch.float16)]
 BY_FORM = pytest.mark.parametrize("form", FORMS, ids=str)
+
+
+def forms_of(scheme: Scheme) -> list[Form]:
+    """Other forms than the usual one."""
+    forms, minimums = (EIGHT, EIGHT_MINIMUMS) if scheme.weight_bits == 8 else (FORMS, MINIMUMS)
+    return forms if scheme.symmetric else forms + minimums
+
+
 CASES = [
     pytest.param(spec, scheme, form, id=f"{spec.name}-{scheme}-{form}")
     for spec in specs()
     if spec.scales and spec.device != "cuda"
     for scheme in served_by(spec)
-    for form in FORMS + MINIMUMS
-    if not form.minimum or (spec.minimum and not scheme.symmetric)
+    for form in forms_of(scheme)
+    if not form.minimum or spec.minimum
 ]
 
 
@@ -65,7 +75,7 @@ def test_the_same_scales_give_the_same_bits(spec: KernelSpec, scheme: Scheme, fo
     """As bfloat16 and as another dtype: nothing but the way they are read differs."""
     subject, dtype = usable(spec, scheme, form), form.scale or torch.float32
     for name, (m, n, k) in SHAPES.items():
-        quantized = random_weight(scheme, n, k, form=Form(None, form.minimum))
+        quantized = with_scales(random_weight(scheme, n, k, form=Form(None, form.minimum)), torch.bfloat16)
         x = activations(subject.tokens(m), k, subject.dtype, seed_of(name))
         assert torch.equal(with_scales(quantized, dtype).scale.float(), quantized.scale.float())
         assert torch.equal(subject.run(with_scales(quantized, dtype), x), subject.run(quantized, x)), name
@@ -89,9 +99,8 @@ def test_minimums_are_zero_points_times_scales() -> None:
     ("scheme", "form"),
     [
         pytest.param(scheme, form, id=f"{scheme}-{form}")
-        for scheme in schemes_of("w4a8")
-        for form in FORMS + MINIMUMS
-        if not form.minimum or not scheme.symmetric
+        for scheme in (*schemes_of("w4a8"), *schemes_of("w8a8"))
+        for form in forms_of(scheme)
     ],
 )
 def test_integer_kernels_agree_bit_for_bit(scheme: Scheme, form: Form) -> None:
@@ -114,15 +123,18 @@ def test_a_subnormal_float16_scale_is_read(form: Form) -> None:
             assert torch.allclose(run(spec, tiny, scheme, torch.eye(96)[:32] * 2.0**20), dense.t()[:32] * 2.0**20)
 
 
-@pytest.mark.parametrize("form", FORMS + MINIMUMS, ids=str)
-@pytest.mark.parametrize("name", ["w4a8", "w4a8asym", "w4a8g32", "w4a8g64asym", "w4a8g16asym", "w4a16g128"])
+@pytest.mark.parametrize("form", [*FORMS, *MINIMUMS, EIGHT[0], EIGHT_MINIMUMS[1]], ids=str)
+@pytest.mark.parametrize(
+    "name",
+    ["w4a8", "w4a8asym", "w4a8g32", "w4a8g64asym", "w4a8g16asym", "w4a16g128", "w8a8g32", "w8a8asym", "w8a8g16asym"],
+)
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (17, 129), (33, 70), (48, 256)])
 def test_packing(name: str, form: Form, n: int, k: int) -> None:
     scheme = Scheme.parse(name)
-    if scheme.symmetric and form.minimum:
-        pytest.skip("a symmetric weight has no minimum")
+    if form not in forms_of(scheme):
+        pytest.skip("not another form of this scheme")
     quantized = random_weight(scheme, n, k, form=form)
-    for base in ("n16k8", layouts.PLAIN):
+    for base in ("n16k8" if scheme.weight_bits == 4 else "n16k4g", layouts.PLAIN):
         layout = form.of_layout(base)
         packed = layouts.pack(quantized, layout, scheme, k)
         assert packed.numel() == layouts.packed_nbytes(layout, scheme, n, k)
@@ -170,7 +182,7 @@ def test_kernels_that_do_not_read_them_say_so(form: Form) -> None:
 
 
 @BY_FORM
-@pytest.mark.parametrize("name", ["sp50w4a8g32", "w8a8", "sp24w8a16"])
+@pytest.mark.parametrize("name", ["sp50w4a8g32", "sp50w8a8", "sp24w8a16"])
 def test_other_weights_have_no_such_scales(name: str, form: Form) -> None:
     layer_type = nybble.nn.SparseLinear if name.startswith("sp") else nybble.nn.Linear
     layer = layer_type(64, 8, scheme=name)
@@ -204,6 +216,8 @@ def same(a: nn.Module, b: nn.Module) -> bool:
     [
         *((scheme, form) for scheme in ("w4a16g32asym", "w4a8g128", "w4a8static", "w4a16g16") for form in FORMS),
         *((scheme, form) for scheme in ("w4a16g32asym", "w4a8asym", "w4a8g16asym") for form in MINIMUMS),
+        *((scheme, form) for scheme in ("w8a8", "w8a16g32asym", "w8a8static", "w8a7g16") for form in EIGHT),
+        *((scheme, form) for scheme in ("w8a16g32asym", "w8a8asym", "w8a8g16asym") for form in EIGHT_MINIMUMS),
     ],
 )
 def test_a_layer_keeps_its_scales(form: Form, scheme: str, tmp_path: Path) -> None:
@@ -216,9 +230,10 @@ def test_a_layer_keeps_its_scales(form: Form, scheme: str, tmp_path: Path) -> No
     if act:
         state["act_scale"] = torch.full((1,), 0.03)
     layer.load_state_dict(state)
-    assert (layer.scale.dtype, layer.form) == (form.scale or torch.bfloat16, form)
+    usual = layer.scheme.weight_type.scale
+    assert (layer.scale.dtype, layer.form) == (form.scale or usual, form)
     assert (layer.minimum is None) is not form.minimum
-    assert layer.layout == form.of_layout("n16k8")
+    assert layer.layout == form.of_layout("n16k8" if layer.scheme.weight_bits == 4 else "n16k4g")
     weight = dequantize_weight(quantized, layer.scheme, 96)
     assert torch.equal(layer.dequantized_weight(), weight)
     x = torch.randn(5, 96)
@@ -228,7 +243,7 @@ def test_a_layer_keeps_its_scales(form: Form, scheme: str, tmp_path: Path) -> No
     for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), unpacked(layer)):  # noqa: S301
         assert same(layer, other)
         assert torch.equal(other(x), held)
-    assert layer.half().float().scale.dtype == (form.scale or torch.bfloat16)
+    assert layer.half().float().scale.dtype == (form.scale or usual)
     assert torch.equal(layer.dequantized_weight(), weight)
     model, fresh = nn.Sequential(layer), nn.Sequential(nn.Linear(96, 40))
     nybble.save(model, tmp_path)

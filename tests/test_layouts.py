@@ -18,7 +18,8 @@ SHAPES = [(1, 1), (16, 64), (17, 129), (33, 70), (5, 7), (48, 256), (100, 333)]
 
 
 def layout_of(scheme: Scheme) -> str:
-    return "n16k4" if scheme.weight_bits == 8 else "n16k8"
+    whole = scheme.group_size is None and scheme.symmetric
+    return "n16k8" if scheme.weight_bits == 4 else "n16k4" if whole else "n16k4g"
 
 
 @BY_SCHEME
@@ -31,7 +32,7 @@ def test_native_packing_equals_the_definition(scheme: Scheme, n: int, k: int) ->
 
 
 def test_every_layout_is_complete_and_native_ones_are_on_the_cpu() -> None:
-    expected = "plain n16k4 n16k8 mask8 mask4 gather8 blocks8 rows8 frag4 quads8 quads4 quads16 bsr8"
+    expected = "plain n16k4 n16k4g n16k8 mask8 mask4 gather8 blocks8 rows8 frag4 quads8 quads4 quads16 bsr8"
     assert list(layouts.table()) == expected.split()
     for layout in layouts.table().values():
         assert layout.incomplete() is None
@@ -102,6 +103,13 @@ def test_where_a_code_lies() -> None:
     byte = layouts.pack(quantized, "n16k8", four, 32)[1 * (32 * 8) + 1 * 64 + 2 * 4 + 1]
     code = (quantized.qweight[18, 6] >> 4) & 15  # input 13: odd, so the high nibble of byte 6
     assert byte >> 4 == code, "input 13 = 8 + 5: the high nibble of byte 1"
+    groups = Scheme.parse("w8a8g16asym")
+    quantized = random_weight(groups, 20, 32)
+    packed = layouts.pack(quantized, "n16k4g", groups, 32)
+    assert packed[1 * (32 * 16) + 3 * 64 + 2 * 4 + 1] == quantized.qweight[18, 13].int() + 128
+    zero = layouts.views(packed, "n16k4g", groups, 20, 32)["zero_point"]
+    assert quantized.zero_point is not None
+    assert zero[1, 1, 2] == quantized.zero_point[18, 1].int() + 128
 
 
 @pytest.mark.parametrize(("codes", "marked"), [((64, 65, 64, 65), 0), ((65, 65, 64, 65), 1), ((-64, -65, -65, -65), 1)])
@@ -115,7 +123,10 @@ def test_large_sums_are_marked(codes: tuple[int, ...], marked: int) -> None:
     assert packed[-64:][:4].tolist() == [0, 0, 0, marked], "the first pair of the second byte of tile 1"
 
 
-@pytest.mark.parametrize(("name", "bits"), [("w8a8", 8), ("w4a16", 4), ("w4a16g128", 4.125), ("w4a16g32asym", 4.75)])
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [("w8a8", 8), ("w8a8g32", 9), ("w8a8g128asym", 8.3125), ("w4a16", 4), ("w4a16g128", 4.125), ("w4a16g32asym", 4.75)],
+)
 def test_bytes_a_weight(name: str, bits: float) -> None:
     scheme = Scheme.parse(name)
     nbytes = layouts.packed_nbytes(layout_of(scheme), scheme, 4096, 4096)
@@ -135,7 +146,8 @@ def test_padding_adds_nothing() -> None:
 # --- for GPUs
 
 
-GPU_SCHEMES = [*SCHEMES, *map(Scheme.parse, ("sp24w8a16", "sp24w16a16", "sp24w4a16", "sp24w4a16g32", "sp24w4a16g128"))]
+_HELD = [scheme for scheme in SCHEMES if layout_of(scheme) != "n16k4g"]
+GPU_SCHEMES = [*_HELD, *map(Scheme.parse, ("sp24w8a16", "sp24w16a16", "sp24w4a16", "sp24w4a16g32", "sp24w4a16g128"))]
 
 BY_GPU_SCHEME = pytest.mark.parametrize("scheme", GPU_SCHEMES, ids=str)
 

@@ -10,7 +10,7 @@ from torch import nn
 from nybble.nn import Linear
 
 N, K = 33, 71  # odd: 4-bit rows end in an unused nibble
-SCHEMES = ["w8a8", "w8a16", "w4a8", "w4a16g32", "w4a8g64asym"]
+SCHEMES = ["w8a8", "w8a8g16asym", "w8a16", "w8a16g32", "w4a8", "w4a16g32", "w4a8g64asym"]
 
 
 def make(scheme="w8a8", bias=True, n=N, k=K, seed=7):
@@ -65,11 +65,11 @@ def test_state_dict_is_the_portable_layout(scheme, bias, packed):
     layer = make(scheme, bias) if packed else unpacked(make(scheme, bias))
     groups = layer.scheme.groups(K)
     if layer.scheme.weight_bits == 8:
-        expected = {"qweight": ((N, K), torch.int8), "scale": ((N, 1), torch.float32)}
+        expected = {"qweight": ((N, K), torch.int8), "scale": ((N, groups), torch.float32)}
     else:
         expected = {"qweight": ((N, (K + 1) // 2), torch.uint8), "scale": ((N, groups), torch.bfloat16)}
     if not layer.scheme.symmetric:
-        expected["zero_point"] = ((N, groups), torch.uint8)
+        expected["zero_point"] = ((N, groups), expected["qweight"][1])
     if bias:
         expected["bias"] = ((N,), torch.float32)
     state = layer.state_dict()
@@ -181,7 +181,6 @@ DAMAGE = {
     "qweight flat": ("w4a16g32", "qweight", edit("qweight", torch.flatten)),
     "nibble beyond the row": ("w4a16g32", "qweight", put("qweight", (N - 1, -1), 0x18)),
     "scale of another dtype": ("w8a8", "scale", edit("scale", lambda t: t.double())),
-    "scale half": ("w8a8", "scale", edit("scale", lambda t: t.half())),
     "scale double": ("w4a16g32", "scale", edit("scale", lambda t: t.double())),
     "scale of another group size": ("w4a16g32", "scale", edit("scale", lambda t: t[:, :1])),
     "scale without groups": ("w8a8", "scale", edit("scale", lambda t: t[:, 0])),

@@ -40,6 +40,8 @@ def scheme_for(spec):
     """The name of a scheme that a kernel serves, with zeros enough for its layout and not for another."""
     zeros = spec.sparsity or ("sp24" if "w16" in spec.scheme else "sp90" if spec.least_zeros else "sp50")
     family = spec.scheme.replace("sp", str(zeros)).replace("bs", "bs32x32")
+    if spec.layout == "n16k4g":
+        return f"{family}g128asym"
     return f"{family}g32" if "w4" in family else family
 
 
@@ -115,8 +117,8 @@ def expanded():
 
 def narrower():
     """The dense kernels that also serve activations of 7 bits, where the target has no kernel of its own for them."""
-    own = {line["target"] for line in table() if line["scheme"] == "w8a7"}
-    lines = [line for line in table() if line["scheme"] == "w8a8" and line["target"] not in own]
+    own = {(line["target"], line["layout"]) for line in table() if line["scheme"] == "w8a7"}
+    lines = [line for line in table() if line["scheme"] == "w8a8" and (line["target"], line["layout"]) not in own]
     return {line["name"].replace("w8a8", "w8a7"): line for line in lines}
 
 
@@ -149,7 +151,8 @@ def fastest(family, dtype, best, m):
         here = {name: line for name, scheme, line in lines if (scheme, line["target"]) == (family, target)}
         here = {name: line for name, line in here.items() if int(line["least_rows"]) <= m}
         fits = [name for name, line in here.items() if "BF16" not in line["panel"] or dtype == torch.bfloat16]
-        served += sorted(fits, key=lambda name: here[name]["layout"] == "gather8")
+        order = {"n16k4g": -1, "gather8": 1}
+        served += sorted(fits, key=lambda name: order.get(here[name]["layout"], 0))
     return served[-1]
 
 
@@ -182,7 +185,10 @@ def test_scheme_families_and_registry_agree():
             spec.scheme.endswith(("a8", "a7")) and spec.target != "torch" and spec.name != "w4a8_sm80"
         )
         four = (None, 32, 64, 128) if spec.device == "cuda" else (None, 16, 32, 64, 128)
-        assert spec.sizes() == (four if "w4" in spec.scheme else (None,))
+        references = [f"{family}_reference" for family in ("w8a7", "w8a8", "w8a16")]
+        grouped = "w4" in spec.scheme or spec.layout == "n16k4g" or spec.name in references
+        fewer = {"w8a7_amx_groups": (128,), "w8a8_amx_groups": (128,), "w8a16_amx_groups": (16, 32, 64, 128)}
+        assert spec.sizes() == fewer.get(spec.name, four if grouped else (None,))
 
 
 # --- why_not
@@ -239,7 +245,7 @@ def test_int32_outputs_are_for_8_bit_weights_and_codes_alone(machine):
     for spec in specs():
         if spec.target == "scalar":
             reason = spec.why_not(problem_for(spec, scheme_for(spec), out_dtype=torch.int32))
-            assert (reason is None) == spec.scheme.endswith(("w8a8", "w8a7"))
+            assert (reason is None) == (spec.scheme.endswith(("w8a8", "w8a7")) and spec.layout != "n16k4g")
 
 
 @pytest.mark.parametrize(

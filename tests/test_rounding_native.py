@@ -14,7 +14,13 @@ from nybble.weights import rounding as definition
 from nybble.weights.rounding import QuantizedWeight, portable_spec
 from nybble.weights.scheme import Scheme
 
-SCHEMES = ["w8a8", "w4a8", "w4a8asym", *(f"w4a16g{size}{zero}" for size in (16, 32, 64, 128) for zero in ("", "asym"))]
+SCHEMES = [
+    "w8a8",
+    "w8a8asym",
+    "w4a8",
+    "w4a8asym",
+    *(f"w{bits}a16g{size}{zero}" for bits in (4, 8) for size in (16, 32, 64, 128) for zero in ("", "asym")),
+]
 BY_SCHEME = pytest.mark.parametrize("scheme", [Scheme.parse(name) for name in SCHEMES], ids=str)
 BY_DTYPE = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 # One weight; odd; tails of groups; whole groups.

@@ -88,8 +88,9 @@ inline NybbleEmulatedTiles& product(int acc, int a, int b) {
   return all;
 }
 
-// Signed bytes; wraps.
-inline void tdpbssd(int acc, int a, int b) {
+// Signed bytes times bytes of type Right; wraps.
+template <class Right>
+inline void dot_bytes(int acc, int a, int b) {
   NybbleEmulatedTiles& all = product(acc, a, b);
   for (int m = 0; m < all.rows[acc]; m++) {
     uint32_t sums[16];
@@ -98,10 +99,13 @@ inline void tdpbssd(int acc, int a, int b) {
       for (int n = 0; n < all.colsb[acc] / 4; n++)
         for (int i = 0; i < 4; i++)
           sums[n] += static_cast<uint32_t>(static_cast<int8_t>(all.tile[a][m][4 * k + i]) *
-                                           static_cast<int8_t>(all.tile[b][k][4 * n + i]));
+                                           static_cast<Right>(all.tile[b][k][4 * n + i]));
     memcpy(all.tile[acc][m], sums, 64);
   }
 }
+
+inline void tdpbssd(int acc, int a, int b) { dot_bytes<int8_t>(acc, a, b); }
+inline void tdpbsud(int acc, int a, int b) { dot_bytes<uint8_t>(acc, a, b); }
 
 inline float tile_flushed(float a) { return fabsf(a) < 0x1p-126f ? copysignf(0.0f, a) : a; }
 

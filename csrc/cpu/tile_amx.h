@@ -52,6 +52,10 @@ inline void tile_dot_s8() {
   emulated::tdpbssd(acc, a, b);
 }
 template <int acc, int a, int b>
+inline void tile_dot_s8u8() {
+  emulated::tdpbsud(acc, a, b);
+}
+template <int acc, int a, int b>
 inline void tile_dot_bf16() {
   emulated::tdpbf16ps(acc, a, b);
 }
@@ -73,6 +77,10 @@ NYBBLE_INLINE void tile_store(void* to, int64_t stride) {
 template <int acc, int a, int b>
 NYBBLE_INLINE void tile_dot_s8() {
   __asm__ volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(acc), "i"(a), "i"(b));
+}
+template <int acc, int a, int b>
+NYBBLE_INLINE void tile_dot_s8u8() {
+  __asm__ volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(acc), "i"(a), "i"(b));
 }
 template <int acc, int a, int b>
 NYBBLE_INLINE void tile_dot_bf16() {
@@ -121,6 +129,13 @@ struct CodesOp {
   }
   static Vector load(const Sum* p) { return vi_load(p); }
   static VF to_float(Vector sum) { return vf_of_int(sum); }
+};
+// The same with unsigned weights.
+struct UnsignedOp : CodesOp {
+  template <int acc, int a, int b>
+  NYBBLE_INLINE void dot() {
+    tile_dot_s8u8<acc, a, b>();
+  }
 };
 struct Bf16Op {
   using Sum = float;

@@ -161,6 +161,12 @@ struct WholeRows {
 // Groups along K: the sums of each are scaled by the weights' scales, and added in float32.
 template <class Family>
 struct Grouped {
+  // The sum of a row and W columns in a group. A Family whose codes are not counted from their zero points corrects it.
+  template <class Vector>
+  NYBBLE_INLINE Vector centred(const NybbleLinearArgs*, int64_t, int64_t, int64_t, Vector sum) {
+    return sum;
+  }
+
   template <int T, int V>
   static void run(const NybbleLinearArgs* a, const KBlock& k, const TilePlace& at) {
     using Op = typename Family::Op;
@@ -201,7 +207,8 @@ struct Grouped {
 #pragma GCC unroll 2
       for (int v = 0; v < V; v++) {
         const VF before = g == 0 ? vf_set1(0.0f) : vf_load(total.at[r] + v * W);
-        VF sum = vf_fma(Op::to_float(Op::load(sums.at[r] + v * W)), scale[v], before);
+        const auto of_group = Family::centred(a, at.row + r, at.column + v * W, g, Op::load(sums.at[r] + v * W));
+        VF sum = vf_fma(Op::to_float(of_group), scale[v], before);
         add_minimum<1>(a, at.row + r, at.column + v * W, g, [&](int) -> VF& { return sum; });
         vf_store(total.at[r] + v * W, sum);
       }

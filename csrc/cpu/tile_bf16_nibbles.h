@@ -1,4 +1,4 @@
-// The register tile for codes of 4 bits and bfloat16 activations: pairs of codes become pairs of bfloat16 by a lookup.
+// The register tile for weights with scales by group and bfloat16 activations: pairs of codes become pairs of bfloat16.
 // A group has accumulators of its own, which its scale then multiplies. Codes is one of tile_bf16_codes.h. Include
 // after tile_avx512bf16.h.
 #pragma once
@@ -10,7 +10,8 @@
 namespace {
 
 template <class Codes>
-struct NibbleTile : TileDefaults {
+struct GroupTile : TileDefaults {
+  static constexpr int kWords = Codes::kWords;
   template <int R, int V>
   using Acc = VF[R][V];
   static constexpr int kLastRows = kRowsForLast;
@@ -18,22 +19,25 @@ struct NibbleTile : TileDefaults {
   static constexpr int vectors(int rows) { return fitting_vectors(rows + 2, 4); }
 
   // Accumulators per row, so that few rows still hide the latency of the multiply.
-  static constexpr int parts(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
+  static constexpr int parts(int rows) { return rows == 1 ? 2 * kWords : rows == 2 ? 2 : 1; }
 
-  template <int R, int V, int j>
-  NYBBLE_INLINE void multiply_pair(VF (&acc)[parts(R)][R][V], const VI (&codes)[V], const VI (&origin)[V], VI entries,
-                                   const uint8_t* x) {
+  // The pairs of a line from the j-th on: of each word of four k those of k = 0 and 2, then those of 1 and 3.
+  template <int R, int V, int j = 0>
+  NYBBLE_INLINE void multiply_pairs(VF (&acc)[parts(R)][R][V], const VI (&codes)[V], const VI (&origin)[V], VI entries,
+                                    const uint8_t* x) {
+    const uint8_t* from = x + j % kWords * 8 * R + j / kWords * 4;
     VI pairs[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) pairs[v] = Codes::template pair<j>(codes[v], origin[v], entries);
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
       int32_t two;
-      memcpy(&two, x + 8 * r, 4);
+      memcpy(&two, from + 8 * r, 4);
       const VI xs = vi_set1(two);
 #pragma GCC unroll 4
       for (int v = 0; v < V; v++) dot_bf16(acc[j % parts(R)][r][v], pairs[v], xs);
     }
+    if constexpr (j + 1 < 2 * kWords) multiply_pairs<R, V, j + 1>(acc, codes, origin, entries, x);
   }
 
   template <int R, int V>
@@ -45,15 +49,12 @@ struct NibbleTile : TileDefaults {
       codes[v] = vi_load(w[v]);
       w[v] += kLine;
     }
-    multiply_pair<R, V, 0>(acc, codes, origin, entries, x);              // k = 0 and 2
-    multiply_pair<R, V, 1>(acc, codes, origin, entries, x + 8 * R);      // 4 and 6
-    multiply_pair<R, V, 2>(acc, codes, origin, entries, x + 4);          // 1 and 3
-    multiply_pair<R, V, 3>(acc, codes, origin, entries, x + 8 * R + 4);  // 5 and 7
+    multiply_pairs<R, V>(acc, codes, origin, entries, x);
   }
 
   template <int R>
   static void run_last(const NybbleLinearArgs* a, int64_t row, int64_t column) {
-    const VI entries = Codes::table(a), shift = vi_pairs(1 << 8, 1);
+    const VI entries = Codes::table(a);
     const uint8_t *w = codes_at(a, column), *x = panel_at<uint8_t>(a, row * 2);
     LastSums<R> total;
     for (int64_t g = 0; g < a->groups; g++) {
@@ -65,12 +66,8 @@ struct NibbleTile : TileDefaults {
         total.add(activations, one_scale(a->minimum, a->scale_dtype, group_at(a, column, g)));
       }
       each_of_four(a->group / 4, [&](int i) __attribute__((always_inline)) {
-        const VI codes = vi_mul(word_at(w), shift);
-        sums.add(
-            i % 2,
-            i % 2 ? Codes::template pair<3>(codes, origin, entries) : Codes::template pair<2>(codes, origin, entries),
-            x);
-        w += i % 2 * kLine;
+        sums.add(i % 2, Codes::last(word_at(w), i, origin, entries), x);
+        w += i % kWords == kWords - 1 ? kLine : 0;
         x += 8 * R;
       });
       total.add(sums, last_scale(a, column, g));
@@ -118,9 +115,9 @@ struct NibbleTile : TileDefaults {
 #pragma GCC unroll 16
         for (int i = 0; i < kSums; i++) acc[i / R][i % R][v] = vf_set1(0.0f);
       }
-      each_line<4>(a->group / 8, w, prefetcher, false, [&]() __attribute__((always_inline)) {
+      each_line<4>(a->group / (4 * kWords), w, prefetcher, false, [&]() __attribute__((always_inline)) {
         multiply<R, V>(acc, w, origin, entries, x);
-        x += 16 * R;
+        x += 8 * kWords * R;
       });
 #pragma GCC unroll 4
       for (int v = 0; v < V; v++) {

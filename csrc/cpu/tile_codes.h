@@ -46,7 +46,8 @@ inline void decode_halves(const uint8_t* from, int64_t lines, uint8_t* to) {
     }
 }
 
-// Weights of 8 bits, activations of code + kZero. The sums start at -kZero * column_sum, mod 2^32, so they are exact.
+// Weights of 8 bits with a scale a column, activations of code + kZero. The sums start at -kZero * column_sum, mod
+// 2^32, so they are exact.
 template <int kZero>
 struct CodesTile : TileDefaults {
   template <int R, int V>
@@ -69,7 +70,7 @@ struct CodesTile : TileDefaults {
   }
 };
 
-// Weights of 4 bits. The int32 sums of a group are scaled in float32.
+// Weights with scales by group. The int32 sums of a group are scaled in float32.
 struct GroupsTile : TileDefaults {
   template <int R, int V>
   using Acc = VF[R][V];

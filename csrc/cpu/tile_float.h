@@ -57,6 +57,30 @@ struct Weight4 {
   VF finish(VF sum) const { return sum; }
 };
 
+// A byte of n16k4g. Its difference from the zero point is exact, and multiplied with the scale in one rounding.
+struct Bytes {
+  static constexpr int kBlock = 4;
+  static constexpr int64_t kLineBytes = kLine, kDecodedLine = 0;
+  const NybbleLinearArgs* a;
+  int64_t column;
+  VI zero = vi_set1(0);
+  VF scale = vf_set1(0.0f), offset = vf_set1(0.0f);
+
+  static constexpr int kFixed = 8;
+  static constexpr int k_of(int i) { return i; }
+  void enter(int64_t g) {
+    scale = group_scale(a, column, g);
+    zero = a->zero_point ? vi_load_u8(a->zero_point + group_at(a, column, g)) : vi_set1(128);
+    if (a->minimum) offset = group_minimum(a, column, g);
+  }
+  template <int i>
+  VF decode(const uint8_t* line) const {
+    const VI steps = vi_sub(vi_field_u<8 * i, 8>(vi_load(line)), zero);
+    return vf_fma_fast(vf_of_int(steps), scale, offset);
+  }
+  VF finish(VF sum) const { return sum; }
+};
+
 // A nibble picks one of 16 values. The product with the scale is rounded, as by a library that dequantizes first.
 struct WeightOfBook {
   static constexpr int kBlock = 8;

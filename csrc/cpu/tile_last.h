@@ -21,7 +21,7 @@ inline VI last_sums(const NybbleLinearArgs* a, int64_t row, int64_t g) {
 // Like GroupStart, for one column, with row r in lane r.
 template <int R>
 inline VI last_start(const NybbleLinearArgs* a, int64_t row, int64_t column, int64_t g) {
-  if (a->minimum) return vi_set1(0);
+  if (a->minimum) return vi_mul(last_sums<R>(a, row, g), vi_set1(start_beside_minimum(a)));
   return vi_mul(last_sums<R>(a, row, g), vi_set1(a->zero_point ? a->zero_point[group_at(a, column, g)] : 1));
 }
 

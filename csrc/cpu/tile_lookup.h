@@ -1,5 +1,5 @@
 // Rows of codes by their numbers, as floats: y = (code - zero_point) * scale in fp32, rounded once; or sums, means and
-// maxima of such rows. A row of the layout plain is contiguous. In n16k4 and n16k8 it is a word of four bytes in each
+// maxima of such rows. A row of the layout plain is contiguous. In tiles it is a word of four bytes in each
 // line of a tile, which is collected first, kBlock columns at a time. Bound by reading rows that no cache holds, 16
 // times as many lines from a tile as from a plain row; else by writing y. Include after a target's tile header.
 #pragma once
@@ -51,6 +51,7 @@ inline const uint8_t* codes_of(const NybbleLookupArgs& a, const RowPlace& at, in
     uint32_t word;
     memcpy(&word, from, 4);
     if (kBits == 8) {
+      word ^= 0x01010101u * a.flipped;
       memcpy(to + w * 4, &word, 4);
     } else {
       const uint64_t wide = nibbles_apart(word, tiled);
@@ -66,6 +67,14 @@ inline const uint8_t* codes_of(const NybbleLookupArgs& a, const RowPlace& at, in
   return to;
 }
 
+// The zero point of a group.
+template <int kBits>
+inline float zero_of(const NybbleLookupArgs& a, int64_t place) {
+  if (!a.zero_point) return kBits == 4 && !a.minimum ? 8.0f : 0.0f;
+  const uint8_t zero = a.zero_point[place];
+  return kBits == 8 ? static_cast<int8_t>(zero ^ a.flipped) : zero;
+}
+
 // Calls use(column, lanes, values) for `count` columns of a row from c on.
 template <int kBits, class Use>
 inline void each_value(const NybbleLookupArgs& a, const RowPlace& at, int64_t c, int64_t count, const Use& use) {
@@ -75,12 +84,12 @@ inline void each_value(const NybbleLookupArgs& a, const RowPlace& at, int64_t c,
   for (int64_t g = 0; g < count; g += group) {
     const int64_t place = at.scale + (c + g) / a.group * at.scale_step, end = g + group < count ? g + group : count;
     const VF scale = one_scale(a.scale, a.scale_dtype, place);
-    const VF zero = vf_set1(a.zero_point ? static_cast<float>(a.zero_point[place]) : a.minimum ? 0.0f : 8.0f);
+    const VF zero = vf_set1(zero_of<kBits>(a, place));
     const VF minimum = a.minimum ? one_scale(a.minimum, a.scale_dtype, place) : vf_set1(0.0f);
     for (int64_t i = g; i < end; i += W) {
       const int64_t lanes = end - i < W ? end - i : W;
       VF v = vf_load_s8(codes + i, lanes);
-      if (kBits == 4) v = vf_sub(v, zero);
+      if (kBits == 4 || a.zero_point) v = vf_sub(v, zero);
       v = vf_mul(v, scale);
       if (a.minimum) v = vf_add(v, minimum);
       use(i, lanes, v);

@@ -395,7 +395,7 @@ NYBBLE_INLINE void finish_w8a8(const NybbleLinearArgs* a, int64_t row, int64_t c
   });
 }
 
-// The scales of W columns in one group of 4-bit codes. Hardware prefetching is too slow, since they are read a line now
+// The scales of W columns in one group. Hardware prefetching is too slow, since they are read a line now
 // and a line then: the software prefetch gains 5 % at one row with small groups and 8 % with large ones, on Zen 5. It
 // fetches those of the group that is kScalesAhead tiles further, in small groups the next ones.
 inline VF group_scale(const NybbleLinearArgs* a, int64_t column, int64_t g) {
@@ -422,8 +422,11 @@ NYBBLE_INLINE void add_minimum(const NybbleLinearArgs* a, int64_t row, int64_t c
   for (int r = 0; r < R; r++) sum_of(r) = vf_fma(vf_set1(static_cast<float>(sums[r * a->groups])), minimum, sum_of(r));
 }
 
-// Initial accumulators of a group, which subtract the weight zero point: -zero_point * (sum of activation codes). 0
-// where weights have a minimum.
+// What the sum of the activation codes of a group is multiplied by, before the products with weights that have a
+// minimum are added: they are counted from 0, but those of 8 bits are packed plus 128.
+inline int32_t start_beside_minimum(const NybbleLinearArgs* a) { return a->code_bits == 8 ? -128 : 0; }
+
+// Initial accumulators of a group, which subtract the weight zero point: -zero_point * (sum of activation codes).
 struct GroupStart {
   const int32_t* sums;
   int64_t groups;
@@ -434,7 +437,7 @@ struct GroupStart {
       : sums(a->act_sum + row * a->groups + g),
         groups(a->groups),
         symmetric(!a->zero_point && !a->minimum),
-        zero(a->zero_point ? vi_load_u8(a->zero_point + group_at(a, column, g)) : vi_set1(0)) {}
+        zero(a->zero_point ? vi_load_u8(a->zero_point + group_at(a, column, g)) : vi_set1(start_beside_minimum(a))) {}
 
   VI of_row(int r) const {
     const VI sum = vi_set1(sums[r * groups]);

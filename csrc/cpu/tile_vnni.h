@@ -64,41 +64,54 @@ struct Tile8 : CodesTile<128> {
   }
 };
 
-// The nibble is the unsigned operand, so the activations need no offset.
-struct Tile4 : GroupsTile {
-  static constexpr int kLastRows = kRowsForLast;
+// The words of four k of a packed line, by their numbers: nibbles, and the bytes of n16k4g.
+struct Nibbles {
+  static constexpr int kWords = 2;
+  template <int i>
+  NYBBLE_INLINE VI word(VI line) {
+    return vi_and(i ? vi_shift_right<4>(line) : line, vi_set1(0x0f0f0f0f));
+  }
+};
+struct Bytes {
+  static constexpr int kWords = 1;
+  template <int i>
+  NYBBLE_INLINE VI word(VI line) {
+    return line;
+  }
+};
+
+// The weight is the unsigned operand, so the activations need no offset.
+template <class Codes>
+struct UnsignedTile : GroupsTile {
+  static constexpr int kWords = Codes::kWords, kLastRows = kRowsForLast;
 
   static constexpr int vectors(int rows) { return fitting_vectors(rows + 2, 4); }
 
   template <int R, int V>
-  NYBBLE_INLINE void multiply_half(VI (&acc)[R][V], const VI (&nibbles)[V], const int8_t* x) {
+  NYBBLE_INLINE void multiply_half(VI (&acc)[R][V], const VI (&codes)[V], const int8_t* x) {
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
       const VI xs = word_at(x + 4 * r);
 #pragma GCC unroll 4
-      for (int v = 0; v < V; v++) dot_u8s8(acc[r][v], nibbles[v], xs);
+      for (int v = 0; v < V; v++) dot_u8s8(acc[r][v], codes[v], xs);
     }
   }
 
-  // Adds the products of a line to two of the sums that take turns; they may be the same.
-  template <int R, int V>
-  NYBBLE_INLINE void multiply(VI (&low)[R][V], VI (&high)[R][V], const uint8_t* (&w)[V], const int8_t* x) {
-    const VI mask = vi_set1(0x0f0f0f0f);
-    VI nibbles[V];
-#pragma GCC unroll 4
-    for (int v = 0; v < V; v++) nibbles[v] = vi_and(vi_load(w[v]), mask);
-    multiply_half<R, V>(low, nibbles, x);
+  // Adds the products of the words from i on of a line to the sums that take turns, from `turn` on.
+  template <int R, int V, int kTurns, int i = 0>
+  NYBBLE_INLINE void multiply(VI (&acc)[kTurns][R][V], int turn, const uint8_t* (&w)[V], const int8_t* x) {
+    VI codes[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) {
-      nibbles[v] = vi_and(vi_shift_right<4>(vi_load(w[v])), mask);
-      w[v] += kLine;
+      codes[v] = Codes::template word<i>(vi_load(w[v]));
+      if (i + 1 == kWords) w[v] += kLine;
     }
-    multiply_half<R, V>(high, nibbles, x + 4 * R);
+    multiply_half<R, V>(acc[turn % kTurns], codes, x);
+    if constexpr (i + 1 < kWords) multiply<R, V, kTurns, i + 1>(acc, turn + 1, w, x + 4 * R);
   }
 
   template <int R>
   static void run_last(const NybbleLinearArgs* a, int64_t row, int64_t column) {
-    const VI mask = vi_set1(0x0f0f0f0f);
     const uint8_t* w = codes_at(a, column);
     const int8_t* x = panel_at<int8_t>(a, row);
     VF sum = vf_set1(0.0f);
@@ -106,8 +119,10 @@ struct Tile4 : GroupsTile {
       VI part[4] = {last_start<R>(a, row, column, g), vi_set1(0), vi_set1(0), vi_set1(0)};
       each_of_four(a->group / 4, [&](int i) __attribute__((always_inline)) {
         const VI four = word_at(w);
-        dot_u8s8(part[i], vi_and(i % 2 ? vi_shift_right<4>(four) : four, mask), vi_load_first<R>(x));
-        w += i % 2 * kLine;
+        const bool last = i % kWords == kWords - 1;
+        dot_u8s8(part[i], last ? Codes::template word<kWords - 1>(four) : Codes::template word<0>(four),
+                 vi_load_first<R>(x));
+        w += last ? kLine : 0;
         x += 4 * R;
       });
       const VI all = vi_add(vi_add(part[0], part[1]), vi_add(part[2], part[3]));
@@ -133,16 +148,17 @@ struct Tile4 : GroupsTile {
 #pragma GCC unroll 4
       for (int i = 1; i < kTurns; i++) zero_all(acc[i]);
       const auto step = [&](auto lines) __attribute__((always_inline)) {
-#pragma GCC unroll 2
-        for (int i = 0; i < lines.count; i++, x += 8 * R)
-          multiply<R, V>(acc[2 * i % kTurns], acc[(2 * i + 1) % kTurns], w, x);
+#pragma GCC unroll 4
+        for (int i = 0; i < lines.count; i++, x += 4 * kWords * R) multiply<R, V, kTurns>(acc, kWords * i, w, x);
       };
-      each_lines<4, kTurns == 4 ? 2 : 1>(a->group / 8, w, prefetcher, false, step);
+      each_lines<4, (kTurns > kWords ? kTurns / kWords : 1)>(a->group / (4 * kWords), w, prefetcher, false, step);
 #pragma GCC unroll 4
       for (int i = 1; i < kTurns; i++) add_all(acc[0], acc[i]);
       add_group<R, V>(a, at, g, acc[0], sum);
     }
   }
 };
+
+using Tile4 = UnsignedTile<Nibbles>;
 
 }  // namespace

@@ -10,6 +10,6 @@
 
 extern "C" NybbleStatus nybble_w4a16_avx512bf16(const NybbleLinearArgs* args) {
   return args->zero_point || args->minimum
-             ? run_tiles<NibbleTile<Bf16Nibbles<false>>, block_rows::w4a16_avx512bf16>(args)
-             : run_tiles<NibbleTile<Bf16Nibbles<true>>, block_rows::w4a16_avx512bf16>(args);
+             ? run_tiles<GroupTile<Bf16Nibbles<false>>, block_rows::w4a16_avx512bf16>(args)
+             : run_tiles<GroupTile<Bf16Nibbles<true>>, block_rows::w4a16_avx512bf16>(args);
 }

@@ -1,45 +1,9 @@
 // y = sum_g scale_g * (x codes . u4 codes - zero_point * act_sum) * act_scale + bias in plain C++; layout n16k8.
 #include "tile_scalar.h"
 // clang-format off
-#include "tile_run.h"
+#include "tile_dot_scalar.h"
 // clang-format on
 
-namespace {
-
-struct Tile : TileDefaults {
-  template <int R, int V>
-  using Acc = VF[R][1];
-
-  static constexpr int vectors(int) { return 1; }
-
-  template <int R, int V>
-  NYBBLE_INLINE void run(const NybbleLinearArgs* a, const Place& at, const uint8_t* (&streams)[V], VF (&sum)[R][1],
-                         Prefetcher&) {
-    const uint8_t* w = streams[0];
-    const int8_t* x = panel_at<int8_t>(a, at.row) + at.begin * R;
-    for (int64_t g = at.begin / a->group; g * a->group < at.end; g++) {
-      const GroupStart start(a, at.row, at.column, g);
-      VI acc[R];
-      for (int r = 0; r < R; r++) acc[r] = start.of_row(r);
-      for (int64_t k = 0; k < a->group; k += 8, w += kLine, x += 8 * R)
-        for (int r = 0; r < R; r++)
-          for (int i = 0; i < W; i++)
-            for (int j = 0; j < 4; j++)
-              acc[r].v[i] += x[r * 4 + j] * (w[i * 4 + j] & 15) + x[(R + r) * 4 + j] * (w[i * 4 + j] >> 4);
-      const VF scale = group_scale(a, at.column, g);
-      for (int r = 0; r < R; r++) sum[r][0] = vf_fma(vf_of_int(acc[r]), scale, sum[r][0]);
-      add_minimum<R>(a, at.row, at.column, g, [&](int r) -> VF& { return sum[r][0]; });
-    }
-  }
-
-  template <int R, int V>
-  NYBBLE_INLINE void finish(const NybbleLinearArgs* a, int64_t row, int64_t column, const VF (&sum)[R][1]) {
-    finish_w4a8<R, 1>(a, row, column, sum, 0);
-  }
-};
-
-}  // namespace
-
 extern "C" NybbleStatus nybble_w4a8_scalar(const NybbleLinearArgs* args) {
-  return run_tiles<Tile, block_rows::w4a8_scalar>(args);
+  return run_tiles<UnsignedTile<2>, block_rows::w4a8_scalar>(args);
 }

@@ -7,5 +7,5 @@
 // clang-format on
 
 extern "C" NybbleStatus nybble_w4nfa16_avx512bf16(const NybbleLinearArgs* args) {
-  return run_tiles<NibbleTile<Bf16Book>, block_rows::w4nfa16_avx512bf16>(args);
+  return run_tiles<GroupTile<Bf16Book>, block_rows::w4nfa16_avx512bf16>(args);
 }

@@ -54,7 +54,7 @@ class WeightShape:
         block_n: int,
         block_k: int,
         ordered: bool,
-        four_bit_scale: int = ...,
+        group_scale: int = ...,
         minimum: bool = ...,
         book: bool = ...,
     ) -> None: ...

@@ -24,7 +24,7 @@ struct Panel {
     codes.resize(rows * static_cast<size_t>(nybble_panel_row(call.kernel->panel, s.k_padded())));
     scale.resize(codes_in ? rows * 4 : 0);
     zero.resize(codes_in ? rows * 4 : 0);
-    sum.resize(codes_in && s.bits == 4 ? rows * static_cast<size_t>(s.groups()) * 4 : 0);
+    sum.resize(codes_in && s.by_group() ? rows * static_cast<size_t>(s.groups()) * 4 : 0);
     run_prepare({call.prepare, static_cast<NybblePanel>(call.kernel->panel), call.x_dtype, call.x, call.rows,
                  call.stride, s.k, s.k_padded(), call.kernel->block_rows, s.group(), span(codes), span(scale),
                  span(zero), span(sum), call.given, call.act_steps});
@@ -108,7 +108,7 @@ NybbleLinearArgs whole_product(const LinearCall& call, const Panel& panel, const
 
 // K blocks and passes as short as the kernel allows, or a few times as long.
 void cut_at_random(NybbleLinearArgs& args, const Product& p, Random& random) {
-  const bool in_groups = p.bits == 4 && !(p.cuts_groups && p.group == p.k);
+  const bool in_groups = p.by_group && !(p.cuts_groups && p.group == p.k);
   args.k_block = std::max<int64_t>(64, in_groups ? p.group : 0) * random.integer(1, 4);
   args.pass = p.column_step * random.integer(1, 4);
   args.pass_bytes = 64 * random.integer(1, 400);

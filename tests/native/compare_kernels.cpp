@@ -53,9 +53,9 @@ std::string check(const KernelEntry& kernel, int seed) {
   const int64_t n = random.integer(1, 70), k = random.integer(1, 300);
   WeightShape shape = random_shape(kernel, n, k, random);
   shape.ordered = random.integer(0, 3) == 0;
-  if (shape.bits == 4) {
+  if (shape.by_group()) {
     const NybbleDtype scales[] = {NYBBLE_BF16, NYBBLE_F16, NYBBLE_F32};
-    shape.four_bit_scale = random.pick(scales);
+    shape.group_scale = random.pick(scales);
     const bool takes_minimum = kernel.panel != NYBBLE_PANEL_BF16_LINES && shape.symmetric && !shape.book;
     shape.minimum = takes_minimum && random.integer(0, 3) == 0;
   }
@@ -88,7 +88,7 @@ std::string check(const KernelEntry& kernel, int seed) {
     held.insert(held.end(), weight.packed.begin(), weight.packed.end());
     Bytes bias = with_bias ? random_activations(1, shape.n, shape.n, dtype, false, random) : Bytes();
     for (const NybbleDtype y_dtype : {out_dtype, NYBBLE_S32}) {
-      if (y_dtype == NYBBLE_S32 && !(exact && shape.bits == 8)) continue;
+      if (y_dtype == NYBBLE_S32 && !(exact && !shape.by_group())) continue;
       const size_t y_bytes = static_cast<size_t>(rows * shape.n) * bytes_of(y_dtype);
       Bytes expected(y_bytes), got(y_bytes), by_hand(y_bytes, 0x55);
       LinearCall call = call_with(kernel, true, steps);

@@ -22,9 +22,8 @@ float value_at(const Weight& weight, int64_t n, int64_t k) {
   const WeightShape& s = weight.shape;
   const size_t place = static_cast<size_t>(n * s.groups() + k / s.group());
   const int code = code_at(s, weight.qweight.data(), n, k);
-  if (s.bits == 8) return static_cast<float>(code) * load(&weight.scale[place * 4], NYBBLE_F32);
-  const int zero = s.symmetric ? 8 : weight.zero_point[place];
-  return static_cast<float>(code - zero) * load(&weight.scale[place * 2], NYBBLE_BF16);
+  const int zero = zero_point_at(s, weight.zero_point.data(), static_cast<int64_t>(place));
+  return static_cast<float>(code - zero) * scale_at(s, weight.scale.data(), static_cast<int64_t>(place));
 }
 
 // Random ids, of 4 or 8 bytes.
@@ -61,7 +60,8 @@ std::string check_values(const Weight& weight, const Bytes& ids, int id_bytes, c
 std::string check(const KernelEntry& kernel, int seed) {
   Random random(static_cast<uint64_t>(seed));
   const NybbleDtype dtypes[] = {NYBBLE_F32, NYBBLE_BF16, NYBBLE_F16};
-  const KernelEntry& linear = find_kernel(random.integer(0, 1) ? "w8a16_scalar" : "w4a16_scalar");
+  const char* linears[] = {"w8a16_scalar", "w8a16_scalar_groups", "w4a16_scalar"};
+  const KernelEntry& linear = find_kernel(random.pick(linears));
   const int64_t n = random.integer(1, 40), k = random.integer(0, 3) ? random.integer(1, 300) : random.integer(500, 700);
   Weight weight = random_weight(random_shape(linear, n, k, random), random, 1);
   Bytes plain = plain_of(weight);

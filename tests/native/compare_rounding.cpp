@@ -26,21 +26,21 @@ struct Rounded {
 // The weight at (n, k) as its codes and scales say.
 float value_of(const WeightShape& s, const Rounded& from, int64_t n, int64_t k) {
   const size_t group = static_cast<size_t>(n * s.groups() + k / s.group());
-  if (s.bits == 8)
-    return static_cast<float>(static_cast<int8_t>(from.qweight[static_cast<size_t>(n * s.k + k)])) *
-           load(&from.scale[group * 4], NYBBLE_F32);
-  const int code = from.qweight[static_cast<size_t>(n * ((s.k + 1) / 2) + k / 2)] >> k % 2 * 4 & 15;
-  const int zero = s.symmetric ? 8 : from.zero_point[group];
-  return static_cast<float>(code - zero) * load(&from.scale[group * 2], NYBBLE_BF16);
+  const int code = s.bits == 8 ? static_cast<int8_t>(from.qweight[static_cast<size_t>(n * s.k + k)])
+                               : from.qweight[static_cast<size_t>(n * ((s.k + 1) / 2) + k / 2)] >> k % 2 * 4 & 15;
+  const int zero = zero_point_at(s, from.zero_point.data(), static_cast<int64_t>(group));
+  return static_cast<float>(code - zero) * scale_at(s, from.scale.data(), static_cast<int64_t>(group));
 }
 
 // Each value is off by half a step, and a little more where the scale is rounded to bfloat16; asymmetric ones by
 // another half, as the zero point is rounded too.
 void check_rounding(Random& random) {
-  const int64_t sizes[] = {0, 32, 64, 128};
+  const int64_t sizes[] = {0, 16, 32, 64, 128};
   const NybbleDtype dtypes[] = {NYBBLE_F32, NYBBLE_BF16, NYBBLE_F16};
   WeightShape s{random.integer(0, 1) ? 8 : 4, random.integer(1, 40), random.integer(1, 700)};
-  if (s.bits == 4) {
+  s.grouped = s.bits == 8 && random.integer(0, 1);
+  if (s.grouped) s.group_scale = NYBBLE_F32;
+  if (s.by_group()) {
     s.group_size = random.pick(sizes);
     s.symmetric = random.integer(0, 1);
   }
@@ -59,7 +59,8 @@ void check_rounding(Random& random) {
   const SquaredSums sums = squared_sums(s, from, one.portable(), 1), again = squared_sums(s, from, one.portable(), 3);
   require(sums.signal == again.signal && sums.noise == again.noise, "the error depends on the threads");
   double signal = 0, noise = 0;
-  const double step = (s.symmetric ? 1.0 / (s.bits == 8 ? 127 : 7) : 2.0 / 15) * static_cast<double>(factor);
+  const double step =
+      (s.symmetric ? 1.0 / (s.bits == 8 ? 127 : 7) : 2.0 / (s.bits == 8 ? 254 : 15)) * static_cast<double>(factor);
   const double most = (s.symmetric ? 0.56 : 1.06) * step + 0x1p-125;
   for (int64_t n = 0; n < s.n; n++)
     for (int64_t k = 0; k < s.k; k++) {

@@ -35,7 +35,7 @@ Weight random_weight(const WeightShape& shape, Random& random, int threads) {
   const NybbleDtype dtype = shape.scale_dtype();
   for (size_t i = 0; i < w.scale.size(); i += bytes_of(dtype))
     store(&w.scale[i], dtype, (1.5f + 0.5f * random.real()) / (shape.bits == 8 ? 127.0f : 8.0f));
-  for (uint8_t& zero : w.zero_point) zero = static_cast<uint8_t>(random.integer(0, 15));
+  for (uint8_t& zero : w.zero_point) zero = static_cast<uint8_t>(random.integer(0, shape.bits == 8 ? 255 : 15));
   for (int32_t k = 0; shape.ordered && k < shape.k; k++) {  // each input changes places with one before it
     const size_t other = static_cast<size_t>(random.integer(0, k));
     std::memcpy(&w.order[static_cast<size_t>(k) * 4], &w.order[other * 4], 4);
@@ -54,11 +54,14 @@ Weight random_weight(const WeightShape& shape, Random& random, int threads) {
   return w;
 }
 
+inline bool is_grouped(const KernelEntry& kernel) { return !std::strcmp(kernel.layout, "n16k4g"); }
+
 // A random shape of (n, k) for the kernel.
 inline WeightShape random_shape(const KernelEntry& kernel, int64_t n, int64_t k, Random& random) {
-  const int64_t group_sizes[] = {0, 32, 64, 128};
+  const int64_t group_sizes[] = {0, 16, 32, 64, 128};
   WeightShape shape{kernel.weight_bits(), n, k};
-  if (shape.bits == 4) {
+  shape.grouped = is_grouped(kernel);
+  if (shape.by_group()) {
     shape.group_size = random.pick(group_sizes);
     shape.book = kernel.reads_book();
     shape.symmetric = shape.book || random.integer(0, 1);
@@ -71,7 +74,7 @@ inline LinearCall call_with(const KernelEntry& kernel, bool scalar, int steps) {
   LinearCall call{};
   const std::string weight = "w" + std::to_string(kernel.weight_bits()) + (kernel.reads_book() ? "nf" : "");
   const std::string scheme = weight + (kernel.int_activations() ? "a8" : "a16");
-  call.kernel = scalar ? &find_kernel(scheme + "_scalar") : &kernel;
+  call.kernel = scalar ? &find_kernel(scheme + "_scalar" + (is_grouped(kernel) ? "_groups" : "")) : &kernel;
   call.prepare = prepare_for(*call.kernel);
   call.act_steps = steps;
   return call;

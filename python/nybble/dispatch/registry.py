@@ -28,6 +28,11 @@ _EXCEPTIONS: dict[str, Row] = {
     # Following places is slow on AVX2 for more than a few rows of activations, so it pays from more zeros on.
     "spw8a8_avx2_gather": {"least_zeros": 0.85},
     "spw8a8_avxvnni_gather": {"least_zeros": 0.85},
+    # It multiplies whole groups, and is slower than AVX-512 VNNI with smaller ones (Emerald Rapids, 64 to 256 rows).
+    "w8a8_amx_groups": {"group_sizes": (128,)},
+    "w8a7_amx_groups": {"group_sizes": (128,)},
+    # From fewer rows on than w8a16_amx, which takes the weights with one scale a row.
+    "w8a16_amx_groups": {"group_sizes": (16, 32, 64, 128)},
     # It adds the groups of each part of K on their own.
     "w4a8_sm80": {"exact": False},
 }
@@ -166,7 +171,8 @@ def _narrower(row: Row, rows: list[Row]) -> Iterator[KernelSpec]:
     for family in families():
         if not _is_narrower(family, row["scheme"]):
             continue
-        if not any((other["scheme"], other["target"]) == (family, row["target"]) for other in rows):
+        mine = family, row["target"], row["layout"]
+        if not any((other["scheme"], other["target"], other["layout"]) == mine for other in rows):
             names = KernelNames(row["name"], _nearest("prepare", row, rows), row["layout"])
             yield _compiled({**row, "name": row["name"].replace(row["scheme"], family), "scheme": family}, names)
 
@@ -194,7 +200,7 @@ def _compiled(row: Row, names: KernelNames) -> KernelSpec:
         make=partial(_plan, names) if row["op"] == "linear" else None,
         act_dtypes=(torch.bfloat16,) if bf16 else FLOATS,
         m_range=(row["least_rows"], None),
-        out_dtypes=(*FLOATS, torch.int32) if codes and "w8" in row["scheme"] else FLOATS,
+        out_dtypes=(*FLOATS, torch.int32) if codes and _gives_sums(row) else FLOATS,
         exact=codes,
         least_zeros=layouts.find(row["layout"]).least_zeros if row["layout"] else 0.0,
         flushes_subnormals=bf16,
@@ -203,6 +209,11 @@ def _compiled(row: Row, names: KernelNames) -> KernelSpec:
         scales=_scales(row),
         minimum=bool(_scales(row)) and row["panel"] != native.BF16_LINES,
     )
+
+
+def _gives_sums(row: Row) -> bool:
+    """Whether a product has one int32 sum: all of K has one scale, and weights have 8 bits."""
+    return numbers_of(row["scheme"])[0].bits == 8 and layouts.find(row["layout"]).of_form is None
 
 
 def _scales(row: Row) -> tuple[torch.dtype, ...]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .. import layouts
 from ..weights.form import USUAL, Form, split_layout
 from ..weights.scheme import Scheme, numbers_of
 from ..weights.sparsity import Block, Sparsity
@@ -135,6 +136,7 @@ class KernelSpec:
             (out_dtype in self.out_dtypes, f"gives {_names(self.out_dtypes)}, not {_names((out_dtype,))}"),
             (self.takes(problem.m), f"is for {_rows(self.m_range)}, not {problem.m}"),
             (self.group_sizes is None or size in self.group_sizes, f"has no group_size {size}"),
+            (not (rule := layouts.find(self.layout).why_not(problem.scheme)), f"{rule}"),
             (problem.form.scale in (None, *self.scales), f"reads no scales of {_names((problem.form.scale,))}"),
             (self.minimum or not problem.form.minimum, "takes no float minimums in place of zero points"),
             (
@@ -155,9 +157,18 @@ class KernelSpec:
         least, most = self.m_range
         return least <= max(m, 1) and (most is None or m <= most)
 
+    def serves(self, scheme: Scheme) -> bool:
+        """Whether it takes the groups, zero points and pattern of zeros of a scheme of its family."""
+        alike = self.sparsity in (None, scheme.sparsity) and scheme.group_size in self.sizes()
+        return alike and layouts.find(self.layout).why_not(scheme) is None
+
     def sizes(self) -> tuple[int | None, ...]:
         """The group sizes that it takes; None stands for one group of all inputs."""
-        return (None, *numbers_of(self.scheme)[0].group_sizes) if self.group_sizes is None else self.group_sizes
+        if self.group_sizes is not None:
+            return self.group_sizes
+        kind = numbers_of(self.scheme)[0]
+        has_groups = kind.sparse_groups or self.scheme.startswith(kind.name)  # sparse families have letters before it
+        return (None, *kind.group_sizes) if has_groups and not layouts.find(self.layout).a_scale_a_row else (None,)
 
 
 def _zeros(scheme: Scheme) -> float:

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from ..bound_conv import BoundConv, BoundPool
 from ..conv import Epilogue, Geometry
 from ..nn.conv import ConvModule
+from ..weights.form import USUAL
 from .image_graph import Act, Graph, Step
 from .versions import version_of
 
@@ -172,6 +173,12 @@ def _state(tensor: Tensor | None) -> tuple[int, int | None] | None:
     return None if tensor is None else (tensor.data_ptr(), version_of(tensor))
 
 
+def _has_a_scale_a_row(held: ConvModule) -> bool:
+    """Whether a norm may take the place of its scales."""
+    scheme = held.scheme
+    return scheme.weight_bits == 8 and scheme.group_size is None and scheme.symmetric and held.form == USUAL
+
+
 def folds_of(graph: Graph) -> list[Fold]:
     """The convolutions of a graph, with what each computes."""
     users: dict[Step, list[Step | None]] = {step: [] for step in graph.steps}
@@ -189,7 +196,7 @@ def folds_of(graph: Graph) -> list[Fold]:
             continue
         fold = Fold(conv)
         while (user := users[fold.last][0] if len(users[fold.last]) == 1 else None) is not None and user not in claimed:
-            if user.kind == "norm" and fold.last is conv and conv.what.scheme.weight_bits == 8:
+            if user.kind == "norm" and fold.last is conv and _has_a_scale_a_row(conv.what):
                 fold.norm = user
             elif (
                 user.kind == "sum" and fold.total is None and fold.act is None and user.inputs[0] is not user.inputs[1]

@@ -51,6 +51,7 @@ class Layout:
         mask: the layout of sparse weights that kernels expand to this one, line by line; "": none.
         least_zeros: share of zeros from which this layout is faster than its alternatives.
         form: of the weights that it holds.
+        a_scale_a_row: whether it holds only symmetric weights with one scale for each row.
         rows: finds some rows, for lookups in plain torch; None: those do not read the layout.
         of_form: makes the row for another form; None: it holds weights of this form only.
     """
@@ -66,6 +67,7 @@ class Layout:
     mask: str = ""
     least_zeros: float = 0.0
     form: Form = USUAL
+    a_scale_a_row: bool = False
     rows: Rows | None = None
     of_form: Callable[[Form], Layout] | None = None
 
@@ -147,6 +149,12 @@ class Layout:
     def _check_device(self, tensor: Tensor) -> None:
         if self.device not in (None, tensor.device.type):
             raise ValueError(f"weight: is on {tensor.device}; layout {self.name!r} is packed on {self.device}")
+
+    def why_not(self, scheme: Scheme) -> str | None:
+        """Why it holds no weights of a dense scheme of its bits; None: it does."""
+        if self.a_scale_a_row and (scheme.group_size or not scheme.symmetric):
+            return f"layout {self.name} has one scale for each row, and no zero points"
+        return None
 
     def incomplete(self) -> str | None:
         """Why the row is no layout; None if it is one."""

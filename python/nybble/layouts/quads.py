@@ -96,7 +96,7 @@ def _sections(bits: int, scheme: Scheme, out_features: int, in_features: int) ->
     return {
         "codes": ((*tiles, *_CODE_SHAPES[bits]), kind.stored),
         "places": ((*tiles, *_PLACE_SHAPE), torch.uint8),
-        "scale": ((groups_of(scheme, k), n) if kind.group_sizes else (n,), kind.scale),
+        "scale": ((groups_of(scheme, k), n) if kind.group_sizes and kind.sparse_groups else (n,), kind.scale),
     }
 
 

@@ -43,4 +43,4 @@ def _collect(parts: dict[str, Tensor], scheme: Scheme, out_features: int, in_fea
     return QuantizedWeight(codes, parts["scale"][:out_features, None].clone())
 
 
-LAYOUTS = (Layout("rows8", _sections, _fill, _collect, _padded),)
+LAYOUTS = (Layout("rows8", _sections, _fill, _collect, _padded, a_scale_a_row=True),)

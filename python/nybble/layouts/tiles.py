@@ -1,22 +1,25 @@
-"""Dense weights for CPUs: the layouts n16k4 and n16k8. csrc/pack.h draws them.
+"""Dense weights for CPUs: the layouts n16k4, n16k4g and n16k8. csrc/pack.h draws them.
 
 n16k4   8 bits: tiles of 16 output features, 4 inputs in a 32-bit word; float32 scales; sums of the codes, for the
         kernels that multiply u8 x s8; a bit for each pair of lines of a tile with large sums, for those that multiply
         u7 x s8
+n16k4g  8 bits with scales by group, of bfloat16, float16 or float32: lines as in n16k4, but codes and zero points are
+        stored plus 128, in uint8; sums of the weights, as in n16k8
 n16k8   4 bits: tiles of 16 output features, 8 inputs in a 32-bit word, of which byte j holds inputs j (low nibble) and
         j + 4; scales in bfloat16, float16 or float32; sums of the weights, which take out the zero point of the activations
 
 Both end with the order of the columns, of an ordered scheme. Codes of a table (w4nf) have the table at the end
 instead of the sums.
 
-Padding: output features to 16, with code 0 and scale 0; inputs to 4 (n16k4), to the group size, or to 8 without groups
-(n16k8), with code 0. The activations there are 0 too, so the padding adds nothing.
+Padding: output features to 16, with code 0 and scale 0; inputs to the group size, or without
+groups to 4 (n16k4, n16k4g) or 8 (n16k8), with code 0. The activations there are 0 too, so the padding adds nothing.
 
 Here is the definition in torch. The compiled library packs faster, and equal byte for byte.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -39,24 +42,34 @@ _WHOLE = ("order", "book")
 _PER_GROUP = ("scale", "zero_point", "minimum")
 
 
+@dataclass(frozen=True)
+class _Kind:
+    """A layout of this file. word: inputs in a 32-bit word. by_group: scales belong to groups. offset: what is added to codes
+    and zero points where they are stored."""
+
+    word: int
+    by_group: bool
+    offset: int = 0
+
+
 def _padded(word: int, scheme: Scheme, out_features: int, in_features: int) -> tuple[int, int]:
     return round_up(out_features, TILE_N), round_up(in_features, scheme.group_size or word)
 
 
-def _sections(word: int, form: Form, scheme: Scheme, out_features: int, in_features: int) -> dict[str, Spec]:
-    kind = scheme.weight_type
+def _sections(like: _Kind, form: Form, scheme: Scheme, out_features: int, in_features: int) -> dict[str, Spec]:
+    kind, word = scheme.weight_type, like.word
     n, k = _padded(word, scheme, out_features, in_features)
     tiles = n // TILE_N
     per_group = (tiles, k // (scheme.group_size or k), TILE_N)
     spec: dict[str, Spec] = {
-        "codes": ((tiles, k // word, TILE_N, 4), kind.stored),
+        "codes": ((tiles, k // word, TILE_N, 4), torch.uint8 if like.offset else kind.stored),
         "scale": (per_group, form.scale or kind.scale),
     }
     if form.minimum:
         spec["minimum"] = spec["scale"]
     elif not scheme.symmetric and kind.zero_point is not None:
-        spec["zero_point"] = (per_group, kind.zero_point)
-    if word == 4:
+        spec["zero_point"] = (per_group, torch.uint8 if like.offset else kind.zero_point)
+    if not like.by_group:
         spec["column_sum"] = ((tiles, TILE_N), torch.int32)
         spec["large"] = ((tiles, -(-k // LARGE_K)), torch.uint8)
     elif not kind.table:
@@ -65,24 +78,35 @@ def _sections(word: int, form: Form, scheme: Scheme, out_features: int, in_featu
     return spec | {name: portable[name] for name in _WHOLE if name in portable}
 
 
-def _fill(word: int, quantized: QuantizedWeight, scheme: Scheme, in_features: int) -> dict[str, Tensor]:
-    out_features = quantized.qweight.shape[0]
+def _fill(like: _Kind, quantized: QuantizedWeight, scheme: Scheme, in_features: int) -> dict[str, Tensor]:
+    out_features, word = quantized.qweight.shape[0], like.word
     n, k = _padded(word, scheme, out_features, in_features)
     rows = n - out_features
     codes = zero_pad(scheme.weight_type.unpack(quantized.qweight, in_features), (0, k - in_features, 0, rows))
     tiled = codes.view(-1, TILE_N, k // word, word).transpose(1, 2)
-    if word == 4:
-        filled = {"codes": tiled, "column_sum": codes.sum(dim=1, dtype=torch.int32), "large": _large(tiled)}
-    else:
+    if like.by_group:
         total = _weight_sum(quantized, scheme, in_features)
-        codes = tiled[..., :4] | (tiled[..., 4:] << 4)
+        codes = tiled[..., :4] | (tiled[..., 4:] << 4) if word == 8 else _moved(tiled, like.offset)
         filled = {"codes": codes, "weight_sum": zero_pad(total, (0, rows)).float()}
+    else:
+        filled = {"codes": tiled, "column_sum": codes.sum(dim=1, dtype=torch.int32), "large": _large(tiled)}
     for name in _PER_GROUP:
         tensor = quantized.tensors().get(name)
         if tensor is not None:
             padded = zero_pad(tensor, (0, 0, 0, rows))
+            padded = _moved(padded, like.offset) if name == "zero_point" else padded
             filled[name] = padded.view(-1, TILE_N, padded.shape[1]).transpose(1, 2)
     return filled | {name: tensor for name, tensor in quantized.tensors().items() if name in _WHOLE}
+
+
+def _moved(stored: Tensor, offset: int) -> Tensor:
+    """Signed numbers as they are stored with an offset, uint8."""
+    return (stored.to(torch.int16) + offset).to(torch.uint8) if offset else stored
+
+
+def _back(stored: Tensor, offset: int) -> Tensor:
+    """The inverse of _moved, int8."""
+    return (stored.to(torch.int16) - offset).to(torch.int8) if offset else stored
 
 
 def _weight_sum(quantized: QuantizedWeight, scheme: Scheme, in_features: int) -> Tensor:
@@ -110,10 +134,10 @@ def _large(tiled: Tensor) -> Tensor:
 
 
 def _collect(
-    word: int, parts: dict[str, Tensor], scheme: Scheme, out_features: int, in_features: int
+    like: _Kind, parts: dict[str, Tensor], scheme: Scheme, out_features: int, in_features: int
 ) -> QuantizedWeight:
-    codes = parts["codes"]
-    if word == 8:
+    codes = _back(parts["codes"], like.offset)
+    if like.word == 8:
         codes = torch.cat((codes & 15, codes >> 4), dim=-1)
     codes = codes.transpose(1, 2).flatten(0, 1).flatten(1)[:out_features, :in_features]
     per_group = {
@@ -121,6 +145,8 @@ def _collect(
         for name in _PER_GROUP
         if name in parts
     }
+    if "zero_point" in per_group:
+        per_group["zero_point"] = _back(per_group["zero_point"], like.offset)
     whole = {name: parts[name].clone() for name in _WHOLE if name in parts}
     return QuantizedWeight(scheme.weight_type.pack(codes).contiguous(), **per_group, **whole)
 
@@ -132,22 +158,26 @@ def _rows(parts: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
     return tiled | {name: parts[name] for name in _WHOLE if name in parts}
 
 
-def _layout(name: str, word: int, mask: str, form: Form = USUAL) -> Layout:
-    """A layout with `word` inputs in a 32-bit word."""
+def _layout(name: str, like: _Kind, mask: str, form: Form = USUAL) -> Layout:
     return Layout(
         form.of_layout(name),
-        partial(_sections, word, form),
-        partial(_fill, word),
-        partial(_collect, word),
-        partial(_padded, word),
+        partial(_sections, like, form),
+        partial(_fill, like),
+        partial(_collect, like),
+        partial(_padded, like.word),
         own_pack=partial(native.pack, layout=name),
         own_unpack=partial(native.unpack, layout=name, form=form),
         device="cpu",
         mask=mask,
         form=form,
+        a_scale_a_row=not like.by_group,
         rows=_rows,
-        of_form=partial(_layout, name, word, mask) if word == 8 else None,
+        of_form=partial(_layout, name, like, mask) if like.by_group else None,
     )
 
 
-LAYOUTS = (_layout("n16k4", 4, "mask8"), _layout("n16k8", 8, "mask4"))
+LAYOUTS = (
+    _layout("n16k4", _Kind(4, by_group=False), "mask8"),
+    _layout("n16k4g", _Kind(4, by_group=True, offset=128), ""),
+    _layout("n16k8", _Kind(8, by_group=True), "mask4"),
+)

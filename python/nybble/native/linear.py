@@ -92,4 +92,4 @@ class LinearPlan:
 
 
 # The layouts of which a LinearPlan may multiply some of the rows.
-TILED = ("n16k4", "n16k8")
+TILED = ("n16k4", "n16k4g", "n16k8")

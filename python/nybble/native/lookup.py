@@ -12,7 +12,7 @@ from .base import DTYPES, memory
 from .weights import weight_shape
 
 # The layouts whose rows a Lookup reads, and whether they are in tiles.
-LOOKUP_LAYOUTS = {"plain": False, "n16k4": True, "n16k8": True}
+LOOKUP_LAYOUTS = {"plain": False, "n16k4": True, "n16k4g": True, "n16k8": True}
 _ID_BYTES = {torch.int32: 4, torch.int64: 8}
 
 
@@ -24,7 +24,7 @@ class Lookup:
 
     def __init__(self, kernel: str, scheme: Scheme, out_features: int, in_features: int, layout: str) -> None:
         base, form = split_layout(layout)
-        shape = weight_shape(scheme, out_features, in_features, form=form)
+        shape = weight_shape(scheme, out_features, in_features, base if LOOKUP_LAYOUTS[base] else "", form)
         self._compiled = _C.Lookup(kernel, shape, LOOKUP_LAYOUTS[base])
         self._run = self._compiled.run
 

@@ -22,8 +22,11 @@ _ROUNDED_BITS = SPARSE_BITS
 def weight_shape(
     scheme: Scheme, out_features: int, in_features: int, layout: str = "", form: Form = USUAL
 ) -> _C.WeightShape:
-    """layout "": the dense one."""
-    block = scheme.sparsity if isinstance(scheme.sparsity, Block) else None
+    """layout "": a dense one that holds such weights."""
+    block, kind = scheme.sparsity if isinstance(scheme.sparsity, Block) else None, scheme.weight_type
+    if not layout and kind.bits == 8 and (scheme.group_size or not scheme.symmetric or form != USUAL):
+        layout = "n16k4g"
+    by_group = kind.bits == 4 or layout == "n16k4g"
     return _C.WeightShape(
         bits=scheme.weight_bits,
         n=out_features,
@@ -35,7 +38,7 @@ def weight_shape(
         block_n=block.rows if block else 0,
         block_k=block.columns if block else 0,
         ordered=scheme.ordered,
-        four_bit_scale=DTYPES[form.scale or torch.bfloat16],
+        group_scale=DTYPES[form.scale or (kind.scale if by_group else torch.bfloat16)],
         book=bool(scheme.book),
     )
 

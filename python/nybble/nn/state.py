@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .. import layouts
 from ..layouts.portable import from_portable, portable_names, spec_of
 from ..weights.form import Form
 from .packing import PackedModule, lock
@@ -74,6 +75,10 @@ class StatefulModule(PackedModule):
         self._resize(found)
         super()._load_from_state_dict(state_dict, prefix, *args)
         if before is None or layout is None or self.device.type == "meta":
+            self.pack()
+            return
+        held = layouts.find(layout)
+        if self.form != held.form and held.of_form is None:  # that layout holds no weights of this form
             self.pack()
             return
         # In the same layout, which a module of another class may read too.

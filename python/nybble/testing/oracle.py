@@ -65,8 +65,7 @@ def _sparse_schemes(family: str) -> tuple[str, ...]:
 
 def served_by(spec: KernelSpec) -> list[Scheme]:
     """The schemes of a kernel's family that it supports; for sparse families, a selection."""
-    sizes = spec.sizes()
-    return [s for s in schemes_of(spec.scheme) if spec.sparsity in (None, s.sparsity) and s.group_size in sizes]
+    return [scheme for scheme in schemes_of(spec.scheme) if spec.serves(scheme)]
 
 
 def random_weight(
@@ -101,7 +100,7 @@ def random_weight(
     if form.minimum:
         return QuantizedWeight(kind.pack(codes), scale, None, order, -integers(0, 15, groups).to(stored) * scale)
     if not scheme.symmetric and kind.zero_point is not None:
-        zero_point = integers(kind.lowest, kind.highest, groups).to(kind.zero_point)
+        zero_point = integers(*kind.ends, groups).to(kind.zero_point)
     book = None
     if kind.table:
         values = torch.randn(len(kind.table), generator=generator)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .scheme import Scheme
 
-_SCALES = {"f16": torch.float16, "f32": torch.float32}
+_SCALES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 _MINIMUM = "min"
 _MARK = "+"
 

@@ -145,8 +145,9 @@ def check_portable(quantized: QuantizedWeight, scheme: Scheme, out_features: int
         raise ValueError("scale: must be finite and not negative")
     kind.check(quantized.qweight, in_features)
     zero = quantized.zero_point
-    if zero is not None and ((zero > kind.highest).any() or (zero < kind.lowest).any()):
-        raise ValueError(f"zero_point: must be in [{kind.lowest}, {kind.highest}]")
+    lowest, highest = kind.ends
+    if zero is not None and ((zero > highest).any() or (zero < lowest).any()):
+        raise ValueError(f"zero_point: must be in [{lowest}, {highest}]")
     if quantized.order is not None:
         _check_order(quantized.order)
     if quantized.minimum is not None:

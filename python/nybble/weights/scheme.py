@@ -25,12 +25,12 @@ class Scheme:
     """Quantized weights, with float or quantized activations.
 
     Args:
-        weight_bits: 8 (int8 codes and one float32 scale for each output channel), 4 (codes in [-8, 7]; scales in
-            bfloat16, or, of other libraries, in float16 or float32), 16 (bfloat16 weights, for 2:4 sparsity with float activations), or what a plug-in adds.
+        weight_bits: 8 (int8 codes; scales in float32, or, of other libraries, in bfloat16 or float16), 4 (codes in [-8, 7];
+            scales in bfloat16, or, of other libraries, in float16 or float32), 16 (bfloat16 weights, for 2:4 sparsity with float activations), or what a plug-in adds.
         act_bits: 16 (float activations), 8 (codes in [-128, 127] with a scale and a zero point) or, with 8-bit weights,
             7 (codes in [-64, 63]: faster on CPUs without VNNI).
-        group_size: number of inputs that share a scale: 16, 32, 64 or 128, for 4-bit weights; None: all inputs.
-        symmetric: False: each group has its own zero point, for 4-bit weights.
+        group_size: number of inputs that share a scale: 16, 32, 64 or 128, for 4-bit weights and dense 8-bit ones; None: all inputs.
+        symmetric: False: each group has its own zero point, for dense 4-bit and 8-bit weights.
         sparsity: the pattern of the zero weights, which are not stored; None: a dense weight. Sparse weights are
             symmetric. Blocks need 8-bit weights and 8-bit activations, and no sparse weight goes with 7-bit activations.
         static: True: quantized activations have one scale and one zero point for the layer, found by calibration. False
@@ -67,6 +67,8 @@ class Scheme:
         if self.group_size is not None and self.group_size not in kind.group_sizes:
             allowed = f"None or one of {kind.group_sizes}" if kind.group_sizes else "None"
             raise ValueError(f"group_size={self.group_size!r}: must be {allowed} with {kind.name}")
+        if self.group_size is not None and self.sparsity is not None and not kind.sparse_groups:
+            raise ValueError(f"group_size={self.group_size!r}: must be None with sparse weights of {kind.bits} bits")
         if not self.symmetric and (kind.zero_point is None or self.sparsity is not None):
             why = kind.name if kind.zero_point is None else f"sparse weights ({self.sparsity})"
             raise ValueError(f"symmetric=False: {why} must be symmetric")
@@ -162,8 +164,13 @@ class Scheme:
     @property
     def max_in_features(self) -> int:
         """The largest K for which int32 accumulators cannot overflow."""
-        act = self.act_type
-        return _MOST_INT32 // (act.steps * self.weight_type.largest_step) if act.quantized else _MOST_INT32
+        act, kind = self.act_type, self.weight_type
+        if not act.quantized:
+            return _MOST_INT32
+        largest = act.steps * kind.largest_step
+        if not self.symmetric:  # codes, at most half the steps from 0, times codes less zero points
+            largest = max(largest, (act.steps + 1) // 2 * (kind.ends[1] - kind.ends[0]))
+        return _MOST_INT32 // largest
 
     def groups(self, in_features: int) -> int:
         """Number of scales of an output channel; the last group may be short."""

@@ -35,6 +35,7 @@ class WeightType:
         minimum: whether an asymmetric weight may have float minimums in place of zero points, see Form.
         zero_point: dtype of the zero points of asymmetric weights; None: the weights are symmetric.
         group_sizes: numbers of inputs that may share a scale, besides a whole row.
+        sparse_groups: whether sparse weights may have groups too; if not, they have a scale for each row.
         act_bits: the activations that go with it, 16 (float), 8 and 7 (quantized).
         patterns: the patterns of zeros that a sparse weight may have: classes of them, or single ones.
         book: the letters after the bits in the name of a scheme; no two types have the same bits and letters.
@@ -53,6 +54,7 @@ class WeightType:
     least: int | None = None
     zero_point: torch.dtype | None = None
     group_sizes: tuple[int, ...] = ()
+    sparse_groups: bool = True
     act_bits: tuple[int, ...] = (8, 16)
     patterns: tuple[type[Sparsity] | Sparsity, ...] = ()
     book: str = ""
@@ -219,6 +221,11 @@ _BUILT_IN = (
         largest_step=128,
         stored=torch.int8,
         least=-128,
+        other_scales=(torch.bfloat16, torch.float16),
+        minimum=True,
+        zero_point=torch.int8,
+        group_sizes=(16, 32, 64, 128),
+        sparse_groups=False,
         act_bits=(7, 8, 16),
         patterns=(Unstructured, NofM, Block),
     ),
