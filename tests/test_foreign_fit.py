@@ -40,6 +40,9 @@ def weight_of(name: str) -> ForeignWeight:
         ("gguf-q4-k-m", "w4a16g32asym"),
         ("gptq-w4-g32-asym-edge", "w4a16g32asym"),
         ("ct-w8a8-dynamic", "w8a16"),  # the code -128
+        ("gptq-w8-g128", "w8a16g128"),
+        ("gguf-q6-k", "w8a16g16"),  # 6 bits, and scales of scales
+        ("gguf-q8-0", "w8a16g32"),
         ("gptq-w4-g128-desc-act", "w4a16g128order"),
         ("bnb-nf4-double", "w4nfa16g64"),
         ("gguf-iq4-nl", "w4nfa16g32"),
@@ -60,8 +63,6 @@ def test_what_a_scheme_holds_is_equal_bit_for_bit(name: str, scheme: str) -> Non
     ("name", "why"),
     [
         ("bnb-nf4-flat", "groups that run over the flattened matrix"),
-        ("gguf-q6-k", "groups of 16: w8 has one scale a row"),
-        ("gptq-w8-g128", "groups of 128: w8 has one scale a row"),
         ("bnb-int8", "rounds twice"),
     ],
 )
@@ -100,10 +101,49 @@ def test_eight_bits_of_a_row() -> None:
     zero = torch.full((8, 1), 128, dtype=torch.int16)
     assert str(fit(eight_bits(unsigned, zero=zero)).scheme) == "w8a16"
     negative = torch.full((8, 1), -0.5)
-    assert "code 128" in str(fit(eight_bits(codes, scale=negative)).why)
+    mirrored = fit(eight_bits(codes, scale=negative))  # 128 is no code
+    assert str(mirrored.scheme) == "w8a16asym"
+    assert mirrored.scheme is not None
+    assert mirrored.quantized is not None
+    assert torch.equal(dequantize_weight(mirrored.quantized, mirrored.scheme, 64), codes * -0.5)
     turned = fit(eight_bits(codes.clamp(min=-127), scale=negative))
     assert turned.quantized is not None
     assert torch.equal(turned.quantized.qweight, -codes.clamp(min=-127))
+
+
+@pytest.mark.parametrize("bits", [5, 6, 8])
+@pytest.mark.parametrize("kind", ["symmetric", "signed", "zeros", "signed zeros", "minimum", "silent", "ordered"])
+@pytest.mark.parametrize(("size", "dtype"), [(16, torch.float32), (32, torch.float16), (128, torch.bfloat16)])
+def test_groups_of_more_than_four_bits(bits: int, kind: str, size: int, dtype: torch.dtype) -> None:
+    top, n, k = 1 << bits, 12, 256
+    codes = torch.randint(0, top, (n, k), dtype=torch.uint8)
+    codes[0, :2] = torch.tensor([0, top - 1])
+    shape = (n, k // size)
+    scale = torch.randn(shape).to(dtype)
+    zeros = torch.randint(0, top, shape, dtype=torch.int16)
+    less = top // 2
+    change: dict[str, object] = {
+        "symmetric": {"zero": less},
+        "signed": {"codes": (codes.to(torch.int16) - less).to(torch.int8), "scale": scale.abs()},
+        "zeros": {"zero": zeros},
+        "signed zeros": {"codes": (codes.to(torch.int16) - less).to(torch.int8), "zero": zeros - less},
+        "minimum": {"codes": codes.clamp(max=127), "scale": scale.abs(), "minimum": torch.randn(shape).to(dtype)},
+        "silent": {"zero": less, "scale": torch.where(scale < 0, 0, scale)},
+        "ordered": {"zero": less, "groups": (torch.arange(k, dtype=torch.int32) // size)[torch.randperm(k)]},
+    }[kind]
+    weight = replace(ForeignWeight(codes, bits, scale, 0, size), **change)  # type: ignore[arg-type]
+    found = fit(weight)
+    assert found.why is None
+    assert found.scheme is not None
+    assert found.quantized is not None
+    assert (found.scheme.weight_bits, found.scheme.group_size) == (8, size)
+    assert torch.equal(dequantize_weight(found.quantized, found.scheme, k), weight.dequantize())
+    assert found.quantized.scale.dtype == dtype, "the smallest that has all scales"
+    module = nybble.nn.Linear.from_quantized(found.quantized, k, None, found.scheme, torch.float32)
+    assert torch.equal(module.dequantized_weight(), weight.dequantize())
+    x = torch.randn(3, k)
+    wanted = x.double() @ weight.dequantize().double().t()
+    assert (module(x) - wanted).norm() <= 1e-5 * wanted.norm()
 
 
 def test_four_bits_whose_scales_need_float32() -> None:

@@ -44,8 +44,8 @@ def fit(weight: ForeignWeight, act_bits: int = 16) -> Fit:
             times = int((codes == code).sum())
             return Fit(why=f"code {code - kind.middle} ({times} times): {kind.name} has not this code")
         stored = kind.pack(codes)
-    if zero is not None and (zero.min() < kind.lowest or zero.max() > kind.highest):
-        return Fit(why=f"a zero point outside [{kind.lowest}, {kind.highest}]")
+    if zero is not None and (zero.min() < kind.ends[0] or zero.max() > kind.ends[1]):
+        return Fit(why=f"a zero point outside [{kind.ends[0]}, {kind.ends[1]}]")
     found = _held(weight, stored, zero, _scheme(weight, act_bits, size, zero, order), order)
     assert found.scheme is not None and found.quantized is not None  # noqa: S101, PT018
     if not _same_steps(weight, found.quantized) and not _equal(foreign, found.quantized, found.scheme):
@@ -60,7 +60,7 @@ def keep_codes(weight: ForeignWeight, act_bits: int = 16) -> Fit:
     if why is not None:
         return Fit(why=why)
     codes, zero = _codes(weight, kind)
-    zero = None if zero is None else zero.clamp(kind.lowest, kind.highest)
+    zero = None if zero is None else zero.clamp(*kind.ends)
     codes = kind.pack(codes.clamp(*kind.ends))
     return _held(weight, codes, zero, _scheme(weight, act_bits, size, zero, order), order)
 
@@ -124,7 +124,7 @@ def _held(weight: ForeignWeight, stored: Tensor, zeros: Tensor | None, scheme: S
     zero = None if zeros is None or kind.zero_point is None else zeros.to(kind.zero_point)
     scale = weight.scale if weight.factor == 1 else weight.scale.float() * weight.factor
     scale = scale if kind.table else scale.abs()
-    dtype = _dtype_of([scale] if weight.minimum is None else [scale, weight.minimum], kind)
+    dtype = _dtype_of([scale] if weight.minimum is None else [scale, weight.minimum], scheme)
     least = None if weight.minimum is None else weight.minimum.to(dtype)
     found = QuantizedWeight(stored, scale.to(dtype), zero, order, least, weight.book)
     check_portable(found, scheme, *weight.shape)
@@ -138,9 +138,13 @@ def _scheme(
     return Scheme(kind.bits, act_bits, size, symmetric, ordered=order is not None, book=kind.book)
 
 
-def _dtype_of(scales: list[Tensor], kind: WeightType) -> torch.dtype:
-    """The first dtype that has all scales, that of nybble's own rounding before others: it is the fastest."""
-    dtypes = (kind.scale, *kind.other_scales)
+def _dtype_of(scales: list[Tensor], scheme: Scheme) -> torch.dtype:
+    """The first dtype that has all scales: of one a row that of nybble's own rounding before others, which is the fastest;
+    else the smaller ones before others."""
+    kind = scheme.weight_type
+    dtypes = [kind.scale, *kind.other_scales]
+    if scheme.group_size is not None or not scheme.symmetric:
+        dtypes.sort(key=lambda dtype: dtype.itemsize)
     exact = (dtype for dtype in dtypes if all(torch.equal(s.to(dtype).float(), s.float()) for s in scales))
     return next(exact, kind.scale)
 
@@ -189,8 +193,8 @@ def _mirrored(weight: ForeignWeight, kind: WeightType) -> tuple[Tensor, Tensor |
 def _codes(weight: ForeignWeight, kind: WeightType) -> tuple[Tensor, Tensor | None]:
     """Codes (N, K) as the weight type counts them, and zero points (N, groups), or None where all are its middle.
 
-    Of a group with a negative scale they are mirrored, lowest + highest - code, or negated where there are no zero points:
-    that goes with the positive scale.
+    Of a group with a negative scale they are mirrored, lowest + highest - code, or negated where there are no zero points and
+    signed codes have the negatives: that goes with the positive scale.
     """
     columns, flips = weight.column_groups(slice(0, weight.shape[1])), weight.scale < 0
     codes = _unpacked(weight).to(torch.int16)
@@ -198,15 +202,22 @@ def _codes(weight: ForeignWeight, kind: WeightType) -> tuple[Tensor, Tensor | No
         return codes - (weight.zero if isinstance(weight.zero, int) else weight.zero[:, columns]), None
     if kind.table:
         return codes, None
-    if isinstance(weight.zero, int) and not flips.any():
-        return codes - weight.zero + kind.middle, None
-    if kind.zero_point is None:
-        steps = codes - (weight.zero if isinstance(weight.zero, int) else weight.zero[:, columns])
-        return torch.where(flips[:, columns], -steps, steps) + kind.middle, None
+    silent = (weight.scale == 0)[:, columns]  # weights of 0 whatever the codes, in which some libraries leave any
+    steps = torch.where(silent, 0, codes - (weight.zero if isinstance(weight.zero, int) else weight.zero[:, columns]))
+    signed = torch.where(flips[:, columns], -steps, steps)
+    held = kind.stored.is_signed and signed.min() >= kind.ends[0] and signed.max() <= kind.ends[1]
+    if held or (isinstance(weight.zero, int) and not flips.any()):
+        return signed + kind.middle, None
     if isinstance(weight.zero, int):
-        codes, zeros = codes + (kind.middle - weight.zero), torch.full(weight.scale.shape, kind.middle)
-    else:  # signed codes have signed zero points; both are counted from the lowest code on
-        shift = kind.middle if weight.codes.dtype == torch.int8 else 0
+        codes, zeros = steps + kind.middle, torch.full(weight.scale.shape, kind.middle)
+    else:  # codes and zero points are counted from the lowest code on
+        shift = _lowest(kind.stored, kind) - _lowest(weight.codes.dtype, kind)
         codes, zeros = codes + shift, weight.zero.to(torch.int16) + shift
-    ends = kind.lowest + kind.highest
+        codes = torch.where(silent, zeros[:, columns], codes)
+    ends = sum(kind.ends)
     return torch.where(flips[:, columns], ends - codes, codes), torch.where(flips, ends - zeros, zeros)
+
+
+def _lowest(stored: torch.dtype, kind: WeightType) -> int:
+    """The lowest code of as many bits as the weight type has, where codes are stored in a dtype."""
+    return -(1 << (kind.bits - 1)) if stored.is_signed else 0
