@@ -88,7 +88,7 @@ struct NybbleLinearArgs {
   const int32_t* act_sum;
   const uint8_t* codes;
   const void* scale;          // [tiles * 16], or [tiles][groups][16] by group, of scale_dtype
-  const uint8_t* zero_point;  // [tiles][groups][16] by group, or null: 8 (3 bits: 4), or 0 beside minimum; of 8 bits plus 128
+  const uint8_t* zero_point;  // [tiles][groups][16] by group, or null: 8 (3 bits: 4), or 0 with minimum; 8 bits: + 128
   const void* minimum;        // likewise, of scale_dtype: weight = code * scale + minimum; null: none
   const int32_t* column_sum;  // [tiles * 16] sums of codes; not by group
   const uint8_t* large;       // [tiles][nybble_large_bytes(k_padded)], layout n16k4 only; see pack.h

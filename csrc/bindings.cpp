@@ -52,20 +52,13 @@ Form form_of(const std::string& layout) {
 WeightShape weight_shape(int bits, int64_t n, int64_t k, int64_t group_size, bool symmetric, const std::string& layout,
                          int64_t block_n, int64_t block_k, bool ordered, int group_scale, bool minimum, bool book,
                          bool levels) {
-  WeightShape shape{bits,
-                    n,
-                    k,
-                    group_size,
-                    symmetric,
-                    form_of(layout),
-                    block_n,
-                    block_k,
-                    ordered,
-                    dtype_of(group_scale),
-                    minimum,
-                    book,
-                    levels,
-                    bits == 8 && layout == "n16k4g"};
+  WeightShape shape{bits,      n,
+                    k,         group_size,
+                    symmetric, form_of(layout),
+                    block_n,   block_k,
+                    ordered,   dtype_of(group_scale),
+                    minimum,   book,
+                    levels,    bits == 8 && layout == "n16k4g"};
   shape.validate();
   return shape;
 }

@@ -21,8 +21,9 @@ constexpr int64_t kGuess[] = {32 << 10, 512 << 10, 8 << 20};
 constexpr int64_t kLeast[] = {8 << 10, 128 << 10, 1 << 20}, kMost[] = {1 << 20, 64 << 20, int64_t{4} << 30};
 
 [[noreturn]] void refuse(const std::string& text) {
-  throw std::invalid_argument(std::string(kVariable) + "=\"" + text +
-                              "\": must be the bytes of L1, L2 and L3, ascending, such as 32K,512K,32M, and one-stream after them or not");
+  throw std::invalid_argument(
+      std::string(kVariable) + "=\"" + text +
+      "\": must be the bytes of L1, L2 and L3, ascending, such as 32K,512K,32M, and one-stream after them or not");
 }
 
 // Bytes of a size such as 512K; 0 if it is none.
