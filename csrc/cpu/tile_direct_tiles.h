@@ -90,6 +90,7 @@ __attribute__((noinline)) static void multiply_runs(const NybbleDirectArgs& a, c
                                                     int64_t column, Ahead& ahead) {
   const int64_t step = step_of(a), steps = a.run / step, position = a.position;
   const uint8_t *w0 = a.codes + column * a.k_padded, *w1 = w0 + (V - 1) * NYBBLE_TILE_N * a.k_padded;
+  Ahead fetched = ahead;  // in registers
   for (int64_t run = 0; run < a.runs; run++) {
     const uint8_t *x0 = segment[0].x + a.offset[run], *x1 = segment[S - 1].x + a.offset[run];
     for (int64_t i = 0; i < steps; i++) {
@@ -105,13 +106,14 @@ __attribute__((noinline)) static void multiply_runs(const NybbleDirectArgs& a, c
         tile_dot_u8s8<2, 5, 6>();
         if constexpr (V > 1) tile_dot_u8s8<3, 5, 7>();
       }
-      Ahead::step(ahead);
+      Ahead::step(fetched);
       x0 += step;
       x1 += step;
       w0 += NYBBLE_TILE_N * step;
       w1 += NYBBLE_TILE_N * step;
     }
   }
+  ahead = fetched;
 }
 
 // The sums of S segments and V * W columns, which begin at start[V * W] for every output.
