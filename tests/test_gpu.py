@@ -207,7 +207,7 @@ def test_packing_is_undone(spec: KernelSpec) -> None:
 @no_gpu
 @pytest.mark.parametrize("family", ["w8a8", "w4a8"])
 def test_the_checks_of_bits_hold_for_a_cpu_kernel(family: str) -> None:
-    subject = Subject(SCALAR[family], schemes_of(family)[-1])
+    subject = Subject(SCALAR[family], served_by(SCALAR[family])[-1])
     checks.repeats_give_the_same_bits(subject, ((1, 64, 512), (8, 257, 210)))
     checks.batches_give_the_same_bits(subject)
 

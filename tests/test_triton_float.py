@@ -11,19 +11,20 @@ pytest.importorskip("triton", reason="Triton is for Linux, x86-64 and aarch64")
 from nybble import layouts
 from nybble.dispatch import reference
 from nybble.dispatch.registry import specs
-from nybble.dispatch.spec import FLOATS, GPU_GROUP_SIZES
+from nybble.dispatch.spec import FLOATS
 from nybble.kernels import a16_triton, w4a8_triton
 from nybble.kernels.configs import SHIPPED, Config
 from nybble.kernels.dequantize_triton import dequantize, layout_of
 from nybble.kernels.quantize_triton import quantize
-from nybble.testing.oracle import OUT_EPSILON, SHAPES, error_bound, random_weight, run, schemes_of
+from nybble.testing.oracle import OUT_EPSILON, SHAPES, error_bound, random_weight, run, served_by
 from nybble.weights.rounding import QuantizedWeight, dequantize_weight
 from nybble.weights.scheme import Scheme
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-FLOAT = [one for family in ("w8a16", "w4a16") for one in schemes_of(family) if one.group_size in GPU_GROUP_SIZES]
+TRITON = {spec.name: spec for spec in specs() if spec.target == "triton"}
+FLOAT = [one for name in ("w8a16_triton", "w4a16_triton") for one in served_by(TRITON[name])]
 QUADS = [Scheme.parse(name) for name in ("sp24w8a16", "sp24w16a16", "sp24w4a16", "sp24w4a16g32", "sp24w4a16g64")]
-INTEGER = [one for one in schemes_of("w4a8") if one.group_size in GPU_GROUP_SIZES]
+INTEGER = served_by(TRITON["w4a8_triton"])
 SCALAR = next(spec for spec in specs() if spec.name == "w4a8_scalar")
 # What the tiles of 64 and the groups have tails for, and nothing that takes the interpreter long.
 FEW = {name: SHAPES[name] for name in ("one", "odd-k", "group-tail", "rows")} | {"two-tiles": (5, 130, 128)}

@@ -13,7 +13,7 @@ from nybble.dispatch import reference
 from nybble.dispatch.registry import specs
 from nybble.dispatch.spec import KernelSpec
 from nybble.kernels.table import KERNELS
-from nybble.testing.oracle import error_bound, random_weight, run, schemes_of
+from nybble.testing.oracle import error_bound, random_weight, run, served_by
 from nybble.weights.rounding import QuantizedWeight, dequantize_weight
 from nybble.weights.scheme import Scheme
 
@@ -30,7 +30,7 @@ def _one_thread(threads) -> None:
 
 
 def scheme_of(kernel: KernelSpec) -> Scheme:
-    return [scheme for scheme in schemes_of(kernel.scheme) if kernel.sparsity in (None, scheme.sparsity)][-1]
+    return served_by(kernel)[-1]
 
 
 def packed_of(kernel: KernelSpec, quantized: QuantizedWeight, scheme: Scheme) -> Tensor:

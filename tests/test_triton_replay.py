@@ -21,7 +21,7 @@ from nybble.dispatch.spec import KernelSpec
 from nybble.kernels import a16_triton, blocks_triton, quantize_triton, replay, w4a8_triton, w8a8_triton
 from nybble.kernels.configs import SHIPPED, Config
 from nybble.kernels.table import KERNELS
-from nybble.testing.oracle import random_weight, schemes_of
+from nybble.testing.oracle import random_weight, served_by
 from nybble.weights.scheme import Scheme
 
 REPLAYED = [
@@ -72,7 +72,7 @@ def packed_of(kernel: KernelSpec, scheme: Scheme) -> Tensor:
 
 
 def made(kernel: KernelSpec):
-    scheme = schemes_of(kernel.scheme)[-1]
+    scheme = served_by(kernel)[-1]
     return kernel.make(scheme, N, K), packed_of(kernel, scheme), scheme
 
 
