@@ -268,9 +268,10 @@ def chosen(text: str, dtype: torch.dtype) -> KernelMaker:
 
 
 def each_layout(text: str) -> list[KernelMaker]:
-    """The preferred kernel of each layout for a kind of weight (see WeightKind.parse)."""
+    """The preferred kernel of each layout for a kind of weight (see WeightKind.parse), of those that serve a single row."""
     kind = WeightKind.parse(text)
-    found = {spec.layout: spec for spec in specs() if spec.target != "torch" and _usable(spec, kind.scheme)}
+    here = [spec for spec in specs() if spec.target != "torch" and spec.takes(1) and _usable(spec, kind.scheme)]
+    found = {spec.layout: spec for spec in here}
     return [KernelMaker(spec, kind) for spec in found.values()]
 
 
