@@ -39,7 +39,8 @@ def sizes_of(caches):
 
 
 def scheme_of(kernel, group):
-    return kernel.split("_")[0] + (f"g{group}" if group and "w4" in kernel else "")
+    has_groups = "w4" in kernel or "w3" in kernel or kernel.endswith("amx_groups")
+    return kernel.split("_")[0] + (f"g{group}" if group and has_groups else "")
 
 
 # --- the caches

@@ -80,7 +80,7 @@ def able(family, dtype=torch.float32):
         if spec.scheme == family and spec.device == "cpu" and spec.built and spec.target in here
         if spec.make is not None
         and dtype in spec.act_dtypes
-        and not spec.layout.startswith(("mask", "gather", "blocks"))
+        and not spec.layout.startswith(("mask", "gather", "blocks", "n16k4g"))
     ]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import native
 from ..dispatch import registry
-from ..dispatch.selection import plan_for
+from ..dispatch.selection import compiled_plan
 from ..nn import Linear, SparseLinear
 from ..weights.scheme import Scheme
 from .oracle import random_mask, random_weight
@@ -30,11 +30,12 @@ def layer(scheme: str, n: int, k: int, bias: bool = True, seed: int = 0, dtype: 
     return SparseLinear.from_dense(dense, parsed)
 
 
-def compiled_plan(linear: Linear, dtype: torch.dtype) -> Any:
+def compiled(linear: Linear, dtype: torch.dtype, rows: int) -> Any:
+    """The compiled kernel that serves so many rows, and the packed weight."""
     packed, layout = linear._pack()
-    plan = plan_for(str(linear.scheme), layout, linear.out_features, linear.in_features, dtype, "cpu")
-    if not isinstance(plan, native.LinearPlan):
-        raise TypeError(f"{linear}: has no single compiled kernel")
+    plan = compiled_plan(str(linear.scheme), layout, (linear.out_features, linear.in_features), dtype, rows)
+    if plan is None:
+        raise TypeError(f"{linear}: has no compiled kernel for {rows} rows")
     return plan.compiled, packed
 
 
@@ -65,7 +66,7 @@ class Tensors:
         self.chain.add_norm(x, y, kind, self.vector(weight), self.vector(bias), eps, **more)
 
     def weight(self, linear: Linear, y: int, act: str = "", **more: int) -> native.ChainWeight:
-        plan, packed = compiled_plan(linear, self.dtype)
+        plan, packed = compiled(linear, self.dtype, len(self.given[0]))
         self.held.append(packed)
         return native.ChainWeight(plan, native.memory(packed), self.vector(linear.bias), y, act, **more)
 
