@@ -65,7 +65,9 @@ def test_kernels_stay_inside_their_buffers(spec: KernelSpec, scheme: Scheme, dty
 def test_packing_stays_inside_its_buffers(scheme: Scheme, flush: str) -> None:
     for n, k in ((1, 1), (17, 129), (33, 70), (16, 128)):
         quantized = random_weight(scheme, n, k)
-        layout = "n16k4" if scheme.weight_bits == 8 else "n16k8"
+        layout = (
+            ("n16k4g" if scheme.group_size or not scheme.symmetric else "n16k4") if "w8" in str(scheme) else "n16k8"
+        )
         size = layouts.packed_nbytes(layout, scheme, n, k)
         spec = portable_spec(scheme, n, k)
         with guarded((size,), torch.uint8, flush) as packed, guarded(*spec["qweight"], flush) as qweight:
@@ -73,7 +75,7 @@ def test_packing_stays_inside_its_buffers(scheme: Scheme, flush: str) -> None:
             shape = native.weight_shape(scheme, n, k)
             scale, zero = native.memory(quantized.scale), native.memory(quantized.zero_point)
             native._C.pack(
-                shape, native.memory(qweight.tensor), scale, zero, *[(0, 0)] * 3, (packed.tensor.data_ptr(), size), 2
+                shape, native.memory(qweight.tensor), scale, zero, *[(0, 0)] * 4, (packed.tensor.data_ptr(), size), 2
             )
             assert torch.equal(packed.tensor, layouts.pack(quantized, layout, scheme, k))
             assert torch.equal(native.unpack(packed.tensor, scheme, n, k, layout).qweight, quantized.qweight)
@@ -119,6 +121,6 @@ def test_wrong_names_and_shapes_are_refused() -> None:
         plan(torch.zeros(1, 32), packed, None, torch.zeros(1, 4))
     short = QuantizedWeight(torch.zeros(2, 2, dtype=torch.uint8), torch.ones(4, 1, dtype=torch.bfloat16))
     shape = native.weight_shape(scheme, 4, 32)
-    memory = [native.memory(tensor) for tensor in (short.qweight, short.scale, None, None, None, None, packed)]
+    memory = [native.memory(tensor) for tensor in (short.qweight, short.scale, *[None] * 5, packed)]
     with pytest.raises(ValueError, match="qweight"):
         native._C.pack(shape, *memory, 1)

@@ -22,7 +22,10 @@ OLD = {
 }
 # Module -> names that went without a successor, because only nybble itself used them.
 GONE = {
-    "nybble.checkpoint_tensors": {"check_content"},  # the file is compared while it is read
+    "nybble.checkpoint_tensors": {
+        "check_content",
+        "write_tensors",
+    },  # a file is compared while it is read, written by layers
     "nybble.layouts": {"BLOCK_K"},  # the number of inputs in a word, now part of each layout's functions
     "nybble.layouts_gpu": {"ROWS_K", "collect", "fill"},  # now functions of each layout's row
     "nybble.nn.linear": {"send"},
@@ -110,8 +113,8 @@ def test_what_was_a_constant_has_the_value_that_it_had():
 
     assert GROUP_SIZES == (16, 32, 64, 128)
     assert NAMES[:2] == ("torch", "triton")
-    then = {"w8a8", "w8a16", "w4a8", "w4a16"}  # the old name reads today's table, which has w8a7 too
-    assert set(FAMILIES) == {*then, "w8a7"}
+    then = {"w8a8", "w8a16", "w4a8", "w4a16"}  # the old name reads today's table, which has more
+    assert set(FAMILIES) == {*then, "w8a7", "w4ka8", "w4ka16", "w3a8", "w3a16"}
     assert set(SPARSE_FAMILIES) == {*(f"sp{family}" for family in then), "bsw8a8"}
     assert FLOAT_FAMILIES == ("w16a16", "spw16a16")
     assert MASK_OF == {"n16k4": "mask8", "n16k8": "mask4"}
