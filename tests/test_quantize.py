@@ -67,7 +67,7 @@ class TestSwap:
         assert 30 < row.sqnr_db < 60
         assert (row.kind, row.shape, row.before, row.after) == ("Linear", (24, 40), "float32", "w8a8")
         assert (row.nbytes_before, row.nbytes_after) == (24 * 41 * 4, model[0].nbytes)
-        assert row.kernel == nybble.explain(model[0], 1).kernel
+        assert row.kernel.split(", ")[0] == nybble.explain(model[0], 1).kernel
         assert (row.reason, row.speedup, row.slower_at) == (None, {}, ())
         assert report.threads == torch.get_num_threads()
         assert "w8a8" in str(report)
