@@ -129,7 +129,7 @@ def test_the_wide_weight_is_tried_on_kernels_for_wgmma_alone(target: str, found:
     spec = dataclasses.replace(right, make=make, target=target, m_range=(1, 1))
     reason = selfcheck.disagreement(spec, "cpu")
     assert (reason is not None) == found
-    assert reason is None or "(8456, 392) weights of w8a16 are off by 1" in reason
+    assert reason is None or re.search(r"\(8456, 392\) weights of w8a16\w* are off by 1", reason)
 
 
 def test_the_wide_weight_takes_wide_tiles_and_several_in_turn() -> None:

@@ -78,7 +78,7 @@ def test_a_kernel_whose_target_is_missing_is_refused(monkeypatch: pytest.MonkeyP
 
 
 def test_a_kernel_that_takes_no_scheme_is_refused() -> None:
-    spec = dataclasses.replace(spec_named("w8a16_reference"), group_sizes=(32,))
+    spec = dataclasses.replace(spec_named("w8a16_reference"), group_sizes=(48,))
     with pytest.raises(ValueError, match="spec=w8a16_reference: takes no scheme of w8a16 with its group_sizes"):
         check_kernel(spec)
 

@@ -98,7 +98,7 @@ for name, kind in (("w2a8", nybble.nn.Linear), ("sp24w2a16", nybble.nn.SparseLin
 found["others"] = others
 
 nybble.testing.check_kernel(KERNEL)
-found["grammar"] = refusal("w3a16")
+found["grammar"] = refusal("w5a16")
 print(json.dumps(found))
 """
 
@@ -158,7 +158,7 @@ def test_it_is_explained_and_listed(found):
         "why_not": None,
     }
     assert "w2a16_toy" in found["printed"]
-    assert "must be 8, 4, 16 or 2; use w8a7, w8a8, w8a16, " in found["grammar"]
+    assert "must be 8, 4, 3, 16 or 2; use w8a7, w8a8, w8a16, " in found["grammar"]
     assert "w2: g32" in found["grammar"]
 
 

@@ -111,8 +111,8 @@ def schemes(spec: KernelSpec) -> list[Scheme]:
     sizes = [size for size in spec.sizes() if size is not None]
     found = [Scheme(kind.bits, act_bits, max(sizes, default=None), sparsity=sparsity, book=kind.book)]
     if kind.zero_point is not None and sparsity is None:
-        found.insert(0, Scheme(kind.bits, act_bits, min(sizes, default=None), symmetric=False))
-    return found
+        found.insert(0, Scheme(kind.bits, act_bits, min(sizes, default=None), symmetric=False, book=kind.book))
+    return [scheme for scheme in found if spec.serves(scheme)]
 
 
 def _sparsity(spec: KernelSpec) -> Sparsity | None:
