@@ -42,6 +42,7 @@ CASES = [
     for spec in specs()
     if spec.scales and spec.device != "cuda"
     for scheme in served_by(spec)
+    if scheme.weight_bits != 8 or scheme.group_size in (None, 16)  # whose loop is that of 4 bits
     for form in forms_of(scheme)
     if not form.minimum or spec.minimum
 ]
