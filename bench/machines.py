@@ -44,9 +44,7 @@ CLASSES: dict[str, Class] = {
         ("avx512vnni", "avx512vbmi", "avx512bf16"),
         "tested bit for bit",
     ),
-    "amx": Class(
-        "AMX (Intel Sapphire Rapids and later Xeon)", ("amx",), "tested bit for bit in an emulation, and counted"
-    ),
+    "amx": Class("AMX (Intel Sapphire Rapids and later Xeon)", ("amx",), "tested bit for bit on Emerald Rapids"),
     "gpu": Class("NVIDIA GPU", (), "tested in emulators"),
 }
 
