@@ -86,7 +86,7 @@ def test_results_are_shown_by_class_of_machine(repository):
     goals = len([goal for goal in AVX2.goals if goal.bound is not None])
     layers = f"`avx2-targets`: none of {goals} targets measured, The first CPU, held to AVX2, 2026-01-01"
     assert f"(Intel Haswell to Comet Lake, AMD Zen 1 to 3) | The second CPU, 2026-01-02 | {layers} |" in text
-    assert "| AMX (Intel Sapphire Rapids and later Xeon) | never | never; tested bit for bit in an emulation" in text
+    assert "| AMX (Intel Sapphire Rapids and later Xeon) | never | never; tested bit for bit on Emerald Rapids" in text
 
 
 def test_what_quantizing_costs_is_shown_by_machine(repository):
