@@ -267,6 +267,8 @@ BITS = """
         if spec.device == "cuda" or spec.target == "torch" or spec.from_plugin:
             continue
         for scheme in schemes_of(spec.scheme):
+            if spec.layout == "n16k4g" and scheme.group_size in (None, 32, 64):
+                continue  # cut as 4 bits are
             for m, n, k in ((1, 65, 700), (1, 33, 1300), (37, 129, 1300), (61, 70, 333), (73, 40, 1300), (64, 49, 700)):
                 dtype = spec.act_dtypes[0]
                 if spec.why_not(Problem(scheme, m=m, n=n, k=k, dtype=dtype, layout=spec.layout)) is not None:
@@ -285,8 +287,7 @@ BITS = """
 def test_no_cut_changes_a_bit():
     """Caches so small that every product is cut often, and those of servers, for 1, 2 and 5 threads."""
     bits = {
-        caches: json.loads(python(BITS, NYBBLE_CACHE=caches))
-        for caches in (TINY, "1K,2K,1M,one-stream", "1K,2K,1M", "48K,1M,32M")
+        caches: json.loads(python(BITS, NYBBLE_CACHE=caches)) for caches in (TINY, "1K,2K,1M,one-stream", "48K,1M,32M")
     }
     first = bits.pop("48K,1M,32M")
     assert len({name.split()[0] for name in first}) >= 8
