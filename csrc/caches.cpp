@@ -74,7 +74,7 @@ void add_sysfs(int64_t (&sizes)[3]) {
 // Of AMD's CPUs, Zen 5 was measured; of Intel's, Emerald Rapids.
 bool has_one_stream() {
 #if defined(__x86_64__)
-  unsigned a, b, c, d;
+  unsigned a = 0, b = 0, c = 0, d = 0;
   return __get_cpuid(0, &a, &b, &c, &d) && b == signature_AMD_ebx && c == signature_AMD_ecx && d == signature_AMD_edx;
 #else
   return false;
