@@ -39,14 +39,15 @@ struct Panel {
 
 // The sections of a packed weight, dense or in blocks.
 struct Parts {
-  Bytes codes, scale, zero_point, minimum, sum, large, book, start, index;
+  Bytes codes, scale, zero_point, minimum, levels, sum, large, book, start, index;
 
   Parts(const LinearCall& call, const Sections& at) {
     const WeightShape& s = call.shape;
     const uint8_t* packed = reinterpret_cast<const uint8_t*>(call.packed.address);
     const auto section = [&](size_t offset, size_t bytes) { return Bytes(packed + offset, packed + offset + bytes); };
     const size_t columns = static_cast<size_t>(s.tiles() * 16), groups = static_cast<size_t>(s.groups());
-    scale = section(at.scale, columns * groups * s.scale_item());
+    scale = section(at.scale, columns * static_cast<size_t>(s.scales()) * s.scale_item());
+    levels = section(at.levels, s.levels ? columns * groups * 2 : 0);
     minimum = section(at.minimum, s.minimum ? scale.size() : 0);
     book = section(at.book, s.book_bytes());
     zero_point = section(at.zero_point, s.symmetric ? 0 : columns * groups);
@@ -81,6 +82,7 @@ NybbleLinearArgs whole_product(const LinearCall& call, const Panel& panel, const
   args.scale = parts.scale.data();
   args.scale_dtype = s.scale_dtype();
   args.minimum = s.minimum ? parts.minimum.data() : nullptr;
+  args.levels = s.levels ? parts.levels.data() : nullptr;
   args.book = s.book ? data_of<float>(parts.book) : nullptr;
   args.zero_point = s.symmetric ? nullptr : parts.zero_point.data();
   args.column_sum = data_of<int32_t>(parts.sum);

@@ -53,7 +53,7 @@ std::string check(const KernelEntry& kernel, int seed) {
   const int64_t n = random.integer(1, 70), k = random.integer(1, 300);
   WeightShape shape = random_shape(kernel, n, k, random);
   shape.ordered = random.integer(0, 3) == 0;
-  if (shape.by_group()) {
+  if (shape.by_group() && !shape.levels) {
     const NybbleDtype scales[] = {NYBBLE_BF16, NYBBLE_F16, NYBBLE_F32};
     shape.group_scale = random.pick(scales);
     const bool takes_minimum = kernel.panel != NYBBLE_PANEL_BF16_LINES && shape.symmetric && !shape.book;

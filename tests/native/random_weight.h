@@ -7,7 +7,7 @@ namespace {
 
 struct Weight {
   WeightShape shape;
-  Bytes qweight, scale, zero_point, minimum, order, book, packed;
+  Bytes qweight, scale, zero_point, minimum, order, book, levels, packed;
   explicit Weight(const WeightShape& s)
       : shape(s),
         qweight(s.qweight_bytes()),
@@ -15,9 +15,10 @@ struct Weight {
         zero_point(s.zero_point_bytes()),
         minimum(s.minimum_bytes()),
         order(s.order_bytes()),
-        book(s.book_bytes()) {}
+        book(s.book_bytes()),
+        levels(s.levels_bytes()) {}
   Portable portable() {
-    return {qweight.data(), scale.data(), zero_point.data(), minimum.data(), order.data(), book.data()};
+    return {qweight.data(), scale.data(), zero_point.data(), minimum.data(), order.data(), book.data(), levels.data()};
   }
 };
 
@@ -29,19 +30,26 @@ Weight random_weight(const WeightShape& shape, Random& random, int threads) {
   for (uint8_t& code : w.qweight) {
     const int64_t any = shape.bits == 8 ? random.integer(-128, 127) : random.integer(0, 255);
     code = static_cast<uint8_t>(random.integer(0, 63) ? any >> small : any);
+    if (shape.bits == 3) code &= 0x77;
   }
-  if (shape.bits == 4 && shape.k % 2)
+  if (shape.bits != 8 && shape.k % 2)
     for (int64_t n = 1; n <= shape.n; n++) w.qweight[static_cast<size_t>(n * ((shape.k + 1) / 2) - 1)] &= 15;
   const NybbleDtype dtype = shape.scale_dtype();
   for (size_t i = 0; i < w.scale.size(); i += bytes_of(dtype))
-    store(&w.scale[i], dtype, (1.5f + 0.5f * random.real()) / (shape.bits == 8 ? 127.0f : 8.0f));
-  for (uint8_t& zero : w.zero_point) zero = static_cast<uint8_t>(random.integer(0, shape.bits == 8 ? 255 : 15));
+    store(&w.scale[i], dtype,
+          (1.5f + 0.5f * random.real()) / (shape.bits == 8 ? 127.0f
+                                           : shape.levels  ? 256.0f
+                                                           : 8.0f));
+  for (uint8_t& level : w.levels) level = static_cast<uint8_t>(random.integer(0, 63));
+  for (uint8_t& zero : w.zero_point)
+    zero = static_cast<uint8_t>(random.integer(0, shape.bits == 8 ? 255 : (1 << shape.bits) - 1));
   for (int32_t k = 0; shape.ordered && k < shape.k; k++) {  // each input changes places with one before it
     const size_t other = static_cast<size_t>(random.integer(0, k));
     std::memcpy(&w.order[static_cast<size_t>(k) * 4], &w.order[other * 4], 4);
     std::memcpy(&w.order[other * 4], &k, 4);
   }
-  for (size_t i = 0; i < w.minimum.size(); i += bytes_of(dtype)) store(&w.minimum[i], dtype, 0.5f * random.real());
+  for (size_t i = 0; i < w.minimum.size(); i += bytes_of(dtype))
+    store(&w.minimum[i], dtype, (shape.levels ? 0.02f : 0.5f) * random.real());
   for (size_t i = 0; i < w.book.size(); i += 4)  // values that bfloat16 has
     store(&w.book[i], NYBBLE_F32, static_cast<float>(random.integer(-64, 64)) / 8);
   w.packed.resize(sections_of(shape).total);
@@ -49,7 +57,7 @@ Weight random_weight(const WeightShape& shape, Random& random, int threads) {
   Weight back(shape);
   unpack(shape, w.packed.data(), back.portable(), threads);
   if (back.qweight != w.qweight || back.scale != w.scale || back.zero_point != w.zero_point ||
-      back.minimum != w.minimum || back.order != w.order || back.book != w.book)
+      back.minimum != w.minimum || back.order != w.order || back.book != w.book || back.levels != w.levels)
     throw std::runtime_error("unpack is not the inverse of pack");
   return w;
 }
@@ -62,9 +70,14 @@ inline WeightShape random_shape(const KernelEntry& kernel, int64_t n, int64_t k,
   WeightShape shape{kernel.weight_bits(), n, k};
   shape.grouped = is_grouped(kernel);
   if (shape.by_group()) {
-    shape.group_size = random.pick(group_sizes);
+    shape.group_size = shape.bits == 3 ? 32 << random.integer(0, 2) : random.pick(group_sizes);
     shape.book = kernel.reads_book();
     shape.symmetric = shape.book || random.integer(0, 1);
+    if (kernel.reads_levels()) {
+      shape.group_size = 32;
+      shape.symmetric = shape.minimum = shape.levels = true;
+      shape.group_scale = NYBBLE_F16;
+    }
   }
   return shape;
 }
@@ -72,7 +85,10 @@ inline WeightShape random_shape(const KernelEntry& kernel, int64_t n, int64_t k,
 // A call with the kernel, or with the scalar one of its scheme, that lacks its weight, x and y.
 inline LinearCall call_with(const KernelEntry& kernel, bool scalar, int steps) {
   LinearCall call{};
-  const std::string weight = "w" + std::to_string(kernel.weight_bits()) + (kernel.reads_book() ? "nf" : "");
+  const std::string weight = "w" + std::to_string(kernel.weight_bits()) +
+                             (kernel.reads_book()     ? "nf"
+                              : kernel.reads_levels() ? "k"
+                                                      : "");
   const std::string scheme = weight + (kernel.int_activations() ? "a8" : "a16");
   call.kernel = scalar ? &find_kernel(scheme + "_scalar" + (is_grouped(kernel) ? "_groups" : "")) : &kernel;
   call.prepare = prepare_for(*call.kernel);
