@@ -228,11 +228,16 @@ inline void interleave_rows(const uint8_t* const* row, int64_t offset, int64_t r
     }
 }
 
-// The sums of the codes of a row along each group, times sum_factor.
-inline void sum_groups(const NybbleFillArgs& a, const int8_t* codes, int32_t* sums) {
+// The sums of the codes of a row, of so many bytes each, along each group, times sum_factor.
+template <int64_t kBytes>
+inline void sum_groups(const NybbleFillArgs& a, const uint8_t* row, int32_t* sums) {
   for (int64_t g = 0; g < a.groups; g++) {
     int32_t sum = 0;
-    for (int64_t k = g * a.group; k < (g + 1) * a.group; k++) sum += codes[k];
+    for (int64_t k = g * a.group; k < (g + 1) * a.group; k++) {
+      int16_t code = static_cast<int8_t>(row[k * kBytes]);
+      if (kBytes == 2) memcpy(&code, row + k * 2, 2);
+      sum += code;
+    }
     sums[g] = sum * a.sum_factor;
   }
 }
@@ -284,7 +289,7 @@ inline void fill_block(const NybbleFillArgs& a) {
     const uint8_t* held[kRows];
     for (int64_t j = 0; j < rows; j++) {
       held[j] = a.scratch + j * pitch;
-      if (a.act_sum) sum_groups(a, reinterpret_cast<const int8_t*>(held[j]), a.act_sum + (r + j) * a.groups);
+      if (a.act_sum) sum_groups<bytes>(a, held[j], a.act_sum + (r + j) * a.groups);
     }
     interleave_rows<kWord, kExchange>(held, 0, rows, a.k_padded / 4, to, stride);
   }
@@ -296,7 +301,7 @@ inline void fill_lines(const NybbleFillArgs& a) {
   const int64_t pitch = nybble_panel_row(a.panel_format, a.k_padded);
   for (int64_t r = 0; r < a.rows; r++) {
     join_runs<kBytes>(a, r, 1, pitch);
-    if (a.act_sum) sum_groups(a, reinterpret_cast<const int8_t*>(a.scratch), a.act_sum + r * a.groups);
+    if (a.act_sum) sum_groups<kBytes>(a, a.scratch, a.act_sum + r * a.groups);
     const uint8_t* from = a.scratch;
     for (int64_t line = 0; line * NYBBLE_LINE_K < pitch; line++, from += NYBBLE_LINE_K) {
       uint8_t* to = static_cast<uint8_t*>(a.panel) + (line * a.rows + r) * NYBBLE_LINE_K;

@@ -2,8 +2,8 @@
 # Builds the compare programs of this folder with g++'s address and undefined-behaviour sanitizers, and runs them, for the
 # targets of this CPU. AVX-512 sources that this CPU cannot run are emulated in plain C++ (NYBBLE_EMULATE), and AMX
 # always; `sanitize.sh all` also emulates the others. Without `all`, kernels that differ by a define or two from one that is
-# built are left out on most targets, since compiling them takes minutes. Uses a temporary folder. The thread sanitizer is not used: it does
-# not know libgomp's barriers and reports false races.
+# built are left out on most targets, since compiling them takes minutes. Uses a temporary folder. The thread sanitizer is
+# not used: it does not know libgomp's barriers and reports false races.
 set -euo pipefail
 cd "$(dirname "$0")"
 work=$(mktemp -d)
@@ -100,6 +100,6 @@ run compare_rounding
 compare "${here[@]}"
 
 if [ "${1:-}" = all ] && [ "${#real[@]}" -gt 0 ]; then
-  compile "$emulated" "$csrc"/cpu/*_avx512{bf16,bw,vnni,vbmi}*.cpp "$csrc"/cpu/*_amx.cpp
+  compile "$emulated" "$csrc"/cpu/*_avx512{bf16,bw,vnni,vbmi}*.cpp "$csrc"/cpu/*_amx*.cpp
   compare "${real[@]}"
 fi
