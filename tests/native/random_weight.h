@@ -70,7 +70,9 @@ inline WeightShape random_shape(const KernelEntry& kernel, int64_t n, int64_t k,
   WeightShape shape{kernel.weight_bits(), n, k};
   shape.grouped = is_grouped(kernel);
   if (shape.by_group()) {
-    shape.group_size = shape.bits == 3 ? 32 << random.integer(0, 2) : random.pick(group_sizes);
+    const bool whole = is_grouped(kernel) && !std::strcmp(kernel.target, "amx");  // it multiplies whole groups
+    shape.group_size = random.pick(group_sizes);
+    if (shape.bits == 3 || (whole && !shape.group_size)) shape.group_size = 32 << random.integer(0, 2);
     shape.book = kernel.reads_book();
     shape.symmetric = shape.book || random.integer(0, 1);
     if (kernel.reads_levels()) {
