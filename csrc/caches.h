@@ -10,7 +10,7 @@ struct Caches {
   int64_t l1 = 0, l2 = 0, l3 = 0;  // bytes; l1 holds data only, l3 may be shared with other cores
   // Whether one stream in the order of addresses, left to the hardware's prefetching, comes fastest from memory; else
   // several streams that software prefetches do. Measured with one row of 4096 x 4096: on Zen 5 one stream is 15 to 17
-  // % faster, on Emerald Rapids several are 33 to 58 % faster with w4a8 and 13 to 50 % with w8a8.
+  // % faster, on Emerald Rapids several are 33 to 58 % faster with w4a8 and 13 to 56 % with w8a8.
   bool one_stream = false;
 };
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from .arguments import leaves_of
 from .compare import integers, same, same_flat, same_memory
 from .forms import NotUnderstood
 from .nodes import Input, Inside, Node, Path, Ref
-from .watch import CONTAINER, MODULE, Call, Event, caches_in, tensors_of
+from .watch import CONTAINER, MODULE, Call, Event, caches_in
 
 Test = Callable[[Tensor, Tensor], bool]
 ATTENTION, MULTI_HEAD = "scaled_dot_product_attention", "multi_head_attention_forward"
@@ -117,19 +118,22 @@ class Seen:
                 raise
             return found
 
+    @cached_property
+    def own_calls(self) -> list[Event]:
+        """The calls, with one tensor and nothing else, of modules that run by their own forward."""
+        found = []
+        for event in self.call.events:
+            plain = len(event.args) == 1 and isinstance(event.args[0], Tensor) and not event.kwargs
+            if event.name == CONTAINER and plain and event.what in self.names and "forward" not in vars(event.what):
+                found += [event] if runs_alone(event.what) else []
+        return found
+
     def inside(self, rows: Tensor, before: int) -> Ref | None:
         """A module that computes these rows from one value and runs by its own forward."""
-        for event in self.call.events[:before]:
-            if event.name != CONTAINER or event.what not in self.names or not runs_alone(event.what):
-                continue
-            if "forward" in vars(event.what):
-                continue  # not its own
-            inputs, out = tensors_of((event.args, event.kwargs)), event.outputs[0]
-            if len(event.args) != 1 or event.kwargs or len(inputs) != 1 or inputs[0] is not event.args[0]:
-                continue
-            x = inputs[0]
+        for event in self.own_calls:
+            x, out = event.args[0], event.outputs[0]
             fits = x.is_floating_point() and x.shape == out.shape == (*x.shape[:-1], rows.shape[1])
-            if fits and out.numel() == rows.numel() and same(self.rows(out), rows):
+            if event.number < before and fits and out.numel() == rows.numel() and same(self.rows(out), rows):
                 node = Inside(rows=rows, x=self.value(x, event.first), module=event.what, flat=x.dim() == 2)
                 self.apart[node] = event
                 return self.add(node)

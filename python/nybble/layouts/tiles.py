@@ -11,7 +11,7 @@ n16k8   4 bits: tiles of 16 output features, 8 inputs in a 32-bit word, of which
 
 Weights with levels (w4k) have scales and minimums of blocks of groups, and then the levels of the groups.
 
-Both end with the order of the columns, of an ordered scheme. Codes of a table (w4nf) have the table at the end
+They end with the order of the columns, of an ordered scheme. Codes of a table (w4nf) have the table at the end
 instead of the sums.
 
 Padding: output features to 16, with code 0 and scale 0; inputs to the group size, or without
