@@ -1,7 +1,5 @@
 """Gradients through a quantized layer, and the modes that change how torch runs it: autocast, no_grad, inference_mode."""
 
-import warnings
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -180,9 +178,7 @@ def test_activation_checkpointing():
 def test_vmap_and_functional_call():
     layer = make()
     x = torch.randn(4, 3, K)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch says that it loops over the batch
-        mapped = torch.func.vmap(layer)(x)
+    mapped = torch.func.vmap(layer)(x)
     assert torch.equal(mapped, torch.stack([layer(part) for part in x]))
     without = torch.func.functional_call(layer, {"bias": torch.zeros(N)}, (x,))
     torch.testing.assert_close(without + layer.bias, layer(x))

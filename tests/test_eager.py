@@ -1,7 +1,5 @@
 """An eager call goes straight to the kernel: with the op's results, and only where nobody must see the op."""
 
-import warnings
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -61,7 +59,7 @@ def test_nor_is_it_after_every_watcher_has_left():
         assert watched(layer, x)
     torch.jit.trace(layer, x)
     make_fx(layer)(x)
-    mapped(layer, x)
+    torch.func.vmap(layer)(x)
     assert not watched(layer, x)
 
 
@@ -173,12 +171,6 @@ class Wrapped(Tensor):
         return func(*tree_map_only(cls, lambda wrapped: wrapped.inner, args), **(kwargs or {}))
 
 
-def mapped(layer, x):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch says that it loops over the batch
-        return torch.func.vmap(layer)(x)
-
-
 @pytest.mark.parametrize("mode", [Ops, Functions])
 def test_a_mode_sees_the_op(mode):
     layer, x = make(), torch.randn(3, K)
@@ -241,18 +233,12 @@ def test_fake_tensors_and_tensors_without_memory_stay_what_they_are():
 
 def test_vmap_maps_the_op():
     layer, x = make(), torch.randn(4, 3, K)
-    assert torch.equal(mapped(layer, x), layer(x))
+    assert torch.equal(torch.func.vmap(layer)(x), layer(x))
 
 
 def test_functionalize_gives_the_same():
     layer, x = make(), torch.randn(3, K)
     assert torch.equal(torch.func.functionalize(layer)(x), layer(x))
-
-
-def test_transforms_that_torch_has_not_for_ops_from_python_say_so():
-    layer = make()
-    with pytest.raises(RuntimeError, match="setup_context"):
-        torch.func.grad(lambda x: layer(x).sum())(torch.randn(3, K))
 
 
 @pytest.mark.parametrize("wants", ["x", "bias"])

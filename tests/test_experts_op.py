@@ -220,7 +220,7 @@ def test_gradients_are_refused():
         ({"gate": Gate("silu", gated=False)}, "up: has 64 outputs, must have 32"),
         ({"gate": Gate("silu", limit=-1.0)}, "limit, other_offset: must be finite"),
     ],
-    ids=str,
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,  # no random numbers in names
 )
 def test_bad_arguments_are_named(changed, message):
     ups, downs = layers(3, 64, 32, "w8a8"), layers(3, 32, 32, "w8a8", seed=1)

@@ -25,6 +25,7 @@ ORDER = (
     ("kernels.table",),  # which Triton kernels there are
     ("dispatch",),
     ("kernels",),  # Triton's, and the table's public name
+    ("gradients", "batching", "flops"),  # how torch's transforms and counters see an op
     ("ops", "rows"),  # the torch ops
     ("attention", "recurrent", "experts", "lookup", "conv"),  # likewise, beside those
     ("bound_conv",),  # convolutions made ready to run again

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, is_grad_enabled
 from torch.compiler import is_compiling
 
-from . import native, ops
+from . import batching, flops, gradients, native, ops
 from .dispatch.registry import fastest
 from .dispatch.spec import FLOATS
 
@@ -237,8 +238,31 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (of_scores @ keys).to(q.dtype), summed(of_k, k), summed(of_v, v), None, None, None, None
 
 
+def _batched(op: Any, info: Any, in_dims: Sequence[Any], *args: Any, **keywords: Any) -> tuple[Any, Any]:
+    """The rule of vmap: the batch of vmap becomes part of that of attention. Slopes with a batch are looped over."""
+    given, dims, places = list(args), list(in_dims), {0, 1, 2, 5, 6}
+    if len(args) > 3 and args[3] is not None:
+        mask, dim = args[3], in_dims[3]
+        own = mask.dim() - (dim is not None)
+        if dim is not None:
+            batch = _sizes_without(args[0], in_dims[0])[0]
+            mask = mask.movedim(dim, 0)
+            mask = mask.view(len(mask), *[1] * (4 - own), *mask.shape[1:])
+            given[3], dims[3] = mask.expand(-1, batch, -1, -1, -1), 0
+        if dim is not None or (own == 4 and mask.shape[0] > 1):
+            places.add(3)
+    rule = batching.merged({place: 0 for place in sorted(places) if place < len(args)})
+    return rule(op, info, dims, *given, **keywords)
+
+
+def _sizes_without(tensor: Tensor, dim: int | None) -> list[int]:
+    return [size for place, size in enumerate(tensor.shape) if place != dim]
+
+
 _LIBRARY.impl("attention", _attention, "CompositeExplicitAutograd")
-torch.library.register_autograd("nybble::attention", _backward, setup_context=_setup_context, lib=_LIBRARY)
+gradients.register(_LIBRARY, "attention", _backward, _setup_context)
+batching.register(_LIBRARY, "attention", _batched)
+flops.register("attention")
 
 
 @torch.library.register_fake("nybble::attention", lib=_LIBRARY)

@@ -14,7 +14,7 @@ from torch.compiler import is_compiling
 from torch.nn import functional
 from torch.nn.grad import conv1d_input, conv2d_input
 
-from . import native
+from . import batching, flops, gradients, native
 from .dispatch import registry
 from .dispatch.reference import quantize
 from .dispatch.selection import compiled_plan
@@ -295,7 +295,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _LIBRARY.impl("conv", _conv, "CompositeExplicitAutograd")
-torch.library.register_autograd("nybble::conv", _backward, setup_context=_setup_context, lib=_LIBRARY)
+gradients.register(_LIBRARY, "conv", _backward, _setup_context)
+batching.register(_LIBRARY, "conv", batching.merged({0: 0}))
+flops.register("conv")
 
 
 @torch.library.register_fake("nybble::conv", lib=_LIBRARY)  # type: ignore[untyped-decorator]

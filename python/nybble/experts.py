@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from . import native, ops
+from . import batching, flops, gradients, native, ops
 from .dispatch import registry
 from .dispatch.selection import compiled_plan, row_starts
 from .dispatch.spec import FLOATS
@@ -165,7 +165,9 @@ def _refuse_gradients(ctx: Any, *_: Any) -> NoReturn:
 
 
 _LIBRARY.impl("experts", _experts, "CompositeExplicitAutograd")
-torch.library.register_autograd("nybble::experts", _refuse_gradients, lib=_LIBRARY)
+gradients.register(_LIBRARY, "experts", _refuse_gradients)
+batching.register(_LIBRARY, "experts", batching.merged({0: 0, 1: 0, 2: 0}))
+flops.register("experts")
 
 
 @torch.library.register_fake("nybble::experts", lib=_LIBRARY)

@@ -12,7 +12,7 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import profiler
 from torch.compiler import is_compiling
 
-from . import layouts, native, ops
+from . import batching, gradients, layouts, native, ops
 from .dispatch import targets
 from .dispatch.explanation import Explanation
 from .dispatch.reference import EmbeddingReference
@@ -257,7 +257,9 @@ def _bag_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 _LIBRARY.impl("embedding", _embedding, "CompositeExplicitAutograd")
 _LIBRARY.impl("embedding_bag", _embedding_bag, "CompositeExplicitAutograd")
-torch.library.register_autograd("nybble::embedding_bag", _bag_backward, setup_context=_setup_bag_context, lib=_LIBRARY)
+gradients.register(_LIBRARY, "embedding_bag", _bag_backward, _setup_bag_context)
+batching.register(_LIBRARY, "embedding", batching.leading(0))
+batching.register(_LIBRARY, "embedding_bag", batching.one_by_one)
 
 
 @torch.library.register_fake("nybble::embedding", lib=_LIBRARY)

@@ -16,7 +16,7 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad, profiler
 from torch.compiler import is_compiling
 
-from . import layouts, native
+from . import batching, flops, gradients, layouts, native
 from .dispatch.selection import layout_for, part_plan, plan_for
 from .dispatch.spec import FLOATS
 from .weights.activations import ActScale, split
@@ -246,8 +246,11 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 _LIBRARY.impl("linear", _linear, "CompositeExplicitAutograd")
 _LIBRARY.impl("linear_part", _linear_part, "CompositeExplicitAutograd")
 _LIBRARY.impl("dequantize", _dequantize, "CompositeExplicitAutograd")
-for _name in ("nybble::linear", "nybble::linear_part"):
-    torch.library.register_autograd(_name, _backward, setup_context=_setup_context, lib=_LIBRARY)
+for _name in ("linear", "linear_part"):
+    gradients.register(_LIBRARY, _name, _backward, _setup_context)
+    batching.register(_LIBRARY, _name, batching.leading(0))
+    flops.register(_name)
+batching.register(_LIBRARY, "dequantize", batching.one_by_one)
 
 
 @torch.library.register_fake("nybble::linear", lib=_LIBRARY)

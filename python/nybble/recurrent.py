@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from . import native, ops
+from . import batching, flops, gradients, native, ops
 from .dispatch.registry import fastest
 from .dispatch.selection import compiled_plan
 from .dispatch.spec import FLOATS
@@ -260,21 +260,19 @@ def _backward(cell: str, ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
     count, states = len(scheme), 2 if cell == "lstm" else 1
     x, *rest = ctx.saved_tensors
     packed, needs = rest[states : states + count], ctx.needs_input_grad
-    with torch.enable_grad():
-        x = x.detach().requires_grad_(needs[0])
-        first = [state.detach().requires_grad_(needs[2 + i]) for i, state in enumerate(rest[:states])]
-        bias = [
-            None if shift is None else shift.detach().requires_grad_(need)
-            for shift, need in zip(rest[states + count :], needs[3 + states], strict=True)
-        ]
-        weights = list(zip(packed, bias, scheme, layout, strict=True))
-        outputs = _by_linear(cell, x, _sizes(x, sizes), first, weights)
-        inputs = [x, *first, *bias]
-        wanted = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
-        found = iter(torch.autograd.grad(outputs, wanted, grads, allow_unused=True))
-    of_x, *of_states = [next(found) if tensor.requires_grad else None for tensor in (x, *first)]
-    of_bias = [next(found) if shift is not None and shift.requires_grad else None for shift in bias]
-    return of_x, None, *of_states, [None] * count, of_bias, None, None
+    inputs = [x, *rest[:states], *rest[states + count :]]
+    wanted = [needs[0], *needs[2 : 2 + states], *needs[3 + states]]
+
+    def layer(*changed: Tensor) -> tuple[Tensor, ...]:
+        given = iter(changed)
+        x, *more = [next(given) if is_wanted else one for one, is_wanted in zip(inputs, wanted, strict=True)]
+        weights: list[_Weight] = list(zip(packed, more[states:], scheme, layout, strict=True))
+        return tuple(_by_linear(cell, x, _sizes(x, sizes), more[:states], weights))
+
+    pull: Any = torch.func.vjp(layer, *(one for one, is_wanted in zip(inputs, wanted, strict=True) if is_wanted))[1]
+    found = iter(pull(tuple(grads)))
+    of_x, *of_more = [next(found) if is_wanted else None for is_wanted in wanted]
+    return of_x, None, *of_more[:states], [None] * count, of_more[states:], None, None
 
 
 def _by_linear(
@@ -293,11 +291,18 @@ def _product(weight: _Weight, columns: int, direction: int, x: Tensor) -> Tensor
     return out
 
 
+def _batched(op: Any, info: Any, in_dims: Sequence[Any], x: Tensor, sizes: Any, *rest: Any) -> tuple[Any, Any]:
+    """The rule of vmap: its batch becomes part of that of the layer. Packed sequences are looped over."""
+    places = range(2, 4 if op is torch.ops.nybble.lstm.default else 3)
+    rule = batching.one_by_one if sizes is not None else batching.merged({0: 1, **dict.fromkeys(places, 1)})
+    return rule(op, info, in_dims, x, sizes, *rest)
+
+
 for _name, _function in (("lstm", _lstm), ("gru", _gru)):
     _LIBRARY.impl(_name, _function, "CompositeExplicitAutograd")
-    torch.library.register_autograd(
-        f"nybble::{_name}", partial(_backward, _name), setup_context=_setup_context, lib=_LIBRARY
-    )
+    gradients.register(_LIBRARY, _name, partial(_backward, _name), _setup_context)
+    batching.register(_LIBRARY, _name, _batched)
+    flops.register(_name)
 
 
 @torch.library.register_fake("nybble::lstm", lib=_LIBRARY)

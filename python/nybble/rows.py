@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import native
+from . import batching, flops, gradients, native
 from .dispatch import registry
 from .dispatch.selection import compiled_plan, plan_for
 from .dispatch.spec import FLOATS
@@ -223,9 +223,22 @@ def _refuse_gradients(ctx: Any, *_: Any) -> NoReturn:
     )
 
 
+def _batched_norm(op: Any, info: Any, in_dims: Sequence[Any], *args: Any) -> tuple[Any, Any]:
+    """The rule of vmap: rows are rows. The sum is empty without a residual, and has no batch then."""
+    (y, total), dims = batching.leading(0, 1)(op, info, in_dims, *args)
+    return (y, total), (dims[0], dims[1] if total.dim() > 1 else None)
+
+
+_RULES = {
+    "norm": _batched_norm,
+    "activate": batching.leading(0, 1),
+    "linears": batching.leading(0, 7, 8),
+}
 for _name, _function in (("norm", _norm), ("activate", _activate), ("linears", _linears)):
     _LIBRARY.impl(_name, _function, "CompositeExplicitAutograd")
-    torch.library.register_autograd(f"nybble::{_name}", _refuse_gradients, lib=_LIBRARY)
+    gradients.register(_LIBRARY, _name, _refuse_gradients)
+    batching.register(_LIBRARY, _name, _RULES[_name])
+flops.register("linears")
 
 
 @torch.library.register_fake("nybble::norm", lib=_LIBRARY)
