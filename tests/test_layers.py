@@ -37,6 +37,7 @@ ORDER = (
     ("fusion",),
     ("checkpoint",),
     ("foreign",),  # checkpoints of other libraries
+    ("export",),  # for other runtimes
     ("evaluate",),
     ("monitor", "passes", "recipe"),
     ("",),  # the package's own __init__
@@ -66,6 +67,7 @@ FORBIDDEN = {
     "passes": _LOW - {"dispatch.targets"},
     "checkpoint": _LOW - {"layouts"},
     "foreign": _LOW,
+    "export": _LOW - {"dispatch.reference"},
     "monitor": _LOW,
     "recipe": _LOW,
     "report": _LOW | {"nn"},

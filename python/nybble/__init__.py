@@ -21,6 +21,7 @@ from .weights.scheme import Scheme
 
 if TYPE_CHECKING:
     from .dispatch.registry import kernels
+    from .export.onnx import export_onnx
     from .foreign.load import load_pretrained
     from .foreign.save import save_pretrained
     from .fusion.fuse import fuse
@@ -47,6 +48,7 @@ _LAZY = {
     "Monitor": "monitor.monitor",
     "Recipe": "recipe.recipe",
     "Sensitivity": "passes.sensitivity",
+    "export_onnx": "export.onnx",
     "fuse": "fusion.fuse",
     "load_pretrained": "foreign.load",
     "optimize": "passes.optimize",
@@ -103,6 +105,7 @@ __all__ = [
     "Sensitivity",
     "evaluate",
     "explain",
+    "export_onnx",
     "fuse",
     "kernels",
     "load",

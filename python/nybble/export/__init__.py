@@ -1,0 +1,1 @@
+"""Models with quantized layers for other runtimes."""
