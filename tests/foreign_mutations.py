@@ -28,7 +28,7 @@ from nybble.foreign import open_foreign
 
 EARLY = 800  # bytes that headers of small files have
 # Tensors of codes, in which a bit is of one weight.
-CODES = ("qweight", "weight_packed", "qdata", "compressed", "._data", "._data._data")
+CODES = ("W_q", "qweight", "weight_packed", "qdata", "compressed", "._data", "._data._data")
 SPARE = 384 << 20  # bytes of memory beyond those that importing took
 NUMBERS = (-(2**40), -1, 0, 1, 2, 3, 5, 7, 31, 33, 127, 2**31, 2**40, 2**63, 10**30)
 VALUES = (*NUMBERS, None, "x", "", [], {}, True, False, 3.5, [1], {"a": 1})
@@ -42,12 +42,15 @@ SPECIAL = {
 
 
 def weights(path):
-    """Every tensor of a checkpoint, read and dequantized, after its configuration was asked for, which may be refused."""
+    """Every matrix of a checkpoint, read and dequantized, after its configuration was asked for, which may be refused.
+
+    Other tensors are only read: what they should be like is known when they are put into a model."""
     opened = open_foreign(path)[1]
     with contextlib.suppress(CheckpointError):
         opened.config()
     found = {name: layer.read().dequantize() for name, layer in opened.layers.items()}
-    return found | {name: part.read().float() for name, part in opened.parts.items()}
+    parts = {name: part.read().float() for name, part in opened.parts.items()}
+    return found | {name: part for name, part in parts.items() if part.dim() > 1}
 
 
 def split(data):

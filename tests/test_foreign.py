@@ -65,12 +65,12 @@ def test_weights_equal_the_librarys_own(name: str) -> None:
     assert torch.equal(read[::3].to(oracle.dtype) if cut else read.to(oracle.dtype), oracle), layer
 
 
-def test_every_format_but_a_refused_one_has_a_checkpoint() -> None:
+def test_every_format_has_a_checkpoint() -> None:
     found = set()
     for name in CHECKPOINTS:
         if not name.startswith("onnx"):
             found.add(open_foreign(DATA / name)[0].name)
-    assert found | {"onnx", "hqq"} == {row.name for row in foreign_formats()}
+    assert found | {"onnx"} == {row.name for row in foreign_formats()}
 
 
 @pytest.mark.parametrize(
@@ -210,6 +210,27 @@ def test_shards_are_one_checkpoint(tmp_path: Path) -> None:
         open_foreign(directory)
 
 
+@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize("rows", [8, 7])
+def test_quanto_of_any_number_of_groups(bits: int, rows: int, tmp_path: Path) -> None:
+    """Rows of groups are packed above each other, in parts of equal height: the last part may be shorter."""
+    each, size = 8 // bits, 16
+    height = -(-rows // each)
+    codes = torch.randint(0, 1 << bits, (rows, size), dtype=torch.uint8)
+    whole = torch.cat([codes, torch.zeros(height * each - rows, size, dtype=torch.uint8)]).unflatten(0, (each, height))
+    packed = sum(part << bits * i for i, part in enumerate(whole))
+    scale, shift = torch.rand(rows, 1), torch.randn(rows, 1)
+    tensors = {"fc.weight._data._data": packed, "fc.weight._scale": scale, "fc.weight._shift": shift}
+    (tmp_path / "quanto_qmap.json").write_text(json.dumps({"fc": {"weights": f"qint{bits}", "activations": "none"}}))
+    save_file(tensors, tmp_path / "model.safetensors")
+    weight = read_all(tmp_path)
+    assert torch.equal(weight.dequantize(), (codes * scale - shift).reshape(1, -1))
+    assert f"{bits} bits, groups of 16, float minimum" in weight.describe()
+    save_file(tensors | {"fc.weight._scale": scale[:1]}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=rf"fc\.weight\._scale: is \(1, 1\), .* of {each} codes a byte"):
+        read_all(tmp_path)
+
+
 def test_dense_tensors_are_kept(tmp_path: Path) -> None:
     opened = open_foreign(DATA / "gptq-w4-g64-gpt2")[1]
     assert list(opened.parts) == ["transformer.h.1.mlp.c_proj.bias"]
@@ -253,12 +274,6 @@ def test_an_unknown_format_lists_those_that_are_known(tmp_path: Path) -> None:
         open_foreign(tmp_path)
     with pytest.raises(CheckpointError, match="no such file or directory"):
         open_foreign(tmp_path / "none")
-
-
-def test_pickles_are_refused_with_the_reason(tmp_path: Path) -> None:
-    (tmp_path / "qmodel.pt").write_bytes(b"x")
-    with pytest.raises(CheckpointError, match=r"qmodel\.pt: HQQ saves a pickle, which can run code"):
-        open_foreign(tmp_path)
 
 
 def test_two_formats_at_once_are_refused(tmp_path: Path) -> None:

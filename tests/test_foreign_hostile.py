@@ -15,7 +15,7 @@ CHECKPOINTS = sorted(path for path in (HERE / "data" / "foreign").iterdir() if p
 # Of each format one; the others are tried by the nightly tests too.
 FEW = (
     "awq-gemm-w4-g32-edge", "bnb-int8", "bnb-nf4-double", "ct-old-marlin24-w4-g128", "ct-old-sparse24-w8a8", "ct-w4a16-asym-g32-edge", "gguf-q4-k-m",
-    "gptq-w4-g128-desc-act", "onnx-w4-g32-asym", "quanto-qint4", "torchao-intx-g32",
+    "gptq-w4-g128-desc-act", "hqq-w3-g32-tensors", "hqq-w4-g16-saved", "onnx-w4-g32-asym", "quanto-qint4", "torchao-intx-g32",
 )  # fmt: skip
 
 

@@ -8,7 +8,6 @@ quant_state. int8: weight (N, K), SCB (N): weight = code * SCB * (1 / 127).
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -103,13 +102,8 @@ def _read4(name: str, tensors: Tensors, parts: dict[str, str]) -> ForeignWeight:
         flat_shape=(n, k),
         per_byte=2 if pairs else 1,
     )
-    if k % size == 0:  # no block crosses rows
-        result = _by_rows(result, n, k)
-    return checked(result, name, "weight.absmax")
-
-
-def _by_rows(weight: ForeignWeight, n: int, k: int) -> ForeignWeight:
-    return replace(weight, codes=weight.codes.reshape(n, -1), scale=weight.scale.reshape(n, -1), flat_shape=None)
+    whole = result.by_rows(n, k) if k % size == 0 else None  # no block crosses rows
+    return checked(whole or result, name, "weight.absmax")
 
 
 def _shape(state: dict[str, object], where: str) -> tuple[int, int]:

@@ -42,7 +42,8 @@ def fit(weight: ForeignWeight, act_bits: int = 16) -> Fit:
 
 def _fit(weight: ForeignWeight, kind: WeightType, act_bits: int) -> Fit:
     """As fit, with one type of weights."""
-    foreign, (weight, order) = weight, _in_groups(weight)
+    foreign = _in_rows(weight)
+    weight, order = _prepared(foreign, kind)
     size, why = _form(weight, kind, act_bits)
     if why is not None:
         return Fit(why=why)
@@ -62,7 +63,8 @@ def _fit(weight: ForeignWeight, kind: WeightType, act_bits: int) -> Fit:
     found = _held(weight, stored, zero, _scheme(weight, kind, act_bits, size, zero, order), order)
     assert found.scheme is not None and found.quantized is not None  # noqa: S101, PT018
     if not _same_steps(weight, found.quantized) and not _equal(foreign, found.quantized, found.scheme):
-        return Fit(why="the library rounds twice in float32, so that last bits differ")
+        rounds = str(weight.arithmetic).removeprefix("torch.")
+        return Fit(why=f"the library rounds twice in {rounds}, so that last bits differ")
     return found
 
 
@@ -80,8 +82,8 @@ def _two_levels(weight: ForeignWeight, act_bits: int) -> Fit | None:
 
 def keep_codes(weight: ForeignWeight, act_bits: int = 16) -> Fit:
     """A scheme that has the weight's codes, at most clipped."""
-    weight, order = _in_groups(weight)
     kind = _kinds_of(weight)[-1]
+    weight, order = _prepared(_in_rows(weight), kind)
     size, why = _form(weight, kind, act_bits)
     if why is not None:
         return Fit(why=why)
@@ -89,6 +91,30 @@ def keep_codes(weight: ForeignWeight, act_bits: int = 16) -> Fit:
     zero = None if zero is None else zero.clamp(*kind.ends)
     codes = kind.pack(codes.clamp(*kind.ends))
     return _held(weight, codes, zero, _scheme(weight, kind, act_bits, size, zero, order), order)
+
+
+def _in_rows(weight: ForeignWeight) -> ForeignWeight:
+    """The weight without groups that cross rows, where smaller ones of the same scales do not."""
+    return weight if weight.flat_shape is None else weight.by_rows(*weight.shape) or weight
+
+
+def _prepared(weight: ForeignWeight, kind: WeightType) -> tuple[ForeignWeight, Tensor | None]:
+    """The same weight in groups of a size that a type of weights has, if smaller ones can be, with integer zero points or a
+    float minimum; and the order of its columns, see _in_groups.
+    """
+    weight, order = _in_groups(weight)
+    whole = weight.group_size >= weight.shape[1] and kind.whole_rows
+    if weight.flat_shape is None and not whole and weight.group_size not in kind.group_sizes:
+        parts = [size for size in kind.group_sizes if weight.group_size % size == 0]
+        weight = weight.split(max(parts)) if parts else weight
+    zero = weight.zero
+    if isinstance(zero, int) or not zero.is_floating_point():
+        return weight, order
+    if torch.equal(zero, zero.round()) and zero.abs().max() < 1 << 15:
+        return replace(weight, zero=zero.to(torch.int16)), order
+    # Signed codes are counted from the middle. Of two numbers of 11 to 13 bits the product is exact in float32.
+    shift = 1 << (weight.bits - 1) if weight.bits == kind.bits and kind.stored.is_signed else 0
+    return replace(weight, zero=shift, minimum=(shift - zero.float()) * weight.scale.float()), order
 
 
 def _in_groups(weight: ForeignWeight) -> tuple[ForeignWeight, Tensor | None]:
@@ -121,12 +147,14 @@ def _same_steps(weight: ForeignWeight, held: QuantizedWeight) -> bool:
 
 
 def _equal(weight: ForeignWeight, held: QuantizedWeight, scheme: Scheme) -> bool:
-    """Whether both are the same weight bit for bit; by some rows at a time, to take little memory."""
+    """Whether both are the same weight bit for bit, after rounding once to the dtype in which the library computes; by some rows
+    at a time, to take little memory."""
     n, k = weight.shape
     height = max(_AT_ONCE // k, 1)
     for row in range(0, n, height):
         rows = slice(row, row + height)
-        if not torch.equal(dequantize_weight(held.rows(rows), scheme, k), weight.rows(rows).dequantize()):
+        own = dequantize_weight(held.rows(rows), scheme, k).to(weight.arithmetic).float()
+        if not torch.equal(own, weight.rows(rows).dequantize()):
             return False
     return True
 

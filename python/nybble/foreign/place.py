@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -57,10 +56,8 @@ def place_of(model: nn.Module, name: str, ties: Sequence[str]) -> Place:
 def shaped(weight: ForeignWeight, shape: tuple[int, int], name: str) -> ForeignWeight:
     """The weight, with the shape of the model where the file does not have it."""
     n, k = shape
-    if weight.shape == (1, n * k) and n > 1 and k % weight.group_size == 0 and k % weight.per_byte == 0:
-        minimum = None if weight.minimum is None else weight.minimum.reshape(n, -1)
-        codes, scale = weight.codes.reshape(n, -1), weight.scale.reshape(n, -1)
-        return replace(weight, codes=codes, scale=scale, minimum=minimum)
+    if weight.shape == (1, n * k) and n > 1 and (shaped := weight.by_rows(n, k)) is not None:
+        return shaped
     if weight.shape != (n, k):
         raise CheckpointError(f"{name}: is {weight.shape} in the checkpoint, and {(n, k)} in the model")
     return weight

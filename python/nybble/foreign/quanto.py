@@ -1,11 +1,13 @@
-"""optimum-quanto: qint8 rows, and qint4 codes with a float shift; the settings are in quanto_qmap.json.
+"""optimum-quanto: qint8 rows, and qint4 and qint2 codes with a float shift; the settings are in quanto_qmap.json.
 
-qint8: weight._data, int8 (N, K), and weight._scale (N, 1). qint4: the weight is regrouped to (N * K / g, g);
-weight._data._data, uint8 (N * K / 2g, g), has row r of it in the low half and row r + N * K / 2g in the high half;
-weight = code * _scale - _shift, in the dtype of the scale. The file does not have N and K of qint4 weights.
+qint8: weight._data, int8 (N, K), and weight._scale (N, 1). qint4: the weight is regrouped to (R, g), R = N * K / g;
+weight._data._data, uint8 (R / 2, g), has row r of it in the low half and row r + R / 2 in the high half (qint2: rows r + R / 4 and
+so on in the next two bits); weight = code * _scale - _shift, in the dtype of the scale. The file does not have N and K.
 """
 
 from __future__ import annotations
+
+import functools
 
 import torch
 
@@ -16,7 +18,8 @@ from .tensors import FLOATS, Tensors, read_json
 from .weight import ForeignWeight, checked
 
 _MAP = "quanto_qmap.json"
-_PARTS = {"qint8": ("weight._data", "weight._scale"), "qint4": ("weight._data._data", "weight._scale", "weight._shift")}
+_PACKED = ("weight._data._data", "weight._scale", "weight._shift")
+_PARTS = {"qint8": ("weight._data", "weight._scale"), "qint4": _PACKED, "qint2": _PACKED}
 _INPUTS = ("input_scale", "output_scale")
 
 
@@ -52,14 +55,18 @@ def _read8(name: str, tensors: Tensors) -> ForeignWeight:
     return checked(ForeignWeight(codes, 8, scale, 0, codes.shape[1]), name, "weight._scale")
 
 
-def _read4(name: str, tensors: Tensors) -> ForeignWeight:
+def _read_packed(name: str, tensors: Tensors, bits: int) -> ForeignWeight:
     packed = tensors.typed(f"{name}.weight._data._data", (torch.uint8,), 2)
-    rows, size = packed.shape[0] * 2, packed.shape[1]
-    scale = tensors.shaped(f"{name}.weight._scale", FLOATS, (rows, 1))
+    scale = tensors.typed(f"{name}.weight._scale", FLOATS, 2)
+    rows, size, each = scale.shape[0], packed.shape[1], 8 // bits
+    if scale.shape[1] != 1 or -(-rows // each) != packed.shape[0]:
+        rule = f"{packed.shape[0]} rows of {each} codes a byte"
+        raise CheckpointError(f"{name}.weight._scale: is {tuple(scale.shape)}, must be one of each group in {rule}")
     shift = tensors.shaped(f"{name}.weight._shift", (scale.dtype,), (rows, 1))
+    parts = [(packed >> bits * i) & ((1 << bits) - 1) for i in range(each)]
     weight = ForeignWeight(
-        torch.cat([packed & 15, packed >> 4]).reshape(1, -1),
-        4,
+        torch.cat(parts)[:rows].reshape(1, -1),
+        bits,
         scale.reshape(1, -1),
         0,
         max(size, 1),
@@ -69,4 +76,8 @@ def _read4(name: str, tensors: Tensors) -> ForeignWeight:
     return checked(weight, name, "weight._scale")
 
 
-_READ = {"qint8": _read8, "qint4": _read4}
+_READ = {
+    "qint8": _read8,
+    "qint4": functools.partial(_read_packed, bits=4),
+    "qint2": functools.partial(_read_packed, bits=2),
+}

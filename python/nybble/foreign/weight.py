@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,7 @@ from ..weights.levels import Levels
 from ..weights.weight_type import unpack_codes
 
 _AT_ONCE = 1 << 20  # elements that are dequantized at a time
+_LEAST = 16  # weights of a group, at least, into which others are split
 _MOST = 2.0**100  # of a scale: products with codes stay finite
 
 
@@ -27,7 +29,7 @@ class ForeignWeight:
     codes: (N, K), uint8 or int8, one code in each element; or, with per_byte 2, uint8 (N, K / 2).
     bits: of a code.
     scale: (N, groups), in the dtype of the file; float32 where the file has scales of scales.
-    zero: the zero points (N, groups), int16, or one number for all.
+    zero: the zero points (N, groups), int16 or, where they are no whole numbers, floats; or one number for all.
     group_size: column k has the scale of group k // group_size.
     groups: (K,), int32: the group of each column, where it is not that one.
     minimum: (N, groups), or None: none.
@@ -128,6 +130,37 @@ class ForeignWeight:
             return self.groups[columns].long()
         return torch.arange(columns.start, columns.stop) // self.group_size
 
+    def by_rows(self, n: int, k: int) -> ForeignWeight | None:
+        """The weight with groups over the flattened matrix as one of N rows, whose groups may have to be parts of the old ones;
+        None: a group has less than 16 weights that are not of another row.
+        """
+        size = math.gcd(k, self.group_size)
+        if (size < _LEAST and size != self.group_size) or k % self.per_byte:
+            return None
+        one = self.split(size)
+        zero = one.zero if isinstance(one.zero, int) else one.zero.reshape(n, -1)
+        minimum = None if one.minimum is None else one.minimum.reshape(n, -1)
+        codes, scale = one.codes.reshape(n, -1), one.scale.reshape(n, -1)
+        return replace(one, codes=codes, scale=scale, zero=zero, minimum=minimum, flat_shape=None)
+
+    def split(self, size: int) -> ForeignWeight:
+        """The same weight with groups of ``size``, which divides the size of its groups; ``groups`` must be None."""
+        if size == self.group_size:
+            return self
+        count = -(-self.stored_shape[1] // size)
+
+        def spread(value: Tensor) -> Tensor:
+            return value.repeat_interleave(self.group_size // size, dim=1)[:, :count]
+
+        return replace(
+            self,
+            scale=spread(self.scale),
+            zero=self.zero if isinstance(self.zero, int) else spread(self.zero),
+            minimum=None if self.minimum is None else spread(self.minimum),
+            group_size=size,
+            levels=None,
+        )
+
     def rows(self, order: Tensor | slice) -> ForeignWeight:
         """Some rows of the weight, or all in another order."""
         zero = self.zero if isinstance(self.zero, int) else self.zero[order]
@@ -140,7 +173,11 @@ class ForeignWeight:
     def describe(self) -> str:
         """Its kind in words: two weights of one kind have the same."""
         k = self.stored_shape[1]
-        sign = "symmetric" if self.symmetric else "float minimum" if self.minimum is not None else "asymmetric"
+        float_zero = isinstance(self.zero, Tensor) and self.zero.is_floating_point()
+        asymmetric = (
+            "float minimum" if self.minimum is not None else "float zero points" if float_zero else "asymmetric"
+        )
+        sign = "symmetric" if self.symmetric else asymmetric
         size = "one scale a row" if self.group_size >= k and self.flat_shape is None else f"groups of {self.group_size}"
         parts = [f"{self.bits} bits", size, "code book" if self.book is not None else sign]
         if self.flat_shape is not None:
@@ -173,7 +210,13 @@ def checked(weight: ForeignWeight, name: str, scale: str, *, zero_scales: bool =
         if isinstance(value, Tensor) and tuple(value.shape) != spread:
             rule = f"groups of {weight.group_size} of ({n}, {k}) weights need {spread}"
             raise CheckpointError(f"{name}.{scale if field == 'scale' else field}: {tuple(value.shape)}, but {rule}")
-    for field, value in ((scale, weight.scale), ("minimum", weight.minimum), ("code book", weight.book)):
+    zero = weight.zero if isinstance(weight.zero, Tensor) and weight.zero.is_floating_point() else None
+    for field, value in (
+        (scale, weight.scale),
+        ("zero", zero),
+        ("minimum", weight.minimum),
+        ("code book", weight.book),
+    ):
         if value is not None and not (value.abs().float() < _MOST).all():
             raise CheckpointError(f"{name}.{field}: must be finite, and below 2 ** 100")
     if not zero_scales and weight.minimum is None and weight.book is None and (weight.scale == 0).any():

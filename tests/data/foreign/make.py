@@ -1,4 +1,4 @@
-"""Makes checkpoints of kinds that no whole checkpoint was cut for: needs torchao, bitsandbytes and gguf.
+"""Makes checkpoints of kinds that no whole checkpoint was cut for: needs torchao, bitsandbytes, gguf and hqq.
 
 Each has its `oracle.safetensors`, the library's own dequantization, float32. The versions are in its metadata.
 """
@@ -70,8 +70,45 @@ def gguf_blocks():
     save_file(tensors, HERE / "gguf-blocks.safetensors", {"library": f"gguf {version('gguf')}"})
 
 
+def hqq_layer(of_scales=None, **settings):
+    from hqq.core.quantize import BaseQuantizeConfig, HQQBackend, HQQLinear
+
+    torch.manual_seed(0)
+    HQQLinear.set_backend(HQQBackend.PYTORCH)
+    dense = torch.nn.Linear(80, 24).to(torch.float16)
+    weight, config = dense.weight.data.clone(), BaseQuantizeConfig(**settings)
+    layer = HQQLinear(dense, config, compute_dtype=torch.float16, device="cpu")
+    if of_scales is not None:  # its constructor no longer does it
+        del layer.W_q
+        layer.quantize(weight, config["weight_quant_params"], of_scales, of_scales)
+    return layer
+
+
+def hqq_saved():
+    """What save_quantized writes: qmodel.pt, with scales that are quantized, as version 0.1 did."""
+    of_scales = {"nbits": 8, "channel_wise": True, "group_size": 8, "optimize": False}
+    layer, target = hqq_layer(of_scales, nbits=4, group_size=16), HERE / "hqq-w4-g16-saved"
+    target.mkdir(exist_ok=True)
+    layer.encoded_state_dict = False
+    torch.save({"fc": dict(layer.state_dict()), "norm": {"weight": torch.ones(80)}}, target / "qmodel.pt")
+    (target / "config.json").write_text("{}\n")
+    save_file({"fc": layer.dequantize()}, target / "oracle.safetensors", {"library": f"hqq {version('hqq')}"})
+
+
+def hqq_tensors():
+    """What save_to_safetensors writes: groups of 32 cross rows of 80 inputs."""
+    layer, target = hqq_layer(nbits=3, group_size=32), HERE / "hqq-w3-g32-tensors"
+    target.mkdir(exist_ok=True)
+    tensors = {f"fc.{key}": value.contiguous() for key, value in layer.state_dict().items()}
+    save_file(tensors, target / "model.safetensors")
+    (target / "config.json").write_text("{}\n")
+    save_file({"fc": layer.dequantize()}, target / "oracle.safetensors", {"library": f"hqq {version('hqq')}"})
+
+
 if __name__ == "__main__":
     torchao_intx()
     bitsandbytes_flat("nf4", 80)
     bitsandbytes_flat("fp4", 80)
     gguf_blocks()
+    hqq_saved()
+    hqq_tensors()
