@@ -8,6 +8,7 @@ so on in the next two bits); weight = code * _scale - _shift, in the dtype of th
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 
@@ -76,7 +77,7 @@ def _read_packed(name: str, tensors: Tensors, bits: int) -> ForeignWeight:
     return checked(weight, name, "weight._scale")
 
 
-_READ = {
+_READ: dict[str, Callable[[str, Tensors], ForeignWeight]] = {
     "qint8": _read8,
     "qint4": functools.partial(_read_packed, bits=4),
     "qint2": functools.partial(_read_packed, bits=2),
