@@ -38,6 +38,7 @@ ORDER = (
     ("checkpoint",),
     ("foreign",),  # checkpoints of other libraries
     ("export",),  # for other runtimes
+    ("lora",),  # PEFT's adapters
     ("evaluate",),
     ("monitor", "passes", "recipe"),
     ("",),  # the package's own __init__
@@ -68,6 +69,7 @@ FORBIDDEN = {
     "checkpoint": _LOW - {"layouts"},
     "foreign": _LOW,
     "export": _LOW - {"dispatch.reference"},
+    "lora": _LOW,
     "monitor": _LOW,
     "recipe": _LOW,
     "report": _LOW | {"nn"},

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from .fusion.fuse import fuse
     from .fusion.report import FusionReport
     from .int8_cache import Int8Cache
+    from .lora.patch import patch_peft
+    from .lora.report import merge_report
     from .monitor.monitor import Monitor
     from .passes.choose import ChosenPlan, plan
     from .passes.optimize import optimize
@@ -51,7 +53,9 @@ _LAZY = {
     "export_onnx": "export.onnx",
     "fuse": "fusion.fuse",
     "load_pretrained": "foreign.load",
+    "merge_report": "lora.report",
     "optimize": "passes.optimize",
+    "patch_peft": "lora.patch",
     "plan": "passes.choose",
     "quantize": "passes.quantize",
     "recover": "passes.recover",
@@ -110,8 +114,10 @@ __all__ = [
     "kernels",
     "load",
     "load_pretrained",
+    "merge_report",
     "nn",
     "optimize",
+    "patch_peft",
     "plan",
     "quantize",
     "recover",

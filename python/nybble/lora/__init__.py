@@ -1,0 +1,1 @@
+"""LoRA by PEFT on quantized layers: training, and adapters merged into codes."""
