@@ -85,10 +85,9 @@ bool decodes_once(const Product& p, const Piece& piece) {
 // Rapids, w4a16 at 4 to 16 rows is 1.1 to 1.4 times as fast, and at 32 rows 5 % slower; w8a16 gains nothing.
 bool decodes_to_l1(const Product& p) { return must_decode(p) && p.bits == 4 && p.rows <= kTileRows; }
 
-// K blocks are multiples of it. Whole groups: most kernels scale a group's sums as it ends. Of 3 bits, all join the
-// planes of a whole group.
+// K blocks are multiples of it. Whole groups: most kernels scale a group's sums as it ends.
 int64_t k_step(const Product& p) {
-  const bool cut = !p.by_group || (p.bits != 3 && p.cuts_groups && p.group == p.k);
+  const bool cut = !p.by_group || (p.cuts_groups && p.group == p.k);
   return round_up(kLeastK, cut ? 1 : p.group);
 }
 

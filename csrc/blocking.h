@@ -23,7 +23,7 @@ struct Product {
   int64_t decoded_bytes;  // bytes of a decoded weight; 0: the kernel never decodes
   int64_t decode_rows;    // fewest rows of a piece for which it decodes weights once; 0: none
   bool multiplies_tiles;  // of 16 rows, and of weights that are decoded, if at all, in memory
-  bool cuts_groups;       // whether a K block may end inside a group that spans K
+  bool cuts_groups;       // whether a K block may end inside a group that spans K: not where planes of it are joined
   int threads;
 };
 

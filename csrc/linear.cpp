@@ -50,7 +50,7 @@ Product product_of(const KernelEntry& kernel, const WeightShape& shape, int64_t 
           kernel.decoded,
           kernel.decode_rows,
           kernel.multiplies_tiles(),
-          kernel.panel == NYBBLE_PANEL_F32,
+          kernel.panel == NYBBLE_PANEL_F32 && shape.bits != 3,
           threads};
 }
 
