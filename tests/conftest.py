@@ -35,7 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for line in (
         "full: left out of the fast tests",
         "nightly: left out of the fast and the full tests",
-        "sampled(every): the fast tests run every n-th case of this test, where n is `every`",
+        "sampled(every, full=1): of this test's cases, the fast tests run each `every`-th, the full tests each `full`-th",
     ):
         config.addinivalue_line("markers", line)
 
@@ -56,7 +56,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         sampled = item.get_closest_marker("sampled")
         if sampled is not None:
             number = next(cases.setdefault(item.function, count()))  # type: ignore[attr-defined]
-            if number % sampled.kwargs["every"]:
+            if number % sampled.kwargs.get("full", 1):
+                item.add_marker(pytest.mark.nightly)
+            elif number % sampled.kwargs["every"]:
                 item.add_marker(pytest.mark.full)
     most = LEVELS.index(level_of(config))
     chosen = [item for item in items if _level(item) <= most]

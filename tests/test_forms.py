@@ -61,6 +61,7 @@ def with_scales(quantized: QuantizedWeight, dtype: torch.dtype) -> QuantizedWeig
     return replace(quantized, scale=quantized.scale.to(dtype), minimum=least)
 
 
+@pytest.mark.sampled(every=2, full=2)
 @pytest.mark.parametrize(("spec", "scheme", "form"), CASES)
 def test_scales_of_any_dtype_agree_with_the_oracle(spec: KernelSpec, scheme: Scheme, form: Form) -> None:
     subject = usable(spec, scheme, form)

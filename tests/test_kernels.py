@@ -114,6 +114,7 @@ def test_thread_count_changes_no_bit(spec: KernelSpec, scheme: Scheme, threads) 
         assert all(torch.equal(results[0], other) for other in results[1:]), (m, n, k)
 
 
+@pytest.mark.sampled(every=2, full=2)
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf], ids=str)
 @pytest.mark.parametrize(("spec", "scheme"), FEW)
 def test_a_bad_row_spoils_itself_alone(spec: KernelSpec, scheme: Scheme, bad: float) -> None:

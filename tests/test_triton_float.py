@@ -65,7 +65,7 @@ def close(got: Tensor, x: Tensor, quantized: QuantizedWeight, bias: Tensor | Non
     assert ((got.double() - expected).abs() <= bound).all()
 
 
-@pytest.mark.sampled(every=4)
+@pytest.mark.sampled(every=8, full=4)
 @pytest.mark.parametrize("config", SHIPPED["w4a16_triton"].on("sm90"), ids=str)
 @pytest.mark.parametrize("scheme", FLOAT, ids=str)
 def test_float_kernels_agree_with_the_oracle(scheme: Scheme, config: Config) -> None:
@@ -75,7 +75,7 @@ def test_float_kernels_agree_with_the_oracle(scheme: Scheme, config: Config) -> 
         close(product(x, quantized, bias, scheme, config, x.dtype), x, quantized, bias, scheme)
 
 
-@pytest.mark.sampled(every=5)
+@pytest.mark.sampled(every=5, full=2)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("scheme", [Scheme.parse("w8a16"), Scheme.parse("w4a16g32asym")], ids=str)
 def test_every_dtype(scheme: Scheme, dtype: torch.dtype) -> None:
@@ -96,7 +96,7 @@ def test_integer_data_gives_exact_results(scheme: Scheme) -> None:
         assert torch.equal(product(x, quantized, None, scheme, config, torch.float32), expected), config
 
 
-@pytest.mark.sampled(every=5)
+@pytest.mark.sampled(every=9, full=3)
 @pytest.mark.parametrize("config", SHIPPED["w4a8_triton"].on("sm90"), ids=str)
 @pytest.mark.parametrize("scheme", INTEGER, ids=str)
 def test_w4a8_has_the_bits_of_the_cpu_kernel(scheme: Scheme, config: Config) -> None:
