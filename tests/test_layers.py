@@ -13,7 +13,7 @@ import nybble
 
 # A room, or a module, imports only from its own row of this list and from earlier rows.
 ORDER = (
-    ("_moved", "callers", "plugins"),  # old import paths; where warnings point to; rows of other packages
+    ("_moved", "_transformers", "callers", "plugins"),  # old import paths; where warnings point to; rows of other packages
     ("text",),  # how reports are printed
     ("weights",),
     ("_C", "_cuda"),
@@ -41,6 +41,7 @@ ORDER = (
     ("lora",),  # PEFT's adapters
     ("evaluate",),
     ("monitor", "passes", "recipe"),
+    ("hf",),  # a quantization method of transformers
     ("",),  # the package's own __init__
     ("_moved_values", "testing"),
     ("__main__", "bench", "commands", "demo"),
@@ -68,8 +69,12 @@ FORBIDDEN = {
     "passes": _LOW - {"dispatch.targets"},
     "checkpoint": _LOW - {"layouts"},
     "foreign": _LOW,
+<<<<<<< HEAD
     "export": _LOW - {"dispatch.reference"},
     "lora": _LOW,
+=======
+    "hf": _LOW - {"layouts"},
+>>>>>>> 5ddb815 (nybble is a quantization method of transformers: from_pretrained rounds while it loads, save_pretrained writes what it reloads)
     "monitor": _LOW,
     "recipe": _LOW,
     "report": _LOW | {"nn"},

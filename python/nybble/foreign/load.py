@@ -81,17 +81,17 @@ def load_pretrained(
     return Loaded(loading.model.eval(), ImportReport(row.name, tuple(layers)))
 
 
-def _told(opened: Opened, act_bits: int, dtype: torch.dtype | None) -> _Loading:
+def _told(opened: Opened, act_bits: int, dtype: torch.dtype | None) -> Loading:
     """Loads into the model that the configuration tells."""
     config = opened.config()
     model = empty_model(config)
-    return _Loading(model, for_model(opened, model), act_bits, dtype or dtype_of(config))
+    return Loading(model, for_model(opened, model), act_bits, dtype or dtype_of(config))
 
 
-def _given(model: nn.Module, opened: Opened, act_bits: int, dtype: torch.dtype | None) -> _Loading:
+def _given(model: nn.Module, opened: Opened, act_bits: int, dtype: torch.dtype | None) -> Loading:
     """Loads into a model that has values, after checking that it has all layers."""
     told = next((value.dtype for value in model.parameters() if value.is_floating_point()), torch.float32)
-    loading = _Loading(model, for_model(opened, model), act_bits, dtype or told, keeps=True)
+    loading = Loading(model, for_model(opened, model), act_bits, dtype or told, keeps=True)
     for name in loading.opened.layers:
         loading.place(name)
     return loading
@@ -105,7 +105,7 @@ def _ties(model: nn.Module) -> dict[str, str]:
 
 
 @dataclass
-class _Loading:
+class Loading:
     """A model on its way from parameters on the meta device to those of a checkpoint."""
 
     model: nn.Module
