@@ -9,16 +9,49 @@ import torch
 import transformers
 from torch import Tensor
 
-_LLAMA = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 96}
-_HEADS = {"num_key_value_heads": 2, "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+_LLAMA = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 96,
+}
+_HEADS = {
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+}
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "decoder_sparse_step": 1}
 _GPT2 = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 96}
-_T5 = {"d_model": 64, "d_ff": 128, "d_kv": 16, "num_layers": 2, "num_heads": 4, "vocab_size": 96, "decoder_start_token_id": 0}
+_T5 = {
+    "d_model": 64,
+    "d_ff": 128,
+    "d_kv": 16,
+    "num_layers": 2,
+    "num_heads": 4,
+    "vocab_size": 96,
+    "decoder_start_token_id": 0,
+}
 _WHISPER = {
-    **{"d_model": 64, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4, "vocab_size": 96},
-    **{"decoder_attention_heads": 4, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128, "num_mel_bins": 16},
-    **{"max_source_positions": 16, "max_target_positions": 32, "decoder_start_token_id": 0, "begin_suppress_tokens": None},
-    **{"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2, "suppress_tokens": None},
+    "d_model": 64,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 128,
+    "decoder_ffn_dim": 128,
+    "num_mel_bins": 16,
+    "vocab_size": 96,
+    "max_source_positions": 16,
+    "max_target_positions": 32,
+    "decoder_start_token_id": 0,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+    "begin_suppress_tokens": None,
+    "suppress_tokens": None,
 }
 
 
@@ -60,7 +93,9 @@ MODELS: dict[str, tuple[Callable[[], Any], Callable[[], dict[str, Tensor]]]] = {
     "bert": (lambda: _made("BertForSequenceClassification", "Bert", **_LLAMA), _text),
     "t5-tied": (lambda: _made("T5ForConditionalGeneration", "T5", **_T5), _pair),
     "t5": (
-        lambda: _made("T5ForConditionalGeneration", "T5", **_T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+        lambda: _made(
+            "T5ForConditionalGeneration", "T5", **_T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False
+        ),
         _pair,
     ),
     "whisper-tied": (lambda: _made("WhisperForConditionalGeneration", "Whisper", **_WHISPER), _sound),

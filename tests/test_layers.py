@@ -13,7 +13,12 @@ import nybble
 
 # A room, or a module, imports only from its own row of this list and from earlier rows.
 ORDER = (
-    ("_moved", "_transformers", "callers", "plugins"),  # old import paths; where warnings point to; rows of other packages
+    (
+        "_moved",
+        "_transformers",
+        "callers",
+        "plugins",
+    ),  # old import paths; where warnings point to; rows of other packages
     ("text",),  # how reports are printed
     ("weights",),
     ("_C", "_cuda"),

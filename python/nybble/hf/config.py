@@ -20,7 +20,7 @@ _WITHOUT_DATA = ("rtn", "mse", "hqq")
 _ACT_BITS = (16, 8)
 
 
-class HfConfig(QuantizationConfigMixin):  # type: ignore[misc]
+class HfConfig(QuantizationConfigMixin):
     """How transformers quantizes a model while it loads it: ``from_pretrained(path, quantization_config=HfConfig("w4a8g128"))``.
 
     Each weight is rounded as soon as it is read, so that no more than one is there as floats. The layers that change are those
@@ -64,7 +64,7 @@ class HfConfig(QuantizationConfigMixin):  # type: ignore[misc]
         for name, mapping in (("per_layer", per_layer), ("stored", stored)):
             if mapping is not None and not isinstance(mapping, Mapping):
                 raise TypeError(f"{name}={mapping!r}: must be a mapping")
-        self.quant_method = METHOD
+        self.quant_method: Any = METHOD
         self.nybble = nybble
         self.scheme = None if scheme is None else str(_parsed("scheme", scheme))
         self.include = _patterns("include", include)
@@ -86,7 +86,14 @@ class HfConfig(QuantizationConfigMixin):  # type: ignore[misc]
     def to_dict(self) -> dict[str, Any]:
         """What config.json holds: the arguments that are not as usual."""
         told = super().to_dict()
-        usual = {"include": None, "exclude": None, "per_layer": {}, "method": "rtn", "act_bits": 16, "scheme": None}
+        usual: dict[str, Any] = {
+            "include": None,
+            "exclude": None,
+            "per_layer": {},
+            "method": "rtn",
+            "act_bits": 16,
+            "scheme": None,
+        }
         return {key: value for key, value in told.items() if key not in usual or value != usual[key]}
 
 

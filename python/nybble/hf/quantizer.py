@@ -21,7 +21,7 @@ from .stored import describe, state_of
 from .work import Work, tie
 
 
-class NybbleQuantizer(HfQuantizer):  # type: ignore[misc]
+class NybbleQuantizer(HfQuantizer):
     """Loads a dense checkpoint rounded, one that nybble saved, or one of another library; and saves.
 
     Attributes:
@@ -29,6 +29,7 @@ class NybbleQuantizer(HfQuantizer):  # type: ignore[misc]
     """
 
     requires_calibration = False
+    quantization_config: HfConfig
 
     def __init__(self, quantization_config: HfConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
@@ -45,7 +46,7 @@ class NybbleQuantizer(HfQuantizer):  # type: ignore[misc]
     def _process_model_before_weight_loading(
         self, model: Any, checkpoint_files: list[str] | None = None, dtype: Any = None, **kwargs: Any
     ) -> Any:
-        config: HfConfig = self.quantization_config
+        config = self.quantization_config
         tie(model)
         directory = Path(checkpoint_files[0]).parent if checkpoint_files else None
         if config.stored is not None and self.pre_quantized:
@@ -81,7 +82,7 @@ class NybbleQuantizer(HfQuantizer):  # type: ignore[misc]
         """A checkpoint of nybble's has the names of the model itself."""
         if isinstance(self._work, Restoring):
             return []
-        found: list[Any] = super().update_weight_conversions(weight_conversions, model)
+        found: list[Any] = super().update_weight_conversions(weight_conversions, model)  # type: ignore[no-untyped-call]
         return found
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
@@ -124,14 +125,20 @@ def _warn_of_nothing(model: nn.Module, left: dict[str, str]) -> None:
         warnings.warn(f"no layer was quantized, such as {name}: {why}", RuntimeWarning, stacklevel=outside_level())
 
 
-class _Take(ConversionOps):  # type: ignore[misc]
+class _Take(ConversionOps):
     """A step of transformers' loading: the quantizer takes weights, and the model gets only those that it does not want."""
 
     def __init__(self, quantizer: NybbleQuantizer) -> None:
         self.quantizer = quantizer
 
     def convert(
-        self, input_dict: dict[str, Any], *, missing_keys: MutableSet[str] | None = None, **kwargs: Any
+        self,
+        input_dict: dict[str, Any],
+        source_patterns: list[str],
+        target_patterns: list[str],
+        *,
+        missing_keys: MutableSet[str] | None = None,
+        **kwargs: Any,
     ) -> dict[str, Any]:
         left: dict[str, Any] = {}
         while input_dict:

@@ -30,7 +30,9 @@ def _why_too_old() -> str | None:
         from transformers.core_model_loading import ConversionOps  # noqa: F401
         from transformers.quantizers.auto import register_quantizer  # noqa: F401
     except ImportError:
-        return f"transformers {transformers.__version__} has no way to load nybble's layers: it takes version 5 or later"
+        return (
+            f"transformers {transformers.__version__} has no way to load nybble's layers: it takes version 5 or later"
+        )
     return None
 
 
@@ -58,7 +60,9 @@ def _enter() -> None:
                 return HfConfig(act_bits=_state["act_bits"])
         return own(quantization_config, quantization_config_from_args)
 
-    auto.AutoHfQuantizer.merge_quantization_configs = staticmethod(merge_quantization_configs)
+    auto.AutoHfQuantizer.merge_quantization_configs = staticmethod(  # type: ignore[method-assign]
+        merge_quantization_configs
+    )
 
 
 def _is_read(told: dict[str, Any]) -> bool:

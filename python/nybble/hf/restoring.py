@@ -36,7 +36,9 @@ class Restoring(Work):
         self.told = Description.parse(stored)
         self.names = names_in(model, [layer.name for layer in self.told.layers])
         if not self.names:
-            raise CheckpointError(f"{self.told.layers[0].name}: the model has no such module, nor any other of the file")
+            raise CheckpointError(
+                f"{self.told.layers[0].name}: the model has no such module, nor any other of the file"
+            )
         self.entries: dict[str, LayerEntry] = {}
         inside = set(self.names.values())
 

@@ -113,7 +113,9 @@ class Rounding(Work):
         forget_ties(model, done)
         for scheme in dict.fromkeys(self.later.values()):
             include = [name for name, other in self.later.items() if other == scheme]
-            quantize(model, scheme, include=include, method=self.config.method, goal="memory", fuse=False, progress=False)
+            quantize(
+                model, scheme, include=include, method=self.config.method, goal="memory", fuse=False, progress=False
+            )
 
     def _take_rest(self, model: Any) -> None:
         """Round weights that transformers made of others, such as parts of one that it split, and gave to the model."""
@@ -190,9 +192,9 @@ class _Planner:
             if isinstance(site.module, Experts):
                 self._plan_experts(site, schemes)
         for site, scheme in schemes.items():
-            if isinstance((around := self.members.get(id(site.module), site)).module, CompositeModule):
-                if not isinstance(around.module, Experts):
-                    self.work.later[site.name] = scheme
+            around = self.members.get(id(site.module))
+            if around is not None and not isinstance(around.module, Experts):
+                self.work.later[site.name] = scheme
         self._plan_layers({site: one for site, one in schemes.items() if id(site.module) not in self.members})
 
     def _scheme_of(self, site: Site) -> Scheme | str:
@@ -201,7 +203,7 @@ class _Planner:
         refused = self.options.why_not_asked(names)
         if refused is not None:
             return refused
-        scheme: Scheme | None = self.scheme
+        scheme = self.scheme
         for pattern, one in self.work.config.per_layer.items():
             if any(fnmatchcase(name, pattern) for name in names):
                 if one is None:
@@ -213,16 +215,16 @@ class _Planner:
     def _plan_experts(self, site: Site, schemes: dict[Site, Scheme]) -> None:
         """Plan the weights of experts of which all are asked for; if only some are, they stay dense."""
         by_module = {id(one.module): one for one in self.sites}
-        form = site.module.form  # type: ignore[union-attr]
-        for weight in (form.up, form.down):
-            layers = [by_module[id(one)] for one in site.module._modules[weight]]  # type: ignore[arg-type,union-attr]
+        experts: Any = site.module
+        for weight in (experts.form.up, experts.form.down):
+            layers = [by_module[id(one)] for one in experts._modules[weight]]
             if any(one not in schemes for one in layers):
                 why = "other experts of the same weight stay dense"
                 self.work.left.update((one.name, why) for one in layers if one in schemes)
                 continue
             name = f"{site.name}.{weight}"
             self.work.parts[name] = tuple(
-                _Part(one.name, schemes[one], _expert(i, form.transposed)) for i, one in enumerate(layers)
+                _Part(one.name, schemes[one], _expert(i, experts.form.transposed)) for i, one in enumerate(layers)
             )
             self.work.ties.append([name])
             self.work.experts.add(site.name)

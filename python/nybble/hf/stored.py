@@ -160,7 +160,9 @@ def _group(where: str, group: object) -> list[StoredLayer]:
         Form.parse(form)
     except (TypeError, ValueError) as error:
         raise _wrong(where, (scheme, form), str(error)) from error
-    return [StoredLayer(name, kind, scheme, form, stored, dtype) for name in _names(f"{where}.names", group.get("names"))]
+    return [
+        StoredLayer(name, kind, scheme, form, stored, dtype) for name in _names(f"{where}.names", group.get("names"))
+    ]
 
 
 def _names(where: str, names: object, empty: bool = False) -> tuple[str, ...]:
