@@ -154,12 +154,12 @@ class Loading:
     def _bias(self, name: str, old: Any, rows: int) -> Tensor | None:
         bias: Tensor | None = getattr(old, "bias", None)
         if bias is not None:
-            return bias.detach() if self._stays(name, bias) else self._part(name, (rows,), self.dtype)
+            return bias.detach() if self._stays(name, bias) else self.part(name, (rows,), self.dtype)
         if name in self.opened.parts and self.opened.parts[name].read().any():  # some writers add biases of zeros
             raise CheckpointError(f"{name}: is not 0, and the model has no such parameter")
         return None
 
-    def _part(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def part(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A copy of a tensor that is not quantized."""
         if name not in self.opened.parts:
             raise CheckpointError(f"{name}: is missing in the checkpoint")
@@ -195,12 +195,12 @@ class Loading:
             source = next((one for one in (name, *aliases) if one in parts), name)
             if self._stays(source, value):
                 continue
-            new = nn.Parameter(self._part(source, tuple(value.shape), self.dtype), requires_grad=False)
+            new = nn.Parameter(self.part(source, tuple(value.shape), self.dtype), requires_grad=False)
             for one in (name, *aliases):
                 module, _, last = one.rpartition(".")
                 setattr(self.model.get_submodule(module), last, new)
         for name, buffer in saved.items():
-            buffer.copy_(self._part(name, tuple(buffer.shape), buffer.dtype))
+            buffer.copy_(self.part(name, tuple(buffer.shape), buffer.dtype))
         self._release()
 
     def _check_ties(self, theirs: set[str]) -> None:
