@@ -124,6 +124,7 @@ def test_it_is_the_model_of_load_pretrained(checkpoint, tmp_path) -> None:
     torch.testing.assert_close(logits(model), logits(dense), rtol=2e-2, atol=2e-2)
     layers = {name for name, one in model.named_modules() if isinstance(one, nybble.nn.QuantizedModule)}
     assert layers == {row.name for row in report.layers}
+    assert model.hf_quantizer.report == report
     model.save_pretrained(tmp_path / "saved")
     again, told = type(dense).from_pretrained(tmp_path / "saved", output_loading_info=True)
     assert not any(told.values()), told
@@ -223,6 +224,15 @@ def test_shards_and_symbolic_links(tmp_path) -> None:
     kind = transformers.AutoModelForCausalLM
     found = [kind.from_pretrained(one, quantization_config=nybble.HfConfig()) for one in (cache, tmp_path / "other")]
     assert torch.equal(*map(logits, found))
+
+
+def test_one_configuration_for_several_models(tmp_path) -> None:
+    config = nybble.HfConfig()
+    for name in ("ct", "gptq-gpt2"):
+        dense = FORMATS[name](tmp_path / name)
+        found = type(dense).from_pretrained(tmp_path / name, quantization_config=config)
+        assert found.config.quantization_config.stored["layers"]
+    assert config.stored is None
 
 
 def test_a_scheme_beside_codes_is_refused(tmp_path) -> None:

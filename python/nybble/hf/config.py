@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from typing import Any
 
 from .. import __version__
@@ -82,6 +83,12 @@ class HfConfig(QuantizationConfigMixin):
     def schemes(self) -> list[Scheme]:
         """All schemes that a layer may get."""
         return [Scheme.parse(one) for one in (self.scheme, *self.per_layer.values()) if one is not None]
+
+    def unused(self) -> HfConfig:
+        """A copy that says nothing of a saved model."""
+        new = copy(self)
+        new.stored = None
+        return new
 
     def to_dict(self) -> dict[str, Any]:
         """What config.json holds: the arguments that are not as usual."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import MutableSet
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.base import HfQuantizer
 
 from ..callers import outside_level
+from ..foreign.report import ImportReport
 from ..model.allocator import return_freed
 from .config import HfConfig
 from .foreign import Foreign, format_of
@@ -26,6 +28,7 @@ class NybbleQuantizer(HfQuantizer):
 
     Attributes:
         left: after a dense checkpoint was loaded: each layer that stayed dense, and why.
+        report: after another library's checkpoint was loaded: what became of each layer.
     """
 
     requires_calibration = False
@@ -33,6 +36,9 @@ class NybbleQuantizer(HfQuantizer):
 
     def __init__(self, quantization_config: HfConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
+        # A copy: the caller may load other models with the same configuration.
+        self.quantization_config = copy(quantization_config) if self.pre_quantized else quantization_config.unused()
+        self.report: ImportReport | None = None
         self.left: dict[str, str] = {}
         self._work: Work | None = None
 
@@ -93,6 +99,8 @@ class NybbleQuantizer(HfQuantizer):
         if isinstance(work, Rounding):
             self.left = work.left
             _warn_of_nothing(model, work.left)
+        if isinstance(work, Foreign):
+            self.report = work.report
         return_freed()
         self.quantization_config.stored = describe(model)
         return model

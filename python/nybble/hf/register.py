@@ -9,7 +9,6 @@ from typing import Any
 
 from ..nn.module import QuantizedModule
 
-_METHOD = "nybble"
 _state: dict[str, int] = {}  # "act_bits" while patch_transformers holds
 
 
@@ -39,13 +38,13 @@ def _why_too_old() -> str | None:
 def _enter() -> None:
     from transformers.quantizers import auto
 
-    from .config import HfConfig
+    from .config import METHOD, HfConfig
     from .quantizer import NybbleQuantizer
 
-    if _METHOD in auto.AUTO_QUANTIZER_MAPPING:
+    if METHOD in auto.AUTO_QUANTIZER_MAPPING:
         return
-    auto.register_quantization_config(_METHOD)(HfConfig)
-    auto.register_quantizer(_METHOD)(NybbleQuantizer)
+    auto.register_quantization_config(METHOD)(HfConfig)
+    auto.register_quantizer(METHOD)(NybbleQuantizer)
     own: Callable[..., Any] = auto.AutoHfQuantizer.merge_quantization_configs
 
     @wraps(own)
@@ -53,9 +52,9 @@ def _enter() -> None:
         """What the checkpoint says gives way to nybble's configuration, if it is another library's."""
         asked, told = quantization_config_from_args, quantization_config
         method = told.get("quant_method") if isinstance(told, dict) else getattr(told, "quant_method", None)
-        if method != _METHOD:
+        if method != METHOD:
             if isinstance(asked, HfConfig):
-                return asked
+                return asked.unused()
             if asked is None and _state and isinstance(told, dict) and _is_read(told):
                 return HfConfig(act_bits=_state["act_bits"])
         return own(quantization_config, quantization_config_from_args)
