@@ -17,7 +17,7 @@ import nybble
 from nybble.checkpoint import CheckpointError
 from nybble.fusion.block import fused_modules
 
-transformers = pytest.importorskip("transformers", minversion="5.0")
+transformers = pytest.importorskip("transformers", minversion="5.23")
 pytest.importorskip("safetensors")
 from safetensors.torch import load_file, save_file
 
@@ -342,7 +342,7 @@ def test_a_transformers_that_cannot_load_it_refuses_to_save(dense, tmp_path, mon
 
     model, _, _ = dense("llama")
     register._guard(Old, usable=False)
-    monkeypatch.setattr(register, "_why_too_old", lambda: "transformers 4.57 has no way")
+    monkeypatch.setattr(register, "why_too_old", lambda: "transformers 4.57 has no way")
     with pytest.raises(AssertionError, match="written"):
         Old(model).save_pretrained(tmp_path)
     nybble.quantize(model, "w8a8", goal="memory")

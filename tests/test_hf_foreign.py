@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import nybble
 from nybble.checkpoint import CheckpointError
 
-transformers = pytest.importorskip("transformers", minversion="5.0")
+transformers = pytest.importorskip("transformers", minversion="5.23")
 pytest.importorskip("safetensors")
 from safetensors.torch import load_file, save_file
 

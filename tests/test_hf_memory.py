@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-transformers = pytest.importorskip("transformers", minversion="5.0")
+transformers = pytest.importorskip("transformers", minversion="5.23")
 pytest.importorskip("safetensors")
 
 if sys.platform != "linux":

@@ -15,7 +15,7 @@ import torch
 
 import nybble
 
-transformers = pytest.importorskip("transformers", minversion="5.0")
+transformers = pytest.importorskip("transformers", minversion="5.23")
 pytest.importorskip("safetensors")
 tokenizers = pytest.importorskip("tokenizers")
 

@@ -10,11 +10,12 @@ from .. import __version__
 from ..model.options import Patterns, check_choice
 from ..weights.scheme import Scheme
 from ..weights.search import check_hqq
+from .versions import why_too_old
 
 try:
     from transformers.utils.quantization_config import QuantizationConfigMixin
 except ImportError as error:
-    raise ImportError("nybble.HfConfig needs transformers 5 or later: pip install 'nybble[hf]'") from error
+    raise ImportError("nybble.HfConfig needs transformers: pip install 'nybble[hf]'") from error
 
 METHOD = "nybble"  # the name of the quantization method
 _WITHOUT_DATA = ("rtn", "mse", "hqq")
@@ -42,7 +43,7 @@ class HfConfig(QuantizationConfigMixin):
 
     Raises:
         TypeError, ValueError: an argument is wrong.
-        ImportError: transformers is not installed, or older than 5.
+        ImportError: transformers is not installed, or too old.
     """
 
     def __init__(
@@ -58,6 +59,8 @@ class HfConfig(QuantizationConfigMixin):
         quant_method: str = METHOD,
         nybble: str = __version__,
     ) -> None:
+        if (why := why_too_old()) is not None:
+            raise ImportError(f"nybble.HfConfig: {why}")
         if quant_method != METHOD:
             raise ValueError(f"quant_method={quant_method!r}: must be {METHOD!r}")
         if act_bits not in _ACT_BITS:

@@ -19,7 +19,7 @@ from ..foreign.opened import Opened
 from ..foreign.report import ImportReport
 from ..foreign.source import Source
 from ..foreign.tensors import Tensors
-from .work import Work, forget_ties, mark_around, names_in
+from .work import Work, forget_ties, ignore_unexpected, mark_around, names_in
 
 _One = TypeVar("_One")
 
@@ -60,8 +60,7 @@ class Foreign(Work):
         forget_ties(model, names)
         mark_around(model, names)
         ignored = {*used, *used.values(), *opened.layers, *self.computed}
-        patterns = {rf"^(\w+\.)?{re.escape(name)}\." for name in ignored}
-        model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), *patterns}
+        ignore_unexpected(model, {rf"^(\w+\.)?{re.escape(name)}\." for name in ignored})
 
     def _computed(self, model: Any, directory: Path) -> dict[str, nn.Parameter]:
         """Parameters that nybble computes of other tensors of the file, such as weights that were stored without zeros."""

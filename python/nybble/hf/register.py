@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import wraps
+from importlib import import_module
 from typing import Any
 
 from ..nn.module import QuantizedModule
+from .versions import why_too_old
 
 _state: dict[str, int] = {}  # "act_bits" while patch_transformers holds
 
@@ -15,24 +17,10 @@ _state: dict[str, int] = {}  # "act_bits" while patch_transformers holds
 def register() -> None:
     """Enter nybble in transformers' tables, once; it is called when transformers.modeling_utils has been imported."""
     models: Any = sys.modules["transformers.modeling_utils"]
-    usable = _why_too_old() is None
+    usable = why_too_old() is None
     if usable:
         _enter()
     _guard(models.PreTrainedModel, usable)
-
-
-def _why_too_old() -> str | None:
-    """Why this transformers cannot load nybble's layers, or None."""
-    import transformers
-
-    try:
-        from transformers.core_model_loading import ConversionOps  # noqa: F401
-        from transformers.quantizers.auto import register_quantizer  # noqa: F401
-    except ImportError:
-        return (
-            f"transformers {transformers.__version__} has no way to load nybble's layers: it takes version 5 or later"
-        )
-    return None
 
 
 def _enter() -> None:
@@ -82,7 +70,7 @@ def _guard(models: Any, usable: bool) -> None:
         if any(isinstance(module, QuantizedModule) for module in self.modules()):
             if not usable:
                 raise NotImplementedError(
-                    f"save_pretrained: {_why_too_old()}, and would load this model with random weights; call "
+                    f"save_pretrained: {why_too_old()}, and would load this model with random weights; call "
                     "nybble.save(model, directory), or nybble.save_pretrained to write it as GPTQ or compressed-tensors"
                 )
             _attach(self)
@@ -133,14 +121,11 @@ def patch_transformers(act_bits: int = 16) -> Callable[[], None]:
 
     Raises:
         ValueError: act_bits is neither.
-        ImportError: transformers is not installed, or older than 5.
+        ImportError: transformers is not installed, or too old.
     """
-    import transformers.modeling_utils  # noqa: F401  which registers
-
     from .config import HfConfig
 
-    if (why := _why_too_old()) is not None:
-        raise ImportError(why)
     HfConfig(act_bits=act_bits)  # checks
+    import_module("transformers.modeling_utils")  # which registers
     _state["act_bits"] = act_bits
     return _state.clear

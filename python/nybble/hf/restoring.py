@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from ..nn.kinds import quantized_classes
 from ..nn.module import QuantizedModule
 from ..weights.activations import ActScale
 from .stored import Description, StoredLayer
-from .work import Work, forget_ties, mark_around, names_in
+from .work import Work, forget_ties, ignore_unexpected, mark_around, names_in
 
 
 class Restoring(Work):
@@ -49,7 +49,7 @@ class Restoring(Work):
             self._swap(model)
         forget_ties(model, inside)
         mark_around(model, inside)
-        _ignore_weights(model, [layer.name for layer in self.told.layers], self.names)
+        ignore_unexpected(model, _markers((layer.name for layer in self.told.layers), self.names))
 
     def _swap(self, model: Any) -> None:
         modules = dict(named_modules(model))
@@ -146,11 +146,9 @@ def _loaded(entry: LayerEntry, module: Any, specs: Mapping[str, Any]) -> dict[st
     return found
 
 
-def _ignore_weights(model: Any, names: Iterable[str], mine: Mapping[str, str]) -> None:
-    """The numbers in the place of dense weights are no news to transformers; see stored.state_of."""
-    patterns = []
+def _markers(names: Iterable[str], mine: Mapping[str, str]) -> Iterator[str]:
+    """Patterns of the numbers in the place of dense weights, which are no news to transformers; see stored.state_of."""
     for name in names:
-        one = re.escape(mine.get(name, name))
-        above = re.escape(mine.get(name, name).rpartition(".")[0])
-        patterns += [rf"^(\w+\.)?{one}(\.weight)?$", rf"^{above}$"]
-    model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), *patterns}
+        one = mine.get(name, name)
+        yield rf"^(\w+\.)?{re.escape(one)}(\.weight)?$"
+        yield rf"^{re.escape(one.rpartition('.')[0])}$"

@@ -85,3 +85,9 @@ def mark_around(model: Any, names: Iterable[str]) -> None:
         above = model.get_submodule(name.rpartition(".")[0])
         if above is not model and not above._parameters and not above._buffers:
             mark_initialized(above)
+
+
+def ignore_unexpected(model: Any, patterns: Iterable[str]) -> None:
+    """transformers is not to tell of tensors of the file with such names."""
+    held = model._keys_to_ignore_on_load_unexpected or set()
+    model._keys_to_ignore_on_load_unexpected = type(held)([*held, *patterns])
