@@ -1,12 +1,9 @@
-"""What people run on models of transformers: pipelines, sentence encoders, evaluations, and this project's examples."""
+"""What people run on models of transformers: pipelines, sentence encoders, evaluations."""
 
 from __future__ import annotations
 
+import importlib
 import json
-import runpy
-import threading
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +18,6 @@ tokenizers = pytest.importorskip("tokenizers")
 
 from .hf_models import MODELS
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 WORDS = [f"word{i}" for i in range(90)]
 TEXTS = ["word1 word2 word3", "word7 word8 word9 word10", "word5"]
 
@@ -59,7 +55,7 @@ def test_a_pipeline_that_generates(tmp_path) -> None:
     expected = transformers.pipeline("text-generation", model=model, tokenizer=tokenizer())
     assert isinstance(found.model.lm_head, nybble.nn.Linear)
     assert found(TEXTS, **told) == expected(TEXTS, **told)
-    assert len(found(TEXTS[0], **told)[0]["generated_text"].split()) == 9
+    assert found(TEXTS[0], **told)[0]["generated_text"].startswith(TEXTS[0])
 
 
 def test_a_pipeline_that_fills_masks(tmp_path) -> None:
@@ -82,13 +78,13 @@ def test_a_pipeline_that_rounds(tmp_path) -> None:
 def test_sentence_transformers(tmp_path) -> None:
     sentence_transformers = pytest.importorskip("sentence_transformers")
     saved(tmp_path / "dense", "bert", None)
-    parts = sentence_transformers.models
+    parts = importlib.import_module("sentence_transformers.sentence_transformer.modules")
     config = {"quantization_config": nybble.HfConfig("w8a8")}
     encoders = [
         sentence_transformers.SentenceTransformer(
             modules=[
                 word := parts.Transformer(str(tmp_path / "dense"), model_kwargs=told),
-                parts.Pooling(word.get_word_embedding_dimension()),
+                parts.Pooling(word.get_embedding_dimension()),
             ],
             device="cpu",
         )
@@ -139,43 +135,3 @@ def test_lm_eval(tmp_path, monkeypatch) -> None:
         found.append([row["resps"] for row in told["samples"]["nybble_words"]])
     assert len(found[0]) == 3
     assert found[0] == found[1]
-
-
-# --- examples
-
-
-def test_the_example_that_quantizes_while_loading(tmp_path, capsys) -> None:
-    saved(tmp_path / "dense", "llama", None)
-    example = runpy.run_path(str(EXAMPLES / "quantize_llama_while_loading.py"))
-    example["main"](str(tmp_path / "dense"), str(tmp_path / "out"), "w4a8g32")
-    assert "16 layers, 0.1 million weights in 0.1 MB" in capsys.readouterr().out
-    found = transformers.pipeline("text-generation", model=str(tmp_path / "out"))
-    assert str(found.model.lm_head.scheme) == "w4a8g32"
-    assert found(TEXTS[0], max_new_tokens=2)[0]["generated_text"].startswith(TEXTS[0])
-
-
-def test_the_example_that_serves(tmp_path) -> None:
-    model = MODELS["llama"][0]()
-    nybble.quantize(model, "w4a16g32", goal="memory", exclude=["lm_head", "*embed*"])
-    nybble.save_pretrained(model, tmp_path / "gptq", format="gptq", round_scales=True)
-    tokenizer().save_pretrained(tmp_path / "gptq")
-    example = runpy.run_path(str(EXAMPLES / "serve_gptq_on_cpu.py"))
-    server = example["server"](str(tmp_path / "gptq"), 0)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    try:
-        asked = json.dumps({"prompt": TEXTS[0], "max_new_tokens": 4}).encode()
-        with urllib.request.urlopen(address, asked, timeout=30) as answer:
-            text = json.load(answer)["text"]
-        with pytest.raises(urllib.error.HTTPError, match="400"):
-            urllib.request.urlopen(address, b"{}", timeout=30)
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-    expected, _ = nybble.load_pretrained(tmp_path / "gptq", act_bits=8)
-    pipe = transformers.pipeline("text-generation", model=expected, tokenizer=tokenizer())
-    told = pipe(TEXTS[0], max_new_tokens=4, do_sample=False, return_full_text=False)
-    assert text == told[0]["generated_text"]
-    assert text

@@ -74,12 +74,9 @@ FORBIDDEN = {
     "passes": _LOW - {"dispatch.targets"},
     "checkpoint": _LOW - {"layouts"},
     "foreign": _LOW,
-<<<<<<< HEAD
     "export": _LOW - {"dispatch.reference"},
     "lora": _LOW,
-=======
     "hf": _LOW - {"layouts"},
->>>>>>> 5ddb815 (nybble is a quantization method of transformers: from_pretrained rounds while it loads, save_pretrained writes what it reloads)
     "monitor": _LOW,
     "recipe": _LOW,
     "report": _LOW | {"nn"},
