@@ -13,7 +13,12 @@ import nybble
 
 # A room, or a module, imports only from its own row of this list and from earlier rows.
 ORDER = (
-    ("_moved", "callers", "plugins"),  # old import paths; where warnings point to; rows of other packages
+    (
+        "_moved",
+        "_transformers",
+        "callers",
+        "plugins",
+    ),  # old import paths; where warnings point to; rows of other packages
     ("text",),  # how reports are printed
     ("weights",),
     ("_C", "_cuda"),
@@ -41,6 +46,7 @@ ORDER = (
     ("lora",),  # PEFT's adapters
     ("evaluate",),
     ("monitor", "passes", "recipe"),
+    ("hf",),  # a quantization method of transformers
     ("",),  # the package's own __init__
     ("_moved_values", "testing"),
     ("__main__", "bench", "commands", "demo"),
@@ -70,6 +76,7 @@ FORBIDDEN = {
     "foreign": _LOW,
     "export": _LOW - {"dispatch.reference"},
     "lora": _LOW,
+    "hf": _LOW - {"layouts"},
     "monitor": _LOW,
     "recipe": _LOW,
     "report": _LOW | {"nn"},

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 from . import _moved, nn
+from ._transformers import register_with_transformers
 from .checkpoint.io import load, save
 from .checkpoint.skeleton import skeleton
 from .dispatch.explanation import Explanation
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from .foreign.save import save_pretrained
     from .fusion.fuse import fuse
     from .fusion.report import FusionReport
+    from .hf.config import HfConfig
+    from .hf.register import patch_transformers
     from .int8_cache import Int8Cache
     from .lora.patch import patch_peft
     from .lora.report import merge_report
@@ -46,6 +49,7 @@ else:
 _LAZY = {
     "ChosenPlan": "passes.choose",
     "FusionReport": "fusion.report",
+    "HfConfig": "hf.config",
     "Int8Cache": "int8_cache",
     "Monitor": "monitor.monitor",
     "Recipe": "recipe.recipe",
@@ -56,6 +60,7 @@ _LAZY = {
     "merge_report": "lora.report",
     "optimize": "passes.optimize",
     "patch_peft": "lora.patch",
+    "patch_transformers": "hf.register",
     "plan": "passes.choose",
     "quantize": "passes.quantize",
     "recover": "passes.recover",
@@ -101,6 +106,7 @@ __all__ = [
     "Evaluation",
     "Explanation",
     "FusionReport",
+    "HfConfig",
     "Int8Cache",
     "Monitor",
     "Recipe",
@@ -118,6 +124,7 @@ __all__ = [
     "nn",
     "optimize",
     "patch_peft",
+    "patch_transformers",
     "plan",
     "quantize",
     "recover",
@@ -128,3 +135,5 @@ __all__ = [
     "skeleton",
     "sparsify",
 ]
+
+register_with_transformers()

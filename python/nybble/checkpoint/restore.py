@@ -55,7 +55,7 @@ class Restore:
         old = self.modules.get(entry.name)
         if old is None:
             raise CheckpointError(f"{entry.name}: a quantized layer in the checkpoint, the model has no such module")
-        _check_fits(entry, old)
+        check_fits(entry, old)
         first = self.first.setdefault(id(old), entry)
         if first is entry:
             kind = quantized_classes()[entry.kind]
@@ -196,7 +196,7 @@ def _device(module: nn.Module) -> torch.device:
     return torch.device("cpu") if device.type == "meta" else device
 
 
-def _check_fits(entry: LayerEntry, old: nn.Module) -> None:
+def check_fits(entry: LayerEntry, old: nn.Module) -> None:
     """Raise CheckpointError unless the quantized layer can replace ``old``."""
     known = is_linear_like(old)
     reason = (why_bound(old) if isinstance(old, QuantizedModule) else why_structure(old)) if known else None

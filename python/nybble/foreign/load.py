@@ -81,17 +81,17 @@ def load_pretrained(
     return Loaded(loading.model.eval(), ImportReport(row.name, tuple(layers)))
 
 
-def _told(opened: Opened, act_bits: int, dtype: torch.dtype | None) -> _Loading:
+def _told(opened: Opened, act_bits: int, dtype: torch.dtype | None) -> Loading:
     """Loads into the model that the configuration tells."""
     config = opened.config()
     model = empty_model(config)
-    return _Loading(model, for_model(opened, model), act_bits, dtype or dtype_of(config))
+    return Loading(model, for_model(opened, model), act_bits, dtype or dtype_of(config))
 
 
-def _given(model: nn.Module, opened: Opened, act_bits: int, dtype: torch.dtype | None) -> _Loading:
+def _given(model: nn.Module, opened: Opened, act_bits: int, dtype: torch.dtype | None) -> Loading:
     """Loads into a model that has values, after checking that it has all layers."""
     told = next((value.dtype for value in model.parameters() if value.is_floating_point()), torch.float32)
-    loading = _Loading(model, for_model(opened, model), act_bits, dtype or told, keeps=True)
+    loading = Loading(model, for_model(opened, model), act_bits, dtype or told, keeps=True)
     for name in loading.opened.layers:
         loading.place(name)
     return loading
@@ -105,7 +105,7 @@ def _ties(model: nn.Module) -> dict[str, str]:
 
 
 @dataclass
-class _Loading:
+class Loading:
     """A model on its way from parameters on the meta device to those of a checkpoint."""
 
     model: nn.Module
@@ -154,12 +154,12 @@ class _Loading:
     def _bias(self, name: str, old: Any, rows: int) -> Tensor | None:
         bias: Tensor | None = getattr(old, "bias", None)
         if bias is not None:
-            return bias.detach() if self._stays(name, bias) else self._part(name, (rows,), self.dtype)
+            return bias.detach() if self._stays(name, bias) else self.part(name, (rows,), self.dtype)
         if name in self.opened.parts and self.opened.parts[name].read().any():  # some writers add biases of zeros
             raise CheckpointError(f"{name}: is not 0, and the model has no such parameter")
         return None
 
-    def _part(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def part(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A copy of a tensor that is not quantized."""
         if name not in self.opened.parts:
             raise CheckpointError(f"{name}: is missing in the checkpoint")
@@ -195,12 +195,12 @@ class _Loading:
             source = next((one for one in (name, *aliases) if one in parts), name)
             if self._stays(source, value):
                 continue
-            new = nn.Parameter(self._part(source, tuple(value.shape), self.dtype), requires_grad=False)
+            new = nn.Parameter(self.part(source, tuple(value.shape), self.dtype), requires_grad=False)
             for one in (name, *aliases):
                 module, _, last = one.rpartition(".")
                 setattr(self.model.get_submodule(module), last, new)
         for name, buffer in saved.items():
-            buffer.copy_(self._part(name, tuple(buffer.shape), buffer.dtype))
+            buffer.copy_(self.part(name, tuple(buffer.shape), buffer.dtype))
         self._release()
 
     def _check_ties(self, theirs: set[str]) -> None:
