@@ -7,10 +7,12 @@ Exit codes: 0 success; 1 failure (a kernel with wrong output, an unreadable file
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="print JSON lines")
     add("--out", type=Path, help="also write the JSON lines to this file, as they come")
     main.set_defaults(run=_measure)
-    forms = main.add_subparsers(metavar="report | compare | ceilings | docs")
+    forms = main.add_subparsers(metavar="report | compare | ceilings | load | docs")
     report = forms.add_parser("report", help="show a result file")
     report.add_argument("file", type=Path)
     report.add_argument("--html", type=Path, help="write an HTML page")
@@ -95,6 +97,14 @@ def parser() -> argparse.ArgumentParser:
     limits.add_argument("--threads", type=argument(counts), default="1,2")
     limits.add_argument("--remeasure", action="store_true", help="measure again instead of using cached values")
     limits.set_defaults(run=_show_ceilings)
+    loading = forms.add_parser("load", help="time loading a quantized checkpoint, and its memory, by several libraries")
+    loading.add_argument(
+        "path", metavar="PATH", help="a directory, a GGUF file, or gptq or gguf-q4-k-m: one that is made"
+    )
+    loading.add_argument("--by", default="*", metavar="GLOB", help="names of libraries")
+    loading.add_argument("--rounds", type=argument(counts), default="3", help="loads by each library; medians count")
+    loading.add_argument("--json", action="store_true", help="print JSON lines")
+    loading.set_defaults(run=_load)
     pages = forms.add_parser("docs", help="write the generated tables of README.md and docs/")
     pages.add_argument("--root", type=Path, default=Path(), help="nybble's repository (default: this folder)")
     pages.add_argument("--check", action="store_true", help="write nothing; exit 1 where a table is out of date")
@@ -174,6 +184,22 @@ def _show_ceilings(args: argparse.Namespace) -> int:
     from .ceilings import show
 
     show(args.threads, args.remeasure)
+    return 0
+
+
+def _load(args: argparse.Namespace) -> int:
+    from . import loading
+
+    names = [name for name in loading.READERS if fnmatchcase(name, args.by)]
+    if not names:
+        raise ValueError(f"--by {args.by}: must match one of {', '.join(loading.READERS)}")
+    threads = torch.get_num_threads()
+    with loading.checkpoint(args.path) as path:
+        found = list(loading.measure(path, names, args.rounds[0], threads))
+    if args.json:
+        print("\n".join(json.dumps(row) for row in loading.rows_of(found, args.path, threads)))
+    else:
+        print(loading.table(found))
     return 0
 
 

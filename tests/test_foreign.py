@@ -276,6 +276,12 @@ def test_an_unknown_format_lists_those_that_are_known(tmp_path: Path) -> None:
         open_foreign(tmp_path / "none")
 
 
+def test_a_directory_of_directories_names_one(tmp_path: Path) -> None:
+    copied("gptq-w4-g128", tmp_path)
+    with pytest.raises(CheckpointError, match=r"no quantized checkpoint is found; is one of .* such as gptq-w4-g128\?"):
+        open_foreign(tmp_path)
+
+
 def test_two_formats_at_once_are_refused(tmp_path: Path) -> None:
     directory = copied("gptq-w4-g128", tmp_path)
     shutil.copy(DATA / "gguf-q4-0" / "model.gguf", directory)

@@ -232,8 +232,7 @@ def test_float_zero_points(bits: int, dtype: torch.dtype) -> None:
     assert kept.quantized is not None
     least = {torch.float16: 60, torch.bfloat16: 40, torch.float32: 120}[dtype]
     assert sqnr_db(odd.dequantize(), kept.quantized, kept.scheme) > least
-    if dtype != torch.float32:
-        assert fit(odd).why == f"the library rounds twice in {str(dtype)[6:]}, so that last bits differ"
+    assert fit(odd).why == f"the library rounds twice in {str(dtype)[6:]}, so that last bits differ"
 
 
 @pytest.mark.parametrize("columns", [128, 80, 64])

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 import nybble
 from nybble.__main__ import main
 from nybble.checkpoint import CheckpointError
+from nybble.foreign import open_foreign
+from nybble.foreign.choose import choose
 
 onnx = pytest.importorskip("onnx")
 
@@ -147,3 +149,73 @@ def test_inspect_tells_the_layers(bits: int, tmp_path: Path, capsys: pytest.Capt
     assert {row["name"]: tuple(row["shape"]) for row in told["layers"]}["head"] == (16, 96)
     assert bits == 8 or told["exact"] == len(NODES)
     assert told["other"] == {"tensors": 1, "nbytes": 64}
+
+
+def outside(path: Path) -> Path:
+    """The same model with its tensors in another file."""
+    model = onnx.load(path)
+    onnx.save(model, path, save_as_external_data=True, location="model.data", size_threshold=0)
+    return path
+
+
+def test_tensors_may_be_in_another_file(tmp_path: Path) -> None:
+    weights = write(tmp_path / "model.onnx", BY_WEIGHT, NODES)
+    whole = {name: row.nbytes for name, row in open_foreign(tmp_path / "model.onnx")[1].layers.items()}
+    path = outside(tmp_path / "model.onnx")
+    assert path.stat().st_size < 4000
+    opened = open_foreign(path)[1]
+    assert {name: row.nbytes for name, row in opened.layers.items()} == whole
+    assert [file.path.name for file in opened.files] == ["model.data"]
+    model, before = Block(), Block()
+    before.load_state_dict(model.state_dict())
+    nybble.load_pretrained(path, model=model)
+    check(model, before, weights)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "rule"),
+    [
+        ("location", "../model.data", r"location '\.\./model\.data': must be the name of a file beside the graph"),
+        ("location", "..", "must be the name of a file beside"),
+        ("location", "", "must be the name of a file beside"),
+        ("location", "other.data", r"other\.data: cannot be opened"),
+        ("offset", "-1", r"offset '-1': must be a number of bytes"),
+        ("offset", "1e3", "must be a number of bytes"),
+        ("offset", "99999999", r"beyond the \d+ bytes of model\.data"),
+        ("length", "99999999", r"beyond the \d+ bytes of model\.data"),
+        ("length", "9" * 30, "must be a number of bytes"),
+        ("length", "8", r"length: 8 bytes, must be \d+"),
+        ("mode", "x", r"external_data: 'mode': must be one of location"),
+    ],
+)
+def test_wrong_places_in_another_file_are_named(key: str, value: str, rule: str, tmp_path: Path) -> None:
+    write(tmp_path / "model.onnx", BY_WEIGHT, NODES)
+    path = outside(tmp_path / "model.onnx")
+    model = onnx.load(path, load_external_data=False)
+    tensor = model.graph.initializer[0]
+    entries = {entry.key: entry for entry in tensor.external_data}
+    if key in entries:
+        entries[key].value = value
+    else:
+        tensor.external_data.add(key=key, value=value)
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(CheckpointError, match=rule):
+        open_foreign(path)[1].layers["layers.0"].read()
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_zero_points_may_be_floats(flat: bool, tmp_path: Path) -> None:
+    weights = write(tmp_path / "model.onnx", BY_WEIGHT, NODES)
+    model = onnx.load(tmp_path / "model.onnx")
+    zeros = torch.rand(64, 2) * 4 + 6
+    stored = zeros.flatten() if flat else zeros
+    model.graph.initializer.append(onnx.numpy_helper.from_array(stored.numpy(), "zeros"))
+    model.graph.node[0].input[3] = "zeros"
+    onnx.save(model, tmp_path / "model.onnx")
+    read = open_foreign(tmp_path / "model.onnx")[1].layers["layers.0"].read()
+    scale = torch.rand(64, 2, generator=torch.Generator().manual_seed(0)) + 0.01  # as write has made it
+    codes = (weights["layers.0"].view(64, 2, 32) / scale[..., None]).round() + 8
+    assert torch.equal(read.dequantize(), ((codes - zeros[..., None]) * scale[..., None]).view(64, 64))
+    chosen = choose(read, 16)
+    assert chosen.why == "the library rounds twice in float32, so that last bits differ"
+    assert chosen.sqnr_db > 120

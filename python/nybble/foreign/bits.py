@@ -43,6 +43,15 @@ def halves(packed: Bytes) -> Bytes:
     return codes.reshape(*packed.shape[:-1], -1)
 
 
+def pairs(raw: Bytes) -> Bytes:
+    """Bytes (..., B) with the codes 0 to B in their low halves, and the others in the high ones, to pairs of codes (..., B)."""
+    two = np.ascontiguousarray(raw).view(np.uint16)  # codes 2 i and 2 i + 1 in the low halves of its bytes
+    codes = np.empty((*raw.shape[:-1], 2, raw.shape[-1] // 2), np.uint8)
+    codes[..., 0, :] = (two & 0x0F) | ((two >> 4) & 0xF0)
+    codes[..., 1, :] = ((two >> 4) & 0x0F) | ((two >> 8) & 0xF0)
+    return codes.reshape(raw.shape)
+
+
 def pack_stream(codes: Bytes, bits: int) -> Bytes:
     """The inverse of unpack_stream: codes (R, count) below 2 ** bits to bytes (R, ceil(count * bits / 8))."""
     rows, count = codes.shape

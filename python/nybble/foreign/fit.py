@@ -18,11 +18,15 @@ _AT_ONCE = 1 << 20  # weights that are compared at a time
 
 @dataclass(frozen=True)
 class Fit:
-    """A scheme that holds a weight, and the weight in it; or why none does."""
+    """A scheme that holds a weight, and the weight in it; or why none does.
+
+    near: where only last bits differ, the scheme that has the weight's codes, and the weight in it.
+    """
 
     scheme: Scheme | None = None
     quantized: QuantizedWeight | None = None
     why: str | None = None
+    near: Fit | None = None
 
 
 def fit(weight: ForeignWeight, act_bits: int = 16) -> Fit:
@@ -42,7 +46,7 @@ def fit(weight: ForeignWeight, act_bits: int = 16) -> Fit:
 
 def _fit(weight: ForeignWeight, kind: WeightType, act_bits: int) -> Fit:
     """As fit, with one type of weights."""
-    foreign = _in_rows(weight)
+    foreign = in_rows(weight)
     weight, order = _prepared(foreign, kind)
     size, why = _form(weight, kind, act_bits)
     if why is not None:
@@ -62,9 +66,11 @@ def _fit(weight: ForeignWeight, kind: WeightType, act_bits: int) -> Fit:
         return Fit(why=f"a zero point outside [{kind.ends[0]}, {kind.ends[1]}]")
     found = _held(weight, stored, zero, _scheme(weight, kind, act_bits, size, zero, order), order)
     assert found.scheme is not None and found.quantized is not None  # noqa: S101, PT018
-    if not _same_steps(weight, found.quantized) and not _equal(foreign, found.quantized, found.scheme):
+    # Where float zero points have become minimums, the steps are others.
+    same = foreign.float_zero is None and _same_steps(weight, found.quantized)
+    if not same and not _equal(foreign, found.quantized, found.scheme):
         rounds = str(weight.arithmetic).removeprefix("torch.")
-        return Fit(why=f"the library rounds twice in {rounds}, so that last bits differ")
+        return Fit(why=f"the library rounds twice in {rounds}, so that last bits differ", near=found)
     return found
 
 
@@ -83,7 +89,7 @@ def _two_levels(weight: ForeignWeight, act_bits: int) -> Fit | None:
 def keep_codes(weight: ForeignWeight, act_bits: int = 16) -> Fit:
     """A scheme that has the weight's codes, at most clipped."""
     kind = _kinds_of(weight)[-1]
-    weight, order = _prepared(_in_rows(weight), kind)
+    weight, order = _prepared(in_rows(weight), kind)
     size, why = _form(weight, kind, act_bits)
     if why is not None:
         return Fit(why=why)
@@ -93,7 +99,7 @@ def keep_codes(weight: ForeignWeight, act_bits: int = 16) -> Fit:
     return _held(weight, codes, zero, _scheme(weight, kind, act_bits, size, zero, order), order)
 
 
-def _in_rows(weight: ForeignWeight) -> ForeignWeight:
+def in_rows(weight: ForeignWeight) -> ForeignWeight:
     """The weight without groups that cross rows, where smaller ones of the same scales do not."""
     return weight if weight.flat_shape is None else weight.by_rows(*weight.shape) or weight
 
@@ -107,8 +113,8 @@ def _prepared(weight: ForeignWeight, kind: WeightType) -> tuple[ForeignWeight, T
     if weight.flat_shape is None and not whole and weight.group_size not in kind.group_sizes:
         parts = [size for size in kind.group_sizes if weight.group_size % size == 0]
         weight = weight.split(max(parts)) if parts else weight
-    zero = weight.zero
-    if isinstance(zero, int) or not zero.is_floating_point():
+    zero = weight.float_zero
+    if zero is None:
         return weight, order
     if torch.equal(zero, zero.round()) and zero.abs().max() < 1 << 15:
         return replace(weight, zero=zero.to(torch.int16)), order

@@ -71,5 +71,13 @@ def open_foreign(path: str | os.PathLike[str]) -> tuple[ForeignFormat, Opened]:
         raise CheckpointError(f"{source.path}: holds checkpoints of {len(found)} formats, must be one ({known})")
     if not found:
         told = f"quant_method {source.method!r} is not known" if source.method else "no quantized checkpoint is found"
-        raise CheckpointError(f"{source.path}: {told} ({known})")
+        raise CheckpointError(f"{source.path}: {told}{_inner(source.path)} ({known})")
     return found[0], found[0].open(source)
+
+
+def _inner(path: Path) -> str:
+    """Where in a directory a checkpoint may be meant, for a message."""
+    if not path.is_dir():
+        return ""
+    found = sorted({one.parent.name for name in ("config.json", "*.gguf", "*.onnx") for one in path.glob(f"*/{name}")})
+    return f"; is one of its directories meant, such as {found[0]}?" if found else ""

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint.files import CheckpointError
-from .bits import Bytes
+from .bits import Bytes, pairs
 
 Floats = NDArray[np.float16] | NDArray[np.float32]
 
@@ -71,26 +71,17 @@ def _nibbles(raw: Bytes) -> Bytes:
     return np.concatenate([raw & np.uint8(15), raw >> np.uint8(4)], axis=-1)
 
 
-def _pairs(raw: Bytes) -> Bytes:
-    """Bytes (..., B) with the codes 0 to B in their low halves, and the others in the high ones, to pairs of codes (..., B)."""
-    two = np.ascontiguousarray(raw).view(np.uint16)  # codes 2 i and 2 i + 1 in the low halves of its bytes
-    codes = np.empty((*raw.shape[:-1], 2, raw.shape[-1] // 2), np.uint8)
-    codes[..., 0, :] = (two & 0x0F) | ((two >> 4) & 0xF0)
-    codes[..., 1, :] = ((two >> 4) & 0x0F) | ((two >> 8) & 0xF0)
-    return codes.reshape(raw.shape)
-
-
 def _fifth_bits(raw: Bytes) -> Bytes:
     """Four bytes a block to 32 codes: 16 where the bit is set."""
     return np.unpackbits(np.ascontiguousarray(raw), axis=1, bitorder="little") << np.uint8(4)
 
 
 def _q4_0(raw: Bytes) -> Decoded:
-    return Decoded(_pairs(raw[:, 2:]), 4, _half(raw, 0), 8)
+    return Decoded(pairs(raw[:, 2:]), 4, _half(raw, 0), 8)
 
 
 def _q4_1(raw: Bytes) -> Decoded:
-    return Decoded(_pairs(raw[:, 4:]), 4, _half(raw, 0), 0, _half(raw, 2))
+    return Decoded(pairs(raw[:, 4:]), 4, _half(raw, 0), 0, _half(raw, 2))
 
 
 def _q5_0(raw: Bytes) -> Decoded:
@@ -106,7 +97,7 @@ def _q8_0(raw: Bytes) -> Decoded:
 
 
 def _iq4_nl(raw: Bytes) -> Decoded:
-    return Decoded(_pairs(raw[:, 2:]), 4, _half(raw, 0), book=NONLINEAR)
+    return Decoded(pairs(raw[:, 2:]), 4, _half(raw, 0), book=NONLINEAR)
 
 
 def _two_bits(raw: Bytes) -> Bytes:
@@ -151,7 +142,7 @@ def _k_nibbles(raw: Bytes) -> Bytes:
 
 def _q4_k(raw: Bytes) -> Decoded:
     scales, minimums = _six_bits(raw[:, 4:16])
-    codes = _pairs(raw[:, 16:].reshape(-1, 4, 32)).reshape(-1, 128)
+    codes = pairs(raw[:, 16:].reshape(-1, 4, 32)).reshape(-1, 128)
     d, dmin, levels = _half(raw, 0), _half(raw, 2), np.stack([scales, minimums], axis=2).reshape(-1, 16)
     return Decoded(codes, 4, _times(d, scales), 0, -_times(dmin, minimums), levels=BlockLevels(d, dmin, levels))
 
@@ -173,7 +164,7 @@ def _iq4_xs(raw: Bytes) -> Decoded:
     high = np.ascontiguousarray(raw[:, 2:4]).view(np.uint16) >> (np.arange(8, dtype=np.uint16) * 2)
     low = np.stack([raw[:, 4:8] & np.uint8(15), raw[:, 4:8] >> np.uint8(4)], axis=2).reshape(-1, 8)
     scales = (low | ((high & 3) << 4)).astype(np.int16) - 32
-    codes = _pairs(raw[:, 8:].reshape(-1, 8, 16)).reshape(-1, 128)
+    codes = pairs(raw[:, 8:].reshape(-1, 8, 16)).reshape(-1, 128)
     return Decoded(codes, 4, _times(_half(raw, 0), scales), book=NONLINEAR)
 
 

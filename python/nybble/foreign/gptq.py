@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..checkpoint.files import CheckpointError
 from .bits import as_bytes, unpack_stream
-from .gptq_dynamic import Setting, own_settings
+from .gptq_dynamic import Setting, settings
 from .opened import Opened, modules_of, opened
 from .source import Source
 from .tensors import FLOATS, Tensors
@@ -33,14 +33,13 @@ def read_file(source: Source) -> Opened:
     modules = modules_of(tensors.entries, _NEEDED, ("g_idx",))
     if not modules:
         raise CheckpointError(f"{source.path}: says GPTQ, but has no tensor *.qweight")
-    rules = own_settings(source)
-    common = Setting.of(source, source.quantization)
+    told = settings(source)
     bare = [name for name, parts in modules.items() if "g_idx" not in parts]
     if bare and source.quantization.get("desc_act") is True:
         raise CheckpointError(f"{bare[0]}.g_idx: is missing, though the configuration says desc_act")
     known = ("gptq", "gptq_v2")
     form = source.text("checkpoint_format", known, source.text("format", known, "gptq"))
-    own = {name: rules.get(name, common) for name in modules}
+    own = {name: told.of(name, tensors) for name in modules}
     return opened(source, tensors, modules, lambda name: _read(name, tensors, own[name], form == "gptq"))
 
 

@@ -1,7 +1,8 @@
-"""GPTQ's settings: those of the whole model, and under `dynamic` those of single layers.
+"""GPTQ's settings: those of the whole model, and under `dynamic` (auto-round: `extra_config`) those of single layers.
 
-`dynamic` has regular expressions, which are not run: a hostile one could take forever. Only names are read, as
-`+:^model\\.layers\\.0\\.mlp\\.up_proj$`; `-:` marks layers that are not quantized.
+`dynamic` has regular expressions, which are not run: a hostile one could take forever. Names are read, as
+`+:^model\\.layers\\.0\\.mlp\\.up_proj$`. Settings of other expressions are possible for all layers, of which the shapes of their
+tensors tell. `-:` marks layers that are not quantized, which have no such tensors.
 """
 
 from __future__ import annotations
@@ -12,9 +13,15 @@ from typing import Any, NamedTuple
 
 from ..checkpoint.files import CheckpointError
 from .source import Source
+from .tensors import Tensors
 
 _BITS = (2, 3, 4, 8)
-_NAME = re.compile(r"([+-]:)?\^?((?:[\w-]|\\[.-])+)\$?")
+_DENSE = 16  # bits of layers that are not quantized
+# Where settings of single layers are told -> what is the name of one: gptqmodel's expressions, and auto-round's names.
+_RULES = {
+    "dynamic": re.compile(r"(?:\+:)?\^?((?:[\w-]|\\[.-])+)\$?"),
+    "extra_config": re.compile(r"([\w.-]+)"),
+}
 
 
 class Setting(NamedTuple):
@@ -34,21 +41,57 @@ class Setting(NamedTuple):
             raise CheckpointError(f"{source.path}: {where}group_size {size!r}: must be -1 (all inputs) or at least 1")
         return cls(bits, size, 1 << (bits - 1) if told.get("sym") is True else None)
 
+    def fits(self, name: str, tensors: Tensors) -> bool:
+        """Whether a layer has tensors of the shapes that these settings give them."""
+        shapes = [tensors.entries[f"{name}.{part}"].shape for part in ("qweight", "qzeros")]
+        if any(len(shape) != 2 for shape in shapes):
+            return False
+        (rows, n), zeros = shapes
+        k = rows * 32 // self.bits
+        return zeros == (1 if self.group_size == -1 else -(-k // self.group_size), n * self.bits // 32)
 
-def own_settings(source: Source) -> dict[str, Setting]:
-    """The layers that have settings of their own.
 
-    Raises CheckpointError where a rule is not the name of one layer.
-    """
-    rules = source.quantization.get("dynamic") or {}
-    if not isinstance(rules, dict):
-        raise CheckpointError(f"{source.path}: dynamic {rules!r}: must be an object")
-    found: dict[str, Setting] = {}
-    for pattern, told in rules.items():
-        match = _NAME.fullmatch(pattern)
-        if match is None or not isinstance(told, dict):
-            raise CheckpointError(f"{source.path}: dynamic {pattern!r}: must be the name of one layer, with an object")
-        if match[1] != "-:":
-            name = match[2].replace("\\", "")
-            found.setdefault(name, Setting.of(source, {**source.quantization, **told}, f"dynamic {pattern!r}: "))
-    return found
+class Settings(NamedTuple):
+    """``common`` ones, those that are told for a layer by its name, and those that are told by expressions for some."""
+
+    common: Setting
+    named: dict[str, Setting]
+    others: tuple[Setting, ...]
+
+    def of(self, name: str, tensors: Tensors) -> Setting:
+        """Those of a layer. Raises CheckpointError where the shapes of its tensors do not tell."""
+        if name in self.named or not self.others:
+            return self.named.get(name, self.common)
+        found = [one for one in (self.common, *self.others) if one.fits(name, tensors)]
+        if len({one.group_size for one in found}) > 1:
+            told = ", ".join(str(one.group_size) for one in found)
+            raise CheckpointError(
+                f"{name}.scales: its shape fits the settings of dynamic with group_size {told}: must be one"
+            )
+        if not found:
+            return self.common  # whose shapes are then asked for by name
+        return found[0] if len({one.zero for one in found}) == 1 else found[0]._replace(zero=None)
+
+
+def settings(source: Source) -> Settings:
+    """Raises CheckpointError for what no setting is."""
+    named: dict[str, Setting] = {}
+    others: list[Setting] = []
+    for key, form in _RULES.items():
+        rules = source.quantization.get(key) or {}
+        if not isinstance(rules, dict):
+            raise CheckpointError(f"{source.path}: {key} {rules!r}: must be an object")
+        for pattern, told in rules.items():
+            if pattern.startswith("-:"):
+                continue
+            if not isinstance(told, dict):
+                raise CheckpointError(f"{source.path}: {key} {pattern!r}: must have an object of settings")
+            if told.get("bits") == _DENSE:
+                continue
+            setting = Setting.of(source, {**source.quantization, **told}, f"{key} {pattern!r}: ")
+            match = form.fullmatch(pattern)
+            if match is None:
+                others.append(setting)
+            else:
+                named.setdefault(match[1].replace("\\", ""), setting)
+    return Settings(Setting.of(source, source.quantization), named, tuple(dict.fromkeys(others)))

@@ -7,12 +7,16 @@ part in the highest bits of a byte, or, of 3 bits, of a word of 30 bits, where r
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..checkpoint.files import CheckpointError
+from .bits import pairs
 from .hqq_fields import Fields
 from .weight import ForeignWeight, checked
 
@@ -48,17 +52,20 @@ def _weight(fields: Fields, packed: Tensor, name: str, inner: bool) -> ForeignWe
     if axis not in (0, 1):
         raise CheckpointError(f"{name}.axis {axis!r}: must be 0 or 1")
     rows, columns = (n, k) if size is None else (n * k // size, size) if axis == 1 else (size, n * k // size)
-    bits, codes = _codes(fields, packed, name, rows, columns)
+    packing, bits, packed = _packed(fields, packed, name, rows, columns)
     kind = _DTYPES.get(fields.plain("compute_dtype") or "float16")
     if kind is None:
         raise CheckpointError(f"{name}.compute_dtype: must be one of {', '.join(_DTYPES)}")
     groups = rows if axis == 1 else columns
     scale, zero = (_numbers(fields, key, name, groups, kind, inner) for key in ("scale", "zero"))
+    two = axis == 1 and packing.bits == bits == 4 and k % 2 == 0 and packed.numel() % 2 == 0  # a byte, kept so
+    codes = _pairs(packed) if two else _codes(packing, packed, rows, bits, name)
     if axis == 0:  # each weight of a row of the matrix is of another group
         scale, zero = (one.expand(rows, columns).reshape(n, k) for one in (scale, zero))
         weight = ForeignWeight(codes.reshape(n, k), bits, scale, zero, 1, arithmetic=kind)
     else:
-        flat = ForeignWeight(codes.reshape(1, -1), bits, scale, zero, columns, arithmetic=kind, flat_shape=(n, k))
+        flat = ForeignWeight(codes.reshape(1, -1), bits, scale, zero, columns, per_byte=2 if two else 1)
+        flat = replace(flat, arithmetic=kind, flat_shape=(n, k))
         weight = flat.by_rows(n, k) or flat
     return checked(weight, name, "scale", zero_scales=True)
 
@@ -79,31 +86,41 @@ def _group_size(fields: Fields, name: str, n: int, k: int) -> int | None:
     return size
 
 
-def _codes(fields: Fields, packed: Tensor, name: str, rows: int, columns: int) -> tuple[int, Tensor]:
-    """The bits of a code, and all codes (rows, columns), uint8."""
+def _packed(fields: Fields, packed: Tensor, name: str, rows: int, columns: int) -> tuple[_Packing, int, Tensor]:
+    """How the codes are packed, the bits of one, and the tensor of them, in its own dtype."""
     word, bits = fields.plain("packing"), fields.plain("nbits")
     packing = _PACKINGS.get(word) if isinstance(word, str) else None
     if packing is None:
         raise CheckpointError(f"{name}.packing {word!r}: must be one of {', '.join(_PACKINGS)}")
     if not isinstance(bits, (int, float)) or isinstance(bits, bool) or not 1 <= bits <= packing.bits:
         raise CheckpointError(f"{name}.nbits {bits!r}: must be 1 to {packing.bits} with {word}")
-    if fields.plain("view_as_float") and packed.dtype in _PACKED_FLOATS and packed.dim() == 2:
-        packed = packed.contiguous().view(packing.stored)
     shape = (-(-rows // packing.parts), columns)
+    as_float = fields.plain("view_as_float") and packed.dtype in _PACKED_FLOATS
+    if as_float and packed.dim() == 2 and packed.nbytes == math.prod(shape) * packing.stored.itemsize:
+        packed = packed.contiguous().view(torch.uint8).reshape(-1).view(packing.stored).reshape(shape)
     if packed.dtype != packing.stored or tuple(packed.shape) != shape or (packing.bits != 3 and rows % packing.parts):
         told = f"{tuple(packed.shape)} {packed.dtype}"
         raise CheckpointError(
             f"{name}.W_q: is {told}, must be {shape} {packing.stored} for {word} of ({rows}, {columns})"
         )
-    mask = (1 << packing.bits) - 1
-    codes = torch.empty(packing.parts, *shape, dtype=torch.uint8)
+    return packing, math.ceil(bits), packed  # 1.58 bits are kept in 2
+
+
+def _codes(packing: _Packing, packed: Tensor, rows: int, bits: int, name: str) -> Tensor:
+    """The codes of the matrix (rows, columns), uint8."""
+    codes = torch.empty(packing.parts, *packed.shape, dtype=torch.uint8)
     for i, part in enumerate(codes):
-        part.copy_((packed >> packing.bits * (packing.parts - 1 - i)) & mask)
-    whole = -(-bits // 1)  # 1.58 bits are kept in 2
-    codes = codes.reshape(-1, columns)[:rows]
-    if int(codes.max()) >> int(whole):
-        raise CheckpointError(f"{name}.W_q: code {int(codes.max())}: must have {int(whole)} bits")
-    return int(whole), codes
+        part.copy_((packed >> packing.bits * (packing.parts - 1 - i)) & ((1 << packing.bits) - 1))
+    codes = codes.reshape(-1, packed.shape[1])[:rows]
+    if int(codes.max()) >> bits:
+        raise CheckpointError(f"{name}.W_q: code {int(codes.max())}: must have {bits} bits")
+    return codes
+
+
+def _pairs(packed: Tensor) -> Tensor:
+    """The codes of 4 bits of the matrix, row after row, two a byte: those of the high halves are first."""
+    low, high = pairs(packed.reshape(1, -1).numpy()).reshape(2, -1)
+    return torch.from_numpy(np.concatenate([high, low]))
 
 
 def _numbers(fields: Fields, key: str, name: str, groups: int, kind: torch.dtype, inner: bool) -> Tensor:

@@ -1,7 +1,7 @@
 """ONNX: the weights of MatMulNBits nodes, of the domain com.microsoft; needs the package onnx.
 
 B, uint8 (N, blocks, block_size * bits / 8): each block is a stream of codes. scales: one a block. zero_points, uint8: a
-stream of codes for each row, or absent: 2 ** (bits - 1).
+stream of codes for each row; or floats, one a block; or absent: 2 ** (bits - 1). Large tensors may be in other files.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ import functools
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..checkpoint.files import CheckpointError
 from .bits import unpack_stream
 from .mapped import MappedFile
+from .onnx_values import Values
 from .opened import Layer, Opened, Part
 from .source import Source
 from .weight import ForeignWeight, checked
 
 _LARGEST = 1 << 31  # bytes that protobuf allows
 _BITS = (2, 4, 8)
-_UINT8 = 2
+_CODES = {2: torch.uint8}
 _FLOATS = {1: torch.float32, 10: torch.float16, 16: torch.bfloat16}
 _INPUTS = ("A", "B", "scales", "zero_points", "g_idx", "bias")
 
@@ -37,7 +37,7 @@ def read_file(source: Source) -> Opened:
     if path is None:
         raise CheckpointError(f"{source.path}: has no .onnx file")
     graph = _graph(path)
-    values = {tensor.name: tensor for tensor in graph.initializer}
+    values = Values(path, graph.initializer)
     layers: dict[str, Layer] = {}
     parts: dict[str, Part] = {}
     for node in graph.node:
@@ -53,15 +53,14 @@ def read_file(source: Source) -> Opened:
         name = _layer_name(inputs["B"], node.name)
         if name in layers:
             raise CheckpointError(f"{path}: {name}: two nodes have this weight")
-        mine = [values[part] for part in inputs.values() if part in values]
         read = functools.partial(_read, name, node, inputs, values)
-        layers[name] = Layer(read, sum(len(value.raw_data) for value in mine))
+        layers[name] = Layer(read, sum(map(values.nbytes, inputs.values())))
         if "bias" in inputs:
-            held = len(values[inputs["bias"]].raw_data) if inputs["bias"] in values else 0
-            parts[f"{name}.bias"] = Part(functools.partial(_read_bias, name, node, inputs["bias"], values), held)
+            bias = inputs["bias"]
+            parts[f"{name}.bias"] = Part(functools.partial(_read_bias, name, node, bias, values), values.nbytes(bias))
     if not layers:
         raise CheckpointError(f"{path}: has no node MatMulNBits")
-    return Opened(layers, parts, _no_config)
+    return Opened(layers, parts, _no_config, values.files)
 
 
 def _layer_name(weight: str, node: str) -> str:
@@ -112,41 +111,27 @@ def _numbers(node: Any, name: str) -> tuple[int, int, int, int]:
     return found["N"], found["K"], found["bits"], found["block_size"]
 
 
-def _array(
-    name: str, values: dict[str, Any], kinds: dict[int, torch.dtype], shapes: tuple[tuple[int, ...], ...]
-) -> Tensor:
-    """An initializer of one of some types, that has one of some shapes, in the first of them."""
-    if name not in values:
-        raise CheckpointError(f"{name}: is missing")
-    value = values[name]
-    if value.data_location or value.external_data:
-        raise CheckpointError(f"{name}: data_location: data in another file is not read yet")
-    if value.data_type not in kinds or tuple(value.dims) not in shapes:
-        rule = " or ".join(map(str, shapes))
-        raise CheckpointError(f"{name}: is {tuple(value.dims)} of type {value.data_type}, must be {rule}")
-    dtype = kinds[value.data_type]
-    needed = int(np.prod(shapes[0], dtype=object)) * dtype.itemsize
-    if len(value.raw_data) != needed:
-        raise CheckpointError(f"{name}: raw_data: {len(value.raw_data)} bytes, must be {needed}")
-    return torch.frombuffer(bytearray(value.raw_data), dtype=dtype).reshape(shapes[0])
+def _read_bias(name: str, node: Any, bias: str, values: Values) -> Tensor:
+    return values.array(bias, _FLOATS, ((_numbers(node, name)[0],),))
 
 
-def _read_bias(name: str, node: Any, bias: str, values: dict[str, Any]) -> Tensor:
-    return _array(bias, values, _FLOATS, ((_numbers(node, name)[0],),))
-
-
-def _read(name: str, node: Any, inputs: dict[str, str], values: dict[str, Any]) -> ForeignWeight:
+def _read(name: str, node: Any, inputs: dict[str, str], values: Values) -> ForeignWeight:
     n, k, bits, size = _numbers(node, name)
     blocks = -(-k // size)
-    packed = _array(inputs["B"], values, {_UINT8: torch.uint8}, ((n, blocks, size * bits // 8),))
-    scale = _array(inputs["scales"], values, _FLOATS, ((n, blocks), (n * blocks,)))
-    zero: Tensor | int = 1 << (bits - 1)
-    if "zero_points" in inputs:
-        width = -(-blocks * bits // 8)
-        stored = _array(inputs["zero_points"], values, {_UINT8: torch.uint8}, ((n, width), (n * width,)))
-        zero = torch.from_numpy(unpack_stream(stored.numpy(), bits, blocks).astype(np.int16))
+    packed = values.array(inputs["B"], _CODES, ((n, blocks, size * bits // 8),))
+    scale = values.array(inputs["scales"], _FLOATS, ((n, blocks), (n * blocks,)))
+    zero = _zeros(inputs["zero_points"], values, n, blocks, bits) if "zero_points" in inputs else 1 << (bits - 1)
     rows = packed.reshape(n, -1)
     pairs = bits == 4 and k % 2 == 0
     codes = rows[:, : k // 2] if pairs else torch.from_numpy(unpack_stream(rows.numpy(), bits, k))
     weight = ForeignWeight(codes, bits, scale, zero, size, per_byte=2 if pairs else 1)
     return checked(weight, name, "scales")
+
+
+def _zeros(name: str, values: Values, n: int, blocks: int, bits: int) -> Tensor:
+    """The zero point of each block, int16, or floats."""
+    if values.kind(name) in _FLOATS:
+        return values.array(name, _FLOATS, ((n, blocks), (n * blocks,)))
+    width = -(-blocks * bits // 8)
+    stored = values.array(name, _CODES, ((n, width), (n * width,)))
+    return torch.from_numpy(unpack_stream(stored.numpy(), bits, blocks)).to(torch.int16)

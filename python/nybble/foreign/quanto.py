@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 
 from ..checkpoint.files import CheckpointError
+from .bits import pairs
 from .opened import Opened, opened
 from .source import Source
 from .tensors import FLOATS, Tensors, read_json
@@ -64,15 +65,20 @@ def _read_packed(name: str, tensors: Tensors, bits: int) -> ForeignWeight:
         rule = f"{packed.shape[0]} rows of {each} codes a byte"
         raise CheckpointError(f"{name}.weight._scale: is {tuple(scale.shape)}, must be one of each group in {rule}")
     shift = tensors.shaped(f"{name}.weight._shift", (scale.dtype,), (rows, 1))
-    parts = [(packed >> bits * i) & ((1 << bits) - 1) for i in range(each)]
+    if bits == 4 and rows % 2 == 0 and size % 2 == 0:  # two codes a byte are held as they are
+        codes, per_byte = torch.from_numpy(pairs(packed.reshape(1, -1).numpy())), 2
+    else:
+        parts = [(packed >> bits * i) & ((1 << bits) - 1) for i in range(each)]
+        codes, per_byte = torch.cat(parts)[:rows].reshape(1, -1), 1
     weight = ForeignWeight(
-        torch.cat(parts)[:rows].reshape(1, -1),
+        codes,
         bits,
         scale.reshape(1, -1),
         0,
         max(size, 1),
         minimum=-shift.reshape(1, -1),
         arithmetic=scale.dtype,
+        per_byte=per_byte,
     )
     return checked(weight, name, "weight._scale")
 

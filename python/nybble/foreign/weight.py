@@ -74,6 +74,11 @@ class ForeignWeight:
         """Whether all zero points are one number, and there is no minimum."""
         return isinstance(self.zero, int) and self.minimum is None
 
+    @property
+    def float_zero(self) -> Tensor | None:
+        """The zero points where they are no whole numbers; None: they are."""
+        return self.zero if isinstance(self.zero, Tensor) and self.zero.is_floating_point() else None
+
     def dequantize(self) -> Tensor:
         """The weight (N, K), float32."""
         result = torch.empty(self.stored_shape)
@@ -173,7 +178,7 @@ class ForeignWeight:
     def describe(self) -> str:
         """Its kind in words: two weights of one kind have the same."""
         k = self.stored_shape[1]
-        float_zero = isinstance(self.zero, Tensor) and self.zero.is_floating_point()
+        float_zero = self.float_zero is not None
         asymmetric = (
             "float minimum" if self.minimum is not None else "float zero points" if float_zero else "asymmetric"
         )
@@ -210,7 +215,7 @@ def checked(weight: ForeignWeight, name: str, scale: str, *, zero_scales: bool =
         if isinstance(value, Tensor) and tuple(value.shape) != spread:
             rule = f"groups of {weight.group_size} of ({n}, {k}) weights need {spread}"
             raise CheckpointError(f"{name}.{scale if field == 'scale' else field}: {tuple(value.shape)}, but {rule}")
-    zero = weight.zero if isinstance(weight.zero, Tensor) and weight.zero.is_floating_point() else None
+    zero = weight.float_zero
     for field, value in (
         (scale, weight.scale),
         ("zero", zero),
