@@ -20,12 +20,12 @@ pytestmark = [
 
 
 @pytest.mark.parametrize(
-    "options",
-    [pytest.param([], marks=pytest.mark.full), pytest.param(["all"], marks=pytest.mark.nightly)],
+    ("options", "seconds"),
+    [pytest.param([], 1200, marks=pytest.mark.full), pytest.param(["all"], 7200, marks=pytest.mark.nightly)],
     ids=["as this CPU runs them", "AVX-512 emulated too"],
 )
-def test_kernels_are_clean_under_sanitizers(options: list[str]) -> None:
-    done = subprocess.run(["bash", SCRIPT, *options], capture_output=True, text=True, timeout=900, check=False)  # noqa: S607
+def test_kernels_are_clean_under_sanitizers(options: list[str], seconds: int) -> None:
+    done = subprocess.run(["bash", SCRIPT, *options], capture_output=True, text=True, timeout=seconds, check=False)  # noqa: S607
     output = done.stdout + done.stderr
     assert done.returncode == 0, output
     assert done.stdout.rstrip().endswith(" passed, 0 failed"), output

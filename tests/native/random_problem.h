@@ -18,7 +18,10 @@ using namespace nybble;
 
 namespace {
 
-constexpr int kCases = 200;
+#ifndef NYBBLE_CASES
+#define NYBBLE_CASES 200
+#endif
+constexpr int kCases = NYBBLE_CASES;
 
 using Bytes = std::vector<uint8_t>;
 

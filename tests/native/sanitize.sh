@@ -2,8 +2,8 @@
 # Builds the compare programs of this folder with g++'s address and undefined-behaviour sanitizers, and runs them, for the
 # targets of this CPU. AVX-512 sources that this CPU cannot run are emulated in plain C++ (NYBBLE_EMULATE), and AMX
 # always; `sanitize.sh all` also emulates the others, takes half an hour and more, and lets g++ optimize. Without `all`,
-# kernels are compiled as they are written (-O0), for at most 4 rows at a time, and those that differ by a define or two
-# from one that is built are left out on most targets. Uses a temporary folder. The thread sanitizer is not used: it does
+# kernels are compiled as they are written (-O0), for at most 4 rows at a time, those that differ by a define or two from
+# one that is built are left out on most targets, and each has a quarter of the cases. Uses a temporary folder. The thread sanitizer is not used: it does
 # not know libgomp's barriers and reports false races.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -11,10 +11,10 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 : > "$work/cuda_built.def"  # no CUDA kernels here
 csrc=$work/csrc
-optimize=-O1
+optimize=-O1 cases=200
 cp -r ../../csrc "$csrc"
 if [ "${1:-}" != all ]; then
-  optimize=-O0
+  optimize=-O0 cases=50
   alike='(w3a8|w3a16|w4ka8|w4ka16)_(avx2|avxvnni|avx512bw|amx)|w8a(8|16)_(avx2|avxvnni|avx512bw)_groups'
   sed -i -E "/^NYBBLE_LINEAR\\(($alike),/d" "$csrc/kernels.def"
   # The block_rows of a kernel are the register tiles that it has. Those of AMX are no template.
@@ -34,7 +34,7 @@ avx512vbmi="$avx512vnni -mavx512vbmi -mavx512vbmi2"
 avx512bf16="$avx512vnni -mavx512bf16"
 amx="$avx512bf16 -DNYBBLE_EMULATE_AMX" # always emulated: the programs do not ask for the registers
 emulated="$avx2 ${optimize/1/g} -DNYBBLE_EMULATE -DNYBBLE_EMULATE_AMX -Wno-psabi -Wno-ignored-attributes"  # with -O1, g++ takes ten times as long here
-common="-I$work -std=c++17 $optimize -g1 -Wall -Wextra -ffp-contract=off -fopenmp -DNYBBLE_BUILT_X86 \
+common="-I$work -std=c++17 $optimize -g1 -Wall -Wextra -ffp-contract=off -fopenmp -DNYBBLE_BUILT_X86 -DNYBBLE_CASES=$cases \
   -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all"
 
 # compile FLAGS FILE...: compiles two files at a time. Objects shared by the programs are *.lib.o.
