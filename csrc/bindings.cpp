@@ -43,24 +43,11 @@ DenseRows rows_of(const Pair& weight, int dtype, int64_t n, int64_t k, int64_t s
   return {bytes_of(weight, static_cast<size_t>((n - 1) * stride + k) * size, "weight"), stride, kind};
 }
 
-Form form_of(const std::string& layout) {
-  if (layout == "mask8" || layout == "mask4") return Form::mask;
-  if (layout == "gather8") return Form::gather;
-  return layout == "blocks8" ? Form::blocks : Form::dense;
-}
-
 WeightShape weight_shape(int bits, int64_t n, int64_t k, int64_t group_size, bool symmetric, const std::string& layout,
                          int64_t block_n, int64_t block_k, bool ordered, int group_scale, bool minimum, bool book,
                          bool levels) {
-  WeightShape shape{bits,      n,
-                    k,         group_size,
-                    symmetric, form_of(layout),
-                    block_n,   block_k,
-                    ordered,   dtype_of(group_scale),
-                    minimum,   book,
-                    levels,    bits == 8 && layout == "n16k4g"};
-  shape.validate();
-  return shape;
+  return shape_of(
+      {bits, n, k, group_size, symmetric, layout, block_n, block_k, ordered, group_scale, minimum, book, levels});
 }
 
 py::list table() {

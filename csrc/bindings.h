@@ -8,6 +8,7 @@
 
 #include "linear.h"
 #include "rows.h"
+#include "shape.h"
 
 namespace py = pybind11;
 using namespace nybble;
@@ -15,11 +16,6 @@ using namespace nybble;
 using Pair = std::pair<uintptr_t, size_t>;  // pointer and bytes
 
 inline Span span(const Pair& pair) { return {pair.first, pair.second}; }
-
-inline NybbleDtype dtype_of(int value) {
-  if (value < NYBBLE_F32 || value > NYBBLE_S32) throw std::invalid_argument("dtype=" + std::to_string(value));
-  return static_cast<NybbleDtype>(value);
-}
 
 using VectorArgument = std::optional<std::tuple<uintptr_t, size_t, int>>;  // pointer, bytes, dtype
 

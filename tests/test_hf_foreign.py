@@ -136,8 +136,12 @@ def test_without_naming_a_configuration(tmp_path) -> None:
     end = nybble.patch_transformers(act_bits=8)
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "other")
+        named = json.loads((tmp_path / "other" / "config.json").read_text())["quantization_config"]
+        same = transformers.GPTQConfig.from_dict(named)
+        again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "other", quantization_config=same)
     finally:
         end()
+    assert torch.equal(logits(again), logits(model))
     expected, _ = nybble.load_pretrained(tmp_path / "other", act_bits=8)
     assert type(model) is type(dense)
     assert model.model.layers[0].mlp.up_proj.scheme.act_bits == 8

@@ -128,10 +128,20 @@ def test_lm_eval(tmp_path, monkeypatch) -> None:
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "words.yaml").write_text(TASK.format(file=tmp_path / "rows.json"))
     manager = TaskManager(include_path=str(tmp_path / "tasks"))
-    found = []
-    for one in (str(tmp_path / "model"), model):
-        judge = HFLM(pretrained=one, tokenizer=tokenizer(), device="cpu", batch_size=1)
+
+    def answers(pretrained: Any) -> list[Any]:
+        judge = HFLM(pretrained=pretrained, tokenizer=tokenizer(), device="cpu", batch_size=1)
         told = lm_eval.simple_evaluate(judge, tasks=["nybble_words"], task_manager=manager, bootstrap_iters=0)
-        found.append([row["resps"] for row in told["samples"]["nybble_words"]])
-    assert len(found[0]) == 3
-    assert found[0] == found[1]
+        return [row["resps"] for row in told["samples"]["nybble_words"]]
+
+    found = answers(str(tmp_path / "model"))
+    assert len(found) == 3
+    assert found == answers(model)
+    nybble.quantize(other := MODELS["llama"][0](), "w4a16g32", include="*proj", goal="memory")
+    nybble.save_pretrained(other, tmp_path / "gptq", format="gptq", round_scales=True)
+    end = nybble.patch_transformers()
+    try:
+        found = answers(str(tmp_path / "gptq"))  # lm-eval itself names the configuration of the checkpoint
+    finally:
+        end()
+    assert found == answers(nybble.load_pretrained(tmp_path / "gptq")[0])

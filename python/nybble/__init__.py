@@ -22,6 +22,7 @@ from .weights.scheme import Scheme
 
 if TYPE_CHECKING:
     from .dispatch.registry import kernels
+    from .export.aot import aot_package
     from .export.onnx import export_onnx
     from .foreign.load import load_pretrained
     from .foreign.save import save_pretrained
@@ -54,6 +55,7 @@ _LAZY = {
     "Monitor": "monitor.monitor",
     "Recipe": "recipe.recipe",
     "Sensitivity": "passes.sensitivity",
+    "aot_package": "export.aot",
     "export_onnx": "export.onnx",
     "fuse": "fusion.fuse",
     "load_pretrained": "foreign.load",
@@ -113,6 +115,7 @@ __all__ = [
     "Report",
     "Scheme",
     "Sensitivity",
+    "aot_package",
     "evaluate",
     "explain",
     "export_onnx",

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from os import PathLike
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..nn import CompositeModule, QuantizedModule
 from .onnx_forms import form_of
+from .swap import forms_of, in_place_of, report_of
 
 
 def export_onnx(
@@ -46,49 +44,7 @@ def export_onnx(
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError("writing ONNX files needs onnx and onnxscript: pip install 'nybble[onnx]'") from error
-    found = _forms(model, dense)
-    with _in_place_of(model, found):
+    found = forms_of(model, form_of, dense, "ONNX")
+    with in_place_of(model, found):
         torch.onnx.export(model, args, path, dynamo=True, **options)
-    return {name: getattr(form, "op", "dense") for name, form in found.items()}
-
-
-def _forms(model: nn.Module, dense: bool) -> dict[str, nn.Module]:
-    found: dict[str, nn.Module] = {}
-    left: list[str] = []
-    for name, module in model.named_modules():
-        if isinstance(module, CompositeModule):
-            left.append(f"{name} ({type(module).__name__})")
-        if not isinstance(module, QuantizedModule):
-            continue
-        form = form_of(module) or (module.dequantize() if dense else None)
-        if form is None:
-            left.append(f"{name} ({type(module).__name__})")
-        else:
-            found[name] = form.eval()
-    if left:
-        rule = "have no form in ONNX; leave them dense" + (
-            "" if dense else ", or pass dense=True where they have one weight"
-        )
-        raise ValueError(f"model: {', '.join(left)}: {rule}")
-    if not found:
-        raise ValueError("model: has no quantized modules; use torch.onnx.export")
-    if "" in found:
-        raise ValueError("model: is a quantized module itself; put it into an nn.Sequential")
-    return found
-
-
-@contextmanager
-def _in_place_of(model: nn.Module, forms: dict[str, nn.Module]) -> Iterator[None]:
-    """The forms in the places of the modules, for a while."""
-    before = {name: model.get_submodule(name) for name in forms}
-    try:
-        _put(model, forms)
-        yield
-    finally:
-        _put(model, before)
-
-
-def _put(model: nn.Module, modules: dict[str, nn.Module]) -> None:
-    for name, module in modules.items():
-        parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, module)
+    return report_of(found)

@@ -39,11 +39,11 @@ def _enter() -> None:
     def merge_quantization_configs(quantization_config: Any, quantization_config_from_args: Any) -> Any:
         """What the checkpoint says gives way to nybble's configuration, if it is another library's."""
         asked, told = quantization_config_from_args, quantization_config
-        method = told.get("quant_method") if isinstance(told, dict) else getattr(told, "quant_method", None)
+        method = _method_of(told)
         if method != METHOD:
             if isinstance(asked, HfConfig):
                 return asked.unused()
-            if asked is None and _state and isinstance(told, dict) and _is_read(told):
+            if _state and method in _read() and (asked is None or _method_of(asked) == method):
                 return HfConfig(act_bits=_state["act_bits"])
         return own(quantization_config, quantization_config_from_args)
 
@@ -52,11 +52,17 @@ def _enter() -> None:
     )
 
 
-def _is_read(told: dict[str, Any]) -> bool:
-    """Whether nybble reads the format that a configuration names."""
+def _method_of(config: Any) -> str | None:
+    """The quantization method of a configuration, or of what config.json says."""
+    found = config.get("quant_method") if isinstance(config, dict) else getattr(config, "quant_method", None)
+    return getattr(found, "value", found)
+
+
+def _read() -> set[str]:
+    """The methods whose checkpoints nybble reads."""
     from ..foreign.formats import foreign_formats
 
-    return told.get("quant_method") in {row.name for row in foreign_formats()}
+    return {row.name for row in foreign_formats()}
 
 
 def _guard(models: Any, usable: bool) -> None:
@@ -95,10 +101,9 @@ def _attach(model: Any) -> None:
 
     held = getattr(model, "hf_quantizer", None)
     if held is not None and not _is_ours(model):
-        other = held.quantization_config.quant_method
+        other = _method_of(held.quantization_config)
         raise ValueError(
-            f"save_pretrained: the model has layers of nybble and of {getattr(other, 'value', other)}; call "
-            "nybble.save(model, directory)"
+            f"save_pretrained: the model has layers of nybble and of {other}; call nybble.save(model, directory)"
         )
     if held is None:
         model.hf_quantizer = NybbleQuantizer(HfConfig(), pre_quantized=True)
@@ -110,8 +115,8 @@ def patch_transformers(act_bits: int = 16) -> Callable[[], None]:
     """Let ``from_pretrained`` run checkpoints of other libraries on nybble's kernels, without naming a configuration.
 
     That is for each format that ``nybble.load_pretrained`` reads and config.json names: GPTQ, AWQ, compressed-tensors,
-    bitsandbytes, torchao. A configuration that is given to ``from_pretrained`` goes first. Models that were loaded before stay
-    as they are.
+    bitsandbytes, torchao. An ``HfConfig`` that is given to ``from_pretrained`` goes first. Models that were loaded before stay as
+    they are.
 
     Args:
         act_bits: 16: float activations; 8: quantized for each token, or static where the checkpoint says so.

@@ -28,7 +28,7 @@ from .config import HfConfig
 from .work import Work, forget_ties
 
 _MISSING = "is not in the checkpoint"
-_TRIM = 1 << 24  # bytes that are rounded until freed memory goes back to the system
+_TRIM = 1 << 24  # bytes that are rounded, or packed, until freed memory goes back to the system
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,14 @@ class Rounding(Work):
             ]
         self.rounded[name] = _Rounded(codes, value.dtype, value.device)
         missing.discard(name)
-        self._since += value.nbytes
+        self._freed(value.nbytes)
+        return True
+
+    def _freed(self, nbytes: int) -> None:
+        self._since += nbytes
         if self._since >= _TRIM:
             return_freed()
             self._since = 0
-        return True
 
     def _leave(self, name: str, why: str) -> None:
         self.left.update((part.layer, why) for part in self.parts[name])
@@ -110,6 +113,7 @@ class Rounding(Work):
                     new = self._built(tied, modules)
                     done += new
                     swap((places[id(modules[name])], one) for name, one in new.items())
+                    self._freed(sum(one.nbytes for one in new.values()))
         forget_ties(model, done)
         for scheme in dict.fromkeys(self.later.values()):
             include = [name for name, other in self.later.items() if other == scheme]

@@ -14,7 +14,7 @@ from .codes import select_nibbles, transpose_nibbles, unpack_bits
 from .conv import Code, conv_call, pool_call, run_convs
 from .linear import TILED, KernelNames, LinearPlan
 from .lookup import LOOKUP_LAYOUTS, Lookup
-from .machine import Caches, blocks, caches, cpu, cuda_kernel_table, kernel_table, probe, probes
+from .machine import Caches, blocks, caches, cpu, cuda_kernel_table, extension, kernel_table, probe, probes
 from .mixture import Experts, ExpertsSide, Gate
 from .sparse import check_blocks, from_bitmask, to_bitmask
 from .weights import (
@@ -63,6 +63,7 @@ __all__ = [
     "conv_call",
     "cpu",
     "cuda_kernel_table",
+    "extension",
     "from_bitmask",
     "keep_only",
     "kernel_table",

@@ -11,7 +11,7 @@ from .. import _C
 from ..weights.form import USUAL, Form
 from ..weights.scheme import Scheme
 from .base import DTYPES, NOTHING, memory
-from .weights import weight_shape
+from .weights import shape_fields, weight_shape
 
 
 class KernelNames(NamedTuple):
@@ -58,6 +58,15 @@ class LinearPlan:
         )
         self.compiled, self._run = plan, plan.run
         self._in_features = in_features
+
+    def words(self) -> str:
+        """What it is made of, as the words that csrc/plan.h names: kernels, activations, then the shape in order."""
+        kernels, scheme, n, k, form = self._made_of
+        names = [name or "-" for name in (kernels.linear, kernels.prepare, kernels.expand, kernels.few)]
+        steps = scheme.act_type.steps if scheme.act_type.quantized else 0
+        shape = shape_fields(scheme, n, k, kernels.layout, form).values()
+        numbers = [value if isinstance(value, str) else str(int(value)) for value in (scheme.static, steps, *shape)]
+        return " ".join([*names, *numbers])
 
     def of_rows(self, begin: int, end: int) -> LinearPlan:
         """The same kernels for the outputs [begin, end) of the weight."""

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import _C
 from ..weights.scheme import Scheme
 from .weights import weight_shape
+
+
+def extension() -> Path:
+    """The file of the compiled extension."""
+    return Path(_C.__file__)
 
 
 def kernel_table() -> list[dict[str, Any]]:

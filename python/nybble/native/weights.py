@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,25 +24,30 @@ def weight_shape(
     scheme: Scheme, out_features: int, in_features: int, layout: str = "", form: Form = USUAL
 ) -> _C.WeightShape:
     """layout "": a dense one that holds such weights."""
+    return _C.WeightShape(**shape_fields(scheme, out_features, in_features, layout, form))
+
+
+def shape_fields(scheme: Scheme, out_features: int, in_features: int, layout: str, form: Form) -> dict[str, Any]:
+    """The arguments of _C.WeightShape for a weight."""
     block, kind = scheme.sparsity if isinstance(scheme.sparsity, Block) else None, scheme.weight_type
     if not layout and kind.bits == 8 and (scheme.group_size or not scheme.symmetric or form != USUAL):
         layout = "n16k4g"
     by_group = kind.bits != 8 or layout == "n16k4g"
-    return _C.WeightShape(
-        bits=scheme.weight_bits,
-        n=out_features,
-        k=in_features,
-        group_size=scheme.group_size or 0,
-        symmetric=scheme.symmetric or form.minimum,
-        minimum=form.minimum or kind.levels,
-        layout=layout,
-        block_n=block.rows if block else 0,
-        block_k=block.columns if block else 0,
-        ordered=scheme.ordered,
-        group_scale=DTYPES[form.scale or (kind.scale if by_group else torch.bfloat16)],
-        book=bool(kind.table),
-        levels=kind.levels,
-    )
+    return {
+        "bits": scheme.weight_bits,
+        "n": out_features,
+        "k": in_features,
+        "group_size": scheme.group_size or 0,
+        "symmetric": scheme.symmetric or form.minimum,
+        "layout": layout,
+        "block_n": block.rows if block else 0,
+        "block_k": block.columns if block else 0,
+        "ordered": scheme.ordered,
+        "group_scale": DTYPES[form.scale or (kind.scale if by_group else torch.bfloat16)],
+        "minimum": form.minimum or kind.levels,
+        "book": bool(kind.table),
+        "levels": kind.levels,
+    }
 
 
 def rounds(scheme: Scheme) -> bool:

@@ -1,0 +1,32 @@
+// A weight's shape from plain words, as Python and plans give it.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+#include "pack.h"
+
+namespace nybble {
+
+// As the fields of WeightShape; layout: its name, or "" for a dense one. group_scale: a NybbleDtype.
+struct ShapeWords {
+  int bits = 0;
+  int64_t n = 0, k = 0, group_size = 0;
+  bool symmetric = true;
+  std::string layout;
+  int64_t block_n = 0, block_k = 0;
+  bool ordered = false;
+  int group_scale = NYBBLE_BF16;
+  bool minimum = false, book = false, levels = false;
+};
+
+// Throws std::invalid_argument for a number that is no dtype of weights, activations or outputs.
+inline NybbleDtype dtype_of(int value) {
+  if (value < NYBBLE_F32 || value > NYBBLE_S32) throw std::invalid_argument("dtype=" + std::to_string(value));
+  return static_cast<NybbleDtype>(value);
+}
+
+// Throws std::invalid_argument as WeightShape::validate.
+WeightShape shape_of(const ShapeWords& words);
+
+}  // namespace nybble
