@@ -3,8 +3,8 @@
 # targets of this CPU. AVX-512 sources that this CPU cannot run are emulated in plain C++ (NYBBLE_EMULATE), and AMX
 # always; `sanitize.sh all` also emulates the others, takes half an hour and more, and lets g++ optimize. Without `all`,
 # kernels are compiled as they are written (-O0), for at most 4 rows at a time, those that differ by a define or two from
-# one that is built are left out on most targets, and each has a quarter of the cases. Uses a temporary folder. The thread sanitizer is not used: it does
-# not know libgomp's barriers and reports false races.
+# one that is built are left out on most targets, and each has a quarter of the cases. Uses a temporary folder. The thread
+# sanitizer is not used: it does not know libgomp's barriers and reports false races.
 set -euo pipefail
 cd "$(dirname "$0")"
 work=$(mktemp -d)
@@ -72,7 +72,7 @@ suffix=.o compile -DNYBBLE_EMULATE_AMX compare_*.cpp
 drivers=()
 for file in "$csrc"/*.cpp; do
   case $(basename "$file") in
-    bindings*.cpp | cpu_features.cpp | probe.cpp) ;;
+    bindings*.cpp | shape.cpp | plan.cpp | aot.cpp | no_python.cpp | cpu_features.cpp | probe.cpp) ;;
     *) drivers+=("$file") ;;
   esac
 done
