@@ -117,6 +117,8 @@ const KernelEntry* nearest(const KernelEntry& kernel, const Fits& fits) {
   return found;
 }
 
+inline bool is_grouped(const KernelEntry& kernel) { return !std::strcmp(kernel.layout, "n16k4g"); }
+
 inline const KernelEntry* prepare_for(const KernelEntry& kernel) {
   return nearest(kernel, [](const KernelEntry& e) { return e.prepare != nullptr; });
 }

@@ -62,8 +62,6 @@ Weight random_weight(const WeightShape& shape, Random& random, int threads) {
   return w;
 }
 
-inline bool is_grouped(const KernelEntry& kernel) { return !std::strcmp(kernel.layout, "n16k4g"); }
-
 // A random shape of (n, k) for the kernel.
 inline WeightShape random_shape(const KernelEntry& kernel, int64_t n, int64_t k, Random& random) {
   const int64_t group_sizes[] = {0, 16, 32, 64, 128};
