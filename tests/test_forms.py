@@ -72,6 +72,7 @@ def test_scales_of_any_dtype_agree_with_the_oracle(spec: KernelSpec, scheme: Sch
             subject.compare((name, dtype), random_weight(scheme, n, k, seed, form=form), x, torch.ones(n, dtype=dtype))
 
 
+@pytest.mark.sampled(every=2, full=2)
 @pytest.mark.parametrize(("spec", "scheme", "form"), CASES)
 def test_the_same_scales_give_the_same_bits(spec: KernelSpec, scheme: Scheme, form: Form) -> None:
     """As bfloat16 and as another dtype: nothing but the way they are read differs."""

@@ -99,6 +99,7 @@ def test_integer_kernels_agree_bit_for_bit(scheme: Scheme, dtype: torch.dtype) -
             assert torch.equal(first, other), f"{spec.name} and {here[0].name} differ on {name}"
 
 
+@pytest.mark.sampled(every=2, full=2)
 @pytest.mark.parametrize(("spec", "scheme"), COMPILED)
 def test_thread_count_changes_no_bit(spec: KernelSpec, scheme: Scheme, threads) -> None:
     """In float32 outputs, since rounding to bfloat16 would hide another order of sums. Of 49 columns, the last tile has
@@ -136,6 +137,7 @@ def test_strides_are_followed(spec: KernelSpec, scheme: Scheme) -> None:
     checks.strides_are_followed(usable(spec, scheme))
 
 
+@pytest.mark.sampled(every=2, full=2)
 @pytest.mark.parametrize(("spec", "scheme"), EXACT)
 def test_every_small_shape(spec: KernelSpec, scheme: Scheme) -> None:
     """M and N over the block sizes, K over two groups, at random: integer data, so the result is exact."""
