@@ -8,7 +8,7 @@
 
 namespace {
 
-constexpr int kDamages = 20;
+constexpr int kDamages = kCases / 10;
 
 Form form_of(const KernelEntry& kernel) {
   const std::string layout = kernel.layout;
