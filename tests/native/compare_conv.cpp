@@ -8,7 +8,7 @@
 
 namespace {
 
-constexpr int kConvCases = 60;
+constexpr int kConvCases = kCases * 3 / 10;
 
 const KernelEntry* conv_for(const KernelEntry& kernel) {
   return nearest(kernel, [](const KernelEntry& e) { return e.conv != nullptr; });

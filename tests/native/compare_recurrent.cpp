@@ -7,7 +7,7 @@
 
 namespace {
 
-constexpr int kRecurrentCases = 30;
+constexpr int kRecurrentCases = kCases * 3 / 20;
 
 // Steps, and the rows of each, no more than of the one before.
 std::vector<int64_t> random_sizes(int64_t steps, int64_t rows, Random& random) {
