@@ -1,6 +1,6 @@
 """Writes a quantized model as an ONNX file and as an AOTInductor package, and runs both without nybble.
 
-needs: onnxscript onnxruntime
+needs: onnxscript onnxruntime safetensors
 """
 
 import subprocess
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import onnxruntime
 import torch
+from safetensors.torch import save_file
 
 import nybble
 
@@ -28,13 +29,15 @@ print(f"ONNX Runtime: at most {(torch.from_numpy(y) - expected).abs().max():.1e}
 assert torch.allclose(torch.from_numpy(y), expected, rtol=1e-5, atol=1e-6)
 
 print(nybble.aot_package(model, (example,), folder / "package", dynamic_shapes=any_rows))
-torch.save((x, expected), folder / "data.pt")
+save_file({"x": x, "expected": expected}, folder / "data.safetensors")
 run = """
 import sys, torch
+from safetensors.torch import load_file
 folder = sys.argv[1]
 torch.ops.load_library(folder + "/package/libnybble_aot.so")
-x, expected = torch.load(folder + "/data.pt", weights_only=True)
-y = torch._inductor.aoti_load_package(folder + "/package/model.pt2")(x)
+data = load_file(folder + "/data.safetensors")
+expected = data["expected"]
+y = torch._inductor.aoti_load_package(folder + "/package/model.pt2")(data["x"])
 assert "nybble" not in sys.modules
 assert torch.allclose(y, expected, rtol=1e-5, atol=1e-6)
 print(f"AOTInductor: at most {(y - expected).abs().max():.1e} from nybble")

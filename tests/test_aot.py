@@ -15,6 +15,9 @@ from nybble.dispatch.written import libraries, plan_text
 from nybble.export import aot
 from nybble.nn import Embedding, Linear
 
+pytest.importorskip("safetensors")
+from safetensors.torch import save_file
+
 K, N = 70, 33
 
 
@@ -35,12 +38,16 @@ RUN = """
 import sys
 sys.modules["nybble"] = None  # an import fails
 import torch
+from safetensors.torch import load_file
 folder = sys.argv[1]
 torch.ops.load_library(folder + "/libnybble_aot.so")
 run = torch._inductor.aoti_load_package(folder + "/model.pt2")
-for x, ids, expected in torch.load(folder + "/data.pt", weights_only=True):
-    for found, wanted in zip(run(x, ids), expected, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+data = load_file(folder + "/data.safetensors")
+for call in range(2):
+    found = run(data[f"{call} x"], data[f"{call} ids"])
+    assert len(found) == 5
+    for i, one in enumerate(found):
+        torch.testing.assert_close(one, data[f"{call} expected {i}"], rtol=1e-5, atol=1e-5)
 try:
     torch.ops.nybble_aot.linear(torch.ones(2, 3), *[torch.zeros(4, dtype=torch.uint8)] * 3, 8)
 except ValueError as error:
@@ -89,12 +96,13 @@ def test_a_package_runs_without_nybble(tmp_path):
         "table": "Gather of codes",
     }
     assert dict(model.named_modules()) == names
-    data = []
+    data = {}
     with torch.no_grad():
-        for batch, count in ((2, 3), (17, 40)):
+        for call, (batch, count) in enumerate([(2, 3), (17, 40)]):
             x, ids = torch.randn(batch, 5, K), torch.randint(9, (count,))
-            data.append((x, ids, model(x, ids)))
-    torch.save(data, tmp_path / "data.pt")
+            data |= {f"{call} x": x, f"{call} ids": ids}
+            data |= {f"{call} expected {i}": y.contiguous() for i, y in enumerate(model(x, ids))}
+    save_file(data, tmp_path / "data.safetensors")
     found = subprocess.run([sys.executable, "-c", RUN, str(tmp_path)], capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
     assert found.stdout.strip() == "fine"

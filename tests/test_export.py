@@ -10,13 +10,17 @@ from torch import nn
 import nybble
 from nybble.nn import Embedding, Linear
 
+pytest.importorskip("safetensors")
+from safetensors.torch import save_file
+
 K, N, IDS = 96, 40, 50
 
 LOAD = """
 import sys, torch
+from safetensors.torch import load_file
 {first}
-x, expected = torch.load(sys.argv[1] + "/data.pt", weights_only=True)
-assert torch.equal(torch.export.load(sys.argv[1] + "/model.pt2").module()(x), expected)
+data = load_file(sys.argv[1] + "/data.safetensors")
+assert torch.equal(torch.export.load(sys.argv[1] + "/model.pt2").module()(data["x"]), data["expected"])
 """
 
 
@@ -34,7 +38,7 @@ def saved(tmp_path_factory):
     program = torch.export.export(model, (x[:3],), dynamic_shapes=({0: torch.export.Dim("rows")},))
     torch.export.save(program, folder / "model.pt2")
     with torch.no_grad():
-        torch.save((x, model(x)), folder / "data.pt")
+        save_file({"x": x, "expected": model(x)}, folder / "data.safetensors")
     return folder
 
 

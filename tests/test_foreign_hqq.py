@@ -42,6 +42,21 @@ def text(value: str) -> bytes:
 # --- plain values
 
 
+def as_saved(value: Any, file: TorchFile) -> Any:
+    """A value of the file as torch knows it, to be changed and saved again."""
+    if isinstance(value, dict):
+        return {key: as_saved(one, file) for key, one in value.items()}
+    if isinstance(value, Stored):
+        return file.tensor(value, "a tensor")
+    return getattr(torch, value.name) if isinstance(value, Name) else value
+
+
+def made_before() -> dict[str, Any]:
+    file = TorchFile(SAVED / "qmodel.pt")
+    made: dict[str, Any] = as_saved(file.values, file)
+    return made
+
+
 def saved(value: object, path: Path) -> Path:
     torch.save(value, path)
     return path
@@ -273,7 +288,7 @@ def test_a_model_is_filled() -> None:
 
 
 def test_settings_of_old_versions_are_in_a_dict_of_their_own(tmp_path: Path) -> None:
-    made = torch.load(SAVED / "qmodel.pt", weights_only=True)
+    made = made_before()
     layer = made["fc"]
     outside = {key: layer.pop(key) for key in ("W_q", "bias")}
     saved({"fc": {**outside, "meta": layer}}, tmp_path / "qmodel.pt")
@@ -304,7 +319,7 @@ def test_settings_of_old_versions_are_in_a_dict_of_their_own(tmp_path: Path) -> 
     ],
 )
 def test_a_wrong_setting_is_named(key: str, value: object, rule: str, tmp_path: Path) -> None:
-    made = torch.load(SAVED / "qmodel.pt", weights_only=True)
+    made = made_before()
     made["fc"][key] = value
     saved(made, tmp_path / "qmodel.pt")
     with pytest.raises(CheckpointError, match=rule):
