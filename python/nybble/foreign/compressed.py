@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..checkpoint.files import CheckpointError
 from . import compressed_dense as dense
+from . import compressed_float as floats
 from . import compressed_marlin as marlin
 from . import compressed_sparse as sparse
 from .compressed_setting import FORMATS, Context, dense_words, settings
@@ -19,11 +20,12 @@ from .source import Source
 from .tensors import Tensors
 from .weight import ForeignWeight
 
+_CACHE = tuple(f".{one}_{part}" for one in "qkv" for part in ("scale", "zero_point"))
 _STATIC = ("input_scale", "input_zero_point", "output_scale", "output_zero_point")
 
 
 class _Layout(NamedTuple):
-    """A module that has the tensors ``marks`` has this layout, if none before it in the table."""
+    """A module that has the tensors ``marks`` (``weight:uint8``: of that dtype) has this layout, if none before it in the table."""
 
     marks: frozenset[str]
     needed: tuple[str, ...]
@@ -45,6 +47,8 @@ def _layout(marks: str, needed: str, optional: str, read: Callable[[str, Context
 
 
 _LAYOUTS: tuple[_Layout | _FloatLayout, ...] = (
+    _layout("weight_packed:uint8", "weight_packed weight_scale", "weight_global_scale input_global_scale", floats.four),
+    _layout("weight:float8_e4m3fn weight_scale", "weight weight_scale", "", floats.eight),
     _layout("scale_packed", "weight_packed scale_packed meta", "", marlin.marlin24),
     _layout("weight_packed", "weight_packed weight_scale weight_shape", "weight_zero_point weight_g_idx", dense.packed),
     _FloatLayout(frozenset({"row_offsets"}), ("compressed", "bitmask", "shape", "row_offsets"), sparse.bitmask_floats),
@@ -80,7 +84,18 @@ def read_file(source: Source) -> Opened:
         if isinstance(layout, _FloatLayout)
     }
     layers = {name: layer for name, layer in result.layers.items() if name in quantized}
-    return replace(result, layers=layers, parts={**result.parts, **floats})
+    parts, notes = _without_cache(source, {**result.parts, **floats})
+    return replace(result, layers=layers, parts=parts, notes=notes)
+
+
+def _without_cache(source: Source, parts: dict[str, Part]) -> tuple[dict[str, Part], tuple[str, ...]]:
+    """Tensors without the scales of a quantized cache of keys and values, which stays as floats, and what is said of them."""
+    scheme = source.quantization.get("kv_cache_scheme")
+    left = [name for name in parts if name.endswith(_CACHE)] if scheme else []
+    if not left:
+        return parts, ()
+    note = f"{len(left)} scales of a quantized cache of keys and values, such as {left[0]}, are not used: the cache has floats"
+    return {name: part for name, part in parts.items() if name not in left}, (note,)
 
 
 def _modules(tensors: Tensors) -> tuple[dict[str, dict[str, str]], dict[str, _Layout | _FloatLayout]]:
@@ -92,7 +107,8 @@ def _modules(tensors: Tensors) -> tuple[dict[str, dict[str, str]], dict[str, _La
             found.setdefault(module, {})[part] = name
     modules, layouts = {}, {}
     for module, parts in found.items():
-        layout = next((row for row in _LAYOUTS if row.marks <= parts.keys()), None)
+        dtypes = {f"{part}:{str(tensors.entries[name].dtype).removeprefix('torch.')}" for part, name in parts.items()}
+        layout = next((row for row in _LAYOUTS if row.marks <= {*parts, *dtypes}), None)
         if layout is None:
             if wrong := sorted(parts.keys() - _ALONE):
                 raise CheckpointError(f"{module}.{wrong[0]}: belongs to no layout of weights that is read")

@@ -20,6 +20,14 @@ from .tensors import FLOATS, Tensors
 from .weight import ForeignWeight, checked, ordered_groups
 
 
+def scales_of(tensors: Tensors, name: str) -> Tensor:
+    """The scales of a weight, in whatever shape."""
+    scale = tensors.read(f"{name}.weight_scale")
+    if scale.dtype not in FLOATS:
+        raise CheckpointError(f"{name}.weight_scale: is {scale.dtype}, must be a float")
+    return scale
+
+
 def words_of(count: int, bits: int, dense: bool) -> int:
     """How many words hold a row of codes."""
     return -(-count * bits // 32) if dense else -(-count // (32 // bits))
@@ -30,20 +38,18 @@ def packed(name: str, context: Context) -> ForeignWeight:
     tensors = context.tensors
     words = tensors.typed(f"{name}.weight_packed", (torch.int32,), 2)
     n, k = shape_of(tensors, f"{name}.weight_shape")
-    scale = tensors.typed(f"{name}.weight_scale", FLOATS, 2)
-    has_zero = f"{name}.weight_zero_point" in tensors.entries
+    scale = scales_of(tensors, name)
 
     def fits(setting: Setting) -> bool:
         widths = {words_of(k, setting.bits, dense) for dense in (True, False)}
-        groups = (n, setting.groups(k))
-        zeros = has_zero or setting.symmetric
-        return words.shape[0] == n and words.shape[1] in widths and tuple(scale.shape) == groups and zeros
+        return words.shape[0] == n and words.shape[1] in widths and setting.fits(scale, n, k) and not setting.floats
 
     setting = context.setting(name, fits)
     dense = _is_dense(f"{name}.weight_packed", words.shape[1], k, setting.bits, context.dense_words)
     zero: Tensor | int = 1 << (setting.bits - 1)
-    if has_zero:
-        zero = _packed_zeros(tensors, f"{name}.weight_zero_point", setting, tuple(scale.shape), dense)
+    if f"{name}.weight_zero_point" in tensors.entries:
+        stored = _packed_zeros(tensors, f"{name}.weight_zero_point", setting, tuple(scale.shape), dense)
+        zero = setting.spread(stored, n, k)
     pairs = setting.bits == 4 and k % 2 == 0
     if pairs:  # as nybble has them
         codes = words.contiguous().view(torch.uint8)[:, : k // 2].contiguous()
@@ -52,7 +58,7 @@ def packed(name: str, context: Context) -> ForeignWeight:
     weight = ForeignWeight(
         codes,
         setting.bits,
-        scale,
+        setting.spread(scale, n, k),
         zero,
         setting.group_size or k,
         _order(tensors, name, setting, k),
@@ -89,9 +95,11 @@ def _unpack(words: Tensor, bits: int, count: int, dense: bool) -> Bytes:
 
 
 def _packed_zeros(tensors: Tensors, name: str, setting: Setting, shape: tuple[int, ...], dense: bool) -> Tensor:
+    if tensors.entries[name].dtype == torch.int8:  # early versions did not pack them, and no version packs a single one
+        return _signed(tensors.shaped(name, (torch.int8,), shape), name, setting.bits) + (1 << (setting.bits - 1))
+    if len(shape) != 2:
+        raise CheckpointError(f"{name}: is {tensors.entries[name].dtype}: one for all weights must be int8")
     n, groups = shape
-    if tensors.entries[name].dtype == torch.int8:  # early versions did not pack them
-        return _signed(tensors.shaped(name, (torch.int8,), (n, groups)), name, setting.bits) + (1 << (setting.bits - 1))
     words = tensors.shaped(name, (torch.int32,), (words_of(n, setting.bits, dense), groups))
     zero = _unpack(words.T.contiguous(), setting.bits, n, dense).T
     return torch.from_numpy(np.ascontiguousarray(zero).astype(np.int16))
@@ -139,29 +147,25 @@ def plain(name: str, context: Context) -> ForeignWeight:
 def signed_weight(name: str, codes: Tensor, context: Context) -> ForeignWeight:
     """A weight with signed codes (N, K), from weight_scale and, if there is one, weight_zero_point."""
     tensors, (n, k) = context.tensors, codes.shape
-    scale = tensors.read(f"{name}.weight_scale")
-    if scale.dtype not in FLOATS:
-        raise CheckpointError(f"{name}.weight_scale: is {scale.dtype}, must be a float")
-    zeros = f"{name}.weight_zero_point"
-    has_zero = zeros in tensors.entries
-    whole = scale.numel() == 1  # of the strategy tensor
+    scale = scales_of(tensors, name)
+    low, high = (int(end) for end in codes.aminmax()) if codes.numel() else (0, 0)
 
-    def fits(setting: Setting) -> bool:
-        return (whole or tuple(scale.shape) == (n, setting.groups(k))) and (has_zero or setting.symmetric)
-
-    setting = context.setting(name, fits)
-    shape = (n, 1) if whole else (n, setting.groups(k))
+    setting = context.setting(
+        name,
+        lambda setting: setting.fits(scale, n, k) and not setting.floats,
+        lambda setting: -(1 << (setting.bits - 1)) <= low and high < 1 << (setting.bits - 1),
+    )
     zero: Tensor | int = 0
-    if has_zero:
-        stored = tensors.shaped(zeros, (torch.int8,), tuple(scale.shape))
-        zero = _signed(stored, zeros, setting.bits).expand(shape).contiguous()
+    if f"{name}.weight_zero_point" in tensors.entries:
+        stored = tensors.shaped(f"{name}.weight_zero_point", (torch.int8,), tuple(scale.shape))
+        zero = setting.spread(_signed(stored, f"{name}.weight_zero_point", setting.bits), n, k)
     _signed(codes, f"{name}.weight", setting.bits)
     weight = ForeignWeight(
         codes,
         setting.bits,
-        scale.expand(shape).contiguous(),
+        setting.spread(scale, n, k),
         zero,
-        k if whole else setting.group_size or k,
+        setting.group_size or k,
         _order(tensors, name, setting, k),
     )
     return checked(_with_static_inputs(weight, tensors, name), name, "weight_scale")

@@ -6,28 +6,52 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from ..checkpoint.files import CheckpointError
 from .source import Source
 from .tensors import Tensors
 
-FORMATS = ("pack-quantized", "int-quantized", "naive-quantized", "dense", "marlin-24", "mixed-precision")
-_STRATEGIES = ("tensor", "channel", "group")
+FORMATS = (
+    *("pack-quantized", "int-quantized", "naive-quantized", "dense", "marlin-24", "mixed-precision"),
+    *("float-quantized", "nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp8-quantized"),
+)
+_GROUPS = ("group", "tensor_group")
+_STRATEGIES = ("tensor", "channel", "block", *_GROUPS)
+_FLOAT_BITS = (4, 8)
 _DENSE_SINCE = (0, 18)  # the version from which on codes of 3, 5, 6 and 7 bits cross words
 
 
 class Setting(NamedTuple):
-    """How weights of a group of layers are quantized. ``group_size`` 0: a whole row. ``ordered``: columns have groups."""
+    """How weights of a group of layers are quantized.
+
+    ``group_size`` 0: a whole row, or all of the weight. ``ordered``: columns have groups. ``rows``: how many have the same
+    scales, in blocks of ``group_size`` columns. ``floats``: codes are numbers with a sign, an exponent and a fraction.
+    """
 
     bits: int
     group_size: int
     symmetric: bool
     ordered: bool
+    rows: int = 1
+    floats: bool = False
 
     def groups(self, inputs: int) -> int:
-        """How many groups a row of so many inputs has; 0 where they are not whole groups."""
+        """How many groups a row of so many inputs has; 0 where they are not whole groups, which only blocks may not be."""
         if not self.group_size:
             return 1
-        return 0 if inputs % self.group_size else inputs // self.group_size
+        return 0 if inputs % self.group_size and self.rows == 1 else -(-inputs // self.group_size)
+
+    def fits(self, scale: Tensor, n: int, k: int) -> bool:
+        """Whether a weight (N, K) may have such scales."""
+        whole = not self.group_size and scale.numel() == 1  # of the strategy tensor
+        return whole or tuple(scale.shape) == (-(-n // self.rows), self.groups(k))
+
+    def spread(self, values: Tensor, n: int, k: int) -> Tensor:
+        """Scales that fit, or zero points, as (N, groups)."""
+        if values.numel() == 1:
+            return values.reshape(1, 1).repeat(n, self.groups(k))
+        return values.repeat_interleave(self.rows, dim=0)[:n] if self.rows > 1 else values
 
 
 class Context(NamedTuple):
@@ -37,9 +61,23 @@ class Context(NamedTuple):
     settings: tuple[Setting, ...]
     dense_words: bool | None
 
-    def setting(self, name: str, fits: Callable[[Setting], bool]) -> Setting:
-        """The only setting whose tensors would have the shapes that a layer's have."""
-        found = [setting for setting in self.settings if fits(setting)]
+    def setting(
+        self, name: str, fits: Callable[[Setting], bool], holds: Callable[[Setting], bool] | None = None
+    ) -> Setting:
+        """The only setting whose tensors would be those that a layer has.
+
+        holds: whether it has all codes, of a layout that is the same with any bits: where settings differ in nothing else, the
+            fewest bits that hold all codes are right.
+        """
+        has_zero, has_order = (
+            f"{name}.{part}" in self.tensors.entries for part in ("weight_zero_point", "weight_g_idx")
+        )
+        found = [setting for setting in self.settings if fits(setting) and (has_zero or setting.symmetric)]
+        # Some versions write zero points of symmetric weights, and the columns of those that are in order, too.
+        found = [setting for setting in found if setting.symmetric != has_zero] or found
+        found = [setting for setting in found if setting.ordered == has_order] or found
+        if holds is not None and len({setting._replace(bits=0) for setting in found}) == 1:
+            return min([setting for setting in found if holds(setting)] or found)
         if len(found) != 1:
             told = "; ".join(f"{s.bits} bits, group_size {s.group_size or None}" for s in self.settings) or "none"
             raise CheckpointError(
@@ -65,24 +103,40 @@ def _setting(where: str, group: Any) -> Setting | None:
         return None
     if not isinstance(told, dict):
         raise CheckpointError(f"{where}: weights: must be an object")
-    bits, size = told.get("num_bits", 8), told.get("group_size")
-    if told.get("type", "int") != "int":
-        raise CheckpointError(f"{where}: type {told['type']!r}: must be 'int'; float codes are not read")
-    if not isinstance(bits, int) or isinstance(bits, bool) or not 2 <= bits <= 8:
-        raise CheckpointError(f"{where}: num_bits {bits!r}: must be in [2, 8]")
-    if size is not None and (
-        not isinstance(size, int) or isinstance(size, bool) or not (size == -1 or 1 <= size < 1 << 31)
-    ):
+    bits, kind = told.get("num_bits", 8), told.get("type", "int")
+    if kind not in ("int", "float"):
+        raise CheckpointError(f"{where}: type {kind!r}: must be 'int' or 'float'")
+    if not _whole(bits) or not 2 <= bits <= 8 or (kind == "float" and bits not in _FLOAT_BITS):
+        rule = "must be in [2, 8]" if kind == "int" else f"of floats, must be one of {_FLOAT_BITS}"
+        raise CheckpointError(f"{where}: num_bits {bits!r}: {rule}")
+    symmetric = told.get("symmetric", True)
+    if not isinstance(symmetric, bool) or (kind == "float" and not symmetric):
+        rule = "must be true or false" if kind == "int" else "of floats, must be true"
+        raise CheckpointError(f"{where}: symmetric {symmetric!r}: {rule}")
+    rows, size = _sizes(where, told)
+    return Setting(bits, size, symmetric, told.get("actorder") == "group", rows, kind == "float")
+
+
+def _sizes(where: str, told: dict[str, Any]) -> tuple[int, int]:
+    """The rows and columns of a group of weights; 0 columns: a whole row."""
+    size = told.get("group_size")
+    if size is not None and (not _whole(size) or not (size == -1 or 1 <= size < 1 << 31)):
         raise CheckpointError(f"{where}: group_size {size!r}: must be null, -1 or at least 1")
     strategy = told.get("strategy") or ("channel" if size in (None, -1) else "group")
     if strategy not in _STRATEGIES:
         raise CheckpointError(f"{where}: strategy {strategy!r}: must be one of {', '.join(_STRATEGIES)}")
-    if (strategy == "group") != (size not in (None, -1)):
+    if (strategy in _GROUPS) != (size not in (None, -1)):
         raise CheckpointError(f"{where}: group_size {size!r}: does not go with strategy {strategy!r}")
-    symmetric = told.get("symmetric", True)
-    if not isinstance(symmetric, bool):
-        raise CheckpointError(f"{where}: symmetric {symmetric!r}: must be true or false")
-    return Setting(bits, (size or 0) if strategy == "group" else 0, symmetric, told.get("actorder") == "group")
+    if strategy != "block":
+        return 1, max(size or 0, 0)
+    block = told.get("block_structure")
+    if not isinstance(block, list) or len(block) != 2 or not all(_whole(one) and 1 <= one < 1 << 31 for one in block):
+        raise CheckpointError(f"{where}: block_structure {block!r}: must be two numbers, of rows and columns")
+    return block[0], block[1]
+
+
+def _whole(number: object) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool)
 
 
 def dense_words(source: Source) -> bool | None:

@@ -226,7 +226,10 @@ def _kinds_of(weight: ForeignWeight) -> list[WeightType]:
 def _unlike(weight: ForeignWeight, kind: WeightType) -> str | None:
     """What no scheme with this type of weights has."""
     reasons = (
-        (weight.book is not None and (not kind.table or weight.factor != 1), "a code book of other than 16 values"),
+        (
+            weight.book is not None and (not kind.table or weight.factor != 1),
+            "a code book of other than 16 values, such as float8",
+        ),
         (weight.minimum is not None and not kind.minimum, "a float minimum in place of an integer zero point"),
         (weight.minimum is not None and bool((weight.scale < 0).any()), "negative scales beside a float minimum"),
         (weight.minimum is not None and weight.factor != 1, "a factor of the sums with a float minimum"),

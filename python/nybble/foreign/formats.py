@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .. import plugins
 from ..checkpoint.files import CheckpointError
-from . import awq, bitsandbytes, compressed, gguf, gptq, hqq, onnx_nodes, quanto, torchao
+from . import awq, bitsandbytes, compressed, fp8, gguf, gptq, hqq, onnx_nodes, quanto, torchao
 from .opened import Opened
 from .source import Source
 
@@ -38,14 +38,15 @@ class ForeignFormat:
 
 _BUILT_IN = (
     ForeignFormat("gptq", "quant_method gptq", gptq.detect, gptq.read_file),
-    ForeignFormat("awq", "quant_method awq, version gemm", awq.detect, awq.read_file),
+    ForeignFormat("awq", "quant_method awq", awq.detect, awq.read_file),
     ForeignFormat("compressed-tensors", "quant_method compressed-tensors", compressed.detect, compressed.read_file),
     ForeignFormat("gguf", "a .gguf file", gguf.detect, gguf.read_file),
     ForeignFormat("bitsandbytes", "quant_method bitsandbytes", bitsandbytes.detect, bitsandbytes.read_file),
     ForeignFormat("torchao", "quant_method torchao, as safetensors", torchao.detect, torchao.read_file),
+    ForeignFormat("fp8", "quant_method fp8", fp8.detect, fp8.read_file),
     ForeignFormat("quanto", "quanto_qmap.json", quanto.detect, quanto.read_file),
     ForeignFormat("onnx", "an .onnx file with MatMulNBits nodes", onnx_nodes.detect, onnx_nodes.read_file),
-    ForeignFormat("hqq", "qmodel.pt, which is refused", hqq.detect, hqq.read_file),
+    ForeignFormat("hqq", "qmodel.pt, or tensors *.W_q", hqq.detect, hqq.read_file),
 )
 
 

@@ -78,7 +78,7 @@ def load_pretrained(
             layers.append(loading.replace(name))
             advance(name)
     loading.fill()
-    return Loaded(loading.model.eval(), ImportReport(row.name, tuple(layers)))
+    return Loaded(loading.model.eval(), ImportReport(row.name, tuple(layers), loading.opened.notes))
 
 
 def _told(opened: Opened, act_bits: int, dtype: torch.dtype | None) -> Loading:

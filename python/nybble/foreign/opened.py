@@ -12,7 +12,7 @@ from torch import Tensor
 from ..checkpoint.files import CheckpointError
 from .mapped import MappedFile
 from .source import Source
-from .tensors import Tensors
+from .tensors import FLOAT8, Tensors
 from .weight import ForeignWeight
 
 
@@ -37,12 +37,14 @@ class Opened:
     """A checkpoint whose headers were checked.
 
     ``config`` gives what config.json says, or what the file says in its place. ``files`` are those that it is read from.
+    ``notes``: what it has besides that is not used.
     """
 
     layers: Mapping[str, Layer]
     parts: Mapping[str, Part]
     config: Callable[[], Mapping[str, Any]]
     files: tuple[MappedFile, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def release(self) -> None:
         """Give the memory of all that was read so far back to the system; tensors in mapped memory stay valid."""
@@ -103,6 +105,10 @@ def opened(
         if name not in theirs
     }
     for name in parts:
+        if tensors.entries[name].dtype in FLOAT8:  # there is a scale somewhere, by another name
+            raise CheckpointError(
+                f"{name}: is {tensors.entries[name].dtype}, of no layer that this format is known to have"
+            )
         owner = next((owner for owner in _owners(name) if owner in modules), None)
         if owner is not None and name != f"{owner}.bias":
             raise CheckpointError(f"{name}: not a tensor that a quantized layer of this format has")

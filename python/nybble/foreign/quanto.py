@@ -1,8 +1,9 @@
-"""optimum-quanto: qint8 rows, and qint4 and qint2 codes with a float shift; the settings are in quanto_qmap.json.
+"""optimum-quanto: qint8 and qfloat8 rows, and qint4 and qint2 codes with a float shift; the settings are in quanto_qmap.json.
 
-qint8: weight._data, int8 (N, K), and weight._scale (N, 1). qint4: the weight is regrouped to (R, g), R = N * K / g;
-weight._data._data, uint8 (R / 2, g), has row r of it in the low half and row r + R / 2 in the high half (qint2: rows r + R / 4 and
-so on in the next two bits); weight = code * _scale - _shift, in the dtype of the scale. The file does not have N and K.
+qint8, qfloat8: weight._data, int8 or float8_e4m3fn (N, K), and weight._scale (N, 1). qint4: the weight is regrouped to (R, g),
+R = N * K / g; weight._data._data, uint8 (R / 2, g), has row r of it in the low half and row r + R / 2 in the high half (qint2: rows
+r + R / 4 and so on in the next two bits); weight = code * _scale - _shift, in the dtype of the scale. The file does not have N and
+K.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 
 from ..checkpoint.files import CheckpointError
 from .bits import pairs
+from .float_codes import float8_codes
 from .opened import Opened, opened
 from .source import Source
 from .tensors import FLOATS, Tensors, read_json
@@ -21,7 +23,9 @@ from .weight import ForeignWeight, checked
 
 _MAP = "quanto_qmap.json"
 _PACKED = ("weight._data._data", "weight._scale", "weight._shift")
-_PARTS = {"qint8": ("weight._data", "weight._scale"), "qint4": _PACKED, "qint2": _PACKED}
+_ROWS = ("weight._data", "weight._scale")
+_FLOAT8 = "qfloat8_e4m3fn"
+_PARTS = {"qint8": _ROWS, _FLOAT8: _ROWS, "qint4": _PACKED, "qint2": _PACKED}
 _INPUTS = ("input_scale", "output_scale")
 
 
@@ -57,6 +61,14 @@ def _read8(name: str, tensors: Tensors) -> ForeignWeight:
     return checked(ForeignWeight(codes, 8, scale, 0, codes.shape[1]), name, "weight._scale")
 
 
+def _read_float8(name: str, tensors: Tensors) -> ForeignWeight:
+    part = f"{name}.weight._data"
+    codes, book = float8_codes(tensors.typed(part, (torch.float8_e4m3fn,), 2), part)
+    scale = tensors.shaped(f"{name}.weight._scale", FLOATS, (codes.shape[0], 1))
+    weight = ForeignWeight(codes, 8, scale, 0, codes.shape[1], book=book, arithmetic=scale.dtype)
+    return checked(weight, name, "weight._scale")
+
+
 def _read_packed(name: str, tensors: Tensors, bits: int) -> ForeignWeight:
     packed = tensors.typed(f"{name}.weight._data._data", (torch.uint8,), 2)
     scale = tensors.typed(f"{name}.weight._scale", FLOATS, 2)
@@ -85,6 +97,7 @@ def _read_packed(name: str, tensors: Tensors, bits: int) -> ForeignWeight:
 
 _READ: dict[str, Callable[[str, Tensors], ForeignWeight]] = {
     "qint8": _read8,
+    _FLOAT8: _read_float8,
     "qint4": functools.partial(_read_packed, bits=4),
     "qint2": functools.partial(_read_packed, bits=2),
 }

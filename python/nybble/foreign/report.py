@@ -36,10 +36,14 @@ class ImportedLayer:
 
 @dataclass(frozen=True)
 class ImportReport(Shown):
-    """All quantized layers of a foreign checkpoint. ``print(report)`` shows a table; ``to_json`` gives everything."""
+    """All quantized layers of a foreign checkpoint. ``print(report)`` shows a table; ``to_json`` gives everything.
+
+    ``notes``: what the checkpoint has that is not used.
+    """
 
     format: str
     layers: tuple[ImportedLayer, ...]
+    notes: tuple[str, ...] = ()
 
     def parts(self) -> Sequence[Part]:
         """As Shown.parts."""
@@ -56,11 +60,12 @@ class ImportReport(Shown):
             lines.append(
                 f"{len(static)} layers have static inputs in the file, such as {static[0].name}: {static[0].inputs}"
             )
-        return [Table([header, *rows], left=(0, 1, 2)), *lines]
+        return [Table([header, *rows], left=(0, 1, 2)), *lines, *self.notes]
 
     def to_json(self) -> str:
         """As strict JSON: an SQNR that is infinite is null."""
         rows = [asdict(row) | {"exact": row.exact} for row in self.layers]
         for row in rows:
             row["sqnr_db"] = row["sqnr_db"] if math.isfinite(row["sqnr_db"]) else None
-        return json.dumps({"schema": "nybble.import/1", "format": self.format, "layers": rows}, indent=2)
+        told = {"schema": "nybble.import/1", "format": self.format, "layers": rows, "notes": list(self.notes)}
+        return json.dumps(told, indent=2)

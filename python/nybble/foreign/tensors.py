@@ -19,7 +19,14 @@ ONE_FILE = "model.safetensors"
 SHARDS = "model.safetensors.index.json"
 _MOST_HEADER = 100_000_000  # bytes, as safetensors allows
 _MOST_JSON = 1 << 26
-_KINDS = {**DTYPES, "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64}
+_KINDS = {
+    **DTYPES,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
 
 
 def parse_json(text: bytes, where: str) -> dict[str, Any]:
@@ -168,3 +175,4 @@ class Tensors:
 
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)

@@ -82,7 +82,7 @@ class Foreign(Work):
             value = self.loading.part(name, tuple(parameter.shape), parameter.dtype)
             model.get_submodule(above)._parameters[key] = nn.Parameter(value, requires_grad=False)
         rows = [self.loading.replace(name) for name in self.loading.opened.layers]
-        self.report = ImportReport(self.format, tuple(rows))
+        self.report = ImportReport(self.format, tuple(rows), self.loading.opened.notes)
 
 
 def _fitted(opened: Opened, model: Any) -> Opened:

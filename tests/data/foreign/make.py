@@ -1,9 +1,11 @@
-"""Makes checkpoints of kinds that no whole checkpoint was cut for: needs torchao, bitsandbytes, gguf and hqq.
+"""Makes checkpoints of kinds that no whole checkpoint was cut for: needs the library that each function imports.
 
-Each has its `oracle.safetensors`, the library's own dequantization, float32. The versions are in its metadata.
+`python make.py NAME ...` makes those of some functions, `python make.py` all. Each has its `oracle.safetensors`, the library's own
+dequantization, float32. The versions are in its metadata.
 """
 
 import json
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -35,8 +37,13 @@ def torchao_intx():
     write("torchao-intx-g32", tensors, {"quant_method": "torchao"}, oracle, "torchao", metadata)
 
 
-def bitsandbytes_flat(kind, k):
+def bitsandbytes_flat(k=80):
     """Blocks of 64 that cross rows of k inputs, which version 0.50.2's own CPU kernel takes for blocks of each row."""
+    for kind in ("nf4", "fp4"):
+        bitsandbytes_kind(kind, k)
+
+
+def bitsandbytes_kind(kind, k):
     from bitsandbytes import functional
     from bitsandbytes.backends.default.ops import _dequantize_4bit_compute
 
@@ -105,10 +112,110 @@ def hqq_tensors():
     save_file({"fc": layer.dequantize()}, target / "oracle.safetensors", {"library": f"hqq {version('hqq')}"})
 
 
+def compressed(name, group_size=None, block=None, **weights):
+    """One layer in the format that compressed-tensors chooses, with scales of the largest weights."""
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.compressors.format import infer_module_format
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+    from compressed_tensors.quantization.utils import calculate_qparams
+
+    torch.manual_seed(0)
+    weight = torch.randn(24, 96).to(torch.bfloat16)
+    args = QuantizationArgs(group_size=group_size, block_structure=block, **weights)
+    inputs = QuantizationArgs(num_bits=8, type="float", strategy="token", dynamic=True) if block else None
+    scheme = QuantizationScheme(targets=["Linear"], weights=args, input_activations=inputs)
+    groups = weight.float()[None, None]
+    if block:
+        groups = weight.float().unflatten(1, (-1, block[1])).unflatten(0, (-1, block[0])).transpose(1, 2).flatten(2)
+    elif group_size:
+        groups = weight.float().unflatten(1, (-1, group_size))
+    low, high = (end(groups, dim=-1 if group_size or block else (2, 3)) for end in (torch.amin, torch.amax))
+    state = {"weight": weight}
+    if group_size == 16:
+        state["weight_global_scale"] = 448 * 6 / weight.abs().max().float().reshape(1)
+    more = {"global_scale": state["weight_global_scale"]} if group_size == 16 else {}
+    scale, zero = calculate_qparams(low.reshape(-1) if low.numel() == 1 else low, high.reshape(low.shape), args, **more)
+    state["weight_scale"] = scale.reshape(-1) if scale.numel() == 1 else scale
+    if not args.symmetric:
+        state["weight_zero_point"] = zero.reshape(-1).to(torch.int8)
+    format = infer_module_format(torch.nn.Linear, scheme).value
+    compressor = BaseCompressor.get_value_from_registry(format)
+    stored = compressor.compress(state, scheme)
+    oracle = compressor.decompress(stored, scheme)["weight"]
+    told = {"quant_method": "compressed-tensors", "format": format, "version": version("compressed-tensors")}
+    told["config_groups"] = {"group_0": json.loads(scheme.model_dump_json())}
+    tensors = {f"fc.{key}": value.data for key, value in stored.items() if value is not None}
+    write(name, tensors, told, oracle, "compressed-tensors")
+
+
+def compressed_floats():
+    floats = {"type": "float", "symmetric": True}
+    compressed("ct-nvfp4", num_bits=4, strategy="tensor_group", group_size=16, **floats)
+    compressed("ct-mxfp4", num_bits=4, strategy="group", group_size=32, scale_dtype=torch.uint8, **floats)
+    compressed("ct-mxfp8", num_bits=8, strategy="group", group_size=32, scale_dtype=torch.uint8, **floats)
+    compressed("ct-fp8-block", num_bits=8, strategy="block", block=[8, 32], **floats)
+
+
+def compressed_whole():
+    """One scale and one zero point for all weights, which are not packed."""
+    compressed("ct-w4a16-tensor-asym", num_bits=4, type="int", symmetric=False, strategy="tensor")
+
+
+def quanto_float8():
+    from optimum.quanto import freeze, qfloat8, quantize
+
+    torch.manual_seed(0)
+    model = torch.nn.ModuleDict({"fc": torch.nn.Linear(96, 24, bias=False).to(torch.bfloat16)})
+    quantize(model, weights=qfloat8)
+    freeze(model)
+    tensors = {
+        key: value.detach().clone() for key, value in model.state_dict().items() if "scale" not in key or "_s" in key
+    }
+    write("quanto-qfloat8", tensors, {}, model["fc"].weight.dequantize(), "optimum-quanto")
+    (HERE / "quanto-qfloat8" / "config.json").unlink()
+    told = {"fc": {"weights": "qfloat8_e4m3fn", "activations": "none"}}
+    (HERE / "quanto-qfloat8" / "quanto_qmap.json").write_text(json.dumps(told, indent=1) + "\n")
+
+
+def awq_other_layouts():
+    """The layouts for small batches, packed by gptqmodel, which unpacks them on a GPU only: the oracle is from the codes."""
+    from gptqmodel.nn_modules.qlinear.gemv_awq import AwqGEMVLinear
+    from gptqmodel.nn_modules.qlinear.gemv_fast_awq import AwqGEMVFastLinear
+
+    for word, kind, size in (("gemv", AwqGEMVLinear, 64), ("gemv_fast", AwqGEMVFastLinear, 32)):
+        torch.manual_seed(0)
+        codes = torch.randint(0, 16, (64, 192))
+        zeros = torch.randint(0, 16, (64, 192 // size))
+        scales = (torch.rand(64, 192 // size) / 16 + 0.01).half()
+        spread = [one.float().repeat_interleave(size, dim=1) for one in (zeros, scales)]
+        linear = torch.nn.Linear(192, 64, bias=False)
+        linear.weight.data = (codes - spread[0]) * spread[1]
+        layer = kind(4, size, False, False, 192, 64)
+        layer.pack(linear, scales.float(), zeros.float())
+        oracle = codes * spread[1] - (spread[0] * spread[1]).half().float() if "fast" in word else linear.weight.data
+        tensors = {f"fc.{key}": value for key, value in layer.named_buffers()}
+        told = {"quant_method": "awq", "bits": 4, "group_size": size, "version": word, "zero_point": True}
+        write(f"awq-{word.replace('_', '-')}", tensors, told, oracle.detach(), "gptqmodel")
+
+
+def fp8():
+    """As transformers dequantizes it to float32: blocks of 128 do not divide the shape."""
+    from transformers.integrations.finegrained_fp8 import _dequantize_fp8_weight
+
+    torch.manual_seed(0)
+    weight = torch.randn(40, 160).to(torch.float8_e4m3fn)
+    scale = torch.rand(2, 2) + 0.1
+    oracle = _dequantize_fp8_weight(weight, scale, [32, 128], torch.float32)
+    told = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [32, 128]}
+    write("fp8-block", {"fc.weight": weight, "fc.weight_scale_inv": scale}, told, oracle, "transformers")
+
+
+MADE = (
+    torchao_intx, bitsandbytes_flat, gguf_blocks, hqq_saved, hqq_tensors, compressed_floats, compressed_whole, quanto_float8,
+    awq_other_layouts, fp8,
+)  # fmt: skip
+
 if __name__ == "__main__":
-    torchao_intx()
-    bitsandbytes_flat("nf4", 80)
-    bitsandbytes_flat("fp4", 80)
-    gguf_blocks()
-    hqq_saved()
-    hqq_tensors()
+    for function in MADE:
+        if not sys.argv[1:] or function.__name__ in sys.argv[1:]:
+            function()
