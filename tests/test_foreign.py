@@ -200,7 +200,7 @@ def test_shards_are_one_checkpoint(tmp_path: Path) -> None:
     (layer,) = open_foreign(directory)[1].layers.values()
     assert torch.equal(layer.read().dequantize(), rows_read("gptq-w4-g128"))
     for wrong, rule in (
-        ("../x.safetensors", "is no safetensors file beside it"),
+        ("../x.safetensors", r"is no \.safetensors file beside it"),
         ("none.safetensors", "cannot be opened"),
     ):
         index.write_text(json.dumps({"weight_map": files | {names[0]: wrong}}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +18,26 @@ from ..foreign.export_report import ExportReport
 from ..foreign.map_model import map_model
 from ..foreign.save import Options, write_pretrained
 from ..foreign.tensors import Tensors
+from ..model.allocator import return_freed
 from ..model.walk import named_modules
 from . import CommandFailed
 from .model_dir import CONFIG, read_config
 from .output import add_beside, check_out
+from .saved import is_saved, load_saved, plain_config
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _LARGEST_INDEX = 1 << 26
+_OPTIONS = {"dense": "--dense", "round_scales": "--round-scales"}  # what messages call arguments -> what users type
 EXAMPLE = "example: nybble export DIR --format compressed-tensors --out OUT"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """The options of the command."""
     parser.add_argument(
-        "path", type=Path, metavar="DIR", help="nybble's checkpoint with config.json, as import writes it"
+        "path",
+        type=Path,
+        metavar="DIR",
+        help="nybble's checkpoint with config.json, as import or save_pretrained writes it",
     )
     parser.add_argument(
         "--format", required=True, metavar="NAME", help="compressed-tensors, gptq, or another: no such name lists all"
@@ -47,22 +54,34 @@ def run(args: Namespace) -> None:
     try:
         report = _write(args)
     except (ValueError, OSError, ImportError) as error:
-        raise CommandFailed(" ".join(str(error).split())) from error
+        text = " ".join(str(error).split())
+        for argument, option in _OPTIONS.items():
+            text = text.replace(f"{argument}=True", option)
+        raise CommandFailed(text) from error
     print(report.to_json() if args.json else report)
 
 
 def _write(args: Namespace) -> ExportReport:
-    for name in (INDEX, CONFIG):
-        if not (args.path / name).is_file():
-            raise CommandFailed(f"{args.path}: has no {name}: must be a directory that nybble import or quantize wrote")
-    config = read_config(args.path)
-    model = _model(args.path, config)
-    release = map_model(model, args.path)
+    if is_saved(args.path):
+        model, release = load_saved(args.path), return_freed
+    else:
+        model, release = _mapped(args.path)
+    config = plain_config(args.path)
     with written_at_once(args.out) as aside:
         options = Options(args.format, args.dense, args.round_scales, config, release=release)
         report = write_pretrained(model.eval(), aside, options)
         add_beside(aside, args.path, report)
     return report
+
+
+def _mapped(directory: Path) -> tuple[nn.Module, Callable[[], None]]:
+    """The model of nybble's own checkpoint, in mapped memory, and what gives that back."""
+    for name in (INDEX, CONFIG):
+        if not (directory / name).is_file():
+            rule = "must be a directory that nybble import or quantize, or save_pretrained of transformers wrote"
+            raise CommandFailed(f"{directory}: has no {name}: {rule}")
+    model = _model(directory, read_config(directory))
+    return model, map_model(model, directory)
 
 
 def _model(directory: Path, config: dict[str, Any]) -> nn.Module:

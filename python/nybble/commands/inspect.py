@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.files import INDEX, CheckpointError, read_index
-from ..checkpoint.index import parse_index
+from ..checkpoint.index import LayerEntry, parse_index
 from ..demo.table import show_table
 from ..foreign import Opened, open_foreign
 from ..foreign.fit import fit
+from ..foreign.tensors import Tensors
 from ..text import wrap
 from . import CommandFailed
+from .saved import is_saved, saved_layers
 
 SCHEMA = "nybble.inspect/1"
 EXAMPLE = "example: nybble inspect DIR --json"
@@ -44,7 +46,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> None:
     """Run the command. Raises CommandFailed for a path that holds no checkpoint that is known, or a damaged one."""
     try:
-        found = _own(args.path) if (args.path / INDEX).is_file() else _foreign(args.path)
+        found = _found(args.path)
     except (CheckpointError, ImportError) as error:
         raise CommandFailed(" ".join(str(error).split())) from error
     if args.json:
@@ -53,16 +55,37 @@ def run(args: Namespace) -> None:
         _show(found)
 
 
+def _found(path: Path) -> dict[str, Any]:
+    if (path / INDEX).is_file():
+        return _own(path)
+    if is_saved(path):
+        rows, sizes = saved_rows(path)
+        return _result("nybble", rows, sizes)
+    return _foreign(path)
+
+
 def _own(directory: Path) -> dict[str, Any]:
     """nybble's own checkpoint, by its index."""
     index = parse_index(read_index(directory, _LARGEST_INDEX))
     sizes = {name: entry.end - entry.begin for name, entry in index.tensors.items()}
+    return _result("nybble", _take(index.layers, sizes), sizes)
+
+
+def saved_rows(directory: Path) -> tuple[list[Row], dict[str, int]]:
+    """The layers of a directory that transformers wrote, and the bytes of each other tensor."""
+    entries = Tensors(directory).entries
+    sizes = {name: entry.end - entry.begin for name, entry in entries.items()}
+    return _take(saved_layers(directory), sizes), sizes
+
+
+def _take(layers: tuple[LayerEntry, ...], sizes: dict[str, int]) -> list[Row]:
+    """nybble's own layers, whose tensors are taken out of ``sizes``."""
     rows = []
-    for layer in index.layers:
+    for layer in layers:
         mine = [name for name in sizes if name.startswith(f"{layer.name}.")]
         nbytes = sum(sizes.pop(name) for name in mine)
         rows.append(Row(layer.name, (layer.out_features, layer.in_features), layer.scheme, nbytes, layer.scheme))
-    return _result("nybble", rows, sizes)
+    return rows
 
 
 def _foreign(path: Path) -> dict[str, Any]:

@@ -24,6 +24,14 @@ def load_model(directory: Path) -> nn.Module:
     Raises:
         CommandFailed: the directory has no such model, or transformers is not installed.
     """
+    config = read_config(directory)
+    if any(config.get(key) for key in QUANTIZATION):
+        raise CommandFailed(f"{directory}: is quantized already; `nybble import` makes nybble's checkpoint of it")
+    return load_class(directory)
+
+
+def load_class(directory: Path) -> nn.Module:
+    """As load_model, of a model that may be quantized."""
     try:
         import transformers
     except ImportError as error:
@@ -72,8 +80,6 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 def _architecture(directory: Path) -> str:
     config = read_config(directory)
-    if any(config.get(key) for key in QUANTIZATION):
-        raise CommandFailed(f"{directory}: is quantized already; `nybble import` makes nybble's checkpoint of it")
     names = config.get("architectures")
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise CommandFailed(f"{directory / CONFIG}: has no 'architectures'")

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..checkpoint.files import INDEX
 from . import CommandFailed, inspect
 from .output import REPORT_JSON, REPORT_TEXT
+from .saved import is_saved
 
 EXAMPLE = "example: nybble report DIR --json"
 
@@ -22,6 +23,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> None:
     """Print the report beside the checkpoint, or, where there is none, what the checkpoint holds."""
+    if is_saved(args.path):
+        inspect.run(args)
+        return
     if not (args.path / INDEX).is_file():
         raise CommandFailed(f"{args.path}: has no {INDEX}: not a directory that nybble wrote; see `nybble inspect`")
     report = args.path / (REPORT_JSON if args.json else REPORT_TEXT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import torch
@@ -54,14 +55,10 @@ def _fit(weight: ForeignWeight, kind: WeightType, act_bits: int) -> Fit:
     if _counted_alike(weight, kind):
         stored, zero = _mirrored(weight, kind)
     else:
-        codes, zero = _codes(weight, kind)
-        low, high = (int(end) for end in codes.aminmax())
-        lowest, highest = kind.ends
-        if low < lowest or high > highest:
-            code = low if low < lowest else high
-            times = int((codes == code).sum())
-            return Fit(why=f"code {code - kind.middle} ({times} times): {kind.name} has not this code")
-        stored = kind.pack(codes)
+        stored, zero, outside = _by_rows(weight, kind)
+        if outside:
+            code = min(outside) if min(outside) < kind.ends[0] else max(outside)
+            return Fit(why=f"code {code - kind.middle} ({outside[code]} times): {kind.name} has not this code")
     if zero is not None and (zero.min() < kind.ends[0] or zero.max() > kind.ends[1]):
         return Fit(why=f"a zero point outside [{kind.ends[0]}, {kind.ends[1]}]")
     found = _held(weight, stored, zero, _scheme(weight, kind, act_bits, size, zero, order), order)
@@ -93,9 +90,8 @@ def keep_codes(weight: ForeignWeight, act_bits: int = 16) -> Fit:
     size, why = _form(weight, kind, act_bits)
     if why is not None:
         return Fit(why=why)
-    codes, zero = _codes(weight, kind)
+    codes, zero, _ = _by_rows(weight, kind)
     zero = None if zero is None else zero.clamp(*kind.ends)
-    codes = kind.pack(codes.clamp(*kind.ends))
     return _held(weight, codes, zero, _scheme(weight, kind, act_bits, size, zero, order), order)
 
 
@@ -263,8 +259,41 @@ def _mirrored(weight: ForeignWeight, kind: WeightType) -> tuple[Tensor, Tensor |
     return codes, None if isinstance(zero, int) else zero
 
 
-def _codes(weight: ForeignWeight, kind: WeightType) -> tuple[Tensor, Tensor | None]:
-    """Codes (N, K) as the weight type counts them, and zero points (N, groups), or None where all are its middle.
+def _by_rows(weight: ForeignWeight, kind: WeightType) -> tuple[Tensor, Tensor | None, Counter[int]]:
+    """As _codes, of some rows at a time, to take little memory: codes as they are stored, zero points, and how often there is a
+    code that the weight type does not have, in whose place its nearest one is stored."""
+    n, k = weight.shape
+    height = max(_AT_ONCE // k, 1)
+    stored, outside = torch.empty(0), Counter[int]()
+    zeros: list[Tensor | None] = []
+    for with_zeros in (False, True):
+        zeros, outside = [], Counter()
+        for row in range(0, n, height):
+            codes, zero = _codes(weight.rows(slice(row, row + height)), kind, with_zeros)
+            outside.update(_outside(codes, kind))
+            packed = kind.pack(codes.clamp_(*kind.ends))
+            if row == 0:
+                stored = packed.new_empty((n, *packed.shape[1:]))
+            stored[row : row + height] = packed
+            zeros.append(zero)
+        if len({zero is None for zero in zeros}) == 1:
+            break  # else some rows need zero points, so that all have them
+    found = [zero for zero in zeros if zero is not None]
+    return stored, torch.cat(found) if found else None, outside
+
+
+def _outside(codes: Tensor, kind: WeightType) -> list[int]:
+    """All codes that the weight type does not have."""
+    low, high = (int(end) for end in codes.aminmax())
+    lowest, highest = kind.ends
+    if lowest <= low and high <= highest:
+        return []
+    found: list[int] = codes[(codes < lowest) | (codes > highest)].tolist()
+    return found
+
+
+def _codes(weight: ForeignWeight, kind: WeightType, with_zeros: bool) -> tuple[Tensor, Tensor | None]:
+    """Codes (N, K) as the weight type counts them, and zero points (N, groups), or None where all are its middle, and may be.
 
     Of a group with a negative scale they are mirrored, lowest + highest - code, or negated where there are no zero points and
     signed codes have the negatives: that goes with the positive scale.
@@ -279,7 +308,7 @@ def _codes(weight: ForeignWeight, kind: WeightType) -> tuple[Tensor, Tensor | No
     steps = torch.where(silent, 0, codes - (weight.zero if isinstance(weight.zero, int) else weight.zero[:, columns]))
     signed = torch.where(flips[:, columns], -steps, steps)
     held = kind.stored.is_signed and signed.min() >= kind.ends[0] and signed.max() <= kind.ends[1]
-    if held or (isinstance(weight.zero, int) and not flips.any()):
+    if not with_zeros and (held or (isinstance(weight.zero, int) and not flips.any())):
         return signed + kind.middle, None
     if isinstance(weight.zero, int):
         codes, zeros = steps + kind.middle, torch.full(weight.scale.shape, kind.middle)

@@ -70,6 +70,8 @@ def open_foreign(path: str | os.PathLike[str]) -> tuple[ForeignFormat, Opened]:
     known = "; ".join(f"{row.name}: {row.what}" for row in found or foreign_formats())
     if len(found) > 1:
         raise CheckpointError(f"{source.path}: holds checkpoints of {len(found)} formats, must be one ({known})")
+    if not found and source.method == "nybble":
+        raise CheckpointError(f"{source.path}: has layers of nybble: from_pretrained of transformers loads them")
     if not found:
         told = f"quant_method {source.method!r} is not known" if source.method else "no quantized checkpoint is found"
         raise CheckpointError(f"{source.path}: {told}{_inner(source.path)} ({known})")

@@ -20,6 +20,8 @@ Floats = NDArray[np.float16] | NDArray[np.float32]
 # What the codes of the types IQ4_* stand for.
 NONLINEAR = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
+_FLOAT4 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # twice what codes of MXFP4 stand for
+
 
 class BlockLevels(NamedTuple):
     """What scales and minimums are products of: d and dmin (blocks, 1), and levels (blocks, 2 * groups of a block)."""
@@ -168,6 +170,25 @@ def _iq4_xs(raw: Bytes) -> Decoded:
     return Decoded(codes, 4, _times(_half(raw, 0), scales), book=NONLINEAR)
 
 
+def _tq1_0(raw: Bytes) -> Decoded:
+    """A byte has five ternary digits, of which the first is the highest of byte / 256 in base 3; those of the last four have four."""
+    parts = []
+    for begin, end, digits in ((0, 32, 5), (32, 48, 5), (48, 52, 4)):
+        powers = np.array([3**i for i in range(digits)], np.uint8).reshape(1, digits, 1)
+        parts.append((raw[:, None, begin:end] * powers).reshape(len(raw), -1))  # modulo 256
+    codes = (np.concatenate(parts, axis=1).astype(np.uint16) * 3 >> 8).astype(np.uint8)
+    return Decoded(codes, 2, _half(raw, 52), 1)
+
+
+def _tq2_0(raw: Bytes) -> Decoded:
+    return Decoded(_two_bits(raw[:, :64]), 2, _half(raw, 64), 1)
+
+
+def _mxfp4(raw: Bytes) -> Decoded:
+    scale = np.ldexp(np.float32(1), raw[:, :1].astype(np.int32) - 128)
+    return Decoded(pairs(raw[:, 1:]), 4, scale.astype(np.float32), book=_FLOAT4)
+
+
 # By the number that a file has for the type.
 _TYPES = {
     0: BlockType("F32", 1, 4),
@@ -185,6 +206,9 @@ _TYPES = {
     14: BlockType("Q6_K", 256, 210, _q6_k),
     20: BlockType("IQ4_NL", 32, 18, _iq4_nl),
     23: BlockType("IQ4_XS", 256, 136, _iq4_xs),
+    34: BlockType("TQ1_0", 256, 54, _tq1_0),
+    35: BlockType("TQ2_0", 256, 66, _tq2_0),
+    39: BlockType("MXFP4", 32, 17, _mxfp4),
 }
 
 

@@ -55,6 +55,16 @@ class MappedFile:
             self._map.madvise(mmap.MADV_DONTNEED)
 
 
+class Entry(NamedTuple):
+    """A tensor of a file."""
+
+    file: MappedFile
+    begin: int
+    end: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
 class Span(NamedTuple):
     """Where a tensor lies in its file."""
 

@@ -65,7 +65,7 @@ class Pieces:
     def __init__(self, model: nn.Module) -> None:
         self.model, self._twin = model, _twin(model)
         self._tables = {module.weight_id for module in model.modules() if _is_table(module)}
-        pairs = _pairs(model)
+        pairs = _pairs(self._twin or model)
         self.untied = any(not _same(model, name, other) for name, other in pairs.items())
         self.tied: Mapping[str, str] = {} if self.untied else pairs
 
@@ -150,7 +150,8 @@ def _twin(model: nn.Module) -> nn.Module | None:
 
 
 def _pairs(model: nn.Module) -> Mapping[str, str]:
-    """Name -> the name of the tensor that transformers ties it to."""
+    """Name -> the name of the tensor that transformers ties it to, of a model that it has not loaded: it forgets ties of layers that
+    nybble ties."""
     if getattr(getattr(model, "config", None), "tie_word_embeddings", None) is not True:
         return {}
     found: Any = getattr(model, "all_tied_weights_keys", {})

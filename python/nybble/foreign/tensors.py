@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +13,12 @@ from torch import Tensor
 
 from ..checkpoint.files import CheckpointError
 from ..checkpoint.tensors import DTYPES
-from .mapped import MappedFile, Span, check_spans
+from .mapped import Entry, MappedFile, Span, check_spans
+from .torch_file import read_saved
 
 ONE_FILE = "model.safetensors"
 SHARDS = "model.safetensors.index.json"
+_OTHER = ("training_args.bin", "optimizer.bin", "scheduler.bin")  # what training leaves beside a model
 _MOST_HEADER = 100_000_000  # bytes, as safetensors allows
 _MOST_JSON = 1 << 26
 _KINDS = {
@@ -58,16 +60,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return parse_json(file.read(0, file.size), str(path))
 
 
-class Entry(NamedTuple):
-    """A tensor of a file."""
-
-    file: MappedFile
-    begin: int
-    end: int
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-
 def _entry(file: MappedFile, name: str, told: Any, data: int) -> Entry:
     where = f"{file.path}: {name}"
     if not isinstance(told, dict):
@@ -107,44 +99,65 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, Any]]:
     return entries, metadata
 
 
-def safetensors_files(directory: Path) -> list[Path]:
-    """The files of the checkpoint in a directory; empty if there is none."""
-    if (directory / SHARDS).exists():
-        shards = read_json(directory / SHARDS).get("weight_map")
+class _Kind(NamedTuple):
+    """A kind of files: how their names end, the name of a single one, and of the index of several (listing); and what reads one."""
+
+    suffix: str
+    single: str
+    listing: str
+    read: Callable[[Path], tuple[dict[str, Entry], dict[str, Any]]]
+
+
+_SAFETENSORS = _Kind(".safetensors", ONE_FILE, SHARDS, read_header)
+# Those of torch.save, which older libraries wrote: nothing of them is run, see plain_values.
+_SAVED = _Kind(".bin", "pytorch_model.bin", "pytorch_model.bin.index.json", lambda path: (read_saved(path), {}))
+
+
+def _files(directory: Path, kind: _Kind) -> list[Path]:
+    """The files of the checkpoint in a directory; empty if there is none of the kind."""
+    if (directory / kind.listing).exists():
+        shards = read_json(directory / kind.listing).get("weight_map")
         if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-            raise CheckpointError(f"{directory / SHARDS}: weight_map: must be an object of file names")
+            raise CheckpointError(f"{directory / kind.listing}: weight_map: must be an object of file names")
         for name in shards.values():
-            if Path(name).name != name or not name.endswith(".safetensors"):
-                raise CheckpointError(f"{directory / SHARDS}: weight_map: {name!r} is no safetensors file beside it")
+            if Path(name).name != name or not name.endswith(kind.suffix):
+                rule = f"{name!r} is no {kind.suffix} file beside it"
+                raise CheckpointError(f"{directory / kind.listing}: weight_map: {rule}")
         return [directory / name for name in sorted(set(shards.values()))]
-    found = sorted(directory.glob("*.safetensors"))
-    if len(found) > 1 and directory / ONE_FILE in found:
-        return [directory / ONE_FILE]
+    found = sorted(path for path in directory.glob(f"*{kind.suffix}") if path.name not in _OTHER)
+    if len(found) > 1 and directory / kind.single in found:
+        return [directory / kind.single]
     if len(found) > 1:
-        raise CheckpointError(f"{directory}: has {len(found)} safetensors files, and neither {ONE_FILE} nor {SHARDS}")
+        rule = f"has {len(found)} {kind.suffix} files, and neither {kind.single} nor {kind.listing}"
+        raise CheckpointError(f"{directory}: {rule}")
     return found
 
 
 class Tensors:
-    """All tensors of a safetensors checkpoint. Raises CheckpointError where a header does not fit its file."""
+    """All tensors of a checkpoint of safetensors, or, if there are none, of files of torch.save.
+
+    Raises CheckpointError where a header does not fit its file.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.entries: dict[str, Entry] = {}
         self.metadata: dict[str, Any] = {}
         self.directory = directory
-        files = safetensors_files(directory)
+        kind, files = next(
+            ((kind, files) for kind in (_SAFETENSORS, _SAVED) if (files := _files(directory, kind))), (_SAFETENSORS, [])
+        )
         if not files:
-            raise CheckpointError(f"{directory}: has no safetensors file")
+            raise CheckpointError(f"{directory}: has no safetensors file, nor one of torch.save (.bin)")
         for path in files:
-            entries, metadata = read_header(path)
+            entries, metadata = kind.read(path)
             if twice := sorted(entries.keys() & self.entries.keys()):
                 raise CheckpointError(f"{path}: {twice[0]}: is also in another file of the checkpoint")
             self.entries |= entries
             self.metadata |= metadata
-        if (directory / SHARDS).exists():
-            lost = sorted(read_json(directory / SHARDS)["weight_map"].keys() - self.entries.keys())
+        if (directory / kind.listing).exists():
+            lost = sorted(read_json(directory / kind.listing)["weight_map"].keys() - self.entries.keys())
             if lost:
-                raise CheckpointError(f"{directory / SHARDS}: weight_map: {lost[0]} is in none of the files")
+                raise CheckpointError(f"{directory / kind.listing}: weight_map: {lost[0]} is in none of the files")
 
     def nbytes(self, names: Collection[str]) -> int:
         """The bytes of some tensors in the files."""

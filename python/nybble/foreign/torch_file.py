@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.files import CheckpointError
-from .mapped import MappedFile, Span, check_spans
+from .mapped import Entry, MappedFile, Span, check_spans
 from .plain_values import STORAGES, Stored, plain_values
 
 _LOCAL = 30  # bytes before the name in what the archive has before a file
@@ -55,6 +55,11 @@ class TorchFile:
 
     def tensor(self, stored: Stored, name: str) -> Tensor:
         """A tensor. ``name``: for messages. Raises CheckpointError where the file does not have its numbers."""
+        file, begin, end, dtype, shape = self.entry(stored, name)
+        return file.tensor(begin, end, dtype, shape)
+
+    def entry(self, stored: Stored, name: str) -> Entry:
+        """Where the numbers of a tensor lie. As ``tensor`` else."""
         where, dtype = f"{self.file.path}: {name}", _dtype(stored)
         key = f"data/{stored.storage.key}"
         if key not in self._places:
@@ -71,7 +76,20 @@ class TorchFile:
                 f"{where}: numbers {first} to {first + count} of {stored.storage.size}: beyond the end"
             )
         begin += first * dtype.itemsize
-        return self.file.tensor(begin, begin + count * dtype.itemsize, dtype, stored.shape)
+        return Entry(self.file, begin, begin + count * dtype.itemsize, dtype, stored.shape)
+
+
+def read_saved(path: Path) -> dict[str, Entry]:
+    """The tensors of a file that has a dict of them, such as pytorch_model.bin."""
+    file = TorchFile(path)
+    if not isinstance(file.values, dict):
+        raise CheckpointError(f"{path}: must be a dict of tensors")
+    entries = {}
+    for name, stored in file.values.items():
+        if not isinstance(stored, Stored):
+            raise CheckpointError(f"{path}: {name}: is a {type(stored).__name__}: must be a tensor")
+        entries[name] = file.entry(stored, name)
+    return entries
 
 
 def _dtype(stored: Stored) -> torch.dtype:

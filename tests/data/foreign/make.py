@@ -64,14 +64,17 @@ def gguf_blocks():
 
     rng = np.random.default_rng(0)
     halves = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q4_1": (0, 2)}
-    halves |= {"Q5_1": (0, 2)}
+    halves |= {"Q5_1": (0, 2), "TQ1_0": (52,), "TQ2_0": (64,), "MXFP4": ()}
     tensors = {}
-    for name in ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"]:
+    names = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"]
+    for name in [*names, "TQ1_0", "TQ2_0", "MXFP4"]:
         kind = gguf.GGMLQuantizationType[name]
         _, nbytes = gguf.GGML_QUANT_SIZES[kind]
         raw = rng.integers(0, 256, (6, nbytes), dtype=np.uint8)
         for place in halves.get(name, (0,)):
             raw[:, place + 1] &= 0xBF
+        if name == "MXFP4":
+            raw[:, 0] &= 0x8F  # of a block: 2 to the power of it, less 128
         tensors[f"{name}.raw"] = torch.from_numpy(raw)
         tensors[f"{name}.weight"] = torch.from_numpy(gguf.quants.dequantize(raw, kind).copy())
     save_file(tensors, HERE / "gguf-blocks.safetensors", {"library": f"gguf {version('gguf')}"})
