@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +147,17 @@ def test_lm_eval(tmp_path, monkeypatch) -> None:
     finally:
         end()
     assert found == answers(nybble.load_pretrained(tmp_path / "gptq")[0])
+
+
+def test_a_model_on_the_meta_device_may_be_the_first_that_needs_transformers() -> None:
+    """transformers imports its models late, and nybble registers then: its own tensors must not become meta tensors."""
+    code = (
+        "import torch, nybble, transformers\n"
+        "sizes = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=32)\n"
+        "with torch.device('meta'):\n"
+        "    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes))\n"
+        "assert model.lm_head.weight.is_meta\n"
+        "assert nybble.HfConfig('w8a8').scheme == 'w8a8'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

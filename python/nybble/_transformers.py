@@ -28,7 +28,9 @@ def register_with_transformers() -> None:
 
 
 def _register() -> None:
-    import_module(f"{_PACKAGE}.hf.register").register()
+    """Modules may be imported for the first time where the caller makes a model on the meta device: their own tensors are real."""
+    with import_module("torch").device("cpu"):
+        import_module(f"{_PACKAGE}.hf.register").register()
 
 
 class _Waiting(MetaPathFinder):

@@ -27,7 +27,7 @@ def _references() -> int:
     nothing, since threads run without a lock."""
     if not getattr(sys, "_is_gil_enabled", lambda: True)():
         return -1
-    arrays = [torch.empty(1, dtype=torch.uint8).numpy()]
+    arrays = [torch.empty(1, dtype=torch.uint8, device="cpu").numpy()]
     return next((count for count in range(1, 5) if _first_free(arrays, 1, count) is not None), -1)
 
 
@@ -45,7 +45,7 @@ class _Held(threading.local):
         found = _first_free(self.arrays, nbytes, _FREE)
         if found is not None:
             return found
-        self.arrays = [torch.empty(nbytes, dtype=torch.uint8).numpy(), *self.arrays[: _KEPT - 1]]
+        self.arrays = [torch.empty(nbytes, dtype=torch.uint8, device="cpu").numpy(), *self.arrays[: _KEPT - 1]]
         return self.arrays[0]
 
 
