@@ -14,8 +14,8 @@ import nybble
 # A room, or a module, imports only from its own row of this list and from earlier rows.
 ORDER = (
     (
+        "_awaited",
         "_moved",
-        "_transformers",
         "callers",
         "plugins",
     ),  # old import paths; where warnings point to; rows of other packages
@@ -44,6 +44,7 @@ ORDER = (
     ("foreign",),  # checkpoints of other libraries
     ("export",),  # for other runtimes
     ("lora",),  # PEFT's adapters
+    ("parallel",),  # several processes, by torch's own engines
     ("evaluate",),
     ("monitor", "passes", "recipe"),
     ("hf",),  # a quantization method of transformers
@@ -76,6 +77,7 @@ FORBIDDEN = {
     "foreign": _LOW,
     "export": _LOW - {"dispatch.reference"},
     "lora": _LOW,
+    "parallel": _LOW - {"layouts"},
     "hf": _LOW - {"layouts"},
     "monitor": _LOW,
     "recipe": _LOW,

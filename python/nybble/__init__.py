@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 from . import _moved, nn
-from ._transformers import register_with_transformers
+from ._awaited import register_with_others
 from .checkpoint.io import load, save
 from .checkpoint.skeleton import skeleton
 from .dispatch.explanation import Explanation
@@ -139,4 +139,4 @@ __all__ = [
     "sparsify",
 ]
 
-register_with_transformers()
+register_with_others()

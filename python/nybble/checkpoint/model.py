@@ -63,6 +63,8 @@ def layer_entries(model: nn.Module) -> tuple[LayerEntry, ...]:
     for name, module in sorted(layers, key=lambda pair: not pair[1].multiplies):
         first_name.setdefault(module.weight_id, name)
     for name, module in layers:
+        if module.sharding is not None:
+            raise ValueError(f"{name}: is cut ({module.sharding}); save the model before it is parallelized")
         dtype = name_of(module.dtype)
         if dtype not in LAYER_DTYPES:
             raise ValueError(f"{name}: its dtype is {dtype}, can only be saved in {', '.join(LAYER_DTYPES)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ from ..foreign.opened import Opened
 from ..foreign.report import ImportReport
 from ..foreign.source import Source
 from ..foreign.tensors import Tensors
-from .work import Work, forget_ties, ignore_unexpected, mark_around, names_in
+from .work import Work, forget_ties, holders_of, ignore_unexpected, mark_around, names_in
 
 _One = TypeVar("_One")
 
@@ -57,6 +57,7 @@ class Foreign(Work):
         self.computed = self._computed(model, directory)
         for module, key, _ in self.held:
             module._parameters[key] = None
+        self.names = names
         forget_ties(model, names)
         mark_around(model, names)
         ignored = {*used, *used.values(), *opened.layers, *self.computed}
@@ -72,6 +73,10 @@ class Foreign(Work):
             above, _, key = name.rpartition(".")
             self.held.append((model.get_submodule(above), key, parameters[name]))
         return found
+
+    def modules(self, model: Any) -> Iterator[nn.Module]:
+        """As Work.modules."""
+        return holders_of(model, self.names)
 
     def finish(self, model: Any) -> None:
         """As Work.finish: a layer at a time."""

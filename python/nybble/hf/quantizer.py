@@ -15,12 +15,13 @@ from transformers.quantizers.base import HfQuantizer
 from ..callers import outside_level
 from ..foreign.report import ImportReport
 from ..model.allocator import return_freed
+from . import tensor_parallel
 from .config import HfConfig
 from .foreign import Foreign, format_of
 from .restoring import Restoring
 from .rounding import Rounding
 from .stored import describe, state_of
-from .work import Work, tie
+from .work import Work, tied
 
 
 class NybbleQuantizer(HfQuantizer):
@@ -52,25 +53,29 @@ class NybbleQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(
         self, model: Any, checkpoint_files: list[str] | None = None, dtype: Any = None, **kwargs: Any
     ) -> Any:
+        with tied(model):
+            self._work = self._start(model, checkpoint_files, dtype)
+        tensor_parallel.mark(self._work.modules(model))
+        return model
+
+    def _start(self, model: Any, checkpoint_files: list[str] | None, dtype: Any) -> Work:
+        """What the checkpoint needs."""
         config = self.quantization_config
-        tie(model)
         directory = Path(checkpoint_files[0]).parent if checkpoint_files else None
         if config.stored is not None and self.pre_quantized:
-            self._work = Restoring(model, config.stored)
-        elif directory is not None and (known := format_of(directory)) is not None:
+            return Restoring(model, config.stored)
+        if directory is not None and (known := format_of(directory)) is not None:
             if config.scheme is not None:
                 raise ValueError(
                     f"scheme={config.scheme!r}: the checkpoint in {directory} is quantized already ({known.name}), and its "
                     "codes are kept: nybble.HfConfig(act_bits=16) or 8 for quantized activations"
                 )
-            self._work = Foreign(model, directory, config.act_bits, dtype)
-        elif config.scheme is None:
+            return Foreign(model, directory, config.act_bits, dtype)
+        if config.scheme is None:
             raise ValueError(
                 "scheme=None: the checkpoint is not quantized; name the scheme, such as nybble.HfConfig('w4a8g128')"
             )
-        else:
-            self._work = Rounding(model, config)
-        return model
+        return Rounding(model, config)
 
     def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
         """Whether a parameter is rounded as soon as it is read."""
@@ -95,6 +100,7 @@ class NybbleQuantizer(HfQuantizer):
         work, self._work = self._work, None
         if work is None:
             return model
+        plan = tensor_parallel.plan_of(model)
         work.finish(model)
         if isinstance(work, Rounding):
             self.left = work.left
@@ -103,6 +109,7 @@ class NybbleQuantizer(HfQuantizer):
             self.report = work.report
         return_freed()
         self.quantization_config.stored = describe(model)
+        tensor_parallel.apply(model, plan)
         return model
 
     # --- saving ---

@@ -26,9 +26,11 @@ def register() -> None:
 def _enter() -> None:
     from transformers.quantizers import auto
 
+    from . import tensor_parallel
     from .config import METHOD, HfConfig
     from .quantizer import NybbleQuantizer
 
+    tensor_parallel.register()
     if METHOD in auto.AUTO_QUANTIZER_MAPPING:
         return
     auto.register_quantization_config(METHOD)(HfConfig)

@@ -23,7 +23,7 @@ from ..nn.kinds import quantized_classes
 from ..nn.module import QuantizedModule
 from ..weights.activations import ActScale
 from .stored import Description, StoredLayer
-from .work import Work, forget_ties, ignore_unexpected, mark_around, names_in
+from .work import Work, forget_ties, holders_of, ignore_unexpected, mark_around, names_in
 
 
 class Restoring(Work):
@@ -75,6 +75,10 @@ class Restoring(Work):
                 {key: torch.empty(shape, dtype=dtype, device="meta") for key, (shape, dtype) in specs.items()}
             )
         swap((places[key], one) for key, one in new.items())
+
+    def modules(self, model: Any) -> Iterator[nn.Module]:
+        """As Work.modules."""
+        return holders_of(model, self.names.values())
 
     def finish(self, model: Any) -> None:
         """Pack the modules, and tie those that share codes."""

@@ -25,7 +25,7 @@ from ..passes.quantize import quantize
 from ..weights.rounding import QuantizedWeight
 from ..weights.scheme import Scheme
 from .config import HfConfig
-from .work import Work, forget_ties
+from .work import Work, forget_ties, holders_of
 
 _MISSING = "is not in the checkpoint"
 _TRIM = 1 << 24  # bytes that are rounded, or packed, until freed memory goes back to the system
@@ -71,6 +71,10 @@ class Rounding(Work):
         model, self.model = self.model, None
         with opened(model):
             _Planner(model, self).plan()
+
+    def modules(self, model: Any) -> Iterator[nn.Module]:
+        """As Work.modules."""
+        return holders_of(model, (*(part.layer for parts in self.parts.values() for part in parts), *self.later))
 
     def needs(self, name: str) -> bool:
         """As Work.needs."""

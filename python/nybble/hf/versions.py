@@ -14,6 +14,7 @@ def why_too_old() -> str | None:
 
     try:
         from transformers.core_model_loading import ConversionOps  # noqa: F401
+        from transformers.distributed.parallel_utils import ALL_PARALLEL_STYLES  # noqa: F401
         from transformers.quantizers import auto, base
     except ImportError:
         missing = True

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, MutableSet
+from collections.abc import Iterable, Iterator, MutableSet
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +17,10 @@ class Work:
     The constructor gets the model before any weight is loaded, ``needs`` and ``take`` see weights as they are read, and
     ``finish`` gets the model after transformers has loaded the rest.
     """
+
+    def modules(self, model: Any) -> Iterable[nn.Module]:
+        """The modules, before ``finish``, that will be quantized layers or have some inside."""
+        raise NotImplementedError
 
     def needs(self, name: str) -> bool:
         """Whether ``take`` wants a parameter."""
@@ -46,6 +51,15 @@ def names_in(model: Any, names: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def holders_of(model: Any, names: Iterable[str]) -> Iterator[nn.Module]:
+    """The modules with these names, or, of one that is not there yet, the module that it will be in."""
+    modules = dict(model.named_modules())
+    for name in names:
+        while name not in modules:
+            name = name.rpartition(".")[0]
+        yield modules[name]
+
+
 def _is_in(modules: dict[str, nn.Module], name: str) -> bool:
     """Whether there is such a module, or will be when a module with several weights is opened."""
     above = name
@@ -54,13 +68,20 @@ def _is_in(modules: dict[str, nn.Module], name: str) -> bool:
     return above == name or (bool(above) and find_composite(modules[above]) is not None)
 
 
-def tie(model: Any) -> None:
-    """Make parameters one that transformers ties after loading, so that whoever plans by parameters sees it."""
+@contextmanager
+def tied(model: Any) -> Iterator[None]:
+    """In the context, parameters are one that transformers ties after loading, so that whoever plans by parameters sees it."""
+    held = []
     for target, source in model.all_tied_weights_keys.items():
         above, _, key = target.rpartition(".")
-        holder = model.get_submodule(above)
-        if key in holder._parameters:
-            holder._parameters[key] = model.get_parameter(source)
+        holder = model.get_submodule(above)._parameters
+        if key in holder:
+            held.append((holder, key, holder[key], model.get_parameter(source)))
+            holder[key] = held[-1][-1]
+    yield
+    for holder, key, own, shared in held:
+        if holder.get(key) is shared:
+            holder[key] = own
 
 
 def forget_ties(model: Any, modules: Iterable[str]) -> None:

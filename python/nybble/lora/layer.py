@@ -29,7 +29,8 @@ class QuantizedLora(DenseLora):  # type: ignore[misc]
     happens once. ``nybble.merge_report`` says what it took.
 
     Raises:
-        ValueError: the configuration asks for a variant or starting values that change the base weight.
+        ValueError: the configuration asks for a variant or starting values that change the base weight, or that weight is
+            cut over ranks.
     """
 
     merged_adapters: list[str]
@@ -37,6 +38,8 @@ class QuantizedLora(DenseLora):  # type: ignore[misc]
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: Any, **kwargs: Any) -> None:
         super().__init__(base_layer, adapter_name, config=config, **kwargs)
+        if (sharding := self.get_base_layer().sharding) is not None:
+            raise ValueError(f"layer: is cut ({sharding}), and an adapter of one rank would not know of the others")
 
     @property
     def lora_variants(self) -> dict[tuple[str, ...], None]:

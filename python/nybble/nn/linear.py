@@ -92,7 +92,7 @@ class Linear(QuantizedModule):
             if x.device.type == self.device.type == "meta":
                 return x.new_empty((*x.shape[:-1], self.out_features))
             packed, layout = self._pack()
-        bias = self._parameters["bias"]
+        bias = self._parameters["bias"] if self.adds_bias else None
         return ops.linear(x, packed, bias, self._scheme_name, layout, self.out_features, self.in_features)
 
     def part(self, x: Tensor, begin: int, end: int) -> Tensor:

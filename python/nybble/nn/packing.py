@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,16 @@ def _renew_lock() -> None:
 os.register_at_fork(after_in_child=_renew_lock)
 
 
+class Sharding(Protocol):
+    """How a weight is cut over ranks, each of which holds a share; see parallel.shards."""
+
+    def show(self, module: PackedModule, state: dict[str, Any], prefix: str) -> None:
+        """Put what stands for the whole layer in the place of this rank's share in a state_dict."""
+
+    def take(self, module: PackedModule, state: dict[str, Any], prefix: str) -> None:
+        """The inverse: put this rank's share in the place of the whole layer."""
+
+
 class PackedModule(nn.Module):
     """A module with one integer weight (N, K) and a bias (N,) or None.
 
@@ -74,6 +84,9 @@ class PackedModule(nn.Module):
     # Whether a call reads all of the weight, which then gains from huge pages.
     reads_all: ClassVar[bool] = True
     sparsity_rule: ClassVar[str] = "a sparse scheme is for nybble.nn.SparseLinear"
+    # How the weight is cut over ranks, if it is, and whether forward adds the bias.
+    sharding: Sharding | None = None
+    adds_bias = True
 
     in_features: int
     out_features: int

@@ -77,11 +77,15 @@ class StatefulModule(PackedModule):
                 held = self._outline() if _outlined.get() else self.portable()
                 destination.update({prefix + name: tensor for name, tensor in held.items()})
         super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.sharding is not None:
+            self.sharding.show(self, destination, prefix)
 
     def _outline(self) -> dict[str, Tensor]:
         return {name: torch.empty(0, dtype=dtype, device="meta") for name, (_, dtype) in self._spec().items()}
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if self.sharding is not None:
+            self.sharding.take(self, state_dict, prefix)
         names = [name for name in portable_names(self.scheme) if prefix + name in state_dict]
         found = {name: state_dict[prefix + name] for name in names}
         try:

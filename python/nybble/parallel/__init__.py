@@ -1,0 +1,3 @@
+"""Quantized models on several processes, by torch's own engines: tensor parallel, FSDP, and calibration over ranks."""
+
+from __future__ import annotations
