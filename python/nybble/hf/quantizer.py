@@ -46,7 +46,10 @@ class NybbleQuantizer(HfQuantizer):
     def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
         """Raise ValueError for a device that holds no quantized layers."""
         if isinstance(device_map, dict) and "disk" in map(str, device_map.values()):
-            raise ValueError(f"device_map={device_map!r}: nybble's layers cannot be offloaded to disk while they load")
+            raise ValueError(
+                f"device_map={device_map!r}: nybble's layers cannot be offloaded to disk while they load; load the model, then "
+                "call nybble.parallel.keep_portable(model) and accelerate.disk_offload"
+            )
 
     # --- loading ---
 

@@ -179,6 +179,8 @@ class Experts(CompositeModule):
                 return f"{name}.{expert} is not a quantized layer without hooks"
             if layer.device.type != "cpu":
                 return f"{name}.{expert} is on {layer.device}"
+            if layer.keeps_portable:
+                return f"{name}.{expert} keeps its portable tensors"
             if layer._buffers["packed"] is None:
                 layer.pack()
             if (layer.scheme, layer.layout, type(layer)) != (first.scheme, first.layout, type(first)):

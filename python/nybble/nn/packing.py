@@ -84,6 +84,8 @@ class PackedModule(nn.Module):
     # Whether a call reads all of the weight, which then gains from huge pages.
     reads_all: ClassVar[bool] = True
     sparsity_rule: ClassVar[str] = "a sparse scheme is for nybble.nn.SparseLinear"
+    # Whether the weight stays a set of parameters, and is packed for each call alone; see parallel.keep_portable.
+    keeps_portable = False
     # How the weight is cut over ranks, if it is, and whether forward adds the bias.
     sharding: Sharding | None = None
     adds_bias = True
@@ -200,19 +202,23 @@ class PackedModule(nn.Module):
         self._hold_portable(dict(tensors))
 
     def pack(self) -> None:
-        """Replace the portable tensors by the packed weight. Does nothing on the meta device, or if it is packed."""
-        if self.device.type != "meta":
+        """Replace the portable tensors by the packed weight. Does nothing on the meta device, if it is packed, or if the layer
+        keeps them."""
+        if self.device.type != "meta" and not self.keeps_portable:
             self._pack()
 
     def _pack(self) -> tuple[Tensor, str]:
-        """Pack if necessary; returns the packed weight and its layout."""
+        """Pack if necessary; returns the packed weight and its layout. A layer that keeps its portable tensors does not hold it."""
         with lock():
             if self.packed is None or self.layout is None:
                 if self.device.type == "meta":
                     raise ValueError("layer: its weight is on the meta device; load it first")
                 # Tensors made in the caller's inference mode could never be used by autograd.
                 with torch.inference_mode(False):
-                    self._hold_packed(*self._packed_form(self.quantized(), self.act()))
+                    packed, layout = self._packed_form(self.quantized(), self.act())
+                if self.keeps_portable:
+                    return packed, layout
+                self._hold_packed(packed, layout)
                 settle_all([self])
             assert self.packed is not None and self.layout is not None, "packed above"  # noqa: S101, PT018
             return self.packed, self.layout

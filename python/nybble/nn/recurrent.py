@@ -274,9 +274,10 @@ def _flat(pair: tuple[nn.Module, nn.Module], bias: bool, dtype: torch.dtype) -> 
 
 def _weight(member: Any) -> tuple[Tensor, Tensor | None, str, str]:
     """A quantized weight as the ops take it."""
-    packed = member._buffers["packed"]
-    packed = member._pack()[0] if packed is None else packed
-    return packed, member._parameters["bias"], member._scheme_name, member.layout
+    packed, layout = member._buffers["packed"], member.layout
+    if packed is None:
+        packed, layout = member._pack()
+    return packed, member._parameters["bias"], member._scheme_name, layout
 
 
 def _nothing(x: Tensor) -> tuple[Tensor, Tensor | None, str, str]:

@@ -1,3 +1,7 @@
 """Quantized models on several processes, by torch's own engines: tensor parallel, FSDP, and calibration over ranks."""
 
 from __future__ import annotations
+
+from .portable import keep_portable
+
+__all__ = ["keep_portable"]
