@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 import peft
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 import nybble
@@ -89,10 +90,21 @@ def portable_weights_are_sharded(folder: Path) -> None:
         if dist.get_rank() == 0:
             assert found.keys() == state.keys()
         assert all(torch.equal(one, state[key]) for key, one in found.items())
-    set_model_state_dict(
-        model, {key: one.clone() for key, one in state.items()}, options=StateDictOptions(full_state_dict=True)
-    )
-    assert torch.equal(model(TOKENS), wanted)
+        model.reshard()
+        model[3].scale.to_local().mul_(2)
+        assert not torch.equal(model(TOKENS), wanted)
+        model.reshard()
+        whole = {key: one.clone() for key, one in state.items()}
+        set_model_state_dict(model, whole, options=StateDictOptions(full_state_dict=True))
+        assert torch.equal(model(TOKENS), wanted), scheme
+
+
+def converted_codes_are_refused(folder: Path) -> None:
+    model = made("w8a8")
+    keep_portable(model)
+    fully_shard(model, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
+    with pytest.raises(ValueError, match=r"qweight: .* torch.bfloat16"):
+        model(TOKENS)
 
 
 class Adapted(nn.Module):
@@ -162,6 +174,7 @@ CHECKS = {
         portable_weights_are_sharded,
         adapters_train,
         peft_adapters_train,
+        converted_codes_are_refused,
     )
 }
 

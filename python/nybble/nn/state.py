@@ -112,12 +112,13 @@ class StatefulModule(PackedModule):
         self._hold_packed(_copied_into(before, packed) if new == layout else packed, new)
 
     def _check_portable(self, found: dict[str, Tensor]) -> None:
-        """Raise ValueError unless these are all portable tensors of a weight, or none."""
+        """Raise ValueError unless these are all portable tensors of a weight, or none. Values that are not here, or lie on
+        several ranks, are checked when the weight is packed."""
         form = Form.of(found, self.scheme)
         missing = spec_of(self.scheme, self.out_features, self.in_features, form=form).keys() - found.keys()
         if found and missing:
             raise ValueError(f"the state has {sorted(found)} but not {sorted(missing)}")
-        if found and not any(tensor.is_meta for tensor in found.values()):
+        if found and not any(one.is_meta or type(one) not in (Tensor, nn.Parameter) for one in found.values()):
             from_portable(found, self.scheme, self.out_features, self.in_features)
 
     def _resize(self, found: dict[str, Tensor]) -> None:
