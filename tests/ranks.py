@@ -67,7 +67,7 @@ def main(checks: dict[str, Check]) -> None:
         try:
             checks[name](folder)
             rows[name] = OK
-        except Exception:
+        except BaseException:
             rows[name] = f"rank {rank}:\n{traceback.format_exc()}"
             raise
         finally:

@@ -50,10 +50,10 @@ def saved_layers(directory: Path) -> tuple[LayerEntry, ...]:
     config = read_config(directory)
     model: Any = empty_model(config)
     from ..hf.restoring import Restoring  # after transformers was found to be there
-    from ..hf.work import tie
+    from ..hf.work import tied
 
-    tie(model)
     stored = config[QUANTIZATION[0]].get("stored")
     if not isinstance(stored, dict):
         raise CheckpointError(f"{directory / CONFIG}: {QUANTIZATION[0]}.stored: must be an object")
-    return tuple(Restoring(model, stored).entries.values())
+    with tied(model):
+        return tuple(Restoring(model, stored).entries.values())

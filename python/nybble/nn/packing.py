@@ -84,8 +84,9 @@ class PackedModule(nn.Module):
     # Whether a call reads all of the weight, which then gains from huge pages.
     reads_all: ClassVar[bool] = True
     sparsity_rule: ClassVar[str] = "a sparse scheme is for nybble.nn.SparseLinear"
-    # Whether the weight stays a set of parameters, and is packed for each call alone; see parallel.keep_portable.
-    keeps_portable = False
+    # Of a weight that stays a set of parameters, and is packed for each call alone: the dtype of its scales; see
+    # parallel.keep_portable.
+    keeps_portable: torch.dtype | None = None
     # How the weight is cut over ranks, if it is, and whether forward adds the bias.
     sharding: Sharding | None = None
     adds_bias = True
@@ -204,7 +205,7 @@ class PackedModule(nn.Module):
     def pack(self) -> None:
         """Replace the portable tensors by the packed weight. Does nothing on the meta device, if it is packed, or if the layer
         keeps them."""
-        if self.device.type != "meta" and not self.keeps_portable:
+        if self.device.type != "meta" and self.keeps_portable is None:
             self._pack()
 
     def _pack(self) -> tuple[Tensor, str]:
@@ -216,12 +217,22 @@ class PackedModule(nn.Module):
                 # Tensors made in the caller's inference mode could never be used by autograd.
                 with torch.inference_mode(False):
                     packed, layout = self._packed_form(self.quantized(), self.act())
-                if self.keeps_portable:
+                if self.keeps_portable is not None:
+                    self._check_kept(self.keeps_portable)
                     return packed, layout
                 self._hold_packed(packed, layout)
                 settle_all([self])
             assert self.packed is not None and self.layout is not None, "packed above"  # noqa: S101, PT018
             return self.packed, self.layout
+
+    def _check_kept(self, dtype: torch.dtype) -> None:
+        """Raise ValueError where something has converted the scales, as FSDP's MixedPrecisionPolicy does."""
+        scale = self._parameters["scale"]
+        if scale is not None and scale.dtype != dtype:
+            raise ValueError(
+                f"scale: {scale.dtype}, was {dtype} when keep_portable was called; leave out param_dtype, or after loading "
+                "another weight call it again"
+            )
 
     def _packed_form(self, quantized: QuantizedWeight, act: ActScale | None) -> tuple[Tensor, str]:
         """A weight as it is packed for this module on its device, and the name of the layout."""

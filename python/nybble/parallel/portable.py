@@ -37,5 +37,5 @@ def keep_portable(model: nn.Module, keep: bool = True) -> int:
     for layer in layers:
         if keep:
             layer.unpack()
-        layer.keeps_portable = keep
+        layer.keeps_portable = layer._parameters["scale"].dtype if keep else None  # type: ignore[union-attr]
     return len(layers)
