@@ -187,8 +187,9 @@ def test_blocks_of_integers_have_a_scale_for_some_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("weights", "rule"),
     [
-        ({"strategy": "block"}, r"block_structure None: must be two numbers"),
-        ({"strategy": "block", "block_structure": [0, 1]}, r"block_structure \[0, 1\]: must be two numbers"),
+        ({"strategy": "block"}, r"block_structure None: must be two powers of 2"),
+        ({"strategy": "block", "block_structure": [0, 1]}, r"block_structure \[0, 1\]: must be two powers of 2"),
+        ({"strategy": "block", "block_structure": [9, 32]}, r"block_structure \[9, 32\]: must be two powers of 2"),
         ({"type": "float", "num_bits": 6}, r"num_bits 6: of floats, must be one of \(4, 8\)"),
         ({"type": "float", "symmetric": False}, r"symmetric False: of floats, must be true"),
         ({"type": "posit"}, r"type 'posit': must be 'int' or 'float'"),

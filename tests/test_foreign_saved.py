@@ -42,6 +42,7 @@ def test_a_file_of_torch_has_the_same_weights(name: str, tmp_path: Path) -> None
     path, tensors = copied(tmp_path, name)
     torch.save(tensors, path / "pytorch_model.bin")
     torch.save({"steps": 1}, path / "training_args.bin")
+    shutil.copyfile(DATA / name / "oracle.safetensors", path / "other.safetensors")  # has not the usual name
     assert torch.equal(read(path), read(DATA / name))
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..checkpoint.files import CheckpointError
+from .float_codes import block_of
 from .source import Source
 from .tensors import Tensors
 
@@ -129,10 +130,7 @@ def _sizes(where: str, told: dict[str, Any]) -> tuple[int, int]:
         raise CheckpointError(f"{where}: group_size {size!r}: does not go with strategy {strategy!r}")
     if strategy != "block":
         return 1, max(size or 0, 0)
-    block = told.get("block_structure")
-    if not isinstance(block, list) or len(block) != 2 or not all(_whole(one) and 1 <= one < 1 << 31 for one in block):
-        raise CheckpointError(f"{where}: block_structure {block!r}: must be two numbers, of rows and columns")
-    return block[0], block[1]
+    return block_of(told.get("block_structure"), f"{where}: block_structure")
 
 
 def _whole(number: object) -> bool:

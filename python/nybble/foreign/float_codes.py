@@ -27,3 +27,15 @@ def float8_codes(stored: Tensor, name: str) -> tuple[Tensor, Tensor]:
 def powers_of_two(exponents: Tensor) -> Tensor:
     """Scales, float32, of bytes of exponents; that of 255 is infinite."""
     return torch.ldexp(torch.ones(exponents.shape), exponents.int() - 127)
+
+
+def block_of(told: object, where: str) -> tuple[int, int]:
+    """The rows and columns of blocks of weights that have one scale.
+
+    Raises CheckpointError for other than powers of 2: where blocks are not whole, others fit the shape of the scales too.
+    """
+    if isinstance(told, list) and len(told) == 2 and all(type(size) is int and size > 0 for size in told):
+        rows, columns = told
+        if rows & (rows - 1) == 0 and columns & (columns - 1) == 0:
+            return rows, columns
+    raise CheckpointError(f"{where} {told!r}: must be two powers of 2, of rows and columns")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.files import CheckpointError
-from .float_codes import float8_codes
+from .float_codes import block_of, float8_codes
 from .opened import Opened, modules_of, opened
 from .source import Source
 from .tensors import FLOATS, Tensors
@@ -32,15 +32,12 @@ def read_file(source: Source) -> Opened:
         raise CheckpointError(f"{source.path}: says fp8, but has no tensor *.{_SCALE}")
     for name, parts in modules.items():
         parts["weight"] = f"{name}.weight"
-    block = source.quantization.get("weight_block_size", [128, 128])
-    if block is not None and not (
-        isinstance(block, list) and len(block) == 2 and all(type(size) is int and size > 0 for size in block)
-    ):
-        raise CheckpointError(f"{source.path}: weight_block_size {block!r}: must be two numbers above 0, or null")
+    told = source.quantization.get("weight_block_size", [128, 128])
+    block = None if told is None else block_of(told, f"{source.path}: weight_block_size")
     return opened(source, tensors, modules, functools.partial(_read, tensors=tensors, block=block))
 
 
-def _read(name: str, tensors: Tensors, block: list[int] | None) -> ForeignWeight:
+def _read(name: str, tensors: Tensors, block: tuple[int, int] | None) -> ForeignWeight:
     codes, book = float8_codes(tensors.typed(f"{name}.weight", (torch.float8_e4m3fn,), 2), f"{name}.weight")
     n, k = codes.shape
     rows, columns = block or (max(n, 1), max(k, 1))

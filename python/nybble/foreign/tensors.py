@@ -114,7 +114,7 @@ _SAVED = _Kind(".bin", "pytorch_model.bin", "pytorch_model.bin.index.json", lamb
 
 
 def _files(directory: Path, kind: _Kind) -> list[Path]:
-    """The files of the checkpoint in a directory; empty if there is none of the kind."""
+    """The files of a kind that have the usual names; empty if there is none."""
     if (directory / kind.listing).exists():
         shards = read_json(directory / kind.listing).get("weight_map")
         if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
@@ -124,13 +124,25 @@ def _files(directory: Path, kind: _Kind) -> list[Path]:
                 rule = f"{name!r} is no {kind.suffix} file beside it"
                 raise CheckpointError(f"{directory / kind.listing}: weight_map: {rule}")
         return [directory / name for name in sorted(set(shards.values()))]
+    return [directory / kind.single] if (directory / kind.single).exists() else []
+
+
+def _unnamed(directory: Path, kind: _Kind) -> list[Path]:
+    """The only file of a kind, whatever its name."""
     found = sorted(path for path in directory.glob(f"*{kind.suffix}") if path.name not in _OTHER)
-    if len(found) > 1 and directory / kind.single in found:
-        return [directory / kind.single]
     if len(found) > 1:
         rule = f"has {len(found)} {kind.suffix} files, and neither {kind.single} nor {kind.listing}"
         raise CheckpointError(f"{directory}: {rule}")
     return found
+
+
+def _checkpoint(directory: Path) -> tuple[_Kind, list[Path]]:
+    """The files of the checkpoint in a directory: those that have the usual names go first."""
+    for find in (_files, _unnamed):
+        for kind in (_SAFETENSORS, _SAVED):
+            if files := find(directory, kind):
+                return kind, files
+    raise CheckpointError(f"{directory}: has no safetensors file, nor one of torch.save (.bin)")
 
 
 class Tensors:
@@ -143,11 +155,7 @@ class Tensors:
         self.entries: dict[str, Entry] = {}
         self.metadata: dict[str, Any] = {}
         self.directory = directory
-        kind, files = next(
-            ((kind, files) for kind in (_SAFETENSORS, _SAVED) if (files := _files(directory, kind))), (_SAFETENSORS, [])
-        )
-        if not files:
-            raise CheckpointError(f"{directory}: has no safetensors file, nor one of torch.save (.bin)")
+        kind, files = _checkpoint(directory)
         for path in files:
             entries, metadata = kind.read(path)
             if twice := sorted(entries.keys() & self.entries.keys()):
