@@ -1,4 +1,5 @@
-"""Checkpoints whose codes are small floats, and settings of compressed-tensors that shapes alone do not tell apart."""
+"""Checkpoints whose codes are small floats or lie in less usual layouts, and settings of compressed-tensors that shapes alone do
+not tell apart."""
 
 from __future__ import annotations
 
@@ -97,6 +98,8 @@ def test_the_report_tells_of_float8(tmp_path: Path) -> None:
         ("quanto-qfloat8", "_data", lambda t: t.view(torch.uint8).fill_(0xFF).view(t.dtype), r"_data: must be finite"),
         ("awq-gemv", "scales", lambda t: t.fill_(1), r"fc\.scales: must be 0 beyond the last group"),
         ("awq-gemv", "qzeros", lambda t: t.fill_(-1), r"fc\.qzeros: must be 0 beyond the last group"),
+        ("gptq-w7-planes", "qweight", lambda t: t[:20], r"qweight: 20 words hold no whole number of codes of 7 bits"),
+        ("gptq-w7-planes", "qzeros", lambda t: t[:, :6], r"qzeros: is \(3, 6\), must be \(3, 7\)"),
         ("awq-gemv-fast", "qzeros", lambda t: t.fill_(1), r"fc\.qzeros: must be 0 beyond the last group"),
         ("awq-gemv-fast", "qweight", lambda t: t[:, :96], r"fc\.qweight: 96 inputs: must be a multiple of 64"),
     ],
@@ -110,6 +113,14 @@ def test_a_layout_of_awq_that_is_not_known_is_refused(tmp_path: Path) -> None:
     path = changed(tmp_path, "awq-gemv", config=lambda told: told.update(version="marlin"))
     with pytest.raises(CheckpointError, match="version 'marlin': must be one of gemm, gemv, gemv_fast, llm-awq"):
         open_foreign(path)
+
+
+def test_seven_bits_are_in_planes_only(tmp_path: Path) -> None:
+    path = changed(tmp_path, "gptq-w7-planes", config=lambda told: told.update(checkpoint_format="gptq_v2"))
+    with pytest.raises(CheckpointError, match=r"bits 7: must be one of \(2, 3, 4, 8\)"):
+        open_foreign(path)
+    weight = weight_of(DATA / "gptq-w7-planes")
+    assert str(fit(weight).scheme) == "w8a16g32"
 
 
 def test_awq_for_small_batches_keeps_zero_points_and_minimums() -> None:

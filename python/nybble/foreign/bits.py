@@ -20,6 +20,19 @@ def unpack_stream(packed: Bytes, bits: int, count: int) -> Bytes:
     return unpack_bits(torch.from_numpy(packed), bits, count).numpy()
 
 
+def unpack_planes(packed: Bytes, bits: int, count: int) -> Bytes:
+    """Rows of bytes (R, B) to codes (R, count), of which each 32 are in ``bits`` words: planes of 4, 2 and 1 bits, as their sum needs
+    them, the lowest bits of codes first; each plane is a stream."""
+    blocks = packed.reshape(len(packed), -1, bits * 4)
+    codes = np.zeros((len(packed), blocks.shape[1], 32), np.uint8)
+    low = 0
+    for width in (width for width in (8, 4, 2, 1) if bits & width):
+        plane = np.ascontiguousarray(blocks[:, :, low * 4 : (low + width) * 4]).reshape(-1, width * 4)
+        codes |= unpack_stream(plane, width, 32).reshape(codes.shape) << np.uint8(low)
+        low += width
+    return codes.reshape(len(packed), -1)[:, :count]
+
+
 def unpack_words(packed: NDArray[np.uint32], bits: int, count: int) -> Bytes:
     """Rows of words (R, W) to codes (R, count): 32 // bits codes a word, low bits first; a code never crosses words."""
     rows, words = packed.shape

@@ -1,7 +1,7 @@
-"""GPTQ, v1 and v2: the files of gptqmodel, AutoGPTQ and auto-round.
+"""GPTQ, v1, v2 and in planes: the files of gptqmodel, AutoGPTQ and auto-round.
 
 qweight, int32 (K * bits / 32, N): each column is a stream of codes along K. qzeros, int32 (groups, N * bits / 32): each
-row is a stream along N. v1 stores the zero points less one, subtracted from whole words, with borrow. scales (groups, N).
+row is a stream along N; the format gptq_p has planes in the place of streams. v1 stores the zero points less one, subtracted from whole words, with borrow. scales (groups, N).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.files import CheckpointError
-from .bits import as_bytes, unpack_stream
-from .gptq_dynamic import Setting, settings
+from .bits import as_bytes, unpack_planes, unpack_stream
+from .gptq_dynamic import PLANES, Setting, format_of, settings
 from .opened import Opened, modules_of, opened
 from .source import Source
 from .tensors import FLOATS, Tensors
@@ -37,25 +37,25 @@ def read_file(source: Source) -> Opened:
     bare = [name for name, parts in modules.items() if "g_idx" not in parts]
     if bare and source.quantization.get("desc_act") is True:
         raise CheckpointError(f"{bare[0]}.g_idx: is missing, though the configuration says desc_act")
-    known = ("gptq", "gptq_v2")
-    form = source.text("checkpoint_format", known, source.text("format", known, "gptq"))
+    form = format_of(source)
     own = {name: told.of(name, tensors) for name in modules}
-    return opened(source, tensors, modules, lambda name: _read(name, tensors, own[name], form == "gptq"))
+    return opened(source, tensors, modules, lambda name: _read(name, tensors, own[name], form))
 
 
-def _read(name: str, tensors: Tensors, setting: Setting, v1: bool) -> ForeignWeight:
+def _read(name: str, tensors: Tensors, setting: Setting, form: str) -> ForeignWeight:
     bits, group_size, expected_zero = setting.bits, setting.group_size, setting.zero
     words = tensors.typed(f"{name}.qweight", (torch.int32,), 2)
     n = words.shape[1]
-    if words.shape[0] * 32 % bits:
+    unpack = unpack_planes if form == PLANES else unpack_stream
+    if words.shape[0] * 32 % bits or (form == PLANES and words.shape[0] % bits):
         raise CheckpointError(f"{name}.qweight: {words.shape[0]} words hold no whole number of codes of {bits} bits")
     k = words.shape[0] * 32 // bits
     group_size = k if group_size == -1 else group_size
     groups = -(-k // group_size)
     scales = tensors.shaped(f"{name}.scales", FLOATS, (groups, n))
     rows = words.T.contiguous().view(torch.uint8)  # a byte of codes of 4 bits is one of nybble's
-    codes = rows if bits == 4 else torch.from_numpy(unpack_stream(rows.numpy(), bits, k))
-    zero = _zeros(tensors, name, bits, (groups, n), v1)
+    codes = rows if bits == 4 else torch.from_numpy(unpack(rows.numpy(), bits, k))
+    zero = _zeros(tensors, name, bits, (groups, n), form)
     if expected_zero is not None and (zero != expected_zero).any():
         where = f"are not all {expected_zero}, though the configuration says sym"
         raise CheckpointError(f"{name}.qzeros: {where}; is its checkpoint_format right?")
@@ -77,16 +77,17 @@ def _read(name: str, tensors: Tensors, setting: Setting, v1: bool) -> ForeignWei
     return checked(weight, name, "scales")
 
 
-def _zeros(tensors: Tensors, name: str, bits: int, shape: tuple[int, int], v1: bool) -> Tensor:
+def _zeros(tensors: Tensors, name: str, bits: int, shape: tuple[int, int], form: str) -> Tensor:
     """The zero points, int16 (groups, N)."""
     groups, n = shape
     words = tensors.shaped(f"{name}.qzeros", (torch.int32,), (groups, n * bits // 32)).numpy().view(np.uint32)
-    if n * bits % 32:
+    if n * bits % 32 or (form == PLANES and n % 32):
         raise CheckpointError(f"{name}.qzeros: {n} zero points of {bits} bits do not fill whole words")
+    v1 = form == "gptq"
     if v1 and 32 % bits == 0:
         ones = np.uint32(sum(1 << i for i in range(0, 32, bits)))
         words = words + ones  # modulo 2 ** 32: the borrow comes back
-    zero = unpack_stream(as_bytes(words), bits, n)
+    zero = (unpack_planes if form == PLANES else unpack_stream)(as_bytes(words), bits, n)
     if v1 and 32 % bits:
         zero = (zero + np.uint8(1)) & np.uint8((1 << bits) - 1)
     return torch.from_numpy(zero.astype(np.int16))

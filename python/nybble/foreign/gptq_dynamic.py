@@ -15,13 +15,20 @@ from ..checkpoint.files import CheckpointError
 from .source import Source
 from .tensors import Tensors
 
-_BITS = (2, 3, 4, 8)
+PLANES = "gptq_p"  # a layout of codes, see bits.unpack_planes, with zero points as they are
+_FORMATS = ("gptq", "gptq_v2", PLANES)
+_BITS = {"gptq": (2, 3, 4, 8), "gptq_v2": (2, 3, 4, 8), PLANES: tuple(range(2, 9))}
 _DENSE = 16  # bits of layers that are not quantized
 # Where settings of single layers are told -> what is the name of one: gptqmodel's expressions, and auto-round's names.
 _RULES = {
     "dynamic": re.compile(r"(?:\+:)?\^?((?:[\w-]|\\[.-])+)\$?"),
     "extra_config": re.compile(r"([\w.-]+)"),
 }
+
+
+def format_of(source: Source) -> str:
+    """The layout of codes and zero points. Raises CheckpointError for one that is not known."""
+    return source.text("checkpoint_format", _FORMATS, source.text("format", _FORMATS, "gptq"))
 
 
 class Setting(NamedTuple):
@@ -35,8 +42,9 @@ class Setting(NamedTuple):
     def of(cls, source: Source, told: Mapping[str, Any], where: str = "") -> Setting:
         """Raises CheckpointError for numbers that are not possible."""
         bits, size = told.get("bits"), told.get("group_size", 128)
-        if not isinstance(bits, int) or isinstance(bits, bool) or bits not in _BITS:
-            raise CheckpointError(f"{source.path}: {where}bits {bits!r}: must be one of {_BITS}")
+        allowed = _BITS[format_of(source)]
+        if not isinstance(bits, int) or isinstance(bits, bool) or bits not in allowed:
+            raise CheckpointError(f"{source.path}: {where}bits {bits!r}: must be one of {allowed}")
         if not isinstance(size, int) or isinstance(size, bool) or not (size == -1 or 1 <= size < 1 << 31):
             raise CheckpointError(f"{source.path}: {where}group_size {size!r}: must be -1 (all inputs) or at least 1")
         return cls(bits, size, 1 << (bits - 1) if told.get("sym") is True else None)

@@ -201,6 +201,20 @@ def awq_other_layouts():
         write(f"awq-{word.replace('_', '-')}", tensors, told, oracle.detach(), "gptqmodel")
 
 
+def gptq_planes():
+    """Codes of 7 bits in planes of 4, 2 and 1, packed by gptqmodel; its kernels compute (code - zero) * scale."""
+    from gptqmodel.utils.planar_packing import planar_pack_cols, planar_pack_rows
+
+    torch.manual_seed(0)
+    codes, zeros = torch.randint(0, 128, (96, 32)), torch.randint(0, 128, (3, 32))
+    scales = (torch.rand(3, 32) / 64 + 0.01).half()
+    spread = [one.float().repeat_interleave(32, dim=0) for one in (zeros, scales)]
+    tensors = {"qweight": planar_pack_rows(codes, 7), "qzeros": planar_pack_cols(zeros, 7), "scales": scales}
+    told = {"quant_method": "gptq", "bits": 7, "group_size": 32, "sym": False, "checkpoint_format": "gptq_p"}
+    oracle = ((codes - spread[0]) * spread[1]).T.half()
+    write("gptq-w7-planes", {f"fc.{key}": value for key, value in tensors.items()}, told, oracle, "gptqmodel")
+
+
 def fp8():
     """As transformers dequantizes it to float32: blocks of 128 do not divide the shape."""
     from transformers.integrations.finegrained_fp8 import _dequantize_fp8_weight
@@ -215,7 +229,7 @@ def fp8():
 
 MADE = (
     torchao_intx, bitsandbytes_flat, gguf_blocks, hqq_saved, hqq_tensors, compressed_floats, compressed_whole, quanto_float8,
-    awq_other_layouts, fp8,
+    awq_other_layouts, gptq_planes, fp8,
 )  # fmt: skip
 
 if __name__ == "__main__":
