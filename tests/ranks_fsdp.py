@@ -12,8 +12,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import nybble
 from nybble.parallel import keep_portable
@@ -167,6 +169,15 @@ def peft_adapters_train(folder: Path) -> None:
         torch.testing.assert_close(grads[1][name], wanted, rtol=1e-6, atol=1e-6)
 
 
+def adapters_on_cut_layers_are_refused(folder: Path) -> None:
+    nybble.patch_peft()
+    model = made("w8a8")
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    parallelize_module(model, mesh, {"1.up": ColwiseParallel(), "1.down": RowwiseParallel()})
+    with pytest.raises(ValueError, match="layer: is cut"):
+        peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["up"]))
+
+
 CHECKS = {
     one.__name__: one
     for one in (
@@ -175,6 +186,7 @@ CHECKS = {
         adapters_train,
         peft_adapters_train,
         converted_scales_are_refused,
+        adapters_on_cut_layers_are_refused,
     )
 }
 

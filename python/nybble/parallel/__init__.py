@@ -1,4 +1,4 @@
-"""Quantized models on several processes, by torch's own engines: tensor parallel, FSDP, and calibration over ranks."""
+"""Quantized models on several processes, by torch's own engines: tensor parallel, FSDP, offloading."""
 
 from __future__ import annotations
 
