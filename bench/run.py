@@ -160,7 +160,7 @@ def verify(contestant: Contestant, x: Tensor, ms: Sequence[int]) -> str | None:
     check = contestant.check(x[rows])
     for m in ms:
         y = torch.as_tensor(contestant.bind(x[:m])[0]())
-        complaint = check(y[[row for row in rows if row < m]])
+        complaint = check(y[[row for row in rows if row < m]], m)
         if complaint is not None:
             return f"m={m}: {complaint}"
     return None

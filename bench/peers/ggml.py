@@ -25,11 +25,13 @@ from .peer import Layer, Peer
 
 _MODULE = "llama_cpp"
 _F32 = 0  # of ggml_type
-# Type of the weight -> its code in ggml_type, inputs of a block, whether ggml repacks it for x86.
-_TYPES = {"q4_0": (2, 32, True), "q4_K": (12, 256, True), "q8_0": (8, 32, False)}
+# Type of the weight -> its code in ggml_type, inputs of a block.
+_TYPES = {"q4_0": (2, 32), "q4_K": (12, 256), "q8_0": (8, 32)}
 _ROOM = 1 << 18  # bytes for the descriptions of the tensors and the graph of a layer
 _ALIGNMENT = 32
-_REPACKED, _REPACKED_ROWS = b"CPU_REPACK", 8  # the type of memory that repacks; N must be a multiple
+# Types of memory that pack a weight for faster kernels, those that llama.cpp prefers first: the types that they have
+# kernels for on x86, and what N must be a multiple of. ggml offers those that the CPU and its build can use.
+_PACKING = {b"AMX": (("q4_0", "q4_K", "q8_0"), 32), b"CPU_REPACK": (("q4_0", "q4_K"), 8)}
 
 
 class _Room(ctypes.Structure):
@@ -88,13 +90,13 @@ def _backend() -> Any:
     return _library().backend_cpu_init()
 
 
-def _memory(n: int, repacked: bool) -> Any:
-    """The type of memory for a weight: one that repacks it for faster kernels if there is one, else plain memory."""
+def _memory(n: int, kind: str) -> Any:
+    """The type of memory that llama.cpp takes for a weight of N rows: one that packs it if there is one, else plain."""
     ggml = _library()
-    if repacked and n % _REPACKED_ROWS == 0:
-        for kind in _extra_memory():
-            if ggml.backend_buft_name(kind) == _REPACKED:
-                return kind
+    for memory in _extra_memory():
+        kinds, multiple = _PACKING.get(ggml.backend_buft_name(memory), ((), 1))
+        if kind in kinds and n % multiple == 0:
+            return memory
     return ggml.backend_cpu_buffer_type()
 
 
@@ -158,14 +160,14 @@ def _free(buffers: list[Any], rooms: list[Any]) -> None:
 
 
 def _make(weight: Tensor, dtype: torch.dtype, copies: int, kind: str) -> list[Layer]:
-    ggml, (code, block, repacked) = _library(), _TYPES[kind]
+    ggml, (code, block) = _library(), _TYPES[kind]
     n, k = weight.shape
     if k % block:
         raise ValueError(f"K={k}: must be a multiple of the block size {block}")
     codes = ctypes.create_string_buffer(n * ggml.row_size(code, k))
     weight = weight.contiguous()
     ggml.quantize_chunk(code, weight.data_ptr(), codes, 0, n, k, None)
-    memory = _memory(n, repacked)
+    memory = _memory(n, kind)
     return [_Product(codes, code, (n, k), memory) for _ in range(copies)]
 
 

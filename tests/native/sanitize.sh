@@ -2,8 +2,8 @@
 # Builds the compare programs of this folder with g++'s address and undefined-behaviour sanitizers, and runs them, for the
 # targets of this CPU. AVX-512 sources that this CPU cannot run are emulated in plain C++ (NYBBLE_EMULATE), and AMX
 # always; `sanitize.sh all` also emulates the others, takes half an hour and more, and lets g++ optimize. Without `all`,
-# kernels are compiled as they are written (-O0), for at most 4 rows at a time, those that differ by a define or two from
-# one that is built are left out on most targets, and each has an eighth of the cases. Uses a temporary folder. The thread
+# kernels are compiled as they are written (-O0), for at most 4 rows at a time, those that differ by their vectors or a
+# define from one that is built are left out, and each has an eighth of the cases. Uses a temporary folder. The thread
 # sanitizer is not used: it does not know libgomp's barriers and reports false races.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -15,7 +15,9 @@ optimize=-O1 cases=200
 cp -r ../../csrc "$csrc"
 if [ "${1:-}" != all ]; then
   optimize=-O0 cases=25
-  alike='(w3a8|w3a16|w4ka8|w4ka16)_(avx2|avxvnni|avx512bw|amx)|w8a(8|16)_(avx2|avxvnni|avx512bw)_groups'
+  # The tiles of avx512bw are those of avx2 with other vectors, and the tiles of avxvnni those of avx512vnni.
+  alike='(w[348]k?a(8|16)|w4nfa16|bsw8a8|spw8a8)_(avxvnni|avx512bw)(_groups|_gather)?'
+  alike+='|(w3a8|w3a16|w4ka8|w4ka16)_(avx2|amx)|w8a(8|16)_avx2_groups'
   sed -i -E "/^NYBBLE_LINEAR\\(($alike),/d" "$csrc/kernels.def"
   # The block_rows of a kernel are the register tiles that it has. Those of AMX are no template.
   sed -i -E '/_amx/! s/^(NYBBLE_LINEAR\(.*, )(5|6|8|12|16)(, (16|32), )/\14\3/' "$csrc/kernels.def"

@@ -204,6 +204,7 @@ def _compiled(row: Row, names: KernelNames) -> KernelSpec:
         exact=codes,
         least_zeros=layouts.find(row["layout"]).least_zeros if row["layout"] else 0.0,
         flushes_subnormals=bf16,
+        rounds_book=bf16,
         static=codes,
         ordered=True,
         scales=_scales(row),

@@ -55,6 +55,8 @@ def _notes(spec: KernelSpec, problem: Problem) -> Iterator[str]:
         yield f"which rounds float32 activations to {str(spec.rounds).removeprefix('torch.')}"
     else:
         yield f"which takes activations as they are, in {str(problem.dtype).removeprefix('torch.')}"
+    if spec.rounds_book and problem.scheme.book:
+        yield "which rounds the values of its codes to bfloat16"
     if targets.find(spec.target).compiles_on_first_call:
         yield FIRST_CALL
     if selfcheck.pending(spec):

@@ -77,6 +77,7 @@ class KernelSpec:
         flushes_subnormals: whether products of bfloat16 pairs below 2^-126 count as 0.
         rounds: the dtype that it rounds float32 activations to; None: it does not.
         rounds_weight: whether it multiplies with the weight rounded to the dtype of the activations.
+        rounds_book: whether it multiplies with the values of a book rounded to bfloat16.
         sparsity: the only pattern of zeros that it takes; None: all of the family.
         built: whether the compiled extension has it.
         static: whether it takes activations with a static scale.
@@ -106,6 +107,7 @@ class KernelSpec:
     flushes_subnormals: bool = False
     rounds: torch.dtype | None = None
     rounds_weight: bool = False
+    rounds_book: bool = False
     sparsity: Sparsity | None = None
     built: bool = True
     static: bool = False
