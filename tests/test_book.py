@@ -27,7 +27,7 @@ NAMES = ("w4nfa16", "w4nfa16g32", "w4nfa16g64", "w4nfa16g128order")
 
 
 def usable(spec, scheme: Scheme) -> None:
-    problem = Problem(scheme, m=1, n=1, k=1, dtype=spec.act_dtypes[0], layout=spec.layout)
+    problem = Problem(scheme, m=spec.m_range[0], n=1, k=1, dtype=spec.act_dtypes[0], layout=spec.layout)
     if (reason := spec.why_not(problem)) is not None:
         pytest.skip(f"{spec.name}: {reason}")
 
@@ -69,7 +69,7 @@ def test_rounding_takes_the_nearest_value() -> None:
 def test_agrees_with_the_oracle(spec, scheme: Scheme) -> None:
     usable(spec, scheme)
     for i, (m, n, k) in enumerate(SHAPES.values()):
-        quantized, bias = random_weight(scheme, n, k, i), torch.randn(n)
+        m, quantized, bias = max(m, spec.m_range[0]), random_weight(scheme, n, k, i), torch.randn(n)
         x = torch.randn(m, k).to(spec.act_dtypes[i % len(spec.act_dtypes)])
         expected, bound = expected_output(spec, scheme, x, quantized, bias)
         assert ((run(spec, quantized, scheme, x, bias).double() - expected).abs() <= bound).all(), (m, n, k)

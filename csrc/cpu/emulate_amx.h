@@ -59,6 +59,15 @@ inline void ldtilecfg(const void* config) {
   all.configured = true;
 }
 
+// The configuration, as ldtilecfg takes it; palette 0: none.
+inline void sttilecfg(void* config) {
+  const NybbleEmulatedTiles& all = nybble_emulated_tiles;
+  uint8_t bytes[64] = {all.configured};
+  memcpy(bytes + 16, all.colsb, sizeof all.colsb);
+  memcpy(bytes + 48, all.rows, sizeof all.rows);
+  memcpy(config, bytes, sizeof bytes);
+}
+
 inline void tilerelease() { memset(&nybble_emulated_tiles, 0, sizeof nybble_emulated_tiles); }
 
 inline void tilezero(int t) { memset(configured_tiles(t).tile[t], 0, sizeof nybble_emulated_tiles.tile[t]); }

@@ -160,6 +160,12 @@ inline int32_t reduce_add_epi32(__m512i a) {
 inline __m512i and_si512(__m512i a, __m512i b) { return a & b; }
 inline __m512i or_si512(__m512i a, __m512i b) { return a | b; }
 inline __m512i xor_si512(__m512i a, __m512i b) { return a ^ b; }
+inline __m512i ternarylogic_epi32(__m512i a, __m512i b, __m512i c, unsigned table) {
+  __m512i found = a ^ a;
+  for (unsigned i = 0; i < 8; i++)
+    if (table >> i & 1) found |= (i & 4 ? a : ~a) & (i & 2 ? b : ~b) & (i & 1 ? c : ~c);
+  return found;
+}
 inline __m512i srli_epi32(__m512i a, unsigned n) {
   return each<U>([&](int i) { return U(a).v[i] >> n; });
 }
@@ -331,6 +337,7 @@ inline __m512 dpbf16_ps(__m512 acc, __m512bh a, __m512bh b) {
 #define _mm512_xor_si512 emulated::xor_si512
 #define _mm512_srli_epi32 emulated::srli_epi32
 #define _mm512_slli_epi32 emulated::slli_epi32
+#define _mm512_ternarylogic_epi32 emulated::ternarylogic_epi32
 #define _mm512_srai_epi32 emulated::srai_epi32
 #define _mm512_srli_epi16 emulated::srli_epi16
 #define _mm512_slli_epi16 emulated::slli_epi16

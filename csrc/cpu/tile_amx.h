@@ -34,6 +34,7 @@ static_assert(sizeof(TileConfig) == 64, "as the hardware reads it");
 // macros for loads do not tell the compiler that they read memory.
 #ifdef NYBBLE_EMULATE_AMX
 inline void tile_configure(const TileConfig& config) { emulated::ldtilecfg(&config); }
+inline void tile_read_config(TileConfig& config) { emulated::sttilecfg(&config); }
 inline void tile_release() { emulated::tilerelease(); }
 template <int t>
 inline void tile_zero() {
@@ -61,6 +62,7 @@ inline void tile_dot_bf16() {
 }
 #else
 inline void tile_configure(const TileConfig& config) { __asm__ volatile("ldtilecfg %0" : : "m"(config)); }
+inline void tile_read_config(TileConfig& config) { __asm__ volatile("sttilecfg %0" : "=m"(config)); }
 inline void tile_release() { __asm__ volatile("tilerelease"); }
 template <int t>
 NYBBLE_INLINE void tile_zero() {
@@ -88,16 +90,25 @@ NYBBLE_INLINE void tile_dot_bf16() {
 }
 #endif
 
+// Gives this thread the configuration back that it had: a library that loads its own once, as llama.cpp does, must find
+// it again after our call. Without one, tiles are released.
+class TileConfigKept {
+ public:
+  TileConfigKept() { tile_read_config(before_); }
+  ~TileConfigKept() { before_.palette ? tile_configure(before_) : tile_release(); }
+  TileConfigKept(const TileConfigKept&) = delete;
+  TileConfigKept& operator=(const TileConfigKept&) = delete;
+
+ private:
+  TileConfig before_;
+};
+
 // The configuration of this thread while a kernel runs. Tile registers hold nothing between kernel calls, so neither
-// threads nor forked children inherit or leave any: each call configures and releases its own. Linux grants the use of
-// tiles to the process (cpu_features.cpp): all its threads, older and newer ones, and its forked children have it.
+// threads nor forked children inherit or leave any: each call configures its own, and leaves what it found. Linux
+// grants the use of tiles to the process (cpu_features.cpp): all its threads, older and newer ones, and its forked
+// children have it.
 class TileScope {
  public:
-  TileScope() = default;
-  ~TileScope() { tile_release(); }
-  TileScope(const TileScope&) = delete;
-  TileScope& operator=(const TileScope&) = delete;
-
   // Tiles for `rows` rows and steps of `bytes` bytes of k. Loaded only if it changes, which clears all tiles.
   void set(int64_t rows, int64_t bytes) {
     if (rows == rows_ && bytes == bytes_) return;
@@ -115,6 +126,7 @@ class TileScope {
   }
 
  private:
+  TileConfigKept kept_;
   int64_t rows_ = 0, bytes_ = 0;
 };
 

@@ -200,18 +200,28 @@ struct Grouped {
   template <class Op, int V>
   NYBBLE_INLINE void add_group(const NybbleLinearArgs* a, const TilePlace& at, int64_t g, const TileSums<Op>& sums,
                                TileSums<Bf16Op>& total) {
-    VF scale[V];
+    VF scale[V], minimum[V];
 #pragma GCC unroll 2
-    for (int v = 0; v < V; v++) scale[v] = group_scale(a, at.column + v * W, g);
-    for (int64_t r = 0; r < at.rows; r++)
+    for (int v = 0; v < V; v++) {
+      scale[v] = group_scale(a, at.column + v * W, g);
+      minimum[v] = a->minimum ? group_minimum(a, at.column + v * W, g) : vf_set1(0.0f);
+    }
+    for (int64_t r = 0; r < at.rows; r++) {
+      VF sum[V];
 #pragma GCC unroll 2
       for (int v = 0; v < V; v++) {
         const VF before = g == 0 ? vf_set1(0.0f) : vf_load(total.at[r] + v * W);
         const auto of_group = Family::centred(a, at.row + r, at.column + v * W, g, Op::load(sums.at[r] + v * W));
-        VF sum = vf_fma(Op::to_float(of_group), scale[v], before);
-        add_minimum<1>(a, at.row + r, at.column + v * W, g, [&](int) -> VF& { return sum; });
-        vf_store(total.at[r] + v * W, sum);
+        sum[v] = vf_fma(Op::to_float(of_group), scale[v], before);
       }
+      if (a->minimum) {
+        const VF act_sum = vf_of_int(vi_set1(a->act_sum[(at.row + r) * a->groups + g]));
+#pragma GCC unroll 2
+        for (int v = 0; v < V; v++) sum[v] = vf_fma(act_sum, minimum[v], sum[v]);
+      }
+#pragma GCC unroll 2
+      for (int v = 0; v < V; v++) vf_store(total.at[r] + v * W, sum[v]);
+    }
   }
 };
 

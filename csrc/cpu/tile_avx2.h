@@ -45,6 +45,14 @@ template <int kBits>
 inline VI vi_shift_right_32(VI a) {
   return _mm256_srli_epi32(a, kBits);
 }
+template <int kBits>
+inline VI vi_shift_right_s32(VI a) {
+  return _mm256_srai_epi32(a, kBits);
+}
+// The bits of a where the mask has ones, those of b elsewhere.
+inline VI vi_pick(VI mask, VI a, VI b) {
+  return _mm256_or_si256(_mm256_and_si256(mask, a), _mm256_andnot_si256(mask, b));
+}
 // Even and odd bytes, sign-extended to 16-bit lanes; pairs of 16-bit lanes summed to 32 bits.
 inline VI vi_even_s8(VI a) { return _mm256_srai_epi16(_mm256_slli_epi16(a, 8), 8); }
 inline VI vi_odd_s8(VI a) { return _mm256_srai_epi16(a, 8); }

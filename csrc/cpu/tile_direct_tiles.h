@@ -31,11 +31,6 @@ using SegmentSums = int32_t[NYBBLE_TILE_PIXELS * V * W];
 // The configuration of the tiles: those of two segments of `pixels` outputs, and steps of `bytes` bytes.
 class DirectTiles {
  public:
-  DirectTiles() = default;
-  ~DirectTiles() { tile_release(); }
-  DirectTiles(const DirectTiles&) = delete;
-  DirectTiles& operator=(const DirectTiles&) = delete;
-
   // Loaded only if it changes.
   void set(int64_t pixels, int64_t bytes) {
     if (bytes == bytes_) return;
@@ -48,6 +43,7 @@ class DirectTiles {
   }
 
  private:
+  TileConfigKept kept_;
   int64_t bytes_ = 0;
 };
 

@@ -137,7 +137,9 @@ struct FloatTile : TileDefaults {
   // Independent accumulators per output, so that few rows still hide the latency of the multiply.
   static constexpr int splits(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
   static constexpr int vectors(int rows) {
-    return rows * 2 + Weight::kFixed > kRegisters ? 1 : fitting_vectors(rows * splits(rows) + 1, 2);
+    if (rows * 2 + Weight::kFixed > kRegisters) return 1;
+    const int sums = rows * splits(rows);
+    return kDecodedLine > 0 ? decoded_vectors(sums + 1, 2) : fitting_vectors(sums + 1, 2);
   }
 
   template <int R, int V>

@@ -27,7 +27,9 @@ struct MaddSteps : Sums {
   using X = int16_t;
   static constexpr int64_t kDecodedLine = Codes::kDecodedLine;
 
-  static constexpr int vectors(int rows) { return fitting_vectors(rows + 1, 2); }
+  static constexpr int vectors(int rows) {
+    return kDecodedLine > 0 ? decoded_vectors(rows + 1, 2) : fitting_vectors(rows + 1, 2);
+  }
 
   template <int R, int V>
   NYBBLE_INLINE void dot(VI (&acc)[R][V], const VI (&codes)[V], const int16_t* x) {

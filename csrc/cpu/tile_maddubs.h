@@ -87,7 +87,9 @@ struct NibbleTile : GroupsTile {
   static constexpr int64_t kDecodedLine = Nibbles::kDecodedLine;
   static constexpr int64_t kWidenEvery = 4;  // lines, of two pairs each
 
-  static constexpr int vectors(int rows) { return fitting_vectors(rows + 1, 2); }
+  static constexpr int vectors(int rows) {
+    return kDecodedLine > 0 ? decoded_vectors(rows + 1, 2) : fitting_vectors(rows + 1, 2);
+  }
 
   template <int R, int V, bool kFirst>
   NYBBLE_INLINE void dot(VI (&sum)[R][V], const VI (&nibbles)[V], const int8_t* x) {

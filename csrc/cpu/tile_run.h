@@ -27,6 +27,12 @@ constexpr int fitting_vectors(int per_vector, int fixed) {
   return 1;
 }
 
+// The same for decoded weights. They serve many rows, of which few remain for the last block: one number is enough.
+constexpr int decoded_vectors(int per_vector, int fixed) {
+  const int vectors = fitting_vectors(per_vector, fixed);
+  return kRegisters > 16 && vectors > 2 ? 2 : vectors;
+}
+
 // Bytes of codes of one column.
 inline int64_t column_bytes(const NybbleLinearArgs* a) { return a->k_padded * a->code_bits / 8; }
 
@@ -482,6 +488,7 @@ struct GroupStart {
         zero(a->zero_point ? vi_load_u8(a->zero_point + group_at(a, column, g)) : vi_set1(start_beside_minimum(a))) {}
 
   VI of_row(int r) const {
+    if constexpr (kLevels) return vi_set1(0);  // codes are counted from 0, and their minimum is added apart
     const VI sum = vi_set1(sums[r * groups]);
     return symmetric ? sum : vi_mul(zero, sum);
   }

@@ -127,6 +127,10 @@ inline VI vi_and(VI a, VI b) {
 inline VI vi_or(VI a, VI b) {
   return lanes_of<VI>([&](int i) { return a.v[i] | b.v[i]; });
 }
+// The bits of a where the mask has ones, those of b elsewhere.
+inline VI vi_pick(VI mask, VI a, VI b) {
+  return lanes_of<VI>([&](int i) { return (mask.v[i] & a.v[i]) | (~mask.v[i] & b.v[i]); });
+}
 // acc += u8 x s8, four products per lane.
 inline void dot_u8s8(VI& acc, VI u, VI s) {
   uint8_t us[4 * W];

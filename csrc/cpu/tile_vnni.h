@@ -64,21 +64,33 @@ struct Tile8 : CodesTile<128> {
   }
 };
 
-// The words of four k of a packed line, by their numbers: nibbles, and the bytes of n16k4g.
+// The words of four k of a packed line, by their numbers: nibbles, and the bytes of n16k4g. high_word(line): the second
+// 2^kHigh times as large, where that is faster.
 struct Nibbles {
-  static constexpr int kWords = 2;
+  static constexpr int kWords = 2, kHigh = 4;
+  static constexpr int32_t kCodes = kPlanes ? 0x07070707 : 0x0f0f0f0f;
   template <int i>
   NYBBLE_INLINE VI word(VI line) {
-    return vi_and(i ? vi_shift_right<4>(line) : line, vi_set1(0x0f0f0f0f));
+    return vi_and(i ? vi_shift_right<4>(line) : line, vi_set1(kCodes));
   }
+  NYBBLE_INLINE VI high_word(VI line) { return vi_and(line, vi_set1(static_cast<int32_t>(kCodes * 16u))); }
 };
 struct Bytes {
-  static constexpr int kWords = 1;
+  static constexpr int kWords = 1, kHigh = 0;
   template <int i>
   NYBBLE_INLINE VI word(VI line) {
     return line;
   }
 };
+
+// Divides sums by 2^kBits, of which they are multiples.
+template <int kBits, int R, int V>
+NYBBLE_INLINE void shift_all(VI (&sums)[R][V]) {
+#pragma GCC unroll 4
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) sums[r][v] = vi_shift_right_s32<kBits>(sums[r][v]);
+}
 
 // The weight is the unsigned operand, so the activations need no offset.
 template <class Codes>
@@ -97,13 +109,21 @@ struct UnsignedTile : GroupsTile {
     }
   }
 
+  // Whether the sums that take turns are of the first and of the second words, so that these need no shift.
+  template <int kTurns>
+  static constexpr bool kApart = kTurns > 1 && Codes::kHigh > 0;
+  static constexpr int64_t kMostApart = 1 << 16;  // k whose sums of codes 16 times as large fit in int32
+
   // Adds the products of the words from i on of a line to the sums that take turns, from `turn` on.
   template <int R, int V, int kTurns, int i = 0>
   NYBBLE_INLINE void multiply(VI (&acc)[kTurns][R][V], int turn, const uint8_t* (&w)[V], const int8_t* x) {
     VI codes[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) {
-      codes[v] = Codes::template word<i>(vi_load(w[v]));
+      if constexpr (i == 1 && kApart<kTurns>)
+        codes[v] = Codes::high_word(vi_load(w[v]));
+      else
+        codes[v] = Codes::template word<i>(vi_load(w[v]));
       if (i + 1 == kWords) w[v] += kLine;
     }
     multiply_half<R, V>(acc[turn % kTurns], codes, x);
@@ -136,6 +156,15 @@ struct UnsignedTile : GroupsTile {
     finish_w4a8<R, 1>(a, row, column, sums, 0);
   }
 
+  // Adds the sums that took turns to the first.
+  template <int R, int V, int kTurns>
+  NYBBLE_INLINE void add_turns(VI (&acc)[kTurns][R][V]) {
+#pragma GCC unroll 4
+    for (int i = 2; i < kTurns; i++) add_all(acc[i % 2], acc[i]);
+    if constexpr (kApart<kTurns>) shift_all<Codes::kHigh>(acc[1]);
+    if constexpr (kTurns > 1) add_all(acc[0], acc[1]);
+  }
+
   template <int R, int V>
   NYBBLE_INLINE void run(const NybbleLinearArgs* a, const Place& at, const uint8_t* (&w)[V], VF (&sum)[R][V],
                          Prefetcher& prefetcher) {
@@ -145,17 +174,19 @@ struct UnsignedTile : GroupsTile {
     for (int64_t g = at.begin / a->group; g * a->group < at.end; g++) {
       VI acc[kTurns][R][V];
       start_group<R, V>(a, at, g, acc[0]);
-#pragma GCC unroll 4
-      for (int i = 1; i < kTurns; i++) zero_all(acc[i]);
-      with_nibbles(a, w, prefetcher, [&](auto& from, auto& fetch) __attribute__((always_inline)) {
+      with_nibbles<false>(a, w, prefetcher, [&](auto& from, auto& fetch) __attribute__((always_inline)) {
         const auto step = [&](auto lines) __attribute__((always_inline)) {
 #pragma GCC unroll 4
           for (int i = 0; i < lines.count; i++, x += 4 * kWords * R) multiply<R, V, kTurns>(acc, kWords * i, from, x);
         };
-        each_lines<4, (kTurns > kWords ? kTurns / kWords : 1)>(a->group / (4 * kWords), from, fetch, false, step);
-      });
+        for (int64_t left = a->group; left > 0; left -= kMostApart) {
 #pragma GCC unroll 4
-      for (int i = 1; i < kTurns; i++) add_all(acc[0], acc[i]);
+          for (int i = 1; i < kTurns; i++) zero_all(acc[i]);
+          const int64_t ks = left < kMostApart ? left : kMostApart;
+          each_lines<4, (kTurns > kWords ? kTurns / kWords : 1)>(ks / (4 * kWords), from, fetch, false, step);
+          add_turns(acc);
+        }
+      });
       add_group<R, V>(a, at, g, acc[0], sum);
     }
   }

@@ -53,6 +53,27 @@ void unsigned_codes_agree() {
     }
 }
 
+// A kernel that runs between another library's use of tiles leaves it its configuration.
+void configuration_is_kept() {
+  TileConfig theirs, after;
+  theirs.set(0, 3, 12);
+  theirs.set(5, 16, 64);
+  tile_configure(theirs);
+  {
+    TileScope tiles;
+    tiles.set(7, 64);
+    tile_zero<0>();
+  }
+  tile_read_config(after);
+  require(memcmp(&theirs, &after, sizeof after) == 0, "the configuration from before the kernel");
+  tile_release();
+  {
+    TileScope none;
+  }
+  tile_read_config(after);
+  require(after.palette == 0, "no configuration where there was none");
+}
+
 // The sums of `rows` rows and 32 columns over steps of `bytes` bytes; twice, so that they accumulate.
 void codes_agree(int rows, int bytes) {
   const Operands at;
@@ -205,6 +226,7 @@ int main(int argc, char** argv) {
   for (const int rows : {1, 5, 16, 17, 31, 32})
     for (const int bytes : {4, 32, 36, 64}) codes_agree(rows, bytes);
   unsigned_codes_agree();
+  configuration_is_kept();
   bf16_agrees();
   for (const int rows : {1, 16}) {
     sums_pass_through_memory<1, 1>(rows);
