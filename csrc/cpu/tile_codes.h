@@ -70,6 +70,41 @@ struct CodesTile : TileDefaults {
   }
 };
 
+// The scales and minimums of groups of V * W columns from `column` on. Where they have two levels, those of a block of
+// groups are converted once.
+template <int V>
+class GroupNumbers {
+ public:
+  GroupNumbers(const NybbleLinearArgs* a, int64_t column) : a_(a), column_(column) {}
+
+  // Must be called before those of a group are asked for.
+  void enter(int64_t g) {
+    g_ = g;
+    if (!kLevels || g / NYBBLE_BLOCK_GROUPS == block_) return;
+    block_ = g / NYBBLE_BLOCK_GROUPS;
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+      const int64_t place = scale_at(a_, column_ + v * W, g);
+      vf_store(scale_[v], vf_load_as(scale_place(a_->scale, NYBBLE_F16, place), NYBBLE_F16, W));
+      vf_store(minimum_[v], vf_neg(vf_load_as(scale_place(a_->minimum, NYBBLE_F16, place), NYBBLE_F16, W)));
+    }
+  }
+  VF scale(int v) const { return kLevels ? of_level<false>(v, scale_[v]) : group_scale(a_, column_ + v * W, g_); }
+  VF minimum(int v) const { return kLevels ? of_level<true>(v, minimum_[v]) : group_minimum(a_, column_ + v * W, g_); }
+
+ private:
+  template <bool kMinimum>
+  VF of_level(int v, const float* block) const {
+    const uint8_t* level = level_at<kMinimum>(a_, column_ + v * W, g_);
+    if (!kMinimum) __builtin_prefetch(level + kLevelsAhead);
+    return vf_mul(vf_of_int(vi_load_u8(level)), vf_load(block));
+  }
+
+  const NybbleLinearArgs* a_;
+  int64_t column_, g_ = 0, block_ = -1;
+  alignas(64) float scale_[V][W] = {}, minimum_[V][W] = {};
+};
+
 // Weights with scales by group. The int32 sums of a group are scaled in float32.
 struct GroupsTile : TileDefaults {
   template <int R, int V>
@@ -87,14 +122,16 @@ struct GroupsTile : TileDefaults {
 
   template <int R, int V>
   NYBBLE_INLINE void add_group(const NybbleLinearArgs* a, const Place& at, int64_t g, const VI (&acc)[R][V],
-                               VF (&sum)[R][V]) {
+                               VF (&sum)[R][V], GroupNumbers<V>& numbers) {
+    numbers.enter(g);
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) {
-      const VF scale = group_scale(a, at.column + v * W, g);
+      const VF scale = numbers.scale(v);
 #pragma GCC unroll 16
       for (int r = 0; r < R; r++) sum[r][v] = vf_fma(vf_of_int(acc[r][v]), scale, sum[r][v]);
-      add_minimum<R>(a, at.row, at.column + v * W, g,
-                     [&](int r) __attribute__((always_inline)) -> VF& { return sum[r][v]; });
+      if (a->minimum)
+        add_minimum<R>(a, at.row, g, numbers.minimum(v),
+                       [&](int r) __attribute__((always_inline)) -> VF& { return sum[r][v]; });
     }
   }
 

@@ -58,7 +58,8 @@ struct UnsignedTile : TileDefaults {
       });
       const VF scale = group_scale(a, at.column, g);
       for (int r = 0; r < R; r++) sum[r][0] = vf_fma(vf_of_int(acc[r]), scale, sum[r][0]);
-      add_minimum<R>(a, at.row, at.column, g, [&](int r) -> VF& { return sum[r][0]; });
+      if (a->minimum)
+        add_minimum<R>(a, at.row, g, group_minimum(a, at.column, g), [&](int r) -> VF& { return sum[r][0]; });
     }
   }
 

@@ -82,6 +82,7 @@ struct MaddGroups : MaddSteps<Codes, GroupsTile> {
   NYBBLE_INLINE void run(const NybbleLinearArgs* a, const Place& at, const uint8_t* (&w)[V], VF (&sum)[R][V],
                          Prefetcher& prefetcher) {
     const int16_t* x = panel_at<int16_t>(a, at.row) + at.begin * R;
+    GroupNumbers<V> numbers(a, at.column);
     for (int64_t g = at.begin / a->group; g * a->group < at.end; g++) {
       VI acc[R][V];
       MaddGroups::template start_group<R, V>(a, at, g, acc);
@@ -89,7 +90,7 @@ struct MaddGroups : MaddSteps<Codes, GroupsTile> {
         MaddGroups::template multiply<R, V>(acc, w, x);
         x += 4 * R;
       });
-      MaddGroups::template add_group<R, V>(a, at, g, acc, sum);
+      MaddGroups::template add_group<R, V>(a, at, g, acc, sum, numbers);
     }
   }
 

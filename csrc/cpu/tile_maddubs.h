@@ -137,6 +137,7 @@ struct NibbleTile : GroupsTile {
   NYBBLE_INLINE void run(const NybbleLinearArgs* a, const Place& at, const uint8_t* (&w)[V], VF (&sum)[R][V],
                          Prefetcher& prefetcher) {
     const int8_t* x = panel_at<int8_t>(a, at.row) + at.begin * R;
+    GroupNumbers<V> numbers(a, at.column);
     for (int64_t g = at.begin / a->group; g * a->group < at.end; g++) {
       VI acc[R][V];
       start_group<R, V>(a, at, g, acc);
@@ -148,7 +149,7 @@ struct NibbleTile : GroupsTile {
         }
         if (lines > 0) add_lines<R, V>(acc, from, x, lines);
       });
-      add_group<R, V>(a, at, g, acc, sum);
+      add_group<R, V>(a, at, g, acc, sum, numbers);
     }
   }
 

@@ -101,6 +101,7 @@ struct TileMask4 {
     const int8_t* x = panel_at<int8_t>(a, row);
     const VI nibble = vi_set1(0x0f0f0f0f), zero = vi_set1(0x08080808);
     const Place at{row, column, 0, a->k_padded};
+    GroupNumbers<V> numbers(a, at.column);
     for (int64_t g = 0; g < a->groups; g++) {
       VI acc[R][V];
       Tile4::start_group<R, V>(a, at, g, acc);
@@ -118,7 +119,7 @@ struct TileMask4 {
         }
         x += 8 * R;
       });
-      Tile4::add_group<R, V>(a, at, g, acc, sum);
+      Tile4::add_group<R, V>(a, at, g, acc, sum, numbers);
     }
     Tile4::finish<R, V>(a, row, column, sum);
   }

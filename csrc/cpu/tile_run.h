@@ -459,12 +459,10 @@ inline VF group_minimum(const NybbleLinearArgs* a, int64_t column, int64_t g) {
   return vf_load_as(scale_place(a->minimum, a->scale_dtype, group_at(a, column, g)), a->scale_dtype, W);
 }
 
-// Adds to the sums of R rows and W columns, where weights have a minimum, its product with the sum of the row's codes
-// in the group. sum_of(r): the sum, to be changed.
+// Adds to the sums of R rows and W columns the product of a group's minimum with the sum of the row's codes in the
+// group. sum_of(r): the sum, to be changed.
 template <int R, class SumOf>
-NYBBLE_INLINE void add_minimum(const NybbleLinearArgs* a, int64_t row, int64_t column, int64_t g, const SumOf& sum_of) {
-  if (!a->minimum) return;
-  const VF minimum = group_minimum(a, column, g);
+NYBBLE_INLINE void add_minimum(const NybbleLinearArgs* a, int64_t row, int64_t g, VF minimum, const SumOf& sum_of) {
   const int32_t* sums = a->act_sum + row * a->groups + g;
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++) sum_of(r) = vf_fma(vf_of_int(vi_set1(sums[r * a->groups])), minimum, sum_of(r));

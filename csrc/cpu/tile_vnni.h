@@ -171,6 +171,7 @@ struct UnsignedTile : GroupsTile {
     // Sums that take turns, so that few outputs still hide the latency of the multiply.
     constexpr int kTurns = R * V == 1 ? 4 : R * V == 2 ? 2 : 1;
     const int8_t* x = panel_at<int8_t>(a, at.row) + at.begin * R;
+    GroupNumbers<V> numbers(a, at.column);
     for (int64_t g = at.begin / a->group; g * a->group < at.end; g++) {
       VI acc[kTurns][R][V];
       start_group<R, V>(a, at, g, acc[0]);
@@ -187,7 +188,7 @@ struct UnsignedTile : GroupsTile {
           add_turns(acc);
         }
       });
-      add_group<R, V>(a, at, g, acc[0], sum);
+      add_group<R, V>(a, at, g, acc[0], sum, numbers);
     }
   }
 };
