@@ -6,6 +6,7 @@ and tells what each check gave; all checks share the processes, which take secon
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -20,8 +21,18 @@ import torch.distributed as dist
 
 LIMIT = 600  # seconds for all checks of a script
 OK = "ok"
+FOLDER = Path(__file__).parent
 
 Check = Callable[[Path], None]
+
+
+def checks(script: str) -> list[str]:
+    """The names in CHECKS of a script of this folder, which is not imported: ranks run it."""
+    tree = ast.parse((FOLDER / script).read_text(encoding="utf-8"))
+    (found,) = (
+        one.value for one in tree.body if isinstance(one, ast.Assign) and ast.unparse(one.targets[0]) == "CHECKS"
+    )
+    return [one.id for one in found.generators[0].iter.elts]
 
 
 class Group:

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import nybble
-from nybble.parallel import keep_portable
+from nybble.parallel import calibrate_alone, keep_portable
 
 sys.path.insert(0, str(Path(__file__).parent))
 import ranks
@@ -45,7 +45,8 @@ def made(scheme: str) -> nn.Module:
     if scheme.startswith("sp"):
         nybble.sparsify(model, "50%", method="magnitude", goal="memory")
     else:
-        nybble.quantize(model, scheme, calibration=batches if "static" in scheme else None, goal="memory")
+        with calibrate_alone():
+            nybble.quantize(model, scheme, calibration=batches if "static" in scheme else None, goal="memory")
     return model
 
 

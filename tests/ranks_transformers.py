@@ -104,7 +104,8 @@ def checkpoints_of_nybble(folder: Path) -> None:
         if dist.get_rank() == 0:
             model = load(directory, False)
             calibration = [TOKENS] if "static" in more["scheme"] else None
-            nybble.quantize(model, **more, goal="memory", calibration=calibration, fuse=False)
+            with nybble.parallel.calibrate_alone():
+                nybble.quantize(model, **more, goal="memory", calibration=calibration, fuse=False)
             nybble.fuse(model, [TOKENS], goal="always")
             model.save_pretrained(folder / f"own{i}")
         dist.barrier()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from pathlib import Path
 
 import pytest
@@ -13,18 +12,7 @@ import nybble
 from nybble.fusion.block import fused_modules
 from nybble.parallel import keep_portable
 
-from .ranks import OK, Group
-
-FOLDER = Path(__file__).parent
-
-
-def checks(script: str) -> list[str]:
-    """The names in CHECKS of a script, which is not imported: ranks run it."""
-    tree = ast.parse((FOLDER / script).read_text(encoding="utf-8"))
-    (found,) = (
-        one.value for one in tree.body if isinstance(one, ast.Assign) and ast.unparse(one.targets[0]) == "CHECKS"
-    )
-    return [one.id for one in found.generators[0].iter.elts]
+from .ranks import FOLDER, OK, Group, checks
 
 
 @pytest.fixture(scope="module")

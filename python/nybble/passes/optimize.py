@@ -23,6 +23,7 @@ from ..model.opened import names_around, opened
 from ..model.options import TIMING_S, check_progress, check_seconds
 from ..model.walk import sites
 from ..nn.module import QuantizedModule
+from ..parallel.calibration import check_alone
 from ..recipe.recipe import DENSE, PASSES, Recipe, Stage
 from ..report.advice import Advice, advise
 from ..report.report import Report
@@ -116,6 +117,8 @@ def optimize(
         raise TypeError(f"recipe={type(recipe).__name__}: must be a nybble.Recipe, see nybble.Recipe.load")
     check_progress(progress)
     batches = check_batches(calibration, model)
+    if batches is not None:
+        check_alone("calibration")
     copied = ModelCopy(model)
     reports: list[StageReport] = []
     reference = model

@@ -17,6 +17,7 @@ from ..model.batches import check_batches
 from ..model.digest import data_sha256
 from ..model.opened import is_open, opened
 from ..model.stages import eval_mode
+from ..parallel.calibration import check_alone
 from .build import check_model
 from .recovery.losses import LOSSES
 from .recovery.report import Recovered
@@ -91,6 +92,7 @@ def recover(
     batches = check_batches(data, model)
     if batches is None or len(batches) < 2:
         raise ValueError(f"data has {len(batches or ())} batches: must be at least 2, since one is held out")
+    check_alone("data")
     training = {name: module.training for name, module in model.named_modules()}
     asked = Settings(epochs, end_to_end_epochs, learning_rate, loss, seed)
     # Leave the caller's inference mode: tensors made inside it can never be used by autograd.

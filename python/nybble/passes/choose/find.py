@@ -15,6 +15,7 @@ from ...model.digest import data_sha256
 from ...model.opened import opened
 from ...model.options import check_choice, check_m, check_progress
 from ...model.stages import eval_mode
+from ...parallel.calibration import check_alone
 from ...weights.scheme import Scheme
 from ..build import check_model
 from ..sensitivity.find import measure
@@ -81,6 +82,7 @@ def plan(
     check_progress(progress)
     (rows,) = check_m(m)
     batches = sift(data, model, on_bad)
+    check_alone("data")
     with opened(model), torch.no_grad():
         units = variants(model, schemes, quantize or {}, sparsify or {})
         if not units:

@@ -23,6 +23,7 @@ from ...model.batches import check_batches
 from ...model.options import TIMING_S, Options, check_flag, check_progress
 from ...model.stages import eval_mode
 from ...model.walk import Edits, Site
+from ...parallel.calibration import check_alone
 from ...report.report import Report
 from ..build import check_strict
 from ..plan import Plan
@@ -70,6 +71,8 @@ def run_pass(
     """
     call.check()
     batches = check_batches(call.calibration, model)
+    if batches is not None:
+        check_alone("calibration")
     edits = Edits(undoable=call.rollback)
     # Leave the caller's inference mode: tensors made inside it can never be used by autograd.
     with torch.inference_mode(False), torch.no_grad():

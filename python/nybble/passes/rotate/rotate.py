@@ -22,6 +22,7 @@ from ...model.batches import check_batches, model_calls
 from ...model.stages import eval_mode
 from ...model.walk import Edits
 from ...nn import Linear
+from ...parallel.calibration import check_alone
 from ...text import Part, Shown
 from ...weights.scheme import Scheme
 from ..build import check_model
@@ -87,6 +88,7 @@ def rotate(
     batches = check_batches(calibration, model)
     if batches is None:
         raise ValueError("calibration=None: needs at least one batch")
+    check_alone("calibration")
     parts = find(model)
     width = parts.embedding.embedding_dim
     if base_of(width) is None:

@@ -15,6 +15,7 @@ from ...model.batches import call
 from ...model.opened import opened
 from ...model.options import check_choice, check_progress
 from ...model.stages import eval_mode
+from ...parallel.calibration import check_alone
 from ...weights.scheme import Scheme
 from ..build import check_model
 from .harm import MEASURES, Harm
@@ -67,6 +68,7 @@ def sensitivity(
     check_choice("on_bad", on_bad, ON_BAD)
     check_progress(progress)
     batches = sift(data, model, on_bad)
+    check_alone("data")
     with opened(model), torch.no_grad():
         units = variants(model, asked, quantize or {}, sparsify or {})
         if not units:
