@@ -238,3 +238,25 @@ def test_the_order_has_no_part_in_what_a_name_means_otherwise() -> None:
         assert str(scheme) == name
         assert scheme.ordered
         assert scheme.family == Scheme.parse(name.removesuffix("order")).family
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_layers_that_keep_the_order_of_their_inputs_are_quantized_without_one(tied: bool) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.inner, self.image = nn.Embedding(64, 32), nn.Linear(32, 32), nn.Conv1d(32, 32, 3)
+            self.head = nn.Linear(32, 64, bias=False)
+            if tied:
+                self.head.weight = self.table.weight
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.head(self.image(self.inner(self.table(ids)).transpose(1, 2)).transpose(1, 2))
+
+    model, ids = Model(), torch.randint(0, 64, (2, 9))
+    before = model(ids)
+    nybble.quantize(model, "w4a16g32order", goal="memory", calibration=[ids])
+    found = {name: str(module.scheme) for name, module in model.named_modules() if hasattr(module, "scheme")}
+    head = "w4a16g32" if tied else "w4a16g32order"
+    assert found == {"table": "w4a16g32", "inner": "w4a16g32order", "image": "w4a16g32", "head": head}
+    assert (model(ids) - before).norm() < 0.25 * before.norm()

@@ -160,7 +160,7 @@ class Rounding(Work):
             for i, part in enumerate(self.parts[name]):
                 old = modules[part.layer]
                 kind = kind_of(old)
-                scheme = kind.scheme_for(self.parts[names[0]][i].scheme)
+                scheme = kind.scheme_of(self.parts[names[0]][i].scheme)
                 n, k = kind.shape_of(old)
                 new = kind.module_for(scheme).on_meta(n, k, scheme, read.dtype)
                 if name == names[0]:
@@ -277,7 +277,7 @@ def _why_not(module: nn.Module, scheme: Scheme) -> str | None:
     if len(shape) != 2 or weight.numel() == 0:
         return f"its weight has the shape {shape}, only (N, K) with N, K >= 1 is supported"
     try:
-        kind.scheme_for(scheme).check_shape(*shape)
+        kind.scheme_of(scheme).check_shape(*shape)
     except ValueError as error:
         return str(error)
     return None

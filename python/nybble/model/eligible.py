@@ -120,7 +120,7 @@ def _why_weight(module: nn.Module) -> str | None:
 
 def _why_scheme(module: nn.Module, scheme: Scheme) -> str | None:
     try:
-        kind_of(module).scheme_for(scheme).check_shape(*dense_weight(module).shape)
+        kind_of(module).scheme_of(scheme).check_shape(*dense_weight(module).shape)
     except ValueError as error:
         return str(error)
     return None

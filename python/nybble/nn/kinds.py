@@ -9,7 +9,7 @@ A package adds kinds with an entry point of the group ``nybble.modules``, see ``
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import cast
 
@@ -104,6 +104,11 @@ class ModuleKind:
             if cls is not None and not (issubclass(cls, QuantizedModule) and cls.is_sparse is sparse):
                 rule = f"must be a subclass of QuantizedModule with is_sparse = {sparse}"
                 raise ValueError(f"module kind {self.name!r}: {argument}={cls.__name__} {rule}")
+
+    def scheme_of(self, scheme: Scheme) -> Scheme:
+        """``scheme_for``, without an order of the columns where the modules keep that of the inputs."""
+        found = self.scheme_for(scheme)
+        return found if self.module.takes_order else replace(found, ordered=False)
 
     @property
     def weight(self) -> MatrixWeight:

@@ -167,7 +167,7 @@ def _tied(layer: Layer, first: Layer) -> QuantizedModule:
     """A replacement that uses the packed weight of its twin ``first``."""
     assert first.new is not None, "the first twin is built first"  # noqa: S101
     n, k = dense_weight(layer.site.module).shape
-    scheme = layer.kind.scheme_for(first.new.scheme)
+    scheme = layer.kind.scheme_of(first.new.scheme)
     new = layer.kind.module_for(scheme).on_meta(n, k, scheme, layer.weight.dtype)
     new.tie_to(first.new)
     new.adopt(layer.site.module).bias = layer.bias

@@ -98,12 +98,12 @@ class Work:
                 now = [twins for twins in sets if any(layer.site in here for layer in twins)]
                 sets = [twins for twins in sets if twins not in now]
                 # Without data each is read in its turn, since a stage is the whole model.
-                done = [self._load(twins[0], store) for twins in now] if stage.runs else []
+                done = [self._load(twins, store) for twins in now] if stage.runs else []
                 inputs = {} if stage.runs and all(done) else stage.inputs(self.hessian, self.asked.observer)
                 self.prepare(stage, now, inputs, store)
                 self._observe_again(stage, inputs)
                 for twins in now:
-                    known = done.pop(0) if stage.runs else self._load(twins[0], store)
+                    known = done.pop(0) if stage.runs else self._load(twins, store)
                     # Of twins in one stage, the inputs of the one with the most rows count.
                     seen = [inputs[id(layer.site.module)] for layer in twins if id(layer.site.module) in inputs]
                     self._replace(twins, max(seen, key=lambda one: one.rows, default=None), known, store)
@@ -115,11 +115,12 @@ class Work:
             for key, seen in stage.inputs(hessian=False, observer=self.asked.observer).items():
                 inputs[key].observer = seen.observer
 
-    def _load(self, layer: Layer, store: Store | None) -> Done | None:
+    def _load(self, twins: Sequence[Layer], store: Store | None) -> Done | None:
+        layer = twins[0]
         if store is None or self.is_kept(layer):
             return None
         weight = dense_weight(layer.site.module)
-        found = (store.load_done(_entry(layer, scheme), weight, scheme) for scheme in self._schemes_of(layer))
+        found = (store.load_done(_entry(layer, scheme), weight, scheme) for scheme in self._schemes_of(twins))
         done = next((done for done in found if done is not None), None)
         # Of several schemes, one that is too slow now makes way for another.
         if done is not None and self.asked.others and not self.builder.accepts(layer, self.make(layer, done.outcome)):
@@ -149,17 +150,19 @@ class Work:
 
     def _outcome(self, twins: Sequence[Layer], inputs: Inputs | None) -> Outcome | None:
         """The new weight of twins; None if none of the schemes is used: they get a ``reason``."""
-        whys = {scheme: why_left(twins[0].site.module, scheme) for scheme in self._schemes_of(twins[0])}
+        whys = {scheme: why_left(twins[0].site.module, scheme) for scheme in self._schemes_of(twins)}
         found = [self._in_scheme(twins, scheme, inputs) for scheme, why in whys.items() if why is None]
         if not self.asked.is_choice:
             return found[0]
         refused = {str(scheme): why for scheme, why in whys.items() if why is not None}
         return pick(twins, found, refused, self.make, None if inputs is None else inputs.held_out, self.builder)
 
-    def _schemes_of(self, layer: Layer) -> tuple[Scheme | None, ...]:
-        """What the kind of a layer makes of the schemes that are asked for."""
-        found = (None if scheme is None else layer.kind.scheme_for(scheme) for scheme in self.schemes)
-        return tuple(dict.fromkeys(found))
+    def _schemes_of(self, twins: Sequence[Layer]) -> tuple[Scheme | None, ...]:
+        """What the kind of a layer makes of the schemes that are asked for; in an order that its twins can share."""
+        asked = [scheme if scheme is None else twins[0].kind.scheme_of(scheme) for scheme in self.schemes]
+        if not all(layer.kind.module.takes_order for layer in twins):
+            asked = [scheme and replace(scheme, ordered=False) for scheme in asked]
+        return tuple(dict.fromkeys(asked))
 
     def _in_scheme(self, twins: Sequence[Layer], scheme: Scheme | None, inputs: Inputs | None) -> Outcome:
         first = twins[0]
