@@ -67,7 +67,10 @@ POINTERS = {"add", "sub", "lea", "inc", "dec", "cmp", "mov"}
 
 
 def innermost_loops(disassembly: str) -> list[list[tuple[str, str]]]:
-    """The instructions of each loop without a loop inside that multiplies tiles: (name, operands)."""
+    """The instructions of each loop without a loop inside that multiplies tiles: (name, operands).
+
+    Not of strips (tile_amx_strips.h), which store and scale the sums of each group.
+    """
     code: list[tuple[int, str, str]] = []
     for line in disassembly.splitlines():
         match = INSTRUCTION.match(line)
@@ -82,7 +85,8 @@ def innermost_loops(disassembly: str) -> list[list[tuple[str, str]]]:
             continue  # no jump backwards, or one around a loop that was seen
         last = begin
         body = [(name, operands) for _, name, operands in code[begin : i + 1]]
-        if any(name in MULTIPLIES for name, _ in body):
+        names = {name for name, _ in body}
+        if names & set(MULTIPLIES) and "tilestored" not in names:
             loops.append(body)
     return loops
 

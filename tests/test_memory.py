@@ -6,12 +6,11 @@ import pytest
 import torch
 
 from nybble import layouts, native
-from nybble.dispatch import reference
 from nybble.dispatch.registry import specs
 from nybble.dispatch.spec import KernelSpec, Problem
 from nybble.native import KernelNames
 from nybble.testing.guard import CANARY, guarded
-from nybble.testing.oracle import error_bound, pack_for, random_weight, schemes_of, served_by
+from nybble.testing.oracle import expected_output, pack_for, random_weight, schemes_of, served_by
 from nybble.weights.rounding import QuantizedWeight, portable_spec
 from nybble.weights.scheme import Scheme
 
@@ -54,8 +53,7 @@ def test_kernels_stay_inside_their_buffers(spec: KernelSpec, scheme: Scheme, dty
             bias.tensor.copy_(torch.randn(n))
             inputs = [x.tensor.clone(), packed.tensor.clone(), bias.tensor.clone()]
             spec.make(scheme, n, k)(x.tensor, packed.tensor, bias.tensor, out.tensor)
-            expected = reference.linear(x.tensor, quantized, bias.tensor, scheme, torch.float64)
-            bound = error_bound(x.tensor, quantized, scheme, expected, dtype)
+            expected, bound = expected_output(spec, scheme, x.tensor, quantized, bias.tensor)
             assert ((out.tensor.double() - expected).abs() <= bound).all(), (m, n, k)
             assert all(buffer.intact() for buffer in (x, packed, bias, out)), (m, n, k)
             assert all(torch.equal(a, b) for a, b in zip(inputs, (x.tensor, packed.tensor, bias.tensor), strict=True))

@@ -19,7 +19,7 @@ from nybble.dispatch.registry import specs
 from nybble.dispatch.spec import FLOATS, Problem
 from nybble.experts import why_not
 from nybble.nn import Linear, SparseLinear
-from nybble.testing.oracle import SHAPES, error_bound, random_weight, run, served_by
+from nybble.testing.oracle import SHAPES, expected_output, random_weight, run, served_by
 from nybble.weights.activations import ActScale
 from nybble.weights.rounding import QuantizedWeight, dequantize_weight
 from nybble.weights.scheme import Scheme
@@ -56,8 +56,7 @@ def test_the_product_has_the_bits_of_permuted_activations(spec, scheme: Scheme) 
         x = torch.randn(m, k).to(spec.act_dtypes[i % len(spec.act_dtypes)])
         got = run(spec, quantized, scheme, x, bias)
         permuted = run(spec, in_natural_order(quantized), plain, x[:, quantized.order.long()].contiguous(), bias)
-        expected = reference.linear(x, quantized, bias, scheme, torch.float64)
-        bound = error_bound(x, quantized, scheme, expected, x.dtype)
+        expected, bound = expected_output(spec, scheme, x, quantized, bias)
         assert ((got.double() - expected).abs() <= bound).all(), (m, n, k)
         if spec.target != "torch":  # float64 sums in another order
             assert torch.equal(got, permuted), (m, n, k)

@@ -109,14 +109,18 @@ class TileConfigKept {
 // children have it.
 class TileScope {
  public:
-  // Tiles for `rows` rows and steps of `bytes` bytes of k. Loaded only if it changes, which clears all tiles.
+  // Tiles for `rows` rows and steps of `bytes` bytes of k; kStrip: at most 16 rows, which all tiles of rows have.
+  // Loaded only if it changes, which clears all tiles.
+  template <bool kStrip = false>
   void set(int64_t rows, int64_t bytes) {
     if (rows == rows_ && bytes == bytes_) return;
     rows_ = rows;
     bytes_ = bytes;
     TileConfig config;
     for (int r = 0; r < 2; r++) {
-      const int64_t left = rows - r * kTileRows, some = left < 0 ? 0 : left < kTileRows ? left : kTileRows;
+      const int64_t left = kStrip ? rows : rows - r * kTileRows, some = left < 0           ? 0
+                                                                        : left < kTileRows ? left
+                                                                                           : kTileRows;
       config.set(2 * r, some, 64);
       config.set(2 * r + 1, some, 64);
       config.set(4 + r, some, bytes);

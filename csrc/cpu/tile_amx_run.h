@@ -4,9 +4,11 @@
 //   static constexpr bool kDecodes                whether weights are decoded, once per K block of a pass, by
 //     decode(a, column, begin, end, to)           the steps of 16 columns, each filled up with zeros
 //   run<T, V>(a, k, at)                           a register tile of T x V tiles over a K block
+//   static constexpr bool kStrips                 whether small groups are run in strips, see tile_amx_strips.h
 #pragma once
 
 #include "tile_amx.h"
+#include "tile_amx_strips.h"
 
 namespace {
 
@@ -95,6 +97,42 @@ inline Streams decode_steps(const NybbleLinearArgs* a, const KBlock& k) {
   return Streams(to, bytes);
 }
 
+// A strip of a row block, of at most R rows.
+template <class Family, int R>
+inline void run_strip(const NybbleLinearArgs* a, const KBlock& k, const StripPlace& at, int64_t slot) {
+  Strip<Family, R> strip(a, k, at);
+  const int64_t v = (at.column - k.from) / W, r = at.row - at.block;
+  TileSums<Bf16Op> here,
+      &total = k.end - k.begin < a->k_padded ? slot_at<Bf16Op>(a, {0, 0, 0, slot + v / 2 * kSlotBytes}) : here;
+  strip.run(k.begin / a->group, k.begin == 0, total.at[r] + v % 2 * W, 2 * W);
+  if (k.end < a->k_padded) return;
+  each_rows(at.rows, [&](auto count, int64_t i) __attribute__((always_inline)) {
+    VF sums[decltype(count)::kCount][1];
+    load_rows<Bf16Op>(total, r + i, v % 2, sums);
+    Family::template finish<decltype(count)::kCount>(a, at.row + i, at.column, sums);
+  });
+}
+
+// A row block in strips.
+template <class Family>
+inline void run_strips(const NybbleLinearArgs* a, TileScope& tiles, const KBlock& k, int64_t block, int64_t slot) {
+  const int64_t row = block * a->block_rows, left = a->rows - row, rows = left < a->block_rows ? left : a->block_rows;
+  for (int64_t r = 0; r < rows; r += kTileRows) {
+    StripPlace at{row, rows, row + r, rows - r < kTileRows ? rows - r : kTileRows, k.from};
+    tiles.set<true>(at.rows, Family::step(a) * Family::Op::kBytes);
+    for (; at.column < k.to; at.column += W) {
+      if (at.rows > 12)
+        run_strip<Family, 16>(a, k, at, slot);
+      else if (at.rows > 8)
+        run_strip<Family, 12>(a, k, at, slot);
+      else if (at.rows > 4)
+        run_strip<Family, 8>(a, k, at, slot);
+      else
+        run_strip<Family, 4>(a, k, at, slot);
+    }
+  }
+}
+
 template <class Family, int kRows>
 inline NybbleStatus run_amx(const NybbleLinearArgs* a) {
   static_assert(kRows == kMostRows);
@@ -102,10 +140,18 @@ inline NybbleStatus run_amx(const NybbleLinearArgs* a) {
   if (Family::kDecodes && !holds_decoded(a, decoded_tile<Family>(a, most_k(a)))) return NYBBLE_UNSUPPORTED;
   TileScope tiles;
   each_k_block(a, [&](KBlock k) {
-    if constexpr (Family::kDecodes) k.weights = decode_steps<Family>(a, k);
-    for (int64_t block = a->block_begin; block < a->block_end; block++)
-      run_row_block<Family>(a, k, enter_rows(a, tiles, block, Family::step(a) * Family::Op::kBytes),
-                            (block - a->block_begin) * slots_of(k.to - k.from));
+    const bool strips = Family::kStrips && a->group <= kStripGroup;
+    if constexpr (Family::kDecodes)
+      if (!strips) k.weights = decode_steps<Family>(a, k);
+    for (int64_t block = a->block_begin; block < a->block_end; block++) {
+      const int64_t slot = (block - a->block_begin) * slots_of(k.to - k.from);
+      if constexpr (Family::kStrips)
+        if (strips) {
+          run_strips<Family>(a, tiles, k, block, slot);
+          continue;
+        }
+      run_row_block<Family>(a, k, enter_rows(a, tiles, block, Family::step(a) * Family::Op::kBytes), slot);
+    }
   });
   return NYBBLE_OK;
 }
@@ -128,6 +174,8 @@ inline void finish_tiles(const NybbleLinearArgs* a, const TilePlace& at) {
 // All of K in one group: the sums stay in the tiles of a K block.
 template <class Family>
 struct WholeRows {
+  static constexpr bool kStrips = false;
+
   template <int T, int V>
   static void run(const NybbleLinearArgs* a, const KBlock& k, const TilePlace& at) {
     using Op = typename Family::Op;
@@ -161,6 +209,8 @@ struct WholeRows {
 // Groups along K: the sums of each are scaled by the weights' scales, and added in float32.
 template <class Family>
 struct Grouped {
+  static constexpr bool kStrips = true;
+
   // The sum of a row and W columns in a group. A Family whose codes are not counted from their zero points corrects it.
   template <class Vector>
   NYBBLE_INLINE Vector centred(const NybbleLinearArgs*, int64_t, int64_t, int64_t, Vector sum) {

@@ -13,7 +13,7 @@ namespace {
 
 struct Bytes : Grouped<Bytes> {
   using Op = UnsignedOp;
-  static constexpr bool kDecodes = false;
+  static constexpr bool kDecodes = false, kStrips = false;  // strips were slower from 32 rows on
   static int64_t step(const NybbleLinearArgs* a) { return a->group < 64 ? a->group : 64; }
 
   NYBBLE_INLINE VI centred(const NybbleLinearArgs* a, int64_t row, int64_t column, int64_t g, VI sum) {
