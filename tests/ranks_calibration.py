@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +13,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import nybble
-from nybble.parallel import calibrate_alone
+from nybble.parallel import calibrate_alone, share_batches
 
 sys.path.insert(0, str(Path(__file__).parent))
 import ranks
+
+Run = Callable[[nn.Module, list[Any]], Any]
 
 
 class Block(nn.Module):
@@ -94,7 +98,105 @@ def one_rank_calibrates_alone(folder: Path) -> None:
     dist.barrier()
 
 
-CHECKS = {one.__name__: one for one in (data_without_a_word_is_refused, one_rank_calibrates_alone)}
+def quantize(*args: Any, **more: Any) -> Run:
+    return lambda model, data: nybble.quantize(model, *args, **more, calibration=data, goal="memory")
+
+
+def sparsify(*args: Any, **more: Any) -> Run:
+    return lambda model, data: nybble.sparsify(model, *args, **more, calibration=data, goal="memory")
+
+
+RUNS: dict[str, Run] = {
+    "gptq": quantize("w4a16g32", method="gptq"),
+    "gptq of whole rows, static": quantize("w8a8static", method="gptq", observer="minmax"),
+    "static": quantize("w8a8static"),
+    "percentile": quantize("w4a8g32static", observer="percentile"),
+    "choice, by gptq": quantize(("w8a8", "w4a16g32", "w4a8g32static"), method="gptq", max_error=0.05),
+    "wanda": sparsify("2:4"),
+    "sparsegpt": sparsify("50%", method="sparsegpt", scheme="w4a16g32"),
+    "sparsegpt in floats": sparsify("50%", method="sparsegpt", scheme=None),
+    "wanda by layer": sparsify("50%", per_layer=True, scheme="w8a8static"),
+}
+
+
+def same_as_one_process(run: Run, data: list[Any], name: str) -> nn.Module:
+    """Ranks that share the batches get the codes and masks of one process that has them all, and all ranks the same bits."""
+    alone, shared = made(), made()
+    with calibrate_alone():
+        wanted = run(alone, data)
+    with share_batches():
+        found = run(shared, own(data))
+    same(shared, alone, name)
+    assert str(found.layers) == str(wanted.layers), name
+    same_on_all_ranks(shared, name)
+    return shared
+
+
+def same(model: nn.Module, other: nn.Module, name: str) -> None:
+    state = other.state_dict()
+    assert state.keys() == model.state_dict().keys(), name
+    for key, one in model.state_dict().items():
+        assert torch.equal(state[key], one), f"{name}: {key}"
+
+
+def same_on_all_ranks(model: nn.Module, name: str) -> None:
+    for key, one in model.state_dict().items():
+        first = one.clone().contiguous()
+        dist.broadcast(first.view(-1).view(torch.uint8), 0)
+        assert torch.equal(first, one), f"{name}: {key}"
+
+
+def batches_of_all_ranks_count(folder: Path) -> None:
+    for name, run in RUNS.items():
+        shared = same_as_one_process(run, tokens(), name)
+        lone = made()
+        with calibrate_alone():
+            run(lone, own(tokens()))
+        codes = [{key: one.tolist() for key, one in each.state_dict().items()} for each in (lone, shared)]
+        assert codes[0] != codes[1], f"{name}: the batches of one rank give the same model"
+
+
+def held_out_rows_are_those_of_one_process(folder: Path) -> None:
+    """Where the other ranks have fewer rows than may be held out, more, or a number that is not a multiple of eight."""
+    for lengths in ((3, 2, 1, 1), (5, 700, 9, 300), (700, 900, 900, 700)):
+        draw = torch.Generator().manual_seed(2)
+        data = [torch.randint(64, (1, length), generator=draw) for length in lengths]
+        for name in ("gptq", "static", "wanda by layer"):
+            same_as_one_process(RUNS[name], data, f"{name} {lengths}")
+
+
+def arguments_that_ranks_cannot_share(folder: Path) -> None:
+    data, rank = own(tokens()), dist.get_rank()
+    refused: dict[str, Run] = {
+        "goal='speed': within share_batches, ranks may": lambda model, data: nybble.quantize(model, calibration=data),
+        "fuse=True: within": quantize("w8a8", fuse=True),
+        "resume='somewhere': within": quantize("w8a8static", resume="somewhere"),
+        "method='awq': within": quantize("w4a16g32", method="awq"),
+        "smooth: within": quantize("w8a8", smooth=True),
+        "permute=True: within": sparsify("2:4", permute=True),
+        "the same arguments; rank 0 has": quantize("w8a8static" if rank else "w4a8g32static"),
+        "data: within share_batches only": lambda model, data: nybble.recover(model, reference=made(), data=data),
+    }
+    with share_batches():
+        for text, run in refused.items():
+            with pytest.raises(ValueError, match=text):
+                run(made(), data)
+        other = made()
+        other.head.bias.data.add_(rank)
+        with pytest.raises(ValueError, match="must have the same model; rank 0 has"):
+            RUNS["static"](other, data)
+
+
+CHECKS = {
+    one.__name__: one
+    for one in (
+        data_without_a_word_is_refused,
+        one_rank_calibrates_alone,
+        arguments_that_ranks_cannot_share,
+        batches_of_all_ranks_count,
+        held_out_rows_are_those_of_one_process,
+    )
+}
 
 if __name__ == "__main__":
     ranks.main(CHECKS)

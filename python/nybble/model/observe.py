@@ -55,6 +55,26 @@ class Histogram:
             self.counts = torch.nn.functional.pad(middle, (BINS // 4, BINS // 4))
         self._exponent = max(exponent, self._exponent)
 
+    def merge(self, other: Histogram) -> None:
+        """Count the values of another histogram too, whose bins may merge."""
+        if other._exponent is not None:
+            self._grow(other._exponent)
+            other._grow(self._exponent or 0)
+        self.counts += other.counts
+        self.zeros += other.zeros
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All counts as tensors."""
+        return {"counts": self.counts, "zeros": torch.tensor(self.zeros), "exponent": torch.tensor(self._exponent or 0)}
+
+    @classmethod
+    def of_tensors(cls, counts: Tensor, zeros: Tensor, exponent: Tensor) -> Histogram:
+        """The inverse of ``tensors``."""
+        new = cls()
+        new.counts, new.zeros = counts, int(zeros)
+        new._exponent = int(exponent) if counts.any() else None
+        return new
+
     def tail(self, positive: bool) -> Tensor:
         """The counts of one sign, outwards from 0."""
         return self.counts[BINS // 2 :] if positive else self.counts[: BINS // 2].flip(0)
@@ -68,7 +88,7 @@ class Observer:
     """
 
     def __init__(self, kind: str) -> None:
-        self._find = OBSERVERS[kind]
+        self.kind, self._find = kind, OBSERVERS[kind]
         self.low = self.high = 0.0
         self.histogram = Histogram()
 
@@ -80,6 +100,16 @@ class Observer:
         self.low, self.high = min(self.low, low.item()), max(self.high, high.item())
         if self._find is not _extremes:
             self.histogram.add(x)
+
+    def merge(self, ends: Tensor, **histogram: Tensor) -> None:
+        """Count the rows that another observer of this kind has seen, given its ``tensors()``."""
+        low, high = ends.tolist()
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self.histogram.merge(Histogram.of_tensors(**histogram))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that it has counted as tensors."""
+        return {"ends": torch.tensor([self.low, self.high], dtype=torch.float64), **self.histogram.tensors()}
 
     def range(self, steps: int) -> tuple[float, float]:
         """The lower and the upper end, `steps` codes apart; both 0 if all values were 0."""

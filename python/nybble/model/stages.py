@@ -33,10 +33,13 @@ class Stage:
     masks: tuple[Tensor | None, ...] = ()
     dense_runs: tuple[Callable[[], object], ...] = ()
 
-    def inputs(self, hessian: bool, observer: str | None = None) -> dict[int, Inputs]:
-        """The input statistics of each layer over all batches, by ``id(module)``; padding tokens are left out."""
+    def inputs(self, hessian: bool, observer: str | None = None, offset: int | None = 0) -> dict[int, Inputs]:
+        """The input statistics of each layer over all batches, by ``id(module)``; padding tokens are left out.
+
+        offset: how many rows other processes have before these, see ``Inputs``.
+        """
         modules = [site.module for site in self.layers if kind_of(site.module).why_no_rows(site.module) is None]
-        found = {id(module): Inputs(dense_weight(module).shape[1], hessian, observer) for module in modules}
+        found = {id(module): Inputs(dense_weight(module).shape[1], hessian, observer, offset) for module in modules}
         for b, (run, mask) in enumerate(zip(self.runs, self.masks, strict=True)):
             before = _seen(modules, self.dense_runs[b], mask) if hessian and self.dense_runs else {}
             for key, calls in _seen(modules, run, mask).items():

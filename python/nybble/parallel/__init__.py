@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .calibration import calibrate_alone
+from .calibration import calibrate_alone, share_batches
 from .portable import keep_portable
 
-__all__ = ["calibrate_alone", "keep_portable"]
+__all__ = ["calibrate_alone", "keep_portable", "share_batches"]

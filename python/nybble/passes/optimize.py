@@ -23,7 +23,7 @@ from ..model.opened import names_around, opened
 from ..model.options import TIMING_S, check_progress, check_seconds
 from ..model.walk import sites
 from ..nn.module import QuantizedModule
-from ..parallel.calibration import check_alone
+from ..parallel.calibration import sharing
 from ..recipe.recipe import DENSE, PASSES, Recipe, Stage
 from ..report.advice import Advice, advise
 from ..report.report import Report
@@ -118,7 +118,7 @@ def optimize(
     check_progress(progress)
     batches = check_batches(calibration, model)
     if batches is not None:
-        check_alone("calibration")
+        sharing("calibration")
     copied = ModelCopy(model)
     reports: list[StageReport] = []
     reference = model

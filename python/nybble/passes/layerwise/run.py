@@ -23,11 +23,13 @@ from ...model.batches import check_batches
 from ...model.options import TIMING_S, Options, check_flag, check_progress
 from ...model.stages import eval_mode
 from ...model.walk import Edits, Site
-from ...parallel.calibration import check_alone
+from ...parallel.calibration import sharing
+from ...parallel.ranks import Ranks
 from ...report.report import Report
 from ..build import check_strict
 from ..plan import Plan
 from ..rows import make_report
+from .shared import check_same
 from .store import open_store
 from .work import Work
 
@@ -71,8 +73,7 @@ def run_pass(
     """
     call.check()
     batches = check_batches(call.calibration, model)
-    if batches is not None:
-        check_alone("calibration")
+    ranks = None if batches is None else sharing("calibration")
     edits = Edits(undoable=call.rollback)
     # Leave the caller's inference mode: tensors made inside it can never be used by autograd.
     with torch.inference_mode(False), torch.no_grad():
@@ -80,7 +81,11 @@ def run_pass(
         if not call.untie:
             plan.exclude_tied()
         try:
-            return _run(model, start(plan, edits), batches, call)
+            work = start(plan, edits)
+            if ranks is not None:
+                _check_shared(ranks, model, work, call)
+                work.ranks = ranks
+            return _run(model, work, batches, call)
         except BaseException as error:
             edits.undo()
             if not call.rollback:
@@ -110,6 +115,22 @@ def _run(model: nn.Module, work: Work, batches: list[Any] | None, call: Call) ->
     if call.fuse:
         report = replace(report, fusion=fuse(model, None if batches is None else batches[:1]))
     return report
+
+
+def _check_shared(ranks: Ranks, model: nn.Module, work: Work, call: Call) -> None:
+    """Raise ValueError unless ranks that share their batches are sure to get the same layers."""
+    asked = work.asked
+    measured = asked.schemes and asked.goal != "memory"
+    refused = {
+        f"goal={asked.goal!r}": "ranks may measure different speeds; must be 'memory'" if measured else None,
+        "fuse=True": "ranks may measure different speeds; call nybble.fuse afterwards" if call.fuse else None,
+        f"resume={call.resume!r}": "results are not kept yet" if call.resume is not None else None,
+        str(work.by_first_batch): "is decided by the first batch of each rank" if work.by_first_batch else None,
+    }
+    for argument, why in refused.items():
+        if why is not None:
+            raise ValueError(f"{argument}: within share_batches, {why}")
+    check_same(ranks, model, [*map(str, asked), call.untie, *map(str, call.settings)])
 
 
 def _tell_what_stays(error: BaseException, plan: Plan) -> None:

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from ...report.data import Tried
 from ...weights import activations
-from ...weights.activations import ActScale
-from ...weights.rounding import QuantizedWeight, check_portable, portable_spec
+from ...weights.rounding import check_portable, portable_spec
 from ...weights.scheme import Scheme
 from .errors import Errors
 from .outcome import Outcome
@@ -112,15 +111,10 @@ class Store:
         found = self.load(name, {"weight": (tuple(weight.shape), weight.dtype), **codes, **scales})
         if found is None:
             return None
-        act = None
-        if scheme is not None and activations.SPEC.keys() <= found.tensors.keys():
-            act = ActScale.of_tensors(found.tensors, scheme.act_type)
-        tensors = {key: value for key, value in found.tensors.items() if key not in activations.SPEC}
-        new = tensors.pop("weight", None)
-        quantized = QuantizedWeight(**tensors) if tensors else None
-        if quantized is not None and scheme is not None:
-            check_portable(quantized, scheme, *weight.shape)
-        return Done(Outcome(new, found.kind, found.notes, quantized, act, scheme), Errors(*found.numbers), found.tried)
+        outcome = Outcome.of_tensors(found.tensors, found.kind, found.notes, scheme)
+        if outcome.quantized is not None and scheme is not None:
+            check_portable(outcome.quantized, scheme, *weight.shape)
+        return Done(outcome, Errors(*found.numbers), found.tried)
 
     def _path(self, name: str) -> Path:
         return self.directory / f"layer-{hashlib.sha256(name.encode()).hexdigest()[:16]}"

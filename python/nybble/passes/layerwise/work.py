@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,12 +15,14 @@ from ...model.inputs import Inputs
 from ...model.stages import Stage, stages
 from ...model.walk import Edits
 from ...nn.module import QuantizedModule
+from ...parallel.ranks import Ranks
 from ...weights.scheme import Scheme
 from ..build import Builder
 from ..pick import pick
 from ..plan import Layer, Plan
 from .errors import Errors, dense_like, output_errors
 from .outcome import Outcome
+from .shared import Problem, merged_inputs, shared_outcomes
 from .static import with_scale
 from .store import Done, Store
 
@@ -42,11 +44,16 @@ class Work:
     # Why calibration data is needed, or None; and a method or scheme that needs none.
     needs_data: str | None = None
     without_data = "rtn"
+    # An argument with which the first batch decides, so that ranks cannot share their batches; or None.
+    by_first_batch: str | None = None
+    # The ranks with which this process shares batches, and the outcomes that they found, by ``id(layer)``.
+    ranks: Ranks | None = None
 
     def __init__(self, plan: Plan, edits: Edits) -> None:
         self.plan, self.asked, self.edits = plan, plan.options, edits
         self.builder = Builder(plan)
         self.sets: Sets = plan.twins()
+        self._given: dict[int, Outcome | None] = {}
         if self.sets and self.static is not None:
             self.needs_data = f"scheme={str(self.static)!r}: static activations need calibration data"
             self.without_data = str(self.static.dynamic)
@@ -99,15 +106,27 @@ class Work:
                 sets = [twins for twins in sets if twins not in now]
                 # Without data each is read in its turn, since a stage is the whole model.
                 done = [self._load(twins, store) for twins in now] if stage.runs else []
-                inputs = {} if stage.runs and all(done) else stage.inputs(self.hessian, self.asked.observer)
+                inputs = {} if stage.runs and all(done) else self.inputs(stage, self.hessian, self.asked.observer)
                 self.prepare(stage, now, inputs, store)
                 self._observe_again(stage, inputs)
+                self._share_out(now, inputs)
                 for twins in now:
                     known = done.pop(0) if stage.runs else self._load(twins, store)
-                    # Of twins in one stage, the inputs of the one with the most rows count.
-                    seen = [inputs[id(layer.site.module)] for layer in twins if id(layer.site.module) in inputs]
-                    self._replace(twins, max(seen, key=lambda one: one.rows, default=None), known, store)
+                    self._replace(twins, _inputs_of(twins, inputs), known, store)
                     advance(twins[0].site.name)
+
+    def inputs(self, stage: Stage, hessian: bool, observer: str | None = None) -> dict[int, Inputs]:
+        """As ``Stage.inputs``, of the batches of all ranks that share theirs."""
+        if self.ranks is None:
+            return stage.inputs(hessian, observer)
+        return merged_inputs(self.ranks, stage, hessian, observer)
+
+    def _share_out(self, sets: Sets, inputs: dict[int, Inputs]) -> None:
+        """Find the new weights of a stage on the ranks that share batches, each on one of them."""
+        if self.ranks is not None:
+            problems = [Problem(twins, self._schemes_of(twins), _inputs_of(twins, inputs)) for twins in sets]
+            outcomes = shared_outcomes(self.ranks, problems, self._outcome)
+            self._given = {id(twins[0]): found for twins, found in zip(sets, outcomes, strict=True)}
 
     def _observe_again(self, stage: Stage, inputs: dict[int, Inputs]) -> None:
         """Run the observers again for inputs that ``prepare`` has scaled."""
@@ -132,7 +151,10 @@ class Work:
         if self.builder.is_refused(twins):
             self.builder.leave_refused(twins)
             return
-        outcome = self._outcome(twins, inputs) if done is None else done.outcome
+        if done is not None:
+            outcome: Outcome | None = done.outcome
+        else:
+            outcome = self._given.pop(id(first)) if id(first) in self._given else self._outcome(twins, inputs)
         if outcome is None:
             return
         if done is not None:
@@ -205,6 +227,12 @@ class Work:
         new = layer.kind.stored(module, weight)
         self.plan.replace_parameter(old, new)
         self.edits.put(module._parameters, layer.kind.weight.key, new)
+
+
+def _inputs_of(twins: Sequence[Layer], inputs: Mapping[int, Inputs]) -> Inputs | None:
+    """The inputs of twins in one stage: of the one with the most rows."""
+    seen = [inputs[id(layer.site.module)] for layer in twins if id(layer.site.module) in inputs]
+    return max(seen, key=lambda one: one.rows, default=None)
 
 
 def _entry(layer: Layer, scheme: Scheme | None) -> str:

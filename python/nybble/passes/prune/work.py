@@ -61,6 +61,7 @@ class Pruning(Work):
             _set_pattern(plan.options.scheme, layer, asked.pattern)
         super().__init__(plan, edits)
         self._wanted = asked
+        self.by_first_batch = f"permute={asked.chains!r}" if asked.chains else None
         self.hessian = self.follow_dense = self.asked.method == "sparsegpt"
 
         if (
@@ -89,7 +90,7 @@ class Pruning(Work):
         if not todo:
             return
         sites = tuple(twins[0].site for twins in todo.values())
-        found = Stage("all", sites, *model_calls(model, batches)).inputs(hessian=False) if batches else {}
+        found = self.inputs(Stage("all", sites, *model_calls(model, batches)), hessian=False) if batches else {}
         percent = self._percent(next(iter(todo.values()))[0])
         harms, sizes = {}, {}
         for name, twins in todo.items():

@@ -35,6 +35,8 @@ class Rounding(Work):
         self._scaling = scaling
         self._last: tuple[object, Outcome] | None = None
         method = self.asked.method
+        if scaling is not None:
+            self.by_first_batch = "method='awq'" if method == "awq" else "smooth"
         self.hessian, self.follow_dense = method in NEEDS_DATA, method == "gptq"
         if self.needs_data is None and self.sets and (self.hessian or scaling is not None):
             self.needs_data = (
