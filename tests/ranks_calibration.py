@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from nybble.parallel import calibrate_alone, share_batches
 sys.path.insert(0, str(Path(__file__).parent))
 import ranks
 
+RARE = 7
 Run = Callable[[nn.Module, list[Any]], Any]
 
 
@@ -33,16 +35,19 @@ class Block(nn.Module):
 
 
 class Model(nn.Module):
-    """Tokens to logits, by a chain of blocks."""
+    """Tokens to logits, by a chain of blocks and a layer that a first token calls."""
 
     def __init__(self) -> None:
         super().__init__()
         self.embed, self.blocks, self.head = nn.Embedding(64, 32), nn.ModuleList([Block(), Block()]), nn.Linear(32, 64)
+        self.rare = nn.Linear(32, 32)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         x = self.embed(tokens)
         for block in self.blocks:
             x = block(x)
+        if tokens[0, 0] == RARE:
+            x = x + self.rare(x)
         return self.head(x)
 
 
@@ -82,7 +87,7 @@ def data_without_a_word_is_refused(folder: Path) -> None:
     }
     for name, each in calls.items():
         for call in each:
-            with pytest.raises(ValueError, match=f"{name}torch.distributed has 2 ranks"):
+            with pytest.raises(ValueError, match=f"{name}torch.distributed has {dist.get_world_size()} ranks"):
                 call()
     nybble.quantize(made(), "w8a8", goal="memory")
 
@@ -92,7 +97,7 @@ def one_rank_calibrates_alone(folder: Path) -> None:
         model = made()
         with calibrate_alone():
             nybble.quantize(model, "w8a8static", calibration=tokens(), goal="memory")
-        with pytest.raises(ValueError, match="2 ranks"):
+        with pytest.raises(ValueError, match=f"{dist.get_world_size()} ranks"):
             nybble.quantize(made(), "w8a8static", calibration=tokens(), goal="memory")
         assert str(model.head.scheme) == "w8a8static"
     dist.barrier()
@@ -112,22 +117,36 @@ RUNS: dict[str, Run] = {
     "static": quantize("w8a8static"),
     "percentile": quantize("w4a8g32static", observer="percentile"),
     "choice, by gptq": quantize(("w8a8", "w4a16g32", "w4a8g32static"), method="gptq", max_error=0.05),
+    "awq": quantize("w4a16g32", method="awq"),
+    "smooth, static": quantize("w8a8static", smooth=True),
     "wanda": sparsify("2:4"),
+    "wanda, permuted": sparsify("2:4", permute=[("blocks.0.up", "blocks.0.down"), ("blocks.1.up", "blocks.1.down")]),
     "sparsegpt": sparsify("50%", method="sparsegpt", scheme="w4a16g32"),
     "sparsegpt in floats": sparsify("50%", method="sparsegpt", scheme=None),
     "wanda by layer": sparsify("50%", per_layer=True, scheme="w8a8static"),
 }
 
 
-def same_as_one_process(run: Run, data: list[Any], name: str) -> nn.Module:
+# What the report of a run must say, so that the case is what it is meant to be.
+SAID = {
+    "awq": "inputs scaled",
+    "smooth, static": "inputs scaled",
+    "wanda, permuted": "permutation_gain=0.",
+    "gptq": "method='gptq'",
+    "sparsegpt": "method='sparsegpt'",
+}
+
+
+def same_as_one_process(run: Run, data: list[Any], name: str, make: Callable[[], nn.Module] = made) -> nn.Module:
     """Ranks that share the batches get the codes and masks of one process that has them all, and all ranks the same bits."""
-    alone, shared = made(), made()
+    alone, shared = make(), make()
     with calibrate_alone():
         wanted = run(alone, data)
     with share_batches():
         found = run(shared, own(data))
     same(shared, alone, name)
     assert str(found.layers) == str(wanted.layers), name
+    assert SAID.get(name, "") in str(found.layers), name
     same_on_all_ranks(shared, name)
     return shared
 
@@ -136,14 +155,18 @@ def same(model: nn.Module, other: nn.Module, name: str) -> None:
     state = other.state_dict()
     assert state.keys() == model.state_dict().keys(), name
     for key, one in model.state_dict().items():
-        assert torch.equal(state[key], one), f"{name}: {key}"
+        assert torch.equal(bits(state[key]), bits(one)), f"{name}: {key}"
 
 
 def same_on_all_ranks(model: nn.Module, name: str) -> None:
     for key, one in model.state_dict().items():
-        first = one.clone().contiguous()
-        dist.broadcast(first.view(-1).view(torch.uint8), 0)
-        assert torch.equal(first, one), f"{name}: {key}"
+        first = bits(one).clone()
+        dist.broadcast(first, 0)
+        assert torch.equal(first, bits(one)), f"{name}: {key}"
+
+
+def bits(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().view(-1).view(torch.uint8)
 
 
 def batches_of_all_ranks_count(folder: Path) -> None:
@@ -165,15 +188,30 @@ def held_out_rows_are_those_of_one_process(folder: Path) -> None:
             same_as_one_process(RUNS[name], data, f"{name} {lengths}")
 
 
+def batches_that_are_padded_bad_or_call_other_layers(folder: Path) -> None:
+    """A layer that one rank alone calls, NaN on one rank, padding, and a model in bfloat16."""
+
+    def broken() -> nn.Module:
+        model = made().bfloat16()
+        model.embed.weight.data[63] = math.nan
+        return model
+
+    draw = torch.Generator().manual_seed(3)
+    data = []
+    for i in range(5):
+        ids = torch.randint(RARE + 1, 63, (2, 20), generator=draw)
+        ids[0, 0], ids[1, 1] = (RARE if i == 4 else 8), (63 if i == 1 else 8)
+        data.append({"tokens": ids, "attention_mask": torch.arange(20) < torch.tensor([[20], [3 + i]])})
+    for name in ("gptq of whole rows, static", "percentile", "wanda", "sparsegpt"):
+        same_as_one_process(RUNS[name], data, name, broken)
+
+
 def arguments_that_ranks_cannot_share(folder: Path) -> None:
     data, rank = own(tokens()), dist.get_rank()
     refused: dict[str, Run] = {
         "goal='speed': within share_batches, ranks may": lambda model, data: nybble.quantize(model, calibration=data),
         "fuse=True: within": quantize("w8a8", fuse=True),
         "resume='somewhere': within": quantize("w8a8static", resume="somewhere"),
-        "method='awq': within": quantize("w4a16g32", method="awq"),
-        "smooth: within": quantize("w8a8", smooth=True),
-        "permute=True: within": sparsify("2:4", permute=True),
         "the same arguments; rank 0 has": quantize("w8a8static" if rank else "w4a8g32static"),
         "data: within share_batches only": lambda model, data: nybble.recover(model, reference=made(), data=data),
     }
@@ -187,6 +225,28 @@ def arguments_that_ranks_cannot_share(folder: Path) -> None:
             RUNS["static"](other, data)
 
 
+def sensitivity_is_that_of_one_process(folder: Path) -> None:
+    """Also where a scheme needs calibration data, and where batches are left out."""
+    data = tokens()
+    bad = [torch.empty(0, 4, dtype=torch.int64)] if dist.get_rank() == 1 else []
+    for harm, schemes in (("kl", ("w4a16g32", "sp24w8a8")), ("output", ("w8a8static",))):
+        more = {} if harm == "kl" else {"quantize": {"calibration": data}}
+        with calibrate_alone():
+            wanted = nybble.sensitivity(made(), schemes, data, harm=harm, **more)
+            lone = nybble.sensitivity(made(), schemes, own(data), harm=harm, **more)
+        more = {} if harm == "kl" else {"quantize": {"calibration": own(data)}}
+        with share_batches():
+            found = nybble.sensitivity(made(), schemes, own(data), harm=harm, **more)
+            assert found.to_json() == wanted.to_json()
+            assert found.to_json() != lone.to_json()
+            skipped = nybble.sensitivity(made(), "w8a8", [*own(data), *bad], on_bad="skip").skipped
+            assert sum(skipped.values()) == 1
+    broken = made()
+    broken.embed.weight.data[1] = math.nan  # for rank 1 alone
+    with share_batches(), pytest.raises(ValueError, match="output on the data has NaN or Inf"):
+        nybble.sensitivity(broken, "w8a8", [torch.full((1, 4), dist.get_rank())])
+
+
 CHECKS = {
     one.__name__: one
     for one in (
@@ -195,6 +255,8 @@ CHECKS = {
         arguments_that_ranks_cannot_share,
         batches_of_all_ranks_count,
         held_out_rows_are_those_of_one_process,
+        batches_that_are_padded_bad_or_call_other_layers,
+        sensitivity_is_that_of_one_process,
     )
 }
 

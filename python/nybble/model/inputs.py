@@ -126,8 +126,8 @@ class Inputs:
         if self.observer is not None:
             self.observer = Observer(self.observer.kind)
             for part in parts:
-                own = {k.removeprefix(_OBSERVED): one for k, one in part.items() if k.startswith(_OBSERVED)}
-                self.observer.merge(**own)
+                seen = {k.removeprefix(_OBSERVED): one for k, one in part.items() if k.startswith(_OBSERVED)}
+                self.observer.merge(**seen)
 
     @property
     def is_usable(self) -> bool:

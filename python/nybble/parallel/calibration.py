@@ -31,9 +31,9 @@ def calibrate_alone() -> Iterator[None]:
 def share_batches(group: dist.ProcessGroup | None = None) -> Iterator[None]:
     """Within the context, ranks calibrate one model together: each gives its own batches, and all get the same layers.
 
-    ``quantize``, ``sparsify`` and ``sensitivity`` then act as if one process had the batches of all ranks, those of rank 0 first.
-    All ranks must call them with equal models and arguments but for the data. Each rank runs the model on its own
-    batches, and finds the new weights of its share of the layers.
+    ``quantize``, ``sparsify`` and ``sensitivity`` then act as if one process had the batches of all ranks, those of rank 0
+    first. All ranks must call them, with equal models and arguments but for the data. Each rank runs the model on its
+    own batches, and finds the new weights of its share of the layers. With data, ``goal`` must be ``"memory"``.
 
     Args:
         group: the ranks, with a backend for CPU tensors such as gloo; None: all of torch.distributed.

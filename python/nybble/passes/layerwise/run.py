@@ -125,7 +125,6 @@ def _check_shared(ranks: Ranks, model: nn.Module, work: Work, call: Call) -> Non
         f"goal={asked.goal!r}": "ranks may measure different speeds; must be 'memory'" if measured else None,
         "fuse=True": "ranks may measure different speeds; call nybble.fuse afterwards" if call.fuse else None,
         f"resume={call.resume!r}": "results are not kept yet" if call.resume is not None else None,
-        str(work.by_first_batch): "is decided by the first batch of each rank" if work.by_first_batch else None,
     }
     for argument, why in refused.items():
         if why is not None:

@@ -61,6 +61,14 @@ def _sums(ranks: Ranks, own: Products | None) -> Iterator[Tensor]:
         yield from ranks.send(source, message).tensors.values()
 
 
+def shared_numbers(ranks: Ranks | None, find: Sequence[Callable[[], float]]) -> list[float]:
+    """What each function gives, in which one rank calls it; all are called here if ``ranks`` is None."""
+    if ranks is None:
+        return [one() for one in find]
+    told = [message.facts for message in ranks.gather(Message([one() for one in find[ranks.rank :: ranks.count]]))]
+    return [told[i % ranks.count][i // ranks.count] for i in range(len(find))]
+
+
 def shared_outcomes(ranks: Ranks, problems: Sequence[Problem], solve: Solve) -> list[Outcome | None]:
     """What ``solve`` gives for each problem, in which one rank solves it; twins get ``reason`` and ``tried`` as there."""
     owners = _owners(problems, ranks.count)

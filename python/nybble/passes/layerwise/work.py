@@ -44,8 +44,6 @@ class Work:
     # Why calibration data is needed, or None; and a method or scheme that needs none.
     needs_data: str | None = None
     without_data = "rtn"
-    # An argument with which the first batch decides, so that ranks cannot share their batches; or None.
-    by_first_batch: str | None = None
     # The ranks with which this process shares batches, and the outcomes that they found, by ``id(layer)``.
     ranks: Ranks | None = None
 
@@ -131,7 +129,7 @@ class Work:
     def _observe_again(self, stage: Stage, inputs: dict[int, Inputs]) -> None:
         """Run the observers again for inputs that ``prepare`` has scaled."""
         if self.static is not None and any(one.observer is None for one in inputs.values()):
-            for key, seen in stage.inputs(hessian=False, observer=self.asked.observer).items():
+            for key, seen in self.inputs(stage, hessian=False, observer=self.asked.observer).items():
                 inputs[key].observer = seen.observer
 
     def _load(self, twins: Sequence[Layer], store: Store | None) -> Done | None:

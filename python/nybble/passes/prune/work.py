@@ -61,7 +61,6 @@ class Pruning(Work):
             _set_pattern(plan.options.scheme, layer, asked.pattern)
         super().__init__(plan, edits)
         self._wanted = asked
-        self.by_first_batch = f"permute={asked.chains!r}" if asked.chains else None
         self.hessian = self.follow_dense = self.asked.method == "sparsegpt"
 
         if (
@@ -81,6 +80,9 @@ class Pruning(Work):
         if self._wanted.chains:
             first = None if batches is None else model_calls(model, batches[:1])[0][0]
             Permuter(self.plan, self.edits, first).permute(self._wanted.chains)
+            if self.ranks is not None:
+                told = [layer.site.name for layer in self.plan.layers if layer.permutation_gain is not None]
+                self.ranks.agree("layers with permuted inputs", ", ".join(told))
         if self._wanted.per_layer:
             self._share(model, batches)
 

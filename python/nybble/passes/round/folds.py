@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...model.digest import data_sha256
 from ...model.eligible import dense_weight, is_linear_like
 from ...model.stages import Stage
 from ...model.walk import Edits
@@ -43,6 +44,12 @@ class Fold:
     consumers: tuple[Layer, ...]
     one_plus: bool = False
     index: Tensor | None = None
+
+    @property
+    def told(self) -> str:
+        """The consumers and the form of the fold, to compare it with others."""
+        index = None if self.index is None else data_sha256([self.index])
+        return f"{[layer.site.name for layer in self.consumers]}, {self.one_plus}, {index}"
 
     def tie(self, scale: Tensor) -> Tensor:
         """The scale (K,) with equal values where a producer channel feeds several inputs: their geometric mean."""

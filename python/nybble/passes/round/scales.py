@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -19,9 +20,11 @@ from ...compiled.rounding import quantize_weight
 from ...model.eligible import dense_weight
 from ...model.inputs import Inputs
 from ...nn import Linear
+from ...parallel.ranks import Ranks
 from ...weights.rounding import dequantize_weight
 from ...weights.scheme import Scheme
 from ..layerwise.errors import weight_loss
+from ..layerwise.shared import shared_numbers
 from ..plan import Layer
 
 AWQ_ALPHAS = tuple(k / 20 for k in range(1, 20))
@@ -87,10 +90,11 @@ def choose(
     inputs: Mapping[int, Inputs],
     scheme: Scheme,
     tie: Callable[[Tensor], Tensor],
+    ranks: Ranks | None = None,
 ) -> Tensor | None:
     """The best scale (K,), float32, of inputs that ``layers`` share; None if no scale is better than 1.
 
-    tie: see ``Fold.tie``.
+    tie: see ``Fold.tie``. ranks: those that have the same layers and inputs and share the search, or None.
     """
     consumers = [
         Consumer(dense_weight(one.site.module).detach().float(), inputs[id(one.site.module)]) for one in layers
@@ -102,12 +106,13 @@ def choose(
     def total(scale: Tensor, held: bool) -> float:
         return sum(scaling.loss(consumer, scale, scheme, held) for consumer in consumers)
 
-    best, found = total(plain, False), plain
-    for tried in scaling.alphas:
-        scale = tie(_centred(scaling.scale(consumers, tried)))
-        if (loss := total(scale, False)) < best:
-            best, found = loss, scale
-    return found if found is not plain and total(found, True) < total(plain, True) else None
+    scales = [plain, *(tie(_centred(scaling.scale(consumers, tried))) for tried in scaling.alphas)]
+    losses = shared_numbers(ranks, [partial(total, scale, False) for scale in scales])
+    best = scales[losses.index(min(losses))]
+    if best is plain:
+        return None
+    ours, theirs = shared_numbers(ranks, [partial(total, scale, True) for scale in (best, plain)])
+    return best if ours < theirs else None
 
 
 def _floored(values: Tensor) -> Tensor:

@@ -35,8 +35,6 @@ class Rounding(Work):
         self._scaling = scaling
         self._last: tuple[object, Outcome] | None = None
         method = self.asked.method
-        if scaling is not None:
-            self.by_first_batch = "method='awq'" if method == "awq" else "smooth"
         self.hessian, self.follow_dense = method in NEEDS_DATA, method == "gptq"
         if self.needs_data is None and self.sets and (self.hessian or scaling is not None):
             self.needs_data = (
@@ -49,6 +47,10 @@ class Rounding(Work):
         if self._scaling is None or not stage.runs:
             return
         folds = find_folds(stage, layers, self.plan)
+        if self.ranks is not None:
+            names = {id(site.module): site.name for site in self.plan.sites}
+            told = [f"{names[id(one.producer)]}: {one.told}" for one in folds]
+            self.ranks.agree(f"layers in {stage.name} that can divide others' inputs", "; ".join(told))
         name = f"scales of {stage.name}"
         specs = {
             str(i): ((dense_weight(one.consumers[0].site.module).shape[1],), torch.float32)
@@ -58,7 +60,7 @@ class Rounding(Work):
         scales = {} if known is None else dict(known.tensors)
         for i, fold in enumerate(folds):
             if known is None:
-                chosen = choose(self._scaling, fold.consumers, inputs, self.asked.schemes[0], fold.tie)
+                chosen = choose(self._scaling, fold.consumers, inputs, self.asked.schemes[0], fold.tie, self.ranks)
                 if chosen is not None:
                     scales[str(i)] = chosen
             if str(i) in scales and try_fold(fold, scales[str(i)], self.plan, self.edits):

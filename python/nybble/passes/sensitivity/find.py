@@ -15,12 +15,15 @@ from ...model.batches import call
 from ...model.opened import opened
 from ...model.options import check_choice, check_progress
 from ...model.stages import eval_mode
-from ...parallel.calibration import check_alone
+from ...parallel.calibration import sharing
+from ...parallel.ranks import Ranks
 from ...weights.scheme import Scheme
 from ..build import check_model
+from ..layerwise.shared import check_same
 from .harm import MEASURES, Harm
 from .outliers import Outliers, largest_inputs, outliers
 from .result import Effect, LayerSensitivity, Sensitivity
+from .shared import counts_of, largest_of
 from .variants import Unit, check_schemes, placed, variants
 
 
@@ -68,21 +71,31 @@ def sensitivity(
     check_choice("on_bad", on_bad, ON_BAD)
     check_progress(progress)
     batches = sift(data, model, on_bad)
-    check_alone("data")
+    ranks = sharing("data")
+    if ranks is not None:
+        passes = [{k: v for k, v in (one or {}).items() if k != "calibration"} for one in (quantize, sparsify)]
+        check_same(ranks, model, [*map(str, asked), *passes, harm, seed, on_bad])
     with opened(model), torch.no_grad():
         units = variants(model, asked, quantize or {}, sparsify or {})
         if not units:
             raise ValueError(f"schemes={schemes!r}: no layer of the model can have any of these schemes")
         with eval_mode(model):
-            rows = measure(model, units, Harm(model, batches.kept, harm, seed), batches.kept, progress)
-    return Sensitivity(tuple(rows), tuple(map(str, asked)), harm, batches.skipped)
+            now = Harm(model, batches.kept, harm, seed, ranks)
+            rows = measure(model, units, now, batches.kept, progress, ranks)
+    return Sensitivity(tuple(rows), tuple(map(str, asked)), harm, counts_of(ranks, batches.skipped))
 
 
 def measure(
-    model: nn.Module, units: Sequence[Unit], harm: Harm, batches: Sequence[Any], progress: bool | None
+    model: nn.Module,
+    units: Sequence[Unit],
+    harm: Harm,
+    batches: Sequence[Any],
+    progress: bool | None,
+    ranks: Ranks | None = None,
 ) -> list[LayerSensitivity]:
-    """A row for each unit, largest harm first; the model is in eval mode."""
-    inputs = largest_inputs([unit.dense for unit in units], lambda: [call(model, batch) for batch in batches])
+    """A row for each unit, largest harm first; the model is in eval mode. ``ranks``: those that share batches, or None."""
+    own = largest_inputs([unit.dense for unit in units], lambda: [call(model, batch) for batch in batches])
+    inputs = largest_of(ranks, own)
     rows = []
     with bar(sum(len(unit.new) for unit in units), progress) as advance:
         for unit, largest in zip(units, inputs, strict=True):
