@@ -49,8 +49,8 @@ class Ranks:
             specs = [[name, _name(one.dtype), list(one.shape)] for name, one in message.tensors.items()]
             header = json.dumps([message.facts, specs]).encode()
         size = self._broadcast(source, torch.tensor([len(header)]))
-        text = torch.tensor(list(header), dtype=torch.uint8) if header else torch.empty(int(size), dtype=torch.uint8)
-        facts, specs = json.loads(bytes(self._broadcast(source, text).tolist()))
+        text = torch.frombuffer(bytearray(header or int(size)), dtype=torch.uint8)
+        facts, specs = json.loads(self._broadcast(source, text).numpy().tobytes())
         tensors = {}
         for name, dtype, shape in specs:
             if message is not None and self.rank == source:
