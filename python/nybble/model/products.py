@@ -18,16 +18,15 @@ class Products:
     """
 
     def __init__(self, features: int) -> None:
-        self.rows = 0
-        self._mean = torch.zeros(features, features)
+        self.rows, self._features = 0, features
         self._sum: Tensor | None = None
+        self._mean: Tensor | None = None  # what was read of the sum, in its place
 
     def add(self, left: Tensor, right: Tensor) -> None:
         """Add rows (T, K), float32."""
         # A power of two keeps the bits; with it, many rows overflow no sooner than one.
         scale = 2.0 ** -math.ceil(math.log2(max(len(left), 1)))
-        total = self.sum
-        total.add_(left.T @ (right * scale), alpha=2 / scale)
+        self.sum.add_(left.T @ (right * scale), alpha=2 / scale)
         self.rows += len(left)
 
     def merge(self, sums: Iterable[Tensor], rows: int) -> None:
@@ -35,18 +34,20 @@ class Products:
         total: Tensor | None = None
         for part in sums:
             total = part.clone() if total is None else total.add_(part)
-        self._sum, self.rows = total, rows
+        self._sum, self._mean, self.rows = total, None, rows
 
     @property
     def sum(self) -> Tensor:
         """2 * sum of l' r, float64 (K, K)."""
-        if self._sum is None:
-            self._sum = self._mean.double().mul_(self.rows)
+        if self._mean is not None:
+            self._sum, self._mean = self._mean.double().mul_(self.rows), None
+        elif self._sum is None:
+            self._sum = torch.zeros(self._features, self._features, dtype=torch.float64)
         return self._sum
 
     @property
     def mean(self) -> Tensor:
         """float32 (K, K); it may be changed in place."""
-        if self._sum is not None:
-            self._mean, self._sum = self._sum.div_(max(self.rows, 1)).float(), None
+        if self._mean is None:
+            self._mean, self._sum = self.sum.div_(max(self.rows, 1)).float(), None
         return self._mean
