@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import nybble
 from nybble.parallel import calibrate_alone, share_batches
+from nybble.recipe import Stage
 
 sys.path.insert(0, str(Path(__file__).parent))
 import ranks
@@ -72,7 +73,7 @@ def own(batches: list[Tensor]) -> list[Tensor]:
 def data_without_a_word_is_refused(folder: Path) -> None:
     """Each rank would get other codes; without data nothing is refused."""
     data = own(tokens())
-    recipe = nybble.Recipe((nybble.recipe.Stage("quantize", {"scheme": "w8a8static", "goal": "memory"}),))
+    recipe = nybble.Recipe((Stage("quantize", {"scheme": "w8a8static", "goal": "memory"}),))
     calls = {
         "calibration: ": (
             lambda: nybble.quantize(made(), "w4a16g32", method="gptq", calibration=data, goal="memory"),
@@ -225,6 +226,23 @@ def arguments_that_ranks_cannot_share(folder: Path) -> None:
             RUNS["static"](other, data)
 
 
+def recipes_run_on_all_ranks(folder: Path) -> None:
+    """Two stages, the second of which sees what the first made."""
+    stages = (
+        Stage("sparsify", {"layers": {"*.up": "sp24w8a8"}, "goal": "memory"}),
+        Stage("quantize", {"scheme": "w4a16g32", "method": "gptq", "goal": "memory"}),
+    )
+    alone, shared = made(), made()
+    with calibrate_alone():
+        nybble.optimize(alone, nybble.Recipe(stages), calibration=tokens())
+    with share_batches():
+        nybble.optimize(shared, nybble.Recipe(stages), calibration=own(tokens()))
+    assert str(shared.blocks[1].up.scheme) == "sp24w8a8"
+    assert str(shared.blocks[1].down.scheme) == "w4a16g32"
+    same(shared, alone, "recipe")
+    same_on_all_ranks(shared, "recipe")
+
+
 def sensitivity_is_that_of_one_process(folder: Path) -> None:
     """Also where a scheme needs calibration data, and where batches are left out."""
     data = tokens()
@@ -256,6 +274,7 @@ CHECKS = {
         batches_of_all_ranks_count,
         held_out_rows_are_those_of_one_process,
         batches_that_are_padded_bad_or_call_other_layers,
+        recipes_run_on_all_ranks,
         sensitivity_is_that_of_one_process,
     )
 }
