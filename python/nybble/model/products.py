@@ -8,6 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+_AT_ONCE = 512  # rows of the product, so that what is summed in float32 stays in a cache
+
 
 class Products:
     """(2 / rows) * sum of l' r over pairs of rows l and r, (K,) each, given batch by batch.
@@ -26,7 +28,9 @@ class Products:
         """Add rows (T, K), float32."""
         # A power of two keeps the bits; with it, many rows overflow no sooner than one.
         scale = 2.0 ** -math.ceil(math.log2(max(len(left), 1)))
-        self.sum.add_(left.T @ (right * scale), alpha=2 / scale)
+        right = right * scale
+        for total, part in zip(self.sum.split(_AT_ONCE), left.T.split(_AT_ONCE), strict=True):
+            total.add_(part @ right, alpha=2 / scale)
         self.rows += len(left)
 
     def merge(self, sums: Iterable[Tensor], rows: int) -> None:

@@ -84,8 +84,8 @@ def _owners(problems: Sequence[Problem], count: int) -> list[int]:
     """The rank that solves each problem: the costliest first, each to the rank with the least to do so far."""
     load, owners = [0] * count, [0] * len(problems)
     shapes = [dense_weight(problem.twins[0].site.module).shape for problem in problems]
-    # Updates of a sweep, and the factor of the Hessian.
-    costs = [n * k * k + k**3 for n, k in shapes]
+    # A search for scales takes time by the weight, a sweep by the input channel, about as for that many weights.
+    costs = [n * k + 400 * k for n, k in shapes]
     for i in sorted(range(len(problems)), key=lambda one: -costs[one]):
         owners[i] = load.index(min(load))
         load[owners[i]] += costs[i]
