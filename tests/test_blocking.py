@@ -39,6 +39,9 @@ def sizes_of(caches):
 
 
 def scheme_of(kernel, group):
+    """Weights of two levels have groups of 32 alone."""
+    if "w4k" in kernel:
+        return f"{kernel.split('_')[0]}g32"
     has_groups = "w4" in kernel or "w3" in kernel or kernel.endswith("amx_groups")
     return kernel.split("_")[0] + (f"g{group}" if group and has_groups else "")
 
@@ -241,8 +244,9 @@ def test_four_bits_for_one_tile_of_rows_are_decoded_into_l1(kernel, caches):
     most = max(l1 * 2 // 3 // (row["columns"] * row["decoded"]), 128)
     assert most - 128 < few["k_block"] <= most
     assert more["pass"] * more["k_block"] > few["pass"] * few["k_block"]
-    whole = cut(kernel, scheme_of(kernel, 0), (4096, 20000), 16, 2, caches)
-    assert whole["k_block"] >= 20000, "a group is never cut"
+    if "w4k" not in kernel:
+        whole = cut(kernel, scheme_of(kernel, 0), (4096, 20000), 16, 2, caches)
+        assert whole["k_block"] >= 20000, "a group is never cut"
 
 
 # (k_block, pass) of 4096 x 4096 at 1024 rows; weights that are decoded once take an eighth of L2.
