@@ -21,6 +21,8 @@ from functools import reduce
 from pathlib import Path
 from typing import NamedTuple
 
+from .abandoned import claimed, held, remove, remove_abandoned
+
 INDEX = "nybble.json"
 WEIGHTS_NAME = re.compile(r"model-[0-9a-f]{16}\.safetensors")
 _TEMPORARY = re.compile(r"\.nybble-.*\.tmp")
@@ -101,11 +103,26 @@ def replace_checkpoint(
     """Write a weights file and its index into ``directory``, then remove the files of the former checkpoint.
 
     ``write_weights`` writes the file at the path that it gets. After any exception the former checkpoint is unchanged
-    and the new files are removed. Files that a kill leaves behind are removed by the next call. Only one process may
-    write at a time.
+    and the new files are removed. Files that a kill leaves behind are removed by the next call. A call waits for one of
+    another process, or thread, that writes into the same directory, see ``abandoned``.
+
+    Raises:
+        OSError: the directory cannot be written, or is gone; the message names it.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    _remove(directory, lambda name: _TEMPORARY.fullmatch(name) is not None)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with held(directory):
+            _replace(directory, write_weights, make_index)
+    except (OSError, CheckpointError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__  # a file that is gone before it is hashed
+        if not isinstance(cause, OSError):
+            raise
+        reason = cause.strerror or str(cause)
+        raise OSError(cause.errno, f"no checkpoint could be written: {reason}", str(directory)) from error
+
+
+def _replace(directory: Path, write_weights: Callable[[Path], Digest], make_index: Callable[[Digest], bytes]) -> None:
+    remove_abandoned(directory, _TEMPORARY)
     before = set(os.listdir(directory))
     aside = Path(tempfile.mkdtemp(prefix=".nybble-", suffix=".tmp", dir=directory))
     try:
@@ -123,30 +140,52 @@ def replace_checkpoint(
     except BaseException:
         # If the index was renamed already, the new checkpoint is complete, and stays.
         if (aside / INDEX).exists():
-            _remove(directory, lambda name: WEIGHTS_NAME.fullmatch(name) is not None and name not in before)
+            _remove_weights(directory, but=before)
         raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    _remove(directory, lambda name: WEIGHTS_NAME.fullmatch(name) is not None and name != content.file_name)
+    _remove_weights(directory, but={content.file_name})
+
+
+def _remove_weights(directory: Path, but: set[str]) -> None:
+    for name in os.listdir(directory):
+        if WEIGHTS_NAME.fullmatch(name) and name not in but:
+            remove(directory / name)
 
 
 @contextlib.contextmanager
 def written_at_once(out: Path) -> Iterator[Path]:
     """A temporary directory to write to; it becomes ``out`` in one step, or is removed after an exception.
 
-    Raises FileExistsError if there is anything but an empty directory.
+    One that a kill left behind is removed by the next call. Raises FileExistsError if there is anything but an empty
+    directory.
     """
     out = out.absolute()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise FileExistsError(f"{out}: exists and is not an empty directory")
-    aside = out.with_name(f".{out.name}-{os.getpid()}.tmp")
-    aside.mkdir(parents=True)
-    try:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with file_at_once(out) as aside:
+        aside.mkdir()
         yield aside
-        os.replace(aside, out)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+
+
+@contextlib.contextmanager
+def file_at_once(path: Path) -> Iterator[Path]:
+    """The path of a temporary file to write; it takes the place of ``path`` in one step, or is removed after an exception.
+
+    Those that a kill left behind are removed by the next call. Raises OSError.
+    """
+    path = path.absolute()
+    with contextlib.ExitStack() as claim:
+        with held(path.parent):  # until it is claimed, the next writer could take it for abandoned
+            remove_abandoned(path.parent, re.compile(rf"\.{re.escape(path.name)}-[a-z0-9_]+\.tmp"))
+            aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".tmp", dir=path.parent))
+            claim.enter_context(claimed(aside))
+        try:
+            yield aside / path.name
+            os.replace(aside / path.name, path)
+        finally:
+            remove(aside)
 
 
 def _sync(path: Path) -> None:
@@ -155,15 +194,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _remove(directory: Path, unwanted: Callable[[str], bool]) -> None:
-    for name in os.listdir(directory):
-        path = directory / name
-        if not unwanted(name):
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            with contextlib.suppress(OSError):
-                path.unlink()

@@ -17,7 +17,7 @@ def save(model: nn.Module, directory: str | os.PathLike[str], *, format: str = "
     The format ``"nybble"`` writes one safetensors file and ``nybble.json``. Quantized layers are written in the
     portable layout, which every machine can load. A tensor with several names is written once. The former checkpoint in
     the directory is replaced in a single step: after an exception, a full disk or a kill, the old or the new one is
-    complete. Only one process may write at a time.
+    complete. Of two processes that save into one directory, the second waits for the first.
 
     Args:
         model: a module; the quantized layers are inside it.

@@ -30,7 +30,7 @@ def save(model: nn.Module, directory: Path) -> None:
     """Write a model. See ``nybble.save``.
 
     The former checkpoint in the directory is replaced in a single step: after an exception, a full disk or a kill, the
-    old or the new one is complete. Only one process may write at a time.
+    old or the new one is complete. A save waits for another one into the same directory.
 
     Raises:
         ValueError: the model holds something that safetensors cannot store. Nothing is written.

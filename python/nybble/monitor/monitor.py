@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..checkpoint.files import CheckpointError
+from ..checkpoint.files import CheckpointError, file_at_once
 from ..model import options
 from ..model.batches import call, check_batches
 from ..model.eligible import dense_weight, is_linear_like
@@ -192,13 +192,8 @@ class Monitor:
             for found in [watch.statistics]
             for key, (shape, dtype) in Statistics.specs(watch.features).items()
         }
-        path = Path(path)
-        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
+        with file_at_once(Path(path)) as aside:
             write_tensors(tensors, aside)
-            os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
 
     def start(self) -> None:
         """Start sampling. Without statistics the monitor warns and stays off."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ..checkpoint.files import file_at_once
 from .schema import Field, FieldError, Plain
 
 _MOST_BYTES = 1 << 20
@@ -45,16 +46,10 @@ def read(path: Path) -> tuple[Any, Lines]:
 def write(path: Path, value: Mapping[str, Any]) -> None:
     """Write a value atomically, in the format given by the file name. Raises as ``read`` does."""
     text = _form(path)[1](value)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(aside, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
+    with file_at_once(path) as aside, open(aside, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def located(path: Path, error: FieldError, lines: Lines) -> str:

@@ -1,0 +1,202 @@
+"""Writers that are killed, that meet in one directory, and directories that cannot be written."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import nybble
+from nybble.checkpoint import abandoned
+from nybble.checkpoint.files import Digest, digest, file_at_once, replace_checkpoint, written_at_once
+from nybble.recipe import file as recipe_file
+
+pytest.importorskip("safetensors")
+
+
+def model(value: float) -> nn.Sequential:
+    made = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    for parameter in made.parameters():
+        parameter.data.fill_(value)
+    return made
+
+
+def value_in(directory: Path) -> float:
+    loaded = nybble.load(model(0.0), directory)
+    found = {float(part.flatten()[0]) for part in loaded.state_dict().values()}
+    assert len(found) == 1, f"parts of {len(found)} checkpoints"
+    return found.pop()
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def killed(body: Any) -> None:
+    """Runs ``body`` in a child that kills itself when it is called back."""
+    child = os.fork()
+    if not child:
+        body(lambda: os.kill(os.getpid(), signal.SIGKILL))
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def _save(directory: Path, write: Any) -> None:
+    def weights(path: Path) -> Digest:
+        path.write_bytes(b"x")
+        write()
+        return digest(path, {})
+
+    replace_checkpoint(directory, weights, lambda content: b"{}")
+
+
+def _directory(path: Path, write: Any) -> None:
+    with written_at_once(path / "out") as aside:
+        (aside / "file").write_text("x")
+        write()
+
+
+def _file(path: Path, write: Any) -> None:
+    with file_at_once(path / "out") as aside:
+        aside.write_text("x")
+        write()
+
+
+WRITERS = {"checkpoint": _save, "directory": _directory, "file": _file}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+class TestLeftovers:
+    def test_of_a_killed_writer_go(self, name: str, tmp_path: Path) -> None:
+        for _ in range(2):
+            killed(lambda kill: WRITERS[name](tmp_path, kill))
+        left = names(tmp_path)
+        assert len(left) == 1, "the second has removed what the first left"
+        assert left[0].endswith(".tmp")
+        WRITERS[name](tmp_path, lambda: None)
+        assert not any(found.endswith(".tmp") for found in names(tmp_path))
+
+    def test_of_an_exception_go(self, name: str, tmp_path: Path) -> None:
+        def fail() -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            WRITERS[name](tmp_path, fail)
+        assert names(tmp_path) == []
+
+    def test_without_locks_only_old_ones_go(self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(descriptor: int, how: int) -> None:
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        killed(lambda kill: WRITERS[name](tmp_path, kill))
+        (left,) = tmp_path.iterdir()
+        monkeypatch.setattr(fcntl, "flock", refuse)
+        WRITERS[name](tmp_path, lambda: None)
+        assert left.exists(), "it may be of a writer that lives"
+        shutil.rmtree(tmp_path / "out") if (tmp_path / "out").is_dir() else None
+        for old in (left, *left.iterdir()):
+            os.utime(old, (0, time.time() - abandoned._OLD - 60))
+        WRITERS[name](tmp_path, lambda: None)
+        assert not left.exists()
+
+
+def test_what_a_living_writer_writes_stays(tmp_path: Path) -> None:
+    with file_at_once(tmp_path / "a") as first:
+        first.write_text("first")
+        recipe_file.write(tmp_path / "a.json", {"x": 1})
+        with file_at_once(tmp_path / "a") as second:
+            second.write_text("second")
+        assert (tmp_path / "a").read_text() == "second"
+        assert first.exists()
+    assert (tmp_path / "a").read_text() == "first"
+    assert names(tmp_path) == ["a", "a.json"]
+
+
+def test_a_temporary_directory_can_be_written_to_by_other_writers(tmp_path: Path) -> None:
+    with written_at_once(tmp_path / "out") as aside:
+        nybble.save(model(1.0), aside / "checkpoint")
+        nybble.save(model(2.0), aside)
+        with written_at_once(aside / "other") as inner, file_at_once(inner / "file") as file:
+            file.write_text("x")
+    assert value_in(tmp_path / "out") == 2.0
+    assert value_in(tmp_path / "out" / "checkpoint") == 1.0
+    assert names(tmp_path / "out" / "other") == ["file"]
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_link_is_removed_and_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "file").write_text("x")
+    (tmp_path / "to").mkdir()
+    (tmp_path / "to" / ".nybble-abcdefgh.tmp").symlink_to(tmp_path / "kept")
+    _save(tmp_path / "to", lambda: None)
+    assert names(tmp_path / "kept") == ["file"]
+    assert not any(found.endswith(".tmp") for found in names(tmp_path / "to"))
+
+
+def test_a_save_waits_for_another(tmp_path: Path) -> None:
+    nybble.save(model(1.0), tmp_path)
+    second = threading.Thread(target=nybble.save, args=(model(2.0), tmp_path))
+    with abandoned.held(tmp_path):
+        second.start()
+        second.join(0.3)
+        assert second.is_alive()
+        assert value_in(tmp_path) == 1.0
+    second.join(10)
+    assert value_in(tmp_path) == 2.0
+
+
+def _saves(directory: Path, value: float) -> None:
+    torch.set_num_threads(1)
+    for _ in range(25):
+        nybble.save(model(value), directory)
+
+
+def test_two_processes_leave_one_whole_checkpoint(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_saves, args=(tmp_path, value)) for value in (1.0, 2.0, 3.0)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    assert [writer.exitcode for writer in writers] == [0, 0, 0]
+    assert value_in(tmp_path) in (1.0, 2.0, 3.0)
+    assert len(names(tmp_path)) == 2
+
+
+class TestNoPlace:
+    @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a directory that nobody can write")
+    def test_a_directory_that_cannot_be_made(self) -> None:
+        with pytest.raises(OSError, match=r"no checkpoint could be written: .*'/proc/nybble'"):
+            nybble.save(model(1.0), "/proc/nybble")
+
+    def test_read_only(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*args: Any, **kwargs: Any) -> None:
+            raise OSError(errno.EROFS, "Read-only file system", "x.tmp")
+
+        monkeypatch.setattr("tempfile.mkdtemp", refuse)
+        with pytest.raises(OSError, match="no checkpoint could be written: Read-only file system") as caught:
+            nybble.save(model(1.0), tmp_path)
+        assert (caught.value.errno, caught.value.filename) == (errno.EROFS, str(tmp_path))
+
+    def test_a_file(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("x")
+        with pytest.raises(FileExistsError, match="no checkpoint could be written: File exists"):
+            nybble.save(model(1.0), tmp_path / "file")
+
+    def test_gone_meanwhile(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match="no checkpoint could be written: No such file") as caught:
+            _save(tmp_path / "gone", lambda: shutil.rmtree(tmp_path / "gone"))
+        assert caught.value.filename == str(tmp_path / "gone")
+        assert names(tmp_path) == []
