@@ -172,6 +172,8 @@ PYBIND11_MODULE(_C, m) {
       py::kw_only(), py::arg("one_c"), py::arg("seven_b"), py::arg("seven_c"), py::arg("seven_d"), py::arg("seven1_a"),
       py::arg("saved_state"), py::arg("ask_for_tiles"));
 
+  m.def("cpu_features_of_arm", &features_of_arm, py::kw_only(), py::arg("hwcap"), py::arg("hwcap2"));
+
   m.def("caches", [] {
     const Caches& of = caches();
     return py::make_tuple(of.l1, of.l2, of.l3);

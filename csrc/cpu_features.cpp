@@ -11,6 +11,13 @@
 #include <unistd.h>
 
 #include <cerrno>
+#if defined(__aarch64__)
+#include <sys/auxv.h>
+
+#include <fstream>
+#endif
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace nybble {
@@ -48,6 +55,23 @@ CpuFeatures features_of(const CpuWords& words, const std::function<int()>& ask_f
   if (refusal)
     cpu.refused["amx_tile"] = std::string("the operating system refused the tile registers: ") + std::strerror(refusal);
   return cpu;
+}
+
+std::vector<std::string> features_of_arm(uint64_t hwcap, uint64_t hwcap2) {
+  const struct {
+    const char* name;
+    bool present;
+  } all[] = {
+      // the bits of asm/hwcap.h: ASIMD, ASIMDDP, I8MM and BF16
+      {"neon", (hwcap >> 1 & 1) != 0},
+      {"dotprod", (hwcap >> 20 & 1) != 0},
+      {"i8mm", (hwcap2 >> 13 & 1) != 0},
+      {"bf16", (hwcap2 >> 14 & 1) != 0},
+  };
+  std::vector<std::string> features;
+  for (const auto& feature : all)
+    if (feature.present) features.push_back(feature.name);
+  return features;
 }
 
 #if defined(__x86_64__)
@@ -117,6 +141,50 @@ CpuFeatures detect_cpu(bool tiles) {
   cpu.features.insert(cpu.features.end(), {"amx_tile", "amx_int8", "amx_bf16", "emulated"});
   cpu.refused.clear();
 #endif
+  return cpu;
+}
+
+#elif defined(__aarch64__) && defined(__linux__)
+namespace {
+
+// The implementer and part of the first core, as /proc/cpuinfo numbers them: few of Arm's CPUs say their name.
+std::string part_numbers() {
+  std::ifstream cpuinfo("/proc/cpuinfo");
+  std::string line, implementer, part;
+  while (std::getline(cpuinfo, line) && part.empty()) {
+    const size_t colon = line.find(": ");
+    if (colon == std::string::npos) continue;
+    if (!line.compare(0, 15, "CPU implementer")) implementer = line.substr(colon + 2);
+    if (!line.compare(0, 8, "CPU part")) part = line.substr(colon + 2);
+  }
+  return part.empty() ? "unknown" : "Arm CPU, implementer " + implementer + ", part " + part;
+}
+
+}  // namespace
+
+CpuFeatures detect_cpu(bool) {
+  return {part_numbers(), features_of_arm(getauxval(AT_HWCAP), getauxval(AT_HWCAP2)), {}};
+}
+
+#elif defined(__aarch64__) && defined(__APPLE__)
+namespace {
+
+bool has(const char* name) {
+  int32_t value = 0;
+  size_t size = sizeof value;
+  return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value;
+}
+
+}  // namespace
+
+CpuFeatures detect_cpu(bool) {
+  CpuFeatures cpu{"unknown", {"neon"}, {}};
+  char brand[128];
+  size_t size = sizeof brand;
+  if (sysctlbyname("machdep.cpu.brand_string", brand, &size, nullptr, 0) == 0) cpu.brand = brand;
+  if (has("hw.optional.arm.FEAT_DotProd")) cpu.features.push_back("dotprod");
+  if (has("hw.optional.arm.FEAT_I8MM")) cpu.features.push_back("i8mm");
+  if (has("hw.optional.arm.FEAT_BF16")) cpu.features.push_back("bf16");
   return cpu;
 }
 

@@ -25,6 +25,9 @@ struct CpuWords {
 // this process may use them, else an errno.
 CpuFeatures features_of(const CpuWords& words, const std::function<int()>& ask_for_tiles);
 
+// The features of a CPU of AArch64, from the words AT_HWCAP and AT_HWCAP2 that Linux gives a process.
+std::vector<std::string> features_of_arm(uint64_t hwcap, uint64_t hwcap2);
+
 // tiles: whether to ask the operating system for the tile registers of AMX, which this process then holds. Without
 // asking, a CPU that has them counts as having them.
 CpuFeatures detect_cpu(bool tiles);

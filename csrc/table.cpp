@@ -23,6 +23,13 @@
 #define NYBBLE_IF_avx512bf16(fn) nullptr
 #define NYBBLE_IF_amx(fn) nullptr
 #endif
+#if defined(NYBBLE_BUILT_ARM)
+#define NYBBLE_IF_neon(fn) fn
+#define NYBBLE_IF_neondot(fn) fn
+#else
+#define NYBBLE_IF_neon(fn) nullptr
+#define NYBBLE_IF_neondot(fn) nullptr
+#endif
 
 extern "C" {
 #define NYBBLE_PREPARE(name, target) NybbleStatus nybble_##name(const NybblePrepareArgs*);

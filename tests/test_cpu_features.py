@@ -81,6 +81,27 @@ def test_each_multiply_of_tiles_has_its_own_bit(bit: int, name: str) -> None:
     assert set(AMX) - set(found) == {name}
 
 
+# Words of a Neoverse V1 as Linux gives them: ASIMD, ASIMDDP; I8MM, BF16. The other bits mean nothing here.
+NEOVERSE_V1 = {"hwcap": 1 << 1 | 1 << 20, "hwcap2": 1 << 13 | 1 << 14}
+
+
+@pytest.mark.parametrize(
+    ("changes", "found", "missing"),
+    [
+        ({}, ["neon", "dotprod", "i8mm", "bf16"], None),
+        ({"hwcap": ~(1 << 20) & (1 << 64) - 1, "hwcap2": 0}, ["neon"], "this CPU or operating system lacks dotprod"),
+        ({"hwcap": 1 << 20, "hwcap2": ~(1 << 13) & (1 << 64) - 1}, ["dotprod", "bf16"], "this CPU or operating system lacks neon"),
+        ({"hwcap": 0, "hwcap2": 0}, [], "this CPU or operating system lacks neon, dotprod"),
+    ],
+)
+def test_features_of_arm_are_bits_of_the_words_of_linux(
+    changes: dict[str, int], found: list[str], missing: str | None
+) -> None:
+    features_here = native._C.cpu_features_of_arm(**{**NEOVERSE_V1, **changes})
+    assert features_here == found
+    assert targets.find("neondot").missing(tuple(features_here)) == missing
+
+
 def test_detection_carries_refusals_to_info(monkeypatch: pytest.MonkeyPatch) -> None:
     brand, found, _ = native.cpu()
     without = tuple(feature for feature in found if not feature.startswith("amx"))

@@ -78,6 +78,8 @@ _BUILT_IN = (
     Target("avx512vbmi", (*_AVX512VNNI, "avx512vbmi", "avx512vbmi2")),
     Target("avx512bf16", (*_AVX512VNNI, "avx512bf16")),
     Target("amx", (*_AVX512VNNI, "avx512bf16", "amx_tile", "amx_int8", "amx_bf16")),
+    Target("neon", ("neon",)),
+    Target("neondot", ("neon", "dotprod")),
 )
 
 
