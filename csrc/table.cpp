@@ -26,9 +26,11 @@
 #if defined(NYBBLE_BUILT_ARM)
 #define NYBBLE_IF_neon(fn) fn
 #define NYBBLE_IF_neondot(fn) fn
+#define NYBBLE_IF_i8mm(fn) fn
 #else
 #define NYBBLE_IF_neon(fn) nullptr
 #define NYBBLE_IF_neondot(fn) nullptr
+#define NYBBLE_IF_i8mm(fn) nullptr
 #endif
 
 extern "C" {

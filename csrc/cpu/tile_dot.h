@@ -1,6 +1,6 @@
-// The register tiles for 8-bit activations built on sdot (s8 x s8, four products per lane, wrapping), with a word of
+// The register tiles for 8-bit activations of Arm's CPUs: s8 x s8, four products per lane, wrapping, with a word of
 // the activations chosen by its lane: a load of 16 bytes brings four words, so the rows need few. Include after a
-// target's vector header, which defines dot_s8.
+// header that defines kParts, the registers of a sum, and start_s8, dot_s8 and total_s8.
 #pragma once
 
 #include "tile_codes.h"
@@ -32,7 +32,7 @@ struct Words {
 
 // Adds the products of W * V columns with the words from kFirst on, one for each row.
 template <int kFirst, int R, int V, int kCount, int r = 0>
-NYBBLE_INLINE void dot_rows(VI (&acc)[R][V], const VI (&codes)[V], const Words<kCount>& words) {
+NYBBLE_INLINE void dot_rows(VI (&acc)[R][V][kParts], const VI (&codes)[V], const Words<kCount>& words) {
   if constexpr (r < R) {
     constexpr int word = kFirst + r;
 #pragma GCC unroll 4
@@ -41,14 +41,38 @@ NYBBLE_INLINE void dot_rows(VI (&acc)[R][V], const VI (&codes)[V], const Words<k
   }
 }
 
+template <int R, int V>
+NYBBLE_INLINE void start_all(VI (&acc)[R][V][kParts], const VI (&sums)[R][V]) {
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) start_s8(acc[r][v], sums[r][v]);
+}
+
+template <int R, int V>
+NYBBLE_INLINE void total_all(const VI (&acc)[R][V][kParts], VI (&sums)[R][V]) {
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) sums[r][v] = total_s8(acc[r][v]);
+}
+
 struct Tile8 : CodesTile<0> {
   using X = int8_t;
 
-  static constexpr int vectors(int rows) { return fitting_vectors(rows + 1, 3); }
+  template <int R, int V>
+  using Acc = VI[R][V][kParts];
+
+  static constexpr int vectors(int rows) { return fitting_vectors(rows * kParts + 1, 3); }
+
+  template <int R, int V>
+  NYBBLE_INLINE void start(const NybbleLinearArgs* a, int64_t column, VI (&acc)[R][V][kParts]) {
+    TileDefaults::start<R, V>(a, column, acc);
+  }
 
   // The products of line i and the next ones of n.
   template <int R, int V, int n, int i = 0>
-  NYBBLE_INLINE void multiply_lines(VI (&acc)[R][V], const uint8_t* (&w)[V], const Words<R * n>& words) {
+  NYBBLE_INLINE void multiply_lines(VI (&acc)[R][V][kParts], const uint8_t* (&w)[V], const Words<R * n>& words) {
     if constexpr (i < n) {
       VI codes[V];
 #pragma GCC unroll 4
@@ -62,12 +86,12 @@ struct Tile8 : CodesTile<0> {
   }
 
   template <int R, int V>
-  NYBBLE_INLINE void multiply(VI (&acc)[R][V], const uint8_t* (&w)[V], const int8_t* x) {
+  NYBBLE_INLINE void multiply(VI (&acc)[R][V][kParts], const uint8_t* (&w)[V], const int8_t* x) {
     multiply_lines<R, V, 1>(acc, w, Words<R>::at(x));
   }
 
   template <int R, int V>
-  NYBBLE_INLINE void run(const NybbleLinearArgs* a, const Place& at, const uint8_t* (&w)[V], VI (&acc)[R][V],
+  NYBBLE_INLINE void run(const NybbleLinearArgs* a, const Place& at, const uint8_t* (&w)[V], VI (&acc)[R][V][kParts],
                          Prefetcher& prefetcher) {
     const int8_t* x = panel_at<int8_t>(a, at.row) + at.begin * R;
     const auto step = [&](auto lines) __attribute__((always_inline)) {
@@ -76,6 +100,13 @@ struct Tile8 : CodesTile<0> {
       x += 4 * R * n;
     };
     each_lines<8, whole_lines(R)>((at.end - at.begin) / 4, w, prefetcher, R <= 2 && a->one_stream, step);
+  }
+
+  template <int R, int V>
+  NYBBLE_INLINE void finish(const NybbleLinearArgs* a, int64_t row, int64_t column, const VI (&acc)[R][V][kParts]) {
+    VI sums[R][V];
+    total_all<R, V>(acc, sums);
+    CodesTile<0>::finish<R, V>(a, row, column, sums);
   }
 };
 
@@ -107,11 +138,11 @@ struct SignedTile : GroupsTile {
   static constexpr int kWords = Codes::kWords;
 
   // Float sums and those of a group stay in registers.
-  static constexpr int vectors(int rows) { return fitting_vectors(2 * rows + 2, 3); }
+  static constexpr int vectors(int rows) { return fitting_vectors((1 + kParts) * rows + 2, 3); }
 
   // The products of word i of a line and the next ones. first: word of `words` of the line.
   template <int R, int V, int kFirst, int kCount, int i = 0>
-  NYBBLE_INLINE void multiply_words(VI (&acc)[R][V], const VI (&line)[V], const Words<kCount>& words) {
+  NYBBLE_INLINE void multiply_words(VI (&acc)[R][V][kParts], const VI (&line)[V], const Words<kCount>& words) {
     if constexpr (i < kWords) {
       VI codes[V];
 #pragma GCC unroll 4
@@ -123,7 +154,8 @@ struct SignedTile : GroupsTile {
 
   // The products of line i and the next ones of n.
   template <int R, int V, int n, int i = 0>
-  NYBBLE_INLINE void multiply_lines(VI (&acc)[R][V], const uint8_t* (&w)[V], const Words<R * n * kWords>& words) {
+  NYBBLE_INLINE void multiply_lines(VI (&acc)[R][V][kParts], const uint8_t* (&w)[V],
+                                    const Words<R * n * kWords>& words) {
     if constexpr (i < n) {
       VI line[V];
 #pragma GCC unroll 4
@@ -152,8 +184,9 @@ struct SignedTile : GroupsTile {
                          Prefetcher& prefetcher) {
     const int8_t* x = panel_at<int8_t>(a, at.row) + at.begin * R;
     for (int64_t g = at.begin / a->group; g * a->group < at.end; g++) {
-      VI acc[R][V];
-      start_codes<R, V>(a, at, g, acc);
+      VI sums[R][V], acc[R][V][kParts];
+      start_codes<R, V>(a, at, g, sums);
+      start_all<R, V>(acc, sums);
       with_nibbles(a, w, prefetcher, [&](auto& from, auto& fetch) __attribute__((always_inline)) {
         const auto step = [&](auto lines) __attribute__((always_inline)) {
           constexpr int n = decltype(lines)::count;
@@ -162,7 +195,8 @@ struct SignedTile : GroupsTile {
         };
         each_lines<4, whole_lines(R * kWords)>(a->group / (4 * kWords), from, fetch, false, step);
       });
-      add_group<R, V>(a, at, g, acc, sum);
+      total_all<R, V>(acc, sums);
+      add_group<R, V>(a, at, g, sums, sum);
     }
   }
 };

@@ -5,15 +5,22 @@
 
 namespace {
 
-// acc += s8 x s8, four products per lane, wrapping: every lane of codes with word kLane of x. Inline asm, because GCC
-// 12 copies accumulators before and after the intrinsic.
+// Registers of a sum of products s8 x s8, four for each lane.
+constexpr int kParts = 1;
+
+inline void start_s8(VI (&acc)[kParts], VI sum) { acc[0] = sum; }
+
+// acc += s8 x s8, wrapping: every lane of codes with word kLane of x. Inline asm, because GCC 12 copies accumulators
+// before and after the intrinsic.
 template <int kLane>
-inline void dot_s8(VI& acc, VI codes, VI x) {
+inline void dot_s8(VI (&acc)[kParts], VI codes, VI x) {
 #if defined(__GNUC__) && !defined(__clang__)
-  __asm__("sdot %0.4s, %1.16b, %2.4b[%3]" : "+w"(acc) : "w"(codes), "w"(x), "i"(kLane));
+  __asm__("sdot %0.4s, %1.16b, %2.4b[%3]" : "+w"(acc[0]) : "w"(codes), "w"(x), "i"(kLane));
 #else
-  acc = vdotq_laneq_s32(acc, vreinterpretq_s8_s32(codes), vreinterpretq_s8_s32(x), kLane);
+  acc[0] = vdotq_laneq_s32(acc[0], vreinterpretq_s8_s32(codes), vreinterpretq_s8_s32(x), kLane);
 #endif
 }
+
+inline VI total_s8(const VI (&acc)[kParts]) { return acc[0]; }
 
 }  // namespace

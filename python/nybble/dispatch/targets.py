@@ -80,6 +80,7 @@ _BUILT_IN = (
     Target("amx", (*_AVX512VNNI, "avx512bf16", "amx_tile", "amx_int8", "amx_bf16")),
     Target("neon", ("neon",)),
     Target("neondot", ("neon", "dotprod")),
+    Target("i8mm", ("neon", "dotprod", "i8mm")),
 )
 
 

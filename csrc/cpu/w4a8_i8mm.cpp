@@ -1,0 +1,11 @@
+// y = sum_g scale_g * (x codes . u4 codes - zero_point * act_sum) * act_scale + bias; layout n16k8.
+// Built on smmla: a nibble is a signed byte too. 6 rows by 8 columns keep the sums of a group and the float ones in
+// registers. Bound by smmla and the zips of its operands.
+#include "tile_i8mm.h"
+// clang-format off
+#include "tile_mmla.h"
+// clang-format on
+
+extern "C" NybbleStatus nybble_w4a8_i8mm(const NybbleLinearArgs* args) {
+  return run_tiles<PairTile<Nibbles>, block_rows::w4a8_i8mm>(args);
+}
