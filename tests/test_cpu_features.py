@@ -90,7 +90,11 @@ NEOVERSE_V1 = {"hwcap": 1 << 1 | 1 << 20, "hwcap2": 1 << 13 | 1 << 14}
     [
         ({}, ["neon", "dotprod", "i8mm", "bf16"], None),
         ({"hwcap": ~(1 << 20) & (1 << 64) - 1, "hwcap2": 0}, ["neon"], "this CPU or operating system lacks dotprod"),
-        ({"hwcap": 1 << 20, "hwcap2": ~(1 << 13) & (1 << 64) - 1}, ["dotprod", "bf16"], "this CPU or operating system lacks neon"),
+        (
+            {"hwcap": 1 << 20, "hwcap2": ~(1 << 13) & (1 << 64) - 1},
+            ["dotprod", "bf16"],
+            "this CPU or operating system lacks neon",
+        ),
         ({"hwcap": 0, "hwcap2": 0}, [], "this CPU or operating system lacks neon, dotprod"),
     ],
 )

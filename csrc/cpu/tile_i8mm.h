@@ -15,13 +15,4 @@ inline void mmla_s8(VI& acc, VI rows, VI columns) {
 #endif
 }
 
-// acc += u8 x s8, four products per lane, wrapping.
-inline void dot_u8s8(VI& acc, VI u, VI s) {
-#if defined(__GNUC__) && !defined(__clang__)
-  __asm__("usdot %0.4s, %1.16b, %2.16b" : "+w"(acc) : "w"(u), "w"(s));
-#else
-  acc = vusdotq_s32(acc, vreinterpretq_u8_s32(u), vreinterpretq_s8_s32(s));
-#endif
-}
-
 }  // namespace

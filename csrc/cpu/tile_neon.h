@@ -108,8 +108,14 @@ inline VI vi_first(VI a, int64_t count) {
 template <int kCount>  // loads kCount lanes, the others are 0
 inline VI vi_load_first(const void* p) {
   if constexpr (kCount == W) return vi_load(p);
+  const uint8_t* bytes = static_cast<const uint8_t*>(p);
   VI lanes = vi_set1(0);
-  memcpy(&lanes, p, 4 * kCount);
+  if constexpr (kCount >= 2) lanes = vcombine_s32(vreinterpret_s32_u8(vld1_u8(bytes)), vdup_n_s32(0));
+  if constexpr (kCount % 2 == 1) {
+    int32_t last;
+    memcpy(&last, bytes + 4 * (kCount - 1), 4);
+    lanes = vsetq_lane_s32(last, lanes, kCount - 1);
+  }
   return lanes;
 }
 

@@ -19,8 +19,12 @@ std::size_t page() {
   return bytes;
 }
 
+// Counters in the texts of exceptions, which share a block with them, must lie at multiples of so many bytes.
+constexpr std::size_t kAlignment = 4;
+
 // A page with the Mapping, the block at the end of its pages, and a page that cannot be read or written.
-void* allocate(std::size_t size) {
+void* allocate(std::size_t asked) {
+  const std::size_t size = (asked + kAlignment - 1) / kAlignment * kAlignment;
   const std::size_t whole = (size + page() - 1) / page() * page(), bytes = whole + 2 * page();
   void* at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (at == MAP_FAILED) throw std::bad_alloc();
