@@ -33,6 +33,8 @@
 #define NYBBLE_IF_i8mm(fn) nullptr
 #endif
 
+#define NYBBLE_WHOLE_TABLE  // of kernels.def, also lines of another architecture
+
 extern "C" {
 #define NYBBLE_PREPARE(name, target) NybbleStatus nybble_##name(const NybblePrepareArgs*);
 #define NYBBLE_EXPAND(name, target) NybbleStatus nybble_##name(const NybbleExpandArgs*);

@@ -183,6 +183,7 @@ struct SignedTile : GroupsTile {
   NYBBLE_INLINE void run(const NybbleLinearArgs* a, const Place& at, const uint8_t* (&w)[V], VF (&sum)[R][V],
                          Prefetcher& prefetcher) {
     const int8_t* x = panel_at<int8_t>(a, at.row) + at.begin * R;
+    GroupNumbers<V> numbers(a, at.column);
     for (int64_t g = at.begin / a->group; g * a->group < at.end; g++) {
       VI sums[R][V], acc[R][V][kParts];
       start_codes<R, V>(a, at, g, sums);
@@ -196,7 +197,7 @@ struct SignedTile : GroupsTile {
         each_lines<4, whole_lines(R * kWords)>(a->group / (4 * kWords), from, fetch, false, step);
       });
       total_all<R, V>(acc, sums);
-      add_group<R, V>(a, at, g, sums, sum);
+      add_group<R, V>(a, at, g, sums, sum, numbers);
     }
   }
 };

@@ -121,6 +121,7 @@ struct PairTile : SignedTile<Codes> {
                          Prefetcher& prefetcher) {
     const int8_t* x = panel_at<int8_t>(a, at.row) + at.begin * R;
     constexpr int kLines = 2 / Codes::kWords;  // of eight k
+    GroupNumbers<V> numbers(a, at.column);
     for (int64_t g = at.begin / a->group; g * a->group < at.end; g++) {
       Blocks<R, V> acc;
       each_register(acc, [](auto& one) __attribute__((always_inline)) { zero_register(one); });
@@ -135,7 +136,7 @@ struct PairTile : SignedTile<Codes> {
       PairTile::template start_codes<R, V>(a, at, g, start);
       rows_of<R, V>(acc, rows);
       add_all<R, V>(rows, start);
-      PairTile::template add_group<R, V>(a, at, g, rows, sum);
+      PairTile::template add_group<R, V>(a, at, g, rows, sum, numbers);
     }
   }
 };
