@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from nybble.stress.children import in_children
+from nybble.stress.figure import Tally
+from nybble.stress.foreign import damages
 
 HERE = Path(__file__).parent
 CHECKPOINTS = sorted(path for path in (HERE / "data" / "foreign").iterdir() if path.is_dir())
@@ -19,19 +19,17 @@ FEW = (
 )  # fmt: skip
 
 
-def damaged(name: str, first: int, last: int) -> dict[str, int]:
-    if name.startswith("onnx") and importlib.util.find_spec("onnx") is None:
-        pytest.skip("needs onnx")
-    program = [sys.executable, str(HERE / "foreign_mutations.py"), str(HERE / "data" / "foreign" / name)]
-    done = subprocess.run([*program, str(first), str(last)], capture_output=True, text=True, timeout=3000, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    counts: dict[str, int] = json.loads(done.stdout)
-    return counts
+def damaged(name: str, first: int, last: int) -> Tally:
+    if name.startswith("onnx"):
+        pytest.importorskip("onnx")
+    found = in_children(damages, [(HERE / "data" / "foreign" / name, first, last)])
+    assert (found.tried, found.failures) == (last - first, [])
+    return found
 
 
 @pytest.mark.parametrize("name", FEW)
 def test_damages_are_refused_or_harmless(name: str) -> None:
-    counts = damaged(name, 0, 300)
+    counts = damaged(name, 0, 300).facts
     assert counts["refused"] > 60
     assert counts["read"] > 5, "not every damage matters, such as one of a code"
 

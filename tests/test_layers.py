@@ -50,6 +50,7 @@ ORDER = (
     ("hf",),  # a quantization method of transformers
     ("",),  # the package's own __init__
     ("_moved_values", "testing"),
+    ("stress",),  # figures of reliability
     ("__main__", "bench", "commands", "demo"),
 )
 RANK = {name: rank for rank, row in enumerate(ORDER) for name in row}
@@ -91,7 +92,8 @@ FORBIDDEN = {
 ONLY_BY = {
     "_C": {"native"},
     "_cuda": {"dispatch"},
-    "testing": {"bench"},
+    "testing": {"bench", "stress"},
+    "stress": set(),
     "bench": {"__main__"},
     "commands": {"__main__"},
     "demo": {"__main__", "bench", "commands"},
@@ -288,7 +290,7 @@ SETTINGS = {
     ("torch", name)
     for name in ("set_num_threads", "set_num_interop_threads", "set_default_dtype", "set_flush_denormal")
 }
-COMMANDS = {"__main__", "bench", "commands", "demo"}
+COMMANDS = {"__main__", "bench", "commands", "demo", "stress"}
 
 
 def dotted(node):
@@ -299,7 +301,7 @@ def dotted(node):
 
 
 # Module -> the one of these that it is about: the bench for GPUs asks nvidia-smi, times a new process's first call, both
-# without a shell, and reports whatever a library that is measured raises, which may be Exception itself.
+# without a shell, and reports whatever a library that is measured raises, which may be Exception itself. So does what counts failures.
 ALLOWED = {
     "bench.gpu_state": "import subprocess",
     "bench.gpu_first": "import subprocess",
@@ -308,6 +310,7 @@ ALLOWED = {
     "bench.gpu_wheels": "import subprocess",
     "bench.gpu_wheels_check": "import subprocess",
     "bench.gpu_measure": "swallows Exception",
+    "stress.attempt": "swallows Exception",
 }
 
 

@@ -27,10 +27,18 @@ INDEX = "nybble.json"
 WEIGHTS_NAME = re.compile(r"model-[0-9a-f]{16}\.safetensors")
 _TEMPORARY = re.compile(r"\.nybble-.*\.tmp")
 _CHUNK = 1 << 20
+_LONGEST = 1600  # characters of a message
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is missing, damaged, of another format, or does not fit the model."""
+    """A checkpoint is missing, damaged, of another format, or does not fit the model.
+
+    A message that quotes very much of a file is cut in its middle.
+    """
+
+    def __init__(self, message: str) -> None:
+        half = _LONGEST // 2
+        super().__init__(message if len(message) <= _LONGEST else f"{message[:half]} [...] {message[-half:]}")
 
 
 class Digest(NamedTuple):

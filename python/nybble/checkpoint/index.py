@@ -12,6 +12,7 @@ from ..nn.kinds import quantized_classes
 from ..weights.form import Form
 from ..weights.scheme import Scheme
 from .files import INDEX, WEIGHTS_NAME, CheckpointError
+from .strict_json import parse, short
 
 SCHEMA = "nybble.checkpoint"
 VERSION = 1
@@ -21,7 +22,6 @@ _MAX_DEPTH = 8
 _MAX_SIZE = (1 << 31) - 1
 _MAX_BYTES = 1 << 50
 _MAX_NAME = 4096
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -100,23 +100,23 @@ class Index:
 
 def parse_index(data: bytes) -> Index:
     """Read an index and check every field. Raises CheckpointError with the name of the field."""
-    top = _object("the index", _parse(data))
+    top = _object("the index", parse(data, INDEX, _MAX_DEPTH, integers_only=True))
     if top.get("schema") != SCHEMA:
         raise CheckpointError(
-            f"{INDEX}: schema is {_short(top.get('schema'))}, must be {SCHEMA!r}; not a nybble checkpoint"
+            f"{INDEX}: schema is {short(top.get('schema'))}, must be {SCHEMA!r}; not a nybble checkpoint"
         )
     version = _integer("version", top.get("version"), 1, _MAX_SIZE)
     if version != VERSION:
         raise CheckpointError(f"{INDEX}: version is {version}, this nybble reads version {VERSION}; update nybble")
     fused, fused_int8 = (_names(key, top.pop(key, [])) for key in ("fused", "fused_int8"))
     if unknown := set(fused_int8) - set(fused):
-        raise CheckpointError(f"{INDEX}: fused_int8 has {_short(min(unknown))}, which fused does not have")
+        raise CheckpointError(f"{INDEX}: fused_int8 has {short(min(unknown))}, which fused does not have")
     _keys("the index", top, ("schema", "version", "nybble", "weights", "layers", "tensors", "aliases"))
     weights = _object("weights", top["weights"])
     _keys("weights", weights, ("file", "bytes", "sha256"))
     layers = top["layers"]
     if not isinstance(layers, list):
-        raise CheckpointError(f"{INDEX}: layers is {_short(layers)}, must be a list")
+        raise CheckpointError(f"{INDEX}: layers is {short(layers)}, must be a list")
     nbytes = _integer("weights.bytes", weights["bytes"], 8, _MAX_BYTES)
     return Index(
         nybble=_string("nybble", top["nybble"]),
@@ -137,7 +137,7 @@ def parse_index(data: bytes) -> Index:
 def _names(key: str, names: object) -> tuple[str, ...]:
     """The names of modules; the model itself has none."""
     if not isinstance(names, list):
-        raise CheckpointError(f"{INDEX}: {key} is {_short(names)}, must be a list")
+        raise CheckpointError(f"{INDEX}: {key} is {short(names)}, must be a list")
     return tuple("" if name == "" else _string(f"{key}[{i}]", name) for i, name in enumerate(names))
 
 
@@ -146,7 +146,7 @@ def _layers(values: list[Any]) -> tuple[LayerEntry, ...]:
     for i, value in enumerate(values):
         entry = _layer(f"layers[{i}]", _object(f"layers[{i}]", value))
         if entry.name in entries:
-            raise CheckpointError(f"{INDEX}: layers[{i}].name: {_short(entry.name)} is there twice")
+            raise CheckpointError(f"{INDEX}: layers[{i}].name: {short(entry.name)} is there twice")
         entries[entry.name] = entry
     for i, entry in enumerate(entries.values()):
         if entry.tied_to is not None:
@@ -166,7 +166,7 @@ def _layer(where: str, value: dict[str, Any]) -> LayerEntry:
     classes = quantized_classes()
     kind = _choice(f"{where}.kind", value["kind"], tuple(classes))
     if classes[kind].is_sparse is not sparse:
-        raise CheckpointError(f"{INDEX}: {where}.kind: a {kind} cannot have the scheme {_short(scheme)}")
+        raise CheckpointError(f"{INDEX}: {where}.kind: a {kind} cannot have the scheme {short(scheme)}")
     return LayerEntry(
         name=_string(f"{where}.name", value["name"]),
         kind=kind,
@@ -183,21 +183,21 @@ def _layer(where: str, value: dict[str, Any]) -> LayerEntry:
 
 def _check_tie(where: str, entry: LayerEntry, first: LayerEntry | None) -> None:
     if first is None or first.tied_to is not None:
-        raise CheckpointError(f"{INDEX}: {where} is {_short(entry.tied_to)}, must be a layer with its own weight")
+        raise CheckpointError(f"{INDEX}: {where} is {short(entry.tied_to)}, must be a layer with its own weight")
     for field in ("in_features", "out_features", "stored", "form"):
         if getattr(entry, field) != getattr(first, field):
-            raise CheckpointError(f"{INDEX}: {where}: {field} differs from that of {_short(first.name)}")
+            raise CheckpointError(f"{INDEX}: {where}: {field} differs from that of {short(first.name)}")
     if not Scheme.parse(entry.scheme).shares_codes_of(Scheme.parse(first.scheme)):
-        raise CheckpointError(f"{INDEX}: {where}: scheme differs from that of {_short(first.name)}")
+        raise CheckpointError(f"{INDEX}: {where}: scheme differs from that of {short(first.name)}")
 
 
 def _tensors(values: dict[str, Any], nbytes: int) -> dict[str, TensorEntry]:
     entries = {}
     position = 0
     for name, value in values.items():
-        where = f"tensors[{_short(_string('tensors', name))}]"
+        where = f"tensors[{short(_string('tensors', name))}]"
         if not isinstance(value, list) or len(value) != 3:
-            raise CheckpointError(f"{INDEX}: {where} is {_short(value)}, must be [begin, end, crc32]")
+            raise CheckpointError(f"{INDEX}: {where} is {short(value)}, must be [begin, end, crc32]")
         begin = _integer(f"{where}.begin", value[0], position, nbytes)
         end = _integer(f"{where}.end", value[1], begin, nbytes)
         entries[name] = TensorEntry(begin, end, _integer(f"{where}.crc32", value[2], 0, (1 << 32) - 1))
@@ -205,96 +205,44 @@ def _tensors(values: dict[str, Any], nbytes: int) -> dict[str, TensorEntry]:
     return entries
 
 
-def _parse(data: bytes) -> Any:
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{INDEX}: not UTF-8 at byte {error.start}") from error
-    _check_depth(text)
-    try:
-        return json.loads(
-            text,
-            object_pairs_hook=_no_duplicates,
-            parse_float=_no_float,
-            parse_constant=_no_float,
-            parse_int=_small_int,
-        )
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{INDEX}: not JSON: {error}") from error
-
-
-def _check_depth(text: str) -> None:
-    """Raise CheckpointError if the text is nested too deep for the JSON parser, which is recursive."""
-    depth = 0
-    for bracket in re.findall(r"[][{}]", _STRING.sub("", text)):
-        depth += 1 if bracket in "[{" else -1
-        if depth > _MAX_DEPTH:
-            raise CheckpointError(f"{INDEX}: nested deeper than {_MAX_DEPTH}")
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise CheckpointError(f"{INDEX}: the key {_short(twice)} is there twice")
-    return result
-
-
-def _no_float(text: str) -> Any:
-    raise CheckpointError(f"{INDEX}: {_short(text)}: numbers must be integers")
-
-
-def _small_int(text: str) -> int:
-    if len(text) > 18:
-        raise CheckpointError(f"{INDEX}: the number {text[:18]}... is too large")
-    return int(text)
-
-
-def _short(value: object) -> str:
-    """A value for a message, shortened: a damaged or hostile file may hold very long values."""
-    text = repr(value)
-    return text if len(text) <= 120 else f"{text[:117]}..."
-
-
 def _keys(where: str, value: Mapping[str, Any], names: tuple[str, ...]) -> None:
     missing = [name for name in names if name not in value]
     extra = [name for name in value if name not in names]
     if missing or extra:
-        raise CheckpointError(f"{INDEX}: {where}: missing keys {_short(missing)}, unknown keys {_short(extra)}")
+        raise CheckpointError(f"{INDEX}: {where}: missing keys {short(missing)}, unknown keys {short(extra)}")
 
 
 def _object(where: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise CheckpointError(f"{INDEX}: {where} is {_short(value)}, must be an object")
+        raise CheckpointError(f"{INDEX}: {where} is {short(value)}, must be an object")
     return value
 
 
 def _integer(where: str, value: Any, low: int, high: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise CheckpointError(f"{INDEX}: {where} is {_short(value)}, must be an integer in {low}..{high}")
+        raise CheckpointError(f"{INDEX}: {where} is {short(value)}, must be an integer in {low}..{high}")
     return value
 
 
 def _boolean(where: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise CheckpointError(f"{INDEX}: {where} is {_short(value)}, must be true or false")
+        raise CheckpointError(f"{INDEX}: {where} is {short(value)}, must be true or false")
     return value
 
 
 def _string(where: str, value: Any) -> str:
     if not isinstance(value, str) or not 1 <= len(value) <= _MAX_NAME:
-        raise CheckpointError(f"{INDEX}: {where} is {_short(value)}, must be a string of 1..{_MAX_NAME} characters")
+        raise CheckpointError(f"{INDEX}: {where} is {short(value)}, must be a string of 1..{_MAX_NAME} characters")
     return value
 
 
 def _choice(where: str, value: Any, choices: tuple[str, ...]) -> str:
     if not isinstance(value, str) or value not in choices:
-        raise CheckpointError(f"{INDEX}: {where} is {_short(value)}, must be one of {', '.join(choices)}")
+        raise CheckpointError(f"{INDEX}: {where} is {short(value)}, must be one of {', '.join(choices)}")
     return value
 
 
 def _pattern(where: str, value: Any, pattern: re.Pattern[str]) -> str:
     if not isinstance(value, str) or not pattern.fullmatch(value):
-        raise CheckpointError(f"{INDEX}: {where} is {_short(value)}, must match {pattern.pattern}")
+        raise CheckpointError(f"{INDEX}: {where} is {short(value)}, must match {pattern.pattern}")
     return value

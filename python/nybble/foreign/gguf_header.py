@@ -17,6 +17,8 @@ _VALUES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "
 _STRING, _ARRAY = 8, 9
 _LONGEST = 1 << 24  # bytes of a string
 _LEAST_TENSOR, _LEAST_FIELD = 24, 13  # bytes
+_MOST = {"tensor_count": 1 << 20, "metadata_kv_count": 1 << 16}
+_MOST_STRINGS = 1 << 24  # of an array
 
 
 class GgufTensor(NamedTuple):
@@ -79,6 +81,8 @@ class _Reader:
     def _skip_array(self, what: str) -> None:
         kind, count = self.number("I", what), self.number("Q", what)
         if kind == _STRING:
+            if count > _MOST_STRINGS:
+                raise CheckpointError(f"{self.file.path}: {what}: {count} strings: at most {_MOST_STRINGS} are read")
             if count > (self.file.size - self.at) // 8:
                 raise CheckpointError(f"{self.file.path}: {what}: {count} strings, more than the file has")
             for _ in range(count):
@@ -100,6 +104,8 @@ def read_header(path: Path) -> GgufHeader:
         raise CheckpointError(f"{path}: version {version}: must be 2 or 3, little-endian")
     counts = {name: reader.number("Q", name) for name in ("tensor_count", "metadata_kv_count")}
     for (name, count), least in zip(counts.items(), (_LEAST_TENSOR, _LEAST_FIELD), strict=True):
+        if count > _MOST[name]:
+            raise CheckpointError(f"{path}: {name} {count}: at most {_MOST[name]} are read")
         if count > file.size // least:
             raise CheckpointError(f"{path}: {name} {count}: more than a file of {file.size} bytes can have")
     fields = _fields(reader, counts["metadata_kv_count"])

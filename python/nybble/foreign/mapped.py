@@ -15,11 +15,13 @@ from torch import Tensor
 
 from ..checkpoint.files import CheckpointError
 
+_SNAPSHOTS, _BLOBS = "snapshots", "blobs"  # of a repository in Hugging Face's cache
+
 
 class MappedFile:
-    """A regular file, mapped; symbolic links are followed, as download caches are made of them.
+    """A regular file, mapped. Raises CheckpointError if it cannot be read, is empty, or is a link out of its directory.
 
-    Raises CheckpointError if it cannot be read, or is empty.
+    Links within the directory are followed, and those of Hugging Face's cache: from a snapshot of a repository to its blobs.
     """
 
     def __init__(self, path: Path) -> None:
@@ -30,6 +32,9 @@ class MappedFile:
             raise CheckpointError(f"{path}: cannot be opened: {error.strerror}") from error
         try:
             status = os.fstat(descriptor)
+            if not _is_within(path, status):
+                rule = "a link out of its directory is not followed; name the directory of the file itself"
+                raise CheckpointError(f"{path}: {rule}")
             if not stat.S_ISREG(status.st_mode) or not status.st_size:
                 raise CheckpointError(f"{path}: must be a regular file that is not empty")
             # Private: torch wants memory that it could write to.
@@ -53,6 +58,22 @@ class MappedFile:
         """Give the memory of what was read back; what is read again comes from the file again."""
         if hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
+
+
+def _is_within(path: Path, status: os.stat_result) -> bool:
+    """Whether an open file is that in the directory of its path, or a blob of the cache that the directory belongs to."""
+    if not path.is_symlink():
+        return True
+    directory, real = Path(os.path.realpath(path.parent)), Path(os.path.realpath(path))
+    places = [directory]
+    if directory.parent.name == _SNAPSHOTS:
+        places.append(directory.parent.parent / _BLOBS)
+    if not any(place in real.parents for place in places):
+        return False
+    try:
+        return os.path.samestat(status, real.stat())  # the link may have changed since the file was opened
+    except OSError:
+        return False
 
 
 class Entry(NamedTuple):

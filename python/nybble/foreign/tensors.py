@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.files import CheckpointError
+from ..checkpoint.strict_json import parse, short
 from ..checkpoint.tensors import DTYPES
 from .mapped import Entry, MappedFile, Span, check_spans
 from .torch_file import read_saved
@@ -21,6 +21,8 @@ SHARDS = "model.safetensors.index.json"
 _OTHER = ("training_args.bin", "optimizer.bin", "scheduler.bin")  # what training leaves beside a model
 _MOST_HEADER = 100_000_000  # bytes, as safetensors allows
 _MOST_JSON = 1 << 26
+_LONGEST = 512  # characters of a name in a message
+_DEEPEST = 32  # objects and lists inside each other
 _KINDS = {
     **DTYPES,
     "U16": torch.uint16,
@@ -32,24 +34,11 @@ _KINDS = {
 
 
 def parse_json(text: bytes, where: str) -> dict[str, Any]:
-    """A JSON object. Raises CheckpointError for anything else, and for a name that is there twice."""
-    try:
-        value = json.loads(text, object_pairs_hook=lambda pairs: _once(pairs, where))
-    except CheckpointError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{where}: not JSON: {error}") from error
+    """A JSON object. Raises CheckpointError for anything else, and as ``strict_json.parse``."""
+    value = parse(text, where, _DEEPEST)
     if not isinstance(value, dict):
         raise CheckpointError(f"{where}: must be a JSON object")
     return value
-
-
-def _once(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise CheckpointError(f"{where}: {next(n for n in names if names.count(n) > 1)!r} is there twice")
-    return found
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -61,17 +50,17 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _entry(file: MappedFile, name: str, told: Any, data: int) -> Entry:
-    where = f"{file.path}: {name}"
+    where = f"{file.path}: {name[:_LONGEST]}"
     if not isinstance(told, dict):
         raise CheckpointError(f"{where}: must be an object")
     kind, shape, offsets = told.get("dtype"), told.get("shape"), told.get("data_offsets")
     dtype = _KINDS.get(kind) if isinstance(kind, str) else None
     if dtype is None:
-        raise CheckpointError(f"{where}: dtype {kind!r}: must be one of {', '.join(_KINDS)}")
+        raise CheckpointError(f"{where}: dtype {short(kind)}: must be one of {', '.join(_KINDS)}")
     if not isinstance(shape, list) or len(shape) > 8 or not all(_size(n) for n in shape):
-        raise CheckpointError(f"{where}: shape {shape!r}: must be a list of sizes")
+        raise CheckpointError(f"{where}: shape {short(shape)}: must be a list of sizes")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(_size(n) for n in offsets):
-        raise CheckpointError(f"{where}: data_offsets {offsets!r}: must be two numbers of bytes")
+        raise CheckpointError(f"{where}: data_offsets {short(offsets)}: must be two numbers of bytes")
     begin, end = offsets
     if math.prod(shape) * dtype.itemsize != end - begin:
         rule = f"{shape} {kind} has {math.prod(shape) * dtype.itemsize} bytes"
@@ -121,7 +110,7 @@ def _files(directory: Path, kind: _Kind) -> list[Path]:
             raise CheckpointError(f"{directory / kind.listing}: weight_map: must be an object of file names")
         for name in shards.values():
             if Path(name).name != name or not name.endswith(kind.suffix):
-                rule = f"{name!r} is no {kind.suffix} file beside it"
+                rule = f"{short(name)} is no {kind.suffix} file beside it"
                 raise CheckpointError(f"{directory / kind.listing}: weight_map: {rule}")
         return [directory / name for name in sorted(set(shards.values()))]
     return [directory / kind.single] if (directory / kind.single).exists() else []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +16,7 @@ from .schema import Field, FieldError, Plain
 
 _MOST_BYTES = 1 << 20
 _MOST_DEPTH = 8
+_MOST_VALUES = 1 << 14
 _YAML_KINDS = {
     f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "map", "seq", "timestamp")
 }
@@ -75,6 +78,8 @@ def _enter(field: Field, line: int, lines: Lines) -> None:
         raise _Grammar(f"line {line}: {field[-1]!r} is a duplicate, first given on line {lines[field]}")
     if len(field) > _MOST_DEPTH:
         raise _Grammar(f"line {line}: nested more than {_MOST_DEPTH} deep")
+    if len(lines) == _MOST_VALUES:
+        raise _Grammar(f"line {line}: more than {_MOST_VALUES} values")
     lines[field] = line
 
 
@@ -92,6 +97,7 @@ def _parse_json(text: str, lines: Lines) -> Any:
 class _Json:
     def __init__(self, text: str, lines: Lines) -> None:
         self.text, self.lines, self.at = text, lines, 0
+        self._ends = [end.start() for end in re.finditer("\n", text)]
         self._scalar = json.JSONDecoder(parse_int=Plain, parse_float=Plain, parse_constant=Plain)
         self._space()
 
@@ -149,7 +155,7 @@ class _Json:
             self.at += 1
 
     def _line(self) -> int:
-        return self.text.count("\n", 0, self.at) + 1
+        return bisect_left(self._ends, self.at) + 1
 
 
 def _write_json(value: Any) -> str:
@@ -171,11 +177,14 @@ def _yaml() -> ModuleType:
 def _parse_yaml(text: str, lines: Lines) -> Any:
     yaml = _yaml()
     try:
-        depth = 0
+        depth = count = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent):
                 raise _Grammar(f"line {event.start_mark.line + 1}: aliases are not allowed; quote '*{event.anchor}'")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            count += isinstance(event, yaml.NodeEvent)
+            if count > 2 * _MOST_VALUES:  # with the names
+                raise _Grammar(f"line {event.start_mark.line + 1}: more than {_MOST_VALUES} values")
             if depth > _MOST_DEPTH:  # checked before the recursive compose
                 raise _Grammar(f"line {event.start_mark.line + 1}: nested more than {_MOST_DEPTH} deep")
         node = yaml.compose(text, Loader=yaml.SafeLoader)

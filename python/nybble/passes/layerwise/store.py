@@ -23,6 +23,7 @@ from .tried import from_plain, to_plain
 
 _SCHEMA = "nybble.layer/2"
 _MOST_INDEX = 1 << 20
+_DEEPEST = 8
 
 Spec = tuple[tuple[int, ...], torch.dtype]
 
@@ -142,10 +143,9 @@ def open_store(directory: object, settings: Iterable[object], data: Iterable[obj
 
 def _index(data: bytes) -> dict[str, Any] | None:
     """The parsed index, or None if a field is missing or has the wrong type."""
-    try:
-        index = json.loads(data)
-    except ValueError:
-        return None
+    from ...checkpoint.strict_json import parse
+
+    index = parse(data, "resume", _DEEPEST)
     kinds = {"schema": str, "key": str, "file": str, "sha256": str, "kind": str}
     lists = {"holds": (str,), "notes": (str,), "numbers": (float, type(None))}
     if not isinstance(index, dict) or any(type(index.get(field)) is not kind for field, kind in kinds.items()):

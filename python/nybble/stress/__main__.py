@@ -1,0 +1,71 @@
+"""`python -m nybble.stress`: runs figures of reliability, and says of each what ran, how many, and how many failed.
+
+Exit codes: 0 nothing failed, 1 something did, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from .figure import Figure, Trial, line, outcome
+from .table import FIGURES, find
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m nybble.stress", description="Figures of reliability.")
+    parser.add_argument("figures", nargs="*", metavar="FIGURE", help="those to run; none: all that need no --data")
+    parser.add_argument("--list", action="store_true", help="what there is")
+    many = parser.add_mutually_exclusive_group()
+    many.add_argument("--share", type=float, default=1.0, metavar="S", help="of the whole count of each, such as 0.01")
+    many.add_argument("--count", type=int, metavar="N", help="in place of the whole count of each")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="another one tries others (0)")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="for figures that take one")
+    parser.add_argument("--json", action="store_true", help="print a JSON object a line")
+    return parser
+
+
+def _why_not(figure: Figure, data: Path | None) -> str | None:
+    lacking = [package for package in figure.needs if find_spec(package) is None]
+    if lacking:
+        return f"needs {', '.join(lacking)}"
+    return f"needs --data: {figure.takes}" if figure.takes and data is None else None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line. The exit code."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.list:
+        for figure in FIGURES:
+            print(f"{figure.name}: {figure.count:,} {figure.unit}: {figure.what}")
+        return 0
+    if not 0 < args.share <= 1 or (args.count is not None and args.count < 1):
+        parser.error("--share must be in (0, 1], --count at least 1")
+    try:
+        asked = [find(name) for name in args.figures] or list(FIGURES)
+    except ValueError as error:
+        parser.error(str(error))
+    failed = 0
+    for figure in asked:
+        reason = _why_not(figure, args.data)
+        if reason is not None and args.figures:
+            parser.error(f"{figure.name}: {reason}")
+        if reason is not None:
+            print(f"{figure.name}: left out: {reason}", file=sys.stderr)
+            continue
+        count = args.count or max(round(figure.count * args.share), 1)
+        found = outcome(figure, Trial(count, args.seed, args.data))
+        failed += found["failed"]
+        for message in found["failures"]:
+            print(f"FAILED {figure.name}: {message}", file=sys.stderr)
+        print(json.dumps(found) if args.json else line(found), flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

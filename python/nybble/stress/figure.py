@@ -1,0 +1,124 @@
+"""What a figure is: something that is tried many times, and a count of what failed."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+_SHOWN = 20  # messages of failures that are kept
+
+
+@dataclass
+class Tally:
+    """What a run has found so far.
+
+    Attributes:
+        tried: how often something was tried.
+        failed: how often it failed.
+        failures: the first messages.
+        facts: what else there is to tell, by name.
+    """
+
+    tried: int = 0
+    failed: int = 0
+    failures: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, wrong: str | None, count: int = 1) -> None:
+        """Count something that was tried; ``wrong``: why it failed, or None."""
+        self.tried += count
+        if wrong is not None:
+            self.failed += 1
+            if len(self.failures) < _SHOWN:
+                self.failures.append(wrong)
+
+    def count(self, fact: str, by: int = 1) -> None:
+        """Count a fact."""
+        self.facts[fact] = self.facts.get(fact, 0) + by
+
+    def most(self, fact: str, value: float) -> None:
+        """Keep the largest value of a fact."""
+        self.facts[fact] = max(self.facts.get(fact, value), value)
+
+    def merge(self, other: Tally) -> None:
+        """Add what another run has found; facts are counts, or largest values where their name begins with "most"."""
+        self.tried += other.tried
+        self.failed += other.failed
+        self.failures = (self.failures + other.failures)[:_SHOWN]
+        for fact, value in other.facts.items():
+            (self.most if fact.startswith("most") else self.count)(fact, value)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A run that is asked for: how many, from which seed, and with which data (a directory, where a figure takes one)."""
+
+    count: int
+    seed: int = 0
+    data: Path | None = None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A row of the table.
+
+    Attributes:
+        name: unique in the table.
+        what: what must hold, in a line.
+        count: how many a whole run tries.
+        unit: what is counted.
+        run: does it.
+        needs: packages besides nybble's own dependencies.
+        takes: what ``--data`` is for; "": it takes none.
+    """
+
+    name: str
+    what: str
+    count: int
+    unit: str
+    run: Callable[[Trial], Tally]
+    needs: tuple[str, ...] = ()
+    takes: str = ""
+
+
+def outcome(figure: Figure, trial: Trial) -> dict[str, Any]:
+    """Run a figure. What came of it, with machine, date and versions, for ``line`` or as JSON."""
+    import torch
+
+    from .. import __version__
+    from ..dispatch import targets
+
+    begin, machine = time.perf_counter(), targets.detect()
+    tally = figure.run(trial)
+    return {
+        "figure": figure.name,
+        "what": figure.what,
+        "unit": figure.unit,
+        "asked": trial.count,
+        "of": figure.count,
+        "seed": trial.seed,
+        "tried": tally.tried,
+        "failed": tally.failed,
+        "failures": tally.failures,
+        "facts": tally.facts,
+        "seconds": round(time.perf_counter() - begin, 1),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "machine": f"{machine.cpu}, {os.cpu_count()} cores",
+        "targets": list(machine.targets),
+        "versions": {"nybble": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+
+
+def line(found: dict[str, Any]) -> str:
+    """What came of a run, in one line."""
+    facts = "".join(f", {name} {value:g}" for name, value in found["facts"].items() if isinstance(value, (int, float)))
+    counts = f"{found['tried']:,} {found['unit']} tried, {found['failed']:,} failed{facts}"
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    run = f"seed {found['seed']}, {found['seconds']:g} s, {found['machine']}, {found['date']}, {versions}"
+    return f"{found['figure']}: {counts} ({run})"

@@ -1,0 +1,160 @@
+"""nybble.stress: a small share of each figure, and that what is wrong is counted."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+import nybble
+from nybble.stress import __main__ as command
+from nybble.stress import figure, headers, kills, readers, shapes, soak, table
+from nybble.stress.attempt import wrong_of
+from nybble.stress.children import in_children
+from nybble.stress.figure import Figure, Tally, Trial
+from nybble.weights.scheme import Scheme
+
+pytest.importorskip("safetensors")
+
+SHARES = {
+    "shapes": 64, "random-shapes": 1, "headers": 160, "kills": 2, "calls": 600, "cycles": 6, "threads": 320,
+}  # fmt: skip
+# Those that the tests of checkpoints run whole or in part.
+ELSEWHERE = {"hostile", "foreign"}
+
+
+def test_all_figures_are_tried() -> None:
+    assert {row.name for row in table.FIGURES} == SHARES.keys() | ELSEWHERE
+
+
+@pytest.mark.parametrize("name", SHARES)
+def test_a_share(name: str) -> None:
+    row = table.find(name)
+    for package in row.needs:
+        pytest.importorskip(package)
+    found = row.run(Trial(SHARES[name], seed=1))
+    assert found.failures == []
+    assert found.tried >= SHARES[name]
+
+
+def spoiled(change: Callable[[Tensor], None]) -> Any:
+    """The scalar w8a8 kernel with a change of its output."""
+    (spec,) = (spec for spec in shapes.kernels_here() if spec.name == "w8a8_scalar")
+
+    def make(*shape: Any) -> Any:
+        plan = spec.make(*shape)
+
+        def run(x: Tensor, packed: Tensor, bias: Tensor | None, out: Tensor) -> None:
+            plan(x, packed, bias, out)
+            change(out)
+
+        return run
+
+    return replace(spec, make=make)
+
+
+def one_wrong(out: Tensor) -> None:
+    if len(out) == 7:
+        out[6, 2] += 1
+
+
+def one_row_more(out: Tensor) -> None:
+    out.as_strided((len(out) + 1, out.shape[1]), out.stride())[-1] = 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(one_wrong, "m=7 n=5 k=9: 1 outputs are wrong"), (one_row_more, "m=1 n=5 k=9: writes beyond")],
+)
+def test_a_wrong_kernel_is_found(change: Callable[[Tensor], None], message: str) -> None:
+    scheme = Scheme.parse("w8a8")
+    assert shapes.wrong_rows(spoiled(lambda out: None), scheme, 5, 9) is None
+    assert message in str(shapes.wrong_rows(spoiled(change), scheme, 5, 9))
+
+
+def test_memory_that_grows_is_found() -> None:
+    held: list[bytes] = []
+    found: list[Tally] = []
+    soak._steady(lambda i: held.append(bytes(100_000)), 200, found.append)
+    assert "grown by" in found[0].failures[0]
+
+
+def test_a_mixed_checkpoint_is_found(tmp_path: Path) -> None:
+    model = kills.valued(1.0)
+    nybble.save(model, tmp_path)
+    assert kills.value_in(tmp_path) == 1.0
+    model[1].weight.data.fill_(2.0)
+    nybble.save(model, tmp_path)
+    with pytest.raises(RuntimeError, match=r"values of \[1.0, 2.0\]"):
+        kills.value_in(tmp_path)
+
+
+def test_a_reader_that_raises_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x")
+
+    def fails(path: Path) -> None:
+        raise MemoryError("of the reader")
+
+    def silent(path: Path) -> None:
+        raise ValueError("no")
+
+    for read, message in ((fails, "here: MemoryError: of the reader"), (silent, "a message of 2 characters")):
+        row = replace(readers.READERS[-1], read=read)
+        assert message in str(wrong_of(lambda row=row: headers.read_once(row, path, Tally()), "here"))
+
+
+def test_children_that_end_without_a_word_are_failures() -> None:
+    found = in_children(gc.disable, [(), ()])  # which takes no argument, so that it raises
+    assert found.failed == 2
+    assert "disable(): TypeError" in found.failures[0]
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(trial: Trial) -> Tally:
+        found = Tally()
+        for number in range(trial.count):
+            found.add("wrong" if number == 3 else None)
+        return found
+
+    rows = (
+        Figure("good", "holds", 300, "things", run),
+        Figure("needy", "holds", 3, "things", run, takes="a directory"),
+    )
+    monkeypatch.setattr(table, "FIGURES", rows)
+    monkeypatch.setattr(command, "FIGURES", rows)
+    assert command.main(["--list"]) == 0
+    assert "good: 300 things: holds" in capsys.readouterr().out
+    assert command.main(["--share", "0.01", "--seed", "5"]) == 0
+    told = capsys.readouterr()
+    assert told.out.startswith("good: 3 things tried, 0 failed (seed 5, ")
+    assert "needy: left out: needs --data: a directory" in told.err
+    assert command.main(["good", "--count", "4", "--json"]) == 1
+    told = capsys.readouterr()
+    found = json.loads(told.out)
+    assert (found["tried"], found["failed"], found["failures"], found["of"]) == (4, 1, ["wrong"], 300)
+    assert {"date", "machine", "targets", "versions", "seconds"} <= found.keys()
+    assert "FAILED good: wrong" in told.err
+    for wrong in (["bad"], ["good", "--share", "2"], ["good", "--count", "0"], ["needy"]):
+        with pytest.raises(SystemExit) as stopped:
+            command.main(wrong)
+        assert stopped.value.code == 2
+
+
+def test_tallies_add_up() -> None:
+    one, other = Tally(), Tally()
+    one.add(None, 5)
+    other.add("wrong")
+    for tally, seconds in ((one, 1.0), (other, 2.0)):
+        tally.count("refused", 3)
+        tally.most("most seconds", seconds)
+    one.merge(other)
+    assert (one.tried, one.failed, one.failures) == (6, 1, ["wrong"])
+    assert one.facts == {"refused": 6, "most seconds": 2.0}
+    assert figure.outcome(Figure("a", "b", 1, "c", lambda trial: one), Trial(1))["failed"] == 1
