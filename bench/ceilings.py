@@ -85,7 +85,10 @@ def measure(threads: int) -> Limits:
 def _window(threads: int) -> Limits:
     """Measures the limits once. Reads 1 GiB or 8 times L3, less if memory is short."""
     _, l2, l3 = native.caches()
-    short = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+    free = (
+        "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
+    )  # macOS does not tell the first
+    short = os.sysconf(free) * os.sysconf("SC_PAGE_SIZE") // 4
     memory = min(max(_LEAST_MEMORY, 8 * l3), short)
     # Half of L3 in total, but more than the L2 cache for each thread.
     cached = max(l3 // 2 // threads, 2 * l2)

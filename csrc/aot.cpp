@@ -187,8 +187,13 @@ void look_up(void* library, const char* name, F& to) {
 }
 
 void look_up_torch() {
-  void* library = dlopen("libtorch_cpu.so", RTLD_NOLOAD | RTLD_LAZY);
-  if (!library) throw std::runtime_error("load torch, or link libtorch_cpu.so, before this library");
+#if defined(__APPLE__)
+  constexpr const char* kTorch = "@rpath/libtorch_cpu.dylib";
+#else
+  constexpr const char* kTorch = "libtorch_cpu.so";
+#endif
+  void* library = dlopen(kTorch, RTLD_NOLOAD | RTLD_LAZY);
+  if (!library) throw std::runtime_error(std::string("load torch, or link ") + kTorch + ", before this library");
 #define NYBBLE_FIND(name) look_up(library, #name, torch.name)
   NYBBLE_FIND(aoti_torch_library_init_fragment);
   NYBBLE_FIND(aoti_torch_library_init_impl);

@@ -1,8 +1,12 @@
 // The pybind11 module _C: checks sizes, releases the GIL, turns errors into exceptions. No logic.
 #include "bindings.h"
 
+#include <sstream>
+
+#include "arm_cores.h"
 #include "attention.h"
 #include "blocking.h"
+#include "caches.h"
 #include "chain_steps.h"
 #include "cpu_features.h"
 #include "huge_pages.h"
@@ -174,6 +178,15 @@ PYBIND11_MODULE(_C, m) {
 
   m.def("cpu_features_of_arm", &features_of_arm, py::kw_only(), py::arg("hwcap"), py::arg("hwcap2"));
 
+  m.def(
+      "arm_cores",
+      [](const std::string& cpuinfo) {
+        std::istringstream lines(cpuinfo);
+        return arm_cores(lines);
+      },
+      py::arg("cpuinfo"));
+
+  m.def("listed_caches", &listed_caches, py::arg("cpus"));
   m.def("caches", [] {
     const Caches& of = caches();
     return py::make_tuple(of.l1, of.l2, of.l3);

@@ -9,6 +9,9 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
 
 namespace nybble {
 
@@ -17,6 +20,7 @@ namespace {
 constexpr const char *kVariable = "NYBBLE_CACHE", *kOneStream = "one-stream";
 // Where neither the CPU nor the operating system tells.
 constexpr int64_t kGuess[] = {32 << 10, 512 << 10, 8 << 20};
+constexpr int kMostCores = 4096, kMostCaches = 16;
 // Sizes outside are not believed: some hypervisors report nonsense.
 constexpr int64_t kLeast[] = {8 << 10, 128 << 10, 1 << 20}, kMost[] = {1 << 20, 64 << 20, int64_t{4} << 30};
 
@@ -44,7 +48,7 @@ void keep(int64_t (&sizes)[3], unsigned level, int64_t bytes) {
 #if defined(__x86_64__)
 // The caches of a CPUID leaf that lists them: 4 of Intel, 0x8000001D of AMD.
 void add_cpuid(int64_t (&sizes)[3], unsigned leaf) {
-  constexpr unsigned kNone = 0, kInstructions = 2, kMostCaches = 16;
+  constexpr unsigned kNone = 0, kInstructions = 2;
   for (unsigned i = 0; i < kMostCaches; i++) {
     unsigned a, b, c, d;
     if (!__get_cpuid_count(leaf, i, &a, &b, &c, &d)) return;
@@ -56,19 +60,40 @@ void add_cpuid(int64_t (&sizes)[3], unsigned leaf) {
 }
 #endif
 
-// The caches of the first CPU by sysfs, for the levels that are still unknown.
-void add_sysfs(int64_t (&sizes)[3]) {
-  int64_t found[3] = {};
-  for (int i = 0; i < 8; i++) {
-    const std::string path = "/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(i) + "/";
-    std::ifstream level_file(path + "level"), type_file(path + "type"), size_file(path + "size");
-    unsigned level = 0;
-    std::string type, size;
-    if (!(level_file >> level) || !(type_file >> type) || !(size_file >> size)) continue;
-    if (type != "Instruction") keep(found, level, size_of(size));
+// The number of the core with the greatest capacity; 0 where cores do not differ.
+int fastest_core(const std::string& cpus) {
+  int fastest = 0;
+  for (int64_t core = 0, most = 0, capacity; core < kMostCores; core++) {
+    std::ifstream file(cpus + "/cpu" + std::to_string(core) + "/cpu_capacity");
+    if (!(file >> capacity)) break;
+    if (capacity > most) {
+      most = capacity;
+      fastest = static_cast<int>(core);
+    }
   }
-  for (int level = 0; level < 3; level++)
-    if (sizes[level] == 0) sizes[level] = found[level];
+  return fastest;
+}
+
+#if defined(__APPLE__)
+int64_t system_value(const char* name) {
+  int64_t value = 0;
+  size_t size = sizeof value;
+  return sysctlbyname(name, &value, &size, nullptr, 0) == 0 ? value : 0;
+}
+#endif
+
+// What the operating system lists: macOS that of the fast cores, of which several share an L2, and no L3.
+std::array<int64_t, 3> system_caches() {
+#if defined(__APPLE__)
+  const int64_t shared = system_value("hw.perflevel0.l2cachesize"), cores = system_value("hw.perflevel0.cpusperl2");
+  int64_t sizes[3] = {};
+  keep(sizes, 1, system_value("hw.perflevel0.l1dcachesize"));
+  keep(sizes, 2, cores > 0 ? shared / cores : shared);
+  keep(sizes, 3, shared);
+  return {sizes[0], sizes[1], sizes[2]};
+#else
+  return listed_caches("/sys/devices/system/cpu");
+#endif
 }
 
 // Of AMD's CPUs, Zen 5 was measured; of Intel's, Emerald Rapids.
@@ -93,8 +118,9 @@ Caches detect() {
   add_cpuid(sizes, 4);
   add_cpuid(sizes, 0x8000001Du);
 #endif
-  add_sysfs(sizes);
+  const std::array<int64_t, 3> listed = system_caches();
   for (int level = 0; level < 3; level++) {
+    if (sizes[level] == 0) sizes[level] = listed[level];
     if (sizes[level] == 0) sizes[level] = kGuess[level];
     if (level > 0 && sizes[level] < sizes[level - 1]) sizes[level] = sizes[level - 1];
   }
@@ -115,6 +141,23 @@ Caches parse_caches(const std::string& text) {
   if (sizes.size() != 3 || sizes[0] < 1 || sizes[1] < sizes[0] || sizes[2] < sizes[1] || text.back() == ',')
     refuse(text);
   return {sizes[0], sizes[1], sizes[2], one_stream};
+}
+
+std::array<int64_t, 3> listed_caches(const std::string& cpus) {
+  const std::string core = cpus + "/cpu" + std::to_string(fastest_core(cpus)) + "/cache/index";
+  int64_t sizes[3] = {};
+  bool has_l3 = false;
+  for (int i = 0; i < kMostCaches; i++) {
+    const std::string path = core + std::to_string(i) + "/";
+    std::ifstream level_file(path + "level"), type_file(path + "type"), size_file(path + "size");
+    unsigned level = 0;
+    std::string type, size;
+    if (!(level_file >> level) || !(type_file >> type) || !(size_file >> size)) continue;
+    has_l3 |= level == 3;
+    if (type != "Instruction") keep(sizes, level, size_of(size));
+  }
+  if (!has_l3) sizes[2] = sizes[1];
+  return {sizes[0], sizes[1], sizes[2]};
 }
 
 const Caches& caches() {

@@ -15,6 +15,8 @@
 #include <sys/auxv.h>
 
 #include <fstream>
+
+#include "arm_cores.h"
 #endif
 #elif defined(__APPLE__)
 #include <sys/sysctl.h>
@@ -145,25 +147,10 @@ CpuFeatures detect_cpu(bool tiles) {
 }
 
 #elif defined(__aarch64__) && defined(__linux__)
-namespace {
-
-// The implementer and part of the first core, as /proc/cpuinfo numbers them: few of Arm's CPUs say their name.
-std::string part_numbers() {
-  std::ifstream cpuinfo("/proc/cpuinfo");
-  std::string line, implementer, part;
-  while (std::getline(cpuinfo, line) && part.empty()) {
-    const size_t colon = line.find(": ");
-    if (colon == std::string::npos) continue;
-    if (!line.compare(0, 15, "CPU implementer")) implementer = line.substr(colon + 2);
-    if (!line.compare(0, 8, "CPU part")) part = line.substr(colon + 2);
-  }
-  return part.empty() ? "unknown" : "Arm CPU, implementer " + implementer + ", part " + part;
-}
-
-}  // namespace
 
 CpuFeatures detect_cpu(bool) {
-  return {part_numbers(), features_of_arm(getauxval(AT_HWCAP), getauxval(AT_HWCAP2)), {}};
+  std::ifstream cpuinfo("/proc/cpuinfo");
+  return {arm_cores(cpuinfo), features_of_arm(getauxval(AT_HWCAP), getauxval(AT_HWCAP2)), {}};
 }
 
 #elif defined(__aarch64__) && defined(__APPLE__)

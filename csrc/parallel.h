@@ -89,6 +89,8 @@ class Team {
   static void pause() {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("isb");  // many of Arm's cores take yield for no instruction at all
 #endif
   }
 

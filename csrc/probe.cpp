@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <map>
 #include <new>
 #include <stdexcept>
 
@@ -31,16 +32,31 @@ const Probe kProbes[] = {
 #undef NYBBLE_PROBE
 };
 
-// CPU features required by the compiler flags of each target (CMakeLists.txt).
+// What the compiler flags of a target (CMakeLists.txt) need: the CPU features that they add to those of another target.
+struct Flags {
+  const char* above;
+  std::vector<const char*> features;
+};
+
 std::vector<std::string> needs(const Probe& probe) {
-  const std::string target = probe.target, feature = probe.feature;
+  static const std::map<std::string, Flags> flags = {
+      {"scalar", {"", {}}},
+      {"avx2", {"", {"avx2", "fma", "f16c"}}},
+      {"avx512bw", {"avx2", {"avx512f", "avx512bw", "avx512dq", "avx512vl"}}},
+      {"avx512vnni", {"avx512bw", {"avx512vnni"}}},
+      {"amx", {"avx512vnni", {"avx512bf16", "amx_tile", "amx_int8", "amx_bf16"}}},
+      {"neon", {"", {"neon"}}},
+      {"neondot", {"neon", {"dotprod"}}},
+      {"i8mm", {"neondot", {"i8mm"}}},
+      {"neonbf16", {"neon", {"bf16"}}},
+  };
+  const std::string feature = probe.feature;
   std::vector<std::string> all;
-  if (target != "scalar") all = {"avx2", "fma", "f16c"};
-  if (target.compare(0, 6, "avx512") == 0 || target == "amx")
-    all.insert(all.end(), {"avx512f", "avx512bw", "avx512dq", "avx512vl"});
-  if (target == "avx512vnni" || target == "amx") all.push_back("avx512vnni");
-  if (target == "amx") all.insert(all.end(), {"avx512bf16", "amx_tile", "amx_int8", "amx_bf16"});
-  if (feature != "scalar" && feature != target) all.push_back(feature);
+  for (std::string target = probe.target; !target.empty(); target = flags.at(target).above) {
+    const auto& more = flags.at(target).features;
+    all.insert(all.begin(), more.begin(), more.end());
+  }
+  if (feature != "scalar" && feature != probe.target) all.push_back(feature);
   return all;
 }
 
@@ -64,10 +80,12 @@ const Probe& find(const std::string& name) {
 // Fresh zeroed pages from the operating system, not from the heap, aligned to a huge page.
 class Pages {
  public:
-  Pages(size_t bytes, bool huge) : bytes_(bytes + kHuge) {
+  Pages(size_t bytes, [[maybe_unused]] bool huge) : bytes_(bytes + kHuge) {
     base_ = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (base_ == MAP_FAILED) throw std::bad_alloc();
+#if defined(MADV_HUGEPAGE)
     madvise(base_, bytes_, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+#endif
   }
   ~Pages() { munmap(base_, bytes_); }
   Pages(const Pages&) = delete;

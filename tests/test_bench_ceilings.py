@@ -33,6 +33,11 @@ OPERATIONS = {
     "int8_amx": 4 * 16 * 16 * 64 * 2,
     "bf16_amx": 4 * 16 * 16 * 32 * 2,
     "fp32_avx512f": 24 * 16 * 2,
+    "int8_neon": 24 * 8 * 2,
+    "fp32_neon": 24 * 4 * 2,
+    "int8_neondot": 24 * 4 * 4 * 2,
+    "int8_i8mm": 24 * 4 * 8 * 2,
+    "bf16_neonbf16": 24 * 4 * 4 * 2,
 }
 
 

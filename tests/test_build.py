@@ -1,4 +1,4 @@
-"""What CMake says of the CUDA kernels: built, not built and why, or refused. Configures alone: nothing is compiled."""
+"""What CMake builds of the CUDA kernels, and why not or what it refuses; and for Arm. It configures: nothing is compiled."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
+
+from nybble.dispatch import targets
 
 ROOT = Path(__file__).resolve().parents[1]
 pybind11 = pytest.importorskip("pybind11", reason="needs pybind11, of the build")
@@ -18,6 +21,7 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("cmake") is None, reason="needs cmake"),
     pytest.mark.skipif(not (ROOT / "CMakeLists.txt").is_file(), reason="needs the sources"),
 ]
+ARM = [target.name for target in targets.table() if "neon" in target.needs]
 NO_NVCC = "-DCMAKE_CUDA_COMPILER=NOTFOUND"
 
 
@@ -57,6 +61,22 @@ def test_what_cannot_be_built_is_refused(options: list[str], said: str, tmp_path
     code, text = configure(tmp_path, *options)
     assert code != 0
     assert said in text
+
+
+@pytest.mark.skipif(shutil.which("aarch64-linux-gnu-g++") is None, reason="needs aarch64-linux-gnu-g++")
+def test_a_wheel_for_arm_has_the_kernels_of_arm(tmp_path: Path) -> None:
+    headers = [f"-DPython_INCLUDE_DIR={sysconfig.get_path('include')}", "-DSKBUILD_SOABI=cpython-3-aarch64-linux-gnu"]
+    toolchain = [f"-DCMAKE_TOOLCHAIN_FILE={ROOT / '.ci' / 'linux-aarch64.cmake'}", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON"]
+    code, text = configure(tmp_path, "-DNYBBLE_CUDA=OFF", *headers, *toolchain)
+    assert code == 0, text
+    commands = json.loads((tmp_path / "compile_commands.json").read_text())
+    compiled = {Path(entry["file"]).stem: entry["command"] for entry in commands}
+    table = (ROOT / "csrc" / "kernels.def").read_text()
+    found = re.findall(r"^NYBBLE_[A-Z0-9]+\((\w+), (?:\w*a\d+, )?(\w+)[,)]", table, re.MULTILINE)
+    expected = {name for name, target in found if target == "scalar" or target in ARM}
+    assert {Path(name).stem for name in compiled if (ROOT / "csrc" / "cpu" / f"{name}.cpp").is_file()} == expected
+    assert all("aarch64-linux-gnu-g++" in command and "-mavx" not in command for command in compiled.values())
+    assert "+i8mm" in compiled["w8a8_i8mm"]
 
 
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
