@@ -36,6 +36,8 @@ inline VI vi_sub(VI a, VI b) { return vsubq_s32(a, b); }
 inline VI vi_mul(VI a, VI b) { return vmulq_s32(a, b); }
 inline VI vi_and(VI a, VI b) { return vandq_s32(a, b); }
 inline VI vi_or(VI a, VI b) { return vorrq_s32(a, b); }
+// The bits of a where those of mask are set, else of b.
+inline VI vi_pick(VI mask, VI a, VI b) { return vbslq_s32(vreinterpretq_u32_s32(mask), a, b); }
 template <int kBits>
 inline VI vi_shift_right_32(VI a) {
   return vreinterpretq_s32_u32(vshrq_n_u32(vreinterpretq_u32_s32(a), kBits));
