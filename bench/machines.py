@@ -45,6 +45,11 @@ CLASSES: dict[str, Class] = {
         "tested bit for bit",
     ),
     "amx": Class("AMX (Intel Sapphire Rapids and later Xeon)", ("amx",), "tested bit for bit on Emerald Rapids"),
+    "arm": Class(
+        "64-bit Arm (Neoverse, Cortex, Apple)",
+        ("neon", "neondot", "i8mm", "neonbf16"),
+        "compared with the scalar kernels in an emulator",
+    ),
     "gpu": Class("NVIDIA GPU", (), "tested in emulators"),
 }
 
