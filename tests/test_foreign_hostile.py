@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import pytest
 
+from nybble.checkpoint import CheckpointError
+from nybble.foreign.tensors import Tensors, read_header
+from nybble.recipe import Recipe
+from nybble.stress import samples
 from nybble.stress.children import in_children
 from nybble.stress.figure import Tally
 from nybble.stress.foreign import damages
@@ -38,3 +44,70 @@ def test_damages_are_refused_or_harmless(name: str) -> None:
 @pytest.mark.parametrize("name", [path.name for path in CHECKPOINTS])
 def test_many_damages_are_refused_or_harmless(name: str) -> None:
     damaged(name, 300, 10_300)
+
+
+class TestLinks:
+    """Only harmless files of the tests' own; what is refused is not read."""
+
+    def checkpoint(self, folder: Path) -> Path:
+        folder.mkdir(parents=True)
+        path = folder / "model.safetensors"
+        path.write_bytes(samples.safetensors())
+        return path
+
+    def test_within_the_directory(self, tmp_path: Path) -> None:
+        path = self.checkpoint(tmp_path / "model")
+        path.rename(path.with_name("real"))
+        path.symlink_to("real")
+        assert read_header(path)[0].keys() >= {"a.qweight"}
+
+    def test_into_the_blobs_of_a_cache(self, tmp_path: Path) -> None:
+        blob = self.checkpoint(tmp_path / "models--a--b" / "blobs")
+        path = tmp_path / "models--a--b" / "snapshots" / "0123" / "model.safetensors"
+        path.parent.mkdir(parents=True)
+        path.symlink_to(Path("../../blobs", blob.name))
+        assert read_header(path)[0].keys() >= {"a.qweight"}
+        other = self.checkpoint(tmp_path / "models--c--d" / "blobs")
+        path.unlink()
+        path.symlink_to(other)
+        with pytest.raises(CheckpointError, match="a link out of its directory"):
+            read_header(path)
+
+    def test_by_a_directory_that_is_a_link(self, tmp_path: Path) -> None:
+        self.checkpoint(tmp_path / "model")
+        (tmp_path / "link").symlink_to("model")
+        assert read_header(tmp_path / "link" / "model.safetensors")[0].keys() >= {"a.qweight"}
+
+    @pytest.mark.parametrize(
+        "to", ["../other/model.safetensors", "/dev/zero", "/dev/null", "missing", "model.safetensors"]
+    )
+    def test_elsewhere(self, to: str, tmp_path: Path) -> None:
+        self.checkpoint(tmp_path / "other")
+        (tmp_path / "model").mkdir()
+        path = tmp_path / "model" / "model.safetensors"
+        path.symlink_to(to)
+        with pytest.raises(CheckpointError, match=r"model\.safetensors: (a link out|cannot be opened)"):
+            read_header(path)
+
+    def test_shards_have_names_alone(self, tmp_path: Path) -> None:
+        self.checkpoint(tmp_path / "other")
+        path = self.checkpoint(tmp_path / "model")
+        for name in (
+            "../other/model.safetensors",
+            str(tmp_path / "other" / "model.safetensors"),
+            "/dev/zero",
+            "..",
+            "",
+        ):
+            (path.parent / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+            with pytest.raises(CheckpointError, match=r"is no \.safetensors file beside it"):
+                Tensors(path.parent)
+
+
+def test_recipes_are_regular_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(ValueError, match=r"pipe\.json: must be a regular file"):
+        Recipe.load(tmp_path / "pipe.json")
+    (tmp_path / "recipe.json").write_bytes(samples.recipe_json())
+    (tmp_path / "link.json").symlink_to("recipe.json")
+    assert Recipe.load(tmp_path / "link.json").seed == 3

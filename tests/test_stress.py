@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 import nybble
 from nybble.stress import __main__ as command
-from nybble.stress import figure, headers, kills, readers, shapes, soak, table
+from nybble.stress import chaos, figure, headers, kills, readers, shapes, soak, table
 from nybble.stress.attempt import wrong_of
 from nybble.stress.children import in_children
+from nybble.stress.faults import FAULTS
 from nybble.stress.figure import Figure, Tally, Trial
 from nybble.weights.scheme import Scheme
 
@@ -26,7 +28,7 @@ SHARES = {
     "shapes": 64, "random-shapes": 1, "headers": 160, "kills": 2, "calls": 600, "cycles": 6, "threads": 320,
 }  # fmt: skip
 # Those that the tests of checkpoints run whole or in part.
-ELSEWHERE = {"hostile", "foreign"}
+ELSEWHERE = {"hostile", "foreign", "chaos"}
 
 
 def test_all_figures_are_tried() -> None:
@@ -41,6 +43,34 @@ def test_a_share(name: str) -> None:
     found = row.run(Trial(SHARES[name], seed=1))
     assert found.failures == []
     assert found.tried >= SHARES[name]
+
+
+CHAOS = [("gptq", tuple(name for name in FAULTS if name != "none"), 1)]
+CHAOS += [(name, ("SIGKILL", "SIGINT"), 1) for name in ("sparsegpt", "recover", "plan")]
+
+
+@pytest.mark.parametrize(("name", "faults", "count"), CHAOS, ids=[row[0] for row in CHAOS])
+def test_moments_of_chaos(name: str, faults: tuple[str, ...], count: int) -> None:
+    found = chaos.disturb(name, faults, Trial(count, seed=1))
+    assert (found.tried, found.failures) == (count * len(faults), [])
+
+
+def test_other_bits_than_undisturbed_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chaos, "_undisturbed", lambda name: (("other", 1), 0.2))
+    found = chaos.disturb("plan", ("SIGINT",), Trial(1))
+    assert "resumed, it has other bits than undisturbed" in found.failures[0]
+
+
+def test_bits_of_a_model_are_all_of_them() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.ReLU())
+    bits = [chaos.bits_of(model)]
+    model[0].weight.data[1, 2] += 1
+    bits.append(chaos.bits_of(model))
+    model[1] = torch.nn.GELU()
+    bits.append(chaos.bits_of(model))
+    model.eval()
+    bits.append(chaos.bits_of(model))
+    assert len(set(bits)) == 4
 
 
 def spoiled(change: Callable[[Tensor], None]) -> Any:

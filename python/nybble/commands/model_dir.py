@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from ..checkpoint.files import CheckpointError
 from ..demo.model import no_loading_bar
+from ..foreign.tensors import read_json
 from . import CommandFailed
 
 CONFIG = "config.json"
@@ -70,12 +71,9 @@ def read_config(directory: Path) -> dict[str, Any]:
     """config.json. Raises CommandFailed if there is none."""
     path = directory / CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CommandFailed(f"{path}: {_line(error)}; must be beside the weights of a transformers model") from error
-    if not isinstance(config, dict):
-        raise CommandFailed(f"{path}: must be a JSON object")
-    return config
+        return read_json(path)
+    except CheckpointError as error:
+        raise CommandFailed(f"{_line(error)}; must be beside the weights of a transformers model") from error
 
 
 def _architecture(directory: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -35,7 +36,10 @@ def read(path: Path) -> tuple[Any, Lines]:
         ImportError: it is YAML, and PyYAML is not installed.
     """
     parse = _form(path)[0]
-    with open(path, "rb") as file:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # a pipe or a device may have no end
+            raise ValueError(f"{path}: must be a regular file")
         data = file.read(_MOST_BYTES + 1)
     if len(data) > _MOST_BYTES:
         raise ValueError(f"{path}: must have at most {_MOST_BYTES} bytes")

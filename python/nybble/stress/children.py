@@ -16,11 +16,13 @@ from typing import Any
 from .figure import Tally
 
 _SPARE = 384 << 20  # bytes of memory beyond those that importing took
+# torch imports it when an optimizer is first made, for seconds, and cannot be used after an interrupt meanwhile.
+_PRELOAD = ("torch._dynamo",)
 _LONGEST = 7200.0  # seconds that a child may take
 
 
 class ChildFailed(RuntimeError):
-    """A child raised; the message is its traceback."""
+    """A child raised; the message is the last line of the traceback that it prints."""
 
 
 class Child:
@@ -28,7 +30,7 @@ class Child:
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__, "nybble"])
+        context.set_forkserver_preload([__name__, "nybble", *_PRELOAD])
         self._here, there = context.Pipe(duplex=False)
         self.process: BaseProcess = context.Process(target=_run, args=(there, function, arguments), daemon=True)
         self.process.start()
@@ -44,7 +46,7 @@ class Child:
         except (EOFError, ConnectionResetError):
             return None
         if kind == "raised":
-            raise ChildFailed(value)
+            raise ChildFailed(value.strip().splitlines()[-1])
         return value
 
     def signal(self, number: int) -> None:
@@ -99,7 +101,7 @@ def in_children(function: Callable[..., None], parts: Iterable[tuple[Any, ...]])
         try:
             found = child.heard(_LONGEST)
         except ChildFailed as error:
-            whole.add(f"{where}: {str(error).strip().splitlines()[-1]}")
+            whole.add(f"{where}: {error}")
             found = Tally()
         code = child.end()
         if isinstance(found, Tally):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import foreign, headers, hostile, hostile_cases, hostile_files, kills, shapes, soak
+from . import chaos, foreign, headers, hostile, hostile_cases, hostile_files, kills, shapes, soak
 from .figure import Figure
 
 FIGURES = (
@@ -42,6 +42,15 @@ FIGURES = (
         100,
         "kills",
         kills.killed,
+        ("safetensors",),
+    ),
+    Figure(
+        "chaos",
+        "gptq, sparsegpt, recover and plan: killed, interrupted, without disk or memory, and resumed, give the bits of an undisturbed"
+        " run; what is interrupted leaves the model as it was",
+        50,
+        "moments (for each run and fault)",
+        chaos.disturbed,
         ("safetensors",),
     ),
     Figure(

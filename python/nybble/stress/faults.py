@@ -1,0 +1,105 @@
+"""What can go wrong around a long run: signals, a full disk, no memory. A fault is set off in a child."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import resource
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .children import limited_memory
+
+_NEW_MOUNTS, _NEW_USER = 0x20000, 0x10000000  # CLONE_NEWNS, CLONE_NEWUSER
+_PRIVATE, _REMOUNT = 0x40000 | 0x4000, 32  # MS_PRIVATE | MS_REC, MS_REMOUNT
+_LARGEST_DISK = 256 << 10  # bytes, about what the runs keep
+_MOST_MEMORY = 3 << 20  # bytes, about what the runs take
+_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits that were set; ``lift`` takes them off."""
+
+    lift: Callable[[], None] = field(default=lambda: None)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A row of the table.
+
+    Attributes:
+        name: unique in the table.
+        raises: what a run under it may raise.
+        is_meant: whether an exception of that kind is due to the fault.
+        limits: sets limits in this process, given the directory to resume from, and a number in [0, 1).
+        warm: whether what is tried runs once before.
+        signal: what another process sends; None: nothing.
+    """
+
+    name: str
+    raises: tuple[type[BaseException], ...] = ()
+    is_meant: Callable[[BaseException], bool] = lambda error: True
+    limits: Callable[[Path, float], Limits] = lambda resume, share: Limits()
+    warm: bool = False
+    signal: int | None = None
+
+
+def _mount(target: Path, nbytes: int, flags: int = 0) -> None:
+    """Mount a file system of some bytes in memory. Raises OSError."""
+    c = ctypes.CDLL(None, use_errno=True)
+    if c.mount(b"tmpfs", os.fsencode(target), b"tmpfs", flags, f"size={nbytes}".encode()):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def has_mounts() -> bool:
+    """Give this process mounts of its own. Whether the system allows that."""
+    c = ctypes.CDLL(None, use_errno=True)
+    own = _NEW_MOUNTS if os.geteuid() == 0 else _NEW_MOUNTS | _NEW_USER
+    return bool(c.unshare(own) == 0 and c.mount(None, b"/", None, _PRIVATE, None) == 0)
+
+
+def small_disk(resume: Path, nbytes: int) -> Limits:
+    """Give the directory ``kept`` a disk of its own of some bytes; where mounts are not allowed, limit the size of files."""
+    kept = resume / "kept"
+    kept.mkdir()
+    if has_mounts():
+        _mount(kept, nbytes)
+        return Limits(lambda: _mount(kept, 1 << 30, _REMOUNT))
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes // 8, old[1]))
+    return Limits(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, old))
+
+
+def _disk(resume: Path, share: float) -> Limits:
+    page = resource.getpagesize()
+    return small_disk(resume, max(int(share * _LARGEST_DISK) // page, 1) * page)
+
+
+def _memory(resume: Path, share: float) -> Limits:
+    old = resource.getrlimit(resource.RLIMIT_AS)
+    limited_memory(int(share * _MOST_MEMORY))
+    return Limits(lambda: resource.setrlimit(resource.RLIMIT_AS, old))
+
+
+def _of_disk(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
+def _of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or "allocate" in str(error) or getattr(error, "errno", 0) == errno.ENOMEM
+
+
+FAULTS = {
+    fault.name: fault
+    for fault in (
+        Fault("none"),
+        Fault("SIGKILL", signal=signal.SIGKILL),
+        Fault("SIGINT", (KeyboardInterrupt,), signal=signal.SIGINT),
+        Fault("full disk", (OSError,), _of_disk, _disk),
+        Fault("no memory", (MemoryError, RuntimeError, OSError), _of_memory, _memory, warm=True),
+    )
+}
