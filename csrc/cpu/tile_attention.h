@@ -1,10 +1,10 @@
 // y = softmax(q k^T * scale + mask) v, one pass over the keys with a running maximum and sum. Include after a target's
 // vector header.
 //
-// Columns, pairs of a head and a query, are in the lanes, up to two vectors a tile; keys are read where they lie, one
-// number for all lanes at a time. So the maximum, the exponentials and the sums work lane by lane, and neither keys nor
-// values are packed (16-bit ones are converted, and int8 codes multiplied by their scales, a block at a time for all
-// tiles of the call):
+// Columns, pairs of a head and a query, are in the lanes, up to two vectors a tile, or 16 columns; keys are read where
+// they lie, one number for all lanes at a time. So the maximum, the exponentials and the sums work lane by lane, and
+// neither keys nor values are packed (16-bit ones are converted, and int8 codes multiplied by their scales, a block at
+// a time for all tiles of the call):
 //   scores[key][column] = sum_d k[key][d] q[d][column]     q transposed once per tile
 //   o[d][column] += sum_key v[key][d] p[key][column]       o transposed back at the end
 // Bound by the fused multiply-adds: 2 head_dim a score, and about 12 more instructions for its exponential. Measured on
@@ -44,23 +44,23 @@ NYBBLE_INLINE void score_tile(const Rows& k, const float* q, int64_t depth, floa
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++) {
     if (r % 3 == 0) rows[r / 3] = k.at + r * k.stride;
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < V; v++) acc[r][v] = vf_set1(0.0f);
   }
   for (int64_t d = 0; d < depth; d++, q += V * W) {
     VF x[V];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < V; v++) x[v] = vf_load(q + v * W);
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
       const VF one = vf_set1(rows[r / 3][r % 3 * k.stride + d]);
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int v = 0; v < V; v++) acc[r][v] = vf_fma_fast(one, x[v], acc[r][v]);
     }
   }
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < V; v++) vf_store(scores + (r * V + v) * W, acc[r][v]);
 }
 
@@ -71,23 +71,23 @@ NYBBLE_INLINE void value_tile(const Rows& values, const float* p, int64_t keys, 
   VF acc[R][V];
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < V; v++) acc[r][v] = vf_set1(0.0f);
   const float* from = values.at;
   for (int64_t key = 0; key < keys; key++, p += V * W, from += values.stride) {
     VF x[V];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < V; v++) x[v] = vf_load(p + v * W);
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
       const VF one = vf_set1(from[r]);
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int v = 0; v < V; v++) acc[r][v] = vf_fma_fast(one, x[v], acc[r][v]);
     }
   }
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < V; v++) {
       float* to = o + (r * V + v) * W;
       vf_store(to, started ? vf_fma_fast(vf_load(to), keep[v], acc[r][v]) : acc[r][v]);
@@ -107,10 +107,11 @@ inline void values_of(int64_t rows, const Rows& values, const float* p, int64_t 
   if constexpr (R > 1) values_of<V, R - 1>(rows, values, p, keys, keep, started, o);
 }
 
-// Calls run(first, rows) for `count` rows in parts of at most kTileRows, as equal as possible.
-template <class Run>
+// Calls run(first, rows) for `count` rows in parts of at most tile_rows(V), as equal as possible.
+template <int V, class Run>
 NYBBLE_INLINE void in_tiles(int64_t count, const Run& run) {
-  const int64_t tiles = (count + kTileRows - 1) / kTileRows;
+  constexpr int kRows = tile_rows(V);
+  const int64_t tiles = (count + kRows - 1) / kRows;
   for (int64_t i = 0, row = 0; i < tiles; i++) {
     const int64_t rows = (count - row + tiles - i - 1) / (tiles - i);
     run(row, rows);
@@ -154,23 +155,23 @@ NYBBLE_INLINE void add_slopes(const NybbleAttentionArgs* a, const Tile& tile, in
 template <int V>
 NYBBLE_INLINE void weigh(Tile& tile, int64_t keys, float* scores, VF (&keep)[V]) {
   VF most[V], sum[V];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
   for (int v = 0; v < V; v++) {
     most[v] = vf_load(tile.most + v * W);
     sum[v] = vf_set1(0.0f);
   }
   for (int64_t key = 0; key < keys; key++)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < V; v++) most[v] = vf_max(vf_load(scores + (key * V + v) * W), most[v]);
   for (int64_t key = 0; key < keys; key++)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < V; v++) {
       float* at = scores + (key * V + v) * W;
       const VF p = exp_of_difference(vf_load(at), most[v]);
       vf_store(at, p);
       sum[v] = vf_add(sum[v], p);
     }
-#pragma GCC unroll 2
+#pragma GCC unroll 4
   for (int v = 0; v < V; v++) {
     keep[v] = exp_of_difference(vf_load(tile.most + v * W), most[v]);
     vf_store(tile.sum + v * W, vf_fma_fast(vf_load(tile.sum + v * W), keep[v], sum[v]));
@@ -210,18 +211,18 @@ inline void run_block(const NybbleAttentionArgs* a, const Shared& shared, Tile& 
   if (a->mask_kind && !mask.load(begin, end)) return;
   float* scores = shared.scores;
   const int64_t keys = end - begin;
-  in_tiles(keys, [&](int64_t row, int64_t rows) {
+  in_tiles<V>(keys, [&](int64_t row, int64_t rows) {
     const Rows at{k.at + (begin - block + row) * k.stride, k.stride};
-    scores_of<V, kTileRows>(rows, at, tile.q, a->head_dim, scores + row * V * W);
+    scores_of<V, tile_rows(V)>(rows, at, tile.q, a->head_dim, scores + row * V * W);
   });
   if (a->mask_kind) mask.add(keys, scores);
   if (a->slopes) add_slopes<V>(a, tile, begin, end, scores);
   if (begin < tile.all_first || end > tile.all_last) hide_edges<V>(tile, begin, end, scores);
   VF keep[V];
   weigh<V>(tile, keys, scores, keep);
-  in_tiles(a->value_dim, [&](int64_t row, int64_t rows) {
+  in_tiles<V>(a->value_dim, [&](int64_t row, int64_t rows) {
     const Rows at{values.at + (begin - block) * values.stride + row, values.stride};
-    values_of<V, kTileRows>(rows, at, scores, keys, keep, tile.started, tile.o + row * V * W);
+    values_of<V, tile_rows(V)>(rows, at, scores, keys, keep, tile.started, tile.o + row * V * W);
   });
   tile.started = true;
 }
@@ -265,7 +266,7 @@ inline void start_tile(const NybbleAttentionArgs* a, Tile& tile, int64_t column,
     tile.most[i] = kLowest;
     tile.sum[i] = 0.0f;
   }
-  tile.vectors() == 1 ? load_queries<1>(a, tile) : load_queries<2>(a, tile);
+  with_vectors(tile, [&](auto vectors) { load_queries<vectors.count>(a, tile); });
 }
 
 inline NybbleStatus attention(const NybbleAttentionArgs* a) {
@@ -294,12 +295,11 @@ inline NybbleStatus attention(const NybbleAttentionArgs* a) {
     const Rows values = float_rows(stored_values, dtype, begin, end, value_floats, value_row);
     for (int64_t i = 0; i < count; i++) {
       Tile& tile = tiles[i];
-      tile.vectors() == 1 ? run_block<1>(a, shared, tile, k, values, begin, end)
-                          : run_block<2>(a, shared, tile, k, values, begin, end);
+      with_vectors(tile, [&](auto vectors) { run_block<vectors.count>(a, shared, tile, k, values, begin, end); });
     }
   }
   for (int64_t i = 0; i < count; i++)
-    tiles[i].vectors() == 1 ? store_outputs<1>(a, tiles[i]) : store_outputs<2>(a, tiles[i]);
+    with_vectors(tiles[i], [&](auto vectors) { store_outputs<vectors.count>(a, tiles[i]); });
   return NYBBLE_OK;
 }
 

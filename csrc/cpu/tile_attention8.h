@@ -20,7 +20,7 @@ NYBBLE_INLINE void score_tile8(const uint8_t* keys, int64_t stride, const float*
   VI acc[R][V];
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < V; v++) acc[r][v] = vi_set1(key_sum[r]);
   const float* q = tile.q;
   const uint8_t* rows[(R + 2) / 3];
@@ -28,46 +28,60 @@ NYBBLE_INLINE void score_tile8(const uint8_t* keys, int64_t stride, const float*
   for (int r = 0; r < R; r += 3) rows[r / 3] = keys + r * stride;
   for (int64_t d = 0; d < depth; d++, q += V * W) {
     VI x[V];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < V; v++) x[v] = vi_load(q + v * W);
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
       const VI one = word_at(rows[r / 3] + r % 3 * stride + d * 4);
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int v = 0; v < V; v++) Codes::dot(acc[r][v], x[v], one);
     }
   }
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < V; v++)
       vf_store(scores + (r * V + v) * W,
                vf_mul(vf_mul(vf_of_int(acc[r][v]), vf_set1(key_scale[r])), vf_load(q_scale + v * W)));
 }
 
+// What the sums of products of values with V vectors of weights start at: it takes off kValueOffset times the weights.
+template <int V>
+NYBBLE_INLINE void start_values(const float* p, int64_t words, VI (&start)[V]) {
+#pragma GCC unroll 4
+  for (int v = 0; v < V; v++) start[v] = vi_set1(0);
+  if constexpr (Codes::kValueOffset != 0) {
+    for (int64_t word = 0; word < words; word++)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) Codes::dot_values(start[v], vi_load(p + (word * V + v) * W), vi_set1(0x01010101));
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) start[v] = vi_mul(start[v], vi_set1(-Codes::kValueOffset));
+  }
+}
+
 // o of R columns of the values; keep: the factor of what o holds, where `started`.
 template <int R, int V>
 NYBBLE_INLINE void value_tile8(const uint8_t* values, int64_t stride, const float* value_scale, const float* p,
-                               int64_t words, const VF (&keep)[V], bool started, float* o) {
+                               int64_t words, const VI (&start)[V], const VF (&keep)[V], bool started, float* o) {
   VI acc[R][V];
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++)
-#pragma GCC unroll 2
-    for (int v = 0; v < V; v++) acc[r][v] = vi_set1(0);
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) acc[r][v] = start[v];
   for (int64_t word = 0; word < words; word++, p += V * W, values += stride * 4) {
     VI x[V];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < V; v++) x[v] = vi_load(p + v * W);
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
       const VI one = word_at(values + r * 4);
-#pragma GCC unroll 2
-      for (int v = 0; v < V; v++) Codes::dot(acc[r][v], x[v], one);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) Codes::dot_values(acc[r][v], x[v], one);
     }
   }
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < V; v++) {
       float* to = o + (r * V + v) * W;
       const VF sum = vf_mul(vf_of_int(acc[r][v]), vf_set1(value_scale[r]));
@@ -86,11 +100,11 @@ inline void scores8(int64_t rows, const NybbleAttentionArgs* a, const Block& blo
 
 template <int V, int R>
 inline void values8(int64_t rows, const NybbleAttentionArgs* a, const Block& block, int64_t key, int64_t d,
-                    const float* p, int64_t words, const VF (&keep)[V], const Tile& tile) {
+                    const float* p, int64_t words, const VI (&start)[V], const VF (&keep)[V], const Tile& tile) {
   if (rows == R)
     return value_tile8<R, V>(block.values + (key / Codes::kCodes * Block::value_row(a) + d) * 4, Block::value_row(a),
-                             block.value_scale + d, p, words, keep, tile.started, tile.o + d * V * W);
-  if constexpr (R > 1) values8<V, R - 1>(rows, a, block, key, d, p, words, keep, tile);
+                             block.value_scale + d, p, words, start, keep, tile.started, tile.o + d * V * W);
+  if constexpr (R > 1) values8<V, R - 1>(rows, a, block, key, d, p, words, start, keep, tile);
 }
 
 // round(255 2^x) for x <= 0, within 1/40 before it is rounded; 0 for NaN.
@@ -117,13 +131,13 @@ inline bool natural(const NybbleAttentionArgs* a) { return a->mask_kind > NYBBLE
 template <int V, bool kNatural>
 NYBBLE_INLINE void weigh8(Tile& tile, int64_t keys, const float* scores, float* p, VF (&keep)[V]) {
   VF most[V];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
   for (int v = 0; v < V; v++) most[v] = vf_load(tile.most + v * W);
   for (int64_t key = 0; key < keys; key++)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < V; v++) most[v] = vf_max(vf_load(scores + (key * V + v) * W), most[v]);
   for (int64_t key = 0; key < keys; key += Codes::kCodes, p += V * W)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < V; v++) {
       VI codes[Codes::kCodes];
 #pragma GCC unroll 4
@@ -131,7 +145,7 @@ NYBBLE_INLINE void weigh8(Tile& tile, int64_t keys, const float* scores, float* 
         codes[i] = weight_of(difference<kNatural>(vf_load(scores + ((key + i) * V + v) * W), most[v]));
       vi_store(p + v * W, Codes::word_of_weights(codes));
     }
-#pragma GCC unroll 2
+#pragma GCC unroll 4
   for (int v = 0; v < V; v++) {
     keep[v] = power_of_two<true>(difference<kNatural>(vf_load(tile.most + v * W), most[v]));
     vf_store(tile.most + v * W, most[v]);
@@ -174,8 +188,8 @@ inline void run_block8(const NybbleAttentionArgs* a, const Shared8& shared, Tile
   float *scores = shared.scores, *seen = scores + (begin - first) * V * W;
   hide_rows(0, begin - first, V * W, scores);
   hide_rows(end - first, keys, V * W, scores);
-  in_tiles(end - begin, [&](int64_t row, int64_t rows) {
-    scores8<V, kTileRows>(rows, a, codes, begin - block + row, tile, tile.q_scale, seen + row * V * W);
+  in_tiles<V>(end - begin, [&](int64_t row, int64_t rows) {
+    scores8<V, tile_rows(V)>(rows, a, codes, begin - block + row, tile, tile.q_scale, seen + row * V * W);
   });
   if (a->mask_kind) mask.add(end - begin, seen);
   if (a->slopes) add_slopes<V>(a, tile, begin, end, seen);
@@ -184,8 +198,10 @@ inline void run_block8(const NybbleAttentionArgs* a, const Shared8& shared, Tile
   VF keep[V];
   natural(a) ? weigh8<V, true>(tile, keys, scores, shared.p, keep)
              : weigh8<V, false>(tile, keys, scores, shared.p, keep);
-  in_tiles(a->value_dim + 1, [&](int64_t row, int64_t rows) {
-    values8<V, kTileRows>(rows, a, codes, first - block, row, shared.p, keys / Codes::kCodes, keep, tile);
+  VI start[V];
+  start_values<V>(shared.p, keys / Codes::kCodes, start);
+  in_tiles<V>(a->value_dim + 1, [&](int64_t row, int64_t rows) {
+    values8<V, tile_rows(V)>(rows, a, codes, first - block, row, shared.p, keys / Codes::kCodes, start, keep, tile);
   });
   tile.started = true;
 }
@@ -206,8 +222,7 @@ inline void start_tile8(const NybbleAttentionArgs* a, Tile8Bits& tile, int64_t c
   const float scale = natural(a) ? a->scale : a->scale * kLog2e;
   with_kind(a->dtype, [&](auto kind) {
     constexpr int dtype = decltype(kind)::dtype;
-    tile.vectors() == 1 ? pack_queries<1, dtype>(a, tile, scale, tile.q_scale, memory)
-                        : pack_queries<2, dtype>(a, tile, scale, tile.q_scale, memory);
+    with_vectors(tile, [&](auto vectors) { pack_queries<vectors.count, dtype>(a, tile, scale, tile.q_scale, memory); });
   });
   for (int64_t i = 0; i < width; i++) {
     tile.most[i] = kLowest;
@@ -218,7 +233,7 @@ inline void start_tile8(const NybbleAttentionArgs* a, Tile8Bits& tile, int64_t c
 
 inline void finish_tile8(const NybbleAttentionArgs* a, Tile8Bits& tile) {
   for (int64_t i = 0; i < tile.vectors() * W && tile.started; i++) tile.sum[i] += tile.nan[i];
-  tile.vectors() == 1 ? store_outputs<1>(a, tile) : store_outputs<2>(a, tile);
+  with_vectors(tile, [&](auto vectors) { store_outputs<vectors.count>(a, tile); });
 }
 
 inline NybbleStatus attention8(const NybbleAttentionArgs* a) {
@@ -241,7 +256,7 @@ inline NybbleStatus attention8(const NybbleAttentionArgs* a) {
   }
   for (int64_t number = first / kKeys; number * kKeys < last; number++)
     for (int64_t i = 0; i < count; i++)
-      tiles[i].vectors() == 1 ? run_block8<1>(a, shared, tiles[i], number) : run_block8<2>(a, shared, tiles[i], number);
+      with_vectors(tiles[i], [&](auto vectors) { run_block8<vectors.count>(a, shared, tiles[i], number); });
   for (int64_t i = 0; i < count; i++) finish_tile8(a, tiles[i]);
   return NYBBLE_OK;
 }

@@ -1,26 +1,18 @@
-// Codes of attention as bytes, four in a word of 32 bits, for multiplies of u8 by s8. Include after a target's header.
+// Codes of attention as bytes, for multiplies of u8 by s8. Include after a target's header.
 #pragma once
 
-#include "tile_codes.h"
+#include "tile_attention8_fours.h"
 
 namespace {
 
-struct Codes {
-  static constexpr int kCodes = 4;  // of a word
-  static constexpr int kQueries = NYBBLE_PANEL_U8, kKeysAs = NYBBLE_PANEL_S8;
-  static constexpr int32_t kOffset = 128;  // added to the codes of queries
-  static constexpr int32_t kOnes = 0x01010101;
+struct Codes : Fours {
+  static constexpr int kQueries = NYBBLE_PANEL_U8;
+  static constexpr int32_t kOffset = 128;       // added to the codes of queries
+  static constexpr int32_t kValueOffset = 0;    // and of values
+  static constexpr int32_t kOnes = 0x01010101;  // values of 1
   NYBBLE_INLINE void dot(VI& acc, VI lanes, VI one) { dot_u8s8(acc, lanes, one); }
-  NYBBLE_INLINE VI word(const VI (&codes)[kCodes]) {
-    const VI low = vi_set1(255);
-    const VI first = vi_add(vi_and(codes[0], low), vi_shift_left_32<8>(vi_and(codes[1], low)));
-    return vi_add(first, vi_add(vi_shift_left_32<16>(vi_and(codes[2], low)), vi_shift_left_32<24>(codes[3])));
-  }
-  // The same for codes in [0, 255].
-  NYBBLE_INLINE VI word_of_weights(const VI (&codes)[kCodes]) {
-    const VI first = vi_add(codes[0], vi_shift_left_32<8>(codes[1]));
-    return vi_add(first, vi_shift_left_32<16>(vi_add(codes[2], vi_shift_left_32<8>(codes[3]))));
-  }
+  NYBBLE_INLINE void dot_values(VI& acc, VI lanes, VI one) { dot_u8s8(acc, lanes, one); }
+  NYBBLE_INLINE VI value_word(const VI (&codes)[kCodes]) { return word(codes); }
 };
 
 }  // namespace

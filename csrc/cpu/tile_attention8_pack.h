@@ -232,7 +232,7 @@ inline void pack_columns(const Stored& values, int64_t begin, int64_t end, int64
 #pragma GCC unroll 4
       for (int j = 0; j < Codes::kCodes; j++)
         codes[j] = i + j < keys ? vi_round(vf_mul(finite(load(i + j, n)), factor[n])) : vi_set1(0);
-      vi_store(to.values + (i / Codes::kCodes * row + d + n * W) * 4, Codes::word(codes));
+      vi_store(to.values + (i / Codes::kCodes * row + d + n * W) * 4, Codes::value_word(codes));
     }
 }
 

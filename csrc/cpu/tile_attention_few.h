@@ -1,9 +1,10 @@
 // Attention for a few columns, as when a model generates: keys and values are read once, head_dim in the lanes.
 //
 // Sums of W keys and columns together are added up over the lanes by one tree, so that a vector of scores holds W / N
-// keys of N columns: lane r * N + n. The values of a key are multiplied with one weight for each column.
-// Bound by reading keys and values; in the caches by the multiply-adds, 2 head_dim / W a key and column. Measured on
-// one core of Zen 5, from the level-3 cache: 108 GB/s of 115 with one column, 87 to 95 with four (AVX2: 109, 44 to 48).
+// keys of N columns: lane r * N + n. With more columns than lanes, several vectors hold one key. The values of a key
+// are multiplied with one weight for each column. Bound by reading keys and values; in the caches by the multiply-adds,
+// 2 head_dim / W a key and column. Measured on one core of Zen 5, from the level-3 cache: 108 GB/s of 115 with one
+// column, 87 to 95 with four (AVX2: 109, 44 to 48).
 #pragma once
 
 #include "tile_attention_mask.h"
@@ -12,6 +13,10 @@ namespace {
 
 constexpr int64_t kFewKeys = 256;  // of a block
 static_assert(kFewKeys * NYBBLE_ATTENTION_FEW <= kKeys * NYBBLE_ATTENTION_COLUMNS, "the scratch is too small");
+
+// Keys that are multiplied with N columns at a time, and vectors of their scores.
+constexpr int few_keys(int n) { return n < W ? W / n : 1; }
+constexpr int few_vectors(int n) { return n < W ? 1 : n / W; }
 
 // What is kept of the columns between blocks.
 struct Few {
@@ -24,16 +29,17 @@ NYBBLE_INLINE const uint8_t* row_of(const void* base, int64_t row, int64_t strid
   return element(base, row * stride, kv_bytes(kDtype));
 }
 
-// W / N keys by N columns; keys beyond `left` are read as the last one.
-template <int kDtype, int N>
-NYBBLE_INLINE VF few_scores(const NybbleAttentionArgs* a, const Few& few, int64_t key, int64_t left) {
-  constexpr int R = W / N, kBytes = kv_bytes(kDtype);
+// few_keys(N) keys by N columns; keys beyond `left` are read as the last one.
+template <int kDtype, int N, int S>
+NYBBLE_INLINE void few_scores(const NybbleAttentionArgs* a, const Few& few, int64_t key, int64_t left,
+                              VF (&scores)[S]) {
+  constexpr int R = few_keys(N), kBytes = kv_bytes(kDtype);
   const uint8_t* rows[R];
-  VF acc[W];
+  VF acc[S][W];
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++) rows[r] = row_of<kDtype>(a->k, key + (r < left ? r : left - 1), a->k_token);
 #pragma GCC unroll 16
-  for (int i = 0; i < W; i++) acc[i] = vf_set1(0.0f);
+  for (int i = 0; i < S * W; i++) acc[i / W][i % W] = vf_set1(0.0f);
   const auto step = [&](int64_t d, int64_t count) __attribute__((always_inline)) {
     VF q[N];
 #pragma GCC unroll 8
@@ -42,13 +48,17 @@ NYBBLE_INLINE VF few_scores(const NybbleAttentionArgs* a, const Few& few, int64_
     for (int r = 0; r < R; r++) {
       const VF k = load_kv(rows[r] + d * kBytes, kDtype, count);
 #pragma GCC unroll 8
-      for (int n = 0; n < N; n++) acc[r * N + n] = vf_fma_fast(q[n], k, acc[r * N + n]);
+      for (int n = 0; n < N; n++) {
+        VF& sum = acc[(r * N + n) / W][(r * N + n) % W];
+        sum = vf_fma_fast(q[n], k, sum);
+      }
     }
   };
   int64_t d = 0;
   for (; d + W <= a->head_dim; d += W) step(d, W);
   if (d < a->head_dim) step(d, a->head_dim - d);
-  return vf_sum_each(acc);
+#pragma GCC unroll 2
+  for (int s = 0; s < S; s++) scores[s] = vf_sum_each(acc[s]);
 }
 
 // o[n][d] = o[n][d] * keep[n] + sum_key p[key][n] v[key][d] for C vectors from d on, the last one `count` lanes wide.
@@ -95,12 +105,12 @@ inline void all_few_values(const NybbleAttentionArgs* a, const Few& few, const f
 // Adds mask, slopes and -inf for keys that a column does not see to the scores of keys from begin to before end.
 template <int N>
 struct FewHiding {
-  static constexpr int R = W / N;
+  static constexpr int R = few_keys(N), kLanes = R * N;
   const NybbleAttentionArgs* a;
   const Tile& tile;
-  float* bias;               // [kFewKeys][N]
-  int32_t low[W], limit[W];  // of each lane, less its key's place among R
-  float slopes[W], places[W];
+  float* bias;                         // [kFewKeys][N]
+  int32_t low[kLanes], limit[kLanes];  // of each lane, less its key's place among R
+  float slopes[kLanes], places[kLanes];
 
   // last: the keys of this call end before it.
   FewHiding(const NybbleAttentionArgs* args, const Tile& of, int64_t last, float* scratch)
@@ -133,37 +143,37 @@ struct FewHiding {
     }
   }
 
-  // Of R keys from `key` on, `at` keys after the first of the block.
-  VF hide(VF scores, int64_t key, int64_t at) const {
+  // The s-th vector of R keys from `key` on, `at` keys after the first of the block.
+  VF hide(VF scores, int s, int64_t key, int64_t at) const {
     const VI here = vi_set1(static_cast<int32_t>(key));
-    if (a->mask_kind) scores = vf_add(scores, vf_load(bias + at * N));
+    if (a->mask_kind) scores = vf_add(scores, vf_load(bias + at * N + s * W));
     if (a->slopes) {
-      const VF distance = vf_sub(vf_set1(static_cast<float>(key)), vf_load(places));
-      scores = vf_fma_fast(vf_load(slopes), distance, scores);
+      const VF distance = vf_sub(vf_set1(static_cast<float>(key)), vf_load(places + s * W));
+      scores = vf_fma_fast(vf_load(slopes + s * W), distance, scores);
     }
-    scores = vf_where_less(here, vi_load(limit), scores, vf_set1(-INFINITY));
-    return vf_where_less(here, vi_load(low), vf_set1(-INFINITY), scores);
+    scores = vf_where_less(here, vi_load(limit + s * W), scores, vf_set1(-INFINITY));
+    return vf_where_less(here, vi_load(low + s * W), vf_set1(-INFINITY), scores);
   }
 };
 
 // The largest, or the sum, of the lanes of each column.
-template <int N>
-NYBBLE_INLINE void fold_most(VF lanes, float* most) {
-  float each[W];
-  vf_store(each, lanes);
-  for (int i = 0; i < W; i++) most[i % N] = each[i] > most[i % N] ? each[i] : most[i % N];
+template <int N, int S>
+NYBBLE_INLINE void fold_most(const VF (&lanes)[S], float* most) {
+  float each[S * W];
+  for (int s = 0; s < S; s++) vf_store(each + s * W, lanes[s]);
+  for (int i = 0; i < S * W; i++) most[i % N] = each[i] > most[i % N] ? each[i] : most[i % N];
 }
-template <int N>
-NYBBLE_INLINE void fold_sum(VF lanes, float* sum) {
-  float each[W];
-  vf_store(each, lanes);
-  for (int i = 0; i < W; i++) sum[i % N] += each[i];
+template <int N, int S>
+NYBBLE_INLINE void fold_sum(const VF (&lanes)[S], float* sum) {
+  float each[S * W];
+  for (int s = 0; s < S; s++) vf_store(each + s * W, lanes[s]);
+  for (int i = 0; i < S * W; i++) sum[i % N] += each[i];
 }
-template <int N>
-NYBBLE_INLINE VF repeated(const float* of) {
-  float each[W];
-  for (int i = 0; i < W; i++) each[i] = of[i % N];
-  return vf_load(each);
+template <int N, int S>
+NYBBLE_INLINE void repeat(const float* of, VF (&lanes)[S]) {
+  float each[S * W];
+  for (int i = 0; i < S * W; i++) each[i] = of[i % N];
+  for (int s = 0; s < S; s++) lanes[s] = vf_load(each + s * W);
 }
 
 // The scales of int8 keys or values of a block, each N times.
@@ -175,30 +185,34 @@ struct FewScales {
       for (int n = 0; n < N; n++) of[key * N + n] = scale[(begin + key) * stride];
     vf_store(of + keys * N, vf_set1(0.0f));
   }
-  VF at(int64_t key) const { return vf_load(of + key * N); }
+  VF at(int64_t key, int s) const { return vf_load(of + key * N + s * W); }
 };
 
 // Scores to weights of the values; `top` has the largest of each lane. What earlier sums are to be multiplied with is
 // left in `keep`.
-template <int N>
-NYBBLE_INLINE void weigh_few(const Few& few, int64_t keys, VF top, float* scores, float (&keep)[W]) {
-  const VF before = repeated<N>(few.most);
+template <int N, int S>
+NYBBLE_INLINE void weigh_few(const Few& few, int64_t keys, const VF (&top)[S], float* scores, float (&keep)[S * W]) {
+  VF before[S], most[S], sum[S];
+  repeat<N>(few.most, before);
   fold_most<N>(top, few.most);
-  const VF most = repeated<N>(few.most);
-  VF sum = vf_set1(0.0f);
-  for (int64_t at = 0; at < keys * N; at += W) {
-    const VF p = exp_of_difference(vf_load(scores + at), most);
-    vf_store(scores + at, p);
-    sum = vf_add(sum, p);
-  }
-  vf_store(keep, exp_of_difference(before, most));
+  repeat<N>(few.most, most);
+#pragma GCC unroll 2
+  for (int s = 0; s < S; s++) sum[s] = vf_set1(0.0f);
+  for (int64_t at = 0; at < keys * N; at += S * W)
+#pragma GCC unroll 2
+    for (int s = 0; s < S; s++) {
+      const VF p = exp_of_difference(vf_load(scores + at + s * W), most[s]);
+      vf_store(scores + at + s * W, p);
+      sum[s] = vf_add(sum[s], p);
+    }
+  for (int s = 0; s < S; s++) vf_store(keep + s * W, exp_of_difference(before[s], most[s]));
   for (int n = 0; n < N; n++) few.sum[n] *= keep[n];
   fold_sum<N>(sum, few.sum);
 }
 
 template <int kDtype, int N>
 inline void run_few(const NybbleAttentionArgs* a, const Shared& shared, const Tile& tile, const Few& few) {
-  constexpr int R = W / N, kMost = kRegisters / 2 / N, C = kMost > 8 ? 8 : kMost;
+  constexpr int R = few_keys(N), S = few_vectors(N), kMost = kRegisters / 2 / N, C = kMost > 8 ? 8 : kMost;
   constexpr bool kCodes = kDtype == NYBBLE_S8;
   const int64_t first = a->key_begin > tile.first ? a->key_begin : tile.first;
   const int64_t last = a->key_end < tile.last ? a->key_end : tile.last;
@@ -208,20 +222,29 @@ inline void run_few(const NybbleAttentionArgs* a, const Shared& shared, const Ti
     const int64_t end = begin + kFewKeys < last ? begin + kFewKeys : last, keys = end - begin;
     hiding.load(begin, end);
     if constexpr (kCodes) scales.load(a->k_scale, a->k_scale_token, begin, keys);
-    VF top = vf_set1(kLowest);
+    VF top[S], scores[S];
+#pragma GCC unroll 2
+    for (int s = 0; s < S; s++) top[s] = vf_set1(kLowest);
     for (int64_t at = 0; at < keys; at += R) {
-      VF scores = few_scores<kDtype, N>(a, few, begin + at, keys - at);
-      if constexpr (kCodes) scores = vf_mul(scores, scales.at(at));
-      scores = hiding.hide(scores, begin + at, at);
-      top = vf_max(scores, top);
-      vf_store(shared.scores + at * N, scores);
+      few_scores<kDtype, N>(a, few, begin + at, keys - at, scores);
+#pragma GCC unroll 2
+      for (int s = 0; s < S; s++) {
+        if constexpr (kCodes) scores[s] = vf_mul(scores[s], scales.at(at, s));
+        scores[s] = hiding.hide(scores[s], s, begin + at, at);
+        top[s] = vf_max(scores[s], top[s]);
+        vf_store(shared.scores + at * N + s * W, scores[s]);
+      }
     }
-    float keep[W];
+    float keep[S * W];
     weigh_few<N>(few, keys, top, shared.scores, keep);
     if constexpr (kCodes) {
       scales.load(a->v_scale, a->v_scale_token, begin, keys);
       for (int64_t at = 0; at < keys; at += R)
-        vf_store(shared.scores + at * N, vf_mul(vf_load(shared.scores + at * N), scales.at(at)));
+#pragma GCC unroll 2
+        for (int s = 0; s < S; s++) {
+          float* of = shared.scores + at * N + s * W;
+          vf_store(of, vf_mul(vf_load(of), scales.at(at, s)));
+        }
     }
     all_few_values<kDtype, N, C>(a, few, shared.scores, begin, end, keep, 0);
   }

@@ -8,9 +8,9 @@
 namespace {
 
 constexpr int64_t kKeys = NYBBLE_ATTENTION_KEYS;
-constexpr int kTileVectors = 2;
-// Rows of a register tile of two vectors, beside those and one more register.
-constexpr int kTileRows = kRegisters == 32 ? 12 : 6;
+constexpr int kTileVectors = W < 8 ? 16 / W : 2;  // at most: the scratch has place for tiles of 16 columns or more
+// Rows of a register tile of so many vectors, beside those and one more register.
+constexpr int tile_rows(int vectors) { return (kRegisters == 32 ? 24 : 12) / (vectors > 2 ? vectors : 2); }
 constexpr float kLog2e = 0x1.715476p+0f;
 constexpr float kLowest = -3.40282347e38f;
 
@@ -79,7 +79,7 @@ struct Tile {
   float *q, *o, *most, *sum;                               // [head_dim][width], [value_dim][width], [width], [width]
   int32_t low[kTileVectors * W], limit[kTileVectors * W];  // a column sees the keys from low to before limit
 
-  int vectors() const { return count <= W ? 1 : 2; }
+  int vectors() const { return count <= W ? 1 : count <= 2 * W ? 2 : kTileVectors; }
 
   void see_all() {
     const VI begin = vi_set1(static_cast<int32_t>(first)), end = vi_set1(static_cast<int32_t>(last));
@@ -110,6 +110,20 @@ struct Tile {
     }
   }
 };
+
+// Calls run(Vectors<V>) for a tile of V vectors.
+template <int V>
+struct Vectors {
+  static constexpr int count = V;
+};
+template <class Run>
+inline void with_vectors(const Tile& tile, const Run& run) {
+  const int vectors = tile.vectors();
+  if (vectors == 1) return run(Vectors<1>{});
+  if constexpr (kTileVectors > 2)
+    if (vectors > 2) return run(Vectors<kTileVectors>{});
+  run(Vectors<2>{});
+}
 
 constexpr int64_t kTileFloats = NYBBLE_ATTENTION_TILE / 4;
 static_assert(sizeof(Tile) <= NYBBLE_ATTENTION_TILE, "the scratch is too small");

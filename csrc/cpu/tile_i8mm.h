@@ -15,4 +15,7 @@ inline void mmla_s8(VI& acc, VI rows, VI columns) {
 #endif
 }
 
+// acc += u8 x s8, four products per lane, wrapping.
+inline void dot_u8s8(VI& acc, VI u, VI s) { acc = vusdotq_s32(acc, vreinterpretq_u8_s32(u), vreinterpretq_s8_s32(s)); }
+
 }  // namespace
