@@ -27,10 +27,12 @@
 #define NYBBLE_IF_neon(fn) fn
 #define NYBBLE_IF_neondot(fn) fn
 #define NYBBLE_IF_i8mm(fn) fn
+#define NYBBLE_IF_neonbf16(fn) fn
 #else
 #define NYBBLE_IF_neon(fn) nullptr
 #define NYBBLE_IF_neondot(fn) nullptr
 #define NYBBLE_IF_i8mm(fn) nullptr
+#define NYBBLE_IF_neonbf16(fn) nullptr
 #endif
 
 #define NYBBLE_WHOLE_TABLE  // of kernels.def, also lines of another architecture

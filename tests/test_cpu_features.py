@@ -106,6 +106,13 @@ def test_features_of_arm_are_bits_of_the_words_of_linux(
     assert targets.find("neondot").missing(tuple(features_here)) == missing
 
 
+def test_bfloat16_of_arm_needs_its_own_bit() -> None:
+    words = {**NEOVERSE_V1, "hwcap2": 1 << 13}
+    assert targets.find("neonbf16").missing(tuple(native._C.cpu_features_of_arm(**NEOVERSE_V1))) is None
+    without = targets.find("neonbf16").missing(tuple(native._C.cpu_features_of_arm(**words)))
+    assert without == "this CPU or operating system lacks bf16"
+
+
 def test_detection_carries_refusals_to_info(monkeypatch: pytest.MonkeyPatch) -> None:
     brand, found, _ = native.cpu()
     without = tuple(feature for feature in found if not feature.startswith("amx"))

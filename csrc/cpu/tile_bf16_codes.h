@@ -1,9 +1,8 @@
-// Codes of packed weights as pairs of bfloat16, which hold them exactly, and the epilogues of float activations.
-// Include after tile_avx512bf16.h.
+// Codes of packed weights as pairs of bfloat16, which hold them exactly. Include after tile_avx512bf16.h.
 #pragma once
 
+#include "tile_float_ends.h"
 #include "tile_last_bf16.h"
-#include "tile_run.h"
 
 namespace {
 
@@ -121,19 +120,5 @@ struct Bf16Book {
     return last_nibbles<Bf16Book>(word, i, origin, entries);
   }
 };
-
-// y = acc * scale + bias
-template <int R, int N, int V>
-NYBBLE_INLINE void finish_w8a16(const NybbleLinearArgs* a, int64_t row, int64_t column, const VF (&acc)[N][V], int v) {
-  const VF scale = vf_load(static_cast<const float*>(a->scale) + column), bias = bias_at(a, column);
-  store_rows<R>(a, row, column, [&](int r) __attribute__((always_inline)) { return vf_fma(acc[r][v], scale, bias); });
-}
-
-// y = sum + bias; the sum has the scales of all groups.
-template <int R, int V>
-NYBBLE_INLINE void finish_w4a16(const NybbleLinearArgs* a, int64_t row, int64_t column, const VF (&sum)[R][V], int v) {
-  const VF bias = bias_at(a, column);
-  store_rows<R>(a, row, column, [&](int r) __attribute__((always_inline)) { return vf_add(sum[r][v], bias); });
-}
 
 }  // namespace

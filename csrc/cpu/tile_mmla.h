@@ -1,6 +1,7 @@
 // The register tiles for 8-bit activations built on smmla, which multiplies two rows by two columns, of eight k each.
-// Two words of a column, four k each, lie 64 bytes apart; zip brings them together, and those of a row likewise. From
-// four rows on that takes fewer instructions than sdot. Include after tile_i8mm.h.
+// Two lines of packed weights are 64 bytes apart; zip brings the words of a column together, before nibbles are taken
+// out of them, and those of a row likewise. From four rows on that takes fewer instructions than sdot. Include after
+// tile_i8mm.h.
 #pragma once
 
 #include "tile_dot.h"
@@ -16,16 +17,17 @@ inline VI zip_high(VI a, VI b) { return vzip2q_s32(a, b); }
 template <int R, int V>
 using Blocks = VI[pairs_of(R)][2 * V];
 
-// Pairs of rows, eight k each. kWhole: else four, and the others are 0. The row after an odd last one is 0.
-template <int R, bool kWhole>
+// Word i of two lines of the panel, kWords each, for pairs of rows. kWhole: else of one line, and the others are 0. The
+// row after an odd last one is 0.
+template <int R, int kWords, bool kWhole>
 struct RowPairs {
   VI at[pairs_of(R) + 1];
 
-  NYBBLE_INLINE RowPairs of(const int8_t* x) {
+  NYBBLE_INLINE RowPairs of(const int8_t* x, int i) {
     RowPairs pairs;
-    const Words<R> first = Words<R>::at(x);
+    const Words<R> first = Words<R>::at(x + i * 4 * R);
     if constexpr (kWhole)
-      join<0>(pairs, first, Words<R>::at(x + 4 * R));
+      join<0>(pairs, first, Words<R>::at(x + (kWords + i) * 4 * R));
     else
       join<0>(pairs, first, Words<R>{});
     return pairs;
@@ -50,27 +52,34 @@ struct Signed {
   }
 };
 
-// Adds the products of eight k, or of four if they are not whole.
+// Adds the products of the words of two lines from the i-th on, `codes` by columns; or of one line.
+template <class Codes, int R, int V, bool kWhole, int i = 0>
+NYBBLE_INLINE void multiply_words(VI (&acc)[pairs_of(R)][2 * V], const VI (&codes)[V][2], const int8_t* x) {
+  if constexpr (i < Codes::kWords) {
+    constexpr int kPairs = pairs_of(R);
+    const auto rows = RowPairs<R, Codes::kWords, kWhole>::of(x, i);
+#pragma GCC unroll 8
+    for (int c = 0; c < 2 * V; c++) {
+      const VI columns = Codes::template word<i>(codes[c / 2][c % 2]);
+#pragma GCC unroll 8
+      for (int p = 0; p < kPairs; p++) mmla_s8(acc[p][c], rows.at[p], columns);
+    }
+    multiply_words<Codes, R, V, kWhole, i + 1>(acc, codes, x);
+  }
+}
+
+// Adds the products of two lines, or of one.
 template <class Codes, int R, int V, bool kWhole>
 NYBBLE_INLINE void multiply_pairs(VI (&acc)[pairs_of(R)][2 * V], const uint8_t* (&w)[V], const int8_t* x) {
-  constexpr int kPairs = pairs_of(R);
-  const RowPairs<R, kWhole> rows = RowPairs<R, kWhole>::of(x);
+  VI codes[V][2];
 #pragma GCC unroll 4
   for (int v = 0; v < V; v++) {
-    const VI line = vi_load(w[v]), first = Codes::template word<0>(line);
-    VI second = vi_set1(0);
-    if constexpr (Codes::kWords == 2)
-      second = Codes::template word<1>(line);
-    else if constexpr (kWhole)
-      second = Codes::template word<0>(vi_load(w[v] + kLine));
-    w[v] += Codes::kWords == 1 && kWhole ? 2 * kLine : kLine;
-    const VI low = zip_low(first, second), high = zip_high(first, second);
-#pragma GCC unroll 8
-    for (int p = 0; p < kPairs; p++) {
-      mmla_s8(acc[p][2 * v], rows.at[p], low);
-      mmla_s8(acc[p][2 * v + 1], rows.at[p], high);
-    }
+    const VI first = vi_load(w[v]), second = kWhole ? vi_load(w[v] + kLine) : vi_set1(0);
+    codes[v][0] = zip_low(first, second);
+    codes[v][1] = zip_high(first, second);
+    w[v] += kWhole ? 2 * kLine : kLine;
   }
+  multiply_words<Codes, R, V, kWhole>(acc, codes, x);
 }
 
 // Row by row.
@@ -113,24 +122,23 @@ struct PairTile8 : TileDefaults {
 
 template <class Codes>
 struct PairTile : SignedTile<Codes> {
-  // Float sums and those of a group stay in registers.
-  static constexpr int vectors(int rows) { return fitting_vectors(4 * pairs_of(rows), pairs_of(rows) + 4); }
+  // The sums of a group stay in registers, the float sums in the first cache.
+  static constexpr int vectors(int rows) { return fitting_vectors(2 * pairs_of(rows) + 2, pairs_of(rows) + 3); }
 
   template <int R, int V>
   NYBBLE_INLINE void run(const NybbleLinearArgs* a, const Place& at, const uint8_t* (&w)[V], VF (&sum)[R][V],
                          Prefetcher& prefetcher) {
     const int8_t* x = panel_at<int8_t>(a, at.row) + at.begin * R;
-    constexpr int kLines = 2 / Codes::kWords;  // of eight k
     GroupNumbers<V> numbers(a, at.column);
     for (int64_t g = at.begin / a->group; g * a->group < at.end; g++) {
       Blocks<R, V> acc;
       each_register(acc, [](auto& one) __attribute__((always_inline)) { zero_register(one); });
       with_nibbles(a, w, prefetcher, [&](auto& from, auto& fetch) __attribute__((always_inline)) {
         const auto step = [&](auto lines) __attribute__((always_inline)) {
-          multiply_pairs<Codes, R, V, lines.count == kLines>(acc, from, x);
+          multiply_pairs<Codes, R, V, lines.count == 2>(acc, from, x);
           x += 4 * Codes::kWords * R * lines.count;
         };
-        each_lines<4, kLines>(a->group / (4 * Codes::kWords), from, fetch, false, step);
+        each_lines<4, 2>(a->group / (4 * Codes::kWords), from, fetch, false, step);
       });
       VI start[R][V], rows[R][V];
       PairTile::template start_codes<R, V>(a, at, g, start);

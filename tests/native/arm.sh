@@ -2,53 +2,66 @@
 # Cross-compiles the compare programs of this folder for AArch64 Linux, and runs them by qemu's user emulation for the
 # targets of Arm, each on an old CPU that has it, where qemu knows one. Kernels are optimized as they are shipped. Buffers
 # end where memory does (guarded_new.cpp). Needs aarch64-linux-gnu-g++ and qemu-aarch64 or qemu-aarch64-static; uses a
-# temporary folder. `arm.sh TARGET...` runs some of the targets. compare_attention is left out: no kernel for it yet.
+# temporary folder.
+#   arm.sh TARGET...         some of the targets; default: all
+#   arm.sh quick TARGET...   every kernel on a few cases, with at most 3 rows at a time and less optimized: about two
+#                            CPU minutes
 set -euo pipefail
 cd "$(dirname "$0")"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+cp -r ../../csrc "$work/csrc"
+csrc="$work/csrc"
 : > "$work/cuda_built.def"  # no CUDA kernels here
-csrc=../../csrc
 qemu=$(command -v qemu-aarch64-static || command -v qemu-aarch64)
 
-# The flags of CMakeLists.txt, and the CPU.
-declare -A flags=([neon]="" [neondot]="-march=armv8.2-a+dotprod" [i8mm]="-march=armv8.2-a+dotprod+i8mm")
-declare -A cpu=([scalar]=cortex-a53 [neon]=cortex-a53 [neondot]=neoverse-n1 [i8mm]=max)
-targets=("$@")
-if [ "${#targets[@]}" -eq 0 ]; then targets=(scalar neon neondot i8mm); fi
-common="-I$work -std=c++17 -Wall -Wextra -ffp-contract=off -fopenmp -DNYBBLE_BUILT_ARM -DNYBBLE_CASES=50"
-
-# compile FLAGS FILE...: compiles two files at a time.
-compile() {
-  local flags=$1
+scalar=-O1 optimize=-O2 cases=50 programs="kernels rows sparse lookup conv recurrent experts attention"
+targets=(scalar neon neondot i8mm neonbf16)
+if [ "${1:-}" = quick ]; then
   shift
-  printf '%s\n' "$@" | xargs -P 2 -I{} sh -c "aarch64-linux-gnu-g++ $common $flags -c {} -o $work/\$(basename {} .cpp).o"
-}
+  scalar=-O0 optimize=-O1 cases=4 programs="kernels rows sparse conv attention" targets=(neon neondot i8mm neonbf16)
+  sed -i -E 's/^(NYBBLE_LINEAR\(.*_scalar.*, )4(, (8|16), )/\12\2/; s/^(NYBBLE_LINEAR\(.*, )(4|6|8)(, (8|16), )/\13\3/' \
+    "$csrc/kernels.def"
+fi
+if [ "$#" -gt 0 ]; then targets=("$@"); fi
 
-drivers=()
-for file in "$csrc"/*.cpp; do
-  case $(basename "$file") in
-    bindings*.cpp | shape.cpp | plan.cpp | aot.cpp | no_python.cpp | cpu_features.cpp | probe.cpp) ;;
-    *) drivers+=("$file") ;;
-  esac
-done
-compile -O1 compare_*.cpp guarded_new.cpp "${drivers[@]}" "$csrc"/cpu/*_scalar*.cpp
-for target in neon neondot i8mm; do # the table names all
-  files=()
-  for file in "$csrc"/cpu/*_"$target".cpp "$csrc"/cpu/*_"$target"_*.cpp; do
-    if [ -e "$file" ]; then files+=("$file"); fi
+# The flags of CMakeLists.txt, and the CPU.
+declare -A flags=([neon]="" [neondot]="-march=armv8.2-a+dotprod" [i8mm]="-march=armv8.2-a+dotprod+i8mm" \
+  [neonbf16]="-march=armv8.2-a+bf16")
+declare -A cpu=([scalar]=cortex-a53 [neon]=cortex-a53 [neondot]=neoverse-n1 [i8mm]=max [neonbf16]=max)
+common="-I$work -std=c++17 -Wall -Wextra -ffp-contract=off -fopenmp -DNYBBLE_BUILT_ARM -DNYBBLE_CASES=$cases"
+
+# Lines of flags and file, the slowest files first, compiled two at a time.
+{
+  for file in "$csrc"/cpu/*_scalar*.cpp; do echo "$scalar $file"; done
+  for target in neon neondot i8mm neonbf16; do # the table names all
+    for file in "$csrc"/cpu/*_"$target".cpp "$csrc"/cpu/*_"$target"_*.cpp; do
+      if [ -e "$file" ]; then echo "$optimize ${flags[$target]} $file"; fi
+    done
   done
-  compile "-O2 ${flags[$target]}" "${files[@]}"
-done
+  for program in $programs; do echo "-O1 -I$(pwd) $(pwd)/compare_$program.cpp"; done
+  echo "-O1 $(pwd)/guarded_new.cpp"
+  for file in "$csrc"/*.cpp; do
+    case $(basename "$file") in
+      bindings*.cpp | shape.cpp | plan.cpp | aot.cpp | no_python.cpp | cpu_features.cpp | probe.cpp) ;;
+      *) echo "-O1 $file" ;;
+    esac
+  done
+} > "$work/files"
+xargs -P 2 -I{} sh -c "set -- {}; for file; do :; done
+  aarch64-linux-gnu-g++ $common -c {} -o $work/\$(basename \"\$file\" .cpp).o" < "$work/files"
+printf '== compiled (%ss)\n' "$SECONDS"
 
 mkdir "$work/lib"
 mv "$work"/compare_*.o "$work/lib"
-for program in kernels rows sparse lookup conv recurrent experts; do
+for program in $programs; do
   # Statically, so that no AArch64 library needs to be found. libgomp's plug-ins are not used.
   aarch64-linux-gnu-g++ -static -fopenmp "$work/lib/compare_$program.o" "$work"/*.o -o "$work/$program" 2> "$work/link.log" ||
     { cat "$work/link.log"; exit 1; }
   for target in "${targets[@]}"; do
     printf '== %s %s (%ss)\n' "$program" "$target" "$SECONDS"
-    OMP_WAIT_POLICY=passive "$qemu" -cpu "${cpu[$target]}" "$work/$program" "$target"
+    also=""
+    if [ "$program" = conv ] && [ "$target" != neon ]; then also=neon; fi # the others have no kernel of convolutions
+    OMP_WAIT_POLICY=passive "$qemu" -cpu "${cpu[$target]}" "$work/$program" $also "$target"
   done
 done

@@ -81,6 +81,7 @@ _BUILT_IN = (
     Target("neon", ("neon",)),
     Target("neondot", ("neon", "dotprod")),
     Target("i8mm", ("neon", "dotprod", "i8mm")),
+    Target("neonbf16", ("neon", "bf16")),
 )
 
 
