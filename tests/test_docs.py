@@ -18,6 +18,7 @@ from nybble.bench import docs
 from nybble.bench.__main__ import parser as bench_parser
 from nybble.passes.measure import Timer
 from nybble.report.speed import Speed
+from nybble.stress.__main__ import parser as stress_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 if not (ROOT / "mkdocs.yml").is_file():
@@ -160,7 +161,12 @@ def check_script(words, config):
 def check_module(words, config):
     module = words[1]
     assert words[0] == "-m"
-    known = {"nybble": check_parser(_parser), "nybble.bench": check_parser(bench_parser), "pytest": check_pytest}
+    known = {
+        "nybble": check_parser(_parser),
+        "nybble.bench": check_parser(bench_parser),
+        "nybble.stress": check_parser(stress_parser),
+        "pytest": check_pytest,
+    }
     spec = importlib.util.find_spec(module)
     assert spec is not None, module
     assert spec.origin is not None
@@ -211,6 +217,7 @@ def test_commands_exist(name, pytestconfig):
         "nybble demo --fast",
         "nybble nothing",
         "python -m nybble.bench --preset none",
+        "python -m nybble.stress --share none",
         "python -m nybble.bench.gpu_run --speed",
         "python -m pytest tests/test_none.py",
         "python -m pytest --no-such-option",

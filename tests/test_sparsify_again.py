@@ -87,7 +87,7 @@ class TestResume:
         with pytest.raises(nybble.checkpoint.CheckpointError, match="is damaged"):
             resumable(model, tmp_path)
 
-    @pytest.mark.parametrize("index", [b"", b"[]", b'{"schema": "nybble.layer/2"}'])
+    @pytest.mark.parametrize("index", [b"", b"[]", b"[" * 9, b"[" * 100_000, b'{"schema": "nybble.layer/2"}'], ids=len)
     def test_a_foreign_index_is_refused(self, tmp_path: Any, index: bytes) -> None:
         model = Stack()
         resumable(copy.deepcopy(model), tmp_path)

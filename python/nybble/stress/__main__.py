@@ -16,17 +16,18 @@ from .figure import Figure, Trial, line, outcome
 from .table import FIGURES, find
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m nybble.stress", description="Figures of reliability.")
-    parser.add_argument("figures", nargs="*", metavar="FIGURE", help="those to run; none: all that need no --data")
-    parser.add_argument("--list", action="store_true", help="what there is")
-    many = parser.add_mutually_exclusive_group()
+def parser() -> argparse.ArgumentParser:
+    """The options of the command line."""
+    options = argparse.ArgumentParser(prog="python -m nybble.stress", description="Figures of reliability.")
+    options.add_argument("figures", nargs="*", metavar="FIGURE", help="those to run; none: all that need no --data")
+    options.add_argument("--list", action="store_true", help="what there is")
+    many = options.add_mutually_exclusive_group()
     many.add_argument("--share", type=float, default=1.0, metavar="S", help="of the whole count of each, such as 0.01")
     many.add_argument("--count", type=int, metavar="N", help="in place of the whole count of each")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="another one tries others (0)")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="for figures that take one")
-    parser.add_argument("--json", action="store_true", help="print a JSON object a line")
-    return parser
+    options.add_argument("--seed", type=int, default=0, metavar="N", help="another one tries others (0)")
+    options.add_argument("--data", type=Path, metavar="DIR", help="for figures that take one")
+    options.add_argument("--json", action="store_true", help="print a JSON object a line")
+    return options
 
 
 def _why_not(figure: Figure, data: Path | None) -> str | None:
@@ -38,23 +39,23 @@ def _why_not(figure: Figure, data: Path | None) -> str | None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. The exit code."""
-    parser = _parser()
-    args = parser.parse_args(argv)
+    options = parser()
+    args = options.parse_args(argv)
     if args.list:
         for figure in FIGURES:
             print(f"{figure.name}: {figure.count:,} {figure.unit}: {figure.what}")
         return 0
     if not 0 < args.share <= 1 or (args.count is not None and args.count < 1):
-        parser.error("--share must be in (0, 1], --count at least 1")
+        options.error("--share must be in (0, 1], --count at least 1")
     try:
         asked = [find(name) for name in args.figures] or list(FIGURES)
     except ValueError as error:
-        parser.error(str(error))
+        options.error(str(error))
     failed = 0
     for figure in asked:
         reason = _why_not(figure, args.data)
         if reason is not None and args.figures:
-            parser.error(f"{figure.name}: {reason}")
+            options.error(f"{figure.name}: {reason}")
         if reason is not None:
             print(f"{figure.name}: left out: {reason}", file=sys.stderr)
             continue

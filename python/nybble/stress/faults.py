@@ -16,6 +16,7 @@ from .children import limited_memory
 _NEW_MOUNTS, _NEW_USER = 0x20000, 0x10000000  # CLONE_NEWNS, CLONE_NEWUSER
 _PRIVATE, _REMOUNT = 0x40000 | 0x4000, 32  # MS_PRIVATE | MS_REC, MS_REMOUNT
 _LARGEST_DISK = 256 << 10  # bytes, about what the runs keep
+_LARGEST_FILE = 16 << 10
 _MOST_MEMORY = 3 << 20  # bytes, about what the runs take
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
@@ -62,21 +63,20 @@ def has_mounts() -> bool:
     return bool(c.unshare(own) == 0 and c.mount(None, b"/", None, _PRIVATE, None) == 0)
 
 
-def small_disk(resume: Path, nbytes: int) -> Limits:
-    """Give the directory ``kept`` a disk of its own of some bytes; where mounts are not allowed, limit the size of files."""
-    kept = resume / "kept"
-    kept.mkdir()
+def small_disk(directory: Path, nbytes: int, largest: int) -> Limits:
+    """Give a directory a disk of its own of some bytes; where mounts are not allowed, limit the size of each file (``largest``)."""
+    page = resource.getpagesize()
     if has_mounts():
-        _mount(kept, nbytes)
-        return Limits(lambda: _mount(kept, 1 << 30, _REMOUNT))
+        _mount(directory, max(nbytes // page, 1) * page)
+        return Limits(lambda: _mount(directory, 1 << 30, _REMOUNT))
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes // 8, old[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, old[1]))
     return Limits(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, old))
 
 
 def _disk(resume: Path, share: float) -> Limits:
-    page = resource.getpagesize()
-    return small_disk(resume, max(int(share * _LARGEST_DISK) // page, 1) * page)
+    (resume / "kept").mkdir()
+    return small_disk(resume / "kept", int(share * _LARGEST_DISK), int(share * _LARGEST_FILE))
 
 
 def _memory(resume: Path, share: float) -> Limits:
@@ -85,7 +85,8 @@ def _memory(resume: Path, share: float) -> Limits:
     return Limits(lambda: resource.setrlimit(resource.RLIMIT_AS, old))
 
 
-def _of_disk(error: BaseException) -> bool:
+def is_full(error: BaseException) -> bool:
+    """Whether an exception tells of a full disk."""
     return isinstance(error, OSError) and error.errno in _FULL
 
 
@@ -99,7 +100,7 @@ FAULTS = {
         Fault("none"),
         Fault("SIGKILL", signal=signal.SIGKILL),
         Fault("SIGINT", (KeyboardInterrupt,), signal=signal.SIGINT),
-        Fault("full disk", (OSError,), _of_disk, _disk),
+        Fault("full disk", (OSError,), is_full, _disk),
         Fault("no memory", (MemoryError, RuntimeError, OSError), _of_memory, _memory, warm=True),
     )
 }

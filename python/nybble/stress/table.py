@@ -45,6 +45,14 @@ FIGURES = (
         ("safetensors",),
     ),
     Figure(
+        "full-disk",
+        "a save over a checkpoint, on a disk that gets full after a random number of bytes, leaves the old checkpoint and nothing else",
+        50,
+        "saves",
+        kills.on_full_disk,
+        ("safetensors",),
+    ),
+    Figure(
         "chaos",
         "gptq, sparsegpt, recover and plan: killed, interrupted, without disk or memory, and resumed, give the bits of an undisturbed"
         " run; what is interrupted leaves the model as it was",

@@ -143,9 +143,13 @@ def open_store(directory: object, settings: Iterable[object], data: Iterable[obj
 
 def _index(data: bytes) -> dict[str, Any] | None:
     """The parsed index, or None if a field is missing or has the wrong type."""
+    from ...checkpoint.files import CheckpointError
     from ...checkpoint.strict_json import parse
 
-    index = parse(data, "resume", _DEEPEST)
+    try:
+        index = parse(data, "resume", _DEEPEST)
+    except CheckpointError:
+        return None
     kinds = {"schema": str, "key": str, "file": str, "sha256": str, "kind": str}
     lists = {"holds": (str,), "notes": (str,), "numbers": (float, type(None))}
     if not isinstance(index, dict) or any(type(index.get(field)) is not kind for field, kind in kinds.items()):
