@@ -1,7 +1,7 @@
 """Which tests run, in which order, and fixtures that several files share.
 
-fast     the default, and what README's command runs: under five minutes on two cores
-full     what CI runs: also tests that compile, emulate a GPU, or sweep every case of a product
+fast     the default, and what README's command and .ci/run run: minutes on two cores
+full     also tests that compile, emulate a GPU, or sweep every case of a product; before a release: .ci/run full
 nightly  also what repeats `full` in another way and takes hours
 
 `--tests full` and `--tests nightly` choose. Without `--tests`, files and tests that the
@@ -28,7 +28,7 @@ LEVELS = ("fast", "full", "nightly")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--tests", choices=LEVELS, help="fast (the default), full (as CI) or nightly (all there are)")
+    parser.addoption("--tests", choices=LEVELS, help="fast (the default, as CI), full or nightly (all)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
