@@ -65,9 +65,8 @@ def _is_within(path: Path, status: os.stat_result) -> bool:
     if not path.is_symlink():
         return True
     directory, real = Path(os.path.realpath(path.parent)), Path(os.path.realpath(path))
-    places = [directory]
-    if directory.parent.name == _SNAPSHOTS:
-        places.append(directory.parent.parent / _BLOBS)
+    snapshots = (one.parent for one in (directory, *directory.parents) if one.parent.name == _SNAPSHOTS)
+    places = [directory, *(one.parent / _BLOBS for one in snapshots)]
     if not any(place in real.parents for place in places):
         return False
     try:
