@@ -24,11 +24,13 @@ NYBBLE_INLINE uint8x16_t panel_order(VI line) {
   return vqtbl1q_u8(vreinterpretq_u8_s32(line), vld1q_u8(kOrder));
 }
 
-// Integers of up to 9 bits as bfloat16: the upper halves of their float32 values, whose lower are 0.
+// Integers of up to 9 bits as bfloat16: the upper halves of their float32 values, whose lower are 0. They are the last
+// bits of a float, from which the rest is taken: on Neoverse V2, conversions take four times as long.
 NYBBLE_INLINE VI bf16_of(int16x8_t codes) {
-  const VI low = vi_of_bits(vcvtq_f32_s32(vmovl_s16(vget_low_s16(codes))));
-  const VI high = vi_of_bits(vcvtq_f32_s32(vmovl_high_s16(codes)));
-  return vreinterpretq_s32_s16(vuzp2q_s16(vreinterpretq_s16_s32(low), vreinterpretq_s16_s32(high)));
+  const VI rest = vi_set1(0x4b400000);  // 1.5 * 2^23
+  const VF low = vf_sub(vf_of_bits(vaddw_s16(rest, vget_low_s16(codes))), vf_of_bits(rest));
+  const VF high = vf_sub(vf_of_bits(vaddw_high_s16(rest, codes)), vf_of_bits(rest));
+  return vreinterpretq_s32_s16(vuzp2q_s16(vreinterpretq_s16_f32(low), vreinterpretq_s16_f32(high)));
 }
 
 // Codes of packed lines, as the tiles take them:
