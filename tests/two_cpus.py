@@ -32,7 +32,7 @@ SPARSE = {
 SHAPES = ((64, 128), (50, 160), (129, 384))
 ROWS = (1, 4, 17)
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
-SENTENCES = 64
+SENTENCES = 12
 
 
 def products() -> Iterator[tuple[str, np.ndarray]]:
