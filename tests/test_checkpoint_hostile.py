@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import nybble
-from nybble.checkpoint import CheckpointError
+from nybble.checkpoint import CheckpointError, strict_json
 from nybble.stress import hostile_cases, hostile_files
 from nybble.stress.hostile import dense, refusal, saved, try_case, try_file
 from nybble.stress.hostile_cases import forge, weights
@@ -126,6 +126,19 @@ class TestPlaces:
         link = tmp_path_factory.mktemp("links") / "link"
         link.symlink_to(saved)
         assert isinstance(nybble.load(dense(), link)[0], nybble.nn.Linear)
+
+
+def test_nesting_is_counted_outside_of_strings() -> None:
+    for text, depth in (
+        (b"1", 0),
+        (b"[]", 1),
+        (b'{"[[[": [{}, "]}", {"\\\\": []}]}', 4),
+        (b'["\\"[", [[], {}], {"a": [1]}]', 3),
+    ):
+        assert strict_json.parse(text, "x", depth) == json.loads(text)
+        if depth:
+            with pytest.raises(CheckpointError, match=f"x: nested deeper than {depth - 1}"):
+                strict_json.parse(text, "x", depth - 1)
 
 
 def test_a_message_of_a_whole_file_is_cut() -> None:

@@ -46,6 +46,16 @@ def test_many_damages_are_refused_or_harmless(name: str) -> None:
     damaged(name, 300, 10_300)
 
 
+def test_tensors_without_numbers(tmp_path: Path) -> None:
+    """Found by the figure `headers`: torch cannot view no bytes as floats."""
+    path = tmp_path / "model.safetensors"
+    shapes = {"a": [0], "b": [3, 0], "c": [0, 2, 5]}
+    for dtype in ("F32", "BF16", "U8", "I64"):
+        path.write_bytes(samples.safetensors({name: (dtype, shape, b"") for name, shape in shapes.items()}))
+        tensors = Tensors(tmp_path)
+        assert {name: list(tensors.read(name).shape) for name in shapes} == shapes
+
+
 class TestLinks:
     """Only harmless files of the tests' own; what is refused is not read."""
 

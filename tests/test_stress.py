@@ -73,6 +73,13 @@ def test_bits_of_a_model_are_all_of_them() -> None:
     assert len(set(bits)) == 4
 
 
+@pytest.mark.nightly
+@pytest.mark.parametrize("row", table.FIGURES, ids=lambda row: row.name)
+def test_a_whole_figure(row: Figure) -> None:
+    found = row.run(Trial(row.count, data=Path(__file__).parent / "data" / "foreign" if row.takes else None))
+    assert found.failures == []
+
+
 def spoiled(change: Callable[[Tensor], None]) -> Any:
     """The scalar w8a8 kernel with a change of its output."""
     (spec,) = (spec for spec in shapes.kernels_here() if spec.name == "w8a8_scalar")

@@ -49,6 +49,8 @@ class MappedFile:
 
     def tensor(self, begin: int, end: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
         """A tensor in the mapped memory, copied only where its dtype does not allow its place."""
+        if begin == end:
+            return torch.empty(shape, dtype=dtype)
         raw = np.frombuffer(self._map, np.uint8, end - begin, begin)
         if begin % dtype.itemsize:
             raw = raw.copy()

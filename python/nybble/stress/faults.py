@@ -15,7 +15,7 @@ from .children import limited_memory
 
 _NEW_MOUNTS, _NEW_USER = 0x20000, 0x10000000  # CLONE_NEWNS, CLONE_NEWUSER
 _PRIVATE, _REMOUNT = 0x40000 | 0x4000, 32  # MS_PRIVATE | MS_REC, MS_REMOUNT
-_LARGEST_DISK = 256 << 10  # bytes, about what the runs keep
+_LARGEST_DISK = 96 << 10  # bytes, about what the runs keep
 _LARGEST_FILE = 16 << 10
 _MOST_MEMORY = 3 << 20  # bytes, about what the runs take
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
