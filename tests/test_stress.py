@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import multiprocessing
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 
 import nybble
 from nybble.stress import __main__ as command
-from nybble.stress import chaos, figure, headers, kills, readers, shapes, soak, table
+from nybble.stress import chaos, faults, figure, headers, kills, readers, shapes, soak, table
 from nybble.stress.attempt import wrong_of
 from nybble.stress.children import in_children
 from nybble.stress.faults import FAULTS
@@ -25,7 +26,7 @@ from nybble.weights.scheme import Scheme
 pytest.importorskip("safetensors")
 
 SHARES = {
-    "shapes": 64, "random-shapes": 1, "headers": 160, "kills": 2, "full-disk": 2, "calls": 600, "cycles": 6, "threads": 320,
+    "shapes": 64, "random-shapes": 1, "headers": 168, "kills": 2, "full-disk": 2, "calls": 600, "cycles": 6, "threads": 320,
 }  # fmt: skip
 # Those that the tests of checkpoints run whole or in part.
 ELSEWHERE = {"hostile", "foreign", "chaos"}
@@ -113,6 +114,23 @@ def test_a_wrong_kernel_is_found(change: Callable[[Tensor], None], message: str)
     scheme = Scheme.parse("w8a8")
     assert shapes.wrong_rows(spoiled(lambda out: None), scheme, 5, 9) is None
     assert message in str(shapes.wrong_rows(spoiled(change), scheme, 5, 9))
+
+
+def _without_mounts(folder: Path, share: float, say: Callable[[str], None]) -> None:
+    faults._own_mounts = lambda: False
+    kills.save_on_small_disk(folder, 400_000, share, say)
+
+
+def test_files_are_limited_where_mounts_are_not_allowed(tmp_path: Path) -> None:
+    for share, said in ((0.1, "full"), (1.0, "fits")):
+        context = multiprocessing.get_context("fork")
+        (tmp_path / said).mkdir()
+        here, there = context.Pipe(duplex=False)
+        child = context.Process(target=_without_mounts, args=(tmp_path / said, share, there.send))
+        child.start()
+        child.join(60)
+        assert child.exitcode == 0
+        assert here.recv() == said
 
 
 def test_memory_that_grows_is_found() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .children import limited_memory
 
-_NEW_MOUNTS, _NEW_USER = 0x20000, 0x10000000  # CLONE_NEWNS, CLONE_NEWUSER
+_NEW_MOUNTS = 0x20000  # CLONE_NEWNS
 _PRIVATE, _REMOUNT = 0x40000 | 0x4000, 32  # MS_PRIVATE | MS_REC, MS_REMOUNT
 _LARGEST_DISK = 96 << 10  # bytes, about what the runs keep
 _LARGEST_FILE = 16 << 10
@@ -49,29 +49,30 @@ class Fault:
     signal: int | None = None
 
 
-def _mount(target: Path, nbytes: int, flags: int = 0) -> None:
-    """Mount a file system of some bytes in memory. Raises OSError."""
+def _mount(target: Path, nbytes: int, flags: int = 0) -> bool:
+    """Mount a file system of some bytes in memory. Whether the system allows that."""
     c = ctypes.CDLL(None, use_errno=True)
-    if c.mount(b"tmpfs", os.fsencode(target), b"tmpfs", flags, f"size={nbytes}".encode()):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return bool(c.mount(b"tmpfs", os.fsencode(target), b"tmpfs", flags, f"size={nbytes}".encode()) == 0)
 
 
-def has_mounts() -> bool:
+def _own_mounts() -> bool:
     """Give this process mounts of its own. Whether the system allows that."""
     c = ctypes.CDLL(None, use_errno=True)
-    own = _NEW_MOUNTS if os.geteuid() == 0 else _NEW_MOUNTS | _NEW_USER
-    return bool(c.unshare(own) == 0 and c.mount(None, b"/", None, _PRIVATE, None) == 0)
+    return bool(c.unshare(_NEW_MOUNTS) == 0 and c.mount(None, b"/", None, _PRIVATE, None) == 0)
 
 
 def small_disk(directory: Path, nbytes: int, largest: int) -> Limits:
     """Give a directory a disk of its own of some bytes; where mounts are not allowed, limit the size of each file (``largest``)."""
     page = resource.getpagesize()
-    if has_mounts():
-        _mount(directory, max(nbytes // page, 1) * page)
-        return Limits(lambda: _mount(directory, 1 << 30, _REMOUNT))
+    if _own_mounts() and _mount(directory, max(nbytes // page, 1) * page):
+        return Limits(lambda: None if _mount(directory, 1 << 30, _REMOUNT) else _cannot_grow(directory))
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest, old[1]))
     return Limits(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, old))
+
+
+def _cannot_grow(directory: Path) -> None:
+    raise RuntimeError(f"{directory}: its disk cannot be made larger")
 
 
 def _disk(resume: Path, share: float) -> Limits:
