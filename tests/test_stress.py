@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import multiprocessing
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +15,9 @@ from torch import Tensor
 
 import nybble
 from nybble.stress import __main__ as command
-from nybble.stress import chaos, faults, figure, headers, kills, readers, shapes, soak, table
+from nybble.stress import chaos, figure, headers, kills, readers, shapes, soak, table
 from nybble.stress.attempt import wrong_of
-from nybble.stress.children import in_children
+from nybble.stress.children import Child, in_children
 from nybble.stress.faults import FAULTS
 from nybble.stress.figure import Figure, Tally, Trial
 from nybble.weights.scheme import Scheme
@@ -116,21 +115,12 @@ def test_a_wrong_kernel_is_found(change: Callable[[Tensor], None], message: str)
     assert message in str(shapes.wrong_rows(spoiled(change), scheme, 5, 9))
 
 
-def _without_mounts(folder: Path, share: float, say: Callable[[str], None]) -> None:
-    faults._own_mounts = lambda: False
-    kills.save_on_small_disk(folder, 400_000, share, say)
-
-
 def test_files_are_limited_where_mounts_are_not_allowed(tmp_path: Path) -> None:
     for share, said in ((0.1, "full"), (1.0, "fits")):
-        context = multiprocessing.get_context("fork")
         (tmp_path / said).mkdir()
-        here, there = context.Pipe(duplex=False)
-        child = context.Process(target=_without_mounts, args=(tmp_path / said, share, there.send))
-        child.start()
-        child.join(60)
-        assert child.exitcode == 0
-        assert here.recv() == said
+        child = Child(kills.save_on_small_disk, tmp_path / said, 400_000, share, False)
+        assert child.heard() == said
+        assert child.end() == 0
 
 
 def test_memory_that_grows_is_found() -> None:

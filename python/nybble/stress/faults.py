@@ -61,10 +61,11 @@ def _own_mounts() -> bool:
     return bool(c.unshare(_NEW_MOUNTS) == 0 and c.mount(None, b"/", None, _PRIVATE, None) == 0)
 
 
-def small_disk(directory: Path, nbytes: int, largest: int) -> Limits:
-    """Give a directory a disk of its own of some bytes; where mounts are not allowed, limit the size of each file (``largest``)."""
+def small_disk(directory: Path, nbytes: int, largest: int, mounts: bool = True) -> Limits:
+    """Give a directory a disk of its own of some bytes; without ``mounts``, or where the system does not allow them, limit the size of
+    each file (``largest``)."""
     page = resource.getpagesize()
-    if _own_mounts() and _mount(directory, max(nbytes // page, 1) * page):
+    if mounts and _own_mounts() and _mount(directory, max(nbytes // page, 1) * page):
         return Limits(lambda: None if _mount(directory, 1 << 30, _REMOUNT) else _cannot_grow(directory))
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest, old[1]))

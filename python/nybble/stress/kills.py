@@ -103,20 +103,20 @@ def on_full_disk(trial: Trial) -> Tally:
 
 def _fill(size: int, share: float, found: Tally) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        child = Child(save_on_small_disk, Path(folder), size, share)
+        child = Child(save_on_small_disk, Path(folder), size, share, True)
         said = child.heard()
         must(child.end() == 0, "the child raised")
         found.count(said)
 
 
-def save_on_small_disk(directory: Path, size: int, share: float, say: Callable[[str], None]) -> None:
+def save_on_small_disk(directory: Path, size: int, share: float, mounts: bool, say: Callable[[str], None]) -> None:
     """In a child: save on a disk that has room for a checkpoint and a share of another. Says "full" or "fits"."""
     with tempfile.TemporaryDirectory() as folder:
         first = Path(folder)
         save(valued(_VALUES[0]), first)
         new = valued(_VALUES[1])
         shutil.copytree(first, directory, dirs_exist_ok=True)
-        limits = small_disk(directory, int(size * (1 + share)) + _SLACK, int(size * share))
+        limits = small_disk(directory, int(size * (1 + share)) + _SLACK, int(size * share), mounts)
         if not os.listdir(directory):  # the disk is a new one
             shutil.copytree(first, directory, dirs_exist_ok=True)
     before = sorted(os.listdir(directory))
