@@ -43,6 +43,7 @@ PRODUCTS = {
     "sadalp": (0, 1),
 }
 BRANCH = re.compile(r"\tb\.\w+\t([0-9a-f]+) |\tcbn?z\t\w+, ([0-9a-f]+) |\ttbn?z\t\w+, #\w+, ([0-9a-f]+) ")
+JUMP = re.compile(BRANCH.pattern + r"|\tb\t[0-9a-f]+ ")
 LINE = re.compile(r"^ *([0-9a-f]+):\t")
 TABLE = re.compile(r"^NYBBLE_LINEAR\((\w+), (\w+), (\w+), (\w+), \w+, (\d+), \d+, \d+, (\d+), ")
 BATCHES = (1, 4, 16, 64)
@@ -107,7 +108,7 @@ def cycles_of(body: tuple[str, ...], cpu: str) -> int:
     """Cycles that llvm-mca gives a hundred iterations of a loop."""
     tool = next((name for name in ("llvm-mca-19", "llvm-mca") if shutil.which(name)), "llvm-mca")
     plain = (re.sub(r" <.*|\t?// .*", "", line) for line in body)
-    code = "\n".join(re.sub(r"\b([0-9a-f]+)$", "0", line) if BRANCH.search(f"\t{line} ") else line for line in plain)
+    code = "\n".join(re.sub(r"\b([0-9a-f]+)$", "0", line) if JUMP.search(f"\t{line} ") else line for line in plain)
     features = "-mattr=+dotprod,+i8mm,+bf16,+fullfp16"
     said = run(tool, "-mtriple=aarch64", f"-mcpu={cpu}", features, f"-iterations={ROUNDS}", text=code)
     match = re.search(r"Total Cycles: +(\d+)", said)

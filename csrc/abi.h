@@ -19,11 +19,14 @@ enum NybblePanel {
   NYBBLE_PANEL_BF16 =
       4,                // bfloat16 activations; each four k in the order 0 2 1 3, so that multiplied pairs are adjacent
   NYBBLE_PANEL_U7 = 5,  // codes + 64, of codes in [-64, 63]: two products with s8 fit in 16 bits
+  // Codes, two words of four k of a row together: of 16 k the words 0 and 2, then 1 and 3; of the k after the last 16
+  // the words 0 and 1; and a last word alone. [pairs][r][8], and then [r][4].
+  NYBBLE_PANEL_S8_PAIRS = 6,
   // Lines, the last formats: 64 bytes of consecutive k of a row together, [lines][r][64 bytes]. The last line is filled
   // up with zeros.
-  NYBBLE_PANEL_U8_LINES = 6,    // codes + 128; k_padded is a multiple of 64
-  NYBBLE_PANEL_S8_LINES = 7,    // codes
-  NYBBLE_PANEL_BF16_LINES = 8,  // bfloat16 activations in the order of BF16
+  NYBBLE_PANEL_U8_LINES = 7,    // codes + 128; k_padded is a multiple of 64
+  NYBBLE_PANEL_S8_LINES = 8,    // codes
+  NYBBLE_PANEL_BF16_LINES = 9,  // bfloat16 activations in the order of BF16
 };
 
 // Columns of a packed weight tile, in every packed layout; bytes of a line of a panel, so many k in U8_LINES.
@@ -53,7 +56,7 @@ static inline int64_t nybble_panel_row(int32_t format, int64_t k_padded) {
 }
 
 // Packs the activations of `rows` tokens into a panel, in blocks of `block_rows` rows; the last block may have fewer.
-// Block b, of r rows, starts after b * block_rows rows and is [k_padded / 4][r][4], except in lines.
+// Block b, of r rows, starts after b * block_rows rows and is [k_padded / 4][r][4], except in pairs and in lines.
 // Elements from k to k_padded have the code 0.
 struct NybblePrepareArgs {
   const void* x;  // [rows][ldx] elements of x_dtype

@@ -37,7 +37,7 @@ struct NybblePixelsArgs {
   void* to;
 };
 
-// Packs a row block of a panel, [k_padded / 4][rows][4] or lines: a row is
+// Packs a row block of a panel, see NybblePrepareArgs: a row is
 // `runs` runs of `run` elements at rows[r] + offsets[i] bytes.
 struct NybbleFillArgs {
   const uint8_t* const* row;

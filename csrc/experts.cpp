@@ -39,7 +39,8 @@ void interleave(const uint8_t* from, int64_t units, int64_t rows, uint8_t* to) {
 
 // Elements of consecutive k that stay together in a panel, in bytes.
 int64_t unit_of(int panel) {
-  return panel >= NYBBLE_PANEL_U8_LINES ? int64_t{NYBBLE_LINE_K} : 4 * nybble_panel_element(panel);
+  if (panel >= NYBBLE_PANEL_U8_LINES) return NYBBLE_LINE_K;
+  return panel == NYBBLE_PANEL_S8_PAIRS ? 8 : 4 * nybble_panel_element(panel);
 }
 
 void place(const uint8_t* from, int64_t bytes, int64_t unit, int64_t rows, uint8_t* to) {
@@ -223,13 +224,17 @@ void Batch::prepare_rows(const Rounded& rounded, int64_t begin, int64_t end) {
 // Copies the rounded rows of a block of an expert to where its kernel reads them.
 void Batch::gather(const Part& part, int64_t block) {
   const Chunk &rows = rounded_[part.rounded].chunk, &to = part.up_chunk;
-  const int panel = part.up.kernel->panel;
-  const int64_t row_bytes = nybble_panel_row(panel, part.up.shape.k_padded()), unit = unit_of(panel);
+  const int format = part.up.kernel->panel;
+  const int64_t row_bytes = nybble_panel_row(format, part.up.shape.k_padded()), unit = unit_of(format);
   const int64_t groups = part.up.shape.groups(), begin = block * to.cut.block_rows;
   const int64_t end = std::min(begin + to.cut.block_rows, part.rows), count = end - begin;
+  const int64_t rest = row_bytes % unit, whole = row_bytes - rest;  // of pairs, a word may be left
+  uint8_t* panel = to.panel + begin * row_bytes;
   for (int64_t row = begin; row < end; row++) {
     const int64_t token = token_[static_cast<size_t>(part.begin + row)];
-    place(rows.panel + token * row_bytes, row_bytes, unit, count, to.panel + begin * row_bytes + (row - begin) * unit);
+    const uint8_t* from = rows.panel + token * row_bytes;
+    place(from, whole, unit, count, panel + (row - begin) * unit);
+    std::memcpy(panel + whole * count + (row - begin) * rest, from + whole, static_cast<size_t>(rest));
     if (!part.up.kernel->int_activations()) continue;
     to.act_scale[row] = rows.act_scale[token];
     to.act_zero[row] = rows.act_zero[token];

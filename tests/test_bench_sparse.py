@@ -380,6 +380,7 @@ def test_sparse_results_without_a_crossover_have_the_usual_maps():
     assert "sp50w8a8  4096x4096  2.50x" in report(rows)
 
 
+@pytest.mark.full
 def test_the_crossover_preset_runs(monkeypatch):
     monkeypatch.setattr(run, "COLD_CACHES", 0)
     monkeypatch.setattr(crossover, "MS", (1, 3))

@@ -300,6 +300,7 @@ BITS = """
 """
 
 
+@pytest.mark.full
 def test_no_cut_changes_a_bit():
     """Caches so small that every product is cut often, and those of servers, for 1, 2 and 5 threads."""
     bits = {

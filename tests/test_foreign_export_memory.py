@@ -93,6 +93,7 @@ def size_of(checkpoint: Path) -> int:
     return size
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("how", "format"),
     [(how, format) for how in ("export", "save") for format in ("compressed-tensors", "gptq")] + [("save", "nybble")],

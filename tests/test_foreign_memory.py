@@ -69,6 +69,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("memory") / "gptq", HIDDEN, INNER, BLOCKS, TOKENS)
 
 
+@pytest.mark.full
 def test_the_peak_is_the_checkpoint_and_one_layer(checkpoint: Path) -> None:
     nybble.load_pretrained(checkpoint)  # what is made once, such as tables of kernels
     path = checkpoint / "model.safetensors"

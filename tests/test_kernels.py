@@ -44,6 +44,7 @@ def usable(spec: KernelSpec, scheme: Scheme) -> Subject:
     return Subject(spec, scheme)
 
 
+@pytest.mark.sampled(every=4)
 @pytest.mark.parametrize(
     ("spec", "scheme", "dtype"),
     [
@@ -58,21 +59,25 @@ def test_agrees_with_the_oracle(spec: KernelSpec, scheme: Scheme, dtype: torch.d
             case.check()
 
 
+@pytest.mark.sampled(every=3)
 @pytest.mark.parametrize(("spec", "scheme"), CASES)
 def test_integer_data_gives_exact_results(spec: KernelSpec, scheme: Scheme) -> None:
     checks.integer_data_gives_exact_results(usable(spec, scheme))
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize(("spec", "scheme"), applying("accumulators_are_exact"))
 def test_accumulators_are_exact(spec: KernelSpec, scheme: Scheme) -> None:
     checks.accumulators_are_exact(usable(spec, scheme))
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize(("spec", "scheme"), applying("largest_k_does_not_overflow"))
 def test_longest_k_at_the_extremes(spec: KernelSpec, scheme: Scheme) -> None:
     checks.largest_k_does_not_overflow(usable(spec, scheme))
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize(("spec", "scheme"), applying("batches_give_the_same_bits"))
 def test_batches_give_the_same_bits(spec: KernelSpec, scheme: Scheme) -> None:
     checks.batches_give_the_same_bits(usable(spec, scheme))
@@ -122,16 +127,19 @@ def test_a_bad_row_spoils_itself_alone(spec: KernelSpec, scheme: Scheme, bad: fl
     checks.non_finite_rows_do_not_mix(usable(spec, scheme), bad)
 
 
+@pytest.mark.sampled(every=4)
 @pytest.mark.parametrize(("spec", "scheme"), CASES)
 def test_extreme_rows(spec: KernelSpec, scheme: Scheme) -> None:
     checks.extreme_rows(usable(spec, scheme))
 
 
+@pytest.mark.sampled(every=4)
 @pytest.mark.parametrize(("spec", "scheme"), CASES)
 def test_zero_and_constant_groups(spec: KernelSpec, scheme: Scheme) -> None:
     checks.zero_and_constant_groups(usable(spec, scheme))
 
 
+@pytest.mark.sampled(every=4)
 @pytest.mark.parametrize(("spec", "scheme"), FEW)
 def test_strides_are_followed(spec: KernelSpec, scheme: Scheme) -> None:
     checks.strides_are_followed(usable(spec, scheme))

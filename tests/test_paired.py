@@ -88,6 +88,7 @@ def simulated(seed: int, ratio: float, noise: str, calls: tuple[float, ...] = (1
     return mean_speed(list(decide(pairs, LIMITS, machine.clock).values())), machine.now
 
 
+@pytest.mark.sampled(every=4)
 @pytest.mark.parametrize("noise", NOISE)
 @pytest.mark.parametrize("ratio", [0.5, 0.8, 0.95, 1.05, 1.25, 2.0])
 def test_a_difference_is_found(ratio: float, noise: str) -> None:
@@ -97,6 +98,7 @@ def test_a_difference_is_found(ratio: float, noise: str) -> None:
     assert not verdicts[wrong]
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize("noise", NOISE)
 def test_no_difference_is_called_so(noise: str) -> None:
     found = [simulated(seed, 1.0, noise) for seed in range(STREAMS // 4)]
@@ -104,6 +106,7 @@ def test_no_difference_is_called_so(noise: str) -> None:
     assert verdicts["no difference"] >= 0.98 * len(found), verdicts
 
 
+@pytest.mark.sampled(every=3)
 @pytest.mark.parametrize("noise", ["spikes in 1 %", "drift", "stolen core", "all"])
 @pytest.mark.parametrize("ratio", [0.9, 1.0, 1.1, 2.0])
 def test_several_batch_sizes_are_decided_together(ratio: float, noise: str) -> None:
@@ -113,6 +116,7 @@ def test_several_batch_sizes_are_decided_together(ratio: float, noise: str) -> N
     assert verdicts[right] >= 0.97 * streams, verdicts
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize("noise", NOISE)
 def test_the_time_is_kept(noise: str) -> None:
     """Within one pair of calls, which may be spikes, and what each gets first: 0.1 s, and calls that do not count."""

@@ -34,6 +34,7 @@ def test_tensor_parallel(groups, check, ranks) -> None:
     assert groups("ranks_tensor_parallel.py", ranks).outcome(check) == OK
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("check", checks("ranks_transformers.py"))
 def test_tp_plan(groups, check) -> None:
     pytest.importorskip("transformers", minversion="5.23")
@@ -41,6 +42,7 @@ def test_tp_plan(groups, check) -> None:
     assert groups("ranks_transformers.py", 2).outcome(check) == OK
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("check", checks("ranks_fsdp.py"))
 def test_fsdp(groups, check) -> None:
     pytest.importorskip("peft")

@@ -23,6 +23,7 @@ def group(tmp_path_factory):
     return Group(FOLDER / SCRIPT, 2, tmp_path_factory.mktemp("ranks"))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("check", checks(SCRIPT))
 def test_calibration(group, check) -> None:
     assert group.outcome(check) == OK

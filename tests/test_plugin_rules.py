@@ -109,7 +109,7 @@ def test_a_target_stands_where_it_says(plug_in):
     plug_in("targets", (Target("low", above="sm90"), Target("next", above="sm90"), Target("top")))
     names = targets.names()
     assert names[names.index("sm90") : names.index("scalar") + 1] == ("sm90", "low", "next", "scalar")
-    assert names[-2:] == ("amx", "top")
+    assert names[-2:] == ("neonbf16", "top")
     assert "top" in targets.detect().targets
 
 

@@ -15,13 +15,14 @@ from nybble.weights.activation_type import ActivationType, activation_types
 from nybble.weights.activations import ActScale
 
 SPECS = [spec for spec in all_specs() if spec.op == "prepare"]
-FORMATS = {"f32": 0, "s8": 1, "s16": 2, "u8": 3, "bf16": 4, "u7": 5, "u8_lines": 6, "s8_lines": 7, "bf16_lines": 8}
+FORMATS = {"f32": 0, "s8": 1, "s16": 2, "u8": 3, "bf16": 4, "u7": 5, "s8_pairs": 6}
+FORMATS |= {"u8_lines": 7, "s8_lines": 8, "bf16_lines": 9}
 LINE_BYTES = 64
 # What is added to the codes of a panel of unsigned bytes.
 OFFSETS = {"u8": 128, "u8_lines": 128, "u7": 64}
 A8, A7 = activation_types()[8], activation_types()[7]
 # K, K as it is padded, group
-WORD_SHAPES = ((1, 4, 4), (70, 96, 32), (129, 136, 136), (128, 128, 64), (12, 12, 12), (31, 32, 32))
+WORD_SHAPES = ((1, 4, 4), (70, 96, 32), (129, 136, 136), (128, 128, 64), (12, 12, 12), (31, 32, 32), (91, 92, 92))
 LINE_SHAPES = ((1, 128, 128), (70, 128, 64), (129, 192, 192), (128, 128, 128), (300, 320, 64))
 
 
@@ -59,11 +60,26 @@ def prepare(spec, x, k_padded, block_rows, group, panel_format, act_type=A8, act
         rows = torch.empty(m, lines * unit, dtype=dtype)
         for start in range(0, m, block_rows):
             r = min(block_rows, m - start)
-            block = panel.tensor[start * lines * unit : (start + r) * lines * unit].view(lines, r, unit)
+            block = panel.tensor[start * lines * unit : (start + r) * lines * unit]
+            if panel_format == FORMATS["s8_pairs"]:
+                rows[start : start + r] = rows_of_pairs(block, r)
+                continue
+            block = block.view(lines, r, unit)
             if dtype in (torch.bfloat16, torch.int16):
                 block = block.view(lines, r, -1, 4)[..., (0, 2, 1, 3)]  # the pairs that kernels multiply
             rows[start : start + r] = block.transpose(0, 1).reshape(r, lines * unit)
     return rows, scale, zero, sums
+
+
+def rows_of_pairs(block: torch.Tensor, r: int) -> torch.Tensor:
+    """The (r, k) codes of a row block of a panel of pairs."""
+    words = len(block) // (4 * r)
+    pairs = block[: words // 2 * 8 * r].view(-1, r, 2, 4)
+    rest = block[words // 2 * 8 * r :].view(-1, r, 4)
+    stored = [*(pair[:, side] for pair in pairs for side in (0, 1)), *rest]
+    whole = words // 4 * 4
+    places = [word if word >= whole or word % 4 in (0, 3) else word ^ 3 for word in range(words)]
+    return torch.cat([stored[place] for place in places], dim=1)
 
 
 def hard_rows(k: int) -> torch.Tensor:

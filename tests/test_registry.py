@@ -30,7 +30,8 @@ LINE = re.compile(
     r" (?P<decode_rows>\d+), (?P<least_rows>\d+))?\)"
 )
 PANELS = {"F32": torch.float32, "S8": torch.int8, "S16": torch.int16, "U8": torch.uint8, "BF16": torch.bfloat16}
-PANELS |= {"U8_LINES": torch.uint8, "U7": torch.uint8, "S8_LINES": torch.int8, "BF16_LINES": torch.bfloat16}
+PANELS |= {"U7": torch.uint8, "S8_PAIRS": torch.int8}
+PANELS |= {"U8_LINES": torch.uint8, "S8_LINES": torch.int8, "BF16_LINES": torch.bfloat16}
 FLOAT_FAMILIES = ("w16a16", "spw16a16")
 MASK_OF = {layout.name: layout.mask for layout in layouts.table().values() if layout.mask}
 COMPILED = [target for target in targets.names() if target != "torch"]

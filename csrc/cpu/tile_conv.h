@@ -166,6 +166,7 @@ inline NybbleStatus pixels(const NybblePixelsArgs* a) {
     case NYBBLE_PANEL_BF16_LINES:
       return a->x_dtype == NYBBLE_BF16 ? write_pixels<NYBBLE_PANEL_BF16, NYBBLE_BF16, false>(*a) : NYBBLE_UNSUPPORTED;
     case NYBBLE_PANEL_S8:
+    case NYBBLE_PANEL_S8_PAIRS:
     case NYBBLE_PANEL_S8_LINES:
       return pixels_given<NYBBLE_PANEL_S8>(*a);
     case NYBBLE_PANEL_S16:
@@ -272,17 +273,28 @@ inline void join_runs(const NybbleFillArgs& a, int64_t first, int64_t rows, int6
   }
 }
 
-template <int kWord, bool kExchange>
+// Copies `words` words of each of `rows` rows to a block of `block` rows, where they are those from `first` on.
+template <int kFormat>
+inline void put_rows(const uint8_t* const* row, int64_t offset, int64_t rows, int64_t words, uint8_t* to, int64_t first,
+                     int64_t block) {
+  constexpr int kWord = 4 * element_bytes(kFormat);
+  if (kFormat == NYBBLE_PANEL_S8_PAIRS)
+    interleave_pairs(row, offset, rows, words, to, first, block);
+  else
+    interleave_rows<kWord, is_exchanged(kFormat)>(row, offset, rows, words, to + first * kWord, block * kWord);
+}
+
+template <int kFormat>
 inline void fill_block(const NybbleFillArgs& a) {
-  constexpr int64_t bytes = kWord / 4;
-  const int64_t stride = a.rows * kWord, pitch = a.k_padded * bytes;
-  const bool direct = a.run % 4 == 0 && a.runs * a.run == a.k_padded && !a.act_sum;
+  constexpr int64_t bytes = element_bytes(kFormat), whole = kFormat == NYBBLE_PANEL_S8_PAIRS ? 16 : 4;
+  const int64_t pitch = a.k_padded * bytes;
+  const bool direct = a.run % whole == 0 && a.runs * a.run == a.k_padded && !a.act_sum;
   for (int64_t r = 0; r < a.rows; r += kRows) {
     const int64_t rows = a.rows - r < kRows ? a.rows - r : kRows;
-    uint8_t* to = static_cast<uint8_t*>(a.panel) + r * kWord;
+    uint8_t* to = static_cast<uint8_t*>(a.panel);
     if (direct) {
-      for (int64_t i = 0; i < a.runs; i++, to += a.run / 4 * stride)
-        interleave_rows<kWord, kExchange>(a.row + r, a.offset[i], rows, a.run / 4, to, stride);
+      for (int64_t i = 0; i < a.runs; i++, to += a.run * bytes * a.rows)
+        put_rows<kFormat>(a.row + r, a.offset[i], rows, a.run / 4, to, r, a.rows);
       continue;
     }
     join_runs<bytes>(a, r, rows, pitch);
@@ -291,7 +303,7 @@ inline void fill_block(const NybbleFillArgs& a) {
       held[j] = a.scratch + j * pitch;
       if (a.act_sum) sum_groups<bytes>(a, held[j], a.act_sum + (r + j) * a.groups);
     }
-    interleave_rows<kWord, kExchange>(held, 0, rows, a.k_padded / 4, to, stride);
+    put_rows<kFormat>(held, 0, rows, a.k_padded / 4, to, r, a.rows);
   }
 }
 
@@ -317,16 +329,19 @@ inline void fill_lines(const NybbleFillArgs& a) {
 inline NybbleStatus fill(const NybbleFillArgs* a) {
   switch (a->panel_format) {
     case NYBBLE_PANEL_F32:
-      fill_block<16, false>(*a);
+      fill_block<NYBBLE_PANEL_F32>(*a);
       return NYBBLE_OK;
     case NYBBLE_PANEL_BF16:
     case NYBBLE_PANEL_S16:
-      fill_block<8, true>(*a);
+      fill_block<NYBBLE_PANEL_S16>(*a);
       return NYBBLE_OK;
     case NYBBLE_PANEL_S8:
     case NYBBLE_PANEL_U8:
     case NYBBLE_PANEL_U7:
-      fill_block<4, false>(*a);
+      fill_block<NYBBLE_PANEL_S8>(*a);
+      return NYBBLE_OK;
+    case NYBBLE_PANEL_S8_PAIRS:
+      fill_block<NYBBLE_PANEL_S8_PAIRS>(*a);
       return NYBBLE_OK;
     case NYBBLE_PANEL_S8_LINES:
       fill_lines<1>(*a);

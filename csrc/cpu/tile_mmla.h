@@ -1,7 +1,7 @@
-// The register tiles for 8-bit activations built on smmla, which multiplies two rows by two columns, of eight k each.
-// Two lines of packed weights are 64 bytes apart; zip brings the words of a column together, before nibbles are taken
-// out of them, and those of a row likewise. From four rows on that takes fewer instructions than sdot. Include after
-// tile_i8mm.h.
+// The register tiles for 8-bit activations built on smmla, which multiplies two rows by two columns, of eight k each:
+// the panel has pairs of words, which are the operand of two rows. Two lines of packed weights are 64 bytes apart; zip
+// brings the words of a column together, before nibbles are taken out of them: the words of two lines of nibbles are
+// those of the panel's pairs. From four rows on that takes fewer instructions than sdot. Include after tile_i8mm.h.
 #pragma once
 
 #include "tile_dot.h"
@@ -17,31 +17,35 @@ inline VI zip_high(VI a, VI b) { return vzip2q_s32(a, b); }
 template <int R, int V>
 using Blocks = VI[pairs_of(R)][2 * V];
 
-// Word i of two lines of the panel, kWords each, for pairs of rows. kWhole: else of one line, and the others are 0. The
-// row after an odd last one is 0.
-template <int R, int kWords, bool kWhole>
-struct RowPairs {
-  VI at[pairs_of(R) + 1];
+// Rows 2 p and 2 p + 1 of the panel, each a pair of words; kAlone: a word, and 0. The row after an odd last one is 0.
+template <int R, bool kAlone, int p>
+NYBBLE_INLINE VI row_pair(const int8_t* x) {
+  constexpr int rows = R - 2 * p < 2 ? R - 2 * p : 2;
+  if constexpr (kAlone)
+    return zip_low(vi_load_first<rows>(x + 8 * p), vi_set1(0));
+  else
+    return vi_load_first<2 * rows>(x + 16 * p);
+}
 
-  NYBBLE_INLINE RowPairs of(const int8_t* x, int i) {
-    RowPairs pairs;
-    const Words<R> first = Words<R>::at(x + i * 4 * R);
-    if constexpr (kWhole)
-      join<0>(pairs, first, Words<R>::at(x + (kWords + i) * 4 * R));
-    else
-      join<0>(pairs, first, Words<R>{});
-    return pairs;
+template <int R, bool kAlone, int p = 0>
+NYBBLE_INLINE void load_rows(VI (&rows)[pairs_of(R)], const int8_t* x) {
+  if constexpr (p < pairs_of(R)) {
+    rows[p] = row_pair<R, kAlone, p>(x);
+    load_rows<R, kAlone, p + 1>(rows, x);
   }
+}
 
-  template <int i>
-  NYBBLE_INLINE void join(RowPairs& pairs, const Words<R>& first, const Words<R>& second) {
-    if constexpr (2 * i < pairs_of(R)) {
-      pairs.at[2 * i] = zip_low(first.four[i], second.four[i]);
-      pairs.at[2 * i + 1] = zip_high(first.four[i], second.four[i]);
-      join<i + 1>(pairs, first, second);
-    }
-  }
-};
+// Adds the products of words of two columns, [v][pairs of columns], with the pairs of words at x, or words alone.
+template <int R, int V, bool kAlone>
+NYBBLE_INLINE void multiply_pairs(VI (&acc)[pairs_of(R)][2 * V], const VI (&columns)[V][2], const int8_t* x) {
+  constexpr int kPairs = pairs_of(R);
+  VI rows[kPairs];
+  load_rows<R, kAlone>(rows, x);
+#pragma GCC unroll 16
+  for (int c = 0; c < 2 * V; c++)
+#pragma GCC unroll 16
+    for (int p = 0; p < kPairs; p++) mmla_s8(acc[p][c], rows[p], columns[c / 2][c % 2]);
+}
 
 // Codes of n16k4, which are signed bytes.
 struct Signed {
@@ -52,34 +56,79 @@ struct Signed {
   }
 };
 
-// Adds the products of the words of two lines from the i-th on, `codes` by columns; or of one line.
-template <class Codes, int R, int V, bool kWhole, int i = 0>
+// Lines of 16 k.
+template <class Codes>
+constexpr int kUnit = 4 / Codes::kWords;
+
+// Adds the products of word i and the next ones of the lines that were zipped to `codes`.
+template <class Codes, int R, int V, int i = 0>
 NYBBLE_INLINE void multiply_words(VI (&acc)[pairs_of(R)][2 * V], const VI (&codes)[V][2], const int8_t* x) {
   if constexpr (i < Codes::kWords) {
-    constexpr int kPairs = pairs_of(R);
-    const auto rows = RowPairs<R, Codes::kWords, kWhole>::of(x, i);
+    VI columns[V][2];
 #pragma GCC unroll 8
-    for (int c = 0; c < 2 * V; c++) {
-      const VI columns = Codes::template word<i>(codes[c / 2][c % 2]);
-#pragma GCC unroll 8
-      for (int p = 0; p < kPairs; p++) mmla_s8(acc[p][c], rows.at[p], columns);
-    }
-    multiply_words<Codes, R, V, kWhole, i + 1>(acc, codes, x);
+    for (int c = 0; c < 2 * V; c++) columns[c / 2][c % 2] = Codes::template word<i>(codes[c / 2][c % 2]);
+    multiply_pairs<R, V, false>(acc, columns, x + i * 8 * R);
+    multiply_words<Codes, R, V, i + 1>(acc, codes, x);
   }
 }
 
-// Adds the products of two lines, or of one.
-template <class Codes, int R, int V, bool kWhole>
-NYBBLE_INLINE void multiply_pairs(VI (&acc)[pairs_of(R)][2 * V], const uint8_t* (&w)[V], const int8_t* x) {
-  VI codes[V][2];
+// Adds the products of 16 k.
+template <class Codes, int R, int V>
+NYBBLE_INLINE void multiply_unit(VI (&acc)[pairs_of(R)][2 * V], const uint8_t* (&w)[V], const int8_t* x) {
+  constexpr int half = kUnit<Codes> / 2;
+#pragma GCC unroll 2
+  for (int i = 0; i < half; i++) {
+    VI codes[V][2];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+      const VI first = vi_load(w[v] + i * kLine), second = vi_load(w[v] + (i + half) * kLine);
+      codes[v][0] = zip_low(first, second);
+      codes[v][1] = zip_high(first, second);
+    }
+    multiply_words<Codes, R, V>(acc, codes, x + i * 8 * R);
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < V; v++) w[v] += kUnit<Codes> * kLine;
+}
+
+// Adds the products of two words of four k; of one, alone, if it is the last of the panel.
+template <class Codes, int R, int V, bool kAlone>
+NYBBLE_INLINE void multiply_two(VI (&acc)[pairs_of(R)][2 * V], const uint8_t* (&w)[V], const int8_t* x) {
+  constexpr int lines = kAlone || Codes::kWords == 2 ? 1 : 2;
+  VI columns[V][2];
 #pragma GCC unroll 4
   for (int v = 0; v < V; v++) {
-    const VI first = vi_load(w[v]), second = kWhole ? vi_load(w[v] + kLine) : vi_set1(0);
-    codes[v][0] = zip_low(first, second);
-    codes[v][1] = zip_high(first, second);
-    w[v] += kWhole ? 2 * kLine : kLine;
+    const VI first = Codes::template word<0>(vi_load(w[v])), last = vi_load(w[v] + (lines - 1) * kLine);
+    const VI second = kAlone ? vi_set1(0) : Codes::template word<Codes::kWords - 1>(last);
+    columns[v][0] = zip_low(first, second);
+    columns[v][1] = zip_high(first, second);
+    w[v] += lines * kLine;
   }
-  multiply_words<Codes, R, V, kWhole>(acc, codes, x);
+  multiply_pairs<R, V, kAlone>(acc, columns, x);
+}
+
+// Adds the products of so many lines; x: where their activations begin. The last lines of all may be no 16 k.
+template <class Codes, int R, int V, class Fetch>
+NYBBLE_INLINE void multiply_all(VI (&acc)[pairs_of(R)][2 * V], const uint8_t* (&w)[V], const int8_t*& x, int64_t lines,
+                                Fetch& prefetcher, bool light) {
+  const auto step = [&]() __attribute__((always_inline)) {
+    multiply_unit<Codes, R, V>(acc, w, x);
+    x += 16 * R;
+  };
+  for (; lines >= 2 * kUnit<Codes>; lines -= 2 * kUnit<Codes>) {
+    int64_t units = 2;
+    __asm__("" : "+r"(units));  // GCC 12 would write the units one after another
+    for (; units > 0; units--) step();
+    prefetcher.used(w, 2 * kUnit<Codes>, light);
+  }
+  if (lines >= kUnit<Codes>) step();
+  lines %= kUnit<Codes>;
+  if (lines * Codes::kWords >= 2) {
+    multiply_two<Codes, R, V, false>(acc, w, x);
+    x += 8 * R;
+  }
+  if constexpr (Codes::kWords == 1)
+    if (lines % 2) multiply_two<Codes, R, V, true>(acc, w, x);
 }
 
 // Row by row.
@@ -105,11 +154,7 @@ struct PairTile8 : TileDefaults {
   NYBBLE_INLINE void run(const NybbleLinearArgs* a, const Place& at, const uint8_t* (&w)[V], Blocks<R, V>& acc,
                          Prefetcher& prefetcher) {
     const int8_t* x = panel_at<int8_t>(a, at.row) + at.begin * R;
-    const auto step = [&](auto lines) __attribute__((always_inline)) {
-      multiply_pairs<Signed, R, V, lines.count == 2>(acc, w, x);
-      x += 4 * R * lines.count;
-    };
-    each_lines<8, 2>((at.end - at.begin) / 4, w, prefetcher, R <= 2 && a->one_stream, step);
+    multiply_all<Signed, R, V>(acc, w, x, (at.end - at.begin) / 4, prefetcher, R <= 2 && a->one_stream);
   }
 
   template <int R, int V>
@@ -134,11 +179,7 @@ struct PairTile : SignedTile<Codes> {
       Blocks<R, V> acc;
       each_register(acc, [](auto& one) __attribute__((always_inline)) { zero_register(one); });
       with_nibbles(a, w, prefetcher, [&](auto& from, auto& fetch) __attribute__((always_inline)) {
-        const auto step = [&](auto lines) __attribute__((always_inline)) {
-          multiply_pairs<Codes, R, V, lines.count == 2>(acc, from, x);
-          x += 4 * Codes::kWords * R * lines.count;
-        };
-        each_lines<4, 2>(a->group / (4 * Codes::kWords), from, fetch, false, step);
+        multiply_all<Codes, R, V>(acc, from, x, a->group / (4 * Codes::kWords), fetch, false);
       });
       VI start[R][V], rows[R][V];
       PairTile::template start_codes<R, V>(a, at, g, start);

@@ -132,6 +132,7 @@ constexpr int64_t element_bytes(int format) {
 }
 constexpr bool is_bf16(int format) { return format == NYBBLE_PANEL_BF16 || format == NYBBLE_PANEL_BF16_LINES; }
 constexpr bool is_lines(int format) { return format >= NYBBLE_PANEL_U8_LINES; }
+constexpr bool is_exchanged(int format) { return format == NYBBLE_PANEL_BF16 || format == NYBBLE_PANEL_S16; }
 
 // The k at which the line of k begins, and at which lines of bytes up to k end.
 constexpr int64_t line_begin(int64_t k) { return k / NYBBLE_LINE_K * NYBBLE_LINE_K; }
@@ -139,7 +140,9 @@ constexpr int64_t line_end(int64_t k) { return line_begin(k + NYBBLE_LINE_K - 1)
 
 // How store_codes writes the codes of a format.
 constexpr int code_format(int format) {
-  return format == NYBBLE_PANEL_U8_LINES ? NYBBLE_PANEL_U8 : format == NYBBLE_PANEL_S8_LINES ? NYBBLE_PANEL_S8 : format;
+  return format == NYBBLE_PANEL_U8_LINES                                      ? NYBBLE_PANEL_U8
+         : format == NYBBLE_PANEL_S8_LINES || format == NYBBLE_PANEL_S8_PAIRS ? NYBBLE_PANEL_S8
+                                                                              : format;
 }
 
 // Quantizes k in [begin, end) of one row; returns the lane-wise sum of the codes. kWhole: end - begin is kStep, and end
@@ -259,6 +262,27 @@ inline void interleave(const uint8_t* from, int64_t row_bytes, int64_t rows, int
     }
 }
 
+// Copies `words` words of codes, from byte `offset` of each of `rows` rows on, to a block of a panel of pairs, where
+// they are the rows from `first` on. A multiple of 16 k comes before in the block.
+inline void interleave_pairs(const uint8_t* const* row, int64_t offset, int64_t rows, int64_t words, uint8_t* to,
+                             int64_t first, int64_t block) {
+  for (; words >= 4; words -= 4, offset += 16, to += 16 * block)
+    for (int64_t r = 0; r < rows; r++) {
+      uint64_t two[2];  // little-endian
+      memcpy(two, row[r] + offset, 16);
+      const uint64_t even = (two[0] & 0xffffffff) | two[1] << 32, odd = two[0] >> 32 | (two[1] >> 32) << 32;
+      memcpy(to + 8 * (first + r), &even, 8);
+      memcpy(to + 8 * (block + first + r), &odd, 8);
+    }
+  if (words >= 2) {
+    for (int64_t r = 0; r < rows; r++) memcpy(to + 8 * (first + r), row[r] + offset, 8);
+    offset += 8;
+    to += 8 * block;
+  }
+  if (words % 2)
+    for (int64_t r = 0; r < rows; r++) memcpy(to + 4 * (first + r), row[r] + offset, 4);
+}
+
 // Packs a row block with `rows` rows that starts at row0 into lines of bfloat16.
 inline void prepare_bf16_lines(const NybblePrepareArgs& a, int64_t row0, int64_t rows) {
   constexpr int64_t kLineK = NYBBLE_LINE_K / 2;
@@ -295,13 +319,14 @@ inline void gather_rows(const NybblePrepareArgs& a, const uint8_t* x, int64_t r,
 template <int kFormat, int kDtype, bool kGiven>
 inline void prepare_rows(const NybblePrepareArgs& a, int64_t row0, int64_t i, int64_t r, int64_t block) {
   constexpr bool is_codes = kFormat != NYBBLE_PANEL_F32 && kFormat != NYBBLE_PANEL_BF16;
-  constexpr bool kExchange = kFormat == NYBBLE_PANEL_BF16 || kFormat == NYBBLE_PANEL_S16, kLines = is_lines(kFormat);
+  constexpr bool kExchange = is_exchanged(kFormat), kLines = is_lines(kFormat);
   constexpr bool is_panel = kFormat == NYBBLE_PANEL_BF16 || (kFormat == NYBBLE_PANEL_F32 && kDtype == NYBBLE_F32);
   constexpr int64_t bytes = element_bytes(kFormat), x_bytes = kDtype == NYBBLE_F32 ? 4 : 2;
   const int64_t row_bytes = a.ldx * x_bytes;
   const uint8_t* x = static_cast<const uint8_t*>(a.x) + (row0 + i) * row_bytes;
-  uint8_t* panel = static_cast<uint8_t*>(a.panel) + row0 * a.k_padded * bytes + i * 4 * bytes;
+  uint8_t* panel = static_cast<uint8_t*>(a.panel) + row0 * a.k_padded * bytes;
   alignas(64) uint8_t rows[kRows * kStep * bytes], ordered[kRows * kGathered * x_bytes];
+  const uint8_t* const each[kRows] = {rows, rows + kStep * bytes, rows + 2 * kStep * bytes, rows + 3 * kStep * bytes};
   const uint8_t* from = x;  // element 0 of the first row
   int64_t from_bytes = row_bytes, gathered = 0;
   RowPlan plans[kRows];
@@ -326,7 +351,7 @@ inline void prepare_rows(const NybblePrepareArgs& a, int64_t row0, int64_t i, in
         from_bytes = kGathered * x_bytes;
       }
       if (is_panel && end <= a.k) {  // no conversion needed
-        interleave<4 * bytes, kExchange>(from + begin * bytes, from_bytes, r, words, to_panel, stride);
+        interleave<4 * bytes, kExchange>(from + begin * bytes, from_bytes, r, words, to_panel + i * 4 * bytes, stride);
         continue;
       }
       for (int64_t j = 0; j < r; j++) {
@@ -342,7 +367,10 @@ inline void prepare_rows(const NybblePrepareArgs& a, int64_t row0, int64_t i, in
         else
           widen<kFormat, kDtype>(row, a.k, begin, end, to);
       }
-      if (!kLines) interleave<4 * bytes, kExchange>(rows, kStep * bytes, r, words, to_panel, stride);
+      if (kFormat == NYBBLE_PANEL_S8_PAIRS)
+        interleave_pairs(each, 0, r, words, to_panel, i, block);
+      else if (!kLines)
+        interleave<4 * bytes, kExchange>(rows, kStep * bytes, r, words, to_panel + i * 4 * bytes, stride);
     }
     for (int64_t j = 0; j < r && a.act_sum; j++)
       a.act_sum[(row0 + i + j) * a.groups + g] = vi_sum(sums[j]) * a.sum_factor;
@@ -394,6 +422,8 @@ inline NybbleStatus prepare(const NybblePrepareArgs* a) {
       return prepare_codes<NYBBLE_PANEL_U8>(a);
     case NYBBLE_PANEL_U7:
       return prepare_codes<NYBBLE_PANEL_U7>(a);
+    case NYBBLE_PANEL_S8_PAIRS:
+      return prepare_codes<NYBBLE_PANEL_S8_PAIRS>(a);
     case NYBBLE_PANEL_U8_LINES:
       return prepare_codes<NYBBLE_PANEL_U8_LINES>(a);
     case NYBBLE_PANEL_S8_LINES:

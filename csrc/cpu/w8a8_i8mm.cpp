@@ -1,5 +1,5 @@
 // y = (x codes . w codes) * act_scale * scale + bias; layout n16k4, activations as codes.
-// Built on smmla. 8 rows by 8 columns keep 16 accumulators in registers. Bound by smmla and the zips of its operands.
+// Built on smmla. 16 rows by 4 columns keep 16 accumulators in registers. Bound by smmla and the zips of the weights.
 #include "tile_i8mm.h"
 // clang-format off
 #include "tile_mmla.h"

@@ -20,7 +20,8 @@ targets=(scalar neon neondot i8mm neonbf16)
 if [ "${1:-}" = quick ]; then
   shift
   scalar=-O0 optimize=-O1 cases=4 programs="kernels rows sparse conv attention" targets=(neon neondot i8mm neonbf16)
-  sed -i -E 's/^(NYBBLE_LINEAR\(.*_scalar.*, )4(, (8|16), )/\12\2/; s/^(NYBBLE_LINEAR\(.*, )(4|6|8)(, (8|16), )/\13\3/' \
+  # The sixth column.
+  sed -i -E 's/^(NYBBLE_LINEAR\((\w+, ){2}scalar, (\w+, ){2})[0-9]+/\12/; t; s/^(NYBBLE_LINEAR\((\w+, ){5})[0-9]+/\13/' \
     "$csrc/kernels.def"
 fi
 if [ "$#" -gt 0 ]; then targets=("$@"); fi

@@ -21,9 +21,10 @@ DTYPES: dict[torch.dtype, int] = {
 # By the panel number of csrc/abi.h.
 PANEL_DTYPES = (
     *(torch.float32, torch.int8, torch.int16, torch.uint8, torch.bfloat16, torch.uint8),
+    torch.int8,  # pairs
     *(torch.uint8, torch.int8, torch.bfloat16),  # lines
 )
-BF16_LINES = 8
+BF16_LINES = 9
 Memory: TypeAlias = tuple[int, int]
 NOTHING = (0, 0)
 
