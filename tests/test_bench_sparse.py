@@ -265,6 +265,7 @@ def test_report_shows_the_table_of_a_file(tmp_path, capsys):
     assert "1.50x (1.50x) / 1.4x met" in capsys.readouterr().out
 
 
+@pytest.mark.full
 def test_the_preset_runs(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(cli, "_ceilings", lambda threads: CEILINGS)
     monkeypatch.setattr(presets, "SPARSE", replace(SPARSE, shapes=((32, 128),)))
