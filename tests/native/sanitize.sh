@@ -3,8 +3,8 @@
 # targets of this CPU. AVX-512 sources that this CPU cannot run are emulated in plain C++ (NYBBLE_EMULATE), and AMX
 # always; `sanitize.sh all` also emulates the others, takes half an hour and more, and lets g++ optimize. Without `all`,
 # kernels are compiled as they are written (-O0), for at most 4 rows at a time, those that differ by their vectors or a
-# define from one that is built are left out, and each has an eighth of the cases. `sanitize.sh quick` takes less
-# than a minute on two cores: dense and sparse layers of 8 bits, and w4a16. Uses a temporary folder. The thread sanitizer is
+# define from one that is built are left out, and each has an eighth of the cases. `sanitize.sh quick` takes a minute
+# and a half on two cores: dense and sparse layers of 8 bits, and w4a16. Uses a temporary folder. The thread sanitizer is
 # not used: it does not know libgomp's barriers and reports false races.
 set -euo pipefail
 cd "$(dirname "$0")"
