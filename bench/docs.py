@@ -15,7 +15,7 @@ from typing import Any
 from ..__main__ import kernel_markdown
 from ..demo.table import markdown_table
 from ..dispatch.registry import specs
-from . import atomic, gpu_goals
+from . import atomic, gpu_goals, reliability
 from .docs_results import WHATS, conditions, newest, ratio, read_results, single_speedup
 from .figures import worst
 from .held import told
@@ -27,15 +27,22 @@ _PART = re.compile(r"(<!-- generated: ([\w-]+) -->\n)(?:.*?\n)??(<!-- /generated
 
 @dataclass(frozen=True)
 class Source:
-    """What the parts are made from: descriptions of the machines, and results, of each kind the newest."""
+    """What the parts are made from: descriptions of the machines, results, of each kind the newest, and lines of reliability."""
 
     machines: Mapping[str, Machine]
     results: Sequence[Result]
+    lines: reliability.Lines
 
     @classmethod
     def read(cls, root: Path) -> Source:
         """From the repository at ``root``. Raises ValueError as ``read_results`` does."""
-        return cls(read_machines(root / RESULTS), newest(read_results(root / RESULTS)))
+        folder = root / RESULTS
+        machines = read_machines(folder)
+        return cls(machines, newest(read_results(folder)), reliability.read_all(folder, machines))
+
+    def descriptions(self) -> dict[str, str]:
+        """Those of the machines, by name."""
+        return {name: machine.description for name, machine in self.machines.items()}
 
     def of(self, what: str) -> list[Result]:
         """The results of one kind, in the order of the machines."""
@@ -176,6 +183,8 @@ PARTS: dict[str, Callable[[Source], str]] = {
     "gpu-goals": gpu,
     "gpu-kernels": gpu_kernels,
     "kernels": lambda _: kernel_markdown(),
+    "reliability": lambda source: reliability.figures(source.lines, source.descriptions()),
+    "fuzzing": lambda source: reliability.fuzzing(source.lines, source.descriptions()),
 }
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..demo.table import markdown_table
-from . import accuracy, crossover, gpu_goals, gpu_run
+from . import accuracy, crossover, gpu_goals, gpu_run, reliability
 from .figures import Figure
 from .goal_tables import TABLES
 from .goals import show
@@ -26,7 +26,7 @@ BASELINE = "torch fp32"
 
 
 def read_results(folder: Path) -> list[Result]:
-    """Every file of results, by name.
+    """Every file of results, by name, but those of reliability.
 
     Raises:
         ValueError: a file has another name than those of WHATS, its machine is not in machines.json, or it does not hold
@@ -34,7 +34,7 @@ def read_results(folder: Path) -> list[Result]:
     """
     machines, found = read_machines(folder), []
     for path in sorted(folder.glob("*")):
-        if path.name == FILE:
+        if path.name == FILE or reliability.FILE.fullmatch(path.name):
             continue
         parts = _NAME.fullmatch(path.name)
         if parts is None:

@@ -1,36 +1,50 @@
-"""Coverage-guided fuzzing of what reads files: `python fuzz/run.py READER SECONDS [DIRECTORY]`.
+"""Coverage-guided fuzzing of what reads files: `python fuzz/run.py READER SECONDS [--corpus DIRECTORY] [--seed N]`.
 
 READER is a row of nybble.stress.readers. Needs atheris (pip install atheris), which is no dependency of nybble. It begins with
 the sample of the reader and the files of nybble.stress.hostile_files, and stops at anything but a refusal, at 5 seconds for a file,
-and at 2 GB of memory. What it finds is kept in DIRECTORY, a temporary one if none is named. Never commit a file that stops
+and at 2 GB of memory. What it finds is kept in the corpus, a temporary directory if none is named. Never commit a file that stops
 other software than nybble.
+
+The line of JSON that it prints at last is one for bench/results/<machine>-reliability.jsonl. Exit code: 1 if it found anything.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import json
+import re
+import resource
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-import atheris
-
-with atheris.instrument_imports(include=["nybble.checkpoint", "nybble.foreign", "nybble.recipe", "yaml", "json"]):
-    from nybble.stress import hostile_files, readers
-    from nybble.stress.children import in_memory
+_TRIED = re.compile(r"stat::number_of_executed_units: +(\d+)")
 
 
-def main() -> None:
-    """Run libFuzzer."""
-    if len(sys.argv) not in (3, 4):
-        sys.exit(
-            f"usage: python fuzz/run.py READER SECONDS [DIRECTORY]; READER: {', '.join(row.name for row in readers.READERS)}"
-        )
-    row = next(row for row in readers.READERS if row.name == sys.argv[1])
-    place = tempfile.mkdtemp(dir=in_memory())
-    corpus = Path(sys.argv[3] if len(sys.argv) == 4 else tempfile.mkdtemp())
-    corpus.mkdir(parents=True, exist_ok=True)
-    path = Path(place, row.file)
+def options() -> argparse.ArgumentParser:
+    """Those of the command line."""
+    parser = argparse.ArgumentParser(description="Fuzzing of a reader of nybble.stress.readers.")
+    parser.add_argument("reader", metavar="READER")
+    parser.add_argument("seconds", type=int, metavar="SECONDS")
+    parser.add_argument(
+        "--corpus", type=Path, metavar="DIRECTORY", help="of files to begin with, and for those that it finds"
+    )
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="another one tries others (1)")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # the process that is watched
+    return parser
+
+
+def fuzz(name: str, seconds: int, corpus: Path, seed: int) -> None:
+    """Run libFuzzer, which ends the process."""
+    import atheris
+
+    with atheris.instrument_imports(include=["nybble.checkpoint", "nybble.foreign", "nybble.recipe", "yaml", "json"]):
+        from nybble.stress import hostile_files, readers
+        from nybble.stress.children import in_memory
+    row = next(row for row in readers.READERS if row.name == name)
+    path = Path(tempfile.mkdtemp(dir=in_memory()), row.file)
     (corpus / "sample").write_bytes(row.sample())
     for number, case in enumerate(hostile_files.CASES):
         if case.reader is row:
@@ -45,16 +59,44 @@ def main() -> None:
         with contextlib.suppress(row.refuses):
             row.read(path)
 
-    limits = [
-        f"-max_total_time={sys.argv[2]}",
-        "-timeout=5",
-        "-rss_limit_mb=2048",
-        "-max_len=65536",
-        "-print_final_stats=1",
-    ]
-    atheris.Setup([sys.argv[0], str(corpus), f"-artifact_prefix={corpus}/found-", *limits], once)
+    limits = ["-timeout=5", "-rss_limit_mb=2048", "-max_len=65536", "-print_final_stats=1"]
+    limits += [f"-max_total_time={seconds}", f"-seed={seed}", f"-artifact_prefix={corpus}/found-"]
+    atheris.Setup([sys.argv[0], str(corpus), *limits], once)
     atheris.Fuzz()
 
 
+def main() -> int:
+    """Fuzz in a process of its own, and tell what came of it. The exit code."""
+    args = options().parse_args()
+    if args.here:
+        fuzz(args.reader, args.seconds, args.corpus, args.seed)
+        return 0
+    from nybble.stress.figure import FUZZ, circumstances  # not by the watched process, before it is instrumented
+
+    with contextlib.ExitStack() as kept:
+        corpus = args.corpus or Path(kept.enter_context(tempfile.TemporaryDirectory()))
+        corpus.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, __file__, args.reader, str(args.seconds), "--seed", str(args.seed)]
+        done = subprocess.run(  # noqa: S603
+            [*command, "--corpus", str(corpus), "--here"], stderr=subprocess.PIPE, text=True, check=False
+        )
+        used, tried = resource.getrusage(resource.RUSAGE_CHILDREN), _TRIED.search(done.stderr)
+        found = sorted(path.name for path in corpus.glob("found-*"))
+        if done.returncode or tried is None:
+            sys.stderr.write(done.stderr[-8000:])
+    row = {
+        "figure": FUZZ,
+        "reader": args.reader,
+        "seed": args.seed,
+        "tried": int(tried[1]) if tried else 0,
+        "failed": max(len(found), int(done.returncode != 0)),
+        "failures": found,
+        "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
+        **circumstances(),
+    }
+    print(json.dumps(row))
+    return int(row["failed"] != 0)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -257,3 +257,51 @@ def test_the_command_writes_and_checks(repository, capsys):
     assert "does not end in" in capsys.readouterr().err
     assert bench(["docs", "--root", str(repository / "bench")]) == 1
     assert "no mkdocs.yml there" in capsys.readouterr().err
+
+
+def tried(figure, seed, asked, tried, **more):
+    versions = {"nybble": "0.1", "torch": "9"}
+    row = {"figure": figure, "seed": seed, "asked": asked, "tried": tried, "failed": 0, "date": "2026-01-02"}
+    return {**row, "facts": {}, "on": {}, "targets": ["avx2"], "versions": versions, **more}
+
+
+def test_what_slices_of_a_figure_tried_adds_up(repository):
+    rows = [
+        tried("kills", 0, 30, 30, facts={"during a save": 20}),
+        tried("kills", 3, 30, 30, facts={"during a save": 11}, failed=1, date="2026-01-04"),
+        tried("shapes", 0, 262144, 11_000_000, on={"kernels": 42}),
+        tried("shapes", 1, 64, 2_000, on={"kernels": 42}),
+        tried("foreign", 0, 500, 24_000),
+        *(tried("fuzz", seed, 0, 7_000, reader="gguf", cpu_seconds=900.0) for seed in (1, 2)),
+    ]
+    add(repository, "one-reliability.jsonl", *rows)
+    docs.update(repository, check=False)
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    assert "The first CPU; nybble 0.1, torch 9; targets avx2:" in text
+    both = "| 60 | 60.0% | 1 | during a save 31 | 2026-01-02 to 2026-01-04 |"
+    assert f"| `kills --count 30`, seeds 0, 3 {both}" in text
+    assert "| `shapes` | 11,000,000 | all | 0 | kernels 42 | 2026-01-02 |" in text  # of which the other is a part
+    assert "| `foreign --data DIR --count 500`, seed 0 | 24,000 | 5.0% |" in text
+    assert "| `headers` | not run |" in text
+    assert "| `gguf` | 14,000 | 1,800 | 50% | 0 | 2026-01-02 |" in text
+    assert "| `onnx` | 0 | 0 | 0% | 0 | not run |" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "message"),
+    [
+        (
+            "one-reliability.jsonl",
+            [tried("kills", 2, 1, 1), tried("kills", 2, 3, 3)],
+            ":2: seed 2: another line of kills",
+        ),
+        ("one-reliability.jsonl", [tried("kilos", 2, 1, 1)], ":1: figure 'kilos': must be one of"),
+        ("one-reliability.jsonl", [{"figure": "fuzz", "seed": 1}], ":1: lacks cpu_seconds, date, failed, reader"),
+        ("one-reliability.jsonl", ["x"], ":1: figure None"),
+        ("three-reliability.jsonl", [], "with a machine of machines.json"),
+    ],
+)
+def test_lines_that_are_no_results_of_reliability_are_refused(repository, name, rows, message):
+    add(repository, name, *rows)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        docs.update(repository, check=True)

@@ -93,7 +93,7 @@ ONLY_BY = {
     "_C": {"native"},
     "_cuda": {"dispatch"},
     "testing": {"bench", "stress"},
-    "stress": set(),
+    "stress": {"bench"},
     "bench": {"__main__"},
     "commands": {"__main__"},
     "demo": {"__main__", "bench", "commands"},

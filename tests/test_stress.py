@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +16,12 @@ from torch import Tensor
 
 import nybble
 from nybble.stress import __main__ as command
-from nybble.stress import chaos, figure, headers, kills, readers, shapes, soak, table
+from nybble.stress import chaos, figure, headers, kills, random_shapes, readers, shapes, soak, table
 from nybble.stress.attempt import wrong_of
 from nybble.stress.children import Child, in_children
 from nybble.stress.faults import FAULTS
 from nybble.stress.figure import Figure, Tally, Trial
+from nybble.testing.checks import Subject
 from nybble.weights.scheme import Scheme
 
 pytest.importorskip("safetensors")
@@ -107,12 +109,46 @@ def one_row_more(out: Tensor) -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [(one_wrong, "m=7 n=5 k=9: 1 outputs are wrong"), (one_row_more, "m=1 n=5 k=9: writes beyond")],
+    [(one_wrong, "n=5 k=9 m=7: 1 outputs are wrong"), (one_row_more, "n=5 k=9 m=1: writes beyond")],
 )
 def test_a_wrong_kernel_is_found(change: Callable[[Tensor], None], message: str) -> None:
-    scheme = Scheme.parse("w8a8")
-    assert shapes.wrong_rows(spoiled(lambda out: None), scheme, 5, 9) is None
-    assert message in str(shapes.wrong_rows(spoiled(change), scheme, 5, 9))
+    products = shapes.Products(Scheme.parse("w8a8"), 5, 9)
+    assert products.wrong_of(spoiled(lambda out: None)) is None
+    assert message in str(products.wrong_of(spoiled(change)))
+
+
+def one_row_less(out: Tensor) -> None:
+    out.as_strided((1, out.shape[1]), out.stride(), out.storage_offset() - out.shape[1]).fill_(0)
+
+
+def one_wrong_of_many(out: Tensor) -> None:
+    out[-1, -1] *= 1.001
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (one_wrong_of_many, "1 of 35 outputs are wrong"),
+        (one_row_more, "writes beyond"),
+        (one_row_less, "writes beyond"),
+    ],
+)
+def test_a_wrong_kernel_is_found_by_random_shapes(change: Callable[[Tensor], None], message: str) -> None:
+    def product(spec: Any) -> random_shapes.Product:
+        return random_shapes.Product(spec, Scheme.parse("w8a8"), torch.float32, (7, 5, 9), 3, True, 2)
+
+    assert product(spoiled(lambda out: None)).wrong() is None
+    assert message in str(product(spoiled(change)).wrong())
+
+
+def test_random_shapes_are_of_all_sizes() -> None:
+    draw, subject = random.Random(0), Subject(spoiled(lambda out: None), Scheme.parse("w8a8"))  # noqa: S311
+    found = [random_shapes.sizes(subject, draw) for _ in range(20_000)]
+    for i, (least, most) in enumerate(((1, 200), (1, 8000), (1, 8000))):
+        assert min(size[i] for size in found) == least
+        assert max(size[i] for size in found) > most
+    assert max(m * n * k for m, n, k in found) in range(1 << 19, 1 << 20)
+    assert sum(min(n, k) >= 32 for _, n, k in found) > 2_000
 
 
 def test_files_are_limited_where_mounts_are_not_allowed(tmp_path: Path) -> None:
@@ -197,9 +233,10 @@ def test_tallies_add_up() -> None:
     one.add(None, 5)
     other.add("wrong")
     for tally, seconds in ((one, 1.0), (other, 2.0)):
+        tally.on = {"readers": 8}
         tally.count("refused", 3)
         tally.most("most seconds", seconds)
     one.merge(other)
     assert (one.tried, one.failed, one.failures) == (6, 1, ["wrong"])
-    assert one.facts == {"refused": 6, "most seconds": 2.0}
+    assert (one.facts, one.on) == ({"refused": 6, "most seconds": 2.0}, {"readers": 8})
     assert figure.outcome(Figure("a", "b", 1, "c", lambda trial: one), Trial(1))["failed"] == 1

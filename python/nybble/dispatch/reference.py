@@ -84,14 +84,18 @@ def linear(
 ) -> Tensor:
     """y (M, N) = x (M, K) w^T + bias, summed in float64 and rounded once to out_dtype. act: the static scale."""
     weight = dequantize_weight(quantized, scheme, x.shape[-1]).double()
-    if scheme.act_type.quantized:
-        codes, scale, zero = quantize(x, act, scheme.act_type)
-        y = ((codes.double() - zero.double()[:, None]) @ weight.t()) * scale.double()[:, None]
-    else:
+    codes = quantize(x, act, scheme.act_type) if scheme.act_type.quantized else None
+    return product(x, codes, weight, bias).to(out_dtype)
+
+
+def product(x: Tensor, codes: Activations | None, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """y (M, N) = x (M, K) w^T + bias in float64, of the codes of x, or of x itself where there are none; weight: float64 (N, K)."""
+    if codes is None:
         y = x.double() @ weight.t()
-    if bias is not None:
-        y = y + bias.double()
-    return y.to(out_dtype)
+    else:
+        whole = codes.codes.double() - codes.zero.double()[:, None]
+        y = (whole @ weight.t()) * codes.scale.double()[:, None]
+    return y if bias is None else y + bias.double()
 
 
 class EmbeddingReference:

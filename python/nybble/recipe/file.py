@@ -166,7 +166,8 @@ def _write_json(value: Any) -> str:
     return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
-# --- YAML: PyYAML's safe loader composes nodes, whose scalars are read as text; no objects are constructed
+# --- YAML: PyYAML's scanner and parser; _Yaml builds the value from their events, so no objects are constructed, and what is
+# refused is refused before the rest is read
 
 
 def _yaml() -> ModuleType:
@@ -181,41 +182,64 @@ def _yaml() -> ModuleType:
 def _parse_yaml(text: str, lines: Lines) -> Any:
     yaml = _yaml()
     try:
-        depth = count = 0
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent):
-                raise _Grammar(f"line {event.start_mark.line + 1}: aliases are not allowed; quote '*{event.anchor}'")
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            count += isinstance(event, yaml.NodeEvent)
-            if count > 2 * _MOST_VALUES:  # with the names
-                raise _Grammar(f"line {event.start_mark.line + 1}: more than {_MOST_VALUES} values")
-            if depth > _MOST_DEPTH:  # checked before the recursive compose
-                raise _Grammar(f"line {event.start_mark.line + 1}: nested more than {_MOST_DEPTH} deep")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        return _Yaml(yaml, text, lines).document()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
         raise _Grammar(f"{where}{getattr(error, 'problem', None) or str(error).splitlines()[0]}") from error
-    if node is None:
-        raise _Grammar("is empty")
-    return _yaml_value(node, (), lines)
 
 
-def _yaml_value(node: Any, field: Field, lines: Lines) -> Any:
-    line = node.start_mark.line + 1
-    _enter(field, line, lines)
-    if node.tag not in _YAML_KINDS:
-        raise _Grammar(f"line {line}: the tag {node.tag} is not allowed")
-    if node.id == "sequence":
-        return [_yaml_value(item, (*field, i), lines) for i, item in enumerate(node.value)]
-    if node.id == "mapping":
-        found = {}
-        for key, item in node.value:
-            if key.id != "scalar":
-                raise _Grammar(f"line {key.start_mark.line + 1}: a key must be a scalar")
-            found[str(key.value)] = _yaml_value(item, (*field, str(key.value)), lines)
+class _Yaml:
+    def __init__(self, yaml: ModuleType, text: str, lines: Lines) -> None:
+        self.yaml, self.lines = yaml, lines
+        self._loader = yaml.SafeLoader(text)
+
+    def document(self) -> Any:
+        self._loader.get_event()  # the beginning of the stream
+        if isinstance(self._loader.get_event(), self.yaml.StreamEndEvent):
+            raise _Grammar("is empty")
+        value = self._value((), self._loader.get_event())
+        self._loader.get_event()  # the end of the document
+        after = self._loader.get_event()
+        if not isinstance(after, self.yaml.StreamEndEvent):
+            raise _Grammar(f"line {after.start_mark.line + 1}: another document; a recipe is one")
+        return value
+
+    def _value(self, field: Field, event: Any) -> Any:
+        line = event.start_mark.line + 1
+        if isinstance(event, self.yaml.AliasEvent):
+            raise _Grammar(f"line {line}: aliases are not allowed; quote '*{event.anchor}'")
+        _enter(field, line, self.lines)
+        if isinstance(event, self.yaml.ScalarEvent):
+            self._check_tag(event, self.yaml.ScalarNode, event.value)
+            return str(event.value) if event.style else Plain(event.value)
+        if isinstance(event, self.yaml.SequenceStartEvent):
+            self._check_tag(event, self.yaml.SequenceNode, None)
+            return self._items(field)
+        self._check_tag(event, self.yaml.MappingNode, None)
+        return self._members(field)
+
+    def _check_tag(self, event: Any, kind: Any, value: str | None) -> None:
+        tag = event.tag
+        if tag in (None, "!"):
+            tag = self._loader.resolve(kind, value, event.implicit)
+        if tag not in _YAML_KINDS:
+            raise _Grammar(f"line {event.start_mark.line + 1}: the tag {tag} is not allowed")
+
+    def _items(self, field: Field) -> list[Any]:
+        found: list[Any] = []
+        while not isinstance(event := self._loader.get_event(), self.yaml.SequenceEndEvent):
+            found.append(self._value((*field, len(found)), event))
         return found
-    return str(node.value) if node.style else Plain(node.value)
+
+    def _members(self, field: Field) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        while not isinstance(event := self._loader.get_event(), self.yaml.MappingEndEvent):
+            if not isinstance(event, self.yaml.ScalarEvent):
+                raise _Grammar(f"line {event.start_mark.line + 1}: a key must be a scalar")
+            key = str(event.value)
+            found[key] = self._value((*field, key), self._loader.get_event())
+        return found
 
 
 def _write_yaml(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
@@ -55,15 +56,20 @@ def fit(value: object, hint: Any, field: Field) -> Any:
 
 
 def _fit(value: object, hint: Any) -> Any:
-    members = _members(hint)
-    for kind, read in _READERS.items():
-        for member in members:
-            if (get_origin(member) or member) is kind:
-                try:
-                    return read(value, get_args(member))
-                except _Misfit:
-                    continue
+    for read, arguments in _choices(hint):
+        try:
+            return read(value, arguments)
+        except _Misfit:
+            continue
     raise _Misfit
+
+
+@cache
+def _choices(hint: Any) -> tuple[tuple[Callable[[Any, Any], Any], Any], ...]:
+    """What may read values of a type, each with the arguments of its type, in the order of ``_READERS``."""
+    members = _members(hint)
+    found = ((read, kind, member) for kind, read in _READERS.items() for member in members)
+    return tuple((read, get_args(member)) for read, kind, member in found if (get_origin(member) or member) is kind)
 
 
 def _members(hint: Any) -> tuple[Any, ...]:

@@ -11,6 +11,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+FUZZ = "fuzz"  # what the lines of fuzz/run.py have for the name of a figure
+
 _SHOWN = 20  # messages of failures that are kept
 
 
@@ -22,13 +24,15 @@ class Tally:
         tried: how often something was tried.
         failed: how often it failed.
         failures: the first messages.
-        facts: what else there is to tell, by name.
+        facts: what else was counted, by name.
+        on: how many things it was tried on, by name: such as kernels.
     """
 
     tried: int = 0
     failed: int = 0
     failures: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+    on: dict[str, int] = field(default_factory=dict)
 
     def add(self, wrong: str | None, count: int = 1) -> None:
         """Count something that was tried; ``wrong``: why it failed, or None."""
@@ -53,6 +57,7 @@ class Tally:
         self.failures = (self.failures + other.failures)[:_SHOWN]
         for fact, value in other.facts.items():
             (self.most if fact.startswith("most") else self.count)(fact, value)
+        self.on |= other.on
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,7 @@ class Figure:
         run: does it.
         needs: packages besides nybble's own dependencies.
         takes: what ``--data`` is for; "": it takes none.
+        adds_up: whether another seed tries others; False: a whole run tries all that there are, of which a smaller one takes some.
     """
 
     name: str
@@ -85,16 +91,12 @@ class Figure:
     run: Callable[[Trial], Tally]
     needs: tuple[str, ...] = ()
     takes: str = ""
+    adds_up: bool = True
 
 
 def outcome(figure: Figure, trial: Trial) -> dict[str, Any]:
     """Run a figure. What came of it, with machine, date and versions, for ``line`` or as JSON."""
-    import torch
-
-    from .. import __version__
-    from ..dispatch import targets
-
-    begin, machine = time.perf_counter(), targets.detect()
+    begin = time.perf_counter()
     tally = figure.run(trial)
     return {
         "figure": figure.name,
@@ -107,7 +109,21 @@ def outcome(figure: Figure, trial: Trial) -> dict[str, Any]:
         "failed": tally.failed,
         "failures": tally.failures,
         "facts": tally.facts,
+        "on": tally.on,
         "seconds": round(time.perf_counter() - begin, 1),
+        **circumstances(),
+    }
+
+
+def circumstances() -> dict[str, Any]:
+    """Where and when something is run, and of which versions."""
+    import torch
+
+    from .. import __version__
+    from ..dispatch import targets
+
+    machine = targets.detect()
+    return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "machine": f"{machine.cpu}, {os.cpu_count()} cores",
         "targets": list(machine.targets),
@@ -115,10 +131,14 @@ def outcome(figure: Figure, trial: Trial) -> dict[str, Any]:
     }
 
 
+def told(found: dict[str, Any]) -> str:
+    """What a run has counted besides, and on how many things, each after a comma."""
+    return "".join(f", {name} {value:g}" for name, value in (found["facts"] | found["on"]).items())
+
+
 def line(found: dict[str, Any]) -> str:
     """What came of a run, in one line."""
-    facts = "".join(f", {name} {value:g}" for name, value in found["facts"].items() if isinstance(value, (int, float)))
-    counts = f"{found['tried']:,} {found['unit']} tried, {found['failed']:,} failed{facts}"
+    counts = f"{found['tried']:,} {found['unit']} tried, {found['failed']:,} failed{told(found)}"
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     run = f"seed {found['seed']}, {found['seconds']:g} s, {found['machine']}, {found['date']}, {versions}"
     return f"{found['figure']}: {counts} ({run})"

@@ -121,5 +121,5 @@ def mutated(trial: Trial) -> Tally:
     first = trial.seed * trial.count
     parts = [(path, first + begin, first + end) for path in read for begin, end in slices(trial.count)]
     found = in_children(damages, parts)
-    found.facts |= {"checkpoints": len(read), "left out without onnx": len(checkpoints) - len(read)}
+    found.on = {"checkpoints": len(read), "left out without onnx": len(checkpoints) - len(read)}
     return found

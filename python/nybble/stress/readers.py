@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..checkpoint.files import CheckpointError
 from ..checkpoint.index import parse_index
-from ..foreign import gguf, gguf_header, onnx_nodes, tensors, torch_file
+from ..foreign import gguf, onnx_nodes, tensors, torch_file
 from ..foreign.opened import Opened
 from ..foreign.source import Source
 from ..recipe import Recipe
@@ -56,11 +56,6 @@ def _safetensors(path: Path) -> None:
             raise RuntimeError(f"{name}: another tensor than the header tells")
 
 
-def _gguf(path: Path) -> None:
-    gguf_header.read_header(path)
-    _all_of(gguf.read_file(Source(path)))
-
-
 def _torch_file(path: Path) -> None:
     for entry in torch_file.read_saved(path).values():
         entry.file.tensor(*entry[1:])
@@ -83,7 +78,14 @@ READERS = (
         CheckpointError,
         (*SAFETENSORS, *BINARY),
     ),
-    Reader("gguf", "model.gguf", samples.gguf, _gguf, CheckpointError, BINARY),
+    Reader(
+        "gguf",
+        "model.gguf",
+        samples.gguf,
+        lambda path: _all_of(gguf.read_file(Source(path))),
+        CheckpointError,
+        BINARY,
+    ),
     Reader(
         "onnx",
         "model.onnx",

@@ -44,7 +44,7 @@ def _steady(step: Callable[[int], None], count: int, say: Callable[[Tally], None
         for i in range(warm, count):
             step(i)
         grown = resident() - before
-        found.facts["growth in KB"] = grown // 1024
+        found.facts["most growth in KB"] = grown // 1024
         must(grown < _MOST_GROWTH, f"grown by {grown} bytes")
         must(len(os.listdir("/proc/self/fd")) == files, "more files are open")
 

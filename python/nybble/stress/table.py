@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import chaos, foreign, headers, hostile, hostile_cases, hostile_files, kills, shapes, soak
+from . import chaos, foreign, headers, hostile, hostile_cases, hostile_files, kills, random_shapes, shapes, soak
 from .figure import Figure
 
 FIGURES = (
@@ -12,13 +12,14 @@ FIGURES = (
         shapes.SIDE**3,
         "shapes (each kernel counted)",
         shapes.cube,
+        adds_up=False,
     ),
     Figure(
         "random-shapes",
         "outputs of random shapes, strides and addresses are within their error bounds, for each pair of weights and activations",
         100_000,
         "shapes",
-        shapes.random_shapes,
+        random_shapes.random_shapes,
     ),
     Figure(
         "headers",
@@ -35,6 +36,7 @@ FIGURES = (
         "files",
         hostile.refused,
         ("safetensors", "yaml"),
+        adds_up=False,
     ),
     Figure(
         "kills",

@@ -202,23 +202,37 @@ def error_bound(
     4 sqrt(K) u sum(|x| |w|) for the sum, plus one rounding of the output. Quantized activations add no error, since the
     reference rounds them to the same codes. For subnormal outputs the bound is absolute.
     """
-    weight = dequantize_weight(quantized, scheme, x.shape[1]).double().abs()
+    weight = dequantize_weight(quantized, scheme, x.shape[1]).double()
+    codes = reference.quantize(x, act, scheme.act_type) if scheme.act_type.quantized else None
+    return _bound(x, codes, weight, quantized, scheme, expected, dtype)
+
+
+def _bound(
+    x: Tensor,
+    codes: reference.Activations | None,
+    weight: Tensor,
+    quantized: QuantizedWeight,
+    scheme: Scheme,
+    expected: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    """``error_bound``, given the codes of x, if it has any, and the weight in float64."""
+    weight = weight.abs()
     if quantized.minimum is not None:  # which is multiplied on its own
         steps = replace(quantized, minimum=torch.zeros_like(quantized.minimum))
         least = replace(quantized, qweight=torch.zeros_like(quantized.qweight))
         weight = torch.stack(
             [dequantize_weight(part, scheme, x.shape[1]).double().abs() for part in (steps, least)]
         ).sum(0)
-    magnitude = x.double().abs()
-    if scheme.act_type.quantized:
-        # Codes and zero point are multiplied separately, so both magnitudes count.
-        codes, scale, zero = reference.quantize(x, act, scheme.act_type)
-        magnitude = (codes.double().abs() + zero.double().abs()[:, None]) * scale.double()[:, None]
-    total = magnitude @ weight.t() + expected.abs()
-    bound: Tensor = (
-        4 * max(x.shape[1], 4) ** 0.5 * 2.0**-24 * total + expected.abs() * OUT_EPSILON[dtype] + OUT_FLOOR[dtype]
-    )
-    return bound
+    if codes is None:
+        magnitude = x.double().abs()
+    else:  # codes and zero point are multiplied separately, so both magnitudes count
+        whole = codes.codes.double().abs() + codes.zero.double().abs()[:, None]
+        magnitude = whole * codes.scale.double()[:, None]
+    size = expected.abs()
+    total = magnitude @ weight.t() + size
+    rounding: float = 4 * max(x.shape[1], 4) ** 0.5 * 2.0**-24
+    return rounding * total + size * OUT_EPSILON[dtype] + OUT_FLOOR[dtype]
 
 
 def expected_output(
@@ -230,10 +244,11 @@ def expected_output(
         x = x.to(spec.rounds)
     if spec.rounds_book and quantized.book is not None:
         quantized = replace(quantized, book=quantized.book.bfloat16().float())
-    right = reference.linear(x, quantized, bias, scheme, torch.float64)
-    bound = error_bound(x, quantized, scheme, right, dtype)
+    weight = dequantize_weight(quantized, scheme, x.shape[1]).double()
+    codes = reference.quantize(x, None, scheme.act_type) if scheme.act_type.quantized else None
+    right = reference.product(x, codes, weight, bias)
+    bound = _bound(x, codes, weight, quantized, scheme, right, dtype)
     if spec.rounds_weight:  # the kernel also rounds each weight and the bias
-        weight = dequantize_weight(quantized, scheme, x.shape[1]).double()
         size = (x.double().square() @ weight.square().t()).sqrt() + right.abs()
         bound = bound + 8 * OUT_EPSILON[dtype] * (size if bias is None else size + bias.double().abs())
     return right, bound

@@ -1,0 +1,135 @@
+"""The lines that ``python -m nybble.stress --json`` and ``fuzz/run.py`` print, kept in ``bench/results/<machine>-reliability.jsonl``,
+and the tables of docs/reliability.md that are made from them.
+
+A figure may be run in slices, each with a seed of its own, on any days: what they tried adds up.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..demo.table import markdown_table
+from ..stress.figure import FUZZ, Figure, Tally, told
+from ..stress.readers import READERS
+from ..stress.table import FIGURES
+
+Row = Mapping[str, Any]
+Lines = Mapping[str, Sequence[Row]]  # by machine
+
+FILE = re.compile(r"([a-z0-9_]+)-reliability\.jsonl")
+_KEYS = {"figure", "seed", "tried", "failed", "date", "versions"}
+_KEYS_OF = {FUZZ: {"reader", "cpu_seconds"}}
+_KEYS_OF_FIGURE = {"asked", "facts", "on", "targets"}
+_HOUR = 3600.0  # seconds of a processor that each reader is to be fuzzed
+
+
+def read(path: Path) -> list[Row]:
+    """The lines of a file. Raises ValueError where one is no result, or tries what another one has tried."""
+    rows, seen = [], set()
+    known = {figure.name for figure in FIGURES}
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        where = f"{path}:{number}"
+        try:
+            row = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where}: not JSON: {error}") from error
+        name = row.get("figure") if isinstance(row, dict) else None
+        if name not in known | {FUZZ}:
+            raise ValueError(f"{where}: figure {name!r}: must be one of {', '.join(sorted(known | {FUZZ}))}")
+        if lacking := sorted((_KEYS | _KEYS_OF.get(name, _KEYS_OF_FIGURE)) - row.keys()):
+            raise ValueError(f"{where}: lacks {', '.join(lacking)}")
+        key = name, row.get("reader"), row["seed"]
+        if key in seen:
+            raise ValueError(f"{where}: seed {row['seed']}: another line of {name} has it, so both tried the same")
+        seen.add(key)
+        rows.append(row)
+    return rows
+
+
+def read_all(folder: Path, machines: Mapping[str, object]) -> Lines:
+    """The lines of every machine. Raises ValueError as ``read``, or for a machine that machines.json does not describe."""
+    found = {}
+    for path in sorted(folder.glob("*-reliability.jsonl")):
+        match = FILE.fullmatch(path.name)
+        if match is None or match[1] not in machines:
+            raise ValueError(f"{path}: the name must be <machine>-reliability.jsonl, with a machine of machines.json")
+        found[match[1]] = read(path)
+    return found
+
+
+def _range(values: Sequence[Any]) -> str:
+    first, last = min(values), max(values)
+    return f"{first}" if first == last else f"{first} to {last}"
+
+
+def _command(figure: Figure, rows: Sequence[Row]) -> str:
+    """What to run for the same lines: the seeds of each count."""
+    data = " --data DIR" if figure.takes else ""
+    seeds: dict[int, list[int]] = {}
+    for row in rows:
+        seeds.setdefault(row["asked"], []).append(row["seed"])
+    if seeds == {figure.count: [0]}:
+        return f"`{figure.name}{data}`"
+    runs = (
+        f"`{figure.name}{data} --count {count}`, seed{'s' if len(of) > 1 else ''} {', '.join(map(str, sorted(of)))}"
+        for count, of in sorted(seeds.items(), reverse=True)
+    )
+    return "; ".join(runs)
+
+
+def _line(figure: Figure, rows: Sequence[Row]) -> tuple[str, ...]:
+    if not rows:
+        return f"`{figure.name}`", "not run", "", "", "", ""
+    if not figure.adds_up:  # a larger run tries all that a smaller one does
+        rows = [max(rows, key=lambda row: int(row["asked"]))]
+    sums = Tally()
+    for row in rows:
+        sums.merge(Tally(row["tried"], row["failed"], [], row["facts"], row["on"]))
+    share = sum(row["asked"] for row in rows) / figure.count
+    besides = told({"facts": sums.facts, "on": sums.on}).removeprefix(", ")
+    whole, dates = "all" if share >= 1 else f"{share:.1%}", _range([row["date"] for row in rows])
+    return _command(figure, rows), f"{sums.tried:,}", whole, f"{sums.failed:,}", besides, dates
+
+
+def _with(rows: Sequence[Row]) -> str:
+    """The versions of all runs, and the kernels' targets."""
+    versions: dict[str, list[str]] = {}
+    for row in rows:
+        for name, version in row["versions"].items():
+            versions.setdefault(name, []).append(version)
+    named = [f"{name} {_range(found)}" for name, found in versions.items()]
+    targets = dict.fromkeys(target for row in rows for target in row.get("targets", ()))
+    return f"{', '.join(named)}; targets {', '.join(targets)}" if targets else ", ".join(named)
+
+
+def figures(lines: Lines, machines: Mapping[str, str]) -> str:
+    """A table of each machine; machines: their descriptions."""
+    headers = ("command: `python -m nybble.stress`", "tried", "of all", "failed", "besides", "date")
+    parts = []
+    for machine, rows in lines.items():
+        runs = [row for row in rows if row["figure"] != FUZZ]
+        table = [_line(figure, [row for row in runs if row["figure"] == figure.name]) for figure in FIGURES]
+        parts.append(f"{machines[machine]}; {_with(runs)}:\n\n{markdown_table(headers, table)}")
+    return "\n\n".join(parts) or "Nothing has been run yet."
+
+
+def fuzzing(lines: Lines, machines: Mapping[str, str]) -> str:
+    """A table of the readers, for each machine on which any was fuzzed."""
+    headers = ("reader", "files", "seconds of a processor", "of an hour", "findings", "date")
+    parts = []
+    for machine, rows in lines.items():
+        runs = [row for row in rows if row["figure"] == FUZZ]
+        table = []
+        for reader in READERS:
+            mine = [row for row in runs if row["reader"] == reader.name]
+            seconds = sum(row["cpu_seconds"] for row in mine)
+            files, findings = (f"{sum(row[key] for row in mine):,}" for key in ("tried", "failed"))
+            dates = _range([row["date"] for row in mine]) if mine else "not run"
+            table.append((f"`{reader.name}`", files, f"{seconds:,.0f}", f"{seconds / _HOUR:.0%}", findings, dates))
+        if runs:
+            parts.append(f"{machines[machine]}; {_with(runs)}:\n\n{markdown_table(headers, table)}")
+    return "\n\n".join(parts) or "Nothing has been fuzzed yet."
