@@ -18,11 +18,12 @@ import torch
 from torch import nn
 
 import nybble
-from nybble.checkpoint import abandoned
-from nybble.checkpoint.files import Digest, digest, file_at_once, replace_checkpoint, written_at_once
+from nybble.checkpoint import CheckpointError, abandoned, own, tensors
+from nybble.checkpoint.files import Digest, digest, file_at_once, open_file, replace_checkpoint, written_at_once
+from nybble.foreign.map_model import map_model
 from nybble.recipe import file as recipe_file
 
-pytest.importorskip("safetensors")
+safetensors = pytest.importorskip("safetensors")
 
 
 def model(value: float) -> nn.Sequential:
@@ -173,6 +174,94 @@ def test_two_processes_leave_one_whole_checkpoint(tmp_path: Path) -> None:
     assert [writer.exitcode for writer in writers] == [0, 0, 0]
     assert value_in(tmp_path) in (1.0, 2.0, 3.0)
     assert len(names(tmp_path)) == 2
+
+
+def _mapped(directory: Path) -> float:
+    made = model(0.0)
+    map_model(made, directory)
+    return made[0].weight[0, 0].item()
+
+
+def _replaced_before(monkeypatch: pytest.MonkeyPatch, of: Any, name: str, directory: Path, times: int) -> list[float]:
+    """Before the first calls of a function, save other values; those that are saved."""
+    called, values = getattr(of, name), []
+
+    def first_save(*args: Any, **kwargs: Any) -> Any:
+        if len(values) < times:
+            values.append(2.0 + len(values))
+            nybble.save(model(values[-1]), directory)
+        return called(*args, **kwargs)
+
+    monkeypatch.setattr(of, name, first_save)
+    return values
+
+
+@pytest.mark.parametrize("read", [value_in, _mapped], ids=["load", "map"])
+class TestLoadDuringASave:
+    @pytest.mark.parametrize("name", ["_check_size", "_check_hash"])
+    def test_gives_the_new_checkpoint(
+        self, read: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        nybble.save(model(1.0), tmp_path)
+        values = _replaced_before(monkeypatch, tensors, name, tmp_path, 3)
+        assert read(tmp_path) == values[-1] == 4.0
+
+    @pytest.mark.parametrize(
+        ("error", "again"),
+        [(None, False), (RuntimeError("no file"), False), (RuntimeError("no file"), True)],
+        ids=["library", "torch", "and-there-again"],
+    )
+    def test_of_tensors_that_are_gone_since_their_file_was_checked(
+        self, read: Any, error: Exception | None, again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        nybble.save(model(1.0), tmp_path)
+        opened = safetensors.safe_open
+
+        def as_torch_raises(path: Path, **options: Any) -> Any:
+            if error is not None and not path.exists():
+                path.write_bytes(b"x") if again else None
+                raise error
+            return opened(path, **options)
+
+        monkeypatch.setattr(safetensors, "safe_open", as_torch_raises)
+        values = _replaced_before(monkeypatch, safetensors, "safe_open", tmp_path, 2)
+        assert read(tmp_path) == values[-1] == 3.0
+
+    def test_is_tried_some_times_and_what_stays_damaged_once(
+        self, read: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        nybble.save(model(1.0), tmp_path)
+        values = _replaced_before(monkeypatch, tensors, "_check_size", tmp_path, 1000)
+        with pytest.raises(CheckpointError, match="cannot be opened as a regular file: No such file"):
+            read(tmp_path)
+        assert len(values) == own._ATTEMPTS
+        (weights,) = tmp_path.glob("*.safetensors")
+        weights.unlink()
+        seen: list[Path] = []
+        monkeypatch.setattr(
+            tensors, "_check_size", lambda path, index: seen.append(path) or open_file(path).__enter__()
+        )
+        with pytest.raises(CheckpointError, match="No such file"):
+            read(tmp_path)
+        assert len(seen) == 1
+
+
+def test_loads_while_another_process_saves(tmp_path: Path) -> None:
+    nybble.save(model(1.0), tmp_path)
+    writer = multiprocessing.get_context("fork").Process(target=_saves_in_turn, args=(tmp_path, 60))
+    writer.start()
+    loaded = {value_in(tmp_path)}
+    while writer.is_alive():
+        loaded.add(value_in(tmp_path))
+    writer.join()
+    assert writer.exitcode == 0
+    assert loaded <= {1.0, 2.0, 3.0}
+
+
+def _saves_in_turn(directory: Path, count: int) -> None:
+    torch.set_num_threads(1)
+    for turn in range(count):
+        nybble.save(model(1.0 + turn % 3), directory)
 
 
 class TestNoPlace:

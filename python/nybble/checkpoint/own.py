@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import os.path
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import nn
 
 # The other modules of this package are imported where they are used, to keep `import nybble` fast.
-from .files import INDEX, Digest, digest, read_index, replace_checkpoint
+from .files import INDEX, CheckpointError, Digest, digest, read_index, replace_checkpoint
 
 if TYPE_CHECKING:
+    from .index import Index
     from .restore import Restore
 
 # Bytes of a model from which huge pages are worth the time that the system takes for them: less lies in caches.
 _LEAST_SETTLED = 32 << 20
+_ATTEMPTS = 16  # to read a checkpoint that others replace meanwhile
+
+T = TypeVar("T")
 
 
 def detect(directory: Path) -> bool:
@@ -66,17 +70,24 @@ def save(model: nn.Module, directory: Path) -> None:
 
 
 def load(model: nn.Module, directory: Path) -> None:
-    """Fill a model from what ``save`` wrote. See ``nybble.load``.
+    """Fill a model from what ``save`` wrote. See ``nybble.load``. If another process saves meanwhile, it is what that one wrote.
 
     Raises:
         CheckpointError: the checkpoint is damaged or does not fit the model.
         ImportError: safetensors is not installed.
     """
     from ..fusion.block import fuse_again
-    from ..nn.packing import settle_all
-    from .tensors import open_tensors, require_safetensors, while_checking
+    from .tensors import require_safetensors
 
     require_safetensors()
+    index = while_replaced(directory, lambda: _load(model, directory))
+    fuse_again(model, index.fused, index.fused_int8)
+
+
+def _load(model: nn.Module, directory: Path) -> Index:
+    from ..nn.packing import settle_all
+    from .tensors import open_tensors, while_checking
+
     # Tensors made in the caller's inference mode could never be used by autograd.
     with torch.inference_mode(False), restoring(model, directory) as (restore, path):
         index = restore.index
@@ -86,7 +97,34 @@ def load(model: nn.Module, directory: Path) -> None:
         if sum(layer.nbytes for layer in restore.new.values()) >= _LEAST_SETTLED:
             settle_all(restore.new.values())  # when the hash no longer needs a core
         restore.apply()
-    fuse_again(model, index.fused, index.fused_int8)
+    return index
+
+
+def while_replaced(directory: Path, read: Callable[[], T]) -> T:
+    """What ``read`` makes of the checkpoint in a directory; called again where it was refused and the index is another one by then.
+
+    A save removes the old weights once the new index is there, so what reads the old index may not find them any more.
+
+    Raises:
+        CheckpointError: as ``read``, of a checkpoint that stays, or of one that was replaced each of 16 times.
+    """
+    for _ in range(_ATTEMPTS - 1):
+        before = _stamp(directory)
+        try:
+            return read()
+        except (CheckpointError, RuntimeError):  # the latter: torch found no file where there may be one again by now
+            if _stamp(directory) == before:
+                raise
+    return read()
+
+
+def _stamp(directory: Path) -> tuple[int, ...] | None:
+    """What tells an index from the one before; None: there is none."""
+    try:
+        status = os.lstat(directory / INDEX)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
 
 
 @contextlib.contextmanager

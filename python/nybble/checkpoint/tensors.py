@@ -83,6 +83,10 @@ def open_tensors(path: Path, specs: Mapping[str, Spec]) -> Iterator[Callable[[st
         opened = safe_open(path, framework="pt")
     except SafetensorError as error:
         raise CheckpointError(f"{path}: not a safetensors file: {error}") from error
+    except (OSError, RuntimeError) as error:  # the latter is torch's, which maps the file
+        if path.exists():
+            raise
+        raise CheckpointError(f"{path}: is gone since it was checked") from error
     with opened as file:
         names = set(file.keys())
         if names != specs.keys():

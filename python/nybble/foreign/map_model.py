@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..checkpoint.own import restoring
+from ..checkpoint.own import restoring, while_replaced
 from ..checkpoint.tensors import open_tensors, while_checking
 from ..model.allocator import return_freed
 from .mapped import MappedFile
@@ -26,6 +26,17 @@ def map_model(model: nn.Module, directory: Path) -> Callable[[], None]:
     Raises:
         CheckpointError: the checkpoint is damaged, or does not fit the model.
     """
+    files = while_replaced(directory, lambda: _map(model, directory))
+
+    def release() -> None:
+        for file in files:
+            file.release()
+        return_freed()
+
+    return release
+
+
+def _map(model: nn.Module, directory: Path) -> set[MappedFile]:
     with restoring(model, directory) as (restore, path):
         with while_checking(path, restore.index), open_tensors(path, restore.stored_specs()):
             entries, _ = read_header(path)
@@ -38,10 +49,4 @@ def map_model(model: nn.Module, directory: Path) -> Callable[[], None]:
         restore.read_values(read)
         restore.map(read)
         restore.apply()
-
-    def release() -> None:
-        for file in files:
-            file.release()
-        return_freed()
-
-    return release
+    return files

@@ -36,7 +36,7 @@ class Child:
         self.process.start()
         there.close()
 
-    def heard(self, within: float = 120.0) -> Any:
+    def heard(self, within: float = 600.0) -> Any:
         """The next value; None: the child has ended. Raises TimeoutError, or ChildFailed if the child raised."""
         if not self._here.poll(within):
             self.end()
