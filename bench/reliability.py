@@ -1,7 +1,8 @@
 """The lines that ``python -m nybble.stress --json`` and ``fuzz/run.py`` print, kept in ``bench/results/<machine>-reliability.jsonl``,
 and the tables of docs/reliability.md that are made from them.
 
-A figure may be run in slices, each with a seed of its own, on any days: what they tried adds up.
+A figure may be run in slices, each with a seed of its own, on any days: what they tried adds up. Where there are only so many
+to try, slices add up that are of one length.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ def read(path: Path) -> list[Row]:
     """The lines of a file. Raises ValueError where one is no result, or tries what another one has tried."""
     rows, seen = [], set()
     known = {figure.name for figure in FIGURES}
+    finite = {figure.name for figure in FIGURES if figure.finite}
     for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         where = f"{path}:{number}"
         try:
@@ -42,7 +44,7 @@ def read(path: Path) -> list[Row]:
             raise ValueError(f"{where}: figure {name!r}: must be one of {', '.join(sorted(known | {FUZZ}))}")
         if lacking := sorted((_KEYS | _KEYS_OF.get(name, _KEYS_OF_FIGURE)) - row.keys()):
             raise ValueError(f"{where}: lacks {', '.join(lacking)}")
-        key = name, row.get("reader"), row["seed"]
+        key = name, row.get("reader"), row.get("asked") if name in finite else None, row["seed"]
         if key in seen:
             raise ValueError(f"{where}: seed {row['seed']}: another line of {name} has it, so both tried the same")
         seen.add(key)
@@ -74,18 +76,24 @@ def _command(figure: Figure, rows: Sequence[Row]) -> str:
         seeds.setdefault(row["asked"], []).append(row["seed"])
     if seeds == {figure.count: [0]}:
         return f"`{figure.name}{data}`"
-    runs = (
-        f"`{figure.name}{data} --count {count}`, seed{'s' if len(of) > 1 else ''} {', '.join(map(str, sorted(of)))}"
-        for count, of in sorted(seeds.items(), reverse=True)
-    )
+    runs = (f"`{figure.name}{data} --count {count}`, {_seeds(of)}" for count, of in sorted(seeds.items(), reverse=True))
     return "; ".join(runs)
+
+
+def _seeds(found: Sequence[int]) -> str:
+    if len(found) == 1:
+        return f"seed {found[0]}"
+    if max(found) - min(found) == len(found) - 1:
+        return f"seeds {_range(found)}"
+    return f"seeds {', '.join(map(str, sorted(found)))}"
 
 
 def _line(figure: Figure, rows: Sequence[Row]) -> tuple[str, ...]:
     if not rows:
         return f"`{figure.name}`", "not run", "", "", "", ""
-    if not figure.adds_up:  # a larger run tries all that a smaller one does
-        rows = [max(rows, key=lambda row: int(row["asked"]))]
+    if figure.finite:  # slices of another length have tried some of the same
+        lengths = {row["asked"]: [other for other in rows if other["asked"] == row["asked"]] for row in rows}
+        rows = max(lengths.values(), key=lambda slices: sum(row["tried"] for row in slices))
     sums = Tally()
     for row in rows:
         sums.merge(Tally(row["tried"], row["failed"], [], row["facts"], row["on"]))

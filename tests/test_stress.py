@@ -207,25 +207,34 @@ def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     rows = (
         Figure("good", "holds", 300, "things", run),
         Figure("needy", "holds", 3, "things", run, takes="a directory"),
+        Figure("few", "holds", 9, "things", run, finite=True),
     )
     monkeypatch.setattr(table, "FIGURES", rows)
     monkeypatch.setattr(command, "FIGURES", rows)
     assert command.main(["--list"]) == 0
     assert "good: 300 things: holds" in capsys.readouterr().out
-    assert command.main(["--share", "0.01", "--seed", "5"]) == 0
+    assert command.main(["--count", "3", "--seed", "5"]) == 0
     told = capsys.readouterr()
     assert told.out.startswith("good: 3 things tried, 0 failed (seed 5, ")
     assert "needy: left out: needs --data: a directory" in told.err
+    assert "few: left out: --seed 5: there are 9 things, which 5 runs of 3 have tried" in told.err
     assert command.main(["good", "--count", "4", "--json"]) == 1
     told = capsys.readouterr()
     found = json.loads(told.out)
     assert (found["tried"], found["failed"], found["failures"], found["of"]) == (4, 1, ["wrong"], 300)
     assert {"date", "machine", "targets", "versions", "seconds"} <= found.keys()
     assert "FAILED good: wrong" in told.err
-    for wrong in (["bad"], ["good", "--share", "2"], ["good", "--count", "0"], ["needy"]):
+    for wrong in (["bad"], ["good", "--share", "2"], ["good", "--count", "0"], ["good", "--seed", "-1"], ["needy"]):
         with pytest.raises(SystemExit) as stopped:
             command.main(wrong)
         assert stopped.value.code == 2
+
+
+def test_slices_of_what_is_finite() -> None:
+    parts = [Trial(40, seed).part(100) for seed in range(3)]
+    assert [*parts[0], *parts[1], *parts[2]] == list(range(100))
+    with pytest.raises(ValueError, match=r"seed=3: must be in \[0, 3\): 40 a run of 100"):
+        Trial(40, 3).part(100)
 
 
 def test_tallies_add_up() -> None:

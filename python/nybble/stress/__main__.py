@@ -24,17 +24,23 @@ def parser() -> argparse.ArgumentParser:
     many = options.add_mutually_exclusive_group()
     many.add_argument("--share", type=float, default=1.0, metavar="S", help="of the whole count of each, such as 0.01")
     many.add_argument("--count", type=int, metavar="N", help="in place of the whole count of each")
-    options.add_argument("--seed", type=int, default=0, metavar="N", help="another one tries others (0)")
+    options.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="another one tries others, or the next ones (0)"
+    )
     options.add_argument("--data", type=Path, metavar="DIR", help="for figures that take one")
     options.add_argument("--json", action="store_true", help="print a JSON object a line")
     return options
 
 
-def _why_not(figure: Figure, data: Path | None) -> str | None:
+def _why_not(figure: Figure, trial: Trial) -> str | None:
     lacking = [package for package in figure.needs if find_spec(package) is None]
     if lacking:
         return f"needs {', '.join(lacking)}"
-    return f"needs --data: {figure.takes}" if figure.takes and data is None else None
+    if figure.takes and trial.data is None:
+        return f"needs --data: {figure.takes}"
+    if figure.finite and trial.seed * trial.count >= figure.count:
+        return f"--seed {trial.seed}: there are {figure.count:,} {figure.unit}, which {trial.seed} runs of {trial.count:,} have tried"
+    return None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,22 +51,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         for figure in FIGURES:
             print(f"{figure.name}: {figure.count:,} {figure.unit}: {figure.what}")
         return 0
-    if not 0 < args.share <= 1 or (args.count is not None and args.count < 1):
-        options.error("--share must be in (0, 1], --count at least 1")
+    if not 0 < args.share <= 1 or (args.count is not None and args.count < 1) or args.seed < 0:
+        options.error("--share must be in (0, 1], --count at least 1, --seed at least 0")
     try:
         asked = [find(name) for name in args.figures] or list(FIGURES)
     except ValueError as error:
         options.error(str(error))
     failed = 0
     for figure in asked:
-        reason = _why_not(figure, args.data)
+        trial = Trial(args.count or max(round(figure.count * args.share), 1), args.seed, args.data)
+        reason = _why_not(figure, trial)
         if reason is not None and args.figures:
             options.error(f"{figure.name}: {reason}")
         if reason is not None:
             print(f"{figure.name}: left out: {reason}", file=sys.stderr)
             continue
-        count = args.count or max(round(figure.count * args.share), 1)
-        found = outcome(figure, Trial(count, args.seed, args.data))
+        found = outcome(figure, trial)
         failed += found["failed"]
         for message in found["failures"]:
             print(f"FAILED {figure.name}: {message}", file=sys.stderr)

@@ -68,6 +68,17 @@ class Trial:
     seed: int = 0
     data: Path | None = None
 
+    def part(self, of: int) -> range:
+        """Of things that there are only so many of, those that this run tries: ``count``, of seed 0 the first, of seed 1 the next.
+
+        Raises:
+            ValueError: there are none left.
+        """
+        begin = self.seed * self.count
+        if not 0 <= begin < of:
+            raise ValueError(f"seed={self.seed}: must be in [0, {-(-of // self.count)}): {self.count} a run of {of}")
+        return range(begin, min(begin + self.count, of))
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -81,7 +92,7 @@ class Figure:
         run: does it.
         needs: packages besides nybble's own dependencies.
         takes: what ``--data`` is for; "": it takes none.
-        adds_up: whether another seed tries others; False: a whole run tries all that there are, of which a smaller one takes some.
+        finite: whether there are only ``count``, of which another seed tries the next ones; False: another seed draws others.
     """
 
     name: str
@@ -91,7 +102,7 @@ class Figure:
     run: Callable[[Trial], Tally]
     needs: tuple[str, ...] = ()
     takes: str = ""
-    adds_up: bool = True
+    finite: bool = False
 
 
 def outcome(figure: Figure, trial: Trial) -> dict[str, Any]:

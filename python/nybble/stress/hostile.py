@@ -89,10 +89,11 @@ def try_file(case: HostileFile) -> str:
 
 
 def refused(trial: Trial) -> Tally:
-    """The first ``count`` cases."""
+    """``count`` of the cases."""
     found = Tally()
     cases = [(f"nybble {case.name}", lambda case=case: try_case(case)) for case in hostile_cases.CASES]
     cases += [(f"{case.reader.name} {case.name}", lambda case=case: try_file(case)) for case in hostile_files.usable()]
-    for name, attempt in cases[: trial.count]:
+    for number in trial.part(len(cases)):
+        name, attempt = cases[number]
         found.add(wrong_of(attempt, name))
     return found

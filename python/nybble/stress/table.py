@@ -12,7 +12,7 @@ FIGURES = (
         shapes.SIDE**3,
         "shapes (each kernel counted)",
         shapes.cube,
-        adds_up=False,
+        finite=True,
     ),
     Figure(
         "random-shapes",
@@ -36,7 +36,7 @@ FIGURES = (
         "files",
         hostile.refused,
         ("safetensors", "yaml"),
-        adds_up=False,
+        finite=True,
     ),
     Figure(
         "kills",
