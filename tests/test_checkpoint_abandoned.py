@@ -22,6 +22,7 @@ from nybble.checkpoint import CheckpointError, abandoned, own, tensors
 from nybble.checkpoint.files import Digest, digest, file_at_once, open_file, replace_checkpoint, written_at_once
 from nybble.foreign.map_model import map_model
 from nybble.recipe import file as recipe_file
+from nybble.stress.faults import read_only
 
 safetensors = pytest.importorskip("safetensors")
 
@@ -264,6 +265,32 @@ def _saves_in_turn(directory: Path, count: int) -> None:
         nybble.save(model(1.0 + turn % 3), directory)
 
 
+def _gptq(directory: Path) -> None:
+    nybble.quantize(
+        model(1.0), "w4a16", method="gptq", calibration=[torch.ones(2, 8)], goal="memory", resume=str(directory)
+    )
+
+
+_INTO = {
+    "save": lambda directory: nybble.save(model(1.0), directory),
+    "save-new": lambda directory: nybble.save(model(1.0), directory / "new"),
+    "recipe": lambda directory: recipe_file.write(directory / "recipe.json", {}),
+    "resume": _gptq,
+}
+
+
+def _into_read_only(directory: Path, there: Any) -> None:
+    torch.set_num_threads(1)
+    found = {} if read_only(directory) else None
+    for name, write in _INTO.items() if found is not None else ():
+        try:
+            write(directory)
+        except OSError as error:
+            found[name] = type(error).__name__, error.errno, str(error)
+    assert found is None or found.keys() == _INTO.keys()
+    there.send(found)
+
+
 class TestNoPlace:
     @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a directory that nobody can write")
     def test_a_directory_that_cannot_be_made(self) -> None:
@@ -278,6 +305,21 @@ class TestNoPlace:
         with pytest.raises(OSError, match="no checkpoint could be written: Read-only file system") as caught:
             nybble.save(model(1.0), tmp_path)
         assert (caught.value.errno, caught.value.filename) == (errno.EROFS, str(tmp_path))
+
+    def test_really_read_only(self, tmp_path: Path) -> None:
+        context = multiprocessing.get_context("fork")
+        here, there = context.Pipe(duplex=False)
+        child = context.Process(target=_into_read_only, args=(tmp_path, there))
+        child.start()
+        child.join(60)
+        assert child.exitcode == 0
+        said = here.recv()
+        if said is None:
+            pytest.skip("needs a file system that may be mounted")
+        for name, (kind, number, message) in said.items():
+            assert (name, kind, number) == (name, "OSError", errno.EROFS)
+            assert str(tmp_path) in message, name
+            assert "Read-only file system" in message, name
 
     def test_a_file(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("x")

@@ -13,7 +13,9 @@ from .gguf_types import BlockType, block_type
 from .mapped import MappedFile, Span, check_spans
 
 # The formats of values, by the numbers that the file has for their types; strings and arrays are apart.
-_VALUES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_FORMS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_VALUES = {kind: struct.Struct(f"<{form}") for kind, form in _FORMS.items()}
+_UINT32, _UINT64 = _VALUES[4], _VALUES[10]
 _STRING, _ARRAY = 8, 9
 _LONGEST = 1 << 24  # bytes of a string
 _LEAST_TENSOR, _LEAST_FIELD = 24, 13  # bytes
@@ -56,11 +58,13 @@ class _Reader:
             raise CheckpointError(f"{self.file.path}: {what}: {count} bytes at {self.at}, past the end of the file")
         self.at += count
 
-    def number(self, form: str, what: str) -> Any:
-        return struct.unpack(f"<{form}", self.take(struct.calcsize(f"<{form}"), what))[0]
+    def number(self, form: struct.Struct, what: str) -> Any:
+        at = self.at
+        self.skip(form.size, what)
+        return self.file.unpack(form, at)
 
     def text(self, what: str) -> str:
-        length = self.number("Q", what)
+        length = self.number(_UINT64, what)
         if length > _LONGEST:
             raise CheckpointError(f"{self.file.path}: {what}: a string of {length} bytes")
         try:
@@ -79,16 +83,16 @@ class _Reader:
         return self.number(_VALUES[kind], what)
 
     def _skip_array(self, what: str) -> None:
-        kind, count = self.number("I", what), self.number("Q", what)
+        kind, count = self.number(_UINT32, what), self.number(_UINT64, what)
         if kind == _STRING:
             if count > _MOST_STRINGS:
                 raise CheckpointError(f"{self.file.path}: {what}: {count} strings: at most {_MOST_STRINGS} are read")
             if count > (self.file.size - self.at) // 8:
                 raise CheckpointError(f"{self.file.path}: {what}: {count} strings, more than the file has")
             for _ in range(count):
-                self.skip(self.number("Q", what), what)
+                self.skip(self.number(_UINT64, what), what)
         elif kind in _VALUES:
-            self.skip(count * struct.calcsize(f"<{_VALUES[kind]}"), what)
+            self.skip(count * _VALUES[kind].size, what)
         else:
             raise CheckpointError(f"{self.file.path}: {what}: an array of type {kind}: not read")
 
@@ -99,10 +103,10 @@ def read_header(path: Path) -> GgufHeader:
     reader = _Reader(file)
     if reader.take(4, "magic") != b"GGUF":
         raise CheckpointError(f"{path}: magic: must be GGUF")
-    version = reader.number("I", "version")
+    version = reader.number(_UINT32, "version")
     if version not in (2, 3):
         raise CheckpointError(f"{path}: version {version}: must be 2 or 3, little-endian")
-    counts = {name: reader.number("Q", name) for name in ("tensor_count", "metadata_kv_count")}
+    counts = {name: reader.number(_UINT64, name) for name in ("tensor_count", "metadata_kv_count")}
     for (name, count), least in zip(counts.items(), (_LEAST_TENSOR, _LEAST_FIELD), strict=True):
         if count > _MOST[name]:
             raise CheckpointError(f"{path}: {name} {count}: at most {_MOST[name]} are read")
@@ -143,7 +147,7 @@ def _fields(reader: _Reader, count: int) -> dict[str, Any]:
         key = reader.text(f"field {i}")
         if key in fields:
             raise CheckpointError(f"{reader.file.path}: {key}: is there twice")
-        fields[key] = reader.value(reader.number("I", key), key)
+        fields[key] = reader.value(reader.number(_UINT32, key), key)
     return {key: value for key, value in fields.items() if value is not None}
 
 
@@ -154,14 +158,14 @@ def _tensors(reader: _Reader, count: int) -> dict[str, tuple[tuple[int, ...], Bl
         name = reader.text(f"tensor {i}")
         if name in tensors:
             raise CheckpointError(f"{path}: {name}: is there twice")
-        dims = reader.number("I", name)
+        dims = reader.number(_UINT32, name)
         if not 1 <= dims <= 4:
             raise CheckpointError(f"{path}: {name}: {dims} dimensions: must be 1 to 4")
-        shape = tuple(reader.number("Q", name) for _ in range(dims))[::-1]
+        shape = tuple(reader.number(_UINT64, name) for _ in range(dims))[::-1]
         if not all(1 <= size < 1 << 48 for size in shape):
             raise CheckpointError(f"{path}: {name}: shape {shape}: each size must be in [1, 2 ** 48)")
-        kind = block_type(reader.number("I", name), f"{path}: {name}")
+        kind = block_type(reader.number(_UINT32, name), f"{path}: {name}")
         if shape[-1] % kind.values:
             raise CheckpointError(f"{path}: {name}: {shape[-1]} columns are no multiple of {kind.name}'s {kind.values}")
-        tensors[name] = shape, kind, reader.number("Q", name)
+        tensors[name] = shape, kind, reader.number(_UINT64, name)
     return tensors

@@ -5,9 +5,10 @@ from __future__ import annotations
 import mmap
 import os
 import stat
+import struct
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -46,6 +47,10 @@ class MappedFile:
     def read(self, begin: int, end: int) -> bytes:
         """A copy of some bytes."""
         return self._map[begin:end]
+
+    def unpack(self, form: struct.Struct, begin: int) -> Any:
+        """The number of some format that begins at a byte."""
+        return form.unpack_from(self._map, begin)[0]
 
     def tensor(self, begin: int, end: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
         """A tensor in the mapped memory, copied only where its dtype does not allow its place."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from .children import limited_memory
 
 _NEW_MOUNTS = 0x20000  # CLONE_NEWNS
-_PRIVATE, _REMOUNT = 0x40000 | 0x4000, 32  # MS_PRIVATE | MS_REC, MS_REMOUNT
+_PRIVATE, _REMOUNT, _READ_ONLY = 0x40000 | 0x4000, 32, 1  # MS_PRIVATE | MS_REC, MS_REMOUNT, MS_RDONLY
 _LARGEST_DISK = 96 << 10  # bytes, about what the runs keep
 _LARGEST_FILE = 16 << 10
 _MOST_MEMORY = 3 << 20  # bytes, about what the runs take
@@ -70,6 +70,11 @@ def small_disk(directory: Path, nbytes: int, largest: int, mounts: bool = True) 
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest, old[1]))
     return Limits(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, old))
+
+
+def read_only(directory: Path) -> bool:
+    """Give a directory a disk of its own, which nobody can write to, for this process. Whether the system allows that."""
+    return _own_mounts() and _mount(directory, 1 << 20) and _mount(directory, 1 << 20, _REMOUNT | _READ_ONLY)
 
 
 def _cannot_grow(directory: Path) -> None:
