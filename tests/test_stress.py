@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import random
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -195,6 +199,38 @@ def test_children_that_end_without_a_word_are_failures() -> None:
     found = in_children(gc.disable, [(), ()])  # which takes no argument, so that it raises
     assert found.failed == 2
     assert "disable(): TypeError" in found.failures[0]
+
+
+def sleeps(say: Callable[[int], None]) -> None:
+    say(os.getpid())
+    time.sleep(600)
+
+
+@pytest.mark.full
+def test_children_end_with_the_process_that_made_them() -> None:
+    code = "import sys, time, test_stress as t; print(t.Child(t.sleeps).heard(), flush=True); time.sleep(600)"
+    where = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=where) as parent:
+        assert parent.stdout is not None
+        child = Path("/proc", parent.stdout.readline().strip())
+        assert child.exists()
+        parent.kill()
+    for _ in range(300):
+        if not child.exists():
+            return
+        time.sleep(0.1)
+    raise AssertionError("it still runs")
+
+
+@pytest.mark.full
+def test_a_second_of_fuzzing() -> None:
+    pytest.importorskip("atheris")
+    script = Path(__file__).parents[1] / "fuzz" / "run.py"
+    done = subprocess.run([sys.executable, script, "config", "1"], stdout=subprocess.PIPE, text=True, check=True)
+    row = json.loads(done.stdout)
+    assert (row["figure"], row["reader"], row["failed"]) == (figure.FUZZ, "config", 0)
+    assert row["tried"] > 100
+    assert row["cpu_seconds"] > 0.5
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,9 +6,11 @@ import itertools
 import multiprocessing
 import os
 import resource
+import signal
+import threading
 import traceback
 from collections.abc import Callable, Iterable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from .figure import Tally
 _SPARE = 384 << 20  # bytes of memory beyond those that importing took
 # torch imports it when an optimizer is first made, for seconds, and cannot be used after an interrupt meanwhile.
 _PRELOAD = ("torch._dynamo",)
-_LONGEST = 7200.0  # seconds that a child may take
+_LONGEST = 86400.0  # seconds that a child may take
 
 
 class ChildFailed(RuntimeError):
@@ -69,6 +71,7 @@ def _run(there: Connection, function: Callable[..., Any], arguments: tuple[Any, 
     import torch
 
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         function(*arguments, lambda value: there.send(("said", value)))
     except BaseException:
@@ -76,6 +79,14 @@ def _run(there: Connection, function: Callable[..., Any], arguments: tuple[Any, 
         raise
     finally:
         there.close()
+
+
+def _end_with_parent() -> None:
+    """Wait for the end of the process that asked for this one, which may be killed, and end too."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def limited_memory(spare: int = _SPARE) -> None:
