@@ -156,7 +156,7 @@ void attention(const std::string& kernel, int dtype, const std::array<int64_t, 7
 
 }  // namespace
 
-PYBIND11_MODULE(_C, m) {
+PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   if (watch_forks() != 0) throw std::runtime_error("pthread_atfork failed");
   m.attr("version") = NYBBLE_VERSION;
   m.def("kernel_table", &table);

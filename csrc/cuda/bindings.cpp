@@ -288,7 +288,7 @@ std::vector<py::dict> instances(int device) {
 
 }  // namespace
 
-PYBIND11_MODULE(_cuda, m) {
+PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
   m.attr("version") = NYBBLE_VERSION;
   m.def("instances", &instances, py::arg("device"));
   py::class_<Plan>(m, "Plan")
