@@ -1,7 +1,8 @@
 """Counts the instructions of the inner loops of the kernels of Arm's CPUs, and what a model of a core makes of them.
 
-    python -m nybble.bench.arm_counts --cpu neoverse-v2           # a Markdown table of the kernels in ../csrc
-    python -m nybble.bench.arm_counts --peer FILE ROWS BITS       # of another library's object file
+    python -m nybble.bench.arm_counts --cpu neoverse-v2              # a Markdown table of the kernels in ../csrc
+    python -m nybble.bench.arm_counts --cpu neoverse-n1 neoverse-v1  # of what several models say
+    python -m nybble.bench.arm_counts --peer FILE ROWS BITS          # of another library's object file
 
 Nothing is measured: a kernel is compiled for AArch64, the innermost loop that multiplies is read off its disassembly,
 and llvm-mca, LLVM's model of the core, says how many cycles it takes if all its data is in the first cache. Scales and
@@ -21,13 +22,10 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-SOURCES = Path(__file__).resolve().parent.parent / "csrc"
-FLAGS = {
-    "neon": [],
-    "neondot": ["-march=armv8.2-a+dotprod"],
-    "i8mm": ["-march=armv8.2-a+dotprod+i8mm"],
-    "neonbf16": ["-march=armv8.2-a+bf16"],
-}
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ROOT / "csrc"
+# The targets of Arm's CPUs in CMakeLists.txt, and their flags.
+TARGET_FLAGS = re.compile(r"^set\(NYBBLE_FLAGS_(neon|neondot|i8mm|neonbf16) (.+)\)$", re.MULTILINE)
 # Products of an instruction, and the rows that it multiplies.
 PRODUCTS = {
     "sdot": (16, 1),
@@ -51,6 +49,10 @@ BATCHES = (1, 4, 16, 64)
 
 class CountError(Exception):
     """A tool or a loop was not found."""
+
+
+class LackingError(CountError):
+    """The CPU lacks an instruction."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Loop:
         return self.products * ROUNDS / cycles_of(self.body, cpu)
 
 
-ROUNDS = 100
+ROUNDS = 1000
 
 
 def mnemonic(line: str) -> str:
@@ -105,12 +107,18 @@ def run(*command: str | Path, text: str | None = None) -> str:
 
 
 def cycles_of(body: tuple[str, ...], cpu: str) -> int:
-    """Cycles that llvm-mca gives a hundred iterations of a loop."""
+    """Cycles that llvm-mca gives ROUNDS iterations of a loop.
+
+    Raises:
+        LackingError: the CPU has not all of its instructions.
+    """
     tool = next((name for name in ("llvm-mca-19", "llvm-mca") if shutil.which(name)), "llvm-mca")
     plain = (re.sub(r" <.*|\t?// .*", "", line) for line in body)
     code = "\n".join(re.sub(r"\b([0-9a-f]+)$", "0", line) if JUMP.search(f"\t{line} ") else line for line in plain)
-    features = "-mattr=+dotprod,+i8mm,+bf16,+fullfp16"
-    said = run(tool, "-mtriple=aarch64", f"-mcpu={cpu}", features, f"-iterations={ROUNDS}", text=code)
+    try:
+        said = run(tool, "-mtriple=aarch64", f"-mcpu={cpu}", f"-iterations={ROUNDS}", text=code)
+    except CountError as error:
+        raise (LackingError if "instruction requires" in str(error) else CountError)(str(error)) from error
     match = re.search(r"Total Cycles: +(\d+)", said)
     if match is None:
         raise CountError(f"{tool} printed no cycles")
@@ -182,45 +190,62 @@ def tile(found: dict[str, list[str]], block: int, rows: int, decoded: bool) -> l
     return fits[max(fits)]
 
 
-def rows_of_table(cpu: str, chosen: str) -> list[str]:
-    """A line of the table for each kernel of Arm's CPUs whose name matches, with a cell for each batch.
+def target_flags() -> dict[str, list[str]]:
+    """The compiler's flags for each target of Arm's CPUs."""
+    found = TARGET_FLAGS.findall((ROOT / "CMakeLists.txt").read_text())
+    return {target: [flag for flag in flags.split() if flag != '""'] for target, flags in found}
+
+
+def cell_of(loop: Loop, cpus: list[str]) -> str:
+    """Instructions and products a cycle; of several CPUs, only their products; a dash where one lacks the instructions."""
+    made = []
+    for cpu in cpus:
+        try:
+            made.append(f"{loop.products_per_cycle(cpu):.0f}")
+        except LackingError:
+            made.append("-")
+    return " / ".join(made if len(cpus) > 1 else [f"{loop.per_line():.0f}", *made])
+
+
+def rows_of_table(cpus: list[str], chosen: str) -> list[str]:
+    """A line of the table for each dense kernel of Arm's CPUs whose name matches, with a cell for each batch.
 
     Raises:
         CountError: there are no sources beside this file, as in a wheel.
     """
     if not (SOURCES / "kernels.def").is_file():
         raise CountError(f"{SOURCES}: no kernels.def; run it from the source tree")
-    lines = []
+    lines, flags = [], target_flags()
     with tempfile.TemporaryDirectory() as folder:
         for line in (SOURCES / "kernels.def").read_text().splitlines():
             match = TABLE.match(line)
-            if not match or match[3] not in FLAGS or match[2].startswith("bs") or not re.search(chosen, match[1]):
+            if not match or match[3] not in flags or not match[2].startswith("w") or not re.search(chosen, match[1]):
                 continue
             name, scheme, target, layout, block = match[1], match[2], match[3], match[4], int(match[5])
             decode_rows = int(match[6])  # 0: never
             bits = {"n16k8": 4, "n16k32": 3}.get(layout, 8)
-            found = functions(listing_of(SOURCES / "cpu" / f"{name}.cpp", FLAGS[target], Path(folder)))
+            found = functions(listing_of(SOURCES / "cpu" / f"{name}.cpp", flags[target], Path(folder)))
             cells = []
             for m in BATCHES:
                 lines_of_tile = tile(found, block, min(m, block), decoded=0 < decode_rows <= m)
                 loop = Loop(busiest(lines_of_tile, name), min(m, block), 4 if bits == 3 else bits)
-                cells.append(f"{loop.per_line():.0f} / {loop.products_per_cycle(cpu):.0f}")
+                cells.append(cell_of(loop, cpus))
             lines.append(f"| `{name}` | {scheme} | {' | '.join(cells)} |")
     return lines
 
 
-def peer_row(file: Path, rows: int, bits: int, cpu: str, only: str) -> str:
+def peer_row(file: Path, rows: int, bits: int, cpus: list[str], only: str) -> str:
     """The same for the busiest loop of an object file, which multiplies so many rows by weights of so many bits."""
     found = functions(run("aarch64-linux-gnu-objdump", "-d", "--no-show-raw-insn", file))
     chosen = [line for name, lines in found.items() if re.search(only, name) for line in lines]
     loop = Loop(busiest(chosen, f"{file} {only}"), rows, bits)
-    return f"| `{only or file.stem}` | {rows} rows | {loop.per_line():.0f} / {loop.products_per_cycle(cpu):.0f} |"
+    return f"| `{only or file.stem}` | {rows} rows | {cell_of(loop, cpus)} |"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(description="Instructions for 64 bytes of weights / products a cycle.")
-    parser.add_argument("--cpu", default="neoverse-v2", help="a CPU that llvm-mca has a model of")
+    parser.add_argument("--cpu", nargs="+", default=["neoverse-v2"], help="CPUs that llvm-mca has a model of")
     parser.add_argument(
         "--only", default="", help="a regular expression that the names of kernels or functions must match"
     )

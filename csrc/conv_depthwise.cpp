@@ -10,11 +10,8 @@ std::vector<float> depthwise_taps(const LinearCall& linear) {
   const int64_t stride = shape.tiles() * NYBBLE_TILE_N;
   std::vector<float> taps(static_cast<size_t>(shape.k * stride));
   for (int64_t k = 0; k < shape.k; k++)
-    for (int64_t c = 0; c < stride; c++) {
-      const int64_t tile = c / NYBBLE_TILE_N * NYBBLE_TILE_N * shape.k_padded();
-      const uint8_t code = args.codes[tile + k / 4 * 64 + c % NYBBLE_TILE_N * 4 + k % 4];
-      taps[static_cast<size_t>(k * stride + c)] = static_cast<int8_t>(code);
-    }
+    for (int64_t c = 0; c < stride; c++)
+      taps[static_cast<size_t>(k * stride + c)] = static_cast<int8_t>(args.codes[shape.place_of(c, k)]);
   return taps;
 }
 

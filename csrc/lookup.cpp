@@ -51,7 +51,7 @@ void check_bags(const LookupCall& call) {
 NybbleLookupArgs args_of(const LookupCall& call) {
   NybbleLookupArgs args{};
   const WeightShape& s = call.shape;
-  if (s.form != Form::dense) refuse("layout: must be a dense one");
+  if (s.form != Form::dense || s.paired) refuse("layout: must be a dense one, and not n16k16");
   if (call.id_bytes != 4 && call.id_bytes != 8) refuse("ids: must be int32 or int64");
   if (call.dtype == NYBBLE_S32) refuse("dtype: must be a float");
   require("ids", call.ids, call.count, call.id_bytes);

@@ -128,6 +128,19 @@ void of_planes(const uint32_t (&planes)[3], uint32_t (&nibbles)[4]) {
     nibbles[i] = (planes[i / 2] >> i % 2 * 2 & 0x33333333u) | (planes[2] >> i & 0x11111111u) << 2;
 }
 
+// The lines of n16k4 of a tile as those of n16k16, in place; and back.
+template <bool kBack>
+void pair_lines(const WeightShape& s, uint8_t* codes) {
+  for (int64_t k = 0; k < s.k_padded(); k += 16, codes += 256) {
+    uint8_t lines[256];
+    std::memcpy(lines, codes, 256);
+    for (int64_t word = 0; word < 64; word++) {
+      const int64_t paired = s.place_of(word % 16, word / 16 * 4);
+      std::memcpy(codes + (kBack ? word * 4 : paired), lines + (kBack ? paired : word * 4), 4);
+    }
+  }
+}
+
 // Marks the pairs of lines of an n16k4 tile whose sums may be too large for 16 bits.
 void mark_large(const WeightShape& s, const Sections& at, uint8_t* to, int64_t tile) {
   const int64_t lines = s.k_padded() / 4, bytes = nybble_large_bytes(s.k_padded());
@@ -217,6 +230,7 @@ void pack_tile(const WeightShape& s, const Sections& at, const Portable& from, u
     }
   }
   if (at.large) mark_large(s, at, to, tile);
+  if (s.paired) pair_lines<false>(s, to + at.codes + tile * blocks * 64);
 }
 
 // Four words of n16k8 of a column, from the planes of 32 k.
@@ -228,17 +242,23 @@ void nibbles_of(const uint8_t* codes, uint32_t (&nibbles)[4]) {
 
 void unpack_tile(const WeightShape& s, const Sections& at, const uint8_t* from, const Portable& to, int64_t tile) {
   const int64_t row_bytes = s.bits == 8 ? s.k : (s.k + 1) / 2, blocks = s.k_padded() / (s.bits == 8 ? 4 : 8);
+  const uint8_t* tile_codes = from + at.codes + tile * s.k_padded() * s.bits * 2;
+  std::vector<uint8_t> lines;
+  if (s.paired) {
+    lines.assign(tile_codes, tile_codes + blocks * 64);
+    pair_lines<true>(s, lines.data());
+    tile_codes = lines.data();
+  }
   const int64_t scales = s.scales();
   const size_t scale_bytes = s.scale_item();
   int64_t done = 0;  // blocks
   if (s.bits != 3 && tile * 16 + 16 <= s.n)
-    done =
-        unpack_lines(from + at.codes + tile * blocks * 64, row_bytes, s.bits == 4, to.qweight + tile * 16 * row_bytes);
+    done = unpack_lines(tile_codes, row_bytes, s.bits == 4, to.qweight + tile * 16 * row_bytes);
   for (int64_t lane = 0; lane < 16 && done; lane++)
     flip(to.qweight + (tile * 16 + lane) * row_bytes, done * 4, s.flipped());
   for (int64_t lane = 0; lane < 16 && tile * 16 + lane < s.n; lane++) {
     const int64_t n = tile * 16 + lane;
-    const uint8_t* codes = from + at.codes + static_cast<size_t>(tile * s.k_padded() * s.bits * 2 + lane * 4);
+    const uint8_t* codes = tile_codes + lane * 4;
     uint32_t nibbles[4] = {};
     for (int64_t b = done; b < blocks && b * 4 < row_bytes; b++) {
       uint32_t word;
@@ -280,6 +300,8 @@ void WeightShape::validate() const {
       (!by_group() || form != Form::dense || (group_scale != NYBBLE_F16 && group_scale != NYBBLE_F32)))
     refuse("scale_dtype", group_scale,
            "must be float16 or float32 for dense weights with scales by group, or else the usual one");
+  if (paired && (bits != 8 || form != Form::dense || grouped))
+    refuse("paired", paired, "is for dense 8-bit weights with a scale a column");
   if (minimum && (!by_group() || form != Form::dense || !symmetric))
     refuse("minimum", minimum, "is for dense weights with scales by group and without zero points");
   if (!by_group() && (group_size || !symmetric))
@@ -301,7 +323,13 @@ void WeightShape::validate() const {
 int64_t WeightShape::k_padded() const {
   if (form == Form::gather) return k <= 128 ? 128 : round_up(k, 64);
   if (form == Form::blocks) return round_up(k, block_k);
-  return round_up(k, group_size ? group_size : bits == 8 ? 4 : 8);
+  return round_up(k, group_size ? group_size : bits != 8 ? 8 : paired ? 16 : 4);
+}
+
+int64_t WeightShape::place_of(int64_t column, int64_t at_k) const {
+  const int64_t lane = column % 16, tile = column / 16 * 16 * k_padded(), byte = at_k % 4;
+  if (!paired) return tile + at_k / 4 * 64 + lane * 4 + byte;
+  return tile + at_k / 16 * 256 + at_k / 4 % 2 * 128 + lane * 8 + at_k / 8 % 2 * 4 + byte;
 }
 
 Sections sections_of(const WeightShape& s) {
@@ -320,7 +348,8 @@ Sections sections_of(const WeightShape& s) {
   at.minimum = take(s.minimum ? columns * s.scales() * static_cast<int64_t>(s.scale_item()) : 0);
   at.levels = take(s.levels ? columns * s.groups() * 2 : 0);
   at.sum = take(s.book ? 0 : columns * 4);
-  if (s.form == Form::dense && !s.by_group()) at.large = take(s.tiles() * nybble_large_bytes(s.k_padded()));
+  if (s.form == Form::dense && !s.by_group() && !s.paired)
+    at.large = take(s.tiles() * nybble_large_bytes(s.k_padded()));
   if (s.form == Form::gather) at.order = take(columns * 4);
   if (s.ordered) at.order = take(s.k * 4);
   if (s.book) at.book = take(static_cast<int64_t>(s.book_bytes()));

@@ -6,6 +6,9 @@
 //                  large [tiles][k_padded / 64, rounded up] u8: bit i stands for the lines 2 i and 2 i + 1 of 64 k. It
 //                  is set where, in some column, the two codes of each at k and k + 1, k even, have positive ones, or
 //                  negative ones, that sum to more than 258: 127 times 258 is the most that fits in 16 bits
+//   n16k16 8 bits  the words of n16k4, of which words i and i + 2 of 16 k lie side by side in a column: codes
+//                  [tiles][k_padded / 16][2][16][2][4] s8; k_padded: K rounded up to a multiple of 16; the rest as
+//                  n16k4, without large
 //   n16k4g 8 bits  with scales by group, as in n16k8: codes [tiles][k_padded / 4][16][4] u8, and zero_point
 //   [tiles][groups][16]
 //                  u8, absent if symmetric: both plus 128. k_padded: K rounded up to a multiple of the group size, or
@@ -70,13 +73,16 @@ struct WeightShape {
   bool minimum = false;  // by group, Form::dense and symmetric only: weights are code * scale + minimum
   bool book = false;     // 4 bits, Form::dense only: codes index a table
   bool levels = false;   // with minimum and groups of 32: scales and minimums have two levels, see NybbleLinearArgs
-  bool grouped = false;  // 8 bits, Form::dense only: the layout n16k4g, else n16k4
+  bool grouped = false;  // 8 bits, Form::dense only: the layout n16k4g, else n16k4 or n16k16
+  bool paired = false;   // the layout n16k16
 
   // Throws std::invalid_argument, naming the field, its value and the rule.
   void validate() const;
   int64_t strip() const { return form == Form::blocks ? block_n / 16 : 1; }  // tiles of a strip
   int64_t tiles() const { return (n + 16 * strip() - 1) / (16 * strip()) * strip(); }
   int64_t k_padded() const;
+  // The byte of a code of 8 bits among those of a dense weight.
+  int64_t place_of(int64_t column, int64_t at_k) const;
   int64_t group() const { return group_size ? group_size : k_padded(); }
   int64_t groups() const { return k_padded() / group(); }
   // Whether scales and zero points are by group, whose sums are scaled one by one. Else a column has one scale.

@@ -264,6 +264,7 @@ void check_weight(const LinearCall& call) {
                        : shape.form == Form::gather ? "gather8"
                        : shape.form == Form::blocks ? "blocks8"
                        : shape.grouped              ? "n16k4g"
+                       : shape.paired               ? "n16k16"
                        : shape.bits == 8            ? "n16k4"
                        : shape.bits == 3            ? "n16k32"
                                                     : "n16k8";

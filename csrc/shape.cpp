@@ -22,6 +22,7 @@ WeightShape shape_of(const ShapeWords& w) {
                     w.ordered,   dtype_of(w.group_scale),
                     w.minimum,   w.book,
                     w.levels,    w.bits == 8 && w.layout == "n16k4g"};
+  shape.paired = w.layout == "n16k16";
   shape.validate();
   return shape;
 }

@@ -50,3 +50,30 @@ def test_what_is_missing_is_named():
         arm_counts.tile(arm_counts.functions(LISTING), 8, 5, decoded=False)
     with pytest.raises(arm_counts.CountError, match="other: no loop that multiplies"):
         arm_counts.busiest(arm_counts.functions(LISTING)["other"], "other")
+
+
+def test_a_cpu_that_lacks_an_instruction_gets_a_dash(monkeypatch):
+    loop = arm_counts.Loop(("ldr\tq0, [x1]", "smmla\tv3.4s, v4.16b, v1.16b"), 2, 8)
+
+    def run(*command, text):
+        if "-mcpu=old" in command:
+            raise arm_counts.CountError("error: instruction requires: i8mm")
+        if "-mcpu=unknown" in command:
+            raise arm_counts.CountError("unable to get target")
+        return f"Total Cycles:      {2 * arm_counts.ROUNDS}"
+
+    monkeypatch.setattr(arm_counts, "run", run)
+    assert arm_counts.cell_of(loop, ["new"]) == "8 / 16"
+    assert arm_counts.cell_of(loop, ["old", "new"]) == "- / 16"
+    with pytest.raises(arm_counts.CountError, match="unable"):
+        arm_counts.cell_of(loop, ["unknown"])
+
+
+@pytest.mark.skipif(not (arm_counts.ROOT / "CMakeLists.txt").is_file(), reason="needs the C++ sources")
+def test_flags_are_those_of_the_build():
+    assert arm_counts.target_flags() == {
+        "neon": [],
+        "neondot": ["-march=armv8.2-a+dotprod"],
+        "i8mm": ["-march=armv8.2-a+dotprod+i8mm"],
+        "neonbf16": ["-march=armv8.2-a+bf16"],
+    }

@@ -97,6 +97,7 @@ def test_bags(kernel, name, mode):
         ("w4a16g32", "n16k8"),
         ("w4a16asym", "n16k8"),
         ("w8a16", "n16k4"),
+        ("w8a16", "n16k16"),
         ("w8a16g32asym", "n16k4g"),
         ("w8a16asym", "n16k4g"),
         ("w4nfa16g32", "plain"),

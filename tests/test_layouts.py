@@ -18,21 +18,28 @@ SHAPES = [(1, 1), (16, 64), (17, 129), (33, 70), (5, 7), (48, 256), (100, 333)]
 
 
 def layout_of(scheme: Scheme) -> str:
+    return layouts_of(scheme)[0]
+
+
+def layouts_of(scheme: Scheme) -> tuple[str, ...]:
     whole = scheme.group_size is None and scheme.symmetric
-    return "n16k8" if scheme.weight_bits == 4 else "n16k4" if whole else "n16k4g"
+    return ("n16k8",) if scheme.weight_bits == 4 else ("n16k4", "n16k16") if whole else ("n16k4g",)
 
 
 @BY_SCHEME
 @pytest.mark.parametrize(("n", "k"), SHAPES)
 def test_native_packing_equals_the_definition(scheme: Scheme, n: int, k: int) -> None:
     quantized = random_weight(scheme, n, k, seed=n * 1000 + k)
-    packed = layouts.pack(quantized, layout_of(scheme), scheme, k)
-    assert torch.equal(native.pack(quantized, scheme, k, layout_of(scheme)), packed)
-    assert packed.numel() == layouts.packed_nbytes(layout_of(scheme), scheme, n, k)
+    for layout in layouts_of(scheme):
+        packed = layouts.pack(quantized, layout, scheme, k)
+        assert torch.equal(native.pack(quantized, scheme, k, layout), packed)
+        assert packed.numel() == layouts.packed_nbytes(layout, scheme, n, k)
 
 
 def test_every_layout_is_complete_and_native_ones_are_on_the_cpu() -> None:
-    expected = "plain n16k4 n16k4g n16k8 n16k32 mask8 mask4 gather8 blocks8 rows8 frag4 quads8 quads4 quads16 bsr8"
+    expected = (
+        "plain n16k4 n16k16 n16k4g n16k8 n16k32 mask8 mask4 gather8 blocks8 rows8 frag4 quads8 quads4 quads16 bsr8"
+    )
     assert list(layouts.table()) == expected.split()
     for layout in layouts.table().values():
         assert layout.incomplete() is None
@@ -82,7 +89,7 @@ def test_a_weight_elsewhere_is_not_packed_by_the_compiled_library() -> None:
 @pytest.mark.parametrize(("n", "k"), SHAPES)
 def test_unpacking_is_the_exact_inverse(scheme: Scheme, n: int, k: int) -> None:
     quantized = random_weight(scheme, n, k)
-    for layout in (layouts.PLAIN, layout_of(scheme)):
+    for layout in (layouts.PLAIN, *layouts_of(scheme)):
         packed = layouts.pack(quantized, layout, scheme, k)
         found = [layouts.unpack(packed, layout, scheme, n, k)]
         if layout != layouts.PLAIN:
@@ -99,6 +106,8 @@ def test_where_a_code_lies() -> None:
     quantized = random_weight(eight, 20, 32)
     packed = layouts.pack(quantized, "n16k4", eight, 32).view(torch.int8)
     assert packed[1 * (32 * 16) + 3 * 64 + 2 * 4 + 1] == quantized.qweight[18, 13]
+    packed = layouts.pack(quantized, "n16k16", eight, 32).view(torch.int8)
+    assert packed[1 * (32 * 16) + 128 + 2 * 8 + 4 + 1] == quantized.qweight[18, 13], "word 3: after word 1"
     quantized = random_weight(four, 20, 32)
     byte = layouts.pack(quantized, "n16k8", four, 32)[1 * (32 * 8) + 1 * 64 + 2 * 4 + 1]
     code = (quantized.qweight[18, 6] >> 4) & 15  # input 13: odd, so the high nibble of byte 6

@@ -1,7 +1,8 @@
 // The register tiles for 8-bit activations built on smmla, which multiplies two rows by two columns, of eight k each:
-// the panel has pairs of words, which are the operand of two rows. Two lines of packed weights are 64 bytes apart; zip
-// brings the words of a column together, before nibbles are taken out of them: the words of two lines of nibbles are
-// those of the panel's pairs. From four rows on that takes fewer instructions than sdot. Include after tile_i8mm.h.
+// the panel has pairs of words, which are the operand of two rows, and n16k16 those of two columns. In the other
+// layouts two lines of packed weights are 64 bytes apart; zip brings the words of a column together, before nibbles are
+// taken out of them: the words of two lines of nibbles are those of the panel's pairs. With zip, smmla takes fewer
+// instructions than sdot from four rows on; without, with any number. Include after tile_i8mm.h.
 #pragma once
 
 #include "tile_dot.h"
@@ -72,6 +73,32 @@ NYBBLE_INLINE void multiply_words(VI (&acc)[pairs_of(R)][2 * V], const VI (&code
   }
 }
 
+// Calls step(), which uses kLines lines, `count` times; prefetches after two.
+template <int64_t kLines, int V, class Fetch, class Step>
+NYBBLE_INLINE void each_two(int64_t count, const uint8_t* (&w)[V], Fetch& prefetcher, bool light, const Step& step) {
+  for (; count >= 2; count -= 2) {
+    int64_t steps = 2;
+    __asm__("" : "+r"(steps));  // GCC 12 would write the steps one after another
+    for (; steps > 0; steps--) step();
+    prefetcher.used(w, 2 * kLines, light);
+  }
+  if (count > 0) step();
+}
+
+// Columns of n16k16, at w[v]: adds the products of 16 k.
+template <int R, int V>
+NYBBLE_INLINE void multiply_paired(VI (&acc)[pairs_of(R)][2 * V], const uint8_t* (&w)[V], const int8_t* x) {
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; i++) {
+    VI columns[V][2];
+#pragma GCC unroll 8
+    for (int c = 0; c < 2 * V; c++) columns[c / 2][c % 2] = vi_load(w[c / 2] + i * 2 * kLine + c % 2 * sizeof(VI));
+    multiply_pairs<R, V, false>(acc, columns, x + i * 8 * R);
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < V; v++) w[v] += 4 * kLine;
+}
+
 // Adds the products of 16 k.
 template <class Codes, int R, int V>
 NYBBLE_INLINE void multiply_unit(VI (&acc)[pairs_of(R)][2 * V], const uint8_t* (&w)[V], const int8_t* x) {
@@ -115,13 +142,7 @@ NYBBLE_INLINE void multiply_all(VI (&acc)[pairs_of(R)][2 * V], const uint8_t* (&
     multiply_unit<Codes, R, V>(acc, w, x);
     x += 16 * R;
   };
-  for (; lines >= 2 * kUnit<Codes>; lines -= 2 * kUnit<Codes>) {
-    int64_t units = 2;
-    __asm__("" : "+r"(units));  // GCC 12 would write the units one after another
-    for (; units > 0; units--) step();
-    prefetcher.used(w, 2 * kUnit<Codes>, light);
-  }
-  if (lines >= kUnit<Codes>) step();
+  each_two<kUnit<Codes>>(lines / kUnit<Codes>, w, prefetcher, light, step);
   lines %= kUnit<Codes>;
   if (lines * Codes::kWords >= 2) {
     multiply_two<Codes, R, V, false>(acc, w, x);
@@ -162,6 +183,22 @@ struct PairTile8 : TileDefaults {
     VI rows[R][V];
     rows_of<R, V>(acc, rows);
     CodesTile<0>::finish<R, V>(a, row, column, rows);
+  }
+};
+
+// The same of n16k16.
+struct PairedTile8 : PairTile8 {
+  template <int R, int V>
+  NYBBLE_INLINE void run(const NybbleLinearArgs* a, const Place& at, const uint8_t* (&w)[V], Blocks<R, V>& acc,
+                         Prefetcher& prefetcher) {
+    const int8_t* x = panel_at<int8_t>(a, at.row) + at.begin * R;
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) w[v] += (at.column + v * W) % NYBBLE_TILE_N * 4;  // a column has 8 bytes of a line
+    const auto step = [&]() __attribute__((always_inline)) {
+      multiply_paired<R, V>(acc, w, x);
+      x += 16 * R;
+    };
+    each_two<4>((at.end - at.begin) / 16, w, prefetcher, R <= 2 && a->one_stream, step);
   }
 };
 

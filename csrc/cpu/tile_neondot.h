@@ -27,6 +27,8 @@ inline void dot_u8u8(VI& acc, VI a, VI b) {
   acc = vreinterpretq_s32_u32(vdotq_u32(vreinterpretq_u32_s32(acc), vreinterpretq_u8_s32(a), vreinterpretq_u8_s32(b)));
 }
 
+inline void dot_each(VI (&acc)[kParts], VI codes, VI x) { dot_s8s8(acc[0], codes, x); }
+
 inline VI total_s8(const VI (&acc)[kParts]) { return acc[0]; }
 
 }  // namespace

@@ -26,9 +26,9 @@ if [ "${1:-}" = quick ]; then
 fi
 if [ "$#" -gt 0 ]; then targets=("$@"); fi
 
-# The flags of CMakeLists.txt, and the CPU.
-declare -A flags=([neon]="" [neondot]="-march=armv8.2-a+dotprod" [i8mm]="-march=armv8.2-a+dotprod+i8mm" \
-  [neonbf16]="-march=armv8.2-a+bf16")
+declare -A flags=()
+while read -r target given; do flags[$target]=${given//\"/}; done < <(
+  sed -nE 's/^set\(NYBBLE_FLAGS_(neon|neondot|i8mm|neonbf16) (.*)\)$/\1 \2/p' ../../CMakeLists.txt)
 declare -A cpu=([scalar]=cortex-a53 [neon]=cortex-a53 [neondot]=neoverse-n1 [i8mm]=max [neonbf16]=max)
 common="-I$work -std=c++17 -Wall -Wextra -ffp-contract=off -fopenmp -DNYBBLE_BUILT_ARM -DNYBBLE_CASES=$cases"
 

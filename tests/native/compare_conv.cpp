@@ -101,8 +101,7 @@ std::string check(const KernelEntry& kernel, int seed) {
     one.linear = call_with(kernel, scalar, steps);
     one.kernel = conv_for(*one.linear.kernel);
     one.shape = s;
-    one.linear.shape = weight.shape;
-    one.linear.packed = span(weight.packed);
+    take_weight(one.linear, weight, scalar);
     one.linear.x = span(x);
     one.linear.bias = span(bias);
     one.linear.x_dtype = one.linear.bias_dtype = dtype;

@@ -58,7 +58,7 @@ struct Layer {
 ExpertsSide side_of(const KernelEntry& kernel, bool scalar, const Layer& layer, std::vector<Weight>& weights) {
   ExpertsSide side;
   LinearCall call = call_with(kernel, scalar, layer.steps);
-  call.shape = weights[0].shape;
+  take_weight(call, weights[0], scalar);
   const KernelEntry* slower = nearest(kernel, [&](const KernelEntry& e) {
     return &e != &kernel && !std::strcmp(e.scheme, kernel.scheme) && !std::strcmp(e.layout, kernel.layout);
   });
@@ -71,7 +71,7 @@ ExpertsSide side_of(const KernelEntry& kernel, bool scalar, const Layer& layer, 
   }
   side.kernels.push_back({mixes ? layer.many : 1, call});
   for (Weight& weight : weights) {
-    side.packed.push_back(span(weight.packed));
+    side.packed.push_back(span(scalar ? weight.plain : weight.packed));
     side.bias.push_back({});
   }
   return side;

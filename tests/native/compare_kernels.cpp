@@ -85,16 +85,18 @@ std::string check(const KernelEntry& kernel, int seed) {
       std::memcpy(&held[0], &fixed.scale, 4);
       std::memcpy(&held[4], &fixed.zero, 4);
     }
+    Bytes plain = held;
     held.insert(held.end(), weight.packed.begin(), weight.packed.end());
+    plain.insert(plain.end(), weight.plain.begin(), weight.plain.end());
     Bytes bias = with_bias ? random_activations(1, shape.n, shape.n, dtype, false, random) : Bytes();
     for (const NybbleDtype y_dtype : {out_dtype, NYBBLE_S32}) {
       if (y_dtype == NYBBLE_S32 && !(exact && !shape.by_group())) continue;
       const size_t y_bytes = static_cast<size_t>(rows * shape.n) * bytes_of(y_dtype);
       Bytes expected(y_bytes), got(y_bytes), by_hand(y_bytes, 0x55);
       LinearCall call = call_with(kernel, true, steps);
-      call.shape = shape;
+      call.shape = plain_shape(shape);
       call.x = span(x);
-      call.packed = span(held);
+      call.packed = span(plain);
       call.static_activations = given;
       call.bias = span(bias);
       call.y = span(expected);
@@ -105,6 +107,8 @@ std::string check(const KernelEntry& kernel, int seed) {
       run_linear(call, 1);
       call.kernel = &kernel;
       call.prepare = prepare_for(kernel);
+      call.shape = shape;
+      call.packed = span(held);
       call.y = span(got);
       run_linear(call, threads);
       const double least = 0.1 * std::sqrt(static_cast<double>(rows * shape.n * shape.k));

@@ -58,8 +58,7 @@ struct Layer {
 
 LinearCall call_of(const KernelEntry& kernel, bool scalar, const Layer& layer, Weight& weight, Bytes& bias) {
   LinearCall call = call_with(kernel, scalar, layer.steps);
-  call.shape = weight.shape;
-  call.packed = span(weight.packed);
+  take_weight(call, weight, scalar);
   call.bias = span(bias);
   call.bias_dtype = layer.dtype;
   return call;

@@ -198,7 +198,7 @@ int main(int argc, char** argv) {
   // There are no sparse weights for activations of 7 bits, and none of 3 bits, of 8 bits by group, with a book or with
   // scales of two levels.
   const auto has_sparse = [](const KernelEntry& kernel) {
-    return kernel.panel != NYBBLE_PANEL_U7 && kernel.weight_bits() != 3 && !is_grouped(kernel) &&
+    return kernel.panel != NYBBLE_PANEL_U7 && kernel.weight_bits() != 3 && !is_grouped(kernel) && !is_paired(kernel) &&
            !kernel.reads_book() && !kernel.reads_levels();
   };
   return compare(argc, argv, has_sparse, check);

@@ -7,7 +7,7 @@ namespace {
 
 struct Weight {
   WeightShape shape;
-  Bytes qweight, scale, zero_point, minimum, order, book, levels, packed;
+  Bytes qweight, scale, zero_point, minimum, order, book, levels, packed, plain;
   explicit Weight(const WeightShape& s)
       : shape(s),
         qweight(s.qweight_bytes()),
@@ -22,7 +22,14 @@ struct Weight {
   }
 };
 
-// A random packed weight of magnitude 1. Throws if unpacking does not restore it.
+// The shape in the layout that the scalar kernels read.
+inline WeightShape plain_shape(WeightShape shape) {
+  shape.paired = false;
+  return shape;
+}
+
+// A random packed weight of magnitude 1, also packed for the scalar kernels as `plain`. Throws if unpacking does not
+// restore it.
 Weight random_weight(const WeightShape& shape, Random& random, int threads) {
   Weight w(shape);
   // In some weights, most codes are small: then sums of products fit in fewer bits.
@@ -59,6 +66,8 @@ Weight random_weight(const WeightShape& shape, Random& random, int threads) {
   if (back.qweight != w.qweight || back.scale != w.scale || back.zero_point != w.zero_point ||
       back.minimum != w.minimum || back.order != w.order || back.book != w.book || back.levels != w.levels)
     throw std::runtime_error("unpack is not the inverse of pack");
+  w.plain.resize(sections_of(plain_shape(shape)).total);
+  pack(plain_shape(shape), w.portable(), w.plain.data(), threads);
   return w;
 }
 
@@ -67,6 +76,7 @@ inline WeightShape random_shape(const KernelEntry& kernel, int64_t n, int64_t k,
   const int64_t group_sizes[] = {0, 16, 32, 64, 128};
   WeightShape shape{kernel.weight_bits(), n, k};
   shape.grouped = is_grouped(kernel);
+  shape.paired = is_paired(kernel);
   if (shape.by_group()) {
     const bool whole = is_grouped(kernel) && !std::strcmp(kernel.target, "amx");  // it multiplies whole groups
     shape.group_size = random.pick(group_sizes);
@@ -94,6 +104,12 @@ inline LinearCall call_with(const KernelEntry& kernel, bool scalar, int steps) {
   call.prepare = prepare_for(*call.kernel);
   call.act_steps = steps;
   return call;
+}
+
+// Makes the call take a weight, in the layout of its kernel or of the scalar ones.
+inline void take_weight(LinearCall& call, Weight& weight, bool scalar) {
+  call.shape = scalar ? plain_shape(weight.shape) : weight.shape;
+  call.packed = span(scalar ? weight.plain : weight.packed);
 }
 
 // Steps of the codes of activations that the kernel can take.

@@ -28,6 +28,9 @@ _EXCEPTIONS: dict[str, Row] = {
     # Following places is slow on AVX2 for more than a few rows of activations, so it pays from more zeros on.
     "spw8a8_avx2_gather": {"least_zeros": 0.85},
     "spw8a8_avxvnni_gather": {"least_zeros": 0.85},
+    # By counting (docs/arm.md): from here on about as fast as dense kernels with many rows, and faster with few.
+    "spw8a8_neon_gather": {"least_zeros": 0.7},
+    "spw8a8_neondot_gather": {"least_zeros": 0.9},
     # It multiplies whole groups, and is slower than AVX-512 VNNI with smaller ones (Emerald Rapids, 64 to 256 rows).
     "w8a8_amx_groups": {"group_sizes": (128,)},
     "w8a7_amx_groups": {"group_sizes": (128,)},

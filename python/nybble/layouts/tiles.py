@@ -1,8 +1,10 @@
-"""Dense weights for CPUs: the layouts n16k4, n16k4g, n16k8 and n16k32. csrc/pack.h draws them.
+"""Dense weights for CPUs: the layouts n16k4, n16k16, n16k4g, n16k8 and n16k32. csrc/pack.h draws them.
 
 n16k4   8 bits: tiles of 16 output features, 4 inputs in a 32-bit word; float32 scales; sums of the codes, for the
         kernels that multiply u8 x s8; a bit for each pair of lines of a tile with large sums, for those that multiply
         u7 x s8
+n16k16  8 bits: as n16k4 without that bit, but words i and i + 2 of 16 inputs lie side by side in an output feature,
+        which is the operand of a matrix instruction
 n16k4g  8 bits with scales by group, of bfloat16, float16 or float32: lines as in n16k4, but codes and zero points are
         stored plus 128, in uint8; sums of the weights, as in n16k8
 n16k32  3 bits: the lines of n16k8, of 32 inputs in three words: two have the lower two bits of each code, one the third
@@ -15,7 +17,7 @@ They end with the order of the columns, of an ordered scheme. Codes of a table (
 instead of the sums.
 
 Padding: output features to 16, with code 0 and scale 0; inputs to the group size, or without
-groups to 4 (n16k4, n16k4g) or 8 (n16k8), with code 0. The activations there are 0 too, so the padding adds nothing.
+groups to 4 (n16k4, n16k4g), 8 (n16k8) or 16 (n16k16), with code 0. The activations there are 0 too, so the padding adds nothing.
 
 Here is the definition in torch. The compiled library packs faster, and equal byte for byte.
 """
@@ -51,11 +53,13 @@ _PER_GROUP = ("scale", "zero_point", "minimum", "levels")
 @dataclass(frozen=True)
 class _Kind:
     """A layout of this file. word: inputs in a 32-bit word. by_group: scales belong to groups. offset: what is added to codes
-    and zero points where they are stored."""
+    and zero points where they are stored. paired: words have 4 inputs, and lie in
+    pairs, two of `word` inputs."""
 
     word: int
     by_group: bool
     offset: int = 0
+    paired: bool = False
 
 
 def _padded(word: int, scheme: Scheme, out_features: int, in_features: int) -> tuple[int, int]:
@@ -67,9 +71,9 @@ def _sections(like: _Kind, form: Form, scheme: Scheme, out_features: int, in_fea
     n, k = _padded(word, scheme, out_features, in_features)
     tiles = n // TILE_N
     per_group = (tiles, k // (scheme.group_size or k), TILE_N)
-    lines = (k // word, 3) if word == PLANES_K else (k // word,)
+    words = (2, TILE_N, 2) if like.paired else (3, TILE_N) if word == PLANES_K else (TILE_N,)
     spec: dict[str, Spec] = {
-        "codes": ((tiles, *lines, TILE_N, 4), torch.uint8 if like.offset else kind.stored),
+        "codes": ((tiles, k // word, *words, 4), torch.uint8 if like.offset else kind.stored),
         "scale": (per_group, form.scale or kind.scale),
     }
     if kind.levels:
@@ -81,7 +85,8 @@ def _sections(like: _Kind, form: Form, scheme: Scheme, out_features: int, in_fea
         spec["zero_point"] = (per_group, torch.uint8 if like.offset else kind.zero_point)
     if not like.by_group:
         spec["column_sum"] = ((tiles, TILE_N), torch.int32)
-        spec["large"] = ((tiles, -(-k // LARGE_K)), torch.uint8)
+        if not like.paired:
+            spec["large"] = ((tiles, -(-k // LARGE_K)), torch.uint8)
     elif not kind.table:
         spec["weight_sum"] = ((tiles, TILE_N), torch.float32)
     portable = portable_spec(scheme, out_features, in_features)
@@ -93,7 +98,7 @@ def _fill(like: _Kind, quantized: QuantizedWeight, scheme: Scheme, in_features: 
     n, k = _padded(word, scheme, out_features, in_features)
     rows = n - out_features
     codes = zero_pad(scheme.weight_type.unpack(quantized.qweight, in_features), (0, k - in_features, 0, rows))
-    nibbles = min(word, 8)
+    nibbles = 4 if like.paired else min(word, 8)
     tiled = codes.view(-1, TILE_N, k // nibbles, nibbles).transpose(1, 2)
     if like.by_group:
         total = _weight_sum(quantized, scheme, in_features)
@@ -102,7 +107,8 @@ def _fill(like: _Kind, quantized: QuantizedWeight, scheme: Scheme, in_features: 
             codes = _to_planes(codes)
         filled = {"codes": codes, "weight_sum": zero_pad(total, (0, rows)).float()}
     else:
-        filled = {"codes": tiled, "column_sum": codes.sum(dim=1, dtype=torch.int32), "large": _large(tiled)}
+        filled = {"codes": tiled, "column_sum": codes.sum(dim=1, dtype=torch.int32)}
+        filled |= {"codes": _to_pairs(tiled)} if like.paired else {"large": _large(tiled)}
     for name in _PER_GROUP:
         tensor = quantized.tensors().get(name)
         if tensor is not None:
@@ -152,7 +158,9 @@ def _collect(
     codes = _back(parts["codes"], like.offset)
     if like.word == PLANES_K:
         codes = _of_planes(codes)
-    if like.word != 4:
+    if like.paired:
+        codes = _of_pairs(codes)
+    elif like.word != 4:
         codes = torch.cat((codes & 15, codes >> 4), dim=-1)
     codes = codes.transpose(1, 2).flatten(0, 1).flatten(1)[:out_features, :in_features]
     per_group = {
@@ -164,6 +172,16 @@ def _collect(
         per_group["zero_point"] = _back(per_group["zero_point"], like.offset)
     whole = {name: parts[name].clone() for name in _WHOLE if name in parts}
     return QuantizedWeight(scheme.weight_type.pack(codes).contiguous(), **per_group, **whole)
+
+
+def _to_pairs(lines: Tensor) -> Tensor:
+    """Lines of n16k4 (tiles, lines, TILE_N, 4) to n16k16 (tiles, lines / 4, 2, TILE_N, 2, 4)."""
+    return lines.unflatten(1, (-1, 2, 2)).movedim(2, 4)
+
+
+def _of_pairs(pairs: Tensor) -> Tensor:
+    """The inverse of _to_pairs."""
+    return pairs.movedim(4, 2).flatten(1, 3)
 
 
 def _to_planes(lines: Tensor) -> Tensor:
@@ -181,11 +199,12 @@ def _of_planes(planes: Tensor) -> Tensor:
     return torch.stack(lines, dim=2).flatten(1, 2)
 
 
-def _rows(parts: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+def _rows(like: _Kind, parts: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
     """The sections of some rows, as tiles of one row."""
+    of_lanes = -3 if like.paired else -2
     tile, lane = rows.long() // TILE_N, rows.long() % TILE_N
     tiled = {name: parts[name][tile, :, lane].unsqueeze(2) for name in _PER_GROUP if name in parts}
-    tiled["codes"] = parts["codes"].movedim(-2, 1)[tile, lane].unsqueeze(-2)
+    tiled["codes"] = parts["codes"].movedim(of_lanes, 1)[tile, lane].unsqueeze(of_lanes)
     return tiled | {name: parts[name] for name in _WHOLE if name in parts}
 
 
@@ -202,13 +221,14 @@ def _layout(name: str, like: _Kind, mask: str, form: Form = USUAL) -> Layout:
         mask=mask,
         form=form,
         a_scale_a_row=not like.by_group,
-        rows=_rows,
+        rows=partial(_rows, like),
         of_form=partial(_layout, name, like, mask) if like.by_group else None,
     )
 
 
 LAYOUTS = (
     _layout("n16k4", _Kind(4, by_group=False), "mask8"),
+    _layout("n16k16", _Kind(16, by_group=False, paired=True), ""),
     _layout("n16k4g", _Kind(4, by_group=True, offset=128), ""),
     _layout("n16k8", _Kind(8, by_group=True), "mask4"),
     _layout("n16k32", _Kind(PLANES_K, by_group=True), ""),
