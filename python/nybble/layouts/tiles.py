@@ -176,7 +176,8 @@ def _collect(
 
 def _to_pairs(lines: Tensor) -> Tensor:
     """Lines of n16k4 (tiles, lines, TILE_N, 4) to n16k16 (tiles, lines / 4, 2, TILE_N, 2, 4)."""
-    return lines.unflatten(1, (-1, 2, 2)).movedim(2, 4)
+    split: Tensor = lines.unflatten(1, (-1, 2, 2))
+    return split.movedim(2, 4)
 
 
 def _of_pairs(pairs: Tensor) -> Tensor:
