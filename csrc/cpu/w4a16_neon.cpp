@@ -2,9 +2,9 @@
 // few rows by widening: and, convert, fused multiply-add for 4 weights.
 #include "tile_neon.h"
 // clang-format off
-#include "tile_float.h"
+#include "tile_float_neon.h"
 // clang-format on
 
 extern "C" NybbleStatus nybble_w4a16_neon(const NybbleLinearArgs* args) {
-  return run_float<Weight4, block_rows::w4a16_neon>(args);
+  return run_fixed<Nibble4, block_rows::w4a16_neon>(args);
 }

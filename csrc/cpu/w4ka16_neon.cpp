@@ -4,9 +4,9 @@
 #define NYBBLE_LEVELS
 #include "tile_neon.h"
 // clang-format off
-#include "tile_float.h"
+#include "tile_float_neon.h"
 // clang-format on
 
 extern "C" NybbleStatus nybble_w4ka16_neon(const NybbleLinearArgs* args) {
-  return run_float<Weight4, block_rows::w4ka16_neon>(args);
+  return run_fixed<Nibble4, block_rows::w4ka16_neon>(args);
 }
