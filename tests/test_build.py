@@ -77,6 +77,8 @@ def test_a_wheel_for_arm_has_the_kernels_of_arm(tmp_path: Path) -> None:
     assert {Path(name).stem for name in compiled if (ROOT / "csrc" / "cpu" / f"{name}.cpp").is_file()} == expected
     assert all("aarch64-linux-gnu-g++" in command and "-mavx" not in command for command in compiled.values())
     assert "+i8mm" in compiled["w8a8_i8mm"]
+    cache = (tmp_path / "CMakeCache.txt").read_text()  # the name that Python looks for there
+    assert "PYTHON_MODULE_EXTENSION:INTERNAL=.cpython-3-aarch64-linux-gnu.so\n" in cache
 
 
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
