@@ -128,6 +128,7 @@ def test_loops_are_found_and_judged() -> None:
     assert innermost_loops(LOOP.replace("tdpbssd", "vpdpbusd")) == []
 
 
+@pytest.mark.full
 def test_the_inner_loops_are_tile_loads_and_multiplies() -> None:
     if EMULATED or not BUILT or shutil.which("objdump") is None:
         pytest.skip("needs objdump and an extension for x86-64 that is not emulated")

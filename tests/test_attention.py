@@ -232,6 +232,7 @@ def test_the_op_is_the_function():
     assert torch.equal(attention(columns, k, v, **how), attention(q, k, v, **how))
 
 
+@pytest.mark.sampled(every=5)
 @pytest.mark.parametrize("name", ["none", "causal", "bool", "float", "slopes"])
 def test_opcheck(name):
     shape = (2, 4, 2, 5, 7, 8, 6)

@@ -48,6 +48,7 @@ def off(got, expected):
     return ((got.double() - expected.double()).norm() / expected.double().norm()).item()
 
 
+@pytest.mark.sampled(every=4)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_every_kernel_gives_the_bits_of_the_oracle(kernel, shape):

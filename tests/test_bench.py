@@ -254,6 +254,7 @@ def wrong(weight, dtype, copies):
     return [lambda x: x @ weight.t() * 1.5]
 
 
+@pytest.mark.sampled(every=3)
 @pytest.mark.parametrize(
     ("entry", "reason"),
     [

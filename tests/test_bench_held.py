@@ -106,6 +106,7 @@ def test_steps_are_told_on_stderr_where_that_is_no_terminal(capsys):
     assert said[1].endswith(" s: the second")
 
 
+@pytest.mark.full
 def test_the_avx2_preset_runs_resumes_and_runs_a_part(monkeypatch, tmp_path, capsys):
     shapes = ((32, 128), (16, 128))
     table = replace(AVX2, shapes=shapes, ms=(1,), goals=tuple(goal for goal in AVX2.goals if goal.m == 1))

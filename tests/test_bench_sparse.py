@@ -72,6 +72,7 @@ def test_a_drawn_weight_has_the_zeros_of_its_kind_and_no_others(text):
 # --- kernels
 
 
+@pytest.mark.sampled(every=4)
 @pytest.mark.parametrize("text", ["sp50w8a8", "sp24w4a8g32", "bs32x32w8a8:75%", "sp90w8a16"])
 def test_a_sparse_kernel_is_run_with_the_bytes_that_it_packs(text):
     maker = scalar(text)

@@ -79,6 +79,7 @@ def test_kernels_json_says_why_not():
     assert all(k["usable"] or k["why_not"] for k in kernels)
 
 
+@pytest.mark.sampled(every=3)
 @pytest.mark.parametrize("args", [(), ("nothing",), ("info", "--nothing")], ids=["none", "command", "option"])
 def test_wrong_usage_exits_2_and_shows_the_usage(args):
     done = cli(*args)
@@ -87,6 +88,7 @@ def test_wrong_usage_exits_2_and_shows_the_usage(args):
     assert done.stderr.startswith("usage: nybble")
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize(("variable", "value"), [("NYBBLE_TARGET", "nothing"), ("NYBBLE_PLUGINS", "no")])
 def test_a_variable_with_a_wrong_value_exits_1_with_one_line(monkeypatch, variable, value):
     monkeypatch.setenv(variable, value)
@@ -96,6 +98,7 @@ def test_a_variable_with_a_wrong_value_exits_1_with_one_line(monkeypatch, variab
     assert variable in done.stderr
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize("words", [["-m", "nybble", "kernels"], ["-m", "nybble.bench", "docs", "--check"]])
 def test_a_broken_plug_in_exits_1_with_one_line(tmp_path, monkeypatch, words):
     info = tmp_path / "broken-1.0.dist-info"

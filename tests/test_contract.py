@@ -193,6 +193,7 @@ def test_threads_change_no_bit(row, scheme):
     assert_same(found[2], found[0])
 
 
+@pytest.mark.sampled(every=3)
 @pytest.mark.parametrize(("row", "scheme"), CASES)
 def test_compile(row, scheme):
     model, args = make(row, scheme), inputs_of(row)

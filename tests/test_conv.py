@@ -124,6 +124,7 @@ def sums(case, x, quantized, act, parsed):
     return (found + zero.double().view(-1, 1, *[1] * len(case.size)) * totals).to(torch.int32)
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("family", ["w8a8", "w8a7"])
 def test_sums_are_exact(name, family):
@@ -137,6 +138,7 @@ def test_sums_are_exact(name, family):
             assert torch.equal(found, expected), (spec.name, helper, formats)
 
 
+@pytest.mark.sampled(every=4)
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("scheme", ["w8a8", "w4a8g32", "w4a8"])
 def test_every_kernel_gives_the_same_bits(name, scheme):
@@ -163,6 +165,7 @@ def test_every_kernel_gives_the_same_bits(name, scheme):
         assert (found - expected).abs().max() <= 1e-5 * expected.abs().max() + 1e-5
 
 
+@pytest.mark.sampled(every=3)
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize(
     ("scheme", "dtype"), [("w8a16", torch.float32), ("w4a16g32", torch.float32), ("w8a16", torch.bfloat16)]

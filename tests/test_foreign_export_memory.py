@@ -104,6 +104,7 @@ def test_the_peak_is_a_few_layers(how: str, format: str, checkpoints: dict[str, 
     assert grown < size_of(large) / 4, "the checkpoint is never in memory as a whole, nor a second time"
 
 
+@pytest.mark.full
 def test_importing_takes_the_checkpoint_once(checkpoints: dict[str, list[Path]]) -> None:
     small, large = checkpoints["import"]
     grown, layer = growth("import", "", small, large), 512 * 2048

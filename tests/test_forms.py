@@ -61,7 +61,7 @@ def with_scales(quantized: QuantizedWeight, dtype: torch.dtype) -> QuantizedWeig
     return replace(quantized, scale=quantized.scale.to(dtype), minimum=least)
 
 
-@pytest.mark.sampled(every=2, full=2)
+@pytest.mark.sampled(every=10, full=2)
 @pytest.mark.parametrize(("spec", "scheme", "form"), CASES)
 def test_scales_of_any_dtype_agree_with_the_oracle(spec: KernelSpec, scheme: Scheme, form: Form) -> None:
     subject = usable(spec, scheme, form)
@@ -72,7 +72,7 @@ def test_scales_of_any_dtype_agree_with_the_oracle(spec: KernelSpec, scheme: Sch
             subject.compare((name, dtype), random_weight(scheme, n, k, seed, form=form), x, torch.ones(n, dtype=dtype))
 
 
-@pytest.mark.sampled(every=2, full=2)
+@pytest.mark.sampled(every=10, full=2)
 @pytest.mark.parametrize(("spec", "scheme", "form"), CASES)
 def test_the_same_scales_give_the_same_bits(spec: KernelSpec, scheme: Scheme, form: Form) -> None:
     """As bfloat16 and as another dtype: nothing but the way they are read differs."""
@@ -98,6 +98,7 @@ def test_minimums_are_zero_points_times_scales() -> None:
             assert torch.equal(Subject(spec, scheme).run(least, x), Subject(spec, scheme).run(quantized, x))
 
 
+@pytest.mark.sampled(every=3)
 @pytest.mark.parametrize(
     ("scheme", "form"),
     [

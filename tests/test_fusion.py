@@ -102,6 +102,7 @@ def test_no_tokens():
     assert run(model, (torch.empty(0, 7, 64),)).shape == (0, 7, 64)
 
 
+@pytest.mark.sampled(every=4)
 @pytest.mark.parametrize("cache", [None, "static"])
 @pytest.mark.parametrize("beams", [1, 2])
 @pytest.mark.parametrize("name", LANGUAGE_MODELS)

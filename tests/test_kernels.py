@@ -77,12 +77,13 @@ def test_longest_k_at_the_extremes(spec: KernelSpec, scheme: Scheme) -> None:
     checks.largest_k_does_not_overflow(usable(spec, scheme))
 
 
-@pytest.mark.sampled(every=2)
+@pytest.mark.sampled(every=10)
 @pytest.mark.parametrize(("spec", "scheme"), applying("batches_give_the_same_bits"))
 def test_batches_give_the_same_bits(spec: KernelSpec, scheme: Scheme) -> None:
     checks.batches_give_the_same_bits(usable(spec, scheme))
 
 
+@pytest.mark.sampled(every=6)
 @pytest.mark.parametrize(
     "scheme", [pytest.param(s, id=str(s)) for f in ("w8a8", "w8a7", "w4a8") for s in schemes_of(f)]
 )
@@ -104,7 +105,7 @@ def test_integer_kernels_agree_bit_for_bit(scheme: Scheme, dtype: torch.dtype) -
             assert torch.equal(first, other), f"{spec.name} and {here[0].name} differ on {name}"
 
 
-@pytest.mark.sampled(every=2, full=2)
+@pytest.mark.sampled(every=6, full=2)
 @pytest.mark.parametrize(("spec", "scheme"), COMPILED)
 def test_thread_count_changes_no_bit(spec: KernelSpec, scheme: Scheme, threads) -> None:
     """In float32 outputs, since rounding to bfloat16 would hide another order of sums. Of 49 columns, the last tile has
@@ -120,7 +121,7 @@ def test_thread_count_changes_no_bit(spec: KernelSpec, scheme: Scheme, threads) 
         assert all(torch.equal(results[0], other) for other in results[1:]), (m, n, k)
 
 
-@pytest.mark.sampled(every=2, full=2)
+@pytest.mark.sampled(every=12, full=2)
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf], ids=str)
 @pytest.mark.parametrize(("spec", "scheme"), FEW)
 def test_a_bad_row_spoils_itself_alone(spec: KernelSpec, scheme: Scheme, bad: float) -> None:
@@ -145,7 +146,7 @@ def test_strides_are_followed(spec: KernelSpec, scheme: Scheme) -> None:
     checks.strides_are_followed(usable(spec, scheme))
 
 
-@pytest.mark.sampled(every=2, full=2)
+@pytest.mark.sampled(every=6, full=2)
 @pytest.mark.parametrize(("spec", "scheme"), EXACT)
 def test_every_small_shape(spec: KernelSpec, scheme: Scheme) -> None:
     """M and N over the block sizes, K over two groups, at random: integer data, so the result is exact."""

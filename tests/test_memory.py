@@ -24,7 +24,7 @@ CASES = [
 SHAPES = [(1, 1, 1), (1, 33, 70), (7, 17, 129), (13, 31, 64), (2, 16, 4), (12, 32, 96)]
 
 
-@pytest.mark.sampled(every=3, full=3)
+@pytest.mark.sampled(every=6, full=3)
 @pytest.mark.parametrize("flush", ["left", "right"])
 @pytest.mark.parametrize(
     ("spec", "scheme", "dtype"),

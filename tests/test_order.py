@@ -45,6 +45,7 @@ def in_natural_order(quantized: QuantizedWeight) -> QuantizedWeight:
     return replace(quantized, order=None)
 
 
+@pytest.mark.sampled(every=3)
 @pytest.mark.parametrize(("spec", "scheme"), CASES)
 def test_the_product_has_the_bits_of_permuted_activations(spec, scheme: Scheme) -> None:
     reason = spec.why_not(Problem(scheme, m=spec.m_range[0], n=1, k=1, dtype=spec.act_dtypes[0], layout=spec.layout))

@@ -103,6 +103,7 @@ def test_equal_functions_are_not_called_different(seconds: float, noise: str, sh
     assert verdicts["no difference"] >= (1 - share) * STREAMS, verdicts
 
 
+@pytest.mark.sampled(every=4)
 @pytest.mark.parametrize("noise", [{}, {"slices": 5.0}, {"drift": 0.1}, {"stolen": 2.0}], ids=str)
 @pytest.mark.parametrize("seconds", SECONDS)
 def test_several_batch_sizes(seconds: float, noise: dict[str, float]) -> None:

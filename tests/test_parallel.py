@@ -28,6 +28,7 @@ def groups(tmp_path_factory):
     return run
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.full)])
 @pytest.mark.parametrize("check", checks("ranks_tensor_parallel.py"))
 def test_tensor_parallel(groups, check, ranks) -> None:

@@ -93,6 +93,7 @@ def hard_rows(k: int) -> torch.Tensor:
     return torch.stack([*rows, bad, infinite, torch.full((k,), torch.finfo(torch.float32).max)])
 
 
+@pytest.mark.sampled(every=3)
 @pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: str(dtype).removeprefix("torch."))
 @pytest.mark.parametrize("panel", FORMATS)
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)

@@ -278,6 +278,7 @@ def results_here():
         torch.set_num_threads(threads)
 
 
+@pytest.mark.sampled(every=4)
 @pytest.mark.parametrize("target", [name for name in targets.names() if name not in ("torch", "triton")])
 def test_integer_kernels_give_the_same_bits_on_every_target(target, results_here):
     reason = targets.detect().missing.get(target)

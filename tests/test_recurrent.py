@@ -246,6 +246,7 @@ def test_products_given(cell, dtype):
             OPS[cell](wide, made.sizes, *made.states, *weights)
 
 
+@pytest.mark.sampled(every=4)
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("cell", CELLS)

@@ -282,6 +282,7 @@ def test_the_gather_layout_wants_many_zeros(scheme, zeros, machine):
 # --- the choice
 
 
+@pytest.mark.sampled(every=4)
 @needs_sources
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("best", targets.names())

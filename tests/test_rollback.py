@@ -52,7 +52,7 @@ print(peak_mb() - before, sum(row.after == scheme for row in report.layers))
 LAYER_MB = 2048 * 1024 * 4 / 1e6
 
 
-@pytest.mark.sampled(every=4)
+@pytest.mark.sampled(every=8)
 @pytest.mark.skipif(not has_peak(), reason="the system reports no peak memory")
 @pytest.mark.parametrize(
     ("goal", "scheme", "is_mapped"),

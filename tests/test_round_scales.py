@@ -277,6 +277,7 @@ class TestQuantize:
         assert any("inputs scaled per channel" in note for note in notes["blocks.1.up"])
         assert "inputs scaled" in str(report)
 
+    @pytest.mark.sampled(every=3)
     @pytest.mark.parametrize("options", [{"method": "awq"}, {"smooth": True}, {"smooth": True, "method": "gptq"}])
     @pytest.mark.parametrize("at", [1, 3, 5])
     def test_a_run_that_was_cut_off_ends_with_the_same_bits(

@@ -65,6 +65,7 @@ def sqnr(weight: torch.Tensor, rounded: QuantizedWeight, scheme: Scheme) -> floa
     return 10 * math.log10(signal / noise) if signal and noise < math.inf else -math.inf
 
 
+@pytest.mark.sampled(every=3)
 @BY_DTYPE
 @BY_SCHEME
 @pytest.mark.parametrize("kind", KINDS)

@@ -32,6 +32,7 @@ def arguments(x, schemes=("w8a8", "w4a8g32"), **changed):
     return layers, tuple({**named, **changed}.values())
 
 
+@pytest.mark.sampled(every=4)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("shape", [(3, K), (K,), (2, 1, 3, K), (0, K)], ids=str)
 def test_opcheck(shape, dtype):

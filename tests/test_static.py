@@ -53,6 +53,7 @@ def inputs(m: int, k: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return x.clamp(torch.finfo(dtype).min, torch.finfo(dtype).max).to(dtype)
 
 
+@pytest.mark.sampled(every=3)
 @pytest.mark.parametrize(("spec", "scheme"), CASES)
 def test_agrees_with_the_oracle(spec, scheme: Scheme) -> None:
     usable(spec, scheme)
@@ -66,6 +67,7 @@ def test_agrees_with_the_oracle(spec, scheme: Scheme) -> None:
         assert ((got.double() - expected).abs() <= bound).all(), (m, n, k)
 
 
+@pytest.mark.sampled(every=3)
 @pytest.mark.parametrize(("spec", "scheme"), [case for case in CASES if case.values[0].exact])
 def test_the_same_bits_on_every_target(spec, scheme: Scheme) -> None:
     usable(spec, scheme)

@@ -34,6 +34,7 @@ def product(x: Tensor, quantized: QuantizedWeight, bias: Tensor | None, scheme: 
     return out.cpu()
 
 
+@pytest.mark.sampled(every=5)
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_bits_of_the_cpu_kernel(scheme: Scheme) -> None:
     for name, (m, n, k) in SHAPES.items():

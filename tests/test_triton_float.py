@@ -96,7 +96,7 @@ def test_integer_data_gives_exact_results(scheme: Scheme) -> None:
         assert torch.equal(product(x, quantized, None, scheme, config, torch.float32), expected), config
 
 
-@pytest.mark.sampled(every=9, full=3)
+@pytest.mark.sampled(every=20, full=3)
 @pytest.mark.parametrize("config", SHIPPED["w4a8_triton"].on("sm90"), ids=str)
 @pytest.mark.parametrize("scheme", INTEGER, ids=str)
 def test_w4a8_has_the_bits_of_the_cpu_kernel(scheme: Scheme, config: Config) -> None:
@@ -141,6 +141,7 @@ def test_extreme_rows(scheme: Scheme) -> None:
     assert torch.equal(product(x, quantized, bias, scheme, config, x.dtype)[:2], bias.expand(2, 21))
 
 
+@pytest.mark.sampled(every=4)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("scheme", [*FLOAT, *QUADS], ids=str)
 def test_dequantized_weights_are_the_definition(scheme: Scheme, dtype: torch.dtype) -> None:

@@ -51,6 +51,7 @@ def expect(got: Tensor, kernel: KernelSpec, quantized: QuantizedWeight, x: Tenso
     assert ((got.double() - expected).abs() <= bound).all()
 
 
+@pytest.mark.sampled(every=3)
 @pytest.mark.parametrize("kernel", LINEAR, ids=lambda kernel: kernel.name)
 def test_plans(kernel: KernelSpec) -> None:
     scheme = scheme_of(kernel)

@@ -57,7 +57,7 @@ def corner_codes(n: int, k: int) -> Tensor:
     return corners[torch.randint(0, len(corners), (n, k))]
 
 
-@pytest.mark.sampled(every=3, full=3)
+@pytest.mark.sampled(every=9, full=3)
 @pytest.mark.parametrize("config", SMALL, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_bits_of_the_cpu_kernel(dtype: torch.dtype, config: Config) -> None:
@@ -69,6 +69,7 @@ def test_bits_of_the_cpu_kernel(dtype: torch.dtype, config: Config) -> None:
             )
 
 
+@pytest.mark.sampled(every=3)
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_products_are_exact(config: Config) -> None:
     """At the corners of the codes, over tails of every block and a K that no step divides."""

@@ -1,4 +1,5 @@
-// Vectors of 8 lanes in plain C++: the functions of tile_avx2.h and tile_avx512vnni.h for any machine.
+// Vectors of 8 lanes for any machine, by the vector types of GCC and Clang: the functions of tile_avx2.h and
+// tile_avx512vnni.h. Those with many instructions are not inlined, which halves the time to compile.
 #pragma once
 
 #include <math.h>
@@ -12,11 +13,14 @@ constexpr int W = 8;
 constexpr int kRegisters = 16;
 
 struct VF {
-  float v[W];
+  typedef float Lanes __attribute__((vector_size(4 * W)));
+  Lanes v;
 };
 struct VI {
-  int32_t v[W];
+  typedef int32_t Lanes __attribute__((vector_size(4 * W)));
+  Lanes v;
 };
+typedef uint32_t Unsigned __attribute__((vector_size(4 * W)));
 
 template <class V, class F>
 inline V lanes_of(F f) {
@@ -62,47 +66,33 @@ inline uint16_t bf16_of_f32(float f) {
   return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-inline VF vf_set1(float f) {
-  return lanes_of<VF>([&](int) { return f; });
-}
+inline VF vf_set1(float f) { return {VF::Lanes{f, f, f, f, f, f, f, f}}; }
 inline VF vf_load(const float* p) {
-  return lanes_of<VF>([&](int i) { return p[i]; });
+  VF out;
+  memcpy(&out, p, sizeof out);
+  return out;
 }
-inline void vf_store(float* p, VF a) { memcpy(p, a.v, sizeof a.v); }
-inline VF vf_mul(VF a, VF b) {
-  return lanes_of<VF>([&](int i) { return a.v[i] * b.v[i]; });
-}
-inline VF vf_add(VF a, VF b) {
-  return lanes_of<VF>([&](int i) { return a.v[i] + b.v[i]; });
-}
-inline VF vf_neg(VF a) {
-  return lanes_of<VF>([&](int i) { return -a.v[i]; });
-}
-inline VF vf_sub(VF a, VF b) {
-  return lanes_of<VF>([&](int i) { return a.v[i] - b.v[i]; });
-}
-inline VF vf_div(VF a, VF b) {
-  return lanes_of<VF>([&](int i) { return a.v[i] / b.v[i]; });
-}
+inline void vf_store(float* p, VF a) { memcpy(p, &a, sizeof a); }
+inline VF vf_mul(VF a, VF b) { return {a.v * b.v}; }
+inline VF vf_add(VF a, VF b) { return {a.v + b.v}; }
+inline VF vf_neg(VF a) { return {-a.v}; }
+inline VF vf_sub(VF a, VF b) { return {a.v - b.v}; }
+inline VF vf_div(VF a, VF b) { return {a.v / b.v}; }
 // Fused, as in hardware, so that integer kernels give the same bits on every target.
-inline VF vf_fma(VF a, VF b, VF c) {
+__attribute__((noinline)) inline VF vf_fma(VF a, VF b, VF c) {
   return lanes_of<VF>([&](int i) { return fmaf(a.v[i], b.v[i], c.v[i]); });
 }
 // For float kernels, which guarantee an error bound but not identical bits: no slow software fma.
-inline VF vf_fma_fast(VF a, VF b, VF c) {
-  return lanes_of<VF>([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
-}
+inline VF vf_fma_fast(VF a, VF b, VF c) { return {a.v * b.v + c.v}; }
 
-inline VI vi_set1(int32_t a) {
-  return lanes_of<VI>([&](int) { return a; });
-}
+inline VI vi_set1(int32_t a) { return {VI::Lanes{a, a, a, a, a, a, a, a}}; }
 // Loads bytes as 32-bit lanes.
 inline VI vi_load(const void* p) {
   VI out;
-  memcpy(out.v, p, sizeof out.v);
+  memcpy(&out, p, sizeof out);
   return out;
 }
-inline void vi_store(void* p, VI a) { memcpy(p, a.v, sizeof a.v); }
+inline void vi_store(void* p, VI a) { memcpy(p, &a, sizeof a); }
 // Exchanges the lanes 2 i and 2 i + 1.
 inline VF vf_swap_pairs(VF a) {
   return lanes_of<VF>([&](int i) { return a.v[i ^ 1]; });
@@ -112,94 +102,65 @@ inline float vf_sum(VF a) {
     for (int i = 0; i < half; i++) a.v[i] += a.v[i + half];
   return a.v[0];
 }
-inline VI vi_add(VI a, VI b) {
-  return lanes_of<VI>([&](int i) { return a.v[i] + b.v[i]; });
-}
-inline VI vi_sub(VI a, VI b) {
-  return lanes_of<VI>([&](int i) { return a.v[i] - b.v[i]; });
-}
-inline VI vi_mul(VI a, VI b) {
-  return lanes_of<VI>([&](int i) { return a.v[i] * b.v[i]; });
-}
-inline VI vi_and(VI a, VI b) {
-  return lanes_of<VI>([&](int i) { return a.v[i] & b.v[i]; });
-}
-inline VI vi_or(VI a, VI b) {
-  return lanes_of<VI>([&](int i) { return a.v[i] | b.v[i]; });
-}
+inline VI vi_add(VI a, VI b) { return {a.v + b.v}; }
+inline VI vi_sub(VI a, VI b) { return {a.v - b.v}; }
+inline VI vi_mul(VI a, VI b) { return {a.v * b.v}; }
+inline VI vi_and(VI a, VI b) { return {a.v & b.v}; }
+inline VI vi_or(VI a, VI b) { return {a.v | b.v}; }
 // The bits of a where the mask has ones, those of b elsewhere.
-inline VI vi_pick(VI mask, VI a, VI b) {
-  return lanes_of<VI>([&](int i) { return (mask.v[i] & a.v[i]) | (~mask.v[i] & b.v[i]); });
-}
+inline VI vi_pick(VI mask, VI a, VI b) { return {(mask.v & a.v) | (~mask.v & b.v)}; }
 // acc += u8 x s8, four products per lane.
 inline void dot_u8s8(VI& acc, VI u, VI s) {
   uint8_t us[4 * W];
   int8_t ss[4 * W];
-  memcpy(us, u.v, sizeof us);
-  memcpy(ss, s.v, sizeof ss);
+  memcpy(us, &u, sizeof us);
+  memcpy(ss, &s, sizeof ss);
   for (int i = 0; i < 4 * W; i++) acc.v[i / 4] += us[i] * ss[i];
 }
 template <int kBits>
 inline VI vi_shift_right_32(VI a) {
-  return lanes_of<VI>([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) >> kBits); });
+  return {reinterpret_cast<VI::Lanes>(reinterpret_cast<Unsigned>(a.v) >> kBits)};
 }
-inline VI vi_min(VI a, VI b) {
-  return lanes_of<VI>([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
-}
+inline VI vi_min(VI a, VI b) { return {a.v < b.v ? a.v : b.v}; }
 inline float vf_least(VF a) {
   float least = a.v[0];
-  for (float lane : a.v) least = lane < least ? lane : least;
+  for (int i = 1; i < W; i++) least = a.v[i] < least ? a.v[i] : least;
   return least;
 }
 inline float vf_most(VF a) {
   float most = a.v[0];
-  for (float lane : a.v) most = lane > most ? lane : most;
+  for (int i = 1; i < W; i++) most = a.v[i] > most ? a.v[i] : most;
   return most;
 }
 inline bool vf_has_nan(VF a) {
-  for (float lane : a.v)
-    if (lane != lane) return true;
+  for (int i = 0; i < W; i++)
+    if (a.v[i] != a.v[i]) return true;
   return false;
 }
 inline int32_t vi_sum(VI a) {
   int32_t total = 0;
-  for (int32_t lane : a.v) total += lane;
+  for (int i = 0; i < W; i++) total += a.v[i];
   return total;
 }
 // Keeps the first `count` lanes; the others become 0.
 inline VI vi_first(VI a, int64_t count) {
   return lanes_of<VI>([&](int i) { return i < count ? a.v[i] : 0; });
 }
-inline VF vf_min(VF a, VF b) {
-  return lanes_of<VF>([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
-}
-inline VF vf_max(VF a, VF b) {
-  return lanes_of<VF>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
-}
+inline VF vf_min(VF a, VF b) { return {a.v < b.v ? a.v : b.v}; }
+inline VF vf_max(VF a, VF b) { return {a.v > b.v ? a.v : b.v}; }
 template <int kShift, int kBits>  // bits [kShift, kShift + kBits) of each lane, zero-extended
 inline VI vi_field_u(VI a) {
-  return lanes_of<VI>(
-      [&](int i) { return static_cast<int32_t>((static_cast<uint32_t>(a.v[i]) >> kShift) & ((1u << kBits) - 1)); });
+  return {reinterpret_cast<VI::Lanes>(reinterpret_cast<Unsigned>(a.v) >> kShift & ((1u << kBits) - 1))};
 }
 template <int kBits>
 inline VI vi_shift_left_32(VI a) {
-  return lanes_of<VI>([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) << kBits); });
+  return {reinterpret_cast<VI::Lanes>(reinterpret_cast<Unsigned>(a.v) << kBits)};
 }
 // The bits of the lanes, as the other type.
-inline VI vi_of_bits(VF a) {
-  VI out;
-  memcpy(out.v, a.v, sizeof out.v);
-  return out;
-}
-inline VF vf_of_bits(VI a) {
-  VF out;
-  memcpy(out.v, a.v, sizeof out.v);
-  return out;
-}
+inline VI vi_of_bits(VF a) { return {reinterpret_cast<VI::Lanes>(a.v)}; }
+inline VF vf_of_bits(VI a) { return {reinterpret_cast<VF::Lanes>(a.v)}; }
 // Lane by lane: a < b ? x : y; whether a != b, or one is NaN, in any lane.
-inline VF vf_where_less(VI a, VI b, VF x, VF y) {
-  return lanes_of<VF>([&](int i) { return a.v[i] < b.v[i] ? x.v[i] : y.v[i]; });
-}
+inline VF vf_where_less(VI a, VI b, VF x, VF y) { return {a.v < b.v ? x.v : y.v}; }
 inline bool vf_any_unlike(VF a, VF b) {
   for (int i = 0; i < W; i++)
     if (a.v[i] != b.v[i]) return true;
@@ -209,7 +170,7 @@ inline bool vf_any_unlike(VF a, VF b) {
 inline VF vf_sum_each(VF (&of)[W]) {
   return lanes_of<VF>([&](int i) {
     float sum = 0.0f;
-    for (float lane : of[i].v) sum += lane;
+    for (int j = 0; j < W; j++) sum += of[i].v[j];
     return sum;
   });
 }
@@ -227,9 +188,7 @@ inline VI vi_byte_s(VI a) {
   return lanes_of<VI>(
       [&](int i) { return static_cast<int32_t>(static_cast<int8_t>(static_cast<uint32_t>(a.v[i]) >> (8 * kByte))); });
 }
-inline VF vf_of_int(VI a) {
-  return lanes_of<VF>([&](int i) { return static_cast<float>(a.v[i]); });
-}
+inline VF vf_of_int(VI a) { return {__builtin_convertvector(a.v, VF::Lanes)}; }
 // Tables of 16 floats; looks up bits kShift .. kShift + 3 of each lane.
 using Table16 = const float*;
 inline Table16 table16(const float* values) { return values; }
@@ -237,7 +196,7 @@ template <int kShift>
 inline VF vf_lookup(Table16 table, VI a) {
   return lanes_of<VF>([&](int i) { return table[static_cast<uint32_t>(a.v[i]) >> kShift & 15]; });
 }
-inline VI vi_round(VF a) {
+__attribute__((noinline)) inline VI vi_round(VF a) {
   return lanes_of<VI>([&](int i) { return static_cast<int32_t>(nearbyintf(a.v[i])); });
 }
 
@@ -246,7 +205,7 @@ inline VI vi_load_u8(const uint8_t* p) {
 }
 
 // Loads the first min(count, W) elements at p as float32; the other lanes are 0, and their memory is not read.
-inline VF vf_load_as(const void* p, int dtype, int64_t count) {
+__attribute__((noinline)) inline VF vf_load_as(const void* p, int dtype, int64_t count) {
   VF out = vf_set1(0.0f);
   const uint16_t* half = static_cast<const uint16_t*>(p);
   for (int64_t i = 0; i < count && i < W; i++) {
@@ -263,7 +222,7 @@ inline VF vf_load_s8(const void* p, int64_t count) {
   return out;
 }
 
-inline void vf_store_as(void* p, int dtype, VF a, int64_t count) {
+__attribute__((noinline)) inline void vf_store_as(void* p, int dtype, VF a, int64_t count) {
   for (int64_t i = 0; i < count && i < W; i++) {
     if (dtype == NYBBLE_F32)
       static_cast<float*>(p)[i] = a.v[i];
@@ -273,7 +232,7 @@ inline void vf_store_as(void* p, int dtype, VF a, int64_t count) {
 }
 
 inline void vi_store_as_s32(int32_t* p, VI a, int64_t count) {
-  memcpy(p, a.v, static_cast<size_t>(count < W ? count : W) * 4);
+  memcpy(p, &a, static_cast<size_t>(count < W ? count : W) * 4);
 }
 
 // Stores W codes as panel elements.

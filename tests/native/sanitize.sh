@@ -13,8 +13,14 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 : > "$work/cuda_built.def"  # no CUDA kernels here
 csrc=$work/csrc
+# Paths from here are the same in every clone, so that ccache, where there is one, compiles nothing twice.
+launcher=$(command -v ccache || true)
+export CCACHE_BASEDIR=$work CCACHE_NOHASHDIR=1
 optimize=-O1 cases=200 programs=(kernels rows attention sparse lookup conv recurrent experts)
+mkdir "$work/tests"
 cp -r ../../csrc "$csrc"
+cp -r . "$work/tests/native"
+cd "$work/tests/native"
 if [ "${1:-}" != all ]; then
   optimize=-O0 cases=25
   # The tiles of avx512bw are those of avx2 with other vectors, and the tiles of avxvnni those of avx512vnni.
@@ -50,7 +56,7 @@ compile() {
   local flags=$1 suffix=${suffix:-.lib.o}
   shift
   if [ "$#" -eq 0 ]; then return; fi
-  printf '%s\n' "$@" | xargs -P 2 -I{} sh -c "g++ $common $flags -c {} -o $work/\$(basename {} .cpp)$suffix"
+  printf '%s\n' "$@" | xargs -P 2 -I{} sh -c "$launcher g++ $common $flags -c {} -o $work/\$(basename {} .cpp)$suffix"
 }
 
 # run PROGRAM ARGUMENT...: links a program and runs it. Waiting threads must not spin, because cores may be shared.
