@@ -205,6 +205,7 @@ def test_bag_is_a_drop_in(mode, last):
     rounded = layer.dequantize()
     ids, offsets = torch.randint(20, (9,)), torch.tensor([0, 2, 2, 9])
     torch.testing.assert_close(layer(ids, offsets), rounded(ids, offsets))
+    rounded.include_last_offset = False  # in a matrix each row is a bag; with it, torch 2.8 drops the last one
     torch.testing.assert_close(layer(ids.view(3, 3).int()), rounded(ids.view(3, 3)))
 
 

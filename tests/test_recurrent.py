@@ -110,7 +110,9 @@ def check(made, dtype=torch.float32):
     y, last, *cells = made.run()
     expected, expected_cells = made.expected(y)
     assert y.dtype is last.dtype is dtype
-    torch.testing.assert_close(y.double(), expected, atol=TOLERANCE[dtype], rtol=0)
+    # States of a GRU keep of what they began with, which may be above 1.
+    away = (y.double() - expected).abs() / expected.abs().clamp(min=1)
+    assert away.max() <= TOLERANCE[dtype]
     assert torch.equal(last, made.last(y))
     for cell in cells:
         torch.testing.assert_close(cell.double(), expected_cells, atol=8 * TOLERANCE[dtype], rtol=TOLERANCE[dtype])
