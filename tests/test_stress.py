@@ -31,7 +31,7 @@ from nybble.weights.scheme import Scheme
 pytest.importorskip("safetensors")
 
 SHARES = {
-    "shapes": 64, "random-shapes": 1, "headers": 168, "kills": 2, "full-disk": 2, "calls": 600, "cycles": 6, "threads": 320,
+    "shapes": 64, "random-shapes": 8, "headers": 168, "kills": 2, "full-disk": 2, "calls": 600, "cycles": 6, "threads": 320,
 }  # fmt: skip
 # Those that the tests of checkpoints run whole or in part.
 ELSEWHERE = {"hostile", "foreign", "chaos"}
