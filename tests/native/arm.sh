@@ -60,9 +60,11 @@ for program in $programs; do
   aarch64-linux-gnu-g++ -static -fopenmp "$work/lib/compare_$program.o" "$work"/*.o -o "$work/$program" 2> "$work/link.log" ||
     { cat "$work/link.log"; exit 1; }
   for target in "${targets[@]}"; do
+    case "$program $target" in lookup\ neon?* | lookup\ i8mm) continue ;; esac # their lookups are those of neon
     printf '== %s %s (%ss)\n' "$program" "$target" "$SECONDS"
     also=""
-    if [ "$program" = conv ] && [ "$target" != neon ]; then also=neon; fi # the others have no kernel of convolutions
+    # Beside scalar and neon none has a kernel of convolutions.
+    case "$program $target" in conv\ neon?* | conv\ i8mm) also=neon ;; esac
     OMP_WAIT_POLICY=passive "$qemu" -cpu "${cpu[$target]}" "$work/$program" $also "$target"
   done
 done
