@@ -358,3 +358,21 @@ def test_old_names_of_arguments_load_with_a_warning(tmp_path: Path) -> None:
     assert "end_to_end_epochs" in recipe.stages[0].to_dict()
     with pytest.raises(FieldError, match="rate is the old name of learning_rate"):
         Stage("recover", {"rate": 0.01, "learning_rate": 0.01})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"schema": "nybble.recipe/1", "stages": [{"pass": "LONG"}]}',
+        '{"schema": "nybble.recipe/1", "stages": [{"pass": "quantize", "method": "LONG"}]}',
+        '{"LONG": 1, "LONG": 2}',
+        '{"LONG": 1}',
+    ],
+    ids=["pass", "method", "twice", "name"],
+)
+def test_a_message_does_not_quote_everything(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "recipe.json"
+    path.write_text(text.replace("LONG", "x" * 9000))
+    with pytest.raises(ValueError, match="xxx") as caught:
+        Recipe.load(path)
+    assert len(str(caught.value)) < 2000

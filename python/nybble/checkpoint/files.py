@@ -37,8 +37,13 @@ class CheckpointError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        half = _LONGEST // 2
-        super().__init__(message if len(message) <= _LONGEST else f"{message[:half]} [...] {message[-half:]}")
+        super().__init__(cut(message))
+
+
+def cut(message: str) -> str:
+    """A message that quotes very much of a file, without its middle."""
+    half = _LONGEST // 2
+    return message if len(message) <= _LONGEST else f"{message[:half]} [...] {message[-half:]}"
 
 
 class Digest(NamedTuple):

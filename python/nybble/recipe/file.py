@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..checkpoint.files import file_at_once
+from ..checkpoint.files import cut, file_at_once
 from .schema import Field, FieldError, Plain
 
 _MOST_BYTES = 1 << 20
@@ -47,7 +47,7 @@ def read(path: Path) -> tuple[Any, Lines]:
     try:
         return parse(data.decode("utf-8-sig"), lines), lines
     except (_Grammar, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(cut(f"{path}: {error}")) from error
 
 
 def write(path: Path, value: Mapping[str, Any]) -> None:
@@ -64,7 +64,7 @@ def located(path: Path, error: FieldError, lines: Lines) -> str:
     field = error.field
     while field not in lines:
         field = field[:-1]
-    return f"{path}: line {lines[field]}: {error}"
+    return cut(f"{path}: line {lines[field]}: {error}")
 
 
 class _Grammar(ValueError):

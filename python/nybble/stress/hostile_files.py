@@ -179,6 +179,7 @@ def _recipes() -> Iterator[HostileFile]:
         ("not UTF-8", "\udcff", "utf-8|UTF-8"),
         ("a pass that is none", "schema: nybble.recipe/1\nstages:\n  - pass: os.system\n", "pass"),
         ("two documents", "a: 1\n---\nb: 2", "another document|expected"),
+        ("a long text", f"schema: nybble.recipe/1\nstages:\n- pass: {'x' * 9000}", "stages.0..pass"),
         ("a merge", "a: 1\n<<: {b: 2}", "tag|<<|unknown|schema|stages"),
         ("binary", "a: !!binary AAAA", "tag"),
         ("a set", "a: !!set {x}", "tag"),
