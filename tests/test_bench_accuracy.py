@@ -114,6 +114,7 @@ def test_planted_outliers_change_neither_the_model_nor_wandas_choice(narrow_llam
         assert torch.equal(*masks) == equal
 
 
+@pytest.mark.full
 def test_a_plan_is_made_within_the_bytes_that_its_setting_takes(narrow_llama):
     model = narrow_llama
     data = torch.randint(64, (4, 2, 16), generator=torch.Generator().manual_seed(0)).unbind()

@@ -76,6 +76,7 @@ def test_a_load_is_real(tmp_path: Path) -> None:
     assert peak >= 0
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not has_peak(), reason="needs the peak memory of a process")
 def test_the_command_prints_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_gptq(tmp_path / "it", SMALL)

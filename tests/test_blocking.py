@@ -369,6 +369,7 @@ RIGHT = """
 """
 
 
+@pytest.mark.full
 def test_products_cut_everywhere_agree_with_the_oracle():
     """Rows in chunks, K in blocks, and more threads than columns to share: some then have no sums to keep."""
     found = json.loads(python(RIGHT, NYBBLE_CACHE=TINY))

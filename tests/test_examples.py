@@ -11,7 +11,12 @@ FOLDER = Path(__file__).resolve().parents[1] / "examples"
 SCRIPTS = sorted(FOLDER.glob("*.py")) if FOLDER.is_dir() else []
 
 
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def _case(path: Path) -> object:
+    """Those that start processes of their own take longest."""
+    return pytest.param(path, id=path.stem, marks=[pytest.mark.full] if path.stem.endswith("ranks") else [])
+
+
+@pytest.mark.parametrize("path", map(_case, SCRIPTS))
 def test_example_runs(path, tmp_path):
     needs = re.search(r"^(?:# )?needs: (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
     for module in needs[1].split() if needs else ():

@@ -39,9 +39,9 @@ def float_families() -> tuple[str, ...]:
 
 
 def least_zeros() -> dict[str, float]:
-    """KernelSpec.least_zeros of each row of nybble.dispatch.registry.all_specs()"""
-    found = [spec for spec in all_specs() if spec.least_zeros]
-    return {spec.layout: spec.least_zeros for spec in found} | {spec.name: spec.least_zeros for spec in found}
+    """Layout.least_zeros of each row of nybble.layouts.table(), KernelSpec.least_zeros of each of registry.all_specs()"""
+    layouts = {name: row.least_zeros for name, row in table().items() if row.least_zeros}
+    return layouts | {spec.name: spec.least_zeros for spec in all_specs() if spec.least_zeros}
 
 
 def mask_of() -> dict[str, str]:
