@@ -144,7 +144,7 @@ def circumstances() -> dict[str, Any]:
 
 def told(found: dict[str, Any]) -> str:
     """What a run has counted besides, and on how many things, each after a comma."""
-    return "".join(f", {name} {value:g}" for name, value in (found["facts"] | found["on"]).items())
+    return "".join(f", {name} {value:,}" for name, value in (found["facts"] | found["on"]).items())
 
 
 def line(found: dict[str, Any]) -> str:
