@@ -53,8 +53,7 @@ _PER_GROUP = ("scale", "zero_point", "minimum", "levels")
 @dataclass(frozen=True)
 class _Kind:
     """A layout of this file. word: inputs in a 32-bit word. by_group: scales belong to groups. offset: what is added to codes
-    and zero points where they are stored. paired: words have 4 inputs, and lie in
-    pairs, two of `word` inputs."""
+    and zero points where they are stored. paired: words have 4 inputs each, and two lie side by side; `word` is their unit."""
 
     word: int
     by_group: bool
