@@ -63,6 +63,21 @@ def test_what_cannot_be_built_is_refused(options: list[str], said: str, tmp_path
     assert said in text
 
 
+def test_objects_of_kernels_are_in_no_folder_that_a_new_environment_of_pip_empties(tmp_path: Path) -> None:
+    code, text = configure(tmp_path, "-DNYBBLE_CUDA=OFF", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON")
+    assert code == 0, text
+    commands = json.loads((tmp_path / "compile_commands.json").read_text())
+    emptied = set()
+    for entry in commands:
+        written = Path(entry["directory"], entry["command"].split(" -o ")[1].split()[0])
+        if written.is_relative_to(tmp_path / "CMakeFiles"):
+            emptied.add(Path(entry["file"]).stem)
+    names = {Path(entry["file"]).stem for entry in commands}
+    assert {"w8a8_scalar", "table"} <= names - emptied
+    assert emptied
+    assert {name for name in emptied if not name.startswith("bindings")} <= {"aot", "no_python"}
+
+
 @pytest.mark.skipif(shutil.which("aarch64-linux-gnu-g++") is None, reason="needs aarch64-linux-gnu-g++")
 def test_a_wheel_for_arm_has_the_kernels_of_arm(tmp_path: Path) -> None:
     headers = [f"-DPython_INCLUDE_DIR={sysconfig.get_path('include')}", "-DSKBUILD_SOABI=cpython-3-aarch64-linux-gnu"]

@@ -8,11 +8,18 @@
 #                            CPU minutes
 set -euo pipefail
 cd "$(dirname "$0")"
+source flags.sh
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-cp -r ../../csrc "$work/csrc"
 csrc="$work/csrc"
+cp -r ../../csrc "$csrc"
 : > "$work/cuda_built.def"  # no CUDA kernels here
+# Paths from here are the same in every clone, so that ccache, where there is one, compiles nothing twice.
+launcher=$(command -v ccache || true)
+export CCACHE_BASEDIR=$work CCACHE_NOHASHDIR=1
+mkdir "$work/tests"
+cp -r . "$work/tests/native"
+cd "$work/tests/native"
 qemu=$(command -v qemu-aarch64-static || command -v qemu-aarch64)
 
 scalar=-O1 optimize=-O2 cases=50 programs="kernels rows sparse lookup conv recurrent experts attention"
@@ -26,9 +33,6 @@ if [ "${1:-}" = quick ]; then
 fi
 if [ "$#" -gt 0 ]; then targets=("$@"); fi
 
-declare -A flags=()
-while read -r target given; do flags[$target]=${given//\"/}; done < <(
-  sed -nE 's/^set\(NYBBLE_FLAGS_(neon|neondot|i8mm|neonbf16) (.*)\)$/\1 \2/p' ../../CMakeLists.txt)
 declare -A cpu=([scalar]=cortex-a53 [neon]=cortex-a53 [neondot]=neoverse-n1 [i8mm]=max [neonbf16]=max)
 common="-I$work -std=c++17 -Wall -Wextra -ffp-contract=off -fopenmp -DNYBBLE_BUILT_ARM -DNYBBLE_CASES=$cases"
 
@@ -50,7 +54,7 @@ common="-I$work -std=c++17 -Wall -Wextra -ffp-contract=off -fopenmp -DNYBBLE_BUI
   done
 } > "$work/files"
 xargs -P 2 -I{} sh -c "set -- {}; for file; do :; done
-  aarch64-linux-gnu-g++ $common -c {} -o $work/\$(basename \"\$file\" .cpp).o" < "$work/files"
+  $launcher aarch64-linux-gnu-g++ $common -c {} -o $work/\$(basename \"\$file\" .cpp).o" < "$work/files"
 printf '== compiled (%ss)\n' "$SECONDS"
 
 mkdir "$work/lib"
@@ -60,11 +64,7 @@ for program in $programs; do
   aarch64-linux-gnu-g++ -static -fopenmp "$work/lib/compare_$program.o" "$work"/*.o -o "$work/$program" 2> "$work/link.log" ||
     { cat "$work/link.log"; exit 1; }
   for target in "${targets[@]}"; do
-    case "$program $target" in lookup\ neon?* | lookup\ i8mm) continue ;; esac # their lookups are those of neon
     printf '== %s %s (%ss)\n' "$program" "$target" "$SECONDS"
-    also=""
-    # Beside scalar and neon none has a kernel of convolutions.
-    case "$program $target" in conv\ neon?* | conv\ i8mm) also=neon ;; esac
-    OMP_WAIT_POLICY=passive "$qemu" -cpu "${cpu[$target]}" "$work/$program" $also "$target"
+    OMP_WAIT_POLICY=passive "$qemu" -cpu "${cpu[$target]}" "$work/$program" "$target"
   done
 done

@@ -105,18 +105,5 @@ std::string check(const KernelEntry& kernel, int seed) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  int passed = 0, failed = 0;
-  for (int i = 1; i < argc; i++)
-    for (const KernelEntry& kernel : kernel_table()) {
-      if (!kernel.attention || std::string(argv[i]) != kernel.target) continue;
-      for (int seed = 0; seed < kCases; seed++) {
-        const std::string wrong = check(kernel, seed);
-        if (wrong.empty())
-          passed++;
-        else if (failed++ < 10)
-          std::printf("%s, seed %d: %s\n", kernel.name, seed, wrong.c_str());
-      }
-    }
-  std::printf("%d passed, %d failed\n", passed, failed);
-  return failed != 0;
+  return compare_all(argc, argv, kCases, [](const KernelEntry& kernel) { return kernel.attention != nullptr; }, check);
 }

@@ -242,10 +242,10 @@ std::string check_codes(const KernelEntry& kernel, int seed) {
 int main(int argc, char** argv) {
   const auto linear = [](const KernelEntry& kernel) { return kernel.linear && is_dense(kernel); };
   const auto conv = [](const KernelEntry& kernel) { return kernel.conv != nullptr; };
-  const int pools = compare_all(argc, argv, kCases, conv, check_pool);
+  const Count pools = compare_each(argc, argv, kCases, conv, check_pool);
   const auto bytes = [](const KernelEntry& kernel) {
     return kernel.linear && !std::strcmp(kernel.layout, "n16k4") && kernel.int_activations();
   };
-  const int codes = compare_all(argc, argv, kConvCases, bytes, check_codes);
-  return compare_all(argc, argv, kConvCases, linear, check) | pools | codes;
+  const Count codes = compare_each(argc, argv, kConvCases, bytes, check_codes);
+  return verdict(argc, argv, {pools, codes, compare_each(argc, argv, kConvCases, linear, check)});
 }

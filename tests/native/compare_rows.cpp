@@ -177,24 +177,16 @@ std::string check_chain(const KernelEntry& kernel, Random& random) {
   return y.bytes == other.bytes ? "" : "chain: threads change the result";
 }
 
+// "" or the first thing that is wrong.
+std::string check(const KernelEntry& kernel, int seed) {
+  Random random(static_cast<uint64_t>(seed));
+  for (const auto part : {check_norm, check_activate, check_rotate, check_cells, check_mix, check_chain})
+    if (std::string wrong = part(kernel, random); !wrong.empty()) return wrong;
+  return "";
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  int passed = 0, failed = 0;
-  for (int i = 1; i < argc; i++)
-    for (const KernelEntry& kernel : kernel_table()) {
-      if (!kernel.rows || std::string(argv[i]) != kernel.target) continue;
-      for (int seed = 0; seed < kCases; seed++) {
-        Random random(static_cast<uint64_t>(seed));
-        for (const auto check : {check_norm, check_activate, check_rotate, check_cells, check_mix, check_chain}) {
-          const std::string wrong = check(kernel, random);
-          if (wrong.empty())
-            passed++;
-          else if (failed++ < 10)
-            std::printf("%s, seed %d: %s\n", kernel.name, seed, wrong.c_str());
-        }
-      }
-    }
-  std::printf("%d passed, %d failed\n", passed, failed);
-  return failed != 0;
+  return compare_all(argc, argv, kCases, [](const KernelEntry& kernel) { return kernel.rows != nullptr; }, check);
 }

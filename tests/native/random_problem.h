@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstring>
 #include <exception>
+#include <initializer_list>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -124,11 +125,16 @@ inline const KernelEntry* prepare_for(const KernelEntry& kernel) {
   return nearest(kernel, [](const KernelEntry& e) { return e.prepare != nullptr; });
 }
 
+// How many kernels were right, and how many wrong.
+struct Count {
+  int right = 0, wrong = 0;
+};
+
 // Runs `check`, which returns "" or what is wrong, on random cases of each kernel of the targets in argv for which
 // `serves` is true.
 template <class Serves, class Check>
-int compare_all(int argc, char** argv, int cases, const Serves& serves, const Check& check) {
-  int passed = 0, failed = 0;
+Count compare_each(int argc, char** argv, int cases, const Serves& serves, const Check& check) {
+  Count count;
   for (const KernelEntry& kernel : kernel_table()) {
     if (!serves(kernel) || std::find(argv + 1, argv + argc, std::string(kernel.target)) == argv + argc) continue;
     int wrong = 0;
@@ -137,10 +143,29 @@ int compare_all(int argc, char** argv, int cases, const Serves& serves, const Ch
       if (!failure.empty() && wrong++ < 5) std::printf("%s, seed %d: %s\n", kernel.name, seed, failure.c_str());
     }
     std::printf("%-24s %d cases, %d wrong\n", kernel.name, cases, wrong);
-    (wrong ? failed : passed)++;
+    (wrong ? count.wrong : count.right)++;
   }
-  std::printf("%d passed, %d failed\n", passed, failed);
-  return failed || !passed ? 1 : 0;
+  return count;
+}
+
+// Prints what became of the kernels; what main returns: 0 if none is wrong. A target may have none that the program
+// compares, but it must be one of the table's.
+inline int verdict(int argc, char** argv, std::initializer_list<Count> counts) {
+  Count all;
+  for (const Count& count : counts) all.right += count.right, all.wrong += count.wrong;
+  std::printf("%d passed, %d failed\n", all.right, all.wrong);
+  int unknown = 0;
+  for (int i = 1; i < argc; i++) {
+    bool found = false;
+    for (const KernelEntry& kernel : kernel_table()) found = found || !std::strcmp(kernel.target, argv[i]);
+    if (!found) std::printf("%s: no kernel has this target\n", argv[i]), unknown++;
+  }
+  return all.wrong || unknown || argc < 2;
+}
+
+template <class Serves, class Check>
+int compare_all(int argc, char** argv, int cases, const Serves& serves, const Check& check) {
+  return verdict(argc, argv, {compare_each(argc, argv, cases, serves, check)});
 }
 
 // Likewise, for linear kernels.

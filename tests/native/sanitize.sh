@@ -8,6 +8,7 @@
 # not used: it does not know libgomp's barriers and reports false races.
 set -euo pipefail
 cd "$(dirname "$0")"
+source flags.sh
 shopt -s nullglob
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -38,16 +39,8 @@ if [ "${1:-}" != all ]; then
   done
 fi
 
-# The flags of CMakeLists.txt.
-avx2="-mavx2 -mfma -mf16c -mpopcnt"
-avxvnni="$avx2 -mavxvnni"
-avx512bw="$avx2 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512 \
-  -Wno-maybe-uninitialized -Wno-uninitialized"
-avx512vnni="$avx512bw -mavx512vnni"
-avx512vbmi="$avx512vnni -mavx512vbmi -mavx512vbmi2"
-avx512bf16="$avx512vnni -mavx512bf16"
-amx="$avx512bf16 -DNYBBLE_EMULATE_AMX" # always emulated: the programs do not ask for the registers
-emulated="$avx2 ${optimize/1/g} -DNYBBLE_EMULATE -DNYBBLE_EMULATE_AMX -Wno-psabi -Wno-ignored-attributes"  # with -O1, g++ takes ten times as long here
+flags[amx]+=" -DNYBBLE_EMULATE_AMX" # always emulated: the programs do not ask for the registers
+emulated="${flags[avx2]} ${optimize/1/g} -DNYBBLE_EMULATE -DNYBBLE_EMULATE_AMX -Wno-psabi -Wno-ignored-attributes"  # with -O1, g++ takes ten times as long here
 common="-I$work -std=c++17 $optimize -g1 -Wall -Wextra -ffp-contract=off -fopenmp -DNYBBLE_BUILT_X86 -DNYBBLE_CASES=$cases \
   -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all"
 
@@ -89,9 +82,9 @@ for file in "$csrc"/*.cpp; do
     *) drivers+=("$file") ;;
   esac
 done
-compile "" "${drivers[@]}" "$csrc"/cpu/*_scalar*.cpp
-compile "$avx2" "$csrc"/cpu/*_avx2*.cpp
-compile "$avxvnni" "$csrc"/cpu/*_avxvnni*.cpp
+compile "${flags[scalar]}" "${drivers[@]}" "$csrc"/cpu/*_scalar*.cpp
+compile "${flags[avx2]}" "$csrc"/cpu/*_avx2*.cpp
+compile "${flags[avxvnni]}" "$csrc"/cpu/*_avxvnni*.cpp
 here=(scalar)
 real=()
 if has avx2 fma f16c popcnt; then
@@ -107,7 +100,7 @@ fi
 emulate=()
 for target in avx512bf16 amx avx512bw avx512vnni avx512vbmi; do # the slowest to compile first
   if [[ " ${real[*]} " == *" $target "* ]]; then
-    compile "${!target}" "$csrc"/cpu/*_"$target"*.cpp
+    compile "${flags[$target]}" "$csrc"/cpu/*_"$target"*.cpp
   else
     emulate+=("$csrc"/cpu/*_"$target"*.cpp)
   fi
