@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -219,3 +220,11 @@ def test_zero_points_may_be_floats(flat: bool, tmp_path: Path) -> None:
     chosen = choose(read, 16)
     assert chosen.why == "the library rounds twice in float32, so that last bits differ"
     assert chosen.sqnr_db > 120
+
+
+def test_a_file_that_protobuf_cannot_hold_is_refused_unread(tmp_path):
+    path = tmp_path / "model.onnx"
+    path.touch()
+    os.truncate(path, (1 << 31) + 1)  # a hole: it takes no room
+    with pytest.raises(CheckpointError, match=r"model\.onnx: 2147483649 bytes: must be at most 2147483648"):
+        nybble.load_pretrained(path, model=nn.Sequential(nn.Linear(32, 8)))

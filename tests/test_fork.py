@@ -10,7 +10,7 @@ import textwrap
 
 import pytest
 
-WATCHDOG = 30
+WATCHDOG = 60
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
 COMMON = f"""
@@ -61,7 +61,7 @@ torch.set_num_threads(4)
 def run(tmp_path, script):
     path = tmp_path / "script.py"  # a file: spawned children import it
     path.write_text(COMMON + textwrap.dedent(script))
-    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=4 * WATCHDOG, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.split()
 
@@ -181,7 +181,7 @@ def test_worker_processes(tmp_path, method):
 def test_data_loader_workers(tmp_path):
     output = run(
         tmp_path,
-        """
+        f"""
         class Rows(torch.utils.data.Dataset):
             def __init__(self):
                 self.layer = make()
@@ -195,7 +195,7 @@ def test_data_loader_workers(tmp_path):
 
         if __name__ == "__main__":
             rows, seen = Rows(), []
-            for indices, y in torch.utils.data.DataLoader(rows, batch_size=4, num_workers=2, timeout=30):
+            for indices, y in torch.utils.data.DataLoader(rows, batch_size=4, num_workers=2, timeout={WATCHDOG}):
                 assert all(equal(part, rows.y[i]) for i, part in zip(indices.tolist(), y))
                 seen += indices.tolist()
             print(*seen)
