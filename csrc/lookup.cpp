@@ -51,7 +51,7 @@ void check_bags(const LookupCall& call) {
 NybbleLookupArgs args_of(const LookupCall& call) {
   NybbleLookupArgs args{};
   const WeightShape& s = call.shape;
-  if (s.form != Form::dense || s.paired) refuse("layout: must be a dense one, and not n16k16");
+  if (s.form != Form::dense) refuse("layout: must be a dense one");
   if (call.id_bytes != 4 && call.id_bytes != 8) refuse("ids: must be int32 or int64");
   if (call.dtype == NYBBLE_S32) refuse("dtype: must be a float");
   require("ids", call.ids, call.count, call.id_bytes);
@@ -62,7 +62,7 @@ NybbleLookupArgs args_of(const LookupCall& call) {
   require("y", call.y, args.end * s.k, dtype_bytes(call.dtype));
   place_sections(call, args);
   args.dtype = call.dtype, args.id_bytes = call.id_bytes, args.code_bits = s.bits, args.bag = call.bag;
-  args.flipped = call.tiled ? s.flipped() : 0;
+  args.flipped = call.tiled ? s.flipped() : 0, args.paired = call.tiled && s.paired;
   args.ids = reinterpret_cast<const void*>(call.ids.address);
   args.start = reinterpret_cast<const int64_t*>(call.start.address);
   args.weights = reinterpret_cast<const float*>(call.weights.address);

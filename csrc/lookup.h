@@ -10,7 +10,7 @@ namespace nybble {
 struct LookupCall {
   const KernelEntry* kernel;  // of the op "rows"
   WeightShape shape;          // dense
-  bool tiled;                 // the layout n16k4 or n16k8; else plain: the portable tensors, each aligned to 64 bytes
+  bool tiled;                 // a layout in tiles; else plain: the portable tensors, each aligned to 64 bytes
   Span packed, ids;
   int id_bytes;  // 4 or 8
   int64_t count;

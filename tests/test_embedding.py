@@ -21,7 +21,7 @@ from nybble.weights.scheme import Scheme
 SCHEMES = ("w8a16", "w8a16g32", "w8a16g16asym", "w4a16", "w4a16g32", "w4a16g128asym")
 # One row, one column, odd columns, groups that do not divide them, and more than the kernel reads at a time.
 SHAPES = ((1, 1), (5, 3), (33, 7), (17, 333), (20, 600))
-KERNELS = [name for name in ("rows_scalar", "rows_avx2", "rows_avx512bw") if name.split("_")[1] in detect().targets]
+KERNELS = [name for name in ("rows_scalar", "rows_avx2", "rows_avx512bw", "rows_neon") if name.split("_")[1] in detect().targets]
 
 
 def table(scheme, n, k, layout, seed=0):
@@ -31,14 +31,11 @@ def table(scheme, n, k, layout, seed=0):
     return pack_as(quantized, layout, scheme, k), dequantize_weight(quantized, scheme, k)
 
 
-def packed_layout(scheme):
-    if scheme.weight_bits == 4:
-        return "n16k8"
-    return "n16k4" if scheme.group_size is None and scheme.symmetric else "n16k4g"
-
-
 def layouts_of(scheme):
-    return [name for name in LOOKUP_LAYOUTS if name == "plain" or name == packed_layout(scheme)]
+    tiled = ("n16k8",)
+    if scheme.weight_bits == 8:
+        tiled = ("n16k4", "n16k16") if scheme.group_size is None and scheme.symmetric else ("n16k4g",)
+    return [name for name in LOOKUP_LAYOUTS if name in ("plain", *tiled)]
 
 
 def bags_of(weight, ids, start, weights, mode, left_out):

@@ -27,8 +27,13 @@ inline RowPlace place_of(const NybbleLookupArgs& a, int64_t row) {
     return {a.codes + row * bytes, 4, row * a.groups, 1};
   }
   const int64_t tile = row / NYBBLE_TILE_N, column = row % NYBBLE_TILE_N;
-  return {a.codes + tile * a.tile_bytes + column * 4, 4 * NYBBLE_TILE_N, tile * a.groups * NYBBLE_TILE_N + column,
-          NYBBLE_TILE_N};
+  return {a.codes + tile * a.tile_bytes + column * (a.paired ? 8 : 4), 4 * NYBBLE_TILE_N,
+          tile * a.groups * NYBBLE_TILE_N + column, NYBBLE_TILE_N};
+}
+
+// Bytes from a row's first word of n16k16 to word w: words i and i + 2 of four lie side by side in a column.
+inline int64_t paired_word(int64_t w) {
+  return w / 4 * 16 * NYBBLE_TILE_N + w % 2 * 8 * NYBBLE_TILE_N + w / 2 % 2 * 4;
 }
 
 // Eight bytes of four bytes of nibbles: of the layout n16k8, byte j holds the columns j and j + 4.
@@ -46,6 +51,10 @@ inline const uint8_t* codes_of(const NybbleLookupArgs& a, const RowPlace& at, in
   const bool tiled = a.tile_bytes != 0;
   const uint8_t* from = at.codes + c / kWord * at.step;
   if (kBits == 8 && !tiled) return from;
+  if (kBits == 8 && a.paired) {
+    for (int64_t w = 0; w * kWord < count; w++) memcpy(to + w * 4, at.codes + paired_word(c / kWord + w), 4);
+    return to;
+  }
   const int64_t bytes = tiled ? (count + kWord - 1) / kWord * 4 : (count + 1) / 2, whole = bytes / 4;
   for (int64_t w = 0; w < whole; w++, from += at.step) {
     uint32_t word;
