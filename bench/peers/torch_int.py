@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import warnings
 from functools import partial
 from importlib import import_module
@@ -79,10 +80,11 @@ def _call_int4pack(x: Tensor, packed: Tensor, scale_and_zero: Tensor) -> Tensor:
 
 
 _FLOAT, _BF16_FIRST = (torch.float32,), (torch.bfloat16, torch.float32)
+# On Arm, onednn is wrong with scales by channel where the rows are not as many as in the first call (pytorch/pytorch#145216).
+_ENGINES = ("qnnpack",) if platform.machine() in ("aarch64", "arm64") else ("x86", "onednn")
 
 PEERS = (
-    Peer("torch dynamic x86", 8, "int8", _FLOAT, partial(_dynamic, engine="x86")),
-    Peer("torch dynamic onednn", 8, "int8", _FLOAT, partial(_dynamic, engine="onednn")),
+    *(Peer(f"torch dynamic {engine}", 8, "int8", _FLOAT, partial(_dynamic, engine=engine)) for engine in _ENGINES),
     Peer("torch int_mm", 8, "int8", _BF16_FIRST, _int_mm),
     Peer("torch int8pack", 8, "bf16", (torch.bfloat16,), _int8pack),
     Peer("torch int4pack g128", 4, "bf16", (torch.bfloat16,), _int4pack),

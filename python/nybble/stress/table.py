@@ -88,8 +88,8 @@ FIGURES = (
     Figure(
         "foreign",
         "damages of checkpoints of other libraries are refused by name, or change no other weight than that of a bit",
-        10_000,
-        "damaged checkpoints",
+        1_000,
+        "damages (of each checkpoint)",
         foreign.mutated,
         ("safetensors",),
         "a directory of small checkpoints, such as tests/data/foreign",
