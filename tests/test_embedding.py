@@ -21,7 +21,11 @@ from nybble.weights.scheme import Scheme
 SCHEMES = ("w8a16", "w8a16g32", "w8a16g16asym", "w4a16", "w4a16g32", "w4a16g128asym")
 # One row, one column, odd columns, groups that do not divide them, and more than the kernel reads at a time.
 SHAPES = ((1, 1), (5, 3), (33, 7), (17, 333), (20, 600))
-KERNELS = [name for name in ("rows_scalar", "rows_avx2", "rows_avx512bw", "rows_neon") if name.split("_")[1] in detect().targets]
+KERNELS = [
+    name
+    for name in ("rows_scalar", "rows_avx2", "rows_avx512bw", "rows_neon")
+    if name.split("_")[1] in detect().targets
+]
 
 
 def table(scheme, n, k, layout, seed=0):

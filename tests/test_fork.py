@@ -61,7 +61,9 @@ torch.set_num_threads(4)
 def run(tmp_path, script):
     path = tmp_path / "script.py"  # a file: spawned children import it
     path.write_text(COMMON + textwrap.dedent(script))
-    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=4 * WATCHDOG, check=False)
+    done = subprocess.run(
+        [sys.executable, str(path)], capture_output=True, text=True, timeout=4 * WATCHDOG, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.split()
 
