@@ -13,6 +13,8 @@ from torch.utils._pytree import tree_map_only
 from nybble import ops
 from nybble.nn import Linear
 
+from .op_arguments import arguments
+
 N, K = 33, 70
 OP = torch.ops.nybble.linear.default
 
@@ -21,20 +23,6 @@ def make(scheme="w8a8", n=N, k=K):
     """A layer that wants no gradient."""
     torch.manual_seed(7)
     return Linear.from_dense(nn.Linear(k, n), scheme).requires_grad_(False)
-
-
-def arguments(layer, x, **changed):
-    """The op's arguments for a layer, some of them replaced."""
-    named = {
-        "x": x,
-        "packed": layer.packed,
-        "bias": layer.bias,
-        "scheme": str(layer.scheme),
-        "layout": layer.layout,
-        "out_features": layer.out_features,
-        "in_features": layer.in_features,
-    }
-    return tuple({**named, **changed}.values())
 
 
 def watched(layer, x):

@@ -8,6 +8,8 @@ from nybble import ops
 from nybble.dispatch.selection import NoKernelError
 from nybble.nn import Linear
 
+from .op_arguments import arguments
+
 N, K = 33, 70
 SCHEMES = ["w8a8", "w8a16", "w4a8g32", "w4a16g64asym"]
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
@@ -16,20 +18,6 @@ FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 def make(scheme="w8a8", bias=True, n=N, k=K):
     torch.manual_seed(7)
     return Linear.from_dense(nn.Linear(k, n, bias), scheme)
-
-
-def arguments(layer, x, **changed):
-    """The op's arguments for a layer, some of them replaced."""
-    named = {
-        "x": x,
-        "packed": layer.packed,
-        "bias": layer.bias,
-        "scheme": str(layer.scheme),
-        "layout": layer.layout,
-        "out_features": layer.out_features,
-        "in_features": layer.in_features,
-    }
-    return tuple({**named, **changed}.values())
 
 
 # --- opcheck
