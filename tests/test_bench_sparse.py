@@ -156,7 +156,11 @@ def test_a_sparse_peer_multiplies_the_weight_of_the_kernels(peer):
     if peer.why_not() is not None:
         pytest.skip(peer.why_not())
     kind = WeightKind.parse({"sp": "sp80w8a8", "bs32x32": "bs32x32w8a8:75%"}[peer.sparse])
-    contestant = contestants.PeerMaker(peer, kind).make(contestants.Site(torch.zeros(64, 128), torch.bfloat16, 0))
+    site = contestants.Site(torch.zeros(64, 128), torch.bfloat16, 0)
+    try:
+        contestant = contestants.PeerMaker(peer, kind).make(site)
+    except contestants.NotHereError as reason:  # torch without MKL has no product of blocks
+        pytest.skip(str(reason))
     x = torch.randn(5, 128, generator=torch.Generator().manual_seed(0))
     weight = dequantize_weight(kind.draw(64, 128), kind.scheme, 128)
     torch.testing.assert_close(torch.as_tensor(contestant.bind(x)[0]()), x @ weight.t(), atol=1e-3, rtol=1e-3)
