@@ -32,9 +32,7 @@ inline RowPlace place_of(const NybbleLookupArgs& a, int64_t row) {
 }
 
 // Bytes from a row's first word of n16k16 to word w: words i and i + 2 of four lie side by side in a column.
-inline int64_t paired_word(int64_t w) {
-  return w / 4 * 16 * NYBBLE_TILE_N + w % 2 * 8 * NYBBLE_TILE_N + w / 2 % 2 * 4;
-}
+inline int64_t paired_word(int64_t w) { return w / 4 * 16 * NYBBLE_TILE_N + w % 2 * 8 * NYBBLE_TILE_N + w / 2 % 2 * 4; }
 
 // Eight bytes of four bytes of nibbles: of the layout n16k8, byte j holds the columns j and j + 4.
 inline uint64_t nibbles_apart(uint32_t word, bool tiled) {
