@@ -250,8 +250,9 @@ def test_monitor(case):
     before = outputs(model, case)
     with monitor:
         found = outputs(model, case)
-    # torch computes the gates of an LSTM whose members are watched.
-    assert torch.equal(found, before) or (case.model is Tagger and (found - before).norm() < 0.01 * before.norm())
+    # torch computes the gates of an LSTM, and what lies between the layers of an expert, where members are watched.
+    near = case.model in (Tagger, Mixture) and (found - before).norm() < 0.01 * before.norm()
+    assert torch.equal(found, before) or near
     assert torch.equal(outputs(model, case), before)
     watched = names(monitor.report().layers)
     assert case.layers - case.told <= watched <= case.layers - {"words", "depth"}
