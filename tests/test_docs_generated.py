@@ -282,7 +282,7 @@ def test_what_slices_of_a_figure_tried_adds_up(repository):
     assert f"| `kills --count 30`, seeds 0, 3 {both}" in text
     both = "| 11,000,000 | all | 0 | kernels 42 | 2026-01-02 |"  # of which the third is a part
     assert f"| `shapes --count 131072`, seeds 0 to 1 {both}" in text
-    assert "| `foreign --data DIR --count 500`, seed 0 | 24,000 | 5.0% |" in text
+    assert "| `foreign --data DIR --count 500`, seed 0 | 24,000 | 50.0% |" in text
     assert "| `headers` | not run |" in text
     assert "| `gguf` | 14,000 | 1,800 | 50% | 0 | 2026-01-02 |" in text
     assert "| `onnx` | 0 | 0 | 0% | 0 | not run |" in text
