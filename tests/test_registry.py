@@ -304,6 +304,8 @@ def test_the_kernel_that_is_named_is_the_one_that_runs(name, scheme, machine, mo
     spec = spec_of(name)
     if spec.target not in targets.detect().targets:
         pytest.skip(f"{spec.target}: {targets.detect().missing[spec.target]}")
+    if any(other.name == f"{name}_pairs" for other in specs()):
+        pytest.skip("serves masks and convolutions: dense layers are packed for the kernel of pairs")
     machine(spec.target)
     ran = []
 
