@@ -65,6 +65,7 @@ for program in $programs; do
     { cat "$work/link.log"; exit 1; }
   for target in "${targets[@]}"; do
     printf '== %s %s (%ss)\n' "$program" "$target" "$SECONDS"
-    OMP_WAIT_POLICY=passive "$qemu" -cpu "${cpu[$target]}" "$work/$program" "$target"
+    OMP_WAIT_POLICY=passive "$qemu" -cpu "${cpu[$target]}" "$work/$program" "$target" | tee -a "$work/$program.log"
   done
+  if ! grep -q ' cases, ' "$work/$program.log"; then echo "$program: compared no kernel"; exit 1; fi
 done
