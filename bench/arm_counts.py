@@ -223,7 +223,7 @@ def rows_of_table(cpus: list[str], chosen: str) -> list[str]:
                 continue
             name, scheme, target, layout, block = match[1], match[2], match[3], match[4], int(match[5])
             decode_rows = int(match[6])  # 0: never
-            bits = {"n16k8": 4, "n16k32": 3}.get(layout, 8)
+            bits = {"n16k8": 4, "n16k16n": 4, "n16k32": 3}.get(layout, 8)
             found = functions(listing_of(SOURCES / "cpu" / f"{name}.cpp", flags[target], Path(folder)))
             cells = []
             for m in BATCHES:

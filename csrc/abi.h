@@ -314,7 +314,7 @@ struct NybbleLookupArgs {
   const uint8_t* zero_point;  // null: 0 for 8 bits and beside minimum, 8 for 4 bits
   const void* minimum;        // of scale_dtype, or null
   uint8_t flipped;            // bits that codes and zero points of 8 bits have changed, as in n16k4g
-  uint8_t paired;             // 1: the layout n16k16
+  uint8_t paired;             // 1: n16k16, n16k16n
   int64_t tile_bytes;         // 0: plain
   int64_t group, groups;      // columns of a group: 16, 32, 64, 128, or all in one group
   struct NybbleMatrix y;

@@ -10,23 +10,21 @@
 //                  [tiles][k_padded / 16][2][16][2][4] s8; k_padded: K rounded up to a multiple of 16; the rest as
 //                  n16k4, without large
 //   n16k4g 8 bits  with scales by group, as in n16k8: codes [tiles][k_padded / 4][16][4] u8, and zero_point
-//   [tiles][groups][16]
-//                  u8, absent if symmetric: both plus 128. k_padded: K rounded up to a multiple of the group size, or
-//                  of
-//                  4. scale, minimum and weight_sum as in n16k8
+//                  [tiles][groups][16] u8, absent if symmetric: both plus 128. k_padded: K rounded up to a multiple of
+//                  the group size, or of 4. scale, minimum and weight_sum as in n16k8
 //   n16k8  4 bits  codes [tiles][k_padded / 8][16][4]: byte j holds k = j (low nibble) and k = j + 4 (high nibble)
 //                  k_padded: K rounded up to a multiple of the group size, or of 8 if one group spans K
 //                  scale [tiles][groups][16] of scale_dtype; zero_point [tiles][groups][16] u8, absent if symmetric
-//                  (8); or minimum, as scale: weight = code * scale + minimum weight_sum [tiles * 16] f32: sum of (code
-//                  - zero_point) * scale over K
-//
+//                  (8); or minimum, as scale: weight = code * scale + minimum
+//                  weight_sum [tiles * 16] f32: sum of (code - zero_point) * scale over K
 //                  If codes index a table: no weight_sum, and book [16] f32 at the end
 //                  With levels: scale and minimum [tiles][blocks][16] f16, a block of 8 groups each, and after them
 //                  levels [tiles][groups][2][16] u8: weight = code * (scale * first) - minimum * second
-//
+//   n16k16n 4 bits the lines of n16k8, of which the two of 16 k lie side by side in a column: codes
+//                  [tiles][k_padded / 16][16][2][4]; k_padded: K rounded up to a multiple of the group size, or of 16
+//                  if one group spans K; the rest as n16k8
 //   n16k32 3 bits  codes [tiles][k_padded / 32][3][16][4]: the lines of n16k8 of 32 k as planes. Bit i of a nibble of
-//   line
-//                  l is bit i + 2 (l % 2) of that half of line l / 2, and bit 2 bit l of that half of line 2
+//                  line l is bit i + 2 (l % 2) of that half of line l / 2, and bit 2 bit l of that half of line 2
 //                  k_padded: K rounded up to a multiple of the group size; the rest as n16k8, the middle is 4
 //
 // They end with order [k] s32 if the columns of the weight are in another order than the inputs: which input each has.
@@ -74,7 +72,7 @@ struct WeightShape {
   bool book = false;     // 4 bits, Form::dense only: codes index a table
   bool levels = false;   // with minimum and groups of 32: scales and minimums have two levels, see NybbleLinearArgs
   bool grouped = false;  // 8 bits, Form::dense only: the layout n16k4g, else n16k4 or n16k16
-  bool paired = false;   // the layout n16k16
+  bool paired = false;   // the layout n16k16, or n16k16n
 
   // Throws std::invalid_argument, naming the field, its value and the rule.
   void validate() const;

@@ -1,4 +1,5 @@
 #include "pieces.h"
+#include "shape.h"
 
 #include <algorithm>
 #include <cstring>
@@ -260,14 +261,7 @@ void check_weight(const LinearCall& call) {
     refuse("y: int32 output is supported only for 8-bit weights with a scale a column and 8-bit activations");
   check_rows(call);
   require("packed", call.packed, static_cast<int64_t>(sections_of(call.packed_shape()).total), 1);
-  const char* layout = shape.form == Form::mask     ? (shape.bits == 8 ? "mask8" : "mask4")
-                       : shape.form == Form::gather ? "gather8"
-                       : shape.form == Form::blocks ? "blocks8"
-                       : shape.grouped              ? "n16k4g"
-                       : shape.paired               ? "n16k16"
-                       : shape.bits == 8            ? "n16k4"
-                       : shape.bits == 3            ? "n16k32"
-                                                    : "n16k8";
+  const char* layout = layout_of(shape);
   const bool expands = shape.form == Form::mask && call.expand;
   if (!expands && std::strcmp(call.kernel->layout, layout) != 0)
     refuse(std::string("kernel=\"") + call.kernel->name + "\": reads layout " + call.kernel->layout +

@@ -29,4 +29,7 @@ inline NybbleDtype dtype_of(int value) {
 // Throws std::invalid_argument as WeightShape::validate.
 WeightShape shape_of(const ShapeWords& words);
 
+// The name of the layout of a shape.
+const char* layout_of(const WeightShape& shape);
+
 }  // namespace nybble

@@ -150,6 +150,7 @@ def test_the_inner_loops_are_tile_loads_and_multiplies() -> None:
 # --- the choice
 
 
+@pytest.mark.usefixtures("x86_kernels")
 @pytest.mark.parametrize("scheme", TILES)
 def test_the_number_of_rows_chooses_between_tiles_and_vectors(scheme: str, machine) -> None:
     machine("amx")
@@ -167,6 +168,7 @@ def test_the_number_of_rows_chooses_between_tiles_and_vectors(scheme: str, machi
     assert len(layouts) == 1, "one packed weight serves both"
 
 
+@pytest.mark.usefixtures("x86_kernels")
 def test_float_activations_other_than_bfloat16_stay_with_vectors(machine) -> None:
     machine("amx")
     for dtype in (torch.float32, torch.float16):

@@ -36,7 +36,7 @@ def table(scheme, n, k, layout, seed=0):
 
 
 def layouts_of(scheme):
-    tiled = ("n16k8",)
+    tiled = ("n16k8", "n16k16n")
     if scheme.weight_bits == 8:
         tiled = ("n16k4", "n16k16") if scheme.group_size is None and scheme.symmetric else ("n16k4g",)
     return [name for name in LOOKUP_LAYOUTS if name in ("plain", *tiled)]
@@ -97,6 +97,7 @@ def test_bags(kernel, name, mode):
         ("w4a16g32", "plain"),
         ("w4a16g32", "n16k8"),
         ("w4a16asym", "n16k8"),
+        ("w4a16asym", "n16k16n"),
         ("w8a16", "n16k4"),
         ("w8a16", "n16k16"),
         ("w8a16g32asym", "n16k4g"),

@@ -185,8 +185,11 @@ def test_kernels_that_do_not_read_them_say_so(form: Form) -> None:
             assert reason == f"reads no scales of {str(form.scale).removeprefix('torch.')}"
 
 
+LAYOUTS_OF_OTHERS = {"sp50w4a8g32": "mask4", "sp50w8a8": "mask8", "sp24w8a16": "n16k4"}
+
+
 @BY_FORM
-@pytest.mark.parametrize("name", ["sp50w4a8g32", "sp50w8a8", "sp24w8a16"])
+@pytest.mark.parametrize("name", LAYOUTS_OF_OTHERS)
 def test_other_weights_have_no_such_scales(name: str, form: Form) -> None:
     layer_type = nybble.nn.SparseLinear if name.startswith("sp") else nybble.nn.Linear
     layer = layer_type(64, 8, scheme=name)
@@ -197,7 +200,7 @@ def test_other_weights_have_no_such_scales(name: str, form: Form) -> None:
         layer.load_state_dict(state)
     scheme = Scheme.parse(name)
     with pytest.raises(ValueError, match="scale_dtype"):
-        native.weight_shape(scheme, 8, 64, "mask4" if "sp50" in name else "n16k4", form)
+        native.weight_shape(scheme, 8, 64, LAYOUTS_OF_OTHERS[name], form)
 
 
 # --- modules

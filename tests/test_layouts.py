@@ -23,7 +23,7 @@ def layout_of(scheme: Scheme) -> str:
 
 def layouts_of(scheme: Scheme) -> tuple[str, ...]:
     whole = scheme.group_size is None and scheme.symmetric
-    return ("n16k8",) if scheme.weight_bits == 4 else ("n16k4", "n16k16") if whole else ("n16k4g",)
+    return ("n16k8", "n16k16n") if scheme.weight_bits == 4 else ("n16k4", "n16k16") if whole else ("n16k4g",)
 
 
 @BY_SCHEME
@@ -37,9 +37,7 @@ def test_native_packing_equals_the_definition(scheme: Scheme, n: int, k: int) ->
 
 
 def test_every_layout_is_complete_and_native_ones_are_on_the_cpu() -> None:
-    expected = (
-        "plain n16k4 n16k16 n16k4g n16k8 n16k32 mask8 mask4 gather8 blocks8 rows8 frag4 quads8 quads4 quads16 bsr8"
-    )
+    expected = "plain n16k4 n16k16 n16k4g n16k8 n16k16n n16k32 mask8 mask4 gather8 blocks8 rows8 frag4 quads8 quads4 quads16 bsr8"
     assert list(layouts.table()) == expected.split()
     for layout in layouts.table().values():
         assert layout.incomplete() is None
@@ -100,6 +98,11 @@ def test_unpacking_is_the_exact_inverse(scheme: Scheme, n: int, k: int) -> None:
                 assert torch.equal(getattr(restored, name), tensor), name
 
 
+def test_a_layout_is_of_so_many_bits() -> None:
+    with pytest.raises(ValueError, match=r'layout="n16k8": its weights have 4 bits, not 8'):
+        native.weight_shape(Scheme.parse("w8a8"), 8, 64, "n16k8")
+
+
 def test_where_a_code_lies() -> None:
     """csrc/pack.h in numbers: input 13 of output 18 is in tile 1, lane 2."""
     eight, four = Scheme.parse("w8a8"), Scheme.parse("w4a8g32")
@@ -112,6 +115,8 @@ def test_where_a_code_lies() -> None:
     byte = layouts.pack(quantized, "n16k8", four, 32)[1 * (32 * 8) + 1 * 64 + 2 * 4 + 1]
     code = (quantized.qweight[18, 6] >> 4) & 15  # input 13: odd, so the high nibble of byte 6
     assert byte >> 4 == code, "input 13 = 8 + 5: the high nibble of byte 1"
+    byte = layouts.pack(quantized, "n16k16n", four, 32)[1 * (32 * 8) + 2 * 8 + 4 + 1]
+    assert byte >> 4 == code, "the second word of 16 inputs"
     groups = Scheme.parse("w8a8g16asym")
     quantized = random_weight(groups, 20, 32)
     packed = layouts.pack(quantized, "n16k4g", groups, 32)

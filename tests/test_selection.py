@@ -22,6 +22,7 @@ def why_not(name, problem):
 # --- explain
 
 
+@pytest.mark.usefixtures("x86_kernels")
 def test_explain_has_a_reason_for_every_kernel(machine):
     machine("avx2")
     explanation = explain(Problem(Scheme.parse("w8a8"), m=3, n=16, k=64))
@@ -34,6 +35,7 @@ def test_explain_has_a_reason_for_every_kernel(machine):
     assert explanation.others == {spec.name for spec in specs() if spec.scheme != "w8a8"}
 
 
+@pytest.mark.usefixtures("x86_kernels")
 def test_explain_prints_the_kernels_of_the_own_family_by_reason(machine):
     machine("avx2")
     explanation = explain(Problem(Scheme.parse("w8a8"), m=3, n=16, k=64))
@@ -74,6 +76,7 @@ def test_explanations_fit_a_terminal(family, verbose):
     assert max(map(len, str(explanation).splitlines())) <= 120
 
 
+@pytest.mark.usefixtures("x86_kernels")
 def test_an_explanation_in_a_notebook_is_escaped(machine):
     machine("avx2")
     explanation = explain(Problem(Scheme.parse("w8a8"), m=3, n=16, k=64))

@@ -241,7 +241,7 @@ def test_the_dense_twin(scheme: str) -> None:
 @ALL
 def test_what_it_says_of_itself(scheme: str) -> None:
     layer = sparse_layer(scheme)
-    explanation = nybble.explain(layer, m=5)
+    explanation = nybble.explain(layer, m=1)  # some kernels take over at more rows
     assert explanation.kernel in repr(layer)
     assert f"scheme={scheme}" in repr(layer)
     assert explanation.problem.layout == layer.layout

@@ -137,8 +137,8 @@ template <class Codes>
 struct SignedTile : GroupsTile {
   static constexpr int kWords = Codes::kWords;
 
-  // Float sums and those of a group stay in registers.
-  static constexpr int vectors(int rows) { return fitting_vectors((1 + kParts) * rows + 2, 3); }
+  // The sums of a group stay in registers, the float sums in the first cache.
+  static constexpr int vectors(int rows) { return fitting_vectors(kParts * rows + 2, 3); }
 
   // The products of word i of a line and the next ones. first: word of `words` of the line.
   template <int R, int V, int kFirst, int kCount, int i = 0>

@@ -31,8 +31,13 @@ inline RowPlace place_of(const NybbleLookupArgs& a, int64_t row) {
           tile * a.groups * NYBBLE_TILE_N + column, NYBBLE_TILE_N};
 }
 
-// Bytes from a row's first word of n16k16 to word w: words i and i + 2 of four lie side by side in a column.
-inline int64_t paired_word(int64_t w) { return w / 4 * 16 * NYBBLE_TILE_N + w % 2 * 8 * NYBBLE_TILE_N + w / 2 % 2 * 4; }
+// Bytes from a row's first word of n16k16 to word w: words i and i + 2 of four lie side by side in a column; of n16k16n
+// words i and i + 1 of two.
+template <int kBits>
+inline int64_t paired_word(int64_t w) {
+  constexpr int64_t half = kBits / 4, line = 4 * NYBBLE_TILE_N;
+  return w / (2 * half) * (2 * half * line) + w % half * (2 * line) + w / half % 2 * 4;
+}
 
 // Eight bytes of four bytes of nibbles: of the layout n16k8, byte j holds the columns j and j + 4.
 inline uint64_t nibbles_apart(uint32_t word, bool tiled) {
@@ -47,27 +52,30 @@ template <int kBits>
 inline const uint8_t* codes_of(const NybbleLookupArgs& a, const RowPlace& at, int64_t c, int64_t count, uint8_t* to) {
   constexpr int64_t kWord = kBits == 8 ? 4 : 8;
   const bool tiled = a.tile_bytes != 0;
-  const uint8_t* from = at.codes + c / kWord * at.step;
+  const int64_t first = c / kWord;
+  const uint8_t* from = at.codes + first * at.step;
   if (kBits == 8 && !tiled) return from;
-  if (kBits == 8 && a.paired) {
-    for (int64_t w = 0; w * kWord < count; w++) memcpy(to + w * 4, at.codes + paired_word(c / kWord + w), 4);
-    return to;
-  }
   const int64_t bytes = tiled ? (count + kWord - 1) / kWord * 4 : (count + 1) / 2, whole = bytes / 4;
-  for (int64_t w = 0; w < whole; w++, from += at.step) {
-    uint32_t word;
-    memcpy(&word, from, 4);
-    if (kBits == 8) {
-      word ^= 0x01010101u * a.flipped;
-      memcpy(to + w * 4, &word, 4);
-    } else {
-      const uint64_t wide = nibbles_apart(word, tiled);
-      memcpy(to + w * 8, &wide, 8);
+  const auto collect = [&](const auto& place) {
+    for (int64_t w = 0; w < whole; w++) {
+      uint32_t word;
+      memcpy(&word, place(w), 4);
+      if (kBits == 8) {
+        word ^= 0x01010101u * a.flipped;
+        memcpy(to + w * 4, &word, 4);
+      } else {
+        const uint64_t wide = nibbles_apart(word, tiled);
+        memcpy(to + w * 8, &wide, 8);
+      }
     }
-  }
+  };
+  if (a.paired)
+    collect([&](int64_t w) { return at.codes + paired_word<kBits>(first + w); });
+  else
+    collect([&](int64_t w) { return from + w * at.step; });
   if (bytes % 4) {  // of a plain row of nibbles
     uint32_t word = 0;
-    memcpy(&word, from, static_cast<size_t>(bytes % 4));
+    memcpy(&word, from + whole * at.step, static_cast<size_t>(bytes % 4));
     const uint64_t wide = nibbles_apart(word, false);
     memcpy(to + whole * 8, &wide, 8);
   }

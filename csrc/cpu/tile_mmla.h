@@ -1,8 +1,8 @@
 // The register tiles for 8-bit activations built on smmla, which multiplies two rows by two columns, of eight k each:
-// the panel has pairs of words, which are the operand of two rows, and n16k16 those of two columns. In the other
-// layouts two lines of packed weights are 64 bytes apart; zip brings the words of a column together, before nibbles are
-// taken out of them: the words of two lines of nibbles are those of the panel's pairs. With zip, smmla takes fewer
-// instructions than sdot from four rows on; without, with any number. Include after tile_i8mm.h.
+// the panel has pairs of words, which are the operand of two rows, and n16k16 and n16k16n those of two columns. In the
+// other layouts two lines of packed weights are 64 bytes apart; zip brings the words of a column together, before
+// nibbles are taken out of them: the words of two lines of nibbles are those of the panel's pairs. With zip, smmla
+// takes fewer instructions than sdot from four rows on; without, with any number. Include after tile_i8mm.h.
 #pragma once
 
 #include "tile_dot.h"
@@ -83,6 +83,13 @@ NYBBLE_INLINE void each_two(int64_t count, const uint8_t* (&w)[V], Fetch& prefet
     prefetcher.used(w, 2 * kLines, light);
   }
   if (count > 0) step();
+}
+
+// From where W columns of n16k4 and n16k8 begin to where they do in lines side by side: a column has 8 bytes of two.
+template <int V>
+NYBBLE_INLINE void enter_pairs(int64_t column, const uint8_t* (&w)[V]) {
+#pragma GCC unroll 4
+  for (int v = 0; v < V; v++) w[v] += (column + v * W) % NYBBLE_TILE_N * 4;
 }
 
 // Columns of n16k16, at w[v]: adds the products of 16 k.
@@ -192,8 +199,7 @@ struct PairedTile8 : PairTile8 {
   NYBBLE_INLINE void run(const NybbleLinearArgs* a, const Place& at, const uint8_t* (&w)[V], Blocks<R, V>& acc,
                          Prefetcher& prefetcher) {
     const int8_t* x = panel_at<int8_t>(a, at.row) + at.begin * R;
-#pragma GCC unroll 4
-    for (int v = 0; v < V; v++) w[v] += (at.column + v * W) % NYBBLE_TILE_N * 4;  // a column has 8 bytes of a line
+    enter_pairs<V>(at.column, w);
     const auto step = [&]() __attribute__((always_inline)) {
       multiply_paired<R, V>(acc, w, x);
       x += 16 * R;
@@ -202,25 +208,126 @@ struct PairedTile8 : PairTile8 {
   }
 };
 
+// Lines of which zip brings two together: sums and products as the tiles of groups want them.
 template <class Codes>
+struct Zipped {
+  template <int R, int V>
+  using Acc = Blocks<R, V>;
+
+  static constexpr int vectors(int rows) { return fitting_vectors(2 * pairs_of(rows) + 2, pairs_of(rows) + 3); }
+
+  // Adds the products of `size` k; x: where their activations begin.
+  template <int R, int V, class Fetch>
+  NYBBLE_INLINE void multiply(Blocks<R, V>& acc, const uint8_t* (&w)[V], const int8_t*& x, int64_t size, Fetch& fetch) {
+    multiply_all<Codes, R, V>(acc, w, x, size / (4 * Codes::kWords), fetch, false);
+  }
+
+  template <int R, int V>
+  NYBBLE_INLINE void totals(const Blocks<R, V>& acc, VI (&rows)[R][V]) {
+    rows_of<R, V>(acc, rows);
+  }
+
+  template <int V>
+  NYBBLE_INLINE void enter(int64_t, const uint8_t* (&)[V]) {}
+};
+
+// Lines of n16k16n, which lie side by side. Up to three rows are multiplied by sdot, for which a pair of words of the
+// panel stands twice in a register: it adds each half of the products of a column alone.
+template <class Codes>
+struct SideBySide {
+  static constexpr int kStep = 2 * 4 * Codes::kWords;  // k of two lines
+  static constexpr bool is_few(int rows) { return rows < 4; }
+  static constexpr int sums(int rows) { return is_few(rows) ? rows : pairs_of(rows); }
+
+  template <int R, int V>
+  using Acc = VI[sums(R)][2 * V];
+
+  static constexpr int vectors(int rows) { return fitting_vectors(2 * sums(rows) + 2, sums(rows) + 3); }
+
+  // Eight bytes, twice. A load that does so would take the place of a multiply in Neoverse's cores.
+  NYBBLE_INLINE VI twice(const int8_t* x) {
+    uint64_t words;
+    memcpy(&words, x, sizeof(words));
+    VI both;
+    __asm__("dup %0.2d, %1" : "=w"(both) : "r"(words));
+    return both;
+  }
+
+  // The products of words i and the next ones of both lines.
+  template <int R, int V, int i = 0>
+  NYBBLE_INLINE void multiply_words(Acc<R, V>& acc, const VI (&lines)[V][2], const int8_t* x) {
+    if constexpr (i < Codes::kWords) {
+      VI columns[V][2];
+#pragma GCC unroll 8
+      for (int c = 0; c < 2 * V; c++) columns[c / 2][c % 2] = Codes::template word<i>(lines[c / 2][c % 2]);
+      if constexpr (is_few(R)) {
+#pragma GCC unroll 3
+        for (int r = 0; r < R; r++) {
+          const VI row = twice(x + 8 * r);
+#pragma GCC unroll 8
+          for (int c = 0; c < 2 * V; c++) dot_s8s8(acc[r][c], columns[c / 2][c % 2], row);
+        }
+      } else {
+        multiply_pairs<R, V, false>(acc, columns, x);
+      }
+      multiply_words<R, V, i + 1>(acc, lines, x + 8 * R);
+    }
+  }
+
+  template <int R, int V, class Fetch>
+  NYBBLE_INLINE void multiply(Acc<R, V>& acc, const uint8_t* (&w)[V], const int8_t*& x, int64_t size, Fetch& fetch) {
+    const auto step = [&]() __attribute__((always_inline)) {
+      VI lines[V][2];
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) {
+        lines[v][0] = vi_load(w[v]);
+        lines[v][1] = vi_load(w[v] + sizeof(VI));
+        w[v] += 2 * kLine;
+      }
+      multiply_words<R, V>(acc, lines, x);
+      x += kStep * R;
+    };
+    each_two<2>(size / kStep, w, fetch, false, step);
+  }
+
+  template <int R, int V>
+  NYBBLE_INLINE void totals(const Acc<R, V>& acc, VI (&rows)[R][V]) {
+    if constexpr (is_few(R)) {
+#pragma GCC unroll 3
+      for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) rows[r][v] = vpaddq_s32(acc[r][2 * v], acc[r][2 * v + 1]);
+    } else {
+      rows_of<R, V>(acc, rows);
+    }
+  }
+
+  template <int V>
+  NYBBLE_INLINE void enter(int64_t column, const uint8_t* (&w)[V]) {
+    enter_pairs<V>(column, w);
+  }
+};
+
+template <class Codes, class Lines = Zipped<Codes>>
 struct PairTile : SignedTile<Codes> {
   // The sums of a group stay in registers, the float sums in the first cache.
-  static constexpr int vectors(int rows) { return fitting_vectors(2 * pairs_of(rows) + 2, pairs_of(rows) + 3); }
+  static constexpr int vectors(int rows) { return Lines::vectors(rows); }
 
   template <int R, int V>
   NYBBLE_INLINE void run(const NybbleLinearArgs* a, const Place& at, const uint8_t* (&w)[V], VF (&sum)[R][V],
                          Prefetcher& prefetcher) {
     const int8_t* x = panel_at<int8_t>(a, at.row) + at.begin * R;
+    Lines::template enter<V>(at.column, w);
     GroupNumbers<V> numbers(a, at.column);
     for (int64_t g = at.begin / a->group; g * a->group < at.end; g++) {
-      Blocks<R, V> acc;
+      typename Lines::template Acc<R, V> acc;
       each_register(acc, [](auto& one) __attribute__((always_inline)) { zero_register(one); });
       with_nibbles(a, w, prefetcher, [&](auto& from, auto& fetch) __attribute__((always_inline)) {
-        multiply_all<Codes, R, V>(acc, from, x, a->group / (4 * Codes::kWords), fetch, false);
+        Lines::template multiply<R, V>(acc, from, x, a->group, fetch);
       });
       VI start[R][V], rows[R][V];
       PairTile::template start_codes<R, V>(a, at, g, start);
-      rows_of<R, V>(acc, rows);
+      Lines::template totals<R, V>(acc, rows);
       add_all<R, V>(rows, start);
       PairTile::template add_group<R, V>(a, at, g, rows, sum, numbers);
     }

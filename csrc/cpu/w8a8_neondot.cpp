@@ -1,5 +1,5 @@
 // y = (x codes . w codes) * act_scale * scale + bias; layout n16k4, activations as codes.
-// Built on sdot by lane. 6 rows by 16 columns keep 24 accumulators in registers. Bound by sdot, and by memory at few
+// Built on sdot by lane. 8 rows by 8 columns keep 16 accumulators in registers. Bound by sdot, and by memory at few
 // rows.
 #include "tile_neondot.h"
 // clang-format off

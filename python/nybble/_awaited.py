@@ -34,9 +34,7 @@ def register_with_others() -> None:
 
 
 def _register(awaited: str) -> None:
-    """Modules may be imported for the first time where the caller makes a model on the meta device: their own tensors are real."""
-    with import_module("torch").device("cpu"):
-        import_module(f"{_PACKAGE}.{_AWAITED[awaited]}").register()
+    import_module(f"{_PACKAGE}.{_AWAITED[awaited]}").register()
 
 
 class _Waiting(MetaPathFinder):

@@ -46,12 +46,7 @@ common="-I$work -std=c++17 -Wall -Wextra -ffp-contract=off -fopenmp -DNYBBLE_BUI
   done
   for program in $programs; do echo "-O1 -I$(pwd) $(pwd)/compare_$program.cpp"; done
   echo "-O1 $(pwd)/guarded_new.cpp"
-  for file in "$csrc"/*.cpp; do
-    case $(basename "$file") in
-      bindings*.cpp | shape.cpp | plan.cpp | aot.cpp | no_python.cpp | cpu_features.cpp | probe.cpp) ;;
-      *) echo "-O1 $file" ;;
-    esac
-  done
+  drivers "$csrc" | sed 's/^/-O1 /'
 } > "$work/files"
 xargs -P 2 -I{} sh -c "set -- {}; for file; do :; done
   $launcher aarch64-linux-gnu-g++ $common -c {} -o $work/\$(basename \"\$file\" .cpp).o" < "$work/files"

@@ -1,5 +1,5 @@
 # Sourced by the scripts of this folder, from it. flags[TARGET]: the compiler flags of each target, as CMakeLists.txt sets
-# them for g++.
+# them for g++. drivers FOLDER: the sources there that the compare programs need.
 declare -A flags=()
 while read -r target words; do
   flags[$target]+=""
@@ -11,3 +11,12 @@ while read -r target words; do
     esac
   done
 done < <(sed -nE 's/^(set\(|  list\(APPEND )NYBBLE_FLAGS_(\w+) ([^)]*)\).*/\2 \3/p' ../../CMakeLists.txt)
+drivers() {
+  local file
+  for file in "$1"/*.cpp; do
+    case $(basename "$file") in
+      bindings*.cpp | plan.cpp | aot.cpp | no_python.cpp | cpu_features.cpp | probe.cpp) ;;
+      *) echo "$file" ;;
+    esac
+  done
+}

@@ -119,7 +119,7 @@ const KernelEntry* nearest(const KernelEntry& kernel, const Fits& fits) {
 }
 
 inline bool is_grouped(const KernelEntry& kernel) { return !std::strcmp(kernel.layout, "n16k4g"); }
-inline bool is_paired(const KernelEntry& kernel) { return !std::strcmp(kernel.layout, "n16k16"); }
+inline bool is_paired(const KernelEntry& kernel) { return !std::strncmp(kernel.layout, "n16k16", 6); }
 
 inline const KernelEntry* prepare_for(const KernelEntry& kernel) {
   return nearest(kernel, [](const KernelEntry& e) { return e.prepare != nullptr; });

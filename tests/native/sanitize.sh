@@ -75,13 +75,7 @@ has() {
 }
 
 suffix=.o compile -DNYBBLE_EMULATE_AMX compare_rounding.cpp $(printf 'compare_%s.cpp ' "${programs[@]}")
-drivers=()
-for file in "$csrc"/*.cpp; do
-  case $(basename "$file") in
-    bindings*.cpp | shape.cpp | plan.cpp | aot.cpp | no_python.cpp | cpu_features.cpp | probe.cpp) ;;
-    *) drivers+=("$file") ;;
-  esac
-done
+mapfile -t drivers < <(drivers "$csrc")
 compile "${flags[scalar]}" "${drivers[@]}" "$csrc"/cpu/*_scalar*.cpp
 compile "${flags[avx2]}" "$csrc"/cpu/*_avx2*.cpp
 compile "${flags[avxvnni]}" "$csrc"/cpu/*_avxvnni*.cpp

@@ -7,6 +7,7 @@ import sys
 import threading
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,7 +28,7 @@ def _references() -> int:
     nothing, since threads run without a lock."""
     if not getattr(sys, "_is_gil_enabled", lambda: True)():
         return -1
-    arrays = [torch.empty(1, dtype=torch.uint8, device="cpu").numpy()]
+    arrays = [np.empty(1, np.uint8)]
     return next((count for count in range(1, 5) if _first_free(arrays, 1, count) is not None), -1)
 
 

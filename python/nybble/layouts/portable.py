@@ -168,13 +168,13 @@ def _to_bitmask(qweight: Tensor, scheme: Scheme, in_features: int) -> tuple[Tens
     codes = kind.unpack(qweight, in_features)
     kept = codes != kind.middle
     bits = zero_pad(kept, (0, -in_features % 8)).view(len(kept), -1, 8)
-    return (bits * _BITS).sum(-1, dtype=torch.uint8), kind.pack(codes[kept][None])[0]
+    return (bits * _bits(bits)).sum(-1, dtype=torch.uint8), kind.pack(codes[kept][None])[0]
 
 
 def _from_bitmask(mask: Tensor, values: Tensor, scheme: Scheme, out_features: int, in_features: int) -> Tensor:
     """As native.from_bitmask, for any type of weights."""
     kind, form = scheme.weight_type, scheme.sparsity
-    bits = ((mask[..., None] & _BITS) != 0).flatten(1)
+    bits = ((mask[..., None] & _bits(mask)) != 0).flatten(1)
     kept = bits[:, :in_features]
     if bits[:, in_features:].any():
         raise ValueError("mask: has bits beyond the last input")
@@ -191,7 +191,9 @@ def _from_bitmask(mask: Tensor, values: Tensor, scheme: Scheme, out_features: in
     return kind.pack(codes)
 
 
-_BITS = torch.tensor([1 << i for i in range(8)], dtype=torch.uint8)
+def _bits(like: Tensor) -> Tensor:
+    """A byte with each bit, uint8 (8,)."""
+    return 1 << torch.arange(8, dtype=torch.uint8, device=like.device)
 
 
 def _to_blocks(qweight: Tensor, block: Block) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Dense weights for CPUs: the layouts n16k4, n16k16, n16k4g, n16k8 and n16k32. csrc/pack.h draws them.
+"""Dense weights for CPUs: the layouts n16k4, n16k16, n16k4g, n16k8, n16k16n and n16k32. csrc/pack.h draws them.
 
 n16k4   8 bits: tiles of 16 output features, 4 inputs in a 32-bit word; float32 scales; sums of the codes, for the
         kernels that multiply u8 x s8; a bit for each pair of lines of a tile with large sums, for those that multiply
@@ -10,6 +10,7 @@ n16k4g  8 bits with scales by group, of bfloat16, float16 or float32: lines as i
 n16k32  3 bits: the lines of n16k8, of 32 inputs in three words: two have the lower two bits of each code, one the third
 n16k8   4 bits: tiles of 16 output features, 8 inputs in a 32-bit word, of which byte j holds inputs j (low nibble) and
         j + 4; scales in bfloat16, float16 or float32; sums of the weights, which take out the zero point of the activations
+n16k16n 4 bits: as n16k8, but two words of 16 inputs lie side by side in an output feature
 
 Weights with levels (w4k) have scales and minimums of blocks of groups, and then the levels of the groups.
 
@@ -17,7 +18,7 @@ They end with the order of the columns, of an ordered scheme. Codes of a table (
 instead of the sums.
 
 Padding: output features to 16, with code 0 and scale 0; inputs to the group size, or without
-groups to 4 (n16k4, n16k4g), 8 (n16k8) or 16 (n16k16), with code 0. The activations there are 0 too, so the padding adds nothing.
+groups to 4 (n16k4, n16k4g), 8 (n16k8) or 16 (n16k16, n16k16n), with code 0. The activations there are 0 too, so the padding adds nothing.
 
 Here is the definition in torch. The compiled library packs faster, and equal byte for byte.
 """
@@ -53,12 +54,25 @@ _PER_GROUP = ("scale", "zero_point", "minimum", "levels")
 @dataclass(frozen=True)
 class _Kind:
     """A layout of this file. word: inputs in a 32-bit word. by_group: scales belong to groups. offset: what is added to codes
-    and zero points where they are stored. paired: words have 4 inputs each, and two lie side by side; `word` is their unit."""
+    and zero points where they are stored. paired: two words of an output feature lie side by side, of 4 inputs each, or of 8 by
+    group; `word` is their unit, of 16."""
 
     word: int
     by_group: bool
     offset: int = 0
     paired: bool = False
+
+    @property
+    def inputs(self) -> int:
+        """Inputs in a word of a line."""
+        return (8 if self.by_group else 4) if self.paired else min(self.word, 8)
+
+    @property
+    def words(self) -> tuple[int, ...]:
+        """The words of so many inputs as `word` says, of a tile: the dimensions of its codes but the last, their 4 bytes."""
+        if self.paired:
+            return (*([] if self.by_group else [2]), TILE_N, 2)
+        return (3, TILE_N) if self.word == PLANES_K else (TILE_N,)
 
 
 def _padded(word: int, scheme: Scheme, out_features: int, in_features: int) -> tuple[int, int]:
@@ -70,9 +84,8 @@ def _sections(like: _Kind, form: Form, scheme: Scheme, out_features: int, in_fea
     n, k = _padded(word, scheme, out_features, in_features)
     tiles = n // TILE_N
     per_group = (tiles, k // (scheme.group_size or k), TILE_N)
-    words = (2, TILE_N, 2) if like.paired else (3, TILE_N) if word == PLANES_K else (TILE_N,)
     spec: dict[str, Spec] = {
-        "codes": ((tiles, k // word, *words, 4), torch.uint8 if like.offset else kind.stored),
+        "codes": ((tiles, k // word, *like.words, 4), torch.uint8 if like.offset else kind.stored),
         "scale": (per_group, form.scale or kind.scale),
     }
     if kind.levels:
@@ -97,17 +110,19 @@ def _fill(like: _Kind, quantized: QuantizedWeight, scheme: Scheme, in_features: 
     n, k = _padded(word, scheme, out_features, in_features)
     rows = n - out_features
     codes = zero_pad(scheme.weight_type.unpack(quantized.qweight, in_features), (0, k - in_features, 0, rows))
-    nibbles = 4 if like.paired else min(word, 8)
-    tiled = codes.view(-1, TILE_N, k // nibbles, nibbles).transpose(1, 2)
+    tiled = codes.view(-1, TILE_N, k // like.inputs, like.inputs).transpose(1, 2)
     if like.by_group:
         total = _weight_sum(quantized, scheme, in_features)
-        codes = tiled[..., :4] | (tiled[..., 4:] << 4) if nibbles == 8 else _moved(tiled, like.offset)
+        lines = tiled[..., :4] | (tiled[..., 4:] << 4) if like.inputs == 8 else _moved(tiled, like.offset)
         if word == PLANES_K:
-            codes = _to_planes(codes)
-        filled = {"codes": codes, "weight_sum": zero_pad(total, (0, rows)).float()}
+            lines = _to_planes(lines)
+        filled = {"codes": lines, "weight_sum": zero_pad(total, (0, rows)).float()}
     else:
         filled = {"codes": tiled, "column_sum": codes.sum(dim=1, dtype=torch.int32)}
-        filled |= {"codes": _to_pairs(tiled)} if like.paired else {"large": _large(tiled)}
+        if not like.paired:
+            filled["large"] = _large(tiled)
+    if like.paired:
+        filled["codes"] = _to_pairs(like, filled["codes"])
     for name in _PER_GROUP:
         tensor = quantized.tensors().get(name)
         if tensor is not None:
@@ -159,7 +174,7 @@ def _collect(
         codes = _of_planes(codes)
     if like.paired:
         codes = _of_pairs(codes)
-    elif like.word != 4:
+    if like.inputs == 8:
         codes = torch.cat((codes & 15, codes >> 4), dim=-1)
     codes = codes.transpose(1, 2).flatten(0, 1).flatten(1)[:out_features, :in_features]
     per_group = {
@@ -173,15 +188,16 @@ def _collect(
     return QuantizedWeight(scheme.weight_type.pack(codes).contiguous(), **per_group, **whole)
 
 
-def _to_pairs(lines: Tensor) -> Tensor:
-    """Lines of n16k4 (tiles, lines, TILE_N, 4) to n16k16 (tiles, lines / 4, 2, TILE_N, 2, 4)."""
-    split: Tensor = lines.unflatten(1, (-1, 2, 2))
-    return split.movedim(2, 4)
+def _to_pairs(like: _Kind, lines: Tensor) -> Tensor:
+    """Lines (tiles, lines, TILE_N, 4) of n16k4 to n16k16 (tiles, lines / 4, 2, TILE_N, 2, 4), or of n16k8 to n16k16n, which has
+    no such 2: two halves of the lines of 16 inputs side by side."""
+    split: Tensor = lines.unflatten(1, (-1, 2, *like.words[:-2]))
+    return split.movedim(2, -2)
 
 
 def _of_pairs(pairs: Tensor) -> Tensor:
     """The inverse of _to_pairs."""
-    return pairs.movedim(4, 2).flatten(1, 3)
+    return pairs.movedim(-2, 2).flatten(1, -3)
 
 
 def _to_planes(lines: Tensor) -> Tensor:
@@ -231,5 +247,6 @@ LAYOUTS = (
     _layout("n16k16", _Kind(16, by_group=False, paired=True), ""),
     _layout("n16k4g", _Kind(4, by_group=True, offset=128), ""),
     _layout("n16k8", _Kind(8, by_group=True), "mask4"),
+    _layout("n16k16n", _Kind(16, by_group=True, paired=True), ""),
     _layout("n16k32", _Kind(PLANES_K, by_group=True), ""),
 )
