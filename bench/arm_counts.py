@@ -221,9 +221,9 @@ def rows_of_table(cpus: list[str], chosen: str) -> list[str]:
             match = TABLE.match(line)
             if not match or match[3] not in flags or not match[2].startswith("w") or not re.search(chosen, match[1]):
                 continue
-            name, scheme, target, layout, block = match[1], match[2], match[3], match[4], int(match[5])
+            name, scheme, target, block = match[1], match[2], match[3], int(match[5])
             decode_rows = int(match[6])  # 0: never
-            bits = {"n16k8": 4, "n16k16n": 4, "n16k32": 3}.get(layout, 8)
+            bits = int(scheme[1])
             found = functions(listing_of(SOURCES / "cpu" / f"{name}.cpp", flags[target], Path(folder)))
             cells = []
             for m in BATCHES:

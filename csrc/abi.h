@@ -36,6 +36,12 @@ enum { NYBBLE_TILE_N = 16, NYBBLE_LINE_K = 64 };
 enum { NYBBLE_LARGE_K = 64 };
 static inline int64_t nybble_large_bytes(int64_t k_padded) { return (k_padded + NYBBLE_LARGE_K - 1) / NYBBLE_LARGE_K; }
 
+// Bytes from where a column's codes of a tile begin to its word w, where lines lie side by side: words i and i + half
+// of 16 k, half of which are `half` (2 with 8 bits, 1 with 4).
+static inline int64_t nybble_paired_place(int64_t w, int64_t half) {
+  return w / (2 * half) * (128 * half) + w % half * 128 + w / half % 2 * 4;
+}
+
 // Groups that share a scale and a minimum, of weights with levels.
 enum { NYBBLE_BLOCK_GROUPS = 8 };
 static inline int64_t nybble_scale_blocks(int64_t groups) {
@@ -314,7 +320,7 @@ struct NybbleLookupArgs {
   const uint8_t* zero_point;  // null: 0 for 8 bits and beside minimum, 8 for 4 bits
   const void* minimum;        // of scale_dtype, or null
   uint8_t flipped;            // bits that codes and zero points of 8 bits have changed, as in n16k4g
-  uint8_t paired;             // 1: n16k16, n16k16n
+  uint8_t paired;             // 1: lines side by side (n16k16...)
   int64_t tile_bytes;         // 0: plain
   int64_t group, groups;      // columns of a group: 16, 32, 64, 128, or all in one group
   struct NybbleMatrix y;

@@ -128,11 +128,7 @@ void of_planes(const uint32_t (&planes)[3], uint32_t (&nibbles)[4]) {
     nibbles[i] = (planes[i / 2] >> i % 2 * 2 & 0x33333333u) | (planes[2] >> i & 0x11111111u) << 2;
 }
 
-// Bytes from where 16 k of a tile begin to word i of a column of n16k16, or of n16k16n: words i and i + `half` lie side
-// by side.
-int64_t paired_place(int64_t column, int64_t i, int64_t half) { return i % half * 128 + column * 8 + i / half * 4; }
-
-// The lines of n16k4 of a tile as those of n16k16, or those of n16k8 as n16k16n, in place; and back.
+// The lines of n16k4, n16k4g and n16k8 of a tile as those of n16k16, n16k16g and n16k16n, in place; and back.
 template <bool kBack>
 void pair_lines(const WeightShape& s, uint8_t* codes) {
   const int64_t count = s.bits / 2, bytes = count * 64;  // lines of 16 k
@@ -140,7 +136,7 @@ void pair_lines(const WeightShape& s, uint8_t* codes) {
     uint8_t lines[256];
     std::memcpy(lines, codes, static_cast<size_t>(bytes));
     for (int64_t word = 0; word < count * 16; word++) {
-      const int64_t paired = paired_place(word % 16, word / 16, count / 2);
+      const int64_t paired = nybble_paired_place(word / 16, count / 2) + word % 16 * 8;
       std::memcpy(codes + (kBack ? word * 4 : paired), lines + (kBack ? paired : word * 4), 4);
     }
   }
@@ -305,8 +301,7 @@ void WeightShape::validate() const {
       (!by_group() || form != Form::dense || (group_scale != NYBBLE_F16 && group_scale != NYBBLE_F32)))
     refuse("scale_dtype", group_scale,
            "must be float16 or float32 for dense weights with scales by group, or else the usual one");
-  if (paired && (bits == 3 || form != Form::dense || grouped))
-    refuse("paired", paired, "is for dense weights of 4 bits, or of 8 with a scale a column");
+  if (paired && (bits == 3 || form != Form::dense)) refuse("paired", paired, "is for dense weights of 4 or 8 bits");
   if (minimum && (!by_group() || form != Form::dense || !symmetric))
     refuse("minimum", minimum, "is for dense weights with scales by group and without zero points");
   if (!by_group() && (group_size || !symmetric))
@@ -334,7 +329,7 @@ int64_t WeightShape::k_padded() const {
 int64_t WeightShape::place_of(int64_t column, int64_t at_k) const {
   const int64_t lane = column % 16, tile = column / 16 * 16 * k_padded(), byte = at_k % 4;
   if (!paired) return tile + at_k / 4 * 64 + lane * 4 + byte;
-  return tile + at_k / 16 * 256 + paired_place(lane, at_k / 4 % 4, 2) + byte;
+  return tile + nybble_paired_place(at_k / 4, 2) + lane * 8 + byte;
 }
 
 Sections sections_of(const WeightShape& s) {

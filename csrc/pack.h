@@ -20,6 +20,8 @@
 //                  If codes index a table: no weight_sum, and book [16] f32 at the end
 //                  With levels: scale and minimum [tiles][blocks][16] f16, a block of 8 groups each, and after them
 //                  levels [tiles][groups][2][16] u8: weight = code * (scale * first) - minimum * second
+//   n16k16g 8 bits the lines of n16k4g side by side, as those of n16k16; k_padded: K rounded up to a multiple of the
+//                  group size, or of 16; the rest as n16k4g
 //   n16k16n 4 bits the lines of n16k8, of which the two of 16 k lie side by side in a column: codes
 //                  [tiles][k_padded / 16][16][2][4]; k_padded: K rounded up to a multiple of the group size, or of 16
 //                  if one group spans K; the rest as n16k8
@@ -71,8 +73,8 @@ struct WeightShape {
   bool minimum = false;  // by group, Form::dense and symmetric only: weights are code * scale + minimum
   bool book = false;     // 4 bits, Form::dense only: codes index a table
   bool levels = false;   // with minimum and groups of 32: scales and minimums have two levels, see NybbleLinearArgs
-  bool grouped = false;  // 8 bits, Form::dense only: the layout n16k4g, else n16k4 or n16k16
-  bool paired = false;   // the layout n16k16, or n16k16n
+  bool grouped = false;  // 8 bits, Form::dense only: the layout n16k4g or n16k16g
+  bool paired = false;   // the layout n16k16, n16k16g or n16k16n
 
   // Throws std::invalid_argument, naming the field, its value and the rule.
   void validate() const;
@@ -97,7 +99,7 @@ struct WeightShape {
   size_t levels_bytes() const { return levels ? static_cast<size_t>(n * groups()) * 2 : 0; }
   // The zero point of weights without a tensor of them.
   int zero() const { return bits == 8 || minimum ? 0 : 1 << (bits - 1); }
-  // Codes and zero points as they are packed have these bits changed: of n16k4g, 128 is added to them.
+  // Codes and zero points as they are packed have these bits changed: of n16k4g and n16k16g, 128 is added to them.
   uint8_t flipped() const { return grouped ? 0x80 : 0; }
   size_t book_bytes() const { return book ? 64 : 0; }
   size_t order_bytes() const { return ordered ? static_cast<size_t>(k) * 4 : 0; }

@@ -6,7 +6,8 @@ namespace nybble {
 
 namespace {
 
-// What the name of a packed layout says of a shape.
+// What the name of a packed layout says of a shape. Other names (plain, and none) are of codes that lie in no tiles:
+// any dense shape.
 struct LayoutRow {
   const char* name;
   int bits;
@@ -15,10 +16,11 @@ struct LayoutRow {
 };
 constexpr LayoutRow kLayouts[] = {
     {"n16k4", 8, Form::dense, false, false},    {"n16k16", 8, Form::dense, false, true},
-    {"n16k4g", 8, Form::dense, true, false},    {"n16k8", 4, Form::dense, false, false},
-    {"n16k16n", 4, Form::dense, false, true},   {"n16k32", 3, Form::dense, false, false},
-    {"mask8", 8, Form::mask, false, false},     {"mask4", 4, Form::mask, false, false},
-    {"gather8", 8, Form::gather, false, false}, {"blocks8", 8, Form::blocks, false, false},
+    {"n16k4g", 8, Form::dense, true, false},    {"n16k16g", 8, Form::dense, true, true},
+    {"n16k8", 4, Form::dense, false, false},    {"n16k16n", 4, Form::dense, false, true},
+    {"n16k32", 3, Form::dense, false, false},   {"mask8", 8, Form::mask, false, false},
+    {"mask4", 4, Form::mask, false, false},     {"gather8", 8, Form::gather, false, false},
+    {"blocks8", 8, Form::blocks, false, false},
 };
 
 LayoutRow row_of(const ShapeWords& words) {

@@ -283,7 +283,7 @@ BITS = """
         if spec.device == "cuda" or spec.target == "torch" or spec.from_plugin:
             continue
         for scheme in schemes_of(spec.scheme):
-            if scheme.group_size in ((None, 32, 64) if spec.layout == "n16k4g" else (32, 64)):
+            if scheme.group_size in ((None, 32, 64) if spec.layout in GROUPED else (32, 64)):
                 continue  # as groups of 16 and 128; 8 bits are cut as 4 bits are
             for m, n, k in ((1, 65, 700), (1, 33, 1300), (37, 129, 1300), (61, 70, 333), (73, 40, 1300), (64, 49, 700)):
                 dtype = spec.act_dtypes[0]

@@ -15,6 +15,7 @@ from nybble.bound_conv import BoundConv, BoundPool
 from nybble.conv import Epilogue, Geometry
 from nybble.dispatch import registry, targets
 from nybble.dispatch.reference import quantize
+from nybble.native.weights import GROUPED
 from nybble.weights.activations import ActScale
 from nybble.weights.rounding import quantize_weight
 from nybble.weights.scheme import Scheme
@@ -80,7 +81,7 @@ def able(family, dtype=torch.float32):
         if spec.scheme == family and spec.device == "cpu" and spec.built and spec.target in here
         if spec.make is not None
         and dtype in spec.act_dtypes
-        and not spec.layout.startswith(("mask", "gather", "blocks", "n16k4g"))
+        and not spec.layout.startswith(("mask", "gather", "blocks", *GROUPED))
     ]
 
 

@@ -38,7 +38,7 @@ def table(scheme, n, k, layout, seed=0):
 def layouts_of(scheme):
     tiled = ("n16k8", "n16k16n")
     if scheme.weight_bits == 8:
-        tiled = ("n16k4", "n16k16") if scheme.group_size is None and scheme.symmetric else ("n16k4g",)
+        tiled = ("n16k4", "n16k16") if scheme.group_size is None and scheme.symmetric else ("n16k4g", "n16k16g")
     return [name for name in LOOKUP_LAYOUTS if name in ("plain", *tiled)]
 
 
@@ -102,6 +102,7 @@ def test_bags(kernel, name, mode):
         ("w8a16", "n16k16"),
         ("w8a16g32asym", "n16k4g"),
         ("w8a16asym", "n16k4g"),
+        ("w8a16g32asym", "n16k16g"),
         ("w4nfa16g32", "plain"),
         ("w4nfa16g32", "n16k8"),
         ("w4nfa16", "n16k8"),

@@ -18,6 +18,7 @@ from nybble.dispatch.registry import specs
 from nybble.dispatch.spec import KernelSpec, Problem
 from nybble.foreign import ForeignWeight
 from nybble.foreign.fit import fit
+from nybble.native.weights import GROUPED
 from nybble.testing.checks import Subject, activations, seed_of
 from nybble.testing.oracle import SHAPES, random_weight, run, schemes_of, served_by
 from nybble.weights.form import USUAL, Form, split_layout
@@ -138,7 +139,7 @@ def test_packing(name: str, form: Form, n: int, k: int) -> None:
     if form not in forms_of(scheme):
         pytest.skip("not another form of this scheme")
     quantized = random_weight(scheme, n, k, form=form)
-    for base in ("n16k8" if scheme.weight_bits == 4 else "n16k4g", layouts.PLAIN):
+    for base in (*(("n16k8", "n16k16n") if scheme.weight_bits == 4 else GROUPED), layouts.PLAIN):
         layout = form.of_layout(base)
         packed = layouts.pack(quantized, layout, scheme, k)
         assert packed.numel() == layouts.packed_nbytes(layout, scheme, n, k)
@@ -240,7 +241,7 @@ def test_a_layer_keeps_its_scales(form: Form, scheme: str, tmp_path: Path) -> No
     usual = layer.scheme.weight_type.scale
     assert (layer.scale.dtype, layer.form) == (form.scale or usual, form)
     assert (layer.minimum is None) is not form.minimum
-    assert layer.layout == form.of_layout("n16k8" if layer.scheme.weight_bits == 4 else "n16k4g")
+    assert split_layout(layer.layout)[1] == form
     weight = dequantize_weight(quantized, layer.scheme, 96)
     assert torch.equal(layer.dequantized_weight(), weight)
     x = torch.randn(5, 96)

@@ -1,5 +1,5 @@
 """Importing nybble computes nothing. Other libraries import some of its modules when they are imported themselves, which may be
-on the meta device, within a transform of torch.func or while torch.compile traces: a tensor would be no real one there."""
+on the meta device, within a transform of torch.func or among fake tensors: a tensor would be no real one there."""
 
 import subprocess
 import sys
@@ -8,15 +8,18 @@ import pytest
 
 EVERY_MODULE = """
 import importlib, pkgutil, traceback, torch
+from importlib.util import find_spec
+from pathlib import Path
 from torch.utils._python_dispatch import TorchDispatchMode
 
 class Seen(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        last = [frame for frame in traceback.extract_stack()[:-1] if "/torch/" not in frame.filename][-1]
-        if "nybble" in last.filename and "testing" not in last.filename:  # those tables hold inputs
-            print(func, last.filename, last.lineno)
+        last = [Path(frame.filename) for frame in traceback.extract_stack()[:-1] if "/torch/" not in frame.filename][-1]
+        if last.is_relative_to(folder) and not last.is_relative_to(folder / "testing"):
+            print(func, last)  # but for the tables of testing, which hold inputs
         return func(*args, **(kwargs or {}))
 
+folder = Path(find_spec("nybble").origin).parent
 with Seen():
     import nybble
     names = [module.name for module in pkgutil.walk_packages(nybble.__path__, "nybble.") if "_aot" not in module.name]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from nybble.dispatch import targets
 from nybble.dispatch.registry import specs
 from nybble.dispatch.spec import FLOATS, KernelSpec, Problem
+from nybble.native.weights import GROUPED
 from nybble.testing import checks, suite
 from nybble.testing.checks import Subject, activations, seed_of
 from nybble.testing.oracle import SHAPES, random_weight, run, schemes_of, served_by
@@ -23,7 +24,7 @@ CASES = [
     if spec.device != "cuda"  # see test_gpu.py
     for scheme in served_by(spec)
     # Of 8 bits by group, whose loop is that of 4 bits: the smallest and the largest groups, and rows with zero points.
-    if spec.layout != "n16k4g" or scheme.group_size in (16, 128) or not (scheme.group_size or scheme.symmetric)
+    if spec.layout not in GROUPED or scheme.group_size in (16, 128) or not (scheme.group_size or scheme.symmetric)
 ]
 EXACT = [case for case in CASES if case.values[0].exact]
 COMPILED = [case for case in CASES if case.values[0].target != "torch"]
@@ -89,10 +90,10 @@ def test_batches_give_the_same_bits(spec: KernelSpec, scheme: Scheme) -> None:
 )
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_integer_kernels_agree_bit_for_bit(scheme: Scheme, dtype: torch.dtype) -> None:
-    """On every target that runs here; `scalar` always does. Kernels of n16k4g that are given weights of n16k4, which
+    """On every target that runs here; `scalar` always does. Kernels of groups that are given weights of n16k4, which
     dispatch never does, multiply the scales in another order."""
     can = [s for s in specs() if s.exact and s.why_not(Problem(scheme, m=s.m_range[0], n=1, k=1)) is None]
-    here = [s for s in can if s.layout != "n16k4g"] or can
+    here = [s for s in can if s.layout not in GROUPED] or can
     assert here, "no integer kernel is usable"
     if len(here) == 1:
         pytest.skip(f"only {here[0].name} runs under {targets.CAP_VARIABLE}={targets.detect().cap} on this CPU")

@@ -23,7 +23,7 @@ def layout_of(scheme: Scheme) -> str:
 
 def layouts_of(scheme: Scheme) -> tuple[str, ...]:
     whole = scheme.group_size is None and scheme.symmetric
-    return ("n16k8", "n16k16n") if scheme.weight_bits == 4 else ("n16k4", "n16k16") if whole else ("n16k4g",)
+    return ("n16k8", "n16k16n") if scheme.weight_bits == 4 else ("n16k4", "n16k16") if whole else ("n16k4g", "n16k16g")
 
 
 @BY_SCHEME
@@ -37,7 +37,7 @@ def test_native_packing_equals_the_definition(scheme: Scheme, n: int, k: int) ->
 
 
 def test_every_layout_is_complete_and_native_ones_are_on_the_cpu() -> None:
-    expected = "plain n16k4 n16k16 n16k4g n16k8 n16k16n n16k32 mask8 mask4 gather8 blocks8 rows8 frag4 quads8 quads4 quads16 bsr8"
+    expected = "plain n16k4 n16k16 n16k4g n16k16g n16k8 n16k16n n16k32 mask8 mask4 gather8 blocks8 rows8 frag4 quads8 quads4 quads16 bsr8"
     assert list(layouts.table()) == expected.split()
     for layout in layouts.table().values():
         assert layout.incomplete() is None
@@ -121,6 +121,8 @@ def test_where_a_code_lies() -> None:
     quantized = random_weight(groups, 20, 32)
     packed = layouts.pack(quantized, "n16k4g", groups, 32)
     assert packed[1 * (32 * 16) + 3 * 64 + 2 * 4 + 1] == quantized.qweight[18, 13].int() + 128
+    beside = layouts.pack(quantized, "n16k16g", groups, 32)
+    assert beside[1 * (32 * 16) + 128 + 2 * 8 + 4 + 1] == packed[1 * (32 * 16) + 3 * 64 + 2 * 4 + 1], "as in n16k16"
     zero = layouts.views(packed, "n16k4g", groups, 20, 32)["zero_point"]
     assert quantized.zero_point is not None
     assert zero[1, 1, 2] == quantized.zero_point[18, 1].int() + 128

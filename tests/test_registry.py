@@ -16,6 +16,7 @@ from nybble.dispatch.registry import all_specs, specs
 from nybble.dispatch.selection import select
 from nybble.dispatch.spec import Problem
 from nybble.kernels.table import KERNELS
+from nybble.native.weights import GROUPED
 from nybble.weights.scheme import Scheme, families, numbers_of
 from nybble.weights.sparsity import NofM
 
@@ -41,7 +42,7 @@ def scheme_for(spec):
     """The name of a scheme that a kernel serves, with zeros enough for its layout and not for another."""
     zeros = spec.sparsity or ("sp24" if "w16" in spec.scheme else "sp90" if spec.least_zeros else "sp50")
     family = spec.scheme.replace("sp", str(zeros)).replace("bs", "bs32x32")
-    if spec.layout == "n16k4g":
+    if spec.layout in GROUPED:
         return f"{family}g128asym"
     return f"{family}g32" if "w4" in family or "w3" in family else family
 
@@ -161,7 +162,7 @@ def fastest(family, dtype, best, m):
         here = {name: line for name, scheme, line in lines if (scheme, line["target"]) == (family, target)}
         here = {name: line for name, line in here.items() if int(line["least_rows"]) <= m}
         fits = [name for name, line in here.items() if "BF16" not in line["panel"] or dtype == torch.bfloat16]
-        order = {"n16k4g": -1, "gather8": 1}
+        order = dict.fromkeys(GROUPED, -1) | {"gather8": 1}
         served += sorted(fits, key=lambda name: order.get(here[name]["layout"], 0))
     return served[-1]
 
@@ -200,7 +201,7 @@ def test_scheme_families_and_registry_agree():
         )
         four = (None, 32, 64, 128) if spec.device == "cuda" else (None, 16, 32, 64, 128)
         references = [f"{family}_reference" for family in ("w8a7", "w8a8", "w8a16")]
-        grouped = "w4" in spec.scheme or spec.layout == "n16k4g" or spec.name in references
+        grouped = "w4" in spec.scheme or spec.layout in GROUPED or spec.name in references
         fewer = {"w8a7_amx_groups": (128,), "w8a8_amx_groups": (128,), "w8a16_amx_groups": (16, 32, 64, 128)}
         groups = {"w4k": (32,), "w3a": (32, 64, 128)} | fewer
         key = spec.name if spec.name in fewer else spec.scheme[:3]
@@ -261,7 +262,7 @@ def test_int32_outputs_are_for_8_bit_weights_and_codes_alone(machine):
     for spec in specs():
         if spec.target == "scalar":
             reason = spec.why_not(problem_for(spec, scheme_for(spec), out_dtype=torch.int32))
-            assert (reason is None) == (spec.scheme.endswith(("w8a8", "w8a7")) and spec.layout != "n16k4g")
+            assert (reason is None) == (spec.scheme.endswith(("w8a8", "w8a7")) and spec.layout not in GROUPED)
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,7 @@ struct Tile8 : CodesTile<0> {
 // The words of four k of a packed line, by their numbers, as signed bytes: nibbles; and the bytes of n16k4g less 128.
 struct Nibbles {
   static constexpr int kWords = 2;
+  static constexpr bool kUnsigned = false;
   template <int i>
   NYBBLE_INLINE VI word(VI line) {
     const uint8x16_t bytes = vreinterpretq_u8_s32(line);

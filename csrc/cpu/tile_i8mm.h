@@ -15,6 +15,15 @@ inline void mmla_s8(VI& acc, VI rows, VI columns) {
 #endif
 }
 
+// The same of u8 x s8, of two columns by two rows. Lanes: both rows of the first column, then those of the second.
+inline void mmla_u8s8(VI& acc, VI columns, VI rows) {
+#if defined(__GNUC__) && !defined(__clang__)
+  __asm__("usmmla %0.4s, %1.16b, %2.16b" : "+w"(acc) : "w"(columns), "w"(rows));
+#else
+  acc = vusmmlaq_s32(acc, vreinterpretq_u8_s32(columns), vreinterpretq_s8_s32(rows));
+#endif
+}
+
 // acc += u8 x s8, four products per lane, wrapping.
 inline void dot_u8s8(VI& acc, VI u, VI s) { acc = vusdotq_s32(acc, vreinterpretq_u8_s32(u), vreinterpretq_s8_s32(s)); }
 

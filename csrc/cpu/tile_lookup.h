@@ -1,7 +1,8 @@
 // Rows of codes by their numbers, as floats: y = (code - zero_point) * scale in fp32, rounded once; or sums, means and
 // maxima of such rows. A row of the layout plain is contiguous. In tiles it is a word of four bytes in each
-// line of a tile, which is collected first, kBlock columns at a time. Bound by reading rows that no cache holds, 16
-// times as many lines from a tile as from a plain row; else by writing y. Include after a target's tile header.
+// line of a tile, or two in each other line, which is collected first, kBlock columns at a time. Bound by reading rows
+// that no cache holds, 16 times as many lines from a tile as from a plain row; else by writing y. Include after a
+// target's tile header.
 #pragma once
 
 #include <string.h>
@@ -14,7 +15,7 @@ namespace {
 // Columns of a row at a time: a multiple of all group sizes and of a word.
 constexpr int64_t kBlock = 256;
 
-// Where the codes of a row begin, and bytes from a word of four bytes to the next.
+// Where the codes of a row begin, and bytes from a word of four bytes to the next, unless lines lie side by side.
 struct RowPlace {
   const uint8_t* codes;
   int64_t step;
@@ -31,15 +32,7 @@ inline RowPlace place_of(const NybbleLookupArgs& a, int64_t row) {
           tile * a.groups * NYBBLE_TILE_N + column, NYBBLE_TILE_N};
 }
 
-// Bytes from a row's first word of n16k16 to word w: words i and i + 2 of four lie side by side in a column; of n16k16n
-// words i and i + 1 of two.
-template <int kBits>
-inline int64_t paired_word(int64_t w) {
-  constexpr int64_t half = kBits / 4, line = 4 * NYBBLE_TILE_N;
-  return w / (2 * half) * (2 * half * line) + w % half * (2 * line) + w / half % 2 * 4;
-}
-
-// Eight bytes of four bytes of nibbles: of the layout n16k8, byte j holds the columns j and j + 4.
+// Eight bytes of four bytes of nibbles: of the layouts n16k8 and n16k16n, byte j holds the columns j and j + 4.
 inline uint64_t nibbles_apart(uint32_t word, bool tiled) {
   if (tiled) return (word & 0x0f0f0f0fu) | static_cast<uint64_t>(word >> 4 & 0x0f0f0f0fu) << 32;
   uint64_t wide = (word | static_cast<uint64_t>(word) << 16) & 0x0000ffff0000ffffu;
@@ -70,7 +63,7 @@ inline const uint8_t* codes_of(const NybbleLookupArgs& a, const RowPlace& at, in
     }
   };
   if (a.paired)
-    collect([&](int64_t w) { return at.codes + paired_word<kBits>(first + w); });
+    collect([&](int64_t w) { return at.codes + nybble_paired_place(first + w, kBits / 4); });
   else
     collect([&](int64_t w) { return from + w * at.step; });
   if (bytes % 4) {  // of a plain row of nibbles

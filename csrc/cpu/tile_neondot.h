@@ -22,13 +22,7 @@ inline void dot_s8(VI (&acc)[kParts], VI codes, VI x) {
 }
 
 // acc += s8 x s8, or u8 x u8, four products per lane, wrapping.
-inline void dot_s8s8(VI& acc, VI a, VI b) {
-#if defined(__GNUC__) && !defined(__clang__)
-  __asm__("sdot %0.4s, %1.16b, %2.16b" : "+w"(acc) : "w"(a), "w"(b));
-#else
-  acc = vdotq_s32(acc, vreinterpretq_s8_s32(a), vreinterpretq_s8_s32(b));
-#endif
-}
+inline void dot_s8s8(VI& acc, VI a, VI b) { acc = vdotq_s32(acc, vreinterpretq_s8_s32(a), vreinterpretq_s8_s32(b)); }
 inline void dot_u8u8(VI& acc, VI a, VI b) {
   acc = vreinterpretq_s32_u32(vdotq_u32(vreinterpretq_u32_s32(acc), vreinterpretq_u8_s32(a), vreinterpretq_u8_s32(b)));
 }

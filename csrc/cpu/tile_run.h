@@ -107,7 +107,7 @@ struct Streams {
   Streams(const uint8_t* at, int64_t size) : codes(at), bytes(size), stride(size), tiles(1) {}
 
   // The stream of W columns, from the `column`-th of the pass on. Each 64 bytes of a line, packed or decoded, have 4
-  // bytes of each of 16 columns.
+  // bytes of each of 16 columns; where lines lie side by side, tile_mmla.h goes on from here.
   const uint8_t* at(int64_t column) const {
     return codes + column / NYBBLE_TILE_N * stride + column % NYBBLE_TILE_N * 4;
   }

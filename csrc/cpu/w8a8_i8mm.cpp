@@ -6,5 +6,5 @@
 // clang-format on
 
 extern "C" NybbleStatus nybble_w8a8_i8mm(const NybbleLinearArgs* args) {
-  return run_tiles<PairTile8, block_rows::w8a8_i8mm>(args);
+  return run_tiles<PairTile8<Zipped<Signed>>, block_rows::w8a8_i8mm>(args);
 }

@@ -7,5 +7,5 @@
 // clang-format on
 
 extern "C" NybbleStatus nybble_w8a8_i8mm_pairs(const NybbleLinearArgs* args) {
-  return run_tiles<PairedTile8, block_rows::w8a8_i8mm_pairs>(args);
+  return run_tiles<PairTile8<SideBySide<Signed>>, block_rows::w8a8_i8mm_pairs>(args);
 }

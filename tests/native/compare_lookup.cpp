@@ -64,7 +64,7 @@ std::string check(const KernelEntry& kernel, int seed) {
   const KernelEntry& linear = find_kernel(random.pick(linears));
   const int64_t n = random.integer(1, 40), k = random.integer(0, 3) ? random.integer(1, 300) : random.integer(500, 700);
   WeightShape shape = random_shape(linear, n, k, random);
-  shape.paired = !shape.grouped && random.integer(0, 1);
+  shape.paired = random.integer(0, 1);
   Weight weight = random_weight(shape, random, 1);
   Bytes plain = plain_of(weight);
   LookupCall call{};

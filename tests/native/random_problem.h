@@ -118,7 +118,9 @@ const KernelEntry* nearest(const KernelEntry& kernel, const Fits& fits) {
   return found;
 }
 
-inline bool is_grouped(const KernelEntry& kernel) { return !std::strcmp(kernel.layout, "n16k4g"); }
+inline bool is_grouped(const KernelEntry& kernel) {
+  return !std::strcmp(kernel.layout, "n16k4g") || !std::strcmp(kernel.layout, "n16k16g");
+}
 inline bool is_paired(const KernelEntry& kernel) { return !std::strncmp(kernel.layout, "n16k16", 6); }
 
 inline const KernelEntry* prepare_for(const KernelEntry& kernel) {

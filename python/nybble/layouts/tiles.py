@@ -1,4 +1,4 @@
-"""Dense weights for CPUs: the layouts n16k4, n16k16, n16k4g, n16k8, n16k16n and n16k32. csrc/pack.h draws them.
+"""Dense weights for CPUs: the layouts n16k4, n16k16, n16k4g, n16k16g, n16k8, n16k16n and n16k32. csrc/pack.h draws them.
 
 n16k4   8 bits: tiles of 16 output features, 4 inputs in a 32-bit word; float32 scales; sums of the codes, for the
         kernels that multiply u8 x s8; a bit for each pair of lines of a tile with large sums, for those that multiply
@@ -7,6 +7,7 @@ n16k16  8 bits: as n16k4 without that bit, but words i and i + 2 of 16 inputs li
         which is the operand of a matrix instruction
 n16k4g  8 bits with scales by group, of bfloat16, float16 or float32: lines as in n16k4, but codes and zero points are
         stored plus 128, in uint8; sums of the weights, as in n16k8
+n16k16g 8 bits with scales by group: as n16k4g, but the words of 16 inputs lie as in n16k16
 n16k32  3 bits: the lines of n16k8, of 32 inputs in three words: two have the lower two bits of each code, one the third
 n16k8   4 bits: tiles of 16 output features, 8 inputs in a 32-bit word, of which byte j holds inputs j (low nibble) and
         j + 4; scales in bfloat16, float16 or float32; sums of the weights, which take out the zero point of the activations
@@ -18,7 +19,7 @@ They end with the order of the columns, of an ordered scheme. Codes of a table (
 instead of the sums.
 
 Padding: output features to 16, with code 0 and scale 0; inputs to the group size, or without
-groups to 4 (n16k4, n16k4g), 8 (n16k8) or 16 (n16k16, n16k16n), with code 0. The activations there are 0 too, so the padding adds nothing.
+groups to 4 (n16k4, n16k4g), 8 (n16k8) or 16 (n16k16, n16k16g, n16k16n), with code 0. The activations there are 0 too, so the padding adds nothing.
 
 Here is the definition in torch. The compiled library packs faster, and equal byte for byte.
 """
@@ -43,6 +44,8 @@ TILE_N = 16
 # Two lines of n16k4 whose codes of one sign sum to more than this at some k and k + 1 of a column are marked, in a byte for
 # LARGE_K inputs: times 7 bits, the sums fit in 16 bits elsewhere.
 LARGE_K, LARGE_SUM = 64, 258
+# Inputs of which half the words lie beside the other half, in layouts of lines side by side.
+PAIRED_K = 16
 # Inputs whose codes of 3 bits lie in three words.
 PLANES_K = 32
 # Portable tensors that are sections as they are.
@@ -53,9 +56,8 @@ _PER_GROUP = ("scale", "zero_point", "minimum", "levels")
 
 @dataclass(frozen=True)
 class _Kind:
-    """A layout of this file. word: inputs in a 32-bit word. by_group: scales belong to groups. offset: what is added to codes
-    and zero points where they are stored. paired: two words of an output feature lie side by side, of 4 inputs each, or of 8 by
-    group; `word` is their unit, of 16."""
+    """A layout of this file. word: inputs in a 32-bit word, or in three. by_group: scales belong to groups. offset: what is added
+    to codes and zero points where they are stored. paired: lines lie side by side, two by two."""
 
     word: int
     by_group: bool
@@ -63,29 +65,29 @@ class _Kind:
     paired: bool = False
 
     @property
-    def inputs(self) -> int:
-        """Inputs in a word of a line."""
-        return (8 if self.by_group else 4) if self.paired else min(self.word, 8)
+    def unit(self) -> int:
+        """Inputs that are padded to."""
+        return PAIRED_K if self.paired else self.word
 
     @property
     def words(self) -> tuple[int, ...]:
-        """The words of so many inputs as `word` says, of a tile: the dimensions of its codes but the last, their 4 bytes."""
+        """The words of so many inputs of a tile: the dimensions of its codes but the last, their 4 bytes."""
         if self.paired:
-            return (*([] if self.by_group else [2]), TILE_N, 2)
+            return PAIRED_K // self.word // 2, TILE_N, 2
         return (3, TILE_N) if self.word == PLANES_K else (TILE_N,)
 
 
-def _padded(word: int, scheme: Scheme, out_features: int, in_features: int) -> tuple[int, int]:
-    return round_up(out_features, TILE_N), round_up(in_features, scheme.group_size or word)
+def _padded(unit: int, scheme: Scheme, out_features: int, in_features: int) -> tuple[int, int]:
+    return round_up(out_features, TILE_N), round_up(in_features, scheme.group_size or unit)
 
 
 def _sections(like: _Kind, form: Form, scheme: Scheme, out_features: int, in_features: int) -> dict[str, Spec]:
-    kind, word = scheme.weight_type, like.word
-    n, k = _padded(word, scheme, out_features, in_features)
+    kind = scheme.weight_type
+    n, k = _padded(like.unit, scheme, out_features, in_features)
     tiles = n // TILE_N
     per_group = (tiles, k // (scheme.group_size or k), TILE_N)
     spec: dict[str, Spec] = {
-        "codes": ((tiles, k // word, *like.words, 4), torch.uint8 if like.offset else kind.stored),
+        "codes": ((tiles, k // like.unit, *like.words, 4), torch.uint8 if like.offset else kind.stored),
         "scale": (per_group, form.scale or kind.scale),
     }
     if kind.levels:
@@ -106,15 +108,15 @@ def _sections(like: _Kind, form: Form, scheme: Scheme, out_features: int, in_fea
 
 
 def _fill(like: _Kind, quantized: QuantizedWeight, scheme: Scheme, in_features: int) -> dict[str, Tensor]:
-    out_features, word = quantized.qweight.shape[0], like.word
-    n, k = _padded(word, scheme, out_features, in_features)
+    out_features, word = quantized.qweight.shape[0], min(like.word, 8)
+    n, k = _padded(like.unit, scheme, out_features, in_features)
     rows = n - out_features
     codes = zero_pad(scheme.weight_type.unpack(quantized.qweight, in_features), (0, k - in_features, 0, rows))
-    tiled = codes.view(-1, TILE_N, k // like.inputs, like.inputs).transpose(1, 2)
+    tiled = codes.view(-1, TILE_N, k // word, word).transpose(1, 2)
     if like.by_group:
         total = _weight_sum(quantized, scheme, in_features)
-        lines = tiled[..., :4] | (tiled[..., 4:] << 4) if like.inputs == 8 else _moved(tiled, like.offset)
-        if word == PLANES_K:
+        lines = tiled[..., :4] | (tiled[..., 4:] << 4) if word == 8 else _moved(tiled, like.offset)
+        if like.word == PLANES_K:
             lines = _to_planes(lines)
         filled = {"codes": lines, "weight_sum": zero_pad(total, (0, rows)).float()}
     else:
@@ -174,7 +176,7 @@ def _collect(
         codes = _of_planes(codes)
     if like.paired:
         codes = _of_pairs(codes)
-    if like.inputs == 8:
+    if like.word != 4:
         codes = torch.cat((codes & 15, codes >> 4), dim=-1)
     codes = codes.transpose(1, 2).flatten(0, 1).flatten(1)[:out_features, :in_features]
     per_group = {
@@ -189,15 +191,14 @@ def _collect(
 
 
 def _to_pairs(like: _Kind, lines: Tensor) -> Tensor:
-    """Lines (tiles, lines, TILE_N, 4) of n16k4 to n16k16 (tiles, lines / 4, 2, TILE_N, 2, 4), or of n16k8 to n16k16n, which has
-    no such 2: two halves of the lines of 16 inputs side by side."""
-    split: Tensor = lines.unflatten(1, (-1, 2, *like.words[:-2]))
-    return split.movedim(2, -2)
+    """Lines (tiles, lines, TILE_N, 4) as (tiles, lines / 2 / half, half, TILE_N, 2, 4), half being those of PAIRED_K inputs over 2."""
+    split: Tensor = lines.unflatten(1, (-1, 2, like.words[0]))
+    return split.movedim(2, 4)
 
 
 def _of_pairs(pairs: Tensor) -> Tensor:
     """The inverse of _to_pairs."""
-    return pairs.movedim(-2, 2).flatten(1, -3)
+    return pairs.movedim(4, 2).flatten(1, 3)
 
 
 def _to_planes(lines: Tensor) -> Tensor:
@@ -230,7 +231,7 @@ def _layout(name: str, like: _Kind, mask: str, form: Form = USUAL) -> Layout:
         partial(_sections, like, form),
         partial(_fill, like),
         partial(_collect, like),
-        partial(_padded, like.word),
+        partial(_padded, like.unit),
         own_pack=partial(native.pack, layout=name),
         own_unpack=partial(native.unpack, layout=name, form=form),
         device="cpu",
@@ -244,9 +245,10 @@ def _layout(name: str, like: _Kind, mask: str, form: Form = USUAL) -> Layout:
 
 LAYOUTS = (
     _layout("n16k4", _Kind(4, by_group=False), "mask8"),
-    _layout("n16k16", _Kind(16, by_group=False, paired=True), ""),
+    _layout("n16k16", _Kind(4, by_group=False, paired=True), ""),
     _layout("n16k4g", _Kind(4, by_group=True, offset=128), ""),
+    _layout("n16k16g", _Kind(4, by_group=True, offset=128, paired=True), ""),
     _layout("n16k8", _Kind(8, by_group=True), "mask4"),
-    _layout("n16k16n", _Kind(16, by_group=True, paired=True), ""),
+    _layout("n16k16n", _Kind(8, by_group=True, paired=True), ""),
     _layout("n16k32", _Kind(PLANES_K, by_group=True), ""),
 )

@@ -101,4 +101,4 @@ class LinearPlan:
 
 
 # The layouts of which a LinearPlan may multiply some of the rows.
-TILED = ("n16k4", "n16k16", "n16k4g", "n16k8", "n16k16n", "n16k32")
+TILED = ("n16k4", "n16k16", "n16k4g", "n16k16g", "n16k8", "n16k16n", "n16k32")

@@ -12,7 +12,7 @@ from .base import DTYPES, memory
 from .weights import weight_shape
 
 # The layouts whose rows a Lookup reads, and whether they are in tiles.
-LOOKUP_LAYOUTS = {"plain": False, "n16k4": True, "n16k16": True, "n16k4g": True, "n16k8": True, "n16k16n": True}
+LOOKUP_LAYOUTS = {"plain": False} | dict.fromkeys(("n16k4", "n16k16", "n16k4g", "n16k16g", "n16k8", "n16k16n"), True)
 _ID_BYTES = {torch.int32: 4, torch.int64: 8}
 
 

@@ -18,6 +18,8 @@ from .base import DTYPES, Memory, memory
 # Weight bits of the sparse weights that it packs, and of the weights that it rounds.
 SPARSE_BITS = (8, 4)
 _ROUNDED_BITS = SPARSE_BITS
+# Layouts of 8 bits with scales by group.
+GROUPED = ("n16k4g", "n16k16g")
 
 
 def weight_shape(
@@ -31,8 +33,8 @@ def shape_fields(scheme: Scheme, out_features: int, in_features: int, layout: st
     """The arguments of _C.WeightShape for a weight."""
     block, kind = scheme.sparsity if isinstance(scheme.sparsity, Block) else None, scheme.weight_type
     if not layout and kind.bits == 8 and (scheme.group_size or not scheme.symmetric or form != USUAL):
-        layout = "n16k4g"
-    by_group = kind.bits != 8 or layout == "n16k4g"
+        layout = GROUPED[0]
+    by_group = kind.bits != 8 or layout in GROUPED
     return {
         "bits": scheme.weight_bits,
         "n": out_features,
