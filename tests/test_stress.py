@@ -20,7 +20,7 @@ from torch import Tensor
 
 import nybble
 from nybble.stress import __main__ as command
-from nybble.stress import chaos, figure, headers, kills, random_shapes, readers, shapes, soak, table
+from nybble.stress import chaos, damage, figure, headers, kills, random_shapes, readers, shapes, soak, table
 from nybble.stress.attempt import wrong_of
 from nybble.stress.children import Child, in_children
 from nybble.stress.faults import FAULTS
@@ -285,3 +285,9 @@ def test_tallies_add_up() -> None:
     assert (one.tried, one.failed, one.failures) == (6, 1, ["wrong"])
     assert (one.facts, one.on) == ({"refused": 6, "most seconds": 2.0}, {"readers": 8})
     assert figure.outcome(Figure("a", "b", 1, "c", lambda trial: one), Trial(1))["failed"] == 1
+
+
+def test_a_damage_that_cannot_be_done_is_left_out() -> None:
+    """A text that earlier damages nested deeper than Python reads JSON."""
+    data = b"[" * 50_000 + b"]" * 50_000
+    assert headers.damaged(data, (damage.told_json,), random.Random(0)) == data

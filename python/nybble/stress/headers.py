@@ -44,8 +44,8 @@ def damaged(data: bytes, damages: tuple[Damage, ...], draw: random.Random) -> by
     for _ in range(draw.choice((1, 1, 1, 2, 3))):
         try:
             data = draw.choice(damages)(data, draw)[0]
-        except (ValueError, LookupError, TypeError, AttributeError):
-            continue  # it is no JSON any more, or too short
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            continue  # it is no JSON any more, or too short or too deep
     return data
 
 
