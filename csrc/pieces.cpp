@@ -1,9 +1,9 @@
 #include "pieces.h"
-#include "shape.h"
 
 #include <algorithm>
 #include <cstring>
 
+#include "shape.h"
 #include "sparse.h"
 
 namespace nybble {
