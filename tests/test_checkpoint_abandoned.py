@@ -19,7 +19,7 @@ from torch import nn
 
 import nybble
 from nybble.checkpoint import CheckpointError, abandoned, own, tensors
-from nybble.checkpoint.files import Digest, digest, file_at_once, open_file, replace_checkpoint, written_at_once
+from nybble.checkpoint.files import INDEX, Digest, digest, file_at_once, open_file, replace_checkpoint, written_at_once
 from nybble.foreign.map_model import map_model
 from nybble.recipe import file as recipe_file
 from nybble.stress.faults import read_only
@@ -75,6 +75,15 @@ def _file(path: Path, write: Any) -> None:
         write()
 
 
+def _without_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on some network file systems."""
+
+    def refuse(descriptor: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
 WRITERS = {"checkpoint": _save, "directory": _directory, "file": _file}
 
 
@@ -98,12 +107,9 @@ class TestLeftovers:
         assert names(tmp_path) == []
 
     def test_without_locks_only_old_ones_go(self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def refuse(descriptor: int, how: int) -> None:
-            raise OSError(errno.ENOLCK, "No locks available")
-
         killed(lambda kill: WRITERS[name](tmp_path, kill))
         (left,) = tmp_path.iterdir()
-        monkeypatch.setattr(fcntl, "flock", refuse)
+        _without_locks(monkeypatch)
         WRITERS[name](tmp_path, lambda: None)
         assert left.exists(), "it may be of a writer that lives"
         shutil.rmtree(tmp_path / "out") if (tmp_path / "out").is_dir() else None
@@ -200,12 +206,57 @@ def _replaced_before(monkeypatch: pytest.MonkeyPatch, of: Any, name: str, direct
 @pytest.mark.parametrize("read", [value_in, _mapped], ids=["load", "map"])
 class TestLoadDuringASave:
     @pytest.mark.parametrize("name", ["_check_size", "_check_hash"])
+    @pytest.mark.parametrize(("locks", "times"), [(True, 1), (False, 3)])
     def test_gives_the_new_checkpoint(
-        self, read: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, read: Any, name: str, locks: bool, times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         nybble.save(model(1.0), tmp_path)
-        values = _replaced_before(monkeypatch, tensors, name, tmp_path, 3)
-        assert read(tmp_path) == values[-1] == 4.0
+        _without_locks(monkeypatch) if not locks else None
+        values = _replaced_before(monkeypatch, tensors, name, tmp_path, times)
+        assert read(tmp_path) == values[-1] == 1.0 + times
+
+    def test_the_next_save_waits_until_it_is_read(
+        self, read: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        nybble.save(model(1.0), tmp_path)
+        checked, third = tensors._check_size, threading.Thread(target=nybble.save, args=(model(3.0), tmp_path))
+        waited = []
+
+        def saves_before(*args: Any) -> None:
+            if not third.ident and not waited:
+                waited.append(False)
+                nybble.save(model(2.0), tmp_path)
+            elif not third.ident:
+                third.start()
+                third.join(0.3)
+                waited.append(third.is_alive())
+            checked(*args)
+
+        monkeypatch.setattr(tensors, "_check_size", saves_before)
+        assert read(tmp_path) == 2.0
+        assert waited == [False, True]
+        third.join(10)
+        monkeypatch.undo()
+        assert read(tmp_path) == 3.0
+
+    @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs the list of open files")
+    def test_keeps_the_old_index_so_that_no_other_gets_its_inode(
+        self, read: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        nybble.save(model(1.0), tmp_path)
+        checked, kept = tensors._check_size, []
+
+        def look(*args: Any) -> None:
+            found = [file.stat() for file in Path("/proc/self/fd").iterdir() if file.exists()]
+            kept.append(any(os.path.samestat(file, (tmp_path / INDEX).stat()) for file in found))
+            checked(*args)
+
+        monkeypatch.setattr(tensors, "_check_size", look)
+        assert read(tmp_path) == 1.0
+        assert kept == [True]
+        monkeypatch.undo()
+        found = [file.stat() for file in Path("/proc/self/fd").iterdir() if file.exists()]
+        assert not any(os.path.samestat(file, (tmp_path / INDEX).stat()) for file in found)
 
     @pytest.mark.parametrize(
         ("error", "again"),
@@ -225,13 +276,14 @@ class TestLoadDuringASave:
             return opened(path, **options)
 
         monkeypatch.setattr(safetensors, "safe_open", as_torch_raises)
-        values = _replaced_before(monkeypatch, safetensors, "safe_open", tmp_path, 2)
-        assert read(tmp_path) == values[-1] == 3.0
+        values = _replaced_before(monkeypatch, safetensors, "safe_open", tmp_path, 1)
+        assert read(tmp_path) == values[-1] == 2.0
 
     def test_is_tried_some_times_and_what_stays_damaged_once(
         self, read: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         nybble.save(model(1.0), tmp_path)
+        _without_locks(monkeypatch)
         values = _replaced_before(monkeypatch, tensors, "_check_size", tmp_path, 1000)
         with pytest.raises(CheckpointError, match="cannot be opened as a regular file: No such file"):
             read(tmp_path)
@@ -247,9 +299,14 @@ class TestLoadDuringASave:
         assert len(seen) == 1
 
 
-def test_loads_while_another_process_saves(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("disk", "count"), [("slow", 60), ("fast", 600)])
+def test_loads_while_another_process_saves(
+    disk: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nybble.save(model(1.0), tmp_path)
-    writer = multiprocessing.get_context("fork").Process(target=_saves_in_turn, args=(tmp_path, 60))
+    if disk == "fast":  # one save takes less time than reading an index
+        monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    writer = multiprocessing.get_context("fork").Process(target=_saves_in_turn, args=(tmp_path, count))
     writer.start()
     loaded = {value_in(tmp_path)}
     while writer.is_alive():

@@ -22,11 +22,14 @@ _CLAIM = ".claim"
 
 
 @contextlib.contextmanager
-def held(path: Path) -> Iterator[None]:
-    """Hold the lock of a file or directory; waits for another process, or thread, that has it. Raises OSError."""
+def held(path: Path, *, shared: bool = False) -> Iterator[None]:
+    """Hold the lock of a file or directory; waits for another process, or thread, that has it. Raises OSError.
+
+    A shared lock is held by readers, each of which waits for a writer, and a writer for all of them.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        _lock(descriptor, fcntl.LOCK_EX)
+        _lock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         yield
     finally:
         # Said, and not left to closing: a child that was forked meanwhile has the descriptor too.

@@ -116,8 +116,8 @@ def replace_checkpoint(
     """Write a weights file and its index into ``directory``, then remove the files of the former checkpoint.
 
     ``write_weights`` writes the file at the path that it gets. After any exception the former checkpoint is unchanged
-    and the new files are removed. Files that a kill leaves behind are removed by the next call. A call waits for one of
-    another process, or thread, that writes into the same directory, see ``abandoned``.
+    and the new files are removed. Files that a kill leaves behind are removed by the next call. A call waits for another
+    process, or thread, that writes into the same directory, or reads it again, see ``abandoned``.
 
     Raises:
         OSError: the directory cannot be written, or is gone; the message names it.

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 # The other modules of this package are imported where they are used, to keep `import nybble` fast.
+from .abandoned import held
 from .files import INDEX, CheckpointError, Digest, digest, read_index, replace_checkpoint
 
 if TYPE_CHECKING:
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
 
 # Bytes of a model from which huge pages are worth the time that the system takes for them: less lies in caches.
 _LEAST_SETTLED = 32 << 20
-_ATTEMPTS = 16  # to read a checkpoint that others replace meanwhile
+_ATTEMPTS = 16  # to read a checkpoint that others replace meanwhile, where there are no locks
 
 T = TypeVar("T")
+_Identity = tuple[int, ...]
 
 
 def detect(directory: Path) -> bool:
@@ -34,7 +36,7 @@ def save(model: nn.Module, directory: Path) -> None:
     """Write a model. See ``nybble.save``.
 
     The former checkpoint in the directory is replaced in a single step: after an exception, a full disk or a kill, the
-    old or the new one is complete. A save waits for another one into the same directory.
+    old or the new one is complete. A save waits for another one into the same directory, and for a load that one disturbed.
 
     Raises:
         ValueError: the model holds something that safetensors cannot store. Nothing is written.
@@ -104,24 +106,47 @@ def while_replaced(directory: Path, read: Callable[[], T]) -> T:
     """What ``read`` makes of the checkpoint in a directory; called again where it was refused and the index is another one by then.
 
     A save removes the old weights once the new index is there, so what reads the old index may not find them any more.
+    From the second call on saves wait, or one after the other could come between the index and its weights.
 
     Raises:
-        CheckpointError: as ``read``, of a checkpoint that stays, or of one that was replaced each of 16 times.
+        CheckpointError: as ``read``, of a checkpoint that stays, or, where the file system has no locks, of one that was
+            replaced each of 16 times.
     """
-    for _ in range(_ATTEMPTS - 1):
-        before = _stamp(directory)
-        try:
-            return read()
-        except (CheckpointError, RuntimeError):  # the latter: torch found no file where there may be one again by now
-            if _stamp(directory) == before:
-                raise
-    return read()
+    with contextlib.ExitStack() as lock:
+        for attempt in range(_ATTEMPTS - 1):
+            with _identified(directory) as before:
+                try:
+                    return read()
+                except (
+                    CheckpointError,
+                    RuntimeError,
+                ):  # the latter: torch found no file where there may be one again by now
+                    if _identity(directory / INDEX) == before:
+                        raise
+            if attempt == 0:
+                with contextlib.suppress(OSError):  # it cannot be listed, or is gone: as without locks
+                    lock.enter_context(held(directory, shared=True))
+        return read()
 
 
-def _stamp(directory: Path) -> tuple[int, ...] | None:
-    """What tells an index from the one before; None: there is none."""
+@contextlib.contextmanager
+def _identified(directory: Path) -> Iterator[_Identity | None]:
+    """Yield what tells the index from all that replace it in the context: it stays open, so none of them gets its inode."""
     try:
-        status = os.lstat(directory / INDEX)
+        descriptor = os.open(directory / INDEX, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        yield _identity(directory / INDEX)
+        return
+    try:
+        yield _identity(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _identity(file: Path | int) -> _Identity | None:
+    """Of a path, or of an open file; None: there is none."""
+    try:
+        status = os.fstat(file) if isinstance(file, int) else os.lstat(file)
     except OSError:
         return None
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
