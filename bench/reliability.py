@@ -103,41 +103,43 @@ def _line(figure: Figure, rows: Sequence[Row]) -> tuple[str, ...]:
     return _command(figure, rows), f"{sums.tried:,}", whole, f"{sums.failed:,}", besides, dates
 
 
-def _with(rows: Sequence[Row]) -> str:
-    """The versions of all runs, and the kernels' targets."""
+def _versions(rows: Sequence[Row]) -> str:
+    """Of all runs."""
     versions: dict[str, list[str]] = {}
     for row in rows:
         for name, version in row["versions"].items():
             versions.setdefault(name, []).append(version)
-    named = [f"{name} {_range(found)}" for name, found in versions.items()]
-    targets = dict.fromkeys(target for row in rows for target in row.get("targets", ()))
-    return f"{', '.join(named)}; targets {', '.join(targets)}" if targets else ", ".join(named)
+    return ", ".join(f"{name} {_range(found)}" for name, found in versions.items())
 
 
 def figures(lines: Lines, machines: Mapping[str, str]) -> str:
-    """A table of each machine; machines: their descriptions."""
+    """A table of each machine; machines: their descriptions. What one machine has run is left out where another has not."""
     headers = ("command: `python -m nybble.stress`", "tried", "of all", "failed", "besides", "date")
     parts = []
+    run_at_all = {row["figure"] for rows in lines.values() for row in rows}
     for machine, rows in lines.items():
         runs = [row for row in rows if row["figure"] != FUZZ]
-        table = [_line(figure, [row for row in runs if row["figure"] == figure.name]) for figure in FIGURES]
-        parts.append(f"{machines[machine]}; {_with(runs)}:\n\n{markdown_table(headers, table)}")
+        if not runs:
+            continue
+        named = {row["figure"] for row in runs}
+        shown = [figure for figure in FIGURES if figure.name in named or figure.name not in run_at_all]
+        table = [_line(figure, [row for row in runs if row["figure"] == figure.name]) for figure in shown]
+        targets = ", ".join(dict.fromkeys(target for row in runs for target in row["targets"]))
+        where = f"{machines[machine]}; {_versions(runs)}; targets {targets}:"
+        parts.append(f"{where}\n\n{markdown_table(headers, table)}")
     return "\n\n".join(parts) or "Nothing has been run yet."
 
 
 def fuzzing(lines: Lines, machines: Mapping[str, str]) -> str:
-    """A table of the readers, for each machine on which any was fuzzed."""
+    """A table of the readers, which do not depend on the machine: what any has tried adds up."""
     headers = ("reader", "files", "seconds of a processor", "of an hour", "findings", "date")
-    parts = []
-    for machine, rows in lines.items():
-        runs = [row for row in rows if row["figure"] == FUZZ]
-        table = []
-        for reader in READERS:
-            mine = [row for row in runs if row["reader"] == reader.name]
-            seconds = sum(row["cpu_seconds"] for row in mine)
-            files, findings = (f"{sum(row[key] for row in mine):,}" for key in ("tried", "failed"))
-            dates = _range([row["date"] for row in mine]) if mine else "not run"
-            table.append((f"`{reader.name}`", files, f"{seconds:,.0f}", f"{seconds / _HOUR:.0%}", findings, dates))
-        if runs:
-            parts.append(f"{machines[machine]}; {_with(runs)}:\n\n{markdown_table(headers, table)}")
-    return "\n\n".join(parts) or "Nothing has been fuzzed yet."
+    runs = {machine: [row for row in rows if row["figure"] == FUZZ] for machine, rows in lines.items()}
+    table = []
+    for reader in READERS:
+        mine = [row for rows in runs.values() for row in rows if row["reader"] == reader.name]
+        seconds = sum(row["cpu_seconds"] for row in mine)
+        files, findings = (f"{sum(row[key] for row in mine):,}" for key in ("tried", "failed"))
+        dates = _range([row["date"] for row in mine]) if mine else "not run"
+        table.append((f"`{reader.name}`", files, f"{seconds:,.0f}", f"{seconds / _HOUR:.0%}", findings, dates))
+    where = "\n".join(f"- {machines[machine]}; {_versions(rows)}" for machine, rows in runs.items() if rows)
+    return f"{where}\n\n{markdown_table(headers, table)}".strip()

@@ -275,6 +275,8 @@ def test_what_slices_of_a_figure_tried_adds_up(repository):
         *(tried("fuzz", seed, 0, 7_000, reader="gguf", cpu_seconds=900.0) for seed in (1, 2)),
     ]
     add(repository, "one-reliability.jsonl", *rows)
+    others = [tried("kills", 0, 100, 100, targets=["amx"]), tried("fuzz", 1, 0, 500, reader="gguf", cpu_seconds=180.0)]
+    add(repository, "two-reliability.jsonl", *others)
     docs.update(repository, check=False)
     text = (repository / "README.md").read_text(encoding="utf-8")
     assert "The first CPU; nybble 0.1, torch 9; targets avx2:" in text
@@ -283,8 +285,12 @@ def test_what_slices_of_a_figure_tried_adds_up(repository):
     both = "| 11,000,000 | all | 0 | kernels 42 | 2026-01-02 |"  # of which the third is a part
     assert f"| `shapes --count 131072`, seeds 0 to 1 {both}" in text
     assert "| `foreign --data DIR --count 500`, seed 0 | 24,000 | 50.0% |" in text
-    assert "| `headers` | not run |" in text
-    assert "| `gguf` | 14,000 | 1,800 | 50% | 0 | 2026-01-02 |" in text
+    assert "The second CPU; nybble 0.1, torch 9; targets amx:" in text
+    assert "| `kills` | 100 | all | 0 |" in text
+    assert text.count("| `headers` | not run |") == 2
+    assert "| `shapes` | not run |" not in text, "the first machine has run it"
+    assert "- The first CPU; nybble 0.1, torch 9\n- The second CPU; nybble 0.1, torch 9\n\n| reader |" in text
+    assert "| `gguf` | 14,500 | 1,980 | 55% | 0 | 2026-01-02 |" in text
     assert "| `onnx` | 0 | 0 | 0% | 0 | not run |" in text
 
 
