@@ -193,6 +193,11 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   });
   m.def("blocks", &blocks, py::arg("kernel"), py::arg("shape"), py::kw_only(), py::arg("rows"), py::arg("threads"),
         py::arg("caches") = py::none());
+  m.def("dense_layouts", [] {
+    std::vector<std::tuple<std::string, int, bool, bool>> rows;
+    for (const LayoutRow& row : layouts_of(Form::dense)) rows.emplace_back(row.name, row.bits, row.grouped, row.paired);
+    return rows;
+  });
   m.def("probes", [] {
     std::vector<std::tuple<std::string, std::string, std::string>> rows;
     for (const ProbeEntry& e : probe_table()) rows.emplace_back(e.name, e.kind, e.why_not);

@@ -6,14 +6,6 @@ namespace nybble {
 
 namespace {
 
-// What the name of a packed layout says of a shape. Other names (plain, and none) are of codes that lie in no tiles:
-// any dense shape.
-struct LayoutRow {
-  const char* name;
-  int bits;
-  Form form;
-  bool grouped, paired;
-};
 constexpr LayoutRow kLayouts[] = {
     {"n16k4", 8, Form::dense, false, false},    {"n16k16", 8, Form::dense, false, true},
     {"n16k4g", 8, Form::dense, true, false},    {"n16k16g", 8, Form::dense, true, true},
@@ -35,6 +27,13 @@ LayoutRow row_of(const ShapeWords& words) {
 }
 
 }  // namespace
+
+std::vector<LayoutRow> layouts_of(Form form) {
+  std::vector<LayoutRow> rows;
+  for (const LayoutRow& row : kLayouts)
+    if (row.form == form) rows.push_back(row);
+  return rows;
+}
 
 const char* layout_of(const WeightShape& s) {
   for (const LayoutRow& row : kLayouts)

@@ -3,6 +3,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "pack.h"
 
@@ -19,6 +20,18 @@ struct ShapeWords {
   int group_scale = NYBBLE_BF16;
   bool minimum = false, book = false, levels = false;
 };
+
+// What the name of a packed layout says of a shape. Other names (plain, and none) are of codes that lie in no tiles:
+// any dense shape.
+struct LayoutRow {
+  const char* name;
+  int bits;
+  Form form;
+  bool grouped, paired;
+};
+
+// The table's rows of a form.
+std::vector<LayoutRow> layouts_of(Form form);
 
 // Throws std::invalid_argument for a number that is no dtype of weights, activations or outputs.
 inline NybbleDtype dtype_of(int value) {

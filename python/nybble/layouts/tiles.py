@@ -243,12 +243,14 @@ def _layout(name: str, like: _Kind, mask: str, form: Form = USUAL) -> Layout:
     )
 
 
-LAYOUTS = (
-    _layout("n16k4", _Kind(4, by_group=False), "mask8"),
-    _layout("n16k16", _Kind(4, by_group=False, paired=True), ""),
-    _layout("n16k4g", _Kind(4, by_group=True, offset=128), ""),
-    _layout("n16k16g", _Kind(4, by_group=True, offset=128, paired=True), ""),
-    _layout("n16k8", _Kind(8, by_group=True), "mask4"),
-    _layout("n16k16n", _Kind(8, by_group=True, paired=True), ""),
-    _layout("n16k32", _Kind(PLANES_K, by_group=True), ""),
-)
+# Inputs in a 32-bit word, or in three, by the bits of a code.
+_WORDS = {8: 4, 4: 8, 3: PLANES_K}
+_MASKS = {"n16k4": "mask8", "n16k8": "mask4"}
+
+
+def _kind(row: native.TiledLayout) -> _Kind:
+    by_group = row.grouped or row.bits != 8
+    return _Kind(_WORDS[row.bits], by_group=by_group, offset=128 if row.grouped else 0, paired=row.paired)
+
+
+LAYOUTS = tuple(_layout(name, _kind(row), _MASKS.get(name, "")) for name, row in native.TILED.items())

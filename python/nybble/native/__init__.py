@@ -12,13 +12,16 @@ from .cells import recurrent
 from .chains import ChainWeight, chain, table
 from .codes import select_nibbles, transpose_nibbles, unpack_bits
 from .conv import Code, conv_call, pool_call, run_convs
-from .linear import TILED, KernelNames, LinearPlan
+from .linear import KernelNames, LinearPlan
 from .lookup import LOOKUP_LAYOUTS, Lookup
 from .machine import Caches, blocks, caches, cpu, cuda_kernel_table, extension, kernel_table, probe, probes
 from .mixture import Experts, ExpertsSide, Gate
 from .sparse import check_blocks, from_bitmask, to_bitmask
 from .weights import (
+    GROUPED,
     SPARSE_BITS,
+    TILED,
+    TiledLayout,
     all_finite,
     check_kept,
     check_packed,
@@ -36,6 +39,7 @@ from .weights import (
 __all__ = [
     "BF16_LINES",
     "DTYPES",
+    "GROUPED",
     "LOOKUP_LAYOUTS",
     "PANEL_DTYPES",
     "SPARSE_BITS",
@@ -51,6 +55,7 @@ __all__ = [
     "KernelNames",
     "LinearPlan",
     "Lookup",
+    "TiledLayout",
     "all_finite",
     "attention",
     "blocks",

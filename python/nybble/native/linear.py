@@ -98,7 +98,3 @@ class LinearPlan:
             dtype if out.dtype is x.dtype else DTYPES[out.dtype],
             torch.get_num_threads(),
         )
-
-
-# The layouts of which a LinearPlan may multiply some of the rows.
-TILED = ("n16k4", "n16k16", "n16k4g", "n16k16g", "n16k8", "n16k16n", "n16k32")

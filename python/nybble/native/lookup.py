@@ -9,10 +9,10 @@ from .. import _C
 from ..weights.form import split_layout
 from ..weights.scheme import Scheme
 from .base import DTYPES, memory
-from .weights import weight_shape
+from .weights import TILED, weight_shape
 
 # The layouts whose rows a Lookup reads, and whether they are in tiles.
-LOOKUP_LAYOUTS = {"plain": False} | dict.fromkeys(("n16k4", "n16k16", "n16k4g", "n16k16g", "n16k8", "n16k16n"), True)
+LOOKUP_LAYOUTS = {"plain": False} | {name: True for name, row in TILED.items() if row.bits != 3}
 _ID_BYTES = {torch.int32: 4, torch.int64: 8}
 
 

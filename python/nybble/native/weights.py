@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,11 +15,21 @@ from ..weights.scheme import Scheme
 from ..weights.sparsity import Block, NofM
 from .base import DTYPES, Memory, memory
 
+
+class TiledLayout(NamedTuple):
+    """bits: of a code. grouped: 8 bits with scales by group. paired: lines lie side by side, two by two."""
+
+    bits: int
+    grouped: bool
+    paired: bool
+
+
 # Weight bits of the sparse weights that it packs, and of the weights that it rounds.
 SPARSE_BITS = (8, 4)
 _ROUNDED_BITS = SPARSE_BITS
-# Layouts of 8 bits with scales by group.
-GROUPED = ("n16k4g", "n16k16g")
+# The layouts of dense weights in tiles, by name: csrc/shape.cpp has them.
+TILED: dict[str, TiledLayout] = {row[0]: TiledLayout(*row[1:]) for row in _C.dense_layouts()}
+GROUPED = tuple(name for name, row in TILED.items() if row.grouped)
 
 
 def weight_shape(
