@@ -1,9 +1,10 @@
 """Coverage-guided fuzzing of what reads files: `python fuzz/run.py READER SECONDS [--corpus DIRECTORY] [--seed N]`.
 
 READER is a row of nybble.stress.readers. Needs atheris (pip install atheris), which is no dependency of nybble. It begins with
-the sample of the reader and the files of nybble.stress.hostile_files, and stops at anything but a refusal, at 5 seconds for a file,
-and at 2 GB of memory. What it finds is kept in the corpus, a temporary directory if none is named. Never commit a file that stops
-other software than nybble.
+the sample of the reader, the files of nybble.stress.hostile_files and those that fuzz/keep.py kept. Every second file is changed by
+the damages of the row, which know its format, the others by libFuzzer. It stops at anything but a refusal in words, at 5
+seconds for a file, and at 2 GB of memory. What it finds is kept in the corpus, a temporary directory if none is named.
+Never commit a file that stops other software than nybble.
 
 The line of JSON that it prints at last is one for bench/results/<machine>-reliability.jsonl. Exit code: 1 if it found anything.
 """
@@ -13,12 +14,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import random
 import re
 import resource
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from kept import kept
 
 _TRIED = re.compile(r"stat::number_of_executed_units: +(\d+)")
 
@@ -41,8 +45,9 @@ def fuzz(name: str, seconds: int, corpus: Path, seed: int) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["nybble.checkpoint", "nybble.foreign", "nybble.recipe", "yaml", "json"]):
-        from nybble.stress import hostile_files, readers
+        from nybble.stress import headers, hostile_files, readers
         from nybble.stress.children import in_memory
+        from nybble.stress.figure import Tally
     row = next(row for row in readers.READERS if row.name == name)
     path = Path(tempfile.mkdtemp(dir=in_memory()), row.file)
     (corpus / "sample").write_bytes(row.sample())
@@ -53,15 +58,23 @@ def fuzz(name: str, seconds: int, corpus: Path, seed: int) -> None:
             if not path.is_symlink() and path.stat().st_size < 1 << 16:
                 (corpus / f"hostile-{number}").write_bytes(path.read_bytes())
     path.unlink(missing_ok=True)
+    for number, data in enumerate(kept(name)):
+        (corpus / f"kept-{number}").write_bytes(data)
+    told = Tally()
 
     def once(data: bytes) -> None:
         path.write_bytes(data)
-        with contextlib.suppress(row.refuses):
-            row.read(path)
+        headers.read_once(row, path, told)
+
+    def change(data: bytes, most: int, seed: int) -> bytes:
+        if seed % 2:
+            changed: bytes = atheris.Mutate(data, most)
+            return changed
+        return headers.damaged(data, row.damages, random.Random(seed))[:most]  # noqa: S311
 
     limits = ["-timeout=5", "-rss_limit_mb=2048", "-max_len=65536", "-print_final_stats=1"]
     limits += [f"-max_total_time={seconds}", f"-seed={seed}", f"-artifact_prefix={corpus}/found-"]
-    atheris.Setup([sys.argv[0], str(corpus), *limits], once)
+    atheris.Setup([sys.argv[0], str(corpus), *limits], once, custom_mutator=change)
     atheris.Fuzz()
 
 

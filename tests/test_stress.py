@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -195,6 +196,17 @@ def test_a_reader_that_raises_is_found(tmp_path: Path) -> None:
         assert message in str(wrong_of(lambda row=row: headers.read_once(row, path, Tally()), "here"))
 
 
+@pytest.mark.parametrize("reader", headers.usable(), ids=lambda reader: reader.name)
+def test_files_that_fuzzing_kept(reader: readers.Reader, tmp_path: Path) -> None:
+    found, path = Tally(), tmp_path / reader.file
+    with zipfile.ZipFile(Path(__file__).parent / "data" / "fuzz" / f"{reader.name}.zip") as kept:
+        for name in kept.namelist():
+            path.write_bytes(kept.read(name))
+            found.add(wrong_of(lambda: headers.read_once(reader, path, found), name))
+    assert found.failures == []
+    assert found.facts["refused"] > 3
+
+
 def test_children_that_end_without_a_word_are_failures() -> None:
     found = in_children(gc.disable, [(), ()])  # which takes no argument, so that it raises
     assert found.failed == 2
@@ -222,15 +234,19 @@ def test_children_end_with_the_process_that_made_them() -> None:
     raise AssertionError("it still runs")
 
 
-@pytest.mark.full
-def test_a_second_of_fuzzing() -> None:
+FUZZED = [pytest.param("config", 1, marks=pytest.mark.full)]
+FUZZED += [pytest.param(row.name, 3600, marks=pytest.mark.nightly) for row in readers.READERS]
+
+
+@pytest.mark.parametrize(("name", "seconds"), FUZZED)
+def test_fuzzing(name: str, seconds: int) -> None:
     pytest.importorskip("atheris")
     script = Path(__file__).parents[1] / "fuzz" / "run.py"
-    done = subprocess.run([sys.executable, script, "config", "1"], stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run([sys.executable, script, name, str(seconds)], stdout=subprocess.PIPE, text=True, check=True)
     row = json.loads(done.stdout)
-    assert (row["figure"], row["reader"], row["failed"]) == (figure.FUZZ, "config", 0)
-    assert row["tried"] > 100
-    assert row["cpu_seconds"] > 0.5
+    assert (row["figure"], row["reader"], row["failed"]) == (figure.FUZZ, name, 0)
+    assert row["tried"] > 100 * seconds
+    assert row["cpu_seconds"] > seconds / 2
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
