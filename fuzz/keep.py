@@ -8,7 +8,6 @@ before they are committed.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 import tempfile
 import zipfile
@@ -21,6 +20,7 @@ from kept import KEPT, kept
 
 import nybble
 from nybble.stress import headers, readers
+from nybble.stress.attempt import wrong_of
 from nybble.stress.figure import Tally
 
 _LARGEST = 4096  # bytes
@@ -64,8 +64,8 @@ def choose(reader: readers.Reader, files: list[bytes]) -> list[bytes]:
         path = Path(directory, reader.file)
         for data in [reader.sample(), *sorted(files, key=lambda data: (len(data), data))]:
             path.write_bytes(data)
-            with contextlib.suppress(RuntimeError):  # a fault, which the tests are to tell
-                new = steps_of(lambda: headers.read_once(reader, path, Tally())) - seen
+            # What is at fault is kept too: the tests are to tell it.
+            new = steps_of(lambda: wrong_of(lambda: headers.read_once(reader, path, Tally()), "")) - seen
             if new:
                 seen |= new
                 chosen.append(data)
@@ -78,9 +78,15 @@ def main() -> None:
     parser.add_argument("reader", choices=[reader.name for reader in readers.READERS])
     parser.add_argument("corpus", type=Path)
     args = parser.parse_args()
+    if not args.corpus.is_dir():
+        parser.error(f"CORPUS={args.corpus}: must be a directory")
     reader = next(reader for reader in readers.READERS if reader.name == args.reader)
-    files = [path.read_bytes() for path in args.corpus.iterdir() if path.stat().st_size <= _LARGEST]
+    files = [path.read_bytes() for path in args.corpus.iterdir() if path.is_file() and path.stat().st_size <= _LARGEST]
     chosen = choose(reader, list({*files, *kept(reader.name)}))
+    if not chosen:
+        parser.error(
+            f"CORPUS={args.corpus}: has no files of at most {_LARGEST} bytes that take other steps than the sample"
+        )
     KEPT.mkdir(exist_ok=True)
     with zipfile.ZipFile(KEPT / f"{reader.name}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for number, data in enumerate(chosen):

@@ -20,6 +20,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 from kept import kept
@@ -36,20 +37,19 @@ def options() -> argparse.ArgumentParser:
         "--corpus", type=Path, metavar="DIRECTORY", help="of files to begin with, and for those that it finds"
     )
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="another one tries others (1)")
-    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # the process that is watched
+    parser.add_argument("--here", type=Path, help=argparse.SUPPRESS)  # the process that is watched, and where it writes
     return parser
 
 
-def fuzz(name: str, seconds: int, corpus: Path, seed: int) -> None:
-    """Run libFuzzer, which ends the process."""
+def fuzz(name: str, seconds: int, corpus: Path, seed: int, scratch: Path) -> None:
+    """Run libFuzzer, which ends the process. scratch: a directory in memory."""
     import atheris
 
     with atheris.instrument_imports(include=["nybble.checkpoint", "nybble.foreign", "nybble.recipe", "yaml", "json"]):
         from nybble.stress import headers, hostile_files, readers
-        from nybble.stress.children import in_memory
         from nybble.stress.figure import Tally
     row = next(row for row in readers.READERS if row.name == name)
-    path = Path(tempfile.mkdtemp(dir=in_memory()), row.file)
+    path = scratch / row.file
     (corpus / "sample").write_bytes(row.sample())
     for number, case in enumerate(hostile_files.CASES):
         if case.reader is row:
@@ -82,19 +82,29 @@ def main() -> int:
     """Fuzz in a process of its own, and tell what came of it. The exit code."""
     args = options().parse_args()
     if args.here:
-        fuzz(args.reader, args.seconds, args.corpus, args.seed)
+        fuzz(args.reader, args.seconds, args.corpus, args.seed, args.here)
         return 0
-    from nybble.stress.figure import FUZZ, circumstances  # not by the watched process, before it is instrumented
+    from nybble.stress.children import in_memory  # not by the watched process, before it is instrumented
+    from nybble.stress.figure import FUZZ, circumstances
+    from nybble.stress.readers import READERS
 
-    with contextlib.ExitStack() as kept:
-        corpus = args.corpus or Path(kept.enter_context(tempfile.TemporaryDirectory()))
+    if args.reader not in (names := [row.name for row in READERS]):
+        options().error(f"READER={args.reader!r}: must be one of {', '.join(names)}")
+    if args.seconds < 1:
+        options().error(f"SECONDS={args.seconds}: must be at least 1")
+    if find_spec("atheris") is None:
+        options().error("needs atheris: pip install atheris")
+    with contextlib.ExitStack() as context:
+        corpus = args.corpus or Path(context.enter_context(tempfile.TemporaryDirectory()))
         corpus.mkdir(parents=True, exist_ok=True)
+        scratch = context.enter_context(tempfile.TemporaryDirectory(dir=in_memory()))
+        before = set(corpus.glob("found-*"))
         command = [sys.executable, __file__, args.reader, str(args.seconds), "--seed", str(args.seed)]
         done = subprocess.run(  # noqa: S603
-            [*command, "--corpus", str(corpus), "--here"], stderr=subprocess.PIPE, text=True, check=False
+            [*command, "--corpus", str(corpus), "--here", scratch], stderr=subprocess.PIPE, text=True, check=False
         )
         used, tried = resource.getrusage(resource.RUSAGE_CHILDREN), _TRIED.search(done.stderr)
-        found = sorted(path.name for path in corpus.glob("found-*"))
+        found = sorted(path.name for path in set(corpus.glob("found-*")) - before)
         if done.returncode or tried is None:
             sys.stderr.write(done.stderr[-8000:])
     row = {

@@ -125,6 +125,18 @@ class TestRoundTrip:
         assert x.grad is not None
         assert target[3].weight.grad is not None
 
+    def test_where_no_thread_can_be_started(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*args: Any) -> None:  # as when the interpreter ends
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+        nybble.save(quantized(), tmp_path)
+        monkeypatch.setattr("concurrent.futures.ThreadPoolExecutor.submit", refuse)
+        assert same_state(nybble.load(dense(), tmp_path), quantized())
+        weights = next(tmp_path.glob("*.safetensors"))
+        weights.write_bytes(weights.read_bytes()[:-1] + b"\xff")
+        with pytest.raises(CheckpointError, match="sha256"):
+            nybble.load(dense(), tmp_path)
+
     def test_path_as_string_and_new_directory(self, tmp_path: Path) -> None:
         nybble.save(quantized(), str(tmp_path / "a" / "b"))
         assert same_state(quantized(), nybble.load(dense(1), str(tmp_path / "a" / "b")))

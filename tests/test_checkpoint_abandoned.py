@@ -143,6 +143,16 @@ def test_a_temporary_directory_can_be_written_to_by_other_writers(tmp_path: Path
     assert names(tmp_path) == ["out"]
 
 
+def test_what_another_program_calls_alike_stays(tmp_path: Path) -> None:
+    (tmp_path / ".nybble-notes.tmp").write_text("x")
+    (tmp_path / "model-0123456789abcdef.safetensors").mkdir()
+    for value in (1.0, 2.0):
+        nybble.save(model(value), tmp_path)
+    assert names(tmp_path)[0] == ".nybble-notes.tmp"
+    assert (tmp_path / "model-0123456789abcdef.safetensors").is_dir()
+    assert len(names(tmp_path)) == 4
+
+
 def test_a_link_is_removed_and_not_followed(tmp_path: Path) -> None:
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "file").write_text("x")
@@ -163,6 +173,71 @@ def test_a_save_waits_for_another(tmp_path: Path) -> None:
         assert value_in(tmp_path) == 1.0
     second.join(10)
     assert value_in(tmp_path) == 2.0
+
+
+def test_a_save_that_interrupts_one_into_the_same_directory_says_so(tmp_path: Path) -> None:
+    nybble.save(model(1.0), tmp_path / "to")
+
+    def in_the_handler_of_a_signal() -> None:
+        nybble.save(model(3.0), tmp_path / "elsewhere")
+        with pytest.raises(RuntimeError, match="this thread is writing there already"):
+            nybble.save(model(2.0), tmp_path / "to")
+
+    _save(tmp_path / "to", in_the_handler_of_a_signal)
+    assert value_in(tmp_path / "elsewhere") == 3.0
+    nybble.save(model(2.0), tmp_path / "to")
+    assert value_in(tmp_path / "to") == 2.0
+
+
+def test_a_long_wait_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(abandoned, "_PATIENCE", 0.05)
+    stopped = threading.Event()
+
+    def writes() -> None:
+        with abandoned.held(tmp_path):
+            stopped.wait(0.3)
+
+    writer = threading.Thread(target=writes)
+    writer.start()
+    while not abandoned._held:
+        time.sleep(0.001)
+    with pytest.warns(RuntimeWarning, match=f"{tmp_path}: another process or thread that saves there"):
+        nybble.save(model(1.0), tmp_path)
+    writer.join()
+    assert value_in(tmp_path) == 1.0
+    assert not abandoned._held
+
+
+def test_a_child_keeps_no_lock_of_its_parent(tmp_path: Path) -> None:
+    started, ended = os.pipe(), os.pipe()
+    parent = os.fork()
+    if not parent:  # which is killed while it saves; its own child lives on
+
+        def forks() -> None:
+            if not os.fork():
+                os.write(started[1], b"x")
+                os.read(ended[0], 1)
+                os._exit(0)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        _save(tmp_path, forks)
+    os.waitpid(parent, 0)
+    try:
+        assert os.read(started[0], 1) == b"x"
+        descriptor = os.open(tmp_path, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(descriptor)
+    finally:
+        os.write(ended[1], b"x")
+
+
+def test_a_child_that_is_forked_while_its_parent_saves_can_save(tmp_path: Path) -> None:
+    with abandoned.held(tmp_path):
+        child = os.fork()
+        if not child:
+            with abandoned.held(tmp_path / ".."):
+                os._exit(bool(abandoned._held) - 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def _saves(directory: Path, value: float) -> None:

@@ -71,8 +71,8 @@ class TestFiles:
         assert same_state(quantized(seed=1), nybble.load(dense(2), tmp_path))
 
     def test_leftovers_go_and_other_files_stay(self, tmp_path: Path) -> None:
-        (tmp_path / ".nybble-abc.tmp").mkdir()
-        (tmp_path / ".nybble-abc.tmp" / "weights").write_text("x")
+        (tmp_path / ".nybble-abcdefgh.tmp").mkdir()
+        (tmp_path / ".nybble-abcdefgh.tmp" / "weights").write_text("x")
         (tmp_path / "model-0123456789abcdef.safetensors").write_text("x")
         (tmp_path / "model-00001-of-00002.safetensors").write_text("x")
         (tmp_path / "config.json").write_text("x")
@@ -110,6 +110,25 @@ class TestUnsavable:
         with pytest.raises(ValueError, match=f"^{name}"):
             nybble.save(model, tmp_path)
         assert names(tmp_path) == []
+
+    @pytest.mark.parametrize("name", ["__metadata__", "\ud800", "n" * 4097], ids=["metadata", "no-text", "long"])
+    def test_names_that_load_would_refuse(self, tmp_path: Path, name: str) -> None:
+        nybble.save(dense(), tmp_path)
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        model = dense()
+        model.register_buffer(name, torch.ones(3))
+        with pytest.raises(ValueError, match="of this name" if len(name) < 4096 else "string of 1..4096 characters"):
+            nybble.save(model, tmp_path)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+    def test_weights_that_load_would_refuse(self, tmp_path: Path) -> None:
+        model = quantized()
+        model[0].unpack()
+        nybble.save(model, tmp_path)
+        model[0].scale.data.view(-1)[0] = torch.nan
+        with pytest.raises(ValueError, match=r"^0\.scale: must be finite"):
+            nybble.save(model, tmp_path)
+        assert same_state(nybble.load(dense(), tmp_path), nybble.load(dense(), tmp_path))
 
     def test_root_layer_and_non_modules(self, tmp_path: Path) -> None:
         for wrong in (Linear(8, 8), {"a": torch.zeros(3)}):

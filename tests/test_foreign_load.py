@@ -20,6 +20,7 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("safetensors")
 from safetensors.torch import load_file, save_file
 
+DATA = Path(__file__).parent / "data" / "foreign"
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 96}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32}
 INPUTS = {"num_bits": 8, "strategy": "token", "dynamic": True}
@@ -230,3 +231,42 @@ def test_an_import_that_fails_writes_nothing(
     assert out == ""
     assert err == "nybble: model.norm.weight: is missing in the checkpoint\n"
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda tensors: tensors["zz.scales"].view(-1)[:1].fill_(torch.nan), "zz"),
+        (
+            lambda tensors: tensors.update({"norm.other": torch.ones(8)}),
+            r"norm\.other: the model has no such parameter",
+        ),
+        (lambda tensors: tensors.update({"norm.running_var": torch.ones(3)}), r"norm\.running_var: is \(3,\)"),
+    ],
+    ids=["a later layer", "a parameter", "a later buffer"],
+)
+def test_a_given_model_is_as_it_was_after_a_refusal(tmp_path: Path, damage: Any, words: str) -> None:
+    source = DATA / "gptq-w8-g128"
+    tensors, old = load_file(source / "model.safetensors"), "model.layers.1.self_attn.k_proj"
+    tensors = {name.replace(old, one): value.clone() for name, value in tensors.items() for one in ("aa", "zz")}
+    tensors |= {"norm.weight": torch.full((8,), 2.0), "norm.running_mean": torch.full((8,), 3.0)}
+    (tmp_path / "config.json").write_text((source / "config.json").read_text())
+
+    def made() -> nn.Module:
+        parts = {"aa": nn.Linear(256, 128, bias=False), "zz": nn.Linear(256, 128, bias=False)}
+        return nn.ModuleDict({**parts, "norm": nn.BatchNorm1d(8)})
+
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    model = nybble.load_pretrained(tmp_path, model=made()).model
+    assert (type(model["aa"]), type(model["zz"])) == (nybble.nn.Linear, nybble.nn.Linear)
+    assert (model["norm"].weight[0], model["norm"].running_mean[0]) == (2.0, 3.0)
+    damage(tensors)
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    model = made()
+    held = [*model.modules(), *model.parameters(), *model.buffers()]
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=words):
+        nybble.load_pretrained(tmp_path, model=model)
+    assert all(a is b for a, b in zip(held, [*model.modules(), *model.parameters(), *model.buffers()], strict=True))
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert model.training

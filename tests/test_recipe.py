@@ -16,6 +16,16 @@ from nybble import Recipe
 from nybble.recipe.recipe import Stage, data_sha256
 from nybble.recipe.schema import FieldError, Plain, fit
 
+
+def test_a_directory_is_refused_and_left_closed(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").mkdir()
+    before = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 0
+    for _ in range(3):
+        with pytest.raises(ValueError, match=r"recipe\.yaml: must be a regular file"):
+            Recipe.load(tmp_path / "recipe.yaml")
+    assert not before or len(os.listdir("/proc/self/fd")) == before
+
+
 FULL = Recipe(
     stages=(
         Stage("sparsify", {"pattern": "2:4", "method": "sparsegpt", "scheme": None, "permute": (("up", "down"),)}),

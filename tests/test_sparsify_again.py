@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 import pytest
@@ -87,7 +88,16 @@ class TestResume:
         with pytest.raises(nybble.checkpoint.CheckpointError, match="is damaged"):
             resumable(model, tmp_path)
 
-    @pytest.mark.parametrize("index", [b"", b"[]", b"[" * 9, b"[" * 100_000, b'{"schema": "nybble.layer/2"}'], ids=len)
+    @pytest.mark.parametrize("change", [{"kind": "other"}, {"numbers": [0.5, 0.5]}, {"notes": ["x"]}], ids=str)
+    def test_a_changed_index_is_refused(self, tmp_path: Any, change: dict[str, Any]) -> None:
+        model = Stack()
+        resumable(copy.deepcopy(model), tmp_path)
+        index = next(tmp_path.glob("*/nybble.json"))
+        index.write_text(json.dumps(json.loads(index.read_text()) | change))
+        with pytest.raises(nybble.checkpoint.CheckpointError, match="does not describe a layer"):
+            resumable(model, tmp_path)
+
+    @pytest.mark.parametrize("index", [b"", b"[]", b"[" * 9, b"[" * 100_000, b'{"schema": "nybble.layer/3"}'], ids=len)
     def test_a_foreign_index_is_refused(self, tmp_path: Any, index: bytes) -> None:
         model = Stack()
         resumable(copy.deepcopy(model), tmp_path)

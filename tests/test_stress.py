@@ -181,6 +181,39 @@ def test_a_mixed_checkpoint_is_found(tmp_path: Path) -> None:
         kills.value_in(tmp_path)
 
 
+def test_threads_whose_calls_raise_or_differ_are_found() -> None:
+    ids, found = [torch.zeros(1, dtype=torch.long)], [Tally(), Tally(), Tally()]
+
+    class Raises(torch.nn.Module):
+        def forward(self, ids: Tensor) -> Tensor:
+            raise RuntimeError("no")
+
+    soak._shared(Raises(), ids, ids, 80, found[0])
+    soak._shared(torch.nn.Identity(), ids, [ids[0] + 1], 80, found[1])
+    soak._shared(torch.nn.Identity(), ids, ids, 80, found[2])
+    assert [tally.tried for tally in found] == [80] * 3
+    assert [tally.failed for tally in found] == [1, 1, 0]
+    assert "thread 0: RuntimeError: no" in found[0].failures[0]
+    assert "gives another output" in found[1].failures[0]
+
+
+def test_every_scheme_of_a_kernel_meets_odd_and_even_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    met: set[tuple[Scheme, int, int]] = set()
+
+    class Seen:
+        def __init__(self, scheme: Scheme, n: int, k: int) -> None:
+            met.add((scheme, n % 2, k % 2))
+
+        def wrong_of(self, spec: Any) -> None:
+            return None
+
+    monkeypatch.setattr(shapes, "Products", Seen)
+    shapes._cube([(n, k) for n in range(1, 33) for k in range(1, 33)], lambda found: None)
+    schemes = {scheme for _, schemes in shapes.exact_kernels() for scheme in schemes}
+    assert met == {(scheme, n, k) for scheme in schemes for n in (0, 1) for k in (0, 1)}
+    assert any(scheme.sparsity for scheme in schemes)
+
+
 def test_a_reader_that_raises_is_found(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"x")
@@ -276,7 +309,16 @@ def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     assert (found["tried"], found["failed"], found["failures"], found["of"]) == (4, 1, ["wrong"], 300)
     assert {"date", "machine", "targets", "versions", "seconds"} <= found.keys()
     assert "FAILED good: wrong" in told.err
-    for wrong in (["bad"], ["good", "--share", "2"], ["good", "--count", "0"], ["good", "--seed", "-1"], ["needy"]):
+    monkeypatch.setattr(table, "FIGURES", (*rows, replace(rows[0], name="misused", run=lambda trial: trial.part(0))))
+    monkeypatch.setattr(command, "FIGURES", table.FIGURES)
+    for wrong in (
+        ["misused"],
+        ["bad"],
+        ["good", "--share", "2"],
+        ["good", "--count", "0"],
+        ["good", "--seed", "-1"],
+        ["needy"],
+    ):
         with pytest.raises(SystemExit) as stopped:
             command.main(wrong)
         assert stopped.value.code == 2
@@ -285,7 +327,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
 def test_slices_of_what_is_finite() -> None:
     parts = [Trial(40, seed).part(100) for seed in range(3)]
     assert [*parts[0], *parts[1], *parts[2]] == list(range(100))
-    with pytest.raises(ValueError, match=r"seed=3: must be in \[0, 3\): 40 a run of 100"):
+    with pytest.raises(figure.Misuse, match=r"seed=3: must be in \[0, 3\): 40 a run of 100"):
         Trial(40, 3).part(100)
 
 

@@ -247,5 +247,5 @@ int main(int argc, char** argv) {
     return kernel.linear && !std::strcmp(kernel.layout, "n16k4") && kernel.int_activations();
   };
   const Count codes = compare_each(argc, argv, kConvCases, bytes, check_codes);
-  return verdict(argc, argv, {pools, codes, compare_each(argc, argv, kConvCases, linear, check)});
+  return verdict(argc, {pools, codes, compare_each(argc, argv, kConvCases, linear, check)});
 }

@@ -60,7 +60,8 @@ ExpertsSide side_of(const KernelEntry& kernel, bool scalar, const Layer& layer, 
   LinearCall call = call_with(kernel, scalar, layer.steps);
   take_weight(call, weights[0], scalar);
   const KernelEntry* slower = nearest(kernel, [&](const KernelEntry& e) {
-    return &e != &kernel && e.linear && !std::strcmp(e.scheme, kernel.scheme) && !std::strcmp(e.layout, kernel.layout);
+    return &e != &kernel && is_asked(e) && e.linear && !std::strcmp(e.scheme, kernel.scheme) &&
+           !std::strcmp(e.layout, kernel.layout);
   });
   const bool mixes = slower && !scalar && layer.many > 1 && kernel.int_activations();
   if (mixes) {

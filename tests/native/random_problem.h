@@ -132,13 +132,23 @@ struct Count {
   int right = 0, wrong = 0;
 };
 
+// The targets that the program was asked for: this CPU may run no others.
+inline std::vector<std::string>& asked() {
+  static std::vector<std::string> targets;
+  return targets;
+}
+inline bool is_asked(const KernelEntry& kernel) {
+  return std::find(asked().begin(), asked().end(), kernel.target) != asked().end();
+}
+
 // Runs `check`, which returns "" or what is wrong, on random cases of each kernel of the targets in argv for which
 // `serves` is true.
 template <class Serves, class Check>
 Count compare_each(int argc, char** argv, int cases, const Serves& serves, const Check& check) {
   Count count;
+  asked().assign(argv + 1, argv + argc);
   for (const KernelEntry& kernel : kernel_table()) {
-    if (!serves(kernel) || std::find(argv + 1, argv + argc, std::string(kernel.target)) == argv + argc) continue;
+    if (!serves(kernel) || !is_asked(kernel)) continue;
     int wrong = 0;
     for (int seed = 0; seed < cases; seed++) {
       const std::string failure = check(kernel, seed);
@@ -152,14 +162,11 @@ Count compare_each(int argc, char** argv, int cases, const Serves& serves, const
 
 // Prints what became of the kernels; what main returns: 0 if none is wrong. A target alone may have none that the
 // program compares, but not all of several, and no target that the table has not.
-inline int verdict(int argc, char** argv, std::initializer_list<Count> counts) {
+inline int verdict(int argc, std::initializer_list<Count> counts) {
   Count all;
   for (const Count& count : counts) all.right += count.right, all.wrong += count.wrong;
-  const auto named = [&](const KernelEntry& kernel) {
-    return std::find(argv + 1, argv + argc, std::string(kernel.target)) != argv + argc;
-  };
   const auto& table = kernel_table();
-  const bool known = std::any_of(table.begin(), table.end(), named);
+  const bool known = std::any_of(table.begin(), table.end(), is_asked);
   if (!known) std::printf("no kernel has one of these targets\n");
   std::printf("%d passed, %d failed\n", all.right, all.wrong);
   return all.wrong || !known || (argc > 2 && !all.right);
@@ -167,7 +174,7 @@ inline int verdict(int argc, char** argv, std::initializer_list<Count> counts) {
 
 template <class Serves, class Check>
 int compare_all(int argc, char** argv, int cases, const Serves& serves, const Check& check) {
-  return verdict(argc, argv, {compare_each(argc, argv, cases, serves, check)});
+  return verdict(argc, {compare_each(argc, argv, cases, serves, check)});
 }
 
 // Likewise, for linear kernels.

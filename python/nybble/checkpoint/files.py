@@ -25,7 +25,7 @@ from .abandoned import claimed, held, remove, remove_abandoned
 
 INDEX = "nybble.json"
 WEIGHTS_NAME = re.compile(r"model-[0-9a-f]{16}\.safetensors")
-_TEMPORARY = re.compile(r"\.nybble-.*\.tmp")
+_TEMPORARY = re.compile(r"\.nybble-[a-z0-9_]{8}\.tmp")  # as tempfile names them
 _CHUNK = 1 << 20
 _LONGEST = 1600  # characters of a message
 
@@ -33,7 +33,7 @@ _LONGEST = 1600  # characters of a message
 class CheckpointError(ValueError):
     """A checkpoint is missing, damaged, of another format, or does not fit the model.
 
-    A message that quotes very much of a file is cut in its middle.
+    A message that quotes very much of a file is cut in its middle, and characters that no terminal should get are escaped.
     """
 
     def __init__(self, message: str) -> None:
@@ -41,8 +41,10 @@ class CheckpointError(ValueError):
 
 
 def cut(message: str) -> str:
-    """A message that quotes very much of a file, without its middle."""
+    """A message that quotes very much of a file, without its middle; what cannot be printed or encoded as ``repr`` has it."""
     half = _LONGEST // 2
+    if not message.isprintable():
+        message = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in message)
     return message if len(message) <= _LONGEST else f"{message[:half]} [...] {message[-half:]}"
 
 
@@ -163,7 +165,8 @@ def _replace(directory: Path, write_weights: Callable[[Path], Digest], make_inde
 def _remove_weights(directory: Path, but: set[str]) -> None:
     for name in os.listdir(directory):
         if WEIGHTS_NAME.fullmatch(name) and name not in but:
-            remove(directory / name)
+            with contextlib.suppress(OSError):  # nor a directory of such a name, which is another's
+                os.unlink(directory / name)
 
 
 @contextlib.contextmanager
@@ -191,8 +194,11 @@ def file_at_once(path: Path) -> Iterator[Path]:
     path = path.absolute()
     with contextlib.ExitStack() as claim:
         with held(path.parent):  # until it is claimed, the next writer could take it for abandoned
-            remove_abandoned(path.parent, re.compile(rf"\.{re.escape(path.name)}-[a-z0-9_]+\.tmp"))
-            aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".tmp", dir=path.parent))
+            remove_abandoned(path.parent, re.compile(rf"\.{re.escape(path.name)}-[a-z0-9_]{{8}}\.tmp"))
+            try:
+                aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".tmp", dir=path.parent))
+            except OSError as error:
+                raise OSError(error.errno, f"cannot be written: {error.strerror}", str(path)) from error
             claim.enter_context(claimed(aside))
         try:
             yield aside / path.name

@@ -17,7 +17,7 @@ def save(model: nn.Module, directory: str | os.PathLike[str], *, format: str = "
     The format ``"nybble"`` writes one safetensors file and ``nybble.json``. Quantized layers are written in the
     portable layout, which every machine can load. A tensor with several names is written once. The former checkpoint in
     the directory is replaced in a single step: after an exception, a full disk or a kill, the old or the new one is
-    complete. Of two processes that save into one directory, the second waits for the first.
+    complete. Of two processes that save into one directory, the second waits for the first, and warns after 5 seconds.
 
     Args:
         model: a module; the quantized layers are inside it.
@@ -27,7 +27,9 @@ def save(model: nn.Module, directory: str | os.PathLike[str], *, format: str = "
     Raises:
         TypeError: the model is no module, or is itself a quantized layer.
         ValueError: the format is unknown or can only be loaded, or the model holds something that safetensors cannot
-            store: a tensor on the meta device, or an extra state that is no tensor. Nothing is written.
+            store (a tensor on the meta device, an extra state that is no tensor) or that ``load`` would refuse (scales that are
+            not finite, names of more than 4096 characters). Nothing is written.
+        RuntimeError: the thread is saving into the directory already, and was interrupted by the handler of a signal.
         OSError: the files could not be written.
         ImportError: safetensors is not installed.
     """

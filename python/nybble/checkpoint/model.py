@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..layouts.portable import spec_of, stored_in
+from ..layouts.portable import from_portable, spec_of, stored_in
 from ..model.eligible import name_of
 from ..model.walk import named_modules, region
 from ..nn.module import QuantizedModule
@@ -107,6 +107,17 @@ def state_of(model: nn.Module, layers: tuple[LayerEntry, ...]) -> dict[str, Tens
         if value.dtype not in DTYPES.values():
             raise ValueError(f"{name}: cannot be saved; its dtype is {value.dtype}")
     return state
+
+
+def check_values(layers: tuple[LayerEntry, ...], state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError where the portable tensors of a layer, which a program may have changed, are no weight."""
+    for entry in layers:
+        tensors = {name.rpartition(".")[2]: state[name] for name in portable_specs(entry)}
+        if not any(tensor.is_meta for tensor in tensors.values()):
+            try:
+                from_portable(tensors, Scheme.parse(entry.scheme), entry.out_features, entry.in_features)
+            except ValueError as error:
+                raise ValueError(f"{entry.name}.{error}") from error
 
 
 def packed_layers(model: nn.Module, layers: tuple[LayerEntry, ...]) -> dict[LayerEntry, QuantizedModule]:

@@ -39,14 +39,15 @@ def save(model: nn.Module, directory: Path) -> None:
     old or the new one is complete. A save waits for another one into the same directory, and for a load that one disturbed.
 
     Raises:
-        ValueError: the model holds something that safetensors cannot store. Nothing is written.
+        ValueError: the model holds something that safetensors cannot store, or that ``load`` would refuse. Nothing is written.
+        RuntimeError: this thread is saving into the directory already.
         OSError: the files could not be written.
         ImportError: safetensors is not installed.
     """
     from .. import __version__
     from ..fusion.block import fused_modules
-    from .index import Index, TensorEntry
-    from .model import aliases_of, layer_entries, pieces_of, state_of
+    from .index import Index, TensorEntry, parse_index
+    from .model import aliases_of, check_values, index_limit, layer_entries, pieces_of, state_of
     from .tensors import require_safetensors
     from .writing import write_pieces
 
@@ -55,6 +56,7 @@ def save(model: nn.Module, directory: Path) -> None:
     fused = {name: fused.int8 for name, fused in fused_modules(model).items() if fused.first is not None}
     in_int8 = tuple(name for name, int8 in fused.items() if int8)
     state = state_of(model, layers)
+    check_values(layers, state)
     aliases = aliases_of(state, layers)
     pieces = pieces_of(model, layers, {name: tensor for name, tensor in state.items() if name not in aliases})
     spans: dict[str, tuple[int, int]] = {}
@@ -66,7 +68,11 @@ def save(model: nn.Module, directory: Path) -> None:
     def make_index(content: Digest) -> bytes:
         tensors = {name: TensorEntry(*span, content.crc32[name]) for name, span in spans.items()}
         file = (content.file_name, content.nbytes, content.sha256)
-        return Index(__version__, *file, layers, tensors, aliases, tuple(fused), in_int8).to_json()
+        text = Index(__version__, *file, layers, tensors, aliases, tuple(fused), in_int8).to_json()
+        if len(text) > index_limit(model):
+            raise ValueError(f"{INDEX}: would have {len(text)} bytes, at most {index_limit(model)} are read again")
+        parse_index(text)  # raises for what ``load`` would refuse, such as very long names
+        return text
 
     replace_checkpoint(directory, write_weights, make_index)
 

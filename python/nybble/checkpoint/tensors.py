@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +50,13 @@ def while_checking(path: Path, index: Index) -> Iterator[None]:
     """
     _check_size(path, index)
     with ThreadPoolExecutor(1) as pool:
-        checked = pool.submit(_check_hash, path, index)
+        checked: Future[None]
+        try:
+            checked = pool.submit(_check_hash, path, index)
+        except RuntimeError:  # the interpreter ends, and starts no threads any more
+            checked = Future()
+            _check_hash(path, index)
+            checked.set_result(None)
         try:
             yield
         finally:

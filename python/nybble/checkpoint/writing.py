@@ -15,6 +15,7 @@ from ..model.allocator import return_freed
 from .tensors import DTYPES, Spec
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_METADATA = "__metadata__"
 _TRIM = 1 << 24  # bytes that are written until freed memory goes back to the system
 
 
@@ -44,6 +45,7 @@ def write_pieces(pieces: Iterable[Piece], path: Path) -> dict[str, tuple[int, in
     come first, so that each begins at a multiple of its element's size.
 
     Raises:
+        ValueError: safetensors cannot store a tensor of some name.
         OSError: the file could not be written.
         RuntimeError: a piece made other tensors than its specs say.
     """
@@ -71,10 +73,12 @@ def write_pieces(pieces: Iterable[Piece], path: Path) -> dict[str, tuple[int, in
 
 def _laid_out(specs: Mapping[str, Spec]) -> tuple[bytes, dict[str, tuple[int, int]]]:
     """The header of a file, and where its tensors lie."""
-    told: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    told: dict[str, object] = {_METADATA: {"format": "pt"}}
     offsets: dict[str, tuple[int, int]] = {}
     end = 0
     for name, (shape, dtype) in sorted(specs.items(), key=lambda item: (-item[1][1].itemsize, item[0])):
+        if name == _METADATA or (not name.isascii() and _has_surrogate(name)):
+            raise ValueError(f"{name!a}: safetensors cannot store a tensor of this name")
         begin, end = end, end + _nbytes((shape, dtype))
         told[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
         offsets[name] = begin, end
@@ -82,6 +86,11 @@ def _laid_out(specs: Mapping[str, Spec]) -> tuple[bytes, dict[str, tuple[int, in
     text += b" " * (-len(text) % 8)
     data = 8 + len(text)
     return len(text).to_bytes(8, "little") + text, {name: (data + b, data + e) for name, (b, e) in offsets.items()}
+
+
+def _has_surrogate(name: str) -> bool:
+    """Whether a name is no text: half of a pair of UTF-16, which UTF-8 cannot encode."""
+    return any("\ud800" <= one <= "\udfff" for one in name)
 
 
 def _nbytes(spec: Spec) -> int:

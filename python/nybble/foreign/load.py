@@ -14,6 +14,7 @@ from ..checkpoint.files import CheckpointError
 from ..model.allocator import return_freed
 from ..model.bar import bar
 from ..model.options import check_progress
+from ..model.walk import Edits
 from . import inputs
 from .choose import choose
 from .empty import dtype_of, empty_model
@@ -56,7 +57,7 @@ def load_pretrained(
         act_bits: 16: float activations; 8: quantized ones, for each token, or static ones where the checkpoint has them.
         dtype: of the activations and of what is not quantized; None: what the configuration says, or the given model has.
         progress: whether to show a bar of the layers on stderr; None: on a terminal, for work that takes long.
-        model: is changed in place; it needs no configuration, nor transformers. Parameters that the checkpoint does not have
+        model: is changed in place, and keeps what is replaced until all is read; it needs no configuration, nor transformers. Parameters that the checkpoint does not have
             stay as they are, unless they have no values.
         names: the names of layers in the checkpoint -> those of the model's modules, where they differ.
 
@@ -65,7 +66,7 @@ def load_pretrained(
 
     Raises:
         CheckpointError: (a ValueError) the checkpoint is damaged, of no known format, or does not fit the model. A given model
-            is as it was where its modules do not fit; it is not where a tensor that is read later is damaged.
+            is as it was.
         ImportError: transformers is not installed, and no model is given.
     """
     check_progress(progress)
@@ -73,11 +74,15 @@ def load_pretrained(
     opened = renamed(opened, names or {})
     loading = _given(model, opened, act_bits, dtype) if model is not None else _told(opened, act_bits, dtype)
     layers = []
-    with bar(len(loading.opened.layers), progress) as advance:
-        for name in loading.opened.layers:
-            layers.append(loading.replace(name))
-            advance(name)
-    loading.fill()
+    try:
+        with bar(len(loading.opened.layers), progress) as advance:
+            for name in loading.opened.layers:
+                layers.append(loading.replace(name))
+                advance(name)
+        loading.fill()
+    except BaseException:
+        loading.edits.undo()
+        raise
     return Loaded(loading.model.eval(), ImportReport(row.name, tuple(layers), loading.opened.notes))
 
 
@@ -118,6 +123,7 @@ class Loading:
         self.ties = _ties(self.model)
         self.old = dict(self.model.named_parameters())
         self.placed: set[str] = set()  # modules that are nybble's now
+        self.edits = Edits(undoable=self.keeps)
 
     def replace(self, name: str) -> ImportedLayer:
         """Put nybble's module in the place of a layer, and of those that are tied to it."""
@@ -133,7 +139,7 @@ class Loading:
         sizes = read.nbytes, chosen.quantized.nbytes
         row = (name, place.shape, weight.describe(), str(scheme), *sizes, chosen.sqnr_db, chosen.why, note)
         del weight  # before the packed one is made
-        put(self.model, place, chosen, bias, self.dtype, act)
+        put(self.model, place, chosen, bias, self.dtype, act, self.edits)
         self.placed.update(place.names)
         del chosen
         self._release()
@@ -198,9 +204,10 @@ class Loading:
             new = nn.Parameter(self.part(source, tuple(value.shape), self.dtype), requires_grad=False)
             for one in (name, *aliases):
                 module, _, last = one.rpartition(".")
-                setattr(self.model.get_submodule(module), last, new)
+                self.edits.put(self.model.get_submodule(module)._parameters, last, new)
+        buffers = {name: self.part(name, tuple(buffer.shape), buffer.dtype) for name, buffer in saved.items()}
         for name, buffer in saved.items():
-            buffer.copy_(self.part(name, tuple(buffer.shape), buffer.dtype))
+            buffer.copy_(buffers[name])
         self._release()
 
     def _check_ties(self, theirs: set[str]) -> None:

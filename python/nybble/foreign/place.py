@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint.files import CheckpointError
+from ..model.walk import Edits
 from ..nn.embedding import Embedding
 from ..nn.linear import Linear
 from ..nn.module import QuantizedModule
@@ -64,19 +65,30 @@ def shaped(weight: ForeignWeight, shape: tuple[int, int], name: str) -> ForeignW
 
 
 def put(
-    model: nn.Module, place: Place, chosen: Chosen, bias: Tensor | None, dtype: torch.dtype, act: ActScale | None
+    model: nn.Module,
+    place: Place,
+    chosen: Chosen,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    act: ActScale | None,
+    edits: Edits,
 ) -> None:
     """Put modules with a weight into its place; they share it."""
+
+    def swap(name: str, module: nn.Module) -> None:
+        parent, _, key = name.rpartition(".")
+        edits.put(model.get_submodule(parent)._modules, key, module)
+
     k, old = place.shape[1], place.modules[0]
     new: QuantizedModule
     if place.multiplies:
         new = Linear.from_quantized(chosen.quantized, k, bias, chosen.scheme, dtype, act)
     else:
         new = Embedding.from_quantized(chosen.quantized, k, None, chosen.scheme, dtype).adopt(old)
-    model.set_submodule(place.names[0], new)
+    swap(place.names[0], new)
     for name, module in zip(place.names[1:], place.modules[1:], strict=True):
         kind = Embedding if isinstance(module, nn.Embedding) else Linear
         scheme = chosen.scheme.without_activations if kind is Embedding else chosen.scheme
         twin = kind.on_meta(*place.shape, scheme, dtype)
         twin.tie_to(new)
-        model.set_submodule(name, twin.adopt(module))
+        swap(name, twin.adopt(module))

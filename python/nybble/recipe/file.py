@@ -37,10 +37,13 @@ def read(path: Path) -> tuple[Any, Lines]:
     """
     parse = _form(path)[0]
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb") as file:
+    try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # a pipe or a device may have no end
             raise ValueError(f"{path}: must be a regular file")
-        data = file.read(_MOST_BYTES + 1)
+        with open(descriptor, "rb", closefd=False) as file:
+            data = file.read(_MOST_BYTES + 1)
+    finally:
+        os.close(descriptor)
     if len(data) > _MOST_BYTES:
         raise ValueError(f"{path}: must have at most {_MOST_BYTES} bytes")
     lines: Lines = {}

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from .figure import Figure, Trial, line, outcome
+from .figure import Figure, Misuse, Trial, line, outcome
 from .table import FIGURES, find
 
 
@@ -66,7 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if reason is not None:
             print(f"{figure.name}: left out: {reason}", file=sys.stderr)
             continue
-        found = outcome(figure, trial)
+        try:
+            found = outcome(figure, trial)
+        except Misuse as error:
+            options.error(f"{figure.name}: {error}")
         failed += found["failed"]
         for message in found["failures"]:
             print(f"FAILED {figure.name}: {message}", file=sys.stderr)

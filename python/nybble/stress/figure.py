@@ -60,6 +60,10 @@ class Tally:
         self.on |= other.on
 
 
+class Misuse(ValueError):
+    """Something is asked for that cannot be run."""
+
+
 @dataclass(frozen=True)
 class Trial:
     """A run that is asked for: how many, from which seed, and with which data (a directory, where a figure takes one)."""
@@ -72,11 +76,11 @@ class Trial:
         """Of things that there are only so many of, those that this run tries: ``count``, of seed 0 the first, of seed 1 the next.
 
         Raises:
-            ValueError: there are none left.
+            Misuse: there are none left.
         """
         begin = self.seed * self.count
         if not 0 <= begin < of:
-            raise ValueError(f"seed={self.seed}: must be in [0, {-(-of // self.count)}): {self.count} a run of {of}")
+            raise Misuse(f"seed={self.seed}: must be in [0, {-(-of // self.count)}): {self.count} a run of {of}")
         return range(begin, min(begin + self.count, of))
 
 

@@ -27,7 +27,7 @@ from ..foreign import open_foreign
 from .attempt import must, wrong_of
 from .children import in_children, limited_memory, slices
 from .damage import OTHER, SAFETENSORS, flipped, split, told_json
-from .figure import Tally, Trial
+from .figure import Misuse, Tally, Trial
 
 # Tensors of codes, in which a bit is of one weight.
 CODES = ("W_q", "qweight", "weight_packed", "qdata", "compressed", "._data", "._data._data")
@@ -115,10 +115,12 @@ def damages(checkpoint: Path, first: int, last: int, say: Callable[[Tally], None
 def mutated(trial: Trial) -> Tally:
     """``count`` damages of each checkpoint in the directory ``data``."""
     if trial.data is None or not trial.data.is_dir():
-        raise ValueError(f"data={trial.data}: must be a directory of checkpoints")
+        raise Misuse(f"data={trial.data}: must be a directory of checkpoints")
     checkpoints = sorted(path for path in trial.data.iterdir() if path.is_dir())
+    if not checkpoints:
+        raise Misuse(f"data={trial.data}: must hold directories, each of a checkpoint")
     read = [path for path in checkpoints if find_spec("onnx") or not list(path.glob("*.onnx"))]
-    first = trial.seed * trial.count
+    first = trial.seed << 32  # so that no two seeds have a damage in common
     parts = [(path, first + begin, first + end) for path in read for begin, end in slices(trial.count)]
     found = in_children(damages, parts)
     found.on = {"checkpoints": len(read), "left out without onnx": len(checkpoints) - len(read)}

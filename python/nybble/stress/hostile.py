@@ -21,7 +21,7 @@ from .hostile_files import HostileFile
 
 _SCHEME = "w4a16g32asym"
 _SLOW = 2.0  # seconds of processors
-_LONGEST = 4000  # characters of a message
+_LONGEST = 2000  # characters of a message
 
 
 def dense(seed: int = 1) -> nn.Sequential:

@@ -32,13 +32,9 @@ def kernels_here() -> list[KernelSpec]:
     return [spec for spec in registry.specs() if spec.built and spec.target in here and spec.target != "torch"]
 
 
-def _dense(spec: KernelSpec) -> list[Scheme]:
-    return [scheme for scheme in served_by(spec) if scheme.sparsity is None]
-
-
 def exact_kernels() -> list[tuple[KernelSpec, list[Scheme]]]:
-    """The dense kernels with integer sums, each with its schemes."""
-    return [(spec, schemes) for spec in kernels_here() if spec.exact and (schemes := _dense(spec))]
+    """The kernels with integer sums, dense and sparse, each with its schemes."""
+    return [(spec, schemes) for spec in kernels_here() if spec.exact and (schemes := served_by(spec))]
 
 
 def cube(trial: Trial) -> Tally:
@@ -56,8 +52,9 @@ def _cube(pairs: list[tuple[int, int]], say: Callable[[Tally], None]) -> None:
     found, kernels = Tally(), exact_kernels()
     for n, k in pairs:
         made: dict[Scheme, Products] = {}
+        drawn = random.Random(n * SIDE + k).random()  # noqa: S311 a scheme of each kernel, the same of those that share it
         for spec, schemes in kernels:
-            scheme = schemes[(n * SIDE + k) % len(schemes)]
+            scheme = schemes[int(drawn * len(schemes))]
             if scheme not in made:
                 made[scheme] = Products(scheme, n, k)
             found.add(made[scheme].wrong_of(spec), sum(map(spec.takes, range(1, SIDE + 1))))

@@ -98,20 +98,25 @@ def threads(trial: Trial) -> Tally:
 
 
 def _shared(model: nn.Module, batches: list[Tensor], right: list[Tensor], count: int, found: Tally) -> None:
-    wrong, begin = [0] * _THREADS, threading.Barrier(_THREADS)
+    wrong: list[str | None] = [None] * _THREADS
+    begin = threading.Barrier(_THREADS)
 
-    def run(thread: int) -> None:
+    def calls(thread: int) -> None:
         begin.wait()
         with torch.no_grad():
             for i in range(thread, count, _THREADS):
-                wrong[thread] += not torch.equal(model(batches[i % len(batches)]), right[i % len(batches)])
+                same = torch.equal(model(batches[i % len(batches)]), right[i % len(batches)])
+                must(same, f"call {i} gives another output")
+
+    def run(thread: int) -> None:
+        wrong[thread] = wrong_of(lambda: calls(thread), f"thread {thread}")
 
     workers = [threading.Thread(target=run, args=(thread,)) for thread in range(_THREADS)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    found.add(f"{sum(wrong)} of {count} outputs differ" if sum(wrong) else None, count)
+    found.add(next(filter(None, wrong), None), count)
 
 
 def _threads(count: int, say: Callable[[Tally], None]) -> None:

@@ -8,7 +8,8 @@ from .figure import Figure
 FIGURES = (
     Figure(
         "shapes",
-        "products of whole numbers are exact for every shape in [1..64]^3, by every kernel of this machine with integer sums",
+        "products of whole numbers are exact for every shape in [1..64]^3, by every kernel of this machine with integer sums, dense and"
+        " sparse",
         shapes.SIDE**3,
         "shapes (each kernel counted)",
         shapes.cube,
@@ -31,7 +32,8 @@ FIGURES = (
     ),
     Figure(
         "hostile",
-        "files that were damaged or forged by hand are refused in a second, with the field named, and the model stays as it was",
+        "files that were damaged or forged by hand are refused in two seconds, with the field named, and a model that was to be filled"
+        " stays as it was",
         len(hostile_cases.CASES) + len(hostile_files.CASES),
         "files",
         hostile.refused,

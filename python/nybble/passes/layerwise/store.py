@@ -21,7 +21,7 @@ from .errors import Errors
 from .outcome import Outcome
 from .tried import from_plain, to_plain
 
-_SCHEMA = "nybble.layer/2"
+_SCHEMA = "nybble.layer/3"
 _MOST_INDEX = 1 << 20
 _DEEPEST = 8
 
@@ -74,7 +74,8 @@ class Store:
 
         def index(content: Digest) -> bytes:
             held = {"file": content.file_name, "sha256": content.sha256, "holds": sorted(entry.tensors)}
-            return json.dumps({"schema": _SCHEMA, "key": self.key, **held, **facts}).encode()
+            told = {"schema": _SCHEMA, "key": self.key, **held, **facts}
+            return json.dumps({**told, "check": _check_of(told)}).encode()
 
         replace_checkpoint(self._path(name), write, index)
 
@@ -141,8 +142,14 @@ def open_store(directory: object, settings: Iterable[object], data: Iterable[obj
     return Store(Path(directory), key.hexdigest())
 
 
+def _check_of(index: Mapping[str, Any]) -> str:
+    """A hash of an index without its own, which finds damage."""
+    told = {name: value for name, value in index.items() if name != "check"}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
 def _index(data: bytes) -> dict[str, Any] | None:
-    """The parsed index, or None if a field is missing or has the wrong type."""
+    """The parsed index, or None if a field is missing, has the wrong type, or was changed."""
     from ...checkpoint.files import CheckpointError
     from ...checkpoint.strict_json import parse
 
@@ -158,5 +165,7 @@ def _index(data: bytes) -> dict[str, Any] | None:
         values = index.get(field)
         if not isinstance(values, list) or not all(type(value) in allowed for value in values):
             return None
+    if index.get("check") != _check_of(index):
+        return None
     index["tried"] = from_plain(index.get("tried"))
     return index if index["schema"] == _SCHEMA and index["tried"] is not None else None
