@@ -275,6 +275,7 @@ BITS = """
     import hashlib, json, sys, torch
     from nybble.dispatch.registry import specs
     from nybble.dispatch.spec import Problem
+    from nybble.native.weights import GROUPED
     from nybble.testing.checks import activations
     from nybble.testing.oracle import random_weight, run_into, schemes_of
 
