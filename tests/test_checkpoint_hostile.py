@@ -118,6 +118,8 @@ def _write(path: Path, case: hostile_files.HostileFile) -> None:
 class TestPlaces:
     def test_nothing_there(self, tmp_path: Path) -> None:
         refusal(tmp_path / "missing", "no such directory")
+        refusal(tmp_path / ("n" * 300), "File name too long")
+        refusal(tmp_path / "a\0b", "null byte")
         refusal(tmp_path, r"nybble\.json")
         (tmp_path / "file").write_text("x")
         refusal(tmp_path / "file", "no such directory")

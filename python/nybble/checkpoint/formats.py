@@ -8,6 +8,7 @@ A package adds formats with an entry point of the group ``nybble.formats``, see 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -52,8 +53,12 @@ def known_formats() -> tuple[Format, ...]:
 
 def format_in(directory: Path) -> Format:
     """The format of the checkpoint in a directory. Raises CheckpointError unless exactly one format detects it."""
-    if not directory.is_dir():
-        raise CheckpointError(f"{directory}: no such directory")
+    try:
+        os.stat(os.path.join(directory, "."))  # needs the right to look into it
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CheckpointError(f"{directory}: no such directory") from error
+    except (OSError, ValueError) as error:  # the latter of a path with a zero byte
+        raise CheckpointError(f"{directory}: {getattr(error, 'strerror', error)}") from error
     found = [row for row in known_formats() if row.detect(directory)]
     if len(found) == 1:
         return found[0]
