@@ -1,8 +1,8 @@
 """Keep a few of the files that fuzzing found: `python fuzz/keep.py READER CORPUS`, a directory of `fuzz/run.py --corpus`.
 
 Of the files up to 4 KB, smallest first, each is kept that takes the reader over a step between two lines of nybble that no other
-has taken. They are written into tests/data/fuzz/READER.zip, with those that were there; the tests read each. Look that no other software stops at them
-before they are committed.
+has taken. They are written into tests/data/fuzz/READER.zip, with those that were there; the tests read each. Look that no
+other software stops at them before they are committed.
 """
 
 from __future__ import annotations

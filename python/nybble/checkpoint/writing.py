@@ -77,7 +77,7 @@ def _laid_out(specs: Mapping[str, Spec]) -> tuple[bytes, dict[str, tuple[int, in
     offsets: dict[str, tuple[int, int]] = {}
     end = 0
     for name, (shape, dtype) in sorted(specs.items(), key=lambda item: (-item[1][1].itemsize, item[0])):
-        if name == _METADATA or (not name.isascii() and _has_surrogate(name)):
+        if name == _METADATA or _has_surrogate(name):
             raise ValueError(f"{name!a}: safetensors cannot store a tensor of this name")
         begin, end = end, end + _nbytes((shape, dtype))
         told[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}

@@ -57,8 +57,8 @@ def load_pretrained(
         act_bits: 16: float activations; 8: quantized ones, for each token, or static ones where the checkpoint has them.
         dtype: of the activations and of what is not quantized; None: what the configuration says, or the given model has.
         progress: whether to show a bar of the layers on stderr; None: on a terminal, for work that takes long.
-        model: is changed in place, and keeps what is replaced until all is read; it needs no configuration, nor transformers. Parameters that the checkpoint does not have
-            stay as they are, unless they have no values.
+        model: is changed in place, and keeps what is replaced until all is read; it needs no configuration, nor transformers.
+            Parameters that the checkpoint does not have stay as they are, unless they have no values.
         names: the names of layers in the checkpoint -> those of the model's modules, where they differ.
 
     Returns:

@@ -18,7 +18,6 @@ from .machine import Caches, blocks, caches, cpu, cuda_kernel_table, extension, 
 from .mixture import Experts, ExpertsSide, Gate
 from .sparse import check_blocks, from_bitmask, to_bitmask
 from .weights import (
-    GROUPED,
     SPARSE_BITS,
     TILED,
     TiledLayout,
@@ -39,7 +38,6 @@ from .weights import (
 __all__ = [
     "BF16_LINES",
     "DTYPES",
-    "GROUPED",
     "LOOKUP_LAYOUTS",
     "PANEL_DTYPES",
     "SPARSE_BITS",

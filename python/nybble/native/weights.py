@@ -29,6 +29,7 @@ SPARSE_BITS = (8, 4)
 _ROUNDED_BITS = SPARSE_BITS
 # The layouts of dense weights in tiles, by name: csrc/shape.cpp has them.
 TILED: dict[str, TiledLayout] = {row[0]: TiledLayout(*row[1:]) for row in _C.dense_layouts()}
+# Those of 8 bits with scales by group.
 GROUPED = tuple(name for name, row in TILED.items() if row.grouped)
 
 
