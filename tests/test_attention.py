@@ -10,16 +10,11 @@ from torch.nn import functional
 from nybble import native
 from nybble.attention import _attention, attention
 from nybble.bench import attention as bench
-from nybble.dispatch import targets
-from nybble.dispatch.registry import all_specs
-from nybble.testing.attentions import codes_of, draw, masks, reference
+from nybble.dispatch.registry import compiled
+from nybble.testing.attentions import codes_of, draw, masks, reference, run
 from nybble.testing.guard import guarded
 
-KERNELS = [
-    spec.name
-    for spec in all_specs()
-    if spec.op == "attention" and spec.built and spec.target in targets.detect().targets
-]
+KERNELS = compiled("attention")
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 # Most of the norm of the difference over that of the result; half a unit in the last place of the output dtype and more.
 BOUNDS = {torch.float32: 2e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}
@@ -37,16 +32,6 @@ SHAPES = [
     (1, 4, 2, 33, 129, 100, 256),
     (3, 1, 1, 16, 1, 5, 9),
 ]
-
-
-def run(kernel, q, k, v, mask=None, slopes=None, scale=None, causal=False, window=0, scales=None):
-    """The kernel of this name, on what attention() passes to the one that it chooses."""
-    batch, heads, queries, width = q.shape
-    out = torch.full((batch, queries, heads, v.shape[3]), math.nan, dtype=q.dtype).transpose(1, 2)
-    mask = None if mask is None else mask.expand(batch, heads, queries, k.shape[2])
-    how = native.AttentionHow(width**-0.5 if scale is None else scale, causal, window, scales)
-    native.attention(kernel, q, k, v, out, mask, slopes, how)
-    return out
 
 
 def error(got, expected):

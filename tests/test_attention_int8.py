@@ -8,18 +8,13 @@ import torch
 
 from nybble import native
 from nybble.attention import attention
-from nybble.dispatch import targets
-from nybble.dispatch.registry import all_specs, fastest
-from nybble.testing import chains
+from nybble.dispatch.registry import compiled, fastest
+from nybble.testing import attentions, chains
 from nybble.testing.attention8 import attention8
 from nybble.testing.attentions import codes_of, draw, masks, reference
 from nybble.testing.guard import guarded
 
-KERNELS = [
-    spec.name
-    for spec in all_specs()
-    if spec.op == "attention8" and spec.built and spec.target in targets.detect().targets
-]
+KERNELS = compiled("attention8")
 # batch, heads, kv_heads, queries, keys, head_dim, value_dim
 SHAPES = [
     (1, 2, 2, 96, 96, 64, 64),
@@ -33,15 +28,8 @@ FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 MOST = 0.04  # of the norm of the difference to attention in floats over that of the result
 
 
-def run(kernel, q, k, v, mask=None, slopes=None, scale=None, causal=False, window=0, scales=None):
-    """Through the driver, without the op."""
-    batch, heads, queries, width = q.shape
-    shape = batch, heads, queries, k.shape[2]
-    out = torch.full((batch, queries, heads, v.shape[3]), math.nan, dtype=q.dtype).transpose(1, 2)
-    how = native.AttentionHow(width**-0.5 if scale is None else scale, causal, window, scales, kernel)
-    mask = None if mask is None else mask.expand(shape)
-    native.attention(fastest("attention"), q, k, v, out, mask, slopes, how)
-    return out
+def run(kernel, *tensors, **how):
+    return attentions.run(fastest("attention"), *tensors, int8=kernel, **how)
 
 
 def off(got, expected):

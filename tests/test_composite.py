@@ -14,6 +14,8 @@ from nybble.nn import kinds
 from nybble.nn.composite import CompositeKind, CompositeModule
 from nybble.recipe.recipe import Recipe, Stage
 
+from .small_quantize import rows
+
 
 class Twice(nn.Module):
     """y = relu(x first^T) second^T."""
@@ -64,10 +66,6 @@ def with_kind(monkeypatch):
 def make():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(32, 32), Twice()).eval()
-
-
-def rows(report):
-    return {row.name: row for row in report.layers}
 
 
 def batches():

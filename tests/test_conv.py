@@ -85,11 +85,6 @@ def able(family, dtype=torch.float32):
     ]
 
 
-def helpers():
-    here = targets.detect().targets
-    return [spec.name for spec in registry.all_specs() if spec.op == "conv" and spec.built and spec.target in here]
-
-
 def made(case, scheme, seed=0):
     g = torch.Generator().manual_seed(seed)
     parsed = Scheme.parse(scheme)
@@ -132,7 +127,7 @@ def test_sums_are_exact(name, family):
     case = CASES[name]
     x, quantized, _, parsed = made(case, family)
     expected = sums(case, x, quantized, None, parsed)
-    for spec, helper in itertools.product(able(family), helpers()):
+    for spec, helper in itertools.product(able(family), registry.compiled("conv")):
         packed = ops.pack_as(quantized, spec.layout, parsed, case.k)
         for formats in itertools.product([False, True], repeat=2):
             found = run_kernel(case, spec, helper, x, packed, None, parsed, torch.int32, formats)
@@ -147,7 +142,7 @@ def test_every_kernel_gives_the_same_bits(name, scheme):
     x, quantized, bias, parsed = made(case, scheme)
     residual = torch.randn(case.batch, case.out, *case.geometry.out_size(case.size))
     seen = []
-    for spec, helper in itertools.product(able(parsed.family), helpers()):
+    for spec, helper in itertools.product(able(parsed.family), registry.compiled("conv")):
         packed = ops.pack_as(quantized, spec.layout, parsed, case.k)
         for more in ({}, {"residual": residual, "act": "relu", "most": 6.0}):
             for formats in itertools.product([False, True], repeat=2):
@@ -175,7 +170,7 @@ def test_float_activations(name, scheme, dtype):
     case = CASES[name]
     x, quantized, bias, parsed = made(case, scheme)
     x = x.to(dtype)
-    for spec, helper in itertools.product(able(parsed.family, dtype), helpers()):
+    for spec, helper in itertools.product(able(parsed.family, dtype), registry.compiled("conv")):
         packed = ops.pack_as(quantized, spec.layout, parsed, case.k)
         expected = conv_op._reference(x, packed, bias, scheme, spec.layout, case.out, case.geometry, Epilogue()).float()
         for formats in itertools.product([False, True], repeat=2):

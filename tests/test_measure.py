@@ -18,25 +18,13 @@ from nybble.nn import Linear, SparseLinear
 from nybble.paired import Limits, Pairs
 from nybble.passes import measure
 from nybble.passes.round import work
-from nybble.report.data import NOT_TIMED, LayerReport
-from nybble.report.report import Report
+from nybble.report.data import NOT_TIMED
 from nybble.report.speed import Speed
 from nybble.weights.scheme import Scheme
 
+from .small_quantize import mlp, rows, small
+
 Rule = Callable[[int, tuple[int, int]], float]
-
-
-def mlp(**kwargs: Any) -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(40, 24, **kwargs), nn.ReLU(), nn.Sequential(nn.Linear(24, 8, **kwargs)))
-
-
-def small(model: nn.Module, scheme: str = "w8a8", **kwargs: Any) -> Report:
-    return nybble.quantize(model, scheme, goal="memory", **kwargs)
-
-
-def rows(report: Report) -> dict[str, LayerReport]:
-    return {layer.name: layer for layer in report.layers}
 
 
 @pytest.fixture

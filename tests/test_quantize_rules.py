@@ -16,22 +16,9 @@ import nybble
 from nybble import paired
 from nybble.nn import Linear
 from nybble.passes import measure
-from nybble.report.data import LayerReport
-from nybble.report.report import Report
 from nybble.report.speed import Speed
 
-
-def mlp(**kwargs: Any) -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(40, 24, **kwargs), nn.ReLU(), nn.Sequential(nn.Linear(24, 8, **kwargs)))
-
-
-def small(model: nn.Module, scheme: str = "w8a8", **kwargs: Any) -> Report:
-    return nybble.quantize(model, scheme, goal="memory", **kwargs)
-
-
-def rows(report: Report) -> dict[str, LayerReport]:
-    return {layer.name: layer for layer in report.layers}
+from .small_quantize import mlp, rows, small
 
 
 def snapshot(model: nn.Module) -> list[object]:

@@ -14,7 +14,7 @@ from torch import nn
 import nybble
 from nybble.nn import Linear, SparseLinear
 from nybble.passes.prune.masks import keep_mask, magnitude_scores
-from nybble.report.data import LayerReport, Pruned
+from nybble.report.data import Pruned
 from nybble.report.report import Report
 from nybble.report.speed import Speed
 from nybble.testing.models import Stack, linears, snapshot, weight_of
@@ -22,16 +22,14 @@ from nybble.testing.models import sparsify_small as small
 from nybble.testing.models import token_batches as ids
 from nybble.weights.sparsity import NofM, Pattern
 
+from .small_quantize import rows
+
 PATTERNS = ["50%", "70%", "2:4", "32:128", "bs16x16:50%"]
 
 
 @pytest.fixture(autouse=True)
 def _one_thread(threads) -> None:
     threads(1)
-
-
-def rows(report: Report) -> dict[str, LayerReport]:
-    return {layer.name: layer for layer in report.layers}
 
 
 def pruned_of(report: Report, name: str) -> Pruned:

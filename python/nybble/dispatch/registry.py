@@ -62,11 +62,15 @@ def all_specs() -> tuple[KernelSpec, ...]:
     return tuple(sorted((*built_in, *added), key=lambda spec: targets.names().index(spec.target)))
 
 
+def compiled(op: str) -> list[str]:
+    """The names of the compiled kernels of an op without a scheme that can run here, the fastest last."""
+    here = targets.detect().targets
+    return [spec.name for spec in all_specs() if spec.op == op and spec.built and spec.target in here]
+
+
 def fastest(op: str) -> str:
-    """The name of the fastest compiled kernel of an op without a scheme that can run here."""
-    return [
-        spec.name for spec in all_specs() if spec.op == op and spec.built and spec.target in targets.detect().targets
-    ][-1]
+    """The last of them."""
+    return compiled(op)[-1]
 
 
 def kernels() -> list[dict[str, Any]]:

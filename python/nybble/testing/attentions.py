@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import native
+
 
 def draw(shape: Sequence[int], dtype: torch.dtype = torch.float32, seed: int = 0) -> list[Tensor]:
     """q, k and v as views of projections: tokens first."""
@@ -16,6 +18,29 @@ def draw(shape: Sequence[int], dtype: torch.dtype = torch.float32, seed: int = 0
     generator = torch.Generator().manual_seed(seed)
     sizes = ((queries, heads, width), (keys, kv_heads, width), (keys, kv_heads, value_width))
     return [torch.randn(batch, *size, generator=generator).to(dtype).transpose(1, 2) for size in sizes]
+
+
+def run(
+    kernel: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    slopes: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    causal: bool = False,
+    window: int = 0,
+    scales: tuple[Tensor, Tensor] | None = None,
+    int8: str = "",
+) -> Tensor:
+    """The kernel of this name, on what attention() passes to the one that it chooses. int8: the kernel of 8 bits beside it."""
+    batch, heads, queries, width = q.shape
+    out = torch.full((batch, queries, heads, v.shape[3]), math.nan, dtype=q.dtype).transpose(1, 2)
+    mask = None if mask is None else mask.expand(batch, heads, queries, k.shape[2])
+    how = native.AttentionHow(width**-0.5 if scale is None else scale, causal, window, scales, int8)
+    native.attention(kernel, q, k, v, out, mask, slopes, how)
+    return out
 
 
 def visible(queries: int, keys: int, causal: bool = False, window: int = 0) -> tuple[Tensor, Tensor]:
