@@ -110,15 +110,11 @@ std::string check(const KernelEntry& kernel, int seed) {
     if (arranged) arrange(one);
     return one;
   };
-  try {
-    const Result got = result_of(with(false), 1), again = result_of(with(false), 3), other = result_of(with(true), 1);
-    if (again.y != got.y || again.range != got.range) return "threads change the result";
-    const double least = 0.1 * std::sqrt(static_cast<double>(s.batch * s.positions() * n * k));
-    if (exact) return other.y == got.y && other.range == got.range ? "" : "differs from the scalar kernel";
-    return close(got.y, other.y, y_dtype, least) ? "" : "differs from the scalar kernel";
-  } catch (const std::exception& error) {
-    return error.what();
-  }
+  const Result got = result_of(with(false), 1), again = result_of(with(false), 3), other = result_of(with(true), 1);
+  if (again.y != got.y || again.range != got.range) return "threads change the result";
+  const double least = 0.1 * std::sqrt(static_cast<double>(s.batch * s.positions() * n * k));
+  if (exact) return other.y == got.y && other.range == got.range ? "" : "differs from the scalar kernel";
+  return close(got.y, other.y, y_dtype, least) ? "" : "differs from the scalar kernel";
 }
 
 std::string check_pool(const KernelEntry& kernel, int seed) {
@@ -219,33 +215,28 @@ std::string check_codes(const KernelEntry& kernel, int seed) {
     run_convs({&one, &one}, threads);
     return result;
   };
-  try {
-    const Bytes got = run(true, 1), again = run(true, 3), floats = run(false, 1);
-    if (again != got) return "threads change the result";
-    const int64_t wide = s.out_width + 2 * y.coded.pad_width, high = s.out_height + 2 * y.coded.pad_height;
-    for (int64_t row = 0; row < s.batch * s.out_height; row++)
-      for (int64_t i = 0; i < s.out_width * n; i++) {
-        const int64_t at = row / s.out_height * high + row % s.out_height + y.coded.pad_height;
-        const float value = load(&floats[static_cast<size_t>(row * s.out_width * n + i) * 4], NYBBLE_F32);
-        const double ideal = std::clamp(value / double{y.coded.scale} + y.coded.zero, -128.0, 127.0);
-        const int code = got[static_cast<size_t>((at * wide + y.coded.pad_width) * n + i)] - 128;
-        if (std::abs(code - ideal) > 0.501) return "is not the nearest code";
-      }
-    return "";
-  } catch (const std::exception& error) {
-    return error.what();
-  }
+  const Bytes got = run(true, 1), again = run(true, 3), floats = run(false, 1);
+  if (again != got) return "threads change the result";
+  const int64_t wide = s.out_width + 2 * y.coded.pad_width, high = s.out_height + 2 * y.coded.pad_height;
+  for (int64_t row = 0; row < s.batch * s.out_height; row++)
+    for (int64_t i = 0; i < s.out_width * n; i++) {
+      const int64_t at = row / s.out_height * high + row % s.out_height + y.coded.pad_height;
+      const float value = load(&floats[static_cast<size_t>(row * s.out_width * n + i) * 4], NYBBLE_F32);
+      const double ideal = std::clamp(value / double{y.coded.scale} + y.coded.zero, -128.0, 127.0);
+      const int code = got[static_cast<size_t>((at * wide + y.coded.pad_width) * n + i)] - 128;
+      if (std::abs(code - ideal) > 0.501) return "is not the nearest code";
+    }
+  return "";
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  const auto linear = [](const KernelEntry& kernel) { return kernel.linear && is_dense(kernel); };
   const auto conv = [](const KernelEntry& kernel) { return kernel.conv != nullptr; };
   const Count pools = compare_each(argc, argv, kCases, conv, check_pool);
   const auto bytes = [](const KernelEntry& kernel) {
     return kernel.linear && !std::strcmp(kernel.layout, "n16k4") && kernel.int_activations();
   };
   const Count codes = compare_each(argc, argv, kConvCases, bytes, check_codes);
-  return verdict(argc, {pools, codes, compare_each(argc, argv, kConvCases, linear, check)});
+  return verdict(argc, {pools, codes, compare_each(argc, argv, kConvCases, is_dense_linear, check)});
 }

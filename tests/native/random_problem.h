@@ -141,6 +141,16 @@ inline bool is_asked(const KernelEntry& kernel) {
   return std::find(asked().begin(), asked().end(), kernel.target) != asked().end();
 }
 
+// What is wrong in one case, by `check` or by an exception of its.
+template <class Check>
+std::string failure_of(const Check& check, const KernelEntry& kernel, int seed) {
+  try {
+    return check(kernel, seed);
+  } catch (const std::exception& error) {
+    return error.what();
+  }
+}
+
 // Runs `check`, which returns "" or what is wrong, on random cases of each kernel of the targets in argv for which
 // `serves` is true.
 template <class Serves, class Check>
@@ -151,7 +161,7 @@ Count compare_each(int argc, char** argv, int cases, const Serves& serves, const
     if (!serves(kernel) || !is_asked(kernel)) continue;
     int wrong = 0;
     for (int seed = 0; seed < cases; seed++) {
-      const std::string failure = check(kernel, seed);
+      const std::string failure = failure_of(check, kernel, seed);
       if (!failure.empty() && wrong++ < 5) std::printf("%s, seed %d: %s\n", kernel.name, seed, failure.c_str());
     }
     std::printf("%-24s %d cases, %d wrong\n", kernel.name, cases, wrong);

@@ -123,5 +123,6 @@ inline NybbleDtype random_dtype(const KernelEntry& kernel, Random& random) {
 }
 
 inline bool is_dense(const KernelEntry& kernel) { return std::strchr(kernel.layout, 'n') == kernel.layout; }
+inline bool is_dense_linear(const KernelEntry& kernel) { return kernel.linear && is_dense(kernel); }
 
 }  // namespace
