@@ -79,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="print JSON lines")
     add("--out", type=Path, help="also write the JSON lines to this file, as they come")
     main.set_defaults(run=_measure)
-    forms = main.add_subparsers(metavar="report | compare | ceilings | load | docs")
+    forms = main.add_subparsers(metavar="report | compare | against | ceilings | load | docs")
     report = forms.add_parser("report", help="show a result file")
     report.add_argument("file", type=Path)
     report.add_argument("--html", type=Path, help="write an HTML page")
@@ -93,6 +93,10 @@ def parser() -> argparse.ArgumentParser:
         "--fail-over", type=argument(amount), metavar="PERCENT", help="exit with 1 if nybble is slower by more"
     )
     diff.set_defaults(run=_compare)
+    other = forms.add_parser("against", help="time calls of small layers, over the nybble in another directory")
+    other.add_argument("directory", type=Path, metavar="DIRECTORY", help="from pip install --target DIRECTORY")
+    other.add_argument("--rounds", type=argument(counts), default="4", help="processes of each, in turn; medians count")
+    other.set_defaults(run=_against)
     limits = forms.add_parser("ceilings", help="the machine's peak memory bandwidth and multiply rates")
     limits.add_argument("--threads", type=argument(counts), default="1,2")
     limits.add_argument("--remeasure", action="store_true", help="measure again instead of using cached values")
@@ -172,6 +176,13 @@ def _texts(
         with steps(grid.cells) as advance:
             for rows in race(makers, grid, limits, advance):
                 put(rows)
+
+
+def _against(args: argparse.Namespace) -> int:
+    from . import against
+
+    print(against.table(list(against.measure(args.directory, args.rounds[0]))))
+    return 0
 
 
 def _ceilings(threads: Sequence[int]) -> dict[str, Any]:

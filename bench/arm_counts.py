@@ -1,8 +1,8 @@
 """Counts the instructions of the inner loops of the kernels of Arm's CPUs, and what a model of a core makes of them.
 
-    python -m nybble.bench.arm_counts --cpu neoverse-v2              # a Markdown table of the kernels in ../csrc
-    python -m nybble.bench.arm_counts --cpu neoverse-n1 neoverse-v1  # of what several models say
-    python -m nybble.bench.arm_counts --peer FILE ROWS BITS          # of another library's object file
+    python bench/arm_counts.py --cpu neoverse-v2              # a Markdown table of the kernels in ../csrc
+    python bench/arm_counts.py --cpu neoverse-n1 neoverse-v1  # of what several models say
+    python bench/arm_counts.py --peer FILE ROWS BITS          # of another library's object file
 
 Nothing is measured: a kernel is compiled for AArch64, the innermost loop that multiplies is read off its disassembly,
 and llvm-mca, LLVM's model of the core, says how many cycles it takes if all its data is in the first cache. Scales and
@@ -214,7 +214,7 @@ def rows_of_table(cpus: list[str], chosen: str) -> list[str]:
         CountError: there are no sources beside this file, as in a wheel.
     """
     if not (SOURCES / "kernels.def").is_file():
-        raise CountError(f"{SOURCES}: no kernels.def; run it from the source tree")
+        raise CountError(f"{SOURCES}: no kernels.def: run bench/arm_counts.py of a clone of the sources")
     lines, flags = [], target_flags()
     with tempfile.TemporaryDirectory() as folder:
         for line in (SOURCES / "kernels.def").read_text().splitlines():

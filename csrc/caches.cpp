@@ -1,6 +1,7 @@
 #include "caches.h"
 
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <sstream>
 #include <stdexcept>
@@ -20,7 +21,7 @@ namespace {
 constexpr const char *kVariable = "NYBBLE_CACHE", *kOneStream = "one-stream";
 // Where neither the CPU nor the operating system tells.
 constexpr int64_t kGuess[] = {32 << 10, 512 << 10, 8 << 20};
-constexpr int kMostCores = 4096, kMostCaches = 16;
+constexpr int kMostCaches = 16;
 // Sizes outside are not believed: some hypervisors report nonsense.
 constexpr int64_t kLeast[] = {8 << 10, 128 << 10, 1 << 20}, kMost[] = {1 << 20, 64 << 20, int64_t{4} << 30};
 
@@ -60,15 +61,21 @@ void add_cpuid(int64_t (&sizes)[3], unsigned leaf) {
 }
 #endif
 
-// The number of the core with the greatest capacity; 0 where cores do not differ.
-int fastest_core(const std::string& cpus) {
-  int fastest = 0;
-  for (int64_t core = 0, most = 0, capacity; core < kMostCores; core++) {
-    std::ifstream file(cpus + "/cpu" + std::to_string(core) + "/cpu_capacity");
-    if (!(file >> capacity)) break;
-    if (capacity > most) {
-      most = capacity;
-      fastest = static_cast<int>(core);
+// The folder of the core with the greatest capacity, of several the first, of those that list their caches: a core that
+// is switched off lists none. Capacities are listed where cores differ.
+std::string fastest_core(const std::string& cpus) {
+  std::string fastest;
+  int64_t most = 0, first = 0;
+  std::error_code absent;
+  for (const auto& entry : std::filesystem::directory_iterator(cpus, absent)) {
+    const std::string name = entry.path().filename().string();
+    int64_t core = 0, capacity = 0;
+    if (name.rfind("cpu", 0) != 0 || !(std::istringstream(name.substr(3)) >> core)) continue;
+    if (!std::ifstream(entry.path() / "cache/index0/level")) continue;
+    std::ifstream(entry.path() / "cpu_capacity") >> capacity;
+    if (fastest.empty() || capacity > most || (capacity == most && core < first)) {
+      most = capacity, first = core;
+      fastest = entry.path().string();
     }
   }
   return fastest;
@@ -144,7 +151,7 @@ Caches parse_caches(const std::string& text) {
 }
 
 std::array<int64_t, 3> listed_caches(const std::string& cpus) {
-  const std::string core = cpus + "/cpu" + std::to_string(fastest_core(cpus)) + "/cache/index";
+  const std::string core = fastest_core(cpus) + "/cache/index";
   int64_t sizes[3] = {};
   bool has_l3 = false;
   for (int i = 0; i < kMostCaches; i++) {

@@ -92,6 +92,8 @@ def main() -> int:
         options().error(f"READER={args.reader!r}: must be one of {', '.join(names)}")
     if args.seconds < 1:
         options().error(f"SECONDS={args.seconds}: must be at least 1")
+    if not 0 < args.seed < 1 << 32:
+        options().error(f"--seed {args.seed}: must be in [1, 2^32): of 0 libFuzzer makes one of its own")
     if find_spec("atheris") is None:
         options().error("needs atheris: pip install atheris")
     with contextlib.ExitStack() as context:

@@ -40,6 +40,13 @@ def tree(folder: Path, *cores: tuple[int | None, tuple[tuple[int, str, str], ...
         pytest.param([(1024, A76)] * 2 + [(530, A55)] * 6, [64 * KB, 512 * KB, 3 * MB], id="fast cores first"),
         pytest.param([(None, A72)] * 4, [32 * KB, MB, MB], id="Raspberry Pi 4: no L3"),
         pytest.param([(None, ())], [0, 0, 0], id="a virtual machine that lists none"),
+        pytest.param(
+            [(530, A55), (None, ()), (530, A55), (1024, A76)], [64 * KB, 512 * KB, 3 * MB], id="a core switched off"
+        ),
+        pytest.param(
+            [(None, ()), (None, NEOVERSE_V1)], [64 * KB, MB, 32 * MB], id="cores alike, the first switched off"
+        ),
+        pytest.param([(530, A55)] * 10 + [(1024, A76)] * 2, [64 * KB, 512 * KB, 3 * MB], id="more than ten cores"),
         pytest.param([(None, ((1, "Data", "64K"), (2, "Unified", "1024K"), (3, "Unified", "9T")))], [64 * KB, MB, 0]),
         pytest.param([], [0, 0, 0], id="no tree"),
     ],

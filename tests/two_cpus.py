@@ -22,14 +22,14 @@ from nybble.demo.data import all_sentences
 from nybble.demo.model import embed, load
 from nybble.dispatch import targets
 
-SCHEMES = ("w8a8", "w4a8g32", "w4ka8g32", "w3a8g32")
+SCHEMES = ("w8a8", "w8a8g32", "w8a8g32asym", "w4a8g32", "w4ka8g32", "w3a8g32")
 # Scheme -> which weights are not zero, by output and input.
 SPARSE = {
     "sp24w8a8": lambda n, k: k % 4 < 2,
     "sp50w8a8": lambda n, k: (n + k) % 2 == 0,
     "bs32x32w8a8": lambda n, k: (n // 32 + k // 32) % 2 == 0,
 }
-SHAPES = ((64, 128), (50, 160), (129, 384))
+SHAPES = ((64, 128), (50, 160), (129, 384), (37, 150))
 ROWS = (1, 4, 17)
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 SENTENCES = 12

@@ -20,7 +20,8 @@ export CCACHE_BASEDIR=$work CCACHE_NOHASHDIR=1
 mkdir "$work/tests"
 cp -r . "$work/tests/native"
 cd "$work/tests/native"
-qemu=$(command -v qemu-aarch64-static || command -v qemu-aarch64)
+if ! qemu=$(command -v qemu-aarch64-static || command -v qemu-aarch64); then echo "needs qemu-aarch64"; exit 2; fi
+if ! command -v aarch64-linux-gnu-g++ > /dev/null; then echo "needs aarch64-linux-gnu-g++"; exit 2; fi
 
 scalar=-O1 optimize=-O2 cases=50 programs="kernels rows sparse lookup conv recurrent experts attention"
 targets=(scalar neon neondot i8mm neonbf16)
@@ -34,6 +35,9 @@ fi
 if [ "$#" -gt 0 ]; then targets=("$@"); fi
 
 declare -A cpu=([scalar]=cortex-a53 [neon]=cortex-a53 [neondot]=neoverse-n1 [i8mm]=max [neonbf16]=max)
+for target in "${targets[@]}"; do
+  if [ -z "${cpu[$target]:-}" ]; then echo "target $target: must be one of ${!cpu[*]}"; exit 2; fi
+done
 common="-I$work -std=c++17 -Wall -Wextra -ffp-contract=off -fopenmp -DNYBBLE_BUILT_ARM -DNYBBLE_CASES=$cases"
 
 # Lines of flags and file, the slowest files first, compiled two at a time.
@@ -64,3 +68,11 @@ for program in $programs; do
   done
   if ! grep -q ' cases, ' "$work/$program.log"; then echo "$program: compared no kernel"; exit 1; fi
 done
+
+# Each kernel is compared by some program, but those that make panels for others.
+for target in "${targets[@]}"; do
+  awk -F '[(, )]+' -v target="$target" '
+    /^NYBBLE_LINEAR/ && $4 == target || /^NYBBLE_(ATTENTION8?|ROWS|CONV)\(/ && $3 == target { print $2 }' "$csrc/kernels.def"
+done > "$work/kernels"
+cut -d ' ' -f 1 "$work"/*.log | sort > "$work/compared"
+if missing=$(grep -vxFf "$work/compared" "$work/kernels"); then echo "not compared:" $missing; exit 1; fi

@@ -41,15 +41,6 @@ struct Masked {
   }
 };
 
-float difference(const Bytes& a, const Bytes& b, NybbleDtype dtype) {
-  float worst = 0;
-  for (size_t i = 0; i < a.size(); i += bytes_of(dtype)) {
-    const float distance = std::fabs(load(&a[i], dtype) - load(&b[i], dtype));
-    worst = distance <= worst ? worst : distance;  // NaN counts
-  }
-  return worst;
-}
-
 // Makes the call use the kernel, or the scalar one of its operation.
 void use(AttentionCall& call, const KernelEntry& kernel) {
   const bool int8 = std::string(kernel.op) == "attention8";
@@ -99,7 +90,8 @@ std::string check(const KernelEntry& kernel, int seed) {
   run_attention(call, 1);
   if (call.kernel8) return other.bytes == y.bytes ? "" : "differs from the scalar kernel";
   const float most = call.dtype == NYBBLE_F32 ? 2e-5f : call.dtype == NYBBLE_BF16 ? 1e-2f : 2e-3f;
-  return difference(y.bytes, other.bytes, call.dtype) <= most ? "" : "differs from the scalar kernel";
+  const float worst = largest(y.bytes, other.bytes, call.dtype, [](float a, float b) { return std::fabs(a - b); });
+  return worst <= most ? "" : "differs from the scalar kernel";
 }
 
 }  // namespace

@@ -24,12 +24,8 @@ struct Random2D {
 // The largest difference, relative to magnitudes above 1, in units of what the dtype may round to.
 float difference(const Bytes& a, const Bytes& b, NybbleDtype dtype) {
   const float unit = dtype == NYBBLE_F32 ? 0x1p-19f : dtype == NYBBLE_BF16 ? 0x1p-6f : 0x1p-9f;
-  float worst = 0;
-  for (size_t i = 0; i < a.size(); i += bytes_of(dtype)) {
-    const float x = load(&a[i], dtype), y = load(&b[i], dtype);
-    worst = std::max(worst, std::fabs(x - y) / unit / std::max(1.0f, std::fabs(x)));
-  }
-  return worst;
+  return largest(a, b, dtype,
+                 [&](float x, float y) { return std::fabs(x - y) / unit / std::fmax(1.0f, std::fabs(x)); });
 }
 
 struct Sizes {

@@ -19,12 +19,13 @@ std::size_t page() {
   return bytes;
 }
 
-// Counters in the texts of exceptions, which share a block with them, must lie at multiples of so many bytes.
+// Of blocks that name none: counters in the texts of exceptions, which share a block with them, must lie at multiples
+// of it.
 constexpr std::size_t kAlignment = 4;
 
 // A page with the Mapping, the block at the end of its pages, and a page that cannot be read or written.
-void* allocate(std::size_t asked) {
-  const std::size_t size = (asked + kAlignment - 1) / kAlignment * kAlignment;
+void* allocate(std::size_t asked, std::size_t alignment = kAlignment) {
+  const std::size_t size = (asked + alignment - 1) / alignment * alignment;
   const std::size_t whole = (size + page() - 1) / page() * page(), bytes = whole + 2 * page();
   void* at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (at == MAP_FAILED) throw std::bad_alloc();
@@ -50,3 +51,8 @@ void operator delete(void* block) noexcept { release(block); }
 void operator delete[](void* block) noexcept { release(block); }
 void operator delete(void* block, std::size_t) noexcept { release(block); }
 void operator delete[](void* block, std::size_t) noexcept { release(block); }
+void* operator new(std::size_t size, std::align_val_t alignment) {
+  return allocate(size, static_cast<std::size_t>(alignment));
+}
+void operator delete(void* block, std::align_val_t) noexcept { release(block); }
+void operator delete(void* block, std::size_t, std::align_val_t) noexcept { release(block); }

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <exception>
 #include <initializer_list>
+#include <new>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -24,7 +25,17 @@ namespace {
 #endif
 constexpr int kCases = NYBBLE_CASES;
 
-using Bytes = std::vector<uint8_t>;
+// Memory that may begin anywhere, so that it can end where it must not be passed (guarded_new.cpp).
+template <class Byte>
+struct Anywhere {
+  using value_type = Byte;
+  static constexpr std::align_val_t kAlignment{1};
+  Byte* allocate(size_t bytes) { return static_cast<Byte*>(::operator new(bytes, kAlignment)); }
+  void deallocate(Byte* block, size_t) { ::operator delete(block, kAlignment); }
+  bool operator==(const Anywhere&) const { return true; }
+  bool operator!=(const Anywhere&) const { return false; }
+};
+using Bytes = std::vector<uint8_t, Anywhere<uint8_t>>;
 
 inline Span span(Bytes& bytes) { return {reinterpret_cast<uintptr_t>(bytes.data()), bytes.size()}; }
 
@@ -100,6 +111,18 @@ inline bool within(double bound, const Bytes& got, const Bytes& expected, Nybble
     norm += b * b;
   }
   return std::sqrt(error) <= bound * std::fmax(std::sqrt(norm), least);
+}
+
+// The largest distance(a, b) of elements; infinite if there is a NaN, which no finite input gives.
+template <class Distance>
+float largest(const Bytes& got, const Bytes& expected, NybbleDtype dtype, const Distance& distance) {
+  float worst = 0;
+  for (size_t i = 0; i < got.size(); i += bytes_of(dtype)) {
+    const float a = load(&got[i], dtype), b = load(&expected[i], dtype);
+    if (std::isnan(a) || std::isnan(b)) return INFINITY;
+    if (a != b) worst = std::fmax(worst, distance(a, b));
+  }
+  return worst;
 }
 
 inline bool close(const Bytes& got, const Bytes& expected, NybbleDtype dtype, double least) {

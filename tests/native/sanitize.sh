@@ -7,6 +7,7 @@
 # and a half on two cores: dense and sparse layers of 8 bits, and w4a16. Uses a temporary folder. The thread sanitizer is
 # not used: it does not know libgomp's barriers and reports false races.
 set -euo pipefail
+case "${1:-}" in '' | quick | all) ;; *) echo "$1: must be quick, all or nothing" && exit 2 ;; esac
 cd "$(dirname "$0")"
 source flags.sh
 shopt -s nullglob

@@ -51,8 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         for figure in FIGURES:
             print(f"{figure.name}: {figure.count:,} {figure.unit}: {figure.what}")
         return 0
-    if not 0 < args.share <= 1 or (args.count is not None and args.count < 1) or args.seed < 0:
-        options.error("--share must be in (0, 1], --count at least 1, --seed at least 0")
+    if not 0 < args.share <= 1:
+        options.error(f"--share {args.share:g}: must be above 0 and at most 1")
+    if args.count is not None and args.count < 1:
+        options.error(f"--count {args.count}: must be at least 1")
+    if args.seed < 0:
+        options.error(f"--seed {args.seed}: must be at least 0")
     try:
         asked = [find(name) for name in args.figures] or list(FIGURES)
     except ValueError as error:
