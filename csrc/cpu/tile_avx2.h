@@ -10,6 +10,7 @@ namespace {
 
 constexpr int W = 8;
 constexpr int kRegisters = 16;
+constexpr bool kMakesPairs = false;  // panels that smmla multiplies (NYBBLE_PANEL_S8_PAIRS)
 
 using VF = __m256;
 using VI = __m256i;

@@ -15,6 +15,7 @@ namespace {
 
 constexpr int W = 16;
 constexpr int kRegisters = 32;
+constexpr bool kMakesPairs = false;  // panels that smmla multiplies (NYBBLE_PANEL_S8_PAIRS)
 
 using VF = __m512;
 using VI = __m512i;

@@ -341,8 +341,8 @@ inline NybbleStatus fill(const NybbleFillArgs* a) {
       fill_block<NYBBLE_PANEL_S8>(*a);
       return NYBBLE_OK;
     case NYBBLE_PANEL_S8_PAIRS:
-      fill_block<NYBBLE_PANEL_S8_PAIRS>(*a);
-      return NYBBLE_OK;
+      if constexpr (kMakesPairs) fill_block<NYBBLE_PANEL_S8_PAIRS>(*a);
+      return kMakesPairs ? NYBBLE_OK : NYBBLE_UNSUPPORTED;
     case NYBBLE_PANEL_S8_LINES:
       fill_lines<1>(*a);
       return NYBBLE_OK;

@@ -11,6 +11,7 @@ namespace {
 
 constexpr int W = 4;
 constexpr int kRegisters = 32;
+constexpr bool kMakesPairs = true;  // panels that smmla multiplies (NYBBLE_PANEL_S8_PAIRS)
 
 using VF = float32x4_t;
 using VI = int32x4_t;

@@ -324,9 +324,9 @@ inline void prepare_rows(const NybblePrepareArgs& a, int64_t row0, int64_t i, in
   constexpr int64_t bytes = element_bytes(kFormat), x_bytes = kDtype == NYBBLE_F32 ? 4 : 2;
   const int64_t row_bytes = a.ldx * x_bytes;
   const uint8_t* x = static_cast<const uint8_t*>(a.x) + (row0 + i) * row_bytes;
-  uint8_t* panel = static_cast<uint8_t*>(a.panel) + row0 * a.k_padded * bytes;
+  constexpr bool kPairs = kFormat == NYBBLE_PANEL_S8_PAIRS;  // whose rows do not begin at one place each
+  uint8_t* panel = static_cast<uint8_t*>(a.panel) + row0 * a.k_padded * bytes + (kPairs ? 0 : i * 4 * bytes);
   alignas(64) uint8_t rows[kRows * kStep * bytes], ordered[kRows * kGathered * x_bytes];
-  const uint8_t* const each[kRows] = {rows, rows + kStep * bytes, rows + 2 * kStep * bytes, rows + 3 * kStep * bytes};
   const uint8_t* from = x;  // element 0 of the first row
   int64_t from_bytes = row_bytes, gathered = 0;
   RowPlan plans[kRows];
@@ -351,7 +351,7 @@ inline void prepare_rows(const NybblePrepareArgs& a, int64_t row0, int64_t i, in
         from_bytes = kGathered * x_bytes;
       }
       if (is_panel && end <= a.k) {  // no conversion needed
-        interleave<4 * bytes, kExchange>(from + begin * bytes, from_bytes, r, words, to_panel + i * 4 * bytes, stride);
+        interleave<4 * bytes, kExchange>(from + begin * bytes, from_bytes, r, words, to_panel, stride);
         continue;
       }
       for (int64_t j = 0; j < r; j++) {
@@ -367,10 +367,12 @@ inline void prepare_rows(const NybblePrepareArgs& a, int64_t row0, int64_t i, in
         else
           widen<kFormat, kDtype>(row, a.k, begin, end, to);
       }
-      if (kFormat == NYBBLE_PANEL_S8_PAIRS)
+      if constexpr (kPairs) {
+        const uint8_t* const each[kRows] = {rows, rows + kStep, rows + 2 * kStep, rows + 3 * kStep};
         interleave_pairs(each, 0, r, words, to_panel, i, block);
-      else if (!kLines)
-        interleave<4 * bytes, kExchange>(rows, kStep * bytes, r, words, to_panel + i * 4 * bytes, stride);
+      } else if constexpr (!kLines) {
+        interleave<4 * bytes, kExchange>(rows, kStep * bytes, r, words, to_panel, stride);
+      }
     }
     for (int64_t j = 0; j < r && a.act_sum; j++)
       a.act_sum[(row0 + i + j) * a.groups + g] = vi_sum(sums[j]) * a.sum_factor;
@@ -423,7 +425,8 @@ inline NybbleStatus prepare(const NybblePrepareArgs* a) {
     case NYBBLE_PANEL_U7:
       return prepare_codes<NYBBLE_PANEL_U7>(a);
     case NYBBLE_PANEL_S8_PAIRS:
-      return prepare_codes<NYBBLE_PANEL_S8_PAIRS>(a);
+      if constexpr (kMakesPairs) return prepare_codes<NYBBLE_PANEL_S8_PAIRS>(a);
+      return NYBBLE_UNSUPPORTED;
     case NYBBLE_PANEL_U8_LINES:
       return prepare_codes<NYBBLE_PANEL_U8_LINES>(a);
     case NYBBLE_PANEL_S8_LINES:

@@ -11,6 +11,7 @@ namespace {
 
 constexpr int W = 8;
 constexpr int kRegisters = 16;
+constexpr bool kMakesPairs = true;  // panels that smmla multiplies (NYBBLE_PANEL_S8_PAIRS)
 
 struct VF {
   typedef float Lanes __attribute__((vector_size(4 * W)));
