@@ -158,9 +158,11 @@ def check_script(words, config):
     check_options(script)(words[1:], config)
 
 
-def check_module(words, config):
+def check_python(words, config):
+    if words[0] != "-m":
+        check_script(words, config)
+        return
     module = words[1]
-    assert words[0] == "-m"
     known = {
         "nybble": check_parser(_parser),
         "nybble.bench": check_parser(bench_parser),
@@ -196,7 +198,7 @@ def check_tool(name):
 
 CHECKS = {
     "nybble": check_parser(_parser),
-    "python": check_module,
+    "python": check_python,
     "pip": check_pip,
     "bash": check_script,
     **{name: check_tool(name) for name in TOOLS},
@@ -218,6 +220,8 @@ def test_commands_exist(name, pytestconfig):
         "nybble nothing",
         "python -m nybble.bench --preset none",
         "python -m nybble.stress --share none",
+        "python bench/none.py",
+        "python bench/arm_counts.py --none",
         "python -m nybble.bench.gpu_run --speed",
         "python -m pytest tests/test_none.py",
         "python -m pytest --no-such-option",
